@@ -1,0 +1,28 @@
+"""Collage inference over MPI: no slow tail, nothing lost, one extra rank.
+
+Owns: the package's version and its public names, resolved on first use so that
+importing the package costs nothing.
+Does not know: MPI, torch, h5py (each is imported by the one module that needs it).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0.dev0"
+
+_PUBLIC = {
+    "RunSettings": "collage_mpi.config",
+    "read_results": "collage_mpi.results",
+    "run": "collage_mpi.api",
+}
+
+__all__ = ["RunSettings", "__version__", "read_results", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'collage_mpi' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)

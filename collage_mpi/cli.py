@@ -1,0 +1,85 @@
+"""The command line: which command, its help, and how an error reaches the user.
+
+Owns: the table of commands, dispatch, exit codes, one message per failure.
+Does not know: what any command does. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from collage_mpi import __version__
+from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.topology import launcher_rank
+
+# name -> (module below collage_mpi.commands, line in --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "real images with and without the collage, table and picture, one command"),
+    "launch": ("launch", "find the MPI at hand and start ranks: launch -n 11 -- run ..."),
+    "run": ("run", "the job: classify every image of the shards (under mpiexec or launch)"),
+    "verify": ("verify", "prove that a run holds every image exactly once"),
+    "export": ("export", "write a run's rows as csv, parquet or hdf5"),
+    "shards": ("shards", "inspect or verify HDF5 shards"),
+    "prep": ("prep", "make shards from IDX files"),
+    "train": ("train", "train the single classifier or the collage-CNN"),
+    "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
+    "bench": ("bench", "measure the harness itself with a null network"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints usage errors from one rank only: under mpiexec every rank parses argv."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        if launcher_rank() in (None, 0):
+            self.print_usage(sys.stderr)
+            print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(int(ExitCode.USAGE))
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole tool, with the full arguments of one command only."""
+    parser = _Parser(
+        prog="collage-mpi",
+        description="Classify very many images over MPI with no slow tail and nothing lost.",
+        epilog="Start with: collage-mpi demo --out demo-out",
+    )
+    parser.add_argument("--version", action="version", version=f"collage-mpi {__version__}")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, line) in COMMANDS.items():
+        child = sub.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        if name == command:
+            import_module(f"collage_mpi.commands.{module}").add_arguments(child)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Never raises for a user's mistake."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in argv if word in COMMANDS), None)
+    args = build_parser(command).parse_args(argv)
+    try:
+        module = import_module(f"collage_mpi.commands.{COMMANDS[args.command][0]}")
+        return int(module.execute(args))
+    except CollageError as error:
+        tell(f"collage-mpi {args.command}: {error}")
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        tell(f"collage-mpi {args.command}: interrupted")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone: nothing left to tell
+        return 0
+    except Exception:
+        tell(traceback.format_exc() + "This is a defect of collage-mpi: please report it.")
+        return int(ExitCode.DEFECT)
+
+
+def tell(message: str) -> None:
+    """Print to stderr, from one rank only."""
+    if launcher_rank() in (None, 0):
+        print(message, file=sys.stderr, flush=True)

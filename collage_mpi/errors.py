@@ -1,0 +1,49 @@
+"""The errors a user can meet, and the exit code of each.
+
+Owns: the exception tree and the exit codes.
+Does not know: who raises what, or how a message reaches the terminal.
+
+A message says what was found, what is needed, and what to do next. Everything
+below `CollageError` is printed without a traceback; anything else is a defect
+of this package and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller (C7)."""
+
+    COMPLETE = 0
+    DEFECT = 1  # an unexpected exception: a bug of ours
+    USAGE = 2  # a wrong flag, setting or combination of them
+    ENVIRONMENT = 3  # no MPI, wrong world size, unreadable or unwritable files
+    DATA = 4  # damaged or mismatched input: shards, weights, traces, results
+    COMPLETE_WITH_ERRORS = 5  # every image has a row, some rows say error
+    INCOMPLETE = 6  # stopped early; `--resume` goes on from here
+
+
+class CollageError(Exception):
+    """Base of all errors that are told to the user in one message."""
+
+    exit_code: ExitCode = ExitCode.DEFECT
+
+
+class UsageError(CollageError):
+    """A flag, a setting or a combination of them that cannot work."""
+
+    exit_code = ExitCode.USAGE
+
+
+class EnvironmentFault(CollageError):
+    """The surroundings are wrong: MPI, world size, files, devices."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+
+class DataFault(CollageError):
+    """Input that is damaged, foreign or does not fit together."""
+
+    exit_code = ExitCode.DATA
