@@ -1,15 +1,45 @@
-"""Where a rank is: launcher variables, local rank, device. Reads the environment.
+"""Where a rank is: launcher variables, local rank, device, cores. Reads the environment.
 
-Owns: the names of launcher and Slurm variables (all of them are here).
-Does not know: communicators, torch, settings.
+Owns: the names of launcher and Slurm variables (all of them are here), the cores a
+process may use, which device a GPU rank takes.
+Does not know: communicators, torch, settings, roles (see placement).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from collage_mpi.errors import EnvironmentFault, UsageError
+
+# First match wins. The launcher of the job itself comes before the batch system: mpiexec
+# inside an sbatch script also shows the script's own SLURM_PROCID=0 to every rank.
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
+LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
+
+HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
+TASKS_PER_NODE = "SLURM_TASKS_PER_NODE"
+NODE_ID = "SLURM_NODEID"
+STEP_ID = "SLURM_STEP_ID"
+
+# What hides GPUs from a process. ROCm applies ROCR_ first and HIP_ within what is left;
+# torch on ROCm reads CUDA_VISIBLE_DEVICES as an alias of HIP_VISIBLE_DEVICES.
+VISIBLE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _first_number(names: Sequence[str], environ: Mapping[str, str]) -> int | None:
+    for name in names:
+        value = environ.get(name, "")
+        if value.isdecimal():
+            return int(value)
+    return None
 
 
 def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
@@ -17,8 +47,147 @@ def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
 
     Usable before MPI is imported, so that one rank alone prints a usage error.
     """
-    for name in RANK_VARIABLES:
-        value = environ.get(name, "")
-        if value.isdecimal():
-            return int(value)
+    return _first_number(RANK_VARIABLES, environ)
+
+
+def launcher_size(environ: Mapping[str, str] = os.environ) -> int | None:
+    """The world size as the launcher says, or None outside a launcher.
+
+    Slurm's word is taken only inside a job step (srun): in a batch script the same
+    variable says what was asked for, not what was started.
+    """
+    found = _first_number(SIZE_VARIABLES[:-1], environ)
+    if found is None and environ.get(STEP_ID, "").isdecimal():
+        found = _first_number(SIZE_VARIABLES[-1:], environ)
+    return found
+
+
+def local_rank(environ: Mapping[str, str] = os.environ) -> int | None:
+    """This process's number among the ranks of its host, or None if not told."""
+    return _first_number(LOCAL_RANK_VARIABLES, environ)
+
+
+def local_size(environ: Mapping[str, str] = os.environ) -> int | None:
+    """How many ranks the launcher put on this host, or None if not told."""
+    found = _first_number(LOCAL_SIZE_VARIABLES, environ)
+    if found is None and environ.get(STEP_ID, "").isdecimal():
+        node = _first_number((NODE_ID,), environ) or 0
+        counts = expand_tasks_per_node(environ.get(TASKS_PER_NODE, ""))
+        found = counts[node] if node < len(counts) else None
+    return found
+
+
+def expand_tasks_per_node(text: str) -> list[int]:
+    """Slurm's `2(x3),1` as [2, 2, 2, 1]; [] if it is not of that form."""
+    counts: list[int] = []
+    for part in text.split(",") if text else []:
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if not found:
+            return []
+        counts += [int(found.group(1))] * int(found.group(2) or 1)
+    return counts
+
+
+def allocated_hosts(environ: Mapping[str, str] = os.environ) -> int:
+    """Hosts of the batch allocation this process is in; 1 outside of one."""
+    return max(1, _first_number(HOSTS_VARIABLES, environ) or 1)
+
+
+def allowed_cores(
+    environ: Mapping[str, str] = os.environ, cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Cores this process may use: affinity, the container's quota, Slurm's share. At least 1."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    quota = _cgroup_cores(cgroup)
+    if quota is not None:
+        cores = min(cores, quota)
+    per_task = _first_number((CPUS_PER_TASK,), environ)
+    if per_task and environ.get(STEP_ID, "").isdecimal():
+        # In a step the affinity may hold the whole node's share; the task's own is this.
+        cores = min(cores, per_task * (local_size(environ) or 1))
+    return max(1, cores)
+
+
+def _cgroup_cores(cgroup: Path) -> int | None:
+    """Whole cores of a cgroup v2 or v1 CPU quota, rounded up; None without a quota."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if not (quota.isdecimal() and period.isdecimal() and int(period) > 0):
+        return None  # "max" or -1: no limit
+    return max(1, -(-int(quota) // int(period)))
+
+
+def threads_per_rank(ranks_on_host: int, cores: int | None = None) -> int:
+    """Compute threads for each rank of a host: cores // ranks, at least 1."""
+    cores = allowed_cores() if cores is None else cores
+    return max(1, cores // max(1, ranks_on_host))
+
+
+def visible_devices(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What this process's environment says of the GPUs it may see; None if nothing."""
+    for name in VISIBLE_VARIABLES:
+        if name in environ:
+            return environ[name]
     return None
+
+
+def visible_entries(visible: str | None) -> list[str] | None:
+    """The entries of CUDA_VISIBLE_DEVICES or its ROCm kin, as text; None if unset.
+
+    Entries may be `0`, `GPU-8932f937-...` or `MIG-...`, so they are never numbers here.
+    As CUDA does, the list ends at the first entry that is empty or -1.
+    """
+    if visible is None:
+        return None
+    entries: list[str] = []
+    for entry in (part.strip() for part in visible.split(",")):
+        if entry in ("", "-1", "NoDevFiles", "none", "void"):
+            break
+        entries.append(entry)
+    return entries
+
+
+def assign_device(
+    local_gpu_rank: int | None, visible: str | None, device: str, gpu_count: int
+) -> str:
+    """The torch device of a rank: "cpu" or "cuda:K".
+
+    K counts within what the process sees, so an entry's own form does not matter. More
+    GPU ranks than GPUs share them round robin.
+
+    Args:
+        local_gpu_rank: this rank's number among the ranks of its host that hold a network
+            (rank 0 holds none and passes None).
+        visible: CUDA_VISIBLE_DEVICES or its ROCm kin as found; None if unset.
+        device: "auto", "cpu" or "cuda".
+        gpu_count: GPUs that torch sees in this process.
+
+    Raises:
+        UsageError: `device` is not one of DEVICES.
+        EnvironmentFault: "cuda" is asked for and no GPU is visible.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"--device {device}: allowed are {', '.join(DEVICES)}")
+    if local_gpu_rank is None or device == "cpu":
+        return "cpu"
+    entries = visible_entries(visible)
+    usable = gpu_count if entries is None else min(gpu_count, len(entries))
+    if usable > 0:
+        return f"cuda:{local_gpu_rank % usable}"
+    if device == "cuda":
+        seen = "unset" if visible is None else repr(visible)
+        raise EnvironmentFault(
+            f"--device cuda: this rank sees no GPU (torch counts {gpu_count}, "
+            f"CUDA_VISIBLE_DEVICES is {seen}). Ask for GPUs (e.g. --gpus-per-node), install a "
+            "CUDA build of torch, or use --device cpu"
+        )
+    return "cpu"
