@@ -1,0 +1,216 @@
+"""`collage-mpi prep`: make shards from other formats.
+
+Owns: the flags, which rows go to which shard, names of the files, the progress bar.
+Does not know: the shard format (shards), the IDX format (idx).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+
+ROWS_PER_SHARD = 10_000
+BATCH = 1_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `prep idx`."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    idx = kinds.add_parser("idx", help="from IDX files, gzip or plain (MNIST, Fashion-MNIST)")
+    idx.add_argument("--images", type=Path, required=True, metavar="FILE", help="IDX of images")
+    idx.add_argument("--labels", type=Path, metavar="FILE", help="IDX of labels")
+    idx.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
+    idx.add_argument("--prefix", default="shard", help="start of the file names (%(default)s)")
+    idx.add_argument(
+        "--rows-per-shard",
+        type=int,
+        default=ROWS_PER_SHARD,
+        metavar="N",
+        help="images a file (%(default)s); all in one file if they fit: PREFIX.h5",
+    )
+    names = idx.add_mutually_exclusive_group()
+    names.add_argument("--class-names", metavar="A,B,C", help="names of classes 0, 1, ...")
+    names.add_argument(
+        "--class-names-file", type=Path, metavar="FILE", help="the same, a name a line"
+    )
+    idx.add_argument("--source", help="where the images come from (the file's name)")
+    idx.add_argument(
+        "--seed", type=int, metavar="N", help="shuffle the rows; without it, the file's order"
+    )
+    idx.add_argument("--limit", type=int, metavar="N", help="only the first N, after shuffling")
+    idx.add_argument("--overwrite", action="store_true", help="replace shards of this prefix")
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows to be written, in order.
+
+    Attributes:
+        images: (n, H, W, C) uint8.
+        labels: (n,) integers, or None.
+        rows: (m,) rows of those to write, in this order.
+        id_stem: an image's id is this, a colon, and its row in the original.
+        class_names, source: as in a shard.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    rows: np.ndarray
+    id_stem: str
+    class_names: tuple[str, ...] | None
+    source: str
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Write the shards; returns 0."""
+    table = read_table(args)
+    paths = shard_paths(args.out, args.prefix, len(table.rows), args.rows_per_shard)
+    clear_old_shards(args.out, args.prefix, args.overwrite)
+    with progress(len(table.rows)) as advance:
+        for path, rows in zip(paths, split_rows(table.rows, args.rows_per_shard), strict=True):
+            write_rows(path, table, rows, advance)
+    height, width, channels = table.images.shape[1:]
+    print(
+        f"{len(table.rows):,} images of {height} x {width} x {channels} in {len(paths)} "
+        f"shard{'s' if len(paths) > 1 else ''}: {paths[0]}"
+        + (f" to {paths[-1].name}" if len(paths) > 1 else "")
+    )
+    return 0
+
+
+def read_table(args: argparse.Namespace) -> Table:
+    """Read and check the IDX files.
+
+    Raises:
+        UsageError: a number or name that cannot work.
+        DataFault: files that are damaged or do not fit together.
+    """
+    from collage_mpi.idx import read_idx
+
+    for flag in ("rows_per_shard", "limit"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {value}: needed: at least 1")
+    if not args.prefix or "/" in args.prefix or args.prefix.startswith("."):
+        raise UsageError(f"--prefix {args.prefix!r}: needed: the start of a file name")
+    names = class_names(args)
+    images = read_idx(args.images)
+    if images.ndim == 3:
+        images = images[..., None]  # (n, H, W, 1)
+    if images.ndim != 4 or images.dtype != np.uint8 or len(images) == 0:
+        raise DataFault(
+            f"{args.images}: {images.dtype} of shape {images.shape}; images are uint8 of shape "
+            "(n, height, width) or (n, height, width, channels), n >= 1"
+        )
+    labels = None if args.labels is None else read_idx(args.labels)
+    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+        raise DataFault(
+            f"{args.labels}: {labels.dtype} of shape {labels.shape}; {len(images)} images "
+            f"need integers of shape ({len(images)},)"
+        )
+    stem = args.images.name.removesuffix(".gz")
+    return Table(images, labels, pick_rows(len(images), args), stem, names, args.source or stem)
+
+
+def class_names(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """The names from either flag, or None. Raises UsageError, EnvironmentFault."""
+    if args.class_names is not None:
+        names = [name.strip() for name in args.class_names.split(",")]
+    elif args.class_names_file is not None:
+        try:
+            lines = args.class_names_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise EnvironmentFault(f"{args.class_names_file}: cannot be read: {error}") from error
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        return None
+    if not names or not all(names) or len(set(names)) != len(names):
+        raise UsageError(f"class names {names}: needed: one or more, each different, none empty")
+    return tuple(names)
+
+
+def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:
+    """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
+    rows = np.arange(count)
+    if args.seed is not None:
+        if args.seed < 0:
+            raise UsageError(f"--seed {args.seed}: needed: 0 or more")
+        rows = np.random.default_rng(args.seed).permutation(count)
+    return rows[: args.limit]
+
+
+def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
+    """Consecutive pieces of at most `rows_per_shard`."""
+    return [rows[start : start + rows_per_shard] for start in range(0, len(rows), rows_per_shard)]
+
+
+def shard_paths(out: Path, prefix: str, count: int, rows_per_shard: int) -> list[Path]:
+    """`PREFIX.h5` for one shard, `PREFIX-00000.h5`, `PREFIX-00001.h5`, ... for several."""
+    shards = -(-count // rows_per_shard)
+    if shards == 1:
+        return [out / f"{prefix}.h5"]
+    return [out / f"{prefix}-{number:05d}.h5" for number in range(shards)]
+
+
+def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
+    """Remove the shards that a job would take for part of the new ones, if allowed.
+
+    Raises:
+        EnvironmentFault: there are some and `overwrite` is not given, or the folder is not
+            one.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        numbered = sorted(out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].h5"))
+        old = [path for path in (out / f"{prefix}.h5", *numbered) if path.exists()]
+        if old and not overwrite:
+            raise EnvironmentFault(
+                f"{old[0]}: exists. Give another --out or --prefix, or --overwrite to replace."
+            )
+        for path in old:
+            path.unlink()
+            path.with_name(path.name + ".sha256").unlink(missing_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
+
+
+def write_rows(path: Path, table: Table, rows: np.ndarray, advance: Callable[[int], None]) -> None:
+    """Write one shard of the table's `rows`, telling `advance` of each batch."""
+    from collage_mpi.shards import ShardWriter
+
+    height, width, channels = table.images.shape[1:]
+    with ShardWriter(
+        path,
+        (height, width, channels),
+        class_names=table.class_names,
+        source=table.source,
+        count=len(rows),
+    ) as writer:
+        for batch in split_rows(rows, BATCH):
+            labels = None if table.labels is None else table.labels[batch]
+            ids = [f"{table.id_stem}:{row}" for row in batch.tolist()]
+            writer.append(table.images[batch], labels, ids)
+            advance(len(batch))
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere; yields a function to call with images done."""
+    if not sys.stderr.isatty():
+        yield lambda images: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("images", total=total)
+        yield lambda images: bar.advance(task, images)

@@ -1,0 +1,78 @@
+"""`collage-mpi shards`: look at shards and prove them.
+
+Owns: the flags and the words on the terminal.
+Does not know: the format; how a file is read safely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from collage_mpi.errors import DataFault, ExitCode
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `shards inspect` and `shards verify`."""
+    tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
+    lines = {
+        "inspect": "what is in them: images, shape, classes, source, fingerprint",
+        "verify": "read everything: checksums of file and rows, structure, labels",
+    }
+    for name, line in lines.items():
+        child = tasks.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        child.add_argument(
+            "paths", nargs="+", type=Path, metavar="PATH", help="shards, or folders of *.h5"
+        )
+        child.add_argument("--json", action="store_true", help="print JSON, an object a line")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Returns 0, or the code DATA if any shard is bad."""
+    from collage_mpi.shards.reader import expand_paths
+
+    one = inspect_one if args.task == "inspect" else verify_one
+    results = [one(path, args.json) for path in expand_paths(args.paths)]
+    return int(ExitCode.COMPLETE if all(results) else ExitCode.DATA)
+
+
+def inspect_one(path: Path, as_json: bool) -> bool:
+    """Print what a shard holds; False if it is bad. Raises EnvironmentFault."""
+    from collage_mpi.shards import inspect_shard
+
+    try:
+        info = inspect_shard(path)
+    except DataFault as fault:
+        print(json.dumps({"path": str(path), "problems": [str(fault)]}) if as_json else fault)
+        return False
+    if as_json:
+        print(json.dumps(info.to_json()))
+        return True
+    names = info.class_names
+    print(info.path)
+    print(f"  images       {info.count:,} of {info.height} x {info.width} x {info.channels}")
+    print(f"  labels       {'yes' if info.has_labels else 'no'}")
+    print(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
+    print(f"  source       {info.source or 'not given'}")
+    print(f"  fingerprint  {info.fingerprint}")
+    return True
+
+
+def verify_one(path: Path, as_json: bool) -> bool:
+    """Print a shard's problems; False if there are any. Raises EnvironmentFault."""
+    from collage_mpi.shards import verify_shard
+
+    problems = verify_shard(path)
+    if as_json:
+        print(json.dumps({"path": str(path), "problems": problems}))
+    else:
+        print(f"{path}: {'good' if not problems else 'BAD'}")
+        for problem in problems:
+            print(f"  {problem}")
+    return not problems
+
+
+def _shorten(names: tuple[str, ...], most: int = 12) -> str:
+    more = f", ... and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,236 @@
+"""Is this file a sound shard? Structure, checksums, label range.
+
+Owns: what must hold of a shard, and the words when it does not.
+Does not know: processes and limits (guard.py runs this apart: libhdf5 can loop or
+crash on damaged files), how rows are read for a job.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault
+from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
+from collage_mpi.shards.schema import (
+    CHANNELS,
+    FORMAT,
+    VERSION,
+    ShardInfo,
+    label_problem,
+    read_sidecar,
+    rows_crc32,
+    sha256_of,
+    sidecar_path,
+)
+
+HOW_TO_MAKE = "Make shards with `collage-mpi prep`; the schema is in docs/shards.md."
+BLOCK_BYTES = 8 << 20
+MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a sound shard says of itself, without its fingerprint."""
+
+    count: int
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] | None
+    has_labels: bool
+    source: str
+
+
+def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
+    """Check the structure in this process and describe the shard.
+
+    Args:
+        path: the shard.
+        hash_file: compare the whole file with the `.sha256` beside it. Without that file
+            the fingerprint is computed in any case.
+
+    Raises:
+        DataFault: not a shard, damaged, or not the file that was hashed.
+        OSError: cannot be read.
+    """
+    recorded = read_sidecar(path)
+    actual = sha256_of(path) if hash_file or recorded is None else recorded
+    if recorded is not None and actual != recorded:
+        raise DataFault(f"{path}: {hash_mismatch(path)}")
+    with H5_LOCK, opened(path) as file:
+        about = describe(file, path)
+    return ShardInfo(
+        path=path,
+        count=about.count,
+        height=about.shape[0],
+        width=about.shape[1],
+        channels=about.shape[2],
+        class_names=about.class_names,
+        has_labels=about.has_labels,
+        source=about.source,
+        fingerprint=actual,
+    )
+
+
+def verify_here(path: Path) -> list[str]:
+    """Everything that is wrong with a shard, at most `MAX_PROBLEMS` lines. Raises OSError."""
+    problems = []
+    try:
+        recorded = read_sidecar(path)
+        if recorded is None:
+            problems.append(f"no {sidecar_path(path).name} beside it: its bytes cannot be proven")
+        elif sha256_of(path) != recorded:
+            problems.append(hash_mismatch(path))
+        with H5_LOCK, opened(path) as file:
+            about = describe(file, path)
+            problems += _row_problems(file, about)
+    except DataFault as fault:
+        problems.append(str(fault).removeprefix(f"{path}: "))
+    return problems
+
+
+def hash_mismatch(path: Path) -> str:
+    """The sentence for a file whose bytes are not those that were hashed."""
+    return (
+        f"its SHA-256 is not the one in {sidecar_path(path).name}: the file has changed since "
+        "it was written. Copy or make it again; `collage-mpi shards verify` names the rows."
+    )
+
+
+def opened(path: Path) -> Any:
+    """The open file. Raises DataFault if it is no HDF5 file, OSError if unreadable."""
+    with path.open("rb"):
+        pass  # missing or forbidden: the plain OSError says it better than HDF5
+    try:
+        return open_file(path, "r")
+    except (OSError, RuntimeError) as error:
+        raise DataFault(f"{path}: cannot be opened as HDF5: {error}. {HOW_TO_MAKE}") from error
+
+
+def describe(file: Any, path: Path) -> Description:
+    """Check attributes, datasets and storage of an open file.
+
+    Raises:
+        DataFault: with the first thing that is wrong.
+    """
+    try:
+        _check_format(file)
+        images = _dataset(file, "images", np.uint8, 4)
+        count = int(file.attrs["count"]) if "count" in file.attrs else None
+        shape = tuple(int(size) for size in images.shape)
+        if count != shape[0] or count < 1 or min(shape) < 1 or shape[3] not in CHANNELS:
+            raise DataFault(
+                f"attribute count is {count}, dataset images has shape {shape}; needed: "
+                "count = n >= 1 and shape (n, height, width, 1 or 3)"
+            )
+        _check_storage(images, os.path.getsize(path))
+        _rows_of(file, "crc32", np.uint32, count)
+        names = _class_names(file)
+        has_labels = "labels" in file
+        if has_labels:
+            _rows_of(file, "labels", np.int64, count)
+        source = _text(file.attrs["source"]) if "source" in file.attrs else ""
+    except DataFault as fault:
+        raise DataFault(f"{path}: {fault}. {HOW_TO_MAKE}") from None
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise DataFault(f"{path}: damaged HDF5 structure ({detail}). {HOW_TO_MAKE}") from error
+    return Description(count, (shape[1], shape[2], shape[3]), names, has_labels, source)
+
+
+def _check_format(file: Any) -> None:
+    found = _text(file.attrs["format"]) if "format" in file.attrs else None
+    if found != FORMAT:
+        raise DataFault(f"root attribute format is {found!r}; needed: {FORMAT!r}")
+    version = int(file.attrs["version"]) if "version" in file.attrs else None
+    if version != VERSION:
+        raise DataFault(f"shard version {version}; this program reads version {VERSION}")
+
+
+def _dataset(file: Any, name: str, dtype: type, dims: int) -> Any:
+    h5py = import_h5py()
+    if name not in file:
+        raise DataFault(f"has no dataset {name!r}")
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise DataFault(f"dataset {name!r} is a link to elsewhere; a shard holds its own data")
+    item = file[name]
+    if not isinstance(item, h5py.Dataset) or item.dtype != dtype or item.ndim != dims:
+        raise DataFault(f"{name!r} must be a dataset of {np.dtype(dtype)} with {dims} axes")
+    if item.is_virtual or item.external:
+        raise DataFault(f"dataset {name!r} lies in other files; a shard holds its own data")
+    return item
+
+
+def _check_storage(images: Any, file_bytes: int) -> None:
+    """Walk the chunk index: every image stored, nothing past the end of the file."""
+    if images.chunks is None:
+        if images.id.get_storage_size() != images.size or images.id.get_offset() is None:
+            raise DataFault("the images are not stored in full")
+        return
+    rows = images.chunks[0]
+    if images.chunks[1:] != images.shape[1:]:
+        raise DataFault(f"chunks of {images.chunks} cut images; a chunk holds whole images")
+    needed = -(-images.shape[0] // rows)
+    found = images.id.get_num_chunks()
+    if found != needed:
+        raise DataFault(f"{found} chunks of images are stored; {needed} are needed")
+    firsts = set()
+    for number in range(found):
+        chunk = images.id.get_chunk_info(number)
+        if chunk.byte_offset is None or chunk.byte_offset + chunk.size > file_bytes:
+            raise DataFault(f"chunk {number} lies past the end of the file: truncated")
+        firsts.add(chunk.chunk_offset[0])
+    if firsts != set(range(0, images.shape[0], rows)):
+        raise DataFault("the chunk index of the images has gaps")
+
+
+def _rows_of(file: Any, name: str, dtype: type, count: int) -> np.ndarray:
+    item = _dataset(file, name, dtype, 1)
+    if item.shape != (count,):
+        raise DataFault(f"{name!r} has shape {item.shape}; needed: ({count},)")
+    return item[...]
+
+
+def _class_names(file: Any) -> tuple[str, ...] | None:
+    if "class_names" not in file.attrs:
+        return None
+    names = tuple(_text(name) for name in np.atleast_1d(file.attrs["class_names"]))
+    if not names or len(set(names)) != len(names) or not all(names):
+        raise DataFault("class names must be one or more, each different and not empty")
+    return names
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, str):
+        return value
+    raise DataFault(f"expected text, found {type(value).__name__}")
+
+
+def _row_problems(file: Any, about: Description) -> list[str]:
+    """Rows whose checksum fails, and labels out of range."""
+    try:
+        labels = file["labels"][...] if about.has_labels else None  # (n,) int64
+        problems = _bad_rows(file, about, labels)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        return [f"rows cannot be read ({type(error).__name__}: {error})"]
+    wrong = None if labels is None else label_problem(labels, about.class_names)
+    return [*problems, wrong] if wrong else problems
+
+
+def _bad_rows(file: Any, about: Description, labels: np.ndarray | None) -> list[str]:
+    stored = file["crc32"][...]  # (n,) uint32
+    block = max(1, BLOCK_BYTES // int(np.prod(about.shape)))
+    bad: list[int] = []
+    for start in range(0, about.count, block):
+        pixels = file["images"][start : start + block]  # (b, H, W, C) uint8
+        tags = None if labels is None else labels[start : start + block]
+        wrong = np.flatnonzero(rows_crc32(pixels, tags) != stored[start : start + block])
+        bad.extend((wrong + start).tolist())
+    lines = [f"row {row}: checksum does not match its pixels and label" for row in bad]
+    more = len(lines) - MAX_PROBLEMS
+    return lines if more <= 0 else [*lines[:MAX_PROBLEMS], f"... and {more} more rows"]

@@ -1,0 +1,172 @@
+"""First open and verify, in a process apart, under a time and a memory limit.
+
+Owns: the child process, its limits, and what its death means. libhdf5 can loop or
+crash on damaged files (24 endless loops and a segfault in 7,923 mutated shards), and a
+rank must not.
+Does not know: what a sound shard is (check.py).
+
+The child is started anew (`python -m collage_mpi.shards.guard`), never forked: a fork
+after MPI_Init hangs. It takes one JSON request on stdin and answers a JSON line a shard,
+so one child checks many shards and the one that kills it is known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.shards.schema import ShardInfo
+
+MEMORY_BYTES = 2 << 30
+START_S = 60.0  # python and h5py from a cold network file system
+BYTES_PER_S = 20e6  # slower than this, hashing and reading count as hung
+HASH_LIMIT_BYTES = 256 << 20
+"""Files up to this size are hashed whole at first open (0.2 s); larger ones are
+trusted to the `.sha256` beside them there, and to the checksum of each row later."""
+
+
+def inspect_shard(path: Path | str, *, limit_s: float | None = None) -> ShardInfo:
+    """Describe one shard, checked; see `inspect_shards`."""
+    return inspect_shards([Path(path)], limit_s=limit_s)[0]
+
+
+def inspect_shards(paths: Sequence[Path], *, limit_s: float | None = None) -> list[ShardInfo]:
+    """Describe shards after checking structure and, up to 256 MiB, their SHA-256.
+
+    Args:
+        paths: the files.
+        limit_s: time for all, in seconds; by default grows with their size.
+
+    Raises:
+        DataFault: a file is no shard, damaged, or hangs or crashes the HDF5 library.
+        EnvironmentFault: a file is missing or unreadable.
+    """
+    answers = _ask("inspect", paths, limit_s)
+    infos = []
+    for path, answer in zip(paths, answers, strict=True):
+        if "info" not in answer:
+            kind = EnvironmentFault if answer.get("kind") == "environment" else DataFault
+            raise kind(answer["problem"])
+        infos.append(ShardInfo.from_json(answer["info"]))
+        assert infos[-1].path == path
+    return infos
+
+
+def verify_shard(path: Path | str, *, limit_s: float | None = None) -> list[str]:
+    """All problems of one shard: checksums of file and rows, structure, labels; [] is good.
+
+    Raises:
+        EnvironmentFault: the file is missing or unreadable.
+    """
+    path = Path(path)
+    (answer,) = _ask("verify", [path], limit_s)
+    if answer.get("kind") == "environment":
+        raise EnvironmentFault(answer["problem"])
+    if "problem" in answer:
+        return [answer["problem"].removeprefix(f"{path}: ")]
+    return list(answer["problems"])
+
+
+def _ask(task: str, paths: Sequence[Path], limit_s: float | None) -> list[dict[str, Any]]:
+    """One answer a path. A child that dies is blamed on its path; the rest go on anew."""
+    answers: list[dict[str, Any]] = []
+    while len(answers) < len(paths):
+        rest = paths[len(answers) :]
+        found, death = _run_child(task, rest, _limit_s(rest) if limit_s is None else limit_s)
+        answers += found[: len(rest)]
+        if len(answers) < len(paths):
+            culprit = paths[len(answers)]
+            answers.append({"problem": f"{culprit}: {death}. The file is damaged: make it again."})
+    return answers
+
+
+def _run_child(
+    task: str, paths: Sequence[Path], limit_s: float
+) -> tuple[list[dict[str, Any]], str]:
+    request = {"task": task, "paths": [str(path) for path in paths], "cpu_s": int(limit_s) + 5}
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "collage_mpi.shards.guard"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    try:
+        out, complaint = child.communicate(json.dumps(request).encode(), timeout=limit_s)
+        death = f"reading it crashed the HDF5 library (exit code {child.returncode})"
+    except subprocess.TimeoutExpired:
+        child.kill()
+        out, complaint = child.communicate()
+        death = f"reading it did not end within {limit_s:.0f} s"
+    finally:
+        child.kill()  # an interrupt here must not leave it behind; no effect once it ended
+    lines = out.decode("utf-8", errors="replace").splitlines()
+    answers = [json.loads(line) for line in lines if line.endswith("}")]
+    if child.returncode == 1 and not answers:
+        _raise_start_failure(complaint)
+    return answers, death
+
+
+def _raise_start_failure(complaint: bytes) -> None:
+    last = complaint.decode("utf-8", errors="replace").strip().splitlines()[-1:]
+    raise EnvironmentFault(
+        f"the shard checker {sys.executable} -m collage_mpi.shards.guard did not start: "
+        f"{' '.join(last) or 'no message'}. Is h5py installed and working?"
+    )
+
+
+def _limit_s(paths: Sequence[Path]) -> float:
+    sizes = (path.stat().st_size for path in paths if path.is_file())
+    return START_S + sum(sizes) / BYTES_PER_S
+
+
+def main() -> int:
+    """The child: limits first, then a JSON line for each path."""
+    request = json.load(sys.stdin)
+    _limit_child(request["cpu_s"])
+    for path in map(Path, request["paths"]):
+        print(json.dumps(_answer(request["task"], path)), flush=True)
+    return 0
+
+
+def _limit_child(cpu_s: int) -> None:
+    try:
+        import resource
+    except ImportError:
+        return  # no such limits on this system: the parent's clock remains
+    wanted = ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, cpu_s))
+    for limit, value in (*wanted, (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(limit)[1]
+        ceiling = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        try:
+            resource.setrlimit(limit, (ceiling, hard))
+        except (ValueError, OSError):
+            pass  # some systems refuse RLIMIT_AS: the parent's clock remains
+
+
+def _answer(task: str, path: Path) -> dict[str, Any]:
+    from collage_mpi.shards.check import inspect_here, verify_here
+
+    try:
+        if task == "verify":
+            return {"problems": verify_here(path)}
+        hash_file = path.stat().st_size <= HASH_LIMIT_BYTES
+        return {"info": inspect_here(path, hash_file=hash_file).to_json()}
+    except CollageError as fault:
+        return {"problem": str(fault), "kind": "data"}
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return {"problem": f"{path}: cannot be read: {reason}", "kind": "environment"}
+    except MemoryError:
+        return {"problem": f"{path}: reading it takes over {MEMORY_BYTES >> 20} MiB of memory"}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,167 @@
+"""Reading ahead of the job in one background thread.
+
+Owns: the order, the thread, the bounded store of images read but not yet taken.
+Does not know: MPI, groups, what is done with an image.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from collage_mpi.shards.reader import ShardSet
+
+WINDOW = 4
+"""Batches asked of the shards at once, at most: in shuffled order a larger request, sorted,
+goes through the file in fewer passes."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of the input.
+
+    Attributes:
+        index: global index in the `ShardSet`.
+        shard, row: where that is.
+        pixels: (H, W, C) uint8, C-contiguous; zeros if `fault` says something.
+        label: class number; None without labels or with a fault.
+        fault: why the row cannot be used; None for a good row.
+    """
+
+    index: int
+    shard: int
+    row: int
+    pixels: np.ndarray
+    label: int | None
+    fault: str | None = None
+
+
+class ReadAhead:
+    """Yields the images of `order`, reading up to `batch * ahead` of them in advance.
+
+    Args:
+        shards: the input; stays open, the caller closes it after this.
+        order: (n,) global indices in the order they are wanted.
+        batch: images read at a time.
+        ahead: batches kept ready.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: np.ndarray | Sequence[int],
+        batch: int = 64,
+        ahead: int = 4,
+    ) -> None:
+        if batch < 1 or ahead < 1:
+            raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
+        self._shards = shards
+        self._order = np.array(order, dtype=np.int64)
+        self._batch = batch
+        self._room = batch * ahead
+        self._ready: deque[ImageRecord] = deque()
+        self._change = threading.Condition()
+        self._taken = 0
+        self._failure: Exception | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    @property
+    def remaining(self) -> int:
+        """Images not yet taken."""
+        return len(self._order) - self._taken
+
+    def take(self, n: int) -> list[ImageRecord]:
+        """The next images, at most `n`; [] at the end of the input.
+
+        Waits only while nothing is ready. A failure of the reader is raised here, after the
+        images read before it.
+
+        Raises:
+            EnvironmentFault, DataFault: the shards can no longer be read.
+            ValueError: after `close`.
+        """
+        with self._change:
+            while not (self._ready or self._failure or self._closed or self.remaining == 0):
+                self._change.wait()
+            if self._closed:
+                raise ValueError("this ReadAhead is closed")
+            if self._failure and not self._ready:
+                raise self._failure
+            records = [self._ready.popleft() for _ in range(min(n, len(self._ready)))]
+            self._taken += len(records)
+            self._change.notify_all()
+            return records
+
+    def close(self) -> None:
+        """Stop the thread and wait for it. May be called twice."""
+        with self._change:
+            self._closed = True
+            self._ready.clear()
+            self._change.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        position = 0
+        try:
+            while position < len(self._order):
+                room = self._wait_for_room()
+                if room == 0:
+                    return
+                chosen = self._order[position : position + room]
+                records = self._read(chosen)
+                position += len(chosen)
+                with self._change:
+                    self._ready.extend(() if self._closed else records)
+                    self._change.notify_all()
+        except Exception as error:  # handed to the caller of take
+            with self._change:
+                self._failure = error
+                self._change.notify_all()
+
+    def _wait_for_room(self) -> int:
+        """Images to read now, whole batches; 0 when closed."""
+        with self._change:
+            while not self._closed and self._room - len(self._ready) < self._batch:
+                self._change.wait()
+            if self._closed:
+                return 0
+            if not self._ready:
+                return self._batch  # somebody may be waiting: the smallest step
+            batches = (self._room - len(self._ready)) // self._batch
+            return self._batch * min(WINDOW, batches)
+
+    def _read(self, chosen: np.ndarray) -> list[ImageRecord]:
+        pixels, labels, good = self._shards.read_checked(chosen)
+        records = []
+        for place, index in enumerate(chosen.tolist()):
+            shard, row = self._shards.locate(index)
+            usable = bool(good[place])
+            records.append(
+                ImageRecord(
+                    index=index,
+                    shard=shard,
+                    row=row,
+                    pixels=pixels[place],
+                    label=int(labels[place]) if usable and labels is not None else None,
+                    fault=None if usable else self._shards.row_fault(index),
+                )
+            )
+        return records

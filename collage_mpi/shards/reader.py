@@ -1,0 +1,232 @@
+"""Several shards as one input: any rows, in any order, each checked.
+
+Owns: global index <-> (shard, row), reading runs of rows, checksums on the way in.
+Does not know: threads (readahead.py), the safety of a first open (guard.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.check import opened
+from collage_mpi.shards.guard import inspect_shards
+from collage_mpi.shards.hdf5 import H5_LOCK
+from collage_mpi.shards.schema import ShardInfo, label_problem, rows_crc32
+
+
+class ShardSet:
+    """Shards read as one list of images, global index 0 to len-1 in file order.
+
+    Make one with `ShardSet.open`. Methods may be called from several threads.
+
+    Attributes:
+        infos: one description a shard, in order.
+        shape: (H, W, C) of every image.
+        class_names: the names of labels 0, 1, ...; None if the shards have none.
+    """
+
+    def __init__(self, infos: Sequence[ShardInfo]) -> None:
+        _check_alike(infos)
+        self.infos = tuple(infos)
+        self.shape = infos[0].shape
+        self.class_names = infos[0].class_names
+        self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
+        self._lock = threading.Lock()
+        self._shards: dict[int, _OpenShard] = {}
+        self._closed = False
+
+    @classmethod
+    def open(cls, paths: Sequence[Path | str]) -> ShardSet:
+        """Check and open shards; a directory stands for its `*.h5` files, sorted.
+
+        Raises:
+            EnvironmentFault: nothing there, or not readable.
+            DataFault: damaged, foreign, or shards that do not fit together.
+        """
+        return cls(inspect_shards(expand_paths(paths)))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """The (shard number, row) of a global index. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, index - int(self._starts[shard])
+
+    def read(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read images in any order, repeats allowed.
+
+        Args:
+            indices: (n,) global indices.
+
+        Returns:
+            (n, H, W, C) uint8 and (n,) int64 labels, or None without labels.
+
+        Raises:
+            DataFault: a row's checksum does not match; names file and row.
+            EnvironmentFault: a file can no longer be read.
+            IndexError: an index out of range.
+        """
+        pixels, labels, good = self.read_checked(indices)
+        if not good.all():
+            raise DataFault(self.row_fault(int(np.asarray(indices)[np.argmin(good)])))
+        return pixels, labels
+
+    def read_checked(
+        self, indices: np.ndarray | Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Like `read`, but a bad row is zeros and False in the third array, (n,) bool."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"images {wanted.min()}..{wanted.max()} of {len(self)}")
+        pixels = np.empty((len(wanted), *self.shape), dtype=np.uint8)
+        labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
+        good = np.empty(len(wanted), dtype=bool)
+        order = np.argsort(wanted, kind="stable")
+        for shard, places in self._by_shard(wanted, order):
+            rows = wanted[places] - self._starts[shard]  # ascending
+            opened_shard = self._shard(shard)
+            pixels[places] = opened_shard.pixels(rows)
+            tags = None if opened_shard.labels is None else opened_shard.labels[rows]
+            if labels is not None and tags is not None:
+                labels[places] = tags
+            good[places] = rows_crc32(pixels[places], tags) == opened_shard.crc32[rows]
+        pixels[~good] = 0
+        return pixels, labels, good
+
+    def row_fault(self, index: int) -> str:
+        """The sentence for a row whose checksum does not match."""
+        shard, row = self.locate(index)
+        return f"{self.infos[shard].path}: row {row}: checksum does not match its pixels and label"
+
+    def read_all(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """All images in file order; see `read`."""
+        return self.read(np.arange(len(self)))
+
+    def labels(self) -> np.ndarray | None:
+        """(n,) int64 labels of all images without reading pixels; None without labels."""
+        if not self.infos[0].has_labels:
+            return None
+        return np.concatenate([self._shard(k).labels for k in range(len(self.infos))])
+
+    def close(self) -> None:
+        """Close the files; later reads raise. May be called twice."""
+        with self._lock:
+            self._closed = True
+            for shard in self._shards.values():
+                shard.close()
+            self._shards.clear()
+
+    def __enter__(self) -> ShardSet:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _by_shard(self, wanted: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(shard, places in `wanted` whose index lies in it, ascending by index)."""
+        cuts = np.searchsorted(wanted[order], self._starts)
+        for shard in np.flatnonzero(np.diff(cuts)).tolist():
+            yield shard, order[cuts[shard] : cuts[shard + 1]]
+
+    def _shard(self, number: int) -> _OpenShard:
+        with self._lock:
+            if self._closed:
+                raise ValueError("this ShardSet is closed")
+            if number not in self._shards:
+                self._shards[number] = _OpenShard(self.infos[number])
+            return self._shards[number]
+
+
+class _OpenShard:
+    """One open file: checksums and labels in memory, pixels on demand."""
+
+    def __init__(self, info: ShardInfo) -> None:
+        self.path = info.path
+        try:
+            with H5_LOCK:
+                self._file: Any = opened(info.path)
+                self._images = self._file["images"]
+                self.crc32 = self._file["crc32"][...]  # (n,) uint32
+                self.labels = self._file["labels"][...] if info.has_labels else None  # (n,) int64
+        except (OSError, RuntimeError, KeyError) as error:
+            raise EnvironmentFault(f"{info.path}: can no longer be read: {error}") from error
+        if self._images.shape != (info.count, *info.shape) or len(self.crc32) != info.count:
+            raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
+        wrong = None if self.labels is None else label_problem(self.labels, info.class_names)
+        if wrong:
+            raise DataFault(f"{info.path}: {wrong}")
+
+    def pixels(self, rows: np.ndarray) -> np.ndarray:
+        """(n, H, W, C) uint8 of ascending rows, repeats allowed.
+
+        Each run of neighbours is one slice: 200,000 single 28 px rows a second and
+        millions in order, where h5py's index lists read 12,000 (docs/shards.md).
+        """
+        out = np.empty((len(rows), *self._images.shape[1:]), dtype=np.uint8)
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        edges = [0, *breaks.tolist(), len(rows)]
+        try:
+            with H5_LOCK:
+                for start, stop in pairwise(edges):
+                    first = int(rows[start])
+                    out[start:stop] = self._images[first : first + stop - start]
+        except (OSError, RuntimeError) as error:
+            raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+        return out
+
+    def close(self) -> None:
+        with H5_LOCK:
+            self._file.close()
+
+
+def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
+    """Files as given, directories as their `*.h5` files in sorted order.
+
+    Raises:
+        EnvironmentFault: a directory without shards, no path, or one given twice.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(item for item in path.glob("*.h5") if not item.name.startswith("."))
+        if not inside:
+            raise EnvironmentFault(f"{path}: no *.h5 file in this directory")
+        files.extend(inside)
+    if not files:
+        raise EnvironmentFault("no shard given; needed: one or more .h5 files or directories")
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise EnvironmentFault(f"{file}: given twice; each shard may appear once")
+        seen.add(file.resolve())
+    return files
+
+
+def _check_alike(infos: Sequence[ShardInfo]) -> None:
+    first = infos[0]
+    for info in infos[1:]:
+        for what in ("shape", "class_names", "has_labels"):
+            one, other = getattr(first, what), getattr(info, what)
+            if one != other:
+                raise DataFault(
+                    f"{info.path}: {what} is {other}, but {first.path} has {one}; the shards "
+                    "of one job must be alike"
+                )

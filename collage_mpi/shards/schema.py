@@ -1,0 +1,175 @@
+"""What a shard is: names, version, checksums, the chunk rule, the description.
+
+Owns: the format's constants, `ShardInfo`, a row's checksum, the `.sha256` file.
+Does not know: h5py, processes, who reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault
+
+FORMAT = "collage-mpi shard"
+VERSION = 1
+CHANNELS = (1, 3)
+
+CHUNK_BYTES = 256 * 1024
+"""A chunk holds about this much: 334 images of 28 x 28, one of 224 x 224 x 3.
+
+Measured (docs/shards.md): one image a chunk reads 28 px images in order 7 x slower
+than this; beyond it nothing is gained, and a bad chunk takes more images with it.
+"""
+
+HASH_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard, as its file describes itself.
+
+    Attributes:
+        path: the file.
+        count: images in it, at least 1.
+        height, width: pixels.
+        channels: 1 or 3.
+        class_names: the name of label 0, 1, ...; None if the shard has none.
+        has_labels: whether every image has a label.
+        source: where the images come from, in words.
+        fingerprint: SHA-256 of the file, 64 hex digits.
+    """
+
+    path: Path
+    count: int
+    height: int
+    width: int
+    channels: int
+    class_names: tuple[str, ...] | None
+    has_labels: bool
+    source: str
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one image."""
+        return (self.height, self.width, self.channels)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values; `from_json` is its inverse."""
+        record = dict(self.__dict__)
+        record["path"] = str(self.path)
+        record["class_names"] = None if self.class_names is None else list(self.class_names)
+        return record
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> ShardInfo:
+        """Rebuild what `to_json` wrote."""
+        names = record["class_names"]
+        fixed = {
+            "path": Path(record["path"]),
+            "class_names": None if names is None else tuple(names),
+        }
+        return cls(**{**record, **fixed})
+
+
+def chunk_rows(row_bytes: int, count: int | None = None) -> int:
+    """Images a chunk should hold, at least 1.
+
+    Args:
+        row_bytes: bytes of one image.
+        count: images of the shard where known: the chunks are then evened out so that
+            the last one is not mostly padding.
+    """
+    rows = max(1, CHUNK_BYTES // row_bytes)
+    if count is None:
+        return rows
+    chunks = -(-count // rows)
+    return -(-count // chunks)
+
+
+def row_crc32(pixels: bytes | memoryview, label: int | None) -> int:
+    """CRC-32 of one row: its pixels, then its label as 8 little-endian bytes if it has one."""
+    crc = zlib.crc32(pixels)
+    return crc if label is None else zlib.crc32(label.to_bytes(8, "little", signed=True), crc)
+
+
+def rows_crc32(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """CRC-32 of every row.
+
+    Args:
+        images: (n, H, W, C) uint8, C-contiguous.
+        labels: (n,) int64, or None.
+
+    Returns:
+        (n,) uint32.
+    """
+    rows = [memoryview(row).cast("B") for row in images]
+    tags = [None] * len(rows) if labels is None else labels.tolist()
+    return np.fromiter(map(row_crc32, rows, tags), dtype=np.uint32, count=len(rows))
+
+
+def label_problem(labels: np.ndarray, class_names: tuple[str, ...] | None) -> str | None:
+    """What is wrong with the range of `labels`, (n,) int64; None if nothing is."""
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0:
+        return f"label {lowest} is negative; labels are class numbers from 0 up"
+    if class_names is not None and highest >= len(class_names):
+        return f"label {highest} has no name; the shard names {len(class_names)} classes"
+    return None
+
+
+def sidecar_path(path: Path) -> Path:
+    """The checksum file that belongs to a shard: `name.h5.sha256`."""
+    return path.with_name(path.name + ".sha256")
+
+
+def sidecar_text(path: Path, digest: str) -> str:
+    """The line that `sha256sum -c` reads."""
+    return f"{digest}  {path.name}\n"
+
+
+def read_sidecar(path: Path) -> str | None:
+    """The digest recorded beside a shard; None if there is no such file.
+
+    Raises:
+        DataFault: the file beside it is not a SHA-256 line.
+    """
+    beside = sidecar_path(path)
+    try:
+        with beside.open("rb") as stream:
+            text = stream.read(4096).decode("ascii", errors="replace")
+    except FileNotFoundError:
+        return None
+    match = re.match(r"\\?([0-9a-fA-F]{64})(\s|$)", text)
+    if match is None:
+        raise DataFault(
+            f"{beside}: not a SHA-256 line (64 hex digits, two spaces, the file's name). "
+            "Write it again with sha256sum if you trust the shard, or make the shard again."
+        )
+    return match.group(1).lower()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,306 @@
+"""Writing shards: whole or not at all, with a checksum for each row and for the file.
+
+Owns: `ShardWriter`, `write_shard`, the temporary name, sync and rename.
+Does not know: where the images come from, how they are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
+from collage_mpi.shards.schema import (
+    CHANNELS,
+    FORMAT,
+    VERSION,
+    ShardInfo,
+    chunk_rows,
+    label_problem,
+    rows_crc32,
+    sha256_of,
+    sidecar_path,
+    sidecar_text,
+    sync_folder,
+)
+
+
+class ShardWriter:
+    """Appends batches to one shard; the file appears, complete, when it is closed.
+
+    A context manager: an exception inside the block leaves no file behind. Labels, ids
+    and checksums stay in memory until the end (about 40 bytes an image); pixels do not.
+
+    Args:
+        path: the shard, usually `something.h5`; replaced if it exists.
+        shape: (H, W, C) of one image, C = 1 or 3.
+        class_names: the names of labels 0, 1, ...
+        source: where the images come from, in words.
+        count: images to come where known: only used to even out the chunks.
+
+    Raises:
+        DataFault: shape or names that a shard cannot hold.
+        EnvironmentFault: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        shape: tuple[int, int, int],
+        *,
+        class_names: Sequence[str] | None = None,
+        source: str = "",
+        count: int | None = None,
+        rows_per_chunk: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.shape = _checked_shape(shape)
+        self.class_names = _checked_names(class_names)
+        self.source = source
+        self.count = 0
+        self._labels: list[np.ndarray] = []
+        self._ids: list[str] = []
+        self._crcs: list[np.ndarray] = []
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        rows = rows_per_chunk or chunk_rows(int(np.prod(self.shape)), count)
+        self._file: Any = self._create(rows)
+
+    def append(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            images: (n, H, W, C) uint8, or (n, H, W) where C is 1.
+            labels: (n,) integers; all batches of a shard have them or none has.
+            ids: n strings; all batches have them or none has.
+
+        Raises:
+            DataFault: a shape, dtype, label or id that does not fit.
+            EnvironmentFault: the disk is full or gone.
+        """
+        pixels = _checked_images(images, self.shape)
+        if len(pixels) == 0:
+            return
+        tags = None if labels is None else _checked_labels(labels, len(pixels), self.class_names)
+        self._check_all_or_none("labels", tags is not None, bool(self._labels))
+        self._check_all_or_none("ids", ids is not None, bool(self._ids))
+        if ids is not None and len(ids) != len(pixels):
+            raise DataFault(f"{self.path}: {len(ids)} ids for {len(pixels)} images")
+        self._store(pixels)
+        self._crcs.append(rows_crc32(pixels, tags))
+        if tags is not None:
+            self._labels.append(tags)
+        self._ids.extend(ids or ())
+        self.count += len(pixels)
+
+    def close(self) -> ShardInfo:
+        """Write what is left, sync, rename into place, and record the SHA-256 beside it.
+
+        Raises:
+            DataFault: no image was appended.
+            EnvironmentFault: the disk is full or gone.
+        """
+        if self.count == 0:
+            self.abandon()
+            raise DataFault(f"{self.path}: a shard needs at least one image; none was given")
+        try:
+            self._finish_file()
+            fingerprint = self._publish()
+        except (OSError, RuntimeError) as error:  # h5py raises either
+            self.abandon()
+            raise EnvironmentFault(f"{self.path}: cannot be written: {error}") from error
+        return ShardInfo(
+            path=self.path,
+            count=self.count,
+            height=self.shape[0],
+            width=self.shape[1],
+            channels=self.shape[2],
+            class_names=self.class_names,
+            has_labels=bool(self._labels),
+            source=self.source,
+            fingerprint=fingerprint,
+        )
+
+    def abandon(self) -> None:
+        """Drop the temporary file. Does nothing after `close`."""
+        with H5_LOCK:
+            if self._file is not None:
+                try:
+                    self._file.close()
+                except (OSError, RuntimeError):
+                    pass  # a full disk: the file goes either way
+                self._file = None
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.abandon()
+        elif self._file is not None:
+            self.close()
+
+    def _create(self, rows: int) -> Any:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with H5_LOCK:
+                file = open_file(self._temporary, "w")
+                file.create_dataset(
+                    "images",
+                    shape=(0, *self.shape),
+                    maxshape=(None, *self.shape),
+                    chunks=(rows, *self.shape),
+                    dtype=np.uint8,
+                )
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{self.path}: cannot be written: {error}. Choose a folder you can write to."
+            ) from error
+        return file
+
+    def _store(self, pixels: np.ndarray) -> None:
+        try:
+            with H5_LOCK:
+                images = self._file["images"]
+                images.resize(self.count + len(pixels), axis=0)
+                images[self.count :] = pixels
+        except (OSError, RuntimeError) as error:  # h5py raises either
+            self.abandon()
+            raise EnvironmentFault(f"{self.path}: cannot be written: {error}") from error
+
+    def _check_all_or_none(self, what: str, given: bool, before: bool) -> None:
+        if self.count and given != before:
+            raise DataFault(f"{self.path}: either every batch has {what} or none has")
+
+    def _finish_file(self) -> None:
+        with H5_LOCK:
+            file = self._file
+            file.create_dataset("crc32", data=np.concatenate(self._crcs))  # (n,) uint32
+            if self._labels:
+                file.create_dataset("labels", data=np.concatenate(self._labels))  # (n,) int64
+            if self._ids:
+                file.create_dataset("ids", data=_text_array(self._ids))  # (n,) UTF-8
+            if self.class_names is not None:
+                file.attrs["class_names"] = _text_array(self.class_names)
+            file.attrs["format"] = _text_array([FORMAT])[0]
+            file.attrs["version"] = VERSION
+            file.attrs["count"] = self.count
+            file.attrs["source"] = _text_array([self.source])[0]
+            file.close()
+            self._file = None
+
+    def _publish(self) -> str:
+        with self._temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        fingerprint = sha256_of(self._temporary)
+        beside = sidecar_path(self.path)
+        beside.unlink(missing_ok=True)  # an older shard's: none is better than a wrong one
+        os.replace(self._temporary, self.path)
+        draft = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(sidecar_text(self.path, fingerprint))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, beside)
+        sync_folder(self.path.parent)
+        return fingerprint
+
+
+def write_shard(
+    path: Path | str,
+    images: np.ndarray,
+    labels: np.ndarray | Sequence[int] | None = None,
+    ids: Sequence[str] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    source: str = "",
+    chunk_rows: int | None = None,
+) -> ShardInfo:
+    """Write one shard from arrays in memory; see `ShardWriter` for arguments and errors."""
+    pixels = np.asarray(images)
+    shape = (*pixels.shape[1:3], 1) if pixels.ndim == 3 else tuple(pixels.shape[1:])
+    writer = ShardWriter(
+        path,
+        shape,
+        class_names=class_names,
+        source=source,
+        count=len(pixels) or None,
+        rows_per_chunk=chunk_rows,
+    )
+    try:
+        writer.append(pixels, labels, ids)
+        return writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _text_array(texts: Sequence[str]) -> np.ndarray:
+    """Strings as fixed-length UTF-8: HDF5's variable-length heap has no checksum."""
+    if any("\0" in text for text in texts):
+        raise DataFault("names, ids and the source cannot hold a NUL character")
+    raw = [text.encode("utf-8") for text in texts]
+    longest = max(1, max(map(len, raw)))
+    kind = import_h5py().string_dtype("utf-8", longest)
+    return np.array(raw, dtype=kind)
+
+
+def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 3 or min(shape) < 1 or shape[2] not in CHANNELS:
+        raise DataFault(
+            f"images of shape {tuple(shape)}: a shard holds (height, width, channels) "
+            "with 1 or 3 channels"
+        )
+    return (int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def _checked_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if len(names) == 0 or len(set(names)) != len(names) or not all(names):
+        raise DataFault("class names must be one or more, each different and not empty")
+    return tuple(names)
+
+
+def _checked_images(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    pixels = np.asarray(images)
+    if pixels.ndim == 3 and shape[2] == 1:
+        pixels = pixels[..., None]  # (n, H, W, 1)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != shape:
+        raise DataFault(
+            f"images are {pixels.dtype} of shape {pixels.shape}; this shard needs uint8 of "
+            f"shape (n, {shape[0]}, {shape[1]}, {shape[2]})"
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _checked_labels(
+    labels: np.ndarray | Sequence[int], count: int, class_names: tuple[str, ...] | None
+) -> np.ndarray:
+    given = np.asarray(labels)
+    if given.shape != (count,) or given.dtype.kind not in "iu":
+        raise DataFault(
+            f"labels are {given.dtype} of shape {given.shape}; {count} images need "
+            f"integers of shape ({count},)"
+        )
+    tags = given.astype(np.int64)
+    problem = label_problem(tags, class_names)
+    if problem:
+        raise DataFault(problem)
+    return tags
