@@ -1,0 +1,24 @@
+"""The pure scheduler: events in, actions out.
+
+Owns: who is sent what, which answer resolves which image, timers, credit, lost
+ranks. Both the MPI coordinator and the simulator drive this same code.
+Does not know: MPI, clocks, torch, arrays, files. It imports the standard
+library only.
+"""
+
+from collage_mpi.scheduler.core import Scheduler, SchedulerSettings
+from collage_mpi.scheduler.policies import AcceptPolicy, First, Grace, make_policy
+from collage_mpi.scheduler.schemes import CollageScheme, NoneScheme, Scheme, make_scheme
+
+__all__ = [
+    "AcceptPolicy",
+    "CollageScheme",
+    "First",
+    "Grace",
+    "NoneScheme",
+    "Scheduler",
+    "SchedulerSettings",
+    "Scheme",
+    "make_policy",
+    "make_scheme",
+]

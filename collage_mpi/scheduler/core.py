@@ -1,0 +1,587 @@
+"""The scheduler's core: credit, queues, retries, lost ranks, timers, the end.
+
+Owns: the state of the job and its eight invariants (docs/architecture.md).
+Does not know: what redundancy a scheme adds, when a collage's answer counts,
+MPI, clocks, torch, arrays, files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import Action, Event, Item, Score
+from collage_mpi.scheduler.schemes import SINGLE, Scheme
+from collage_mpi.scheduler.state import (
+    GroupState,
+    ImageState,
+    Pool,
+    RankState,
+    RankStatus,
+    TaskState,
+)
+
+SECOND_NS = 1_000_000_000
+
+
+class ProtocolViolation(Exception):
+    """The driver broke the contract of the events: a defect, never a user's mistake."""
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """What the scheduler is told once.
+
+    Attributes:
+        group_size: images of a full group (s*s).
+        ranks: worker ranks that must be ready or lost before the first Admit.
+        depth: groups in flight (closed loop).
+        drain: release the next groups only when no task is under way at all.
+        linger_ns: close a group this long after its first image; None waits for it to fill.
+        image_timeout_ns: give up a group's images this long after its t0; None never does.
+        max_attempts: single tasks made for one image before it becomes an error row.
+        max_failures: failures in a row after which a rank is retired.
+        end_ns: how long late answers are waited for once every image is resolved.
+        stop_ns: how long answers under way are waited for after StopRequested.
+        park_ns: how long images wait when every capable rank is suspected.
+    """
+
+    group_size: int
+    ranks: int
+    depth: int = 1
+    drain: bool = False
+    linger_ns: int | None = None
+    image_timeout_ns: int | None = None
+    max_attempts: int = 3
+    max_failures: int = 5
+    end_ns: int = 30 * SECOND_NS
+    stop_ns: int = 5 * SECOND_NS
+    park_ns: int = 30 * SECOND_NS
+
+
+class Scheduler:
+    """Feed it events with `handle`; carry out the actions it returns, in order."""
+
+    def __init__(self, settings: SchedulerSettings, scheme: Scheme) -> None:
+        self.settings = settings
+        self.scheme = scheme
+        self._actions: list[Action] = []
+        self._now_ns = 0
+        self._ranks: dict[int, RankState] = {}
+        self._reported: set[int] = set()
+        self._pools: dict[str, Pool] = {}
+        self._tasks: dict[int, TaskState] = {}  # sent, not yet terminal
+        self._timers: dict[int, Callable[[], None]] = {}
+        self._filling: GroupState | None = None
+        self._parked: dict[int, ImageState] = {}
+        self._park_timer: int | None = None
+        self._next_task = self._next_group = self._next_timer = 0
+        self._last_image = -1
+        self._promised = 0  # admitted, not yet arrived
+        self._in_flight = 0  # closed groups with unresolved images
+        self._unresolved = 0
+        self._errors = 0
+        self._input_closed = False
+        self._stopping: str | None = None
+        self._ending = False
+        self._finished = False
+        self._handlers: dict[type, Callable[..., None]] = {
+            ev.RankReady: self._on_rank_ready,
+            ev.ImageArrived: self._on_image_arrived,
+            ev.InputClosed: self._on_input_closed,
+            ev.StopRequested: self._on_stop,
+            ev.SendDone: self._on_send_done,
+            ev.Answered: self._on_answered,
+            ev.Failed: self._on_failed,
+            ev.Skipped: self._on_skipped,
+            ev.RankSuspected: self._on_suspected,
+            ev.RankLost: self._on_lost,
+            ev.TimerFired: self._on_timer,
+        }
+
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event and return what to do about it, in order.
+
+        Raises:
+            ProtocolViolation: time runs backwards, an id is unknown or used twice,
+                or an event follows Finish.
+        """
+        if event.now_ns < self._now_ns:
+            raise ProtocolViolation(f"time runs backwards: {event.now_ns} < {self._now_ns}")
+        if self._finished:
+            raise ProtocolViolation(f"event after Finish: {event}")
+        self._now_ns = event.now_ns
+        self._actions = []
+        self._handlers[type(event)](event)
+        self._admit()
+        self._maybe_finish()
+        return self._actions
+
+    # ---- ranks --------------------------------------------------------------
+
+    def _on_rank_ready(self, event: ev.RankReady) -> None:
+        if event.rank in self._ranks:
+            raise ProtocolViolation(f"rank {event.rank} is ready twice")
+        rank = RankState(event.rank, event.kinds, event.host, event.credit)
+        self._ranks[rank.id] = rank
+        self._reported.add(rank.id)
+        self._enter_pools(rank)
+
+    def _on_suspected(self, event: ev.RankSuspected) -> None:
+        rank = self._ranks.get(event.rank)
+        if rank is None or rank.status is not RankStatus.READY:
+            return
+        rank.status = RankStatus.SUSPECTED
+        self._leave_pools(rank, event.why)
+
+    def _on_lost(self, event: ev.RankLost) -> None:
+        self._reported.add(event.rank)
+        rank = self._ranks.get(event.rank)
+        if rank is None or rank.status is RankStatus.LOST:
+            return
+        rank.status = RankStatus.LOST
+        covered = list(rank.outstanding.values())
+        for task in covered:
+            self._end_task(task)
+        self._leave_pools(rank, event.why)
+        for task in covered:
+            self._redo(task, f"rank {rank.id} was lost: {event.why}", retryable=True)
+        if not self._any_hope():
+            self._stop("no rank is left that could classify an image")
+
+    def _recover(self, rank: RankState) -> None:
+        if rank.status is RankStatus.SUSPECTED:
+            rank.status = RankStatus.READY
+            if not rank.retired:
+                self._enter_pools(rank)
+
+    def _enter_pools(self, rank: RankState) -> None:
+        for kind in rank.kinds:
+            self._pools.setdefault(kind, Pool()).add(rank.id, rank.load)
+        parked, self._parked = self._parked, {}
+        for image in parked.values():
+            self._rescue(image)
+
+    def _leave_pools(self, rank: RankState, why: str) -> None:
+        """The rank takes no more work: what it has not been sent goes to others."""
+        for kind in rank.kinds:
+            self._pools[kind].discard(rank.id)
+        queued = list(rank.queue.values())
+        rank.queue.clear()
+        for task in queued:
+            self._forget(task)
+        for task in queued:
+            self._move(task)
+        if rank.status is RankStatus.SUSPECTED:
+            for task in list(rank.outstanding.values()):
+                self._redo(task, f"rank {rank.id} is silent: {why}", retryable=True)
+
+    def _any_hope(self) -> bool:
+        if len(self._reported) < self.settings.ranks:
+            return True
+        return any(
+            rank.status is not RankStatus.LOST and rank.kinds & self.scheme.kinds
+            for rank in self._ranks.values()
+        )
+
+    def has_rank(self, kind: str) -> bool:
+        """Whether any ready rank holds a network of the kind."""
+        pool = self._pools.get(kind)
+        return pool is not None and len(pool) > 0
+
+    # ---- images and groups --------------------------------------------------
+
+    def _on_image_arrived(self, event: ev.ImageArrived) -> None:
+        if event.image <= self._last_image:
+            raise ProtocolViolation(f"image {event.image} arrived twice or out of order")
+        if self._input_closed:
+            raise ProtocolViolation(f"image {event.image} arrived after InputClosed")
+        self._last_image = event.image
+        self._promised = max(0, self._promised - 1)
+        group = self._filling or self._open_group(event.intended_ns)
+        image = ImageState(event.image, group, len(group.images), event.intended_ns)
+        group.images.append(image)
+        group.unresolved += 1
+        self._unresolved += 1
+        if self._stopping is None:
+            self.scheme.image_arrived(self, image)
+            if not image.tasks:
+                self._rescue(image)
+        if len(group.images) == self.settings.group_size:
+            self._close_group(group)
+
+    def _open_group(self, t0_ns: int) -> GroupState:
+        group = GroupState(self._next_group, t0_ns)
+        self._next_group += 1
+        self._filling = group
+        if self.settings.linger_ns is not None:
+            self._set_timer(
+                t0_ns + self.settings.linger_ns, partial(self._close_group, group), group
+            )
+        if self.settings.image_timeout_ns is not None:
+            self._set_timer(
+                t0_ns + self.settings.image_timeout_ns, partial(self._give_up, group), group
+            )
+        return group
+
+    def _close_group(self, group: GroupState) -> None:
+        if group.closed:
+            return
+        group.closed = True
+        self._filling = None
+        if group.unresolved == 0:
+            self._drop_timers(group)
+            return
+        self._in_flight += 1
+        if self._stopping is None:
+            self.scheme.group_closed(self, group)
+            for image in group.images:
+                self._rescue(image)
+
+    def _on_input_closed(self, event: ev.InputClosed) -> None:
+        self._input_closed = True
+        self._promised = 0
+        if self._filling is not None:
+            self._close_group(self._filling)
+
+    def _give_up(self, group: GroupState) -> None:
+        limit_s = (self.settings.image_timeout_ns or 0) / SECOND_NS
+        self._close_group(group)
+        for image in group.images:
+            if not image.resolved:
+                because = f": {image.reason}" if image.reason else ""
+                self._error(image, f"no answer within {limit_s:g} s{because}")
+
+    def _admit(self) -> None:
+        """Ask for whole groups while fewer than `depth` are in flight (C6)."""
+        if self._input_closed or self._stopping is not None:
+            return
+        if len(self._reported) < self.settings.ranks:
+            return
+        size, depth = self.settings.group_size, self.settings.depth
+        filling = len(self._filling.images) if self._filling else 0
+        if self.settings.drain:
+            idle = not (self._tasks or self._unresolved or self._promised)
+            missing = depth if idle else 0
+        else:
+            missing = depth - self._in_flight - -(-(filling + self._promised) // size)
+        if missing > 0:
+            self._promised += missing * size
+            self._actions.append(ev.Admit(missing * size))
+
+    # ---- tasks --------------------------------------------------------------
+
+    def dispatch_next(self, kind: str, images: list[ImageState]) -> TaskState | None:
+        """A first-attempt task to the next rank of the kind in turn."""
+        rank = self._pools[kind].pick_next() if kind in self._pools else None
+        return None if rank is None else self._dispatch(kind, images, rank, 1)
+
+    def dispatch_least(
+        self, kind: str, images: list[ImageState], attempt: int, avoid: Sequence[int]
+    ) -> TaskState | None:
+        """A task to the least loaded rank of the kind that is not to be avoided."""
+        rank = self._pools[kind].pick_least(avoid) if kind in self._pools else None
+        return None if rank is None else self._dispatch(kind, images, rank, attempt)
+
+    def _dispatch(
+        self, kind: str, images: list[ImageState], rank_id: int, attempt: int
+    ) -> TaskState:
+        rank = self._ranks[rank_id]
+        task = TaskState(self._next_task, kind, rank, images, attempt)
+        self._next_task += 1
+        for image in images:
+            image.tasks.append(task)
+            if kind == SINGLE:
+                image.attempts += 1
+        rank.queue[task.id] = task
+        self._load_changed(rank)
+        self._pump(rank)
+        return task
+
+    def _pump(self, rank: RankState) -> None:
+        """Send what waits for the rank, up to its credit."""
+        while rank.queue and len(rank.outstanding) < rank.credit and self._stopping is None:
+            self._send(rank.queue.popitem(last=False)[1])
+
+    def _send(self, task: TaskState) -> None:
+        # Whatever was resolved while the task waited leaves its cell blank.
+        task.images = [image for image in task.images if not image.resolved]
+        task.items = tuple(Item(image.id, image.cell) for image in task.images)
+        task.sent = True
+        task.rank.outstanding[task.id] = task
+        self._tasks[task.id] = task
+        for image in task.images:
+            image.holders += 1
+        self._actions.append(
+            ev.Send(task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt)
+        )
+
+    def _on_send_done(self, event: ev.SendDone) -> None:
+        task = self._tasks.get(event.task)
+        if task is not None and not task.send_done:
+            self._let_go(task)
+
+    def _let_go(self, task: TaskState) -> None:
+        task.send_done = True
+        for image in task.images:
+            image.holders -= 1
+            self._maybe_release(image)
+
+    def _terminal(self, task_id: int, rank_id: int) -> TaskState:
+        """The task that a terminal event names, now over. Its rank is alive."""
+        task = self._tasks.get(task_id)
+        if task is None or task.rank.id != rank_id:
+            raise ProtocolViolation(f"rank {rank_id} ends task {task_id}, which it does not have")
+        self._end_task(task)
+        self._recover(task.rank)
+        return task
+
+    def _end_task(self, task: TaskState) -> None:
+        del self._tasks[task.id]
+        del task.rank.outstanding[task.id]
+        self._load_changed(task.rank)
+        self._forget(task)
+        if not task.send_done:
+            self._let_go(task)
+
+    def _forget(self, task: TaskState) -> None:
+        for image in task.images:
+            if task in image.tasks:
+                image.tasks.remove(task)
+
+    def _load_changed(self, rank: RankState) -> None:
+        for kind in rank.kinds:
+            self._pools[kind].change(rank.id, rank.load)
+
+    def _on_answered(self, event: ev.Answered) -> None:
+        task = self._terminal(event.task, event.rank)
+        if len(event.cells) != len(task.items):
+            raise ProtocolViolation(
+                f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"
+            )
+        task.rank.failures = 0
+        self.scheme.answered(self, task, event.cells, event.now_ns)
+        for image, cell in zip(task.images, event.cells, strict=True):
+            if cell is None and not image.resolved:
+                if task.kind == SINGLE:
+                    self._note_failure(image, task, "the network gave no answer")
+                self._rescue(image)
+        self._pump(task.rank)
+
+    def _on_failed(self, event: ev.Failed) -> None:
+        task = self._terminal(event.task, event.rank)
+        task.rank.failures += 1
+        if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
+            task.rank.retired = True
+            why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
+            self._leave_pools(task.rank, why)
+            self._actions.append(ev.Retire(task.rank.id, why))
+        self._redo(task, event.reason, event.retryable)
+        self._pump(task.rank)
+
+    def _dispensable(self, rank: RankState) -> bool:
+        """Another ready rank can do each kind that this one does."""
+        return not rank.retired and all(len(self._pools[kind]) > 1 for kind in rank.kinds)
+
+    def _on_skipped(self, event: ev.Skipped) -> None:
+        task = self._terminal(event.task, event.rank)
+        for image in task.images:
+            self._rescue(image)
+        self._pump(task.rank)
+
+    # ---- second chances -----------------------------------------------------
+
+    def _redo(self, task: TaskState, reason: str, retryable: bool) -> None:
+        """A task failed, or its rank is lost or silent: its images need another one."""
+        images = [image for image in task.images if not image.resolved]
+        for image in images:
+            if task.kind == SINGLE:
+                self._note_failure(image, task, reason)
+                if not retryable:
+                    image.attempts = self.settings.max_attempts
+            elif not image.reason:
+                image.reason = reason
+        again = retryable and task.attempt < self.settings.max_attempts
+        if task.kind != SINGLE and images and again and self._stopping is None:
+            self.dispatch_least(task.kind, images, task.attempt + 1, [task.rank.id])
+        for image in images:
+            self._rescue(image)
+
+    def _note_failure(self, image: ImageState, task: TaskState, reason: str) -> None:
+        image.reason = reason
+        image.tried.add(task.rank.id)
+
+    def _move(self, task: TaskState) -> None:
+        """A task that was never sent goes to another rank; it counts as the same attempt."""
+        images = [image for image in task.images if not image.resolved]
+        if task.kind == SINGLE:
+            for image in images:
+                image.attempts -= 1
+        if images and self._stopping is None:
+            self.dispatch_least(task.kind, images, task.attempt, [])
+        for image in images:
+            self._rescue(image)
+
+    def _rescue(self, image: ImageState) -> None:
+        """Keep the promise of progress for an image: a task, a timer, or an outcome."""
+        if image.resolved or image.reserve is not None or self._stopping is not None:
+            return
+        if any(task.rank.status is not RankStatus.SUSPECTED for task in image.tasks):
+            return
+        if self.scheme.covers_later(self, image.group):
+            return
+        if image.attempts < self.settings.max_attempts:
+            if self._retry(image):
+                return
+            if any(rank.status is RankStatus.SUSPECTED for rank in self._ranks.values()):
+                self._park(image)
+                return
+            if not any(self.has_rank(kind) for kind in self.scheme.kinds):
+                self._stop("no rank is left that could classify an image")
+                return
+        self._error(image, image.reason or "no single rank is left")
+
+    def _retry(self, image: ImageState) -> bool:
+        attempt = image.attempts + 1
+        suspects = {task.rank.id for task in image.tasks}
+        task = self.dispatch_least(SINGLE, [image], attempt, [*image.tried, *suspects])
+        if task is None:  # every rank was tried: once more to any that is ready
+            task = self.dispatch_least(SINGLE, [image], attempt, [])
+        return task is not None
+
+    def _park(self, image: ImageState) -> None:
+        self._parked[image.id] = image
+        if self._park_timer is None:
+            self._park_timer = self._set_timer(
+                self._now_ns + self.settings.park_ns, self._park_over, None
+            )
+
+    def _park_over(self) -> None:
+        self._park_timer = None
+        if any(not image.resolved for image in self._parked.values()):
+            self._stop("every rank that could classify an image is silent")
+
+    # ---- outcomes -----------------------------------------------------------
+
+    def accept(self, image: ImageState, source: str, task: TaskState, score: Score) -> None:
+        """Resolve the image by this answer, now."""
+        self._resolve(image, source, (task.id,), score, "")
+
+    def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
+        """Keep the answer; it resolves the image at `at_ns` unless another did before."""
+        image.reserve = (score, task.id)
+        together = image.group.reserves.setdefault(at_ns, [])
+        together.append(image)
+        if len(together) == 1:
+            self._set_timer(at_ns, partial(self._use_reserves, together, task.kind), image.group)
+
+    def _use_reserves(self, images: list[ImageState], kind: str) -> None:
+        for image in images:
+            if not image.resolved and image.reserve is not None:
+                score, task_id = image.reserve
+                self._resolve(image, kind, (task_id,), score, "")
+
+    def _error(self, image: ImageState, reason: str) -> None:
+        self._errors += 1
+        self._resolve(image, "error", (), None, reason)
+
+    def _resolve(
+        self,
+        image: ImageState,
+        source: str,
+        tasks: tuple[int, ...],
+        score: Score | None,
+        reason: str,
+    ) -> None:
+        group = image.group
+        image.resolved = True
+        outcome = "ok" if score is not None else "error"
+        self._actions.append(
+            ev.Resolve(image.id, source, tasks, group.id, image.cell, score, outcome, reason)
+        )
+        for task in image.tasks:
+            self._one_less(task)
+        image.tasks = []
+        self._parked.pop(image.id, None)
+        self._maybe_release(image)
+        group.unresolved -= 1
+        self._unresolved -= 1
+        if group.unresolved == 0 and group.closed:
+            self._in_flight -= 1
+            self._drop_timers(group)
+
+    def _one_less(self, task: TaskState) -> None:
+        """One image of the task was resolved by another; if it was the last, cancel."""
+        task.pending -= 1
+        if task.pending > 0:
+            return
+        if task.sent:
+            self._actions.append(ev.Cancel(task.id, task.rank.id))
+        elif task.rank.queue.pop(task.id, None) is not None:
+            self._load_changed(task.rank)
+
+    def _maybe_release(self, image: ImageState) -> None:
+        if image.resolved and image.holders == 0 and not image.released:
+            image.released = True
+            self._actions.append(ev.Release(image.id))
+
+    # ---- timers and the end -------------------------------------------------
+
+    def _set_timer(self, at_ns: int, call: Callable[[], None], group: GroupState | None) -> int:
+        timer = self._next_timer
+        self._next_timer += 1
+        self._timers[timer] = call
+        if group is not None:
+            group.timers.add(timer)
+        self._actions.append(ev.SetTimer(timer, max(at_ns, self._now_ns)))
+        return timer
+
+    def _drop_timers(self, group: GroupState) -> None:
+        for timer in sorted(group.timers):
+            if self._timers.pop(timer, None) is not None:
+                self._actions.append(ev.CancelTimer(timer))
+        group.timers.clear()
+
+    def _on_timer(self, event: ev.TimerFired) -> None:
+        call = self._timers.pop(event.timer, None)
+        if call is not None:
+            call()
+
+    def _on_stop(self, event: ev.StopRequested) -> None:
+        self._stop(event.reason)
+
+    def _stop(self, reason: str) -> None:
+        """No further sends; what is under way may still answer for `stop_ns`."""
+        if self._stopping is not None:
+            return
+        self._stopping = reason
+        for rank in self._ranks.values():
+            for task in rank.queue.values():
+                self._forget(task)
+            rank.queue.clear()
+            self._load_changed(rank)
+        self._set_timer(self._now_ns + self.settings.stop_ns, self._finish, None)
+
+    def _maybe_finish(self) -> None:
+        if self._finished:
+            return
+        done = self._input_closed and self._unresolved == 0
+        if self._stopping is None and not done:
+            return
+        if not self._tasks:
+            self._finish()
+        elif self._stopping is None and not self._ending:
+            self._ending = True
+            self._set_timer(self._now_ns + self.settings.end_ns, self._finish, None)
+
+    def _finish(self) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        if self._input_closed and self._unresolved == 0:
+            status = ev.COMPLETE_WITH_ERRORS if self._errors else ev.COMPLETE
+            self._actions.append(ev.Finish(status, ""))
+        else:
+            self._actions.append(ev.Finish(ev.INCOMPLETE, self._stopping or ""))

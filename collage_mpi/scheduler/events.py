@@ -1,0 +1,220 @@
+"""The scheduler's vocabulary: the events it is fed and the actions it returns.
+
+Owns: these records and nothing else.
+Does not know: what causes an event or how an action is carried out.
+
+Ids (image, group, task, timer) are integers that only grow and are never
+reused. Every event carries `now_ns`, which never decreases.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Score(NamedTuple):
+    """What a network says of one image: class index and its probability, 0..1."""
+
+    label: int
+    score: float
+
+
+class Item(NamedTuple):
+    """One image of a task and the cell of its group that it stands in."""
+
+    image: int
+    cell: int
+
+
+# ---- events -----------------------------------------------------------------
+
+
+class RankReady(NamedTuple):
+    """A rank has loaded its networks and accepts `credit` tasks at a time."""
+
+    now_ns: int
+    rank: int
+    kinds: frozenset[str]
+    host: str
+    credit: int
+
+
+class ImageArrived(NamedTuple):
+    """An image entered; its latency counts from `intended_ns` (C3)."""
+
+    now_ns: int
+    image: int
+    intended_ns: int
+
+
+class InputClosed(NamedTuple):
+    """No further image will arrive."""
+
+    now_ns: int
+
+
+class StopRequested(NamedTuple):
+    """Stop dispatching, take what is under way, finish as incomplete."""
+
+    now_ns: int
+    reason: str
+
+
+class SendDone(NamedTuple):
+    """The task's pixels have left rank 0: its images are no longer needed for it."""
+
+    now_ns: int
+    task: int
+    encode_ns: int
+
+
+class Answered(NamedTuple):
+    """Terminal: one record per item of the task, None where the network gave none."""
+
+    now_ns: int
+    task: int
+    rank: int
+    cells: tuple[Score | None, ...]
+    compute_ns: int
+    held_ns: int
+
+
+class Failed(NamedTuple):
+    """Terminal: the rank could not do the task; `retryable` if another might."""
+
+    now_ns: int
+    task: int
+    rank: int
+    reason: str
+    retryable: bool
+
+
+class Skipped(NamedTuple):
+    """Terminal: the rank saw the Cancel in time and did not start the task."""
+
+    now_ns: int
+    task: int
+    rank: int
+
+
+class RankSuspected(NamedTuple):
+    """The rank has been silent for too long; it may still answer and recover."""
+
+    now_ns: int
+    rank: int
+    why: str
+
+
+class RankLost(NamedTuple):
+    """The rank is gone for good: terminal for all its tasks."""
+
+    now_ns: int
+    rank: int
+    why: str
+
+
+class TimerFired(NamedTuple):
+    """A timer asked for with SetTimer is due; a stale one changes nothing."""
+
+    now_ns: int
+    timer: int
+
+
+Event = (
+    RankReady
+    | ImageArrived
+    | InputClosed
+    | StopRequested
+    | SendDone
+    | Answered
+    | Failed
+    | Skipped
+    | RankSuspected
+    | RankLost
+    | TimerFired
+)
+
+
+# ---- actions ----------------------------------------------------------------
+
+
+class Admit(NamedTuple):
+    """The driver may let `images` further images arrive (back-pressure is pull)."""
+
+    images: int
+
+
+class Send(NamedTuple):
+    """Send the items to the rank for the network named by `kind`."""
+
+    task: int
+    rank: int
+    kind: str
+    items: tuple[Item, ...]
+    group: int
+    attempt: int
+
+
+class Cancel(NamedTuple):
+    """Advisory: nobody waits for this task's answer any more."""
+
+    task: int
+    rank: int
+
+
+class Resolve(NamedTuple):
+    """The image's one and only outcome.
+
+    `tasks` are the tasks it was decoded from (several for a parity scheme, none
+    for an error), `score` the accepted record, None exactly when outcome is
+    "error".
+    """
+
+    image: int
+    source: str
+    tasks: tuple[int, ...]
+    group: int
+    cell: int
+    score: Score | None
+    outcome: str
+    reason: str
+
+
+class SetTimer(NamedTuple):
+    """Feed TimerFired(timer) at or after `at_ns`."""
+
+    timer: int
+    at_ns: int
+
+
+class CancelTimer(NamedTuple):
+    """The timer is no longer needed."""
+
+    timer: int
+
+
+class Retire(NamedTuple):
+    """Send this rank nothing more; it may be told to stop."""
+
+    rank: int
+    reason: str
+
+
+class Release(NamedTuple):
+    """No live task needs the image's pixels: the driver may drop them."""
+
+    image: int
+
+
+class Finish(NamedTuple):
+    """The job is over: complete, complete_with_errors or incomplete."""
+
+    status: str
+    reason: str
+
+
+Action = Admit | Send | Cancel | Resolve | SetTimer | CancelTimer | Retire | Release | Finish
+
+COMPLETE = "complete"
+COMPLETE_WITH_ERRORS = "complete_with_errors"
+INCOMPLETE = "incomplete"

@@ -1,0 +1,196 @@
+"""What the scheduler remembers of images, groups, tasks and ranks.
+
+Owns: the mutable records and the two ways to choose a rank in O(1).
+Does not know: schemes, policies, when anything happens.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from enum import Enum
+
+from collage_mpi.scheduler.events import Item, Score
+
+
+class ImageState:
+    """An image between arrival and the end of its last task."""
+
+    __slots__ = (
+        "attempts",
+        "cell",
+        "group",
+        "holders",
+        "id",
+        "reason",
+        "released",
+        "reserve",
+        "resolved",
+        "t0_ns",
+        "tasks",
+        "tried",
+    )
+
+    def __init__(self, image: int, group: GroupState, cell: int, t0_ns: int) -> None:
+        self.id = image
+        self.group = group
+        self.cell = cell
+        self.t0_ns = t0_ns
+        self.resolved = False
+        self.released = False
+        self.holders = 0  # sends that still read its pixels
+        self.tasks: list[TaskState] = []  # queued or outstanding, covering it
+        self.attempts = 0  # single tasks made for it so far
+        self.tried: set[int] = set()  # ranks that failed or lost it
+        self.reserve: tuple[Score, int] | None = None  # an answer that counts later
+        self.reason = ""  # why its last task failed
+
+
+class GroupState:
+    """Images encoded together; membership is by arrival order only."""
+
+    __slots__ = ("closed", "id", "images", "reserves", "t0_ns", "timers", "unresolved")
+
+    def __init__(self, group: int, t0_ns: int) -> None:
+        self.id = group
+        self.t0_ns = t0_ns
+        self.images: list[ImageState] = []
+        self.closed = False
+        self.unresolved = 0
+        self.timers: set[int] = set()
+        self.reserves: dict[int, list[ImageState]] = {}  # by the time they begin to count
+
+
+class TaskState:
+    """One send to one rank, from creation to its terminal event."""
+
+    __slots__ = (
+        "attempt",
+        "group",
+        "id",
+        "images",
+        "items",
+        "kind",
+        "pending",
+        "rank",
+        "send_done",
+        "sent",
+    )
+
+    def __init__(
+        self, task: int, kind: str, rank: RankState, images: list[ImageState], attempt: int
+    ) -> None:
+        self.id = task
+        self.kind = kind
+        self.rank = rank
+        self.images = images
+        self.items: tuple[Item, ...] = ()
+        self.group = images[0].group
+        self.attempt = attempt
+        self.pending = len(images)  # of these, not yet resolved
+        self.sent = False
+        self.send_done = False
+
+
+class RankStatus(Enum):
+    """READY answers; SUSPECTED is silent and may recover; LOST is gone for good."""
+
+    READY = "ready"
+    SUSPECTED = "suspected"
+    LOST = "lost"
+
+
+class RankState:
+    """A worker rank: what it can do, what it has, what waits for it."""
+
+    __slots__ = (
+        "credit",
+        "failures",
+        "host",
+        "id",
+        "kinds",
+        "outstanding",
+        "queue",
+        "retired",
+        "status",
+    )
+
+    def __init__(self, rank: int, kinds: frozenset[str], host: str, credit: int) -> None:
+        self.id = rank
+        self.kinds = kinds
+        self.host = host
+        self.credit = credit
+        self.status = RankStatus.READY
+        self.retired = False  # takes no new work, whatever its status
+        self.failures = 0  # in a row
+        self.outstanding: dict[int, TaskState] = {}
+        self.queue: OrderedDict[int, TaskState] = OrderedDict()
+
+    @property
+    def load(self) -> int:
+        """Tasks outstanding or queued."""
+        return len(self.outstanding) + len(self.queue)
+
+
+class Pool:
+    """The ready ranks of one kind, chosen round-robin or by least load.
+
+    `pick_next` walks the ranks in order, so that image i of a full group goes
+    to the i-th rank. `pick_least` takes the least loaded; buckets by load make
+    it O(1) amortised, since a load changes by one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._order: list[int] = []
+        self._cursor = 0
+        self._load: dict[int, int] = {}
+        self._levels: list[dict[int, None]] = [{}]
+        self._lowest = 0  # no rank has a smaller load
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, rank: int, load: int) -> None:
+        """Enter a ready rank. O(number of ranks), rare."""
+        self._order = sorted({*self._order, rank})
+        self._load[rank] = load
+        self._level(load)[rank] = None
+
+    def discard(self, rank: int) -> None:
+        """Take a rank out, if it is in. O(number of ranks), rare."""
+        if rank in self._load:
+            del self._levels[self._load.pop(rank)][rank]
+            self._order.remove(rank)
+
+    def change(self, rank: int, load: int) -> None:
+        """Note a rank's new load, if it is in."""
+        if rank in self._load:
+            del self._levels[self._load[rank]][rank]
+            self._load[rank] = load
+            self._level(load)[rank] = None
+
+    def pick_next(self) -> int | None:
+        """The next rank in turn, or None if there is none."""
+        if not self._order:
+            return None
+        rank = self._order[self._cursor % len(self._order)]
+        self._cursor = (self._cursor + 1) % len(self._order)
+        return rank
+
+    def pick_least(self, avoid: Collection[int] = ()) -> int | None:
+        """The least loaded rank not in `avoid`, longest unchanged first, or None."""
+        if not self._order:
+            return None
+        while not self._levels[self._lowest]:
+            self._lowest += 1
+        for level in self._levels[self._lowest :]:
+            for rank in level:
+                if rank not in avoid:
+                    return rank
+        return None
+
+    def _level(self, load: int) -> dict[int, None]:
+        self._lowest = min(self._lowest, load)
+        while len(self._levels) <= load:
+            self._levels.append({})
+        return self._levels[load]

@@ -1,0 +1,255 @@
+"""A driver for the scheduler that checks its invariants after every event.
+
+Owns: carrying out actions on plain dictionaries, and the checks.
+Does not know: how a test chooses what happens next.
+"""
+
+from __future__ import annotations
+
+from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_policy, make_scheme
+from collage_mpi.scheduler import events as ev
+
+SINGLE, COLLAGE = "single", "collage"
+
+
+class Harness:
+    """Feeds events, applies actions, and fails on the first broken invariant."""
+
+    def __init__(
+        self,
+        *,
+        side: int = 2,
+        singles: int | None = None,
+        collages: int = 1,
+        scheme: str = "collage",
+        policy: str = "first",
+        grace_ns: int | None = None,
+        copies: int = 1,
+        credit: int = 2,
+        **settings,
+    ) -> None:
+        singles = side * side if singles is None else singles
+        self.scheme = make_scheme(scheme, make_policy(policy, grace_ns), copies)
+        self.scheduler = Scheduler(
+            SchedulerSettings(group_size=side * side, ranks=singles + collages, **settings),
+            self.scheme,
+        )
+        self.now_ns = 0
+        self.credit = credit
+        self.kinds = {r: SINGLE for r in range(1, singles + 1)}
+        self.kinds |= {r: COLLAGE for r in range(singles + 1, singles + collages + 1)}
+        self.live: dict[int, ev.Send] = {}  # sent, not terminal
+        self.sent: dict[int, ev.Send] = {}
+        self.send_done: set[int] = set()
+        self.ended: set[int] = set()
+        self.cancelled: set[int] = set()
+        self.timers: dict[int, int] = {}
+        self.resolved: dict[int, ev.Resolve] = {}
+        self.released: set[int] = set()
+        self.arrived: set[int] = set()
+        self.answers: dict[int, dict[int, ev.Score | None]] = {}  # task -> image -> record
+        self.ready: set[int] = set()
+        self.suspected: set[int] = set()
+        self.lost: set[int] = set()
+        self.retired: set[int] = set()
+        self.admitted = 0  # may still arrive
+        self.closed = False
+        self.finish: ev.Finish | None = None
+        self.actions: list[ev.Action] = []
+
+    # ---- events -------------------------------------------------------------
+
+    def feed(self, event: ev.Event) -> list[ev.Action]:
+        """Hand one event over, apply and check what comes back."""
+        self.now_ns = event.now_ns
+        self.actions = self.scheduler.handle(event)
+        for action in self.actions:
+            getattr(self, f"_do_{type(action).__name__.lower()}")(action)
+        self._check_progress()
+        return self.actions
+
+    def start(self) -> None:
+        """All ranks report ready."""
+        for rank in self.kinds:
+            self.rank_ready(rank)
+
+    def rank_ready(self, rank: int) -> None:
+        self.ready.add(rank)
+        kinds = frozenset({self.kinds[rank]})
+        self.feed(ev.RankReady(self.now_ns, rank, kinds, "host", self.credit))
+
+    def arrive(self, count: int) -> None:
+        """The next `count` images, all admitted at once (closed loop)."""
+        for _ in range(count):
+            if self.finish is not None:
+                return
+            image = len(self.arrived)
+            self.arrived.add(image)
+            self.admitted -= 1
+            self.feed(ev.ImageArrived(self.now_ns, image, self.now_ns))
+
+    def close(self) -> None:
+        self.closed = True
+        self.admitted = 0
+        self.feed(ev.InputClosed(self.now_ns))
+
+    def answer(self, task: int, absent: frozenset[int] = frozenset()) -> list[ev.Action]:
+        """The task's rank answers; images in `absent` get no record."""
+        send = self._terminal(task)
+        cells = {
+            item.image: None if item.image in absent else ev.Score(item.image % 10, 0.9)
+            for item in send.items
+        }
+        self.answers[task] = cells
+        self.suspected.discard(send.rank)
+        return self.feed(ev.Answered(self.now_ns, task, send.rank, tuple(cells.values()), 1000, 0))
+
+    def fail(self, task: int, retryable: bool = True) -> list[ev.Action]:
+        send = self._terminal(task)
+        self.suspected.discard(send.rank)
+        return self.feed(ev.Failed(self.now_ns, task, send.rank, "boom", retryable))
+
+    def skip(self, task: int) -> list[ev.Action]:
+        assert task in self.cancelled
+        send = self._terminal(task)
+        self.suspected.discard(send.rank)
+        return self.feed(ev.Skipped(self.now_ns, task, send.rank))
+
+    def done_sending(self, task: int) -> None:
+        self.send_done.add(task)
+        self.feed(ev.SendDone(self.now_ns, task, 0))
+
+    def suspect(self, rank: int) -> None:
+        self.suspected.add(rank)
+        self.feed(ev.RankSuspected(self.now_ns, rank, "silent"))
+
+    def lose(self, rank: int) -> None:
+        self.lost.add(rank)
+        self.suspected.discard(rank)
+        for task in [t for t, send in self.live.items() if send.rank == rank]:
+            self._terminal(task)
+        self.feed(ev.RankLost(self.now_ns, rank, "killed"))
+
+    def fire(self, timer: int) -> None:
+        at_ns = self.timers.pop(timer)
+        self.feed(ev.TimerFired(max(at_ns, self.now_ns), timer))
+
+    def stop(self) -> None:
+        self.feed(ev.StopRequested(self.now_ns, "asked to"))
+
+    def _terminal(self, task: int) -> ev.Send:
+        assert task not in self.ended
+        self.ended.add(task)
+        return self.live.pop(task)
+
+    def task_of(self, image: int, kind: str = SINGLE) -> int:
+        """The newest live task of the kind that covers the image."""
+        return max(
+            t
+            for t, s in self.live.items()
+            if s.kind == kind and any(item.image == image for item in s.items)
+        )
+
+    # ---- actions ------------------------------------------------------------
+
+    def _do_admit(self, action: ev.Admit) -> None:
+        assert action.images > 0
+        assert not self.closed
+        self.admitted += action.images
+
+    def _do_send(self, send: ev.Send) -> None:
+        assert send.task not in self.sent, "task ids are never reused"
+        assert send.items
+        assert send.rank in self.ready - self.lost - self.retired - self.suspected
+        assert self.kinds[send.rank] == send.kind
+        for item in send.items:
+            assert item.image in self.arrived
+            assert item.image not in self.resolved, "no Send after the Resolve (2)"
+            assert item.image not in self.released, "pixels are gone (7)"
+        self.sent[send.task] = self.live[send.task] = send
+        at_rank = sum(s.rank == send.rank for s in self.live.values())
+        assert at_rank <= self.credit, "more outstanding than the credit (3)"
+
+    def _do_cancel(self, action: ev.Cancel) -> None:
+        assert action.task in self.live
+        assert action.task not in self.cancelled
+        assert self.live[action.task].rank == action.rank
+        assert all(i.image in self.resolved for i in self.live[action.task].items)
+        self.cancelled.add(action.task)
+
+    def _do_resolve(self, action: ev.Resolve) -> None:
+        assert action.image in self.arrived
+        assert action.image not in self.resolved, "one Resolve per image (2)"
+        assert (action.score is None) == (action.outcome == "error") == (not action.tasks)
+        for task in action.tasks:
+            record = self.answers[task][action.image]
+            assert record == action.score, "resolved by an answer that covers it (2)"
+        self.resolved[action.image] = action
+
+    def _do_settimer(self, action: ev.SetTimer) -> None:
+        assert action.at_ns >= self.now_ns
+        self.timers[action.timer] = action.at_ns
+
+    def _do_canceltimer(self, action: ev.CancelTimer) -> None:
+        del self.timers[action.timer]
+
+    def _do_retire(self, action: ev.Retire) -> None:
+        assert action.rank not in self.retired
+        self.retired.add(action.rank)
+
+    def _do_release(self, action: ev.Release) -> None:
+        assert action.image not in self.released
+        assert action.image in self.resolved
+        for task, send in self.live.items():
+            if task not in self.send_done:
+                assert all(i.image != action.image for i in send.items), "still needed (7)"
+        self.released.add(action.image)
+
+    def _do_finish(self, action: ev.Finish) -> None:
+        assert self.finish is None, "Finish once (7)"
+        self.finish = action
+        unresolved = self.arrived - set(self.resolved)
+        if action.status == ev.INCOMPLETE:
+            assert unresolved or not self.closed
+        else:
+            assert self.closed
+            assert not unresolved
+            errors = any(r.outcome == "error" for r in self.resolved.values())
+            assert (action.status == ev.COMPLETE_WITH_ERRORS) == errors
+
+    def _check_progress(self) -> None:
+        """Invariant 4: nobody is forgotten."""
+        if self.finish is not None or self.timers:
+            return  # a timer is a promise; the tests fire them all in the end
+        covered = {
+            item.image
+            for send in self.live.values()
+            if send.rank not in self.suspected
+            for item in send.items
+        }
+        waiting = {
+            image.id
+            for rank in self.scheduler._ranks.values()
+            for task in rank.queue.values()
+            for image in task.images
+        }
+        filling = self.scheduler._filling
+        open_group = {image.id for image in filling.images} if filling else set()
+        for image in self.arrived - set(self.resolved):
+            assert image in covered | waiting | open_group, f"image {image} is forgotten (4)"
+
+    def run_out(self, limit: int = 10_000) -> None:
+        """Answer and fire whatever is left until the job finishes."""
+        for _ in range(limit):
+            if self.finish is not None:
+                return
+            if self.admitted and not self.closed:
+                self.close()
+            elif self.live:
+                self.answer(min(self.live))
+            elif self.timers:
+                self.fire(min(self.timers, key=lambda t: (self.timers[t], t)))
+            else:
+                assert not self.closed, "no task, no timer, no Finish: the job hangs"
+                self.close()
+        raise AssertionError("the job does not end")

@@ -1,0 +1,391 @@
+"""The scheduler's rules, each in a case small enough to read, and side 2 enumerated whole."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import pytest
+from scheduler_harness import COLLAGE, SINGLE, Harness
+
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.core import ProtocolViolation
+
+MS = 1_000_000
+
+
+def started(**kwargs) -> Harness:
+    """A job with its first group under way."""
+    job = Harness(**kwargs)
+    job.start()
+    job.arrive(job.admitted)
+    return job
+
+
+def test_nothing_is_admitted_before_every_rank_is_ready():
+    job = Harness()
+    for rank in (1, 2, 3, 4):
+        job.rank_ready(rank)
+    assert job.admitted == 0
+    job.rank_ready(5)
+    assert job.admitted == 4
+
+
+def test_a_lost_rank_at_start_counts_as_reported():
+    job = Harness()
+    for rank in (1, 2, 3, 4):
+        job.rank_ready(rank)
+    job.lose(5)
+    assert job.admitted == 4
+
+
+def test_singles_leave_on_arrival_and_the_collage_when_full():
+    job = Harness()
+    job.start()
+    job.arrive(3)
+    assert [(s.rank, s.kind) for s in job.live.values()] == [(1, SINGLE), (2, SINGLE), (3, SINGLE)]
+    job.arrive(1)
+    collage = job.live[job.task_of(0, COLLAGE)]
+    assert collage.rank == 5
+    assert collage.items == tuple(ev.Item(i, i) for i in range(4))
+
+
+@pytest.mark.parametrize("absent", list(product([False, True], repeat=4)))
+@pytest.mark.parametrize("order", list(permutations(range(5))))
+def test_first_answer_wins_in_every_order_of_side_2(order, absent):
+    """All 120 orders of four singles and a collage, with all 16 sets of absent cells."""
+    job = started()
+    job.close()
+    missing = frozenset(i for i in range(4) if absent[i])
+    tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
+    for position in order:
+        job.answer(tasks[position], missing if position == 4 else frozenset())
+    after_collage = set(order[order.index(4) + 1 :])
+    for image in range(4):
+        by_collage = image in after_collage and not absent[image]
+        assert job.resolved[image].source == (COLLAGE if by_collage else SINGLE)
+        assert job.resolved[image].cell == image
+    assert job.finish == ev.Finish(ev.COMPLETE, "")
+
+
+@pytest.mark.parametrize("order", list(permutations(range(6))))
+def test_grace_in_every_order_of_side_2(order):
+    """Four singles (0-3), the collage (4) and the end of the grace time (5), in every order."""
+    job = started(policy="grace", grace_ns=100 * MS)
+    job.close()
+    tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
+    open_until = order.index(5)
+    for step, position in enumerate(order):
+        if position == 5:
+            job.now_ns = 100 * MS
+            for timer in [t for t, at in job.timers.items() if at == 100 * MS]:
+                job.fire(timer)
+        elif job.finish is None:
+            job.answer(tasks[position])
+        for image in range(4):
+            in_time = order.index(image) <= step
+            counts = order.index(4) <= step and open_until <= step
+            assert (image in job.resolved) == (in_time or counts)
+    for image in range(4):
+        single_at, counts_at = order.index(image), max(order.index(4), open_until)
+        assert job.resolved[image].source == (SINGLE if single_at < counts_at else COLLAGE)
+
+
+@pytest.mark.parametrize("lost", range(1, 6))
+@pytest.mark.parametrize("order", list(permutations(range(5))))
+def test_one_rank_lost_at_every_moment_of_side_2(order, lost):
+    """Rank `lost` dies at its place in the order instead of answering."""
+    job = started()
+    job.close()
+    tasks = {i + 1: job.task_of(i) for i in range(4)} | {5: job.task_of(0, COLLAGE)}
+    for position in order:
+        rank = position + 1
+        if job.finish is not None:
+            break
+        if rank == lost:
+            job.lose(rank)
+        elif tasks[rank] in job.live:
+            job.answer(tasks[rank])
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE
+    assert all(r.outcome == "ok" for r in job.resolved.values())
+    redone = job.resolved[lost - 1] if lost < 5 else None
+    if redone is not None:
+        before = order.index(lost - 1) < order.index(4)
+        assert redone.source in ({COLLAGE, "retry"} if before else {COLLAGE})
+
+
+def test_late_answers_change_nothing():
+    job = started()
+    job.answer(job.task_of(0, COLLAGE))
+    assert set(job.resolved) == {0, 1, 2, 3}
+    assert job.cancelled == set(job.live)
+    late = next(t for t, s in job.live.items() if s.items[0].image == 0)
+    assert not [a for a in job.answer(late) if isinstance(a, ev.Resolve)]
+
+
+def test_cancelled_tasks_may_be_skipped():
+    job = started()
+    job.answer(job.task_of(0, COLLAGE))
+    for task in list(job.live):
+        job.skip(task)
+    job.close()
+    assert job.finish.status == ev.COMPLETE
+
+
+def test_a_slow_rank_never_has_more_than_its_credit_and_skips_to_the_current_group():
+    job = started()
+    for _ in range(5):  # rank 1 never answers; the collage covers its image
+        group = max(s.group for s in job.live.values())
+        for task in [t for t, s in job.live.items() if s.group == group and s.rank != 1]:
+            if task in job.live:
+                job.answer(task)
+        job.arrive(job.admitted)
+    on_slow = sorted(s.group for s in job.live.values() if s.rank == 1)
+    assert on_slow == [0, 1]
+    oldest, stale = sorted(t for t, s in job.live.items() if s.rank == 1)
+    job.answer(oldest)
+    job.skip(stale)
+    newest = max(s.group for s in job.sent.values())
+    assert [s.group for s in job.live.values() if s.rank == 1] == [newest]
+
+
+def test_the_partial_last_group_is_masked():
+    job = Harness()
+    job.start()
+    job.arrive(3)
+    job.close()
+    assert job.live[job.task_of(0, COLLAGE)].items == ((0, 0), (1, 1), (2, 2))
+    job.run_out()
+    assert len(job.resolved) == 3
+
+
+def test_linger_sends_a_part_filled_collage():
+    job = Harness(linger_ns=10 * MS)
+    job.start()
+    job.arrive(2)
+    (timer,) = job.timers
+    job.fire(timer)
+    assert job.live[job.task_of(0, COLLAGE)].items == ((0, 0), (1, 1))
+    job.arrive(1)
+    assert job.live[job.task_of(2)].group == 1
+
+
+def test_groups_are_the_same_for_every_scheme():
+    for scheme in ("none", "collage"):
+        job = Harness(scheme=scheme, depth=2)
+        job.start()
+        job.arrive(8)
+        groups = {i.image: s.group for s in job.sent.values() for i in s.items}
+        assert groups == {i: i // 4 for i in range(8)}
+
+
+def test_carry_admits_when_the_group_is_resolved_and_drain_when_ranks_are_idle():
+    for drain in (False, True):
+        job = started(drain=drain)
+        job.answer(job.task_of(0, COLLAGE))
+        assert (job.admitted == 4) == (not drain)
+        for task in list(job.live):
+            job.answer(task)
+        assert job.admitted == 4
+
+
+def test_depth_keeps_several_groups_in_flight():
+    job = Harness(depth=3)
+    job.start()
+    assert job.admitted == 12
+
+
+@pytest.mark.parametrize("singles", [1, 2, 3, 5, 9])
+def test_any_number_of_single_ranks_serves_any_side(singles):
+    job = Harness(side=3, singles=singles, scheme="none", collages=0)
+    job.start()
+    job.arrive(9)
+    used = [s.rank for s in job.live.values()]
+    assert len(used) == min(9, 2 * singles)
+    job.close()
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE
+    share = [sum(s.rank == r for s in job.sent.values()) for r in range(1, singles + 1)]
+    assert max(share) - min(share) <= 1
+
+
+def test_copies_go_to_different_collage_ranks():
+    job = started(collages=3, copies=2)
+    ranks = {s.rank for s in job.live.values() if s.kind == COLLAGE}
+    assert len(ranks) == 2
+
+
+def test_a_failure_is_retried_on_another_rank():
+    job = started(scheme="none", collages=0)
+    job.fail(job.task_of(0))
+    again = job.live[job.task_of(0)]
+    assert (again.rank != 1, again.attempt) == (True, 2)
+    job.answer(again.task)
+    assert job.resolved[0].source == "retry"
+
+
+def test_an_image_that_fails_everywhere_becomes_an_error_row():
+    job = started(scheme="none", collages=0, max_attempts=3)
+    for _ in range(3):
+        job.fail(job.task_of(0))
+    assert job.resolved[0].outcome == "error"
+    assert job.resolved[0].reason == "boom"
+    job.close()
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE_WITH_ERRORS
+
+
+def test_the_collage_saves_an_image_that_cannot_be_retried():
+    job = started()
+    job.fail(job.task_of(0), retryable=False)
+    assert 0 not in job.resolved
+    job.answer(job.task_of(0, COLLAGE))
+    assert job.resolved[0].source == COLLAGE
+
+
+def test_a_rank_that_keeps_failing_is_retired_but_never_the_last_one():
+    job = Harness(scheme="none", collages=0, singles=2, max_failures=2, max_attempts=9)
+    job.start()
+    job.arrive(4)
+    job.fail(min(t for t, s in job.live.items() if s.rank == 1))
+    job.fail(min(t for t, s in job.live.items() if s.rank == 1))
+    assert job.retired == {1}
+    job.fail(min(t for t, s in job.live.items() if s.rank == 2))
+    job.fail(min(t for t, s in job.live.items() if s.rank == 2))
+    assert job.retired == {1}
+    job.close()
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE
+
+
+def test_a_suspected_rank_may_answer_late_and_takes_work_again():
+    job = started(scheme="none", collages=0)
+    first = job.task_of(0)
+    job.suspect(1)
+    second = job.task_of(0)
+    assert job.live[second].rank != 1
+    job.answer(first)
+    assert job.resolved[0].tasks == (first,)
+    assert second in job.cancelled
+    for task in list(job.live):
+        job.answer(task)
+    job.arrive(4)
+    assert any(s.rank == 1 for s in job.live.values())
+
+
+def test_images_wait_while_every_rank_is_suspected_then_the_job_stops():
+    job = started(scheme="none", collages=0, singles=1, credit=4)
+    job.suspect(1)
+    assert not job.resolved
+    (timer,) = job.timers
+    job.fire(timer)
+    for timer in list(job.timers):
+        job.fire(timer)
+    assert job.finish.status == ev.INCOMPLETE
+    assert "silent" in job.finish.reason
+
+
+def test_all_ranks_lost_ends_the_job_as_incomplete():
+    job = started()
+    for rank in (1, 2, 3, 4, 5):
+        if job.finish is None:
+            job.lose(rank)
+    assert job.finish.status == ev.INCOMPLETE
+
+
+def test_scheme_none_does_not_count_on_idle_collage_ranks():
+    job = started(scheme="none", singles=1, collages=1)
+    job.lose(1)
+    assert job.finish.status == ev.INCOMPLETE
+
+
+def test_the_collage_alone_carries_a_job_without_singles():
+    job = started()
+    for rank in (1, 2, 3, 4):
+        job.lose(rank)
+    job.answer(job.task_of(0, COLLAGE), absent=frozenset({2}))
+    assert {r.source for r in job.resolved.values()} == {COLLAGE, "error"}
+    job.close()
+    assert job.finish.status == ev.COMPLETE_WITH_ERRORS
+
+
+def test_stop_takes_what_is_under_way_and_finishes_incomplete():
+    job = started(depth=2)
+    job.stop()
+    sends = len(job.sent)
+    for task in list(job.live):
+        if job.finish is None:
+            job.answer(task)
+    assert len(job.sent) == sends
+    assert job.finish.status == ev.INCOMPLETE
+    assert job.finish.reason == "asked to"
+
+
+def test_stop_does_not_wait_for_a_hung_rank():
+    job = started()
+    job.stop()
+    (timer,) = job.timers
+    job.fire(timer)
+    assert job.finish.status == ev.INCOMPLETE
+
+
+def test_image_timeout_gives_an_error_row():
+    job = started(scheme="none", collages=0, image_timeout_ns=50 * MS)
+    for image in (1, 2, 3):
+        job.answer(job.task_of(image))
+    (timer,) = job.timers
+    job.fire(timer)
+    assert "no answer within 0.05 s" in job.resolved[0].reason
+
+
+def test_the_end_waits_for_late_answers_but_not_for_ever():
+    job = started()
+    job.answer(job.task_of(0, COLLAGE))
+    job.close()
+    assert job.finish is None
+    (timer,) = job.timers
+    job.fire(timer)
+    assert job.finish.status == ev.COMPLETE
+
+
+def test_an_empty_input_is_complete():
+    job = Harness()
+    job.start()
+    job.close()
+    assert job.finish.status == ev.COMPLETE
+
+
+def test_a_stale_timer_changes_nothing():
+    job = started()
+    assert job.feed(ev.TimerFired(0, 999)) == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ev.Answered(0, 999, 1, (None,), 0, 0),
+        ev.Skipped(0, 0, 2),
+        ev.ImageArrived(0, 0, 0),
+        ev.Answered(0, 0, 1, (None, None), 0, 0),
+        ev.RankReady(0, 1, frozenset({SINGLE}), "host", 2),
+    ],
+)
+def test_a_driver_bug_is_a_violation(event):
+    job = started()
+    with pytest.raises(ProtocolViolation):
+        job.scheduler.handle(event)
+
+
+def test_a_second_terminal_event_is_a_violation():
+    job = started()
+    task = job.task_of(0)
+    job.answer(task)
+    with pytest.raises(ProtocolViolation):
+        job.scheduler.handle(ev.Skipped(job.now_ns, task, 1))
+
+
+def test_time_must_not_run_backwards():
+    job = started()
+    job.scheduler.handle(ev.TimerFired(5, 999))
+    with pytest.raises(ProtocolViolation):
+        job.scheduler.handle(ev.TimerFired(4, 999))

@@ -1,0 +1,161 @@
+"""Any interleaving of answers, failures, silence, losses, timers and stops keeps the invariants."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from scheduler_harness import Harness
+
+from collage_mpi.scheduler import events as ev
+
+MS = 1_000_000
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Hypothesis drives; the harness checks after every event."""
+
+    @initialize(
+        side=st.integers(2, 3),
+        singles=st.integers(1, 5),
+        collages=st.integers(0, 3),
+        scheme=st.sampled_from(["none", "collage"]),
+        policy=st.sampled_from(["first", "grace"]),
+        copies=st.integers(1, 2),
+        credit=st.integers(1, 3),
+        depth=st.integers(1, 3),
+        drain=st.booleans(),
+        linger=st.sampled_from([None, 5 * MS]),
+        timeout=st.sampled_from([None, 80 * MS]),
+        max_failures=st.integers(1, 4),
+    )
+    def begin(self, linger, timeout, **settings):
+        self.job = Harness(grace_ns=20 * MS, linger_ns=linger, image_timeout_ns=timeout, **settings)
+        self.job.start()
+
+    def running(self) -> bool:
+        return self.job.finish is None
+
+    @precondition(lambda self: self.running() and self.job.admitted > 0 and not self.job.closed)
+    @rule(data=st.data())
+    def arrive(self, data):
+        self.job.arrive(data.draw(st.integers(1, self.job.admitted)))
+
+    @precondition(lambda self: self.running() and not self.job.closed)
+    @rule(sure=st.integers(0, 9))
+    def close(self, sure):
+        if sure == 0:
+            self.job.close()
+
+    @precondition(lambda self: self.running() and self.job.live)
+    @rule(data=st.data())
+    def answer(self, data):
+        task = data.draw(st.sampled_from(sorted(self.job.live)))
+        images = [item.image for item in self.job.live[task].items]
+        self.job.answer(task, frozenset(data.draw(st.sets(st.sampled_from(images)))))
+
+    @precondition(lambda self: self.running() and self.job.live)
+    @rule(data=st.data())
+    def answer_whole(self, data):
+        self.job.answer(data.draw(st.sampled_from(sorted(self.job.live))))
+
+    @precondition(lambda self: self.running() and self.job.live)
+    @rule(data=st.data(), retryable=st.booleans())
+    def fail(self, data, retryable):
+        self.job.fail(data.draw(st.sampled_from(sorted(self.job.live))), retryable)
+
+    @precondition(lambda self: self.running() and self.job.cancelled & set(self.job.live))
+    @rule(data=st.data())
+    def skip(self, data):
+        tasks = sorted(self.job.cancelled & set(self.job.live))
+        self.job.skip(data.draw(st.sampled_from(tasks)))
+
+    @precondition(lambda self: self.running() and set(self.job.live) - self.job.send_done)
+    @rule(data=st.data())
+    def send_done(self, data):
+        tasks = sorted(set(self.job.live) - self.job.send_done)
+        self.job.done_sending(data.draw(st.sampled_from(tasks)))
+
+    @precondition(lambda self: self.running() and self.job.ready - self.job.lost)
+    @rule(data=st.data())
+    def suspect(self, data):
+        rank = data.draw(st.sampled_from(sorted(self.job.ready - self.job.lost)))
+        if any(s.rank == rank for s in self.job.live.values()):
+            self.job.suspect(rank)
+
+    @precondition(lambda self: self.running() and self.job.ready - self.job.lost)
+    @rule(data=st.data(), sure=st.integers(0, 3))
+    def lose(self, data, sure):
+        if sure == 0:
+            self.job.lose(data.draw(st.sampled_from(sorted(self.job.ready - self.job.lost))))
+
+    @precondition(lambda self: self.running() and self.job.timers)
+    @rule()
+    def fire(self):
+        timers = self.job.timers
+        self.job.fire(min(timers, key=lambda t: (timers[t], t)))
+
+    @precondition(lambda self: self.running())
+    @rule(sure=st.integers(0, 19))
+    def stop(self, sure):
+        if sure == 0:
+            self.job.stop()
+
+    @rule(step_ms=st.integers(1, 30))
+    def time_passes(self, step_ms):
+        later = self.job.now_ns + step_ms * MS
+        due = [t for t, at in self.job.timers.items() if at <= later]
+        if not due:
+            self.job.now_ns = later
+
+    @invariant()
+    def loads_are_counted(self):
+        if not hasattr(self, "job"):
+            return
+        for pool in self.job.scheduler._pools.values():
+            for rank, load in pool._load.items():
+                assert load == self.job.scheduler._ranks[rank].load
+
+    def teardown(self):
+        if hasattr(self, "job"):
+            self.job.run_out()
+            if self.job.finish.status != ev.INCOMPLETE:
+                assert set(self.job.resolved) == self.job.arrived
+            self.no_memory_is_kept()
+
+    def no_memory_is_kept(self):
+        scheduler = self.job.scheduler
+        assert all(not rank.queue for rank in scheduler._ranks.values())
+        if not self.job.live:
+            assert not scheduler._tasks
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=50, deadline=None
+)
+TestSchedulerMachine = SchedulerMachine.TestCase
+
+
+@given(data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_the_same_events_give_the_same_actions(data):
+    order = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=40))
+
+    def play() -> list:
+        job = Harness(depth=2)
+        job.start()
+        log: list = []
+        for choice in order:
+            if job.admitted:
+                job.arrive(job.admitted)
+            live = sorted(job.live)
+            log.append(job.answer(live[choice % len(live)]))
+        return log
+
+    assert play() == play()
