@@ -1,0 +1,341 @@
+"""What travels between rank 0 and the workers: tags, headers, layouts.
+
+Owns: the bytes of every message, typed and versioned, and their checks.
+Does not know: MPI objects, sockets, policy, what an answer is good for.
+
+Two channels go down (rank 0 to a worker) and one goes up. CONTROL carries JSON
+in a buffer of fixed size: start-up, measuring, the end. TASK and ANSWER carry
+binary messages; both have room for several tasks, of one group or of several,
+so that a batch needs no new layout:
+
+    header | task records | item or cell records | pixels or reasons
+
+A message of another version, session or size than announced is refused with
+WireFault; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.scheduler.events import Score
+
+VERSION = 1
+MAGIC = 0xC011A6E1
+TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
+
+CONTROL_BYTES = 64 * 1024
+UP_BYTES = 64 * 1024
+
+TASKS, CANCEL, ANSWERS, CONTROL = 1, 2, 3, 4
+KINDS = ("single", "collage")
+ANSWERED, FAILED, SKIPPED = 1, 2, 3
+REASON_BYTES = 480
+
+HEADER = np.dtype(
+    [
+        ("magic", "<u4"),
+        ("version", "<u2"),
+        ("type", "<u2"),
+        ("session", "<u4"),
+        ("n_tasks", "<u4"),
+        ("n_items", "<u4"),
+        ("payload_bytes", "<u8"),
+        ("reserved", "<u4"),
+    ]
+)
+TASK = np.dtype(
+    [
+        ("task", "<i8"),
+        ("group", "<i8"),
+        ("attempt", "<u2"),
+        ("kind", "u1"),
+        ("reserved", "u1"),
+        ("n_items", "<u4"),
+    ]
+)
+ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("reserved", "<u4")])
+RESULT = np.dtype(
+    [
+        ("task", "<i8"),
+        ("compute_ns", "<i8"),
+        ("held_ns", "<i8"),
+        ("drawn_ns", "<i8"),
+        ("n_cells", "<u4"),
+        ("status", "u1"),
+        ("retryable", "u1"),
+        ("reason_bytes", "<u2"),
+    ]
+)
+CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("present", "u1"), ("pad", "u1", (3,))])
+
+
+class WireFault(Exception):
+    """A message that this version of the program cannot have sent: a defect or a foreign peer."""
+
+
+@dataclass(frozen=True)
+class WireTask:
+    """One task as it travels.
+
+    Attributes:
+        items: (image, cell) pairs; of a collage, cells that are not named are blank.
+    """
+
+    task: int
+    group: int
+    attempt: int
+    kind: str
+    items: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class WireResult:
+    """How one task ended on its rank.
+
+    Attributes:
+        status: ANSWERED, FAILED or SKIPPED.
+        cells: one record per item, None where the network gave none; () unless answered.
+        compute_ns: time in the network, GPU synchronised.
+        held_ns: injected delay on top of it.
+        drawn_ns: service time that the delay model asked for, 0 without one.
+    """
+
+    task: int
+    status: int
+    cells: tuple[Score | None, ...] = ()
+    compute_ns: int = 0
+    held_ns: int = 0
+    drawn_ns: int = 0
+    reason: str = ""
+    retryable: bool = False
+
+
+def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
+    """Size of a TASKS message."""
+    return HEADER.itemsize + tasks * TASK.itemsize + items * ITEM.itemsize + pixels_bytes
+
+
+def pack_tasks(
+    out: np.ndarray, session: int, tasks: Sequence[WireTask], pixels: Sequence[np.ndarray]
+) -> int:
+    """Write a TASKS message into `out` and return its length in bytes.
+
+    Args:
+        out: (capacity,) uint8.
+        session: number of the session it belongs to.
+        tasks: one or more, of any groups.
+        pixels: the networks' inputs in task order, each a C-contiguous uint8 array:
+            one (H, W, C) per item of a single task, one (P, P, C) per collage task.
+
+    Raises:
+        WireFault: it does not fit `out`.
+    """
+    n_items = sum(len(task.items) for task in tasks)
+    payload = sum(array.nbytes for array in pixels)
+    total = task_message_bytes(len(tasks), n_items, payload)
+    if total > out.nbytes:
+        raise WireFault(f"a message of {total} bytes for a buffer of {out.nbytes}")
+    at = _put_header(out, TASKS, session, len(tasks), n_items, payload)
+    for task in tasks:
+        record = out[at : at + TASK.itemsize].view(TASK)
+        kind = KINDS.index(task.kind)
+        record[0] = (task.task, task.group, task.attempt, kind, 0, len(task.items))
+        at += TASK.itemsize
+    for task in tasks:
+        for image, cell in task.items:
+            out[at : at + ITEM.itemsize].view(ITEM)[0] = (image, cell, 0)
+            at += ITEM.itemsize
+    for array in pixels:
+        out[at : at + array.nbytes] = array.reshape(-1)
+        at += array.nbytes
+    return at
+
+
+def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
+    """The tasks of a TASKS message and a view of their pixels.
+
+    Args:
+        message: (n,) uint8, exactly the bytes received.
+
+    Returns:
+        The tasks and (payload_bytes,) uint8, a view into `message`.
+
+    Raises:
+        WireFault: the counts do not match the size, or a kind is unknown.
+    """
+    header = read_header(message)
+    n_tasks, n_items = int(header["n_tasks"]), int(header["n_items"])
+    payload = int(header["payload_bytes"])
+    if task_message_bytes(n_tasks, n_items, payload) != message.nbytes:
+        raise WireFault(f"a TASKS message of {message.nbytes} bytes does not match its counts")
+    at = HEADER.itemsize
+    records = message[at : at + n_tasks * TASK.itemsize].view(TASK)
+    at += n_tasks * TASK.itemsize
+    items = message[at : at + n_items * ITEM.itemsize].view(ITEM)
+    at += n_items * ITEM.itemsize
+    if int(records["n_items"].sum(dtype=np.uint64)) != n_items:
+        raise WireFault("the tasks of a message do not add up to its items")
+    pairs = list(zip(items["image"].tolist(), items["cell"].tolist(), strict=True))
+    tasks, first = [], 0
+    for task, group, attempt, kind, _, count in records.tolist():
+        if kind >= len(KINDS):
+            raise WireFault(f"task {task} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
+        tasks.append(
+            WireTask(task, group, attempt, KINDS[kind], tuple(pairs[first : first + count]))
+        )
+        first += count
+    return tasks, message[at:]
+
+
+def pack_cancel(out: np.ndarray, session: int, tasks: Sequence[int]) -> int:
+    """Write a CANCEL message for task ids into `out`; return its length in bytes."""
+    at = _put_header(out, CANCEL, session, len(tasks), 0, 0)
+    end = at + 8 * len(tasks)
+    out[at:end].view("<i8")[:] = tasks
+    return end
+
+
+def unpack_cancel(message: np.ndarray) -> list[int]:
+    """The task ids of a CANCEL message. Raises WireFault on a wrong size."""
+    header = read_header(message)
+    if message.nbytes != HEADER.itemsize + 8 * int(header["n_tasks"]):
+        raise WireFault(f"a CANCEL message of {message.nbytes} bytes does not match its count")
+    return list(message[HEADER.itemsize :].view("<i8").tolist())
+
+
+def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -> int:
+    """Write an ANSWERS message into `out` and return its length in bytes.
+
+    Raises:
+        WireFault: it does not fit `out`.
+    """
+    reasons = [_short(result.reason) for result in results]
+    n_cells = sum(len(result.cells) for result in results)
+    total = (
+        HEADER.itemsize
+        + len(results) * RESULT.itemsize
+        + n_cells * CELL.itemsize
+        + sum(map(len, reasons))
+    )
+    if total > out.nbytes:
+        raise WireFault(f"an answer of {total} bytes for a buffer of {out.nbytes}")
+    at = _put_header(out, ANSWERS, session, len(results), n_cells, sum(map(len, reasons)))
+    for result, reason in zip(results, reasons, strict=True):
+        out[at : at + RESULT.itemsize].view(RESULT)[0] = (
+            result.task,
+            result.compute_ns,
+            result.held_ns,
+            result.drawn_ns,
+            len(result.cells),
+            result.status,
+            result.retryable,
+            len(reason),
+        )
+        at += RESULT.itemsize
+    for result in results:
+        for cell in result.cells:
+            label, score = cell if cell is not None else (0, 0.0)
+            record = (label, score, cell is not None, (0, 0, 0))
+            out[at : at + CELL.itemsize].view(CELL)[0] = record
+            at += CELL.itemsize
+    for reason in reasons:
+        out[at : at + len(reason)] = np.frombuffer(reason, np.uint8)
+        at += len(reason)
+    return at
+
+
+def unpack_results(message: np.ndarray) -> list[WireResult]:
+    """The results of an ANSWERS message.
+
+    Raises:
+        WireFault: sizes that do not add up or an unknown status.
+    """
+    header = read_header(message)
+    n_results, n_cells = int(header["n_tasks"]), int(header["n_items"])
+    at = HEADER.itemsize
+    cells_at = at + n_results * RESULT.itemsize
+    reasons_at = cells_at + n_cells * CELL.itemsize
+    if reasons_at + int(header["payload_bytes"]) != message.nbytes:
+        raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
+    records = message[at:cells_at].view(RESULT)
+    cells = [
+        Score(label, score) if present else None
+        for label, score, present, _ in message[cells_at:reasons_at].view(CELL).tolist()
+    ]
+    if (
+        int(records["n_cells"].sum(dtype=np.uint64)) != n_cells
+        or int(records["reason_bytes"].sum()) != int(header["payload_bytes"])
+        or not np.isin(records["status"], (ANSWERED, FAILED, SKIPPED)).all()
+    ):
+        raise WireFault("the results of a message do not add up")
+    results, first, text = [], 0, reasons_at
+    for task, compute_ns, held_ns, drawn_ns, count, status, retryable, length in records.tolist():
+        reason = message[text : text + length].tobytes().decode("utf-8", "replace")
+        own = tuple(cells[first : first + count])
+        results.append(
+            WireResult(task, status, own, compute_ns, held_ns, drawn_ns, reason, bool(retryable))
+        )
+        first, text = first + count, text + length
+    return results
+
+
+def pack_control(out: np.ndarray, session: int, content: dict[str, Any]) -> int:
+    """Write a CONTROL message (JSON) into `out` and return its length in bytes.
+
+    Raises:
+        WireFault: it does not fit `out`.
+    """
+    text = json.dumps(content).encode()
+    end = HEADER.itemsize + len(text)
+    if end > out.nbytes:
+        raise WireFault(f"a control message of {end} bytes for a buffer of {out.nbytes}")
+    _put_header(out, CONTROL, session, 0, 0, len(text))
+    out[HEADER.itemsize : end] = np.frombuffer(text, np.uint8)
+    return end
+
+
+def unpack_control(message: np.ndarray) -> dict[str, Any]:
+    """The content of a CONTROL message. Raises WireFault when it is no JSON object."""
+    read_header(message)
+    try:
+        content = json.loads(message[HEADER.itemsize :].tobytes())
+    except ValueError as error:
+        raise WireFault(f"a control message that is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WireFault("a control message that is no JSON object")
+    return content
+
+
+def read_header(message: np.ndarray) -> np.void:
+    """The checked header of any message.
+
+    Raises:
+        WireFault: too short, foreign, or of another version.
+    """
+    if message.nbytes < HEADER.itemsize:
+        raise WireFault(f"a message of {message.nbytes} bytes; a header needs {HEADER.itemsize}")
+    header = message[: HEADER.itemsize].view(HEADER)[0]
+    if header["magic"] != MAGIC or header["version"] != VERSION:
+        raise WireFault(
+            f"a message with magic {int(header['magic']):#x} version {header['version']}; "
+            f"needed are {MAGIC:#x} version {VERSION}: do all ranks run the same collage_mpi?"
+        )
+    return header
+
+
+def _put_header(
+    out: np.ndarray, kind: int, session: int, n_tasks: int, n_items: int, payload: int
+) -> int:
+    record = (MAGIC, VERSION, kind, session, n_tasks, n_items, payload, 0)
+    out[: HEADER.itemsize].view(HEADER)[0] = record
+    return HEADER.itemsize
+
+
+def _short(reason: str) -> bytes:
+    return reason.encode()[:REASON_BYTES]

@@ -1,0 +1,112 @@
+"""Every message reads back as written, and no bytes from the wire can do worse than WireFault."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collage_mpi import protocol as wire
+from collage_mpi.scheduler.events import Score
+
+ids = st.integers(0, 2**62)
+tasks = st.builds(
+    wire.WireTask,
+    task=ids,
+    group=ids,
+    attempt=st.integers(1, 60),
+    kind=st.sampled_from(wire.KINDS),
+    items=st.lists(st.tuples(ids, st.integers(0, 255)), min_size=1, max_size=9).map(tuple),
+)
+scores = st.builds(Score, st.integers(0, 2**31 - 1), st.floats(0, 1, width=32))
+results = st.builds(
+    wire.WireResult,
+    task=ids,
+    status=st.sampled_from([wire.ANSWERED, wire.FAILED, wire.SKIPPED]),
+    cells=st.lists(st.none() | scores, max_size=9).map(tuple),
+    compute_ns=ids,
+    held_ns=ids,
+    drawn_ns=ids,
+    reason=st.text("abc äµ", max_size=50),
+    retryable=st.booleans(),
+)
+json_values = st.none() | st.booleans() | st.integers() | st.text()
+
+
+@given(batch=st.lists(tasks, min_size=1, max_size=4), session=st.integers(0, 9))
+def test_tasks_of_several_groups_travel_together(batch, session):
+    pixels = [np.full((2, 3, 1), i, np.uint8) for i in range(len(batch))]
+    out = np.zeros(4096, np.uint8)
+    length = wire.pack_tasks(out, session, batch, pixels)
+    found, payload = wire.unpack_tasks(out[:length])
+    assert found == batch
+    assert payload.tobytes() == b"".join(p.tobytes() for p in pixels)
+    assert wire.read_header(out[:length])["session"] == session
+
+
+@given(batch=st.lists(results, min_size=1, max_size=4))
+def test_results_read_back(batch):
+    out = np.zeros(8192, np.uint8)
+    assert wire.unpack_results(out[: wire.pack_results(out, 1, batch)]) == batch
+
+
+@given(st.lists(ids, max_size=20))
+def test_cancels_read_back(batch):
+    out = np.zeros(1024, np.uint8)
+    assert wire.unpack_cancel(out[: wire.pack_cancel(out, 1, batch)]) == batch
+
+
+@given(st.dictionaries(st.text(), json_values))
+def test_controls_read_back(content):
+    out = np.zeros(wire.CONTROL_BYTES, np.uint8)
+    assert wire.unpack_control(out[: wire.pack_control(out, 1, content)]) == content
+
+
+def test_a_message_that_does_not_fit_is_refused():
+    small = np.zeros(64, np.uint8)
+    task = wire.WireTask(1, 0, 1, "single", ((0, 0),))
+    with pytest.raises(wire.WireFault, match="64"):
+        wire.pack_tasks(small, 1, [task], [np.zeros(100, np.uint8)])
+    with pytest.raises(wire.WireFault, match="64"):
+        wire.pack_control(small, 1, {"text": "x" * 100})
+
+
+def test_another_version_is_refused_by_name():
+    out = np.zeros(64, np.uint8)
+    length = wire.pack_cancel(out, 1, [5])
+    out[4] = 99
+    with pytest.raises(wire.WireFault, match="version 99"):
+        wire.unpack_cancel(out[:length])
+
+
+def test_a_long_reason_is_cut():
+    out = np.zeros(2048, np.uint8)
+    result = wire.WireResult(1, wire.FAILED, reason="x" * 5000)
+    (found,) = wire.unpack_results(out[: wire.pack_results(out, 1, [result])])
+    assert len(found.reason) == wire.REASON_BYTES
+
+
+READERS = [wire.unpack_tasks, wire.unpack_results, wire.unpack_cancel, wire.unpack_control]
+
+
+@given(st.binary(max_size=300))
+@pytest.mark.parametrize("reader", READERS)
+def test_foreign_bytes_are_refused(reader, data):
+    with pytest.raises(wire.WireFault):
+        reader(np.frombuffer(data, np.uint8))
+
+
+@given(batch=st.lists(results, min_size=1, max_size=3), data=st.data())
+@pytest.mark.parametrize("reader", READERS)
+def test_damaged_messages_never_do_worse_than_wire_fault(reader, batch, data):
+    out = np.zeros(4096, np.uint8)
+    message = out[: wire.pack_results(out, 1, batch)]
+    for _ in range(3):
+        at = data.draw(st.integers(8, len(message) - 1))
+        message[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(message)))
+    try:
+        reader(message[:cut])
+    except wire.WireFault:
+        pass
