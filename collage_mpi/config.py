@@ -1,0 +1,320 @@
+"""The settings of a run: one typed object, built once.
+
+Owns: every setting's name, default, help line and check; settings files; flags
+that win over them.
+Does not know: what a setting makes the program do.
+
+The command line's flags are made from the same fields, so that a setting exists
+in one place. Unknown keys are errors that name the known ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.grid import MAX_SIDE, MIN_SIDE
+from collage_mpi.scheduler.policies import POLICIES, AcceptPolicy, make_policy
+from collage_mpi.scheduler.schemes import SCHEMES
+from collage_mpi.stragglers import MODELS, TRACE_DRAWS, StragglerSettings
+
+MODES = ("carry", "drain")
+
+
+def _setting(default: Any, help_line: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help_line, **more})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides what a run does. See each field's help line.
+
+    Raises:
+        UsageError: a value that is out of range or contradicts another.
+    """
+
+    shards: tuple[str, ...] = _setting((), "shard files, or folders of them", metavar="PATH")
+    single: str = _setting("", "single classifier: a .safetensors file, or null", metavar="W")
+    collage: str = _setting("", "collage-CNN: a .safetensors file, or null", metavar="W")
+    out: str = _setting("", "folder for the results", metavar="DIR")
+    scheme: str = _setting("collage", "how redundancy is added", choices=SCHEMES)
+    side: int = _setting(3, "cells along an edge of the collage; side*side images a group")
+    cell_px: int | None = _setting(
+        None, "pixels along an edge of a cell (default: what the collage network says)"
+    )
+    accept: str = _setting("first", "when a collage's answer counts", choices=POLICIES)
+    grace_ms: float | None = _setting(
+        None, "accept grace: the collage counts once this long has passed since t0"
+    )
+    singles: int | None = _setting(None, "single ranks N (default: side*side)")
+    collage_ranks: int = _setting(1, "collage ranks M")
+    collage_copies: int = _setting(1, "collage ranks that get the same collage, at most M")
+    between: str = _setting(
+        "carry", "carry: a busy rank stays busy; drain: all ranks idle first", choices=MODES
+    )
+    depth: int = _setting(1, "groups in flight")
+    credit: int = _setting(2, "tasks a rank may have at a time")
+    linger_ms: float | None = _setting(None, "send a part-filled collage after this long")
+    image_timeout_s: float | None = _setting(None, "give an image up as an error row after this")
+    max_attempts: int = _setting(3, "times an image is sent to single ranks before it is an error")
+    order: str = _setting("file", "file, or shuffle:SEED", metavar="ORDER")
+    limit: int | None = _setting(None, "classify at most this many images")
+    device: str = _setting("auto", "device of the workers: auto, cpu or cuda", metavar="DEVICE")
+    warmup_tasks: int = _setting(3, "dummy tasks a rank runs before it is ready")
+    warmup_groups: int = _setting(2, "first groups that statistics leave out")
+    straggler: str = _setting("none", "injected service times", choices=MODELS)
+    straggler_seed: int = _setting(0, "seed of the injected service times")
+    straggler_median_ms: float = _setting(100.0, "median (lognormal) or constant (pinned)")
+    straggler_sigma: float = _setting(0.2, "sigma of the logarithm (lognormal)")
+    trace_file: str | None = _setting(
+        None, "service times in seconds, .npy of (machines, requests)", metavar="FILE"
+    )
+    trace_draws: str = _setting(
+        "rows", "a row a rank in order, or independent draws", choices=TRACE_DRAWS
+    )
+    time_scale: float = _setting(1.0, "multiplies every injected service time")
+    slow_ranks: tuple[str, ...] = _setting(
+        (), "RANK:FACTOR, a rank that is FACTOR times slower throughout", metavar="RANK:FACTOR"
+    )
+    cost_ratio: float | None = _setting(
+        None, "collage's service time over the single's for injection (default: measured)"
+    )
+    status_every_s: float = _setting(5.0, "seconds between progress lines")
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_ranges()
+        self.accept_policy()
+        self.stragglers()
+        self.shuffle_seed()
+        if self.collage_copies > self.collage_ranks > 0:
+            raise UsageError(
+                f"collage_copies is {self.collage_copies} with {self.collage_ranks} collage "
+                "rank(s); each copy needs a rank of its own"
+            )
+
+    def _check_choices(self) -> None:
+        for spec in dataclasses.fields(self):
+            choices = spec.metadata.get("choices")
+            value = getattr(self, spec.name)
+            if choices and value not in choices:
+                raise UsageError(f"{spec.name} is {value!r}; known are: {', '.join(choices)}")
+
+    def _check_ranges(self) -> None:
+        if not MIN_SIDE <= self.side <= MAX_SIDE:
+            raise UsageError(f"side is {self.side}; a collage needs {MIN_SIDE} to {MAX_SIDE}")
+        at_least = {
+            "cell_px": 1,
+            "singles": 1,
+            "collage_ranks": 1 if self.scheme == "collage" else 0,
+            "collage_copies": 1,
+            "depth": 1,
+            "credit": 1,
+            "linger_ms": 0,
+            "image_timeout_s": 0,
+            "max_attempts": 1,
+            "limit": 1,
+            "warmup_tasks": 0,
+            "warmup_groups": 0,
+            "status_every_s": 0.1,
+        }
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UsageError(f"{name} is {value}; it needs at least {least}")
+        if self.cost_ratio is not None and not 0 < self.cost_ratio < 1e6:
+            raise UsageError(f"cost_ratio is {self.cost_ratio}; it needs a positive number")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"device is {self.device!r}; known are: auto, cpu, cuda")
+
+    # ---- what the fields mean together --------------------------------------
+
+    @property
+    def group_size(self) -> int:
+        """Images of a full group."""
+        return self.side * self.side
+
+    @property
+    def n_singles(self) -> int:
+        """Single ranks, N."""
+        return self.group_size if self.singles is None else self.singles
+
+    @property
+    def mode(self) -> str:
+        """How groups follow each other, as shown in every table and legend (C6)."""
+        return f"{self.between}, depth {self.depth}"
+
+    def accept_policy(self) -> AcceptPolicy:
+        """The accept policy of the collage."""
+        grace_ns = None if self.grace_ms is None else round(self.grace_ms * 1e6)
+        return make_policy(self.accept, grace_ns)
+
+    def shuffle_seed(self) -> int | None:
+        """Seed of `order = shuffle:SEED`, None for file order."""
+        if self.order == "file":
+            return None
+        word, _, seed = self.order.partition(":")
+        if word != "shuffle" or not seed.isdecimal():
+            raise UsageError(f"order is {self.order!r}; known are: file, shuffle:SEED")
+        return int(seed)
+
+    def stragglers(self) -> StragglerSettings:
+        """The injected service times."""
+        return StragglerSettings(
+            model=self.straggler,
+            seed=self.straggler_seed,
+            median_ms=self.straggler_median_ms,
+            sigma=self.straggler_sigma,
+            trace=self.trace_file,
+            trace_draws=self.trace_draws,
+            time_scale=self.time_scale,
+            slow=dict(parse_slow(text) for text in self.slow_ranks),
+        )
+
+    def require_inputs(self) -> None:
+        """Raise UsageError unless shards, networks and the output are named."""
+        for name in ("shards", "single", "out"):
+            if not getattr(self, name):
+                raise UsageError(f"--{name} is missing: collage-mpi run --help shows an example")
+        if self.scheme == "collage" and not self.collage:
+            raise UsageError("--collage is missing: scheme collage needs a collage network")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain JSON values; `from_mapping` reads them back."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    def digest(self) -> str:
+        """A hash of the settings that decide the rows; where they go does not count."""
+        rows = {k: v for k, v in self.to_dict().items() if k not in ("out", "status_every_s")}
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "settings") -> RunSettings:
+        """Build from plain values.
+
+        Raises:
+            UsageError: an unknown key (named, with the nearest known one), a value of
+                the wrong type, or as the class itself.
+        """
+        known = {spec.name for spec in dataclasses.fields(cls)}
+        hints = typing.get_type_hints(cls)
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise UsageError(
+                    f"{source}: unknown setting {key!r}{hint} Known: {', '.join(sorted(known))}"
+                )
+        return cls(**{key: _typed(key, v, hints[key], source) for key, v in values.items()})
+
+
+def parse_slow(text: str) -> tuple[int, float]:
+    """Read RANK:FACTOR. Raises UsageError when it is not that."""
+    rank, _, factor = text.partition(":")
+    try:
+        return int(rank), float(factor)
+    except ValueError:
+        raise UsageError(f"slow rank {text!r}; it needs RANK:FACTOR, as in 3:5") from None
+
+
+def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
+    """The value as the field's type, or UsageError. Integers pass as floats."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if origin is tuple:
+        parts = [value] if isinstance(value, str) else value
+        if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
+            return tuple(parts)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, str) and type(value) is hint:  # a bool is no int here
+        return value
+    wanted = "a list of strings" if origin is tuple else getattr(hint, "__name__", str(hint))
+    raise UsageError(f"{source}: {key} is {value!r}; it needs {wanted}")
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Settings from a .toml file, or from the .json that a run saved.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
+        DataFault: it is no TOML or JSON table.
+        UsageError: another ending.
+    """
+    if path.suffix not in (".toml", ".json"):
+        raise UsageError(f"settings file {path}: known are .toml and .json")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFault(f"settings file {path} cannot be read: {error}") from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else _toml(text)
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"settings file {path} is no {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(values, dict):
+        raise DataFault(f"settings file {path} does not hold a table of settings")
+    return values
+
+
+def _toml(text: str) -> dict[str, Any]:
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    values: dict[str, Any] = import_module(name).loads(text)
+    return values
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting, and --settings FILE. Flags win over the file."""
+    parser.add_argument("--settings", metavar="FILE", help="settings file, .toml or .json")
+    hints = typing.get_type_hints(RunSettings)
+    for spec in dataclasses.fields(RunSettings):
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(spec)}
+        hint = hints[spec.name]
+        args = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        if typing.get_origin(hint) is tuple:
+            options["nargs"] = "+"
+        elif (args[0] if args else hint) is not str:
+            options["type"] = args[0] if args else hint
+        for name in ("choices", "metavar"):
+            if name in spec.metadata:
+                options[name] = spec.metadata[name]
+        if "choices" not in options:
+            kind = options.get("type", str).__name__.upper()
+            options.setdefault("metavar", {"INT": "N", "FLOAT": "X"}.get(kind, kind))
+        parser.add_argument("--" + spec.name.replace("_", "-"), **options)
+
+
+def _help(spec: dataclasses.Field[Any]) -> str:
+    text = str(spec.metadata["help"])
+    if spec.default in (None, "", ()):
+        return text
+    return f"{text} (default: {spec.default})".replace("%", "%%")
+
+
+def settings_from_args(args: argparse.Namespace) -> RunSettings:
+    """The effective settings: defaults, then the file, then the flags."""
+    known = {spec.name for spec in dataclasses.fields(RunSettings)}
+    values: dict[str, Any] = {}
+    source = "flags"
+    if getattr(args, "settings", None):
+        values = read_settings_file(Path(args.settings))
+        source = args.settings
+    values |= {key: value for key, value in vars(args).items() if key in known}
+    return RunSettings.from_mapping(values, source)

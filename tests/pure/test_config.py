@@ -1,0 +1,114 @@
+"""Settings: files, flags that win, and every wrong value a clear usage error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collage_mpi.config import (
+    RunSettings,
+    add_setting_flags,
+    read_settings_file,
+    settings_from_args,
+)
+from collage_mpi.errors import CollageError, UsageError
+
+
+def parse(*argv: str) -> RunSettings:
+    parser = argparse.ArgumentParser()
+    add_setting_flags(parser)
+    return settings_from_args(parser.parse_args(argv))
+
+
+def test_flags_win_over_the_file(tmp_path):
+    file = tmp_path / "job.toml"
+    file.write_text('side = 4\nsingle = "a.safetensors"\nshards = ["x.h5"]\n')
+    found = parse(
+        "--settings",
+        str(file),
+        "--side",
+        "5",
+        "--straggler",
+        "pinned",
+        "--slow-ranks",
+        "3:5",
+        "4:2.5",
+    )
+    assert (found.side, found.single, found.shards) == (5, "a.safetensors", ("x.h5",))
+    assert found.stragglers().slow == {3: 5.0, 4: 2.5}
+
+
+def test_saved_settings_are_a_settings_file(tmp_path):
+    first = parse("--side", "4", "--straggler", "pinned", "--slow-ranks", "3:5", "--limit", "9")
+    (tmp_path / "settings.json").write_text(json.dumps(first.to_dict()))
+    assert parse("--settings", str(tmp_path / "settings.json")) == first
+
+
+def test_the_digest_ignores_where_the_rows_go():
+    assert parse("--out", "a").digest() == parse("--out", "b").digest()
+    assert parse("--side", "2").digest() != parse("--side", "3").digest()
+
+
+def test_meaning():
+    found = parse("--straggler", "pinned", "--slow-ranks", "3:5", "--order", "shuffle:7")
+    assert found.stragglers().slow == {3: 5.0}
+    assert found.shuffle_seed() == 7
+    assert found.mode == "carry, depth 1"
+    assert (found.n_singles, found.group_size) == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"sides": 3}, "did you mean 'side'"),
+        ({"zzz": 3}, "Known: "),
+        ({"side": "3"}, "side is '3'"),
+        ({"side": True}, "side is True"),
+        ({"side": 1}, "2 to 16"),
+        ({"shards": 3}, "list of strings"),
+        ({"scheme": "replicate3"}, "known are: none, collage"),
+        ({"accept": "grace"}, "--grace-ms"),
+        ({"order": "shuffle"}, "shuffle:SEED"),
+        ({"collage_copies": 2}, "each copy needs a rank"),
+        ({"collage_ranks": 0}, "at least 1"),
+        ({"credit": 0}, "at least 1"),
+        ({"straggler": "pinned", "slow_ranks": ["3=5"]}, "RANK:FACTOR"),
+        ({"straggler": "trace"}, "--trace-file"),
+        ({"cost_ratio": float("nan")}, "positive"),
+        ({"linger_ms": float("nan")}, "at least 0"),
+        ({"device": "tpu"}, "auto, cpu, cuda"),
+    ],
+)
+def test_wrong_values_are_usage_errors(values, says):
+    with pytest.raises(UsageError, match=says):
+        RunSettings.from_mapping(values)
+
+
+def test_missing_inputs_are_named():
+    with pytest.raises(UsageError, match="--shards"):
+        parse().require_inputs()
+    with pytest.raises(UsageError, match="--collage"):
+        parse("--shards", "x", "--single", "null", "--out", "o").require_inputs()
+
+
+@pytest.mark.parametrize("name", ["job.toml", "job.json"])
+@given(text=st.text(max_size=60))
+def test_any_text_is_settings_or_a_clear_error(tmp_path_factory, name, text):
+    path: Path = tmp_path_factory.mktemp("s") / name
+    path.write_text(text, encoding="utf-8")
+    try:
+        RunSettings.from_mapping(read_settings_file(path), name)
+    except CollageError:
+        pass
+
+
+def test_other_endings_and_missing_files(tmp_path):
+    with pytest.raises(UsageError, match=r"\.toml"):
+        read_settings_file(tmp_path / "job.ini")
+    with pytest.raises(CollageError, match="cannot be read"):
+        read_settings_file(tmp_path / "job.toml")
