@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,12 @@ ALLOW_ROOT = {
 }
 
 # Prints the family of the library that ranks will load, without starting MPI.
-PROBE = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.get_vendor()[0])"
+PROBE = """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+print(MPI.get_vendor()[0])
+"""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,6 @@ class LaunchPlan:
 
     def shell_line(self) -> str:
         """The plan as one line that can be pasted into a shell."""
-        import shlex
-
         words = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items())]
         return " ".join([*words, shlex.join(self.argv)])
 
@@ -192,7 +196,6 @@ def identify(version_text: str) -> tuple[str, str] | None:
 def inspect_launcher(path: Path) -> Mpi | None:
     """Ask one `mpiexec` what it is; None if it cannot be run or is not known."""
     try:
-        # A launcher must not see the job this process may be part of.
         done = subprocess.run(
             [str(path), "--version"],
             capture_output=True,

@@ -1,10 +1,10 @@
-"""A child with a session of its own, and the end of every process in it.
+"""A child process, and the end of everything it started.
 
-Owns: finding and killing the processes of a session.
+Owns: finding and killing the descendants of a process.
 Does not know: MPI, what the processes do.
 
-MPI launchers put ranks into process groups of their own (Open MPI does), so killing
-the launcher's group is not enough; all of them stay in the launcher's session.
+Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session
+of its own, and Open MPI's gives every rank a process group of its own.
 """
 
 from __future__ import annotations
@@ -16,53 +16,70 @@ import time
 from pathlib import Path
 
 POLL_S = 0.02
+LOOKS = 50  # at most 1 s of looking for what is left after SIGKILL
 
 
-def session_members(session: int, proc: Path = Path("/proc")) -> list[int]:
-    """Ids of the live processes of a session, zombies left out; [] without /proc."""
-    members: list[int] = []
+def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
+    """Live processes as {pid: (parent, session)}, zombies left out; {} without /proc."""
+    table: dict[int, tuple[int, int]] = {}
     for entry in proc.glob("[0-9]*/stat"):
         try:
             # "pid (name) state ppid pgrp session ...": the name may hold anything.
-            state, _ppid, _group, found = entry.read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
             continue  # it ended while we looked
-        if int(found) == session and state not in "ZX":
-            members.append(int(entry.parent.name))
-    return members
+        if len(fields) > 3 and fields[0] not in "ZX":
+            table[int(entry.parent.name)] = (int(fields[1]), int(fields[3]))
+    return table
 
 
-def signal_session(session: int, number: signal.Signals) -> None:
-    """Send a signal to every live process of a session."""
-    for pid in session_members(session):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            pass
-    if not Path("/proc").is_dir():  # macOS: the process group is what can be reached
-        try:
-            os.killpg(session, number)
-        except (ProcessLookupError, PermissionError):
-            pass
+def family_of(root: int, table: dict[int, tuple[int, int]]) -> set[int]:
+    """Processes below `root`, or in a session that one of them (or `root`) leads.
+
+    The session finds those whose parent has ended already.
+    """
+    found = {root}
+    while True:
+        more = {
+            pid
+            for pid, (parent, session) in table.items()
+            if pid not in found and (parent in found or session in found)
+        }
+        if not more:
+            return found & set(table)
+        found |= more
 
 
-def end_session(process: subprocess.Popen[str] | subprocess.Popen[bytes], grace_s: float) -> None:
-    """End a child started with start_new_session=True, and all it started.
+def end_family(process: subprocess.Popen[str] | subprocess.Popen[bytes], grace_s: float) -> None:
+    """End a child started with start_new_session=True, and all that it started.
 
     The child gets SIGTERM and `grace_s` seconds; then what is left gets SIGKILL. Returns
     at once when nothing is left.
     """
+    # Looked up first: once the launcher has gone, its ranks' parent is no longer known.
+    known = family_of(process.pid, process_table())
     if process.poll() is None and grace_s > 0:
         process.terminate()
         try:
             process.wait(timeout=grace_s)
         except subprocess.TimeoutExpired:
             pass
-    # Twice: a process may have been started between the look and the kill.
-    for _ in range(2):
-        signal_session(process.pid, signal.SIGKILL)
-        if not session_members(process.pid):
+    for _ in range(LOOKS):
+        table = process_table()
+        known = {pid for root in {*known, process.pid} for pid in family_of(root, table)}
+        for pid in known:
+            _kill(pid)
+        process.poll()  # reaps it, so that its own entry goes
+        if not known:
             break
         time.sleep(POLL_S)
     if process.poll() is None:
+        process.kill()
         process.wait()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

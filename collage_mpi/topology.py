@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.placement import Placement, placement
+
+__all__ = ["Placement", "placement"]  # re-exported: callers ask topology for both
 
 # First match wins. The launcher of the job itself comes before the batch system: mpiexec
 # inside an sbatch script also shows the script's own SLURM_PROCID=0 to every rank.
@@ -21,7 +24,11 @@ SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
 
+# The rank's environment under `collage-mpi launch`: machine-readable progress is wanted.
+STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
+
 HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+CPUS_ON_NODE = "SLURM_CPUS_ON_NODE"
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
 TASKS_PER_NODE = "SLURM_TASKS_PER_NODE"
 NODE_ID = "SLURM_NODEID"
@@ -57,7 +64,7 @@ def launcher_size(environ: Mapping[str, str] = os.environ) -> int | None:
     variable says what was asked for, not what was started.
     """
     found = _first_number(SIZE_VARIABLES[:-1], environ)
-    if found is None and environ.get(STEP_ID, "").isdecimal():
+    if found is None and in_slurm_step(environ):
         found = _first_number(SIZE_VARIABLES[-1:], environ)
     return found
 
@@ -70,11 +77,21 @@ def local_rank(environ: Mapping[str, str] = os.environ) -> int | None:
 def local_size(environ: Mapping[str, str] = os.environ) -> int | None:
     """How many ranks the launcher put on this host, or None if not told."""
     found = _first_number(LOCAL_SIZE_VARIABLES, environ)
-    if found is None and environ.get(STEP_ID, "").isdecimal():
+    if found is None and in_slurm_step(environ):
         node = _first_number((NODE_ID,), environ) or 0
         counts = expand_tasks_per_node(environ.get(TASKS_PER_NODE, ""))
         found = counts[node] if node < len(counts) else None
     return found
+
+
+def in_slurm_step(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether srun started this process (a batch script is not in a step)."""
+    return environ.get(STEP_ID, "").isdecimal()
+
+
+def status_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher of this job reads machine-readable status lines."""
+    return environ.get(STATUS_VARIABLE) == "1"
 
 
 def expand_tasks_per_node(text: str) -> list[int]:
@@ -104,10 +121,9 @@ def allowed_cores(
     quota = _cgroup_cores(cgroup)
     if quota is not None:
         cores = min(cores, quota)
-    per_task = _first_number((CPUS_PER_TASK,), environ)
-    if per_task and environ.get(STEP_ID, "").isdecimal():
-        # In a step the affinity may hold the whole node's share; the task's own is this.
-        cores = min(cores, per_task * (local_size(environ) or 1))
+    on_node = _first_number((CPUS_ON_NODE,), environ)  # binds where affinity is not enforced
+    if on_node:
+        cores = min(cores, on_node)
     return max(1, cores)
 
 
@@ -126,9 +142,19 @@ def _cgroup_cores(cgroup: Path) -> int | None:
     return max(1, -(-int(quota) // int(period)))
 
 
-def threads_per_rank(ranks_on_host: int, cores: int | None = None) -> int:
-    """Compute threads for each rank of a host: cores // ranks, at least 1."""
-    cores = allowed_cores() if cores is None else cores
+def threads_per_rank(
+    ranks_on_host: int, cores: int | None = None, environ: Mapping[str, str] = os.environ
+) -> int:
+    """Compute threads for each rank of a host: cores // ranks, at least 1.
+
+    In a Slurm step that states --cpus-per-task, that number: the affinity may be the
+    task's own cores already, and must not be divided again.
+    """
+    if cores is None:
+        per_task = _first_number((CPUS_PER_TASK,), environ)
+        if per_task and in_slurm_step(environ):
+            return max(1, min(per_task, allowed_cores(environ)))
+        cores = allowed_cores(environ)
     return max(1, cores // max(1, ranks_on_host))
 
 
@@ -154,6 +180,22 @@ def visible_entries(visible: str | None) -> list[str] | None:
             break
         entries.append(entry)
     return entries
+
+
+def local_gpu_rank(rank: int, environ: Mapping[str, str] = os.environ) -> int | None:
+    """This rank's number among the ranks of its host that hold a network; None for rank 0.
+
+    Where the launcher tells no local rank, all ranks are taken to be on one host. On rank
+    0's own host the numbers shift by one; where that host cannot be told (cyclic placement
+    without Slurm) they do not, which only rotates the devices: they stay evenly shared.
+    """
+    if rank == 0:
+        return None
+    local = local_rank(environ)
+    if local is None:
+        return rank - 1
+    beside_rank_0 = rank == local or (in_slurm_step(environ) and environ.get(NODE_ID) == "0")
+    return local - 1 if beside_rank_0 else local
 
 
 def assign_device(

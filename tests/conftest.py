@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.launch import Mpi, build_command, find_mpi, site_here
-from collage_mpi.processes import end_session
+from collage_mpi.processes import end_family
 
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 
@@ -75,12 +75,12 @@ def run_ranks(
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        end_session(process, grace_s=0.0)
+        end_family(process, grace_s=0.0)
         out, err = process.communicate()
         pytest.fail(
             f"{n} ranks did not end within {timeout} s: {plan.shell_line()}\n"
             f"--- stdout\n{out[-4000:]}\n--- stderr\n{err[-4000:]}"
         )
     finally:
-        end_session(process, grace_s=0.0)
+        end_family(process, grace_s=0.0)
     return subprocess.CompletedProcess(plan.argv, process.returncode, out, err)

@@ -1,0 +1,140 @@
+"""`collage-mpi launch -n 11 -- run ...`: start ranks with the MPI at hand.
+
+Owns: the arguments of launch, and `launch_ranks` for commands that start ranks themselves.
+Does not know: MPI objects, what the ranked command does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+
+EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of launch."""
+    parser.usage = "collage-mpi launch -n RANKS [options] -- COMMAND [arguments of COMMAND]"
+    parser.add_argument("-n", "--ranks", type=int, required=True, help="world size, e.g. 11")
+    parser.add_argument(
+        "--mpi",
+        choices=("auto", "mpich", "openmpi", "intel"),
+        default="auto",
+        help="which MPI; auto takes the one mpi4py loads (default)",
+    )
+    parser.add_argument("--mpiexec", metavar="PATH", help="launcher to use (default: look for it)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the command line and do not run it"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="end the job after so many seconds, as incomplete (default: no limit)",
+    )
+    parser.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="-- COMMAND ...",
+        help="what every rank runs: a command of collage-mpi and its arguments",
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Start the ranks and wait; the exit code is the job's own."""
+    words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if args.timeout is not None and args.timeout <= 0:
+        raise UsageError(f"--timeout {args.timeout:g}: seconds, more than 0")
+    return launch_ranks(
+        args.ranks,
+        words,
+        mpi=args.mpi,
+        mpiexec=args.mpiexec,
+        timeout_s=args.timeout,
+        dry_run=args.dry_run,
+    )
+
+
+def launch_ranks(
+    ranks: int,
+    words: Sequence[str],
+    *,
+    mpi: str = "auto",
+    mpiexec: str | None = None,
+    timeout_s: float | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Start `ranks` ranks of `collage-mpi WORDS...`, draw progress, return the exit code.
+
+    Args:
+        ranks: world size.
+        words: a command and its arguments, e.g. ("run", "--shards", "DIR").
+        mpi: "auto" or a family of `collage_mpi.launch.FAMILIES`.
+        mpiexec: launcher to use; None to look for one.
+        timeout_s: None for no limit.
+        dry_run: print the line, run nothing.
+
+    Raises:
+        UsageError: nothing to run, not a command, or ranks < 1.
+        EnvironmentFault: no fitting MPI, or this process is a rank already.
+    """
+    from collage_mpi.launch import build_command, find_mpi, site_here
+    from collage_mpi.supervise import Job, exit_code
+    from collage_mpi.topology import STATUS_VARIABLE
+
+    _check_words(words)
+    _check_not_a_rank()
+    found = find_mpi(mpi, mpiexec)
+    program = (sys.executable, "-m", "collage_mpi", *words)
+    extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
+    plan = build_command(found, ranks, program, site_here(), environ=os.environ, extra_env=extra)
+    if dry_run:
+        print(plan.shell_line())
+        return 0
+    job = Job(plan, found.family, timeout_s)
+    code, note = exit_code(job.run(), output_folder(words))
+    if note:
+        job.say(note)
+    return code
+
+
+def output_folder(words: Sequence[str]) -> Path | None:
+    """The `--out` of a `run`, whose completion marker launch looks for; None if not given."""
+    if not words or words[0] != "run":
+        return None
+    for index, word in enumerate(words):
+        if word == "--out" and index + 1 < len(words):
+            return Path(words[index + 1])
+        if word.startswith("--out="):
+            return Path(word.partition("=")[2])
+    return None
+
+
+def _check_words(words: Sequence[str]) -> None:
+    from collage_mpi.cli import COMMANDS
+
+    if not words:
+        raise UsageError(f"nothing to launch: give a command after --, e.g. {EXAMPLE}")
+    allowed = [name for name in COMMANDS if name != "launch"]
+    if words[0] not in allowed:
+        raise UsageError(
+            f"{words[0]!r} is not a command of collage-mpi: after -- comes one of "
+            f"{', '.join(allowed)}, e.g. {EXAMPLE}"
+        )
+
+
+def _check_not_a_rank() -> None:
+    from collage_mpi.topology import launcher_rank, launcher_size
+
+    size = launcher_size() or 1
+    if size > 1:
+        raise EnvironmentFault(
+            f"launch is itself rank {launcher_rank()} of {size}. Type either\n"
+            "  collage-mpi launch -n 11 -- run ...\n"
+            "  mpiexec -n 11 collage-mpi run ..."
+        )

@@ -1,0 +1,133 @@
+"""Which rank holds which networks, and whether the world is of the right size.
+
+Owns: the placement of kinds on ranks (C1), the messages for a wrong world size.
+Does not know: hosts, devices, MPI objects, environment variables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+
+COORDINATOR = 0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Capabilities per rank: `kinds[rank]` is the set of network kinds it holds.
+
+    A set, not a role: a rank may hold several kinds ("single" and "collage"), or none
+    (rank 0, and ranks that a scheme leaves idle).
+    """
+
+    kinds: tuple[frozenset[str], ...]
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all, rank 0 included."""
+        return len(self.kinds)
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Ranks that hold at least one network."""
+        return tuple(rank for rank, held in enumerate(self.kinds) if held)
+
+    @property
+    def idle(self) -> tuple[int, ...]:
+        """Ranks other than the coordinator that hold no network."""
+        return tuple(r for r, held in enumerate(self.kinds) if not held and r != COORDINATOR)
+
+    def ranks_of(self, kind: str) -> tuple[int, ...]:
+        """Ranks that hold `kind`, ascending."""
+        return tuple(rank for rank, held in enumerate(self.kinds) if kind in held)
+
+    def describe(self) -> str:
+        """One line for a log: `0 coordinator, 1-9 single, 10 collage`."""
+        parts = ["0 coordinator"]
+        runs: list[tuple[int, int, str]] = []
+        for rank, held in enumerate(self.kinds[1:], start=1):
+            name = "+".join(sorted(held, reverse=True)) or "idle"
+            if runs and runs[-1][2] == name:
+                runs[-1] = (runs[-1][0], rank, name)
+            else:
+                runs.append((rank, rank, name))
+        parts += [f"{a if a == b else f'{a}-{b}'} {name}" for a, b, name in runs]
+        return ", ".join(parts)
+
+
+def placement(
+    world_size: int,
+    singles: int | None,
+    collage_ranks: int,
+    *,
+    side: int,
+    scheme: str = "collage",
+    launcher_size: int | None = None,
+) -> Placement:
+    """The default placement: 0 coordinator, 1..N single, N+1..N+M collage.
+
+    Scheme `none` needs no collage rank: worlds of 1+N and of 1+N+M are both right, and
+    in the larger one the last M ranks stay idle.
+
+    Args:
+        world_size: what MPI says.
+        singles: N, or None for side * side.
+        collage_ranks: M, at least 0; at least 1 for a scheme that uses collages.
+        side: cells along an edge of the collage; only the default of N and messages use it.
+        scheme: name of the scheme; all but "none" need collage ranks.
+        launcher_size: ranks the launcher says it started; None outside a launcher.
+
+    Raises:
+        UsageError: N or M cannot work.
+        EnvironmentFault: the world is of the wrong size, or is N worlds of one rank.
+    """
+    n_single = side * side if singles is None else singles
+    uses_collage = scheme != "none"
+    if n_single < 1:
+        raise UsageError(f"--singles {n_single}: at least one single rank is needed")
+    if collage_ranks < (1 if uses_collage else 0):
+        raise UsageError(f"--collage-ranks {collage_ranks}: --scheme {scheme} needs at least 1")
+    needed = 1 + n_single + collage_ranks
+    if world_size == 1 or (launcher_size or world_size) != world_size:
+        raise _one_world_is_missing(world_size, launcher_size, needed)
+    if world_size == needed and uses_collage:
+        extra = [frozenset({"collage"})] * collage_ranks
+    elif not uses_collage and world_size in (needed, 1 + n_single):
+        extra = [frozenset()] * (world_size - 1 - n_single)
+    else:
+        raise _wrong_size(world_size, singles, n_single, collage_ranks, side, scheme)
+    return Placement((frozenset(), *[frozenset({"single"})] * n_single, *extra))
+
+
+def _wrong_size(
+    world: int, singles: int | None, n_single: int, m_collage: int, side: int, scheme: str
+) -> EnvironmentFault:
+    who = f"--side {side}" if singles is None else f"--singles {singles}"
+    m_needed = m_collage if scheme != "none" else 0
+    collages = f"{m_needed} collage rank" + ("" if m_needed == 1 else "s")
+    needed = 1 + n_single + m_needed
+    parts = f"1 coordinator + {n_single} single" + (f" + {m_needed} collage" if m_needed else "")
+    possible = world - 1 - m_needed
+    other = f", or pass --singles {possible}" if possible >= 1 else ""
+    what = f"with {collages}" if m_needed else f"with --scheme {scheme}"
+    return EnvironmentFault(
+        f"the world has {world} ranks; {who} {what} needs {needed} ({parts}): "
+        f"launch with -n {needed}{other}"
+    )
+
+
+def _one_world_is_missing(world: int, launcher_size: int | None, needed: int) -> EnvironmentFault:
+    lines = (
+        f"  collage-mpi launch -n {needed} -- run ...     finds the matching mpiexec\n"
+        f"  mpiexec -n {needed} collage-mpi run ...       the mpiexec of the MPI installed here\n"
+        f"  srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI) -n {needed} collage-mpi run ..."
+    )
+    if launcher_size is not None and launcher_size > 1:
+        return EnvironmentFault(
+            f"the launcher started {launcher_size} ranks, but MPI says this is rank 0 of {world}: "
+            f"the launcher and the MPI library do not fit together. Use one of\n{lines}"
+        )
+    return EnvironmentFault(
+        f"this is one process on its own; the job needs {needed} ranks. Use one of\n{lines}"
+    )

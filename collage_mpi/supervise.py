@@ -1,0 +1,278 @@
+"""Run one launched job to its end: output, progress, signals, timeout, exit code.
+
+Owns: the launcher's process, its two streams, signal forwarding, the true exit code.
+Does not know: which MPI it is beyond its stop signal, what the ranks do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from collage_mpi.banners import BannerFilter
+from collage_mpi.errors import ExitCode
+from collage_mpi.launch import LaunchPlan
+from collage_mpi.processes import end_family
+from collage_mpi.progress import Display, display_for, split_status
+
+POLL_S = 0.1
+DRAIN_S = 1.0  # output that comes after the launcher has ended
+STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
+END_GRACE_S = 2.0  # from SIGTERM to SIGKILL
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+
+# What makes the launcher pass a stop on to its ranks. MPICH's forwards SIGTERM, and dies
+# of SIGUSR2; Open MPI's forwards SIGUSR2, and kills its ranks on SIGTERM.
+STOP_SIGNALS = {
+    "mpich": signal.SIGTERM,
+    "intel": signal.SIGTERM,
+    "openmpi": signal.SIGUSR2,
+}
+
+# What completes a run besides the code (C7): the marker that results write last.
+COMPLETE_MARKER = "COMPLETE"
+_COMPLETE_CODES = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
+
+
+@dataclass
+class Outcome:
+    """How the job ended, as far as the launching side can tell.
+
+    Attributes:
+        launcher: the launcher's exit code, negative for a signal, as subprocess says it.
+        reported: the code rank 0 said it would leave with; None if it said nothing.
+        stopped_by: the first signal that asked us to stop.
+        timed_out: whether the time limit ended it.
+    """
+
+    launcher: int
+    reported: int | None = None
+    stopped_by: int | None = None
+    timed_out: bool = False
+
+
+class Job:
+    """One launched job. Use: `Job(plan, "mpich").run()`.
+
+    Args:
+        plan: command line and variables.
+        family: of the MPI; decides the stop signal.
+        timeout_s: None for no limit.
+        out, err: where the ranks' output goes; the display is drawn on err.
+        stop_grace_s: seconds a job has to end after it was asked to stop.
+    """
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        family: str,
+        timeout_s: float | None = None,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        stop_grace_s: float = STOP_GRACE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
+        self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
+        self._out, self._err = out or sys.stdout, err or sys.stderr
+        self._display: Display = display_for(self._err)
+        self._signals: list[int] = []
+        self._kill_at_s: float | None = None
+        self._outcome = Outcome(launcher=0)
+
+    def run(self) -> Outcome:
+        """Start the job, follow it to its end, leave nothing of it behind."""
+        with _handlers(self._signals.append):
+            process = _start(self._plan)
+            try:
+                self._follow(process)
+            finally:
+                end_family(process, grace_s=0.0)
+                self._display.close()
+        self._outcome.launcher = process.returncode
+        return self._outcome
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        streams = [
+            _Stream(process.stdout.fileno(), self._out, self),
+            _Stream(process.stderr.fileno(), self._err, self),
+        ]
+        limit_s = None if self._timeout_s is None else self._clock() + self._timeout_s
+        drain_until_s: float | None = None
+        with selectors.DefaultSelector() as selector:
+            for stream in streams:
+                selector.register(stream.fd, selectors.EVENT_READ, stream)
+            while selector.get_map():
+                for key, _ in selector.select(POLL_S):
+                    if not key.data.read():
+                        selector.unregister(key.fd)
+                now_s = self._clock()
+                self._pass_signals(process, now_s)
+                if limit_s is not None and now_s > limit_s:
+                    self._outcome.timed_out, limit_s = True, None
+                    self._kill_at_s = now_s
+                if self._kill_at_s is not None and now_s >= self._kill_at_s:
+                    end_family(process, END_GRACE_S)
+                if process.poll() is not None:
+                    # A process that outlives the launcher may hold the pipe open.
+                    drain_until_s = drain_until_s or now_s + DRAIN_S
+                    if now_s > drain_until_s:
+                        break
+        self._wait(process, limit_s)
+        explained = any(stream.filter.explained for stream in streams)
+        for stream in streams:
+            stream.finish(show_banners=not explained)
+
+    def _wait(self, process: subprocess.Popen[bytes], limit_s: float | None) -> None:
+        """Both pipes are closed; the launcher itself may still be at it."""
+        while process.poll() is None:
+            time.sleep(POLL_S / 5)
+            now_s = self._clock()
+            self._pass_signals(process, now_s)
+            over = limit_s is not None and now_s > limit_s
+            if over or (self._kill_at_s is not None and now_s >= self._kill_at_s):
+                self._outcome.timed_out |= over
+                end_family(process, END_GRACE_S)
+
+    def _pass_signals(self, process: subprocess.Popen[bytes], now_s: float) -> None:
+        """First signal: ask the ranks to stop. Any later one: end them now."""
+        while self._signals:
+            number = self._signals.pop(0)
+            if self._outcome.stopped_by is not None:
+                self._kill_at_s = now_s
+                continue
+            self._outcome.stopped_by = number
+            self._kill_at_s = now_s + self._stop_grace_s
+            self.say("stopping; results so far are kept. Again to stop at once.")
+            if process.poll() is None:
+                process.send_signal(self._stop_signal)
+
+    def say(self, message: str) -> None:
+        """A line of our own."""
+        self._display.clear()
+        print(f"collage-mpi launch: {message}", file=self._err, flush=True)
+
+    def line(self, text: str, target: TextIO, filtered: BannerFilter) -> None:
+        """One line of output has arrived, without its newline."""
+        rest, status = split_status(text)
+        if status is not None:
+            if isinstance(status.get("exit"), int):
+                self._outcome.reported = status["exit"]
+            else:
+                self._display.show(status)
+            if not rest.strip():
+                return
+        self.show(filtered.feed(rest), target)
+
+    def show(self, lines: Sequence[str], target: TextIO) -> None:
+        """Pass lines on at once."""
+        if lines:
+            self._display.clear()
+            target.write("".join(line + "\n" for line in lines))
+            target.flush()
+
+
+class _Stream:
+    """One pipe of the launcher, cut into lines."""
+
+    def __init__(self, fd: int, target: TextIO, job: Job) -> None:
+        self.fd, self._target, self._job = fd, target, job
+        self._rest = b""
+        self.filter = BannerFilter()
+
+    def read(self) -> bool:
+        """Take what is there; False at the end of the stream."""
+        data = os.read(self.fd, 65536)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._job.line(line.decode(errors="replace"), self._target, self.filter)
+        return bool(data)
+
+    def finish(self, show_banners: bool) -> None:
+        """The last line may have no newline; banners are shown if they are all there is."""
+        if self._rest:
+            self._job.line(self._rest.decode(errors="replace"), self._target, self.filter)
+            self._rest = b""
+        held = self.filter.finish()
+        if show_banners:
+            self._job.show(held, self._target)
+
+
+def exit_code(outcome: Outcome, out_dir: Path | None) -> tuple[int, str | None]:
+    """The code to leave with, and a line that explains it if the job's own did not.
+
+    The launcher's code alone is not trusted: rank 0's word comes first, and a run that
+    says complete must have its marker.
+
+    Args:
+        outcome: how the job ended.
+        out_dir: `--out` of the run, or None if there is none to look at.
+    """
+    incomplete = int(ExitCode.INCOMPLETE)
+    code = outcome.launcher if outcome.reported is None else outcome.reported
+    if outcome.timed_out:
+        return incomplete, "the time limit (--timeout) ended the job: incomplete"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in _SIGNAL_NUMBERS else str(-code)
+        code, note = 128 - code, f"the launcher was ended by {name}"
+    else:
+        note = None
+    if outcome.stopped_by is not None and code not in (*_COMPLETE_CODES, incomplete):
+        return 128 + outcome.stopped_by, note
+    if code in _COMPLETE_CODES and out_dir and not (out_dir / COMPLETE_MARKER).exists():
+        return incomplete, (
+            f"the launcher says {code}, but {out_dir} has no {COMPLETE_MARKER} marker: "
+            "the run is incomplete"
+        )
+    return code, note
+
+
+_SIGNAL_NUMBERS = {int(number) for number in signal.Signals}
+
+
+def _start(plan: LaunchPlan) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        plan.argv,
+        env={**os.environ, **plan.env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C reaches us, and we say what to do about it
+        preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+    )
+
+
+def _die_with_parent() -> Callable[[], object]:
+    """So that a killed launch leaves no job behind: the launcher gets SIGTERM then."""
+    pr_set_pdeathsig = 1
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork
+    return lambda: prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)
+
+
+@contextmanager
+def _handlers(note: Callable[[int], object]) -> Iterator[None]:
+    """Signals are noted, not acted on, while a job runs."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        note(number)
+
+    old = {number: signal.signal(number, handle) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
