@@ -1,0 +1,66 @@
+"""The networks: what they are, how they are stored, how they are asked.
+
+Owns: the public names of this package and the choice between a null network and
+one with weights. Does not know: MPI, ranks, shards. Importing it imports no torch;
+`load_predictor` does, when the network has weights.
+"""
+
+from __future__ import annotations
+
+from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.info import KINDS, NetworkInfo, Predictor, check_kind
+from collage_mpi.models.null import NullPredictor, is_null, parse_null
+from collage_mpi.models.weights import describe_weights
+
+__all__ = [
+    "KINDS",
+    "Architecture",
+    "NetworkInfo",
+    "NullPredictor",
+    "Predictor",
+    "describe",
+    "load_predictor",
+]
+
+
+def describe(spec: str, kind: str) -> NetworkInfo | None:
+    """What a network is, from the header of its weights file; no torch.
+
+    Args:
+        spec: path of a safetensors file, or "null" (see `null.parse_null`).
+        kind: "single" or "collage", the role it is meant for.
+
+    Returns:
+        The facts, or None for a null network, which fits any shape.
+
+    Raises:
+        UsageError: an unknown kind or a malformed null spec.
+        EnvironmentFault: the file is missing or unreadable.
+        DataFault: not weights of this package, or of the other kind.
+    """
+    check_kind(kind)
+    if is_null(spec):
+        parse_null(spec, kind)
+        return None
+    return describe_weights(spec, kind)
+
+
+def load_predictor(spec: str, kind: str, *, device: str = "cpu", threads: int = 1) -> Predictor:
+    """Build the network and make it ready to predict.
+
+    Args:
+        spec: path of a safetensors file, or "null[:key=value,...]".
+        kind: "single" or "collage".
+        device: "cpu", "cuda" or "cuda:N".
+        threads: threads torch may use on the CPU, at least 1.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: as `describe`; also a device that is
+            not there, tensors that do not fit the architecture, or are not finite.
+    """
+    check_kind(kind)
+    if is_null(spec):
+        return parse_null(spec, kind)
+    from collage_mpi.models.predictor import TorchPredictor
+
+    return TorchPredictor.load(spec, kind, device=device, threads=threads)

@@ -1,0 +1,76 @@
+"""What the rest of the program may know about a network.
+
+Owns: `NetworkInfo` and the `Predictor` interface.
+Does not know: torch, files, how a network is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from collage_mpi.errors import UsageError
+
+KINDS = ("single", "collage")
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """The facts of a weights file.
+
+    Attributes:
+        kind: "single" or "collage".
+        architecture: the settings of `Architecture`, as a plain dict.
+        shape: (H, W, C) of one input; a collage's is (side*cell_px, side*cell_px, C).
+        side: cells along an edge of the collage; None for a single network.
+        cell_px: pixels along an edge of a cell; None for a single network.
+        class_names: one name a class, in the order of the scores.
+        fingerprint: SHA-256 of the file, 64 hex digits.
+        path: where the file is; None when it came from elsewhere.
+        metadata: the whole JSON header record, training settings included.
+    """
+
+    kind: str
+    architecture: dict[str, Any]
+    shape: tuple[int, int, int]
+    side: int | None
+    cell_px: int | None
+    class_names: tuple[str, ...]
+    fingerprint: str
+    path: Path | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> int:
+        """Answers per input: 1 for a single network, side*side for a collage."""
+        return 1 if self.side is None else self.side * self.side
+
+
+class Predictor(Protocol):
+    """A network that is ready to answer."""
+
+    kind: str
+    cells: int
+    classes: int
+    fingerprint: str
+    device: str
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        """Classify.
+
+        Args:
+            batch: (n, H, W, C) uint8.
+
+        Returns:
+            (n, cells, classes) float32 probabilities; complete on return, GPU included.
+        """
+        ...
+
+
+def check_kind(kind: str) -> None:
+    """Raise UsageError unless kind is one of KINDS."""
+    if kind not in KINDS:
+        raise UsageError(f"a network is of kind {kind!r}; the kinds are {', '.join(KINDS)}")

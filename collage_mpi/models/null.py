@@ -1,0 +1,81 @@
+"""A network that reads its answer from a pixel: for harness tests and benchmarks.
+
+Owns: the null predictor and its spec string.
+Does not know: torch, weights files, MPI.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from collage_mpi.errors import UsageError
+from collage_mpi.grid import Grid
+from collage_mpi.models.info import check_kind
+
+# key -> default of "null:key=value,..."
+NULL_DEFAULTS = {"height": 28, "width": 28, "channels": 1, "side": 3, "cell_px": 28, "classes": 10}
+
+
+class NullPredictor:
+    """Class of a cell = its top-left pixel, channel 0, modulo classes; probability 1 there.
+
+    Args:
+        kind: "single" or "collage".
+        shape: (H, W, C) of one single image; a collage's input follows from the grid.
+        side: cells along an edge of the collage (ignored for a single).
+        cell_px: pixels along an edge of a cell (ignored for a single).
+        classes: number of classes, at least 1.
+    """
+
+    def __init__(
+        self, kind: str, shape: tuple[int, int, int], side: int, cell_px: int, classes: int
+    ) -> None:
+        check_kind(kind)
+        self.kind = kind
+        self.classes = classes
+        self.device = "cpu"
+        if kind == "collage":
+            grid = Grid(side, cell_px)
+            self.cells = grid.cells
+            self.shape = (grid.px, grid.px, shape[2])
+            corners = [grid.box(cell) for cell in range(grid.cells)]
+            self._rows = np.array([rows.start for rows, _ in corners])  # (cells,) int64
+            self._columns = np.array([columns.start for _, columns in corners])
+        else:
+            self.cells = 1
+            self.shape = shape
+            self._rows = self._columns = np.zeros(1, dtype=np.int64)
+        text = f"null {kind} {self.shape} {self.cells} {classes}"
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        """Read the answers: (n, H, W, C) uint8 -> (n, cells, classes) float32, one-hot."""
+        answers = batch[:, self._rows, self._columns, 0] % self.classes  # (n, cells) uint8
+        scores = np.zeros((len(batch), self.cells, self.classes), dtype=np.float32)
+        np.put_along_axis(scores, answers[:, :, None].astype(np.int64), 1.0, axis=2)
+        return scores
+
+
+def is_null(spec: str) -> bool:
+    """Whether a network spec names the null network."""
+    return spec == "null" or spec.startswith("null:")
+
+
+def parse_null(spec: str, kind: str) -> NullPredictor:
+    """Build the null network of a spec such as "null" or "null:cell_px=224,channels=3".
+
+    Raises:
+        UsageError: an unknown key or a value that is not a positive whole number.
+    """
+    values = dict(NULL_DEFAULTS)
+    for part in filter(None, spec.partition(":")[2].split(",")):
+        key, _, value = part.partition("=")
+        if key not in values:
+            raise UsageError(f"{spec!r} has the key {key!r}; known are {', '.join(values)}")
+        if not value.isdecimal() or int(value) < 1:
+            raise UsageError(f"{spec!r}: {key} is {value!r}; it needs a whole number from 1")
+        values[key] = int(value)
+    shape = (values["height"], values["width"], values["channels"])
+    return NullPredictor(kind, shape, values["side"], values["cell_px"], values["classes"])

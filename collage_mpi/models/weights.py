@@ -1,0 +1,244 @@
+"""Weights files: safetensors with the settings as JSON in the header.
+
+Owns: the header's layout and checks, and the atomic write. Nothing is unpickled.
+Does not know: torch (tensors come and go as numpy arrays), what a network computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.grid import Grid
+from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.info import KINDS, NetworkInfo
+
+FORMAT = "collage-mpi weights"
+VERSION = 1
+METADATA_KEY = "collage_mpi"
+MAX_HEADER_BYTES = 4 << 20  # our headers are a few kB; a foreign file must not take memory
+MAX_SIDE_PX, MAX_CHANNELS, MAX_CLASSES = 1 << 14, 64, 1 << 20
+
+_REMEDY = "make one with: collage-mpi train single|collage --shards ... --out FILE.safetensors"
+
+
+def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
+    """Read and check a weights file's header.
+
+    Args:
+        spec: path of the file.
+        kind: "single" or "collage" if it must be of that kind; None for either.
+
+    Raises:
+        EnvironmentFault: the file is missing or unreadable.
+        DataFault: foreign, damaged, another version, or of the other kind.
+    """
+    path = Path(spec)
+    try:
+        with path.open("rb") as file:
+            header = _read_header(path, file.read(8), file)
+            file.seek(0)
+            fingerprint = _sha256(file)
+    except OSError as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"({error.strerror})"
+        raise EnvironmentFault(f"weights {path}: cannot read: {reason}; {_REMEDY}") from error
+    info = parse_metadata(str(path), header, fingerprint, path)
+    if kind is not None and info.kind != kind:
+        raise DataFault(
+            f"weights {path} hold a {info.kind} network; a {kind} network is needed here: "
+            "are --single and --collage the wrong way round?"
+        )
+    return info
+
+
+def parse_metadata(
+    name: str, header: Mapping[str, Any], fingerprint: str, path: Path | None = None
+) -> NetworkInfo:
+    """Turn a safetensors header into facts. Raises DataFault, naming the file."""
+    metadata = header.get("__metadata__")
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
+    if not isinstance(text, str):
+        raise DataFault(
+            f"weights {name} are safetensors of another program (no {METADATA_KEY!r} record in "
+            f"the header); {_REMEDY}"
+        )
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise DataFault(f"the record is a {type(record).__name__}, not a table")
+        return _info(record, fingerprint, path)
+    except (CollageError, ValueError, RecursionError) as error:
+        raise DataFault(f"weights {name}: bad {METADATA_KEY!r} record: {error}") from error
+
+
+def save_weights(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+) -> NetworkInfo:
+    """Write a weights file: temporary name, fsync, rename.
+
+    Args:
+        tensors: name -> float array. Those of two and more dimensions are stored as
+            float16 (half the size; 11 bits suffice for trained weights), others (norms,
+            biases) as float32.
+        metadata: the record, without format and version.
+
+    Raises:
+        DataFault: a tensor is not finite, in particular after the conversion, or the
+            record is not one that `describe_weights` would read back.
+        EnvironmentFault: the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    stored = {name: _stored(name, array) for name, array in tensors.items()}
+    record = {"format": FORMAT, "version": VERSION, **metadata}
+    _info(record, "", None)
+    payload = save(stored, metadata={METADATA_KEY: json.dumps(record)})
+    write_atomically(path, payload)
+    return describe_weights(path)
+
+
+def read_tensors(info: NetworkInfo) -> dict[str, np.ndarray]:
+    """The tensors of a described file, float32. Raises DataFault when damaged or not finite."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if info.path is None:
+        raise DataFault("the network has no weights file")
+    try:
+        payload = info.path.read_bytes()
+        if hashlib.sha256(payload).hexdigest() != info.fingerprint:
+            raise DataFault(f"weights {info.path} changed while being read; start again")
+        tensors = load(payload)
+    except OSError as error:
+        raise EnvironmentFault(f"weights {info.path}: cannot read: {error.strerror}") from error
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise DataFault(f"weights {info.path} are damaged: {error}; copy them again") from error
+    result = {name: np.array(array, dtype=np.float32) for name, array in tensors.items()}
+    for name, array in result.items():
+        if not np.isfinite(array).all():
+            raise DataFault(
+                f"weights {info.path}: tensor {name!r} holds NaN or infinity; train again "
+                "(a lower --lr helps when training diverged)"
+            )
+    return result
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one.
+
+    Raises:
+        EnvironmentFault: the place is not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"cannot write {path}: {error.strerror}; give another place or make room"
+        ) from error
+
+
+def _read_header(path: Path, first: bytes, file: Any) -> dict[str, Any]:
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise DataFault(f"weights {path} are not a safetensors file; {_REMEDY}")
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"weights {path} are not a safetensors file; {_REMEDY}") from error
+    if not isinstance(header, dict):
+        raise DataFault(f"weights {path} are not a safetensors file; {_REMEDY}")
+    return header
+
+
+def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> NetworkInfo:
+    if record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise DataFault(
+            f"format {record.get('format')!r:.60} version {record.get('version')!r:.20}; "
+            f"needed is {FORMAT!r} version {VERSION}"
+        )
+    kind = record.get("kind")
+    if kind not in KINDS:
+        raise DataFault(f"kind is {kind!r:.60}; the kinds are {', '.join(KINDS)}")
+    channels = _whole(record, "channels", MAX_CHANNELS)
+    side = cell_px = None
+    if kind == "collage":
+        side, cell_px = _whole(record, "side", 16), _whole(record, "cell_px", MAX_SIDE_PX)
+        px = Grid(side, cell_px).px
+        shape = (px, px, channels)
+    else:
+        height, width = _whole(record, "height", MAX_SIDE_PX), _whole(record, "width", MAX_SIDE_PX)
+        shape = (height, width, channels)
+    _check_normalisation(record, channels)
+    return NetworkInfo(
+        kind=kind,
+        architecture=Architecture.from_dict(record.get("architecture", {})).to_dict(),
+        shape=shape,
+        side=side,
+        cell_px=cell_px,
+        class_names=_class_names(record),
+        fingerprint=fingerprint,
+        path=path,
+        metadata=record,
+    )
+
+
+def _class_names(record: dict[str, Any]) -> tuple[str, ...]:
+    names = record.get("class_names")
+    if not isinstance(names, list) or not 1 <= len(names) <= MAX_CLASSES:
+        raise DataFault("class_names is not a list of names")
+    if not all(isinstance(name, str) for name in names):
+        raise DataFault("class_names holds something else than names")
+    return tuple(names)
+
+
+def _check_normalisation(record: dict[str, Any], channels: int) -> None:
+    values = record.get("normalisation")
+    for key in ("mean", "std"):
+        numbers = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(numbers, list) or len(numbers) != channels:
+            raise DataFault(f"normalisation needs a {key} for each of {channels} channels")
+        if not all(_is_finite(number) and (key == "mean" or number > 0) for number in numbers):
+            raise DataFault(f"normalisation {key} is {numbers!r:.80}; it needs finite numbers")
+    temperature: Any = record.get("temperature")
+    if not _is_finite(temperature) or temperature <= 0:
+        raise DataFault(f"temperature is {temperature!r:.60}; it needs a number above 0")
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and bool(abs(value) < 1e30)  # type: ignore[arg-type]
+
+
+def _whole(record: dict[str, Any], key: str, largest: int) -> int:
+    value = record.get(key)
+    if type(value) is not int or not 1 <= value <= largest:
+        raise DataFault(f"{key} is {value!r:.60}; it needs a whole number from 1 to {largest}")
+    return value
+
+
+def _stored(name: str, array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(array, dtype=np.float16 if array.ndim > 1 else np.float32)
+    if not np.isfinite(stored).all():
+        raise DataFault(f"tensor {name!r} is not finite: training diverged; try a lower --lr")
+    return stored
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    for block in iter(lambda: file.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
