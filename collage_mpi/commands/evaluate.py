@@ -1,0 +1,241 @@
+"""`collage-mpi evaluate`: networks side by side on labelled shards.
+
+Owns: the flags, the checks that shards and networks fit, the table and the JSON.
+Does not know: how anything is measured (training.measure).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collage_mpi.errors import DataFault, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from collage_mpi.models import NetworkInfo
+    from collage_mpi.models.predictor import TorchPredictor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One network or both; the price of a collage is seen beside the single."""
+    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="labelled shards")
+    parser.add_argument("--single", metavar="WEIGHTS", help="weights of the single network")
+    parser.add_argument("--collage", metavar="WEIGHTS", help="weights of the collage-CNN")
+    parser.add_argument("--side", type=int, help="the grid the collage must have")
+    parser.add_argument(
+        "--shuffle", type=int, metavar="SEED", help="group images in a random order (file order)"
+    )
+    parser.add_argument("--limit", type=int, help="only the first images of the order")
+    parser.add_argument("--calls", type=int, default=300, help="timed calls a network (300)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    specs = {
+        kind: getattr(args, kind)
+        for kind in ("single", "collage")
+        if getattr(args, kind) is not None
+    }
+    if not specs:
+        raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
+    for name in ("calls", "threads", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; it needs a number from 1")
+    report = _measure(args, specs)
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print_table(report)
+    return 0
+
+
+def check_fits(info: NetworkInfo, shards: Any, side: int | None) -> None:
+    """Raise DataFault unless the network fits the shards and the side that is asked for."""
+    if side is not None and info.side is not None and info.side != side:
+        raise DataFault(
+            f"weights {info.path} are for side {info.side}; --side is {side}: train a collage "
+            f"network with --side {side}, or ask for side {info.side}"
+        )
+    height, width, channels = shards.shape
+    if info.kind == "single" and info.shape != (height, width, channels):
+        raise DataFault(
+            f"weights {info.path} take images of {_times(info.shape)}; the shards hold "
+            f"{_times(shards.shape)}: use weights trained on such images"
+        )
+    if info.shape[2] != channels:
+        raise DataFault(
+            f"weights {info.path} take {info.shape[2]} channel(s); the shards have {channels}"
+        )
+    names = shards.class_names
+    if names is not None and tuple(names) != info.class_names:
+        raise DataFault(
+            f"weights {info.path} know the classes {_few(info.class_names)}; the shards have "
+            f"{_few(names)}: they must be the same, in the same order"
+        )
+
+
+def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
+    from collage_mpi.models import describe, load_predictor
+    from collage_mpi.shards import ShardSet
+
+    for kind, spec in specs.items():
+        if describe(spec, kind) is None:
+            raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
+    shards = ShardSet.open(args.shards)
+    try:
+        for kind, spec in specs.items():
+            info = describe(spec, kind)
+            if info is not None:
+                check_fits(info, shards, args.side)
+        predictors: dict[str, Any] = {
+            kind: load_predictor(spec, kind, device=args.device, threads=args.threads)
+            for kind, spec in specs.items()
+        }
+        correct = _accuracies(args, shards, predictors)
+    finally:
+        shards.close()
+    return _report(args, predictors, correct)
+
+
+def _accuracies(
+    args: argparse.Namespace, shards: Any, predictors: dict[str, TorchPredictor]
+) -> dict[str, np.ndarray]:
+    """kind -> (n,) bool, right or wrong, on the same images in the same order."""
+    import numpy as np
+
+    from collage_mpi.grid import Grid
+    from collage_mpi.training.measure import predict_collage, predict_single, right
+
+    order = np.arange(len(shards))
+    if args.shuffle is not None:
+        order = np.random.default_rng(args.shuffle).permutation(order)
+    order = order[: args.limit]
+    labels = shards.labels()
+    if labels is None:
+        raise DataFault("the shards have no labels; accuracy needs labelled shards")
+    correct = {}
+    for kind, predictor in predictors.items():
+        info = predictor.info
+        if info.side is None or info.cell_px is None:
+            answers = predict_single(predictor, shards, order)
+        else:
+            answers = predict_collage(predictor, Grid(info.side, info.cell_px), shards, order)
+        correct[kind] = right(answers, labels[order])
+    return correct
+
+
+def _report(
+    args: argparse.Namespace,
+    predictors: dict[str, TorchPredictor],
+    correct: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    from collage_mpi.training.measure import (
+        count_flops,
+        count_parameters,
+        service_times,
+        torch_threads,
+    )
+
+    times = service_times(list(predictors.values()), args.calls)
+    networks: dict[str, dict[str, Any]] = {
+        kind: {
+            "weights": str(predictor.info.path),
+            "fingerprint": predictor.fingerprint,
+            "side": predictor.info.side,
+            "images": len(correct[kind]),
+            "accuracy": float(correct[kind].mean()),
+            "flops": count_flops(predictor),
+            "parameters": count_parameters(predictor),
+            "service_ns": time.median_ns,
+            "service_p10_ns": time.p10_ns,
+            "service_p90_ns": time.p90_ns,
+        }
+        for (kind, predictor), time in zip(predictors.items(), times, strict=True)
+    }
+    report: dict[str, Any] = {
+        "device": next(iter(predictors.values())).device,
+        "threads": torch_threads(),
+        "calls": args.calls,
+        "order": "file" if args.shuffle is None else f"shuffle:{args.shuffle}",
+        "flops_counted_by": "torch.utils.flop_counter (2 per multiply-accumulate)",
+        "networks": networks,
+    }
+    if len(networks) == 2:
+        single, collage = networks["single"], networks["collage"]
+        report["collage_over_single"] = {
+            "accuracy_points": 100 * (collage["accuracy"] - single["accuracy"]),
+            "flops": collage["flops"] / single["flops"],
+            "parameters": collage["parameters"] / single["parameters"],
+            "service": collage["service_ns"] / single["service_ns"],
+            "both_right": float((correct["single"] & correct["collage"]).mean()),
+            "only_single_right": float((correct["single"] & ~correct["collage"]).mean()),
+            "only_collage_right": float((correct["collage"] & ~correct["single"]).mean()),
+        }
+    return report
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=None)
+    networks, ratio = report["networks"], report.get("collage_over_single")
+    table.add_column("")
+    for kind, entry in networks.items():
+        table.add_column(f"{kind} {entry['side']}x{entry['side']}" if entry["side"] else kind)
+    if ratio:
+        table.add_column("collage : single")
+    for title, cell, ratio_cell in (
+        ("images", lambda e: f"{e['images']:,}", lambda r: ""),
+        (
+            "accuracy",
+            lambda e: f"{e['accuracy']:.2%}",
+            lambda r: f"{r['accuracy_points']:+.2f} points",
+        ),
+        ("MFLOP a call", lambda e: f"{e['flops'] / 1e6:.0f}", lambda r: f"{r['flops']:.2f}"),
+        ("parameters", lambda e: f"{e['parameters']:,}", lambda r: f"{r['parameters']:.2f}"),
+        (
+            "service time, ms",
+            lambda e: f"{e['service_ns'] / 1e6:.2f}",
+            lambda r: f"{r['service']:.2f}",
+        ),
+        (
+            "  10-90 %, ms",
+            lambda e: f"{e['service_p10_ns'] / 1e6:.2f}-{e['service_p90_ns'] / 1e6:.2f}",
+            lambda r: "",
+        ),
+    ):
+        row = [title, *(cell(entry) for entry in networks.values())]
+        table.add_row(*row, *([ratio_cell(ratio)] if ratio else []))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Service time: median of {report['calls']} calls of batch 1, networks in turn, on "
+        f"{report['device']} with {report['threads']} thread(s). FLOP: "
+        f"{report['flops_counted_by']}. Images in {report['order']} order.",
+        soft_wrap=True,
+    )
+    if ratio:
+        console.print(
+            f"Same images: both right {ratio['both_right']:.2%}, only the single "
+            f"{ratio['only_single_right']:.2%}, only the collage "
+            f"{ratio['only_collage_right']:.2%}.",
+            soft_wrap=True,
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _few(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{shown}, ... ({len(names)})" if len(names) > 4 else f"{shown} ({len(names)})"

@@ -1,0 +1,174 @@
+"""`collage-mpi train single|collage`: shards in, weights out.
+
+Owns: the flags, and how shards become training data.
+Does not know: the loop, the network, the file formats.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from collage_mpi.training.loop import TrainData
+    from collage_mpi.training.settings import TrainSettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags; the two networks differ in defaults and in the grid."""
+    kinds = parser.add_subparsers(dest="kind", metavar="single|collage", required=True)
+    single = kinds.add_parser("single", help="the classifier of one image")
+    collage = kinds.add_parser("collage", help="the collage-CNN: side*side images at once")
+    for child, epochs, batch in ((single, 12, 128), (collage, 40, 16)):
+        _common(child, epochs, batch)
+    grid = collage.add_argument_group("grid")
+    grid.add_argument("--side", type=int, default=3, help="cells along an edge, 2 to 5 (3)")
+    grid.add_argument("--cell-px", type=int, help="pixels of a cell (the images' height)")
+    grid.add_argument(
+        "--blank-share", type=float, default=0.1, help="share of collages with blank cells (0.1)"
+    )
+
+
+def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument("--shards", type=Path, nargs="+", required=True, help="labelled shards")
+    files.add_argument("--out", type=Path, required=True, help="weights file to write")
+    files.add_argument("--checkpoint", type=Path, help="file to go on from (OUT.checkpoint)")
+    files.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    net = parser.add_argument_group("network")
+    net.add_argument("--width", type=int, help="channels of the first stage (48)")
+    net.add_argument("--stem", metavar="WxK/S", help="stem channels x kernel / stride, 64x4/2")
+    net.add_argument("--stages", help='WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"')
+    net.add_argument("--norm", choices=("batch", "group"), default="batch")
+    fit = parser.add_argument_group("training")
+    fit.add_argument("--epochs", type=int, default=epochs, help=f"({epochs})")
+    fit.add_argument("--batch", type=int, default=batch, help=f"inputs per step ({batch})")
+    fit.add_argument("--lr", type=float, default=0.1, help="peak learning rate (0.1)")
+    fit.add_argument("--weight-decay", type=float, default=5e-4, help="(0.0005)")
+    fit.add_argument("--label-smoothing", type=float, default=0.1, help="(0.1)")
+    fit.add_argument("--flips", action=argparse.BooleanOptionalAction, default=True)
+    fit.add_argument("--shift-px", type=int, default=2, help="largest random shift (2)")
+    fit.add_argument("--validation", type=float, default=0.05, help="share kept apart (0.05)")
+    fit.add_argument("--seed", type=int, default=0, help="(0)")
+    fit.add_argument("--limit", type=int, help="use only the first images: for a quick try")
+    fit.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    fit.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    fit.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Train, write the weights, and say how good they are."""
+    if args.threads < 1:
+        raise UsageError(f"--threads is {args.threads}; it needs a number from 1")
+    if not args.out.parent.is_dir():
+        raise EnvironmentFault(f"{args.out.parent} is not a directory; make it, or change --out")
+    images, labels, facts = _read(args)
+    settings = _settings(args, images.shape[1:])
+
+    from collage_mpi.models.predictor import usable_device
+    from collage_mpi.training.finish import store
+    from collage_mpi.training.loop import Machine, Trainer
+
+    usable_device(args.device)
+    checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint")
+    data = _data(images, labels, facts, settings)
+    machine = Machine(args.device, args.threads, checkpoint, args.resume)
+    trainer = Trainer(data, settings, machine)
+    weights = sum(p.numel() for p in trainer.network.parameters())
+    print(
+        f"{args.kind}: {weights:,} parameters, {len(data.images):,} images to train on, "
+        f"{len(data.held_images):,} to validate, {settings.epochs} epochs, "
+        f"{trainer.precision}, checkpoint {checkpoint}",
+        flush=True,
+    )
+    info = store(args.out, trainer.run(), settings, data, facts)
+    accuracy = info.metadata["training"].get("validation_accuracy")
+    shown = "n/a" if accuracy is None else f"{accuracy:.2%}"
+    print(
+        f"{args.out}: validation accuracy {shown}, temperature {info.metadata['temperature']}, "
+        f"sha256 {info.fingerprint[:12]}"
+    )
+    return 0
+
+
+def _read(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """(images, labels, facts for the record) of the shards, or the first --limit of them."""
+    import numpy as np
+
+    from collage_mpi.shards import ShardSet
+
+    shards = ShardSet.open(args.shards)
+    try:
+        wanted = len(shards) if args.limit is None else min(args.limit, len(shards))
+        images, labels = shards.read(np.arange(wanted))
+        infos, names = shards.infos, shards.class_names
+    finally:
+        shards.close()
+    if labels is None:
+        raise DataFault(f"{infos[0].path} has no labels; training needs labelled shards")
+    if names is None:
+        names = tuple(str(label) for label in range(int(labels.max()) + 1))
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise DataFault(
+            f"labels run from {labels.min()} to {labels.max()} but there are {len(names)} class "
+            "names; make the shards again"
+        )
+    facts = {
+        "class_names": list(names),
+        "sources": [info.source for info in infos],
+        "shard_fingerprints": [info.fingerprint for info in infos],
+        "limit": args.limit,
+    }
+    return images, labels, facts
+
+
+def _data(images: Any, labels: Any, facts: dict[str, Any], settings: TrainSettings) -> TrainData:
+    from collage_mpi.training.batches import split
+    from collage_mpi.training.loop import TrainData
+
+    used, held = split(len(images), settings.validation_share, settings.seed)
+    origin = (*facts["shard_fingerprints"], f"limit {facts['limit']}")
+    return TrainData(
+        images[used], labels[used], images[held], labels[held], len(facts["class_names"]), origin
+    )
+
+
+def _settings(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
+    from collage_mpi.models.architecture import (
+        default_architecture,
+        parse_stages,
+        parse_stem,
+    )
+    from collage_mpi.training.settings import TrainSettings
+
+    architecture = default_architecture(args.kind, args.width, args.norm)
+    if args.stem is not None:
+        architecture = parse_stem(architecture, args.stem)
+    if args.stages is not None:
+        architecture = replace(architecture, stages=parse_stages(args.stages))
+    side = cell_px = None
+    if args.kind == "collage":
+        side, cell_px = args.side, args.cell_px or int(shape[0])
+        if not 2 <= side <= 5:
+            raise UsageError(f"--side is {side}; the grid head is trained for 2 to 5")
+    return TrainSettings(
+        kind=args.kind,
+        architecture=architecture,
+        side=side,
+        cell_px=cell_px,
+        epochs=args.epochs,
+        batch=args.batch,
+        learning_rate=args.lr,
+        weight_decay=args.weight_decay,
+        label_smoothing=args.label_smoothing,
+        flips=args.flips,
+        shift_px=args.shift_px,
+        blank_share=getattr(args, "blank_share", 0.0),
+        validation_share=args.validation,
+        seed=args.seed,
+        precision=args.precision,
+    )

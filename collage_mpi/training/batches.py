@@ -1,0 +1,160 @@
+"""Training batches: the split, augmentation, and collages of random composition.
+
+Owns: which images a step sees and what is done to their pixels; all of it a function
+of (seed, epoch, step), so that a resumed run sees what an unbroken one would have.
+Does not know: torch, networks, shards (it is given arrays).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from collage_mpi.encode import BLANK, Encoder
+from collage_mpi.errors import DataFault
+from collage_mpi.grid import Grid
+from collage_mpi.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one step.
+
+    Attributes:
+        pixels: (n, H, W, C) uint8, images or collages.
+        labels: (n, cells) int64; those of blank cells mean nothing.
+        present: (n, cells) bool; False where the cell is blank.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    present: np.ndarray
+
+
+def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random disjoint indices (training, validation), both int64, sorted.
+
+    Raises:
+        DataFault: too few images for both parts.
+    """
+    kept = round(count * share)
+    if count - kept < 1 or (share > 0 and kept < 1):
+        raise DataFault(f"{count} images cannot be split into training and {share:.0%} validation")
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    return np.sort(order[kept:]), np.sort(order[:kept])
+
+
+class BatchMaker:
+    """Makes the steps of a training run from images of one shape.
+
+    Args:
+        images: (n, H, W, C) uint8; for a collage they are shrunk to its cells here, once.
+        labels: (n,) int64.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> None:
+        self.settings = settings
+        self.images = shrink_all(images, settings)
+        self.labels = labels
+        per_step = settings.batch * settings.cells
+        if len(images) < settings.cells:
+            raise DataFault(f"{len(images)} images; one collage needs {settings.cells}")
+        self.per_step = min(per_step, len(images) // settings.cells * settings.cells)
+        self.steps_per_epoch = len(images) // self.per_step
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(steps_per_epoch, per_step) int64: the images of each step of an epoch.
+
+        What is left over at the end of an epoch differs from epoch to epoch.
+        """
+        order = np.random.default_rng([self.settings.seed, 2, epoch]).permutation(len(self.images))
+        used = self.steps_per_epoch * self.per_step
+        return order[:used].reshape(self.steps_per_epoch, self.per_step)
+
+    def make(self, chosen: np.ndarray, epoch: int, step: int) -> Batch:
+        """The batch of the chosen images, augmented; for a collage with cells blanked at random."""
+        settings = self.settings
+        random = np.random.default_rng([settings.seed, 3, epoch, step])
+        images = augment(
+            self.images[chosen], random, flips=settings.flips, shift_px=settings.shift_px
+        )
+        labels = self.labels[chosen].reshape(-1, settings.cells)  # (n, cells)
+        present = np.ones(labels.shape, dtype=bool)
+        if settings.side is None:
+            return Batch(images, labels, present)
+        present = random_presence(random, len(labels), settings.cells, settings.blank_share)
+        images[~present.reshape(-1)] = BLANK
+        return Batch(tile(images, settings.side), labels, present)
+
+
+def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> list[Batch]:
+    """All images in order without augmentation, the last collage filled with blanks."""
+    images, cells = shrink_all(images, settings), settings.cells
+    rows = -(-len(images) // cells)
+    present = (np.arange(rows * cells) < len(images)).reshape(rows, cells)
+    blanks = rows * cells - len(images)
+    images = np.concatenate([images, np.full((blanks, *images.shape[1:]), BLANK, np.uint8)])
+    filled = np.concatenate([labels, np.zeros(blanks, np.int64)]).reshape(rows, cells)
+    pixels = images if settings.side is None else tile(images, settings.side)
+    n = max(1, 256 // cells)
+    return [
+        Batch(pixels[at : at + n], filled[at : at + n], present[at : at + n])
+        for at in range(0, rows, n)
+    ]
+
+
+def shrink_all(images: np.ndarray, settings: TrainSettings) -> np.ndarray:
+    """(n, H, W, C) -> (n, cell_px, cell_px, C), by the job's own encoder; singles unchanged."""
+    if settings.side is None or settings.cell_px is None:
+        return images
+    encoder = Encoder(Grid(settings.side, settings.cell_px), images.shape[1:])
+    if images.shape[1:3] == (settings.cell_px, settings.cell_px):
+        return images
+    return np.stack([encoder.shrink(image) for image in images])
+
+
+def tile(images: np.ndarray, side: int) -> np.ndarray:
+    """(n*side*side, P, P, C) -> (n, side*P, side*P, C): `Encoder.encode` for many collages."""
+    _, px, _, channels = images.shape
+    cells = images.reshape(-1, side, side, px, px, channels)  # n, row, column, y, x, C
+    collages = cells.transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(collages).reshape(-1, side * px, side * px, channels)
+
+
+def augment(
+    images: np.ndarray, random: np.random.Generator, *, flips: bool, shift_px: int
+) -> np.ndarray:
+    """Mirror half of the images and shift each by up to shift_px, filling with BLANK.
+
+    Args:
+        images: (n, H, W, C) uint8; not changed.
+
+    Returns:
+        A new array of the same shape.
+    """
+    n, height, width, channels = images.shape
+    edge = shift_px
+    padded = np.full((n, height + 2 * edge, width + 2 * edge, channels), BLANK, np.uint8)
+    padded[:, edge : edge + height, edge : edge + width] = images
+    top, left = random.integers(0, 2 * edge + 1, (2, n))
+    rows = top[:, None] + np.arange(height)  # (n, H)
+    columns = left[:, None] + np.arange(width)  # (n, W)
+    if flips:
+        mirrored = random.random(n) < 0.5
+        columns[mirrored] = columns[mirrored, ::-1]
+    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def random_presence(
+    random: np.random.Generator, n: int, cells: int, blank_share: float
+) -> np.ndarray:
+    """(n, cells) bool. A share of the rows has 1 .. cells - 1 blanks, half of them at the end.
+
+    The last group of a job is blank at its end; groups sent again are blank anywhere.
+    """
+    kept = random.integers(1, cells, n) if cells > 1 else np.ones(n, np.int64)
+    rank = np.argsort(random.random((n, cells)), axis=1)  # a random order of the cells
+    at_end = random.random(n) < 0.5
+    rank[at_end] = np.arange(cells)
+    return (rank < kept[:, None]) | (random.random(n) >= blank_share)[:, None]

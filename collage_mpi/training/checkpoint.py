@@ -1,0 +1,88 @@
+"""Checkpoints of a training run that a kill cannot spoil.
+
+Owns: what is saved, the atomic write, and the check that a resumed run is the same run.
+Does not know: how a step is made, the weights format that is shipped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.models.weights import write_atomically
+
+VERSION = 1
+
+
+def save_checkpoint(
+    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+) -> None:
+    """Write network, optimizer and progress; a kill leaves the previous file whole.
+
+    Args:
+        progress: plain values: the identity of the run, next step, history, seconds.
+    """
+    buffer = io.BytesIO()
+    state = {
+        "version": VERSION,
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": json.dumps(progress),
+    }
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(
+    path: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    """Put a checkpoint's state into network and optimizer.
+
+    Args:
+        identity: settings and data of this run; the checkpoint's must be the same.
+
+    Returns:
+        The progress that was saved.
+
+    Raises:
+        EnvironmentFault: no such file.
+        DataFault: the file is not a checkpoint, or damaged.
+        UsageError: the checkpoint belongs to a run with other settings.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"checkpoint {path}: {error.strerror}; leave out --resume"
+        ) from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise DataFault(f"{path} is not a checkpoint, or damaged; leave out --resume") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise DataFault(f"{path} is not a checkpoint of this version; leave out --resume")
+    progress = json.loads(state["progress"])
+    _same_run(path, progress["identity"], json.loads(json.dumps(identity)))
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    return progress
+
+
+def _same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [
+        f"{key}: {saved.get(key)!r:.60} then, {now.get(key)!r:.60} now"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"checkpoint {path} is of another run ({'; '.join(changed)}): give the same "
+            "settings, or another --checkpoint, or leave out --resume"
+        )

@@ -1,0 +1,139 @@
+"""What a network is worth: accuracy on shards, FLOPs, parameters, service time.
+
+Owns: how each is counted.
+Does not know: training, the command line, how a job uses the networks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from collage_mpi.decode import decode
+from collage_mpi.encode import Encoder
+from collage_mpi.grid import Grid
+from collage_mpi.models.info import Predictor
+from collage_mpi.models.predictor import TorchPredictor
+
+SINGLE_BATCH = 64
+
+
+class Images(Protocol):
+    """The part of a shard set that is needed here."""
+
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+
+@dataclass(frozen=True)
+class ServiceTime:
+    """Durations of one predict call, batch 1, in ns: the median and a robust range."""
+
+    median_ns: int
+    p10_ns: int
+    p90_ns: int
+    calls: int
+
+
+def predict_single(
+    predictor: Predictor, images: Images, order: np.ndarray
+) -> list[tuple[int, float] | None]:
+    """One answer an image, in the given order."""
+    answers: list[tuple[int, float] | None] = []
+    for at in range(0, len(order), SINGLE_BATCH):
+        pixels, _ = images.read(order[at : at + SINGLE_BATCH])
+        answers += decode(predictor.predict(pixels)[:, 0])
+    return answers
+
+
+def predict_collage(
+    predictor: Predictor, grid: Grid, images: Images, order: np.ndarray
+) -> list[tuple[int, float] | None]:
+    """One answer an image: groups of side*side in the given order, the last one with blanks.
+
+    The collages are made by the encoder that the job uses.
+    """
+    answers: list[tuple[int, float] | None] = []
+    for collage, used in collages(grid, images, order):
+        scores = predictor.predict(collage[None])  # (1, cells, classes)
+        answers += decode(scores[0])[:used]
+    return answers
+
+
+def collages(grid: Grid, images: Images, order: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """(collage, images in it), group by group; the array is used again for the next."""
+    encoder = Encoder(grid, images.shape)
+    collage = np.empty(encoder.collage_shape, dtype=np.uint8)
+    for at in range(0, len(order), grid.cells):
+        chosen = order[at : at + grid.cells]
+        pixels, _ = images.read(chosen)
+        yield encoder.encode(list(pixels), out=collage), len(chosen)
+
+
+def right(answers: Sequence[tuple[int, float] | None], labels: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether each answer is the label; no answer is wrong."""
+    return np.array(
+        [
+            answer is not None and answer[0] == label
+            for answer, label in zip(answers, labels, strict=True)
+        ],
+        dtype=bool,
+    )
+
+
+def count_flops(predictor: TorchPredictor) -> int:
+    """Floating-point operations of one input by torch.utils.flop_counter.
+
+    It counts convolutions and matrix products, two operations a multiply-accumulate.
+    """
+    blank = np.zeros((1, *predictor.info.shape), dtype=np.uint8)
+    with FlopCounterMode(display=False) as counter:
+        predictor.logits(blank)
+    return int(counter.get_total_flops())
+
+
+def count_parameters(predictor: TorchPredictor) -> int:
+    """Parameters as run, batch norms folded."""
+    return sum(parameter.numel() for parameter in predictor.network.parameters())
+
+
+def service_times(predictors: Sequence[TorchPredictor], calls: int) -> list[ServiceTime]:
+    """Time predict at batch 1, taking the networks in turn so that noise hits all alike.
+
+    Each timed call comes right after one that is not, as in a rank that stays on one
+    network. The time covers normalisation and softmax, and on a GPU both copies.
+    """
+    inputs = [_noise(predictor) for predictor in predictors]
+    times = np.empty((len(predictors), calls), dtype=np.int64)
+    for call in range(-3, calls):
+        for number, (predictor, pixels) in enumerate(zip(predictors, inputs, strict=True)):
+            predictor.predict(pixels)
+            begin = time.perf_counter_ns()
+            predictor.predict(pixels)
+            took = time.perf_counter_ns() - begin
+            if call >= 0:
+                times[number, call] = took
+    low, middle, high = np.percentile(times, [10, 50, 90], axis=1).astype(np.int64)
+    return [
+        ServiceTime(int(m), int(p10), int(p90), calls)
+        for m, p10, p90 in zip(middle, low, high, strict=True)
+    ]
+
+
+def torch_threads() -> int:
+    """Threads that torch uses on the CPU."""
+    return torch.get_num_threads()
+
+
+def _noise(predictor: TorchPredictor) -> np.ndarray:
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (1, *predictor.info.shape), dtype=np.uint8)

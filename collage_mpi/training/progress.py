@@ -1,0 +1,78 @@
+"""How a long training shows itself: a bar on a terminal, a line now and then elsewhere.
+
+Owns: rate, time left, and the two renderings.
+Does not know: what a step does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LINE_EVERY_S = 20.0
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people: "45 s", "12 min", "3.1 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class TrainingProgress:
+    """Context manager; call `step` after each step and `note` for what must stay visible.
+
+    Args:
+        steps: of the whole training.
+        done: steps that an earlier session made.
+        images_per_step: for the rate.
+    """
+
+    def __init__(self, steps: int, done: int, images_per_step: int) -> None:
+        self._steps, self._first, self._images = steps, done, images_per_step
+        self._started = self._told = time.monotonic()
+        self._bar = _bar(steps, done) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, done: int, text: str) -> None:
+        """Tell that `done` steps are made; text holds epoch, loss and accuracy."""
+        now = time.monotonic()
+        rate = (done - self._first) / max(1e-9, now - self._started)  # steps a second
+        line = (
+            f"{text}, {rate * self._images:.0f} images/s, "
+            f"{minutes((self._steps - done) / max(1e-9, rate))} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, description=line)
+        elif now - self._told >= LINE_EVERY_S or done == self._steps:
+            self._told = now
+            print(f"step {done}/{self._steps}: {line}", flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._bar is not None:
+            self._bar.console.print(text)
+        else:
+            print(text, flush=True)
+
+
+def _bar(steps: int, done: int):  # type: ignore[no-untyped-def]  # rich is imported only here
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    bar = Progress(BarColumn(), TextColumn("{task.percentage:>5.1f} %  {task.description}"))
+    bar.add_task("starting", total=steps, completed=done)
+    return bar

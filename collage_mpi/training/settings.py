@@ -1,0 +1,96 @@
+"""What a training run is told, and the learning rate that follows from it.
+
+Owns: `TrainSettings`, its checks, the one-cycle schedule.
+Does not know: torch, shards, the command line.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from collage_mpi.errors import UsageError
+from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.info import check_kind
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides the weights; two runs with equal settings train alike.
+
+    Attributes:
+        kind: "single" or "collage".
+        architecture: the network.
+        side, cell_px: the collage's grid; None for a single.
+        epochs: passes over the training part of the shards.
+        batch: images per step for a single, collages per step for a collage.
+        learning_rate: the peak of the one-cycle schedule (Smith 2018, arXiv 1803.09820).
+        weight_decay: on matrices only, not on norms and biases.
+        label_smoothing: Szegedy et al. 2015, arXiv 1512.00567.
+        flips: mirror half of the images left to right.
+        shift_px: largest random shift of an image in pixels, both axes.
+        blank_share: share of collages with some blank cells, as in the last group of a job.
+        validation_share: part of the shards kept apart to measure on; never trained on.
+        seed: of the split, the initial weights, the order and the augmentation.
+        precision: "bfloat16" uses autocast; "auto" takes it where the processor has it.
+    """
+
+    kind: str
+    architecture: Architecture
+    side: int | None = None
+    cell_px: int | None = None
+    epochs: int = 12
+    batch: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    flips: bool = True
+    shift_px: int = 2
+    blank_share: float = 0.1
+    validation_share: float = 0.05
+    seed: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+        for name in ("epochs", "batch"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a number from 1")
+        for name in ("learning_rate",):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in ("blank_share", "validation_share", "label_smoothing"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, name, value, "a share from 0 to below 1")
+        for name in ("weight_decay", "shift_px", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number from 0")
+        _require(self.precision in PRECISIONS, "precision", self.precision, ", ".join(PRECISIONS))
+
+    @property
+    def cells(self) -> int:
+        """Images an input holds."""
+        return 1 if self.side is None else self.side * self.side
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict for JSON and checkpoints."""
+        return asdict(self)
+
+
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """One-cycle: up linearly from peak/20 in the first fifth, then a cosine down to peak/1000.
+
+    Args:
+        step: 0 .. steps - 1.
+        steps: steps of the whole training.
+    """
+    fraction = step / max(1, steps - 1)
+    if fraction < 0.2:
+        return peak * (0.05 + 0.95 * fraction / 0.2)
+    cosine = 0.5 * (1 + math.cos(math.pi * (fraction - 0.2) / 0.8))
+    return peak * (0.001 + 0.999 * cosine)
+
+
+def _require(good: bool, name: str, value: object, needed: str) -> None:
+    if not good:
+        raise UsageError(f"{name} is {value!r}; it needs {needed}")
