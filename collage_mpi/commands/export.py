@@ -1,0 +1,42 @@
+"""`collage-mpi export DIR --to csv|parquet|hdf5`: a run's rows for other tools.
+
+Owns: the arguments and what is printed.
+Does not know: the formats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from collage_mpi.errors import ExitCode
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run", type=Path, metavar="DIR", help="run directory")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("csv", "parquet", "hdf5"),
+        help="csv and parquet: a file a table; hdf5: one file. parquet needs the extra "
+        "collage-mpi[parquet]",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: DIR/export of the run)"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Export and name the files, one a line."""
+    from collage_mpi.results.export import export_run
+    from collage_mpi.results.reader import read_results
+
+    results = read_results(args.run)
+    if not results.complete:
+        found, expected = len(results.images), results.manifest["rows"]
+        print(f"note: incomplete run, {found:,} of {expected:,} rows", file=sys.stderr)
+    for path in export_run(results, args.to, args.out):
+        print(path)
+    return int(ExitCode.COMPLETE)

@@ -1,0 +1,60 @@
+"""`collage-mpi verify DIR...`: prove that runs hold every image exactly once.
+
+Owns: the arguments and the printed report.
+Does not know: the checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collage_mpi.results.verify import VerifyReport
+
+_SHOWN = 20  # problems printed; the rest is counted
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="run directories")
+    parser.add_argument("--json", action="store_true", help="print the reports as JSON")
+    parser.epilog = (
+        "Exit code: 0 every image has exactly one row (error rows are counted and allowed); "
+        "6 incomplete, resume it; 4 damaged or inconsistent; 3 no run there."
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Verify each run; the exit code is that of the worst: damage, then incomplete."""
+    from collage_mpi.results.verify import verify_run
+
+    reports = [verify_run(path) for path in args.runs]
+    if args.json:
+        print(json.dumps([_as_json(report) for report in reports], indent=1))
+    else:
+        for report in reports:
+            _print(report)
+    codes = {int(report.exit_code) for report in reports}
+    return next((code for code in (4, 6) if code in codes), 0)
+
+
+def _as_json(report: VerifyReport) -> dict:
+    return {**asdict(report), "path": str(report.path), "ok": report.ok}
+
+
+def _print(report: VerifyReport) -> None:
+    print(f"{report.path}: {report.headline}")
+    headline = f"{report.headline};"
+    problems = [line for line in report.problems if not line.startswith(headline)]
+    for line in problems[:_SHOWN]:
+        print(f"  problem: {line}")
+    if len(problems) > _SHOWN:
+        print(f"  and {len(problems) - _SHOWN:,} problems more")
+    for line in report.notes:
+        print(f"  note: {line}")
+    if report.status == "incomplete":
+        print("  to go on: repeat the command that began it, with --resume")

@@ -1,0 +1,171 @@
+"""Runs side by side: latency with ratios to the first, accuracy on the same images, price.
+
+Owns: the comparison table and which images two runs share.
+Does not know: figures, what makes a run good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from collage_mpi.results.reader import Results
+from collage_mpi.results.render import optional, points, supported, to_text
+from collage_mpi.results.summary import summarise
+
+STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
+
+Json = dict[str, Any]
+
+
+def compare(runs: Sequence[Results], *, per: str = "group") -> list[Json]:
+    """One entry per run; the first run is the baseline of all ratios and pairs.
+
+    Args:
+        runs: at least one.
+        per: "group" or "image", whose latency.
+
+    Returns:
+        Per run: run, label, scheme, mode, straggler, invalid, complete, n, groups,
+        `<stat>_ms` and `<stat>_ratio` (this run / first run, below 1 is faster) for p50,
+        p95, p99, p99.9 and std, accuracy, paired {n, accuracy, baseline, difference,
+        only_this, only_baseline}, and the price. None where the samples do not support it.
+    """
+    summaries = [summarise(run) for run in runs]
+    return [
+        _entry(run, summary, runs[0], summaries[0], per)
+        for run, summary in zip(runs, summaries, strict=True)
+    ]
+
+
+def _entry(run: Results, summary: Json, first: Results, baseline: Json, per: str) -> Json:
+    row, base = summary["latency"][per], baseline["latency"][per]
+    entry: Json = {
+        "run": summary["run"],
+        "label": run.label,
+        "scheme": run.scheme,
+        "mode": run.mode,
+        "straggler": summary["straggler"],
+        "invalid": run.invalid,
+        "complete": run.complete,
+        "per": per,
+        "n": row["n"],
+        "groups": row["groups"],
+    }
+    for name in STATISTICS:
+        entry[f"{name}_ms"] = row[f"{name}_ms"]
+        entry[f"{name}_ratio"] = _ratio(row[f"{name}_ms"], base[f"{name}_ms"])
+    entry["accuracy"] = summary["accuracy"]["overall"]["accuracy"]
+    entry["paired"] = paired_accuracy(run, first)
+    entry["price"] = summary["price"]
+    return entry
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return None if value is None or not base else value / base
+
+
+def paired_accuracy(run: Results, baseline: Results) -> Json:
+    """Accuracy of both runs on the labelled images that both measured.
+
+    Images are matched by (shard fingerprint, row); error rows count as wrong.
+
+    Returns:
+        n, accuracy, baseline, difference (this - baseline), and the images only one of
+        them got right: only_this, only_baseline.
+    """
+    names = {name: i for i, name in enumerate(run.fingerprints + baseline.fingerprints)}
+    this, that = _right_by_key(run, names), _right_by_key(baseline, names)
+    shared, i, j = np.intersect1d(this[0], that[0], return_indices=True)
+    ours, theirs = this[1][i], that[1][j]
+    n = len(shared)
+    return {
+        "n": n,
+        "accuracy": float(ours.mean()) if n else None,
+        "baseline": float(theirs.mean()) if n else None,
+        "difference": float(ours.mean() - theirs.mean()) if n else None,
+        "only_this": int((ours & ~theirs).sum()),
+        "only_baseline": int((theirs & ~ours).sum()),
+    }
+
+
+def _right_by_key(run: Results, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (n,) complex-free int64 pairs folded to one, and (n,) bool: answered rightly."""
+    images = run.measured_images
+    images = images[images["has_label"] & (images["shard"] < len(run.fingerprints))]
+    number = np.array([names[name] for name in run.fingerprints] or [0], np.uint64)
+    # Rows of a shard stay far below 2**40 (a shard of 10**12 images does not exist).
+    keys = number[images["shard"]] << np.uint64(40) | images["row"]
+    return keys, images["answered"] & (images["predicted"] == images["label"])
+
+
+def render_comparison(entries: Sequence[Json]) -> str:
+    """The comparison as text: one line a run, ratios to the first in brackets."""
+    per = entries[0]["per"]
+    latency = _table(
+        f"latency per {per}, ms", *(name.upper() for name in STATISTICS[:-1]), "std", "n"
+    )
+    price = _table("accuracy and price", "accuracy", "paired difference", "collage share", "wasted")
+    price.add_column("ranks", justify="right")
+    price.add_column("rank-s/image", justify="right")
+    for i, entry in enumerate(entries):
+        latency.add_row(
+            _name(entry), *(_cell(entry, name, i == 0) for name in STATISTICS), _n(entry)
+        )
+        price.add_row(_name(entry), *_price_cells(entry, i == 0))
+    notes = [Text(line) for line in _notes(entries)]
+    return to_text(Group(latency, price, *notes))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    return table
+
+
+def _name(entry: Json) -> str:
+    flags = "" if entry["complete"] else " (INCOMPLETE)"
+    return entry["label"] + flags + (" (INVALID)" if entry["invalid"] else "")
+
+
+def _cell(entry: Json, name: str, first: bool) -> str:
+    text = supported(entry[f"{name}_ms"], entry["groups"])
+    ratio = entry[f"{name}_ratio"]
+    return text if first or ratio is None else f"{text} ({ratio:.2f}x)"
+
+
+def _n(entry: Json) -> str:
+    return f"{entry['n']:,}" if entry["per"] == "group" else f"{entry['n']:,}/{entry['groups']:,}"
+
+
+def _price_cells(entry: Json, first: bool) -> list[str]:
+    price, paired = entry["price"], entry["paired"]
+    difference = optional(
+        None if paired["difference"] is None else 100 * paired["difference"], "+.2f", " points"
+    )
+    return [
+        points(entry["accuracy"]),
+        "" if first else f"{difference} (n={paired['n']:,})",
+        points(price["collage_share"]),
+        points(price["wasted_work"]),
+        str(price["ranks"]),
+        optional(price["rank_seconds_per_image"], ".4f"),
+    ]
+
+
+def _notes(entries: Sequence[Json]) -> list[str]:
+    stragglers = list(dict.fromkeys(entry["straggler"] or "none" for entry in entries))
+    lines = []
+    if len(entries) > 1:
+        lines.append("(x): this run / first run, below 1 is faster. Paired: on the same images.")
+    if len(stragglers) == 1:
+        lines.append(f"stragglers: {stragglers[0]}")
+    else:
+        lines += [f"stragglers of {_name(e)}: {e['straggler'] or 'none'}" for e in entries]
+    return lines

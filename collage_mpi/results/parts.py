@@ -1,0 +1,126 @@
+"""Parts: the append-only files of a run's rows.
+
+Owns: the format of one part and how damage in it is found.
+Does not know: who writes when, what the columns mean, the manifest.
+
+A part is a plain `.npy` file (numpy.load reads it) with 20 bytes behind the array: a
+mark, the length and the CRC-32 of all that came before. The checksum travels in the
+same file, so one rename commits both, and there is no moment at which a kill leaves
+rows without their checksum or a checksum without its rows.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.results.atomic import write_atomic
+from collage_mpi.results.rows import Table
+
+PARTS_DIRECTORY = "parts"
+
+_TRAILER = struct.Struct("<8sQI")  # mark, bytes before the trailer, their CRC-32
+_MARK = b"CMPIcrc1"
+_NAME = re.compile(r"(images|groups|tasks)-(\d{6,})\.npy")
+_LARGEST_BYTES = 1 << 30  # a part is about 1 MB: anything like this is foreign
+
+
+def part_path(directory: Path, table: Table, number: int) -> Path:
+    """The name of part `number` (from 1) of a table."""
+    return directory / f"{table.name}-{number:06d}.npy"
+
+
+def list_parts(directory: Path, table: Table) -> list[Path]:
+    """The parts of one table in the order they were written."""
+    found = []
+    for path in directory.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and match[1] == table.name:
+            found.append((int(match[2]), path))
+    return [path for _, path in sorted(found)]
+
+
+def next_number(directory: Path, table: Table) -> int:
+    """The first number behind all parts that exist."""
+    parts = list_parts(directory, table)
+    return int(_NAME.fullmatch(parts[-1].name)[2]) + 1 if parts else 1  # type: ignore[index]
+
+
+def npy_header(dtype: np.dtype, rows: int) -> bytes:
+    """The `.npy` header of a one-dimensional array."""
+    out = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": descr, "fortran_order": False, "shape": (rows,)}
+    )
+    return out.getvalue()
+
+
+def write_part(path: Path, table: Table, payload: memoryview) -> None:
+    """Write the packed rows of one part, whole or not at all.
+
+    Raises:
+        OSError: disk full, no permission, or the name exists already.
+    """
+    header = npy_header(table.dtype, len(payload) // table.dtype.itemsize)
+    crc = zlib.crc32(payload, zlib.crc32(header))
+    trailer = _TRAILER.pack(_MARK, len(header) + len(payload), crc)
+    write_atomic(path, (header, payload, trailer), replace=False)
+
+
+def read_part(path: Path, table: Table) -> np.ndarray:
+    """Read one part and prove it undamaged.
+
+    Returns:
+        (n,) of the table's dtype.
+
+    Raises:
+        DataFault: the file is truncated, changed, or of another version.
+        EnvironmentFault: it cannot be read.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise DataFault(f"{path}: far too large for a part of a run. {_advice(path)}")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
+    body = _checked_body(path, raw)
+    # The checksum holds, so this is what some writer meant; was it this version's?
+    rows = (len(body) - len(npy_header(table.dtype, 0))) // table.dtype.itemsize
+    header = npy_header(table.dtype, max(rows, 0))
+    if body[: len(header)] != header or len(body) != len(header) + rows * table.dtype.itemsize:
+        raise DataFault(
+            f"{path}: undamaged, but its columns are not those of this version of collage-mpi "
+            f"(needed: {', '.join(table.dtype.names or ())}). "
+            "Read it with the version that wrote it."
+        )
+    return np.frombuffer(body, dtype=table.dtype, offset=len(header))
+
+
+def _checked_body(path: Path, raw: bytes) -> bytes:
+    """The bytes before the trailer, when length and checksum agree."""
+    if len(raw) < _TRAILER.size:
+        raise DataFault(f"{path}: only {len(raw)} bytes, truncated. {_advice(path)}")
+    mark, length, crc = _TRAILER.unpack(raw[-_TRAILER.size :])
+    body = raw[: -_TRAILER.size]
+    if mark != _MARK or length != len(body):
+        raise DataFault(f"{path}: truncated or not a part of a run. {_advice(path)}")
+    found = zlib.crc32(body)
+    if found != crc:
+        raise DataFault(
+            f"{path}: damaged (CRC-32 {found:08x} found, {crc:08x} recorded). {_advice(path)}"
+        )
+    return body
+
+
+def _advice(path: Path) -> str:
+    return (
+        "Restore it from a copy, or move it away and run again with --resume: "
+        "the images whose rows it held are then done again."
+    )

@@ -1,0 +1,154 @@
+"""The summary as text for a terminal or a log.
+
+Owns: layout and rounding of the printed summary; "n/a (n=..)".
+Does not know: how a number came about.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_STATISTICS = ("p50", "p95", "p99", "p99.9")
+
+Json = dict[str, Any]
+
+
+def render_summary(summary: Json, *, width: int | None = None) -> str:
+    """The summary as text, coloured only where stdout is a terminal."""
+    return to_text(
+        Group(
+            Text(_title(summary), style="bold"),
+            *_warnings(summary),
+            _latency_table(summary),
+            _parts_table(summary),
+            _accuracy_table(summary),
+            _price_table(summary),
+        ),
+        width,
+    )
+
+
+def to_text(renderable: RenderableType, width: int | None = None) -> str:
+    """Anything rich can draw, as text; plain when stdout is not a terminal."""
+    tty = sys.stdout.isatty()
+    out = io.StringIO()
+    wide = width or (None if tty else 120)
+    console = Console(file=out, force_terminal=tty, no_color=not tty, width=wide, highlight=False)
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def supported(value: float | None, n: int, form: str = ".1f") -> str:
+    """A number, or why there is none."""
+    return f"n/a (n={n:,})" if value is None else format(value, form)
+
+
+def optional(value: float | None, form: str, unit: str = "") -> str:
+    """A number with its unit, or n/a."""
+    return "n/a" if value is None else format(value, form) + unit
+
+
+def points(share: float | None) -> str:
+    """A share in percent with two decimals."""
+    return optional(None if share is None else 100 * share, ".2f", " %")
+
+
+def _title(summary: Json) -> str:
+    rows = summary["rows"]
+    state = "complete" if summary["complete"] else "INCOMPLETE"
+    if summary["complete"] and rows["errors"]:
+        state = f"complete, {rows['errors']:,} error rows"
+    return (
+        f"{summary['scheme']} - {summary['mode']} - stragglers: {summary['straggler'] or 'none'}\n"
+        f"{state}: {rows['found']:,} of {rows['expected']:,} images, {rows['groups']:,} groups "
+        f"({rows['warmup_groups']:,} of them warm-up, excluded below)"
+    )
+
+
+def _warnings(summary: Json) -> list[Text]:
+    lines = []
+    validity = summary["validity"]
+    if validity["valid"] is False:
+        lines.append(
+            f"INVALID: compute exceeded the injected service time in {validity['exceeded']:,} of "
+            f"{validity['tasks']:,} tasks ({100 * validity['share']:.1f} %, at most 1 % allowed): "
+            "this machine is too slow for the time scale."
+        )
+    lines += [f"error rows: {n:,} x {reason}" for reason, n in summary["errors"].items()]
+    return [Text(line, style="bold red") for line in lines]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def _latency_table(summary: Json) -> Table:
+    table = _table(
+        "latency, ms", *(name.upper() for name in _STATISTICS), "std", "> 3x median", "n"
+    )
+    for per in ("group", "image"):
+        row = summary["latency"][per]
+        groups = row["groups"]
+        cells = [supported(row[f"{name}_ms"], groups) for name in _STATISTICS]
+        over = row["over_3_medians"]
+        share = supported(None if over is None else 100 * over, groups, ".2f")
+        share += " %" if over is not None else ""
+        of = f"{row['n']:,}" if per == "group" else f"{row['n']:,} in {groups:,} groups"
+        table.add_row(f"per {per}", *cells, optional(row["std_ms"], ".1f"), share, of)
+    row = summary["latency"]["group"]
+    intervals = [row.get(f"{name}_ci95_ms") for name in _STATISTICS]
+    if any(intervals):
+        ends = ["" if ci is None else f"{ci[0]:.1f}-{ci[1]:.1f}" for ci in intervals]
+        table.add_row("  95 % interval", *ends, "", "", "", style="dim")
+    return table
+
+
+def _parts_table(summary: Json) -> Table:
+    table = _table("where an image's time goes, ms", *summary["parts_ms"])
+    for name in ("median", "mean"):
+        cells = [optional(part[name], ".2f") for part in summary["parts_ms"].values()]
+        table.add_row(name, *cells)
+    return table
+
+
+def _accuracy_table(summary: Json) -> Table:
+    accuracy = summary["accuracy"]
+    table = _table("accuracy", "correct", "of n", "95 % interval")
+    for name, row in {"overall": accuracy["overall"], **accuracy["by_source"]}.items():
+        if row["n"]:
+            low, high = row["ci95"]
+            between = f"{100 * low:.2f}-{100 * high:.2f} %"
+            table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", between)
+    if not accuracy["overall"]["n"]:
+        table.add_row("no labels", "n/a", "0", "")
+    return table
+
+
+def _price_table(summary: Json) -> Table:
+    price, rank0 = summary["price"], summary["rank0"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_row("collage share", points(price["collage_share"]), "of images the collage resolved")
+    wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
+    table.add_row("wasted work", points(price["wasted_work"]), wasted)
+    ranks = f"{price['ranks']} ranks: 1 coordinator, {price['single_ranks']} hold the single "
+    ranks += f"network, {price['collage_ranks']} the collage network"
+    cost = optional(price["rank_seconds_per_image"], ".4f")
+    table.add_row("rank-seconds per image", cost, ranks)
+    rate = optional(price["images_per_s"], ".1f", " images/s")
+    table.add_row("throughput", rate, "")
+    dropped = f"{price['late_answers']:,} late, {price['skipped_tasks']:,} skipped, "
+    dropped += f"{price['failed_tasks']:,} failed, {price['lost_tasks']:,} lost, "
+    dropped += f"{price['unfinished_tasks']:,} unfinished"
+    table.add_row("tasks", f"{price['tasks']:,}", dropped)
+    gap = optional(rank0["longest_poll_gap_ms"], ".2f", " ms")
+    table.add_row("rank 0's longest poll gap", gap, "bounds how late an answer was noticed")
+    return table

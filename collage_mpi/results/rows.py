@@ -1,0 +1,220 @@
+"""The three tables of a run: what a row holds, its binary layout and its codes.
+
+Owns: the columns of images, groups and tasks, the names behind the codes, and the
+residual `wait_ns`.
+Does not know: files, threads, statistics, who fills a row.
+
+A row is written by `struct` and read by numpy: both layouts come from one list per
+table, so they cannot drift apart. `struct` because it is what keeps a row near one
+microsecond on rank 0's hot path and refuses a value that does not fit at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SOURCES = ("single", "collage", "replica", "hedge", "parity", "retry", "error")
+KINDS = ("single", "collage")
+OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
+
+SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
+KIND_CODE = {name: code for code, name in enumerate(KINDS)}
+OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
+
+REASON_BYTES = 96
+
+_STRUCT_OF = {
+    "<u1": "B",
+    "<u2": "H",
+    "<u4": "I",
+    "<u8": "Q",
+    "<i2": "h",
+    "<i4": "i",
+    "<i8": "q",
+    "<f4": "f",
+    "?": "?",
+    f"S{REASON_BYTES}": f"{REASON_BYTES}s",
+}
+
+
+class ImageRow(NamedTuple):
+    """One image of the input and what became of it (C4). All `_ns` are rank 0's clock.
+
+    `predicted`, `score`, `rank` and the parts of the latency mean something only where
+    `answered`; `label` only where `has_label`.
+    """
+
+    shard: int
+    row: int
+    group: int
+    cell: int
+    source: int  # index into SOURCES
+    answered: bool
+    predicted: int
+    score: float
+    has_label: bool
+    label: int
+    rank: int
+    attempt: int
+    t0_ns: int  # since the session began
+    latency_ns: int
+    read_ns: int
+    encode_ns: int
+    decode_ns: int
+    compute_ns: int  # compute and held: of the answering task
+    held_ns: int
+    session: int
+    warmup: bool
+    reason: bytes | str
+
+
+class GroupRow(NamedTuple):
+    """One group of images: released together, done when its last image is resolved."""
+
+    group: int
+    images: int
+    t0_ns: int
+    latency_ns: int
+    read_ns: int
+    encode_ns: int
+    classes: int  # distinct labels in the group, 0 where the input has none
+    collage_cells: int  # images that the collage resolved
+    session: int
+    warmup: bool
+
+
+class TaskRow(NamedTuple):
+    """One send to one rank and how it ended."""
+
+    task: int
+    rank: int
+    kind: int  # index into KINDS
+    group: int
+    attempt: int
+    items: int
+    resolved: int  # images this task resolved; answered with 0 is a late answer
+    sent_ns: int
+    done_ns: int
+    compute_ns: int
+    held_ns: int
+    drawn_ns: int
+    outcome: int  # index into OUTCOMES
+    session: int
+    warmup: bool
+    reason: bytes | str
+
+
+# What a row given by field names may leave out. Session is not here: the writer knows it.
+_MAY_OMIT: dict[str, Any] = {
+    **dict.fromkeys(("predicted", "score", "label", "rank", "attempt", "classes"), 0),
+    **dict.fromkeys(("read_ns", "encode_ns", "decode_ns", "compute_ns", "held_ns", "drawn_ns"), 0),
+    **dict.fromkeys(("has_label", "warmup"), False),
+    "collage_cells": 0,
+    "reason": b"",
+}
+
+_REASON = f"S{REASON_BYTES}"
+
+_TYPES: dict[type, dict[str, str]] = {
+    ImageRow: {
+        "shard": "<u4",
+        "row": "<u8",
+        "cell": "<i2",
+        "source": "<u1",
+        "answered": "?",
+        "predicted": "<i4",
+        "score": "<f4",
+        "has_label": "?",
+        "label": "<i4",
+        "rank": "<i4",
+        "attempt": "<u1",
+        "session": "<u2",
+        "warmup": "?",
+        "reason": _REASON,
+    },
+    GroupRow: {
+        "images": "<i4",
+        "classes": "<i4",
+        "collage_cells": "<i4",
+        "session": "<u2",
+        "warmup": "?",
+    },
+    TaskRow: {
+        "rank": "<i4",
+        "kind": "<u1",
+        "attempt": "<u1",
+        "items": "<u2",
+        "resolved": "<u2",
+        "outcome": "<u1",
+        "session": "<u2",
+        "warmup": "?",
+        "reason": _REASON,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its name in file names, its row class and the two binary layouts."""
+
+    name: str
+    row: type
+    dtype: np.dtype
+    packer: struct.Struct
+    coded: dict[str, dict[str, int]]  # column -> name -> code
+    defaults: dict[str, Any]  # columns a row given by names may leave out
+    has_reason: bool
+
+
+def _table(name: str, row: type, coded: dict[str, dict[str, int]]) -> Table:
+    """Derive both layouts from the row class; a column not listed in _TYPES is int64."""
+    fields: tuple[str, ...] = row._fields  # type: ignore[attr-defined]
+    types = [_TYPES[row].get(field, "<i8") for field in fields]
+    dtype = np.dtype(list(zip(fields, types, strict=True)))
+    packer = struct.Struct("<" + "".join(_STRUCT_OF[code] for code in types))
+    assert packer.size == dtype.itemsize
+    required = {"rank"} if row is TaskRow else set()
+    defaults = {key: _MAY_OMIT[key] for key in fields if key in _MAY_OMIT and key not in required}
+    return Table(name, row, dtype, packer, coded, defaults, fields[-1] == "reason")
+
+
+IMAGES = _table("images", ImageRow, {"source": SOURCE_CODE})
+GROUPS = _table("groups", GroupRow, {})
+TASKS = _table("tasks", TaskRow, {"kind": KIND_CODE, "outcome": OUTCOME_CODE})
+TABLES = (IMAGES, GROUPS, TASKS)
+
+IMAGE_ROW = IMAGES.dtype
+GROUP_ROW = GROUPS.dtype
+TASK_ROW = TASKS.dtype
+
+KEY_ROW = np.dtype([("shard", "<u4"), ("row", "<u8")])
+
+
+def reason_bytes(text: str | bytes) -> bytes:
+    """A reason as UTF-8 of at most 96 bytes, cut between characters and free of newlines."""
+    if isinstance(text, bytes):
+        return text[:REASON_BYTES]
+    raw = " ".join(text.split()).encode("utf-8", "replace")[:REASON_BYTES]
+    return raw.decode("utf-8", "ignore").encode()
+
+
+def wait_ns(images: np.ndarray) -> np.ndarray:
+    """The part of each image's latency that nothing else explains: a residual (C3).
+
+    latency - read - encode - compute - held - decode, where encode counts only for
+    answers of the collage (a single leaves before the collage is encoded). It holds the
+    wire, the queues at both ends and the time between two polls.
+
+    Args:
+        images: (n,) of IMAGE_ROW.
+
+    Returns:
+        (n,) int64 ns; meaningful where `answered`.
+    """
+    known = images["read_ns"] + images["compute_ns"] + images["held_ns"] + images["decode_ns"]
+    encoded = np.where(images["source"] == SOURCE_CODE["collage"], images["encode_ns"], 0)
+    return images["latency_ns"] - known - encoded

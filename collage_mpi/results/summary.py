@@ -1,0 +1,249 @@
+"""The summary of one run: latency, its parts, accuracy, and the price (C8).
+
+Owns: which rows enter which number, and the layout of summary.json.
+Does not know: how it is printed (render), other runs (comparison).
+
+Warm-up groups are counted and enter no statistic. Times in the summary are ms or s and
+say so in their names; a number the sample cannot support is None, with the n it needs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.results.atomic import write_atomic
+from collage_mpi.results.manifest import plain
+from collage_mpi.results.reader import Results
+from collage_mpi.results.rows import KIND_CODE, OUTCOMES, SOURCE_CODE, SOURCES, wait_ns
+from collage_mpi.statistics import (
+    PERCENTILES,
+    Spread,
+    describe,
+    percentile_name,
+    support_needed,
+    wilson_interval,
+)
+
+SUMMARY = "summary.json"
+PARTS = ("read", "encode", "wait", "compute", "held", "decode")
+
+Json = dict[str, Any]
+
+
+def summarise(results: Results) -> Json:
+    """All numbers of one run, ready for JSON; see docs/results.md for each.
+
+    Works on incomplete runs too: `complete` says which it is.
+    """
+    manifest = results.manifest
+    return {
+        "run": str(results.path),
+        "run_id": manifest["run_id"],
+        "complete": results.complete,
+        "status": manifest.get("status"),
+        "scheme": results.scheme,
+        "mode": results.mode,
+        "side": manifest.get("side"),
+        "straggler": manifest.get("straggler"),
+        "order": manifest.get("order"),
+        "rows": _rows(results),
+        "latency": _latency(results),
+        "support": {percentile_name(q): support_needed(q) for q in PERCENTILES},
+        "parts_ms": _parts_ms(results.measured_images),
+        "accuracy": accuracy(results.measured_images),
+        "price": _price(results),
+        "rank0": _rank0(results),
+        "validity": _validity(results),
+        "errors": _errors(results.images),
+    }
+
+
+def write_summary(results: Results, out: Path | None = None) -> Json:
+    """Summarise and save as summary.json in the run directory (or `out`).
+
+    Raises:
+        EnvironmentFault: the file cannot be written.
+    """
+    summary = summarise(results)
+    path = (out or results.path) / SUMMARY
+    try:
+        write_atomic(path, (json.dumps(summary, indent=1, default=plain).encode(), b"\n"))
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    return summary
+
+
+def _rows(results: Results) -> Json:
+    images = results.images
+    return {
+        "expected": results.manifest["rows"],
+        "found": len(images),
+        "answered": int(images["answered"].sum()),
+        "errors": int((~images["answered"]).sum()),
+        "groups": len(results.groups),
+        "warmup_groups": int(results.groups["warmup"].sum()),
+        "warmup_images": int(images["warmup"].sum()),
+        "sessions": len(np.unique(images["session"])),
+    }
+
+
+def _latency(results: Results) -> Json:
+    """Per group and per image; support is counted in groups for both."""
+    groups = np.sort(results.measured_groups, order=("session", "t0_ns"))
+    images = results.measured_images
+    pairs = images["session"].astype(np.int64) << 47 | (images["group"] & ((1 << 47) - 1))
+    return {
+        "group": _in_ms(describe(groups["latency_ns"] / 1e6, ci=True)),
+        "image": _in_ms(describe(images["latency_ns"] / 1e6, len(np.unique(pairs)))),
+    }
+
+
+def _in_ms(spread: Spread) -> Json:
+    """A spread of ms values as JSON, None where unsupported."""
+    return {
+        "n": spread.n,
+        "groups": spread.independent,
+        **{f"{name}_ms": value for name, value in spread.percentiles.items()},
+        **{f"{name}_ci95_ms": value for name, value in spread.intervals.items()},
+        "mean_ms": spread.mean,
+        "std_ms": spread.std,
+        "max_ms": spread.maximum,
+        "over_3_medians": spread.over_3_medians,
+    }
+
+
+def _parts_ms(images: np.ndarray) -> Json:
+    """Median and mean of each part over answered images; encode over collage answers."""
+    answered = images[images["answered"]]
+    from_collage = answered[answered["source"] == SOURCE_CODE["collage"]]
+    found: Json = {}
+    for name in PARTS:
+        rows = from_collage if name == "encode" else answered
+        values_ms = (wait_ns(rows) if name == "wait" else rows[f"{name}_ns"]) / 1e6
+        median, mean = (
+            (float(np.median(values_ms)), float(values_ms.mean())) if len(rows) else (None, None)
+        )
+        found[name] = {"n": len(rows), "median": median, "mean": mean}
+    return found
+
+
+def accuracy(images: np.ndarray) -> Json:
+    """Accuracy over the labelled images, an error row counting as wrong, and by source."""
+    labelled = images[images["has_label"]]
+    right = labelled["answered"] & (labelled["predicted"] == labelled["label"])
+    by_source = {}
+    for code, name in enumerate(SOURCES):
+        mask = labelled["source"] == code
+        if mask.any():
+            by_source[name] = _share(int(right[mask].sum()), int(mask.sum()))
+    return {"overall": _share(int(right.sum()), len(labelled)), "by_source": by_source}
+
+
+def _share(correct: int, n: int) -> Json:
+    return {
+        "n": n,
+        "correct": correct,
+        "accuracy": correct / n if n else None,
+        "ci95": wilson_interval(correct, n),
+    }
+
+
+def _price(results: Results) -> Json:
+    """What the answers cost (C8), over measured groups."""
+    images, tasks = results.measured_images, results.measured_tasks
+    work_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9  # (tasks,)
+    answered = tasks["outcome"] == OUTCOMES.index("answered")
+    useless = tasks["resolved"] == 0
+    ranks, rank_s = ranks_used(results), _measured_span_s(results)
+    n = len(images)
+    resolved = int(images["answered"].sum())
+    collage = int((images["source"] == SOURCE_CODE["collage"]).sum())
+    total_s = float(work_s.sum())
+    wasted_s = float(work_s[useless].sum())
+    return {
+        "collage_share": collage / resolved if resolved else None,
+        "wasted_work": wasted_s / total_s if total_s else None,
+        "wasted_s": wasted_s,
+        "work_s": total_s,
+        "ranks": ranks["all"],
+        "single_ranks": ranks["single"],
+        "collage_ranks": ranks["collage"],
+        "rank_seconds_per_image": rank_s * ranks["all"] / n if n else None,
+        "busy_seconds_per_image": total_s / n if n else None,
+        "images_per_s": n / rank_s if rank_s else None,
+        "tasks": len(tasks),
+        "collage_tasks": int((tasks["kind"] == KIND_CODE["collage"]).sum()),
+        "late_answers": int((answered & useless).sum()),
+        **{
+            f"{name}_tasks": int((tasks["outcome"] == code).sum())
+            for code, name in enumerate(OUTCOMES)
+            if name != "answered"
+        },
+    }
+
+
+def ranks_used(results: Results) -> dict[str, int]:
+    """Ranks of the world: all (the coordinator included), and those that hold each kind."""
+    world = results.manifest.get("world")
+    if not world:  # interrupted before the world was recorded: those that were sent a task
+        kinds = {
+            name: {int(rank) for rank in results.tasks["rank"][results.tasks["kind"] == code]}
+            for name, code in KIND_CODE.items()
+        }
+    else:
+        kinds = {
+            name: {member["rank"] for member in world if name in (member.get("kinds") or ())}
+            for name in KIND_CODE
+        }
+    members = {member["rank"] for member in world or ()}
+    everyone = {0, *members, *kinds["single"], *kinds["collage"]}
+    return {"all": len(everyone), **{name: len(ranks) for name, ranks in kinds.items()}}
+
+
+def _measured_span_s(results: Results) -> float:
+    """Seconds from the first measured release to the last measured end, sessions added."""
+    groups = results.measured_groups
+    total_ns = 0
+    for session in np.unique(groups["session"]):
+        rows = groups[groups["session"] == session]
+        total_ns += int((rows["t0_ns"] + rows["latency_ns"]).max() - rows["t0_ns"].min())
+    return total_ns / 1e9
+
+
+def _rank0(results: Results) -> Json:
+    poll = results.manifest.get("poll") or {}
+    gap_ns = poll.get("longest_gap_ns")
+    gap_ms = gap_ns / 1e6 if isinstance(gap_ns, int | float) else None
+    return {"longest_poll_gap_ms": gap_ms, "poll": poll}
+
+
+def _validity(results: Results) -> Json:
+    """The injection rule over all sessions; None where nothing was injected or recorded."""
+    manifest = results.manifest
+    finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
+    found = [final["validity"] for final in finals if isinstance(final.get("validity"), dict)]
+    if not found and manifest.get("validity"):
+        found = [manifest["validity"]]
+    if not found:
+        return {"valid": None, "exceeded": None, "tasks": None, "share": None}
+    exceeded, tasks = (
+        sum(_number(item.get(key)) for item in found) for key in ("exceeded", "tasks")
+    )
+    share = exceeded / tasks if tasks else 0.0
+    return {"valid": not results.invalid, "exceeded": exceeded, "tasks": tasks, "share": share}
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _errors(images: np.ndarray) -> dict[str, int]:
+    """Reasons of error rows and how often, the commonest ten."""
+    reasons, counts = np.unique(images["reason"][~images["answered"]], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:10]
+    return {reasons[i].decode("utf-8", "replace"): int(counts[i]) for i in order}

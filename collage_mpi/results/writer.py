@@ -1,0 +1,344 @@
+"""Writing a run: rows in on rank 0's hot path, parts out on a thread of their own.
+
+Owns: the buffers, the writer thread and its bounded queue, create / reopen / close, how
+a failed write reaches the caller.
+Does not know: MPI, the scheduler, statistics.
+
+A row costs about a microsecond: it is packed into a preallocated buffer. Full buffers
+(or those older than `flush_s`) go to the thread, whose work (CRC, write, fsync of 4 to
+8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
+that the queue fills, the caller waits: bounded memory comes first.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.results import parts
+from collage_mpi.results.atomic import remove_leftovers, write_atomic
+from collage_mpi.results.manifest import (
+    COMPLETE,
+    FORMAT,
+    MANIFEST,
+    MARKER,
+    STATUSES,
+    VERSION,
+    Json,
+    check_manifest,
+    differences,
+    plain,
+    read_manifest,
+    write_manifest,
+)
+from collage_mpi.results.rows import (
+    GROUPS,
+    IMAGES,
+    KEY_ROW,
+    TABLES,
+    TASKS,
+    Table,
+    reason_bytes,
+)
+
+ROWS_PER_PART = 4096  # about 0.8 MB of images
+FLUSH_S = 10.0  # what a kill can cost: the rows of the last ten seconds
+QUEUE_PARTS = 64  # about 50 MB of rows behind a slow disk, then the caller waits
+
+_Part = tuple[Table, int, memoryview]
+
+
+class RunWriter:
+    """The one writer of a run directory. Not shared between threads of the caller."""
+
+    def __init__(
+        self,
+        out: Path,
+        manifest: Json,
+        *,
+        rows_per_part: int = ROWS_PER_PART,
+        flush_s: float = FLUSH_S,
+    ) -> None:
+        """Start the thread; use `create` or `reopen`, which prepare the directory."""
+        self.out = out
+        self.manifest = manifest
+        self.session: int = manifest["session"]
+        self._thread = _PartThread(out / parts.PARTS_DIRECTORY)
+        self._images, self._groups, self._tasks = (
+            _Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
+        )
+        self._closed = False
+
+    @classmethod
+    def create(cls, out: Path, manifest: Mapping[str, Any], **options: Any) -> RunWriter:
+        """Begin a new run in `out`, which is made where it does not exist.
+
+        Raises:
+            EnvironmentFault: `out` cannot be written, or holds a run already.
+            DataFault: the manifest lacks a key or has one of a wrong type.
+        """
+        out = Path(out)
+        full = _prepared(manifest, session=1, sessions=[])
+        if (out / MANIFEST).exists():
+            raise _holds_a_run(out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            directory = out / parts.PARTS_DIRECTORY
+            directory.mkdir(exist_ok=True)
+            if any(parts.list_parts(directory, table) for table in TABLES):
+                raise _holds_a_run(out)
+            remove_leftovers(directory)  # a kill before the manifest was written
+            remove_leftovers(out)
+            write_manifest(out, full)
+        except OSError as error:
+            raise _unwritable(out, error) from error
+        return cls(out, full, **options)
+
+    @classmethod
+    def reopen(
+        cls, out: Path, manifest: Mapping[str, Any], **options: Any
+    ) -> tuple[RunWriter, np.ndarray]:
+        """Go on with the run in `out`: same settings, next session, leftovers repaired.
+
+        Returns:
+            The writer, and the keys that are done: (k,) of KEY_ROW (shard u4, row u8).
+
+        Raises:
+            UsageError: the settings differ; the message lists the differences.
+            EnvironmentFault: no run in `out`, or it cannot be written.
+            DataFault: a part or the manifest is damaged.
+        """
+        out = Path(out)
+        before = read_manifest(out)
+        session = before["session"] + 1
+        full = _prepared(manifest, session=session, sessions=before.get("sessions") or [])
+        changed = differences(before, full)
+        if changed:
+            listed = "\n  ".join(changed)
+            raise UsageError(
+                f"{out}: cannot resume with other settings:\n  {listed}\n"
+                "Repeat the first command with --resume, or choose another --out."
+            )
+        full["run_id"] = before["run_id"]
+        full["started"] = before.get("started", full["started"])
+        directory = out / parts.PARTS_DIRECTORY
+        try:
+            directory.mkdir(exist_ok=True)
+            remove_leftovers(directory)
+            remove_leftovers(out)
+            found = {table.name: _read_all(directory, table) for table in TABLES}
+            _mark_lost_rows(full["sessions"], found)
+            images = found[IMAGES.name]
+            if len(images) < full["rows"]:
+                (out / MARKER).unlink(missing_ok=True)
+            write_manifest(out, full)
+        except OSError as error:
+            raise _unwritable(out, error) from error
+        done = np.empty(len(images), KEY_ROW)
+        done["shard"], done["row"] = images["shard"], images["row"]
+        return cls(out, full, **options), done
+
+    def image(self, row: tuple | None = None, /, **fields: Any) -> None:
+        """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
+
+        By name, `source` may be a name of SOURCES and `session` defaults to this one.
+
+        Raises:
+            EnvironmentFault: an earlier part could not be written (disk full...).
+            struct.error, TypeError: a value does not fit its column.
+        """
+        self._images.add(row if row is not None else self._row(IMAGES, fields))
+
+    def group(self, row: tuple | None = None, /, **fields: Any) -> None:
+        """Record one group: a GroupRow, or its fields by name. Raises as `image`."""
+        self._groups.add(row if row is not None else self._row(GROUPS, fields))
+
+    def task(self, row: tuple | None = None, /, **fields: Any) -> None:
+        """Record one task: a TaskRow, or its fields by name. Raises as `image`."""
+        self._tasks.add(row if row is not None else self._row(TASKS, fields))
+
+    def flush(self) -> None:
+        """Hand all buffered rows to the thread now; does not wait for the disk."""
+        for buffer in (self._tasks, self._groups, self._images):
+            buffer.hand_over()
+
+    def close(self, status: str, **final: Any) -> None:
+        """Write what is buffered, then the manifest, then (if complete) the marker.
+
+        Args:
+            status: complete, complete_with_errors or incomplete.
+            **final: merged into the manifest ("poll", "validity", "world", ...) and kept
+                with this session.
+
+        Raises:
+            EnvironmentFault: rows could not be written; the run then says incomplete, and
+                all parts written before are intact.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status {status!r} is none of {', '.join(STATUSES)}")
+        if self._closed:
+            return
+        self._closed = True
+        fault = self._drain()
+        try:
+            self._seal("incomplete" if fault else status, final)
+        except OSError as error:
+            fault = fault or _unwritable(self.out, error)
+        if fault:
+            raise fault
+
+    def _drain(self) -> EnvironmentFault | None:
+        """Hand over the rest, end the thread; the fault of any write, if there was one."""
+        fault: EnvironmentFault | None = None
+        try:
+            self.flush()
+        except EnvironmentFault as error:
+            fault = error
+        self._thread.end()
+        return fault or self._thread.fault
+
+    def _seal(self, status: str, final: Mapping[str, Any]) -> None:
+        """Manifest first, marker last: the marker is never there without its rows."""
+        counts = {
+            buffer.table.name: buffer.total for buffer in (self._images, self._groups, self._tasks)
+        }
+        written = None if self._thread.fault else counts
+        entry = {"session": self.session, "status": status, "rows": written, "final": dict(final)}
+        entry["ended"] = _now()
+        self.manifest.update(final)
+        self.manifest["status"] = status
+        self.manifest["sessions"] = [*self.manifest["sessions"], entry]
+        write_manifest(self.out, self.manifest)
+        if status in COMPLETE:
+            line = json.dumps({"status": status, "run_id": self.manifest["run_id"]})
+            write_atomic(self.out / MARKER, (line.encode(), b"\n"))
+
+    def _row(self, table: Table, fields: dict[str, Any]) -> tuple:
+        """Fields by name to a row: names to codes, this session as the default."""
+        for column, codes in table.coded.items():
+            value = fields.get(column)
+            if type(value) is str:
+                fields[column] = codes[value]
+        return table.row(**{"session": self.session, **table.defaults, **fields})
+
+
+class _Buffer:
+    """The rows of one table that are not yet a part."""
+
+    def __init__(self, table: Table, thread: _PartThread, rows: int, flush_s: float) -> None:
+        self.table = table
+        self.total = 0  # rows taken in this session
+        self._thread = thread
+        self._size = table.packer.size
+        self._capacity = rows * self._size
+        self._flush_ns = int(flush_s * 1e9)
+        self._pack_into = table.packer.pack_into
+        self._has_reason = table.has_reason
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._bytes = bytearray(self._capacity)
+        self._used = 0
+        self._due_ns = time.monotonic_ns() + self._flush_ns
+
+    def add(self, row: tuple) -> None:
+        """Pack one row; about a microsecond."""
+        if self._has_reason and type(row[-1]) is str:
+            row = (*row[:-1], reason_bytes(row[-1]))
+        self._pack_into(self._bytes, self._used, *row)
+        self._used += self._size
+        self.total += 1
+        if self._used == self._capacity or time.monotonic_ns() > self._due_ns:
+            self.hand_over()
+        elif self._thread.fault is not None:
+            raise self._thread.fault
+
+    def hand_over(self) -> None:
+        """Give the filled part of the buffer to the thread and take a new one."""
+        if self._used:
+            self._thread.put(self.table, memoryview(self._bytes)[: self._used])
+        self._fresh()
+        if self._thread.fault is not None:
+            raise self._thread.fault
+
+
+class _PartThread:
+    """Writes parts in order; after a failure it only empties the queue."""
+
+    def __init__(self, directory: Path) -> None:
+        self.fault: EnvironmentFault | None = None
+        self._directory = directory
+        self._numbers = {table.name: parts.next_number(directory, table) for table in TABLES}
+        self._queue: queue.Queue[_Part | None] = queue.Queue(QUEUE_PARTS)
+        # A daemon: a rank that dies of an exception must not wait for its disk.
+        self._thread = threading.Thread(target=self._work, name="collage-mpi rows", daemon=True)
+        self._thread.start()
+
+    def put(self, table: Table, payload: memoryview) -> None:
+        """Queue one part; waits while QUEUE_PARTS are ahead of it."""
+        number = self._numbers[table.name]
+        self._numbers[table.name] = number + 1
+        self._queue.put((table, number, payload))
+
+    def end(self) -> None:
+        """Write what is queued and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (part := self._queue.get()) is not None:
+            if self.fault is not None:
+                continue
+            table, number, payload = part
+            path = parts.part_path(self._directory, table, number)
+            try:
+                parts.write_part(path, table, payload)
+            except OSError as error:
+                self.fault = _unwritable(path, error)
+
+
+def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list) -> Json:
+    """The manifest as it will be read back: format, version, session; types checked."""
+    own = {"format": FORMAT, "version": VERSION, "session": session, "sessions": sessions}
+    given = {"started": _now(), **manifest, **own, "status": "incomplete"}
+    return check_manifest(json.loads(json.dumps(given, default=plain)), "the new run's manifest")
+
+
+def _read_all(directory: Path, table: Table) -> np.ndarray:
+    found = [parts.read_part(path, table) for path in parts.list_parts(directory, table)]
+    return np.concatenate(found) if found else np.empty(0, table.dtype)
+
+
+def _mark_lost_rows(sessions: list[Json], found: Mapping[str, np.ndarray]) -> None:
+    """A session that lacks rows it once recorded (a part was moved away) stops vouching."""
+    for entry in sessions:
+        for name, count in (entry.get("rows") or {}).items():
+            if int((found[name]["session"] == entry["session"]).sum()) != count:
+                entry["rows"] = None
+                break
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _holds_a_run(out: Path) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{out}: holds a run already. Choose another --out, or go on with it: --resume."
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{path}: cannot be written: {error.strerror or error}. All parts written before are "
+        "intact. Make room or choose a place you may write to, then run again with --resume."
+    )
