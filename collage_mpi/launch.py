@@ -255,19 +255,24 @@ def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
         EnvironmentFault: no MPI, none of the wanted family, or none that matches mpi4py.
     """
     if mpiexec is not None:
-        found = [_explicit(mpiexec)]
+        candidates: Iterator[Mpi | None] = iter([_explicit(mpiexec)])
     else:
-        found = [mpi for path in launcher_candidates() if (mpi := inspect_launcher(path))]
+        candidates = map(inspect_launcher, launcher_candidates())
+    found: list[Mpi] = []
+    abi: str | None = None
+    for mpi in candidates:  # lazily: the first one fits almost always
+        if mpi is None:
+            continue
+        found.append(mpi)
+        if want in ("auto", mpi.family):
+            abi = abi or mpi4py_abi()
+            if mpi.abi == abi:
+                return mpi
     if not found:
         raise EnvironmentFault(INSTALL_HINT)
-    wanted = [mpi for mpi in found if want in ("auto", mpi.family)]
-    if not wanted:
+    if abi is None:
         raise _not_of_family(want, found)
-    abi = mpi4py_abi()
-    for mpi in wanted:
-        if mpi.abi == abi:
-            return mpi
-    raise _mismatch(wanted[0], abi)
+    raise _mismatch(next(mpi for mpi in found if want in ("auto", mpi.family)), abi)
 
 
 def _explicit(mpiexec: str) -> Mpi:

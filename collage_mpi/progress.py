@@ -211,7 +211,7 @@ class BarDisplay:
         self._last = status
         if self._progress is None:
             self._progress = self._new_bar()
-            self._task = self._progress.add_task("")
+            self._task = self._progress.add_task("", notes="")
             self._progress.start()
         assert self._task is not None
         unit = str(status.get("unit", "images"))

@@ -1,0 +1,137 @@
+"""A launched job followed to its end, with a small Python program in the launcher's place."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from collage_mpi.launch import LaunchPlan
+from collage_mpi.supervise import Job, exit_code
+
+
+def job(source: str, **options) -> tuple[Job, io.StringIO, io.StringIO]:
+    out, err = io.StringIO(), io.StringIO()
+    plan = LaunchPlan((sys.executable, "-c", source), {"GREETING": "hello"})
+    return Job(plan, "mpich", out=out, err=err, **options), out, err
+
+
+def test_output_passes_and_statuses_are_drawn():
+    made, out, err = job(
+        "import os, sys\n"
+        "print(os.environ['GREETING'])\n"
+        'print(\'@status {"done":1,"total":2,"phase":"none"}\', file=sys.stderr)\n'
+        "print('other', file=sys.stderr)\n"
+        "print('end without newline', end='')\n"
+        "sys.exit(4)"
+    )
+    outcome = made.run()
+    assert outcome.launcher == 4
+    assert out.getvalue() == "hello\nend without newline\n"
+    assert err.getvalue() == "other\nnone: 1 of 2 images (50.0 %)\n"
+
+
+def test_rank_0s_word_is_kept_apart_from_the_launchers_code():
+    made, _, err = job("import sys; print('@status {\"exit\":6}', file=sys.stderr)")
+    outcome = made.run()
+    assert (outcome.launcher, outcome.reported) == (0, 6)
+    assert exit_code(outcome, None)[0] == 6
+    assert err.getvalue() == ""
+
+
+BANNER = "print('-' * 74 + chr(10) + 'prterun detected that' + chr(10) + '-' * 74, file=sys.stderr)"
+
+
+def test_a_banner_is_dropped_when_a_rank_has_explained_the_failure():
+    made, _, err = job(f"import sys\n{BANNER}\nprint('collage-mpi run: why', file=sys.stderr)")
+    made.run()
+    assert err.getvalue() == "collage-mpi run: why\n"
+
+
+def test_a_banner_is_shown_when_it_is_all_there_is():
+    made, _, err = job(f"import sys\n{BANNER}\nprint('some traceback', file=sys.stderr)")
+    made.run()
+    assert err.getvalue().splitlines()[:3] == ["some traceback", "-" * 74, "prterun detected that"]
+
+
+def test_the_time_limit_ends_the_job_and_its_children():
+    made, out, _ = job(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()",
+        timeout_s=1.0,
+    )
+    start_s = time.monotonic()
+    outcome = made.run()
+    assert time.monotonic() - start_s < 10
+    assert outcome.timed_out
+    assert exit_code(outcome, None)[0] == 6
+    assert not Path(f"/proc/{int(out.getvalue())}").exists()
+
+
+def test_a_process_that_outlives_the_launcher_does_not_hold_us():
+    made, _, _ = job("import subprocess; subprocess.Popen(['sleep', '600'])")
+    start_s = time.monotonic()
+    assert made.run().launcher == 0
+    assert time.monotonic() - start_s < 10
+
+
+STOPPABLE = (
+    "import signal, sys, time\n"
+    "def stop(*_): print('collage-mpi run: stopped', file=sys.stderr); sys.exit(6)\n"
+    "signal.signal(signal.SIGTERM, stop)\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(600)"
+)
+STUBBORN = (
+    "import signal, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(600)"
+)
+
+
+class WhenReady(io.StringIO):
+    """Signals this process once the job has said it is ready."""
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        super().__init__()
+        self._numbers = numbers
+
+    def write(self, text: str) -> int:
+        if "ready" in text:
+            threading.Thread(target=self._send).start()
+        return super().write(text)
+
+    def _send(self) -> None:
+        for number in self._numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+
+def stopped(source: str, *numbers: signal.Signals, grace_s: float = 20.0) -> int:
+    plan = LaunchPlan((sys.executable, "-c", source))
+    made = Job(plan, "mpich", out=WhenReady(*numbers), err=io.StringIO(), stop_grace_s=grace_s)
+    return exit_code(made.run(), None)[0]
+
+
+def test_a_stop_lets_the_job_end_by_itself():
+    assert stopped(STOPPABLE, signal.SIGINT) == 6
+    assert stopped(STOPPABLE, signal.SIGUSR2) == 6
+
+
+def test_a_job_that_does_not_stop_is_ended_after_its_grace():
+    start_s = time.monotonic()
+    assert stopped(STUBBORN, signal.SIGTERM, grace_s=0.5) == 143
+    assert time.monotonic() - start_s < 10
+
+
+def test_a_second_signal_ends_it_at_once():
+    start_s = time.monotonic()
+    assert stopped(STUBBORN, signal.SIGINT, signal.SIGINT, grace_s=60.0) == 130
+    assert time.monotonic() - start_s < 10

@@ -1,0 +1,89 @@
+"""Launcher banners are held back; everything else passes at once and unchanged."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collage_mpi.banners import BannerFilter
+
+RULE = "-" * 74
+OPENMPI = f"""{RULE}
+prterun detected that one or more processes exited with non-zero status,
+thus causing the job to be terminated. The first process to do so was:
+
+   Process name: [prterun-vm-6986@1,1]
+   Exit code:    1
+{RULE}"""
+OPENMPI_ABORT = f"""{RULE}
+MPI_ABORT was invoked on rank 0 in communicator MPI_COMM_WORLD
+  Proc: [[9743,1],0]
+  Errorcode: 6
+
+NOTE: invoking MPI_ABORT causes Open MPI to kill all MPI processes.
+{RULE}
+{RULE}
+prterun has exited due to process rank 0 with PID 0 on node vm calling
+"abort". This may have caused other processes in the application to be
+terminated by signals sent by prterun (as reported here).
+{RULE}"""
+MPICH = f"""{"=" * 83}
+=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES
+=   PID 4242 RUNNING AT vm
+=   EXIT CODE: 9
+=   CLEANING UP REMAINING PROCESSES
+=   YOU CAN IGNORE THE BELOW CLEANUP MESSAGES
+{"=" * 83}
+YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)
+This typically refers to a problem with your application.
+Please see the FAQ page for debugging suggestions"""
+MPICH_ABORT = (
+    "Abort(6) on node 0 (rank 0 in comm 0): application called MPI_Abort(MPI_COMM_WORLD, 6)"
+)
+
+
+def run(text: str) -> tuple[list[str], list[str], BannerFilter]:
+    found = BannerFilter()
+    shown = [line for given in text.split("\n") for line in found.feed(given)]
+    return shown, found.finish(), found
+
+
+@pytest.mark.parametrize("banner", [OPENMPI, OPENMPI_ABORT, MPICH, MPICH_ABORT])
+def test_banners_are_held_whole(banner):
+    shown, held, found = run(f"before\n{banner}\nafter")
+    assert shown == ["before", "after"]
+    assert held == banner.split("\n")
+    assert not found.explained
+
+
+@pytest.mark.parametrize(
+    ("line", "explained"),
+    [
+        ("collage-mpi run: the world has 8 ranks", True),
+        ("This is a defect of collage-mpi: please report it.", True),
+        ("see collage-mpi run: x", False),
+    ],
+)
+def test_our_own_message_is_noticed(line, explained):
+    assert run(line)[2].explained is explained
+
+
+def test_a_table_between_rules_passes():
+    table = f"{RULE}\nname  value\n{RULE}\n{RULE}"
+    shown, held, _ = run(table)
+    assert shown + held == table.split("\n")
+
+
+def test_a_banner_that_never_ends_does_not_swallow_the_output():
+    lines = [RULE, "MPI_ABORT was invoked on rank 0", *map(str, range(100))]
+    shown, held, _ = run("\n".join(lines))
+    assert held + shown == lines
+    assert shown[-1] == "99"
+
+
+@given(st.lists(st.sampled_from([RULE, "a", "", MPICH_ABORT, *MPICH.split("\n")[:3]])))
+def test_no_line_is_ever_lost(lines):
+    found = BannerFilter()
+    shown = [line for given in lines for line in found.feed(given)]
+    assert sorted(shown + found.finish()) == sorted(lines)

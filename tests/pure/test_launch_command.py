@@ -1,0 +1,164 @@
+"""The command line for each MPI, as a pure function; what `--version` texts mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from collage_mpi import launch
+from collage_mpi.commands.launch import output_folder
+from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
+from collage_mpi.launch import Mpi, Site, build_command
+
+MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
+OPENMPI = Mpi(Path("/v/bin/mpiexec"), "openmpi", "5.0.11")
+INTEL = Mpi(Path("/v/bin/mpiexec"), "intel", "2021.14")
+PROGRAM = ("python", "-m", "collage_mpi", "run")
+
+
+def test_mpich_needs_no_flags():
+    plan = build_command(MPICH, 11, PROGRAM, Site(cores=2, root=True))
+    assert plan.argv == ("/v/bin/mpiexec", "-n", "11", *PROGRAM)
+    assert plan.env == {
+        "HYDRA_IFACE": "lo",
+        "FI_TCP_IFACE": "lo",
+        "UCX_NET_DEVICES": "lo",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+
+
+def test_openmpi_as_root_on_a_small_machine():
+    plan = build_command(OPENMPI, 11, PROGRAM, Site(cores=2, root=True))
+    flags = ("--oversubscribe", "--bind-to", "none")
+    assert plan.argv == ("/v/bin/mpiexec", *flags, "-n", "11", *PROGRAM)
+    assert plan.env["OMPI_MCA_mpi_yield_when_idle"] == "1"
+    assert plan.env["OMPI_ALLOW_RUN_AS_ROOT"] == plan.env["PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+    assert plan.env["OMPI_MCA_btl_tcp_if_include"] == "lo"
+
+
+def test_openmpi_as_a_user_on_a_large_machine():
+    plan = build_command(OPENMPI, 11, PROGRAM, Site(cores=64))
+    assert not any("ROOT" in name or "yield" in name for name in plan.env)
+    assert plan.env["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize("mpi", [MPICH, OPENMPI, INTEL])
+def test_several_hosts_keep_their_network_and_slots(mpi):
+    plan = build_command(
+        mpi, 11, PROGRAM, Site(cores=16, hosts=4), extra_env={"COLLAGE_MPI_STATUS": "1"}
+    )
+    assert "lo" not in plan.env.values()
+    assert "--oversubscribe" not in plan.argv
+    assert plan.env["OMP_NUM_THREADS"] == "5"  # 3 ranks on the fullest host
+    exported = [plan.argv[i + 1] for i, word in enumerate(plan.argv) if word == "-x"]
+    assert ("COLLAGE_MPI_STATUS" in exported) == (mpi is OPENMPI)
+
+
+def test_the_users_variables_win_and_ours_are_certain():
+    plan = build_command(
+        MPICH,
+        3,
+        PROGRAM,
+        Site(cores=2),
+        environ={"OMP_NUM_THREADS": "4", "HYDRA_IFACE": "eth0", "COLLAGE_MPI_STATUS": "0"},
+        extra_env={"COLLAGE_MPI_STATUS": "1"},
+    )
+    assert "OMP_NUM_THREADS" not in plan.env
+    assert "HYDRA_IFACE" not in plan.env
+    assert plan.env["COLLAGE_MPI_STATUS"] == "1"
+
+
+def test_loopback_is_named_lo_on_linux_only():
+    assert "lo" not in build_command(MPICH, 3, PROGRAM, Site(4, loopback=False)).env.values()
+
+
+@pytest.mark.parametrize(("ranks", "program"), [(0, PROGRAM), (-1, PROGRAM), (2, ())])
+def test_nothing_to_launch(ranks, program):
+    with pytest.raises(UsageError):
+        build_command(MPICH, ranks, program, Site(cores=2))
+
+
+def test_the_shell_line_can_be_pasted():
+    plan = launch.LaunchPlan(("mpiexec", "-n", "2", "a b"), {"X": "1 2"})
+    assert plan.shell_line() == "X='1 2' mpiexec -n 2 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("HYDRA build details:\n    Version:         5.0.2\n    CC: cc\n", ("mpich", "5.0.2")),
+        ("mpiexec (Open MPI) 5.0.11\n\nReport bugs to ...", ("openmpi", "5.0.11")),
+        ("mpirun (Open MPI) 4.1.4\n", ("openmpi", "4.1.4")),
+        ("mpiexec (OpenRTE) 4.1.4\n", ("openmpi", "4.1.4")),
+        (
+            "Intel(R) MPI Library for Linux* OS, Version 2021.14 Build 20241121 (id: e7829d6)\n",
+            ("intel", "2021.14"),
+        ),
+        ("ls (GNU coreutils) 9.1\n", None),
+        ("", None),
+    ],
+)
+def test_identify(text, known):
+    assert launch.identify(text) == known
+
+
+def found_here(monkeypatch, launchers: list[Mpi], abi: str) -> None:
+    monkeypatch.setattr(launch, "launcher_candidates", lambda: iter(m.mpiexec for m in launchers))
+    by_path = {m.mpiexec: m for m in launchers}
+    monkeypatch.setattr(launch, "inspect_launcher", by_path.get)
+    monkeypatch.setattr(launch, "mpi4py_abi", lambda: abi)
+
+
+SYSTEM = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
+
+
+def test_the_one_that_mpi4py_loads_is_taken(monkeypatch):
+    found_here(monkeypatch, [MPICH, SYSTEM], "openmpi")
+    assert launch.find_mpi() == SYSTEM
+    found_here(monkeypatch, [MPICH, SYSTEM], "mpich")
+    assert launch.find_mpi() == MPICH
+
+
+def test_intel_launches_what_speaks_mpichs_abi(monkeypatch):
+    found_here(monkeypatch, [INTEL], "mpich")
+    assert launch.find_mpi("intel") == INTEL
+
+
+def test_no_mpi_says_what_to_install(monkeypatch):
+    found_here(monkeypatch, [], "mpich")
+    with pytest.raises(EnvironmentFault, match=r"pip install 'collage-mpi\[mpich\]'") as caught:
+        launch.find_mpi()
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_a_launcher_that_does_not_fit_is_refused(monkeypatch):
+    found_here(monkeypatch, [SYSTEM], "mpich")
+    with pytest.raises(EnvironmentFault, match="mpi4py loads an mpich library"):
+        launch.find_mpi()
+    with pytest.raises(EnvironmentFault, match="at hand: openmpi 4.1.4"):
+        launch.find_mpi("mpich")
+
+
+def test_a_launcher_given_by_path_must_be_one(tmp_path):
+    with pytest.raises(UsageError, match="no such program"):
+        launch.find_mpi(mpiexec=str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="names no MPI known here"):
+        launch.find_mpi(mpiexec="/bin/ls")
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (("run", "--out", "a"), Path("a")),
+        (("run", "--side", "3", "--out=b"), Path("b")),
+        (("run", "--out"), None),
+        (("run",), None),
+        (("demo", "--out", "a"), None),
+        ((), None),
+    ],
+)
+def test_where_the_marker_of_a_run_would_be(words, folder):
+    assert output_folder(words) == folder

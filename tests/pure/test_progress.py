@@ -1,0 +1,143 @@
+"""Status lines: written seldom, read back exactly, harmless when damaged."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collage_mpi.progress import (
+    MARK,
+    BarDisplay,
+    LineDisplay,
+    StatusReporter,
+    plain_line,
+    report_exit,
+    split_status,
+    status_line,
+)
+from collage_mpi.topology import STATUS_VARIABLE
+
+
+class Clock:
+    """Seconds that move when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_machine_lines_come_at_their_interval_and_say_the_last_state():
+    stream, clock = io.StringIO(), Clock()
+    reporter = StatusReporter(1800, "collage", stream, clock, every_s=1.0, machine=True)
+    for done in range(31):
+        reporter.update(done, collage_share=0.5)
+        clock.now_s += 0.1
+    reporter.update(31)
+    reporter.close()
+    reporter.close()
+    lines = stream.getvalue().splitlines()
+    statuses = [split_status(line)[1] for line in lines]
+    assert [status["done"] for status in statuses if status] == [0, 10, 20, 30, 31]
+    assert statuses[1] == {
+        "phase": "collage",
+        "done": 10,
+        "total": 1800,
+        "unit": "images",
+        "images_s": 10.0,
+        "collage_share": 0.5,
+    }
+
+
+def test_plain_lines_wait_for_the_first_interval():
+    stream, clock = io.StringIO(), Clock()
+    reporter = StatusReporter(200, "none", stream, clock, machine=False)
+    reporter.update(1)
+    assert stream.getvalue() == ""
+    clock.now_s += 5.0
+    reporter.update(100, collage_share=0.123456)
+    assert stream.getvalue() == (
+        "none: 100 of 200 images (50.0 %), 20.0 images/s, collage share 0.123\n"
+    )
+
+
+def test_numpy_numbers_are_welcome():
+    np = pytest.importorskip("numpy")
+    line = status_line({"done": np.int64(3), "share": np.float32(0.5)})
+    assert split_status(line) == ("", {"done": 3, "share": 0.5})
+
+
+def test_a_reader_that_has_gone_does_not_stop_the_job():
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    clock = Clock()
+    reporter = StatusReporter(10, "run", Gone(), clock, machine=True)
+    reporter.update(1)
+    clock.now_s += 100
+    reporter.update(2)
+
+
+@given(st.text(), st.dictionaries(st.text(), st.one_of(st.integers(), st.none(), st.text())))
+def test_what_was_written_is_read_back_after_any_output(before, status):
+    before = before.replace("\n", "").replace(MARK, "")
+    assert split_status(before + status_line(status)) == (before, status)
+
+
+@given(st.text())
+def test_any_other_line_passes_unchanged(line):
+    rest, status = split_status(line)
+    assert status is not None or rest == line
+
+
+@pytest.mark.parametrize("line", ["@status {", '@status {"a":1', "@status [1]", "@status 3"])
+def test_a_damaged_status_is_output(line):
+    assert split_status(line) == (line, None)
+
+
+def test_plain_line_without_a_total():
+    assert plain_line({"phase": "train", "done": 3, "unit": "epochs"}) == "train: 3 epochs"
+
+
+def test_line_display_prints_every_five_seconds_and_the_end_of_each_phase():
+    stream, clock = io.StringIO(), Clock()
+    display = LineDisplay(stream, clock)
+    for second in range(12):
+        clock.now_s = 100.0 + second
+        display.show({"phase": "none", "done": second, "total": 11})
+    display.show({"phase": "collage", "done": 0, "total": 11})
+    display.show({"phase": "collage", "done": 1, "total": 11})
+    display.close()
+    assert [line.split(" (")[0] for line in stream.getvalue().splitlines()] == [
+        "none: 5 of 11 images",
+        "none: 10 of 11 images",
+        "none: 11 of 11 images",
+        "collage: 1 of 11 images",
+    ]
+
+
+def test_bar_leaves_one_line_a_phase():
+    stream = io.StringIO()
+    display = BarDisplay(stream)
+    display.show({"phase": "none", "done": 1, "total": 2, "share [x]": 0.5})
+    display.clear()
+    display.show({"phase": "none", "done": 2, "total": 2})
+    display.show({"phase": "collage", "done": 2, "total": 2})
+    display.close()
+    assert "none: 2 of 2 images (100.0 %)" in stream.getvalue()
+    assert stream.getvalue().endswith("collage: 2 of 2 images (100.0 %)\n")
+
+
+def test_exit_is_reported_only_to_a_launcher_of_ours(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.delenv(STATUS_VARIABLE, raising=False)
+    report_exit(6, stream)
+    assert stream.getvalue() == ""
+    monkeypatch.setenv(STATUS_VARIABLE, "1")
+    report_exit(6, stream)
+    assert split_status(stream.getvalue().rstrip()) == ("", {"exit": 6})

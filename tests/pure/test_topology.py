@@ -1,0 +1,150 @@
+"""Launcher variables, local ranks, devices, cores: from dictionaries, never the real environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from collage_mpi import topology
+from collage_mpi.errors import EnvironmentFault, UsageError
+
+MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "11"}
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "11",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "6",
+    "PMIX_RANK": "3",
+}
+SRUN = {
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "11",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_TASKS_PER_NODE": "3(x3),2",
+}
+BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "11", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "rank", "size", "local", "local_size"),
+    [
+        ({}, None, None, None, None),
+        (MPICH, 3, 11, 3, 11),
+        (OPENMPI, 3, 11, 1, 6),
+        (SRUN, 3, 11, 0, 3),
+        ({**BATCH_SCRIPT, **MPICH}, 3, 11, 3, 11),
+        (BATCH_SCRIPT, 0, None, 0, None),
+        ({"PMI_RANK": "-1", "PMI_SIZE": ""}, None, None, None, None),
+    ],
+)
+def test_what_the_launcher_says(environ, rank, size, local, local_size):
+    assert topology.launcher_rank(environ) == rank
+    assert topology.launcher_size(environ) == size
+    assert topology.local_rank(environ) == local
+    assert topology.local_size(environ) == local_size
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [("", []), ("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,2", [1, 2]), ("x", []), ("2(x", [])],
+)
+def test_tasks_per_node(text, counts):
+    assert topology.expand_tasks_per_node(text) == counts
+
+
+@pytest.mark.parametrize(
+    ("visible", "entries"),
+    [
+        (None, None),
+        ("", []),
+        ("0,1", ["0", "1"]),
+        ("GPU-8932f937-d72c, MIG-4f1b", ["GPU-8932f937-d72c", "MIG-4f1b"]),
+        ("0,-1,1", ["0"]),
+        ("NoDevFiles", []),
+    ],
+)
+def test_visible_entries_stay_text(visible, entries):
+    assert topology.visible_entries(visible) == entries
+
+
+@pytest.mark.parametrize(
+    ("local", "visible", "device", "count", "expected"),
+    [
+        (None, None, "auto", 4, "cpu"),  # the coordinator
+        (0, None, "auto", 0, "cpu"),
+        (0, None, "cpu", 4, "cpu"),
+        (1, None, "auto", 4, "cuda:1"),
+        (5, None, "cuda", 4, "cuda:1"),
+        (1, "GPU-a,MIG-b", "auto", 2, "cuda:1"),
+        (2, "GPU-a,MIG-b", "auto", 2, "cuda:0"),
+        (3, "7", "auto", 1, "cuda:0"),
+        (0, "", "auto", 0, "cpu"),
+    ],
+)
+def test_devices(local, visible, device, count, expected):
+    assert topology.assign_device(local, visible, device, count) == expected
+
+
+def test_cuda_asked_for_and_none_visible():
+    with pytest.raises(EnvironmentFault, match="sees no GPU.*is ''"):
+        topology.assign_device(0, "", "cuda", 0)
+    with pytest.raises(UsageError, match="allowed are auto, cpu, cuda"):
+        topology.assign_device(0, None, "tpu", 0)
+
+
+def test_visible_devices_knows_rocm():
+    assert topology.visible_devices({}) is None
+    assert topology.visible_devices({"ROCR_VISIBLE_DEVICES": "2,3"}) == "2,3"
+    assert topology.visible_devices({"HIP_VISIBLE_DEVICES": "1"}) == "1"
+
+
+@pytest.mark.parametrize(
+    ("rank", "environ", "expected"),
+    [
+        (0, MPICH, None),
+        (3, {}, 2),
+        (3, MPICH, 2),  # block placement beside rank 0
+        (6, {"PMI_RANK": "6", "MPI_LOCALRANKID": "0"}, 0),  # another host
+        (4, {"SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}, 0),  # cyclic
+    ],
+)
+def test_gpu_ranks_are_counted_without_the_coordinator(rank, environ, expected):
+    assert topology.local_gpu_rank(rank, environ) == expected
+
+
+def test_cores_obey_the_quota_and_slurm(tmp_path):
+    none = tmp_path / "none"
+    free = topology.allowed_cores({}, none)
+    assert free >= 1
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert topology.allowed_cores({}, tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert topology.allowed_cores({}, tmp_path) == free
+    assert topology.allowed_cores({"SLURM_CPUS_ON_NODE": "1"}, none) == 1
+
+
+def test_cgroup_version_1(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000\n")
+    assert topology.allowed_cores({}, tmp_path) == 1
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert topology.allowed_cores({}, tmp_path) == topology.allowed_cores({}, tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "threads"), [(11, 2, 1), (11, 64, 5), (1, 8, 8), (0, 4, 4)]
+)
+def test_threads_share_the_cores(ranks, cores, threads):
+    assert topology.threads_per_rank(ranks, cores) == threads
+
+
+def test_a_slurm_task_keeps_its_own_cores():
+    environ = {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "1"}
+    assert topology.threads_per_rank(1, environ=environ) == 1
+
+
+def test_status_is_wanted_only_when_asked():
+    assert topology.status_wanted({topology.STATUS_VARIABLE: "1"})
+    assert not topology.status_wanted({})
