@@ -7,6 +7,7 @@ Does not know: the shard format (shards), the IDX format (idx).
 from __future__ import annotations
 
 import argparse
+import glob
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,6 +95,7 @@ def read_table(args: argparse.Namespace) -> Table:
         DataFault: files that are damaged or do not fit together.
     """
     from collage_mpi.idx import read_idx
+    from collage_mpi.shards.schema import label_problem
 
     for flag in ("rows_per_shard", "limit"):
         value = getattr(args, flag)
@@ -116,6 +118,9 @@ def read_table(args: argparse.Namespace) -> Table:
             f"{args.labels}: {labels.dtype} of shape {labels.shape}; {len(images)} images "
             f"need integers of shape ({len(images)},)"
         )
+    wrong = None if labels is None else label_problem(labels, names)
+    if wrong:
+        raise DataFault(f"{args.labels}: {wrong}")
     stem = args.images.name.removesuffix(".gz")
     return Table(images, labels, pick_rows(len(images), args), stem, names, args.source or stem)
 
@@ -153,11 +158,11 @@ def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
 
 
 def shard_paths(out: Path, prefix: str, count: int, rows_per_shard: int) -> list[Path]:
-    """`PREFIX.h5` for one shard, `PREFIX-00000.h5`, `PREFIX-00001.h5`, ... for several."""
+    """`PREFIX.h5` for one shard, `PREFIX-00000-of-00006.h5` and so on for several."""
     shards = -(-count // rows_per_shard)
     if shards == 1:
         return [out / f"{prefix}.h5"]
-    return [out / f"{prefix}-{number:05d}.h5" for number in range(shards)]
+    return [out / f"{prefix}-{number:05d}-of-{shards:05d}.h5" for number in range(shards)]
 
 
 def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
@@ -169,7 +174,7 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        numbered = sorted(out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].h5"))
+        numbered = sorted(out.glob(f"{glob.escape(prefix)}-?????-of-?????.h5"))
         old = [path for path in (out / f"{prefix}.h5", *numbered) if path.exists()]
         if old and not overwrite:
             raise EnvironmentFault(

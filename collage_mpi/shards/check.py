@@ -59,7 +59,8 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
     recorded = read_sidecar(path)
     actual = sha256_of(path) if hash_file or recorded is None else recorded
     if recorded is not None and actual != recorded:
-        raise DataFault(f"{path}: {hash_mismatch(path)}")
+        more = "`collage-mpi shards verify` says which rows are affected."
+        raise DataFault(f"{path}: {hash_mismatch(path)} {more}")
     with H5_LOCK, opened(path) as file:
         about = describe(file, path)
     return ShardInfo(
@@ -96,16 +97,16 @@ def hash_mismatch(path: Path) -> str:
     """The sentence for a file whose bytes are not those that were hashed."""
     return (
         f"its SHA-256 is not the one in {sidecar_path(path).name}: the file has changed since "
-        "it was written. Copy or make it again; `collage-mpi shards verify` names the rows."
+        "it was written. Copy it or make it again."
     )
 
 
-def opened(path: Path) -> Any:
+def opened(path: Path, *, cache_bytes: int = 0) -> Any:
     """The open file. Raises DataFault if it is no HDF5 file, OSError if unreadable."""
     with path.open("rb"):
         pass  # missing or forbidden: the plain OSError says it better than HDF5
     try:
-        return open_file(path, "r")
+        return open_file(path, "r", cache_bytes=cache_bytes)
     except (OSError, RuntimeError) as error:
         raise DataFault(f"{path}: cannot be opened as HDF5: {error}. {HOW_TO_MAKE}") from error
 
@@ -167,8 +168,9 @@ def _dataset(file: Any, name: str, dtype: type, dims: int) -> Any:
 def _check_storage(images: Any, file_bytes: int) -> None:
     """Walk the chunk index: every image stored, nothing past the end of the file."""
     if images.chunks is None:
-        if images.id.get_storage_size() != images.size or images.id.get_offset() is None:
-            raise DataFault("the images are not stored in full")
+        start = images.id.get_offset()
+        if start is None or start + images.size > file_bytes:
+            raise DataFault("the images are not stored in full: truncated")
         return
     rows = images.chunks[0]
     if images.chunks[1:] != images.shape[1:]:

@@ -23,6 +23,7 @@ from typing import Any
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.schema import ShardInfo
 
+CHILD_COMMAND = (sys.executable, "-m", "collage_mpi.shards.guard")
 MEMORY_BYTES = 2 << 30
 START_S = 60.0  # python and h5py from a cold network file system
 BYTES_PER_S = 20e6  # slower than this, hashing and reading count as hung
@@ -82,7 +83,7 @@ def _ask(task: str, paths: Sequence[Path], limit_s: float | None) -> list[dict[s
         answers += found[: len(rest)]
         if len(answers) < len(paths):
             culprit = paths[len(answers)]
-            answers.append({"problem": f"{culprit}: {death}. The file is damaged: make it again."})
+            answers.append({"problem": f"{culprit}: {death}"})
     return answers
 
 
@@ -92,7 +93,7 @@ def _run_child(
     request = {"task": task, "paths": [str(path) for path in paths], "cpu_s": int(limit_s) + 5}
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
-        [sys.executable, "-m", "collage_mpi.shards.guard"],
+        CHILD_COMMAND,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -100,15 +101,21 @@ def _run_child(
     )
     try:
         out, complaint = child.communicate(json.dumps(request).encode(), timeout=limit_s)
-        death = f"reading it crashed the HDF5 library (exit code {child.returncode})"
+        death = (
+            f"reading it crashed the HDF5 library (exit code {child.returncode}); "
+            "the file is damaged: copy or make it again"
+        )
     except subprocess.TimeoutExpired:
         child.kill()
         out, complaint = child.communicate()
-        death = f"reading it did not end within {limit_s:.0f} s"
+        death = (
+            f"reading it did not end within {limit_s:g} s; the file is damaged (copy or make "
+            "it again) or its file system hangs"
+        )
     finally:
         child.kill()  # an interrupt here must not leave it behind; no effect once it ended
-    lines = out.decode("utf-8", errors="replace").splitlines()
-    answers = [json.loads(line) for line in lines if line.endswith("}")]
+    whole = out.split(b"\n")[:-1]  # what follows the last newline was cut off
+    answers = [json.loads(line) for line in whole]
     if child.returncode == 1 and not answers:
         _raise_start_failure(complaint)
     return answers, death
@@ -117,7 +124,7 @@ def _run_child(
 def _raise_start_failure(complaint: bytes) -> None:
     last = complaint.decode("utf-8", errors="replace").strip().splitlines()[-1:]
     raise EnvironmentFault(
-        f"the shard checker {sys.executable} -m collage_mpi.shards.guard did not start: "
+        f"the shard checker `{' '.join(CHILD_COMMAND)}` did not start: "
         f"{' '.join(last) or 'no message'}. Is h5py installed and working?"
     )
 

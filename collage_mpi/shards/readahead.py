@@ -77,6 +77,11 @@ class ReadAhead:
         """Images not yet taken."""
         return len(self._order) - self._taken
 
+    @property
+    def ready(self) -> int:
+        """Images that `take` would give now without waiting."""
+        return len(self._ready)
+
     def take(self, n: int) -> list[ImageRecord]:
         """The next images, at most `n`; [] at the end of the input.
 

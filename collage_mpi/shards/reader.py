@@ -6,7 +6,9 @@ Does not know: threads (readahead.py), the safety of a first open (guard.py).
 
 from __future__ import annotations
 
+import re
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,11 @@ from collage_mpi.shards.check import opened
 from collage_mpi.shards.guard import inspect_shards
 from collage_mpi.shards.hdf5 import H5_LOCK
 from collage_mpi.shards.schema import ShardInfo, label_problem, rows_crc32
+
+OPEN_FILES = 64
+"""Files kept open at once; opening another takes about a millisecond."""
+
+FILTER_CACHE_BYTES = 64 << 20  # for foreign shards with compressed chunks only
 
 
 class ShardSet:
@@ -39,8 +46,8 @@ class ShardSet:
         self.shape = infos[0].shape
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
-        self._lock = threading.Lock()
-        self._shards: dict[int, _OpenShard] = {}
+        self._lock = threading.RLock()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()  # least recently used first
         self._closed = False
 
     @classmethod
@@ -91,16 +98,16 @@ class ShardSet:
             raise IndexError(f"images {wanted.min()}..{wanted.max()} of {len(self)}")
         pixels = np.empty((len(wanted), *self.shape), dtype=np.uint8)
         labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
-        good = np.empty(len(wanted), dtype=bool)
-        order = np.argsort(wanted, kind="stable")
-        for shard, places in self._by_shard(wanted, order):
+        stored = np.empty(len(wanted), dtype=np.uint32)
+        for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]  # ascending
-            opened_shard = self._shard(shard)
-            pixels[places] = opened_shard.pixels(rows)
-            tags = None if opened_shard.labels is None else opened_shard.labels[rows]
-            if labels is not None and tags is not None:
-                labels[places] = tags
-            good[places] = rows_crc32(pixels[places], tags) == opened_shard.crc32[rows]
+            with self._lock:
+                source = self._shard(shard)
+                source.read_into(pixels, places, rows)
+            stored[places] = source.crc32[rows]
+            if labels is not None and source.labels is not None:
+                labels[places] = source.labels[rows]
+        good = rows_crc32(pixels, labels) == stored
         pixels[~good] = 0
         return pixels, labels, good
 
@@ -117,15 +124,16 @@ class ShardSet:
         """(n,) int64 labels of all images without reading pixels; None without labels."""
         if not self.infos[0].has_labels:
             return None
-        return np.concatenate([self._shard(k).labels for k in range(len(self.infos))])
+        with self._lock:
+            return np.concatenate([self._shard(k).labels for k in range(len(self.infos))])
 
     def close(self) -> None:
         """Close the files; later reads raise. May be called twice."""
         with self._lock:
             self._closed = True
-            for shard in self._shards.values():
+            for shard in self._open.values():
                 shard.close()
-            self._shards.clear()
+            self._open.clear()
 
     def __enter__(self) -> ShardSet:
         return self
@@ -138,19 +146,23 @@ class ShardSet:
     ) -> None:
         self.close()
 
-    def _by_shard(self, wanted: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def _by_shard(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(shard, places in `wanted` whose index lies in it, ascending by index)."""
+        order = np.argsort(wanted, kind="stable")
         cuts = np.searchsorted(wanted[order], self._starts)
         for shard in np.flatnonzero(np.diff(cuts)).tolist():
             yield shard, order[cuts[shard] : cuts[shard + 1]]
 
     def _shard(self, number: int) -> _OpenShard:
-        with self._lock:
-            if self._closed:
-                raise ValueError("this ShardSet is closed")
-            if number not in self._shards:
-                self._shards[number] = _OpenShard(self.infos[number])
-            return self._shards[number]
+        """The open shard; the caller holds the lock while it uses the file."""
+        if self._closed:
+            raise ValueError("this ShardSet is closed")
+        if number not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            self._open[number] = _OpenShard(self.infos[number])
+        self._open.move_to_end(number)
+        return self._open[number]
 
 
 class _OpenShard:
@@ -161,6 +173,9 @@ class _OpenShard:
         try:
             with H5_LOCK:
                 self._file: Any = opened(info.path)
+                if self._file["images"].id.get_create_plist().get_nfilters():
+                    self._file.close()  # compressed: without a cache each row unpacks a chunk
+                    self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
                 self._images = self._file["images"]
                 self.crc32 = self._file["crc32"][...]  # (n,) uint32
                 self.labels = self._file["labels"][...] if info.has_labels else None  # (n,) int64
@@ -172,23 +187,20 @@ class _OpenShard:
         if wrong:
             raise DataFault(f"{info.path}: {wrong}")
 
-    def pixels(self, rows: np.ndarray) -> np.ndarray:
-        """(n, H, W, C) uint8 of ascending rows, repeats allowed.
+    def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
+        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, H, W, C) uint8.
 
         Each run of neighbours is one slice: 200,000 single 28 px rows a second and
         millions in order, where h5py's index lists read 12,000 (docs/shards.md).
         """
-        out = np.empty((len(rows), *self._images.shape[1:]), dtype=np.uint8)
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        edges = [0, *breaks.tolist(), len(rows)]
         try:
             with H5_LOCK:
-                for start, stop in pairwise(edges):
+                for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
                     first = int(rows[start])
-                    out[start:stop] = self._images[first : first + stop - start]
+                    out[places[start:stop]] = self._images[first : first + stop - start]
         except (OSError, RuntimeError) as error:
             raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
-        return out
 
     def close(self) -> None:
         with H5_LOCK:
@@ -209,6 +221,7 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
         inside = sorted(item for item in path.glob("*.h5") if not item.name.startswith("."))
         if not inside:
             raise EnvironmentFault(f"{path}: no *.h5 file in this directory")
+        _check_complete(inside)
         files.extend(inside)
     if not files:
         raise EnvironmentFault("no shard given; needed: one or more .h5 files or directories")
@@ -218,6 +231,22 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
             raise EnvironmentFault(f"{file}: given twice; each shard may appear once")
         seen.add(file.resolve())
     return files
+
+
+def _check_complete(files: Sequence[Path]) -> None:
+    """Refuse a directory that lacks one of `name-00000-of-00006.h5` and its siblings."""
+    found: dict[tuple[str, int], int] = {}
+    for file in files:
+        match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.h5", file.name)
+        if match:
+            key = (match.group(1), int(match.group(2)))
+            found[key] = found.get(key, 0) + 1
+    for (stem, needed), count in found.items():
+        if count != needed:
+            raise EnvironmentFault(
+                f"{files[0].parent}: {count} of the {needed} shards {stem}-*-of-{needed:05d}.h5 "
+                "are here; copy the others, or name the files one by one to use these"
+            )
 
 
 def _check_alike(infos: Sequence[ShardInfo]) -> None:

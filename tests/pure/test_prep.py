@@ -1,0 +1,141 @@
+"""`prep idx` and `shards inspect|verify` as a user types them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import collage_mpi
+from collage_mpi.cli import main
+from collage_mpi.errors import ExitCode
+from collage_mpi.shards import ShardSet
+from collage_mpi.shards.check import inspect_here, verify_here
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (25, 4, 3), dtype=np.uint8)
+LABELS = (np.arange(25) % 3).astype(np.uint8)
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> list[str]:
+    """The flags that name two IDX files and an output folder."""
+    images = struct.pack(">BBBB3I", 0, 0, 8, 3, *IMAGES.shape) + IMAGES.tobytes()
+    labels = struct.pack(">BBBBI", 0, 0, 8, 1, 25) + LABELS.tobytes()
+    (tmp_path / "images.gz").write_bytes(gzip.compress(images))
+    (tmp_path / "labels").write_bytes(labels)
+    flags = {"images": "images.gz", "labels": "labels", "out": "out"}
+    return ["prep", "idx", *(f"--{flag}={tmp_path / name}" for flag, name in flags.items())]
+
+
+def read_out(tmp_path: Path) -> ShardSet:
+    paths = sorted((tmp_path / "out").glob("*.h5"))
+    return ShardSet([inspect_here(path, hash_file=True) for path in paths])
+
+
+def test_prep_in_order_over_several_shards(
+    tmp_path: Path, idx: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*idx, "--rows-per-shard=10", "--prefix=t", "--class-names=a, b,c"]) == 0
+    assert "25 images of 4 x 3 x 1 in 3 shards" in capsys.readouterr().out
+    with read_out(tmp_path) as shards:
+        names = [info.path.name for info in shards.infos]
+        assert names == [f"t-{k:05d}-of-00003.h5" for k in range(3)]
+        assert shards.class_names == ("a", "b", "c")
+        images, labels = shards.read_all()
+    np.testing.assert_array_equal(images[..., 0], IMAGES)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_prep_shuffled_and_limited_is_the_same_each_time(tmp_path: Path, idx: list[str]) -> None:
+    flags = [*idx, "--seed=7", "--limit=12", "--source=made up"]
+    assert main(flags) == 0
+    with read_out(tmp_path) as shards:
+        first, info = shards.read_all(), shards.infos[0]
+    assert info.path.name == "shard.h5"
+    assert info.source == "made up"
+    rows = np.random.default_rng(7).permutation(25)[:12]
+    np.testing.assert_array_equal(first[0][..., 0], IMAGES[rows])
+    np.testing.assert_array_equal(first[1], LABELS[rows])
+    assert main(flags) == ExitCode.ENVIRONMENT
+    assert main([*flags, "--overwrite"]) == 0
+    with read_out(tmp_path) as shards:
+        assert shards.infos[0].fingerprint == info.fingerprint
+
+
+def test_overwrite_removes_shards_of_another_number(tmp_path: Path, idx: list[str]) -> None:
+    assert main([*idx, "--rows-per-shard=5"]) == 0
+    assert main([*idx, "--overwrite"]) == 0
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == [
+        "shard.h5",
+        "shard.h5.sha256",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--limit=0"], ExitCode.USAGE, "--limit 0"),
+        (["--rows-per-shard=-1"], ExitCode.USAGE, "at least 1"),
+        (["--prefix=a/b"], ExitCode.USAGE, "--prefix"),
+        (["--seed=-1"], ExitCode.USAGE, "--seed"),
+        (["--class-names=a,a,b"], ExitCode.USAGE, "each different"),
+        (["--class-names=a,b"], ExitCode.DATA, "label 2 has no name"),
+        (["--class-names-file=/none"], ExitCode.ENVIRONMENT, "/none: cannot be read"),
+        (["--images=/none"], ExitCode.ENVIRONMENT, "/none: cannot be read"),
+    ],
+)
+def test_prep_refuses(
+    idx: list[str],
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    code: ExitCode,
+    words: str,
+) -> None:
+    assert main([*idx, *flags]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_files_that_do_not_fit_are_refused(
+    tmp_path: Path, idx: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*idx, f"--images={tmp_path / 'labels'}"]) == ExitCode.DATA
+    assert main([*idx, f"--labels={tmp_path / 'images.gz'}"]) == ExitCode.DATA
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_inspect_and_verify(
+    tmp_path: Path, idx: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*idx, "--class-names=a,b,c"]) == 0
+    out = str(tmp_path / "out")
+    capsys.readouterr()
+    assert main(["shards", "inspect", out]) == 0
+    assert "25 of 4 x 3 x 1" in capsys.readouterr().out
+    assert main(["shards", "inspect", "--json", out]) == 0
+    assert json.loads(capsys.readouterr().out)["class_names"] == ["a", "b", "c"]
+    assert main(["shards", "verify", out]) == 0
+    assert "shard.h5: good" in capsys.readouterr().out
+    shard = tmp_path / "out" / "shard.h5"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert main(["shards", "verify", "--json", out]) == ExitCode.DATA
+    assert "SHA-256" in json.loads(capsys.readouterr().out)["problems"][0]
+    assert main(["shards", "inspect", out]) == ExitCode.DATA
+    assert main(["shards", "inspect", str(tmp_path / "none.h5")]) == ExitCode.ENVIRONMENT
+
+
+def test_the_demo_data() -> None:
+    path = Path(collage_mpi.__file__).parent / "data" / "fashion_demo.h5"
+    assert verify_here(path) == []
+    info = inspect_here(path, hash_file=True)
+    assert (info.count, info.shape) == (1800, (28, 28, 1))
+    assert "Fashion-MNIST" in info.source
+    assert info.class_names is not None
+    with ShardSet([info]) as shards:
+        labels = shards.labels()
+    assert labels is not None
+    assert np.bincount(labels).min() >= 150  # about 180 of each class
+    assert (np.diff(labels) < 0).sum() > 600  # shuffled: sorted would be 0

@@ -1,0 +1,275 @@
+"""Writing and reading shards: round trips, orders, what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards import ShardInfo, ShardSet, ShardWriter, write_shard
+from collage_mpi.shards import reader as reader_module
+from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.reader import expand_paths
+from collage_mpi.shards.schema import (
+    chunk_rows,
+    read_sidecar,
+    row_crc32,
+    rows_crc32,
+    sha256_of,
+    sidecar_path,
+)
+
+SHARED_FOLDER = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def make_images(count: int, shape: tuple[int, int, int] = (3, 4, 1), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def open_here(*paths: Path) -> ShardSet:
+    """A ShardSet without the guard's process."""
+    return ShardSet([inspect_here(path, hash_file=True) for path in paths])
+
+
+@SHARED_FOLDER
+@given(data=st.data())
+def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
+    channels = data.draw(st.sampled_from([1, 3]))
+    sides = st.integers(1, 5)
+    shape = (data.draw(st.integers(1, 12)), data.draw(sides), data.draw(sides), channels)
+    images = data.draw(hnp.arrays(np.uint8, shape))
+    names = data.draw(st.none() | st.just(("one", "zwölf", "三")))
+    top = 2 if names else 2**63 - 1
+    labels = data.draw(st.none() | hnp.arrays(np.int64, shape[0], elements=st.integers(0, top)))
+    ids = data.draw(st.none() | st.just([f"é{k}" for k in range(shape[0])]))
+    rows = data.draw(st.none() | st.integers(1, 20))
+    path = tmp_path / "a.h5"
+    info = write_shard(
+        path, images, labels, ids, class_names=names, source="söurce", chunk_rows=rows
+    )
+    assert inspect_here(path, hash_file=True) == info
+    assert info == ShardInfo.from_json(info.to_json())
+    with open_here(path) as shards:
+        pixels, tags = shards.read_all()
+        np.testing.assert_array_equal(pixels, images)
+        assert (tags is None) == (labels is None)
+        if labels is not None:
+            np.testing.assert_array_equal(tags, labels)
+            np.testing.assert_array_equal(shards.labels(), labels)
+
+
+@SHARED_FOLDER
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    picks=st.lists(st.integers(0, 10**6), max_size=40),
+)
+def test_any_rows_in_any_order(tmp_path: Path, counts: list[int], picks: list[int]) -> None:
+    total = sum(counts)
+    images, labels = make_images(total), np.arange(total)
+    starts = np.cumsum([0, *counts])
+    paths = [tmp_path / f"{k}.h5" for k in range(len(counts))]
+    for path, start, stop in zip(paths, starts, starts[1:], strict=False):
+        write_shard(path, images[start:stop], labels[start:stop], chunk_rows=4)
+    wanted = np.array(picks, dtype=np.int64) % total
+    with open_here(*paths) as shards:
+        assert len(shards) == total
+        pixels, tags = shards.read(wanted)
+        np.testing.assert_array_equal(pixels, images[wanted])
+        np.testing.assert_array_equal(tags, labels[wanted])
+        for index in wanted.tolist():
+            shard, row = shards.locate(index)
+            assert 0 <= row < counts[shard]
+            assert starts[shard] + row == index
+
+
+def test_open_checks_in_the_guard_and_expands_folders(tmp_path: Path) -> None:
+    for name, seed in (("b.h5", 1), ("a.h5", 0)):
+        write_shard(tmp_path / name, make_images(5, seed=seed))
+    with ShardSet.open([tmp_path]) as shards:
+        assert [info.path.name for info in shards.infos] == ["a.h5", "b.h5"]
+        assert shards.labels() is None
+        np.testing.assert_array_equal(shards.read([7])[0], make_images(5, seed=1)[2:3])
+
+
+def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "OPEN_FILES", 2)
+    paths = [tmp_path / f"{k}.h5" for k in range(5)]
+    for k, path in enumerate(paths):
+        write_shard(path, make_images(2, seed=k), [k, k])
+    with open_here(*paths) as shards:
+        np.testing.assert_array_equal(shards.labels(), np.repeat(np.arange(5), 2))
+        assert len(shards._open) == 2
+        np.testing.assert_array_equal(shards.read([9, 0, 5])[1], [4, 0, 2])
+
+
+def test_a_compressed_shard_of_somebody_else_is_read(tmp_path: Path) -> None:
+    path, images = tmp_path / "a.h5", make_images(20)
+    write_shard(path, images)
+    sidecar_path(path).unlink()
+    with h5py.File(path, "a") as file:
+        del file["images"]
+        file.create_dataset("images", data=images, chunks=(4, 3, 4, 1), compression="gzip")
+    with open_here(path) as shards:
+        np.testing.assert_array_equal(shards.read([3, 19, 0])[0], images[[3, 19, 0]])
+
+
+def test_a_changed_pixel_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_shard(path, make_images(6), np.zeros(6, dtype=int))
+    with h5py.File(path, "a") as file:
+        file["images"][4, 0, 0, 0] ^= 1
+        file["labels"][2] = 1
+    with pytest.raises(DataFault, match=r"SHA-256 is not the one in a\.h5\.sha256"):
+        inspect_here(path, hash_file=True)
+    with ShardSet([inspect_here(path, hash_file=False)]) as shards:
+        pixels, _, good = shards.read_checked(np.arange(6))
+        assert good.tolist() == [True, True, False, True, False, True]
+        assert not pixels[~good].any()
+        with pytest.raises(DataFault, match=r"a\.h5: row 4: checksum"):
+            shards.read([5, 4])
+
+
+def test_the_checksum_of_a_row_is_as_documented() -> None:
+    images, labels = make_images(3), np.array([1, 2, 3])
+    expected = [row_crc32(image.tobytes(), k) for image, k in zip(images, (1, 2, 3), strict=True)]
+    assert rows_crc32(images, labels).tolist() == expected
+    assert row_crc32(b"123456789", None) == 0xCBF43926
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "count", "rows"),
+    [(784, None, 334), (784, 1800, 300), (150_528, None, 1), (10**7, 5, 1), (784, 3, 3)],
+)
+def test_chunk_rule(row_bytes: int, count: int | None, rows: int) -> None:
+    assert chunk_rows(row_bytes, count) == rows
+
+
+def test_many_long_class_names(tmp_path: Path) -> None:
+    names = [f"class number {k:020d}" for k in range(21_000)]
+    write_shard(tmp_path / "a.h5", make_images(1), [20_999], class_names=names)
+    assert inspect_here(tmp_path / "a.h5", hash_file=True).class_names == tuple(names)
+
+
+def test_the_same_input_makes_the_same_bytes(tmp_path: Path) -> None:
+    first = write_shard(tmp_path / "a.h5", make_images(9), range(9), source="s")
+    second = write_shard(tmp_path / "b.h5", make_images(9), range(9), source="s")
+    assert first.fingerprint == second.fingerprint == sha256_of(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize(
+    ("images", "more", "words"),
+    [
+        (np.zeros((2, 3, 3, 1), dtype=np.float32), {}, "float32"),
+        (np.zeros((2, 3, 3, 2), dtype=np.uint8), {}, "1 or 3 channels"),
+        (np.zeros((0, 3, 3, 1), dtype=np.uint8), {}, "at least one image"),
+        (make_images(2), {"labels": [0]}, r"shape \(2,\)"),
+        (make_images(2), {"labels": [0, -1]}, "negative"),
+        (make_images(2), {"labels": [0, 2], "class_names": ["a", "b"]}, "label 2 has no name"),
+        (make_images(2), {"labels": [0.5, 1.0]}, "integers"),
+        (make_images(2), {"class_names": ["a", "a"]}, "each different"),
+        (make_images(2), {"ids": ["a"]}, "1 ids for 2 images"),
+        (make_images(1), {"ids": ["a\0"]}, "NUL"),
+    ],
+)
+def test_what_the_writer_refuses_leaves_no_file(
+    tmp_path: Path, images: np.ndarray, more: dict, words: str
+) -> None:
+    with pytest.raises(DataFault, match=words):
+        write_shard(tmp_path / "a.h5", images, **more)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exception_inside_the_writer_leaves_the_old_shard(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    before = write_shard(path, make_images(2))
+    with pytest.raises(DataFault), ShardWriter(path, (3, 4, 1)) as writer:
+        writer.append(make_images(1, (9, 9, 1)))
+    assert inspect_here(path, hash_file=True) == before
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["a.h5", "a.h5.sha256"]
+
+
+def test_all_batches_have_labels_or_none(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "a.h5", (3, 4, 1))
+    writer.append(make_images(2))
+    with pytest.raises(DataFault, match="every batch has labels or none"):
+        writer.append(make_images(2), [0, 1])
+    writer.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_a_fault_of_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        write_shard(tmp_path / "file" / "a.h5", make_images(1))
+
+
+def test_shards_of_one_job_must_be_alike(tmp_path: Path) -> None:
+    base = write_shard(tmp_path / "a.h5", make_images(2), [0, 1], class_names=["x", "y"])
+    others = [
+        write_shard(tmp_path / "b.h5", make_images(2, (4, 4, 1)), [0, 1], class_names=["x", "y"]),
+        write_shard(tmp_path / "c.h5", make_images(2), [0, 1], class_names=["y", "x"]),
+        write_shard(tmp_path / "d.h5", make_images(2), class_names=["x", "y"]),
+    ]
+    for other, what in zip(others, ("shape", "class_names", "has_labels"), strict=True):
+        with pytest.raises(DataFault, match=what):
+            ShardSet([base, other])
+
+
+def test_paths(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"no \*\.h5"):
+        expand_paths([tmp_path])
+    with pytest.raises(EnvironmentFault, match="no shard given"):
+        expand_paths([])
+    for number in (0, 2):
+        (tmp_path / f"t-{number:05d}-of-00003.h5").touch()
+    with pytest.raises(EnvironmentFault, match="2 of the 3 shards"):
+        expand_paths([tmp_path])
+    (tmp_path / "t-00001-of-00003.h5").touch()
+    assert len(expand_paths([tmp_path])) == 3
+    with pytest.raises(EnvironmentFault, match="given twice"):
+        expand_paths([tmp_path, tmp_path / "t-00001-of-00003.h5"])
+
+
+def test_out_of_range_and_closed(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.h5", make_images(3))
+    shards = open_here(tmp_path / "a.h5")
+    for index in (-1, 3):
+        with pytest.raises(IndexError):
+            shards.read([index])
+        with pytest.raises(IndexError):
+            shards.locate(index)
+    shards.close()
+    shards.close()
+    with pytest.raises(ValueError, match="closed"):
+        shards.read([0])
+
+
+def test_sidecar(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    info = write_shard(path, make_images(1))
+    assert sidecar_path(path).read_text() == f"{info.fingerprint}  a.h5\n"
+    sidecar_path(path).write_bytes(b"\xff nonsense")
+    with pytest.raises(DataFault, match="not a SHA-256 line"):
+        read_sidecar(path)
+    sidecar_path(path).unlink()
+    assert read_sidecar(path) is None
+    assert inspect_here(path, hash_file=False) == info
+
+
+def test_the_package_does_not_import_h5py() -> None:
+    code = (
+        "import sys, collage_mpi.shards, collage_mpi.idx, collage_mpi.commands.prep, "
+        "collage_mpi.commands.shards; "
+        "sys.exit(any(name in sys.modules for name in ('h5py', 'torch', 'mpi4py.MPI', 'rich')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

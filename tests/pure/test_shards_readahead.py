@@ -1,0 +1,142 @@
+"""Reading ahead: order, bounds, bad rows, failures, closing. No sleeps: waits are on events."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.shards import ReadAhead, ShardSet, write_shard
+from collage_mpi.shards.check import inspect_here
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
+LABELS = np.arange(50) % 7
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("shards")
+    infos = [
+        write_shard(folder / "a.h5", IMAGES[:20], LABELS[:20]),
+        write_shard(folder / "b.h5", IMAGES[20:], LABELS[20:]),
+    ]
+    with ShardSet(infos) as opened:
+        yield opened
+
+
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    order=st.lists(st.integers(0, 49), max_size=80),
+    batch=st.integers(1, 20),
+    ahead=st.integers(1, 6),
+    step=st.integers(1, 30),
+)
+def test_images_come_in_the_order_asked(
+    shards: ShardSet, order: list[int], batch: int, ahead: int, step: int
+) -> None:
+    with ReadAhead(shards, np.array(order, dtype=np.int64), batch, ahead) as reader:
+        records = []
+        while taken := reader.take(step):
+            assert len(taken) <= step
+            records += taken
+            assert reader.remaining == len(order) - len(records)
+        assert reader.take(step) == []
+    assert [record.index for record in records] == order
+    for record in records:
+        assert (record.shard, record.row) == shards.locate(record.index)
+        np.testing.assert_array_equal(record.pixels, IMAGES[record.index])
+        assert record.pixels.flags.c_contiguous
+        assert record.label == LABELS[record.index]
+        assert record.fault is None
+
+
+def test_a_bad_row_is_a_record_with_a_fault(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.h5", IMAGES[:5], LABELS[:5])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["images"][3] ^= 1
+    info = inspect_here(tmp_path / "a.h5", hash_file=False)
+    with ShardSet([info]) as damaged, ReadAhead(damaged, range(5)) as reader:
+        records = reader.take(5)
+    assert [record.fault is None for record in records] == [True, True, True, False, True]
+    assert "row 3" in str(records[3].fault)
+    assert records[3].label is None
+    assert not records[3].pixels.any()
+
+
+class FailingShards:
+    """Reads `good` images, then fails as a vanished file system does."""
+
+    def __init__(self, real: ShardSet, good: int) -> None:
+        self._real = real
+        self._good = good
+        self.locate = real.locate
+        self.row_fault = real.row_fault
+
+    def read_checked(self, indices: np.ndarray):  # type: ignore[no-untyped-def]
+        self._good -= len(indices)
+        if self._good < 0:
+            raise EnvironmentFault("gone")
+        return self._real.read_checked(indices)
+
+
+def test_a_failure_is_raised_after_what_was_read(shards: ShardSet) -> None:
+    failing = FailingShards(shards, good=20)
+    with ReadAhead(failing, np.arange(50), batch=10, ahead=1) as reader:  # type: ignore[arg-type]
+        taken = 0
+        while taken < 20:
+            taken += len(reader.take(7))
+        assert taken == 20
+        for _ in range(2):
+            with pytest.raises(EnvironmentFault, match="gone"):
+                reader.take(1)
+
+
+class CountingShards(FailingShards):
+    """Counts the images asked for and tells when a number is reached."""
+
+    def __init__(self, real: ShardSet, wanted: int) -> None:
+        super().__init__(real, good=10**9)
+        self.images = 0
+        self.reached = threading.Event()
+        self._wanted = wanted
+
+    def read_checked(self, indices: np.ndarray):  # type: ignore[no-untyped-def]
+        self.images += len(indices)
+        if self.images >= self._wanted:
+            self.reached.set()
+        return super().read_checked(indices)
+
+
+def test_it_reads_ahead_but_not_beyond_its_room(shards: ShardSet) -> None:
+    counting = CountingShards(shards, wanted=12)
+    with ReadAhead(counting, np.arange(50), batch=4, ahead=3) as reader:  # type: ignore[arg-type]
+        assert counting.reached.wait(10)
+        assert counting.images == 12
+        counting.reached.clear()
+        counting._wanted = 16
+        assert len(reader.take(4)) == 4
+        assert counting.reached.wait(10)
+        assert counting.images == 16
+
+
+def test_close_with_images_left_ends_the_thread(shards: ShardSet) -> None:
+    reader = ReadAhead(shards, np.arange(50), batch=1, ahead=1)
+    reader.take(1)
+    reader.close()
+    reader.close()
+    assert not reader._thread.is_alive()
+    with pytest.raises(ValueError, match="closed"):
+        reader.take(1)
+
+
+def test_impossible_sizes_are_refused(shards: ShardSet) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        ReadAhead(shards, [0], batch=0)
