@@ -138,7 +138,7 @@ def test_a_launcher_that_does_not_fit_is_refused(monkeypatch):
     found_here(monkeypatch, [SYSTEM], "mpich")
     with pytest.raises(EnvironmentFault, match="mpi4py loads an mpich library"):
         launch.find_mpi()
-    with pytest.raises(EnvironmentFault, match="at hand: openmpi 4.1.4"):
+    with pytest.raises(EnvironmentFault, match=r"at hand: openmpi 4\.1\.4"):
         launch.find_mpi("mpich")
 
 

@@ -1,4 +1,4 @@
-"""Launcher variables, local ranks, devices, cores: from dictionaries, never the real environment."""
+"""Launcher variables, local ranks, devices, cores: from dictionaries."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_devices(local, visible, device, count, expected):
 
 
 def test_cuda_asked_for_and_none_visible():
-    with pytest.raises(EnvironmentFault, match="sees no GPU.*is ''"):
+    with pytest.raises(EnvironmentFault, match=r"sees no GPU.*is ''"):
         topology.assign_device(0, "", "cuda", 0)
     with pytest.raises(UsageError, match="allowed are auto, cpu, cuda"):
         topology.assign_device(0, None, "tpu", 0)
