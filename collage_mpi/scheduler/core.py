@@ -205,7 +205,9 @@ class Scheduler:
         group.images.append(image)
         group.unresolved += 1
         self._unresolved += 1
-        if self._stopping is None:
+        if event.fault:
+            self._error(image, event.fault)
+        elif self._stopping is None:
             self.scheme.image_arrived(self, image)
             if not image.tasks:
                 self._rescue(image)

@@ -40,11 +40,16 @@ class RankReady(NamedTuple):
 
 
 class ImageArrived(NamedTuple):
-    """An image entered; its latency counts from `intended_ns` (C3)."""
+    """An image entered; its latency counts from `intended_ns` (C3).
+
+    With a `fault` (its row could not be read) it keeps its place in the group, is
+    sent nowhere and resolves as an error at once.
+    """
 
     now_ns: int
     image: int
     intended_ns: int
+    fault: str = ""
 
 
 class InputClosed(NamedTuple):

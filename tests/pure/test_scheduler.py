@@ -348,6 +348,20 @@ def test_the_end_waits_for_late_answers_but_not_for_ever():
     assert job.finish.status == ev.COMPLETE
 
 
+def test_a_row_that_cannot_be_read_keeps_its_place_and_is_an_error():
+    job = Harness()
+    job.start()
+    job.arrived.add(0)
+    job.feed(ev.ImageArrived(0, 0, 0, "row 0 is damaged"))
+    job.admitted -= 1
+    job.arrive(3)
+    assert [i.cell for i in job.live[job.task_of(1, COLLAGE)].items] == [1, 2, 3]
+    assert job.resolved[0].reason == "row 0 is damaged"
+    job.close()
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE_WITH_ERRORS
+
+
 def test_an_empty_input_is_complete():
     job = Harness()
     job.start()

@@ -1,0 +1,59 @@
+"""`collage-mpi run`: the job itself, on every rank of an MPI world."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from collage_mpi.config import RunSettings, add_setting_flags, settings_from_args
+from collage_mpi.errors import ExitCode
+
+if TYPE_CHECKING:
+    from collage_mpi.crew import Crew
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting."""
+    parser.epilog = (
+        "Start it with: collage-mpi launch -n 11 -- run --shards test.h5 "
+        "--single single.safetensors --collage collage.safetensors --out runs/first"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out where it stopped"
+    )
+    add_setting_flags(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run; rank 0 prints the summary."""
+    settings = settings_from_args(args)
+    from collage_mpi.world import run_world
+
+    def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
+        return run_and_tell(settings, crew, stop_reason, resume=args.resume)
+
+    return run_world("run", body)
+
+
+def run_and_tell(
+    settings: RunSettings,
+    crew: Crew,
+    stop_reason: Callable[[], str | None],
+    *,
+    resume: bool = False,
+) -> int:
+    """One session on rank 0, its summary printed and saved as summary.json."""
+    import json
+    from pathlib import Path
+
+    from collage_mpi.results import read_results, render_summary, summarise
+    from collage_mpi.session import run_session
+
+    outcome = run_session(settings, crew, resume=resume, stop_reason=stop_reason)
+    summary = summarise(read_results(outcome.out))
+    Path(outcome.out, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(render_summary(summary), flush=True)
+    if outcome.exit_code is ExitCode.INCOMPLETE:
+        print(f"incomplete: {outcome.reason}; go on with the same command and --resume", flush=True)
+    return int(outcome.exit_code)

@@ -1,0 +1,231 @@
+"""Rank 0's loop: events in, actions out.
+
+Owns: the order of events, timers, the clock's stamps, what each action means here.
+Does not know: MPI calls (the transport does), pixels (the feed does), networks,
+rows (the recorder does), scheduling decisions.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from collage_mpi import protocol as wire
+from collage_mpi.feed import Feed
+from collage_mpi.recorder import Recorder
+from collage_mpi.scheduler import Scheduler
+from collage_mpi.scheduler import events as ev
+from collage_mpi.transport import Received, Sent
+from collage_mpi.waiting import Backoff
+
+OUTCOMES = {wire.ANSWERED: "answered", wire.FAILED: "failed", wire.SKIPPED: "skipped"}
+
+
+class Transport(Protocol):
+    """What the loop needs of the transport; tests give it a scripted one."""
+
+    def poll(self) -> list[Received | Sent]: ...
+    def buffer(self, nbytes: int) -> np.ndarray: ...
+    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker that said hello."""
+
+    rank: int
+    kinds: frozenset[str]
+    host: str
+
+
+class PollWatch:
+    """The longest time rank 0 went without polling: what bounds its time stamps."""
+
+    def __init__(self) -> None:
+        self.longest_ns = 0
+        self.polls = 0
+        self._last_ns: int | None = None
+
+    def polled(self, now_ns: int) -> None:
+        """Rank 0 polls now."""
+        if self._last_ns is not None:
+            self.longest_ns = max(self.longest_ns, now_ns - self._last_ns)
+        self._last_ns = now_ns
+        self.polls += 1
+
+
+class Coordinator:
+    """Runs one session from the first RankReady to Finish."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        transport: Transport,
+        feed: Feed,
+        recorder: Recorder,
+        *,
+        session: int,
+        credit: int,
+        clock: Callable[[], int],
+        backoff: Backoff,
+        stop_reason: Callable[[], str | None] = lambda: None,
+        report: Callable[[Recorder], None] = lambda recorder: None,
+    ) -> None:
+        """`stop_reason()` says why to stop, or None; `report` is called at every turn."""
+        self.scheduler = scheduler
+        self.transport = transport
+        self.feed = feed
+        self.recorder = recorder
+        self.session = session
+        self.credit = credit
+        self.clock = clock
+        self.backoff = backoff
+        self.polls = PollWatch()
+        self.finish: ev.Finish | None = None
+        self.retired: dict[int, str] = {}
+        self._stop_reason = stop_reason
+        self._stopped = False
+        self._report = report
+        self._events: deque[ev.Event] = deque()
+        self._encode_ns: dict[int, int] = {}
+        self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
+        self._dropped_timers: set[int] = set()
+        self._last_ns = 0
+        self._stamp_ns = 0
+        self._actions: Mapping[type, Callable[[Any], None]] = {
+            ev.Admit: self._admit,
+            ev.Send: self._send,
+            ev.Cancel: self._cancel,
+            ev.Resolve: self._resolve,
+            ev.SetTimer: lambda a: heapq.heappush(self._timers, (a.at_ns, a.timer)),
+            ev.CancelTimer: lambda a: self._dropped_timers.add(a.timer),
+            ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
+            ev.Release: lambda a: self.feed.release(a.image),
+            ev.Finish: self._finished,
+        }
+
+    def run(self, ready: list[Ready]) -> ev.Finish:
+        """Everything from the first admission to the end of the job."""
+        for worker in ready:
+            now_ns = self.clock()
+            kinds = worker.kinds
+            self._handle(ev.RankReady(now_ns, worker.rank, kinds, worker.host, self.credit))
+        while self.finish is None:
+            if self.turn():
+                self.backoff.reset()
+            else:
+                self.backoff.pause(self._until_timer_ns())
+        self.recorder.finish()
+        return self.finish
+
+    def turn(self) -> bool:
+        """Poll once and act; answers before timers. Whether anything happened."""
+        self.polls.polled(self.clock())
+        found = self.transport.poll()
+        for arrival in found:
+            if isinstance(arrival, Sent):
+                encode_ns = self._encode_ns.pop(arrival.token, 0)
+                self._handle(ev.SendDone(arrival.at_ns, arrival.token, encode_ns))
+            else:
+                self._received(arrival)
+        fired = self._fire_timers()
+        reason = None if self._stopped else self._stop_reason()
+        if reason is not None:
+            self._stopped = True
+            self._handle(ev.StopRequested(self.clock(), reason))
+        self._report(self.recorder)
+        return bool(found) or fired or reason is not None
+
+    # ---- events -------------------------------------------------------------
+
+    def _handle(self, event: ev.Event) -> None:
+        """Feed one event and whatever its actions cause, in order."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return  # the loop below, further up the stack, takes it
+        while self._events:
+            current = self._events[0]
+            if self.finish is None:
+                # A stamp may be older than what was done since; the scheduler's time may not.
+                self._stamp_ns = current.now_ns
+                self._last_ns = max(self._last_ns, current.now_ns)
+                for action in self.scheduler.handle(current._replace(now_ns=self._last_ns)):
+                    self._actions[type(action)](action)
+            self._events.popleft()
+
+    def _received(self, arrival: Received) -> None:
+        start_ns = self.clock()
+        header = wire.read_header(arrival.message)
+        if header["session"] != self.session:
+            return  # a straggler's answer to a session that is over
+        if header["type"] != wire.ANSWERS:
+            raise wire.WireFault(f"rank {arrival.rank} sent type {header['type']} in mid-run")
+        results = wire.unpack_results(arrival.message)
+        decode_ns = self.clock() - start_ns
+        for result in results:
+            self.recorder.ended(result, OUTCOMES[result.status], arrival.at_ns, decode_ns)
+            self._handle(_terminal(arrival, result))
+            self.recorder.settled(result.task)
+
+    def _fire_timers(self) -> bool:
+        fired = False
+        while self._timers and self.finish is None:
+            at_ns, timer = self._timers[0]
+            now_ns = self.clock()
+            if at_ns > now_ns:
+                break
+            heapq.heappop(self._timers)
+            if timer in self._dropped_timers:
+                self._dropped_timers.discard(timer)
+            else:
+                self._handle(ev.TimerFired(now_ns, timer))
+                fired = True
+        return fired
+
+    def _until_timer_ns(self) -> int | None:
+        return max(0, self._timers[0][0] - self.clock()) if self._timers else None
+
+    # ---- actions ------------------------------------------------------------
+
+    def _admit(self, action: ev.Admit) -> None:
+        """Closed loop: t0 is now, before the images are read (C3)."""
+        t0_ns = self.clock()
+        admitted = self.feed.admit(action.images)
+        read_ns = self.clock() - t0_ns
+        for image, record in admitted:
+            self.recorder.admitted(image, record, t0_ns, read_ns)
+            self._handle(ev.ImageArrived(self.clock(), image, t0_ns, record.fault or ""))
+        if self.feed.exhausted:
+            self._handle(ev.InputClosed(self.clock()))
+
+    def _send(self, send: ev.Send) -> None:
+        packed = self.feed.pack(send, self.transport.buffer)
+        self._encode_ns[send.task] = packed.encode_ns
+        self.recorder.sent(send, self.clock(), packed.encode_ns)
+        self.transport.send_task(send.rank, packed.buffer, packed.nbytes, send.task)
+
+    def _cancel(self, action: ev.Cancel) -> None:
+        buffer = self.transport.buffer(256)
+        nbytes = wire.pack_cancel(buffer, self.session, [action.task])
+        self.transport.send_task(action.rank, buffer, nbytes, None)
+
+    def _resolve(self, action: ev.Resolve) -> None:
+        self.recorder.resolved(action, self._stamp_ns)
+
+    def _finished(self, action: ev.Finish) -> None:
+        self.finish = action
+
+
+def _terminal(arrival: Received, result: wire.WireResult) -> ev.Event:
+    """The event that a worker's result is."""
+    now_ns, task, rank = arrival.at_ns, result.task, arrival.rank
+    if result.status == wire.ANSWERED:
+        return ev.Answered(now_ns, task, rank, result.cells, result.compute_ns, result.held_ns)
+    if result.status == wire.FAILED:
+        return ev.Failed(now_ns, task, rank, result.reason, result.retryable)
+    return ev.Skipped(now_ns, task, rank)

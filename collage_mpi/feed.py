@@ -1,0 +1,98 @@
+"""The images of a run between the shards and the wire.
+
+Owns: which image has which id, the pixels of images in flight, packing tasks.
+Does not know: MPI, who is sent what and why, answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from collage_mpi.encode import Encoder
+from collage_mpi.protocol import WireTask, pack_tasks, task_message_bytes
+from collage_mpi.scheduler.events import Send
+from collage_mpi.shards.readahead import ImageRecord
+
+Clock = Callable[[], int]
+
+
+class Reader(Protocol):
+    """Where images come from, in the order of the run."""
+
+    @property
+    def remaining(self) -> int: ...
+    def take(self, n: int) -> list[ImageRecord]: ...
+
+
+class Packed(NamedTuple):
+    """A message ready to send, and what its collage cost to paste."""
+
+    buffer: np.ndarray
+    nbytes: int
+    encode_ns: int
+
+
+class Feed:
+    """Hands out images by id and packs what the scheduler wants sent."""
+
+    def __init__(self, reader: Reader, encoder: Encoder, session: int, clock: Clock) -> None:
+        self.reader = reader
+        self.encoder = encoder
+        self.session = session
+        self.clock = clock
+        self._next = 0
+        self._pixels: dict[int, np.ndarray] = {}
+
+    @property
+    def exhausted(self) -> bool:
+        """No further image will come."""
+        return self.reader.remaining == 0
+
+    def admit(self, count: int) -> list[tuple[int, ImageRecord]]:
+        """The next images with their ids; fewer than `count` at the end of the input."""
+        admitted: list[tuple[int, ImageRecord]] = []
+        while len(admitted) < count and self.reader.remaining:
+            records = self.reader.take(count - len(admitted))
+            if not records:
+                break
+            for record in records:
+                if record.fault is None:
+                    self._pixels[self._next] = record.pixels
+                admitted.append((self._next, record))
+                self._next += 1
+        return admitted
+
+    def pack(self, send: Send, buffer_for: Callable[[int], np.ndarray]) -> Packed:
+        """The task as a message, its collage pasted if it is one.
+
+        Args:
+            send: what the scheduler wants sent.
+            buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
+        """
+        pixels, encode_ns = self._inputs(send)
+        task = WireTask(send.task, send.group, send.attempt, send.kind, send.items)
+        nbytes = task_message_bytes(1, len(send.items), sum(p.nbytes for p in pixels))
+        buffer = buffer_for(nbytes)
+        return Packed(buffer, pack_tasks(buffer, self.session, [task], pixels), encode_ns)
+
+    def _inputs(self, send: Send) -> tuple[list[np.ndarray], int]:
+        if send.kind == "single":
+            return [self._pixels[image] for image, _ in send.items], 0
+        start_ns = self.clock()
+        cells: list[np.ndarray | None] = [None] * self.encoder.grid.cells
+        for image, cell in send.items:
+            cells[cell] = self._pixels[image]
+        collage = self.encoder.encode(cells)  # (P, P, C) uint8
+        return [collage], self.clock() - start_ns
+
+    def release(self, image: int) -> None:
+        """No task needs the pixels any more."""
+        self._pixels.pop(image, None)
+
+    @property
+    def held(self) -> int:
+        """Images whose pixels are kept."""
+        return len(self._pixels)

@@ -1,0 +1,56 @@
+"""A worker's networks: from a welcome to a predictor on this rank's device.
+
+Owns: the choice of device and threads for this rank.
+Does not know: MPI, sessions, how a network is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from collage_mpi.models import NullPredictor, Predictor, load_predictor
+from collage_mpi.topology import (
+    assign_device,
+    local_gpu_rank,
+    local_size,
+    threads_per_rank,
+    visible_devices,
+)
+
+
+class NetworkLoader:
+    """Loads each network once, however many sessions use it."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._loaded: dict[tuple[Any, ...], Predictor] = {}
+
+    def __call__(self, spec: str, kind: str, welcome: dict[str, Any]) -> Predictor:
+        """The predictor of a network spec.
+
+        Raises:
+            UsageError, EnvironmentFault, DataFault: as `models.load_predictor`.
+        """
+        shape = tuple(welcome["image_shape"])
+        geometry = (shape, welcome["side"], welcome["cell_px"], welcome["classes"])
+        key = (spec, kind, welcome["device"], *(geometry if spec == "null" else ()))
+        if key not in self._loaded:
+            self._loaded[key] = self._load(spec, kind, welcome["device"], geometry)
+        return self._loaded[key]
+
+    def _load(
+        self, spec: str, kind: str, device: str, geometry: tuple[Any, int, int, int]
+    ) -> Predictor:
+        if spec == "null":
+            return NullPredictor(kind, *geometry)
+        threads = threads_per_rank(local_size() or self.world_size)
+        return load_predictor(spec, kind, device=self._device(device), threads=threads)
+
+    def _device(self, device: str) -> str:
+        if device == "cpu":
+            return "cpu"
+        import torch
+
+        gpus = torch.cuda.device_count()
+        return assign_device(local_gpu_rank(self.rank), visible_devices(), device, gpus)

@@ -1,0 +1,408 @@
+"""One run from its settings to its results, on rank 0.
+
+Owns: the order of the steps (check, start, run, close) and that what does not fit
+together is refused before any image is sent.
+Does not know: MPI calls, scheduling, how rows are stored.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.config import RunSettings
+from collage_mpi.coordinator import Coordinator, Ready
+from collage_mpi.crew import Crew
+from collage_mpi.encode import Encoder
+from collage_mpi.errors import DataFault, ExitCode, UsageError
+from collage_mpi.feed import Feed
+from collage_mpi.grid import Grid
+from collage_mpi.models import NetworkInfo, describe
+from collage_mpi.placement import Placement
+from collage_mpi.progress import StatusReporter
+from collage_mpi.protocol import task_message_bytes
+from collage_mpi.recorder import Recorder
+from collage_mpi.results import RunWriter, input_digest
+from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
+from collage_mpi.scheduler import events as ev
+from collage_mpi.shards import ReadAhead, ShardSet
+from collage_mpi.stragglers import make_delays
+from collage_mpi.topology import launcher_size
+from collage_mpi.topology import placement as place_ranks
+from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
+
+LARGEST_EXCEEDED_SHARE = 0.01  # of tasks whose compute is longer than their draw (DESIGN 5)
+MEASURABLE_NS = 50_000  # a network faster than this is a null network: no cost ratio
+NULL_CLASSES = 10
+
+EXIT_CODES = {
+    ev.COMPLETE: ExitCode.COMPLETE,
+    ev.COMPLETE_WITH_ERRORS: ExitCode.COMPLETE_WITH_ERRORS,
+    ev.INCOMPLETE: ExitCode.INCOMPLETE,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended."""
+
+    status: str
+    reason: str
+    out: Path
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that tells it."""
+        return EXIT_CODES[self.status]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, every piece checked against every other."""
+
+    settings: RunSettings
+    shards: ShardSet
+    order: np.ndarray  # (n,) int64, global indices in the order of the run
+    grid: Grid
+    placement: Placement
+    class_names: tuple[str, ...] | None
+    classes: int
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Network spec of each kind that the scheme uses."""
+        specs = {"single": self.settings.single, "collage": self.settings.collage}
+        used = {kind for held in self.placement.kinds for kind in held}
+        return {kind: spec for kind, spec in specs.items() if kind in used}
+
+
+def make_plan(settings: RunSettings, world_size: int) -> Plan:
+    """Check settings, world, shards and networks against each other.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
+    """
+    settings.require_inputs()
+    placement = place_ranks(
+        world_size,
+        settings.singles,
+        settings.collage_ranks,
+        side=settings.side,
+        scheme=settings.scheme,
+        launcher_size=launcher_size(),
+    )
+    stragglers = settings.stragglers()
+    make_delays(stragglers)  # reads the trace: a bad one ends here
+    for rank in stragglers.slow or {}:
+        if rank >= world_size:
+            raise UsageError(f"slow rank {rank}; the world has ranks 1 to {world_size - 1}")
+    single = describe(settings.single, "single")
+    collage = describe(settings.collage, "collage") if settings.scheme != "none" else None
+    shards = ShardSet.open([Path(path) for path in settings.shards])
+    try:
+        grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
+        names = _check_fit(settings, shards, single, collage)
+    except BaseException:
+        shards.close()
+        raise
+    classes = len(names) if names else NULL_CLASSES
+    return Plan(settings, shards, run_order(settings, shards), grid, placement, names, classes)
+
+
+def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
+    """(n,) int64 global indices: file order or shuffled by seed, cut at the limit (C5)."""
+    order = np.arange(len(shards), dtype=np.int64)
+    seed = settings.shuffle_seed()
+    if seed is not None:
+        np.random.default_rng(seed).shuffle(order)
+    return order[: settings.limit]
+
+
+def _cell_px(
+    settings: RunSettings, shape: tuple[int, int, int], collage: NetworkInfo | None
+) -> int:
+    if collage is None:
+        return settings.cell_px or shape[0]
+    if settings.cell_px not in (None, collage.cell_px):
+        raise DataFault(
+            f"--cell-px is {settings.cell_px}, collage network {settings.collage} has cells of "
+            f"{collage.cell_px} px: leave --cell-px out, or train one with that cell size"
+        )
+    assert collage.cell_px is not None
+    return collage.cell_px
+
+
+def _check_fit(
+    settings: RunSettings,
+    shards: ShardSet,
+    single: NetworkInfo | None,
+    collage: NetworkInfo | None,
+) -> tuple[str, ...] | None:
+    """Shapes and classes of shards and networks; the class names they agree on."""
+    if single is not None and tuple(single.shape) != tuple(shards.shape):
+        raise DataFault(
+            f"shards hold images of {shards.shape} (H, W, C), single network {settings.single} "
+            f"needs {tuple(single.shape)}: prepare the shards at that size or train for this one"
+        )
+    if collage is not None:
+        if collage.side != settings.side:
+            raise DataFault(
+                f"--side is {settings.side}, collage network {settings.collage} is of side "
+                f"{collage.side}: say --side {collage.side}, or name weights of side "
+                f"{settings.side}"
+            )
+        if collage.shape[2] != shards.shape[2]:
+            raise DataFault(
+                f"shards hold {shards.shape[2]} channel(s), collage network {settings.collage} "
+                f"needs {collage.shape[2]}"
+            )
+    named = {
+        "shards": shards.class_names,
+        f"single network {settings.single}": single.class_names if single else None,
+        f"collage network {settings.collage}": collage.class_names if collage else None,
+    }
+    known = [(where, tuple(names)) for where, names in named.items() if names]
+    for where, names in known[1:]:
+        if names != known[0][1]:
+            raise DataFault(_class_mismatch(known[0], (where, names)))
+    return known[0][1] if known else None
+
+
+def _class_mismatch(one: tuple[str, tuple[str, ...]], other: tuple[str, tuple[str, ...]]) -> str:
+    (where, names), (elsewhere, others) = one, other
+    if len(names) != len(others):
+        return f"{where} has {len(names)} classes, {elsewhere} has {len(others)}; they must agree"
+    first = next(i for i, pair in enumerate(zip(names, others, strict=True)) if len(set(pair)) > 1)
+    return (
+        f"class {first} is {names[first]!r} in {where} and {others[first]!r} in {elsewhere}; "
+        "they must have the same classes in the same order"
+    )
+
+
+def run_session(
+    settings: RunSettings,
+    crew: Crew,
+    *,
+    resume: bool = False,
+    stop_reason: Callable[[], str | None] = lambda: None,
+) -> Outcome:
+    """One run on a world that is up: plan, start, classify, close.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: something does not fit or fails; rows
+            written before are kept.
+    """
+    plan = make_plan(settings, crew.transport.size)
+    try:
+        return _run_plan(plan, crew, resume, stop_reason)
+    finally:
+        plan.shards.close()
+
+
+def _run_plan(
+    plan: Plan, crew: Crew, resume: bool, stop_reason: Callable[[], str | None]
+) -> Outcome:
+    settings = plan.settings
+    out = Path(settings.out)
+    manifest = make_manifest(plan)
+    # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
+    if resume:
+        writer, done = RunWriter.reopen(out, manifest)
+        order = _not_done(plan, done)
+    else:
+        writer, order = RunWriter.create(out, manifest), plan.order
+    status, final = "incomplete", {}
+    try:
+        encoder = Encoder(plan.grid, plan.shards.shape)
+        hellos = crew.welcome(_welcomes(plan, encoder), interrupted=stop_reason)
+        ratio, services = _cost_ratio(plan, crew)
+        crew.start(ratio)
+        with ReadAhead(plan.shards, order) as reader:
+            coordinator = _build(plan, crew, writer, encoder, reader, stop_reason, len(order))
+            finish = coordinator.run(
+                [
+                    Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
+                    for rank in plan.placement.workers
+                ]
+            )
+        crew.end()
+        status = finish.status
+        final = _final(plan, coordinator, hellos, ratio, services)
+        return Outcome(status, finish.reason, out)
+    finally:
+        writer.close(status, **final)
+
+
+def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
+    """The part of the order that has no row yet; done: (k,) of (shard u4, row u8)."""
+    starts = np.cumsum([0, *(info.count for info in plan.shards.infos)])  # (shards + 1,)
+    finished = starts[done["shard"]] + done["row"].astype(np.int64)
+    return plan.order[~np.isin(plan.order, finished)]
+
+
+def make_manifest(plan: Plan) -> dict[str, Any]:
+    """What the run was asked to do, for its manifest."""
+    settings = plan.settings
+    located = np.array([plan.shards.locate(int(i)) for i in plan.order], dtype=np.int64)
+    located = located.reshape(-1, 2)  # (n, 2) shard, row
+    return {
+        "run_id": uuid.uuid4().hex,
+        "settings": settings.to_dict(),
+        "shards": [
+            {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
+            for info in plan.shards.infos
+        ],
+        "rows": len(plan.order),
+        "order": settings.order,
+        "limit": settings.limit,
+        "input_digest": input_digest(located[:, 0], located[:, 1]),
+        "class_names": list(plan.class_names) if plan.class_names else None,
+        "scheme": settings.scheme,
+        "accept": settings.accept_policy().name,
+        "mode": settings.mode,
+        "side": settings.side,
+        "straggler": settings.stragglers().describe(),
+        "placement": plan.placement.describe(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "warmup_groups": settings.warmup_groups,
+    }
+
+
+def _welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
+    """What each rank is told at the start of the session."""
+    settings = plan.settings
+    image_bytes = int(np.prod(plan.shards.shape))
+    collage_bytes = int(np.prod(encoder.collage_shape))
+    common = {
+        "image_shape": plan.shards.shape,
+        "collage_shape": encoder.collage_shape,
+        "side": plan.grid.side,
+        "cell_px": plan.grid.cell_px,
+        "classes": plan.classes,
+        "device": settings.device,
+        "credit": settings.credit,
+        "task_bytes": max(
+            task_message_bytes(1, 1, image_bytes),
+            task_message_bytes(1, plan.grid.cells, collage_bytes),
+        ),
+        "warmup_tasks": settings.warmup_tasks,
+        "straggler": asdict(settings.stragglers()),
+    }
+    networks = plan.networks
+    return {
+        rank: {**common, "networks": {kind: networks[kind] for kind in sorted(held)}}
+        for rank, held in enumerate(plan.placement.kinds)
+        if rank > 0
+    }
+
+
+def _cost_ratio(plan: Plan, crew: Crew) -> tuple[float, dict[str, int]]:
+    """Collage's idle service time over the single's, measured one rank after the other."""
+    services = {
+        kind: crew.measure(plan.placement.ranks_of(kind)[0], kind) for kind in plan.networks
+    }
+    if plan.settings.cost_ratio is not None:
+        return plan.settings.cost_ratio, services
+    if "collage" not in services or min(services.values()) < MEASURABLE_NS:
+        return 1.0, services
+    return services["collage"] / services["single"], services
+
+
+def _build(
+    plan: Plan,
+    crew: Crew,
+    writer: RunWriter,
+    encoder: Encoder,
+    reader: ReadAhead,
+    stop_reason: Callable[[], str | None],
+    total: int,
+) -> Coordinator:
+    settings, clock = plan.settings, time.monotonic_ns
+    scheme = make_scheme(settings.scheme, settings.accept_policy(), settings.collage_copies)
+    scheduler = Scheduler(scheduler_settings(settings, len(plan.placement.workers)), scheme)
+    recorder = Recorder(
+        writer,
+        start_ns=clock(),
+        group_size=settings.group_size,
+        warmup_groups=settings.warmup_groups,
+    )
+    status = StatusReporter(total, settings.scheme)
+
+    def report(recorder: Recorder) -> None:
+        done = recorder.totals.images
+        share = recorder.totals.collage / done if done else 0.0
+        status.update(done, collage_share=round(share, 3))
+
+    return Coordinator(
+        scheduler,
+        crew.transport,
+        Feed(reader, encoder, crew.session, clock),
+        recorder,
+        session=crew.session,
+        credit=settings.credit,
+        clock=clock,
+        backoff=Backoff(COORDINATOR_BACKOFF),
+        stop_reason=stop_reason,
+        report=report,
+    )
+
+
+def scheduler_settings(settings: RunSettings, workers: int) -> SchedulerSettings:
+    """The scheduler's part of the settings, in its units."""
+
+    def ns(value: float | None, unit: float) -> int | None:
+        return None if value is None else round(value * unit)
+
+    return SchedulerSettings(
+        group_size=settings.group_size,
+        ranks=workers,
+        depth=settings.depth,
+        drain=settings.between == "drain",
+        linger_ns=ns(settings.linger_ms, 1e6),
+        image_timeout_ns=ns(settings.image_timeout_s, 1e9),
+        max_attempts=settings.max_attempts,
+    )
+
+
+def _final(
+    plan: Plan,
+    coordinator: Coordinator,
+    hellos: dict[int, dict[str, Any]],
+    cost_ratio: float,
+    services: dict[str, int],
+) -> dict[str, Any]:
+    """What is known only at the end, for the manifest."""
+    totals = coordinator.recorder.totals
+    share = totals.exceeded / totals.drawn_tasks if totals.drawn_tasks else 0.0
+    return {
+        "world": [{"rank": 0, "host": "", "kinds": [], "role": "coordinator"}]
+        + [{"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())],
+        "cost_ratio": cost_ratio,
+        "idle_service_ns": services,
+        "poll": {
+            "longest_gap_ns": coordinator.polls.longest_ns,
+            "polls": coordinator.polls.polls,
+            "coordinator_backoff": asdict(COORDINATOR_BACKOFF),
+            "worker_backoff": asdict(WORKER_BACKOFF),
+        },
+        "validity": {
+            "valid": share <= LARGEST_EXCEEDED_SHARE,
+            "exceeded": totals.exceeded,
+            "tasks": totals.drawn_tasks,
+            "share": share,
+        },
+        "retired": coordinator.retired,
+    }
+
+
+def _member(hello: dict[str, Any]) -> dict[str, Any]:
+    return {key: hello[key] for key in ("host", "pid", "kinds", "devices", "fingerprints")} | {
+        "service_ns": hello["service_ns"]
+    }

@@ -1,0 +1,56 @@
+"""Waiting without spinning: a back-off that grows and resets on progress.
+
+Owns: the two waits of the program and their constants, which bound how finely
+a latency can be measured (they are recorded with every run).
+Does not know: what is waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class BackoffSettings:
+    """Tests that follow each other at once, then pauses that double up to a limit."""
+
+    free_tests: int
+    first_ns: int
+    longest_ns: int
+
+
+# Rank 0 measures: short pauses. A worker is one of many on its cores: longer ones.
+COORDINATOR_BACKOFF = BackoffSettings(free_tests=8, first_ns=50_000, longest_ns=200_000)
+WORKER_BACKOFF = BackoffSettings(free_tests=4, first_ns=50_000, longest_ns=1_000_000)
+
+
+class Backoff:
+    """Call `reset` on progress and `pause` when a test found nothing."""
+
+    def __init__(
+        self, settings: BackoffSettings, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.settings = settings
+        self._sleep = sleep
+        self.reset()
+
+    def reset(self) -> None:
+        """Progress: the next tests come at once."""
+        self._tests = 0
+        self._pause_ns = self.settings.first_ns
+
+    def pause(self, at_most_ns: int | None = None) -> None:
+        """Nothing found: wait a little, no longer than `at_most_ns`."""
+        self._tests += 1
+        if self._tests <= self.settings.free_tests:
+            return
+        wait_ns = self._pause_ns if at_most_ns is None else min(self._pause_ns, at_most_ns)
+        if wait_ns > 0:
+            self._sleep(wait_ns / 1e9)
+        self._pause_ns = min(2 * self._pause_ns, self.settings.longest_ns)
+
+    def describe(self) -> dict[str, int]:
+        """The constants, for the record."""
+        return asdict(self.settings)

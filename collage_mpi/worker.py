@@ -1,0 +1,310 @@
+"""A worker rank: receive, skip what is cancelled, predict, hold, reply.
+
+Owns: the worker's loop and its session: load, warm up, measure, serve, end.
+Does not know: whether it is a single or a collage rank, other ranks, MPI calls,
+how a network is built.
+
+It reports durations only (C3): compute_ns in the network, held_ns injected on
+top. A network that raises fails its task, not the job.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from collage_mpi import protocol as wire
+from collage_mpi.decode import decode
+from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.models import Predictor
+from collage_mpi.protocol import WireResult, WireTask
+from collage_mpi.scheduler.events import Score
+from collage_mpi.stragglers import DelayModel, StragglerSettings, make_delays
+from collage_mpi.waiting import WORKER_BACKOFF, Backoff
+
+CHECK_NS = 500_000_000  # how often a worker looks whether rank 0 is still there
+MEASURED_RUNS = 15
+RING_SPARE = 4  # receives beyond the credit, for cancels
+
+
+class Endpoint(Protocol):
+    """What a worker needs of the transport."""
+
+    rank: int
+
+    def open_tasks(self, nbytes: int, slots: int) -> None: ...
+    def close_tasks(self) -> None: ...
+    def poll_control(self) -> np.ndarray | None: ...
+    def poll_tasks(self) -> list[np.ndarray]: ...
+    def buffer(self, nbytes: int) -> np.ndarray: ...
+    def send(self, buffer: np.ndarray, nbytes: int) -> None: ...
+
+
+# (network spec, kind, welcome) -> predictor
+Loader = Callable[[str, str, dict[str, Any]], Predictor]
+
+
+class CoordinatorGone(Exception):
+    """Rank 0 has ended: there is nobody to work for."""
+
+
+class Session:
+    """What a worker knows between a welcome and the end of that session."""
+
+    def __init__(self, number: int, welcome: dict[str, Any]) -> None:
+        self.number = number
+        self.image_shape = tuple(welcome["image_shape"])  # (H, W, C)
+        self.collage_shape = tuple(welcome["collage_shape"])  # (P, P, C)
+        self.predictors: dict[str, Predictor] = {}
+        self.delays: DelayModel = make_delays(straggler_settings(welcome["straggler"]))
+        self.cost_ratio = 1.0
+        self.queue: deque[tuple[list[WireTask], np.ndarray]] = deque()
+        self.cancelled: set[int] = set()
+
+    def input_shape(self, kind: str) -> tuple[int, ...]:
+        """Shape of one input of the kind's network."""
+        return self.image_shape if kind == "single" else self.collage_shape
+
+
+class Worker:
+    """Serves rank 0 until it is told to stop."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        load: Loader,
+        *,
+        watch: Callable[[str, int], Callable[[], bool]],
+        clock: Callable[[], int] = time.monotonic_ns,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """`watch(host, pid)` gives a test whether rank 0's process has ended."""
+        self.endpoint = endpoint
+        self.load = load
+        self.clock = clock
+        self.backoff = backoff or Backoff(WORKER_BACKOFF)
+        self.session: Session | None = None
+        self.exit_code: int | None = None
+        self._watch = watch
+        self._gone: Callable[[], bool] = lambda: False
+        self._check_at_ns = 0
+
+    def serve(self) -> int:
+        """Work until rank 0 says stop; the exit code it gave.
+
+        Raises:
+            CoordinatorGone: rank 0's process has ended.
+        """
+        while self.exit_code is None:
+            if self.step():
+                self.backoff.reset()
+            else:
+                self.backoff.pause()
+        return self.exit_code
+
+    def step(self) -> bool:
+        """One turn: take what has come, do one piece of work; whether there was any."""
+        self._check_coordinator()
+        message = self.endpoint.poll_control()
+        if message is not None:
+            self._control(message)
+            return True
+        self._take_tasks()
+        if self.session is not None and self.session.queue:
+            self._work(self.session, *self.session.queue.popleft())
+            return True
+        return False
+
+    def _check_coordinator(self) -> None:
+        now_ns = self.clock()
+        if now_ns >= self._check_at_ns:
+            self._check_at_ns = now_ns + CHECK_NS
+            if self._gone():
+                raise CoordinatorGone("rank 0 has ended")
+
+    # ---- control ------------------------------------------------------------
+
+    def _control(self, message: np.ndarray) -> None:
+        content = wire.unpack_control(message)
+        what = content["what"]
+        if what == "welcome":
+            self._welcome(int(wire.read_header(message)["session"]), content)
+        elif what == "measure" and self.session is not None:
+            service_ns = self._service_ns(self.session, content["kind"], MEASURED_RUNS)
+            self._tell({"what": "measured", "kind": content["kind"], "service_ns": service_ns})
+        elif what == "start" and self.session is not None:
+            self.session.cost_ratio = content["cost_ratio"]
+        elif what == "end":
+            self.endpoint.close_tasks()
+            self.session = None
+        elif what == "stop":
+            self.exit_code = int(content["exit_code"])
+
+    def _welcome(self, number: int, welcome: dict[str, Any]) -> None:
+        """Load and warm up; say hello, or what is wrong. Rank 0 tells the user."""
+        self._gone = self._watch(welcome["host"], welcome["pid"])
+        try:
+            session = Session(number, welcome)
+            for kind, spec in welcome["networks"].items():
+                session.predictors[kind] = self.load(spec, kind, welcome)
+            for kind in session.predictors:
+                for _ in range(welcome["warmup_tasks"]):
+                    self._service_ns(session, kind, 1)
+            service_ns = {k: self._service_ns(session, k, 3) for k in session.predictors}
+        except CollageError as error:
+            self.session = None
+            self._tell(
+                {"what": "fault", "message": str(error), "exit_code": int(error.exit_code)}, number
+            )
+            return
+        self.session = session
+        self.endpoint.open_tasks(welcome["task_bytes"], welcome["credit"] + RING_SPARE)
+        self._tell(
+            {
+                "what": "hello",
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "kinds": sorted(session.predictors),
+                "devices": sorted({p.device for p in session.predictors.values()}),
+                "fingerprints": {k: p.fingerprint for k, p in session.predictors.items()},
+                "classes": {k: p.classes for k, p in session.predictors.items()},
+                "cells": {k: p.cells for k, p in session.predictors.items()},
+                "service_ns": service_ns,
+            },
+            number,
+        )
+
+    def _service_ns(self, session: Session, kind: str, runs: int) -> int:
+        """Median time of the kind's network for one input."""
+        batch = np.zeros((1, *session.input_shape(kind)), np.uint8)  # (1, H, W, C) uint8
+        times = []
+        for _ in range(runs):
+            start_ns = self.clock()
+            session.predictors[kind].predict(batch)
+            times.append(self.clock() - start_ns)
+        return int(statistics.median(times))
+
+    def _tell(self, content: dict[str, Any], session: int | None = None) -> None:
+        number = session if session is not None else self.session.number if self.session else 0
+        buffer = self.endpoint.buffer(wire.UP_BYTES)
+        self.endpoint.send(buffer, wire.pack_control(buffer, number, content))
+
+    # ---- tasks --------------------------------------------------------------
+
+    def _take_tasks(self) -> None:
+        """Queue what has come and note what is cancelled; stale sessions are dropped."""
+        for message in self.endpoint.poll_tasks():
+            header = wire.read_header(message)
+            session = self.session
+            if session is None or header["session"] != session.number:
+                continue
+            if header["type"] == wire.CANCEL:
+                session.cancelled.update(wire.unpack_cancel(message))
+            else:
+                session.queue.append(wire.unpack_tasks(message))
+
+    def _work(self, session: Session, tasks: list[WireTask], pixels: np.ndarray) -> None:
+        """One message's tasks, those cancelled left out, as one batch of one kind."""
+        self._take_tasks()  # a cancel may be right behind
+        inputs = self._inputs(session, tasks, pixels)
+        skipped = [task for task in tasks if task.task in session.cancelled]
+        wanted = [i for i, task in enumerate(tasks) if task.task not in session.cancelled]
+        results = [WireResult(task.task, wire.SKIPPED) for task in skipped]
+        if wanted:
+            results += self._classify(
+                session, [tasks[i] for i in wanted], [inputs[i] for i in wanted]
+            )
+        session.cancelled.difference_update(task.task for task in tasks)
+        buffer = self.endpoint.buffer(wire.UP_BYTES)
+        self.endpoint.send(buffer, wire.pack_results(buffer, session.number, results))
+
+    def _inputs(
+        self, session: Session, tasks: list[WireTask], pixels: np.ndarray
+    ) -> list[np.ndarray]:
+        """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage."""
+        inputs, at = [], 0
+        for task in tasks:
+            shape = session.input_shape(task.kind)
+            count = len(task.items) if task.kind == "single" else 1
+            end = at + count * int(np.prod(shape))
+            if end > pixels.nbytes:
+                raise wire.WireFault(f"task {task.task} has fewer pixels than its items need")
+            inputs.append(pixels[at:end].reshape(count, *shape))
+            at = end
+        return inputs
+
+    def _classify(
+        self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
+    ) -> list[WireResult]:
+        """Predict, decode, hold. An exception fails these tasks and is retryable."""
+        start_ns = self.clock()
+        kind = tasks[0].kind
+        try:
+            scores = session.predictors[kind].predict(np.concatenate(inputs))
+            cells = [_cells_of(task, part) for task, part in _split(tasks, inputs, scores)]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return [WireResult(t.task, wire.FAILED, reason=reason, retryable=True) for t in tasks]
+        compute_ns = self.clock() - start_ns
+        drawn_ns = self._drawn_ns(session, tasks[0])
+        self._hold(start_ns + drawn_ns)
+        held_ns = max(0, self.clock() - start_ns - compute_ns) if drawn_ns > compute_ns else 0
+        return [
+            WireResult(task.task, wire.ANSWERED, own, compute_ns, held_ns, drawn_ns)
+            for task, own in zip(tasks, cells, strict=True)
+        ]
+
+    def _drawn_ns(self, session: Session, task: WireTask) -> int:
+        ratio = session.cost_ratio if task.kind == "collage" else 1.0
+        drawn = session.delays.draw_ns(self.endpoint.rank, task.group, task.attempt)
+        return round(drawn * ratio)
+
+    def _hold(self, until_ns: int) -> None:
+        """Keep the answer back, testing MPI meanwhile so that messages go on flowing."""
+        self.backoff.reset()
+        while (left_ns := until_ns - self.clock()) > 0:
+            self._check_coordinator()
+            self._take_tasks()
+            self.backoff.pause(left_ns)
+        self.backoff.reset()
+
+
+def _split(
+    tasks: list[WireTask], inputs: list[np.ndarray], scores: np.ndarray
+) -> list[tuple[WireTask, np.ndarray]]:
+    """Each task with its rows of the scores (n, cells, classes)."""
+    ends = np.cumsum([len(part) for part in inputs])
+    return list(zip(tasks, np.split(scores, ends[:-1]), strict=True))
+
+
+def _cells_of(task: WireTask, scores: np.ndarray) -> tuple[Score | None, ...]:
+    """The records of a task's items: its own row for a single, its cell of a collage.
+
+    Args:
+        scores: (n, 1, classes) for a single task, (1, cells, classes) for a collage.
+    """
+    flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
+    records = decode(flat)
+    places = range(len(task.items)) if task.kind == "single" else [c for _, c in task.items]
+    return tuple(None if (r := records[place]) is None else Score(*r) for place in places)
+
+
+def straggler_settings(values: dict[str, Any]) -> StragglerSettings:
+    """Read back what a welcome carries; JSON has made the ranks' numbers text."""
+    slow = {int(rank): factor for rank, factor in (values.get("slow") or {}).items()}
+    return StragglerSettings(**{**values, "slow": slow})
+
+
+def serve_until_stopped(worker: Worker) -> int:
+    """`serve`, with the loss of rank 0 as an exit code: the others end by themselves."""
+    try:
+        return worker.serve()
+    except CoordinatorGone:
+        return int(ExitCode.INCOMPLETE)
