@@ -106,7 +106,7 @@ def opened(path: Path, *, cache_bytes: int = 0) -> Any:
     with path.open("rb"):
         pass  # missing or forbidden: the plain OSError says it better than HDF5
     try:
-        return open_file(path, "r", cache_bytes=cache_bytes)
+        return open_file(path, cache_bytes=cache_bytes)
     except (OSError, RuntimeError) as error:
         raise DataFault(f"{path}: cannot be opened as HDF5: {error}. {HOW_TO_MAKE}") from error
 

@@ -6,6 +6,7 @@ Does not know: what a shard holds.
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from pathlib import Path
@@ -27,24 +28,66 @@ def import_h5py() -> Any:
     return h5py
 
 
-def open_file(path: Path, mode: str, *, cache_bytes: int = 0) -> Any:
-    """An `h5py.File` without file locks. Raises OSError.
+class FileToWrite(io.FileIO):
+    """The file below HDF5 while a shard is written; keeps its first failure to itself.
 
-    Written files use the HDF5 1.10 layout: its metadata carries checksums, so damage
-    there is met with an error and not followed. Read files get no chunk cache unless
-    asked: for chunks without a filter HDF5 then reads just the rows wanted, which is 5 x
-    faster in shuffled order; the operating system caches the file anyway.
+    libhdf5 that meets a full disk cannot close its objects any more, and crashes the
+    process at exit (seen with HDF5 2.0). So it is told that all is well, and whoever
+    writes asks `failure` after each step.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of `data`; a failure goes to `failure`."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while len(view) and self.failure is None:
+                view = view[super().write(view) :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill all of `buffer`, with zeros beyond the end, as HDF5's own driver does."""
+        view = memoryview(buffer).cast("B")
+        filled = 0
+        while count := super().readinto(view[filled:]):
+            filled += count
+        view[filled:] = bytes(len(view) - filled)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Set the length; a failure goes to `failure`."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+
+def create_file(stream: FileToWrite) -> Any:
+    """A new `h5py.File` in `stream`, in the HDF5 1.10 layout.
+
+    That layout's metadata carries checksums: damage there is met with an error and not
+    followed. Raises OSError.
+    """
+    return import_h5py().File(stream, "w", libver=("v110", "v110"))
+
+
+def open_file(path: Path, *, cache_bytes: int = 0) -> Any:
+    """An `h5py.File` to read, without file locks. Raises OSError.
+
+    There is no chunk cache unless asked: for chunks without a filter HDF5 then reads just
+    the rows wanted, which is 5 x faster in shuffled order; the operating system caches
+    the file anyway.
     """
     h5py = import_h5py()
-    options: dict[str, Any] = {"locking": False}
-    if mode == "r":
-        options["rdcc_nbytes"] = cache_bytes
-    else:
-        options["libver"] = ("v110", "v110")
     try:
-        return h5py.File(path, mode, **options)
+        return h5py.File(path, "r", rdcc_nbytes=cache_bytes, locking=False)
     except ValueError as error:
         if "locking" not in str(error):
             raise
-        del options["locking"]  # an old libhdf5: the variable above has done it
-        return h5py.File(path, mode, **options)
+        # an old libhdf5: the variable that import_h5py sets has done it
+        return h5py.File(path, "r", rdcc_nbytes=cache_bytes)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
+from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file, import_h5py
 from collage_mpi.shards.schema import (
     CHANNELS,
     FORMAT,
@@ -69,7 +69,12 @@ class ShardWriter:
         self._crcs: list[np.ndarray] = []
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         rows = rows_per_chunk or chunk_rows(int(np.prod(self.shape)), count)
-        self._file: Any = self._create(rows)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = FileToWrite(self._temporary, "w+")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._file: Any = self._start_file(rows)
 
     def append(
         self,
@@ -116,9 +121,10 @@ class ShardWriter:
         try:
             self._finish_file()
             fingerprint = self._publish()
-        except (OSError, RuntimeError) as error:  # h5py raises either
-            self.abandon()
-            raise EnvironmentFault(f"{self.path}: cannot be written: {error}") from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            self.abandon()  # no effect after a rename
         return ShardInfo(
             path=self.path,
             count=self.count,
@@ -134,12 +140,8 @@ class ShardWriter:
     def abandon(self) -> None:
         """Drop the temporary file. Does nothing after `close`."""
         with H5_LOCK:
-            if self._file is not None:
-                try:
-                    self._file.close()
-                except (OSError, RuntimeError):
-                    pass  # a full disk: the file goes either way
-                self._file = None
+            self._file.close()
+        self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> ShardWriter:
@@ -153,36 +155,36 @@ class ShardWriter:
     ) -> None:
         if kind is not None:
             self.abandon()
-        elif self._file is not None:
+        elif not self._stream.closed:
             self.close()
 
-    def _create(self, rows: int) -> Any:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with H5_LOCK:
-                file = open_file(self._temporary, "w")
-                file.create_dataset(
-                    "images",
-                    shape=(0, *self.shape),
-                    maxshape=(None, *self.shape),
-                    chunks=(rows, *self.shape),
-                    dtype=np.uint8,
-                )
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{self.path}: cannot be written: {error}. Choose a folder you can write to."
-            ) from error
+    def _start_file(self, rows: int) -> Any:
+        with H5_LOCK:
+            file = create_file(self._stream)
+            file.create_dataset(
+                "images",
+                shape=(0, *self.shape),
+                maxshape=(None, *self.shape),
+                chunks=(rows, *self.shape),
+                dtype=np.uint8,
+            )
         return file
 
     def _store(self, pixels: np.ndarray) -> None:
-        try:
-            with H5_LOCK:
-                images = self._file["images"]
-                images.resize(self.count + len(pixels), axis=0)
-                images[self.count :] = pixels
-        except (OSError, RuntimeError) as error:  # h5py raises either
+        with H5_LOCK:
+            images = self._file["images"]
+            images.resize(self.count + len(pixels), axis=0)
+            images[self.count :] = pixels
+        if self._stream.failure is not None:
             self.abandon()
-            raise EnvironmentFault(f"{self.path}: cannot be written: {error}") from error
+            raise self._unwritable(self._stream.failure)
+
+    def _unwritable(self, error: OSError) -> EnvironmentFault:
+        reason = error.strerror or str(error)
+        return EnvironmentFault(
+            f"{self.path}: cannot be written: {reason}. Choose a folder with room for it that "
+            "you can write to."
+        )
 
     def _check_all_or_none(self, what: str, given: bool, before: bool) -> None:
         if self.count and given != before:
@@ -203,11 +205,12 @@ class ShardWriter:
             file.attrs["count"] = self.count
             file.attrs["source"] = _text_array([self.source])[0]
             file.close()
-            self._file = None
+        if self._stream.failure is not None:
+            raise self._stream.failure
+        os.fsync(self._stream.fileno())
+        self._stream.close()
 
     def _publish(self) -> str:
-        with self._temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
         fingerprint = sha256_of(self._temporary)
         beside = sidecar_path(self.path)
         beside.unlink(missing_ok=True)  # an older shard's: none is better than a wrong one

@@ -273,3 +273,26 @@ def test_the_package_does_not_import_h5py() -> None:
         "sys.exit(any(name in sys.modules for name in ('h5py', 'torch', 'mpi4py.MPI', 'rich')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.shards import write_shard
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    write_shard(sys.argv[1], np.zeros((2000, 28, 28, 1), np.uint8))
+except EnvironmentFault as fault:
+    print(fault)
+"""
+
+
+@pytest.mark.parametrize("room_bytes", [0, 300_000, 1_574_000])
+def test_a_full_disk_is_told_and_does_not_crash(tmp_path: Path, room_bytes: int) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.h5"), str(room_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a.h5: cannot be written: File too large" in done.stdout
+    assert list(tmp_path.iterdir()) == []
