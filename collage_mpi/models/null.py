@@ -52,9 +52,9 @@ class NullPredictor:
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Read the answers: (n, H, W, C) uint8 -> (n, cells, classes) float32, one-hot."""
-        answers = batch[:, self._rows, self._columns, 0] % self.classes  # (n, cells) uint8
+        corners = batch[:, self._rows, self._columns, 0].astype(np.int64)  # (n, cells)
         scores = np.zeros((len(batch), self.cells, self.classes), dtype=np.float32)
-        np.put_along_axis(scores, answers[:, :, None].astype(np.int64), 1.0, axis=2)
+        np.put_along_axis(scores, (corners % self.classes)[:, :, None], 1.0, axis=2)
         return scores
 
 

@@ -1,0 +1,197 @@
+"""Training and evaluate through the command line, on tiny shards with tiny nets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from collage_mpi.cli import main
+from collage_mpi.models import describe
+from collage_mpi.shards import write_shard
+
+torch = pytest.importorskip("torch")
+
+NAMES = ("dark", "left", "right")
+NET = ["--stem", "8x3/2", "--stages", "16x1/2"]
+
+
+def make_shard(path: Path, n: int, seed: int, names: tuple[str, ...] = NAMES) -> Path:
+    """8 x 8 images of three classes that a tiny net can learn: nothing, left or right lit."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, n)
+    images = random.integers(0, 40, (n, 8, 8, 1), dtype=np.uint8)
+    images[labels == 1, :, :4] += 150
+    images[labels == 2, :, 4:] += 150
+    write_shard(path, images, labels, class_names=names, source="test")
+    return path
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shard(tmp_path_factory.mktemp("shards") / "train.h5", 600, 0)
+
+
+def train(kind: str, shard: Path, out: Path, *more: str) -> int:
+    words = ["train", kind, "--shards", str(shard), "--out", str(out), *NET, "--epochs", "3"]
+    return main([*words, "--batch", "16", "--no-flips", "--shift-px", "0", *more])
+
+
+@pytest.fixture(scope="module")
+def weights(shard: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {kind: folder / f"{kind}.safetensors" for kind in ("single", "collage")}
+    assert train("single", shard, paths["single"]) == 0
+    assert train("collage", shard, paths["collage"], "--side", "2", "--epochs", "8") == 0
+    return paths
+
+
+def test_both_networks_learn_and_evaluate_says_so(
+    weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = make_shard(tmp_path / "test.h5", 101, 1)  # 101: the last collage has one image
+    words = ["evaluate", "--shards", str(test), "--calls", "5"]
+    both = ["--single", str(weights["single"]), "--collage", str(weights["collage"])]
+    assert main([*words, *both, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for kind in ("single", "collage"):
+        entry = report["networks"][kind]
+        assert entry["accuracy"] > 0.9
+        assert entry["images"] == 101
+        assert min(entry["flops"], entry["parameters"], entry["service_ns"]) > 0
+    ratio = report["collage_over_single"]
+    assert ratio["flops"] == pytest.approx(4, rel=0.1)
+    assert ratio["parameters"] == pytest.approx(1)
+    assert main([*words, *both, "--shuffle", "3", "--limit", "50"]) == 0
+    text = capsys.readouterr().out
+    assert "collage : single" in text
+    assert "shuffle:3 order" in text
+
+
+def test_metadata_tells_how_it_was_trained(weights: dict[str, Path]) -> None:
+    info = describe(str(weights["collage"]), "collage")
+    assert info is not None
+    assert (info.side, info.cell_px, info.shape, info.class_names) == (2, 8, (16, 16, 1), NAMES)
+    training = info.metadata["training"]
+    assert (training["epochs"], training["seed"], training["sources"]) == (8, 0, ["test"])
+    assert training["validation_images"] == 30
+    assert len(training["history"]) == 8
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(shard: Path, tmp_path: Path) -> None:
+    from collage_mpi.commands import train as command
+    from collage_mpi.training.loop import Machine, Trainer
+
+    args = _arguments(shard, tmp_path / "w.safetensors")
+    images, labels, facts = command._read(args)
+    settings = command._settings(args, images.shape[1:])
+    data = command._data(images, labels, facts, settings)
+    whole = Trainer(data, settings, Machine()).run()
+
+    checkpoint = tmp_path / "checkpoint"
+    first = Trainer(data, settings, Machine(checkpoint=checkpoint))
+    for step in range(7):  # in the middle of the first epoch
+        first._step(first.maker.make(first.maker.order(0)[step], 0, step))
+    first._save()
+    second = Trainer(data, settings, Machine(checkpoint=checkpoint, resume=True))
+    assert second.done == 7
+    resumed = second.run()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+    assert len(resumed.history) == len(whole.history)
+
+
+def test_resume_refuses_other_settings_and_foreign_files(shard: Path, tmp_path: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    assert train("single", shard, out, "--epochs", "1", "--limit", "200") == 0
+    assert train("single", shard, out, "--epochs", "1", "--limit", "200", "--resume") == 0
+    assert train("single", shard, out, "--epochs", "2", "--limit", "200", "--resume") == 2
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(b"not a checkpoint")
+    assert train("single", shard, out, "--checkpoint", str(foreign), "--resume") == 4
+    gone = ["--checkpoint", str(tmp_path / "gone"), "--resume"]
+    assert train("single", shard, out, *gone) == 3
+
+
+def test_divergence_is_told(
+    shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("single", shard, tmp_path / "w", "--lr", "1e20") == 4
+    assert "lower --lr" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (["--side", "7"], 2),
+        (["--epochs", "0"], 2),
+        (["--stages", "nonsense"], 2),
+        (["--threads", "0"], 2),
+        (["--limit", "2"], 4),
+        (["--device", "cuda:99"], 3),
+    ],
+)
+def test_wrong_flags_end_with_the_right_code(
+    shard: Path, tmp_path: Path, more: list[str], code: int
+) -> None:
+    assert train("collage", shard, tmp_path / "w", *more) == code
+
+
+def test_out_must_have_a_folder(shard: Path, tmp_path: Path) -> None:
+    assert train("single", shard, tmp_path / "no" / "w") == 3
+
+
+def test_unlabelled_shards_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "u.h5"
+    write_shard(path, np.zeros((50, 8, 8, 1), np.uint8), source="test")
+    assert train("single", path, tmp_path / "w") == 4
+
+
+def test_evaluate_refuses_what_does_not_fit(
+    weights: dict[str, Path], shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_shard(tmp_path / "o.h5", 20, 0, ("a", "b", "c"))
+    wide = tmp_path / "wide.h5"
+    labels = np.zeros(9, np.int64)
+    write_shard(wide, np.zeros((9, 8, 9, 1), np.uint8), labels, class_names=NAMES)
+    single, collage = str(weights["single"]), str(weights["collage"])
+    for words, code, message in (
+        ([shard], 2, "nothing to evaluate"),
+        ([shard, "--single", collage], 4, "wrong way round"),
+        ([shard, "--collage", collage, "--side", "3"], 4, "side 2"),
+        ([other, "--single", single], 4, "classes"),
+        ([wide, "--single", single], 4, "8 x 9 x 1"),
+        ([shard, "--single", str(shard)], 4, "not a safetensors"),
+        ([shard, "--single", str(tmp_path / "none")], 3, "collage-mpi train"),
+        ([shard, "--single", "null"], 2, "null network"),
+    ):
+        assert main(["evaluate", "--shards", *map(str, words)]) == code
+        assert message in capsys.readouterr().err
+
+
+def test_temperature_undoes_overconfidence() -> None:
+    from collage_mpi.training.finish import fit_temperature
+
+    torch.manual_seed(0)
+    logits = torch.randn(4000, 5)
+    labels = torch.distributions.Categorical(logits=logits).sample()
+    assert fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.15)
+
+
+def test_pixels_of_one_grey_level_can_be_normalised() -> None:
+    from collage_mpi.training.loop import pixel_statistics
+
+    assert pixel_statistics(np.full((1, 2, 2, 1), 255, np.uint8)) == {"mean": [1.0], "std": [1e-3]}
+
+
+def _arguments(shard: Path, out: Path) -> Any:
+    from collage_mpi.cli import build_parser
+
+    words = ["train", "single", "--shards", str(shard), "--out", str(out), *NET]
+    return build_parser("train").parse_args(
+        [*words, "--epochs", "2", "--batch", "32", "--limit", "400", "--precision", "float32"]
+    )

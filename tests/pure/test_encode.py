@@ -1,0 +1,72 @@
+"""Encoding: every image in its cell, blanks elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collage_mpi.encode import BLANK, Encoder
+from collage_mpi.errors import DataFault
+from collage_mpi.grid import Grid
+
+
+@given(
+    data=st.data(), side=st.integers(2, 4), px=st.integers(1, 6), channels=st.sampled_from([1, 3])
+)
+def test_full_size_cells_are_copied(data: st.DataObject, side: int, px: int, channels: int) -> None:
+    grid = Grid(side, px)
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    present = data.draw(st.lists(st.booleans(), max_size=grid.cells))
+    images = [
+        random.integers(1, 256, (px, px, channels), dtype=np.uint8) if here else None
+        for here in present
+    ]
+    out = np.full((grid.px, grid.px, channels), 77, dtype=np.uint8)
+    collage = Encoder(grid, (px, px, channels)).encode(images, out=out)
+    assert collage is out
+    for cell in range(grid.cells):
+        image = images[cell] if cell < len(images) else None
+        expected = np.full((px, px, channels), BLANK) if image is None else image
+        assert (collage[grid.box(cell)] == expected).all()
+
+
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    px=st.integers(1, 20),
+    channels=st.sampled_from([1, 3]),
+    value=st.integers(0, 255),
+)
+def test_resizing_keeps_a_flat_colour(
+    height: int, width: int, px: int, channels: int, value: int
+) -> None:
+    image = np.full((height, width, channels), value, dtype=np.uint8)
+    collage = Encoder(Grid(2, px), image.shape).encode([None, image])
+    assert collage.shape == (2 * px, 2 * px, channels)
+    assert (collage[:px, px:] == value).all()
+    assert (collage[:px, :px] == BLANK).all()
+
+
+def test_shrinking_averages_instead_of_dropping_pixels() -> None:
+    stripes = np.zeros((32, 32, 1), dtype=np.uint8)
+    stripes[:, ::2] = 200
+    small = Encoder(Grid(2, 8), stripes.shape).shrink(stripes)
+    assert 90 <= small[:, 1:-1].mean() <= 110
+    assert small[:, 1:-1].std() < 5
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    encoder = Encoder(Grid(2, 4), (4, 4, 1))
+    good = np.zeros((4, 4, 1), dtype=np.uint8)
+    with pytest.raises(DataFault, match="5 images for the 4 cells"):
+        encoder.encode([good] * 5)
+    with pytest.raises(DataFault, match="needed"):
+        encoder.encode([np.zeros((4, 5, 1), dtype=np.uint8)])
+    with pytest.raises(DataFault, match="float32"):
+        encoder.encode([good.astype(np.float32)])
+    with pytest.raises(DataFault, match="out is"):
+        encoder.encode([good], out=np.zeros((8, 8, 3), dtype=np.uint8))
+    with pytest.raises(DataFault, match="C = 1 or 3"):
+        Encoder(Grid(2, 4), (4, 4, 2))

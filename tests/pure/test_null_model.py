@@ -1,0 +1,71 @@
+"""The null network reads its answer from the top-left pixel of each cell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from collage_mpi.decode import decode
+from collage_mpi.encode import Encoder
+from collage_mpi.errors import UsageError
+from collage_mpi.grid import Grid
+from collage_mpi.models import NullPredictor, describe, load_predictor
+
+
+def test_single_answers_by_pixel() -> None:
+    network = NullPredictor("single", (4, 6, 3), 3, 28, 10)
+    batch = np.zeros((3, 4, 6, 3), dtype=np.uint8)
+    batch[:, 0, 0, 0] = [7, 13, 250]
+    scores = network.predict(batch)
+    assert scores.shape == (3, 1, 10)
+    assert scores.dtype == np.float32
+    assert scores[:, 0].argmax(axis=1).tolist() == [7, 3, 0]
+    assert (scores.sum(axis=2) == 1).all()
+
+
+def test_collage_agrees_with_single_on_each_cell() -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (9, 5, 5, 1), dtype=np.uint8)
+    collage = Encoder(Grid(3, 5), (5, 5, 1)).encode(list(images))
+    many = NullPredictor("collage", (5, 5, 1), 3, 5, 7).predict(collage[None])
+    one = NullPredictor("single", (5, 5, 1), 3, 5, 7).predict(images)
+    assert decode(many[0]) == decode(one[:, 0])
+
+
+def test_more_classes_than_grey_levels() -> None:
+    network = NullPredictor("single", (1, 1, 1), 2, 1, 1000)
+    assert network.predict(np.full((1, 1, 1, 1), 255, np.uint8)).argmax() == 255
+
+
+def test_specs() -> None:
+    assert describe("null", "single") is None
+    network = load_predictor("null:side=2,cell_px=8,classes=4,channels=3", "collage")
+    assert (network.cells, network.classes, network.device) == (4, 4, "cpu")
+    assert network.fingerprint != load_predictor("null", "collage").fingerprint
+    assert len(network.fingerprint) == 64
+
+
+@pytest.mark.parametrize("spec", ["null:sides=2", "null:side=x", "null:side=0", "null:side"])
+def test_malformed_specs_are_refused(spec: str) -> None:
+    with pytest.raises(UsageError, match="null"):
+        load_predictor(spec, "collage")
+
+
+def test_unknown_kind_is_refused() -> None:
+    with pytest.raises(UsageError, match="single, collage"):
+        load_predictor("null", "double")
+
+
+def test_describing_needs_no_torch() -> None:
+    code = (
+        "import sys, collage_mpi.models as m, collage_mpi.encode, collage_mpi.decode, "
+        "collage_mpi.commands.train, collage_mpi.commands.evaluate, collage_mpi.training; "
+        "m.load_predictor('null', 'single'); "
+        "bad = {'torch', 'h5py', 'mpi4py', 'safetensors', 'rich', 'PIL'} & set(sys.modules); "
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
