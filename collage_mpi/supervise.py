@@ -197,7 +197,8 @@ class _Stream:
     def read(self) -> bool:
         """Take what is there; False at the end of the stream."""
         data = os.read(self.fd, 65536)
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        text = data.replace(b"\0", b"")  # prterun ends its MPI_ABORT banner with one
+        *lines, self._rest = (self._rest + text).split(b"\n")
         for line in lines:
             self._job.line(line.decode(errors="replace"), self._target, self.filter)
         return bool(data)

@@ -1,11 +1,23 @@
-"""Real ranks: they start, they are one world, a hang is killed whole."""
+"""Real ranks: they start, they are one world, they stop when asked, a hang is killed whole."""
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+
+from collage_mpi.launch import build_command, site_here
+from collage_mpi.processes import process_table
+from collage_mpi.supervise import Job, exit_code
+from collage_mpi.topology import STATUS_VARIABLE
 
 pytestmark = pytest.mark.mpi
 
@@ -32,9 +44,115 @@ def test_a_hang_is_killed_whole_within_the_timeout(mpiexec, programs, tmp_path):
 def running(word: str) -> list[str]:
     """Command lines of the processes that name `word`."""
     lines = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in process_table():
         try:
-            lines.append(entry.read_text())
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text())
         except OSError:
-            continue
+            continue  # it ended while we looked
     return [line for line in lines if word in line]
+
+
+def supervised(mpi, ranks: int, *words: object, **options) -> tuple[int, str, str]:
+    """The exit code and output of a program under launch's supervision."""
+    program = [sys.executable, *map(str, words)]
+    extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
+    plan = build_command(mpi, ranks, program, site_here(), environ=os.environ, extra_env=extra)
+    out, err = io.StringIO(), io.StringIO()
+    outcome = Job(plan, mpi.family, out=out, err=err, **options).run()
+    return exit_code(outcome, None)[0], out.getvalue(), err.getvalue()
+
+
+def when_there(file: Path, number: signal.Signals) -> None:
+    """Signal this process once `file` exists."""
+
+    def wait() -> None:
+        end_s = time.monotonic() + 30
+        while not file.exists() and time.monotonic() < end_s:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_stop_reaches_rank_0_and_its_code_comes_back(mpi, programs, tmp_path, number):
+    ready = tmp_path / "ready"
+    when_there(ready, number)
+    code, _, err = supervised(mpi, 3, programs / "stoppable.py", ready, timeout_s=40.0)
+    assert code == 6
+    assert "collage-mpi run: stopped\n" in err
+    assert "waiting: " in err  # the last status, drawn
+    assert "@status" not in err
+    assert "BAD TERMINATION" not in err
+    assert "prterun" not in err
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_abort_leaves_one_message(mpi, programs, rank):
+    code, out, err = supervised(mpi, 3, programs / "fails.py", "abort", rank, timeout_s=40.0)
+    assert code == 3
+    assert (out + err).split("\n") == [f"collage-mpi run: rank {rank} cannot go on", ""]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_rank_ends_the_job_and_the_launcher_is_heard(mpi, programs, rank):
+    code, out, err = supervised(mpi, 3, programs / "fails.py", "kill", rank, timeout_s=40.0)
+    assert code not in (0, 5, 6)
+    assert "signal 9" in out + err
+
+
+def test_a_hang_ends_with_the_time_limit(mpi, programs, tmp_path):
+    program = tmp_path / "hang_limit.py"
+    shutil.copy(programs / "hello.py", program)
+    code, _, _ = supervised(mpi, 3, program, 0, 2, timeout_s=3.0)
+    assert code == 6
+    assert running(str(program)) == []
+
+
+def test_a_killed_launch_leaves_no_ranks(programs, tmp_path):
+    program, ready = tmp_path / "left_alone.py", tmp_path / "ready"
+    shutil.copy(programs / "stoppable.py", program)
+    source = (
+        "import sys; from collage_mpi.launch import *; from collage_mpi.supervise import Job\n"
+        "mpi = find_mpi()\n"
+        "plan = build_command(mpi, 3, [sys.executable, *sys.argv[1:]], site_here())\n"
+        "Job(plan, mpi.family).run()"
+    )
+    launch = subprocess.Popen(
+        [sys.executable, "-c", source, program, ready],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end_s = time.monotonic() + 30
+    while not ready.exists() and time.monotonic() < end_s:
+        time.sleep(0.02)
+    launch.kill()
+    launch.wait()
+    while running(str(program)) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    left = running(str(program))
+    assert left == []
+
+
+def test_launch_says_what_it_would_type(mpi):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "collage_mpi",
+            "launch",
+            "-n",
+            "3",
+            "--dry-run",
+            "--",
+            "verify",
+            "D",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(mpi.mpiexec) in done.stdout
+    assert done.stdout.endswith(f"-n 3 {sys.executable} -m collage_mpi verify D\n")
