@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -152,6 +153,14 @@ def test_the_checksum_of_a_row_is_as_documented() -> None:
 )
 def test_chunk_rule(row_bytes: int, count: int | None, rows: int) -> None:
     assert chunk_rows(row_bytes, count) == rows
+
+
+def test_many_chunks_open_fast(tmp_path: Path) -> None:
+    """One pass over the chunk index; one look-up a chunk took over a minute here."""
+    write_shard(tmp_path / "a.h5", make_images(20_000, (1, 1, 1)), chunk_rows=1)
+    start = time.perf_counter()
+    inspect_here(tmp_path / "a.h5", hash_file=False)
+    assert time.perf_counter() - start < 10
 
 
 def test_many_long_class_names(tmp_path: Path) -> None:
