@@ -209,19 +209,18 @@ class BarDisplay:
         if self._last and self._last.get("phase") != status.get("phase"):
             self._leave_line()
         self._last = status
-        if self._progress is None:
+        shown = {
+            "description": str(status.get("phase", "running")),
+            "completed": status.get("done", 0),
+            "total": status.get("total"),
+            "notes": ", ".join(_notes(status, str(status.get("unit", "images")))),
+        }
+        if self._progress is None or self._task is None:
             self._progress = self._new_bar()
-            self._task = self._progress.add_task("", notes="")
+            self._task = self._progress.add_task(**shown)
             self._progress.start()
-        assert self._task is not None
-        unit = str(status.get("unit", "images"))
-        self._progress.update(
-            self._task,
-            description=str(status.get("phase", "running")),
-            completed=status.get("done", 0),
-            total=status.get("total"),
-            notes=", ".join(_notes(status, unit)),
-        )
+        else:
+            self._progress.update(self._task, **shown)
 
     def clear(self) -> None:
         if self._progress is not None:
