@@ -60,21 +60,28 @@ class StatusReporter:
         self._next_s = self._start_s + (0.0 if self._machine else self._every_s)
         self._last: tuple[int, dict[str, Any]] = (0, {})
         self._written: tuple[int, dict[str, Any]] | None = None
+        self._ended = False
 
     def update(self, done: int, **fields: Any) -> None:
-        """Say that `done` are done. Costs under 1 us when no line is due."""
+        """Say that `done` are done. Costs under 1 us when no line is due.
+
+        The first call that reaches the total writes a line at once, due or not.
+        """
         self._last = (done, fields)
         now_s = self._clock()
-        if now_s >= self._next_s:
+        if done == self._total and not self._ended:
+            self._write(now_s, end=True)
+        elif now_s >= self._next_s:
             self._write(now_s)
 
     def close(self) -> None:
         """Write the last state, if no line has said it yet."""
-        if self._written != self._last:
-            self._write(self._clock())
+        if self._written != self._last or not self._ended:
+            self._write(self._clock(), end=True)
 
-    def _write(self, now_s: float) -> None:
+    def _write(self, now_s: float, end: bool = False) -> None:
         self._next_s = now_s + self._every_s
+        self._ended |= end
         self._written = self._last
         done, fields = self._last
         elapsed_s = max(now_s - self._start_s, 1e-9)
@@ -85,6 +92,7 @@ class StatusReporter:
             "unit": self._unit,
             f"{self._unit}_s": round(done / elapsed_s, 2),
             **fields,
+            **({"end": True} if end else {}),
         }
         line = status_line(status) if self._machine else plain_line(status)
         try:
@@ -141,7 +149,7 @@ def plain_line(status: dict[str, Any]) -> str:
 def _notes(status: dict[str, Any], unit: str) -> list[str]:
     notes = []
     for key, value in status.items():
-        if key in ("phase", "done", "total", "unit"):
+        if key in ("phase", "done", "total", "unit", "end"):
             continue
         shown = f"{value:.3g}" if isinstance(value, float) and key != f"{unit}_s" else value
         notes.append(
@@ -180,7 +188,7 @@ class LineDisplay:
         if self._waiting and self._waiting.get("phase") != status.get("phase"):
             self._write(self._waiting)
         self._waiting = status
-        if self._clock() >= self._next_s:
+        if status.get("end") or self._clock() >= self._next_s:
             self._write(status)
 
     def clear(self) -> None:
@@ -209,6 +217,9 @@ class BarDisplay:
         if self._last and self._last.get("phase") != status.get("phase"):
             self._leave_line()
         self._last = status
+        if status.get("end"):  # its line must come before what the ranks print next
+            self._leave_line()
+            return
         shown = {
             "description": str(status.get("phase", "running")),
             "completed": status.get("done", 0),

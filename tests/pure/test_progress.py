@@ -53,6 +53,19 @@ def test_machine_lines_come_at_their_interval_and_say_the_last_state():
     }
 
 
+def test_reaching_the_total_is_said_once_and_at_once():
+    stream, clock = io.StringIO(), Clock()
+    reporter = StatusReporter(9, "collage", stream, clock, machine=True)
+    for done in (0, 5, 9, 9):
+        reporter.update(done)
+    reporter.close()
+    statuses = [split_status(line)[1] or {} for line in stream.getvalue().splitlines()]
+    assert [(status["done"], status.get("end", False)) for status in statuses] == [
+        (0, False),
+        (9, True),
+    ]
+
+
 def test_plain_lines_wait_for_the_first_interval():
     stream, clock = io.StringIO(), Clock()
     reporter = StatusReporter(200, "none", stream, clock, machine=False)
@@ -127,7 +140,8 @@ def test_bar_leaves_one_line_a_phase():
     display.show({"phase": "none", "done": 1, "total": 2, "share [x]": 0.5})
     display.clear()
     display.show({"phase": "none", "done": 2, "total": 2})
-    display.show({"phase": "collage", "done": 2, "total": 2})
+    display.show({"phase": "collage", "done": 2, "total": 2, "end": True})
+    assert stream.getvalue().endswith("collage: 2 of 2 images (100.0 %)\n")
     display.close()
     assert "none: 2 of 2 images (100.0 %)" in stream.getvalue()
     assert stream.getvalue().endswith("collage: 2 of 2 images (100.0 %)\n")
