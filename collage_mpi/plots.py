@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.results.reader import Results
+from collage_mpi.results.reader import Results, distinct
 from collage_mpi.statistics import PERCENTILES, ecdf, percentile, support_needed
 
 # Okabe and Ito (2008), without the yellow that vanishes on white: told apart with every
@@ -76,11 +76,8 @@ def plot_latency_cdf(
     if not runs:
         raise UsageError("no runs to draw; name at least one run directory")
     pyplot = _pyplot()
-    told_apart = len({_straggler(run) for run in runs}) > 1
-    curves = [
-        _curve(run, per, names[i] if names else _legend(run, told_apart))
-        for i, run in enumerate(runs)
-    ]
+    names = names or _legends(runs)
+    curves = [_curve(run, per, name) for run, name in zip(runs, names, strict=True)]
     with pyplot.rc_context(_STYLE):
         figure = _draw(pyplot, curves, title or _title(runs, per), per)
         out_stem = Path(out_stem)
@@ -129,9 +126,14 @@ def _straggler(run: Results) -> str:
     return run.manifest.get("straggler") or "none"
 
 
-def _legend(run: Results, with_straggler: bool) -> str:
-    name = f"{run.scheme} | {run.mode}"
-    return f"{name} | stragglers: {_straggler(run)}" if with_straggler else name
+def _legends(runs: Sequence[Results]) -> list[str]:
+    """Scheme and mode; the straggler model and the directory where runs differ only there."""
+    stragglers = len({_straggler(run) for run in runs}) > 1
+    names = [
+        f"{run.scheme} | {run.mode}" + (f" | stragglers: {_straggler(run)}" if stragglers else "")
+        for run in runs
+    ]
+    return distinct(names, runs)
 
 
 def _title(runs: Sequence[Results], per: str) -> str:
@@ -141,7 +143,7 @@ def _title(runs: Sequence[Results], per: str) -> str:
     side = {run.manifest.get("side") for run in runs}
     images = f" of {n * n} images" if len(side) == 1 and (n := side.pop()) else ""
     subject = f"Latency of a group{images}" if per == "group" else "Latency of an image"
-    return f"{subject}\nstragglers: {model}"
+    return f"{subject}\nStragglers: {model}"
 
 
 def _curve(run: Results, per: str, name: str) -> _Curve:
@@ -163,13 +165,14 @@ def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
     """Both panels, the legend below them with one line a run."""
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, 108)]
     top_in = 0.38 + 0.19 * len(lines)
-    bottom_in = 0.62 + 0.2 * len(curves)
+    texts = [textwrap.fill(curve.name, 118) for curve in curves]
+    bottom_in = 0.68 + 0.18 * sum(text.count("\n") + 1 for text in texts)
     height_in = top_in + 3.1 + bottom_in
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.6, height_in))
     figure.subplots_adjust(
         left=0.075,
-        right=0.985,
-        wspace=0.24,
+        right=0.95,
+        wspace=0.3,
         top=1 - top_in / height_in,
         bottom=bottom_in / height_in,
     )
@@ -184,7 +187,7 @@ def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
     _finish(left, right, curves, per)
     figure.text(0.012, 1 - 0.12 / height_in, lines[0], va="top", fontsize=11, fontweight="bold")
     figure.text(0.012, 1 - 0.34 / height_in, "\n".join(lines[1:]), va="top", color="0.25")
-    handles, texts = left.get_legend_handles_labels()
+    handles, _ = left.get_legend_handles_labels()
     figure.legend(
         handles, texts, loc="lower left", bbox_to_anchor=(0.06, 0.0), handlelength=4.2, fontsize=8.8
     )
@@ -204,12 +207,10 @@ def _draw_cdf(axes: Any, curve: _Curve, look: dict[str, Any], i: int) -> None:
 
 def _draw_tail(axes: Any, curve: _Curve, look: dict[str, Any], i: int) -> None:
     """1 - F as steps. Its last step, at the maximum, falls to zero: off a log axis."""
-    n = len(curve.values_ms)
     x = np.concatenate([curve.x_ms[:1], curve.x_ms])
     tail = np.concatenate([[1.0], np.maximum(1.0 - curve.share, 0.0)])
     tail[-1] = 1e-12  # drawn to the frame: it stands for 0, below any share 1/n
     axes.plot(x, tail, drawstyle="steps-post", **look)
-    axes.plot(curve.x_ms[-1], 1.0 / n, marker="|", color=look["color"], markersize=7)
     _mark(axes, curve, PERCENTILES, look["color"], MARKERS[i % len(MARKERS)], tail=True)
 
 
@@ -241,16 +242,16 @@ def _finish(left: Any, right: Any, curves: list[_Curve], per: str) -> None:
 
 
 def _guide(axes: Any, q: float, y: float) -> None:
-    """A horizontal line at a percentile, named at its right end inside the frame."""
+    """A horizontal line at a percentile, named at its right end beside the frame."""
     axes.axhline(y, color="0.75", linewidth=0.7, zorder=0)
     axes.annotate(
         f"P{100 * q:.4g}",
         (1.0, y),
         xycoords=("axes fraction", "data"),
-        xytext=(-1, 1.5),
+        xytext=(3, 0),
         textcoords="offset points",
-        ha="right",
-        va="bottom",
+        ha="left",
+        va="center",
         fontsize=7.8,
         color="0.35",
     )

@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from collage_mpi.results.reader import Results
+from collage_mpi.results.reader import Results, distinct
 from collage_mpi.results.render import optional, points, supported, to_text
 from collage_mpi.results.summary import summarise
 
@@ -31,15 +31,16 @@ def compare(runs: Sequence[Results], *, per: str = "group") -> list[Json]:
         per: "group" or "image", whose latency.
 
     Returns:
-        Per run: run, label, scheme, mode, straggler, invalid, complete, n, groups,
+        Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
         `<stat>_ms` and `<stat>_ratio` (this run / first run, below 1 is faster) for p50,
         p95, p99, p99.9 and std, accuracy, paired {n, accuracy, baseline, difference,
         only_this, only_baseline}, and the price. None where the samples do not support it.
     """
     summaries = [summarise(run) for run in runs]
+    names = distinct([run.label for run in runs], runs)
     return [
-        _entry(run, summary, runs[0], summaries[0], per)
-        for run, summary in zip(runs, summaries, strict=True)
+        {"name": name, **_entry(run, summary, runs[0], summaries[0], per)}
+        for name, run, summary in zip(names, runs, summaries, strict=True)
     ]
 
 
@@ -95,7 +96,7 @@ def paired_accuracy(run: Results, baseline: Results) -> Json:
 
 
 def _right_by_key(run: Results, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (n,) complex-free int64 pairs folded to one, and (n,) bool: answered rightly."""
+    """Keys, (n,) uint64: shard and row in one number; and (n,) bool: answered rightly."""
     images = run.measured_images
     images = images[images["has_label"] & (images["shard"] < len(run.fingerprints))]
     number = np.array([names[name] for name in run.fingerprints] or [0], np.uint64)
@@ -119,7 +120,7 @@ def render_comparison(entries: Sequence[Json]) -> str:
         )
         price.add_row(_name(entry), *_price_cells(entry, i == 0))
     notes = [Text(line) for line in _notes(entries)]
-    return to_text(Group(latency, price, *notes))
+    return to_text(Group(latency, "", price, "", *notes))
 
 
 def _table(*columns: str) -> Table:
@@ -131,7 +132,7 @@ def _table(*columns: str) -> Table:
 
 def _name(entry: Json) -> str:
     flags = "" if entry["complete"] else " (INCOMPLETE)"
-    return entry["label"] + flags + (" (INVALID)" if entry["invalid"] else "")
+    return entry["name"] + flags + (" (INVALID)" if entry["invalid"] else "")
 
 
 def _cell(entry: Json, name: str, first: bool) -> str:
@@ -167,5 +168,5 @@ def _notes(entries: Sequence[Json]) -> list[str]:
     if len(stragglers) == 1:
         lines.append(f"stragglers: {stragglers[0]}")
     else:
-        lines += [f"stragglers of {_name(e)}: {e['straggler'] or 'none'}" for e in entries]
+        lines += [f"stragglers of {e['name']}: {e['straggler'] or 'none'}" for e in entries]
     return lines

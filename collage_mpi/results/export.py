@@ -146,18 +146,21 @@ def _to_parquet(results: Results, out: Path) -> list[Path]:
 
 def _to_hdf5(results: Results, out: Path) -> list[Path]:
     """One file, a compound data set a table as on disk; the codes' names as attributes."""
-    from collage_mpi.shards.hdf5 import H5_LOCK, open_file
+    from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file
 
     path = out / "run.h5"
-    with _replacing(path) as temp, H5_LOCK, open_file(temp, "w") as file:
-        file.attrs["manifest"] = (results.path / MANIFEST).read_text("utf-8")
-        for table in TABLES:
-            data = file.create_dataset(table.name, data=getattr(results, table.name))
-            for name in table.coded:
-                data.attrs[f"{name}_codes"] = np.array(_NAMES[name], "S")
-        file["images"].attrs["wait_ns"] = (
-            "latency - read - encode (collage answers only) - compute - held - decode"
-        )
+    with _replacing(path) as temp, H5_LOCK, FileToWrite(temp, "w+") as stream:
+        with create_file(stream) as file:
+            file.attrs["manifest"] = (results.path / MANIFEST).read_text("utf-8")
+            for table in TABLES:
+                data = file.create_dataset(table.name, data=getattr(results, table.name))
+                for name in table.coded:
+                    data.attrs[f"{name}_codes"] = np.array(_NAMES[name], "S")
+            file["images"].attrs["wait_ns"] = (
+                "latency - read - encode (collage answers only) - compute - held - decode"
+            )
+        if stream.failure is not None:
+            raise stream.failure
     return [path]
 
 

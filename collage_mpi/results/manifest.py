@@ -53,6 +53,10 @@ def _is_count(value: object) -> bool:
     return is_int(value) and value >= 0  # type: ignore[operator]
 
 
+def _is_session(value: object) -> bool:
+    return is_int(value) and 1 <= value < 65_535  # type: ignore[operator]  # a u2 column
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -90,7 +94,7 @@ _SESSION = _fields(
 
 _REQUIRED: dict[str, tuple[Callable[[object], bool], str]] = {
     "run_id": (_is_text, "a string"),
-    "session": (_is_count, "a number of the session, from 1"),
+    "session": (_is_session, "a number of the session, from 1"),
     "shards": (_list_of(_SHARD), "a list of {path, fingerprint, count}"),
     "rows": (_is_count, "the number of images expected"),
 }
@@ -165,6 +169,7 @@ def read_manifest(out: Path) -> Json:
         raise DataFault(f"{path}: damaged, not UTF-8 text. Restore it from a copy.") from error
     try:
         found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()  # no half characters to print later
     except (ValueError, RecursionError) as error:
         raise DataFault(f"{path}: damaged, not JSON ({error}). Restore it from a copy.") from error
     return check_manifest(found, str(path))

@@ -8,6 +8,7 @@ Does not know: statistics, whether the rows add up (verify).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +94,14 @@ class Results:
     def fingerprints(self) -> list[str]:
         """Per shard number its SHA-256: with the row, the key of an image (C4)."""
         return [shard["fingerprint"] for shard in self.manifest["shards"]]
+
+
+def distinct(names: Sequence[str], runs: Sequence[Results]) -> list[str]:
+    """Names of runs, those that occur twice with the run's directory behind them."""
+    return [
+        name if names.count(name) == 1 else f"{name} [{run.path.name}]"
+        for name, run in zip(names, runs, strict=True)
+    ]
 
 
 def read_results(path: Path | str) -> Results:

@@ -25,9 +25,13 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
         Group(
             Text(_title(summary), style="bold"),
             *_warnings(summary),
+            "",
             _latency_table(summary),
+            "",
             _parts_table(summary),
+            "",
             _accuracy_table(summary),
+            "",
             _price_table(summary),
         ),
         width,
@@ -39,7 +43,9 @@ def to_text(renderable: RenderableType, width: int | None = None) -> str:
     tty = sys.stdout.isatty()
     out = io.StringIO()
     wide = width or (None if tty else 120)
-    console = Console(file=out, force_terminal=tty, no_color=not tty, width=wide, highlight=False)
+    console = Console(
+        file=out, force_terminal=tty, no_color=not tty, width=wide, markup=False, highlight=False
+    )
     console.print(renderable)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
@@ -104,11 +110,10 @@ def _latency_table(summary: Json) -> Table:
         share += " %" if over is not None else ""
         of = f"{row['n']:,}" if per == "group" else f"{row['n']:,} in {groups:,} groups"
         table.add_row(f"per {per}", *cells, optional(row["std_ms"], ".1f"), share, of)
-    row = summary["latency"]["group"]
-    intervals = [row.get(f"{name}_ci95_ms") for name in _STATISTICS]
-    if any(intervals):
-        ends = ["" if ci is None else f"{ci[0]:.1f}-{ci[1]:.1f}" for ci in intervals]
-        table.add_row("  95 % interval", *ends, "", "", "", style="dim")
+        intervals = [row.get(f"{name}_ci95_ms") for name in _STATISTICS]
+        if any(intervals):
+            ends = ["" if ci is None else f"{ci[0]:.1f}-{ci[1]:.1f}" for ci in intervals]
+            table.add_row("  95 % interval", *ends, "", "", "", style="dim")
     return table
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results.atomic import write_atomic
-from collage_mpi.results.manifest import plain
+from collage_mpi.results.manifest import is_int, plain
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import KIND_CODE, OUTCOMES, SOURCE_CODE, SOURCES, wait_ns
 from collage_mpi.statistics import (
@@ -109,7 +109,7 @@ def _in_ms(spread: Spread) -> Json:
         "n": spread.n,
         "groups": spread.independent,
         **{f"{name}_ms": value for name, value in spread.percentiles.items()},
-        **{f"{name}_ci95_ms": value for name, value in spread.intervals.items()},
+        **{f"{name}_ci95_ms": ci and list(ci) for name, ci in spread.intervals.items()},
         "mean_ms": spread.mean,
         "std_ms": spread.std,
         "max_ms": spread.maximum,
@@ -145,12 +145,9 @@ def accuracy(images: np.ndarray) -> Json:
 
 
 def _share(correct: int, n: int) -> Json:
-    return {
-        "n": n,
-        "correct": correct,
-        "accuracy": correct / n if n else None,
-        "ci95": wilson_interval(correct, n),
-    }
+    ci = wilson_interval(correct, n)
+    accuracy = correct / n if n else None
+    return {"n": n, "correct": correct, "accuracy": accuracy, "ci95": ci and list(ci)}
 
 
 def _price(results: Results) -> Json:
@@ -218,7 +215,7 @@ def _measured_span_s(results: Results) -> float:
 def _rank0(results: Results) -> Json:
     poll = results.manifest.get("poll") or {}
     gap_ns = poll.get("longest_gap_ns")
-    gap_ms = gap_ns / 1e6 if isinstance(gap_ns, int | float) else None
+    gap_ms = float(gap_ns) / 1e6 if isinstance(gap_ns, int | float) and abs(gap_ns) < 1e18 else None
     return {"longest_poll_gap_ms": gap_ms, "poll": poll}
 
 
@@ -239,7 +236,7 @@ def _validity(results: Results) -> Json:
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return int(value) if is_int(value) else 0  # type: ignore[call-overload]
 
 
 def _errors(images: np.ndarray) -> dict[str, int]:

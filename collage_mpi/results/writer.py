@@ -1,10 +1,10 @@
 """Writing a run: rows in on rank 0's hot path, parts out on a thread of their own.
 
-Owns: the buffers, the writer thread and its bounded queue, create / reopen / close, how
-a failed write reaches the caller.
-Does not know: MPI, the scheduler, statistics.
+Owns: create, reopen, close; which sessions vouch for their rows.
+Does not know: MPI, the scheduler, statistics, threads (buffers has the one there is).
 
-A row costs about a microsecond: it is packed into a preallocated buffer. Full buffers
+A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
+preallocated buffer. Full buffers
 (or those older than `flush_s`) go to the thread, whose work (CRC, write, fsync of 4 to
 8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
 that the queue fills, the caller waits: bounded memory comes first.
@@ -13,9 +13,6 @@ that the queue fills, the caller waits: bounded memory comes first.
 from __future__ import annotations
 
 import json
-import queue
-import threading
-import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +23,7 @@ import numpy as np
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.atomic import remove_leftovers, write_atomic
+from collage_mpi.results.buffers import Buffer, PartThread, unwritable
 from collage_mpi.results.manifest import (
     COMPLETE,
     FORMAT,
@@ -47,14 +45,10 @@ from collage_mpi.results.rows import (
     TABLES,
     TASKS,
     Table,
-    reason_bytes,
 )
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
-FLUSH_S = 10.0  # what a kill can cost: the rows of the last ten seconds
-QUEUE_PARTS = 64  # about 50 MB of rows behind a slow disk, then the caller waits
-
-_Part = tuple[Table, int, memoryview]
+FLUSH_S = 10.0  # a kill costs the rows of the last ten seconds: they are done again
 
 
 class RunWriter:
@@ -72,9 +66,9 @@ class RunWriter:
         self.out = out
         self.manifest = manifest
         self.session: int = manifest["session"]
-        self._thread = _PartThread(out / parts.PARTS_DIRECTORY)
+        self._thread = PartThread(out / parts.PARTS_DIRECTORY)
         self._images, self._groups, self._tasks = (
-            _Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
+            Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
         )
         self._closed = False
 
@@ -100,7 +94,7 @@ class RunWriter:
             remove_leftovers(out)
             write_manifest(out, full)
         except OSError as error:
-            raise _unwritable(out, error) from error
+            raise unwritable(out, error) from error
         return cls(out, full, **options)
 
     @classmethod
@@ -142,7 +136,7 @@ class RunWriter:
                 (out / MARKER).unlink(missing_ok=True)
             write_manifest(out, full)
         except OSError as error:
-            raise _unwritable(out, error) from error
+            raise unwritable(out, error) from error
         done = np.empty(len(images), KEY_ROW)
         done["shard"], done["row"] = images["shard"], images["row"]
         return cls(out, full, **options), done
@@ -192,7 +186,7 @@ class RunWriter:
         try:
             self._seal("incomplete" if fault else status, final)
         except OSError as error:
-            fault = fault or _unwritable(self.out, error)
+            fault = fault or unwritable(self.out, error)
         if fault:
             raise fault
 
@@ -217,6 +211,7 @@ class RunWriter:
         self.manifest.update(final)
         self.manifest["status"] = status
         self.manifest["sessions"] = [*self.manifest["sessions"], entry]
+        self.manifest = _as_read(self.manifest)
         write_manifest(self.out, self.manifest)
         if status in COMPLETE:
             line = json.dumps({"status": status, "run_id": self.manifest["run_id"]})
@@ -231,86 +226,16 @@ class RunWriter:
         return table.row(**{"session": self.session, **table.defaults, **fields})
 
 
-class _Buffer:
-    """The rows of one table that are not yet a part."""
-
-    def __init__(self, table: Table, thread: _PartThread, rows: int, flush_s: float) -> None:
-        self.table = table
-        self.total = 0  # rows taken in this session
-        self._thread = thread
-        self._size = table.packer.size
-        self._capacity = rows * self._size
-        self._flush_ns = int(flush_s * 1e9)
-        self._pack_into = table.packer.pack_into
-        self._has_reason = table.has_reason
-        self._fresh()
-
-    def _fresh(self) -> None:
-        self._bytes = bytearray(self._capacity)
-        self._used = 0
-        self._due_ns = time.monotonic_ns() + self._flush_ns
-
-    def add(self, row: tuple) -> None:
-        """Pack one row; about a microsecond."""
-        if self._has_reason and type(row[-1]) is str:
-            row = (*row[:-1], reason_bytes(row[-1]))
-        self._pack_into(self._bytes, self._used, *row)
-        self._used += self._size
-        self.total += 1
-        if self._used == self._capacity or time.monotonic_ns() > self._due_ns:
-            self.hand_over()
-        elif self._thread.fault is not None:
-            raise self._thread.fault
-
-    def hand_over(self) -> None:
-        """Give the filled part of the buffer to the thread and take a new one."""
-        if self._used:
-            self._thread.put(self.table, memoryview(self._bytes)[: self._used])
-        self._fresh()
-        if self._thread.fault is not None:
-            raise self._thread.fault
-
-
-class _PartThread:
-    """Writes parts in order; after a failure it only empties the queue."""
-
-    def __init__(self, directory: Path) -> None:
-        self.fault: EnvironmentFault | None = None
-        self._directory = directory
-        self._numbers = {table.name: parts.next_number(directory, table) for table in TABLES}
-        self._queue: queue.Queue[_Part | None] = queue.Queue(QUEUE_PARTS)
-        # A daemon: a rank that dies of an exception must not wait for its disk.
-        self._thread = threading.Thread(target=self._work, name="collage-mpi rows", daemon=True)
-        self._thread.start()
-
-    def put(self, table: Table, payload: memoryview) -> None:
-        """Queue one part; waits while QUEUE_PARTS are ahead of it."""
-        number = self._numbers[table.name]
-        self._numbers[table.name] = number + 1
-        self._queue.put((table, number, payload))
-
-    def end(self) -> None:
-        """Write what is queued and end the thread."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (part := self._queue.get()) is not None:
-            if self.fault is not None:
-                continue
-            table, number, payload = part
-            path = parts.part_path(self._directory, table, number)
-            try:
-                parts.write_part(path, table, payload)
-            except OSError as error:
-                self.fault = _unwritable(path, error)
-
-
 def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list) -> Json:
     """The manifest as it will be read back: format, version, session; types checked."""
     own = {"format": FORMAT, "version": VERSION, "session": session, "sessions": sessions}
     given = {"started": _now(), **manifest, **own, "status": "incomplete"}
-    return check_manifest(json.loads(json.dumps(given, default=plain)), "the new run's manifest")
+    return _as_read(given)
+
+
+def _as_read(manifest: Mapping[str, Any]) -> Json:
+    """The manifest as a reader will find it, refused here rather than there."""
+    return check_manifest(json.loads(json.dumps(manifest, default=plain)), "the run's manifest")
 
 
 def _read_all(directory: Path, table: Table) -> np.ndarray:
@@ -334,11 +259,4 @@ def _now() -> str:
 def _holds_a_run(out: Path) -> EnvironmentFault:
     return EnvironmentFault(
         f"{out}: holds a run already. Choose another --out, or go on with it: --resume."
-    )
-
-
-def _unwritable(path: Path, error: OSError) -> EnvironmentFault:
-    return EnvironmentFault(
-        f"{path}: cannot be written: {error.strerror or error}. All parts written before are "
-        "intact. Make room or choose a place you may write to, then run again with --resume."
     )

@@ -1,0 +1,183 @@
+"""Makes runs for the tests of results: consistent tables without MPI, seeded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.results import RunWriter
+
+SIDE = 3
+CELLS = SIDE * SIDE
+COLLAGE_RANK = CELLS + 1
+
+
+def manifest(rows: int, /, **changes: Any) -> dict[str, Any]:
+    """What the coordinator supplies, for `rows` images in two shards."""
+    first = rows // 2
+    return {
+        "run_id": "test-run",
+        "session": 1,
+        "settings": {"scheme": "collage", "side": SIDE, "out": "somewhere"},
+        "shards": [
+            {"path": "a.h5", "fingerprint": "aa" * 32, "count": first},
+            {"path": "b.h5", "fingerprint": "bb" * 32, "count": rows - first},
+        ],
+        "rows": rows,
+        "order": "file",
+        "limit": None,
+        "class_names": [f"class {i}" for i in range(10)],
+        "scheme": "collage",
+        "accept": "first",
+        "mode": "carry depth 1",
+        "side": SIDE,
+        "straggler": "lognormal, rank 4 five times slower",
+        "world": [
+            {"rank": 0, "host": "h", "pid": 1, "kinds": [], "device": "cpu"},
+            *({"rank": r, "host": "h", "pid": r, "kinds": ["single"]} for r in range(1, 10)),
+            {"rank": COLLAGE_RANK, "host": "h", "pid": 10, "kinds": ["collage"]},
+        ],
+        "warmup_groups": 0,
+        **changes,
+    }
+
+
+def times_ms(groups: int, slow_rank: int | None = 4, seed: int = 1) -> np.ndarray:
+    """Service times, (groups, 10): nine single ranks and the collage rank."""
+    rng = np.random.default_rng(seed)
+    times = rng.lognormal(np.log(100), 0.25, (groups, CELLS + 1))
+    if slow_rank is not None:
+        times[:, slow_rank - 1] *= 5
+    return times
+
+
+def locate(full: dict[str, Any], index: int) -> tuple[int, int]:
+    """(shard, row) of a global index."""
+    first = full["shards"][0]["count"]
+    return (0, index) if index < first else (1, index - first)
+
+
+def fill(
+    writer: RunWriter,
+    full: dict[str, Any],
+    indices: range | list[int],
+    *,
+    collage: bool = True,
+    slow_rank: int | None = 4,
+    errors: frozenset[int] = frozenset(),
+    seed: int = 1,
+) -> None:
+    """Write image, group and task rows of the given images, nine a group."""
+    indices = list(indices)
+    groups = [indices[i : i + CELLS] for i in range(0, len(indices), CELLS)]
+    times = times_ms(len(groups), slow_rank, seed)
+    rng = np.random.default_rng(seed + 1)
+    clock_ns, task = 1_000, 0
+    for number, members in enumerate(groups):
+        warmup = number < full.get("warmup_groups", 0)
+        common = {"group": number, "warmup": warmup}
+        collage_ns = int(times[number, CELLS] * 1e6) if collage else 1 << 60
+        latencies, by_collage = [], 0
+        for cell, index in enumerate(members):
+            single_ns = int(times[number, cell] * 1e6)
+            wins = collage_ns < single_ns
+            latency_ns = min(collage_ns, single_ns) + 400_000
+            failed = index in errors
+            label = int(rng.integers(10))
+            right = rng.random() < (0.92 if wins else 0.94)
+            by_collage += wins and not failed
+            latencies.append(latency_ns)
+            shard, row = locate(full, index)
+            writer.image(
+                shard=shard,
+                row=row,
+                cell=cell,
+                source="error" if failed else "collage" if wins else "single",
+                answered=not failed,
+                predicted=label if right else (label + 1) % 10,
+                score=0.9,
+                has_label=True,
+                label=label,
+                rank=COLLAGE_RANK if wins else cell + 1,
+                t0_ns=clock_ns,
+                latency_ns=latency_ns,
+                read_ns=50_000,
+                encode_ns=60_000,
+                decode_ns=10_000,
+                compute_ns=5_000_000,
+                held_ns=latency_ns - 6_000_000,
+                reason="crc32 of row wrong" if failed else "",
+                **common,
+            )
+            writer.task(
+                task=task,
+                rank=cell + 1,
+                kind="single",
+                attempt=0,
+                items=1,
+                resolved=int(not wins and not failed),
+                sent_ns=clock_ns,
+                done_ns=clock_ns + single_ns,
+                compute_ns=5_000_000,
+                held_ns=single_ns - 5_000_000,
+                drawn_ns=single_ns,
+                outcome="answered",
+                **common,
+            )
+            task += 1
+        if collage:
+            writer.task(
+                task=task,
+                rank=COLLAGE_RANK,
+                kind="collage",
+                attempt=0,
+                items=len(members),
+                resolved=by_collage,
+                sent_ns=clock_ns,
+                done_ns=clock_ns + collage_ns,
+                compute_ns=6_000_000,
+                held_ns=collage_ns - 6_000_000,
+                drawn_ns=collage_ns,
+                outcome="answered",
+                **common,
+            )
+            task += 1
+        writer.group(
+            images=len(members),
+            t0_ns=clock_ns,
+            latency_ns=max(latencies),
+            classes=len(members),
+            collage_cells=by_collage,
+            **common,
+        )
+        clock_ns += max(latencies)
+
+
+def make_run(
+    out: Path,
+    rows: int = 90,
+    *,
+    collage: bool = True,
+    slow_rank: int | None = 4,
+    errors: frozenset[int] = frozenset(),
+    status: str = "complete",
+    final: dict[str, Any] | None = None,
+    seed: int = 1,
+    **changes: Any,
+) -> Path:
+    """A whole run directory with consistent tables."""
+    scheme = {} if collage else {"scheme": "none", "accept": None}
+    full = manifest(rows, **{**scheme, **changes})
+    writer = RunWriter.create(out, full, rows_per_part=512)
+    fill(writer, full, range(rows), collage=collage, slow_rank=slow_rank, errors=errors, seed=seed)
+    end = {"poll": {"longest_gap_ns": 1_500_000}, "validity": valid()}
+    writer.close(status, **{**end, **(final or {})})
+    return out
+
+
+def valid(exceeded: int = 0, tasks: int = 1000) -> dict[str, Any]:
+    """The injection's verdict as the coordinator supplies it."""
+    share = exceeded / tasks
+    return {"valid": share <= 0.01, "exceeded": exceeded, "tasks": tasks, "share": share}

@@ -1,0 +1,310 @@
+"""Rows in, the same rows out; summaries, exports and comparisons of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from results_harness import COLLAGE_RANK, fill, make_run, manifest, valid
+
+from collage_mpi.cli import main
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.results import (
+    IMAGE_ROW,
+    ImageRow,
+    RunWriter,
+    compare,
+    export_run,
+    input_digest,
+    read_results,
+    render_comparison,
+    render_summary,
+    summarise,
+    verify_run,
+    wait_ns,
+    write_summary,
+)
+from collage_mpi.results.rows import REASON_BYTES, TABLES, reason_bytes
+
+ROW = ImageRow(
+    0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False, ""
+)
+
+
+def test_layouts_of_struct_and_numpy_agree() -> None:
+    for table in TABLES:
+        assert table.packer.size == table.dtype.itemsize
+        assert table.dtype.names == table.row._fields
+
+
+def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", manifest(9))
+    writer.image(ROW)
+    writer.image(**{**ROW._asdict(), "row": 8, "source": "collage", "reason": "späte Antwort"})
+    writer.close("incomplete")
+    images = read_results(tmp_path / "run").images
+    assert images.dtype == IMAGE_ROW
+    assert images[0].item() == (*ROW[:-1], b"")
+    assert images[1]["reason"].decode() == "späte Antwort"
+    assert wait_ns(images).tolist() == [1000 - 10 - 20 - 30 - 100 - 200] * 2
+
+
+def test_encode_counts_only_for_answers_of_the_collage() -> None:
+    images = np.zeros(2, IMAGE_ROW)
+    images["latency_ns"], images["encode_ns"], images["source"] = 100, 30, [0, 1]
+    assert wait_ns(images).tolist() == [100, 70]
+
+
+def test_a_value_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", manifest(9))
+    with pytest.raises(struct.error):
+        writer.image(ROW._replace(shard=-1))
+    with pytest.raises(TypeError, match="latency"):
+        writer.image(shard=0, row=0, group=0, cell=0, source="single", answered=True, t0_ns=0)
+    with pytest.raises(TypeError, match="colour"):
+        writer.image(**ROW._asdict(), colour=1)
+    with pytest.raises(KeyError):
+        writer.image(**{**ROW._asdict(), "source": "oracle"})
+    writer.close("incomplete")
+    assert len(read_results(tmp_path / "run").images) == 0
+
+
+def test_reasons_are_cut_between_characters() -> None:
+    assert reason_bytes("a\n b") == b"a b"
+    cut = reason_bytes("x" + "ü" * 90)
+    assert len(cut) == REASON_BYTES - 1
+    assert cut.decode().endswith("ü")
+
+
+def test_a_row_is_cheap_on_the_hot_path(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", manifest(9))
+    fields, costs_ns = ROW._asdict(), []
+    for _ in range(3000):
+        start_ns = time.perf_counter_ns()
+        writer.image(**fields)
+        costs_ns.append(time.perf_counter_ns() - start_ns)
+    writer.close("incomplete")
+    assert np.median(costs_ns) < 25_000  # about 3,500 on a quiet core; 10,000 is the promise
+
+
+def test_create_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", 9)
+    with pytest.raises(EnvironmentFault, match="--resume"):
+        RunWriter.create(tmp_path / "run", manifest(9))
+
+
+def test_create_names_an_unwritable_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        RunWriter.create(tmp_path / "file" / "run", manifest(9))
+
+
+def test_create_names_a_wrong_manifest_key(tmp_path: Path) -> None:
+    with pytest.raises(DataFault, match="'rows'"):
+        RunWriter.create(tmp_path / "run", manifest(9, rows="nine"))
+
+
+def test_a_place_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="no run here"):
+        read_results(tmp_path)
+    assert main(["verify", str(tmp_path)]) == 3
+
+
+def test_complete_run_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", 95)  # a partial last group
+    report = verify_run(run)
+    assert report.ok, report.problems
+    assert main(["verify", str(run)]) == 0
+    assert "complete: 95 of 95 rows, no doubles" in capsys.readouterr().out
+
+
+def test_error_rows_are_allowed_and_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", errors=frozenset({3}), status="complete_with_errors")
+    report = verify_run(run)
+    assert (report.ok, report.status, report.error_rows) == (True, "complete_with_errors", 1)
+    summary = summarise(read_results(run))
+    assert summary["errors"] == {"crc32 of row wrong": 1}
+    assert summary["accuracy"]["by_source"]["error"]["accuracy"] == 0.0
+
+
+def test_limit_in_file_order_expects_the_prefix(tmp_path: Path) -> None:
+    full = manifest(90, limit=18, rows=18)
+    for name, indices, good in (("a", range(18), True), ("b", range(1, 19), False)):
+        writer = RunWriter.create(tmp_path / name, full)
+        fill(writer, full, indices)
+        writer.close("complete")
+        assert verify_run(tmp_path / name).ok is good
+
+
+def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
+    chosen = [3, 80, 41, 7, 5, 60, 2, 77, 13]
+    shard = np.array([int(i >= 45) for i in chosen])
+    digest = input_digest(shard, np.array(chosen) - 45 * shard)
+    full = manifest(90, limit=9, rows=9, order="shuffle:1", input_digest=digest)
+    for name, indices in (("good", chosen), ("other", [*chosen[:-1], 14])):
+        writer = RunWriter.create(tmp_path / name, full)
+        fill(writer, full, indices)
+        writer.close("complete")
+    assert verify_run(tmp_path / "good").ok
+    assert "other images" in verify_run(tmp_path / "other").problems[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda w: w.image(ROW._replace(row=0, session=1)), "1 doubles"),
+        (lambda w: w.image(ROW._replace(row=4_000)), "outside the input"),
+        (lambda w: w.image(ROW._replace(shard=9)), "outside the input"),
+        (lambda w: w.group(group=0, images=9, t0_ns=0, latency_ns=1), "group rows are doubles"),
+        (lambda w: w.group(group=99, images=9, t0_ns=0, latency_ns=1), "number of image rows"),
+        (
+            lambda w: w.task(
+                task=999, rank=2, kind="single", group=0, attempt=0, items=1, resolved=1,
+                sent_ns=0, done_ns=1, outcome="answered",
+            ),
+            "its tasks resolved",
+        ),
+    ],
+)  # fmt: skip
+def test_verify_finds(tmp_path: Path, spoil, words: str) -> None:
+    full = manifest(90)
+    writer = RunWriter.create(tmp_path / "run", full)
+    fill(writer, full, range(90))
+    spoil(writer)
+    writer.close("complete")
+    report = verify_run(tmp_path / "run")
+    assert not report.ok
+    assert words in "\n".join(report.problems)
+    assert main(["verify", str(tmp_path / "run")]) == 4
+
+
+def test_a_missing_part_is_found(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    next((run / "parts").glob("tasks-*")).unlink()
+    assert "a part is gone" in verify_run(run).problems[0]
+
+
+def test_summary_counts_and_prices(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 900, warmup_groups=2)
+    results = read_results(run)
+    summary = write_summary(results)
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert summary["rows"]["warmup_images"] == 18
+    assert summary["latency"]["group"]["groups"] == 98
+    assert summary["latency"]["image"]["n"] == 882
+    assert summary["latency"]["image"]["p95_ms"] is not None
+    assert summary["latency"]["image"]["p99_ms"] is None  # 98 groups, however many images
+    price = summary["price"]
+    measured = results.images[~results.images["warmup"]]
+    assert price["collage_share"] == pytest.approx((measured["rank"] == COLLAGE_RANK).mean())
+    assert (price["ranks"], price["single_ranks"], price["collage_ranks"]) == (11, 9, 1)
+    assert price["late_answers"] > 0
+    assert 0 < price["wasted_work"] < 1
+    assert summary["rank0"]["longest_poll_gap_ms"] == 1.5
+
+
+def test_printed_summary_says_why_a_percentile_is_missing(tmp_path: Path) -> None:
+    results = read_results(make_run(tmp_path / "run", 450, final={"validity": valid(20)}))
+    text = render_summary(summarise(results))
+    assert "n/a (n=50)" in text
+    assert "INVALID" in text
+    assert "carry, depth 1" in text
+    assert "\x1b" not in text
+
+
+def test_an_empty_run_can_be_summarised(tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "run", manifest(9)).close("incomplete")
+    results = read_results(tmp_path / "run")
+    assert "INCOMPLETE" in render_summary(summarise(results))
+    assert "n/a" in render_comparison(compare([results, results]))
+
+
+def test_validity_is_summed_over_sessions(tmp_path: Path) -> None:
+    full = manifest(18)
+    writer = RunWriter.create(tmp_path / "run", full)
+    fill(writer, full, range(9))
+    writer.close("incomplete", validity=valid(50))
+    writer, _ = RunWriter.reopen(tmp_path / "run", full)
+    fill(writer, full, range(9, 18))
+    writer.close("complete", validity=valid(0))
+    validity = summarise(read_results(tmp_path / "run"))["validity"]
+    assert validity == {"valid": False, "exceeded": 50, "tasks": 2000, "share": 0.025}
+
+
+def test_comparison_is_paired_on_the_same_images(tmp_path: Path) -> None:
+    runs = [
+        read_results(make_run(tmp_path / "none", 900, collage=False)),
+        read_results(make_run(tmp_path / "collage", 450)),
+    ]
+    first, second = compare(runs)
+    assert first["p50_ratio"] == 1.0
+    assert second["p50_ratio"] < 0.5
+    assert second["p99_ratio"] is None
+    assert second["paired"]["n"] == 450  # by fingerprint and row, whatever the order
+    difference = second["paired"]["only_this"] - second["paired"]["only_baseline"]
+    assert second["paired"]["difference"] == pytest.approx(difference / second["paired"]["n"])
+    text = render_comparison([first, second])
+    assert "none (carry, depth 1)" in text
+    assert "collage, first (carry, depth 1)" in text
+
+
+def test_export_csv_leaves_absent_values_empty(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", errors=frozenset({3}), status="complete_with_errors")
+    files = export_run(read_results(run), "csv")
+    with open(files[0], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 90
+    assert rows[3]["predicted"] == rows[3]["rank"] == rows[3]["wait_ns"] == ""
+    assert rows[3]["source"] == "error"
+    assert rows[3]["reason"] == "crc32 of row wrong"
+    assert (rows[0]["answered"], rows[0]["source"] in ("single", "collage")) == ("1", True)
+    assert not list((run / "export").glob(".*"))
+
+
+def test_export_parquet_has_nulls(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run = make_run(tmp_path / "run", errors=frozenset({3}), status="complete_with_errors")
+    files = export_run(read_results(run), "parquet", tmp_path / "elsewhere")
+    table = parquet.read_table(files[0]).to_pylist()
+    assert table[3]["predicted"] is None
+    assert table[3]["source"] == "error"
+    assert table[0]["latency_ns"] == int(read_results(run).images["latency_ns"][0])
+    assert table[0]["answered"] is True
+
+
+def test_export_hdf5_keeps_the_rows(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    run = make_run(tmp_path / "run")
+    (path, _) = export_run(read_results(run), "hdf5")
+    with h5py.File(path, "r") as file:
+        assert np.array_equal(file["images"]["row"], read_results(run).images["row"])
+        assert file["images"].attrs["source_codes"][1] == b"collage"
+
+
+def test_export_without_pyarrow_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", 9)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(EnvironmentFault, match=r"collage-mpi\[parquet\]"):
+        export_run(read_results(run), "parquet")
+
+
+def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", 9)
+    assert main(["export", str(run), "--to", "csv", "--out", str(tmp_path / "x")]) == 0
+    printed = capsys.readouterr().out.split()
+    assert [Path(line).name for line in printed] == [
+        "images.csv",
+        "groups.csv",
+        "tasks.csv",
+        "manifest.json",
+    ]
+    with pytest.raises(UsageError, match="xlsx"):
+        export_run(read_results(run), "xlsx")

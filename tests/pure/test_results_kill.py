@@ -1,0 +1,322 @@
+"""A run killed at any moment, a full disk, damaged files: nothing lost, nothing believed."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from results_harness import fill, make_run, manifest
+
+from collage_mpi.cli import main
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.results import (
+    RunWriter,
+    atomic,
+    compare,
+    parts,
+    read_results,
+    render_comparison,
+    render_summary,
+    summarise,
+    verify_run,
+    writer,
+)
+
+ROWS = 27
+
+
+class Kill(BaseException):
+    """SIGKILL, as far as one process can play it: no handler of ours may catch it."""
+
+
+class InlineThread:
+    """The writer thread without a thread: parts are written when they are handed over."""
+
+    def __init__(self, directory: Path) -> None:
+        self.fault = None
+        self._directory = directory
+        self._numbers = {t.name: parts.next_number(directory, t) for t in writer.TABLES}
+
+    def put(self, table: Any, payload: memoryview) -> None:
+        number = self._numbers[table.name]
+        self._numbers[table.name] = number + 1
+        parts.write_part(parts.part_path(self._directory, table, number), table, payload)
+
+    def end(self) -> None:
+        pass
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise Kill in place of the `step`-th of fsync, rename and their like."""
+    count = 0
+    for name in ("fsync", "replace", "open"):
+        real = getattr(atomic.os, name)
+
+        def call(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == step:
+                raise Kill
+            return _real(*args, **kwargs)
+
+        monkeypatch.setattr(atomic.os, name, call)
+
+
+def whole_run(out: Path) -> None:
+    full = manifest(ROWS)
+    run = RunWriter.create(out, full, rows_per_part=10)
+    fill(run, full, range(ROWS))
+    run.close("complete")
+
+
+def test_a_kill_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PartThread", InlineThread)
+    monkeypatch.setattr(atomic.os, "fsync", lambda _fd: None)  # counted, but not waited for
+    states = set()
+    for step in range(1, 200):
+        out = tmp_path / f"kill-{step}"
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            try:
+                whole_run(out)
+                break
+            except Kill:
+                pass
+        states.add(_state_after_kill(out))
+    assert step > 40  # the loop met the end of the run, not its own
+    assert states == {"no manifest", "incomplete", "complete"}
+
+
+def _state_after_kill(out: Path) -> str:
+    """What a kill left must be read, told and finished by the next session."""
+    full = manifest(ROWS)
+    if not (out / "manifest.json").exists():
+        whole_run(out)
+        assert verify_run(out).ok
+        return "no manifest"
+    before = verify_run(out)
+    assert before.doubles == 0
+    assert before.status == "incomplete" or before.ok
+    assert before.ok is (out / "COMPLETE").exists()
+    run, done = RunWriter.reopen(out, full)
+    assert len(done) == before.rows
+    keys = set(done.tolist())
+    first = full["shards"][0]["count"]
+    rest = [i for i in range(ROWS) if (int(i >= first), i - first * (i >= first)) not in keys]
+    fill(run, full, rest)
+    run.close("complete")
+    after = verify_run(out)
+    assert after.ok, after.problems
+    assert not [path for path in out.rglob("*") if atomic.TEMP_MARK in path.name]
+    return before.status
+
+
+def test_an_interrupted_run_is_never_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = manifest(90)
+    run = RunWriter.create(tmp_path / "run", full)
+    fill(run, full, range(36))
+    run.close("incomplete")
+    assert main(["verify", str(tmp_path / "run")]) == 6
+    assert "incomplete: 36 of 90 rows, no doubles" in capsys.readouterr().out
+
+
+def test_reopen_goes_on_as_the_next_session(tmp_path: Path) -> None:
+    full = manifest(90)
+    run = RunWriter.create(tmp_path / "run", full)
+    fill(run, full, range(40))
+    run.close("incomplete")
+    run, done = RunWriter.reopen(tmp_path / "run", full)
+    assert (run.session, len(done)) == (2, 40)
+    fill(run, full, range(40, 90))
+    run.close("complete")
+    results = read_results(tmp_path / "run")
+    assert verify_run(tmp_path / "run").ok
+    assert sorted(set(results.images["session"].tolist())) == [1, 2]
+    assert summarise(results)["rows"]["sessions"] == 2
+
+
+def test_reopen_refuses_other_settings_and_shows_them(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", 90)
+    changed = manifest(90, accept="grace 20 ms")
+    changed["settings"] = {**changed["settings"], "side": 4, "out": "moved"}
+    with pytest.raises(UsageError) as caught:
+        RunWriter.reopen(tmp_path / "run", changed)
+    text = str(caught.value)
+    assert "accept: 'first' before, 'grace 20 ms' now" in text
+    assert "settings.side: 3 before, 4 now" in text
+    assert "out" not in text.replace("without", "").replace("--out", "")
+
+
+def test_reopen_after_a_damaged_part_was_moved_away(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 90)
+    part = next((run / "parts").glob("images-*"))
+    raw = bytearray(part.read_bytes())
+    raw[300] ^= 1
+    part.write_bytes(raw)
+    assert verify_run(run).status == "damaged"
+    with pytest.raises(DataFault, match="move it away"):
+        RunWriter.reopen(run, manifest(90))
+    part.unlink()
+    again, done = RunWriter.reopen(run, manifest(90))
+    assert len(done) == 0
+    assert not (run / "COMPLETE").exists()
+    fill(again, manifest(90), range(90))
+    again.close("complete")
+    assert verify_run(run).ok, verify_run(run).problems
+
+
+def test_truncated_temporary_files_are_ignored_and_swept(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 90, status="incomplete")
+    leftover = run / "parts" / ".images-000002.npy.tmp-123"
+    leftover.write_bytes(b"\x93NUMPY half a hea")
+    assert len(read_results(run).images) == 90
+    RunWriter.reopen(run, manifest(90))[0].close("complete")
+    assert not leftover.exists()
+
+
+def test_a_full_disk_reaches_the_caller_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, written = parts.write_part, []
+
+    def full_after_three(path: Path, table: Any, payload: memoryview) -> None:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, table, payload)
+        written.append(path)
+
+    monkeypatch.setattr(parts, "write_part", full_after_three)
+    full = manifest(90_000)
+    run = RunWriter.create(tmp_path / "run", full, rows_per_part=50)
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        fill(run, full, range(90_000))
+    with pytest.raises(EnvironmentFault, match="--resume"):
+        run.close("complete")
+    run.close("complete")  # again: nothing more to say
+    results = read_results(tmp_path / "run")
+    assert len(results.images) + len(results.tasks) + len(results.groups) == 150
+    assert not results.complete
+    assert verify_run(tmp_path / "run").status == "incomplete"
+
+
+def test_a_full_disk_at_the_last_part_is_told_by_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parts, "write_part", full_disk)
+    run = RunWriter.create(tmp_path / "run", manifest(9))
+    fill(run, manifest(9), range(9))
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        run.close("complete")
+    assert verify_run(tmp_path / "run").status == "incomplete"
+
+
+def test_two_writers_in_one_place_are_noticed(tmp_path: Path) -> None:
+    full = manifest(9)
+    one = RunWriter.create(tmp_path / "run", full)
+    two, _ = RunWriter.reopen(tmp_path / "run", full)
+    for run in (one, two):
+        fill(run, full, range(9))
+    two.close("complete")
+    with pytest.raises(EnvironmentFault, match="another job"):
+        one.close("complete")
+
+
+@pytest.fixture(scope="module")
+def good_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("good") / "run", ROWS)
+
+
+def read_all(path: Path) -> None:
+    """Everything that reads a run; only errors for the user may leave it."""
+    verify_run(path)
+    results = read_results(path)
+    render_summary(summarise(results))
+    render_comparison(compare([results, results]))
+
+
+FUZZ = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_change_of_a_part_is_found(good_run: Path, tmp_path: Path, data: Any) -> None:
+    part = sorted((good_run / "parts").iterdir())[data.draw(st.integers(0, 2))]
+    raw = part.read_bytes()
+    kind = data.draw(st.sampled_from(("flip", "cut", "grow", "replace")))
+    place = data.draw(st.integers(0, len(raw) - 1))
+    more = data.draw(st.binary(min_size=1, max_size=40))
+    changed = {
+        "flip": raw[:place] + bytes([raw[place] ^ (more[0] or 1)]) + raw[place + 1 :],
+        "cut": raw[:place],
+        "grow": raw + more,
+        "replace": more,
+    }[kind]
+    try:
+        part.write_bytes(changed)
+        with pytest.raises(DataFault):
+            read_all(good_run)
+        assert verify_run(good_run).status == "damaged"
+    finally:
+        part.write_bytes(raw)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**300, max_value=10**301)
+    | st.floats()
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_manifest_is_read_or_refused(good_run: Path, data: Any) -> None:
+    path = good_run / "manifest.json"
+    raw = path.read_bytes()
+    found = json.loads(raw)
+    for _ in range(data.draw(st.integers(1, 3))):
+        node: Any = found
+        while isinstance(node, dict | list) and node:
+            keys = sorted(node) if isinstance(node, dict) else list(range(len(node)))
+            key = data.draw(st.sampled_from(keys))
+            if not isinstance(node[key], dict | list) or data.draw(st.booleans()):
+                node[key] = data.draw(JSON)
+                break
+            node = node[key]
+    try:
+        path.write_text(json.dumps(found))
+        try:
+            read_all(good_run)
+        except CollageError:
+            pass
+    finally:
+        path.write_bytes(raw)
+
+
+@FUZZ
+@given(raw=st.binary(max_size=60) | st.just(b"[" * 100_000))
+def test_bytes_that_are_no_manifest(good_run: Path, raw: bytes) -> None:
+    path = good_run / "manifest.json"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(raw)
+        with pytest.raises(DataFault):
+            read_results(good_run)
+    finally:
+        path.write_bytes(before)
