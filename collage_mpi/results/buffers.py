@@ -1,0 +1,103 @@
+"""Between the row and the disk: buffers on the hot path, one thread behind a bounded queue.
+
+Owns: packing rows, when a buffer becomes a part, the writer thread, how a failed write is
+kept for the caller.
+Does not know: the run directory's other files, what the columns mean.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from pathlib import Path
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.results import parts
+from collage_mpi.results.rows import TABLES, Table, reason_bytes
+
+QUEUE_PARTS = 64  # about 50 MB of rows behind a slow disk, then the caller waits
+
+_Part = tuple[Table, int, memoryview]
+
+
+class Buffer:
+    """The rows of one table that are not yet a part."""
+
+    def __init__(self, table: Table, thread: PartThread, rows: int, flush_s: float) -> None:
+        self.table = table
+        self.total = 0  # rows taken in this session
+        self._thread = thread
+        self._size = table.packer.size
+        self._capacity = rows * self._size
+        self._flush_ns = int(flush_s * 1e9)
+        self._pack_into = table.packer.pack_into
+        self._has_reason = table.has_reason
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._bytes = bytearray(self._capacity)
+        self._used = 0
+        self._due_ns = time.monotonic_ns() + self._flush_ns
+
+    def add(self, row: tuple) -> None:
+        """Pack one row; about a microsecond."""
+        if self._has_reason and type(row[-1]) is str:
+            row = (*row[:-1], reason_bytes(row[-1]))
+        self._pack_into(self._bytes, self._used, *row)
+        self._used += self._size
+        self.total += 1
+        if self._used == self._capacity or time.monotonic_ns() > self._due_ns:
+            self.hand_over()
+        elif self._thread.fault is not None:
+            raise self._thread.fault
+
+    def hand_over(self) -> None:
+        """Give the filled part of the buffer to the thread and take a new one."""
+        if self._used:
+            self._thread.put(self.table, memoryview(self._bytes)[: self._used])
+        self._fresh()
+        if self._thread.fault is not None:
+            raise self._thread.fault
+
+
+class PartThread:
+    """Writes parts in order; after a failure it only empties the queue."""
+
+    def __init__(self, directory: Path) -> None:
+        self.fault: EnvironmentFault | None = None
+        self._directory = directory
+        self._numbers = {table.name: parts.next_number(directory, table) for table in TABLES}
+        self._queue: queue.Queue[_Part | None] = queue.Queue(QUEUE_PARTS)
+        # A daemon: a rank that dies of an exception must not wait for its disk.
+        self._thread = threading.Thread(target=self._work, name="collage-mpi rows", daemon=True)
+        self._thread.start()
+
+    def put(self, table: Table, payload: memoryview) -> None:
+        """Queue one part; waits while QUEUE_PARTS are ahead of it."""
+        number = self._numbers[table.name]
+        self._numbers[table.name] = number + 1
+        self._queue.put((table, number, payload))
+
+    def end(self) -> None:
+        """Write what is queued and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (part := self._queue.get()) is not None:
+            if self.fault is not None:
+                continue
+            table, number, payload = part
+            path = parts.part_path(self._directory, table, number)
+            try:
+                parts.write_part(path, table, payload)
+            except OSError as error:
+                self.fault = unwritable(path, error)
+
+
+def unwritable(path: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{path}: cannot be written: {error.strerror or error}. All parts written before are "
+        "intact. Make room or choose a place you may write to, then run again with --resume."
+    )
