@@ -133,7 +133,8 @@ class Job:
                     if now_s > drain_until_s:
                         break
         self._wait(process, limit_s)
-        explained = any(stream.filter.explained for stream in streams)
+        explained = self._outcome.reported is not None  # rank 0 ended in good order
+        explained |= any(stream.filter.explained for stream in streams)
         for stream in streams:
             stream.finish(show_banners=not explained)
 

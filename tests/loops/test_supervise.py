@@ -52,6 +52,14 @@ def test_a_banner_is_dropped_when_a_rank_has_explained_the_failure():
     assert err.getvalue() == "collage-mpi run: why\n"
 
 
+def test_a_banner_is_dropped_when_rank_0_has_said_its_code():
+    made, _, err = job(
+        f"import sys\n{BANNER}\nprint('@status {{\"exit\":6}}', file=sys.stderr); sys.exit(6)"
+    )
+    assert exit_code(made.run(), None)[0] == 6
+    assert err.getvalue() == ""
+
+
 def test_a_banner_is_shown_when_it_is_all_there_is():
     made, _, err = job(f"import sys\n{BANNER}\nprint('some traceback', file=sys.stderr)")
     made.run()
