@@ -1,23 +1,23 @@
-"""The scheduler's core: credit, queues, retries, lost ranks, timers, the end.
+"""The scheduler's core: groups, retries, lost ranks, timers, outcomes, the end.
 
 Owns: the state of the job and its eight invariants (docs/architecture.md).
-Does not know: what redundancy a scheme adds, when a collage's answer counts,
-MPI, clocks, torch, arrays, files.
+Does not know: which rank is chosen and when a task leaves (dispatch), what redundancy
+a scheme adds, when a collage's answer counts, MPI, clocks, torch, arrays, files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.events import Action, Event, Item, Score
+from collage_mpi.scheduler.dispatch import Dispatch
+from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.schemes import SINGLE, Scheme
 from collage_mpi.scheduler.state import (
     GroupState,
     ImageState,
-    Pool,
     RankState,
     RankStatus,
     TaskState,
@@ -67,17 +67,14 @@ class Scheduler:
     def __init__(self, settings: SchedulerSettings, scheme: Scheme) -> None:
         self.settings = settings
         self.scheme = scheme
-        self._actions: list[Action] = []
+        self.dispatch = Dispatch()
         self._now_ns = 0
-        self._ranks: dict[int, RankState] = {}
         self._reported: set[int] = set()
-        self._pools: dict[str, Pool] = {}
-        self._tasks: dict[int, TaskState] = {}  # sent, not yet terminal
         self._timers: dict[int, Callable[[], None]] = {}
         self._filling: GroupState | None = None
         self._parked: dict[int, ImageState] = {}
         self._park_timer: int | None = None
-        self._next_task = self._next_group = self._next_timer = 0
+        self._next_group = self._next_timer = 0
         self._last_image = -1
         self._promised = 0  # admitted, not yet arrived
         self._in_flight = 0  # closed groups with unresolved images
@@ -113,39 +110,38 @@ class Scheduler:
         if self._finished:
             raise ProtocolViolation(f"event after Finish: {event}")
         self._now_ns = event.now_ns
-        self._actions = []
+        actions = self.dispatch.actions = []
         self._handlers[type(event)](event)
         self._admit()
         self._maybe_finish()
-        return self._actions
+        return actions
 
     # ---- ranks --------------------------------------------------------------
 
     def _on_rank_ready(self, event: ev.RankReady) -> None:
-        if event.rank in self._ranks:
+        if event.rank in self.dispatch.ranks:
             raise ProtocolViolation(f"rank {event.rank} is ready twice")
         rank = RankState(event.rank, event.kinds, event.host, event.credit)
-        self._ranks[rank.id] = rank
         self._reported.add(rank.id)
-        self._enter_pools(rank)
+        self._enter(rank)
 
     def _on_suspected(self, event: ev.RankSuspected) -> None:
-        rank = self._ranks.get(event.rank)
+        rank = self.dispatch.ranks.get(event.rank)
         if rank is None or rank.status is not RankStatus.READY:
             return
         rank.status = RankStatus.SUSPECTED
-        self._leave_pools(rank, event.why)
+        self._leave(rank, event.why)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
-        rank = self._ranks.get(event.rank)
+        rank = self.dispatch.ranks.get(event.rank)
         if rank is None or rank.status is RankStatus.LOST:
             return
         rank.status = RankStatus.LOST
         covered = list(rank.outstanding.values())
         for task in covered:
-            self._end_task(task)
-        self._leave_pools(rank, event.why)
+            self.dispatch.end(task)
+        self._leave(rank, event.why)
         for task in covered:
             self._redo(task, f"rank {rank.id} was lost: {event.why}", retryable=True)
         if not self._any_hope():
@@ -155,23 +151,17 @@ class Scheduler:
         if rank.status is RankStatus.SUSPECTED:
             rank.status = RankStatus.READY
             if not rank.retired:
-                self._enter_pools(rank)
+                self._enter(rank)
 
-    def _enter_pools(self, rank: RankState) -> None:
-        for kind in rank.kinds:
-            self._pools.setdefault(kind, Pool()).add(rank.id, rank.load)
+    def _enter(self, rank: RankState) -> None:
+        self.dispatch.enter(rank)
         parked, self._parked = self._parked, {}
         for image in parked.values():
             self._rescue(image)
 
-    def _leave_pools(self, rank: RankState, why: str) -> None:
+    def _leave(self, rank: RankState, why: str) -> None:
         """The rank takes no more work: what it has not been sent goes to others."""
-        for kind in rank.kinds:
-            self._pools[kind].discard(rank.id)
-        queued = list(rank.queue.values())
-        rank.queue.clear()
-        for task in queued:
-            self._forget(task)
+        queued = self.dispatch.leave(rank)
         for task in queued:
             self._move(task)
         if rank.status is RankStatus.SUSPECTED:
@@ -183,13 +173,8 @@ class Scheduler:
             return True
         return any(
             rank.status is not RankStatus.LOST and rank.kinds & self.scheme.kinds
-            for rank in self._ranks.values()
+            for rank in self.dispatch.ranks.values()
         )
-
-    def has_rank(self, kind: str) -> bool:
-        """Whether any ready rank holds a network of the kind."""
-        pool = self._pools.get(kind)
-        return pool is not None and len(pool) > 0
 
     # ---- images and groups --------------------------------------------------
 
@@ -265,97 +250,27 @@ class Scheduler:
         size, depth = self.settings.group_size, self.settings.depth
         filling = len(self._filling.images) if self._filling else 0
         if self.settings.drain:
-            idle = not (self._tasks or self._unresolved or self._promised)
+            idle = not (self.dispatch.tasks or self._unresolved or self._promised)
             missing = depth if idle else 0
         else:
             missing = depth - self._in_flight - -(-(filling + self._promised) // size)
         if missing > 0:
             self._promised += missing * size
-            self._actions.append(ev.Admit(missing * size))
+            self.dispatch.actions.append(ev.Admit(missing * size))
 
     # ---- tasks --------------------------------------------------------------
 
-    def dispatch_next(self, kind: str, images: list[ImageState]) -> TaskState | None:
-        """A first-attempt task to the next rank of the kind in turn."""
-        rank = self._pools[kind].pick_next() if kind in self._pools else None
-        return None if rank is None else self._dispatch(kind, images, rank, 1)
-
-    def dispatch_least(
-        self, kind: str, images: list[ImageState], attempt: int, avoid: Sequence[int]
-    ) -> TaskState | None:
-        """A task to the least loaded rank of the kind that is not to be avoided."""
-        rank = self._pools[kind].pick_least(avoid) if kind in self._pools else None
-        return None if rank is None else self._dispatch(kind, images, rank, attempt)
-
-    def _dispatch(
-        self, kind: str, images: list[ImageState], rank_id: int, attempt: int
-    ) -> TaskState:
-        rank = self._ranks[rank_id]
-        task = TaskState(self._next_task, kind, rank, images, attempt)
-        self._next_task += 1
-        for image in images:
-            image.tasks.append(task)
-            if kind == SINGLE:
-                image.attempts += 1
-        rank.queue[task.id] = task
-        self._load_changed(rank)
-        self._pump(rank)
-        return task
-
-    def _pump(self, rank: RankState) -> None:
-        """Send what waits for the rank, up to its credit."""
-        while rank.queue and len(rank.outstanding) < rank.credit and self._stopping is None:
-            self._send(rank.queue.popitem(last=False)[1])
-
-    def _send(self, task: TaskState) -> None:
-        # Whatever was resolved while the task waited leaves its cell blank.
-        task.images = [image for image in task.images if not image.resolved]
-        task.items = tuple(Item(image.id, image.cell) for image in task.images)
-        task.sent = True
-        task.rank.outstanding[task.id] = task
-        self._tasks[task.id] = task
-        for image in task.images:
-            image.holders += 1
-        self._actions.append(
-            ev.Send(task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt)
-        )
-
     def _on_send_done(self, event: ev.SendDone) -> None:
-        task = self._tasks.get(event.task)
-        if task is not None and not task.send_done:
-            self._let_go(task)
-
-    def _let_go(self, task: TaskState) -> None:
-        task.send_done = True
-        for image in task.images:
-            image.holders -= 1
-            self._maybe_release(image)
+        self.dispatch.send_done(event.task)
 
     def _terminal(self, task_id: int, rank_id: int) -> TaskState:
         """The task that a terminal event names, now over. Its rank is alive."""
-        task = self._tasks.get(task_id)
+        task = self.dispatch.tasks.get(task_id)
         if task is None or task.rank.id != rank_id:
             raise ProtocolViolation(f"rank {rank_id} ends task {task_id}, which it does not have")
-        self._end_task(task)
+        self.dispatch.end(task)
         self._recover(task.rank)
         return task
-
-    def _end_task(self, task: TaskState) -> None:
-        del self._tasks[task.id]
-        del task.rank.outstanding[task.id]
-        self._load_changed(task.rank)
-        self._forget(task)
-        if not task.send_done:
-            self._let_go(task)
-
-    def _forget(self, task: TaskState) -> None:
-        for image in task.images:
-            if task in image.tasks:
-                image.tasks.remove(task)
-
-    def _load_changed(self, rank: RankState) -> None:
-        for kind in rank.kinds:
-            self._pools[kind].change(rank.id, rank.load)
 
     def _on_answered(self, event: ev.Answered) -> None:
         task = self._terminal(event.task, event.rank)
@@ -370,7 +285,7 @@ class Scheduler:
                 if task.kind == SINGLE:
                     self._note_failure(image, task, "the network gave no answer")
                 self._rescue(image)
-        self._pump(task.rank)
+        self.dispatch.pump(task.rank)
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank)
@@ -378,20 +293,20 @@ class Scheduler:
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
             task.rank.retired = True
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
-            self._leave_pools(task.rank, why)
-            self._actions.append(ev.Retire(task.rank.id, why))
+            self._leave(task.rank, why)
+            self.dispatch.actions.append(ev.Retire(task.rank.id, why))
         self._redo(task, event.reason, event.retryable)
-        self._pump(task.rank)
+        self.dispatch.pump(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:
         """Another ready rank can do each kind that this one does."""
-        return not rank.retired and all(len(self._pools[kind]) > 1 for kind in rank.kinds)
+        return not rank.retired and all(self.dispatch.count(kind) > 1 for kind in rank.kinds)
 
     def _on_skipped(self, event: ev.Skipped) -> None:
         task = self._terminal(event.task, event.rank)
         for image in task.images:
             self._rescue(image)
-        self._pump(task.rank)
+        self.dispatch.pump(task.rank)
 
     # ---- second chances -----------------------------------------------------
 
@@ -407,7 +322,7 @@ class Scheduler:
                 image.reason = reason
         again = retryable and task.attempt < self.settings.max_attempts
         if task.kind != SINGLE and images and again and self._stopping is None:
-            self.dispatch_least(task.kind, images, task.attempt + 1, [task.rank.id])
+            self.dispatch.to_least(task.kind, images, task.attempt + 1, [task.rank.id])
         for image in images:
             self._rescue(image)
 
@@ -422,7 +337,7 @@ class Scheduler:
             for image in images:
                 image.attempts -= 1
         if images and self._stopping is None:
-            self.dispatch_least(task.kind, images, task.attempt, [])
+            self.dispatch.to_least(task.kind, images, task.attempt, [])
         for image in images:
             self._rescue(image)
 
@@ -437,10 +352,10 @@ class Scheduler:
         if image.attempts < self.settings.max_attempts:
             if self._retry(image):
                 return
-            if any(rank.status is RankStatus.SUSPECTED for rank in self._ranks.values()):
+            if self.dispatch.has_suspects():
                 self._park(image)
                 return
-            if not any(self.has_rank(kind) for kind in self.scheme.kinds):
+            if not any(self.dispatch.has_rank(kind) for kind in self.scheme.kinds):
                 self._stop("no rank is left that could classify an image")
                 return
         self._error(image, image.reason or "no single rank is left")
@@ -448,9 +363,9 @@ class Scheduler:
     def _retry(self, image: ImageState) -> bool:
         attempt = image.attempts + 1
         suspects = {task.rank.id for task in image.tasks}
-        task = self.dispatch_least(SINGLE, [image], attempt, [*image.tried, *suspects])
+        task = self.dispatch.to_least(SINGLE, [image], attempt, [*image.tried, *suspects])
         if task is None:  # every rank was tried: once more to any that is ready
-            task = self.dispatch_least(SINGLE, [image], attempt, [])
+            task = self.dispatch.to_least(SINGLE, [image], attempt, [])
         return task is not None
 
     def _park(self, image: ImageState) -> None:
@@ -464,6 +379,22 @@ class Scheduler:
         self._park_timer = None
         if any(not image.resolved for image in self._parked.values()):
             self._stop("every rank that could classify an image is silent")
+
+    # ---- what schemes may ask for (schemes.Dispatcher) ----------------------
+
+    def dispatch_next(self, kind: str, images: list[ImageState]) -> TaskState | None:
+        """A first-attempt task to the next rank of the kind in turn."""
+        return self.dispatch.to_next(kind, images)
+
+    def dispatch_least(
+        self, kind: str, images: list[ImageState], attempt: int, avoid: Collection[int]
+    ) -> TaskState | None:
+        """A task to the least loaded rank of the kind that is not to be avoided."""
+        return self.dispatch.to_least(kind, images, attempt, avoid)
+
+    def has_rank(self, kind: str) -> bool:
+        """Whether any ready rank holds a network of the kind."""
+        return self.dispatch.has_rank(kind)
 
     # ---- outcomes -----------------------------------------------------------
 
@@ -500,34 +431,16 @@ class Scheduler:
         group = image.group
         image.resolved = True
         outcome = "ok" if score is not None else "error"
-        self._actions.append(
+        self.dispatch.actions.append(
             ev.Resolve(image.id, source, tasks, group.id, image.cell, score, outcome, reason)
         )
-        for task in image.tasks:
-            self._one_less(task)
-        image.tasks = []
+        self.dispatch.resolved(image)
         self._parked.pop(image.id, None)
-        self._maybe_release(image)
         group.unresolved -= 1
         self._unresolved -= 1
         if group.unresolved == 0 and group.closed:
             self._in_flight -= 1
             self._drop_timers(group)
-
-    def _one_less(self, task: TaskState) -> None:
-        """One image of the task was resolved by another; if it was the last, cancel."""
-        task.pending -= 1
-        if task.pending > 0:
-            return
-        if task.sent:
-            self._actions.append(ev.Cancel(task.id, task.rank.id))
-        elif task.rank.queue.pop(task.id, None) is not None:
-            self._load_changed(task.rank)
-
-    def _maybe_release(self, image: ImageState) -> None:
-        if image.resolved and image.holders == 0 and not image.released:
-            image.released = True
-            self._actions.append(ev.Release(image.id))
 
     # ---- timers and the end -------------------------------------------------
 
@@ -537,13 +450,13 @@ class Scheduler:
         self._timers[timer] = call
         if group is not None:
             group.timers.add(timer)
-        self._actions.append(ev.SetTimer(timer, max(at_ns, self._now_ns)))
+        self.dispatch.actions.append(ev.SetTimer(timer, max(at_ns, self._now_ns)))
         return timer
 
     def _drop_timers(self, group: GroupState) -> None:
         for timer in sorted(group.timers):
             if self._timers.pop(timer, None) is not None:
-                self._actions.append(ev.CancelTimer(timer))
+                self.dispatch.actions.append(ev.CancelTimer(timer))
         group.timers.clear()
 
     def _on_timer(self, event: ev.TimerFired) -> None:
@@ -559,11 +472,7 @@ class Scheduler:
         if self._stopping is not None:
             return
         self._stopping = reason
-        for rank in self._ranks.values():
-            for task in rank.queue.values():
-                self._forget(task)
-            rank.queue.clear()
-            self._load_changed(rank)
+        self.dispatch.close()
         self._set_timer(self._now_ns + self.settings.stop_ns, self._finish, None)
 
     def _maybe_finish(self) -> None:
@@ -572,7 +481,7 @@ class Scheduler:
         done = self._input_closed and self._unresolved == 0
         if self._stopping is None and not done:
             return
-        if not self._tasks:
+        if not self.dispatch.tasks:
             self._finish()
         elif self._stopping is None and not self._ending:
             self._ending = True
@@ -584,6 +493,6 @@ class Scheduler:
         self._finished = True
         if self._input_closed and self._unresolved == 0:
             status = ev.COMPLETE_WITH_ERRORS if self._errors else ev.COMPLETE
-            self._actions.append(ev.Finish(status, ""))
+            self.dispatch.actions.append(ev.Finish(status, ""))
         else:
-            self._actions.append(ev.Finish(ev.INCOMPLETE, self._stopping or ""))
+            self.dispatch.actions.append(ev.Finish(ev.INCOMPLETE, self._stopping or ""))

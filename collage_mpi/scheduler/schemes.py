@@ -6,7 +6,7 @@ Does not know: credit, queues, lost ranks, retries (the core does those).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from collage_mpi.errors import UsageError
@@ -26,7 +26,7 @@ class Dispatcher(Protocol):
         ...
 
     def dispatch_least(
-        self, kind: str, images: list[ImageState], attempt: int, avoid: Sequence[int]
+        self, kind: str, images: list[ImageState], attempt: int, avoid: Collection[int]
     ) -> TaskState | None:
         """A task to the least loaded rank of the kind that is not to be avoided."""
         ...

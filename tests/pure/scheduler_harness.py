@@ -229,7 +229,7 @@ class Harness:
         }
         waiting = {
             image.id
-            for rank in self.scheduler._ranks.values()
+            for rank in self.scheduler.dispatch.ranks.values()
             for task in rank.queue.values()
             for image in task.images
         }

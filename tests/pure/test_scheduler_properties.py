@@ -118,9 +118,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def loads_are_counted(self):
         if not hasattr(self, "job"):
             return
-        for pool in self.job.scheduler._pools.values():
+        for pool in self.job.scheduler.dispatch._pools.values():
             for rank, load in pool._load.items():
-                assert load == self.job.scheduler._ranks[rank].load
+                assert load == self.job.scheduler.dispatch.ranks[rank].load
 
     def teardown(self):
         if hasattr(self, "job"):
@@ -131,9 +131,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def no_memory_is_kept(self):
         scheduler = self.job.scheduler
-        assert all(not rank.queue for rank in scheduler._ranks.values())
+        assert all(not rank.queue for rank in scheduler.dispatch.ranks.values())
         if not self.job.live:
-            assert not scheduler._tasks
+            assert not scheduler.dispatch.tasks
 
 
 SchedulerMachine.TestCase.settings = settings(

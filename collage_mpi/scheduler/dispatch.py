@@ -1,0 +1,165 @@
+"""Who has what: ranks, their queues and credit, the tasks under way.
+
+Owns: choosing a rank, sending up to its credit, what a task's end frees.
+Does not know: groups, schemes, retries, timers, why a task was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import Action, Item
+from collage_mpi.scheduler.state import ImageState, Pool, RankState, RankStatus, TaskState
+
+SINGLE = "single"
+
+
+class Dispatch:
+    """Ranks and tasks. Actions go to `actions`, which the scheduler hands on."""
+
+    def __init__(self) -> None:
+        self.actions: list[Action] = []
+        self.ranks: dict[int, RankState] = {}
+        self.tasks: dict[int, TaskState] = {}  # sent, not yet terminal
+        self.closed = False  # nothing is sent any more
+        self._pools: dict[str, Pool] = {}
+        self._next_task = 0
+
+    # ---- ranks --------------------------------------------------------------
+
+    def enter(self, rank: RankState) -> None:
+        """The rank takes work."""
+        self.ranks[rank.id] = rank
+        for kind in rank.kinds:
+            self._pools.setdefault(kind, Pool()).add(rank.id, rank.load)
+
+    def leave(self, rank: RankState) -> list[TaskState]:
+        """The rank takes no more work; the tasks that waited for it, to be moved."""
+        for kind in rank.kinds:
+            self._pools[kind].discard(rank.id)
+        return self._unqueue(rank)
+
+    def has_rank(self, kind: str) -> bool:
+        """Whether any ready rank holds a network of the kind."""
+        return self.count(kind) > 0
+
+    def count(self, kind: str) -> int:
+        """Ready ranks that hold a network of the kind."""
+        pool = self._pools.get(kind)
+        return 0 if pool is None else len(pool)
+
+    def has_suspects(self) -> bool:
+        """Whether a silent rank may still recover. Asked only when no rank is ready."""
+        return any(rank.status is RankStatus.SUSPECTED for rank in self.ranks.values())
+
+    def close(self) -> None:
+        """Nothing more is sent; what waited is forgotten."""
+        self.closed = True
+        for rank in self.ranks.values():
+            self._unqueue(rank)
+            self._load_changed(rank)
+
+    def _unqueue(self, rank: RankState) -> list[TaskState]:
+        queued = list(rank.queue.values())
+        rank.queue.clear()
+        for task in queued:
+            _forget(task)
+        return queued
+
+    # ---- making and sending tasks -------------------------------------------
+
+    def to_next(self, kind: str, images: list[ImageState]) -> TaskState | None:
+        """A first-attempt task to the next rank of the kind in turn."""
+        rank = self._pools[kind].pick_next() if kind in self._pools else None
+        return None if rank is None else self._make(kind, images, rank, 1)
+
+    def to_least(
+        self, kind: str, images: list[ImageState], attempt: int, avoid: Collection[int]
+    ) -> TaskState | None:
+        """A task to the least loaded rank of the kind that is not to be avoided."""
+        rank = self._pools[kind].pick_least(avoid) if kind in self._pools else None
+        return None if rank is None else self._make(kind, images, rank, attempt)
+
+    def _make(self, kind: str, images: list[ImageState], rank_id: int, attempt: int) -> TaskState:
+        rank = self.ranks[rank_id]
+        task = TaskState(self._next_task, kind, rank, images, attempt)
+        self._next_task += 1
+        for image in images:
+            image.tasks.append(task)
+            if kind == SINGLE:
+                image.attempts += 1
+        rank.queue[task.id] = task
+        self._load_changed(rank)
+        self.pump(rank)
+        return task
+
+    def pump(self, rank: RankState) -> None:
+        """Send what waits for the rank, up to its credit."""
+        while rank.queue and len(rank.outstanding) < rank.credit and not self.closed:
+            self._send(rank.queue.popitem(last=False)[1])
+
+    def _send(self, task: TaskState) -> None:
+        # Whatever was resolved while the task waited leaves its cell blank.
+        task.images = [image for image in task.images if not image.resolved]
+        task.items = tuple(Item(image.id, image.cell) for image in task.images)
+        task.sent = True
+        task.rank.outstanding[task.id] = task
+        self.tasks[task.id] = task
+        for image in task.images:
+            image.holders += 1
+        self.actions.append(
+            ev.Send(task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt)
+        )
+
+    # ---- what ends them -----------------------------------------------------
+
+    def send_done(self, task_id: int) -> None:
+        """The task's pixels have left."""
+        task = self.tasks.get(task_id)
+        if task is not None and not task.send_done:
+            self._let_go(task)
+
+    def end(self, task: TaskState) -> None:
+        """A terminal event: the task is no longer under way."""
+        del self.tasks[task.id]
+        del task.rank.outstanding[task.id]
+        self._load_changed(task.rank)
+        _forget(task)
+        if not task.send_done:
+            self._let_go(task)
+
+    def resolved(self, image: ImageState) -> None:
+        """The image has its outcome: cancel or drop each task that has no other left."""
+        for task in image.tasks:
+            task.pending -= 1
+            if task.pending > 0:
+                continue
+            if task.sent:
+                self.actions.append(ev.Cancel(task.id, task.rank.id))
+            elif task.rank.queue.pop(task.id, None) is not None:
+                self._load_changed(task.rank)
+        image.tasks = []
+        self._release([image])
+
+    def _let_go(self, task: TaskState) -> None:
+        task.send_done = True
+        for image in task.images:
+            image.holders -= 1
+        self._release(task.images)
+
+    def _release(self, images: Iterable[ImageState]) -> None:
+        for image in images:
+            if image.resolved and image.holders == 0 and not image.released:
+                image.released = True
+                self.actions.append(ev.Release(image.id))
+
+    def _load_changed(self, rank: RankState) -> None:
+        for kind in rank.kinds:
+            self._pools[kind].change(rank.id, rank.load)
+
+
+def _forget(task: TaskState) -> None:
+    for image in task.images:
+        if task in image.tasks:
+            image.tasks.remove(task)
