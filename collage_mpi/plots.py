@@ -163,8 +163,11 @@ def _curve(run: Results, per: str, name: str) -> _Curve:
 
 def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
     """Both panels, the legend below them with one line a run."""
-    lines = [line for part in title.split("\n") for line in textwrap.wrap(part, 108)]
-    top_in = 0.38 + 0.19 * len(lines)
+    first, *rest = title.split("\n")
+    heading = textwrap.wrap(first, 76) or [""]  # bold: 0.1 inch a letter
+    under = [line for part in rest for line in textwrap.wrap(part, 108)]
+    head_in = 0.14 + 0.2 * len(heading)
+    top_in = head_in + 0.24 + 0.18 * len(under)
     texts = [textwrap.fill(curve.name, 118) for curve in curves]
     bottom_in = 0.68 + 0.18 * sum(text.count("\n") + 1 for text in texts)
     height_in = top_in + 3.1 + bottom_in
@@ -185,8 +188,9 @@ def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
         _draw_cdf(left, curve, look, i)
         _draw_tail(right, curve, look, i)
     _finish(left, right, curves, per)
-    figure.text(0.012, 1 - 0.12 / height_in, lines[0], va="top", fontsize=11, fontweight="bold")
-    figure.text(0.012, 1 - 0.34 / height_in, "\n".join(lines[1:]), va="top", color="0.25")
+    bold = {"fontsize": 11, "fontweight": "bold", "linespacing": 1.1}
+    figure.text(0.012, 1 - 0.12 / height_in, "\n".join(heading), va="top", **bold)
+    figure.text(0.012, 1 - head_in / height_in, "\n".join(under), va="top", color="0.25")
     handles, _ = left.get_legend_handles_labels()
     figure.legend(
         handles, texts, loc="lower left", bbox_to_anchor=(0.06, 0.0), handlelength=4.2, fontsize=8.8

@@ -38,8 +38,9 @@ SAME_KEYS: tuple[str, ...] = (
     "accept",
 )
 SAME_KEYS += ("mode", "side", "straggler", "warmup_groups")
-# Settings that say where to or how loud, not what: free to differ between sessions.
-FREE_SETTINGS = frozenset({"out", "resume", "progress", "quiet", "verbose", "log_every_s"})
+# Settings that say where or how loud, not what: free to differ between sessions. Shards
+# are compared by content, so they may have moved.
+FREE_SETTINGS = frozenset({"out", "resume", "shards", "device", "status_every_s"})
 
 Json = dict[str, Any]
 

@@ -71,6 +71,7 @@ class RunWriter:
             Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
         )
         self._closed = False
+        self._earlier_errors = False  # error rows of earlier sessions
 
     @classmethod
     def create(cls, out: Path, manifest: Mapping[str, Any], **options: Any) -> RunWriter:
@@ -139,7 +140,9 @@ class RunWriter:
             raise unwritable(out, error) from error
         done = np.empty(len(images), KEY_ROW)
         done["shard"], done["row"] = images["shard"], images["row"]
-        return cls(out, full, **options), done
+        writer = cls(out, full, **options)
+        writer._earlier_errors = not images["answered"].all()
+        return writer, done
 
     def image(self, row: tuple | None = None, /, **fields: Any) -> None:
         """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
@@ -169,7 +172,8 @@ class RunWriter:
         """Write what is buffered, then the manifest, then (if complete) the marker.
 
         Args:
-            status: complete, complete_with_errors or incomplete.
+            status: of this session: complete, complete_with_errors or incomplete. The run's
+                is complete_with_errors too where an earlier session left error rows.
             **final: merged into the manifest ("poll", "validity", "world", ...) and kept
                 with this session.
 
@@ -182,6 +186,8 @@ class RunWriter:
         if self._closed:
             return
         self._closed = True
+        if status == "complete" and self._earlier_errors:
+            status = "complete_with_errors"
         fault = self._drain()
         try:
             self._seal("incomplete" if fault else status, final)

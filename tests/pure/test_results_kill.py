@@ -142,6 +142,18 @@ def test_reopen_goes_on_as_the_next_session(tmp_path: Path) -> None:
     assert summarise(results)["rows"]["sessions"] == 2
 
 
+def test_errors_of_an_earlier_session_stay_in_the_status(tmp_path: Path) -> None:
+    full = manifest(18)
+    run = RunWriter.create(tmp_path / "run", full)
+    fill(run, full, range(9), errors=frozenset({3}))
+    run.close("incomplete")
+    run, done = RunWriter.reopen(tmp_path / "run", full)
+    assert len(done) == 9  # an error row is a row: it is not done again
+    fill(run, full, range(9, 18))
+    run.close("complete")
+    assert verify_run(tmp_path / "run").status == "complete_with_errors"
+
+
 def test_reopen_refuses_other_settings_and_shows_them(tmp_path: Path) -> None:
     make_run(tmp_path / "run", 90)
     changed = manifest(90, accept="grace 20 ms")
