@@ -90,11 +90,13 @@ class Coordinator:
         self.retired: dict[int, str] = {}
         self._stop_reason = stop_reason
         self._stopped = False
+        self._input_closed = False
         self._report = report
         self._events: deque[ev.Event] = deque()
         self._encode_ns: dict[int, int] = {}
         self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
         self._dropped_timers: set[int] = set()
+        self._wanted: deque[tuple[int, int]] = deque()  # admissions: (t0_ns, images to come)
         self._last_ns = 0
         self._stamp_ns = 0
         self._actions: Mapping[type, Callable[[Any], None]] = {
@@ -133,13 +135,14 @@ class Coordinator:
                 self._handle(ev.SendDone(arrival.at_ns, arrival.token, encode_ns))
             else:
                 self._received(arrival)
+        arrived = self._let_in() if self._wanted else False
         fired = self._fire_timers()
         reason = None if self._stopped else self._stop_reason()
         if reason is not None:
             self._stopped = True
             self._handle(ev.StopRequested(self.clock(), reason))
         self._report(self.recorder)
-        return bool(found) or fired or reason is not None
+        return bool(found) or arrived or fired or reason is not None
 
     # ---- events -------------------------------------------------------------
 
@@ -194,14 +197,28 @@ class Coordinator:
 
     def _admit(self, action: ev.Admit) -> None:
         """Closed loop: t0 is now, before the images are read (C3)."""
-        t0_ns = self.clock()
-        admitted = self.feed.admit(action.images)
-        read_ns = self.clock() - t0_ns
-        for image, record in admitted:
-            self.recorder.admitted(image, record, t0_ns, read_ns)
-            self._handle(ev.ImageArrived(self.clock(), image, t0_ns, record.fault or ""))
-        if self.feed.exhausted:
+        self._wanted.append((self.clock(), action.images))
+        self._let_in()
+
+    def _let_in(self) -> bool:
+        """Images admitted and read by now arrive; rank 0 never waits for the disk."""
+        arrived = False
+        while self._wanted and not self.feed.exhausted:
+            t0_ns, count = self._wanted.popleft()
+            admitted = self.feed.admit(count)
+            if len(admitted) < count:
+                self._wanted.appendleft((t0_ns, count - len(admitted)))
+            if not admitted:
+                break
+            read_ns = self.clock() - t0_ns
+            for image, record in admitted:
+                self.recorder.admitted(image, record, t0_ns, read_ns)
+                self._handle(ev.ImageArrived(self.clock(), image, t0_ns, record.fault or ""))
+            arrived = True
+        if self.feed.exhausted and not self._input_closed:
+            self._input_closed = True
             self._handle(ev.InputClosed(self.clock()))
+        return arrived
 
     def _send(self, send: ev.Send) -> None:
         packed = self.feed.pack(send, self.transport.buffer)

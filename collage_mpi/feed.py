@@ -24,6 +24,10 @@ class Reader(Protocol):
 
     @property
     def remaining(self) -> int: ...
+    @property
+    def ready(self) -> int: ...
+    @property
+    def failed(self) -> bool: ...
     def take(self, n: int) -> list[ImageRecord]: ...
 
 
@@ -52,17 +56,20 @@ class Feed:
         return self.reader.remaining == 0
 
     def admit(self, count: int) -> list[tuple[int, ImageRecord]]:
-        """The next images with their ids; fewer than `count` at the end of the input."""
+        """The next images with their ids, at most `count`, as many as can be had at once.
+
+        It does not wait for the disk: fewer come, or none, while they are being read. The
+        reader's own failure is raised here.
+        """
+        count = min(count, max(1, self.reader.ready))
+        if not (self.reader.ready or self.reader.failed):
+            return []
         admitted: list[tuple[int, ImageRecord]] = []
-        while len(admitted) < count and self.reader.remaining:
-            records = self.reader.take(count - len(admitted))
-            if not records:
-                break
-            for record in records:
-                if record.fault is None:
-                    self._pixels[self._next] = record.pixels
-                admitted.append((self._next, record))
-                self._next += 1
+        for record in self.reader.take(count):
+            if record.fault is None:
+                self._pixels[self._next] = record.pixels
+            admitted.append((self._next, record))
+            self._next += 1
         return admitted
 
     def pack(self, send: Send, buffer_for: Callable[[int], np.ndarray]) -> Packed:

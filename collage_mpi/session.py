@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.cli import tell
 from collage_mpi.config import RunSettings
 from collage_mpi.coordinator import Coordinator, Ready
 from collage_mpi.crew import Crew
@@ -34,13 +35,14 @@ from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.shards import ReadAhead, ShardSet
 from collage_mpi.stragglers import make_delays
-from collage_mpi.topology import launcher_size
+from collage_mpi.topology import launcher_size, status_wanted
 from collage_mpi.topology import placement as place_ranks
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks whose compute is longer than their draw (DESIGN 5)
 MEASURABLE_NS = 50_000  # a network faster than this is a null network: no cost ratio
 NULL_CLASSES = 10
+ONE_CLASS_SHARE = 0.25  # mixed classes give such a group once in 10**8 at 10 classes, side 3
 
 EXIT_CODES = {
     ev.COMPLETE: ExitCode.COMPLETE,
@@ -123,6 +125,23 @@ def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
     if seed is not None:
         np.random.default_rng(seed).shuffle(order)
     return order[: settings.limit]
+
+
+def warn_of_one_class_groups(plan: Plan) -> None:
+    """Class-sorted shards in file order make one-class collages: say so (C5)."""
+    labels = plan.shards.labels()
+    size = plan.settings.group_size
+    full = len(plan.order) // size
+    if labels is None or full == 0 or plan.classes < 2:
+        return
+    groups = labels[plan.order[: full * size]].reshape(full, size)  # (groups, s*s) int64
+    share = float((groups == groups[:, :1]).all(axis=1).mean())
+    if share > ONE_CLASS_SHARE:
+        tell(
+            f"warning: {share:.0%} of the groups hold one class only (shards sorted by class?); "
+            "a collage of one class is not what the network was trained on: "
+            "consider --order shuffle:0"
+        )
 
 
 def _cell_px(
@@ -211,6 +230,7 @@ def _run_plan(
 ) -> Outcome:
     settings = plan.settings
     out = Path(settings.out)
+    warn_of_one_class_groups(plan)
     manifest = make_manifest(plan)
     # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
     if resume:
@@ -225,19 +245,28 @@ def _run_plan(
         ratio, services = _cost_ratio(plan, crew)
         crew.start(ratio)
         with ReadAhead(plan.shards, order) as reader:
-            coordinator = _build(plan, crew, writer, encoder, reader, stop_reason, len(order))
-            finish = coordinator.run(
-                [
-                    Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
-                    for rank in plan.placement.workers
-                ]
-            )
+            progress = StatusReporter(len(order), settings.scheme, every_s=_every_s(settings))
+            coordinator = _build(plan, crew, writer, encoder, reader, stop_reason, progress)
+            try:
+                finish = coordinator.run(
+                    [
+                        Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
+                        for rank in plan.placement.workers
+                    ]
+                )
+            finally:
+                progress.close()
         crew.end()
         status = finish.status
         final = _final(plan, coordinator, hellos, ratio, services)
         return Outcome(status, finish.reason, out)
     finally:
         writer.close(status, **final)
+
+
+def _every_s(settings: RunSettings) -> float | None:
+    """Seconds between plain progress lines; a launcher of ours sets its own pace."""
+    return None if status_wanted() else settings.status_every_s
 
 
 def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
@@ -322,7 +351,7 @@ def _build(
     encoder: Encoder,
     reader: ReadAhead,
     stop_reason: Callable[[], str | None],
-    total: int,
+    status: StatusReporter,
 ) -> Coordinator:
     settings, clock = plan.settings, time.monotonic_ns
     scheme = make_scheme(settings.scheme, settings.accept_policy(), settings.collage_copies)
@@ -333,7 +362,6 @@ def _build(
         group_size=settings.group_size,
         warmup_groups=settings.warmup_groups,
     )
-    status = StatusReporter(total, settings.scheme)
 
     def report(recorder: Recorder) -> None:
         done = recorder.totals.images

@@ -82,6 +82,11 @@ class ReadAhead:
         """Images that `take` would give now without waiting."""
         return len(self._ready)
 
+    @property
+    def failed(self) -> bool:
+        """Whether reading has ended with a failure, which `take` raises in its turn."""
+        return self._failure is not None
+
     def take(self, n: int) -> list[ImageRecord]:
         """The next images, at most `n`; [] at the end of the input.
 
