@@ -23,7 +23,7 @@ from collage_mpi.coordinator import Coordinator, Ready
 from collage_mpi.crew import Crew
 from collage_mpi.encode import Encoder
 from collage_mpi.errors import DataFault, ExitCode, UsageError
-from collage_mpi.feed import Feed
+from collage_mpi.feed import Feed, Reader
 from collage_mpi.grid import Grid
 from collage_mpi.models import NetworkInfo, describe
 from collage_mpi.placement import Placement
@@ -241,12 +241,14 @@ def _run_plan(
     status, final = "incomplete", {}
     try:
         encoder = Encoder(plan.grid, plan.shards.shape)
-        hellos = crew.welcome(_welcomes(plan, encoder), interrupted=stop_reason)
+        hellos = crew.welcome(welcomes(plan, encoder), interrupted=stop_reason)
         ratio, services = _cost_ratio(plan, crew)
         crew.start(ratio)
         with ReadAhead(plan.shards, order) as reader:
             progress = StatusReporter(len(order), settings.scheme, every_s=_every_s(settings))
-            coordinator = _build(plan, crew, writer, encoder, reader, stop_reason, progress)
+            coordinator = build_coordinator(
+                plan, crew, writer, encoder, reader, stop_reason, progress
+            )
             try:
                 finish = coordinator.run(
                     [
@@ -304,7 +306,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
+def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
     """What each rank is told at the start of the session."""
     settings = plan.settings
     image_bytes = int(np.prod(plan.shards.shape))
@@ -344,15 +346,16 @@ def _cost_ratio(plan: Plan, crew: Crew) -> tuple[float, dict[str, int]]:
     return services["collage"] / services["single"], services
 
 
-def _build(
+def build_coordinator(
     plan: Plan,
     crew: Crew,
     writer: RunWriter,
     encoder: Encoder,
-    reader: ReadAhead,
+    reader: Reader,
     stop_reason: Callable[[], str | None],
     status: StatusReporter,
 ) -> Coordinator:
+    """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
     settings, clock = plan.settings, time.monotonic_ns
     scheme = make_scheme(settings.scheme, settings.accept_policy(), settings.collage_copies)
     scheduler = Scheduler(scheduler_settings(settings, len(plan.placement.workers)), scheme)
