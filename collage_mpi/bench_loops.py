@@ -1,0 +1,391 @@
+"""The bench's loops, on the ranks of one world: the job's own, and bare ones beside it.
+
+Owns: the turns of the variants, what rank 0 and the workers do in each.
+Does not know: how figures are reported; what the job does inside.
+
+Every rank knows the number of rounds, so that no message says which variant comes
+next. Job and bare loops have a communicator each: their messages cannot mix.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collage_mpi.bench import (
+    VARIANTS,
+    BenchSettings,
+    Block,
+    Exchange,
+    RoundMeter,
+    exchanges,
+    world_report,
+)
+from collage_mpi.config import RunSettings
+from collage_mpi.coordinator import PollWatch, Ready
+from collage_mpi.crew import Crew
+from collage_mpi.encode import Encoder
+from collage_mpi.loading import NetworkLoader
+from collage_mpi.progress import StatusReporter
+from collage_mpi.protocol import TAG_TASK, TAG_UP
+from collage_mpi.results import RunWriter, read_results
+from collage_mpi.scheduler.events import COMPLETE
+from collage_mpi.session import Plan, build_coordinator, make_manifest, make_plan, welcomes
+from collage_mpi.shards import ImageRecord, ReadAhead, write_shard
+from collage_mpi.transport import CoordinatorTransport, WorkerTransport, watch_process
+from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
+from collage_mpi.worker import RING_SPARE, Worker
+
+if TYPE_CHECKING:
+    from cProfile import Profile
+
+    from collage_mpi.feed import Reader
+
+IMAGES = 128  # distinct ones, used again and again: 19 MB at 224 px, beyond most caches
+GRACE_MS = 60_000.0  # the collage never wins: all nine single answers are always awaited
+
+
+@dataclass(frozen=True)
+class World:
+    """What every rank has of the bench: two communicators, the messages of a round."""
+
+    settings: BenchSettings
+    job_comm: Any
+    bare_comm: Any
+    mpi: Any
+    profile: Profile | None = None
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        return int(self.job_comm.Get_rank())
+
+    @property
+    def size(self) -> int:
+        """Ranks of the world."""
+        return int(self.job_comm.Get_size())
+
+    @property
+    def messages(self) -> list[Exchange]:
+        """The messages of a round."""
+        return exchanges(self.settings, self.size - 2)
+
+
+def bench_world(
+    settings: BenchSettings, comm: Any, mpi: Any, profile: Profile | None = None
+) -> dict[str, Any] | None:
+    """All variants in turns; the report on rank 0, None on the others.
+
+    Raises:
+        UsageError, EnvironmentFault: on rank 0, the world or the temporary folder.
+    """
+    world = World(settings, comm.Dup(), comm.Dup(), mpi, profile)
+    if world.rank > 0:
+        serve(world)
+        return None
+    with tempfile.TemporaryDirectory(prefix="collage-mpi-bench-") as folder:
+        return measure(world, Path(folder))
+
+
+def turns(settings: BenchSettings) -> list[tuple[int, str]]:
+    """(block, variant) in order; each block starts with another variant."""
+    names = list(VARIANTS)
+    return [
+        (block, names[(block + i) % len(names)])
+        for block in range(settings.blocks)
+        for i in range(len(names))
+    ]
+
+
+# ---- rank 0 -----------------------------------------------------------------
+
+
+def measure(world: World, folder: Path) -> dict[str, Any]:
+    """Rank 0's part of every turn, and the report."""
+    from os import getloadavg
+
+    load, settings = getloadavg(), world.settings
+    plan = bench_plan(world, folder)
+    order = turns(settings)
+    status = StatusReporter(len(order), f"{world.size - 2}+1 ranks", unit="blocks")
+    measured: dict[str, list[Block]] = {name: [] for name in VARIANTS}
+    try:
+        images, _ = plan.shards.read_all()  # (IMAGES, H, W, C) uint8
+        for done, (block, name) in enumerate(order):
+            status.update(done)
+            if name.startswith("job"):
+                found = JobBlock(world, plan, images, folder / f"{name}-{block}").play(name)
+            else:
+                found = BareBlock(world).play(blocks=name == "blocking")
+            measured[name].append(found)
+        status.update(len(order))
+    finally:
+        plan.shards.close()
+    library = world.mpi.Get_library_version().strip().splitlines()[0].rstrip("\x00, ")
+    return world_report(settings, world.size, measured, _shortened(library), load)
+
+
+def _shortened(library: str) -> str:
+    """`MPICH Version:   5.0.1` and `Open MPI v5.0.10, package: ...` as one short name."""
+    return " ".join(library.partition(",")[0].replace("Version:", " ").split())
+
+
+def bench_plan(world: World, folder: Path) -> Plan:
+    """The job's plan on a shard of random images that is written for it."""
+    settings = world.settings
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (IMAGES, *settings.image_shape), np.uint8)
+    shard = folder / "images.h5"
+    write_shard(shard, pixels, np.arange(IMAGES) % 10, class_names=[str(i) for i in range(10)])
+    asked = RunSettings(
+        shards=(str(shard),),
+        single="null",
+        collage="null",
+        out=str(folder / "run"),
+        side=settings.side,
+        cell_px=settings.grid.cell_px,
+        singles=world.size - 2,
+        accept="grace",
+        grace_ms=GRACE_MS,
+        between="drain",
+        device="cpu",
+        warmup_groups=settings.warmup,
+    )
+    plan = make_plan(asked, world.size)
+    order = np.arange(settings.played_rounds * settings.grid.cells, dtype=np.int64) % IMAGES
+    return replace(plan, order=order)
+
+
+class PreparedEncoder(Encoder):
+    """Gives the same collage every time: a job without the price of encoding."""
+
+    def encode(
+        self, images: Sequence[np.ndarray | None], out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """A collage made once."""
+        if not hasattr(self, "_ready"):
+            self._ready = np.zeros(self.collage_shape, np.uint8)
+        return self._ready
+
+
+class MemoryReader:
+    """Images that are there already, in the order of a plan."""
+
+    def __init__(self, images: np.ndarray, order: np.ndarray) -> None:
+        """Images: (n, H, W, C) uint8; order: (k,) indices into them."""
+        self._images, self._order = images, order.tolist()
+        self._next = 0
+
+    @property
+    def remaining(self) -> int:
+        """Images not yet taken."""
+        return len(self._order) - self._next
+
+    @property
+    def ready(self) -> int:
+        """All of them can be had at once."""
+        return self.remaining
+
+    @property
+    def failed(self) -> bool:
+        """Memory does not fail."""
+        return False
+
+    def take(self, n: int) -> list[ImageRecord]:
+        """The next n images."""
+        chosen = self._order[self._next : self._next + n]
+        self._next += len(chosen)
+        return [ImageRecord(i, 0, i, self._images[i], i % 10) for i in chosen]
+
+
+class MeteredReader:
+    """Any reader; the first image of a group that is asked for begins a round."""
+
+    def __init__(self, reader: Reader, meter: RoundMeter, group_size: int) -> None:
+        self._reader, self._meter, self._group_size = reader, meter, group_size
+        self._taken = 0
+
+    @property
+    def remaining(self) -> int:
+        """Images not yet taken."""
+        return self._reader.remaining
+
+    @property
+    def ready(self) -> int:
+        """Images that can be had at once."""
+        return self._reader.ready
+
+    @property
+    def failed(self) -> bool:
+        """Whether the reader has met a failure."""
+        return self._reader.failed
+
+    def take(self, n: int) -> list[ImageRecord]:
+        """The next images; right after the coordinator has read t0."""
+        if self._taken % self._group_size == 0:
+            self._meter.begin_round()
+        records = self._reader.take(n)
+        self._taken += len(records)
+        return records
+
+
+class JobBlock:
+    """One block of the job itself, exactly as a run builds it."""
+
+    def __init__(self, world: World, plan: Plan, images: np.ndarray, out: Path) -> None:
+        self.world, self.plan, self.images, self.out = world, plan, images, out
+
+    def play(self, name: str) -> Block:
+        """Start a crew, run all rounds, let the crew go."""
+        plan = self.plan
+        if name == "job-carry":
+            plan = replace(plan, settings=replace(plan.settings, between="carry", accept="first"))
+        encoder_type = PreparedEncoder if name == "job-no-encode" else Encoder
+        encoder = encoder_type(plan.grid, plan.shards.shape)
+        crew = Crew(CoordinatorTransport(self.world.job_comm, self.world.mpi))
+        try:
+            if name == "job-shard":
+                with ReadAhead(plan.shards, plan.order) as reader:
+                    meter = self._run(plan, crew, encoder, reader, None)
+            else:
+                reader_here = MemoryReader(self.images, plan.order)
+                profile = self.world.profile if name == "job" else None
+                meter = self._run(plan, crew, encoder, reader_here, profile)
+        finally:
+            crew.stop(0)
+        groups = read_results(self.out).groups
+        measured = np.sort(groups, order="group")[self.world.settings.warmup : -1]
+        return meter.block(measured["encode_ns"] if name != "job-no-encode" else None)
+
+    def _run(
+        self, plan: Plan, crew: Crew, encoder: Encoder, reader: Reader, profile: Profile | None
+    ) -> RoundMeter:
+        hellos = crew.welcome(welcomes(plan, encoder))
+        crew.start(1.0)
+        writer = RunWriter.create(self.out, make_manifest(plan))
+        meter = RoundMeter(self.world.settings)
+        metered = MeteredReader(reader, meter, plan.settings.group_size)
+        quiet = StatusReporter(None, "job", every_s=float("inf"), machine=False)
+        coordinator = build_coordinator(plan, crew, writer, encoder, metered, lambda: None, quiet)
+        meter.polls = coordinator.polls
+        ready = [
+            Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
+            for rank in plan.placement.workers
+        ]
+        if profile is not None:
+            finish = profile.runcall(coordinator.run, ready)
+        else:
+            finish = coordinator.run(ready)
+        writer.close(finish.status)
+        assert finish.status == COMPLETE, finish
+        return meter
+
+
+class BareBlock:
+    """The same bytes with nothing but mpi4py: what any job on it has to pay."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._sent = [np.zeros(m.down_bytes, np.uint8) for m in world.messages]
+        self._answers = [np.zeros(m.up_bytes, np.uint8) for m in world.messages]
+
+    def play(self, *, blocks: bool) -> Block:
+        """All rounds of a block, waiting in MPI (blocks) or polling with the job's back-off."""
+        settings = self.world.settings
+        meter = RoundMeter(settings, None if blocks else PollWatch())
+        backoff = Backoff(COORDINATOR_BACKOFF)
+        for _ in range(settings.played_rounds):
+            meter.begin_round()
+            requests = self._post()
+            if meter.polls is None:
+                self.world.mpi.Request.Waitall(requests)
+            else:
+                self._poll(requests, backoff, meter.polls)
+        return meter.block()
+
+    def _post(self) -> list[Any]:
+        """All receives and sends of a round."""
+        comm, messages = self.world.bare_comm, self.world.messages
+        receives = [
+            comm.Irecv(answer, source=m.rank, tag=TAG_UP)
+            for m, answer in zip(messages, self._answers, strict=True)
+        ]
+        return receives + [
+            comm.Isend(sent, dest=m.rank, tag=TAG_TASK)
+            for m, sent in zip(messages, self._sent, strict=True)
+        ]
+
+    def _poll(self, requests: list[Any], backoff: Backoff, polls: PollWatch) -> None:
+        left = len(requests)
+        backoff.reset()
+        while left:
+            polls.polled(time.monotonic_ns())
+            done = self.world.mpi.Request.Testsome(requests)
+            if done:
+                left -= len(done)
+                backoff.reset()
+            else:
+                backoff.pause()
+
+
+# ---- workers ----------------------------------------------------------------
+
+
+def serve(world: World) -> None:
+    """A worker's part of every turn."""
+    loader = NetworkLoader(world.rank, world.size)
+    for _, name in turns(world.settings):
+        if name.startswith("job"):
+            transport = WorkerTransport(world.job_comm, world.mpi)
+            Worker(transport, loader, watch=watch_process).serve()
+            transport.close()
+        elif name == "blocking":
+            answer_blocking(world)
+        else:
+            answer_polling(world)
+
+
+def _mine(world: World) -> tuple[Exchange, int]:
+    """What this rank gets, all alike, and how often in a block."""
+    mine = [m for m in world.messages if m.rank == world.rank]
+    return mine[0], len(mine) * world.settings.played_rounds
+
+
+def answer_blocking(world: World) -> None:
+    """Receive and answer, waiting in MPI."""
+    exchange, count = _mine(world)
+    task, answer = np.empty(exchange.down_bytes, np.uint8), np.zeros(exchange.up_bytes, np.uint8)
+    for _ in range(count):
+        world.bare_comm.Recv(task, source=0, tag=TAG_TASK)
+        world.bare_comm.Send(answer, dest=0, tag=TAG_UP)
+
+
+def answer_polling(world: World) -> None:
+    """Receive and answer, polling as a worker does, with as many receives posted."""
+    exchange, count = _mine(world)
+    comm = world.bare_comm
+    answer = np.zeros(exchange.up_bytes, np.uint8)
+    slots = min(count, 2 + RING_SPARE)  # the job's: credit and spare
+    buffers = [np.empty(exchange.down_bytes, np.uint8) for _ in range(slots)]
+    ring = deque((comm.Irecv(b, source=0, tag=TAG_TASK), b) for b in buffers)
+    posted, sends = slots, list[Any]()
+    backoff = Backoff(WORKER_BACKOFF)
+    while ring:
+        if not ring[0][0].Test():
+            backoff.pause()
+            continue
+        backoff.reset()
+        _, buffer = ring.popleft()
+        if posted < count:
+            ring.append((comm.Irecv(buffer, source=0, tag=TAG_TASK), buffer))
+            posted += 1
+        sends = [request for request in sends if not request.Test()]
+        sends.append(comm.Isend(answer, dest=0, tag=TAG_UP))
+    world.mpi.Request.Waitall(sends)

@@ -1,0 +1,134 @@
+"""`collage-mpi bench round`: what the harness itself costs, beside bare mpi4py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.bench import WORLDS, BenchSettings, full_report, render
+from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
+from collage_mpi.topology import launcher_size
+
+MPIS = ("auto", "mpich", "openmpi", "intel")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One bench so far: round."""
+    kinds = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
+    line = "a group's round trip with a null network, beside bare mpi4py loops"
+    child = kinds.add_parser("round", help=line, description=line[0].upper() + line[1:] + ".")
+    default = BenchSettings()
+    child.add_argument(
+        "--ranks",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="world sizes, each with 1 collage rank and N - 2 single ranks (default: 11 3)",
+    )
+    child.add_argument("--px", type=int, default=default.px, help="edge of an image (224)")
+    child.add_argument(
+        "--rounds", type=int, default=default.rounds, help="measured rounds a variant (200)"
+    )
+    child.add_argument(
+        "--blocks", type=int, default=default.blocks, help="turns the variants take (4)"
+    )
+    child.add_argument(
+        "--warmup", type=int, default=default.warmup, help="unmeasured rounds a block (5)"
+    )
+    child.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
+    child.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    child.add_argument("--out", metavar="FILE", help="write the JSON here too")
+    child.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="profile the blocks of `job` on rank 0 into this pstats file; distorts their figures",
+    )
+    # One world's report, for the process that started its ranks.
+    child.add_argument("--collect", metavar="FILE", help=argparse.SUPPRESS)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Typed by hand: start the worlds one after the other. Under a launcher: be one."""
+    settings = BenchSettings(px=args.px, rounds=args.rounds, blocks=args.blocks, warmup=args.warmup)
+    for path in filter(None, (args.out, args.profile)):
+        if not Path(path).absolute().parent.is_dir():
+            raise EnvironmentFault(f"{path}: its folder does not exist; make it first")
+    if (launcher_size() or 1) > 1:
+        return _as_ranks(args, settings)
+    return _start_worlds(args, settings)
+
+
+def _start_worlds(args: argparse.Namespace, settings: BenchSettings) -> int:
+    from collage_mpi.commands.launch import launch_ranks
+
+    sizes = args.ranks or WORLDS
+    for size in sizes:
+        _check_size(size)
+    if args.profile and len(sizes) > 1:
+        raise UsageError("--profile takes one world: add e.g. --ranks 11")
+    words = ["bench", "round", "--px", str(settings.px), "--rounds", str(settings.rounds)]
+    words += ["--blocks", str(settings.blocks), "--warmup", str(settings.warmup)]
+    words += ["--profile", args.profile] if args.profile else []
+    worlds = []
+    with tempfile.TemporaryDirectory(prefix="collage-mpi-bench-") as folder:
+        for size in sizes:
+            found = Path(folder) / f"world-{size}.json"
+            code = launch_ranks(size, [*words, "--collect", str(found)], mpi=args.mpi)
+            if code:
+                return code
+            worlds.append(json.loads(found.read_text()))
+    _tell(args, full_report(settings, worlds))
+    return 0
+
+
+def _check_size(size: int) -> None:
+    if size < 3:
+        raise UsageError(f"--ranks {size}: at least 3 are needed (rank 0, a single, a collage)")
+
+
+def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
+    from collage_mpi.bench_loops import bench_world
+    from collage_mpi.progress import report_exit
+    from collage_mpi.transport import guarded, open_world
+
+    comm, mpi = open_world()
+    size, launched = comm.Get_size(), launcher_size()
+    if size != launched:
+        raise EnvironmentFault(
+            f"the launcher started {launched} ranks, MPI says {size}: they do not fit together. "
+            "Leave the launching to this command: collage-mpi bench round"
+        )
+    _check_size(size)
+    if args.ranks not in (None, [size]):
+        raise UsageError(f"--ranks {args.ranks}: the launcher started {size}; leave --ranks out")
+
+    def work() -> int:
+        profile = _profile() if args.profile and comm.Get_rank() == 0 else None
+        report = bench_world(settings, comm, mpi, profile)
+        if profile is not None:
+            profile.dump_stats(args.profile)
+        if report is not None and args.collect:
+            Path(args.collect).write_text(json.dumps(report))
+        elif report is not None:
+            _tell(args, full_report(settings, [report]))
+        if report is not None:
+            report_exit(0)
+        return int(ExitCode.COMPLETE)
+
+    return guarded(comm, work)
+
+
+def _profile() -> Any:
+    from cProfile import Profile
+
+    return Profile()
+
+
+def _tell(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    text = json.dumps(report, indent=2)
+    if args.out:
+        Path(args.out).write_text(text + "\n")
+    print(text if args.json else render(report), flush=True)
