@@ -97,6 +97,7 @@ class Coordinator:
         self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
         self._dropped_timers: set[int] = set()
         self._wanted: deque[tuple[int, int]] = deque()  # admissions: (t0_ns, images to come)
+        self._letting_in = False
         self._last_ns = 0
         self._stamp_ns = 0
         self._actions: Mapping[type, Callable[[Any], None]] = {
@@ -198,10 +199,12 @@ class Coordinator:
     def _admit(self, action: ev.Admit) -> None:
         """Closed loop: t0 is now, before the images are read (C3)."""
         self._wanted.append((self.clock(), action.images))
-        self._let_in()
+        if not self._letting_in:  # else the loop below, further up the stack, goes on with it
+            self._let_in()
 
     def _let_in(self) -> bool:
         """Images admitted and read by now arrive; rank 0 never waits for the disk."""
+        self._letting_in = True
         arrived = False
         while self._wanted and not self.feed.exhausted:
             t0_ns, count = self._wanted.popleft()
@@ -218,6 +221,7 @@ class Coordinator:
         if self.feed.exhausted and not self._input_closed:
             self._input_closed = True
             self._handle(ev.InputClosed(self.clock()))
+        self._letting_in = False
         return arrived
 
     def _send(self, send: ev.Send) -> None:

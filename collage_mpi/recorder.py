@@ -3,8 +3,9 @@
 Owns: what is remembered of images, groups and tasks until their rows are written.
 Does not know: files (the writer does), MPI, scheduling, statistics.
 
-A group's row is written when its last image is resolved, a task's when it has ended
-and its group is done, since until then a held answer of it may still resolve an image.
+A group's row is written when its last image is resolved (and, if it was closed part-filled,
+the next group is seen), a task's when it has ended and its group is done, since until then
+a held answer of it may still resolve an image.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class _Task:
 
 @dataclass
 class _Group:
+    first: int  # image in cell 0
+    size: int  # images it has, or may have while nothing is known of the next group
     t0_ns: int
     read_ns: int
     encode_ns: int = 0
@@ -99,7 +102,7 @@ class Recorder:
     def sent(self, send: Send, now_ns: int, encode_ns: int) -> None:
         """A task left; for a collage, pasting it took encode_ns."""
         self._tasks[send.task] = _Task(send, now_ns)
-        self._group_of(send.group, send.items[0].image).encode_ns += encode_ns
+        self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
 
     def ended(self, result: WireResult, outcome: str, now_ns: int, decode_ns: int) -> None:
         """A task ended on its rank: outcome answered, failed or skipped."""
@@ -129,7 +132,7 @@ class Recorder:
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome, known at now_ns."""
-        group = self._group_of(resolve.group, resolve.image)
+        group = self._group_of(resolve.group, resolve.image, resolve.cell)
         image = self._images.pop(resolve.image)
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
         for task_id in resolve.tasks:
@@ -143,7 +146,7 @@ class Recorder:
         self.totals.collage += resolve.source == "collage"
         self.totals.errors += resolve.outcome == "error"
         self._writer.image(self._image_row(resolve, image, task, group, now_ns))
-        if group.images == self._group_size:
+        if group.images == group.size:
             self._close_group(resolve.group)
 
     def finish(self) -> None:
@@ -154,11 +157,25 @@ class Recorder:
             self._write_task(task)
         self._tasks.clear()
 
-    def _group_of(self, number: int, image: int) -> _Group:
+    def _group_of(self, number: int, image: int, cell: int) -> _Group:
+        """The group, made at the first sight of one of its images.
+
+        Images and groups are numbered in order of arrival: where the next group begins, this
+        one ends, which tells the size of a group that was closed part-filled.
+        """
         group = self._groups.get(number)
-        if group is None:
-            member = self._images[image]
-            group = self._groups[number] = _Group(member.t0_ns, member.read_ns)
+        if group is not None:
+            return group
+        member, first = self._images[image], image - cell
+        group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
+        self._groups[number] = group
+        following, previous = self._groups.get(number + 1), self._groups.get(number - 1)
+        if following is not None:
+            group.size = following.first - first
+        if previous is not None:
+            previous.size = first - previous.first
+            if previous.images == previous.size:
+                self._close_group(number - 1)
         return group
 
     def _close_group(self, number: int) -> None:

@@ -1,0 +1,272 @@
+"""A clock that tests move, and ranks in virtual time behind the coordinator's transport.
+
+Owns: stand-ins for the clock, the reader, the writer, a worker's endpoint, and a cluster whose
+ranks serve tasks in order, skip what was cancelled before they began, and take as long
+as the test says.
+Does not know: MPI, the scheduler, networks. Nothing here sleeps.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from collage_mpi import protocol as wire
+from collage_mpi.protocol import WireResult, WireTask
+from collage_mpi.scheduler.events import Score
+from collage_mpi.shards.readahead import ImageRecord
+from collage_mpi.transport import Received, Sent
+
+MS = 1_000_000
+SESSION = 7
+SHAPE = (4, 4, 1)
+CLASSES = 10
+
+
+class Clock:
+    """Integer ns; `sleep` moves it, and every look moves it by `tick_ns`."""
+
+    def __init__(self, tick_ns: int = 0) -> None:
+        self.now_ns = 1_000_000_000
+        self.tick_ns = tick_ns
+
+    def __call__(self) -> int:
+        self.now_ns += self.tick_ns
+        return self.now_ns
+
+    def sleep(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9)
+
+
+def record(index: int, fault: str | None = None) -> ImageRecord:
+    """An image whose top-left pixel, and label, is its index modulo CLASSES."""
+    pixels = np.zeros(SHAPE, np.uint8)  # (4, 4, 1) uint8
+    if fault is None:
+        pixels[0, 0, 0] = index % CLASSES
+    label = None if fault else index % CLASSES
+    return ImageRecord(index=index, shard=0, row=index, pixels=pixels, label=label, fault=fault)
+
+
+class ListReader:
+    """Images from a list; with `every_ns`, that many ns lie between two batches of `batch`."""
+
+    def __init__(
+        self, records: list[ImageRecord], clock: Clock, every_ns: int = 0, batch: int = 1
+    ) -> None:
+        self._left = deque(records)
+        self._clock, self._every_ns, self._batch = clock, every_ns, batch
+        self._start_ns, self._taken = clock.now_ns, 0
+        self.failed = False
+
+    @property
+    def remaining(self) -> int:
+        return len(self._left)
+
+    @property
+    def ready(self) -> int:
+        if not self._every_ns:
+            return len(self._left)
+        read = (self._clock.now_ns - self._start_ns) // self._every_ns * self._batch
+        return min(len(self._left), read - self._taken)
+
+    def take(self, n: int) -> list[ImageRecord]:
+        if self.failed:
+            raise OSError("the disk is gone")
+        taken = [self._left.popleft() for _ in range(min(n, self.ready))]
+        self._taken += len(taken)
+        return taken
+
+
+class ListWriter:
+    """Rows in lists."""
+
+    session = 1
+
+    def __init__(self) -> None:
+        self.images: list[Any] = []
+        self.groups: list[Any] = []
+        self.tasks: list[Any] = []
+
+    def image(self, row: Any) -> None:
+        self.images.append(row)
+
+    def group(self, row: Any) -> None:
+        self.groups.append(row)
+
+    def task(self, row: Any) -> None:
+        self.tasks.append(row)
+
+
+# (rank, task, its images' top-left pixels) -> the task's end, or None: it never answers
+Behave = Callable[[int, WireTask, list[int]], "WireResult | None"]
+
+
+def truthful(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+    """Every item's class is its top-left pixel."""
+    return WireResult(task.task, wire.ANSWERED, tuple(Score(p, 0.9) for p in pixels))
+
+
+class Cluster:
+    """The coordinator's transport over ranks in virtual time.
+
+    Args:
+        service_ns: time that a rank takes for a task, (rank, task) -> ns.
+        behave: how the task ends.
+        wire_ns: from send to arrival, either way.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        side: int = 2,
+        service_ns: Callable[[int, WireTask], int] = lambda rank, task: MS,
+        behave: Behave = truthful,
+        wire_ns: int = 20_000,
+    ) -> None:
+        self.clock, self.side = clock, side
+        self.service_ns, self.behave, self.wire_ns = service_ns, behave, wire_ns
+        self.queues: dict[int, deque[tuple[int, WireTask, list[int]]]] = {}
+        self.free_at: dict[int, int] = {}
+        self.cancelled: dict[int, int] = {}  # task -> when its rank knew
+        self.tasks: list[tuple[int, WireTask]] = []  # (rank, task) in the order sent
+        self.starts: dict[int, int] = {}  # task -> when its rank began it
+        self._up: list[tuple[int, int, int, np.ndarray]] = []  # heap
+        self._sent: list[int] = []
+        self._sequence = 0
+
+    def buffer(self, nbytes: int) -> np.ndarray:
+        return np.zeros(nbytes, np.uint8)
+
+    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
+        message = buffer[:nbytes].copy()
+        arrives_ns = self.clock.now_ns + self.wire_ns
+        assert wire.read_header(message)["session"] == SESSION
+        if wire.read_header(message)["type"] == wire.CANCEL:
+            for task in wire.unpack_cancel(message):
+                self.cancelled[task] = arrives_ns
+            return
+        (task,), pixels = wire.unpack_tasks(message)
+        assert token == task.task
+        self.tasks.append((rank, task))
+        self.queues.setdefault(rank, deque()).append(
+            (arrives_ns, task, self._corners(task, pixels))
+        )
+        self._sent.append(task.task)
+
+    def _corners(self, task: WireTask, pixels: np.ndarray) -> list[int]:
+        """Top-left pixel of each item, from the bytes that travelled."""
+        if task.kind == "single":
+            return pixels.reshape(-1, *SHAPE)[:, 0, 0, 0].tolist()  # (n, 4, 4, 1)
+        px = self.side * SHAPE[0]
+        collage = pixels.reshape(px, px, 1)
+        places = [divmod(cell, self.side) for _, cell in task.items]
+        return [int(collage[r * SHAPE[0], c * SHAPE[0], 0]) for r, c in places]
+
+    def poll(self) -> list[Received | Sent]:
+        self._serve(self.clock.now_ns)
+        found: list[Received | Sent] = []
+        while self._up and self._up[0][0] <= self.clock.now_ns:
+            _, _, rank, message = heapq.heappop(self._up)
+            found.append(Received(rank, message, self.clock()))
+        found += [Sent(task, self.clock()) for task in self._sent]
+        self._sent = []
+        return found
+
+    def _serve(self, now_ns: int) -> None:
+        for rank, queue in self.queues.items():
+            while queue:
+                start_ns = max(self.free_at.get(rank, 0), queue[0][0])
+                if start_ns > now_ns:
+                    break
+                _, task, corners = queue.popleft()
+                self._end(rank, task, corners, start_ns)
+
+    def _end(self, rank: int, task: WireTask, corners: list[int], start_ns: int) -> None:
+        if self.cancelled.get(task.task, start_ns + 1) <= start_ns:
+            self.answer(rank, WireResult(task.task, wire.SKIPPED), start_ns + self.wire_ns)
+            return
+        self.starts[task.task] = start_ns
+        self.free_at[rank] = start_ns + self.service_ns(rank, task)
+        result = self.behave(rank, task, corners)
+        if result is not None:
+            self.answer(rank, result, self.free_at[rank] + self.wire_ns)
+
+    def answer(
+        self, rank: int, result: WireResult, at_ns: int | None = None, session: int = SESSION
+    ) -> None:
+        """A result that arrives at a time, by default now."""
+        out = np.zeros(4096, np.uint8)
+        message = out[: wire.pack_results(out, session, [result])]
+        self.push(rank, message, at_ns)
+
+    def push(self, rank: int, message: np.ndarray, at_ns: int | None = None) -> None:
+        """Any message that arrives at a time, by default now."""
+        self._sequence += 1
+        when_ns = self.clock.now_ns if at_ns is None else at_ns
+        heapq.heappush(self._up, (when_ns, self._sequence, rank, message))
+
+
+class FakeEndpoint:
+    """A worker's transport: what rank 0 sends is put in by the test."""
+
+    def __init__(self, rank: int = 1) -> None:
+        self.rank = rank
+        self.control: deque[np.ndarray] = deque()
+        self.inbox: deque[np.ndarray] = deque()
+        self.sent: list[np.ndarray] = []
+        self.ring: tuple[int, int] | None = None  # (nbytes, slots)
+        self.at_poll: Callable[[], None] = lambda: None
+
+    def open_tasks(self, nbytes: int, slots: int) -> None:
+        self.ring = (nbytes, slots)
+
+    def close_tasks(self) -> None:
+        self.ring = None
+
+    def poll_control(self) -> np.ndarray | None:
+        return self.control.popleft() if self.control else None
+
+    def poll_tasks(self) -> list[np.ndarray]:
+        self.at_poll()
+        if self.ring is None:
+            return []
+        messages, self.inbox = list(self.inbox), deque()
+        return messages
+
+    def buffer(self, nbytes: int) -> np.ndarray:
+        return np.zeros(nbytes, np.uint8)
+
+    def send(self, buffer: np.ndarray, nbytes: int) -> None:
+        self.sent.append(buffer[:nbytes].copy())
+
+    # ---- for the test -------------------------------------------------------
+
+    def tell(self, content: dict[str, Any], session: int = SESSION) -> None:
+        """A control message from rank 0."""
+        out = np.zeros(wire.CONTROL_BYTES, np.uint8)
+        self.control.append(out[: wire.pack_control(out, session, content)])
+
+    def give(self, tasks: list[WireTask], pixels: list[np.ndarray], session: int = SESSION) -> None:
+        """A task message from rank 0."""
+        out = np.zeros(65536, np.uint8)
+        self.inbox.append(out[: wire.pack_tasks(out, session, tasks, pixels)])
+
+    def cancel(self, *tasks: int, session: int = SESSION) -> None:
+        """A cancel message from rank 0."""
+        out = np.zeros(256, np.uint8)
+        self.inbox.append(out[: wire.pack_cancel(out, session, tasks)])
+
+    def results(self) -> list[WireResult]:
+        """All task ends sent so far."""
+        answers = [m for m in self.sent if wire.read_header(m)["type"] == wire.ANSWERS]
+        return [result for message in answers for result in wire.unpack_results(message)]
+
+    def told(self) -> list[dict[str, Any]]:
+        """All control messages sent so far."""
+        found = [m for m in self.sent if wire.read_header(m)["type"] == wire.CONTROL]
+        return [wire.unpack_control(message) for message in found]

@@ -1,0 +1,435 @@
+"""Rank 0's loop in virtual time: no row lost or doubled, true stamps, bounded memory, an end."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import (
+    CLASSES,
+    MS,
+    SESSION,
+    SHAPE,
+    Clock,
+    Cluster,
+    ListReader,
+    ListWriter,
+    record,
+    truthful,
+)
+
+from collage_mpi import protocol as wire
+from collage_mpi.coordinator import Coordinator, Ready
+from collage_mpi.encode import Encoder
+from collage_mpi.feed import Feed
+from collage_mpi.grid import Grid
+from collage_mpi.protocol import WireResult, WireTask
+from collage_mpi.recorder import Recorder
+from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
+from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_policy, make_scheme
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.core import ProtocolViolation
+from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
+
+
+class Job:
+    """A coordinator over a cluster in virtual time, and everything it wrote."""
+
+    def __init__(
+        self,
+        records: int | list[Any],
+        *,
+        side: int = 2,
+        singles: int | None = None,
+        collages: int = 1,
+        scheme: str = "collage",
+        policy: str = "first",
+        grace_ns: int | None = None,
+        copies: int = 1,
+        every_ns: int = 0,
+        batch: int = 1,
+        cluster: dict[str, Any] | None = None,
+        stop_at_ns: int | None = None,
+        credit: int = 2,
+        **settings: Any,
+    ) -> None:
+        singles = side * side if singles is None else singles
+        self.records = [record(i) for i in range(records)] if type(records) is int else records
+        self.clock = Clock()
+        self.start_ns = self.clock.now_ns
+        self.cluster = Cluster(self.clock, side=side, **(cluster or {}))
+        self.writer = ListWriter()
+        self.feed = Feed(
+            ListReader(list(self.records), self.clock, every_ns, batch),
+            Encoder(Grid(side, SHAPE[0]), SHAPE),
+            SESSION,
+            self.clock,
+        )
+        self.recorder = Recorder(
+            self.writer, start_ns=self.start_ns, group_size=side * side, warmup_groups=1
+        )
+        collages = collages if scheme == "collage" else 0
+        self.scheduler = Scheduler(
+            SchedulerSettings(group_size=side * side, ranks=singles + collages, **settings),
+            make_scheme(scheme, make_policy(policy, grace_ns), copies),
+        )
+        self.credit = credit
+        kinds = ["single"] * singles + ["collage"] * collages
+        self.ready = [Ready(r, frozenset({k}), "host") for r, k in enumerate(kinds, start=1)]
+        self.most_held = self.most_remembered = 0
+        self.coordinator = Coordinator(
+            self.scheduler,
+            self.cluster,
+            self.feed,
+            self.recorder,
+            session=SESSION,
+            credit=credit,
+            clock=self.clock,
+            backoff=Backoff(COORDINATOR_BACKOFF, self.clock.sleep),
+            stop_reason=lambda: (
+                "asked" if stop_at_ns is not None and self.clock.now_ns >= stop_at_ns else None
+            ),
+            report=self._watch,
+        )
+
+    def _watch(self, recorder: Recorder) -> None:
+        self.most_held = max(self.most_held, self.feed.held)
+        remembered = len(recorder._images) + len(recorder._tasks) + len(recorder._groups)
+        self.most_remembered = max(self.most_remembered, remembered)
+        assert self.clock.now_ns < self.start_ns + 3600 * 10**9, "an hour has passed: a hang"
+
+    def run(self) -> ev.Finish:
+        finish = self.coordinator.run(self.ready)
+        self.check()
+        return finish
+
+    def check(self) -> None:
+        """What must hold of the rows whatever happened."""
+        rows = self.writer.images
+        assert max(Counter(row.row for row in rows).values(), default=0) <= 1, "a doubled row"
+        tasks = {task.task: task for task in self.writer.tasks}
+        assert len(tasks) == len(self.writer.tasks) == len(self.cluster.tasks)
+        resolved = Counter[int]()
+        for row in rows:
+            if row.answered:
+                assert row.predicted == self.records[row.row].index % CLASSES, "another's answer"
+            assert row.latency_ns >= 0
+            assert row.warmup == (row.group < 1)
+            resolved[row.group] += 1
+        assert {g.group: g.images for g in self.writer.groups} == dict(resolved)
+        answered = sum(task.resolved for task in self.writer.tasks)
+        assert answered == sum(row.answered for row in rows)
+        for task in self.writer.tasks:
+            assert task.resolved <= task.items
+            assert task.outcome == OUTCOME_CODE["answered"] or not task.resolved
+            assert 0 <= task.sent_ns <= task.done_ns
+
+    @property
+    def sources(self) -> Counter[str]:
+        return Counter(SOURCES[row.source] for row in self.writer.images)
+
+    def complete(self) -> None:
+        """It ran, every image has its row, and nothing is left in memory."""
+        finish = self.run()
+        assert finish.status == ev.COMPLETE, finish
+        assert sorted(row.row for row in self.writer.images) == list(range(len(self.records)))
+        assert self.feed.held == 0
+        assert not self.coordinator._encode_ns
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 4, 5, 16, 37])
+@pytest.mark.parametrize("scheme", ["none", "collage"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"singles": 1},
+        {"singles": 3, "collages": 2, "copies": 2},
+        {"depth": 3},
+        {"drain": True},
+        {"drain": True, "depth": 2},
+        {"credit": 1},
+        {"every_ns": MS // 10},
+        {"every_ns": MS // 2, "linger_ns": MS},
+        {"every_ns": MS // 4, "batch": 3, "depth": 3},
+    ],
+    ids=str,
+)
+def test_every_image_gets_its_own_answer_once(images, scheme, shape):
+    Job(images, scheme=scheme, **shape).complete()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
+    chance = random.Random(seed)
+
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        lot = chance.random()
+        if lot < 0.15:
+            return WireResult(task.task, wire.FAILED, reason="boom", retryable=lot < 0.12)
+        result = truthful(rank, task, pixels)
+        cells = tuple(None if chance.random() < 0.1 else cell for cell in result.cells)
+        return dataclasses.replace(result, cells=cells)
+
+    job = Job(
+        [record(i, "crc" if chance.random() < 0.1 else None) for i in range(60)],
+        collages=2,
+        copies=chance.choice([1, 2]),
+        depth=chance.choice([1, 3]),
+        drain=chance.random() < 0.3,
+        every_ns=chance.choice([0, MS // 10, MS]),
+        batch=chance.choice([1, 5, 17]),
+        policy=chance.choice(["first", "grace"]),
+        grace_ns=2 * MS,
+        cluster={
+            "service_ns": lambda rank, task: int(MS * chance.lognormvariate(0, 1)),
+            "behave": behave,
+        },
+    )
+    assert job.run().status in (ev.COMPLETE, ev.COMPLETE_WITH_ERRORS)
+    assert len(job.writer.images) == 60
+    assert job.feed.held == 0
+
+
+def test_a_bad_row_is_an_error_row_and_its_neighbours_are_classified():
+    job = Job([record(i, "row 5: checksum" if i == 5 else None) for i in range(8)])
+    assert job.run().status == ev.COMPLETE_WITH_ERRORS
+    (bad,) = [row for row in job.writer.images if not row.answered]
+    assert (bad.row, bad.source, bad.reason) == (5, SOURCE_CODE["error"], "row 5: checksum")
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("bad", [4, 8, 12])
+@pytest.mark.parametrize("every_ns", [0, MS])
+def test_whole_groups_of_bad_rows_arrive_in_order(depth, bad, every_ns):
+    records = [record(i, "crc" if i < bad else None) for i in range(14)]
+    job = Job(records, depth=depth, every_ns=every_ns, batch=14)
+    assert job.run().status == ev.COMPLETE_WITH_ERRORS
+    assert sorted(row.row for row in job.writer.images) == list(range(14))
+
+
+def test_nothing_but_bad_rows_ends():
+    job = Job([record(i, "crc") for i in range(9)], depth=2)
+    assert job.run().status == ev.COMPLETE_WITH_ERRORS
+    assert not job.cluster.tasks
+
+
+def test_a_rank_that_always_fails_costs_retries_only():
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        if rank == 2:
+            return WireResult(task.task, wire.FAILED, reason="CUDA error", retryable=True)
+        return truthful(rank, task, pixels)
+
+    job = Job(64, scheme="none", cluster={"behave": behave})
+    job.complete()
+    assert job.sources["retry"] > 0
+    assert "CUDA error" in job.coordinator.retired[2]
+
+
+def test_stamps_are_those_of_the_arrival():
+    """t0 is the admission; an answer counts when it came, not when it was decoded."""
+    job = Job(4, scheme="none", cluster={"service_ns": lambda rank, task: rank * MS})
+    job.complete()
+    latencies = {row.rank: row.latency_ns for row in job.writer.images}
+    longest_pause_ns = COORDINATOR_BACKOFF.longest_ns
+    for rank, latency_ns in latencies.items():
+        truth_ns = rank * MS + 2 * job.cluster.wire_ns
+        assert truth_ns <= latency_ns <= truth_ns + longest_pause_ns
+    (group,) = job.writer.groups
+    assert group.latency_ns == max(latencies.values())
+
+
+def test_a_reserved_answer_is_stamped_when_it_begins_to_count():
+    slow = {"service_ns": lambda rank, task: MS if task.kind == "collage" else 50 * MS}
+    job = Job(4, policy="grace", grace_ns=10 * MS, cluster=slow)
+    job.complete()
+    assert job.sources == {"collage": 4}
+    for row in job.writer.images:
+        assert 10 * MS <= row.latency_ns <= 10 * MS + COORDINATOR_BACKOFF.longest_ns
+
+
+def test_a_late_answer_changes_nothing_and_is_recorded():
+    slow = {"service_ns": lambda rank, task: 9 * MS if rank == 1 else MS}
+    job = Job(4, cluster=slow)
+    job.complete()
+    (late,) = [task for task in job.writer.tasks if task.rank == 1]
+    assert late.outcome == OUTCOME_CODE["answered"]
+    assert late.resolved == 0
+    assert late.done_ns > max(row.t0_ns + row.latency_ns for row in job.writer.images)
+
+
+@pytest.mark.parametrize("factor", [5, 12])
+def test_a_slow_rank_is_never_more_than_a_group_behind_when_it_begins(factor):
+    """Among the tasks it begins; what was cancelled in its queue it skips."""
+    job = Job(
+        400,
+        cluster={"service_ns": lambda rank, task: MS * (factor if rank == 1 else 1)},
+    )
+    job.complete()
+    t0_of = {row.group: row.t0_ns for row in job.writer.images}
+    groups = {task.task: task.group for _, task in job.cluster.tasks}
+    mine = [
+        task for rank, task in job.cluster.tasks if rank == 1 and task.task in job.cluster.starts
+    ]
+    behind = []
+    for task in mine:
+        start_ns = job.cluster.starts[task.task] - job.start_ns
+        current = max(group for group, t0_ns in t0_of.items() if t0_ns <= start_ns)
+        behind.append(current - groups[task.task])
+    assert max(behind) <= 1
+    skipped = [t for t in job.writer.tasks if t.outcome == OUTCOME_CODE["skipped"]]
+    assert {t.rank for t in skipped} >= {1}
+
+
+def test_memory_is_that_of_the_groups_in_flight():
+    """Also where a rank is slow for ever, and where groups leave part-filled by linger."""
+    slow = {"service_ns": lambda rank, task: MS * (20 if rank == 1 else 1)}
+    for shape in ({}, {"every_ns": MS // 2, "linger_ns": MS, "depth": 2}):
+        job = Job(3000, cluster=slow, **shape)
+        job.complete()
+        assert job.most_held <= 30, shape
+        assert job.most_remembered <= 60, shape
+        assert not job.recorder._tasks
+
+
+def test_part_filled_groups_are_written_when_they_are_done():
+    """A group that linger closed early does not wait for the end of the run."""
+    job = Job(40, every_ns=MS // 2, linger_ns=MS, depth=2)
+    written: list[int] = []
+    plain = job.coordinator._report
+
+    def report(recorder: Recorder) -> None:
+        plain(recorder)
+        written.append(len(job.writer.groups))
+
+    job.coordinator._report = report
+    job.complete()
+    assert any(group.images < 4 for group in job.writer.groups)
+    assert written[-1] >= len(job.writer.groups) - 1
+
+
+@pytest.mark.parametrize("after_ms", [0, 1, 3, 5])
+@pytest.mark.parametrize("shape", [{}, {"depth": 3}, {"every_ns": MS // 10}])
+def test_a_stop_keeps_what_is_known_and_the_rest_is_for_the_next_session(after_ms, shape):
+    first = Job(400, stop_at_ns=1_000_000_000 + after_ms * MS, **shape)
+    finish = first.run()
+    assert finish.status == ev.INCOMPLETE
+    assert finish.reason == "asked"
+    done = {row.row for row in first.writer.images}
+    assert len(done) < 400
+    second = Job([r for r in first.records if r.row not in done], **shape)
+    second.records, records = first.records, second.records
+    assert second.run().status == ev.COMPLETE
+    rest = {row.row for row in second.writer.images}
+    assert rest == {r.row for r in records}
+    assert rest | done == set(range(400))
+    assert not rest & done
+
+
+def test_a_stop_does_not_wait_for_a_rank_that_never_answers():
+    job = Job(
+        40,
+        scheme="none",
+        stop_at_ns=1_000_000_000 + 50 * MS,
+        cluster={"behave": lambda *args: None if args[0] == 1 else truthful(*args)},
+    )
+    assert job.run().status == ev.INCOMPLETE
+    lost = [task for task in job.writer.tasks if task.outcome == OUTCOME_CODE["unfinished"]]
+    assert {task.rank for task in lost} == {1}
+    assert job.clock.now_ns - job.start_ns < 6 * 10**9  # stop_ns and a little
+
+
+def test_an_image_timeout_gives_up_and_the_job_goes_on():
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult | None:
+        return None if rank == 1 and task.group == 0 else truthful(rank, task, pixels)
+
+    job = Job(12, scheme="none", image_timeout_ns=30 * MS, credit=1, cluster={"behave": behave})
+    # Rank 1's credit is taken for good by the task that has no end.
+    assert job.run().status == ev.COMPLETE_WITH_ERRORS
+    assert {row.row for row in job.writer.images if not row.answered} == {0, 4, 8}
+
+
+def test_a_reader_that_fails_says_so_after_what_it_had_read():
+    job = Job(8)
+    job.feed.reader.failed = True
+    with pytest.raises(OSError, match="disk"):
+        job.coordinator.run(job.ready)
+
+
+def test_answers_to_another_session_are_dropped():
+    job = Job(4)
+    job.cluster.answer(1, WireResult(0, wire.ANSWERED), session=SESSION - 1)
+    job.complete()
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (WireResult(999, wire.ANSWERED, (None,)), KeyError),
+        (WireResult(0, wire.ANSWERED, (None, None, None)), ProtocolViolation),
+    ],
+)
+def test_an_answer_nobody_asked_for_is_a_defect(result, error):
+    job = Job(4)
+    job.cluster.behave = lambda rank, task, pixels: dataclasses.replace(
+        result, task=task.task if result.task == 0 else result.task
+    )
+    with pytest.raises(error):
+        job.coordinator.run(job.ready)
+
+
+def test_a_damaged_message_is_a_wire_fault():
+    job = Job(4)
+    job.cluster.push(1, np.full(64, 255, np.uint8))
+    with pytest.raises(wire.WireFault):
+        job.coordinator.run(job.ready)
+
+
+def test_a_foreign_type_in_mid_run_is_a_wire_fault():
+    job = Job(4)
+    out = np.zeros(256, np.uint8)
+    job.cluster.push(1, out[: wire.pack_control(out, SESSION, {"what": "hello"})])
+    with pytest.raises(wire.WireFault, match="rank 1"):
+        job.coordinator.run(job.ready)
+
+
+def test_a_lost_rank_leaves_lost_tasks_and_no_gap():
+    job = Job(40, cluster={"behave": lambda *a: None if a[0] == 1 else truthful(*a)})
+    coordinator = job.coordinator
+    for worker in job.ready:
+        coordinator._handle(
+            ev.RankReady(job.clock(), worker.rank, worker.kinds, worker.host, job.credit)
+        )
+    for _ in range(40):
+        coordinator.turn()
+        job.clock.sleep(1e-4)
+    job.recorder.lost(1, job.clock(), "killed")
+    coordinator._handle(ev.RankLost(job.clock(), 1, "killed"))
+    while coordinator.finish is None:
+        coordinator.turn()
+        job.clock.sleep(1e-4)
+    job.recorder.finish()
+    job.check()
+    assert coordinator.finish.status == ev.COMPLETE
+    assert {t.rank for t in job.writer.tasks if t.outcome == OUTCOME_CODE["lost"]} == {1}
+
+
+def test_delays_that_compute_exceeds_are_counted():
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        compute_ns = 3 * MS if rank == 1 else MS
+        result = truthful(rank, task, pixels)
+        return dataclasses.replace(result, compute_ns=compute_ns, drawn_ns=2 * MS)
+
+    job = Job(16, scheme="none", cluster={"behave": behave})
+    job.complete()
+    assert (job.recorder.totals.drawn_tasks, job.recorder.totals.exceeded) == (16, 4)
+
+
+def test_a_long_silence_is_the_longest_gap():
+    job = Job(4)
+    job.complete()
+    assert job.coordinator.polls.longest_ns <= COORDINATOR_BACKOFF.longest_ns
