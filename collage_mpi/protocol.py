@@ -34,7 +34,7 @@ UP_BYTES = 64 * 1024
 
 TASKS, CANCEL, ANSWERS, CONTROL = 1, 2, 3, 4
 KINDS = ("single", "collage")
-ANSWERED, FAILED, SKIPPED = 1, 2, 3
+ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
 REASON_BYTES = 480
 
 HEADER = np.dtype(
@@ -263,25 +263,24 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
     reasons_at = cells_at + n_cells * CELL.itemsize
     if reasons_at + int(header["payload_bytes"]) != message.nbytes:
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
-    records = message[at:cells_at].view(RESULT)
+    records = message[at:cells_at].view(RESULT).tolist()
     cells = [
         Score(label, score) if present else None
         for label, score, present, _ in message[cells_at:reasons_at].view(CELL).tolist()
     ]
-    if (
-        int(records["n_cells"].sum(dtype=np.uint64)) != n_cells
-        or int(records["reason_bytes"].sum()) != int(header["payload_bytes"])
-        or not np.isin(records["status"], (ANSWERED, FAILED, SKIPPED)).all()
-    ):
-        raise WireFault("the results of a message do not add up")
+    # Checks in plain integers: numpy's sum and isin over one record took half of all the time.
     results, first, text = [], 0, reasons_at
-    for task, compute_ns, held_ns, drawn_ns, count, status, retryable, length in records.tolist():
+    for task, compute_ns, held_ns, drawn_ns, count, status, retryable, length in records:
+        if status not in STATUSES:
+            raise WireFault(f"task {task} ended with status {status}; known are {STATUSES}")
         reason = message[text : text + length].tobytes().decode("utf-8", "replace")
         own = tuple(cells[first : first + count])
         results.append(
             WireResult(task, status, own, compute_ns, held_ns, drawn_ns, reason, bool(retryable))
         )
         first, text = first + count, text + length
+    if first != n_cells or text != message.nbytes:
+        raise WireFault("the results of a message do not add up")
     return results
 
 

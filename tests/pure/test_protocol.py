@@ -87,6 +87,20 @@ def test_a_long_reason_is_cut():
     assert len(found.reason) == wire.REASON_BYTES
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("status", 9, "status 9"), ("n_cells", 2, "add up"), ("reason_bytes", 1, "add up")],
+)
+def test_a_result_that_does_not_add_up_is_refused(field, value, words):
+    out = np.zeros(256, np.uint8)
+    result = wire.WireResult(7, wire.ANSWERED, (Score(3, 0.5),))
+    length = wire.pack_results(out, 1, [result])
+    record = out[wire.HEADER.itemsize :][: wire.RESULT.itemsize].view(wire.RESULT)
+    record[field] = value
+    with pytest.raises(wire.WireFault, match=words):
+        wire.unpack_results(out[:length])
+
+
 READERS = [wire.unpack_tasks, wire.unpack_results, wire.unpack_cancel, wire.unpack_control]
 
 
