@@ -87,7 +87,18 @@ class PendingSends:
 class ReceiveRing:
     """Receives kept posted on one tag from one rank; messages come out in order."""
 
-    def __init__(self, comm: Any, mpi: Any, source: int, tag: int, nbytes: int, slots: int) -> None:
+    def __init__(
+        self,
+        comm: Any,
+        mpi: Any,
+        source: int,
+        tag: int,
+        nbytes: int,
+        slots: int,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self.taken_ns = 0  # the clock, read first thing after the last message was complete
+        self._clock = clock
         self._comm, self._source, self._tag = comm, source, tag
         self._byte = mpi.BYTE
         self._status = mpi.Status()
@@ -102,6 +113,7 @@ class ReceiveRing:
         """The oldest message, as a copy of exactly its bytes, or None."""
         if not self._requests[0].Test(self._status):
             return None
+        self.taken_ns = self._clock()
         buffer = self._order[0]
         message = buffer[: self._status.Get_count(self._byte)].copy()
         self._requests.popleft()
@@ -124,7 +136,7 @@ class CoordinatorTransport:
         self.clock = clock
         self._sends = PendingSends(comm)
         self._rings = {
-            rank: ReceiveRing(comm, mpi, rank, TAG_UP, UP_BYTES, slots)
+            rank: ReceiveRing(comm, mpi, rank, TAG_UP, UP_BYTES, slots, clock)
             for rank in range(1, self.size)
         }
 
@@ -145,7 +157,7 @@ class CoordinatorTransport:
         found: list[Received | Sent] = []
         for rank, ring in self._rings.items():
             while (message := ring.take()) is not None:
-                found.append(Received(rank, message, self.clock()))
+                found.append(Received(rank, message, ring.taken_ns))
         found.extend(Sent(token, self.clock()) for token in self._sends.reap())
         return found
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from collage_mpi import protocol as wire
 from collage_mpi.decode import decode
-from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.errors import CollageError
 from collage_mpi.models import Predictor
 from collage_mpi.protocol import WireResult, WireTask
 from collage_mpi.scheduler.events import Score
@@ -64,9 +64,10 @@ class Session:
         self.collage_shape = tuple(welcome["collage_shape"])  # (P, P, C)
         self.predictors: dict[str, Predictor] = {}
         self.delays: DelayModel = make_delays(straggler_settings(welcome["straggler"]))
-        self.cost_ratio = 1.0
+        self.cost_ratio: float | None = None  # told by "start"; tasks wait for it
         self.queue: deque[tuple[list[WireTask], np.ndarray]] = deque()
-        self.cancelled: set[int] = set()
+        self.open: set[int] = set()  # tasks queued or in work
+        self.cancelled: set[int] = set()  # of these
 
     def input_shape(self, kind: str) -> tuple[int, ...]:
         """Shape of one input of the kind's network."""
@@ -95,6 +96,7 @@ class Worker:
         self._watch = watch
         self._gone: Callable[[], bool] = lambda: False
         self._check_at_ns = 0
+        self._next_control: np.ndarray | None = None  # seen during a hold
 
     def serve(self) -> int:
         """Work until rank 0 says stop; the exit code it gave.
@@ -112,15 +114,22 @@ class Worker:
     def step(self) -> bool:
         """One turn: take what has come, do one piece of work; whether there was any."""
         self._check_coordinator()
-        message = self.endpoint.poll_control()
-        if message is not None:
+        if self._control_waits():
+            message, self._next_control = self._next_control, None
+            assert message is not None
             self._control(message)
             return True
         self._take_tasks()
-        if self.session is not None and self.session.queue:
-            self._work(self.session, *self.session.queue.popleft())
+        session = self.session
+        if session is not None and session.queue and session.cost_ratio is not None:
+            self._work(session, *session.queue.popleft())
             return True
         return False
+
+    def _control_waits(self) -> bool:
+        if self._next_control is None:
+            self._next_control = self.endpoint.poll_control()
+        return self._next_control is not None
 
     def _check_coordinator(self) -> None:
         now_ns = self.clock()
@@ -145,6 +154,7 @@ class Worker:
             self.endpoint.close_tasks()
             self.session = None
         elif what == "stop":
+            self._tell({"what": "bye"}, int(wire.read_header(message)["session"]))
             self.exit_code = int(content["exit_code"])
 
     def _welcome(self, number: int, welcome: dict[str, Any]) -> None:
@@ -206,9 +216,12 @@ class Worker:
             if session is None or header["session"] != session.number:
                 continue
             if header["type"] == wire.CANCEL:
-                session.cancelled.update(wire.unpack_cancel(message))
+                # Behind its task on the same channel: one that is not open has ended.
+                session.cancelled.update(session.open.intersection(wire.unpack_cancel(message)))
             else:
-                session.queue.append(wire.unpack_tasks(message))
+                tasks, pixels = wire.unpack_tasks(message)
+                session.open.update(task.task for task in tasks)
+                session.queue.append((tasks, pixels))
 
     def _work(self, session: Session, tasks: list[WireTask], pixels: np.ndarray) -> None:
         """One message's tasks, those cancelled left out, as one batch of one kind."""
@@ -221,7 +234,9 @@ class Worker:
             results += self._classify(
                 session, [tasks[i] for i in wanted], [inputs[i] for i in wanted]
             )
-        session.cancelled.difference_update(task.task for task in tasks)
+        ended = [task.task for task in tasks]
+        session.open.difference_update(ended)
+        session.cancelled.difference_update(ended)
         buffer = self.endpoint.buffer(wire.UP_BYTES)
         self.endpoint.send(buffer, wire.pack_results(buffer, session.number, results))
 
@@ -262,14 +277,17 @@ class Worker:
         ]
 
     def _drawn_ns(self, session: Session, task: WireTask) -> int:
-        ratio = session.cost_ratio if task.kind == "collage" else 1.0
+        ratio = (session.cost_ratio or 1.0) if task.kind == "collage" else 1.0
         drawn = session.delays.draw_ns(self.endpoint.rank, task.group, task.attempt)
         return round(drawn * ratio)
 
     def _hold(self, until_ns: int) -> None:
-        """Keep the answer back, testing MPI meanwhile so that messages go on flowing."""
+        """Keep the answer back, testing MPI meanwhile so that messages go on flowing.
+
+        A control message ends the hold: the session is over, nobody waits for the answer.
+        """
         self.backoff.reset()
-        while (left_ns := until_ns - self.clock()) > 0:
+        while (left_ns := until_ns - self.clock()) > 0 and not self._control_waits():
             self._check_coordinator()
             self._take_tasks()
             self.backoff.pause(left_ns)
@@ -300,11 +318,3 @@ def straggler_settings(values: dict[str, Any]) -> StragglerSettings:
     """Read back what a welcome carries; JSON has made the ranks' numbers text."""
     slow = {int(rank): factor for rank, factor in (values.get("slow") or {}).items()}
     return StragglerSettings(**{**values, "slow": slow})
-
-
-def serve_until_stopped(worker: Worker) -> int:
-    """`serve`, with the loss of rank 0 as an exit code: the others end by themselves."""
-    try:
-        return worker.serve()
-    except CoordinatorGone:
-        return int(ExitCode.INCOMPLETE)

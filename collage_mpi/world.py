@@ -7,9 +7,11 @@ Does not know: what the job does.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from collage_mpi.cli import tell
 from collage_mpi.crew import Crew
@@ -23,7 +25,7 @@ from collage_mpi.transport import (
     open_world,
     watch_process,
 )
-from collage_mpi.worker import Worker, serve_until_stopped
+from collage_mpi.worker import CoordinatorGone, Worker
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -60,10 +62,16 @@ def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) 
 
     def work() -> int:
         if comm.Get_rank() == 0:
-            return _coordinate(name, Crew(CoordinatorTransport(comm, mpi)), body, stop)
+            crew = Crew(CoordinatorTransport(comm, mpi))
+            code = _coordinate(name, crew, body, stop)
+            _part(name, comm, crew, code)
+            return code
         transport = WorkerTransport(comm, mpi)
         loader = NetworkLoader(comm.Get_rank(), comm.Get_size())
-        code = serve_until_stopped(Worker(transport, loader, watch=watch_process))
+        try:
+            code = Worker(transport, loader, watch=watch_process).serve()
+        except CoordinatorGone:
+            os._exit(int(ExitCode.INCOMPLETE))  # MPI cannot end without its rank 0
         transport.close()
         return code
 
@@ -81,6 +89,16 @@ def _coordinate(
     except CollageError as error:
         tell(f"collage-mpi {name}: {error}")
         code = int(error.exit_code)
-    crew.stop(code)
-    report_exit(code)
     return int(ExitCode(code))
+
+
+def _part(name: str, comm: Any, crew: Crew, code: int) -> None:
+    """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
+    silent = crew.stop(code)
+    report_exit(code)
+    if silent:
+        tell(
+            f"collage-mpi {name}: rank(s) {', '.join(map(str, silent))} did not end when told to; "
+            "ending the job by force"
+        )
+        comm.Abort(code)

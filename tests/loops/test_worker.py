@@ -1,0 +1,383 @@
+"""A worker's loop against a scripted rank 0 and a clock that the test moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint
+
+from collage_mpi import protocol as wire
+from collage_mpi.errors import DataFault, ExitCode
+from collage_mpi.models import NullPredictor
+from collage_mpi.protocol import WireTask
+from collage_mpi.waiting import WORKER_BACKOFF, Backoff
+from collage_mpi.worker import CHECK_NS, RING_SPARE, CoordinatorGone, Worker
+
+SIDE = 2
+COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
+
+
+class Network(NullPredictor):
+    """A null network that takes its time and may fail."""
+
+    def __init__(self, kind: str, clock: Clock, service_ns: int = MS) -> None:
+        super().__init__(kind, SHAPE, SIDE, SHAPE[0], 10)
+        self.clock, self.service_ns = clock, service_ns
+        self.calls = 0
+        self.error: Exception | None = None
+        self.during = lambda: None
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        self.clock.now_ns += self.service_ns
+        self.during()
+        if self.error is not None:
+            raise self.error
+        return super().predict(batch)
+
+
+class Bench:
+    """A worker, what it is connected to, and a welcome that it has taken."""
+
+    def __init__(self, kind: str = "single", *, start: bool = True, **welcome: Any) -> None:
+        self.clock = Clock()
+        self.kind = kind
+        self.endpoint = FakeEndpoint(rank=3)
+        self.network = Network(kind, self.clock)
+        self.load_error: Exception | None = None
+        self.gone = False
+        self.watched: list[tuple[str, int]] = []
+        self.worker = Worker(
+            self.endpoint,
+            self._load,
+            watch=self._watch,
+            clock=self.clock,
+            backoff=Backoff(WORKER_BACKOFF, self.clock.sleep),
+        )
+        self.content: dict[str, Any] = {
+            "what": "welcome",
+            "host": "node0",
+            "pid": 4711,
+            "image_shape": SHAPE,
+            "collage_shape": COLLAGE,
+            "networks": {kind: "null"},
+            "credit": 2,
+            "task_bytes": 4096,
+            "warmup_tasks": 2,
+            "straggler": {"model": "none"},
+            **welcome,
+        }
+        if start:
+            self.start()
+
+    def start(self, cost_ratio: float = 1.0) -> None:
+        self.endpoint.tell(self.content)
+        self.endpoint.tell({"what": "start", "cost_ratio": cost_ratio})
+        self.run()
+        self.network.calls = 0
+
+    def _load(self, spec: str, kind: str, welcome: dict[str, Any]) -> Network:
+        if self.load_error is not None:
+            raise self.load_error
+        assert (spec, kind) == ("null", self.kind)
+        return self.network
+
+    def _watch(self, host: str, pid: int):
+        self.watched.append((host, pid))
+        return lambda: self.gone
+
+    def run(self) -> None:
+        """Until it has nothing to do."""
+        while self.worker.exit_code is None and self.worker.step():
+            pass
+
+    def single(self, task: int, pixel: int = 0, group: int = 0) -> WireTask:
+        image = np.full(SHAPE, pixel, np.uint8)
+        sent = WireTask(task, group, 1, "single", ((task, 0),))
+        self.endpoint.give([sent], [image])
+        return sent
+
+    @property
+    def results(self) -> list[wire.WireResult]:
+        return self.endpoint.results()
+
+
+def test_it_says_who_it_is_once_it_is_warm():
+    bench = Bench()
+    (hello,) = bench.endpoint.told()
+    assert hello["what"] == "hello"
+    assert hello["kinds"] == ["single"]
+    assert hello["fingerprints"] == {"single": bench.network.fingerprint}
+    assert hello["service_ns"] == {"single": MS}
+    assert bench.endpoint.ring == (4096, 2 + RING_SPARE)
+    assert bench.watched == [("node0", 4711)]
+
+
+@pytest.mark.parametrize(
+    ("straggler", "load_error", "code"),
+    [
+        ({"model": "none"}, DataFault("w.safetensors: damaged"), ExitCode.DATA),
+        ({"model": "trace", "trace": "/no/such.npy"}, None, ExitCode.ENVIRONMENT),
+    ],
+)
+def test_what_it_cannot_load_it_tells_rank_0(straggler, load_error, code):
+    bench = Bench(start=False, straggler=straggler)
+    bench.load_error = load_error
+    bench.start()
+    (fault,) = bench.endpoint.told()
+    assert fault["what"] == "fault"
+    assert fault["exit_code"] == code
+    assert bench.endpoint.ring is None
+
+
+def test_a_defect_while_loading_ends_the_rank():
+    bench = Bench(start=False)
+    bench.load_error = RuntimeError("boom")
+    with pytest.raises(RuntimeError, match="boom"):
+        bench.start()
+
+
+def test_each_image_gets_its_own_class():
+    bench = Bench()
+    for task, pixel in enumerate([3, 1, 4]):
+        bench.single(task, pixel)
+    bench.run()
+    assert [(r.task, r.cells[0].label) for r in bench.results] == [(0, 3), (1, 1), (2, 4)]
+    assert all(r.compute_ns == MS and r.held_ns == 0 for r in bench.results)
+
+
+def test_each_named_cell_of_a_collage_gets_its_own_class():
+    bench = Bench("collage")
+    collage = np.zeros(COLLAGE, np.uint8)
+    for cell, pixel in enumerate([9, 8, 7, 6]):
+        row, column = divmod(cell, SIDE)
+        collage[row * SHAPE[0], column * SHAPE[0]] = pixel
+    items = ((10, 3), (11, 0), (12, 2))
+    bench.endpoint.give([WireTask(5, 0, 1, "collage", items)], [collage])
+    bench.run()
+    (result,) = bench.results
+    assert [cell.label for cell in result.cells] == [6, 9, 7]
+
+
+def test_a_batch_of_tasks_is_one_predict_and_one_message():
+    bench = Bench()
+    tasks = [WireTask(t, t, 1, "single", ((t, 0),)) for t in range(3)]
+    bench.endpoint.give(tasks, [np.full(SHAPE, t + 5, np.uint8) for t in range(3)])
+    bench.endpoint.cancel(1)
+    bench.run()
+    assert bench.network.calls == 1
+    assert {r.task: r.status for r in bench.results} == {
+        0: wire.ANSWERED,
+        1: wire.SKIPPED,
+        2: wire.ANSWERED,
+    }
+    labels = {r.task: r.cells[0].label for r in bench.results if r.cells}
+    assert labels == {0: 5, 2: 7}
+    assert len(bench.endpoint.sent) == 2  # the hello and this
+
+
+def test_a_task_cancelled_in_its_queue_is_skipped_not_computed():
+    bench = Bench()
+    bench.single(0)
+    bench.single(1)
+    bench.network.during = lambda: bench.endpoint.cancel(1)
+    bench.run()
+    assert [r.status for r in bench.results] == [wire.ANSWERED, wire.SKIPPED]
+    assert bench.network.calls == 1
+
+
+def test_a_cancel_right_behind_its_task_is_seen():
+    bench = Bench()
+    bench.single(0)
+    bench.worker._take_tasks()
+    bench.endpoint.cancel(0)
+    bench.run()
+    assert [r.status for r in bench.results] == [wire.SKIPPED]
+
+
+def test_cancels_that_come_too_late_are_forgotten():
+    """A long job must not remember a number for every cancel that crossed its answer."""
+    bench = Bench()
+    for task in range(100):
+        bench.single(task)
+        bench.run()
+        bench.endpoint.cancel(task)  # answered already
+        bench.run()
+    session = bench.worker.session
+    assert session.cancelled == set()
+    assert session.open == set()
+    assert len(bench.results) == 100
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error"), ValueError("x" * 5000), MemoryError()]
+)
+def test_a_network_that_raises_fails_its_task_not_the_job(error):
+    bench = Bench()
+    bench.network.error = error
+    bench.single(0)
+    bench.run()
+    bench.network.error = None
+    bench.single(1, 2)
+    bench.run()
+    failed, fine = bench.results
+    assert (failed.status, failed.retryable) == (wire.FAILED, True)
+    assert type(error).__name__ in failed.reason
+    assert fine.cells[0].label == 2
+
+
+def test_scores_of_a_wrong_shape_fail_the_task():
+    bench = Bench("collage")
+    bench.network.predict = lambda batch: np.ones((1, 1, 10), np.float32)
+    items = ((0, 0), (1, 3))
+    bench.endpoint.give([WireTask(0, 0, 1, "collage", items)], [np.zeros(COLLAGE, np.uint8)])
+    bench.run()
+    assert bench.results[0].status == wire.FAILED
+
+
+def test_not_a_number_is_absent():
+    bench = Bench()
+    bench.network.predict = lambda batch: np.full((len(batch), 1, 10), np.nan, np.float32)
+    bench.single(0)
+    bench.run()
+    assert bench.results[0].cells == (None,)
+
+
+@pytest.mark.parametrize("kind", ["single", "collage"])
+def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
+    pinned = {"model": "pinned", "median_ms": 20.0, "slow": {"3": 5.0}}  # rank 3; JSON's keys
+    bench = Bench(kind, start=False, straggler=pinned)
+    bench.start(cost_ratio=1.5)
+    shape = SHAPE if kind == "single" else COLLAGE
+    bench.endpoint.give([WireTask(0, 0, 1, kind, ((0, 0),))], [np.zeros(shape, np.uint8)])
+    bench.run()
+    (result,) = bench.results
+    drawn_ns = round(20 * MS * 5 * (1.5 if kind == "collage" else 1.0))
+    assert result.drawn_ns == drawn_ns
+    assert result.compute_ns == MS
+    assert result.held_ns == drawn_ns - MS
+
+
+def test_a_draw_below_the_compute_holds_nothing():
+    bench = Bench(straggler={"model": "pinned", "median_ms": 0.5})
+    bench.single(0)
+    bench.run()
+    assert bench.results[0].held_ns == 0
+    assert bench.results[0].drawn_ns < bench.results[0].compute_ns
+
+
+def test_a_held_rank_goes_on_testing_mpi():
+    bench = Bench(straggler={"model": "pinned", "median_ms": 100})
+    polls = []
+    bench.endpoint.at_poll = lambda: polls.append(bench.clock.now_ns)
+    bench.single(0)
+    bench.run()
+    gaps_ns = np.diff(polls)
+    assert len(polls) > 90
+    assert gaps_ns.max() <= MS + WORKER_BACKOFF.longest_ns
+
+
+@pytest.mark.parametrize("what", ["end", "stop"])
+def test_a_hold_ends_with_the_session(what):
+    """A rank drawn for ten minutes does not keep the whole job from ending."""
+    bench = Bench(straggler={"model": "pinned", "median_ms": 600_000})
+    bench.single(0)
+    bench.network.during = lambda: bench.endpoint.tell({"what": what, "exit_code": 6})
+    start_ns = bench.clock.now_ns
+    bench.run()
+    assert bench.clock.now_ns - start_ns < 10 * MS
+    assert bench.worker.session is None or bench.worker.exit_code == 6
+
+
+def test_tasks_wait_for_the_start():
+    """Start and tasks come on two channels: a task that overtakes has no cost ratio yet."""
+    bench = Bench(start=False)
+    bench.endpoint.tell(bench.content)
+    bench.run()
+    bench.single(0, 4)
+    bench.run()
+    assert bench.results == []
+    bench.endpoint.tell({"what": "start", "cost_ratio": 2.0})
+    bench.run()
+    assert bench.results[0].cells[0].label == 4
+
+
+def test_measure_is_answered_with_a_median():
+    bench = Bench()
+    bench.endpoint.tell({"what": "measure", "kind": "single"})
+    bench.run()
+    assert bench.endpoint.told()[-1] == {"what": "measured", "kind": "single", "service_ns": MS}
+
+
+def test_messages_of_another_session_are_dropped():
+    bench = Bench()
+    image = np.zeros(SHAPE, np.uint8)
+    task = WireTask(0, 0, 1, "single", ((0, 0),))
+    bench.endpoint.give([task], [image], session=SESSION - 1)
+    bench.endpoint.cancel(0, session=SESSION - 1)
+    bench.run()
+    assert bench.results == []
+    bench.endpoint.give([task], [image])
+    bench.run()
+    assert bench.results[0].status == wire.ANSWERED
+
+
+def test_a_second_session_starts_clean():
+    bench = Bench()
+    bench.single(0)
+    bench.endpoint.tell({"what": "end"})
+    bench.run()
+    assert bench.endpoint.ring is None
+    bench.endpoint.tell(bench.content, session=SESSION + 1)
+    bench.endpoint.tell({"what": "start", "cost_ratio": 1.0}, session=SESSION + 1)
+    bench.run()
+    task = WireTask(0, 0, 1, "single", ((0, 0),))
+    bench.endpoint.give([task], [np.full(SHAPE, 8, np.uint8)], session=SESSION + 1)
+    bench.run()
+    assert bench.results[-1].cells[0].label == 8
+
+
+def test_stop_is_acknowledged_and_its_code_is_the_rank_s():
+    bench = Bench(start=False)
+    bench.endpoint.tell({"what": "stop", "exit_code": 3}, session=0)  # before any welcome
+    assert bench.worker.serve() == 3
+    assert bench.endpoint.told() == [{"what": "bye"}]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_it_ends_by_itself_when_rank_0_is_gone(held):
+    bench = Bench(straggler={"model": "pinned", "median_ms": 60_000})
+    if held:
+        bench.single(0)
+    bench.gone = True
+    start_ns = bench.clock.now_ns
+    with pytest.raises(CoordinatorGone):
+        bench.worker.serve()
+    assert bench.clock.now_ns - start_ns <= CHECK_NS + 10 * MS
+
+
+def test_an_idle_rank_looks_about_a_thousand_times_a_second():
+    bench = Bench()
+    polls = []
+    bench.endpoint.at_poll = lambda: polls.append(1)
+    until_ns = bench.clock.now_ns + 1000 * MS
+    while bench.clock.now_ns < until_ns:
+        assert not bench.worker.step()
+        bench.worker.backoff.pause()
+    assert len(polls) < 1100
+
+
+def test_too_few_pixels_are_a_defect_of_the_wire():
+    bench = Bench()
+    bench.endpoint.give([WireTask(0, 0, 1, "single", ((0, 0),))], [np.zeros(3, np.uint8)])
+    with pytest.raises(wire.WireFault, match="fewer pixels"):
+        bench.run()
+
+
+def test_a_damaged_message_is_a_wire_fault():
+    bench = Bench()
+    bench.endpoint.inbox.append(np.zeros(100, np.uint8))
+    with pytest.raises(wire.WireFault):
+        bench.run()
