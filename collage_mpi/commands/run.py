@@ -44,16 +44,11 @@ def run_and_tell(
     resume: bool = False,
 ) -> int:
     """One session on rank 0, its summary printed and saved as summary.json."""
-    import json
-    from pathlib import Path
-
     from collage_mpi.results import read_results, render_summary, summarise
     from collage_mpi.session import run_session
 
     outcome = run_session(settings, crew, resume=resume, stop_reason=stop_reason)
-    summary = summarise(read_results(outcome.out))
-    Path(outcome.out, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(render_summary(summary), flush=True)
+    print(render_summary(summarise(read_results(outcome.out))), flush=True)
     if outcome.exit_code is ExitCode.INCOMPLETE:
         print(f"incomplete: {outcome.reason}; go on with the same command and --resume", flush=True)
     return int(outcome.exit_code)

@@ -14,6 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from collage_mpi.topology import launcher_rank
+
 _STATISTICS = ("p50", "p95", "p99", "p99.9")
 
 Json = dict[str, Any]
@@ -39,8 +41,11 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
 
 
 def to_text(renderable: RenderableType, width: int | None = None) -> str:
-    """Anything rich can draw, as text; plain when stdout is not a terminal."""
-    tty = sys.stdout.isatty()
+    """Anything rich can draw, as text; plain when stdout is not a terminal of the user's.
+
+    Open MPI gives every rank a pseudo-terminal of 80 columns, which is not one.
+    """
+    tty = sys.stdout.isatty() and launcher_rank() is None
     out = io.StringIO()
     wide = width or (None if tty else 120)
     console = Console(

@@ -205,9 +205,10 @@ def reason_bytes(text: str | bytes) -> bytes:
 def wait_ns(images: np.ndarray) -> np.ndarray:
     """The part of each image's latency that nothing else explains: a residual (C3).
 
-    latency - read - encode - compute - held - decode, where encode counts only for
-    answers of the collage (a single leaves before the collage is encoded). It holds the
-    wire, the queues at both ends and the time between two polls.
+    latency - read - encode - compute - held, where encode counts only for answers of the
+    collage (a single leaves before the collage is encoded). It holds the wire, the queues
+    at both ends and the time between two polls. decode_ns is no part of it: a latency ends
+    when the answer's receive is complete, before it is decoded.
 
     Args:
         images: (n,) of IMAGE_ROW.
@@ -215,6 +216,6 @@ def wait_ns(images: np.ndarray) -> np.ndarray:
     Returns:
         (n,) int64 ns; meaningful where `answered`.
     """
-    known = images["read_ns"] + images["compute_ns"] + images["held_ns"] + images["decode_ns"]
+    known = images["read_ns"] + images["compute_ns"] + images["held_ns"]
     encoded = np.where(images["source"] == SOURCE_CODE["collage"], images["encode_ns"], 0)
     return images["latency_ns"] - known - encoded

@@ -1,0 +1,54 @@
+"""`collage-mpi demo --out DIR`: the tail going away, on data and weights of the package."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collage_mpi.demo import GROUPS, RANKS, check_before, run_all, tell_and_draw
+from collage_mpi.topology import launcher_size
+
+if TYPE_CHECKING:
+    from collage_mpi.crew import Crew
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to, with which MPI, on what device."""
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for runs and pictures")
+    parser.add_argument(
+        "--mpi", choices=("auto", "mpich", "openmpi", "intel"), default="auto", help="which MPI"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--groups", type=int, default=GROUPS, help=f"groups of 9 images a run (default: {GROUPS})"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Typed by hand: start 11 ranks of this same command, then tell and draw."""
+    if (launcher_size() or 1) > 1:
+        return _as_ranks(args)
+    from collage_mpi.commands.launch import launch_ranks
+
+    out = Path(args.out)
+    check_before(out)
+    words = ["demo", "--out", str(out), "--device", args.device, "--groups", str(args.groups)]
+    code = launch_ranks(RANKS, words, mpi=args.mpi)
+    if code:
+        return code
+    report, written = tell_and_draw(out)
+    print(report)
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
+def _as_ranks(args: argparse.Namespace) -> int:
+    from collage_mpi.world import run_world
+
+    def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
+        return run_all(Path(args.out), args.device, crew, stop_reason, args.groups)
+
+    return run_world("demo", body)

@@ -1,0 +1,166 @@
+"""What a run will do, every piece checked against every other before anything starts.
+
+Owns: the checks of settings, world, shards and networks; the order of the images.
+Does not know: MPI calls, ranks' answers, results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.cli import tell
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.grid import Grid
+from collage_mpi.models import NetworkInfo, describe
+from collage_mpi.placement import Placement
+from collage_mpi.shards import ShardSet
+from collage_mpi.stragglers import make_delays
+from collage_mpi.topology import launcher_size
+from collage_mpi.topology import placement as place_ranks
+
+NULL_CLASSES = 10
+ONE_CLASS_SHARE = 0.25  # mixed classes give such a group once in 10**8 at 10 classes, side 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, every piece checked against every other."""
+
+    settings: RunSettings
+    shards: ShardSet
+    order: np.ndarray  # (n,) int64, global indices in the order of the run
+    grid: Grid
+    placement: Placement
+    class_names: tuple[str, ...] | None
+    classes: int
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Network spec of each kind that the scheme uses."""
+        specs = {"single": self.settings.single, "collage": self.settings.collage}
+        used = {kind for held in self.placement.kinds for kind in held}
+        return {kind: spec for kind, spec in specs.items() if kind in used}
+
+
+def make_plan(settings: RunSettings, world_size: int) -> Plan:
+    """Check settings, world, shards and networks against each other.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
+    """
+    settings.require_inputs()
+    placement = place_ranks(
+        world_size,
+        settings.singles,
+        settings.collage_ranks,
+        side=settings.side,
+        scheme=settings.scheme,
+        launcher_size=launcher_size(),
+    )
+    stragglers = settings.stragglers()
+    make_delays(stragglers)  # reads the trace: a bad one ends here
+    for rank in stragglers.slow or {}:
+        if rank >= world_size:
+            raise UsageError(f"slow rank {rank}; the world has ranks 1 to {world_size - 1}")
+    single = describe(settings.single, "single")
+    collage = describe(settings.collage, "collage") if settings.scheme != "none" else None
+    shards = ShardSet.open([Path(path) for path in settings.shards])
+    try:
+        grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
+        names = _check_fit(settings, shards, single, collage)
+    except BaseException:
+        shards.close()
+        raise
+    classes = len(names) if names else NULL_CLASSES
+    return Plan(settings, shards, run_order(settings, shards), grid, placement, names, classes)
+
+
+def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
+    """(n,) int64 global indices: file order or shuffled by seed, cut at the limit (C5)."""
+    order = np.arange(len(shards), dtype=np.int64)
+    seed = settings.shuffle_seed()
+    if seed is not None:
+        np.random.default_rng(seed).shuffle(order)
+    return order[: settings.limit]
+
+
+def warn_of_one_class_groups(plan: Plan) -> None:
+    """Class-sorted shards in file order make one-class collages: say so (C5)."""
+    labels = plan.shards.labels()
+    size = plan.settings.group_size
+    full = len(plan.order) // size
+    if labels is None or full == 0 or plan.classes < 2:
+        return
+    groups = labels[plan.order[: full * size]].reshape(full, size)  # (groups, s*s) int64
+    share = float((groups == groups[:, :1]).all(axis=1).mean())
+    if share > ONE_CLASS_SHARE:
+        tell(
+            f"warning: {share:.0%} of the groups hold one class only (shards sorted by class?); "
+            "a collage of one class is not what the network was trained on: "
+            "consider --order shuffle:0"
+        )
+
+
+def _cell_px(
+    settings: RunSettings, shape: tuple[int, int, int], collage: NetworkInfo | None
+) -> int:
+    if collage is None:
+        return settings.cell_px or shape[0]
+    if settings.cell_px not in (None, collage.cell_px):
+        raise DataFault(
+            f"--cell-px is {settings.cell_px}, collage network {settings.collage} has cells of "
+            f"{collage.cell_px} px: leave --cell-px out, or train one with that cell size"
+        )
+    assert collage.cell_px is not None
+    return collage.cell_px
+
+
+def _check_fit(
+    settings: RunSettings,
+    shards: ShardSet,
+    single: NetworkInfo | None,
+    collage: NetworkInfo | None,
+) -> tuple[str, ...] | None:
+    """Shapes and classes of shards and networks; the class names they agree on."""
+    if single is not None and tuple(single.shape) != tuple(shards.shape):
+        raise DataFault(
+            f"shards hold images of {shards.shape} (H, W, C), single network {settings.single} "
+            f"needs {tuple(single.shape)}: prepare the shards at that size or train for this one"
+        )
+    if collage is not None:
+        if collage.side != settings.side:
+            raise DataFault(
+                f"--side is {settings.side}, collage network {settings.collage} is of side "
+                f"{collage.side}: say --side {collage.side}, or name weights of side "
+                f"{settings.side}"
+            )
+        if collage.shape[2] != shards.shape[2]:
+            raise DataFault(
+                f"shards hold {shards.shape[2]} channel(s), collage network {settings.collage} "
+                f"needs {collage.shape[2]}"
+            )
+    named = {
+        "shards": shards.class_names,
+        f"single network {settings.single}": single.class_names if single else None,
+        f"collage network {settings.collage}": collage.class_names if collage else None,
+    }
+    known = [(where, tuple(names)) for where, names in named.items() if names]
+    for where, names in known[1:]:
+        if names != known[0][1]:
+            raise DataFault(_class_mismatch(known[0], (where, names)))
+    return known[0][1] if known else None
+
+
+def _class_mismatch(one: tuple[str, tuple[str, ...]], other: tuple[str, tuple[str, ...]]) -> str:
+    (where, names), (elsewhere, others) = one, other
+    if len(names) != len(others):
+        return f"{where} has {len(names)} classes, {elsewhere} has {len(others)}; they must agree"
+    first = next(i for i, pair in enumerate(zip(names, others, strict=True)) if len(set(pair)) > 1)
+    return (
+        f"class {first} is {names[first]!r} in {where} and {others[first]!r} in {elsewhere}; "
+        "they must have the same classes in the same order"
+    )
