@@ -111,6 +111,7 @@ def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
         entries = compare(runs, per="group")
         proofs = [verify_run(folder) for folder in folders]
         parts.append(_headline(case, slow, entries))
+        parts.append(_costs(runs[-1].manifest))
         parts.append(render_comparison(entries).rstrip())
         parts.append(
             "\n".join(f"verify {p.path.relative_to(out)}: {p.headline}" for p in proofs) + "\n"
@@ -118,6 +119,15 @@ def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
         title = _title(case, slow)
         written += plot_latency_cdf(runs, out / f"latency_cdf_{case}", per="group", title=title)
     return "\n".join(parts), written
+
+
+def _costs(manifest: dict[str, Any]) -> str:
+    """What the injected times of the collage rank are multiplied by, and from what."""
+    single, collage = (manifest["idle_service_ns"][kind] / 1e6 for kind in ("single", "collage"))
+    return (
+        f"Measured here before the run: single network {single:.1f} ms, collage network "
+        f"{collage:.1f} ms, so the collage rank's times are {manifest['cost_ratio']:.2f} x as long."
+    )
 
 
 def _title(case: str, slow: int) -> str:

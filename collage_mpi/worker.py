@@ -146,7 +146,7 @@ class Worker:
         if what == "welcome":
             self._welcome(int(wire.read_header(message)["session"]), content)
         elif what == "measure" and self.session is not None:
-            service_ns = self._service_ns(self.session, content["kind"], MEASURED_RUNS)
+            service_ns = min(self._service_times_ns(self.session, content["kind"], MEASURED_RUNS))
             self._tell({"what": "measured", "kind": content["kind"], "service_ns": service_ns})
         elif what == "start" and self.session is not None:
             self.session.cost_ratio = content["cost_ratio"]
@@ -193,13 +193,16 @@ class Worker:
 
     def _service_ns(self, session: Session, kind: str, runs: int) -> int:
         """Median time of the kind's network for one input."""
+        return int(statistics.median(self._service_times_ns(session, kind, runs)))
+
+    def _service_times_ns(self, session: Session, kind: str, runs: int) -> list[int]:
         batch = np.zeros((1, *session.input_shape(kind)), np.uint8)  # (1, H, W, C) uint8
         times = []
         for _ in range(runs):
             start_ns = self.clock()
             session.predictors[kind].predict(batch)
             times.append(self.clock() - start_ns)
-        return int(statistics.median(times))
+        return times
 
     def _tell(self, content: dict[str, Any], session: int | None = None) -> None:
         number = session if session is not None else self.session.number if self.session else 0
