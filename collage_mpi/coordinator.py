@@ -118,12 +118,14 @@ class Coordinator:
             now_ns = self.clock()
             kinds = worker.kinds
             self._handle(ev.RankReady(now_ns, worker.rank, kinds, worker.host, self.credit))
-        while self.finish is None:
-            if self.turn():
-                self.backoff.reset()
-            else:
-                self.backoff.pause(self._until_timer_ns())
-        self.recorder.finish()
+        try:
+            while self.finish is None:
+                if self.turn():
+                    self.backoff.reset()
+                else:
+                    self.backoff.pause(self._until_timer_ns())
+        finally:
+            self.recorder.finish()  # also after an error: groups and tasks must match the images
         return self.finish
 
     def turn(self) -> bool:

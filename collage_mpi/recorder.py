@@ -133,8 +133,11 @@ class Recorder:
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome, known at now_ns."""
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
-        image = self._images.pop(resolve.image)
+        image = self._images[resolve.image]
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
+        # First: a writer that raises leaves everything as if this had not happened.
+        self._writer.image(self._image_row(resolve, image, task, group, now_ns))
+        del self._images[resolve.image]
         for task_id in resolve.tasks:
             self._tasks[task_id].resolved += 1
         group.images += 1
@@ -145,7 +148,6 @@ class Recorder:
         self.totals.images += 1
         self.totals.collage += resolve.source == "collage"
         self.totals.errors += resolve.outcome == "error"
-        self._writer.image(self._image_row(resolve, image, task, group, now_ns))
         if group.images == group.size:
             self._close_group(resolve.group)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +20,7 @@ from collage_mpi.config import RunSettings
 from collage_mpi.coordinator import Coordinator, Ready
 from collage_mpi.crew import Crew
 from collage_mpi.encode import Encoder
-from collage_mpi.errors import ExitCode
+from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.feed import Feed, Reader
 from collage_mpi.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.progress import StatusReporter
@@ -94,6 +94,7 @@ def _run_plan(
     try:
         encoder = Encoder(plan.grid, plan.shards.shape)
         hellos = crew.welcome(welcomes(plan, encoder), interrupted=stop_reason)
+        check_same_weights(hellos)
         ratio, services = _cost_ratio(plan, crew)
         crew.start(ratio)
         with ReadAhead(plan.shards, order) as reader:
@@ -117,6 +118,21 @@ def _run_plan(
         writer.close(status, **final)
     write_summary(read_results(out))
     return Outcome(writer.manifest["status"], finish.reason, out)
+
+
+def check_same_weights(hellos: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise DataFault unless all ranks that hold a kind of network hold the same one."""
+    first: dict[str, tuple[int, str]] = {}  # kind -> (rank, fingerprint)
+    for rank, hello in sorted(hellos.items()):
+        for kind, fingerprint in hello["fingerprints"].items():
+            other, expected = first.setdefault(kind, (rank, fingerprint))
+            if fingerprint != expected:
+                raise DataFault(
+                    f"rank {rank} on {hello['host']} holds another {kind} network "
+                    f"(SHA-256 {fingerprint[:12]}...) than rank {other} on "
+                    f"{hellos[other]['host']} ({expected[:12]}...): make the weights the same "
+                    "file on every host"
+                )
 
 
 def _every_s(settings: RunSettings) -> float | None:

@@ -26,6 +26,8 @@ from collage_mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, U
 
 Clock = Callable[[], int]
 
+ABORT_PAUSE_S = 0.2  # so that the message has left before the launcher ends everything
+
 
 class Received(NamedTuple):
     """A message, and rank 0's clock read first thing after it was complete."""
@@ -249,6 +251,7 @@ def guarded(comm: Any, body: Callable[[], int]) -> int:
         where = f"rank {comm.Get_rank()} on {socket.gethostname()} (pid {os.getpid()})"
         detail = "".join(traceback.format_exception(error))
         print(f"collage-mpi: {where} failed:\n{detail}", file=sys.stderr, flush=True)
+        time.sleep(ABORT_PAUSE_S)
         comm.Abort(1)
         raise
 

@@ -360,6 +360,25 @@ def test_a_reader_that_fails_says_so_after_what_it_had_read():
         job.coordinator.run(job.ready)
 
 
+@pytest.mark.parametrize("row", [1, 10, 25])
+def test_what_was_written_before_an_error_is_consistent(row):
+    """The session still vouches for its rows: groups and tasks must match the images."""
+    job = Job(40, depth=2)
+    plain, calls = job.writer.image, []
+
+    def image(found: Any) -> None:
+        calls.append(found)
+        if len(calls) == row:
+            raise OSError("no space left")
+        plain(found)
+
+    job.writer.image = image
+    with pytest.raises(OSError, match="no space"):
+        job.coordinator.run(job.ready)
+    job.check()
+    assert len(job.writer.images) == row - 1
+
+
 def test_answers_to_another_session_are_dropped():
     job = Job(4)
     job.cluster.answer(1, WireResult(0, wire.ANSWERED), session=SESSION - 1)

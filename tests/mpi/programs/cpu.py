@@ -1,0 +1,45 @@
+"""`collage-mpi` that tells the CPU seconds and the wall seconds of each rank's session.
+
+Usage: cpu.py OUT [ARGUMENT ...]: every rank leaves OUT/RANK.json = [cpu_s, wall_s], from
+the start of the session to its end, loading left out.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from collage_mpi import cli, coordinator, worker
+from collage_mpi.topology import launcher_rank
+
+begun = []
+plain_control, plain_run = worker.Worker._control, coordinator.Coordinator.run
+
+
+def begin():
+    begun[:] = [time.process_time(), time.monotonic()]
+
+
+def end():
+    spent = [time.process_time() - begun[0], time.monotonic() - begun[1]]
+    Path(sys.argv[1], f"{launcher_rank()}.json").write_text(json.dumps(spent))
+
+
+def control(self, message):
+    before = self.session
+    plain_control(self, message)
+    if before is not None and self.session is None:
+        end()
+    elif self.session is not None:
+        begin()
+
+
+def run(self, ready):
+    begin()
+    finish = plain_run(self, ready)
+    end()
+    return finish
+
+
+worker.Worker._control, coordinator.Coordinator.run = control, run
+sys.exit(cli.main(sys.argv[2:]))

@@ -1,0 +1,181 @@
+"""`collage-mpi` with something broken on one rank.
+
+Usage: saboteur.py RANK STAGE [ARGUMENT ...]: the stage is a function below.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+from collage_mpi import cli, coordinator, crew, loading, models, results, session, transport
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.scheduler import Scheduler
+from collage_mpi.topology import launcher_rank
+
+AFTER_IMAGES = 30
+
+
+def boom(*args, **options):
+    raise RuntimeError("boom")
+
+
+def patch(owner, name, before):
+    """Call `before(*arguments)` first each time."""
+    plain = getattr(owner, name)
+
+    def patched(*args, **options):
+        before(*args, **options)
+        return plain(*args, **options)
+
+    setattr(owner, name, patched)
+
+
+def nth(count, act):
+    """Act at the count-th call."""
+    calls = iter(range(1, 1 << 30))
+    return lambda *args, **options: act() if next(calls) == count else None
+
+
+def at_images(act):
+    """Act once AFTER_IMAGES images are resolved."""
+
+    def watch(self):
+        if self.recorder.totals.images >= AFTER_IMAGES:
+            act()
+
+    patch(coordinator.Coordinator, "turn", watch)
+
+
+def at_task(act, count=5):
+    """Act at a worker's count-th task."""
+    patch(
+        models.NullPredictor,
+        "predict",
+        lambda self, batch: at_real(batch, act, count),
+    )
+
+
+seen = iter(range(1, 1 << 30))
+
+
+def at_real(batch, act, count):
+    if batch.any() and next(seen) == count:  # the warm-up's inputs are blank
+        act()
+
+
+def load():
+    loading.NetworkLoader.__call__ = boom
+
+
+def receive():
+    plain = transport.WorkerTransport.poll_tasks
+    transport.WorkerTransport.poll_tasks = lambda self: boom() if (m := plain(self)) else m
+
+
+def reply():
+    patch(transport.WorkerTransport, "send", nth(6, boom))
+
+
+def garble():
+    patch(transport.WorkerTransport, "send", lambda self, buffer, nbytes: buffer.fill(255))
+
+
+def leave():
+    at_task(lambda: sys.exit(7))
+
+
+def predict():
+    """Soft: it never works on this rank."""
+    patch(models.NullPredictor, "predict", lambda self, batch: boom() if batch.any() else None)
+
+
+def plan():
+    session.run_session.__globals__["make_plan"] = boom
+
+
+def loop():
+    at_images(boom)
+
+
+def row():
+    patch(results.RunWriter, "image", nth(20, boom))
+
+
+def disk_full():
+    def full():
+        raise EnvironmentFault("out/parts: cannot be written: No space left on device")
+
+    patch(results.RunWriter, "image", nth(20, full))
+
+
+def close():
+    results.RunWriter.close = boom
+
+
+def kill():
+    die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    results.RunWriter.__init__.__kwdefaults__["rows_per_part"] = 8
+    at_images(die) if RANK == 0 else at_task(die)
+
+
+def stop(name="SIGUSR2"):
+    number = signal.Signals[name]
+    patch(coordinator.Coordinator, "run", lambda self, ready: None)
+    fired = []
+
+    def once():
+        if not fired:
+            fired.append(1)
+            os.kill(os.getpid(), number)
+
+    at_images(once)
+
+
+def early_stop():
+    """A signal while the workers load."""
+    patch(crew.Crew, "welcome", lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def freeze():
+    """A worker that stops for good; rank 0 shows less patience than by default."""
+    if launcher_rank() == RANK:
+        at_task(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    plain = Scheduler.__init__
+
+    def impatient(self, settings, scheme):
+        plain(self, dataclasses.replace(settings, end_ns=500_000_000), scheme)
+
+    Scheduler.__init__ = impatient
+    crew.Crew.stop.__defaults__ = (2.0,)
+
+
+def slow():
+    """Every prediction takes 20 ms of sleep, so that something is always under way."""
+    patch(models.NullPredictor, "predict", lambda self, batch: time.sleep(0.02))
+
+
+def foreign():
+    """This rank's weights are others than everybody else's."""
+    plain = models.NullPredictor.__init__
+
+    def other(self, *args):
+        plain(self, *args)
+        self.fingerprint = "f" * 64
+
+    models.NullPredictor.__init__ = other
+
+
+def zero():
+    """Nothing is broken."""
+
+
+np.seterr(all="raise")
+RANK, STAGE = int(sys.argv[1]), sys.argv[2]
+if launcher_rank() == RANK or STAGE == "freeze":
+    name, _, argument = STAGE.partition(":")
+    globals()[name](*filter(None, [argument]))
+sys.exit(cli.main(sys.argv[3:]))

@@ -1,0 +1,440 @@
+"""Whole runs on real ranks: every row right, whatever breaks; nothing hangs.
+
+The null network's answer is an image's top-left pixel and there are 251 classes, so full
+accuracy means that the right image, and the right cell, reached the right rank.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.errors import ExitCode
+from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
+from collage_mpi.shards import write_shard
+
+pytestmark = pytest.mark.mpi
+
+CLASSES = 251
+NAMES = tuple(f"class {i}" for i in range(CLASSES))
+NULL = ("--single", "null", "--collage", "null")
+SMALL = ("--singles", "2", "--side", "2")  # a world of 4
+QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def labels_of(first: int, count: int) -> np.ndarray:
+    return np.arange(first, first + count) * 37 % CLASSES  # (count,) int64
+
+
+def make_shard(path: Path, first: int, count: int, shape=(8, 8, 1), **more) -> Path:
+    labels = labels_of(first, count)
+    images = np.random.default_rng(first).integers(0, 256, (count, *shape), dtype=np.uint8)
+    images[:, 0, 0, 0] = labels
+    write_shard(path, images, labels, **{"class_names": NAMES, **more})
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two shards of 70 and 53 images (123 is no multiple of 4 or 9), and odd ones."""
+    folder = tmp_path_factory.mktemp("data")
+    make_shard(folder / "a.h5", 0, 70)
+    make_shard(folder / "b.h5", 70, 53)
+    make_shard(folder / "one.h5", 7, 1)
+    return folder
+
+
+@pytest.fixture
+def both(data) -> tuple[str, ...]:
+    """Arguments of a run over both shards."""
+    return ("run", "--shards", str(data / "a.h5"), str(data / "b.h5"), *NULL)
+
+
+def check_run(out: Path, images: int = 123, status: str = "complete"):
+    """The run is proven and every answer right."""
+    report = verify_run(out)
+    assert report.ok, report.problems
+    assert report.status == status
+    found = read_results(out)
+    rows = found.images
+    assert len(rows) == images
+    answered = rows[rows["answered"]]
+    assert (answered["predicted"] == answered["label"]).all()
+    truth = [labels_of(0, 70), labels_of(70, 53)]
+    if len(found.manifest["shards"]) == 2:
+        for shard, labels in enumerate(truth):
+            mine = answered[answered["shard"] == shard]
+            assert (mine["label"] == labels[mine["row"]]).all()
+    return found
+
+
+def counted(rows: np.ndarray, column: str, names: tuple[str, ...]) -> dict[str, int]:
+    """How often each name occurs."""
+    codes, counts = np.unique(rows[column], return_counts=True)
+    return {names[code]: int(count) for code, count in zip(codes, counts, strict=True)}
+
+
+def run_many(mpiexec, programs, folder: Path, n: int, cases: list, timeout: float = 60) -> list:
+    """Several commands in one launch; per case the list of what each rank returned and said."""
+    folder.mkdir()
+    (folder / "cases.json").write_text(json.dumps([[str(w) for w in case] for case in cases]))
+    done = mpiexec(n, [programs / "many.py", folder / "cases.json", folder], timeout, QUICK)
+    assert done.returncode == 0, done.stderr
+    by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]
+    return [list(case) for case in zip(*by_rank, strict=True)]
+
+
+def one_message(stderr: str, start: str = "collage-mpi run: ") -> str:
+    """The one message of a job, launchers' banners left out."""
+    lines = [line for line in stderr.splitlines() if line.startswith(start)]
+    assert len(lines) == 1, stderr
+    assert "Traceback" not in stderr
+    return lines[0]
+
+
+def codes(case: list) -> list[int]:
+    return [rank["code"] for rank in case]
+
+
+# ---- rows -------------------------------------------------------------------
+
+
+def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
+    shapes = {
+        "collage": [],
+        "none": ["--scheme", "none"],
+        "two": ["--singles", "8", "--collage-ranks", "2", "--collage-copies", "2"],
+        "deep": ["--depth", "3"],
+        "drain": ["--between", "drain", "--depth", "2"],
+        "shuffled": ["--order", "shuffle:5", "--limit", "50"],
+        "grace": ["--accept", "grace", "--grace-ms", "5", "--credit", "1"],
+    }
+    cases = [[*both, *more, "--out", tmp_path / name] for name, more in shapes.items()]
+    found = run_many(mpiexec, programs, tmp_path / "job", 11, cases)
+    for name, case in zip(shapes, found, strict=True):
+        assert codes(case) == [0] * 11, (name, case[0]["err"])
+        run = check_run(tmp_path / name, 50 if name == "shuffled" else 123)
+        assert run.complete
+    assert counted(read_results(tmp_path / "none").images, "source", SOURCES) == {"single": 123}
+    shuffled = read_results(tmp_path / "shuffled")
+    assert set(shuffled.images["shard"]) == {0, 1}  # 50 of the first shard would be file order
+    two = read_results(tmp_path / "two")
+    assert {9, 10} <= set(two.tasks["rank"])
+    world = two.manifest["world"]
+    assert [member["rank"] for member in world] == list(range(11))
+
+
+def test_one_single_rank_and_one_image(mpiexec, programs, data, both, tmp_path):
+    lone = ["run", "--shards", data / "one.h5", *NULL]
+    one = ["--singles", "1", "--side", "3"]
+    cases = [
+        [*both, *one, "--out", tmp_path / "n1"],
+        [*both, *one, "--scheme", "none", "--out", tmp_path / "n1none"],
+        [*lone, *one, "--out", tmp_path / "lone"],
+    ]
+    found = run_many(mpiexec, programs, tmp_path / "job", 3, cases)
+    assert [codes(case) for case in found] == [[0] * 3] * 3, found[0][0]["err"]
+    check_run(tmp_path / "n1")
+    check_run(tmp_path / "n1none")
+    check_run(tmp_path / "lone", 1)
+
+
+def test_bad_rows_are_error_rows_and_the_exit_code_says_so(mpiexec, data, tmp_path):
+    import h5py
+
+    shard = make_shard(tmp_path / "bad.h5", 0, 40)
+    shard.with_name("bad.h5.sha256").unlink()
+    with h5py.File(shard, "r+") as file:
+        file["images"][[3, 4, 5, 6, 7, 20]] ^= 1  # one whole group of four among them
+    args = ["-m", "collage_mpi", "run", "--shards", shard, *NULL, *SMALL, "--depth", "2"]
+    done = mpiexec(4, [*args, "--out", tmp_path / "out"], env=QUICK)
+    assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
+    run = check_run(tmp_path / "out", 40, "complete_with_errors")
+    bad = run.images[~run.images["answered"]]
+    assert sorted(bad["row"]) == [3, 4, 5, 6, 7, 20]
+    assert all(b"checksum" in reason for reason in bad["reason"])
+
+
+@pytest.mark.parametrize("how", ["SIGUSR2", "SIGTERM"])
+def test_a_stopped_run_is_resumed_to_the_same_rows(mpiexec, programs, both, tmp_path, how):
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    stopped = mpiexec(4, [programs / "saboteur.py", 0, f"stop:{how}", *run], env=QUICK)
+    assert stopped.returncode == ExitCode.INCOMPLETE, stopped.stderr
+    assert f"incomplete: stopped by {how}" in stopped.stdout
+    report = verify_run(tmp_path / "out")
+    assert report.status == "incomplete"
+    assert 30 <= report.rows < 123
+    resumed = mpiexec(4, ["-m", "collage_mpi", *run, "--resume"], env=QUICK)
+    assert resumed.returncode == 0, resumed.stderr
+    found = check_run(tmp_path / "out")
+    assert set(found.images["session"]) == {1, 2}
+
+
+def test_resume_refuses_other_settings_and_a_finished_run_stays(mpiexec, programs, both, tmp_path):
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    cases = [
+        run,
+        [*run, "--resume"],
+        [*run, "--resume", "--depth", "2"],
+        run,
+        [*both, *SMALL, "--out", tmp_path / "none", "--resume"],
+    ]
+    found = run_many(mpiexec, programs, tmp_path / "job", 4, cases)
+    assert codes(found[0]) == codes(found[1]) == [0] * 4, found[1][0]["err"]
+    assert codes(found[2]) == [ExitCode.USAGE] * 4
+    assert "depth" in found[2][0]["err"]
+    assert codes(found[3]) == codes(found[4]) == [ExitCode.ENVIRONMENT] * 4
+    assert "holds a run already" in found[3][0]["err"]
+    assert "no run here" in found[4][0]["err"]
+    check_run(tmp_path / "out")
+
+
+# ---- slow, idle -------------------------------------------------------------
+
+
+def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, both, tmp_path):
+    slow = ["--straggler", "pinned", "--straggler-median-ms", "10", "--slow-ranks", "3:5"]
+    shards = [*both, *slow, "--warmup-groups", "0", "--out", tmp_path / "out"]
+    done = mpiexec(11, ["-m", "collage_mpi", *shards], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    run = check_run(tmp_path / "out")
+    tasks = run.tasks[run.tasks["rank"] == 3]
+    begun = tasks[tasks["outcome"] == OUTCOMES.index("answered")]
+    # A worker reports durations only: it began at the latest that long before its answer came.
+    starts_ns = begun["done_ns"] - begun["compute_ns"] - begun["held_ns"]
+    order = np.argsort(run.groups["group"])
+    t0_ns = run.groups["t0_ns"][order]  # (groups,) of group 0, 1, ...
+    current = np.searchsorted(t0_ns, starts_ns, side="right") - 1
+    behind = current - begun["group"]
+    skipped = int((tasks["outcome"] == OUTCOMES.index("skipped")).sum())
+    print(f"slow rank: began {len(begun)}, behind {np.bincount(behind)}, skipped {skipped}")
+    assert behind.max() <= 1
+    assert skipped > 0
+    last = run.groups["t0_ns"].max()
+    assert len(begun) <= 2 + last / 50e6  # it is busy all along, and does nothing twice
+    assert counted(run.images, "source", SOURCES)["collage"] >= 10
+
+
+def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
+    """One rank holds its answer for two seconds; nine wait for it."""
+    job = ["--straggler", "pinned", "--straggler-median-ms", "20", "--slow-ranks", "1:100"]
+    run = ["run", "--shards", data, *NULL, *job, "--limit", "9", "--scheme", "none"]
+    done = mpiexec(11, [programs / "cpu.py", tmp_path, *run, "--out", tmp_path / "o"], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    spent = {rank: json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(11)}
+    share = {rank: cpu_s / wall_s for rank, (cpu_s, wall_s) in spent.items()}
+    idle = sum(share[rank] for rank in range(2, 11))
+    print(f"idle: nine ranks {idle:.0%} of a core, the held one {share[1]:.1%}, 0 {share[0]:.1%}")
+    assert spent[2][1] > 1.9
+    assert idle < 0.6
+    assert share[0] < 0.8
+
+
+# ---- broken ranks -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rank", "stage"),
+    [
+        (2, "load"),
+        (3, "receive"),
+        (1, "reply"),
+        (1, "leave"),
+        (2, "garble"),
+        (0, "plan"),
+        (0, "loop"),
+        (0, "row"),
+        (0, "close"),
+    ],
+)
+def test_a_defect_on_any_rank_ends_the_job_with_one_message(
+    mpiexec, programs, both, tmp_path, rank, stage
+):
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    done = mpiexec(4, [programs / "saboteur.py", rank, stage, *run], timeout=30, env=QUICK)
+    assert done.returncode != 0
+    teller = 0 if stage == "garble" else rank  # rank 0 finds what another has garbled
+    lines = [line.lstrip(" \0") for line in done.stderr.splitlines()]  # behind a banner's end
+    words = [line for line in lines if line.startswith("collage-mpi: rank ")]
+    assert len(words) == 1, done.stderr
+    assert words[0].startswith(f"collage-mpi: rank {teller} on ")
+    assert not (tmp_path / "out" / "COMPLETE").exists()
+
+
+def test_a_full_disk_is_one_message_and_resumable(mpiexec, programs, both, tmp_path):
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    done = mpiexec(4, [programs / "saboteur.py", 0, "disk_full", *run], timeout=30, env=QUICK)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "No space left" in one_message(done.stderr)
+    assert verify_run(tmp_path / "out").status == "incomplete"
+    assert mpiexec(4, ["-m", "collage_mpi", *run, "--resume"], env=QUICK).returncode == 0
+    check_run(tmp_path / "out")
+
+
+def test_a_network_that_fails_on_one_rank_is_retried_elsewhere(mpiexec, programs, both, tmp_path):
+    run = [*both, "--scheme", "none", *SMALL, "--out", tmp_path / "out"]
+    done = mpiexec(4, [programs / "saboteur.py", 2, "predict", *run], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    found = check_run(tmp_path / "out")
+    assert counted(found.images, "source", SOURCES)["retry"] > 0
+    assert set(found.images["rank"]) == {1}
+    failed = found.tasks[found.tasks["outcome"] == OUTCOMES.index("failed")]
+    assert set(failed["reason"]) == {b"RuntimeError: boom"}
+
+
+def test_a_collage_rank_that_always_fails_leaves_the_singles(mpiexec, programs, both, tmp_path):
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    done = mpiexec(4, [programs / "saboteur.py", 3, "predict", *run], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "collage" not in counted(check_run(tmp_path / "out").images, "source", SOURCES)
+
+
+def test_ranks_with_other_weights_are_refused(mpiexec, programs, both, tmp_path):
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    done = mpiexec(4, [programs / "saboteur.py", 2, "foreign", *run], env=QUICK)
+    assert done.returncode == ExitCode.DATA
+    assert "rank 2" in one_message(done.stderr)
+
+
+@pytest.mark.parametrize("rank", [0, 2, 3])
+def test_a_killed_rank_ends_the_job_and_resume_completes(mpiexec, programs, both, tmp_path, rank):
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    done = mpiexec(4, [programs / "saboteur.py", rank, "kill", *run], timeout=30, env=QUICK)
+    assert done.returncode != 0
+    assert not (tmp_path / "out" / "COMPLETE").exists()
+    report = verify_run(tmp_path / "out")
+    assert report.exit_code is ExitCode.INCOMPLETE, report.problems
+    resumed = mpiexec(4, ["-m", "collage_mpi", *run, "--resume"], env=QUICK)
+    assert resumed.returncode == 0, resumed.stderr
+    check_run(tmp_path / "out")
+
+
+def test_a_rank_that_stops_for_good_cannot_keep_the_job(mpiexec, programs, both, tmp_path):
+    """All images have their rows by the collage; the job ends without the frozen rank."""
+    run = [*both, "--singles", "3", "--side", "2", "--out", tmp_path / "out"]
+    done = mpiexec(5, [programs / "saboteur.py", 2, "freeze", *run], timeout=40, env=QUICK)
+    assert "rank(s) 2 did not end when told to" in one_message(done.stderr)
+    check_run(tmp_path / "out")
+
+
+# ---- what a user may get wrong ----------------------------------------------
+
+
+def test_each_mistake_is_one_message_and_a_code(mpiexec, programs, data, both, tmp_path):
+    shipped = importlib.resources.files("collage_mpi") / "data"
+    collage28, single28 = (
+        str(shipped / name)
+        for name in ("fashion_collage_side3.safetensors", "fashion_single.safetensors")
+    )
+    (tmp_path / "noise.safetensors").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "trace.npy").write_text("no trace")
+    (tmp_path / "bad.toml").write_text("depht = 2\n")
+    (tmp_path / "torn.toml").write_text("depth = \n")
+    (tmp_path / "file").write_text("in the way")
+    header = json.dumps({"__metadata__": {"made by": "somebody else"}}).encode()
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes(len(header).to_bytes(8, "little") + header)
+    ten = tuple(f"other {i}" for i in range(10))
+    from collage_mpi.shards import inspect_shard
+
+    fashion = inspect_shard(Path(str(shipped / "fashion_demo.h5"))).class_names
+
+    def odd(name: str, shape, names) -> str:
+        images = np.zeros((4, *shape), np.uint8)
+        write_shard(tmp_path / name, images, np.zeros(4, np.int64), class_names=names)
+        return str(tmp_path / name)
+
+    grey32, rgb = odd("32.h5", (32, 32, 1), fashion), odd("rgb.h5", (28, 28, 3), fashion)
+    others, grey28 = odd("other.h5", (28, 28, 1), ten), odd("28.h5", (28, 28, 1), fashion)
+    out = ["--out", tmp_path / "out"]
+    plain = [*both, *SMALL]
+
+    def on(shard, single="null", collage="null", *more):
+        return ["run", "--shards", shard, "--single", single, "--collage", collage, *more, *out]
+
+    side3 = ["--side", "3", "--singles", "2"]
+    gone = tmp_path / "gone"
+    usage, environment, wrong = ExitCode.USAGE, ExitCode.ENVIRONMENT, ExitCode.DATA
+    cases = [
+        ([*both, *out], environment, "launch with -n 11"),
+        ([*both, "--side", "2", "--singles", "3", *out], environment, "launch with -n 5"),
+        (on(grey28, gone, "null", *SMALL), environment, "gone"),
+        (on(grey28, "null", gone, *SMALL), environment, "gone"),
+        (on(grey28, tmp_path / "noise.safetensors", "null", *SMALL), wrong, "noise"),
+        (on(grey28, foreign, "null", *SMALL), wrong, "foreign"),
+        (on(grey32, single28, "null", *SMALL), wrong, "28"),
+        (on(rgb, "null", collage28, *side3), wrong, "channel"),
+        (on(grey28, "null", collage28, *SMALL), wrong, "--side 3"),
+        (on(grey28, collage28, "null", *SMALL), wrong, "single"),
+        (on(grey28, "null", single28, *side3), wrong, "collage"),
+        (on(others, single28, "null", *SMALL), wrong, "other 0"),
+        (on(data / "no.h5", "null", "null", *SMALL), environment, "no.h5"),
+        (on(tmp_path / "file", "null", "null", *SMALL), wrong, "file"),
+        ([*plain, "--out", tmp_path / "file"], environment, "file"),
+        ([*plain, "--out", tmp_path / "file" / "below"], environment, "below"),
+        ([*plain, "--settings", tmp_path / "bad.toml", *out], usage, "did you mean 'depth'"),
+        ([*plain, "--settings", tmp_path / "torn.toml", *out], wrong, "TOML"),
+        ([*plain, "--settings", gone.with_suffix(".toml"), *out], environment, "gone"),
+        (
+            [*plain, "--straggler", "trace", "--trace-file", tmp_path / "trace.npy", *out],
+            wrong,
+            "trace.npy",
+        ),
+        ([*plain, "--straggler", "trace", "--trace-file", gone, *out], environment, "gone"),
+        ([*plain, "--straggler", "pinned", "--slow-ranks", "9:5", *out], usage, "slow rank 9"),
+        ([*plain, "--slow-ranks", "1-5", *out], usage, "RANK:FACTOR"),
+        ([*plain, "--depth", "0", *out], usage, "depth"),
+        (["run", "--single", "null", *out], usage, "--shards is missing"),
+        ([*plain, "--device", "cuda:7", *out], usage, "device"),
+        ([*plain], usage, "--out is missing"),
+    ]
+    start_s = time.monotonic()
+    found = run_many(mpiexec, programs, tmp_path / "job", 4, [case for case, *_ in cases])
+    assert time.monotonic() - start_s < 40
+    for (words, code, says), ranks in zip(cases, found, strict=True):
+        said = "".join(rank["err"] for rank in ranks)
+        assert codes(ranks) == [code] * 4, (words, said)
+        assert says in one_message(said), words
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flag_that_does_not_exist_is_one_usage(mpiexec, both):
+    done = mpiexec(3, ["-m", "collage_mpi", *both, "--no-such-flag", "3"], env=QUICK)
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.count("usage: collage-mpi") == 1
+    assert done.stderr.count("--no-such-flag") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_world_ends_with_its_code(mpiexec, both, tmp_path):
+    done = mpiexec(3, ["-m", "collage_mpi", *both, "--out", tmp_path / "out"], env=QUICK)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "launch with -n 11" in one_message(done.stderr)
+
+
+def test_one_process_without_a_launcher_is_told_which_line_to_use(both, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "collage_mpi", *both, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "one process on its own" in one_message(done.stderr)
+    assert "collage-mpi launch -n 11" in done.stderr
+
+
+def test_a_signal_before_the_job_has_begun_is_incomplete(mpiexec, programs, both, tmp_path):
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    done = mpiexec(4, [programs / "saboteur.py", 0, "early_stop", *run], env=QUICK)
+    assert done.returncode == ExitCode.INCOMPLETE, done.stderr
+    assert "SIGTERM" in one_message(done.stderr)
+    assert mpiexec(4, ["-m", "collage_mpi", *run, "--resume"], env=QUICK).returncode == 0
+    check_run(tmp_path / "out")
