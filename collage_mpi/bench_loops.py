@@ -33,11 +33,12 @@ from collage_mpi.coordinator import PollWatch, Ready
 from collage_mpi.crew import Crew
 from collage_mpi.encode import Encoder
 from collage_mpi.loading import NetworkLoader
+from collage_mpi.plan import Plan, make_plan
 from collage_mpi.progress import StatusReporter
 from collage_mpi.protocol import TAG_TASK, TAG_UP
 from collage_mpi.results import RunWriter, read_results
 from collage_mpi.scheduler.events import COMPLETE
-from collage_mpi.session import Plan, build_coordinator, make_manifest, make_plan, welcomes
+from collage_mpi.session import build_coordinator, make_manifest, welcomes
 from collage_mpi.shards import ImageRecord, ReadAhead, write_shard
 from collage_mpi.transport import CoordinatorTransport, WorkerTransport, watch_process
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff

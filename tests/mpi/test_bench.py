@@ -1,0 +1,71 @@
+"""The bench on real ranks: it ends, and its report has every figure. Never a timing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from collage_mpi.bench import FORMAT, VARIANTS
+
+pytestmark = pytest.mark.mpi
+
+TINY = ["--px", "16", "--rounds", "8", "--blocks", "2", "--warmup", "1"]
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command as typed by hand; it starts its own ranks."""
+    return subprocess.run(
+        [sys.executable, "-m", "collage_mpi", "bench", "round", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_two_worlds_make_one_report(tmp_path):
+    out = tmp_path / "round.json"
+    done = bench(*TINY, "--ranks", "4", "3", "--json", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads(out.read_text())
+    assert report["format"] == FORMAT
+    assert report["settings"]["cell_px"] == 10
+    assert [world["ranks"] for world in report["worlds"]] == [4, 3]
+    for world in report["worlds"]:
+        assert list(world["variants"]) == list(VARIANTS)
+        for name, found in world["variants"].items():
+            assert found["rounds"] == 8
+            assert found["round_p50_ms"] > 0
+            assert found["round_p95_ms"] is None
+            assert found["images_s"] > 0
+            assert len(found["block_p50_ms"]) == 2
+            assert (found["longest_poll_gap_ms"] is None) == (name == "blocking")
+
+
+def test_under_a_launcher_it_is_one_world_and_can_be_profiled(mpiexec, tmp_path):
+    profile = tmp_path / "job.pstats"
+    words = ["-m", "collage_mpi", "bench", "round", *TINY, "--profile", profile]
+    done = mpiexec(3, words)
+    assert done.returncode == 0, done.stderr
+    assert "1 single + 1 collage ranks" in done.stdout
+    assert profile.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--ranks", "2"], 2, "--ranks 2"),
+        (["--rounds", "2"], 2, "--rounds 2"),
+        (["--profile", "p.pstats"], 2, "--ranks 11"),
+        (["--out", "no/such/folder/x.json"], 3, "make it first"),
+    ],
+)
+def test_what_cannot_work_is_one_message(words, code, says):
+    done = bench(*words)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
