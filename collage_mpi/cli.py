@@ -14,13 +14,14 @@ from importlib import import_module
 
 from collage_mpi import __version__
 from collage_mpi.errors import CollageError, ExitCode
-from collage_mpi.topology import launcher_rank
+from collage_mpi.topology import telling_rank
 
 # name -> (module below collage_mpi.commands, line in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "real images with and without the collage, table and picture, one command"),
     "launch": ("launch", "find the MPI at hand and start ranks: launch -n 11 -- run ..."),
     "run": ("run", "the job: classify every image of the shards (under mpiexec or launch)"),
+    "simulate": ("simulate", "the same job on virtual time: any number of ranks, no MPI"),
     "verify": ("verify", "prove that a run holds every image exactly once"),
     "export": ("export", "write a run's rows as csv, parquet or hdf5"),
     "shards": ("shards", "inspect or verify HDF5 shards"),
@@ -32,10 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints usage errors from one rank only: under mpiexec every rank parses argv."""
+    """Prints usage errors from one rank only: under a launcher all parse argv."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        if launcher_rank() in (None, 0):
+        if telling_rank() in (None, 0):
             self.print_usage(sys.stderr)
             print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(int(ExitCode.USAGE))
@@ -81,5 +82,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tell(message: str) -> None:
     """Print to stderr, from one rank only."""
-    if launcher_rank() in (None, 0):
+    if telling_rank() in (None, 0):
         print(message, file=sys.stderr, flush=True)

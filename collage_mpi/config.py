@@ -31,6 +31,8 @@ from collage_mpi.scheduler.schemes import SCHEMES
 from collage_mpi.stragglers import MODELS, TRACE_DRAWS, StragglerSettings
 
 MODES = ("carry", "drain")
+LARGEST = 1e9  # of any number: times then fit 63 bits of ns
+MOST = {"max_attempts": 255, "limit": float("inf")}  # an attempt is one byte of a row
 
 
 def _setting(default: Any, help_line: str, **more: Any) -> Any:
@@ -60,7 +62,9 @@ class RunSettings:
     )
     singles: int | None = _setting(None, "single ranks N (default: side*side)")
     collage_ranks: int = _setting(1, "collage ranks M")
-    collage_copies: int = _setting(1, "collage ranks that get the same collage, at most M")
+    collage_copies: int | None = _setting(
+        None, "collage ranks that get the same collage (default: all M)"
+    )
     between: str = _setting(
         "carry", "carry: a busy rank stays busy; drain: all ranks idle first", choices=MODES
     )
@@ -99,7 +103,7 @@ class RunSettings:
         self.accept_policy()
         self.stragglers()
         self.shuffle_seed()
-        if self.collage_copies > self.collage_ranks > 0:
+        if self.n_copies > self.collage_ranks > 0:
             raise UsageError(
                 f"collage_copies is {self.collage_copies} with {self.collage_ranks} collage "
                 "rank(s); each copy needs a rank of its own"
@@ -123,6 +127,7 @@ class RunSettings:
             "depth": 1,
             "credit": 1,
             "linger_ms": 0,
+            "grace_ms": 0,
             "image_timeout_s": 0,
             "max_attempts": 1,
             "limit": 1,
@@ -134,6 +139,10 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UsageError(f"{name} is {value}; it needs at least {least}")
+            if value is not None and not value <= MOST.get(name, LARGEST):
+                raise UsageError(
+                    f"{name} is {value}; it can be {MOST.get(name, LARGEST):g} at most"
+                )
         if self.cost_ratio is not None and not 0 < self.cost_ratio < 1e6:
             raise UsageError(f"cost_ratio is {self.cost_ratio}; it needs a positive number")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -150,6 +159,11 @@ class RunSettings:
     def n_singles(self) -> int:
         """Single ranks, N."""
         return self.group_size if self.singles is None else self.singles
+
+    @property
+    def n_copies(self) -> int:
+        """Collage ranks that get the same collage."""
+        return max(1, self.collage_ranks) if self.collage_copies is None else self.collage_copies
 
     @property
     def mode(self) -> str:

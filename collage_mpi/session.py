@@ -225,7 +225,7 @@ def build_coordinator(
 ) -> Coordinator:
     """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
     settings, clock = plan.settings, time.monotonic_ns
-    scheme = make_scheme(settings.scheme, settings.accept_policy(), settings.collage_copies)
+    scheme = make_scheme(settings.scheme, settings.accept_policy(), settings.n_copies)
     scheduler = Scheduler(scheduler_settings(settings, len(plan.placement.workers)), scheme)
     recorder = Recorder(
         writer,

@@ -1,0 +1,283 @@
+"""The same scheduler on virtual time: a discrete-event simulation of a run.
+
+Owns: virtual time, the model of workers (first come, first served; what is cancelled
+is skipped) and of rank 0 as a serial server with stated costs.
+Does not know: MPI, torch, shards. What it shares with a real run is the scheduler, the
+delay models and the rows, so that verify, summary and figures read both alike.
+
+The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
+come and it is free; a send occupies it for `send_ns`, a collage for `encode_ns` more.
+A message travels for `network_ns`. A rank's service time is its draw, times the cost
+ratio for a collage; without a delay model it is `single_ns`. Not modelled: shared
+network links, a rank's compute slowed by its neighbours, the disk.
+"""
+
+from __future__ import annotations
+
+import heapq
+import uuid
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.config import RunSettings
+from collage_mpi.placement import Placement, placement
+from collage_mpi.protocol import ANSWERED, SKIPPED, WireResult
+from collage_mpi.recorder import Recorder, Writer
+from collage_mpi.results import RunWriter, read_results, write_summary
+from collage_mpi.scheduler import Scheduler, make_scheme
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import Score
+from collage_mpi.session import scheduler_settings
+from collage_mpi.shards.readahead import ImageRecord
+from collage_mpi.stragglers import make_delays
+
+# At equal times answers come before timers (DESIGN 3); work on ranks is in between.
+ANSWER, RANK, TIMER = 0, 1, 2
+NO_PIXELS = np.empty((0, 0, 0), np.uint8)
+ANY_SCORE = Score(0, 1.0)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What things take, in ns. The defaults are a busy two-core host's at 28 px."""
+
+    receive_ns: int = 60_000
+    send_ns: int = 40_000
+    encode_ns: int = 30_000
+    network_ns: int = 50_000
+    single_ns: int = 5_000_000
+
+
+@dataclass
+class _Rank:
+    """A worker: what waits, what is cancelled, whether it is at work."""
+
+    id: int
+    kind: str
+    queue: deque[ev.Send] = field(default_factory=deque)
+    cancelled: set[int] = field(default_factory=set)
+    busy: bool = False
+
+
+class Simulation:
+    """One run on virtual time."""
+
+    def __init__(
+        self, settings: RunSettings, images: int, costs: Costs, writer: Writer, ratio: float
+    ) -> None:
+        """`ratio` is the collage network's service time over the single's."""
+        self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
+        ranks = simulated_placement(settings)
+        self.ranks = {rank: _Rank(rank, next(iter(ranks.kinds[rank]))) for rank in ranks.workers}
+        scheme = make_scheme(settings.scheme, settings.accept_policy(), settings.n_copies)
+        self.scheduler = Scheduler(scheduler_settings(settings, len(self.ranks)), scheme)
+        self.recorder = Recorder(
+            writer,
+            start_ns=0,
+            group_size=settings.group_size,
+            warmup_groups=settings.warmup_groups,
+        )
+        self.finish: ev.Finish | None = None
+        self._delays = make_delays(settings.stragglers())
+        self._injected = settings.straggler != "none"
+        self._heap: list[tuple[int, int, int, Any, Any]] = []
+        self._sequence = 0
+        self._free_ns = 0  # when rank 0 has done what it is doing
+        self._stamp_ns = 0
+        self._next_image = 0
+        self._events: deque[ev.Event] = deque()
+        self._dropped_timers: set[int] = set()
+        self._actions = {
+            ev.Send: self._send,
+            ev.Resolve: lambda a: self.recorder.resolved(a, self._stamp_ns),
+            ev.Admit: self._admit,
+            ev.Cancel: self._cancel,
+            ev.SetTimer: lambda a: self._at(a.at_ns, TIMER, self._timer, a.timer),
+            ev.CancelTimer: lambda a: self._dropped_timers.add(a.timer),
+            ev.Release: lambda a: None,
+            ev.Retire: lambda a: None,
+            ev.Finish: self._finished,
+        }
+
+    def run(self) -> ev.Finish:
+        """Everything, from the first admission to the end."""
+        for rank, state in self.ranks.items():
+            kinds = frozenset({state.kind})
+            self._handle(ev.RankReady(0, rank, kinds, "simulated", self.settings.credit))
+        while self.finish is None:
+            at_ns, _, _, call, argument = heapq.heappop(self._heap)
+            call(at_ns, argument)
+        self.recorder.finish()
+        return self.finish
+
+    def _at(self, at_ns: int, order: int, call: Any, argument: Any) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (at_ns, order, self._sequence, call, argument))
+
+    # ---- rank 0 -------------------------------------------------------------
+
+    def _handle(self, event: ev.Event) -> None:
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            current = self._events[0]
+            if self.finish is None:
+                self._stamp_ns = current.now_ns
+                for action in self.scheduler.handle(current):
+                    self._actions[type(action)](action)
+            self._events.popleft()
+
+    def _begin(self, at_ns: int) -> int:
+        """When rank 0 turns to something that came at at_ns."""
+        self._free_ns = max(self._free_ns, at_ns)
+        return self._free_ns
+
+    def _answer(self, at_ns: int, answer: tuple[int, WireResult]) -> None:
+        rank, result = answer
+        now_ns = self._begin(at_ns)
+        self._free_ns += self.costs.receive_ns
+        skipped = result.status == SKIPPED
+        self.recorder.ended(result, "skipped" if skipped else "answered", now_ns, 0)
+        if skipped:
+            self._handle(ev.Skipped(now_ns, result.task, rank))
+        else:
+            self._handle(ev.Answered(now_ns, result.task, rank, result.cells, 0, result.held_ns))
+        self.recorder.settled(result.task)
+
+    def _timer(self, at_ns: int, timer: int) -> None:
+        if timer in self._dropped_timers:
+            self._dropped_timers.discard(timer)
+        else:
+            self._handle(ev.TimerFired(self._begin(at_ns), timer))
+
+    def _admit(self, action: ev.Admit) -> None:
+        now_ns = self._stamp_ns
+        last = min(self._next_image + action.images, self.images)
+        for image in range(self._next_image, last):
+            self.recorder.admitted(image, ImageRecord(image, 0, image, NO_PIXELS, None), now_ns, 0)
+            self._events.append(ev.ImageArrived(now_ns, image, now_ns))
+        self._next_image = last
+        if last == self.images:
+            self._events.append(ev.InputClosed(now_ns))
+
+    def _send(self, send: ev.Send) -> None:
+        encode_ns = self.costs.encode_ns if send.kind == "collage" else 0
+        self._free_ns += self.costs.send_ns + encode_ns
+        self.recorder.sent(send, self._free_ns, encode_ns)
+        self._events.append(ev.SendDone(self._stamp_ns, send.task, encode_ns))
+        self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, send)
+
+    def _cancel(self, action: ev.Cancel) -> None:
+        self._free_ns += self.costs.send_ns
+        self._at(self._free_ns + self.costs.network_ns, RANK, self._cancelled, action)
+
+    def _finished(self, action: ev.Finish) -> None:
+        self.finish = action
+
+    # ---- the workers --------------------------------------------------------
+
+    def _arrives(self, at_ns: int, send: ev.Send) -> None:
+        rank = self.ranks[send.rank]
+        rank.queue.append(send)
+        if not rank.busy:
+            self._next_task(at_ns, rank)
+
+    def _cancelled(self, at_ns: int, cancel: ev.Cancel) -> None:
+        self.ranks[cancel.rank].cancelled.add(cancel.task)
+
+    def _next_task(self, at_ns: int, rank: _Rank) -> None:
+        """The rank is free: skip what is cancelled, begin the first that is not."""
+        rank.busy = False
+        while rank.queue:
+            send = rank.queue.popleft()
+            if send.task in rank.cancelled:
+                rank.cancelled.discard(send.task)
+                self._reply(at_ns, rank, WireResult(send.task, SKIPPED))
+                continue
+            rank.busy = True
+            service_ns = self._service_ns(send)
+            cells = (ANY_SCORE,) * len(send.items)
+            result = WireResult(send.task, ANSWERED, cells, 0, service_ns, service_ns)
+            self._at(at_ns + service_ns, RANK, self._done, (rank, result))
+            return
+
+    def _done(self, at_ns: int, done: tuple[_Rank, WireResult]) -> None:
+        rank, result = done
+        rank.cancelled.discard(result.task)
+        self._reply(at_ns, rank, result)
+        self._next_task(at_ns, rank)
+
+    def _reply(self, at_ns: int, rank: _Rank, result: WireResult) -> None:
+        self._at(at_ns + self.costs.network_ns, ANSWER, self._answer, (rank.id, result))
+
+    def _service_ns(self, send: ev.Send) -> int:
+        ratio = self.ratio if send.kind == "collage" else 1.0
+        if not self._injected:
+            return round(self.costs.single_ns * ratio)
+        return round(self._delays.draw_ns(send.rank, send.group, send.attempt) * ratio)
+
+
+def simulated_placement(settings: RunSettings) -> Placement:
+    """The placement a world of just the right size would have."""
+    collages = settings.collage_ranks if settings.scheme != "none" else 0
+    world = 1 + settings.n_singles + collages
+    return placement(
+        world, settings.n_singles, collages, side=settings.side, scheme=settings.scheme
+    )
+
+
+def simulate(
+    settings: RunSettings, out: Path, images: int, costs: Costs | None = None
+) -> tuple[str, Path]:
+    """Simulate a run and write its rows to `out`, as a real run would.
+
+    Args:
+        settings: those of a run; shards, networks and device do not matter. The cost ratio
+            is 1.0 unless it is set: there is no network here to measure.
+        out: folder for the results.
+        images: how many are classified.
+        costs: what things take.
+
+    Returns:
+        The status of the job, and `out`.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: settings that cannot run, a bad trace, an
+            output folder that cannot be written or holds a run.
+    """
+    costs = costs or Costs()
+    ratio = 1.0 if settings.cost_ratio is None else settings.cost_ratio
+    writer = RunWriter.create(out, _manifest(settings, images, costs, ratio))
+    status, final = "incomplete", {}
+    try:
+        simulation = Simulation(settings, images, costs, writer, ratio)
+        status = simulation.run().status
+        kinds = {rank: state.kind for rank, state in simulation.ranks.items()}
+        world = [{"rank": rank, "kinds": [kind]} for rank, kind in kinds.items()]
+        final = {"world": [{"rank": 0, "kinds": []}, *world], "cost_ratio": ratio}
+    finally:
+        writer.close(status, **final)
+    write_summary(read_results(out))
+    return status, out
+
+
+def _manifest(settings: RunSettings, images: int, costs: Costs, ratio: float) -> dict[str, Any]:
+    return {
+        "run_id": uuid.uuid4().hex,
+        "settings": settings.to_dict(),
+        "shards": [{"path": None, "fingerprint": "simulated", "count": images}],
+        "rows": images,
+        "order": "file",
+        "scheme": settings.scheme,
+        "accept": settings.accept_policy().name,
+        "mode": f"{settings.mode}, simulated",
+        "side": settings.side,
+        "straggler": settings.stragglers().describe(),
+        "warmup_groups": settings.warmup_groups,
+        "simulated": {"costs": asdict(costs), "cost_ratio": ratio},
+    }

@@ -1,0 +1,111 @@
+"""The simulator against times worked out by hand, and against a computation without events."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from collage_mpi.cli import main
+from collage_mpi.config import RunSettings
+from collage_mpi.results import read_results, verify_run
+from collage_mpi.simulate import Costs, Simulation, simulate
+from collage_mpi.stragglers import make_delays
+
+FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
+MS = 1_000_000
+
+
+class Rows:
+    """A writer that keeps what it is given."""
+
+    session = 1
+
+    def __init__(self):
+        self.images, self.groups, self.tasks = [], [], []
+        self.image, self.group, self.task = (
+            self.images.append,
+            self.groups.append,
+            self.tasks.append,
+        )
+
+
+def play(groups: int, ratio: float = 1.0, costs: Costs = FREE, **settings) -> Rows:
+    rows = Rows()
+    job = RunSettings(warmup_groups=0, **settings)
+    Simulation(job, groups * job.group_size, costs, rows, ratio).run()
+    return rows
+
+
+def test_one_slow_rank_by_hand():
+    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:5",)}
+    none = play(4, scheme="none", side=2, **constant)
+    assert [g.latency_ns for g in none.groups] == [500 * MS] * 4
+    collage = play(4, ratio=1.2, scheme="collage", side=2, **constant)
+    assert [g.latency_ns for g in collage.groups] == [120 * MS] * 4
+    assert [g.collage_cells for g in collage.groups] == [1] * 4
+
+
+def test_rank_0_is_a_serial_server():
+    costs = Costs(receive_ns=3, send_ns=10, encode_ns=100, network_ns=7, single_ns=1000)
+    (group,) = play(1, costs=costs, scheme="none", side=2).groups
+    # the last of four sends leaves at 40, arrives at 47, is done at 1047, back at 1054
+    assert group.latency_ns == 4 * 10 + 7 + 1000 + 7
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.0, 1.5])
+@pytest.mark.parametrize("side", [2, 3])
+def test_drain_equals_the_formula(side, ratio):
+    """All ranks idle at each release: a group takes max over cells of min(single, collage)."""
+    settings = {"side": side, "between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
+    n = side * side
+    draw = make_delays(RunSettings(**settings).stragglers()).draw_ns
+    singles = np.array([[draw(r, g, 1) for r in range(1, n + 1)] for g in range(50)])  # (g, n)
+    collage = np.array([[round(draw(n + 1, g, 1) * ratio)] for g in range(50)])  # (g, 1)
+    found = [g.latency_ns for g in play(50, ratio, scheme="collage", **settings).groups]
+    assert found == np.minimum(singles, collage).max(axis=1).tolist()
+    found = [g.latency_ns for g in play(50, scheme="none", **settings).groups]
+    assert found == singles.max(axis=1).tolist()
+
+
+def test_two_collage_ranks_are_as_good_as_the_faster():
+    settings = {"between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
+    draw = make_delays(RunSettings(**settings).stragglers()).draw_ns
+    draws = np.array([[draw(r, g, 1) for r in range(1, 12)] for g in range(50)])  # (g, 11)
+    best = draws[:, 9:].min(axis=1, keepdims=True)
+    found = [g.latency_ns for g in play(50, collage_ranks=2, **settings).groups]
+    assert found == np.minimum(draws[:, :9], best).max(axis=1).tolist()
+
+
+def test_a_slow_rank_skips_to_the_current_group():
+    """In carry a 5x slower rank starts no task of a group that is over."""
+    rows = play(40, straggler="pinned", slow_ranks=("4:5",), scheme="collage")
+    slow = [task for task in rows.tasks if task.rank == 4]
+    ends = {g.group: g.t0_ns + g.latency_ns for g in rows.groups}
+    worked = [task for task in slow if task.held_ns]
+    assert any(task.outcome == 1 for task in slow)  # skipped
+    assert all(task.done_ns - task.held_ns <= ends[task.group] for task in worked)
+
+
+def test_the_rows_are_those_of_a_run(tmp_path):
+    settings = RunSettings(
+        straggler="lognormal", depth=2, collage_ranks=2, accept="grace", grace_ms=90
+    )
+    status, out = simulate(settings, tmp_path / "run", 100)
+    assert status == "complete"
+    report = verify_run(out)
+    assert report.ok, report.problems
+    assert "simulated" in read_results(out).mode
+
+
+def test_the_same_seed_gives_the_same_rows():
+    settings = {"straggler": "lognormal", "depth": 3, "straggler_seed": 5}
+    assert play(20, **settings).images == play(20, **settings).images
+
+
+def test_the_command(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    flags = ["--straggler", "pinned", "--slow-ranks", "4:5", "--cost-ratio", "1.4"]
+    assert main(["simulate", "--images", "900", "--out", out, *flags]) == 0
+    assert "simulated" in capsys.readouterr().out
+    assert main(["simulate", "--images", "900", "--out", out]) == 3
+    assert main(["simulate", "--images", "0", "--out", out + "2"]) == 2
