@@ -78,6 +78,13 @@ class World:
         """The messages of a round."""
         return exchanges(self.settings, self.size - 2)
 
+    def meet(self) -> None:
+        """Wait until all ranks have left the turn before, with its receives withdrawn.
+
+        A message of the next turn would else be matched by one of them, and be lost.
+        """
+        self.bare_comm.Barrier()
+
 
 def bench_world(
     settings: BenchSettings, comm: Any, mpi: Any, profile: Profile | None = None
@@ -121,6 +128,7 @@ def measure(world: World, folder: Path) -> dict[str, Any]:
         images, _ = plan.shards.read_all()  # (IMAGES, H, W, C) uint8
         for done, (block, name) in enumerate(order):
             status.update(done)
+            world.meet()
             if name.startswith("job"):
                 found = JobBlock(world, plan, images, folder / f"{name}-{block}").play(name)
             else:
@@ -343,6 +351,7 @@ def serve(world: World) -> None:
     """A worker's part of every turn."""
     loader = NetworkLoader(world.rank, world.size)
     for _, name in turns(world.settings):
+        world.meet()
         if name.startswith("job"):
             transport = WorkerTransport(world.job_comm, world.mpi)
             Worker(transport, loader, watch=watch_process).serve()
