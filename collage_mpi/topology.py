@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
@@ -23,6 +24,11 @@ RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
+
+# What torchrun tells a training process. RANK alone may be anybody's, and other launchers
+# set it too: these count only where TORCHELASTIC_RUN_ID says that torchrun is there.
+TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 # The rank's environment under `collage-mpi launch`: machine-readable progress is wanted.
 STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
@@ -55,6 +61,35 @@ def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
     Usable before MPI is imported, so that one rank alone prints a usage error.
     """
     return _first_number(RANK_VARIABLES, environ)
+
+
+@dataclass(frozen=True)
+class TorchrunPlace:
+    """One training process among those that torchrun started, on one host or several."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host_number: int
+
+
+def torchrun_place(environ: Mapping[str, str] = os.environ) -> TorchrunPlace | None:
+    """This process's place under torchrun, or None where torchrun did not start it."""
+    values = [environ.get(name, "") for name in TORCHRUN_VARIABLES]
+    if not environ.get(TORCHRUN_ID) or not all(value.isdecimal() for value in values):
+        return None
+    return TorchrunPlace(*map(int, values))
+
+
+def telling_rank(environ: Mapping[str, str] = os.environ) -> int | None:
+    """Which of the processes with this command line it is: only 0, or None, tells errors.
+
+    torchrun comes first: where srun starts one torchrun a host, SLURM_PROCID is that of
+    torchrun, the same for all its processes.
+    """
+    place = torchrun_place(environ)
+    return launcher_rank(environ) if place is None else place.rank
 
 
 def launcher_size(environ: Mapping[str, str] = os.environ) -> int | None:

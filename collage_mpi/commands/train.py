@@ -1,4 +1,4 @@
-"""`collage-mpi train single|collage`: shards in, weights out.
+"""`collage-mpi train single|collage`: shards in, weights out; under torchrun data-parallel.
 
 Owns: the flags, and how shards become training data.
 Does not know: the loop, the network, the file formats.
@@ -15,11 +15,18 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     from collage_mpi.training.loop import TrainData
+    from collage_mpi.training.peers import Peers
     from collage_mpi.training.settings import TrainSettings
+
+ARRAYS = ("images", "labels", "held_images", "held_labels")  # of TrainData
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags; the two networks differ in defaults and in the grid."""
+    parser.epilog = (
+        "Several processes train together with: torchrun --standalone --nproc-per-node=2 "
+        "-m collage_mpi train single --shards train.h5 --out single.safetensors"
+    )
     kinds = parser.add_subparsers(dest="kind", metavar="single|collage", required=True)
     single = kinds.add_parser("single", help="the classifier of one image")
     collage = kinds.add_parser("collage", help="the collage-CNN: side*side images at once")
@@ -46,7 +53,9 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     net.add_argument("--norm", choices=("batch", "group"), default="batch")
     fit = parser.add_argument_group("training")
     fit.add_argument("--epochs", type=int, default=epochs, help=f"({epochs})")
-    fit.add_argument("--batch", type=int, default=batch, help=f"inputs per step ({batch})")
+    fit.add_argument(
+        "--batch", type=int, default=batch, help=f"inputs a step, all processes ({batch})"
+    )
     fit.add_argument("--lr", type=float, default=0.1, help="peak learning rate (0.1)")
     fit.add_argument("--weight-decay", type=float, default=5e-4, help="(0.0005)")
     fit.add_argument("--label-smoothing", type=float, default=0.1, help="(0.1)")
@@ -57,31 +66,41 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     fit.add_argument("--limit", type=int, help="use only the first images: for a quick try")
     fit.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     fit.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    fit.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    fit.add_argument("--threads", type=int, default=1, help="CPU threads a process (1)")
 
 
 def execute(args: argparse.Namespace) -> int:
     """Train, write the weights, and say how good they are."""
     if args.threads < 1:
         raise UsageError(f"--threads is {args.threads}; it needs a number from 1")
-    if not args.out.parent.is_dir():
-        raise EnvironmentFault(f"{args.out.parent} is not a directory; make it, or change --out")
-    images, labels, facts = _read(args)
-    settings = _settings(args, images.shape[1:])
+    from collage_mpi.training.peers import together
 
+    return together(args.device, lambda peers: _train(args, peers))
+
+
+def _train(args: argparse.Namespace, peers: Peers) -> int:
+    """One process's part of the training; the lead's also the output."""
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
     from collage_mpi.training.loop import Machine, Trainer
+    from collage_mpi.training.peers import check_batch
 
-    usable_device(args.device)
+    if peers.lead and not args.out.parent.is_dir():
+        raise EnvironmentFault(f"{args.out.parent} is not a directory; make it, or change --out")
+    check_batch(args.batch, peers.size)
+    data, facts, settings = _load(args, peers)
+    usable_device(peers.device)
     checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint")
-    data = _data(images, labels, facts, settings)
-    machine = Machine(args.device, args.threads, checkpoint, args.resume)
+    machine = Machine(peers.device, args.threads, checkpoint, args.resume, peers)
     trainer = Trainer(data, settings, machine)
+    if not peers.lead:
+        trainer.run()
+        return 0
     weights = sum(p.numel() for p in trainer.network.parameters())
+    shared = "" if peers.size == 1 else f"{peers.size} processes, "
     print(
         f"{args.kind}: {weights:,} parameters, {len(data.images):,} images to train on, "
-        f"{len(data.held_images):,} to validate, {settings.epochs} epochs, "
+        f"{len(data.held_images):,} to validate, {settings.epochs} epochs, {shared}"
         f"{trainer.precision}, checkpoint {checkpoint}",
         flush=True,
     )
@@ -93,6 +112,27 @@ def execute(args: argparse.Namespace) -> int:
         f"sha256 {info.fingerprint[:12]}"
     )
     return 0
+
+
+def _load(
+    args: argparse.Namespace, peers: Peers
+) -> tuple[TrainData, dict[str, Any], TrainSettings]:
+    """Training data, read once a host; facts for the record; settings."""
+    from collage_mpi.training.loop import TrainData
+    from collage_mpi.training.peers import read_once
+
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+        images, labels, facts = _read(args)
+        data = _data(images, labels, facts, _settings(args, images.shape[1:]))
+        arrays = {name: getattr(data, name) for name in ARRAYS}
+        return arrays, {**facts, "classes": data.classes, "origin": data.origin}
+
+    arrays, facts = read_once(peers, read)
+    classes, origin = facts.pop("classes"), tuple(facts.pop("origin"))
+    if peers.size > 1:
+        facts["processes"] = peers.size
+    settings = _settings(args, arrays["images"].shape[1:])
+    return TrainData(**arrays, classes=classes, origin=origin), facts, settings
 
 
 def _read(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:

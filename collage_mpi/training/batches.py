@@ -25,11 +25,14 @@ class Batch:
         pixels: (n, H, W, C) uint8, images or collages.
         labels: (n, cells) int64; those of blank cells mean nothing.
         present: (n, cells) bool; False where the cell is blank.
+        step_cells: cells that are not blank in the whole step, which may be more than
+            this part of it.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
     present: np.ndarray
+    step_cells: int
 
 
 def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,20 +75,33 @@ class BatchMaker:
         used = self.steps_per_epoch * self.per_step
         return order[:used].reshape(self.steps_per_epoch, self.per_step)
 
-    def make(self, chosen: np.ndarray, epoch: int, step: int) -> Batch:
-        """The batch of the chosen images, augmented; for a collage with cells blanked at random."""
-        settings = self.settings
+    @property
+    def inputs_per_step(self) -> int:
+        """Rows of a step's batch: images, or collages."""
+        return self.per_step // self.settings.cells
+
+    def make(self, chosen: np.ndarray, epoch: int, step: int, part: slice = slice(None)) -> Batch:
+        """The batch of the chosen images, augmented; for a collage with cells blanked at random.
+
+        Args:
+            chosen: (per_step,) int64, a row of `order`.
+            part: the rows of the batch to make. What is drawn for a row is the same
+                whatever the part, so that the parts together are the batch.
+        """
+        settings, cells = self.settings, self.settings.cells
         random = np.random.default_rng([settings.seed, 3, epoch, step])
-        images = augment(
-            self.images[chosen], random, flips=settings.flips, shift_px=settings.shift_px
-        )
-        labels = self.labels[chosen].reshape(-1, settings.cells)  # (n, cells)
-        present = np.ones(labels.shape, dtype=bool)
+        moves = draw_moves(random, len(chosen), settings.flips, settings.shift_px)  # (3, n*cells)
+        present = np.ones((len(chosen) // cells, cells), dtype=bool)
+        if settings.side is not None:
+            present = random_presence(random, len(present), cells, settings.blank_share)
+        step_cells, present = int(present.sum()), present[part]
+        own = np.arange(len(chosen)).reshape(-1, cells)[part].reshape(-1)
+        images = move(self.images[chosen[own]], moves[:, own], settings.shift_px)
+        labels = self.labels[chosen[own]].reshape(-1, cells)  # (n, cells)
         if settings.side is None:
-            return Batch(images, labels, present)
-        present = random_presence(random, len(labels), settings.cells, settings.blank_share)
+            return Batch(images, labels, present, step_cells)
         images[~present.reshape(-1)] = BLANK
-        return Batch(tile(images, settings.side), labels, present)
+        return Batch(tile(images, settings.side), labels, present, step_cells)
 
 
 def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> list[Batch]:
@@ -99,7 +115,12 @@ def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSetting
     pixels = images if settings.side is None else tile(images, settings.side)
     n = max(1, 256 // cells)
     return [
-        Batch(pixels[at : at + n], filled[at : at + n], present[at : at + n])
+        Batch(
+            pixels[at : at + n],
+            filled[at : at + n],
+            present[at : at + n],
+            int(present[at : at + n].sum()),
+        )
         for at in range(0, rows, n)
     ]
 
@@ -133,16 +154,29 @@ def augment(
     Returns:
         A new array of the same shape.
     """
+    return move(images, draw_moves(random, len(images), flips, shift_px), shift_px)
+
+
+def draw_moves(random: np.random.Generator, n: int, flips: bool, shift_px: int) -> np.ndarray:
+    """(3, n) int64: rows and columns to start from, 0 .. 2*shift_px, and 1 where mirrored."""
+    moves = np.zeros((3, n), np.int64)
+    moves[:2] = random.integers(0, 2 * shift_px + 1, (2, n))
+    if flips:
+        moves[2] = random.random(n) < 0.5
+    return moves
+
+
+def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
+    """Shift and mirror (n, H, W, C) uint8 images by `draw_moves`' (3, n); a new array."""
     n, height, width, channels = images.shape
     edge = shift_px
     padded = np.full((n, height + 2 * edge, width + 2 * edge, channels), BLANK, np.uint8)
     padded[:, edge : edge + height, edge : edge + width] = images
-    top, left = random.integers(0, 2 * edge + 1, (2, n))
+    top, left, mirror = moves
     rows = top[:, None] + np.arange(height)  # (n, H)
     columns = left[:, None] + np.arange(width)  # (n, W)
-    if flips:
-        mirrored = random.random(n) < 0.5
-        columns[mirrored] = columns[mirrored, ::-1]
+    mirrored = mirror == 1
+    columns[mirrored] = columns[mirrored, ::-1]
     return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 

@@ -21,6 +21,7 @@ from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.resnet import channels_last
 from collage_mpi.training.batches import Batch, BatchMaker, plain_batches
 from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
+from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.progress import TrainingProgress
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
 
@@ -49,12 +50,21 @@ class TrainData:
 
 @dataclass(frozen=True)
 class Machine:
-    """What may change between sessions of one run."""
+    """What may change between sessions of one run.
+
+    Attributes:
+        device: of this process.
+        threads: of this process on the CPU.
+        checkpoint: written by the lead, read by all; None for none.
+        resume: go on from the checkpoint.
+        peers: the processes that share the steps.
+    """
 
     device: str = "cpu"
     threads: int = 1
     checkpoint: Path | None = None
     resume: bool = False
+    peers: Peers = ALONE
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,12 @@ class Trainer:
         torch.set_num_threads(machine.threads)
         torch.manual_seed(settings.seed)
         self.settings, self.machine, self.data = settings, machine, data
+        self.peers = machine.peers
         self.device = torch.device(machine.device)
         self.maker = BatchMaker(data.images, data.labels, settings)
-        self.held = plain_batches(data.held_images, data.held_labels, settings)
+        self.part = self.peers.part(self.maker.inputs_per_step)
+        lead = self.peers.lead  # it alone validates
+        self.held = plain_batches(data.held_images, data.held_labels, settings) if lead else []
         self.precision = resolve_precision(settings.precision, self.device)
         self.normalisation = pixel_statistics(data.images)
         channels = data.images.shape[3]
@@ -102,6 +115,7 @@ class Trainer:
         self._started = self._saved = time.monotonic()
         if machine.resume and machine.checkpoint is not None:
             self._restore(machine.checkpoint)
+        self.model = self.peers.wrap(self.network, self.device)  # its backward adds up all parts
 
     def run(self) -> Trained:
         """Train to the end, or from the checkpoint to the end.
@@ -109,7 +123,8 @@ class Trainer:
         Raises:
             DataFault: the loss is no longer finite.
         """
-        with TrainingProgress(self.steps, self.done, self.maker.per_step) as progress:
+        quiet = not self.peers.lead
+        with TrainingProgress(self.steps, self.done, self.maker.per_step, quiet=quiet) as progress:
             while self.done < self.steps:
                 self._epoch(progress)
         self.network.eval()
@@ -123,11 +138,13 @@ class Trainer:
         losses: list[float] = []
         self.network.train()
         for step in range(first, len(order)):
-            losses.append(self._step(self.maker.make(order[step], epoch, step)))
+            losses.append(self._step(self.maker.make(order[step], epoch, step, self.part)))
             recent = float(np.mean(losses[-50:]))
             progress.step(self.done, f"epoch {epoch + 1}/{self.settings.epochs}, loss {recent:.3f}")
             if time.monotonic() - self._saved >= CHECKPOINT_EVERY_S:
                 self._save()
+        if not self.peers.lead:
+            return
         loss, accuracy = self.validate()
         self.history.append(
             {
@@ -148,30 +165,32 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._loss(batch, self.settings.label_smoothing)
-        value = float(loss.detach())
+        value = self.peers.total(float(loss.detach()), self.device)
         if not np.isfinite(value):
             raise DataFault(f"the loss is {value} at step {self.done}: try a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * self.peers.size).backward()  # the model's backward takes the mean over processes
         self.optimizer.step()
         self.done += 1
         return value
 
     def _loss(self, batch: Batch, smoothing: float) -> Tensor:
-        logits = self._forward(batch)  # (n, cells, classes)
+        """This process's part of the step's mean loss over cells that are not blank."""
+        logits = self._forward(self.model, batch)  # (n, cells, classes)
         labels = torch.from_numpy(batch.labels).to(self.device)
         present = torch.from_numpy(batch.present).to(self.device, torch.float32)
         each = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=smoothing
         )
-        return (each * present.flatten()).sum() / present.sum().clamp(min=1)
+        cells = torch.tensor(float(max(1, batch.step_cells)), device=self.device)
+        return (each * present.flatten()).sum() / cells
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         pixels = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2)
         normalised = (pixels.float() / 255 - self._mean) / self._std
         enabled = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            return self.network(normalised).float()
+            return model(normalised).float()
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
@@ -179,7 +198,9 @@ class Trainer:
         self.network.eval()
         loss = right = count = 0.0
         for batch in self.held:
-            logits = self._forward(batch).cpu()[torch.from_numpy(batch.present)]  # (m, classes)
+            logits = self._forward(self.network, batch).cpu()[
+                torch.from_numpy(batch.present)
+            ]  # (m, classes)
             labels = torch.from_numpy(batch.labels[batch.present])
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
@@ -193,7 +214,7 @@ class Trainer:
         return self._earlier_s + time.monotonic() - self._started
 
     def _save(self) -> None:
-        if self.machine.checkpoint is None:
+        if self.machine.checkpoint is None or not self.peers.lead:
             return
         progress = {
             "identity": self._identity(),

@@ -27,12 +27,14 @@ class TrainingProgress:
         steps: of the whole training.
         done: steps that an earlier session made.
         images_per_step: for the rate.
+        quiet: show nothing: one of several training processes speaks for all.
     """
 
-    def __init__(self, steps: int, done: int, images_per_step: int) -> None:
+    def __init__(self, steps: int, done: int, images_per_step: int, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._steps, self._first, self._images = steps, done, images_per_step
         self._started = self._told = time.monotonic()
-        self._bar = _bar(steps, done) if sys.stdout.isatty() else None
+        self._bar = _bar(steps, done) if sys.stdout.isatty() and not quiet else None
 
     def __enter__(self) -> TrainingProgress:
         if self._bar is not None:
@@ -50,6 +52,8 @@ class TrainingProgress:
 
     def step(self, done: int, text: str) -> None:
         """Tell that `done` steps are made; text holds epoch, loss and accuracy."""
+        if self._quiet:
+            return
         now = time.monotonic()
         rate = (done - self._first) / max(1e-9, now - self._started)  # steps a second
         line = (
@@ -64,6 +68,8 @@ class TrainingProgress:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.console.print(text)
         else:
