@@ -23,6 +23,8 @@ from collage_mpi.topology import launcher_size
 from collage_mpi.topology import placement as place_ranks
 
 NULL_CLASSES = 10
+LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
+LARGEST_LABEL = 2**31 - 1  # what a row of the results holds
 ONE_CLASS_SHARE = 0.25  # mixed classes give such a group once in 10**8 at 10 classes, side 3
 
 
@@ -72,6 +74,7 @@ def make_plan(settings: RunSettings, world_size: int) -> Plan:
     try:
         grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
         names = _check_fit(settings, shards, single, collage)
+        _check_sizes(shards, grid)
     except BaseException:
         shards.close()
         raise
@@ -153,6 +156,22 @@ def _check_fit(
         if names != known[0][1]:
             raise DataFault(_class_mismatch(known[0], (where, names)))
     return known[0][1] if known else None
+
+
+def _check_sizes(shards: ShardSet, grid: Grid) -> None:
+    """What is sent fits a message, and labels fit a row."""
+    nbytes = grid.px * grid.px * shards.shape[2]
+    if nbytes > LARGEST_INPUT_BYTES:
+        raise UsageError(
+            f"a collage of side {grid.side} with cells of {grid.cell_px} px takes {nbytes:,} "
+            f"bytes; the most is {LARGEST_INPUT_BYTES:,}: choose a smaller --cell-px"
+        )
+    labels = shards.labels()
+    if labels is not None and len(labels) and int(labels.max()) > LARGEST_LABEL:
+        raise DataFault(
+            f"shards hold the label {int(labels.max())}; labels are class numbers "
+            f"from 0 to {LARGEST_LABEL} at most"
+        )
 
 
 def _class_mismatch(one: tuple[str, tuple[str, ...]], other: tuple[str, tuple[str, ...]]) -> str:

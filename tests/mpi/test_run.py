@@ -6,6 +6,7 @@ accuracy means that the right image, and the right cell, reached the right rank.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import json
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_ranks
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
@@ -48,6 +50,8 @@ def data(tmp_path_factory) -> Path:
     make_shard(folder / "a.h5", 0, 70)
     make_shard(folder / "b.h5", 70, 53)
     make_shard(folder / "one.h5", 7, 1)
+    make_shard(folder / "many.h5", 0, 540)
+    make_shard(folder / "large.h5", 3, 30, (224, 224, 3))
     return folder
 
 
@@ -132,15 +136,17 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
 
 
 def test_one_single_rank_and_one_image(mpiexec, programs, data, both, tmp_path):
-    lone = ["run", "--shards", data / "one.h5", *NULL]
+    lone, large = (["run", "--shards", data / f"{name}.h5", *NULL] for name in ("one", "large"))
     one = ["--singles", "1", "--side", "3"]
     cases = [
         [*both, *one, "--out", tmp_path / "n1"],
         [*both, *one, "--scheme", "none", "--out", tmp_path / "n1none"],
         [*lone, *one, "--out", tmp_path / "lone"],
+        [*large, *one, "--depth", "3", "--credit", "4", "--out", tmp_path / "large"],
     ]
     found = run_many(mpiexec, programs, tmp_path / "job", 3, cases)
-    assert [codes(case) for case in found] == [[0] * 3] * 3, found[0][0]["err"]
+    assert [codes(case) for case in found] == [[0] * 3] * 4, found[0][0]["err"]
+    check_run(tmp_path / "large", 30)  # collages of 1.3 MB: MPI's way for long messages
     check_run(tmp_path / "n1")
     check_run(tmp_path / "n1none")
     check_run(tmp_path / "lone", 1)
@@ -162,7 +168,7 @@ def test_bad_rows_are_error_rows_and_the_exit_code_says_so(mpiexec, data, tmp_pa
     assert all(b"checksum" in reason for reason in bad["reason"])
 
 
-@pytest.mark.parametrize("how", ["SIGUSR2", "SIGTERM"])
+@pytest.mark.parametrize("how", ["SIGUSR2"])  # SIGTERM: below, before the job has begun
 def test_a_stopped_run_is_resumed_to_the_same_rows(mpiexec, programs, both, tmp_path, how):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     stopped = mpiexec(4, [programs / "saboteur.py", 0, f"stop:{how}", *run], env=QUICK)
@@ -199,33 +205,35 @@ def test_resume_refuses_other_settings_and_a_finished_run_stays(mpiexec, program
 # ---- slow, idle -------------------------------------------------------------
 
 
-def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, both, tmp_path):
+def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, data, tmp_path):
+    """Whenever it begins a task, that task is of the group in flight or of the one before."""
     slow = ["--straggler", "pinned", "--straggler-median-ms", "10", "--slow-ranks", "3:5"]
-    shards = [*both, *slow, "--warmup-groups", "0", "--out", tmp_path / "out"]
-    done = mpiexec(11, ["-m", "collage_mpi", *shards], env=QUICK)
+    run = ["run", "--shards", data / "many.h5", *NULL, *slow, "--out", tmp_path / "out"]
+    done = mpiexec(11, ["-m", "collage_mpi", *run], env=QUICK)
     assert done.returncode == 0, done.stderr
-    run = check_run(tmp_path / "out")
-    tasks = run.tasks[run.tasks["rank"] == 3]
+    found = check_run(tmp_path / "out", 540)
+    tasks = found.tasks[found.tasks["rank"] == 3]
     begun = tasks[tasks["outcome"] == OUTCOMES.index("answered")]
-    # A worker reports durations only: it began at the latest that long before its answer came.
-    starts_ns = begun["done_ns"] - begun["compute_ns"] - begun["held_ns"]
-    order = np.argsort(run.groups["group"])
-    t0_ns = run.groups["t0_ns"][order]  # (groups,) of group 0, 1, ...
-    current = np.searchsorted(t0_ns, starts_ns, side="right") - 1
-    behind = current - begun["group"]
     skipped = int((tasks["outcome"] == OUTCOMES.index("skipped")).sum())
-    print(f"slow rank: began {len(begun)}, behind {np.bincount(behind)}, skipped {skipped}")
+    # A worker reports durations only. Its answer may have waited for rank 0's next poll.
+    gap_ns = found.manifest["poll"]["longest_gap_ns"] + 2_000_000
+    starts_ns = begun["done_ns"] - begun["compute_ns"] - begun["held_ns"]
+    t0_ns = found.groups["t0_ns"][np.argsort(found.groups["group"])]  # (groups,)
+    raw, behind = (
+        np.searchsorted(t0_ns, at_ns, side="right") - 1 - begun["group"]
+        for at_ns in (starts_ns, starts_ns - gap_ns)
+    )
+    print(f"slow rank: began {len(begun)}, groups behind {np.bincount(raw)}, skipped {skipped}")
     assert behind.max() <= 1
-    assert skipped > 0
-    last = run.groups["t0_ns"].max()
-    assert len(begun) <= 2 + last / 50e6  # it is busy all along, and does nothing twice
-    assert counted(run.images, "source", SOURCES)["collage"] >= 10
+    assert skipped >= 5
+    assert len(begun) <= 3 + t0_ns.max() / 50e6  # one every 50 ms: it repeats nothing
+    assert counted(found.images, "source", SOURCES)["collage"] >= 50
 
 
 def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
     """One rank holds its answer for two seconds; nine wait for it."""
     job = ["--straggler", "pinned", "--straggler-median-ms", "20", "--slow-ranks", "1:100"]
-    run = ["run", "--shards", data, *NULL, *job, "--limit", "9", "--scheme", "none"]
+    run = ["run", "--shards", data / "a.h5", *NULL, *job, "--limit", "9", "--scheme", "none"]
     done = mpiexec(11, [programs / "cpu.py", tmp_path, *run, "--out", tmp_path / "o"], env=QUICK)
     assert done.returncode == 0, done.stderr
     spent = {rank: json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(11)}
@@ -303,7 +311,7 @@ def test_ranks_with_other_weights_are_refused(mpiexec, programs, both, tmp_path)
     assert "rank 2" in one_message(done.stderr)
 
 
-@pytest.mark.parametrize("rank", [0, 2, 3])
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_killed_rank_ends_the_job_and_resume_completes(mpiexec, programs, both, tmp_path, rank):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", rank, "kill", *run], timeout=30, env=QUICK)
@@ -314,6 +322,27 @@ def test_a_killed_rank_ends_the_job_and_resume_completes(mpiexec, programs, both
     resumed = mpiexec(4, ["-m", "collage_mpi", *run, "--resume"], env=QUICK)
     assert resumed.returncode == 0, resumed.stderr
     check_run(tmp_path / "out")
+
+
+def test_workers_end_by_themselves_when_rank_0_is_gone(mpi, programs, both, tmp_path):
+    """Even where the launcher is told to leave them alone."""
+    leave = {"mpich": ["-disable-auto-cleanup"], "openmpi": ["--enable-recovery"]}[mpi.family]
+    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    words = [sys.executable, programs / "saboteur.py", "0", "kill", *run]
+    alone = dataclasses.replace(mpi, mpiexec=wrapped(tmp_path, mpi.mpiexec, leave))
+    start_s = time.monotonic()
+    done = run_ranks(alone, 4, words[1:], 30.0, QUICK, tmp_path)
+    assert done.returncode != 0
+    assert time.monotonic() - start_s < 30
+    assert not (tmp_path / "out" / "COMPLETE").exists()
+
+
+def wrapped(folder: Path, mpiexec: Path, flags: list[str]) -> Path:
+    """A launcher that adds flags."""
+    script = folder / "mpiexec"
+    script.write_text(f'#!/bin/sh\nexec {mpiexec} {" ".join(flags)} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 def test_a_rank_that_stops_for_good_cannot_keep_the_job(mpiexec, programs, both, tmp_path):

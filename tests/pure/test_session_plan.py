@@ -1,0 +1,130 @@
+"""What rank 0 checks before anything is sent, and what of the input a resumed run has left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.plan import make_plan, warn_of_one_class_groups
+from collage_mpi.results.rows import KEY_ROW
+from collage_mpi.session import _not_done, check_same_weights, make_manifest, scheduler_settings
+from collage_mpi.shards import write_shard
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> tuple[str, str]:
+    """Two shards, of 5 and of 7 images of 6 px."""
+    folder = tmp_path_factory.mktemp("plan")
+    for name, count in (("a", 5), ("b", 7)):
+        images = np.full((count, 6, 6, 1), count, np.uint8)
+        write_shard(folder / f"{name}.h5", images, np.arange(count) % 3)
+    return str(folder / "a.h5"), str(folder / "b.h5")
+
+
+def plan_of(shards, world: int = 6, **more):
+    values = {"single": "null", "collage": "null", "out": "out", "side": 2, **more}
+    return make_plan(RunSettings(shards=shards, **values), world)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "says"),
+    [
+        ({"world": 5}, EnvironmentFault, "launch with -n 6"),
+        ({"slow_ranks": ("6:2",), "straggler": "pinned"}, UsageError, "slow rank 6"),
+        ({"cell_px": 40_000}, UsageError, "smaller --cell-px"),
+        ({"single": "gone.safetensors"}, EnvironmentFault, "gone.safetensors"),
+        ({"collage": "null:side=3,oops=1"}, UsageError, "oops"),
+    ],
+)
+def test_what_does_not_fit_is_refused(shards, more, error, says):
+    with pytest.raises(error, match=says):
+        plan_of(shards, **more)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"image_timeout_s": float("inf")},
+        {"image_timeout_s": 1e300},
+        {"linger_ms": float("nan")},
+        {"accept": "grace", "grace_ms": float("inf")},
+        {"max_attempts": 256},
+        {"depth": 10**30},
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(more):
+    with pytest.raises(UsageError):
+        RunSettings(**more)
+
+
+def test_a_label_that_no_row_can_hold_is_refused(tmp_path):
+    labels = np.array([0, 2**40])
+    write_shard(tmp_path / "big.h5", np.zeros((2, 6, 6, 1), np.uint8), labels)
+    with pytest.raises(DataFault, match="1099511627776"):
+        plan_of((str(tmp_path / "big.h5"),))
+
+
+def test_the_order_is_a_seeded_permutation_cut_at_the_limit(shards):
+    whole = plan_of(shards, order="shuffle:3").order
+    assert sorted(whole) == list(range(12))
+    assert list(whole) != list(range(12))
+    assert list(plan_of(shards, order="shuffle:3", limit=4).order) == list(whole[:4])
+    assert list(plan_of(shards, limit=100).order) == list(range(12))
+
+
+@pytest.mark.parametrize("order", ["file", "shuffle:1"])
+@pytest.mark.parametrize("limit", [None, 8])
+def test_what_is_left_is_what_has_no_row(shards, order, limit):
+    plan = plan_of(shards, order=order, limit=limit)
+    located = [plan.shards.locate(int(i)) for i in plan.order]
+    done = np.array(located[::2], KEY_ROW)
+    left = _not_done(plan, done)
+    assert list(left) == list(plan.order[1::2])
+    assert list(_not_done(plan, np.empty(0, KEY_ROW))) == list(plan.order)
+    assert len(_not_done(plan, np.array(located, KEY_ROW))) == 0
+
+
+def test_the_manifest_expects_the_rows_of_the_plan(shards):
+    manifest = make_manifest(plan_of(shards, order="shuffle:1", limit=8))
+    assert manifest["rows"] == 8
+    assert [shard["count"] for shard in manifest["shards"]] == [5, 7]
+    assert manifest["mode"] == "carry, depth 1"
+
+
+def test_times_reach_the_scheduler_in_ns():
+    settings = RunSettings(linger_ms=1.5, image_timeout_s=2.0, between="drain", side=3)
+    found = scheduler_settings(settings, 10)
+    assert (found.linger_ns, found.image_timeout_ns, found.drain) == (1_500_000, 2 * 10**9, True)
+    assert found.group_size == 9
+
+
+def test_one_class_groups_are_said(tmp_path, capsys):
+    write_shard(tmp_path / "s.h5", np.zeros((40, 6, 6, 1), np.uint8), np.repeat(np.arange(10), 4))
+    warn_of_one_class_groups(plan_of((str(tmp_path / "s.h5"),)))
+    assert "--order shuffle:0" in capsys.readouterr().err
+    warn_of_one_class_groups(plan_of((str(tmp_path / "s.h5"),), order="shuffle:0"))
+    assert capsys.readouterr().err == ""
+
+
+def hello(host: str, **fingerprints: str) -> dict:
+    return {"host": host, "fingerprints": fingerprints}
+
+
+def test_ranks_of_a_kind_must_hold_the_same_weights():
+    same = {1: hello("n0", single="aa"), 2: hello("n1", single="aa"), 3: hello("n1", collage="bb")}
+    check_same_weights(same)
+    with pytest.raises(CollageError, match=r"rank 4 on n2 .* than rank 1 on n0"):
+        check_same_weights({**same, 4: hello("n2", single="cc")})
+
+
+def test_a_plan_that_fails_leaves_no_file_open(shards):
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+    for _ in range(5):
+        with pytest.raises(UsageError):
+            plan_of(shards, cell_px=40_000)
+    if before:
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
