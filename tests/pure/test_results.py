@@ -52,7 +52,7 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
     assert images.dtype == IMAGE_ROW
     assert images[0].item() == (*ROW[:-1], b"")
     assert images[1]["reason"].decode() == "späte Antwort"
-    assert wait_ns(images).tolist() == [1000 - 10 - 20 - 30 - 100 - 200] * 2
+    assert wait_ns(images).tolist() == [1000 - 10 - 20 - 100 - 200] * 2
 
 
 def test_encode_counts_only_for_answers_of_the_collage() -> None:
