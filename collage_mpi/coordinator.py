@@ -23,6 +23,8 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.transport import Received, Sent
 from collage_mpi.waiting import Backoff
 
+DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it for an hour
+
 OUTCOMES = {wire.ANSWERED: "answered", wire.FAILED: "failed", wire.SKIPPED: "skipped"}
 
 
@@ -106,7 +108,7 @@ class Coordinator:
             ev.Cancel: self._cancel,
             ev.Resolve: self._resolve,
             ev.SetTimer: lambda a: heapq.heappush(self._timers, (a.at_ns, a.timer)),
-            ev.CancelTimer: lambda a: self._dropped_timers.add(a.timer),
+            ev.CancelTimer: self._drop_timer,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Release: lambda a: self.feed.release(a.image),
             ev.Finish: self._finished,
@@ -192,6 +194,15 @@ class Coordinator:
                 self._handle(ev.TimerFired(now_ns, timer))
                 fired = True
         return fired
+
+    def _drop_timer(self, action: ev.CancelTimer) -> None:
+        """Forget it; the heap is cleared of such once they are the larger part of it."""
+        dropped = self._dropped_timers
+        dropped.add(action.timer)
+        if len(dropped) > DROPPED_TIMERS and 2 * len(dropped) > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[1] not in dropped]
+            heapq.heapify(self._timers)
+            dropped.clear()
 
     def _until_timer_ns(self) -> int | None:
         return max(0, self._timers[0][0] - self.clock()) if self._timers else None

@@ -142,16 +142,20 @@ def _every_s(settings: RunSettings) -> float | None:
 
 def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
     """The part of the order that has no row yet; done: (k,) of (shard u4, row u8)."""
-    starts = np.cumsum([0, *(info.count for info in plan.shards.infos)])  # (shards + 1,)
-    finished = starts[done["shard"]] + done["row"].astype(np.int64)
+    finished = _starts(plan)[done["shard"]] + done["row"].astype(np.int64)
     return plan.order[~np.isin(plan.order, finished)]
+
+
+def _starts(plan: Plan) -> np.ndarray:
+    """(shards + 1,) int64: the global index of each shard's first row, and the end."""
+    return np.cumsum([0, *(info.count for info in plan.shards.infos)], dtype=np.int64)
 
 
 def make_manifest(plan: Plan) -> dict[str, Any]:
     """What the run was asked to do, for its manifest."""
     settings = plan.settings
-    located = np.array([plan.shards.locate(int(i)) for i in plan.order], dtype=np.int64)
-    located = located.reshape(-1, 2)  # (n, 2) shard, row
+    starts = _starts(plan)
+    shard = np.searchsorted(starts, plan.order, side="right") - 1  # (n,) int64; none is empty
     return {
         "run_id": uuid.uuid4().hex,
         "settings": settings.to_dict(),
@@ -162,7 +166,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "rows": len(plan.order),
         "order": settings.order,
         "limit": settings.limit,
-        "input_digest": input_digest(located[:, 0], located[:, 1]),
+        "input_digest": input_digest(shard, plan.order - starts[shard]),
         "class_names": list(plan.class_names) if plan.class_names else None,
         "scheme": settings.scheme,
         "accept": settings.accept_policy().name,

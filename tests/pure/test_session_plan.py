@@ -10,6 +10,7 @@ import pytest
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.plan import make_plan, warn_of_one_class_groups
+from collage_mpi.results import input_digest
 from collage_mpi.results.rows import KEY_ROW
 from collage_mpi.session import _not_done, check_same_weights, make_manifest, scheduler_settings
 from collage_mpi.shards import write_shard
@@ -89,7 +90,10 @@ def test_what_is_left_is_what_has_no_row(shards, order, limit):
 
 
 def test_the_manifest_expects_the_rows_of_the_plan(shards):
-    manifest = make_manifest(plan_of(shards, order="shuffle:1", limit=8))
+    plan = plan_of(shards, order="shuffle:1", limit=8)
+    manifest = make_manifest(plan)
+    located = np.array([plan.shards.locate(int(i)) for i in plan.order])  # (8, 2)
+    assert manifest["input_digest"] == input_digest(located[:, 0], located[:, 1])
     assert manifest["rows"] == 8
     assert [shard["count"] for shard in manifest["shards"]] == [5, 7]
     assert manifest["mode"] == "carry, depth 1"
