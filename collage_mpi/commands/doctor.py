@@ -1,0 +1,168 @@
+"""`collage-mpi doctor`: what keeps a job from starting here, and what to type about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collage_mpi.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
+    from collage_mpi.doctor.screen import Screen
+
+TRIAL_RANKS = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of doctor."""
+    parser.epilog = (
+        "Typed alone it looks at this host and starts two ranks. "
+        "`collage-mpi launch -n 11 -- doctor`, `mpiexec -n 11 collage-mpi doctor` and "
+        "`srun -n 11 collage-mpi doctor` also show which rank is where. "
+        "Exit code: 0, or 3 if a job cannot be expected to run."
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the run will write")
+    parser.add_argument("--shards", nargs="+", default=[], metavar="PATH", help="its input")
+    parser.add_argument("-n", "--ranks", type=int, help="try so many ranks (default: 2)")
+    parser.add_argument("--side", type=int, help="of the run: the world's size must fit it")
+    parser.add_argument("--singles", type=int, metavar="N", help="single ranks of the run")
+    parser.add_argument("--collage-ranks", type=int, default=1, metavar="M", help="default: 1")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--mpi", choices=("auto", "mpich", "openmpi", "intel"), default="auto")
+    parser.add_argument("--mpiexec", metavar="PATH", help="launcher to use (default: look for it)")
+    parser.add_argument("--no-launch", action="store_true", help="start no ranks")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Look, say, and tell by the exit code whether anything is bad."""
+    from collage_mpi.doctor.facts import Wanted
+    from collage_mpi.topology import launcher_rank, launcher_size
+
+    if args.ranks is not None and args.ranks < 1:
+        raise UsageError(f"-n {args.ranks}: at least 1 rank")
+    wanted = Wanted(
+        ranks=args.ranks,
+        side=args.side,
+        singles=args.singles,
+        collage_ranks=args.collage_ranks,
+        device=args.device,
+        mpi=args.mpi,
+        mpiexec=args.mpiexec,
+    )
+    if launcher_size() is not None and launcher_rank() not in (None, 0):
+        return _as_another_rank(wanted)
+    return Doctor(wanted, args).run()
+
+
+class Doctor:
+    """The doctor on the process that speaks: alone, or rank 0 of a world."""
+
+    def __init__(self, wanted: Wanted, args: argparse.Namespace) -> None:
+        from collage_mpi.doctor.screen import Screen
+
+        self._wanted, self._args = wanted, args
+        self._findings: list[Finding] = []
+        self._world: World | None = None
+        self._screen: Screen | None = None if args.json else Screen(sys.stdout)
+
+    def run(self) -> int:
+        """Everything, in the order of the screen."""
+        from collage_mpi import __version__
+        from collage_mpi.doctor.examine import examine
+        from collage_mpi.doctor.gather import gather
+        from collage_mpi.doctor.ranks import open_meeting
+        from collage_mpi.progress import report_exit
+        from collage_mpi.topology import launcher_size
+
+        if self._screen:
+            self._screen.line(f"collage-mpi {__version__} doctor on {socket.gethostname()}")
+        # The others meet first, and then wait at rest: in MPI_Init they would spin.
+        meeting = open_meeting(self._wanted) if launcher_size() is not None else None
+        world = meeting.gather() if meeting else None
+        facts = gather(self._wanted, self._args.out, self._args.shards)
+        self._say(examine(facts))
+        if world is not None:
+            self._judge(facts, world)
+        elif not facts.mpi.under_launcher:
+            self._try_ranks(facts)
+        code = self._end(facts)
+        if meeting is not None and world is not None:
+            report_exit(code)
+            meeting.dismiss(code, world)
+        return code
+
+    def _say(self, findings: list[Finding]) -> None:
+        self._findings += findings
+        if self._screen:
+            self._screen.findings(findings)
+
+    def _try_ranks(self, facts: Facts) -> None:
+        """Typed alone: start a small job."""
+        from collage_mpi.doctor.checks_software import choose_launcher
+        from collage_mpi.doctor.checks_world import check_trial
+        from collage_mpi.doctor.examine import can_meet
+
+        launcher = choose_launcher(facts.mpi, self._wanted)
+        if self._args.no_launch or launcher is None or not can_meet(facts):
+            return
+        from collage_mpi.doctor.trial import try_ranks
+
+        asked = self._wanted.ranks or TRIAL_RANKS
+        trial = try_ranks(launcher, asked, self._wanted.device)
+        finding = check_trial(trial)
+        self._say([finding])
+        if self._wanted.ranks is not None and finding.verdict == "ok" and trial.world:
+            self._judge(facts, trial.world)
+
+    def _judge(self, facts: Facts, world: World) -> None:
+        from collage_mpi.doctor.checks_world import check_world, roles
+        from collage_mpi.doctor.rankmap import map_lines, render_map
+
+        self._world = world
+        self._say(list(check_world(facts, world)))
+        if self._screen and world.size > 1:
+            self._screen.map(render_map(map_lines(world.ranks, roles(self._wanted, world.size))))
+
+    def _end(self, facts: Facts) -> int:
+        from collage_mpi.doctor.examine import is_bad
+
+        if self._screen:
+            self._screen.verdict(self._findings, self._next_step())
+        else:
+            print(json.dumps(self._everything(facts), indent=1), flush=True)
+        return int(ExitCode.ENVIRONMENT if is_bad(self._findings) else ExitCode.COMPLETE)
+
+    def _next_step(self) -> str:
+        if self._world is not None:
+            return "the same with `run` in place of `doctor`"
+        return "collage-mpi launch -n 11 -- doctor (which rank is where)"
+
+    def _everything(self, facts: Facts) -> dict[str, object]:
+        from collage_mpi.doctor.examine import is_bad
+
+        return {
+            "format": "collage-mpi doctor",
+            "version": 1,
+            "verdict": "bad" if is_bad(self._findings) else "ok",
+            "findings": [asdict(finding) for finding in self._findings],
+            "facts": asdict(facts),
+            "world": asdict(self._world) if self._world else None,
+        }
+
+
+def _as_another_rank(wanted: Wanted) -> int:
+    """Every rank but 0: report to rank 0, leave with its code."""
+    from collage_mpi.doctor.ranks import open_meeting
+
+    meeting = open_meeting(wanted)
+    if meeting is None or meeting.rank == 0:
+        # No MPI, or one of N singletons: the process with the launcher's 0 says so.
+        return int(ExitCode.ENVIRONMENT)
+    return meeting.report()

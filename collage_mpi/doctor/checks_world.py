@@ -1,0 +1,252 @@
+"""Verdicts on ranks that have met, or have not: size, placement, devices, cores.
+
+Owns: what is good and bad in a world, and the fixes.
+Does not know: MPI, how ranks report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from math import isqrt
+
+from collage_mpi.doctor.checks_software import SRUN_LINES
+from collage_mpi.doctor.facts import (
+    BAD,
+    OK,
+    WARN,
+    Facts,
+    Finding,
+    Rank,
+    Trial,
+    Wanted,
+    World,
+    counted,
+)
+from collage_mpi.doctor.rankmap import numbers_text
+from collage_mpi.errors import CollageError
+from collage_mpi.placement import Placement, placement
+
+# What MPI prints when ranks do not start, what that means, and the fix; first match wins.
+_TELLTALES = (
+    (
+        "attempt to run as root",
+        "Open MPI refuses to start ranks as root",
+        "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
+        "PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+    ),
+    (
+        "not enough slots",
+        "Open MPI counts fewer slots than ranks",
+        "ask the batch system for as many tasks as ranks, or "
+        "export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe",
+    ),
+    (
+        "not enough space for /dev/shm",
+        "/dev/shm is too small",
+        "docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm",
+    ),
+    (
+        "EXIT CODE: 7",
+        "a rank died of a bus error: /dev/shm is full or too small",
+        "docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm",
+    ),
+    (
+        "unable to find a suitable interface",
+        "the launcher finds no usable network interface",
+        "on one host: export HYDRA_IFACE=lo FI_TCP_IFACE=lo OMPI_MCA_btl_tcp_if_include=lo",
+    ),
+    (
+        "unsupported PMI version",
+        "launcher and MPI library are of different MPIs",
+        f"use `collage-mpi launch` without --mpiexec, or {SRUN_LINES}",
+    ),
+)
+
+
+def check_trial(trial: Trial) -> Finding:
+    """The ranks that the doctor started itself have met."""
+    name, asked = "ranks start", trial.asked
+    if trial.singletons > 1 or (trial.world is not None and trial.world.size == 1 < asked):
+        return _singletons(name, asked)
+    if trial.world is not None and not trial.world.missing and trial.exit_code == 0:
+        return Finding(name, OK, f"{asked} ranks started and met in {trial.seconds:.1f} s")
+    text = "\n".join(trial.output)
+    for sign, meaning, fix in _TELLTALES:
+        if sign in text:
+            return Finding(name, BAD, f"{asked} ranks do not start: {meaning}", fix)
+    last = "; ".join(trial.output[-3:]) or f"exit code {trial.exit_code}"
+    if trial.timed_out:
+        last = f"not within {trial.seconds:.0f} s" + (f"; {last}" if trial.output else "")
+    return Finding(
+        name,
+        BAD,
+        f"{asked} ranks did not meet: {last}",
+        "try another network for MPI (export HYDRA_IFACE=lo FI_TCP_IFACE=lo UCX_NET_DEVICES=lo on "
+        "one host), or another MPI (--mpi); --no-launch leaves this test out",
+    )
+
+
+def _singletons(name: str, asked: int) -> Finding:
+    return Finding(
+        name,
+        BAD,
+        f"the launcher started {asked} ranks, but MPI makes each of them rank 0 of 1",
+        f"use `collage-mpi launch -n {asked} -- ...`, or {SRUN_LINES}",
+    )
+
+
+def check_world(facts: Facts, world: World) -> Iterator[Finding]:
+    """Everything about a world of ranks."""
+    if world.size == 1 < (world.launcher_size or 1):
+        yield _singletons("world", world.launcher_size or 1)
+        return
+    yield _met(world)
+    yield check_size(facts.wanted, world.size)
+    yield from check_software_alike(world.ranks)
+    yield from check_shared_gpus(world.ranks)
+    yield from check_host_cores(world.ranks)
+
+
+def _met(world: World) -> Finding:
+    if not world.missing:
+        hosts = len({rank.host for rank in world.ranks})
+        where = f"{counted(world.size, 'rank')} on {counted(hosts, 'host')}"
+        return Finding("world", OK, f"{where} met in {world.seconds:.1f} s")
+    lost, names = len(world.missing), numbers_text(world.missing)
+    return Finding(
+        "world",
+        BAD,
+        f"{lost} of {world.size} ranks did not report in {world.seconds:.0f} s: {names}",
+        "are their hosts up, does the network between them and rank 0 carry MPI "
+        "(firewall, FI_TCP_IFACE, OMPI_MCA_btl_tcp_if_include)?",
+    )
+
+
+def roles(wanted: Wanted, size: int) -> list[str]:
+    """What each rank of a world of `size` holds, as far as it fits."""
+    placed = _placement(wanted, size)
+    if not isinstance(placed, Placement):
+        return ["coordinator", *["-"] * (size - 1)]
+    held = ["+".join(sorted(kinds, reverse=True)) or "idle" for kinds in placed.kinds]
+    return ["coordinator", *held[1:]]
+
+
+def _placement(wanted: Wanted, size: int) -> Placement | CollageError:
+    """The placement `run` would make; where the user gave no numbers, those that fit."""
+    singles = wanted.singles
+    if wanted.side is None and singles is None:
+        singles = max(1, size - 1 - wanted.collage_ranks)
+    try:
+        return placement(size, singles, wanted.collage_ranks, side=wanted.side or 3)
+    except CollageError as error:
+        return error
+
+
+def check_size(wanted: Wanted, size: int) -> Finding:
+    """The world is of a size that `run` accepts."""
+    if size == 1:
+        found = "1 rank on its own: a job needs a coordinator and a rank a network"
+        return Finding("world size", BAD, found, "collage-mpi launch -n 11 -- ... (side 3)")
+    placed = _placement(wanted, size)
+    if not isinstance(placed, Placement):
+        found, _, fix = str(placed).partition(": launch")
+        needed = f"launch{fix}" if fix else "see collage-mpi run --help"
+        return Finding("world size", BAD, found.splitlines()[0], needed)
+    n_single = len(placed.ranks_of("single"))
+    if wanted.side is None and wanted.singles is None and isqrt(n_single) ** 2 != n_single:
+        side = max(2, isqrt(n_single))
+        sizes = [s * s + 1 + wanted.collage_ranks for s in (side, side + 1)]
+        return Finding(
+            "world size",
+            WARN,
+            f"{size} ranks: {n_single} single ranks fit no side",
+            f"give run --singles {n_single}, or launch -n {sizes[0]} (side {side}) or "
+            f"-n {sizes[1]} (side {side + 1})",
+        )
+    guessed = isqrt(n_single) if wanted.singles is None else None
+    known = guessed if wanted.side is None else wanted.side
+    what = "" if known is None else f"side {known}: "
+    return Finding("world size", OK, f"{what}{placed.describe()}")
+
+
+def check_software_alike(ranks: Sequence[Rank]) -> Iterator[Finding]:
+    """All ranks run the same versions."""
+    counts = Counter(rank.software for rank in ranks).most_common()
+    if len(counts) < 2:
+        return
+    usual = counts[0][0]
+    other = next(rank for rank in ranks if rank.software != usual)
+    yield Finding(
+        "software",
+        BAD,
+        f"rank {other.rank} on {other.host} has {other.software}, most have {usual}",
+        "use one environment for all hosts: on a shared file system, or the same on each",
+    )
+
+
+def check_shared_gpus(ranks: Sequence[Rank]) -> Iterator[Finding]:
+    """GPU ranks use all GPUs of their host, and see each other's."""
+    without = [rank for rank in ranks if rank.problem]
+    if without:
+        first = without[0]
+        more = f" (and {len(without) - 1} more ranks)" if len(without) > 1 else ""
+        yield Finding(
+            "devices",
+            BAD,
+            f"rank {first.rank} on {first.host}{more}: {first.problem}",
+            "ask for GPUs with --gpus-per-node, or use --device cpu",
+        )
+    by_host: dict[str, list[Rank]] = {}
+    for rank in ranks:
+        if (rank.device or "").startswith("cuda"):
+            by_host.setdefault(rank.host, []).append(rank)
+    for host, group in by_host.items():
+        seen = {rank.visible for rank in group}
+        if len(seen) > 1 and all(rank.gpu_count == 1 for rank in group):
+            yield Finding(
+                "devices",
+                WARN,
+                f"on {host} each rank sees one GPU of its own: --gpus-per-task hides the others, "
+                "and rank 0 may hold one that it does not use",
+                "ask with --gpus-per-node=N and no --gpus-per-task",
+            )
+            return
+
+
+def check_host_cores(ranks: Sequence[Rank]) -> Iterator[Finding]:
+    """No host's ranks have more threads than the cores they may run on."""
+    by_host: dict[str, list[Rank]] = {}
+    for rank in ranks:
+        by_host.setdefault(rank.host, []).append(rank)
+    for host, group in by_host.items():
+        together = set().union(*(expand_numbers(rank.affinity) for rank in group))
+        crowd = [rank for rank in group if int(rank.omp or 0) > 1]
+        threads = sum(int(rank.omp or 1) for rank in group)
+        most = max(rank.host_cores for rank in group)
+        if together and len(together) < min(len(group), most):
+            yield Finding(
+                "binding",
+                WARN,
+                f"on {host} {len(group)} ranks are bound to {len(together)} of {most} cores",
+                "Open MPI: --bind-to none; srun: --cpus-per-task=C or --cpu-bind=none",
+            )
+            return
+        if crowd and together and threads > len(together):
+            fair = max(1, len(together) // len(group))
+            yield Finding(
+                "threads",
+                WARN,
+                f"on {host} {len(group)} ranks run {threads} threads on {len(together)} cores",
+                f"export OMP_NUM_THREADS={fair}",
+            )
+            return
+
+
+def expand_numbers(text: str) -> set[int]:
+    """`0-3,8` as {0, 1, 2, 3, 8}."""
+    numbers: set[int] = set()
+    for part in text.split(",") if text else []:
+        first, _, last = part.partition("-")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return numbers

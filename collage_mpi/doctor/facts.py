@@ -1,0 +1,273 @@
+"""What the doctor looks at, and what it says: plain frozen records.
+
+Owns: the records. Absent means "not looked at, or not there", as each one says.
+Does not know: how a fact is found out, what is good or bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from collage_mpi.launch import Mpi
+
+OK, WARN, BAD = "ok", "warn", "bad"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 rank`, `11 ranks`."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the screen: a verdict on one thing, and the fix if it is not well."""
+
+    name: str
+    verdict: str
+    found: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The job that the surroundings are judged for.
+
+    Attributes:
+        ranks: world size; None if the user did not say.
+        side, singles, collage_ranks: as of `run`; side None if the user did not say.
+        device: auto, cpu or cuda.
+        mpi, mpiexec: as of `launch`.
+    """
+
+    ranks: int | None = None
+    side: int | None = None
+    singles: int | None = None
+    collage_ranks: int = 1
+    device: str = "auto"
+    mpi: str = "auto"
+    mpiexec: str | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that a job needs. `version` None: not installed; `error`: broken."""
+
+    name: str
+    minimum: str | None = None
+    version: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Python:
+    """The interpreter."""
+
+    version: str
+    executable: str
+    minimum: str | None = None
+
+
+@dataclass(frozen=True)
+class Library:
+    """The MPI library that mpi4py loads; abi is "mpich" or "openmpi"."""
+
+    abi: str
+    name: str  # "MPICH 5.0.2"
+
+
+@dataclass(frozen=True)
+class MpiFacts:
+    """Library and launchers.
+
+    Attributes:
+        library: None if none can be loaded; `library_error` says why.
+        overrides: variables that choose mpi4py's library, as set here.
+        launchers: those at hand, best first.
+        on_path: what `mpiexec` typed by hand is.
+        started_by: under a launcher, its family ("openmpi", "hydra", "srun"); None if the
+            family cannot be told.
+        under_launcher: whether a launcher started this process.
+        ulfm: whether this Open MPI was built with fault tolerance; None if not told.
+    """
+
+    library: Library | None = None
+    library_error: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    launchers: tuple[Mpi, ...] = ()
+    on_path: Mpi | None = None
+    started_by: str | None = None
+    under_launcher: bool = False
+    ulfm: bool | None = None
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """GPUs as three parties see them.
+
+    Attributes:
+        installed: names that nvidia-smi lists, whatever is visible to this process.
+        driver_count: what the driver shows this process; None without a driver.
+        torch_build: "cpu", "cuda 12.4", "rocm 6.2"; None without torch.
+        torch_count: what torch sees; None without torch.
+        visible: the variable that limits them and its value; None if none is set.
+    """
+
+    installed: tuple[str, ...] = ()
+    driver_count: int | None = None
+    torch_build: str | None = None
+    torch_count: int | None = None
+    visible: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The clock that latencies are read from."""
+
+    monotonic: bool
+    step_ns: int  # the smallest step seen between two readings
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This host, as this process may use it.
+
+    Attributes:
+        ranks_here: ranks of the job on this host, known or supposed.
+        ranks_told: whether somebody said so (launcher or user).
+        threads: variables that set compute threads, as set here.
+        shm_free_bytes: of /dev/shm; None where there is none.
+        files_soft, files_hard: limits on open files; None for no limit.
+    """
+
+    host: str
+    cores: int
+    ranks_here: int
+    ranks_told: bool
+    root: bool
+    clock: Clock
+    threads: Mapping[str, str] = field(default_factory=dict)
+    shm_free_bytes: int | None = None
+    files_soft: int | None = None
+    files_hard: int | None = None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a run would write. `tested` is `path`, or the nearest folder there is.
+
+    Attributes:
+        named: whether the user named it; else it is the current folder.
+        error: why nothing can be written there.
+        sync_ms: time to write, sync and rename a small file.
+        free_bytes: for this user.
+        kind: of file system, e.g. "nfs4"; None if not told.
+        holds: "run" (unfinished), "complete", or None.
+        hdf5_error: why an HDF5 file cannot be written and read as collage_mpi does it.
+        lock_error: why one cannot be with HDF5's own locks.
+    """
+
+    path: str
+    tested: str
+    named: bool
+    error: str | None = None
+    sync_ms: float | None = None
+    free_bytes: int | None = None
+    kind: str | None = None
+    holds: str | None = None
+    hdf5_error: str | None = None
+    lock_error: str | None = None
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The input: how many files and images, or what is wrong with it."""
+
+    files: int = 0
+    images: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that one process can know of its surroundings."""
+
+    wanted: Wanted
+    python: Python
+    packages: tuple[Package, ...]
+    mpi: MpiFacts
+    gpus: Gpus
+    machine: Machine
+    folder: Folder | None = None
+    shards: Shards | None = None
+    slurm: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One rank as it saw itself.
+
+    Attributes:
+        device: "cpu", "cuda:K", or None if it has none it may use (`problem` says why).
+        gpu: the entry of CUDA_VISIBLE_DEVICES that the device is; None if not told.
+        visible: CUDA_VISIBLE_DEVICES or its kin; None if unset.
+        gpu_count: GPUs the driver shows to it.
+        threads: compute threads it would use.
+        affinity: the cores it may run on, e.g. "0-3,8".
+        host_cores: all cores of its host.
+        omp: OMP_NUM_THREADS; None if unset.
+        software: versions of collage_mpi, Python and the MPI library, to compare.
+    """
+
+    rank: int
+    host: str
+    cores: int
+    threads: int
+    affinity: str
+    host_cores: int
+    software: str
+    device: str | None = None
+    gpu: str | None = None
+    visible: str | None = None
+    gpu_count: int = 0
+    omp: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that reported to rank 0, and those that did not.
+
+    Attributes:
+        size: as MPI says.
+        launcher_size: as the launcher says; None if it does not.
+        seconds: from the first look for reports to the last one.
+    """
+
+    size: int
+    launcher_size: int | None
+    ranks: tuple[Rank, ...]
+    missing: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A small job that the doctor started itself to see whether ranks start.
+
+    Attributes:
+        asked: ranks asked for.
+        world: what came of it; None if nothing was reported.
+        singletons: how many processes said that they are alone.
+        output: the last lines of what the job printed.
+        exit_code: of the launcher.
+        timed_out: whether the time limit ended it.
+    """
+
+    asked: int
+    seconds: float
+    world: World | None = None
+    singletons: int = 0
+    output: tuple[str, ...] = ()
+    exit_code: int = 0
+    timed_out: bool = False

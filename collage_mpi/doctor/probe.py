@@ -1,0 +1,167 @@
+"""What can only be found out by trying, in a process of its own: a JSON object on stdout.
+
+Usage: python -m collage_mpi.doctor.probe TASK [ARGUMENT]
+
+Owns: trying to import torch, h5py and mpi4py, to write and lock an HDF5 file, to count
+GPUs. Any of these may crash or hang; the process that asked survives it.
+Does not know: what is good or bad.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+
+def probe_package(name: str) -> dict[str, Any]:
+    """Import one package: its version, or nothing if it is missing, or the error."""
+    module_name = {"pillow": "PIL"}.get(name, name.replace("-", "_"))
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name == module_name:
+            return {}
+        return _broken(name, error)
+    except Exception as error:  # whatever a broken package raises is its error
+        return _broken(name, error)
+    version = getattr(module, "__version__", None) or _installed(name) or "?"
+    return {"version": str(version), **_DETAILS.get(name, lambda _: {})(module)}
+
+
+def _broken(name: str, error: Exception) -> dict[str, Any]:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return {"version": _installed(name), "error": f"{type(error).__name__}: {lines[0]}"}
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _torch(torch: Any) -> dict[str, Any]:
+    cuda, hip = torch.version.cuda, getattr(torch.version, "hip", None)
+    build = f"cuda {cuda}" if cuda else f"rocm {hip}" if hip else "cpu"
+    return {"build": build, "count": int(torch.cuda.device_count())}
+
+
+def _mpi4py(mpi4py: Any) -> dict[str, Any]:
+    mpi4py.rc.initialize = False
+    try:
+        from mpi4py import MPI
+    except Exception as error:  # ImportError, RuntimeError: what is missing is in the text
+        return {"library_error": (str(error).strip().splitlines() or [type(error).__name__])[-1]}
+    vendor, numbers = MPI.get_vendor()
+    return {"vendor": vendor, "library": f"{vendor} {'.'.join(map(str, numbers))}"}
+
+
+def _h5py(h5py: Any) -> dict[str, Any]:
+    return {"version": f"{h5py.__version__} (HDF5 {h5py.version.hdf5_version})"}
+
+
+_DETAILS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "torch": _torch,
+    "mpi4py": _mpi4py,
+    "h5py": _h5py,
+}
+
+
+def probe_rank(_: str) -> dict[str, Any]:
+    """What each rank needs before it starts MPI: the library's family, GPUs, torch's build."""
+    return {**probe_package("mpi4py"), "gpus": driver_count(), "torch_build": torch_build()}
+
+
+def torch_build() -> str | None:
+    """cpu, cuda or rocm, from torch's version file: importing torch takes seconds a rank."""
+    for folder in sys.path:
+        path = Path(folder or ".") / "torch" / "version.py"
+        if path.is_file():
+            values: dict[str, Any] = {}
+            try:
+                exec(path.read_text(), values)  # as `import torch` would
+            except Exception:  # a broken torch is no torch
+                return None
+            return "cuda" if values.get("cuda") else "rocm" if values.get("hip") else "cpu"
+    return None
+
+
+def driver_count() -> int | None:
+    """GPUs that the driver (CUDA, else ROCm) shows this process; None without a driver."""
+    for library, start, count in (
+        ("libcuda.so.1", "cuInit", "cuDeviceGetCount"),
+        ("libamdhip64.so", "hipInit", "hipGetDeviceCount"),
+    ):
+        try:
+            driver = ctypes.CDLL(library)
+        except OSError:
+            continue
+        number = ctypes.c_int(0)
+        if getattr(driver, start)(0) == 0 and getattr(driver, count)(ctypes.byref(number)) == 0:
+            return number.value
+        return 0
+    return None
+
+
+def probe_hdf5(folder: str) -> dict[str, Any]:
+    """Write and read an HDF5 file as shards are; {"error"} if that fails."""
+    from collage_mpi.shards.hdf5 import FileToWrite, create_file, open_file
+
+    path = Path(folder) / "plain.h5"
+    with FileToWrite(str(path), "w+") as stream:
+        with create_file(stream) as file:
+            file["numbers"] = list(range(10))
+        if stream.failure is not None:
+            raise stream.failure
+    with open_file(path) as file:
+        if int(file["numbers"][9]) != 9:
+            raise OSError("reads back other than it was written")
+    return {}
+
+
+def probe_locks(folder: str) -> dict[str, Any]:
+    """Write and read one as most programs do, with HDF5_USE_FILE_LOCKING=TRUE."""
+    import h5py
+
+    path = Path(folder) / "locked.h5"
+    with h5py.File(path, "w") as file:
+        file["numbers"] = list(range(10))
+    with h5py.File(path, "r") as file:
+        _ = file["numbers"][9]
+    return {}
+
+
+def probe_shards(paths: str) -> dict[str, Any]:
+    """Open shards, given as a JSON list of files and folders: counts of files and images."""
+    from collage_mpi.shards import ShardSet
+
+    with ShardSet.open([Path(path) for path in json.loads(paths)]) as shards:
+        return {"files": len(shards.infos), "images": len(shards)}
+
+
+TASKS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "package": probe_package,
+    "rank": probe_rank,
+    "hdf5": probe_hdf5,
+    "locks": probe_locks,
+    "shards": probe_shards,
+}
+
+
+def main() -> None:
+    """Do one task."""
+    task, argument = sys.argv[1], (sys.argv[2:] or [""])[0]
+    try:
+        answer = TASKS[task](argument)
+    except Exception as error:  # that is what we are here for
+        answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+    print("\n" + json.dumps(answer), flush=True)  # a library may have left a half line
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The ranks of a world meet: each tells rank 0, by point-to-point messages, where it is.
+
+Usage, as a program of its own: python -m collage_mpi.doctor.ranks LIMIT_S DEVICE
+
+Owns: what a rank knows of itself, bounded waits for the others, the end of such a world.
+Does not know: what is good or bad.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from collage_mpi import __version__
+from collage_mpi.doctor.checks_software import launcher_fits
+from collage_mpi.doctor.facts import MpiFacts, Rank, Wanted, World
+from collage_mpi.doctor.gather import library_of, probe, started_by
+from collage_mpi.doctor.rankmap import numbers_text
+from collage_mpi.errors import EnvironmentFault, ExitCode
+from collage_mpi.topology import (
+    allowed_cores,
+    assign_device,
+    launcher_size,
+    local_gpu_rank,
+    local_size,
+    threads_per_rank,
+    visible_devices,
+    visible_entries,
+)
+
+REPORT_BYTES = 4096
+MEET_LIMIT_S = 60.0  # for the others' reports, under a launcher
+VERDICT_LIMIT_S = 180.0  # a rank waits for rank 0, which imports torch meanwhile
+MARK = "collage-mpi doctor world: "
+
+
+def describe_rank(
+    rank: int,
+    size: int,
+    device: str,
+    answer: Mapping[str, Any],
+    environ: Mapping[str, str] = os.environ,
+) -> Rank:
+    """This rank as it sees itself.
+
+    Args:
+        rank, size: as MPI says.
+        device: auto, cpu or cuda.
+        answer: of `probe("rank")`, asked before MPI was started.
+    """
+    gpus = answer.get("gpus") or 0
+    usable = 0 if answer.get("torch_build") in (None, "cpu") else gpus
+    visible = visible_devices(environ)
+    chosen: str | None = None
+    problem = None
+    try:
+        chosen = assign_device(local_gpu_rank(rank, environ), visible, device, usable)
+    except EnvironmentFault as fault:
+        problem = str(fault)
+    entries = visible_entries(visible) or []
+    index = int(chosen[5:]) if chosen and chosen.startswith("cuda:") else None
+    return Rank(
+        rank=rank,
+        host=socket.gethostname(),
+        cores=allowed_cores(environ),
+        threads=threads_per_rank(local_size(environ) or size, environ=environ),
+        affinity=_affinity(),
+        host_cores=os.cpu_count() or 1,
+        software=f"collage_mpi {__version__}, Python {platform.python_version()}, "
+        f"{answer.get('library')}",
+        device=chosen,
+        gpu=entries[index] if index is not None and index < len(entries) else None,
+        visible=visible,
+        gpu_count=gpus,
+        omp=environ.get("OMP_NUM_THREADS"),
+        problem=problem,
+    )
+
+
+def _affinity() -> str:
+    try:
+        cores = sorted(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return ""
+    return numbers_text(cores, most_parts=len(cores)).replace(" ", "")
+
+
+class Meeting:
+    """One world of ranks, from the reports to the common end."""
+
+    def __init__(self, device: str, answer: Mapping[str, Any]) -> None:
+        """Start MPI. `answer` is that of `probe("rank")`.
+
+        Raises:
+            ImportError, RuntimeError: MPI cannot be loaded (then `answer` says why).
+        """
+        from collage_mpi.transport import PendingSends, open_world
+
+        self._comm, self._mpi = open_world()
+        self.rank: int = self._comm.Get_rank()
+        self.size: int = self._comm.Get_size()
+        self._mine = describe_rank(self.rank, self.size, device, answer)
+        self._sends = PendingSends(self._comm)
+
+    def gather(self, limit_s: float = MEET_LIMIT_S) -> World:
+        """On rank 0: everybody's report, as far as they come within limit_s."""
+        began_s = time.monotonic()
+        rings = {rank: self._ring(rank) for rank in range(1, self.size)}
+        reports = {0: self._mine}
+
+        def look() -> bool:
+            found = False
+            for rank in list(rings):
+                message = rings[rank].take()
+                if message is not None:
+                    rings.pop(rank).close()
+                    reports[rank] = Rank(**json.loads(message.tobytes()))
+                    found = True
+            return found
+
+        _until(lambda: not rings, look, limit_s)
+        return World(
+            size=self.size,
+            launcher_size=launcher_size(),
+            ranks=tuple(reports[rank] for rank in sorted(reports)),
+            missing=tuple(sorted(rings)),
+            seconds=time.monotonic() - began_s,
+        )
+
+    def dismiss(self, code: int, world: World) -> None:
+        """On rank 0: everybody leaves with `code`. MPI cannot end with a silent rank."""
+        if world.missing:
+            self._comm.Abort(code)
+        for rank in range(1, self.size):
+            self._send(rank, {"code": code})
+        _until(lambda: not len(self._sends), lambda: bool(self._sends.reap()), MEET_LIMIT_S)
+
+    def report(self, limit_s: float = VERDICT_LIMIT_S) -> int:
+        """On the others: tell rank 0 about this rank, leave with the code it says."""
+        ring = self._ring(0)
+        self._send(0, asdict(self._mine))
+        said: list[int] = []
+
+        def look() -> bool:
+            self._sends.reap()
+            message = ring.take()
+            if message is not None:
+                said.append(int(json.loads(message.tobytes())["code"]))
+            return message is not None
+
+        if not _until(lambda: bool(said), look, limit_s):
+            print(f"rank {self.rank}: no word from rank 0 in {limit_s:g} s", file=sys.stderr)
+            os._exit(int(ExitCode.ENVIRONMENT))  # MPI cannot end without rank 0
+        ring.close()
+        return said[0]
+
+    def _ring(self, peer: int) -> Any:
+        from collage_mpi.protocol import TAG_CONTROL
+        from collage_mpi.transport import ReceiveRing
+
+        return ReceiveRing(self._comm, self._mpi, peer, TAG_CONTROL, REPORT_BYTES, 1)
+
+    def _send(self, peer: int, content: dict[str, Any]) -> None:
+        from collage_mpi.protocol import TAG_CONTROL
+
+        data = json.dumps(content).encode()
+        assert len(data) <= REPORT_BYTES, len(data)
+        buffer = self._sends.buffer(REPORT_BYTES)
+        buffer[: len(data)] = list(data)
+        self._sends.post(peer, TAG_CONTROL, buffer, len(data))
+
+
+def open_meeting(wanted: Wanted) -> Meeting | None:
+    """Start MPI and be a rank; None where that cannot be: examine says why."""
+    answer = probe("rank")
+    facts = MpiFacts(library=library_of(answer), started_by=started_by())
+    if facts.library is None or not launcher_fits(facts):
+        return None  # MPI would abort the process
+    try:
+        return Meeting(wanted.device, answer)
+    except ImportError:  # numpy is missing or broken
+        return None
+
+
+def _until(done: Callable[[], bool], look: Callable[[], bool], limit_s: float) -> bool:
+    """Look, with a back-off, until done or the time is over; whether it is done."""
+    from collage_mpi.waiting import WORKER_BACKOFF, Backoff
+
+    backoff = Backoff(WORKER_BACKOFF)
+    until_s = time.monotonic() + limit_s
+    while not done():
+        if time.monotonic() > until_s:
+            return False
+        if look():
+            backoff.reset()
+        else:
+            backoff.pause()
+    return True
+
+
+def main() -> int:
+    """A world that only meets: rank 0 prints it as one line of JSON."""
+    limit_s, device = float(sys.argv[1]), sys.argv[2]
+    meeting = Meeting(device, probe("rank"))
+    if meeting.rank != 0:
+        return meeting.report(limit_s)
+    world = meeting.gather(limit_s)
+    print(MARK + json.dumps(asdict(world)), flush=True)
+    meeting.dismiss(0, world)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""A small job that proves that ranks start here and meet, within seconds.
+
+Owns: starting it as `launch` would, its time limit, reading what it says.
+Does not know: what its ranks do beyond their one line (ranks), verdicts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from collage_mpi.doctor.facts import Rank, Trial, World
+from collage_mpi.doctor.ranks import MARK
+from collage_mpi.launch import Mpi, build_command, site_here
+from collage_mpi.supervise import Job
+
+BASE_LIMIT_S, LIMIT_PER_RANK_S = 10.0, 1.0  # a rank is 0.5 s of one core
+OUTPUT_LINES = 12
+
+
+def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
+    """Start `ranks` ranks that meet and end; never longer than the limit and some seconds."""
+    limit_s = BASE_LIMIT_S + LIMIT_PER_RANK_S * ranks
+    program = (sys.executable, "-m", "collage_mpi.doctor.ranks", f"{limit_s:g}", device)
+    plan = build_command(mpi, ranks, program, site_here(), environ=os.environ)
+    out, err = io.StringIO(), io.StringIO()
+    began_s = time.monotonic()
+    outcome = Job(plan, mpi.family, limit_s, out=out, err=err).run()
+    lines = out.getvalue().splitlines()
+    worlds = [json.loads(line[len(MARK) :]) for line in lines if line.startswith(MARK)]
+    other = [line for line in lines if not line.startswith(MARK)] + err.getvalue().splitlines()
+    return Trial(
+        asked=ranks,
+        seconds=time.monotonic() - began_s,
+        world=_world(worlds[0]) if worlds else None,
+        singletons=len(worlds) if len(worlds) > 1 else 0,
+        output=tuple(text for line in other if (text := line.strip(" -=")))[:OUTPUT_LINES],
+        exit_code=outcome.launcher,
+        timed_out=outcome.timed_out,
+    )
+
+
+def _world(values: dict[str, Any]) -> World:
+    ranks = tuple(Rank(**rank) for rank in values.pop("ranks"))
+    return World(**{**values, "ranks": ranks, "missing": tuple(values["missing"])})
