@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train the single classifier or the collage-CNN"),
     "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
     "bench": ("bench", "measure the harness itself with a null network"),
+    "doctor": ("doctor", "what keeps a job from starting here, and the fix; which rank is where"),
 }
 
 
