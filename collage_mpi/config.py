@@ -26,8 +26,14 @@ from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.scheduler.policies import POLICIES, AcceptPolicy, make_policy
-from collage_mpi.scheduler.schemes import SCHEMES
+from collage_mpi.scheduler.policies import POLICIES, AcceptPolicy, make_delay, make_policy
+from collage_mpi.scheduler.schemes import (
+    ASSIGNMENTS,
+    SCHEMES,
+    USE_COLLAGE,
+    SchemeSettings,
+    make_scheme,
+)
 from collage_mpi.stragglers import MODELS, TRACE_DRAWS, StragglerSettings
 
 MODES = ("carry", "drain")
@@ -61,6 +67,20 @@ class RunSettings:
         None, "accept grace: the collage counts once this long has passed since t0"
     )
     singles: int | None = _setting(None, "single ranks N (default: side*side)")
+    grace_quantile: float | None = _setting(
+        None,
+        "or a running quantile of the singles' latencies, 0 to 1 (until 50 are known: "
+        "--grace-ms, or as first)",
+    )
+    assign: str = _setting(
+        "turn", "image to the next single rank in turn, or to the least loaded", choices=ASSIGNMENTS
+    )
+    replicas: int = _setting(2, "scheme replicate: ranks that get the same image")
+    hedge_ms: float | None = _setting(None, "scheme hedge: an image is late after this")
+    hedge_quantile: float | None = _setting(
+        None, "or a running quantile of the singles' latencies, 0 to 1"
+    )
+    hedge_budget: float = _setting(0.25, "scheme hedge: second copies per image, at most")
     collage_ranks: int = _setting(1, "collage ranks M")
     collage_copies: int | None = _setting(
         None, "collage ranks that get the same collage (default: all M)"
@@ -100,7 +120,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_ranges()
-        self.accept_policy()
+        make_scheme(self.scheme_settings())
         self.stragglers()
         self.shuffle_seed()
         if self.n_copies > self.collage_ranks > 0:
@@ -122,7 +142,7 @@ class RunSettings:
         at_least = {
             "cell_px": 1,
             "singles": 1,
-            "collage_ranks": 1 if self.scheme == "collage" else 0,
+            "collage_ranks": 1 if self.uses_collage else 0,
             "collage_copies": 1,
             "depth": 1,
             "credit": 1,
@@ -155,10 +175,26 @@ class RunSettings:
         """Images of a full group."""
         return self.side * self.side
 
+    def labels(self) -> dict[str, str]:
+        """Scheme and accept policy, as shown in tables and legends."""
+        scheme = {"scheme": make_scheme(self.scheme_settings()).label}
+        return scheme | ({"accept": self.accept_policy().name} if self.uses_collage else {})
+
     @property
     def n_singles(self) -> int:
-        """Single ranks, N."""
-        return self.group_size if self.singles is None else self.singles
+        """Single ranks, N; scheme replicate needs as many for each copy."""
+        copies = self.replicas if self.scheme == "replicate" else 1
+        return self.group_size * copies if self.singles is None else self.singles
+
+    @property
+    def placed_singles(self) -> int | None:
+        """Single ranks as `placement` takes them: None for its default, one a cell."""
+        return self.n_singles if self.scheme == "replicate" else self.singles
+
+    @property
+    def uses_collage(self) -> bool:
+        """Whether the scheme needs a collage network."""
+        return self.scheme in USE_COLLAGE
 
     @property
     def n_copies(self) -> int:
@@ -173,7 +209,23 @@ class RunSettings:
     def accept_policy(self) -> AcceptPolicy:
         """The accept policy of the collage."""
         grace_ns = None if self.grace_ms is None else round(self.grace_ms * 1e6)
-        return make_policy(self.accept, grace_ns)
+        return make_policy(self.accept, grace_ns, self.grace_quantile)
+
+    def scheme_settings(self) -> SchemeSettings:
+        """What the scheme is made from."""
+        hedge = None
+        if self.scheme == "hedge":
+            hedge_ns = None if self.hedge_ms is None else round(self.hedge_ms * 1e6)
+            hedge = make_delay("hedge", hedge_ns, self.hedge_quantile)
+        return SchemeSettings(
+            self.scheme,
+            self.assign,
+            self.accept_policy(),
+            self.n_copies,
+            self.replicas,
+            hedge,
+            self.hedge_budget,
+        )
 
     def shuffle_seed(self) -> int | None:
         """Seed of `order = shuffle:SEED`, None for file order."""
@@ -202,8 +254,8 @@ class RunSettings:
         for name in ("shards", "single", "out"):
             if not getattr(self, name):
                 raise UsageError(f"--{name} is missing: collage-mpi run --help shows an example")
-        if self.scheme == "collage" and not self.collage:
-            raise UsageError("--collage is missing: scheme collage needs a collage network")
+        if self.uses_collage and not self.collage:
+            raise UsageError(f"--collage is missing: scheme {self.scheme} needs a collage network")
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values; `from_mapping` reads them back."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.scheduler.schemes import USE_COLLAGE
 
 COORDINATOR = 0
 
@@ -67,23 +68,23 @@ def placement(
 ) -> Placement:
     """The default placement: 0 coordinator, 1..N single, N+1..N+M collage.
 
-    Scheme `none` needs no collage rank: worlds of 1+N and of 1+N+M are both right, and
-    in the larger one the last M ranks stay idle.
+    A scheme without collages needs no collage rank: worlds of 1+N and of 1+N+M are both
+    right, and in the larger one the last M ranks stay idle.
 
     Args:
         world_size: what MPI says.
         singles: N, or None for side * side.
         collage_ranks: M, at least 0; at least 1 for a scheme that uses collages.
         side: cells along an edge of the collage; only the default of N and messages use it.
-        scheme: name of the scheme; all but "none" need collage ranks.
+        scheme: name of the scheme; those in USE_COLLAGE need collage ranks.
         launcher_size: ranks the launcher says it started; None outside a launcher.
 
     Raises:
         UsageError: N or M cannot work.
         EnvironmentFault: the world is of the wrong size, or is N worlds of one rank.
     """
+    uses_collage = scheme in USE_COLLAGE
     n_single = side * side if singles is None else singles
-    uses_collage = scheme != "none"
     if n_single < 1:
         raise UsageError(f"--singles {n_single}: at least one single rank is needed")
     if collage_ranks < (1 if uses_collage else 0):
@@ -104,7 +105,7 @@ def _wrong_size(
     world: int, singles: int | None, n_single: int, m_collage: int, side: int, scheme: str
 ) -> EnvironmentFault:
     who = f"--side {side}" if singles is None else f"--singles {singles}"
-    m_needed = m_collage if scheme != "none" else 0
+    m_needed = m_collage if scheme in USE_COLLAGE else 0
     collages = f"{m_needed} collage rank" + ("" if m_needed == 1 else "s")
     needed = 1 + n_single + m_needed
     parts = f"1 coordinator + {n_single} single" + (f" + {m_needed} collage" if m_needed else "")

@@ -57,7 +57,7 @@ def make_plan(settings: RunSettings, world_size: int) -> Plan:
     settings.require_inputs()
     placement = place_ranks(
         world_size,
-        settings.singles,
+        settings.placed_singles,
         settings.collage_ranks,
         side=settings.side,
         scheme=settings.scheme,
@@ -69,7 +69,7 @@ def make_plan(settings: RunSettings, world_size: int) -> Plan:
         if rank >= world_size:
             raise UsageError(f"slow rank {rank}; the world has ranks 1 to {world_size - 1}")
     single = describe(settings.single, "single")
-    collage = describe(settings.collage, "collage") if settings.scheme != "none" else None
+    collage = describe(settings.collage, "collage") if settings.uses_collage else None
     shards = ShardSet.open([Path(path) for path in settings.shards])
     try:
         grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))

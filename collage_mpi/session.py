@@ -168,8 +168,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "limit": settings.limit,
         "input_digest": input_digest(shard, plan.order - starts[shard]),
         "class_names": list(plan.class_names) if plan.class_names else None,
-        "scheme": settings.scheme,
-        "accept": settings.accept_policy().name,
+        **settings.labels(),
         "mode": settings.mode,
         "side": settings.side,
         "straggler": settings.stragglers().describe(),
@@ -229,7 +228,7 @@ def build_coordinator(
 ) -> Coordinator:
     """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
     settings, clock = plan.settings, time.monotonic_ns
-    scheme = make_scheme(settings.scheme, settings.accept_policy(), settings.n_copies)
+    scheme = make_scheme(settings.scheme_settings())
     scheduler = Scheduler(scheduler_settings(settings, len(plan.placement.workers)), scheme)
     recorder = Recorder(
         writer,

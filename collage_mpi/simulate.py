@@ -73,7 +73,7 @@ class Simulation:
         self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
         ranks = simulated_placement(settings)
         self.ranks = {rank: _Rank(rank, next(iter(ranks.kinds[rank]))) for rank in ranks.workers}
-        scheme = make_scheme(settings.scheme, settings.accept_policy(), settings.n_copies)
+        scheme = make_scheme(settings.scheme_settings())
         self.scheduler = Scheduler(scheduler_settings(settings, len(self.ranks)), scheme)
         self.recorder = Recorder(
             writer,
@@ -224,7 +224,7 @@ class Simulation:
 
 def simulated_placement(settings: RunSettings) -> Placement:
     """The placement a world of just the right size would have."""
-    collages = settings.collage_ranks if settings.scheme != "none" else 0
+    collages = settings.collage_ranks if settings.uses_collage else 0
     world = 1 + settings.n_singles + collages
     return placement(
         world, settings.n_singles, collages, side=settings.side, scheme=settings.scheme
@@ -273,8 +273,7 @@ def _manifest(settings: RunSettings, images: int, costs: Costs, ratio: float) ->
         "shards": [{"path": None, "fingerprint": "simulated", "count": images}],
         "rows": images,
         "order": "file",
-        "scheme": settings.scheme,
-        "accept": settings.accept_policy().name,
+        **settings.labels(),
         "mode": f"{settings.mode}, simulated",
         "side": settings.side,
         "straggler": settings.stragglers().describe(),

@@ -8,17 +8,17 @@ library only.
 
 from collage_mpi.scheduler.core import Scheduler, SchedulerSettings
 from collage_mpi.scheduler.policies import AcceptPolicy, First, Grace, make_policy
-from collage_mpi.scheduler.schemes import CollageScheme, NoneScheme, Scheme, make_scheme
+from collage_mpi.scheduler.schemes import CollageScheme, Scheme, SchemeSettings, make_scheme
 
 __all__ = [
     "AcceptPolicy",
     "CollageScheme",
     "First",
     "Grace",
-    "NoneScheme",
     "Scheduler",
     "SchedulerSettings",
     "Scheme",
+    "SchemeSettings",
     "make_policy",
     "make_scheme",
 ]

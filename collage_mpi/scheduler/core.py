@@ -7,14 +7,15 @@ a scheme adds, when a collage's answer counts, MPI, clocks, torch, arrays, files
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.dispatch import Dispatch
+from collage_mpi.scheduler.dispatch import Dispatch, Order
 from collage_mpi.scheduler.events import Action, Event, Score
-from collage_mpi.scheduler.schemes import SINGLE, Scheme
+from collage_mpi.scheduler.quantiles import RunningQuantile
+from collage_mpi.scheduler.schemes import SINGLE, Later, Scheme
 from collage_mpi.scheduler.state import (
     GroupState,
     ImageState,
@@ -68,6 +69,7 @@ class Scheduler:
         self.settings = settings
         self.scheme = scheme
         self.dispatch = Dispatch()
+        self.latencies = RunningQuantile()  # of single answers, late ones too
         self._now_ns = 0
         self._reported: set[int] = set()
         self._timers: dict[int, Callable[[], None]] = {}
@@ -279,13 +281,15 @@ class Scheduler:
                 f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"
             )
         task.rank.failures = 0
+        if task.kind == SINGLE:
+            self._observe(task)
         self.scheme.answered(self, task, event.cells, event.now_ns)
         for image, cell in zip(task.images, event.cells, strict=True):
             if cell is None and not image.resolved:
                 if task.kind == SINGLE:
                     self._note_failure(image, task, "the network gave no answer")
                 self._rescue(image)
-        self.dispatch.pump(task.rank)
+        self._rank_free(task.rank)
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank)
@@ -296,7 +300,7 @@ class Scheduler:
             self._leave(task.rank, why)
             self.dispatch.actions.append(ev.Retire(task.rank.id, why))
         self._redo(task, event.reason, event.retryable)
-        self.dispatch.pump(task.rank)
+        self._rank_free(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:
         """Another ready rank can do each kind that this one does."""
@@ -304,9 +308,20 @@ class Scheduler:
 
     def _on_skipped(self, event: ev.Skipped) -> None:
         task = self._terminal(event.task, event.rank)
+        if task.kind == SINGLE:
+            self._observe(task)  # censored: it would have taken at least as long
         for image in task.images:
             self._rescue(image)
-        self.dispatch.pump(task.rank)
+        self._rank_free(task.rank)
+
+    def _observe(self, task: TaskState) -> None:
+        for image in task.images:
+            self.latencies.add(self._now_ns - image.t0_ns)
+
+    def _rank_free(self, rank: RankState) -> None:
+        self.dispatch.pump(rank)
+        if self._stopping is None:
+            self.scheme.rank_free(self)
 
     # ---- second chances -----------------------------------------------------
 
@@ -322,7 +337,8 @@ class Scheduler:
                 image.reason = reason
         again = retryable and task.attempt < self.settings.max_attempts
         if task.kind != SINGLE and images and again and self._stopping is None:
-            self.dispatch.to_least(task.kind, images, task.attempt + 1, [task.rank.id])
+            order = Order(task.kind, task.source, task.attempt + 1)
+            self.dispatch.to_least(order, images, [task.rank.id])
         for image in images:
             self._rescue(image)
 
@@ -337,7 +353,8 @@ class Scheduler:
             for image in images:
                 image.attempts -= 1
         if images and self._stopping is None:
-            self.dispatch.to_least(task.kind, images, task.attempt, [])
+            order = Order(task.kind, task.source, task.attempt)
+            self.dispatch.to_least(order, images, [])
         for image in images:
             self._rescue(image)
 
@@ -361,11 +378,11 @@ class Scheduler:
         self._error(image, image.reason or "no single rank is left")
 
     def _retry(self, image: ImageState) -> bool:
-        attempt = image.attempts + 1
+        order = Order(SINGLE, "retry", image.attempts + 1)
         suspects = {task.rank.id for task in image.tasks}
-        task = self.dispatch.to_least(SINGLE, [image], attempt, [*image.tried, *suspects])
+        task = self.dispatch.to_least(order, [image], [*image.tried, *suspects])
         if task is None:  # every rank was tried: once more to any that is ready
-            task = self.dispatch.to_least(SINGLE, [image], attempt, [])
+            task = self.dispatch.to_least(order, [image], [])
         return task is not None
 
     def _park(self, image: ImageState) -> None:
@@ -380,41 +397,33 @@ class Scheduler:
         if any(not image.resolved for image in self._parked.values()):
             self._stop("every rank that could classify an image is silent")
 
-    # ---- what schemes may ask for (schemes.Dispatcher) ----------------------
+    # ---- outcomes, and what schemes may ask for (schemes.Core) ---------------
 
-    def dispatch_next(self, kind: str, images: list[ImageState]) -> TaskState | None:
-        """A first-attempt task to the next rank of the kind in turn."""
-        return self.dispatch.to_next(kind, images)
-
-    def dispatch_least(
-        self, kind: str, images: list[ImageState], attempt: int, avoid: Collection[int]
-    ) -> TaskState | None:
-        """A task to the least loaded rank of the kind that is not to be avoided."""
-        return self.dispatch.to_least(kind, images, attempt, avoid)
-
-    def has_rank(self, kind: str) -> bool:
-        """Whether any ready rank holds a network of the kind."""
-        return self.dispatch.has_rank(kind)
-
-    # ---- outcomes -----------------------------------------------------------
-
-    def accept(self, image: ImageState, source: str, task: TaskState, score: Score) -> None:
+    def accept(self, image: ImageState, task: TaskState, score: Score) -> None:
         """Resolve the image by this answer, now."""
-        self._resolve(image, source, (task.id,), score, "")
+        self._resolve(image, task.source, (task.id,), score, "")
 
     def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
         """Keep the answer; it resolves the image at `at_ns` unless another did before."""
-        image.reserve = (score, task.id)
-        together = image.group.reserves.setdefault(at_ns, [])
+        image.reserve = (score, task)
+        self.later(image, at_ns, Scheduler._use_reserve)
+
+    def later(self, image: ImageState, at_ns: int, call: Later) -> None:
+        """Call with the image at `at_ns` if it is unresolved then; a group shares one timer."""
+        together = image.group.due.setdefault((at_ns, call), [])
         together.append(image)
         if len(together) == 1:
-            self._set_timer(at_ns, partial(self._use_reserves, together, task.kind), image.group)
+            self._set_timer(at_ns, partial(self._due, together, call), image.group)
 
-    def _use_reserves(self, images: list[ImageState], kind: str) -> None:
+    def _due(self, images: list[ImageState], call: Later) -> None:
         for image in images:
-            if not image.resolved and image.reserve is not None:
-                score, task_id = image.reserve
-                self._resolve(image, kind, (task_id,), score, "")
+            if not image.resolved:
+                call(self, image)
+
+    def _use_reserve(self, image: ImageState) -> None:
+        if image.reserve is not None:
+            score, task = image.reserve
+            self.accept(image, task, score)
 
     def _error(self, image: ImageState, reason: str) -> None:
         self._errors += 1

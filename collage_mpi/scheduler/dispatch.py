@@ -6,13 +6,22 @@ Does not know: groups, schemes, retries, timers, why a task was made.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Action, Item
 from collage_mpi.scheduler.state import ImageState, Pool, RankState, RankStatus, TaskState
 
 SINGLE = "single"
+
+
+class Order(NamedTuple):
+    """What sort of task is wanted."""
+
+    kind: str
+    source: str
+    attempt: int = 1
 
 
 class Dispatch:
@@ -23,6 +32,7 @@ class Dispatch:
         self.ranks: dict[int, RankState] = {}
         self.tasks: dict[int, TaskState] = {}  # sent, not yet terminal
         self.closed = False  # nothing is sent any more
+        self.now_ns = 0
         self._pools: dict[str, Pool] = {}
         self._next_task = 0
 
@@ -69,21 +79,37 @@ class Dispatch:
 
     # ---- making and sending tasks -------------------------------------------
 
-    def to_next(self, kind: str, images: list[ImageState]) -> TaskState | None:
-        """A first-attempt task to the next rank of the kind in turn."""
-        rank = self._pools[kind].pick_next() if kind in self._pools else None
-        return None if rank is None else self._make(kind, images, rank, 1)
+    def to_next(self, order: Order, images: list[ImageState]) -> TaskState | None:
+        """A task to the next rank of the kind in turn; None if there is no rank."""
+        rank = self._pool(order.kind).pick_next()
+        return None if rank is None else self._make(order, images, rank)
+
+    def to_spread(self, orders: Sequence[Order], images: list[ImageState]) -> list[TaskState]:
+        """One task an order, each to a different rank of the first one's kind, in turn."""
+        ranks = self._pool(orders[0].kind).pick_spread(len(orders))
+        return [self._make(o, images, rank) for o, rank in zip(orders, ranks, strict=False)]
 
     def to_least(
-        self, kind: str, images: list[ImageState], attempt: int, avoid: Collection[int]
+        self, order: Order, images: list[ImageState], avoid: Collection[int]
     ) -> TaskState | None:
         """A task to the least loaded rank of the kind that is not to be avoided."""
-        rank = self._pools[kind].pick_least(avoid) if kind in self._pools else None
-        return None if rank is None else self._make(kind, images, rank, attempt)
+        rank = self._pool(order.kind).pick_least(avoid)
+        return None if rank is None else self._make(order, images, rank)
 
-    def _make(self, kind: str, images: list[ImageState], rank_id: int, attempt: int) -> TaskState:
+    def to_idle(
+        self, order: Order, images: list[ImageState], avoid: Collection[int]
+    ) -> TaskState | None:
+        """A task to a rank of the kind that has nothing to do; None if there is none."""
+        rank = self._pool(order.kind).pick_idle(avoid)
+        return None if rank is None else self._make(order, images, rank)
+
+    def _pool(self, kind: str) -> Pool:
+        return self._pools.setdefault(kind, Pool())
+
+    def _make(self, order: Order, images: list[ImageState], rank_id: int) -> TaskState:
+        kind, source, attempt = order
         rank = self.ranks[rank_id]
-        task = TaskState(self._next_task, kind, rank, images, attempt)
+        task = TaskState(self._next_task, kind, source, rank, images, attempt)
         self._next_task += 1
         for image in images:
             image.tasks.append(task)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.quantiles import RunningQuantile
 
 POLICIES = ("first", "grace")
 
@@ -23,8 +24,17 @@ class AcceptPolicy(Protocol):
         """As shown in tables and legends."""
         ...
 
-    def accept_at_ns(self, t0_ns: int, now_ns: int, score: Score) -> int:
-        """The time from which the answer counts; at or before now_ns means at once."""
+    def accept_at_ns(
+        self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
+    ) -> int:
+        """The time from which the answer counts; at or before now_ns means at once.
+
+        Args:
+            t0_ns: when the group was released.
+            now_ns: now.
+            score: the collage's record for the image.
+            latencies: of single answers so far, in ns from their group's release.
+        """
         ...
 
 
@@ -34,37 +44,83 @@ class First:
 
     name: str = "first"
 
-    def accept_at_ns(self, t0_ns: int, now_ns: int, score: Score) -> int:
+    def accept_at_ns(
+        self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
+    ) -> int:
         """At once."""
         return now_ns
 
 
 @dataclass(frozen=True)
-class Grace:
-    """The collage counts only once `grace_ns` have passed since the group's t0.
+class Delay:
+    """A time since release: fixed, or a running quantile of the singles' latencies.
 
-    Until then the single classifiers, which are a little more accurate, have
-    the field to themselves.
+    Attributes:
+        fixed_ns: the time; with a quantile, what is used until it is known (None: nothing).
+        quantile: 0..1, or None. Over all single ranks, late answers included: one rank of
+            nine that is slow for long owns the 0.95.
     """
 
-    grace_ns: int
+    fixed_ns: int | None
+    quantile: float | None = None
 
     @property
     def name(self) -> str:
         """As shown in tables and legends."""
-        return f"grace {self.grace_ns / 1e6:g} ms"
+        return (
+            f"{(self.fixed_ns or 0) / 1e6:g} ms" if self.quantile is None else f"q{self.quantile:g}"
+        )
 
-    def accept_at_ns(self, t0_ns: int, now_ns: int, score: Score) -> int:
+    def ns(self, latencies: RunningQuantile) -> int | None:
+        """The time now; None while a quantile is not known and there is no default."""
+        known = None if self.quantile is None else latencies.quantile(self.quantile)
+        return self.fixed_ns if known is None else known
+
+
+@dataclass(frozen=True)
+class Grace:
+    """The collage counts only once the grace time has passed since the group's t0.
+
+    Until then the single classifiers, which are a little more accurate, have the field
+    to themselves. While a quantile is not known and has no default, as `first`.
+    """
+
+    delay: Delay
+
+    @property
+    def name(self) -> str:
+        """As shown in tables and legends."""
+        return f"grace {self.delay.name}"
+
+    def accept_at_ns(
+        self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
+    ) -> int:
         """When the grace time ends."""
-        return t0_ns + self.grace_ns
+        delay_ns = self.delay.ns(latencies)
+        return now_ns if delay_ns is None else t0_ns + delay_ns
 
 
-def make_policy(name: str, grace_ns: int | None = None) -> AcceptPolicy:
+def make_delay(what: str, fixed_ns: int | None, quantile: float | None) -> Delay:
+    """A delay from settings `<what>-ms` and `<what>-quantile`.
+
+    Raises:
+        UsageError: neither is given, or one is out of range.
+    """
+    if fixed_ns is None and quantile is None:
+        raise UsageError(f"{what} needs a time: --{what}-ms 150, or --{what}-quantile 0.95")
+    if fixed_ns is not None and fixed_ns < 0:
+        raise UsageError(f"{what} time is {fixed_ns / 1e6:g} ms; it needs 0 or more")
+    if quantile is not None and not 0 < quantile < 1:
+        raise UsageError(f"{what} quantile is {quantile:g}; it needs a number between 0 and 1")
+    return Delay(fixed_ns, quantile)
+
+
+def make_policy(
+    name: str, grace_ns: int | None = None, grace_quantile: float | None = None
+) -> AcceptPolicy:
     """The policy called `name`. Raises UsageError for a name or value that is none."""
     if name == "first":
         return First()
     if name == "grace":
-        if grace_ns is None or grace_ns < 0:
-            raise UsageError("accept policy grace needs a time: --grace-ms 150 (0 or more)")
-        return Grace(grace_ns)
+        return Grace(make_delay("grace", grace_ns, grace_quantile))
     raise UsageError(f"accept policy is {name!r}; known are: {', '.join(POLICIES)}")

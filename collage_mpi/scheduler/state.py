@@ -7,7 +7,7 @@ Does not know: schemes, policies, when anything happens.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import Enum
 
 from collage_mpi.scheduler.events import Item, Score
@@ -42,14 +42,14 @@ class ImageState:
         self.tasks: list[TaskState] = []  # queued or outstanding, covering it
         self.attempts = 0  # single tasks made for it so far
         self.tried: set[int] = set()  # ranks that failed or lost it
-        self.reserve: tuple[Score, int] | None = None  # an answer that counts later
+        self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
         self.reason = ""  # why its last task failed
 
 
 class GroupState:
     """Images encoded together; membership is by arrival order only."""
 
-    __slots__ = ("closed", "id", "images", "reserves", "t0_ns", "timers", "unresolved")
+    __slots__ = ("closed", "due", "id", "images", "t0_ns", "timers", "unresolved")
 
     def __init__(self, group: int, t0_ns: int) -> None:
         self.id = group
@@ -58,7 +58,8 @@ class GroupState:
         self.closed = False
         self.unresolved = 0
         self.timers: set[int] = set()
-        self.reserves: dict[int, list[ImageState]] = {}  # by the time they begin to count
+        # what is to be done with which images, and when; one timer an entry
+        self.due: dict[tuple[int, Callable[..., None]], list[ImageState]] = {}
 
 
 class TaskState:
@@ -75,13 +76,21 @@ class TaskState:
         "rank",
         "send_done",
         "sent",
+        "source",
     )
 
     def __init__(
-        self, task: int, kind: str, rank: RankState, images: list[ImageState], attempt: int
+        self,
+        task: int,
+        kind: str,
+        source: str,
+        rank: RankState,
+        images: list[ImageState],
+        attempt: int,
     ) -> None:
         self.id = task
         self.kind = kind
+        self.source = source  # what an image that it resolves is said to be resolved by
         self.rank = rank
         self.images = images
         self.items: tuple[Item, ...] = ()
@@ -176,6 +185,24 @@ class Pool:
         rank = self._order[self._cursor % len(self._order)]
         self._cursor = (self._cursor + 1) % len(self._order)
         return rank
+
+    def pick_spread(self, copies: int) -> list[int]:
+        """`copies` different ranks (fewer if there are fewer) for one image, in turn.
+
+        The ranks are taken as `copies` rows: the next one of the first row, and those
+        under it, so that first copies go where they would go without the others.
+        """
+        copies = min(copies, len(self._order))
+        if copies == 0:
+            return []
+        stride = len(self._order) // copies
+        place = self._cursor % stride
+        self._cursor = place + 1
+        return [self._order[place + row * stride] for row in range(copies)]
+
+    def pick_idle(self, avoid: Collection[int] = ()) -> int | None:
+        """A rank with nothing outstanding or queued that is not in `avoid`, or None."""
+        return next((rank for rank in self._levels[0] if rank not in avoid), None)
 
     def pick_least(self, avoid: Collection[int] = ()) -> int | None:
         """The least loaded rank not in `avoid`, longest unchanged first, or None."""

@@ -30,7 +30,13 @@ from collage_mpi.grid import Grid
 from collage_mpi.protocol import WireResult, WireTask
 from collage_mpi.recorder import Recorder
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
-from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_policy, make_scheme
+from collage_mpi.scheduler import (
+    Scheduler,
+    SchedulerSettings,
+    SchemeSettings,
+    make_policy,
+    make_scheme,
+)
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
@@ -75,7 +81,9 @@ class Job:
         collages = collages if scheme == "collage" else 0
         self.scheduler = Scheduler(
             SchedulerSettings(group_size=side * side, ranks=singles + collages, **settings),
-            make_scheme(scheme, make_policy(policy, grace_ns), copies),
+            make_scheme(
+                SchemeSettings(scheme, policy=make_policy(policy, grace_ns), collage_copies=copies)
+            ),
         )
         self.credit = credit
         kinds = ["single"] * singles + ["collage"] * collages

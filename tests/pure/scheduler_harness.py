@@ -6,8 +6,15 @@ Does not know: how a test chooses what happens next.
 
 from __future__ import annotations
 
-from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_policy, make_scheme
+from collage_mpi.scheduler import (
+    Scheduler,
+    SchedulerSettings,
+    SchemeSettings,
+    make_policy,
+    make_scheme,
+)
 from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.policies import Delay
 
 SINGLE, COLLAGE = "single", "collage"
 
@@ -24,12 +31,27 @@ class Harness:
         scheme: str = "collage",
         policy: str = "first",
         grace_ns: int | None = None,
+        grace_quantile: float | None = None,
         copies: int = 1,
+        assign: str = "turn",
+        replicas: int = 2,
+        hedge_ns: int | None = None,
+        hedge_budget: float = 1.0,
         credit: int = 2,
         **settings,
     ) -> None:
         singles = side * side if singles is None else singles
-        self.scheme = make_scheme(scheme, make_policy(policy, grace_ns), copies)
+        self.scheme = make_scheme(
+            SchemeSettings(
+                scheme,
+                assign,
+                make_policy(policy, grace_ns, grace_quantile),
+                copies,
+                replicas,
+                Delay(hedge_ns),
+                hedge_budget,
+            )
+        )
         self.scheduler = Scheduler(
             SchedulerSettings(group_size=side * side, ranks=singles + collages, **settings),
             self.scheme,

@@ -403,3 +403,85 @@ def test_time_must_not_run_backwards():
     job.scheduler.handle(ev.TimerFired(5, 999))
     with pytest.raises(ProtocolViolation):
         job.scheduler.handle(ev.TimerFired(4, 999))
+
+
+def test_replicas_go_to_different_ranks_and_the_first_answer_wins():
+    job = started(scheme="replicate", collages=0, singles=8)
+    assert sorted((s.items[0].image, s.rank) for s in job.live.values()) == [
+        (image, rank) for image in range(4) for rank in (image + 1, image + 5)
+    ]
+    second = job.task_of(0)
+    job.answer(second)
+    assert job.resolved[0].source == "replica"
+    assert len(job.cancelled) == 1
+
+
+def test_fewer_ranks_than_replicas_are_used_once_each():
+    job = Harness(scheme="replicate", collages=0, singles=2, replicas=3)
+    job.start()
+    job.arrive(1)
+    assert sorted(s.rank for s in job.live.values()) == [1, 2]
+
+
+def hedged(**kwargs) -> Harness:
+    """Four images on six ranks; those still out at 50 ms are late."""
+    job = started(scheme="hedge", collages=0, singles=6, hedge_ns=50 * MS, **kwargs)
+    job.answer(job.task_of(3))
+    return job
+
+
+def test_a_late_image_is_hedged_on_an_idle_rank():
+    job = hedged()
+    (timer,) = job.timers
+    job.fire(timer)
+    copies = [s for s in job.live.values() if s.rank > 3]
+    assert [s.items[0].image for s in copies] == [0, 1, 2]
+    assert len({s.rank for s in copies}) == 3
+    job.answer(copies[0].task)
+    assert job.resolved[0].source == "hedge"
+
+
+def test_a_hedge_waits_for_an_idle_rank():
+    job = started(scheme="hedge", collages=0, hedge_ns=50 * MS)
+    (timer,) = job.timers
+    job.fire(timer)
+    assert len(job.live) == 4
+    job.answer(job.task_of(3))
+    assert [s.rank for s in job.live.values() if s.items[0].image == 0] == [1, 4]
+
+
+def test_hedges_stay_within_their_budget():
+    job = hedged(hedge_budget=0.25)
+    (timer,) = job.timers
+    job.fire(timer)
+    assert len([s for s in job.live.values() if s.rank > 3]) == 1
+
+
+def test_least_loaded_assignment_prefers_idle_ranks():
+    job = Harness(scheme="none", collages=0, singles=5, assign="least", depth=2)
+    job.start()
+    job.arrive(4)
+    job.answer(job.task_of(1))
+    job.arrive(2)
+    assert {job.live[job.task_of(image)].rank for image in (4, 5)} == {5, 2}
+
+
+def test_a_quantile_grace_counts_at_once_until_it_is_known():
+    job = started(policy="grace", grace_quantile=0.9)
+    job.answer(job.task_of(0, COLLAGE))
+    assert set(job.resolved) == {0, 1, 2, 3}
+    for _ in range(20):  # singles answer 10 ms after their release
+        for task in list(job.live):
+            job.answer(task)
+        job.arrive(job.admitted)
+        job.now_ns += 10 * MS
+        for image in range(len(job.arrived) - 4, len(job.arrived)):
+            job.answer(job.task_of(image))
+    released = job.now_ns
+    for task in list(job.live):
+        job.answer(task)
+    job.arrive(job.admitted)
+    job.answer(max(t for t, s in job.live.items() if s.kind == COLLAGE))
+    assert len(job.resolved) == len(job.arrived) - 4
+    (at_ns,) = job.timers.values()
+    assert 10 * MS <= at_ns - released <= 10.3 * MS

@@ -76,6 +76,22 @@ def test_two_collage_ranks_are_as_good_as_the_faster():
     assert found == np.minimum(draws[:, :9], best).max(axis=1).tolist()
 
 
+def test_replication_equals_the_formula():
+    settings = {"between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
+    draw = make_delays(RunSettings(**settings).stragglers()).draw_ns
+    draws = np.array([[draw(r, g, 1) for r in range(1, 19)] for g in range(50)])  # (g, 2N)
+    found = [g.latency_ns for g in play(50, scheme="replicate", **settings).groups]
+    assert found == np.minimum(draws[:, :9], draws[:, 9:]).max(axis=1).tolist()
+
+
+def test_hedging_bounds_what_a_slow_rank_can_cost():
+    """Late after 150 ms, then a constant 100 ms on an idle rank: never more than 250 ms."""
+    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
+    hedged = {"scheme": "hedge", "hedge_ms": 150.0, "hedge_budget": 1.0}
+    found = play(20, singles=10, between="drain", **hedged, **constant).groups
+    assert max(g.latency_ns for g in found) == 250 * MS
+
+
 def test_a_slow_rank_skips_to_the_current_group():
     """In carry a 5x slower rank starts no task of a group that is over."""
     rows = play(40, straggler="pinned", slow_ranks=("4:5",), scheme="collage")
