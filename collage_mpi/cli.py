@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("launch", "find the MPI at hand and start ranks: launch -n 11 -- run ..."),
     "run": ("run", "the job: classify every image of the shards (under mpiexec or launch)"),
     "simulate": ("simulate", "the same job on virtual time: any number of ranks, no MPI"),
+    "experiment": ("experiment", "many runs from one file: grid, seeds, resumed, one table"),
     "verify": ("verify", "prove that a run holds every image exactly once"),
     "export": ("export", "write a run's rows as csv, parquet or hdf5"),
     "shards": ("shards", "inspect or verify HDF5 shards"),

@@ -1,0 +1,122 @@
+"""`collage-mpi experiment FILE`: many runs from one file, and one table of them.
+
+Owns: the arguments, and whether ranks are started here or are there already.
+Does not know: how a file is expanded, how a run works, what the table holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.topology import launcher_size
+
+if TYPE_CHECKING:
+    from collage_mpi.crew import Crew
+    from collage_mpi.experiment import Experiment, Point
+
+_GOES_ON = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The file, where to, and which of its points."""
+    parser.epilog = (
+        "In a Slurm array: collage-mpi experiment FILE --index $SLURM_ARRAY_TASK_ID --out DIR; "
+        "afterwards --table. The same command again skips what is done and goes on with the rest."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="experiment, .toml or .json")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs and table.csv")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="print index, name and ranks needed")
+    what.add_argument("--index", metavar="I", help="only this point, or these: 3, 0-5, 0-5,9")
+    what.add_argument("--table", action="store_true", help="only make the table of what is there")
+    parser.add_argument(
+        "--mpi", choices=("auto", "mpich", "openmpi", "intel"), default="auto", help="which MPI"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """List, tabulate, or run what is not done yet."""
+    from collage_mpi.experiment import parse_indices, read_experiment
+
+    experiment = read_experiment(args.file)
+    if args.list:
+        return _list(experiment)
+    if args.out is None:
+        raise UsageError("--out is missing: a folder for the runs")
+    points: Sequence[Point] = experiment.points
+    if args.index is not None:
+        points = [points[i] for i in parse_indices(args.index, len(points))]
+    if args.table:
+        return _table(experiment, args.out)
+    if (launcher_size() or 1) > 1:
+        return _as_ranks(experiment, points, args.out)
+    code = _by_hand(args, experiment, points)
+    return (
+        code if args.index is not None or code not in _GOES_ON else _tabled(experiment, args, code)
+    )
+
+
+def _tabled(experiment: Experiment, args: argparse.Namespace, code: int) -> int:
+    _table(experiment, args.out)
+    return code
+
+
+def _list(experiment: Experiment) -> int:
+    print("index\tname\tranks")
+    for point in experiment.points:
+        print(f"{point.index}\t{point.name}\t{point.ranks}")
+    return 0
+
+
+def _table(experiment: Experiment, out: Path) -> int:
+    from collage_mpi.experiment_runs import write_table
+
+    path, rows, missing = write_table(experiment, out)
+    print(f"wrote {path}: {rows} of {len(experiment.points)} runs")
+    if missing:
+        names = ", ".join(point.name for point in missing[:5])
+        more = "" if len(missing) <= 5 else f" and {len(missing) - 5} more"
+        print(f"no run yet: {names}{more}", file=sys.stderr)
+    return 0
+
+
+def _as_ranks(experiment: Experiment, points: Sequence[Point], out: Path) -> int:
+    from collage_mpi.experiment_runs import run_points
+    from collage_mpi.world import run_world
+
+    if experiment.how != "run":
+        raise UsageError(f"how = {experiment.how!r} needs no ranks: leave out the launcher")
+
+    def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
+        return run_points(points, out, crew, stop_reason)
+
+    return run_world("experiment", body)
+
+
+def _by_hand(args: argparse.Namespace, experiment: Experiment, points: Sequence[Point]) -> int:
+    """Start ranks for the points that are not done, as few times as the world sizes allow."""
+    from collage_mpi.commands.launch import launch_ranks
+    from collage_mpi.experiment import format_indices
+    from collage_mpi.experiment_runs import DONE, check_plans, launches, simulate_points, state
+
+    todo = [point for point in points if state(point, args.out) != DONE]
+    if len(todo) < len(points):
+        print(f"{len(points) - len(todo)} of {len(points)} runs are done already", flush=True)
+    if experiment.how == "simulate":
+        simulate_points(experiment, todo, args.out)
+        return 0
+    check_plans(todo, args.out)
+    worst = 0
+    for ranks, members in launches(todo):
+        chosen = format_indices([point.index for point in members])
+        words = ["experiment", str(args.file), "--out", str(args.out), "--index", chosen]
+        code = launch_ranks(ranks, words, mpi=args.mpi)
+        if code not in _GOES_ON:
+            return code
+        worst = max(worst, code)
+    return worst

@@ -1,0 +1,233 @@
+"""An experiment file expands to an ordered list of checked, named settings."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collage_mpi.cli import main
+from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.experiment import (
+    LONGEST_NAME,
+    expand,
+    format_indices,
+    parse_indices,
+    read_experiment,
+)
+from collage_mpi.experiment_runs import launches
+
+BASE = {"shards": ["a.h5"], "single": "null", "collage": "null"}
+EXAMPLES = sorted((Path(__file__).parents[2] / "analysis" / "experiments").glob("*.toml"))
+
+
+def names(**document: object) -> list[str]:
+    return [point.name for point in expand({"base": BASE, **document}).points]
+
+
+def test_a_grid_is_every_combination_the_last_key_fastest_seeds_faster_still() -> None:
+    found = expand(
+        {"base": BASE, "grid": {"scheme": ["none", "collage"], "side": [2, 3]}, "repeat": [5, 7]}
+    )
+    assert [point.name for point in found.points][:5] == [
+        "scheme-none_side-2_seed-5",
+        "scheme-none_side-2_seed-7",
+        "scheme-none_side-3_seed-5",
+        "scheme-none_side-3_seed-7",
+        "scheme-collage_side-2_seed-5",
+    ]
+    assert [point.index for point in found.points] == list(range(8))
+    assert [point.ranks for point in found.points] == [5, 5, 10, 10, 6, 6, 11, 11]
+    assert found.points[1].settings.straggler_seed == 7
+    assert found.varied == ("scheme", "side", "straggler_seed")
+    assert [(ranks, len(members)) for ranks, members in launches(found.points)] == [
+        (5, 2),
+        (10, 2),
+        (6, 2),
+        (11, 2),
+    ]
+
+
+def test_points_are_more_runs_beside_the_grid_or_without_one() -> None:
+    extra = [{"collage_ranks": 2, "accept": "grace", "grace_ms": 5}, {"name": "my own", "side": 2}]
+    alone = ["collage_ranks-2_accept-grace_grace_ms-5", "my-own"]
+    assert names(point=extra) == alone
+    assert names(grid={"side": [3, 4]}, point=extra) == ["side-3", "side-4", *alone]
+    assert names() == ["run"]
+    assert names(repeat=2) == ["seed-0", "seed-1"]
+
+
+def test_an_axis_of_tables_sets_settings_together() -> None:
+    axis = [{"name": "none", "scheme": "none"}, {"accept": "grace", "grace_ms": 20.0}]
+    found = expand({"base": BASE, "grid": {"policy": axis, "depth": [1]}})
+    assert [point.name for point in found.points] == ["none", "policy-1"]
+    assert found.points[1].settings.grace_ms == 20
+    assert found.varied == ("scheme", "accept", "grace_ms")
+
+
+def test_values_become_safe_names(tmp_path: Path) -> None:
+    grid = {
+        "shards": [["data/a.h5", "data/b.h5"], "/x/c.h5"],
+        "order": ["file", "shuffle:1"],
+        "time_scale": [0.5, 1],
+    }
+    assert names(grid=grid)[:3] == [
+        "shards-a+b_order-file_time_scale-0.5",
+        "shards-a+b_order-file_time_scale-1",
+        "shards-a+b_order-shuffle-1_time_scale-0.5",
+    ]
+    point = expand({"base": BASE}).points[0]
+    assert point.settings_in(tmp_path).out == str(tmp_path / "run")
+
+
+def test_shipped_files_are_found() -> None:
+    point = expand({"base": {**BASE, "shards": ["shipped:fashion_demo.h5"]}}).points[0]
+    assert Path(point.settings.shards[0]).is_file()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_committed_experiments_expand(path: Path) -> None:
+    assert len(read_experiment(path).points) > 1
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"grids": {}}, "unknown key 'grids'; did you mean 'grid'"),
+        ({"grid": {"schem": ["none"]}}, r"point 0 \(run\): unknown setting 'schem'; did you mean"),
+        ({"base": {**BASE, "sid": 3}}, "unknown setting 'sid'; did you mean 'side'"),
+        ({"point": [{"colour": 3}]}, "unknown setting 'colour'"),
+        ({"grid": {"side": 3}}, "side is 3; it needs a list"),
+        ({"grid": {"side": []}}, "it needs a list"),
+        ({"grid": {"side": [3, "x"]}}, r"point 1 \(side-x\): side is 'x'; it needs int"),
+        ({"grid": {"side": [3, 99]}}, "side is 99"),
+        ({"grid": {"side": [3, 3]}}, "points 0 and 1 have the same name"),
+        ({"point": [{"name": "a"}, {"name": "b"}]}, "points 0 and 1 have the same settings"),
+        ({"point": [{"name": "a", "side": 2}, {"name": "A"}]}, "have the same name"),
+        ({"grid": {"a": [{"side": 2}], "side": [3, 4]}}, "two axes set side"),
+        ({"point": {"side": 3}}, r"needs \[\[point\]\] tables"),
+        ({"point": [3]}, "needs a table"),
+        ({"base": 3}, "needs a table"),
+        ({"repeat": 0}, "how many seeds"),
+        ({"repeat": [1, 1]}, "different seeds"),
+        ({"repeat": True}, "how many seeds"),
+        ({"repeat": 2, "grid": {"straggler_seed": [1, 2]}}, "leave it out of grid"),
+        ({"how": "guess"}, "known are: run, simulate"),
+        ({"images": 9}, "images is for how = 'simulate'"),
+        ({"how": "simulate"}, "needs images"),
+        ({"name": 3}, "name is 3"),
+        ({"base": {**BASE, "out": "x"}}, "--out DIR"),
+        ({"base": {"shards": ["a"]}}, "--single is missing"),
+        ({"base": {**BASE, "single": "shipped:none"}}, "ships fashion_collage_side3.safetensors"),
+        ({"base": {**BASE, "collage_ranks": 0}}, "collage_ranks is 0"),
+        ({"grid": {"collage_copies": [1, 2]}}, "each copy needs a rank"),
+        ({"point": [{"scheme": "hedge"}]}, r"point 0 \(scheme-hedge\): .*hedge"),
+        (
+            {
+                "base": {**BASE, "straggler": "pinned", "slow_ranks": ["10:5"]},
+                "grid": {"scheme": ["collage", "none"]},
+            },
+            r"point 1 \(scheme-none\): slow rank 10; scheme none has worker ranks 1 to 9",
+        ),
+        ({"grid": {"depth": list(range(1, 200)), "credit": list(range(1, 200))}}, "39,601 points"),
+        ({"point": [{"name": "x" * (LONGEST_NAME + 1)}]}, "give shorter ones"),
+    ],
+)
+def test_bad_files_are_refused_with_one_message(document: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        expand({"base": BASE, **document}, "exp.toml")
+    assert str(caught.value).count("exp.toml") == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True),
+    st.lists(st.sampled_from(["file", "shuffle:1", "shuffle:2"]), min_size=1, unique=True),
+    st.integers(1, 3),
+    st.integers(0, 2),
+)
+def test_counts_indices_and_names(depths: list, orders: list, repeat: int, extra: int) -> None:
+    found = expand(
+        {
+            "base": BASE,
+            "grid": {"depth": depths, "order": orders},
+            "repeat": repeat,
+            "point": [{"credit": 20 + n} for n in range(extra)],
+        }
+    )
+    assert len(found.points) == (len(depths) * len(orders) + extra) * repeat
+    assert [point.index for point in found.points] == list(range(len(found.points)))
+    assert len({point.name.lower() for point in found.points}) == len(found.points)
+    assert all(not set(point.name) & set("/:\\ ") for point in found.points)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 99) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["side", "scheme", "out", "name", "x"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(["name", "how", "repeat", "base", "grid", "point"]), JUNK))
+def test_junk_is_refused_not_crashed_on(document: dict) -> None:
+    document.setdefault("base", BASE)
+    with contextlib.suppress(CollageError):
+        expand(document)
+
+
+@given(st.sets(st.integers(0, 40), min_size=1))
+def test_indices_are_written_and_read(indices: set) -> None:
+    assert parse_indices(format_indices(sorted(indices)), 41) == sorted(indices)
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-1", "9", "0-9", "-1", "1,,2"])
+def test_indices_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--index"):
+        parse_indices(text, 9)
+
+
+def test_the_list_and_errors_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text('[base]\nshards = ["a.h5"]\nsingle = "null"\ncollage = "null"\n')
+    assert main(["experiment", str(file), "--list"]) == 0
+    assert capsys.readouterr().out == "index\tname\tranks\n0\trun\t11\n"
+    for words, code, message in (
+        ([], 2, "--out is missing"),
+        (["--out", str(tmp_path), "--index", "1"], 2, "points 0 to 0"),
+        (["--out", str(tmp_path), "--table"], 3, "no run of this experiment"),
+        (["--out", str(tmp_path)], 3, "a.h5"),  # found before any rank is started
+    ):
+        assert main(["experiment", str(file), *words]) == code
+        assert message in capsys.readouterr().err
+    file.write_text("[base\n")
+    assert main(["experiment", str(file), "--list"]) == 4
+    assert main(["experiment", str(tmp_path / "none.toml"), "--list"]) == 3
+
+
+def test_a_simulated_experiment_needs_no_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "e.toml", tmp_path / "out"
+    file.write_text(
+        'how = "simulate"\nimages = 180\n[base]\nstraggler = "lognormal"\n'
+        '[grid]\nscheme = ["none", "collage"]\n'
+    )
+    assert main(["experiment", str(file), "--out", str(out)]) == 0
+    lines = (out / "table.csv").read_text().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("index,name,how,status,scheme,groups,p50_ms")
+    assert lines[2].startswith("1,scheme-collage,simulate,complete,collage,18,")
+    capsys.readouterr()
+    assert main(["experiment", str(file), "--out", str(out)]) == 0
+    assert "2 of 2 runs are done already" in capsys.readouterr().out
