@@ -110,6 +110,7 @@ class Coordinator:
             ev.SetTimer: lambda a: heapq.heappush(self._timers, (a.at_ns, a.timer)),
             ev.CancelTimer: self._drop_timer,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
+            ev.Recall: self._recall,
             ev.Release: lambda a: self.feed.release(a.image),
             ev.Finish: self._finished,
         }
@@ -250,6 +251,9 @@ class Coordinator:
 
     def _resolve(self, action: ev.Resolve) -> None:
         self.recorder.resolved(action, self._stamp_ns)
+
+    def _recall(self, action: ev.Recall) -> None:
+        self.retired.pop(action.rank, None)
 
     def _finished(self, action: ev.Finish) -> None:
         self.finish = action

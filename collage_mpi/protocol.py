@@ -30,7 +30,7 @@ MAGIC = 0xC011A6E1
 TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
 
 CONTROL_BYTES = 64 * 1024
-UP_BYTES = 64 * 1024
+UP_BYTES = 16 * 1024  # 256 cells and a reason; times 4 receives, times 1,000 ranks: 64 MB
 
 TASKS, CANCEL, ANSWERS, CONTROL = 1, 2, 3, 4
 KINDS = ("single", "collage")
@@ -337,4 +337,4 @@ def _put_header(
 
 
 def _short(reason: str) -> bytes:
-    return reason.encode()[:REASON_BYTES]
+    return reason.encode("utf-8", "replace")[:REASON_BYTES]

@@ -100,6 +100,7 @@ class Simulation:
             ev.CancelTimer: lambda a: self._dropped_timers.add(a.timer),
             ev.Release: lambda a: None,
             ev.Retire: lambda a: None,
+            ev.Recall: lambda a: None,
             ev.Finish: self._finished,
         }
 

@@ -171,7 +171,12 @@ class Worker:
         except CollageError as error:
             self.session = None
             self._tell(
-                {"what": "fault", "message": str(error), "exit_code": int(error.exit_code)}, number
+                {
+                    "what": "fault",
+                    "message": str(error)[:2000],
+                    "exit_code": int(error.exit_code),
+                },
+                number,
             )
             return
         self.session = session

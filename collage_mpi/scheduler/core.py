@@ -1,8 +1,9 @@
-"""The scheduler's core: groups, retries, lost ranks, timers, outcomes, the end.
+"""The scheduler's core: events, groups, timers, outcomes, the end.
 
 Owns: the state of the job and its eight invariants (docs/architecture.md).
-Does not know: which rank is chosen and when a task leaves (dispatch), what redundancy
-a scheme adds, when a collage's answer counts, MPI, clocks, torch, arrays, files.
+Does not know: which rank is chosen and when a task leaves (dispatch), what becomes of
+an image whose task failed (rescue), what redundancy a scheme adds, when a collage's
+answer counts, MPI, clocks, torch, arrays, files.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.dispatch import Dispatch, Order
+from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
+from collage_mpi.scheduler.rescue import NOBODY, Rescue
 from collage_mpi.scheduler.schemes import SINGLE, Later, Scheme
 from collage_mpi.scheduler.state import (
     GroupState,
@@ -74,13 +76,15 @@ class Scheduler:
         self._reported: set[int] = set()
         self._timers: dict[int, Callable[[], None]] = {}
         self._filling: GroupState | None = None
-        self._parked: dict[int, ImageState] = {}
-        self._park_timer: int | None = None
+        self.rescue = Rescue(self, settings.max_attempts)
+        self._drain_timer: int | None = None
+        self._drain_over = False
         self._next_group = self._next_timer = 0
         self._last_image = -1
         self._promised = 0  # admitted, not yet arrived
         self._in_flight = 0  # closed groups with unresolved images
         self._unresolved = 0
+        self._reserved = 0  # unresolved images with an answer that counts later
         self._errors = 0
         self._input_closed = False
         self._stopping: str | None = None
@@ -121,58 +125,51 @@ class Scheduler:
     # ---- ranks --------------------------------------------------------------
 
     def _on_rank_ready(self, event: ev.RankReady) -> None:
-        if event.rank in self.dispatch.ranks:
-            raise ProtocolViolation(f"rank {event.rank} is ready twice")
+        if event.rank in self._reported:
+            raise ProtocolViolation(f"rank {event.rank} is ready twice, or after it was lost")
         rank = RankState(event.rank, event.kinds, event.host, event.credit)
         self._reported.add(rank.id)
         self._enter(rank)
 
     def _on_suspected(self, event: ev.RankSuspected) -> None:
         rank = self.dispatch.ranks.get(event.rank)
-        if rank is None or rank.status is not RankStatus.READY:
-            return
+        if rank is None or rank.status is not RankStatus.READY or not rank.outstanding:
+            return  # a rank that owes nothing is not silent: its last answer has just come
         rank.status = RankStatus.SUSPECTED
-        self._leave(rank, event.why)
+        self.rescue.suspects[rank.id] = rank
+        self.rescue.leave(rank, event.why)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
         rank = self.dispatch.ranks.get(event.rank)
-        if rank is None or rank.status is RankStatus.LOST:
-            return
+        if rank is not None and rank.status is not RankStatus.LOST:
+            self._lose(rank, event.why)
+        if len(self._reported) >= self.settings.ranks and not self._anybody_alive():
+            self.stop(NOBODY)
+
+    def _lose(self, rank: RankState, why: str) -> None:
         rank.status = RankStatus.LOST
+        self.rescue.suspects.pop(rank.id, None)
         covered = list(rank.outstanding.values())
         for task in covered:
             self.dispatch.end(task)
-        self._leave(rank, event.why)
+        self.rescue.leave(rank, why)
         for task in covered:
-            self._redo(task, f"rank {rank.id} was lost: {event.why}", retryable=True)
-        if not self._any_hope():
-            self._stop("no rank is left that could classify an image")
+            self.rescue.redo(task, f"rank {rank.id} was lost: {why}")
+        self.rescue.ranks_changed()
 
     def _recover(self, rank: RankState) -> None:
         if rank.status is RankStatus.SUSPECTED:
             rank.status = RankStatus.READY
+            del self.rescue.suspects[rank.id]
             if not rank.retired:
                 self._enter(rank)
 
     def _enter(self, rank: RankState) -> None:
         self.dispatch.enter(rank)
-        parked, self._parked = self._parked, {}
-        for image in parked.values():
-            self._rescue(image)
+        self.rescue.ranks_changed()
 
-    def _leave(self, rank: RankState, why: str) -> None:
-        """The rank takes no more work: what it has not been sent goes to others."""
-        queued = self.dispatch.leave(rank)
-        for task in queued:
-            self._move(task)
-        if rank.status is RankStatus.SUSPECTED:
-            for task in list(rank.outstanding.values()):
-                self._redo(task, f"rank {rank.id} is silent: {why}", retryable=True)
-
-    def _any_hope(self) -> bool:
-        if len(self._reported) < self.settings.ranks:
-            return True
+    def _anybody_alive(self) -> bool:
         return any(
             rank.status is not RankStatus.LOST and rank.kinds & self.scheme.kinds
             for rank in self.dispatch.ranks.values()
@@ -193,11 +190,12 @@ class Scheduler:
         group.unresolved += 1
         self._unresolved += 1
         if event.fault:
-            self._error(image, event.fault)
+            self.dispatch.skip_turn(SINGLE)
+            self.error(image, event.fault)
         elif self._stopping is None:
             self.scheme.image_arrived(self, image)
             if not image.tasks:
-                self._rescue(image)
+                self.rescue.image(image)
         if len(group.images) == self.settings.group_size:
             self._close_group(group)
 
@@ -207,7 +205,7 @@ class Scheduler:
         self._filling = group
         if self.settings.linger_ns is not None:
             self._set_timer(
-                t0_ns + self.settings.linger_ns, partial(self._close_group, group), group
+                self._now_ns + self.settings.linger_ns, partial(self._close_group, group), group
             )
         if self.settings.image_timeout_ns is not None:
             self._set_timer(
@@ -215,7 +213,7 @@ class Scheduler:
             )
         return group
 
-    def _close_group(self, group: GroupState) -> None:
+    def _close_group(self, group: GroupState, given_up: bool = False) -> None:
         if group.closed:
             return
         group.closed = True
@@ -224,10 +222,10 @@ class Scheduler:
             self._drop_timers(group)
             return
         self._in_flight += 1
-        if self._stopping is None:
+        if self._stopping is None and not given_up:
             self.scheme.group_closed(self, group)
             for image in group.images:
-                self._rescue(image)
+                self.rescue.image(image)
 
     def _on_input_closed(self, event: ev.InputClosed) -> None:
         self._input_closed = True
@@ -236,12 +234,18 @@ class Scheduler:
             self._close_group(self._filling)
 
     def _give_up(self, group: GroupState) -> None:
+        if self._stopping is not None:
+            return  # what was not answered in time will be done again, by the next session
         limit_s = (self.settings.image_timeout_ns or 0) / SECOND_NS
-        self._close_group(group)
+        self._close_group(group, given_up=True)
         for image in group.images:
-            if not image.resolved:
+            if image.resolved:
+                continue
+            if image.reserve is not None:
+                self._use_reserve(image)
+            else:
                 because = f": {image.reason}" if image.reason else ""
-                self._error(image, f"no answer within {limit_s:g} s{because}")
+                self.error(image, f"no answer within {limit_s:g} s{because}")
 
     def _admit(self) -> None:
         """Ask for whole groups while fewer than `depth` are in flight (C6)."""
@@ -252,13 +256,31 @@ class Scheduler:
         size, depth = self.settings.group_size, self.settings.depth
         filling = len(self._filling.images) if self._filling else 0
         if self.settings.drain:
-            idle = not (self.dispatch.tasks or self._unresolved or self._promised)
-            missing = depth if idle else 0
+            missing = depth if self._drained() else 0
         else:
             missing = depth - self._in_flight - -(-(filling + self._promised) // size)
         if missing > 0:
             self._promised += missing * size
             self.dispatch.actions.append(ev.Admit(missing * size))
+
+    def _drained(self) -> bool:
+        """Whether all ranks are idle; those that are silent, or take for ever, do not count."""
+        if self._unresolved or self._promised:
+            return False
+        busy = len(self.dispatch.tasks) - self.rescue.silent_tasks()
+        if busy > 0 and not self._drain_over:
+            if self._drain_timer is None:
+                self._drain_timer = self._set_timer(
+                    self._now_ns + self.settings.end_ns, self._stop_draining, None
+                )
+            return False
+        if self._drain_timer is not None:
+            self._cancel_timer(self._drain_timer)
+        self._drain_timer, self._drain_over = None, False
+        return True
+
+    def _stop_draining(self) -> None:
+        self._drain_timer, self._drain_over = None, True
 
     # ---- tasks --------------------------------------------------------------
 
@@ -266,12 +288,11 @@ class Scheduler:
         self.dispatch.send_done(event.task)
 
     def _terminal(self, task_id: int, rank_id: int) -> TaskState:
-        """The task that a terminal event names, now over. Its rank is alive."""
+        """The task that a terminal event names, now over."""
         task = self.dispatch.tasks.get(task_id)
         if task is None or task.rank.id != rank_id:
             raise ProtocolViolation(f"rank {rank_id} ends task {task_id}, which it does not have")
         self.dispatch.end(task)
-        self._recover(task.rank)
         return task
 
     def _on_answered(self, event: ev.Answered) -> None:
@@ -286,21 +307,26 @@ class Scheduler:
         self.scheme.answered(self, task, event.cells, event.now_ns)
         for image, cell in zip(task.images, event.cells, strict=True):
             if cell is None and not image.resolved:
-                if task.kind == SINGLE:
-                    self._note_failure(image, task, "the network gave no answer")
-                self._rescue(image)
-        self._rank_free(task.rank)
+                self._absent(image, task)
+        self._alive(task.rank)
+
+    def _absent(self, image: ImageState, task: TaskState) -> None:
+        if task.kind == SINGLE:
+            image.failures += 1
+            self.rescue.note(image, task, "the network gave no answer")
+        self.rescue.image(image)
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank)
+        self.rescue.redo(task, event.reason, retryable=event.retryable)
+        self._recover(task.rank)
         task.rank.failures += 1
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
             task.rank.retired = True
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
-            self._leave(task.rank, why)
+            self.rescue.leave(task.rank, why)
             self.dispatch.actions.append(ev.Retire(task.rank.id, why))
-        self._redo(task, event.reason, event.retryable)
-        self._rank_free(task.rank)
+        self._alive(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:
         """Another ready rank can do each kind that this one does."""
@@ -311,91 +337,19 @@ class Scheduler:
         if task.kind == SINGLE:
             self._observe(task)  # censored: it would have taken at least as long
         for image in task.images:
-            self._rescue(image)
-        self._rank_free(task.rank)
+            self.rescue.image(image)
+        self._alive(task.rank)
 
     def _observe(self, task: TaskState) -> None:
         for image in task.images:
             self.latencies.add(self._now_ns - image.t0_ns)
 
-    def _rank_free(self, rank: RankState) -> None:
+    def _alive(self, rank: RankState) -> None:
+        """What the rank said has been dealt with: it takes more, if it was silent again."""
+        self._recover(rank)
         self.dispatch.pump(rank)
         if self._stopping is None:
             self.scheme.rank_free(self)
-
-    # ---- second chances -----------------------------------------------------
-
-    def _redo(self, task: TaskState, reason: str, retryable: bool) -> None:
-        """A task failed, or its rank is lost or silent: its images need another one."""
-        images = [image for image in task.images if not image.resolved]
-        for image in images:
-            if task.kind == SINGLE:
-                self._note_failure(image, task, reason)
-                if not retryable:
-                    image.attempts = self.settings.max_attempts
-            elif not image.reason:
-                image.reason = reason
-        again = retryable and task.attempt < self.settings.max_attempts
-        if task.kind != SINGLE and images and again and self._stopping is None:
-            order = Order(task.kind, task.source, task.attempt + 1)
-            self.dispatch.to_least(order, images, [task.rank.id])
-        for image in images:
-            self._rescue(image)
-
-    def _note_failure(self, image: ImageState, task: TaskState, reason: str) -> None:
-        image.reason = reason
-        image.tried.add(task.rank.id)
-
-    def _move(self, task: TaskState) -> None:
-        """A task that was never sent goes to another rank; it counts as the same attempt."""
-        images = [image for image in task.images if not image.resolved]
-        if task.kind == SINGLE:
-            for image in images:
-                image.attempts -= 1
-        if images and self._stopping is None:
-            order = Order(task.kind, task.source, task.attempt)
-            self.dispatch.to_least(order, images, [])
-        for image in images:
-            self._rescue(image)
-
-    def _rescue(self, image: ImageState) -> None:
-        """Keep the promise of progress for an image: a task, a timer, or an outcome."""
-        if image.resolved or image.reserve is not None or self._stopping is not None:
-            return
-        if any(task.rank.status is not RankStatus.SUSPECTED for task in image.tasks):
-            return
-        if self.scheme.covers_later(self, image.group):
-            return
-        if image.attempts < self.settings.max_attempts:
-            if self._retry(image):
-                return
-            if self.dispatch.has_suspects():
-                self._park(image)
-                return
-            if not any(self.dispatch.has_rank(kind) for kind in self.scheme.kinds):
-                self._stop("no rank is left that could classify an image")
-                return
-        self._error(image, image.reason or "no single rank is left")
-
-    def _retry(self, image: ImageState) -> bool:
-        order = Order(SINGLE, "retry", image.attempts + 1)
-        suspects = {task.rank.id for task in image.tasks}
-        task = self.dispatch.to_least(order, [image], [*image.tried, *suspects])
-        if task is None:  # every rank was tried: once more to any that is ready
-            task = self.dispatch.to_least(order, [image], [])
-        return task is not None
-
-    def _park(self, image: ImageState) -> None:
-        self._parked[image.id] = image
-        if self._park_timer is None:
-            self._park_timer = self._set_timer(
-                self._now_ns + self.settings.park_ns, self._park_over, None
-            )
-
-    def _park_over(self) -> None:
-        self._park_timer = None
-        if any(not image.resolved for image in self._parked.values()):
-            self._stop("every rank that could classify an image is silent")
 
     # ---- outcomes, and what schemes may ask for (schemes.Core) ---------------
 
@@ -406,6 +360,7 @@ class Scheduler:
     def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
         """Keep the answer; it resolves the image at `at_ns` unless another did before."""
         image.reserve = (score, task)
+        self._reserved += 1
         self.later(image, at_ns, Scheduler._use_reserve)
 
     def later(self, image: ImageState, at_ns: int, call: Later) -> None:
@@ -413,10 +368,10 @@ class Scheduler:
         together = image.group.due.setdefault((at_ns, call), [])
         together.append(image)
         if len(together) == 1:
-            self._set_timer(at_ns, partial(self._due, together, call), image.group)
+            self._set_timer(at_ns, partial(self._due, image.group, at_ns, call), image.group)
 
-    def _due(self, images: list[ImageState], call: Later) -> None:
-        for image in images:
+    def _due(self, group: GroupState, at_ns: int, call: Later) -> None:
+        for image in group.due.pop((at_ns, call)):
             if not image.resolved:
                 call(self, image)
 
@@ -425,7 +380,8 @@ class Scheduler:
             score, task = image.reserve
             self.accept(image, task, score)
 
-    def _error(self, image: ImageState, reason: str) -> None:
+    def error(self, image: ImageState, reason: str) -> None:
+        """Give the image up: an error row."""
         self._errors += 1
         self._resolve(image, "error", (), None, reason)
 
@@ -444,7 +400,10 @@ class Scheduler:
             ev.Resolve(image.id, source, tasks, group.id, image.cell, score, outcome, reason)
         )
         self.dispatch.resolved(image)
-        self._parked.pop(image.id, None)
+        self.rescue.forget(image)
+        self.scheme.resolved(image)
+        if image.reserve is not None:
+            self._reserved -= 1
         group.unresolved -= 1
         self._unresolved -= 1
         if group.unresolved == 0 and group.closed:
@@ -462,10 +421,18 @@ class Scheduler:
         self.dispatch.actions.append(ev.SetTimer(timer, max(at_ns, self._now_ns)))
         return timer
 
+    def start_park_timer(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call after park_ns; the result cancels it."""
+        timer = self._set_timer(self._now_ns + self.settings.park_ns, call, None)
+        return partial(self._cancel_timer, timer)
+
+    def _cancel_timer(self, timer: int) -> None:
+        if self._timers.pop(timer, None) is not None:
+            self.dispatch.actions.append(ev.CancelTimer(timer))
+
     def _drop_timers(self, group: GroupState) -> None:
         for timer in sorted(group.timers):
-            if self._timers.pop(timer, None) is not None:
-                self.dispatch.actions.append(ev.CancelTimer(timer))
+            self._cancel_timer(timer)
         group.timers.clear()
 
     def _on_timer(self, event: ev.TimerFired) -> None:
@@ -474,9 +441,9 @@ class Scheduler:
             call()
 
     def _on_stop(self, event: ev.StopRequested) -> None:
-        self._stop(event.reason)
+        self.stop(event.reason)
 
-    def _stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
         """No further sends; what is under way may still answer for `stop_ns`."""
         if self._stopping is not None:
             return
@@ -490,7 +457,7 @@ class Scheduler:
         done = self._input_closed and self._unresolved == 0
         if self._stopping is None and not done:
             return
-        if not self.dispatch.tasks:
+        if not self.dispatch.tasks and not self._reserved:
             self._finish()
         elif self._stopping is None and not self._ending:
             self._ending = True

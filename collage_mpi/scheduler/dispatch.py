@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Action, Item
-from collage_mpi.scheduler.state import ImageState, Pool, RankState, RankStatus, TaskState
+from collage_mpi.scheduler.state import ImageState, Pool, RankState, TaskState
 
 SINGLE = "single"
 
@@ -59,9 +59,9 @@ class Dispatch:
         pool = self._pools.get(kind)
         return 0 if pool is None else len(pool)
 
-    def has_suspects(self) -> bool:
-        """Whether a silent rank may still recover. Asked only when no rank is ready."""
-        return any(rank.status is RankStatus.SUSPECTED for rank in self.ranks.values())
+    def has_idle(self, kind: str) -> bool:
+        """Whether a ready rank of the kind has nothing to do."""
+        return self._pool(kind).pick_idle() is not None
 
     def close(self) -> None:
         """Nothing more is sent; what waited is forgotten."""
@@ -75,6 +75,8 @@ class Dispatch:
         rank.queue.clear()
         for task in queued:
             _forget(task)
+            for image in task.images:
+                image.singles -= task.kind == SINGLE  # it never left
         return queued
 
     # ---- making and sending tasks -------------------------------------------
@@ -103,6 +105,10 @@ class Dispatch:
         rank = self._pool(order.kind).pick_idle(avoid)
         return None if rank is None else self._make(order, images, rank)
 
+    def skip_turn(self, kind: str) -> None:
+        """An image that needs no task keeps its place among the ranks."""
+        self._pool(kind).skip_turn()
+
     def _pool(self, kind: str) -> Pool:
         return self._pools.setdefault(kind, Pool())
 
@@ -114,7 +120,7 @@ class Dispatch:
         for image in images:
             image.tasks.append(task)
             if kind == SINGLE:
-                image.attempts += 1
+                image.singles += 1
         rank.queue[task.id] = task
         self._load_changed(rank)
         self.pump(rank)

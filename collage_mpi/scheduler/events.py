@@ -199,10 +199,16 @@ class CancelTimer(NamedTuple):
 
 
 class Retire(NamedTuple):
-    """Send this rank nothing more; it may be told to stop."""
+    """The rank is sent nothing more, unless it is recalled: it must not be stopped."""
 
     rank: int
     reason: str
+
+
+class Recall(NamedTuple):
+    """The retired rank works again: it has become the last of a kind."""
+
+    rank: int
 
 
 class Release(NamedTuple):
@@ -218,7 +224,9 @@ class Finish(NamedTuple):
     reason: str
 
 
-Action = Admit | Send | Cancel | Resolve | SetTimer | CancelTimer | Retire | Release | Finish
+Action = (
+    Admit | Send | Cancel | Resolve | SetTimer | CancelTimer | Retire | Recall | Release | Finish
+)
 
 COMPLETE = "complete"
 COMPLETE_WITH_ERRORS = "complete_with_errors"

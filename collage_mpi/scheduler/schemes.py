@@ -92,6 +92,9 @@ class Scheme:
     def rank_free(self, core: Core) -> None:
         """A rank has ended a task and was given what waited for it."""
 
+    def resolved(self, image: ImageState) -> None:
+        """An image has its outcome, from whomever."""
+
     def covers_later(self, core: Core, group: GroupState) -> bool:
         """Whether a task still to be made will cover the group's images."""
         return False
@@ -162,23 +165,20 @@ class HedgeScheme(Scheme):
 
     def rank_free(self, core: Core) -> None:
         """Copies of the late images, oldest first, while ranks are idle."""
-        while self._late:
-            image = next(iter(self._late.values()))
-            if not image.resolved and not self._copy(core, image):
-                return
-            del self._late[image.id]
+        copied = []
+        for image in self._late.values():
+            if self._hedges + 1 > self.budget * self._images or not core.dispatch.has_idle(SINGLE):
+                break
+            avoid = {task.rank.id for task in image.tasks} | image.tried
+            if core.dispatch.to_idle(HEDGE, [image], avoid) is not None:
+                self._hedges += 1
+                copied.append(image.id)
+        for image_id in copied:
+            del self._late[image_id]
 
-    def _copy(self, core: Core, image: ImageState) -> bool:
-        """Whether the image is done with: copied, or copied before."""
-        if any(task.source == HEDGE.source for task in image.tasks):
-            return True
-        if self._hedges + 1 > self.budget * self._images:
-            return False
-        avoid = {task.rank.id for task in image.tasks} | image.tried
-        if core.dispatch.to_idle(HEDGE, [image], avoid) is None:
-            return False
-        self._hedges += 1
-        return True
+    def resolved(self, image: ImageState) -> None:
+        """It is late no more."""
+        self._late.pop(image.id, None)
 
 
 class CollageScheme(Scheme):

@@ -17,8 +17,8 @@ class ImageState:
     """An image between arrival and the end of its last task."""
 
     __slots__ = (
-        "attempts",
         "cell",
+        "failures",
         "group",
         "holders",
         "id",
@@ -26,6 +26,7 @@ class ImageState:
         "released",
         "reserve",
         "resolved",
+        "singles",
         "t0_ns",
         "tasks",
         "tried",
@@ -40,7 +41,8 @@ class ImageState:
         self.released = False
         self.holders = 0  # sends that still read its pixels
         self.tasks: list[TaskState] = []  # queued or outstanding, covering it
-        self.attempts = 0  # single tasks made for it so far
+        self.singles = 0  # single tasks made for it so far
+        self.failures = 0  # of them failed or lost
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
         self.reason = ""  # why its last task failed
@@ -210,11 +212,15 @@ class Pool:
             return None
         while not self._levels[self._lowest]:
             self._lowest += 1
-        for level in self._levels[self._lowest :]:
-            for rank in level:
+        for load in range(self._lowest, len(self._levels)):
+            for rank in self._levels[load]:
                 if rank not in avoid:
                     return rank
         return None
+
+    def skip_turn(self) -> None:
+        """The next rank in turn stands aside: its image needs none."""
+        self._cursor += 1
 
     def _level(self, load: int) -> dict[int, None]:
         self._lowest = min(self._lowest, load)

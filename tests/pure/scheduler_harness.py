@@ -142,7 +142,8 @@ class Harness:
         self.feed(ev.SendDone(self.now_ns, task, 0))
 
     def suspect(self, rank: int) -> None:
-        self.suspected.add(rank)
+        if any(send.rank == rank for send in self.live.values()):
+            self.suspected.add(rank)  # a rank that owes nothing is not silent
         self.feed(ev.RankSuspected(self.now_ns, rank, "silent"))
 
     def lose(self, rank: int) -> None:
@@ -219,6 +220,9 @@ class Harness:
         assert action.rank not in self.retired
         self.retired.add(action.rank)
 
+    def _do_recall(self, action: ev.Recall) -> None:
+        self.retired.remove(action.rank)
+
     def _do_release(self, action: ev.Release) -> None:
         assert action.image not in self.released
         assert action.image in self.resolved
@@ -259,6 +263,25 @@ class Harness:
         open_group = {image.id for image in filling.images} if filling else set()
         for image in self.arrived - set(self.resolved):
             assert image in covered | waiting | open_group, f"image {image} is forgotten (4)"
+
+    def fall_silent(self, limit: int = 10_000) -> None:
+        """Nothing answers any more: every rank with a task is suspected, timers fire.
+
+        The job must end, or ask for images, within bounded steps.
+        """
+        for _ in range(limit):
+            if self.finish is not None or (self.admitted and not self.closed):
+                return
+            owing = {send.rank for send in self.live.values()} - self.suspected
+            if owing:
+                self.suspect(min(owing))
+            elif self.timers:
+                self.fire(min(self.timers, key=lambda t: (self.timers[t], t)))
+            elif not self.closed and self.scheduler._filling is not None:
+                self.close()  # a part-filled group waits for its images
+            else:
+                break
+        raise AssertionError("nothing answers, and the job neither ends nor goes on")
 
     def run_out(self, limit: int = 10_000) -> None:
         """Answer and fire whatever is left until the job finishes."""

@@ -80,6 +80,13 @@ def test_another_version_is_refused_by_name():
         wire.unpack_cancel(out[:length])
 
 
+def test_a_reason_that_is_no_text_travels_all_the_same():
+    out = np.zeros(2048, np.uint8)
+    result = wire.WireResult(1, wire.FAILED, reason="bad \ud800 text")
+    (found,) = wire.unpack_results(out[: wire.pack_results(out, 1, [result])])
+    assert found.reason == "bad ? text"
+
+
 def test_a_long_reason_is_cut():
     out = np.zeros(2048, np.uint8)
     result = wire.WireResult(1, wire.FAILED, reason="x" * 5000)

@@ -485,3 +485,219 @@ def test_a_quantile_grace_counts_at_once_until_it_is_known():
     assert len(job.resolved) == len(job.arrived) - 4
     (at_ns,) = job.timers.values()
     assert 10 * MS <= at_ns - released <= 10.3 * MS
+
+
+# ---- found by review; each was once wrong ---------------------------------------
+
+
+def test_drain_does_not_wait_for_ever_for_a_rank_that_never_answers():
+    job = started(drain=True)
+    job.answer(job.task_of(0, COLLAGE))
+    for task in [t for t, s in job.live.items() if s.rank != 1]:
+        job.skip(task)
+    assert job.admitted == 0
+    (timer,) = job.timers
+    job.fire(timer)
+    assert job.admitted == 4
+
+
+def test_drain_does_not_wait_for_a_silent_rank():
+    job = started(drain=True)
+    job.answer(job.task_of(0, COLLAGE))
+    for task in [t for t, s in job.live.items() if s.rank != 1]:
+        job.skip(task)
+    job.suspect(1)
+    assert job.admitted == 4
+    assert not job.timers
+
+
+def test_a_timeout_while_stopping_writes_no_error_rows():
+    job = started(scheme="none", collages=0, image_timeout_ns=1 * MS)
+    job.stop()
+    for timer in sorted(job.timers, key=job.timers.get):
+        if timer in job.timers:
+            job.fire(timer)
+    assert not job.resolved
+    assert job.finish.status == ev.INCOMPLETE
+
+
+def test_a_timeout_takes_the_answer_that_is_held():
+    job = started(policy="grace", grace_ns=100 * MS, image_timeout_ns=50 * MS)
+    job.answer(job.task_of(0, COLLAGE))
+    job.fire(min(job.timers, key=job.timers.get))
+    assert {r.source for r in job.resolved.values()} == {COLLAGE}
+
+
+def test_silence_is_no_failure():
+    job = started(scheme="none", collages=0, singles=6, max_attempts=3)
+    for _ in range(4):
+        job.suspect(job.live[job.task_of(0)].rank)
+    assert 0 not in job.resolved
+    job.answer(job.task_of(0))
+    assert job.resolved[0].source == "retry"
+
+
+def test_an_image_waits_for_a_silent_collage_rank_that_holds_it():
+    job = started()
+    collage = job.task_of(0, COLLAGE)
+    job.suspect(5)
+    job.fail(job.task_of(0), retryable=False)
+    assert 0 not in job.resolved
+    job.answer(collage)
+    assert job.resolved[0].source == COLLAGE
+
+
+def test_parking_starts_anew_each_time():
+    job = started(scheme="none", collages=0, singles=1, credit=4, park_ns=30 * MS)
+    job.suspect(1)
+    first = dict(job.timers)
+    job.now_ns = 20 * MS
+    job.answer(job.task_of(0))
+    assert not job.timers
+    job.suspect(1)
+    (at_ns,) = job.timers.values()
+    assert at_ns == 50 * MS > max(first.values())
+
+
+def test_parked_images_are_looked_at_when_the_last_silent_rank_is_lost():
+    job = started(singles=1, credit=4)
+    job.answer(job.task_of(0, COLLAGE), absent=frozenset({0, 1}))
+    job.suspect(1)
+    job.lose(1)
+    assert {job.resolved[i].outcome for i in (0, 1)} == {"error"}
+    assert not job.timers
+
+
+def test_a_healthy_collage_rank_keeps_the_job_when_parking_is_over():
+    job = started(collages=2, copies=1, singles=1, credit=4)
+    job.suspect(1)
+    job.answer(job.task_of(0, COLLAGE), absent=frozenset({0}))
+    (timer,) = job.timers
+    job.fire(timer)
+    assert job.finish is None
+    assert job.resolved[0].outcome == "error"
+
+
+def test_a_retired_rank_is_recalled_when_it_is_the_last():
+    job = Harness(scheme="none", collages=0, singles=2, max_failures=1, max_attempts=9)
+    job.start()
+    job.arrive(4)
+    job.fail(min(t for t, s in job.live.items() if s.rank == 1))
+    assert job.retired == {1}
+    job.lose(2)
+    assert job.retired == set()
+    job.close()
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE
+
+
+def test_a_failed_collage_is_tried_again_even_on_the_only_rank():
+    job = started()
+    for rank in (1, 2, 3, 4):
+        job.lose(rank)
+    job.fail(job.task_of(0, COLLAGE))
+    again = job.live[job.task_of(0, COLLAGE)]
+    assert (again.rank, again.attempt) == (5, 2)
+
+
+def test_a_failed_copy_is_not_sent_to_the_rank_that_has_the_other():
+    job = started(collages=2, copies=2)
+    job.fail(min(t for t, s in job.live.items() if s.kind == COLLAGE))
+    assert len([s for s in job.live.values() if s.kind == COLLAGE]) == 1
+
+
+def test_a_collage_is_replaced_once_when_its_rank_falls_silent_and_is_lost():
+    job = started(collages=3, copies=1)
+    rank = job.live[job.task_of(0, COLLAGE)].rank
+    job.suspect(rank)
+    job.lose(rank)
+    assert len([s for s in job.sent.values() if s.kind == COLLAGE]) == 2
+
+
+def test_a_rank_that_owes_nothing_is_not_silent():
+    job = started(scheme="none", collages=0)
+    job.answer(job.task_of(0))
+    job.suspect(1)
+    for image in (1, 2, 3):
+        job.answer(job.task_of(image))
+    job.arrive(job.admitted)
+    assert any(s.rank == 1 for s in job.live.values())
+
+
+@pytest.mark.parametrize("how", ["stop", "lose"])
+def test_answers_that_are_held_are_used_before_the_end(how):
+    job = started(policy="grace", grace_ns=100 * MS)
+    job.close()
+    job.answer(job.task_of(0, COLLAGE))
+    if how == "stop":
+        job.stop()
+    else:
+        job.lose(5)
+    for rank in (1, 2, 3, 4):
+        job.lose(rank)
+    job.fire(min(job.timers, key=job.timers.get))
+    assert job.finish.status == ev.COMPLETE
+    assert {r.source for r in job.resolved.values()} == {COLLAGE}
+
+
+def test_giving_up_an_open_group_sends_no_collage():
+    job = Harness(image_timeout_ns=50 * MS)
+    job.start()
+    job.arrive(2)
+    job.fire(min(job.timers, key=job.timers.get))
+    assert not [s for s in job.sent.values() if s.kind == COLLAGE]
+
+
+def test_all_ranks_lost_before_the_start_ends_the_job():
+    job = Harness()
+    for rank in (1, 2, 3, 4, 5):
+        job.lose(rank)
+    assert job.finish.status == ev.INCOMPLETE
+    assert job.admitted == 0
+
+
+def test_a_lost_rank_cannot_become_ready():
+    job = Harness()
+    job.lose(1)
+    with pytest.raises(ProtocolViolation):
+        job.scheduler.handle(ev.RankReady(0, 1, frozenset({SINGLE}), "host", 2))
+
+
+def test_a_bad_row_does_not_shift_the_others():
+    job = Harness(scheme="none", collages=0)
+    job.start()
+    job.arrive(1)
+    job.arrived.add(1)
+    job.admitted -= 1
+    job.feed(ev.ImageArrived(0, 1, 0, "row 1 is damaged"))
+    job.arrive(2)
+    assert {s.items[0].cell: s.rank for s in job.live.values()} == {0: 1, 2: 3, 3: 4}
+
+
+def test_an_image_that_comes_after_its_hedge_time_is_hedged_too():
+    job = Harness(scheme="hedge", collages=0, singles=6, hedge_ns=50 * MS, hedge_budget=1.0)
+    job.start()
+    job.arrive(3)
+    (timer,) = job.timers
+    job.fire(timer)
+    job.admitted -= 1
+    job.arrived.add(3)
+    job.feed(ev.ImageArrived(60 * MS, 3, 0))
+    for task in [t for t, s in job.live.items() if s.items[0].image < 3]:
+        if task in job.live:
+            job.answer(task)
+    (timer,) = job.timers
+    job.fire(timer)
+    assert len([s for s in job.live.values() if s.items[0].image == 3]) == 2
+
+
+def test_late_images_beyond_the_budget_are_not_kept():
+    job = Harness(scheme="hedge", collages=0, hedge_ns=0, hedge_budget=0.0)
+    job.start()
+    for _ in range(20):
+        job.arrive(job.admitted)
+        for timer in list(job.timers):
+            job.fire(timer)
+        for task in list(job.live):
+            job.answer(task)
+    assert len(job.scheme._late) == 0

@@ -38,8 +38,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         linger=st.sampled_from([None, 5 * MS]),
         timeout=st.sampled_from([None, 80 * MS]),
         max_failures=st.integers(1, 4),
+        silent_end=st.booleans(),
     )
-    def begin(self, linger, timeout, **settings):
+    def begin(self, linger, timeout, silent_end, **settings):
+        self.silent_end = silent_end
         self.job = Harness(grace_ns=20 * MS, linger_ns=linger, image_timeout_ns=timeout, **settings)
         self.job.start()
 
@@ -90,8 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def suspect(self, data):
         rank = data.draw(st.sampled_from(sorted(self.job.ready - self.job.lost)))
-        if any(s.rank == rank for s in self.job.live.values()):
-            self.job.suspect(rank)
+        self.job.suspect(rank)
 
     @precondition(lambda self: self.running() and self.job.ready - self.job.lost)
     @rule(data=st.data(), sure=st.integers(0, 3))
@@ -128,6 +129,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "job"):
+            if self.silent_end:
+                self.job.fall_silent()
+                return
             self.job.run_out()
             if self.job.finish.status != ev.INCOMPLETE:
                 assert set(self.job.resolved) == self.job.arrived

@@ -1,0 +1,214 @@
+"""Second chances: what becomes of an image whose task failed, was lost, or is silent.
+
+Owns: retries, the move of tasks that were never sent, parking while ranks are silent.
+Does not know: groups' timers, what an answer means, how a job ends.
+
+What is done for an unresolved image, the first line that fits:
+
+    a held answer                                     its timer will resolve it
+    a task on a rank that is not silent               wait for it
+    the scheme will still make one                    wait for it
+    failures left, a ready single rank without it     one more task
+    a task of it on a silent rank                     park: the rank may recover
+    failures left, a silent single rank               park
+    no ready or silent rank of the scheme             stop the job, to be resumed
+    else                                              an error row
+
+Silence is no failure: only failures and losses count against max_attempts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler import schemes
+from collage_mpi.scheduler.dispatch import SINGLE, Order
+from collage_mpi.scheduler.state import ImageState, RankState, RankStatus, TaskState
+
+NOBODY = "no rank is left that could classify an image"
+
+
+class Core(schemes.Core, Protocol):
+    """What second chances need of the scheduler."""
+
+    scheme: schemes.Scheme
+
+    def stop(self, reason: str) -> None:
+        """End the job as incomplete."""
+        ...
+
+    def error(self, image: ImageState, reason: str) -> None:
+        """Give the image up."""
+        ...
+
+    def start_park_timer(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call after the longest wait for silent ranks; the result cancels it."""
+        ...
+
+
+class Rescue:
+    """Keeps the promise of progress (invariant 4)."""
+
+    def __init__(self, core: Core, max_attempts: int) -> None:
+        self.core = core
+        self.max_attempts = max_attempts
+        self.suspects: dict[int, RankState] = {}
+        self._parked: dict[int, ImageState] = {}
+        self._cancel_timer: Callable[[], None] | None = None
+
+    # ---- ranks --------------------------------------------------------------
+
+    def leave(self, rank: RankState, why: str) -> None:
+        """The rank takes no more work: what it has not been sent goes to others."""
+        queued = self.core.dispatch.leave(rank)
+        self._recall_retired(rank)
+        for task in queued:
+            self._move(task)
+        if rank.status is RankStatus.SUSPECTED:
+            for task in list(rank.outstanding.values()):
+                self.redo(task, f"rank {rank.id} is silent: {why}", failed=False)
+
+    def _recall_retired(self, gone: RankState) -> None:
+        """A retired rank is better than none: the last of a kind works again."""
+        for kind in gone.kinds:
+            if self.core.dispatch.count(kind) == 0:
+                for rank in self.core.dispatch.ranks.values():
+                    resting = rank.retired and rank.status is RankStatus.READY
+                    if resting and kind in rank.kinds and rank is not gone:
+                        rank.retired, rank.failures = False, 0
+                        self.core.dispatch.actions.append(ev.Recall(rank.id))
+                        self.core.dispatch.enter(rank)
+                        break
+
+    def silent_tasks(self) -> int:
+        """Tasks out on silent ranks."""
+        return sum(len(rank.outstanding) for rank in self.suspects.values())
+
+    # ---- images -------------------------------------------------------------
+
+    def redo(
+        self, task: TaskState, reason: str, *, failed: bool = True, retryable: bool = True
+    ) -> None:
+        """A task failed or was lost (`failed`), or its rank is silent."""
+        images = [image for image in task.images if not image.resolved]
+        for image in images:
+            self.note(image, task, reason)
+            if failed and task.kind == SINGLE:
+                image.failures = image.failures + 1 if retryable else self.max_attempts
+        if task.kind != SINGLE and retryable and task.attempt < self.max_attempts:
+            self._again(task, images)
+        for image in images:
+            self.image(image)
+
+    def note(self, image: ImageState, task: TaskState, reason: str) -> None:
+        """Remember why the image needs another task, for its row if it comes to that."""
+        if task.kind == SINGLE:
+            image.tried.add(task.rank.id)
+            image.reason = reason
+        elif not image.reason:
+            image.reason = reason
+
+    def _again(self, task: TaskState, images: list[ImageState]) -> None:
+        """The same collage once more, for what neither is held nor has another copy out."""
+        images = [i for i in images if i.reserve is None and not _covered(i, task.kind)]
+        if not images:
+            return
+        order = Order(task.kind, task.source, task.attempt + 1)
+        holders = _holders(images)
+        if self.core.dispatch.to_least(order, images, {task.rank.id, *holders}) is None:
+            self.core.dispatch.to_least(order, images, holders)
+
+    def _move(self, task: TaskState) -> None:
+        """A task that was never sent goes to another rank; it counts as the same attempt."""
+        images = [image for image in task.images if not image.resolved]
+        if images:
+            order = Order(task.kind, task.source, task.attempt)
+            avoid = _holders(images).union(*(image.tried for image in images))
+            self.core.dispatch.to_least(order, images, avoid)
+        for image in images:
+            self.image(image)
+
+    def image(self, image: ImageState) -> None:
+        """See the table above. Nothing for an image that is resolved or well cared for."""
+        if image.resolved or image.reserve is not None or self.core.dispatch.closed:
+            return
+        if _covered(image) or self.core.scheme.covers_later(self.core, image.group):
+            return
+        failures_left = image.failures < self.max_attempts
+        if failures_left and self._retry(image):
+            return
+        if image.tasks or (failures_left and self._silent(SINGLE)):
+            self._park(image)
+        elif failures_left and not self._anybody():
+            self.core.stop(NOBODY)
+        else:
+            self.core.error(image, image.reason or "no single rank is left")
+
+    def _retry(self, image: ImageState) -> bool:
+        order = Order(SINGLE, "retry" if image.singles else "single", image.singles + 1)
+        holders = _holders([image])
+        task = self.core.dispatch.to_least(order, [image], image.tried | holders)
+        if task is None:  # every rank was tried: once more to any that is ready
+            task = self.core.dispatch.to_least(order, [image], holders)
+        return task is not None
+
+    def _silent(self, kind: str) -> bool:
+        return any(kind in rank.kinds and not rank.retired for rank in self.suspects.values())
+
+    def _anybody(self) -> bool:
+        """Whether a rank that the scheme can use is ready or may become so."""
+        kinds = self.core.scheme.kinds
+        return any(self.core.dispatch.count(kind) or self._silent(kind) for kind in kinds)
+
+    # ---- parking ------------------------------------------------------------
+
+    def _park(self, image: ImageState) -> None:
+        self._parked[image.id] = image
+        if self._cancel_timer is None:
+            self._cancel_timer = self.core.start_park_timer(self._over)
+
+    def forget(self, image: ImageState) -> None:
+        """The image is resolved."""
+        if self._parked.pop(image.id, None) is not None and not self._parked:
+            self._cancel()
+
+    def ranks_changed(self) -> None:
+        """A rank came, recovered or was lost: look at the parked images again."""
+        parked, self._parked = self._parked, {}
+        for image in parked.values():
+            self.image(image)
+        if not self._parked:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._cancel_timer is not None:
+            self._cancel_timer()
+            self._cancel_timer = None
+
+    def _over(self) -> None:
+        """Waited long enough for silent ranks."""
+        self._cancel_timer = None
+        parked, self._parked = self._parked, {}
+        for image in parked.values():
+            if image.resolved:
+                continue
+            if any(self.core.dispatch.count(kind) for kind in self.core.scheme.kinds):
+                self.core.error(
+                    image, image.reason or "every rank that could classify it is silent"
+                )
+            else:
+                self.core.stop("every rank that could classify an image is silent")
+
+
+def _covered(image: ImageState, kind: str | None = None) -> bool:
+    """Whether a task (of the kind) for the image is on a rank that is not silent."""
+    return any(
+        task.rank.status is not RankStatus.SUSPECTED and kind in (None, task.kind)
+        for task in image.tasks
+    )
+
+
+def _holders(images: list[ImageState]) -> set[int]:
+    return {task.rank.id for image in images for task in image.tasks}
