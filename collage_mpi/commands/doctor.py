@@ -14,6 +14,7 @@ from collage_mpi.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
+    from collage_mpi.doctor.ranks import Meeting
     from collage_mpi.doctor.screen import Screen
 
 TRIAL_RANKS = 2
@@ -75,16 +76,22 @@ class Doctor:
     def run(self) -> int:
         """Everything, in the order of the screen."""
         from collage_mpi import __version__
-        from collage_mpi.doctor.examine import examine
-        from collage_mpi.doctor.gather import gather
         from collage_mpi.doctor.ranks import open_meeting
-        from collage_mpi.progress import report_exit
         from collage_mpi.topology import launcher_size
 
         if self._screen:
             self._screen.line(f"collage-mpi {__version__} doctor on {socket.gethostname()}")
         # The others meet first, and then wait at rest: in MPI_Init they would spin.
         meeting = open_meeting(self._wanted) if launcher_size() is not None else None
+        if meeting is None:
+            return self._look()
+        return meeting.guard(lambda: self._look(meeting))
+
+    def _look(self, meeting: Meeting | None = None) -> int:
+        from collage_mpi.doctor.examine import examine
+        from collage_mpi.doctor.gather import gather
+        from collage_mpi.progress import report_exit
+
         world = meeting.gather() if meeting else None
         facts = gather(self._wanted, self._args.out, self._args.shards)
         self._say(examine(facts))
@@ -136,7 +143,7 @@ class Doctor:
         if self._screen:
             self._screen.verdict(self._findings, self._next_step())
         else:
-            print(json.dumps(self._everything(facts), indent=1), flush=True)
+            print(json.dumps(self._everything(facts), indent=1, default=str), flush=True)
         return int(ExitCode.ENVIRONMENT if is_bad(self._findings) else ExitCode.COMPLETE)
 
     def _next_step(self) -> str:
@@ -160,9 +167,13 @@ class Doctor:
 def _as_another_rank(wanted: Wanted) -> int:
     """Every rank but 0: report to rank 0, leave with its code."""
     from collage_mpi.doctor.ranks import open_meeting
+    from collage_mpi.topology import local_rank
 
     meeting = open_meeting(wanted)
+    if meeting is None and local_rank() == 0:  # a host that differs from rank 0's
+        print(f"collage-mpi doctor: no MPI on {socket.gethostname()}", file=sys.stderr)
     if meeting is None or meeting.rank == 0:
-        # No MPI, or one of N singletons: the process with the launcher's 0 says so.
-        return int(ExitCode.ENVIRONMENT)
-    return meeting.report()
+        # No MPI, or one of N singletons: the process with the launcher's 0 says so. Open MPI
+        # would kill that one if we left with a code of ours.
+        return int(ExitCode.COMPLETE)
+    return meeting.guard(meeting.report)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder, Gpus, counted
+from collage_mpi.topology import visible_entries
 
 MIB = 1 << 20
 
 # Measured with 11 ranks that each sent 200 kB: MPICH 5 takes 5.4 MiB of /dev/shm a rank,
-# and dies of SIGBUS when it is full; Open MPI 5 makes a segment of 16 MiB a rank, of
-# which it fills little, and refuses when that much is not free.
+# and dies of SIGBUS when it is full; Open MPI 5 wants 16 MiB free, of which it fills
+# little, and else warns and takes a slower way.
 MPICH_SHM_BYTES = int(5.5 * MIB)
 OPENMPI_SHM_BYTES = 17 * MIB
 
@@ -35,7 +36,7 @@ def check_gpus(facts: Facts) -> Iterator[Finding]:
         return
     severe = BAD if required else WARN
     name = f"{gpus.installed[0]}" if gpus.installed else "GPU"
-    shown = there if gpus.driver_count is None else gpus.driver_count
+    shown = _visible_count(gpus, there)
     if gpus.visible and shown < there:
         variable, value = gpus.visible
         yield Finding(
@@ -53,6 +54,14 @@ def check_gpus(facts: Facts) -> Iterator[Finding]:
         )
     if shown > 0:
         yield _torch_and(gpus, shown, name, severe)
+
+
+def _visible_count(gpus: Gpus, there: int) -> int:
+    """GPUs this process may use: the driver's word, else what the variable leaves."""
+    if gpus.driver_count is not None:
+        return gpus.driver_count
+    entries = visible_entries(gpus.visible[1] if gpus.visible else None)
+    return there if entries is None else min(there, len(entries))
 
 
 def _no_gpu(gpus: Gpus, required: bool) -> Finding:
@@ -137,14 +146,15 @@ def check_shared_memory(facts: Facts) -> Iterator[Finding]:
         needed = OPENMPI_SHM_BYTES
     else:
         needed = MPICH_SHM_BYTES * machine.ranks_here
+    dies = library is None or library.abi == "mpich"
     free = size_text(machine.shm_free_bytes)
     name = library.name if library else "MPI"
     if machine.shm_free_bytes < needed:
         yield Finding(
             "/dev/shm",
-            BAD,
+            BAD if dies else WARN,
             f"{free} free; {name} needs {size_text(needed)} for {machine.ranks_here} ranks: "
-            "they would die of a bus error",
+            + ("they would die of a bus error" if dies else "it takes slower ways else"),
             "give the container more (docker run --shm-size=1g, --ipc=host), or "
             "mount -o remount,size=1g /dev/shm",
         )
@@ -192,7 +202,7 @@ def check_folder(facts: Facts) -> Iterator[Finding]:
     folder = facts.folder
     if folder is None:
         return
-    where = folder.path if folder.named else "the current folder (no --out given)"
+    where = folder.path if folder.named else "current folder"
     if folder.error is not None:
         yield Finding(
             "output",
@@ -219,7 +229,7 @@ def _room(folder: Folder, where: str, facts: Facts) -> Finding:
     on = f" on {folder.kind}" if folder.kind else ""
     found = f"{where}: {size_text(free)} free{on}"
     if folder.sync_ms is not None:
-        found += f", a part synced in {folder.sync_ms:.1f} ms"
+        found += f", sync takes {folder.sync_ms:.1f} ms"
     if images:
         found += f"; {images} images need up to {size_text(needed)}"
     if free < max(DISK_BAD_BYTES, needed):
@@ -232,7 +242,7 @@ def _room(folder: Folder, where: str, facts: Facts) -> Finding:
 def check_hdf5(facts: Facts) -> Iterator[Finding]:
     """HDF5 files can be written where results go, and locked there."""
     folder = facts.folder
-    if folder is None or folder.error is not None:
+    if folder is None or not folder.hdf5_tried:
         return
     if folder.hdf5_error is not None:
         yield Finding(
@@ -250,7 +260,7 @@ def check_hdf5(facts: Facts) -> Iterator[Finding]:
             "export HDF5_USE_FILE_LOCKING=FALSE",
         )
     else:
-        yield Finding("HDF5", OK, f"files written, locked and read in {folder.tested}")
+        yield Finding("HDF5", OK, f"files can be written, locked and read in {folder.tested}")
 
 
 def check_shards(facts: Facts) -> Iterator[Finding]:

@@ -44,8 +44,15 @@ def check_python(facts: Facts) -> Iterator[Finding]:
 def check_packages(facts: Facts) -> Iterator[Finding]:
     """Each package is there, loads, and is new enough; the good ones share a line."""
     good: list[str] = []
+    missing = [package for package in facts.packages if not (package.version or package.error)]
+    if len(missing) > 1:
+        names = ", ".join(package.name for package in missing)
+        fix = f"{facts.python.executable} -m pip install collage-mpi (is this the right Python?)"
+        yield Finding("packages", BAD, f"not installed: {names}", fix)
     for package in facts.packages:
         problem = _package_problem(package)
+        if len(missing) > 1 and package in missing:
+            continue
         if problem is None:
             good.append(f"{package.name} {package.version}")
         else:

@@ -145,8 +145,9 @@ def _placement(wanted: Wanted, size: int) -> Placement | CollageError:
 
 def check_size(wanted: Wanted, size: int) -> Finding:
     """The world is of a size that `run` accepts."""
-    if size == 1:
-        found = "1 rank on its own: a job needs a coordinator and a rank a network"
+    least = 2 + wanted.collage_ranks
+    if size < least and wanted.side is None and wanted.singles is None:
+        found = f"{counted(size, 'rank')}: coordinator, single and collage ranks make {least}"
         return Finding("world size", BAD, found, "collage-mpi launch -n 11 -- ... (side 3)")
     placed = _placement(wanted, size)
     if not isinstance(placed, Placement):

@@ -163,6 +163,7 @@ class Folder:
         free_bytes: for this user.
         kind: of file system, e.g. "nfs4"; None if not told.
         holds: "run" (unfinished), "complete", or None.
+        hdf5_tried: whether HDF5 was tried: it needs h5py and a folder that can be written.
         hdf5_error: why an HDF5 file cannot be written and read as collage_mpi does it.
         lock_error: why one cannot be with HDF5's own locks.
     """
@@ -175,6 +176,7 @@ class Folder:
     free_bytes: int | None = None
     kind: str | None = None
     holds: str | None = None
+    hdf5_tried: bool = False
     hdf5_error: str | None = None
     lock_error: str | None = None
 

@@ -89,6 +89,7 @@ def gather(
         found = {name: future.result() for name, future in probes.items()}
         if hdf5 is not None and locks is not None and found["h5py"].get("version"):
             errors = {"hdf5_error": hdf5.result(), "lock_error": locks.result()}
+            folder["hdf5_tried"] = True
             folder = folder | {name: answer.get("error") for name, answer in errors.items()}
         return Facts(
             wanted=wanted,

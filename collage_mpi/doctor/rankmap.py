@@ -79,7 +79,10 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def numbers_text(numbers: Sequence[int], most_parts: int = 4) -> str:
-    """Ascending numbers as `0, 2-9, 11-99/8` (from 11 to 99 in steps of 8)."""
+    """Ascending numbers as `0, 2-9, 11-99/8` (from 11 to 99 in steps of 8).
+
+    More than `most_parts` of these are cut short to `0..99 (40)`, their number in brackets.
+    """
     parts: list[str] = []
     left = list(numbers)
     while left:
@@ -94,7 +97,7 @@ def numbers_text(numbers: Sequence[int], most_parts: int = 4) -> str:
         parts.append(str(first) if end == 1 else span)
         left = left[end:]
     if len(parts) > most_parts:
-        return f"{', '.join(parts[: most_parts - 1])}, ... ({len(numbers)} ranks)"
+        return f"{numbers[0]}..{numbers[-1]} ({len(numbers)})"
     return ", ".join(parts)
 
 
@@ -109,7 +112,7 @@ def hosts_text(hosts: Iterable[str]) -> str:
         ((stem, digits, tail),) = stems
         parts = numbers_text(sorted(int(m.group(2)) for m in found if m))
         padded = re.sub(r"\d+", lambda m: m.group().zfill(digits), parts)
-        if "ranks" not in parts and "/" not in parts:
+        if ".." not in parts and "/" not in parts:
             return f"{stem}[{padded.replace(', ', ',')}]{tail}"
     return f"{names[0]} .. {names[-1]}, {len(names)} hosts"
 

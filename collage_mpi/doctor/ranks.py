@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import socket
 import sys
 import time
@@ -37,6 +38,7 @@ from collage_mpi.topology import (
 
 REPORT_BYTES = 4096
 MEET_LIMIT_S = 60.0  # for the others' reports, under a launcher
+START_LIMIT_S = 90  # for MPI_Init, which waits for all ranks
 VERDICT_LIMIT_S = 180.0  # a rank waits for rank 0, which imports torch meanwhile
 MARK = "collage-mpi doctor world: "
 
@@ -103,11 +105,19 @@ class Meeting:
         """
         from collage_mpi.transport import PendingSends, open_world
 
+        signal.alarm(START_LIMIT_S)  # the process dies of it: nothing else ends MPI_Init
         self._comm, self._mpi = open_world()
+        signal.alarm(0)
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
         self._mine = describe_rank(self.rank, self.size, device, answer)
         self._sends = PendingSends(self._comm)
+
+    def guard(self, body: Callable[[], int]) -> int:
+        """Run `body`; an exception ends the whole world, which would wait for us else."""
+        from collage_mpi.transport import guarded
+
+        return guarded(self._comm, body)
 
     def gather(self, limit_s: float = MEET_LIMIT_S) -> World:
         """On rank 0: everybody's report, as far as they come within limit_s."""
@@ -209,12 +219,14 @@ def main() -> int:
     """A world that only meets: rank 0 prints it as one line of JSON."""
     limit_s, device = float(sys.argv[1]), sys.argv[2]
     meeting = Meeting(device, probe("rank"))
-    if meeting.rank != 0:
-        return meeting.report(limit_s)
-    world = meeting.gather(limit_s)
-    print(MARK + json.dumps(asdict(world)), flush=True)
-    meeting.dismiss(0, world)
-    return 0
+
+    def gather() -> int:
+        world = meeting.gather(limit_s)
+        print(MARK + json.dumps(asdict(world)), flush=True)
+        meeting.dismiss(0, world)
+        return 0
+
+    return meeting.guard(gather if meeting.rank == 0 else lambda: meeting.report(limit_s))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,507 @@
+"""The doctor's verdicts from facts, the map of the ranks, the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from collage_mpi.doctor.checks_machine import size_text
+from collage_mpi.doctor.checks_software import version_key
+from collage_mpi.doctor.checks_world import (
+    check_host_cores,
+    check_shared_gpus,
+    check_size,
+    check_software_alike,
+    check_trial,
+    check_world,
+    expand_numbers,
+    roles,
+)
+from collage_mpi.doctor.examine import can_meet, examine, is_bad
+from collage_mpi.doctor.facts import (
+    BAD,
+    OK,
+    WARN,
+    Clock,
+    Facts,
+    Finding,
+    Folder,
+    Gpus,
+    Library,
+    Machine,
+    MpiFacts,
+    Package,
+    Python,
+    Rank,
+    Shards,
+    Trial,
+    Wanted,
+    World,
+)
+from collage_mpi.doctor.gather import file_system, started_by
+from collage_mpi.doctor.rankmap import (
+    devices_text,
+    hosts_text,
+    map_lines,
+    numbers_text,
+    render_map,
+)
+from collage_mpi.doctor.screen import Screen
+from collage_mpi.launch import Mpi
+
+MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
+OPENMPI = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
+
+SOUND = Facts(
+    wanted=Wanted(),
+    python=Python("3.11.7", "/v/bin/python", "3.10"),
+    packages=(Package("numpy", "1.26", "2.4.6"), Package("mpi4py", "4.0.3", "4.1.2")),
+    mpi=MpiFacts(library=Library("mpich", "MPICH 5.0.2"), launchers=(MPICH,), on_path=MPICH),
+    gpus=Gpus(torch_build="cpu", torch_count=0),
+    machine=Machine("vm", 16, 11, True, False, Clock(True, 50), {}, 1 << 34, 4096, 4096),
+    folder=Folder("/out", "/out", True, None, 1.0, 1 << 40, "ext4", hdf5_tried=True),
+)
+
+
+def changed(**parts: object) -> Facts:
+    """SOUND with some fields of its parts changed: `machine=dict(cores=1)`."""
+    values = {
+        name: dataclasses.replace(old, **part) if dataclasses.is_dataclass(old) else part
+        for name, part in parts.items()
+        if isinstance(part, dict)
+        for old in [getattr(SOUND, name)]
+    }
+    return dataclasses.replace(SOUND, **{**parts, **values})
+
+
+def faults(facts: Facts) -> list[Finding]:
+    return [finding for finding in examine(facts) if finding.verdict != OK]
+
+
+def test_a_sound_machine_has_no_fault_and_no_fix():
+    findings = examine(SOUND)
+    assert not is_bad(findings)
+    assert {finding.verdict for finding in findings} == {OK}
+    assert not any(finding.fix for finding in findings)
+    assert can_meet(SOUND)
+
+
+# (what is changed, which line says so, how badly, what is found, what the fix names)
+FAULTS = {
+    "python too old": (
+        {"python": {"version": "3.9.2"}},
+        ("python", BAD, "needs 3.10", "3.10"),
+    ),
+    "torch missing": (
+        {"packages": (Package("torch", "2.6"),)},
+        ("torch", BAD, "not installed", "pip install 'torch>=2.6'"),
+    ),
+    "torch too old": (
+        {"packages": (Package("torch", "2.6", "2.1.0+cu118"),)},
+        ("torch", BAD, "too old", "--upgrade 'torch>=2.6'"),
+    ),
+    "h5py broken": (
+        {"packages": (Package("h5py", None, "3.1", "ImportError: libhdf5.so"),)},
+        ("h5py", BAD, "libhdf5.so", "--force-reinstall"),
+    ),
+    "everything missing is one line": (
+        {"packages": (Package("numpy"), Package("torch"))},
+        ("packages", BAD, "numpy, torch", "/v/bin/python -m pip install"),
+    ),
+    "no library": (
+        {"mpi": {"library": None, "library_error": "libmpi.so.40: cannot open"}},
+        ("MPI library", BAD, "libmpi.so.40", "collage-mpi[mpich]"),
+    ),
+    "no launcher": (
+        {"mpi": {"launchers": ()}},
+        ("launcher", BAD, "no mpiexec", "on PATH"),
+    ),
+    "launcher of the other MPI": (
+        {"mpi": {"launchers": (OPENMPI,)}},
+        ("launcher", BAD, "0 of 1", "MPICH 5.0.2"),
+    ),
+    "family that is not here": (
+        {"wanted": {"mpi": "intel"}},
+        ("launcher", BAD, "mpich 5.0.2", "leave --mpi out"),
+    ),
+    "mpiexec that is none": (
+        {"wanted": {"mpiexec": "/bin/ls"}, "mpi": {"launchers": ()}},
+        ("launcher", BAD, "/bin/ls", "leave --mpiexec out"),
+    ),
+    "mpiexec on PATH of the other MPI": (
+        {"mpi": {"on_path": OPENMPI}},
+        ("mpiexec", WARN, "/usr/bin/mpiexec", "/v/bin/mpiexec"),
+    ),
+    "started by the other MPI": (
+        {"mpi": {"under_launcher": True, "started_by": "openmpi"}},
+        ("launcher", BAD, "cannot meet", "collage-mpi launch"),
+    ),
+    "cuda without a GPU": (
+        {"wanted": {"device": "cuda"}},
+        ("GPUs", BAD, "neither", "--gpus-per-node"),
+    ),
+    "all GPUs hidden": (
+        {"gpus": {"installed": ("A100",) * 4, "visible": ("CUDA_VISIBLE_DEVICES", "")}},
+        ("GPUs", WARN, "4 x A100, but CUDA_VISIBLE_DEVICES='' leaves 0", "unset CUDA_VIS"),
+    ),
+    "some GPUs hidden, as the driver says": (
+        {"gpus": Gpus(("A100",) * 4, 1, "cuda 12.6", 1, ("CUDA_VISIBLE_DEVICES", "GPU-8932f937"))},
+        ("GPUs", WARN, "leaves 1 visible", "--gpus-per-node"),
+    ),
+    "GPUs not asked for": (
+        {"gpus": Gpus(("A100",) * 4, 0, "cuda 12.6", 0)},
+        ("GPUs", WARN, "this process sees 0", "--gpus-per-node"),
+    ),
+    "CPU torch on a GPU host": (
+        {"gpus": Gpus(("H100",), 1, "cpu", 0)},
+        ("GPUs", WARN, "CPU build", "whl/cu"),
+    ),
+    "CPU torch where CUDA is asked for": (
+        {"wanted": {"device": "cuda"}, "gpus": Gpus(("H100",), 1, "cpu", 0)},
+        ("GPUs", BAD, "CPU build", "whl/cu"),
+    ),
+    "driver too old for torch": (
+        {"gpus": Gpus(("K80",), 1, "cuda 12.6", 0)},
+        ("GPUs", WARN, "torch (cuda 12.6) sees 0", "driver may be older"),
+    ),
+    "more ranks than cores": (
+        {"machine": {"cores": 2}},
+        ("cores", WARN, "11 ranks on 2 cores", "a core a rank"),
+    ),
+    "too many threads": (
+        {"machine": {"threads": {"OMP_NUM_THREADS": "16"}}},
+        ("threads", WARN, "OMP_NUM_THREADS=16 for each of 11", "export OMP_NUM_THREADS=1"),
+    ),
+    "small /dev/shm": (
+        {"machine": {"shm_free_bytes": 32 << 20}},
+        ("/dev/shm", BAD, "needs 60 MiB", "--shm-size"),
+    ),
+    "few open files": (
+        {"machine": {"files_soft": 256}},
+        ("open files", BAD, "at most 256", "ulimit -n 344"),
+    ),
+    "few open files for ever": (
+        {"machine": {"files_soft": 256, "files_hard": 256}},
+        ("open files", BAD, "at most 256", "hard limit"),
+    ),
+    "clock that goes back": (
+        {"machine": {"clock": Clock(False, 50)}},
+        ("clock", BAD, "not monotonic", "CLOCK_MONOTONIC"),
+    ),
+    "coarse clock": (
+        {"machine": {"clock": Clock(True, 4_000_000)}},
+        ("clock", WARN, "4000 us", "clocksource"),
+    ),
+    "unwritable output": (
+        {"folder": {"error": "Permission denied (/)"}},
+        ("output", BAD, "Permission denied", "another --out"),
+    ),
+    "full disk": (
+        {"folder": {"free_bytes": 1 << 20}},
+        ("output", BAD, "1 MiB free", "free space"),
+    ),
+    "nearly full disk": (
+        {"folder": {"free_bytes": 500 << 20}},
+        ("output", WARN, "500 MiB free", "free space"),
+    ),
+    "too little room for these shards": (
+        {"shards": Shards(10, 10**9), "folder": {"free_bytes": 1 << 38}},
+        ("output", BAD, "465.7 GiB", "free space"),
+    ),
+    "a run is there": (
+        {"folder": {"holds": "run"}},
+        ("output", WARN, "unfinished run", "--resume"),
+    ),
+    "HDF5 locks": (
+        {"folder": {"lock_error": "errno = 37", "kind": "nfs"}},
+        ("HDF5 locks", WARN, "errno = 37", "HDF5_USE_FILE_LOCKING=FALSE"),
+    ),
+    "HDF5 at all": (
+        {"folder": {"hdf5_error": "errno = 37"}},
+        ("HDF5", BAD, "cannot write", "HDF5_USE_FILE_LOCKING=FALSE"),
+    ),
+    "bad shards": (
+        {"shards": Shards(error="/x: no such file")},
+        ("shards", BAD, "/x", "shards verify"),
+    ),
+    "cpus that srun does not inherit": (
+        {"slurm": {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "4"}},
+        ("Slurm cpus", WARN, "not passed on", "export SRUN_CPUS_PER_TASK=4"),
+    ),
+    "gpus per task": (
+        {"slurm": {"SLURM_JOB_ID": "7", "SLURM_GPUS_PER_TASK": "1"}},
+        ("Slurm GPUs", WARN, "hides", "--gpus-per-node"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_one_line_with_its_fix(name):
+    parts, (line, verdict, found, fix) = FAULTS[name]
+    (finding,) = faults(changed(**parts))
+    assert (finding.name, finding.verdict) == (line, verdict)
+    assert found in finding.found
+    assert fix in (finding.fix or "")
+
+
+def test_a_fault_of_the_current_folder_is_a_warning():
+    facts = changed(folder={"named": False, "error": "Read-only file system (/)"})
+    assert [finding.verdict for finding in faults(facts)] == [WARN]
+
+
+def test_open_mpi_wants_less_shared_memory_and_does_without():
+    library = {"library": Library("openmpi", "Open MPI 5.0.11"), "launchers": (OPENMPI,)}
+    mpi = {**library, "on_path": None}
+    assert not faults(changed(mpi=mpi, machine={"shm_free_bytes": 32 << 20}))
+    (finding,) = faults(changed(mpi=mpi, machine={"shm_free_bytes": 1 << 20}))
+    assert finding.verdict == WARN
+
+
+def test_mpi_is_not_started_where_it_would_abort():
+    assert not can_meet(changed(mpi={"library": None}))
+    assert not can_meet(changed(mpi={"under_launcher": True, "started_by": "openmpi"}))
+    assert not can_meet(changed(packages=(Package("numpy"),)))
+
+
+@pytest.mark.parametrize(
+    ("environ", "family"),
+    [
+        ({}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "SLURM_STEP_ID": "0"}, "openmpi"),
+        ({"HYDI_CONTROL_FD": "9", "PMI_SIZE": "2", "SLURM_STEP_ID": "0"}, "hydra"),
+        ({"SLURM_STEP_ID": "0", "PMI_SIZE": "2"}, "srun"),
+        ({"PMI_SIZE": "2"}, "hydra"),
+    ],
+)
+def test_who_started_this_process(environ, family):
+    assert started_by(environ) == family
+
+
+# ---- worlds ------------------------------------------------------------------
+
+
+def rank(number: int, host: str = "n1", **fields: object) -> Rank:
+    usual = {"cores": 16, "threads": 1, "affinity": "0-15", "host_cores": 16, "software": "one"}
+    return Rank(**{"rank": number, "host": host, "device": "cpu", **usual, **fields})
+
+
+def world(size: int, **fields: object) -> World:
+    ranks = tuple(rank(number) for number in range(size))
+    return World(**{"size": size, "launcher_size": size, "ranks": ranks, **fields})
+
+
+def test_a_world_of_eleven_is_side_three():
+    findings = list(check_world(SOUND, world(11)))
+    assert {finding.verdict for finding in findings} == {OK}
+    assert "side 3: 0 coordinator, 1-9 single, 10 collage" in findings[1].found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "verdict", "fix"),
+    [
+        (Wanted(side=3), 8, BAD, "launch with -n 11"),
+        (Wanted(singles=4), 8, BAD, "launch with -n 6"),
+        (Wanted(singles=6), 8, OK, None),
+        (Wanted(), 8, WARN, "-n 11 (side 3)"),
+        (Wanted(), 1, BAD, "-n 11"),
+        (Wanted(), 2, BAD, "-n 11"),
+        (Wanted(singles=0), 2, BAD, "run --help"),
+        (Wanted(collage_ranks=2), 12, OK, None),
+    ],
+)
+def test_the_size_must_fit(wanted, size, verdict, fix):
+    finding = check_size(wanted, size)
+    assert finding.verdict == verdict, finding
+    assert (fix or "") in (finding.fix or "")
+
+
+def test_n_worlds_of_one_are_told():
+    (finding,) = check_world(SOUND, world(1, launcher_size=4))
+    assert finding.verdict == BAD
+    assert "started 4 ranks" in finding.found
+    assert "srun --mpi=pmi2" in finding.fix
+
+
+def test_ranks_that_do_not_report_are_named():
+    findings = list(check_world(SOUND, world(11, missing=(3, 4, 5, 9), seconds=60.0)))
+    assert findings[0].verdict == BAD
+    assert "4 of 11 ranks did not report in 60 s: 3-5, 9" in findings[0].found
+
+
+def test_other_software_on_one_host_is_named():
+    (finding,) = check_software_alike([rank(0), rank(1), rank(2, "n7", software="two")])
+    assert finding.verdict == BAD
+    assert "rank 2 on n7 has two, most have one" in finding.found
+
+
+def test_gpus_bound_per_task_are_noticed():
+    ranks = [
+        rank(number, device="cuda:0", gpu=str(number), visible=str(number), gpu_count=1)
+        for number in range(4)
+    ]
+    (finding,) = check_shared_gpus(ranks)
+    assert "--gpus-per-task" in finding.found
+    assert not list(check_shared_gpus([rank(1, device="cuda:0", gpu_count=1, visible="0")] * 3))
+
+
+def test_ranks_without_a_gpu_are_named_once():
+    ranks = [rank(number, device=None, problem="sees no GPU") for number in (1, 2, 3)]
+    (finding,) = check_shared_gpus(ranks)
+    assert "rank 1 on n1 (and 2 more ranks): sees no GPU" in finding.found
+
+
+def test_ranks_bound_to_the_same_cores():
+    (finding,) = check_host_cores([rank(number, affinity="0-1") for number in range(8)])
+    assert "8 ranks are bound to 2 of 16 cores" in finding.found
+    assert not list(check_host_cores([rank(n, affinity=str(n), host_cores=16) for n in range(8)]))
+
+
+def test_threads_of_all_ranks_on_a_host_are_summed():
+    (finding,) = check_host_cores([rank(number, omp="4") for number in range(8)])
+    assert "32 threads on 16 cores" in finding.found
+    assert finding.fix == "export OMP_NUM_THREADS=2"
+    assert not list(check_host_cores([rank(number, omp="2") for number in range(8)]))
+
+
+TRIALS = {
+    "root": ("prterun has detected an attempt to run as root.", "OMPI_ALLOW_RUN_AS_ROOT=1"),
+    "slots": ("There are not enough slots available", "oversubscribe"),
+    "bus error": ("EXIT CODE: 7", "--shm-size"),
+    "interface": ("unable to find a suitable interface", "HYDRA_IFACE=lo"),
+    "pmix": ("Runtime environment uses unsupported PMI version PMIx", "srun --mpi=pmi2"),
+    "unknown": ("something else", "--no-launch"),
+}
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_what_launchers_say_becomes_a_fix(name):
+    text, fix = TRIALS[name]
+    finding = check_trial(Trial(2, 1.0, output=("first line", text), exit_code=213))
+    assert finding.verdict == BAD
+    assert fix in finding.fix
+
+
+def test_a_trial_that_hangs_says_how_long():
+    finding = check_trial(Trial(2, 12.3, timed_out=True, exit_code=-9))
+    assert "not within 12 s" in finding.found
+
+
+def test_a_trial_of_singletons():
+    assert "rank 0 of 1" in check_trial(Trial(2, 1.0, world(1), singletons=2)).found
+    assert check_trial(Trial(11, 1.0, world(11))).verdict == OK
+
+
+# ---- the map -----------------------------------------------------------------
+
+
+def test_the_map_of_one_host_is_a_line_a_role():
+    ranks = [rank(number) for number in range(11)]
+    text = render_map(map_lines(ranks, roles(Wanted(), 11)))
+    assert [line.split() for line in text[1:]] == [
+        ["0", "n1", "coordinator", "cpu", "1", "16"],
+        ["1-9", "n1", "single", "cpu", "1", "16"],
+        ["10", "n1", "collage", "cpu", "1", "16"],
+    ]
+
+
+@pytest.mark.parametrize("cyclic", [False, True])
+def test_a_thousand_ranks_fit_on_one_screen(cyclic):
+    ranks = [rank(0, "n001")]
+    for number in range(1, 1002):
+        host = number % 126 if cyclic else number // 8
+        device = f"cuda:{number // 126 if cyclic else number % 8}"
+        ranks.append(rank(number, f"n{host + 1:03d}", device=device))
+    text = render_map(map_lines(ranks, roles(Wanted(), 1002)))
+    assert len(text) < 12
+    assert max(map(len, text)) <= 78  # and two of margin
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([0], "0"),
+        ([0, 1], "0-1"),
+        ([1, 2, 3, 7], "1-3, 7"),
+        ([2, 9], "2, 9"),
+        ([1, 9, 17, 25], "1-25/8"),
+        ([0, 3, 4, 8, 9, 13, 21, 30], "0..30 (8)"),
+    ],
+)
+def test_numbers(numbers, text):
+    assert numbers_text(numbers) == text
+
+
+def test_hosts():
+    assert hosts_text(["n1"]) == "n1"
+    assert hosts_text([f"n{k:03d}-ib" for k in (1, 2, 3, 7)]) == "n[001-003,007]-ib"
+    assert hosts_text(["alpha", "beta"]) == "alpha .. beta, 2 hosts"
+    assert hosts_text(["ip-10-0-0-7", "ip-10-0-0-8"]) == "ip-10-0-0-[7-8]"
+
+
+def test_devices():
+    assert devices_text(["cpu"]) == "cpu"
+    assert devices_text(["cpu", "cpu"]) == "cpu"
+    assert devices_text([f"cuda:{k}" for k in range(8)]) == "cuda:0-7"
+    assert devices_text(["cuda:0", "cuda:1"] * 4) == "cuda:0-1 x4"
+    assert devices_text(["cuda:0", "cuda:1", "cuda:0"]) == "cuda:0-1 x1-2"
+    assert devices_text(["GPU 3", "cuda:0"]) == "GPU 3, cuda:0"
+
+
+# ---- the screen --------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(stream: io.StringIO, columns: int, monkeypatch, environ=None) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    parts, _ = FAULTS["HDF5 locks"]
+    findings = examine(changed(**parts))
+    screen = Screen(stream, environ or {})
+    screen.findings(findings)
+    screen.verdict(findings, "run")
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_screen_keeps_to_its_width(columns, monkeypatch):
+    lines = shown(io.StringIO(), columns, monkeypatch)
+    assert max(map(len, lines)) <= columns
+    assert lines[-1] == "no fault, 1 warning. Next: run"
+    assert not any("\033" in line for line in lines)
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch):
+    assert any("\033[33mwarn" in line for line in shown(Terminal(), 80, monkeypatch))
+    for environ in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {"PMI_SIZE": "2"}):
+        assert not any("\033" in line for line in shown(Terminal(), 80, monkeypatch, environ))
+
+
+# ---- small things ------------------------------------------------------------
+
+
+def test_small_readers(tmp_path):
+    assert version_key("2.13.0+cpu") == (2, 13, 0)
+    assert version_key("?") == ()
+    assert size_text(64 << 20) == "64 MiB"
+    assert expand_numbers("0-2,5") == {0, 1, 2, 5}
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"a / ext4 rw 0 0\nb {tmp_path} nfs4 rw 0 0\nc {tmp_path}x tmpfs rw 0 0\n")
+    assert file_system(tmp_path / "out", mounts) == "nfs4"
+    assert file_system(tmp_path, tmp_path / "none") is None
+
+
+def test_nothing_heavy_is_imported():
+    program = (
+        "import sys, collage_mpi.commands.doctor, collage_mpi.doctor.trial\n"
+        "heavy = {'torch', 'h5py', 'mpi4py', 'numpy', 'rich'}\n"
+        "assert not heavy & {name.partition('.')[0] for name in sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
