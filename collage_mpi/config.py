@@ -192,6 +192,11 @@ class RunSettings:
         return self.n_singles if self.scheme == "replicate" else self.singles
 
     @property
+    def world_size(self) -> int:
+        """Ranks of a world of just the right size, rank 0 included."""
+        return 1 + self.n_singles + (self.collage_ranks if self.uses_collage else 0)
+
+    @property
     def uses_collage(self) -> bool:
         """Whether the scheme needs a collage network."""
         return self.scheme in USE_COLLAGE

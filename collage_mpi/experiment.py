@@ -141,9 +141,14 @@ def ranks_needed(settings: RunSettings) -> int:
     Raises:
         UsageError: the scheme cannot be placed, or a slow rank is outside the world.
     """
-    collages = settings.collage_ranks if settings.uses_collage else 0
-    world = 1 + settings.n_singles + collages
-    placement(world, settings.n_singles, collages, side=settings.side, scheme=settings.scheme)
+    world = settings.world_size
+    placement(
+        world,
+        settings.n_singles,
+        settings.collage_ranks,
+        side=settings.side,
+        scheme=settings.scheme,
+    )
     for rank in settings.stragglers().slow or {}:
         if rank >= world:
             raise UsageError(

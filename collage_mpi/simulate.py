@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.config import RunSettings
-from collage_mpi.placement import Placement, placement
+from collage_mpi.placement import placement
 from collage_mpi.protocol import ANSWERED, SKIPPED, WireResult
 from collage_mpi.recorder import Recorder, Writer
 from collage_mpi.results import RunWriter, read_results, write_summary
@@ -71,7 +71,13 @@ class Simulation:
     ) -> None:
         """`ratio` is the collage network's service time over the single's."""
         self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
-        ranks = simulated_placement(settings)
+        ranks = placement(
+            settings.world_size,
+            settings.n_singles,
+            settings.collage_ranks,
+            side=settings.side,
+            scheme=settings.scheme,
+        )
         self.ranks = {rank: _Rank(rank, next(iter(ranks.kinds[rank]))) for rank in ranks.workers}
         scheme = make_scheme(settings.scheme_settings())
         self.scheduler = Scheduler(scheduler_settings(settings, len(self.ranks)), scheme)
@@ -221,15 +227,6 @@ class Simulation:
         if not self._injected:
             return round(self.costs.single_ns * ratio)
         return round(self._delays.draw_ns(send.rank, send.group, send.attempt) * ratio)
-
-
-def simulated_placement(settings: RunSettings) -> Placement:
-    """The placement a world of just the right size would have."""
-    collages = settings.collage_ranks if settings.uses_collage else 0
-    world = 1 + settings.n_singles + collages
-    return placement(
-        world, settings.n_singles, collages, side=settings.side, scheme=settings.scheme
-    )
 
 
 def simulate(
