@@ -221,16 +221,26 @@ def local_gpu_rank(rank: int, environ: Mapping[str, str] = os.environ) -> int | 
     """This rank's number among the ranks of its host that hold a network; None for rank 0.
 
     Where the launcher tells no local rank, all ranks are taken to be on one host. On rank
-    0's own host the numbers shift by one; where that host cannot be told (cyclic placement
-    without Slurm) they do not, which only rotates the devices: they stay evenly shared.
+    0's own host the numbers shift by one. All ranks of a host must shift alike, or two
+    would take one device: so what decides is the host, not the rank (Open MPI's mpirun
+    numbers ranks 0, 1, 2, 3 of a two-socket host 0, 2, 1, 3). A host taken for rank 0's
+    by mistake only rotates its devices: they stay evenly shared.
     """
     if rank == 0:
         return None
     local = local_rank(environ)
     if local is None:
         return rank - 1
-    beside_rank_0 = rank == local or (in_slurm_step(environ) and environ.get(NODE_ID) == "0")
-    return local - 1 if beside_rank_0 else local
+    return local - 1 if _beside_rank_0(rank, local, environ) else local
+
+
+def _beside_rank_0(rank: int, local: int, environ: Mapping[str, str]) -> bool:
+    size = launcher_size(environ)
+    if size is not None and size == local_size(environ):
+        return True
+    if NODE_ID in environ:  # of the step, or of the batch script that mpirun was typed in
+        return environ[NODE_ID] == "0"
+    return rank == local
 
 
 def assign_device(

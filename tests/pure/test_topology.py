@@ -107,10 +107,31 @@ def test_visible_devices_knows_rocm():
         (3, MPICH, 2),  # block placement beside rank 0
         (6, {"PMI_RANK": "6", "MPI_LOCALRANKID": "0"}, 0),  # another host
         (4, {"SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}, 0),  # cyclic
+        (3, {"SLURM_LOCALID": "3", "SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}, 3),
     ],
 )
 def test_gpu_ranks_are_counted_without_the_coordinator(rank, environ, expected):
     assert topology.local_gpu_rank(rank, environ) == expected
+
+
+@pytest.mark.parametrize("batch", [{}, {"SLURM_NODEID": "0", "SLURM_PROCID": "0"}])
+def test_ranks_that_mpirun_numbers_across_sockets_share_the_gpus_evenly(batch):
+    local_of = [0, 2, 1, 3, 4]  # as mpirun does on two sockets: ranks 3 and 4 look in order
+    world = {"OMPI_COMM_WORLD_SIZE": "5", "OMPI_COMM_WORLD_LOCAL_SIZE": "5"}
+    numbers = [
+        topology.local_gpu_rank(
+            rank,
+            {
+                **batch,
+                **world,
+                "OMPI_COMM_WORLD_RANK": str(rank),
+                "OMPI_COMM_WORLD_LOCAL_RANK": str(local),
+            },
+        )
+        for rank, local in enumerate(local_of)
+    ]
+    assert numbers[0] is None
+    assert sorted(numbers[1:]) == [0, 1, 2, 3]
 
 
 def test_cores_obey_the_quota_and_slurm(tmp_path):
