@@ -167,11 +167,8 @@ class Doctor:
 def _as_another_rank(wanted: Wanted) -> int:
     """Every rank but 0: report to rank 0, leave with its code."""
     from collage_mpi.doctor.ranks import open_meeting
-    from collage_mpi.topology import local_rank
 
     meeting = open_meeting(wanted)
-    if meeting is None and local_rank() == 0:  # a host that differs from rank 0's
-        print(f"collage-mpi doctor: no MPI on {socket.gethostname()}", file=sys.stderr)
     if meeting is None or meeting.rank == 0:
         # No MPI, or one of N singletons: the process with the launcher's 0 says so. Open MPI
         # would kill that one if we left with a code of ours.

@@ -1,4 +1,4 @@
-"""Verdicts on this host: GPUs, cores, shared memory, limits, clock, output, input, Slurm.
+"""Verdicts on this host: cores, shared memory, limits, clock, output, input, Slurm.
 
 Owns: what is good and bad there, with the numbers, and the fixes.
 Does not know: how the facts were found out, MPI.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder, Gpus, counted
-from collage_mpi.topology import visible_entries
+from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder, counted
 
 MIB = 1 << 20
 
@@ -24,78 +23,6 @@ DISK_BAD_BYTES = 64 * MIB
 DISK_WARN_BYTES = 1024 * MIB
 FILES_BASE, FILES_PER_RANK = 256, 8  # pipes and sockets of the launcher and of rank 0
 CLOCK_WARN_NS = 10_000
-
-
-def check_gpus(facts: Facts) -> Iterator[Finding]:
-    """What the driver has, what is visible, what torch can use."""
-    gpus = facts.gpus
-    required = facts.wanted.device == "cuda"
-    there = max(len(gpus.installed), gpus.driver_count or 0, gpus.torch_count or 0)
-    if facts.wanted.device == "cpu" or there == 0:
-        yield _no_gpu(gpus, required)
-        return
-    severe = BAD if required else WARN
-    name = f"{gpus.installed[0]}" if gpus.installed else "GPU"
-    shown = _visible_count(gpus, there)
-    if gpus.visible and shown < there:
-        variable, value = gpus.visible
-        yield Finding(
-            "GPUs",
-            severe if shown == 0 else WARN,
-            f"{there} x {name}, but {variable}={value!r} leaves {shown} visible",
-            f"unset {variable}; under Slurm ask with --gpus-per-node",
-        )
-    elif shown < there:
-        yield Finding(
-            "GPUs",
-            severe,
-            f"nvidia-smi lists {there}, this process sees {shown}: its job did not ask for more",
-            "ask for them: --gpus-per-node=N (Slurm), --gpus all (Docker)",
-        )
-    if shown > 0:
-        yield _torch_and(gpus, shown, name, severe)
-
-
-def _visible_count(gpus: Gpus, there: int) -> int:
-    """GPUs this process may use: the driver's word, else what the variable leaves."""
-    if gpus.driver_count is not None:
-        return gpus.driver_count
-    entries = visible_entries(gpus.visible[1] if gpus.visible else None)
-    return there if entries is None else min(there, len(entries))
-
-
-def _no_gpu(gpus: Gpus, required: bool) -> Finding:
-    if required:
-        return Finding(
-            "GPUs",
-            BAD,
-            "--device cuda, but neither the driver nor torch shows a GPU",
-            "ask for GPUs (--gpus-per-node=N, --gpus all), or use --device cpu",
-        )
-    hidden = f" ({gpus.visible[0]}={gpus.visible[1]!r})" if gpus.visible else ""
-    return Finding("GPUs", OK, f"none used{hidden}: networks run on the CPU")
-
-
-def _torch_and(gpus: Gpus, shown: int, name: str, severe: str) -> Finding:
-    build = gpus.torch_build
-    if build is None:
-        return Finding("GPUs", OK, f"{shown} x {name}; torch is not there to use them")
-    if build == "cpu":
-        return Finding(
-            "GPUs",
-            severe,
-            f"{shown} x {name}, but this torch is a CPU build: networks would run on the CPU",
-            "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126",
-        )
-    if (gpus.torch_count or 0) < shown:
-        return Finding(
-            "GPUs",
-            severe,
-            f"the driver shows {shown} x {name}, torch ({build}) sees {gpus.torch_count or 0}",
-            "the driver may be older than torch's CUDA: compare nvidia-smi, and install a torch "
-            "built for it (https://pytorch.org/get-started/previous-versions)",
-        )
-    return Finding("GPUs", OK, f"{shown} x {name}, torch {build} sees them")
 
 
 def check_cores(facts: Facts) -> Iterator[Finding]:
@@ -294,7 +221,8 @@ def check_slurm(facts: Facts) -> Iterator[Finding]:
             f"--cpus-per-task={per_task} of this job is not passed on to srun",
             f"export SRUN_CPUS_PER_TASK={per_task} before srun",
         )
-    if "SLURM_GPUS_PER_TASK" in slurm:
+    # Slurm 24.11 says it in SLURM_TRES_BIND=gres/gpu:per_task:1, older ones in the first.
+    if "SLURM_GPUS_PER_TASK" in slurm or "per_task" in slurm.get("SLURM_TRES_BIND", ""):
         yield Finding(
             "Slurm GPUs",
             WARN,

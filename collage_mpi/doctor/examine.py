@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from collage_mpi.doctor import checks_machine as machine
 from collage_mpi.doctor import checks_software as software
+from collage_mpi.doctor.checks_gpus import check_gpus
 from collage_mpi.doctor.facts import BAD, Facts, Finding
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
@@ -18,7 +19,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     software.check_library,
     software.check_launcher,
     software.check_fault_tolerance,
-    machine.check_gpus,
+    check_gpus,
     machine.check_cores,
     machine.check_threads,
     machine.check_shared_memory,

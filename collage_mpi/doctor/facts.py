@@ -70,10 +70,14 @@ class Python:
 
 @dataclass(frozen=True)
 class Library:
-    """The MPI library that mpi4py loads; abi is "mpich" or "openmpi"."""
+    """The MPI library that mpi4py loads; abi is "mpich" or "openmpi".
+
+    `pmix` says whether its ranks can be started over PMIx.
+    """
 
     abi: str
     name: str  # "MPICH 5.0.2"
+    pmix: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class MpiFacts:
         on_path: what `mpiexec` typed by hand is.
         started_by: under a launcher, its family ("openmpi", "hydra", "srun"); None if the
             family cannot be told.
+        pmix: whether it started it over PMIx.
         under_launcher: whether a launcher started this process.
         ulfm: whether this Open MPI was built with fault tolerance; None if not told.
     """
@@ -97,6 +102,7 @@ class MpiFacts:
     launchers: tuple[Mpi, ...] = ()
     on_path: Mpi | None = None
     started_by: str | None = None
+    pmix: bool = False
     under_launcher: bool = False
     ulfm: bool | None = None
 

@@ -1,8 +1,8 @@
 """Finding out: everything one process can know of its surroundings, within bounds.
 
-Owns: the children that try things (all at once, each with a time limit), /dev/shm,
-limits, clock, output folder.
-Does not know: what is good or bad; other ranks.
+Owns: the children that try things (all at once, each with a time limit), tools, limits,
+clock.
+Does not know: what is good or bad; other ranks; the output folder (folder).
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +37,7 @@ from collage_mpi.doctor.facts import (
     Shards,
     Wanted,
 )
+from collage_mpi.doctor.folder import free_bytes, scratch_in
 from collage_mpi.launch import THREAD_VARIABLES, Mpi, inspect_launcher, launcher_candidates
 from collage_mpi.topology import (
     VISIBLE_VARIABLES,
@@ -64,6 +63,7 @@ SLURM_VARIABLES = (
     "SRUN_CPUS_PER_TASK",
     "SLURM_GPUS_ON_NODE",
     "SLURM_GPUS_PER_TASK",
+    "SLURM_TRES_BIND",
     "SLURM_MPI_TYPE",
     "SLURM_RESTART_COUNT",
 )
@@ -76,7 +76,7 @@ def gather(
     environ: Mapping[str, str] = os.environ,
 ) -> Facts:
     """All facts of this process. Takes as long as `import torch` does, PROBE_LIMIT_S at most."""
-    with ThreadPoolExecutor() as pool, _scratch(out) as (folder, scratch):
+    with ThreadPoolExecutor() as pool, scratch_in(out) as (folder, scratch):
         probes = {name: pool.submit(probe, "package", name) for name in PACKAGES}
         launchers = pool.submit(_launchers, wanted)
         smi = pool.submit(nvidia_smi)
@@ -207,6 +207,7 @@ def _mpi(
         launchers=launchers[0],
         on_path=launchers[1],
         started_by=started_by(environ),
+        pmix="PMIX_RANK" in environ,
         under_launcher=launcher_size(environ) is not None,
         ulfm=ulfm,
     )
@@ -217,7 +218,7 @@ def library_of(answer: Mapping[str, Any]) -> Library | None:
     if "library" not in answer:
         return None
     abi = "openmpi" if answer["vendor"] == "Open MPI" else "mpich"
-    return Library(abi, answer["library"])
+    return Library(abi, answer["library"], bool(answer.get("pmix")))
 
 
 def started_by(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -260,7 +261,7 @@ def machine_facts(wanted: Wanted, environ: Mapping[str, str] = os.environ) -> Ma
         root=os.geteuid() == 0,
         clock=_clock(),
         threads={name: environ[name] for name in THREAD_VARIABLES if name in environ},
-        shm_free_bytes=_free_bytes(Path("/dev/shm")),
+        shm_free_bytes=free_bytes(Path("/dev/shm")),
         files_soft=soft,
         files_hard=hard,
     )
@@ -272,69 +273,3 @@ def _clock() -> Clock:
     smallest = min((step for step in steps if step > 0), default=10**9)
     sound = time.get_clock_info("monotonic").monotonic and min(steps) >= 0
     return Clock(sound, smallest)
-
-
-def _free_bytes(path: Path) -> int | None:
-    try:
-        space = os.statvfs(path)
-    except OSError:
-        return None
-    return space.f_bavail * space.f_frsize
-
-
-@contextmanager
-def _scratch(out: Path | None) -> Iterator[tuple[dict[str, Any], Path | None]]:
-    """Facts of the output folder, and a folder of our own in it while we look around."""
-    path = (out or Path()).absolute()
-    tested = path
-    while not tested.exists() and tested != tested.parent:
-        tested = tested.parent
-    facts: dict[str, Any] = {"path": str(out or path), "tested": str(tested)}
-    facts |= {"named": out is not None, "free_bytes": _free_bytes(tested)}
-    facts |= {"kind": file_system(tested), "holds": _holds(path)}
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=".collage-mpi-doctor-", dir=tested))
-    except OSError as error:
-        yield facts | {"error": f"{error.strerror} ({tested})"}, None
-        return
-    try:
-        try:
-            facts["sync_ms"] = _write_a_part(scratch)
-        except OSError as error:
-            yield facts | {"error": f"{error.strerror} ({tested})"}, None
-        else:
-            yield facts, scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _write_a_part(scratch: Path) -> float:
-    """Write, sync and rename 64 KiB as results do: milliseconds. Raises OSError."""
-    began_s = time.monotonic()
-    with (scratch / "part.tmp").open("wb") as file:
-        file.write(bytes(1 << 16))
-        file.flush()
-        os.fsync(file.fileno())
-    (scratch / "part.tmp").rename(scratch / "part")
-    return (time.monotonic() - began_s) * 1e3
-
-
-def _holds(out: Path) -> str | None:
-    if (out / "COMPLETE").exists():
-        return "complete"
-    return "run" if (out / "manifest.json").exists() else None
-
-
-def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
-    """The kind of file system a path is on, e.g. `nfs4`; None if not told."""
-    try:
-        lines = [line.split() for line in mounts.read_text().splitlines()]
-    except OSError:
-        return None
-    resolved = str(path.resolve()) + "/"
-    found = [
-        (len(words[1]), words[2])
-        for words in lines
-        if len(words) > 2 and resolved.startswith(words[1].rstrip("/") + "/")
-    ]
-    return max(found)[1] if found else None

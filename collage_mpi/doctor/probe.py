@@ -58,7 +58,11 @@ def _mpi4py(mpi4py: Any) -> dict[str, Any]:
     except Exception as error:  # ImportError, RuntimeError: what is missing is in the text
         return {"library_error": (str(error).strip().splitlines() or [type(error).__name__])[-1]}
     vendor, numbers = MPI.get_vendor()
-    return {"vendor": vendor, "library": f"{vendor} {'.'.join(map(str, numbers))}"}
+    return {
+        "vendor": vendor,
+        "library": f"{vendor} {'.'.join(map(str, numbers))}",
+        "pmix": vendor == "Open MPI" or "pmix" in MPI.Get_library_version(),  # how it was built
+    }
 
 
 def _h5py(h5py: Any) -> dict[str, Any]:

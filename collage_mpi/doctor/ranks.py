@@ -28,8 +28,10 @@ from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.topology import (
     allowed_cores,
     assign_device,
+    launcher_rank,
     launcher_size,
     local_gpu_rank,
+    local_rank,
     local_size,
     threads_per_rank,
     visible_devices,
@@ -190,7 +192,12 @@ class Meeting:
 def open_meeting(wanted: Wanted) -> Meeting | None:
     """Start MPI and be a rank; None where that cannot be: examine says why."""
     answer = probe("rank")
-    facts = MpiFacts(library=library_of(answer), started_by=started_by())
+    facts = MpiFacts(
+        library=library_of(answer), started_by=started_by(), pmix="PMIX_RANK" in os.environ
+    )
+    if facts.library is None and local_rank() == 0 != launcher_rank():
+        # A host that may differ from rank 0's: rank 0 would wait for it and not know why.
+        print(f"no MPI library on {socket.gethostname()}", file=sys.stderr, flush=True)
     if facts.library is None or not launcher_fits(facts):
         return None  # MPI would abort the process
     try:

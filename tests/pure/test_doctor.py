@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.doctor.checks_machine import size_text
-from collage_mpi.doctor.checks_software import version_key
+from collage_mpi.doctor.checks_software import launcher_fits, version_key
 from collage_mpi.doctor.checks_world import (
     check_host_cores,
     check_shared_gpus,
@@ -43,7 +43,8 @@ from collage_mpi.doctor.facts import (
     Wanted,
     World,
 )
-from collage_mpi.doctor.gather import file_system, started_by
+from collage_mpi.doctor.folder import file_system
+from collage_mpi.doctor.gather import started_by
 from collage_mpi.doctor.rankmap import (
     devices_text,
     hosts_text,
@@ -141,6 +142,10 @@ FAULTS = {
         {"mpi": {"under_launcher": True, "started_by": "openmpi"}},
         ("launcher", BAD, "cannot meet", "collage-mpi launch"),
     ),
+    "srun over PMIx with an MPICH without": (
+        {"mpi": {"under_launcher": True, "started_by": "srun", "pmix": True}},
+        ("launcher", BAD, "built without PMIx", "--mpi=pmi2"),
+    ),
     "cuda without a GPU": (
         {"wanted": {"device": "cuda"}},
         ("GPUs", BAD, "neither", "--gpus-per-node"),
@@ -233,6 +238,10 @@ FAULTS = {
         {"slurm": {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "4"}},
         ("Slurm cpus", WARN, "not passed on", "export SRUN_CPUS_PER_TASK=4"),
     ),
+    "gpus per task, as Slurm 24 says it": (
+        {"slurm": {"SLURM_JOB_ID": "7", "SLURM_TRES_BIND": "gres/gpu:per_task:1"}},
+        ("Slurm GPUs", WARN, "hides", "--gpus-per-node"),
+    ),
     "gpus per task": (
         {"slurm": {"SLURM_JOB_ID": "7", "SLURM_GPUS_PER_TASK": "1"}},
         ("Slurm GPUs", WARN, "hides", "--gpus-per-node"),
@@ -260,6 +269,26 @@ def test_open_mpi_wants_less_shared_memory_and_does_without():
     assert not faults(changed(mpi=mpi, machine={"shm_free_bytes": 32 << 20}))
     (finding,) = faults(changed(mpi=mpi, machine={"shm_free_bytes": 1 << 20}))
     assert finding.verdict == WARN
+
+
+@pytest.mark.parametrize(
+    ("library", "started", "pmix", "fits"),
+    [
+        ("openmpi", "srun", True, True),
+        ("openmpi", "srun", False, True),  # or N worlds of one: only trying tells
+        ("openmpi", "hydra", False, False),
+        ("mpich", "srun", False, True),
+        ("mpich", "srun", True, False),
+        ("mpich", "openmpi", True, False),
+        ("mpich with pmix", "openmpi", True, True),
+        ("mpich with pmix", "srun", True, True),
+        ("mpich", None, False, True),
+    ],
+)
+def test_which_launcher_can_serve_which_library(library, started, pmix, fits):
+    abi, _, built = library.partition(" with ")
+    facts = MpiFacts(Library(abi, "MPI", bool(built)), started_by=started, pmix=pmix)
+    assert launcher_fits(facts) == fits
 
 
 def test_mpi_is_not_started_where_it_would_abort():
@@ -308,6 +337,7 @@ def test_a_world_of_eleven_is_side_three():
         (Wanted(singles=4), 8, BAD, "launch with -n 6"),
         (Wanted(singles=6), 8, OK, None),
         (Wanted(), 8, WARN, "-n 11 (side 3)"),
+        (Wanted(), 3, WARN, "--singles 1, or launch -n 6 (side 2)"),
         (Wanted(), 1, BAD, "-n 11"),
         (Wanted(), 2, BAD, "-n 11"),
         (Wanted(singles=0), 2, BAD, "run --help"),
