@@ -1,0 +1,130 @@
+"""A virtual Slurm cluster for tests: start, submit, wait, stop.
+
+Owns: where the starter script is looked for, one job's way from submission to its end.
+Does not know: what the jobs do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+JOBS = ROOT / "jobs" / "slurm"
+STARTER = ROOT.parent / "shared" / "tools" / "slurm"
+NEEDED = ("sbatch", "scontrol", "slurmctld", "slurmd", "munged")
+SEARCH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+
+# Every virtual node is this machine: its ranks talk over loopback, and are root in containers.
+LOOPBACK = {
+    "HYDRA_IFACE": "lo",
+    "FI_TCP_IFACE": "lo",
+    "UCX_NET_DEVICES": "lo",
+    "OMPI_MCA_btl_tcp_if_include": "lo",
+}
+
+
+def missing() -> str | None:
+    """Why no cluster can be started here, or None."""
+    if not (STARTER / "slurm_up.sh").is_file():
+        return "no ../shared/tools/slurm/slurm_up.sh beside this checkout"
+    absent = [name for name in NEEDED if shutil.which(name, path=SEARCH) is None]
+    return f"not installed: {', '.join(absent)} (apt install slurm-wlm munge)" if absent else None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster and the folder its jobs work in."""
+
+    conf: str
+    folder: Path
+
+    def command(self, *words: str, env: Mapping[str, str] | None = None) -> str:
+        """Run a Slurm command; its output. An error is a failed test with its message."""
+        done = subprocess.run(
+            words,
+            cwd=self.folder,
+            env={**os.environ, "PATH": SEARCH, "SLURM_CONF": self.conf, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def job_env(self, env: Mapping[str, str]) -> dict[str, str]:
+        """What is set in front of sbatch: this venv, site values, the test's own."""
+        return {
+            **LOOPBACK,
+            "SBATCH_ACCOUNT": "lab",
+            "SBATCH_PARTITION": "debug",
+            "CM_VENV": sys.prefix,
+            **env,
+        }
+
+    def submit(self, script: str, *words: str, flags: tuple[str, ...] = (), **env: str) -> str:
+        """Submit a script of jobs/slurm (or a path); the job's number."""
+        path = str(JOBS / script) if "/" not in script else script
+        out = self.command("sbatch", "--parsable", *flags, path, *words, env=self.job_env(env))
+        return out.strip()
+
+    def facts(self, job: str) -> dict[str, str]:
+        """`scontrol show job` of a job (the first, of an array or a heterogeneous job)."""
+        text = self.command("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
+        return dict(re.findall(r"(\w+)=(\S*)", text))
+
+    def states(self, job: str) -> set[str]:
+        """The states of all parts of a job."""
+        out = self.command("scontrol", "--oneliner", "show", "job", job)
+        return set(re.findall(r"JobState=(\w+)", out))
+
+    def wait(self, job: str, timeout_s: float = 90.0) -> dict[str, str]:
+        """Wait until no part of the job is active; its facts."""
+        limit_s = time.monotonic() + timeout_s
+        while self.states(job) & set(ACTIVE):
+            assert time.monotonic() < limit_s, f"job {job} did not end: {self.facts(job)}"
+            time.sleep(0.2)
+        return self.facts(job)
+
+    def wait_for_text(self, log: Path, pattern: str, timeout_s: float = 60.0) -> None:
+        """Wait until a log holds the pattern."""
+        limit_s = time.monotonic() + timeout_s
+        while not (log.exists() and re.search(pattern, log.read_text(errors="replace"))):
+            assert time.monotonic() < limit_s, f"{log} has no {pattern!r}: {self.text(log)}"
+            time.sleep(0.1)
+
+    def log(self, script: str, job: str) -> Path:
+        """The log of a job that is no array."""
+        return self.folder / f"{script.partition('.')[0]}-{job}.log"
+
+    def text(self, log: Path) -> str:
+        """The end of a log, for messages."""
+        return log.read_text(errors="replace")[-3000:] if log.exists() else "no log"
+
+
+@contextmanager
+def cluster(folder: Path, nodes: int = 4) -> Iterator[Cluster]:
+    """A cluster of virtual nodes, 64 cores and 4 fake GPUs each, for the `with` block."""
+    home = tempfile.mkdtemp(prefix="cm", dir="/tmp")  # short: sockets lie in it
+    env = {**os.environ, "NODES": str(nodes), "CPUS": "64", "GPUS": "4"}
+    try:
+        up = subprocess.run(
+            [STARTER / "slurm_up.sh", home], env=env, capture_output=True, text=True, timeout=120
+        )
+        found = re.search(r"SLURM_CONF=(\S+)", up.stdout)
+        assert up.returncode == 0, up.stdout + up.stderr
+        assert found, up.stdout
+        yield Cluster(found.group(1), folder)
+    finally:
+        subprocess.run([STARTER / "slurm_down.sh", home], env=env, timeout=120, check=False)
+        shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,318 @@
+"""Every job script on a real Slurm of four virtual nodes; what stops a job does not lose a row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from slurm_cluster import ROOT, Cluster, cluster, missing
+
+from collage_mpi.launch import Mpi
+from collage_mpi.results import verify_run
+
+WHY_NOT = missing()
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+]
+
+DEMO = str(files("collage_mpi") / "data" / "fashion_demo.h5")
+NULL = {"CM_SHARDS": DEMO, "CM_SINGLE": "null", "CM_COLLAGE": "null"}
+SHORT = ("--limit", "90")
+ROWS = 270
+
+
+def lasting(seconds: float) -> tuple[str, ...]:
+    """A run that is in the middle for so long: 30 groups of 9, held by injected delays."""
+    median_ms = str(seconds * 1000 / 30)
+    delays = ("--straggler", "lognormal", "--straggler-sigma", "0.05")
+    often = ("--status-every-s", "0.5")
+    return ("--limit", str(ROWS), *delays, "--straggler-median-ms", median_ms, *often)
+
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("slurm")) as started:
+        yield started
+
+
+@pytest.fixture
+def pmi(mpi: Mpi) -> str:
+    """What srun must speak to this environment's MPI."""
+    return "pmix" if mpi.family == "openmpi" else "pmi2"
+
+
+@pytest.fixture
+def once(mpi: Mpi) -> None:
+    """For what does not depend on the MPI and takes long: under one of them is enough."""
+    if mpi.family == "openmpi":
+        pytest.skip("tested under MPICH; nothing in it depends on the MPI")
+
+
+def hosts(run: Path) -> list[str]:
+    """Host of every rank but 0."""
+    world = json.loads((run / "manifest.json").read_text())["world"]
+    return [member["host"] for member in world[1:]]
+
+
+def exact(run: Path, rows: int) -> bool:
+    report = verify_run(run)
+    assert report.ok, report.problems
+    return json.loads((run / "manifest.json").read_text())["rows"] == rows
+
+
+# ---- every script to its end ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", ["srun", "mpiexec"])
+@pytest.mark.parametrize(
+    ("script", "spread"), [("run_nodes", [2, 3, 3, 2]), ("run_one_node", [10])]
+)
+def test_run(slurm: Cluster, pmi: str, script: str, spread: list[int], launcher: str) -> None:
+    launcher = pmi if launcher == "srun" else launcher
+    job = slurm.submit(f"{script}.sbatch", *SHORT, CM_LAUNCHER=launcher, **NULL)
+    facts = slurm.wait(job)
+    log = slurm.text(slurm.log(script, job))
+    assert facts["JobState"] == "COMPLETED", log
+    run = slurm.folder / f"runs/{script}-{job}"
+    assert exact(run, 90)
+    where = hosts(run)
+    assert [where.count(host) for host in dict.fromkeys(where)] == spread
+
+
+def test_run_in_two_parts(slurm: Cluster, pmi: str) -> None:
+    job = slurm.submit("run_het.sbatch", *SHORT, CM_LAUNCHER=pmi, **NULL)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.text(slurm.log("run_het", job))
+    run = slurm.folder / f"runs/run_het-{job}"
+    assert exact(run, 90)
+    assert Counter(hosts(run)) == {"n2": 4, "n3": 3, "n4": 3}  # rank 0 has n1 to itself
+
+
+def test_sweep_and_its_table(slurm: Cluster, pmi: str) -> None:
+    experiment = slurm.folder / "schemes.toml"
+    experiment.write_text(
+        f'[base]\nshards = ["{DEMO}"]\nsingle = "null"\ncollage = "null"\nlimit = 90\n'
+        '[grid]\nscheme = ["none", "collage"]\n'
+    )
+    job = slurm.submit("sweep.sbatch", str(experiment), flags=("--array=0-1",), CM_LAUNCHER=pmi)
+    # From the project's folder, as users do: analysis/ is named from there.
+    sweep = slurm.folder / f"runs/sweep-{job}"
+    after = slurm.submit(
+        "analyse.sbatch",
+        str(sweep),
+        flags=(f"--dependency=afterany:{job}", f"--chdir={ROOT}"),
+        CM_EXPERIMENT=str(experiment),
+        CM_FIGURES=str(sweep / "latency"),
+        SBATCH_OUTPUT=str(slurm.folder / "%x-%j.log"),
+    )
+    log = slurm.log("analyse", after)
+    assert slurm.wait(after)["JobState"] == "COMPLETED", slurm.text(log)
+    assert slurm.states(job) == {"COMPLETED"}
+    assert len((sweep / "table.csv").read_text().splitlines()) == 3
+    assert (sweep / "latency.png").exists()
+    assert len(list(sweep.glob("*/export/images.csv"))) == 2
+
+
+def write_idx(folder: Path, name: str, count: int) -> None:
+    """`count` images of noise with labels, as gzip IDX files."""
+    draw = np.random.default_rng(1)
+    images = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    for kind, array, magic in (("images-idx3", images, 2051), ("labels-idx1", labels, 2049)):
+        head = np.array([magic, *array.shape], dtype=">i4").tobytes()
+        with gzip.open(folder / f"{name}-{kind}-ubyte.gz", "wb", compresslevel=1) as file:
+            file.write(head + array.tobytes())
+
+
+@pytest.mark.usefixtures("once")
+def test_chain(slurm: Cluster, pmi: str) -> None:
+    slurm.command("mkdir", "idx")
+    write_idx(slurm.folder / "idx", "train", 120)
+    write_idx(slurm.folder / "idx", "t10k", 45)
+    words = {
+        "CM_IDX_DIR": str(slurm.folder / "idx"),
+        "CM_DATA": str(slurm.folder / "data"),
+        "CM_WEIGHTS": str(slurm.folder / "weights"),
+        "CM_RUNS": str(slurm.folder / "runs/chain"),
+        "CM_TRAIN_ARGS": "--epochs 1 --width 8",
+        "CM_DEVICE": "cpu",  # the GPUs here are not real
+        "CM_PROCESSES": "2",
+        "CM_LAUNCHER": pmi,
+        "CM_FLAGS": f"--chdir={ROOT}",
+        "SBATCH_OUTPUT": str(slurm.folder / "%x-%j.log"),
+    }
+    # Eleven ranks that load torch take 20 s here: the runs use null networks.
+    null = ("--single", "null", "--collage", "null")
+    said = slurm.command(str(ROOT / "jobs/slurm/chain.sh"), *null, env=slurm.job_env(words))
+    last = re.findall(r"analyse (\d+);", said)[0]
+    facts = slurm.wait(last, timeout_s=170)
+    logs = "\n".join(slurm.text(path)[-800:] for path in slurm.folder.glob("*-*.log"))
+    assert facts["JobState"] == "COMPLETED", logs
+    assert {path.name for path in (slurm.folder / "weights").glob("*.safetensors")} == {
+        "single.safetensors",
+        "collage.safetensors",
+    }
+    assert (slurm.folder / "runs/chain/latency.png").exists()
+    assert exact(slurm.folder / "runs/chain/collage", 45)
+
+
+# ---- stopped, preempted, broken ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", ["srun", "mpiexec"])
+def test_signalled_job_is_requeued_and_completes(slurm: Cluster, pmi: str, launcher: str) -> None:
+    launcher = pmi if launcher == "srun" else launcher
+    # `launch` says how far it is every 5 s. SECONDS: of the script's shell, which passes no
+    # signal on in its first 15.
+    words = lasting(8.0 if launcher == "mpiexec" else 4.0)
+    job = slurm.submit("run_nodes.sbatch", *words, CM_LAUNCHER=launcher, SECONDS="15", **NULL)
+    log = slurm.log("run_nodes", job)
+    slurm.wait_for_text(log, r"\d+ of 270 images")
+    # To the shell, as Slurm does before the limit; to the ranks of a step, as users may.
+    batch = ("--batch",) if launcher == "mpiexec" else ()
+    slurm.command("scancel", *batch, "--signal=USR2", job)
+    facts = slurm.wait(job)
+    text = log.read_text()
+    assert facts["JobState"] == "COMPLETED", text[-3000:]
+    assert facts["Restarts"] == "1"
+    assert re.search(r"incomplete: stopped by SIG(USR2|TERM)", text)
+    assert re.search(r"^start 2 of job .* --resume$", text, re.MULTILINE)
+    run = slurm.folder / f"runs/run_nodes-{job}"
+    assert exact(run, ROWS)
+    assert json.loads((run / "manifest.json").read_text())["session"] == 2
+
+
+def test_node_that_goes_down_costs_no_row(slurm: Cluster, pmi: str) -> None:
+    job = slurm.submit("run_nodes.sbatch", *lasting(4.0), CM_LAUNCHER=pmi, **NULL)
+    log = slurm.log("run_nodes", job)
+    slurm.wait_for_text(log, r"\d+ of 270 images")
+    slurm.command("scontrol", "update", "nodename=n3", "state=down", "reason=test")
+    slurm.wait_for_text(log, "DUE TO NODE FAILURE|CANCELLED")
+    slurm.command("scontrol", "update", "nodename=n3", "state=resume")
+    facts = slurm.wait(job)
+    assert facts["JobState"] == "COMPLETED", slurm.text(log)
+    assert facts["Restarts"] == "1"
+    assert exact(slurm.folder / f"runs/run_nodes-{job}", ROWS)
+
+
+@pytest.mark.usefixtures("once")
+def test_cancelled_job_is_not_requeued_and_can_be_gone_on_with(slurm: Cluster, pmi: str) -> None:
+    job = slurm.submit("run_nodes.sbatch", *lasting(4.0), CM_LAUNCHER=pmi, **NULL)
+    log = slurm.log("run_nodes", job)
+    slurm.wait_for_text(log, r"\d+ of 270 images")
+    slurm.command("scancel", job)
+    assert slurm.wait(job)["JobState"] == "CANCELLED"
+    run = f"runs/run_nodes-{job}"
+    assert verify_run(slurm.folder / run).status == "incomplete"
+    again = slurm.submit("run_nodes.sbatch", *lasting(4.0), CM_LAUNCHER=pmi, CM_OUT=run, **NULL)
+    assert slurm.wait(again)["JobState"] == "COMPLETED", slurm.text(slurm.log("run_nodes", again))
+    assert exact(slurm.folder / run, ROWS)
+
+
+def test_exit_codes_are_kept(slurm: Cluster, pmi: str) -> None:
+    wrong = slurm.submit(
+        "run_nodes.sbatch", CM_LAUNCHER={"pmix": "pmi2", "pmi2": "pmix"}[pmi], **NULL
+    )
+    jobs = {
+        slurm.submit("run_nodes.sbatch", CM_LAUNCHER="mpirun", **NULL): "2:0",
+        slurm.submit("run_nodes.sbatch", "--accept", "x", CM_LAUNCHER=pmi, **NULL): "2:0",
+        slurm.submit("analyse.sbatch", "no/such/run"): "3:0",
+    }
+    for job, code in jobs.items():
+        facts = slurm.wait(job)
+        assert facts["ExitCode"] == code, slurm.text(slurm.log(facts["JobName"], job))
+    # MPICH says itself that it does not speak PMIx; Open MPI's ranks find that they are alone.
+    assert slurm.wait(wrong)["ExitCode"] == ("3:0" if pmi == "pmix" else "16:0")
+
+
+# ---- which rank takes which GPU -----------------------------------------------------------------
+
+
+def said(log: Path) -> list[dict[str, str]]:
+    """What programs/devices.py printed, a dict a rank."""
+    lines = log.read_text().splitlines()
+    return [dict(re.findall(r"(\w+)=(\S+)", line)) for line in lines if line.startswith("rank=")]
+
+
+def devices(slurm: Cluster, launch: str, *words: str) -> dict[int, dict[str, str]]:
+    """What 11 ranks on 4 nodes with 2 GPUs each say of themselves."""
+    script = slurm.folder / "devices.sbatch"
+    program = f"{sys.executable} {PROGRAMS / 'devices.py'} {' '.join(words)}"
+    script.write_text(
+        "#!/bin/bash\n#SBATCH --nodes=4 --ntasks-per-node=3 --gpus-per-node=2 --cpus-per-task=2\n"
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK\n"
+        f"{launch.format(ranks=11)} {program}\n"
+    )
+    roots = {
+        f"{who}_ALLOW_RUN_AS_ROOT{end}": "1" for who in ("OMPI", "PRTE") for end in ("", "_CONFIRM")
+    }
+    job = slurm.submit(
+        str(script),
+        flags=("--output=devices-%j.log",),
+        PRTE_MCA_hwloc_default_binding_policy="none",
+        **roots,
+    )
+    log = slurm.log("devices", job)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.text(log)
+    return {int(rank["rank"]): rank for rank in said(log)}
+
+
+@pytest.mark.parametrize("launcher", ["srun", "mpiexec"])
+@pytest.mark.parametrize(
+    "seen",
+    [
+        (),
+        ("CUDA_VISIBLE_DEVICES=GPU-8932f937-d72c,GPU-1b2c3d4e-9f00",),
+        ("CUDA_VISIBLE_DEVICES=MIG-c6d4f1ef,MIG-0a1b2c3d",),
+    ],
+    ids=["as Slurm sets it", "GPU-", "MIG-"],
+)
+def test_gpus_are_shared_evenly_and_rank_0_takes_none(
+    slurm: Cluster, mpi: Mpi, pmi: str, launcher: str, seen: tuple[str, ...]
+) -> None:
+    if launcher == "mpiexec" and seen:
+        pytest.skip("how a rank is started does not change the form of the entries")
+    start = f"srun --mpi={pmi} --ntasks={{ranks}}"
+    if launcher == "mpiexec":
+        start = f"{mpi.mpiexec} -n {{ranks}}"
+    ranks = devices(slurm, start, *seen)
+    assert sorted(ranks) == list(range(11))
+    assert ranks[0]["device"] == "cpu"
+    if launcher == "srun":  # elsewhere it is the cores of a host / its ranks
+        assert all(rank["threads"] == "2" for rank in ranks.values())  # --cpus-per-task
+    shares = Counter((rank["host"], rank["device"]) for n, rank in ranks.items() if n > 0)
+    assert {host for host, _ in shares} == {"n1", "n2", "n3", "n4"}
+    assert {device for _, device in shares} == {"cuda:0", "cuda:1"}
+    assert max(shares.values()) <= 2  # 3 ranks on 2 GPUs: one GPU has two
+    assert len(shares) == 8  # and none is idle
+    if not seen:
+        assert {rank["visible"] for rank in ranks.values()} == {"0,1"}
+
+
+def test_gpu_ranks_of_a_heterogeneous_job(slurm: Cluster, pmi: str) -> None:
+    script = slurm.folder / "het.sbatch"
+    program = f"{sys.executable} {PROGRAMS / 'devices.py'}"
+    script.write_text(
+        "#!/bin/bash\n#SBATCH --ntasks=1\n#SBATCH hetjob\n"
+        "#SBATCH --nodes=3 --ntasks-per-node=2 --gpus-per-node=2\n"
+        f"srun --mpi={pmi} --het-group=0 {program} : --het-group=1 --ntasks=6 {program}\n"
+    )
+    job = slurm.submit(str(script), flags=("--output=het-%j.log",))
+    log = slurm.log("het", job)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.text(log)
+    ranks = said(log)
+    assert [rank["visible"] for rank in ranks if rank["rank"] == "0"] == ["None"]
+    shares = Counter((rank["host"], rank["device"]) for rank in ranks if rank["rank"] != "0")
+    assert len(shares) == 6
+    assert set(shares.values()) == {1}
