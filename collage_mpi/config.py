@@ -254,6 +254,14 @@ class RunSettings:
             slow=dict(parse_slow(text) for text in self.slow_ranks),
         )
 
+    def check_slow_ranks(self, world_size: int) -> None:
+        """Raise UsageError for a slow rank that the world does not have."""
+        for rank in self.stragglers().slow or {}:
+            if rank >= world_size:
+                raise UsageError(
+                    f"slow rank {rank}; the world has worker ranks 1 to {world_size - 1}"
+                )
+
     def require_inputs(self) -> None:
         """Raise UsageError unless shards, networks and the output are named."""
         for name in ("shards", "single", "out"):

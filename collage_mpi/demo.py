@@ -86,7 +86,8 @@ def run_all(
     for case in CASES:
         for scheme in SCHEMES:
             settings = replace(demo_settings(out, case, scheme, groups), device=device)
-            outcome = run_session(settings, crew, stop_reason=stop_reason)
+            name = f"{case}, {scheme}"
+            outcome = run_session(settings, crew, stop_reason=stop_reason, phase=name)
             if outcome.exit_code:
                 return int(outcome.exit_code)
     return 0

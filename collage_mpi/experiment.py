@@ -149,11 +149,7 @@ def ranks_needed(settings: RunSettings) -> int:
         side=settings.side,
         scheme=settings.scheme,
     )
-    for rank in settings.stragglers().slow or {}:
-        if rank >= world:
-            raise UsageError(
-                f"slow rank {rank}; scheme {settings.scheme} has worker ranks 1 to {world - 1}"
-            )
+    settings.check_slow_ranks(world)
     return world
 
 

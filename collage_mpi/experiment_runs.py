@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NEW, STARTED, DONE = "new", "started", "done"
 TABLE = "table.csv"
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
-PRICE = ("collage_share", "wasted_work", "ranks", "rank_seconds_per_image")
+PRICE = ("collage_share", "cost_ratio", "wasted_work", "ranks", "rank_seconds_per_image")
 
 Json = dict[str, Any]
 

@@ -63,11 +63,8 @@ def make_plan(settings: RunSettings, world_size: int) -> Plan:
         scheme=settings.scheme,
         launcher_size=launcher_size(),
     )
-    stragglers = settings.stragglers()
-    make_delays(stragglers)  # reads the trace: a bad one ends here
-    for rank in stragglers.slow or {}:
-        if rank >= world_size:
-            raise UsageError(f"slow rank {rank}; the world has ranks 1 to {world_size - 1}")
+    make_delays(settings.stragglers())  # reads the trace: a bad one ends here
+    settings.check_slow_ranks(world_size)
     single = describe(settings.single, "single")
     collage = describe(settings.collage, "collage") if settings.uses_collage else None
     shards = ShardSet.open([Path(path) for path in settings.shards])

@@ -20,13 +20,14 @@ from collage_mpi.config import RunSettings
 from collage_mpi.coordinator import Coordinator, Ready
 from collage_mpi.crew import Crew
 from collage_mpi.encode import Encoder
-from collage_mpi.errors import DataFault, ExitCode
+from collage_mpi.errors import CollageError, DataFault, ExitCode
 from collage_mpi.feed import Feed, Reader
 from collage_mpi.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.progress import StatusReporter
 from collage_mpi.protocol import task_message_bytes
 from collage_mpi.recorder import Recorder
 from collage_mpi.results import RunWriter, input_digest, read_results, write_summary
+from collage_mpi.results.manifest import read_manifest
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.shards import ReadAhead
@@ -63,8 +64,11 @@ def run_session(
     *,
     resume: bool = False,
     stop_reason: Callable[[], str | None] = lambda: None,
+    phase: str | None = None,
 ) -> Outcome:
     """One run on a world that is up: plan, start, classify, close.
+
+    `phase` names it in progress lines; its scheme by default.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: something does not fit or fails; rows
@@ -72,20 +76,29 @@ def run_session(
     """
     plan = make_plan(settings, crew.transport.size)
     try:
-        return _run_plan(plan, crew, resume, stop_reason)
+        return _run_plan(plan, crew, resume, stop_reason, phase)
     finally:
         plan.shards.close()
 
 
 def _run_plan(
-    plan: Plan, crew: Crew, resume: bool, stop_reason: Callable[[], str | None]
+    plan: Plan,
+    crew: Crew,
+    resume: bool,
+    stop_reason: Callable[[], str | None],
+    phase: str | None,
 ) -> Outcome:
     settings = plan.settings
     out = Path(settings.out)
     warn_of_one_class_groups(plan)
     manifest = make_manifest(plan)
     # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
+    known_ratio = None
     if resume:
+        status = RunWriter.finished(out, manifest)
+        if status is not None:
+            return Outcome(status, "every image had its row already", out)
+        known_ratio = read_manifest(out).get("cost_ratio")  # one run, one ratio
         writer, done = RunWriter.reopen(out, manifest)
         order = _not_done(plan, done)
     else:
@@ -96,9 +109,11 @@ def _run_plan(
         hellos = crew.welcome(welcomes(plan, encoder), interrupted=stop_reason)
         check_same_weights(hellos)
         ratio, services = _cost_ratio(plan, crew)
+        ratio = ratio if known_ratio is None else known_ratio
         crew.start(ratio)
         with ReadAhead(plan.shards, order) as reader:
-            progress = StatusReporter(len(order), settings.scheme, every_s=_every_s(settings))
+            name = phase or settings.scheme
+            progress = StatusReporter(len(order), name, every_s=_every_s(settings))
             coordinator = build_coordinator(
                 plan, crew, writer, encoder, reader, stop_reason, progress
             )
@@ -114,6 +129,10 @@ def _run_plan(
         crew.end()
         status = finish.status
         final = _final(plan, coordinator, hellos, ratio, services)
+    except CollageError:
+        if not resume and not writer.written:
+            writer.discard()  # the corrected command may use the same --out
+        raise
     finally:
         writer.close(status, **final)
     write_summary(read_results(out))

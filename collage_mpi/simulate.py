@@ -249,6 +249,7 @@ def simulate(
             output folder that cannot be written or holds a run.
     """
     costs = costs or Costs()
+    settings.check_slow_ranks(settings.world_size)
     ratio = 1.0 if settings.cost_ratio is None else settings.cost_ratio
     writer = RunWriter.create(out, _manifest(settings, images, costs, ratio))
     status, final = "incomplete", {}

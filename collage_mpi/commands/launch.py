@@ -91,7 +91,9 @@ def launch_ranks(
     _check_not_a_rank()
     found = find_mpi(mpi, mpiexec)
     program = (sys.executable, "-m", "collage_mpi", *words)
-    extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
+    extra = {"PYTHONUNBUFFERED": "1"}
+    if not dry_run:  # a line to paste has nobody who reads status lines
+        extra[STATUS_VARIABLE] = "1"
     plan = build_command(found, ranks, program, site_here(), environ=os.environ, extra_env=extra)
     if dry_run:
         print(plan.shell_line())

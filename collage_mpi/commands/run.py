@@ -49,6 +49,7 @@ def run_and_tell(
 
     outcome = run_session(settings, crew, resume=resume, stop_reason=stop_reason)
     print(render_summary(summarise(read_results(outcome.out))), flush=True)
+    print(f"\nresults in {outcome.out}; collage-mpi verify {outcome.out} proves them", flush=True)
     if outcome.exit_code is ExitCode.INCOMPLETE:
         print(f"incomplete: {outcome.reason}; go on with the same command and --resume", flush=True)
     return int(outcome.exit_code)

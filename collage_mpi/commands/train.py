@@ -7,6 +7,7 @@ Does not know: the loop, the network, the file formats.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,12 @@ def execute(args: argparse.Namespace) -> int:
     """Train, write the weights, and say how good they are."""
     if args.threads < 1:
         raise UsageError(f"--threads is {args.threads}; it needs a number from 1")
+    if args.out.exists() and not args.resume:
+        raise UsageError(
+            f"{args.out} exists: name another --out, remove it, or go on with --resume"
+        )
+    if args.out.parent.is_dir() and not os.access(args.out.parent, os.W_OK):
+        raise EnvironmentFault(f"{args.out.parent}: cannot be written; name another --out")
     from collage_mpi.training.peers import together
 
     return together(args.device, lambda peers: _train(args, peers))

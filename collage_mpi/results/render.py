@@ -139,7 +139,8 @@ def _accuracy_table(summary: Json) -> Table:
             between = f"{100 * low:.2f}-{100 * high:.2f} %"
             table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", between)
     if not accuracy["overall"]["n"]:
-        table.add_row("no labels", "n/a", "0", "")
+        why = "no labels" if summary["latency"]["group"]["n"] else "no group but warm-up"
+        table.add_row(why, "n/a", "0", "")
     return table
 
 
@@ -147,6 +148,9 @@ def _price_table(summary: Json) -> Table:
     price, rank0 = summary["price"], summary["rank0"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_row("collage share", points(price["collage_share"]), "of images the collage resolved")
+    if price["cost_ratio"] is not None and price["collage_ranks"]:
+        note = "collage network's service time over the single's, used for injected times"
+        table.add_row("cost ratio", f"{price['cost_ratio']:.2f}", note)
     wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
     table.add_row("wasted work", points(price["wasted_work"]), wasted)
     ranks = f"{price['ranks']} ranks: 1 coordinator, {price['single_ranks']} hold the single "

@@ -164,6 +164,7 @@ def _price(results: Results) -> Json:
     wasted_s = float(work_s[useless].sum())
     return {
         "collage_share": collage / resolved if resolved else None,
+        "cost_ratio": results.manifest.get("cost_ratio"),
         "wasted_work": wasted_s / total_s if total_s else None,
         "wasted_s": wasted_s,
         "work_s": total_s,

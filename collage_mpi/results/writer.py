@@ -95,7 +95,7 @@ class RunWriter:
             remove_leftovers(out)
             write_manifest(out, full)
         except OSError as error:
-            raise unwritable(out, error) from error
+            raise _no_place(out, error) from error
         return cls(out, full, **options)
 
     @classmethod
@@ -143,6 +143,34 @@ class RunWriter:
         writer = cls(out, full, **options)
         writer._earlier_errors = not images["answered"].all()
         return writer, done
+
+    @classmethod
+    def finished(cls, out: Path, manifest: Mapping[str, Any]) -> str | None:
+        """The status of the run in `out` if it is complete with these settings, else None.
+
+        Raises:
+            EnvironmentFault: no run in `out`.
+            DataFault: its manifest is damaged.
+        """
+        before = read_manifest(Path(out))
+        same = not differences(before, _prepared(manifest, session=1, sessions=[]))
+        whole = (Path(out) / MARKER).exists() and before.get("status") in COMPLETE
+        return before["status"] if same and whole else None
+
+    @property
+    def written(self) -> bool:
+        """Whether any row was taken in this session."""
+        return any(buffer.total for buffer in (self._images, self._groups, self._tasks))
+
+    def discard(self) -> None:
+        """Take back a run that has no rows: the folder is as it was, or gone if it is empty."""
+        self._closed = True
+        self._thread.end()
+        for path in (self.out / MANIFEST, self.out / parts.PARTS_DIRECTORY, self.out):
+            try:
+                path.rmdir() if path.is_dir() else path.unlink()
+            except OSError:
+                return  # somebody else's files: leave them
 
     def image(self, row: tuple | None = None, /, **fields: Any) -> None:
         """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
@@ -262,7 +290,12 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def _no_place(out: Path, error: OSError) -> EnvironmentFault:
+    what = "is a file" if out.is_file() else f"cannot be written: {error.strerror or error}"
+    return EnvironmentFault(f"{out}: {what}; --out needs a folder that you may write to")
+
+
 def _holds_a_run(out: Path) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{out}: holds a run already. Choose another --out, or go on with it: --resume."
+        f"{out}: holds a run already. Choose another --out, or go on with it: run --resume."
     )

@@ -210,11 +210,15 @@ class _OpenShard:
 def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
     """Files as given, directories as their `*.h5` files in sorted order.
 
+    A `.sha256` that lies beside its shard is passed over: a shell's `train*` names it too.
+
     Raises:
         EnvironmentFault: a directory without shards, no path, or one given twice.
     """
     files: list[Path] = []
     for path in map(Path, paths):
+        if path.suffix == ".sha256" and path.with_suffix("").is_file():
+            continue
         if not path.is_dir():
             files.append(path)
             continue

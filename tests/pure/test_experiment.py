@@ -130,7 +130,7 @@ def test_the_committed_experiments_expand(path: Path) -> None:
                 "base": {**BASE, "straggler": "pinned", "slow_ranks": ["10:5"]},
                 "grid": {"scheme": ["collage", "none"]},
             },
-            r"point 1 \(scheme-none\): slow rank 10; scheme none has worker ranks 1 to 9",
+            r"point 1 \(scheme-none\): slow rank 10; the world has worker ranks 1 to 9",
         ),
         ({"grid": {"depth": list(range(1, 200)), "credit": list(range(1, 200))}}, "39,601 points"),
         ({"point": [{"name": "x" * (LONGEST_NAME + 1)}]}, "give shorter ones"),

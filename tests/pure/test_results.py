@@ -308,3 +308,34 @@ def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ]
     with pytest.raises(UsageError, match="xlsx"):
         export_run(read_results(run), "xlsx")
+
+
+def test_a_run_without_rows_can_be_taken_back(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    writer = RunWriter.create(out, manifest(9))
+    assert not writer.written
+    writer.discard()
+    assert not out.exists()
+    RunWriter.create(out, manifest(9)).close("incomplete")
+
+
+def test_taking_back_leaves_other_peoples_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    RunWriter.create(tmp_path, manifest(9)).discard()
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_complete_run_is_known_as_such(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    writer = RunWriter.create(out, manifest(1))
+    writer.image(ROW)
+    assert writer.written
+    writer.close("complete")
+    assert RunWriter.finished(out, manifest(1)) == "complete"
+    assert RunWriter.finished(out, {**manifest(1), "scheme": "hedge"}) is None
+
+
+def test_a_file_in_the_way_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(EnvironmentFault, match="is a file"):
+        RunWriter.create(tmp_path / "run", manifest(1))

@@ -305,3 +305,9 @@ def test_a_full_disk_is_told_and_does_not_crash(tmp_path: Path, room_bytes: int)
     assert (done.returncode, done.stderr) == (0, "")
     assert "a.h5: cannot be written: File too large" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shells_star_may_name_the_checksums_too(tmp_path):
+    write_shard(tmp_path / "train.h5", np.zeros((3, 4, 4, 1), np.uint8))
+    with ShardSet.open(sorted(tmp_path.glob("train*"))) as shards:
+        assert len(shards) == 3

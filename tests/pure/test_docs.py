@@ -1,0 +1,48 @@
+"""What the documents point to is there: files, commands, flags."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from collage_mpi.cli import COMMANDS, build_parser
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+PAGES += sorted(ROOT.glob("jobs/slurm/*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def flags_of(command: str) -> set[str]:
+    """Every flag of a command, those of its own subcommands too."""
+    parsers = [build_parser(command)]
+    found: set[str] = set()
+    while parsers:
+        parser = parsers.pop()
+        for action in parser._actions:
+            found.update(action.option_strings)
+            if isinstance(action.choices, dict):
+                parsers += action.choices.values()
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_and_their_flags_exist(page):
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"collage-mpi ([a-z].*)", text):
+        line = re.split(r"[`#;|]|&&", line)[0]
+        words = line.replace("launch -n", "launch --ranks").split()
+        if words[0] not in COMMANDS:
+            continue  # prose: "collage-mpi runs ..."
+        commands = [word for word in words if word in COMMANDS]
+        known = set().union(*(flags_of(command) for command in commands))
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line):
+            assert flag in known, f"{page.name}: collage-mpi {words[0]} has no {flag}"
