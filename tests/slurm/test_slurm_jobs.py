@@ -135,7 +135,6 @@ def write_idx(folder: Path, name: str, count: int) -> None:
             file.write(head + array.tobytes())
 
 
-@pytest.mark.usefixtures("once")
 def test_chain(slurm: Cluster, pmi: str) -> None:
     slurm.command("mkdir", "idx")
     write_idx(slurm.folder / "idx", "train", 120)
