@@ -129,8 +129,9 @@ def _run_plan(
         crew.end()
         status = finish.status
         final = _final(plan, coordinator, hellos, ratio, services)
-    except CollageError:
-        if not resume and not writer.written:
+    except CollageError as error:
+        mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
+        if mistaken and not resume and not writer.written:
             writer.discard()  # the corrected command may use the same --out
         raise
     finally:
