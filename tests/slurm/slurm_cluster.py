@@ -25,7 +25,7 @@ JOBS = ROOT / "jobs" / "slurm"
 STARTER = ROOT.parent / "shared" / "tools" / "slurm"
 NEEDED = ("sbatch", "scontrol", "slurmctld", "slurmd", "munged")
 SEARCH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-# Slurm 24.11's pmi2 plugin now and then garbles a message of MPICH's start-up; the ranks then
+# Slurm 24.11's pmi2 plugin was seen to garble a message of MPICH's start-up; the ranks then
 # wait in MPI_Init for ever. Not this package's to mend, and no reason to fail its tests.
 PLUGIN_FAULT = "mpi/pmi2: invalid client request"
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
