@@ -55,9 +55,11 @@ class Cluster:
     folder: Path
     excused: set[Path] = field(default_factory=set)  # logs whose fault was Slurm's own
 
-    def command(self, *words: str, env: Mapping[str, str] | None = None) -> str:
-        """Run a Slurm command; its output. An error is a failed test with its message."""
-        done = subprocess.run(
+    def run(
+        self, *words: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Slurm command, whatever comes of it."""
+        return subprocess.run(
             words,
             cwd=self.folder,
             env={**os.environ, "PATH": SEARCH, "SLURM_CONF": self.conf, **(env or {})},
@@ -65,8 +67,25 @@ class Cluster:
             text=True,
             timeout=60,
         )
+
+    def command(self, *words: str, env: Mapping[str, str] | None = None) -> str:
+        """Run a Slurm command; its output. An error is a failed test with its message."""
+        done = self.run(*words, env=env)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def bring_up(self, node: str, timeout_s: float = 60.0) -> None:
+        """Resume a node that was set down.
+
+        Slurm may do it first: a node set down whose slurmd answers comes back by itself under
+        ReturnToService=2, and `resume` of a node that is up is refused. So the state is what
+        counts, not the command's exit code.
+        """
+        limit_s = time.monotonic() + timeout_s
+        while "DOWN" in (found := self.command("scontrol", "--oneliner", "show", "node", node)):
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")
+            assert time.monotonic() < limit_s, f"node {node} stays down: {found}"
+            time.sleep(0.2)
 
     def job_env(self, env: Mapping[str, str]) -> dict[str, str]:
         """What is set in front of sbatch: this venv, site values, the test's own."""

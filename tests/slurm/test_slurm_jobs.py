@@ -198,7 +198,7 @@ def test_node_that_goes_down_costs_no_row(slurm: Cluster, pmi: str) -> None:
     slurm.wait_for_text(log, r"\d+ of 270 images")
     slurm.command("scontrol", "update", "nodename=n3", "state=down", "reason=test")
     slurm.wait_for_text(log, "DUE TO NODE FAILURE|CANCELLED")
-    slurm.command("scontrol", "update", "nodename=n3", "state=resume")
+    slurm.bring_up("n3")
     facts = slurm.wait(job)
     assert facts["JobState"] == "COMPLETED", slurm.text(log)
     assert facts["Restarts"] == "1"
