@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calls", type=int, default=300, help="timed calls a network (300)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument(
+        "--save-answers",
+        type=Path,
+        metavar="FILE.npz",
+        help="write class and score of every image by both networks, for simulate",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
@@ -49,12 +55,27 @@ def execute(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; it needs a number from 1")
+    if args.save_answers is not None:
+        _check_save(args)
     report = _measure(args, specs)
     if args.json:
         print(json.dumps(report, indent=2))
     else:
         _print_table(report)
     return 0
+
+
+def _check_save(args: argparse.Namespace) -> None:
+    if args.single is None or args.collage is None:
+        raise UsageError("--save-answers needs both networks: give --single and --collage")
+    if args.shuffle is not None:
+        raise UsageError("--save-answers keeps the file order: leave out --shuffle")
+    if args.save_answers.suffix != ".npz":
+        raise UsageError(f"--save-answers {args.save_answers}: the name must end in .npz")
+    if not args.save_answers.parent.is_dir():
+        raise EnvironmentFault(
+            f"{args.save_answers.parent} is not a directory; make it, or change --save-answers"
+        )
 
 
 def check_fits(info: NetworkInfo, shards: Any, side: int | None) -> None:
@@ -112,6 +133,7 @@ def _accuracies(
     import numpy as np
 
     from collage_mpi.grid import Grid
+    from collage_mpi.training.answers import save_answers
     from collage_mpi.training.measure import predict_collage, predict_single, right
 
     order = np.arange(len(shards))
@@ -121,15 +143,19 @@ def _accuracies(
     labels = shards.labels()
     if labels is None:
         raise DataFault("the shards have no labels; accuracy needs labelled shards")
-    correct = {}
+    answers = {}
     for kind, predictor in predictors.items():
         info = predictor.info
         if info.side is None or info.cell_px is None:
-            answers = predict_single(predictor, shards, order)
+            answers[kind] = predict_single(predictor, shards, order)
         else:
-            answers = predict_collage(predictor, Grid(info.side, info.cell_px), shards, order)
-        correct[kind] = right(answers, labels[order])
-    return correct
+            grid = Grid(info.side, info.cell_px)
+            answers[kind] = predict_collage(predictor, grid, shards, order)
+    if args.save_answers is not None:
+        info = predictors["collage"].info
+        assert info.side is not None
+        save_answers(args.save_answers, info.side, labels[order], answers, info.class_names)
+    return {kind: right(each, labels[order]) for kind, each in answers.items()}
 
 
 def _report(

@@ -71,6 +71,53 @@ def test_both_networks_learn_and_evaluate_says_so(
     assert "shuffle:3 order" in text
 
 
+def test_saved_answers_are_those_of_the_networks(
+    weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, file = make_shard(tmp_path / "test.h5", 11, 1), tmp_path / "answers.npz"
+    words = ["evaluate", "--shards", str(test), "--calls", "1", "--json"]
+    both = ["--single", str(weights["single"]), "--collage", str(weights["collage"])]
+    assert main([*words, *both, "--save-answers", str(file)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    with np.load(file, allow_pickle=False) as saved:
+        found = {name: saved[name] for name in saved.files}
+    assert (int(found["version"]), int(found["side"])) == (1, 2)
+    assert found["class_names"].tolist() == list(NAMES)
+    types = {
+        "labels": "i8",
+        "single_class": "i2",
+        "single_score": "f4",
+        "collage_class": "i2",
+        "collage_score": "f4",
+        "collage_absent": "?",
+    }
+    for name, kind in types.items():
+        assert (found[name].shape, found[name].dtype) == ((11,), np.dtype(kind)), name
+    for kind in ("single", "collage"):
+        right = (found[f"{kind}_class"] == found["labels"]).mean()
+        assert right == pytest.approx(report["networks"][kind]["accuracy"])
+        assert ((found[f"{kind}_score"] > 1 / 3) & (found[f"{kind}_score"] <= 1)).all()
+    assert not found["collage_absent"].any()
+    for more, code in (
+        (both[:2], 2),
+        ([*both, "--shuffle", "1"], 2),
+    ):
+        assert main([*words, *more, "--save-answers", str(file)]) == code
+    assert main([*words, *both, "--save-answers", str(tmp_path / "no" / "a.npz")]) == 3
+    assert main([*words, *both, "--save-answers", str(tmp_path / "a.txt")]) == 2
+
+
+def test_an_absent_cell_is_marked_in_the_saved_answers(tmp_path: Path) -> None:
+    from collage_mpi.training.answers import save_answers
+
+    answers = {"single": [(1, 0.5), (2, 0.75)], "collage": [None, (2, 0.25)]}
+    save_answers(tmp_path / "a.npz", 2, np.array([1, 2]), answers, NAMES)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as saved:
+        assert saved["collage_absent"].tolist() == [True, False]
+        assert saved["collage_score"].tolist() == [0.0, 0.25]
+        assert saved["single_class"].tolist() == [1, 2]
+
+
 def test_metadata_tells_how_it_was_trained(weights: dict[str, Path]) -> None:
     info = describe(str(weights["collage"]), "collage")
     assert info is not None

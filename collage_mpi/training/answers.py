@@ -1,0 +1,71 @@
+"""The answers of both networks on the same images, in a file that a simulation replays.
+
+Owns: the layout of `evaluate --save-answers` and its atomic write.
+Does not know: how an answer was made, who reads the file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.models.weights import write_atomically
+
+VERSION = 1
+
+Answers = Sequence[tuple[int, float] | None]
+
+
+def save_answers(
+    path: Path,
+    side: int,
+    labels: np.ndarray,
+    answers: Mapping[str, Answers],
+    class_names: Sequence[str],
+) -> None:
+    """Write an .npz of plain arrays (no pickle); n images in file order.
+
+    Image i is cell i % side**2 of group i // side**2; the last group has blanks.
+
+    Arrays:
+        version, side: int, no dimension.
+        labels: (n,) int64.
+        single_class, single_score: (n,) int16 and float32.
+        collage_class, collage_score: the same, of the image's cell; mean nothing where absent.
+        collage_absent: (n,) bool, the collage gave no answer for the cell.
+        class_names: (k,) unicode.
+
+    Args:
+        labels: (n,) int64.
+        answers: of "single" and "collage", n each; scores are calibrated probabilities.
+
+    Raises:
+        EnvironmentFault: the place is not writable.
+    """
+    single_class, single_score, _ = _columns(answers["single"])
+    collage_class, collage_score, absent = _columns(answers["collage"])
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        version=VERSION,
+        side=side,
+        labels=labels.astype(np.int64),
+        single_class=single_class,
+        single_score=single_score,
+        collage_class=collage_class,
+        collage_score=collage_score,
+        collage_absent=absent,
+        class_names=np.array(list(class_names), dtype=np.str_),
+    )
+    write_atomically(path, buffer.getvalue())
+
+
+def _columns(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) int16 classes, (n,) float32 scores, (n,) bool absent."""
+    filled = [answer or (0, 0.0) for answer in answers]
+    classes = np.array([label for label, _ in filled], dtype=np.int16)
+    scores = np.array([score for _, score in filled], dtype=np.float32)
+    return classes, scores, np.array([answer is None for answer in answers], dtype=bool)
