@@ -26,7 +26,13 @@ from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.scheduler.policies import POLICIES, AcceptPolicy, make_delay, make_policy
+from collage_mpi.scheduler.policies import (
+    POLICIES,
+    AcceptPolicy,
+    PolicySettings,
+    make_delay,
+    make_policy,
+)
 from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
     SCHEMES,
@@ -71,6 +77,13 @@ class RunSettings:
         None,
         "or a running quantile of the singles' latencies, 0 to 1 (until 50 are known: "
         "--grace-ms, or as first)",
+    )
+    confidence: float = _setting(0.9, "accept confident: the least score that counts at once")
+    accept_deadline_ms: float | None = _setting(
+        None, "accept confident: a less sure cell counts once this long has passed since t0"
+    )
+    accept_deadline_quantile: float | None = _setting(
+        None, "or a running quantile of the singles' latencies, 0 to 1"
     )
     assign: str = _setting(
         "turn", "image to the next single rank in turn, or to the least loaded", choices=ASSIGNMENTS
@@ -148,6 +161,7 @@ class RunSettings:
             "credit": 1,
             "linger_ms": 0,
             "grace_ms": 0,
+            "accept_deadline_ms": 0,
             "image_timeout_s": 0,
             "max_attempts": 1,
             "limit": 1,
@@ -213,15 +227,22 @@ class RunSettings:
 
     def accept_policy(self) -> AcceptPolicy:
         """The accept policy of the collage."""
-        grace_ns = None if self.grace_ms is None else round(self.grace_ms * 1e6)
-        return make_policy(self.accept, grace_ns, self.grace_quantile)
+        return make_policy(
+            PolicySettings(
+                self.accept,
+                _ms_to_ns(self.grace_ms),
+                self.grace_quantile,
+                self.confidence,
+                _ms_to_ns(self.accept_deadline_ms),
+                self.accept_deadline_quantile,
+            )
+        )
 
     def scheme_settings(self) -> SchemeSettings:
         """What the scheme is made from."""
         hedge = None
         if self.scheme == "hedge":
-            hedge_ns = None if self.hedge_ms is None else round(self.hedge_ms * 1e6)
-            hedge = make_delay("hedge", hedge_ns, self.hedge_quantile)
+            hedge = make_delay("hedge", _ms_to_ns(self.hedge_ms), self.hedge_quantile)
         return SchemeSettings(
             self.scheme,
             self.assign,
@@ -300,6 +321,10 @@ class RunSettings:
                     f"{source}: unknown setting {key!r}{hint} Known: {', '.join(sorted(known))}"
                 )
         return cls(**{key: _typed(key, v, hints[key], source) for key, v in values.items()})
+
+
+def _ms_to_ns(value_ms: float | None) -> int | None:
+    return None if value_ms is None else round(value_ms * 1e6)
 
 
 def parse_slow(text: str) -> tuple[int, float]:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.config import RunSettings
+from collage_mpi.errors import UsageError
 from collage_mpi.placement import placement
 from collage_mpi.protocol import ANSWERED, SKIPPED, WireResult
 from collage_mpi.recorder import Recorder, Writer
@@ -250,6 +251,11 @@ def simulate(
     """
     costs = costs or Costs()
     settings.check_slow_ranks(settings.world_size)
+    if settings.uses_collage and settings.accept_policy().needs_scores:
+        raise UsageError(
+            f"--accept {settings.accept} decides by scores, and a simulation has none: "
+            "use --accept first or grace"
+        )
     ratio = 1.0 if settings.cost_ratio is None else settings.cost_ratio
     writer = RunWriter.create(out, _manifest(settings, images, costs, ratio))
     status, final = "incomplete", {}

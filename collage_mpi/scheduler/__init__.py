@@ -7,14 +7,23 @@ library only.
 """
 
 from collage_mpi.scheduler.core import Scheduler, SchedulerSettings
-from collage_mpi.scheduler.policies import AcceptPolicy, First, Grace, make_policy
+from collage_mpi.scheduler.policies import (
+    AcceptPolicy,
+    Confident,
+    First,
+    Grace,
+    PolicySettings,
+    make_policy,
+)
 from collage_mpi.scheduler.schemes import CollageScheme, Scheme, SchemeSettings, make_scheme
 
 __all__ = [
     "AcceptPolicy",
     "CollageScheme",
+    "Confident",
     "First",
     "Grace",
+    "PolicySettings",
     "Scheduler",
     "SchedulerSettings",
     "Scheme",

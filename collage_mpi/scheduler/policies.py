@@ -13,7 +13,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
 
-POLICIES = ("first", "grace")
+POLICIES = ("first", "grace", "confident")
 
 
 class AcceptPolicy(Protocol):
@@ -22,6 +22,11 @@ class AcceptPolicy(Protocol):
     @property
     def name(self) -> str:
         """As shown in tables and legends."""
+        ...
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it decides by the collage's scores: made up ones would mislead it."""
         ...
 
     def accept_at_ns(
@@ -43,6 +48,7 @@ class First:
     """The first answer wins, whoever gives it (arXiv 1904.12222)."""
 
     name: str = "first"
+    needs_scores: bool = False
 
     def accept_at_ns(
         self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
@@ -86,6 +92,7 @@ class Grace:
     """
 
     delay: Delay
+    needs_scores: bool = False
 
     @property
     def name(self) -> str:
@@ -97,6 +104,38 @@ class Grace:
     ) -> int:
         """When the grace time ends."""
         delay_ns = self.delay.ns(latencies)
+        return now_ns if delay_ns is None else t0_ns + delay_ns
+
+
+@dataclass(frozen=True)
+class Confident:
+    """The collage counts at once where its score is high enough, else only when time is up.
+
+    An unsure cell is kept: the single classifier has until the accept deadline, since the
+    group's t0, to answer instead. While a quantile is not known and has no default, as `first`.
+
+    Attributes:
+        confidence: the least score, 0..1, that counts at once. It means what it says only
+            if the network's scores are calibrated.
+        deadline: when an unsure cell counts after all.
+    """
+
+    confidence: float
+    deadline: Delay
+    needs_scores: bool = True
+
+    @property
+    def name(self) -> str:
+        """As shown in tables and legends."""
+        return f"confident {self.confidence:g}, else {self.deadline.name}"
+
+    def accept_at_ns(
+        self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
+    ) -> int:
+        """At once if it is sure, else at the accept deadline."""
+        if score.score >= self.confidence:
+            return now_ns
+        delay_ns = self.deadline.ns(latencies)
         return now_ns if delay_ns is None else t0_ns + delay_ns
 
 
@@ -115,12 +154,34 @@ def make_delay(what: str, fixed_ns: int | None, quantile: float | None) -> Delay
     return Delay(fixed_ns, quantile)
 
 
-def make_policy(
-    name: str, grace_ns: int | None = None, grace_quantile: float | None = None
-) -> AcceptPolicy:
-    """The policy called `name`. Raises UsageError for a name or value that is none."""
-    if name == "first":
+@dataclass(frozen=True)
+class PolicySettings:
+    """What the accept policies are made from; times in ns since a group's t0.
+
+    Attributes:
+        name: one of POLICIES.
+        grace_ns, grace_quantile: when the collage counts (grace).
+        confidence: the least score that counts at once (confident).
+        deadline_ns, deadline_quantile: when an unsure cell counts (confident).
+    """
+
+    name: str = "first"
+    grace_ns: int | None = None
+    grace_quantile: float | None = None
+    confidence: float = 0.9
+    deadline_ns: int | None = None
+    deadline_quantile: float | None = None
+
+
+def make_policy(settings: PolicySettings) -> AcceptPolicy:
+    """The policy of the settings. Raises UsageError for a name or value that is none."""
+    if settings.name == "first":
         return First()
-    if name == "grace":
-        return Grace(make_delay("grace", grace_ns, grace_quantile))
-    raise UsageError(f"accept policy is {name!r}; known are: {', '.join(POLICIES)}")
+    if settings.name == "grace":
+        return Grace(make_delay("grace", settings.grace_ns, settings.grace_quantile))
+    if settings.name == "confident":
+        if not 0 <= settings.confidence <= 1:
+            raise UsageError(f"confidence is {settings.confidence:g}; it needs a score, 0 to 1")
+        deadline = make_delay("accept-deadline", settings.deadline_ns, settings.deadline_quantile)
+        return Confident(settings.confidence, deadline)
+    raise UsageError(f"accept policy is {settings.name!r}; known are: {', '.join(POLICIES)}")

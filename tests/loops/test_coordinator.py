@@ -31,6 +31,7 @@ from collage_mpi.protocol import WireResult, WireTask
 from collage_mpi.recorder import Recorder
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler import (
+    PolicySettings,
     Scheduler,
     SchedulerSettings,
     SchemeSettings,
@@ -82,7 +83,11 @@ class Job:
         self.scheduler = Scheduler(
             SchedulerSettings(group_size=side * side, ranks=singles + collages, **settings),
             make_scheme(
-                SchemeSettings(scheme, policy=make_policy(policy, grace_ns), collage_copies=copies)
+                SchemeSettings(
+                    scheme,
+                    policy=make_policy(PolicySettings(policy, grace_ns)),
+                    collage_copies=copies,
+                )
             ),
         )
         self.credit = credit

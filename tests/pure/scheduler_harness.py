@@ -7,6 +7,7 @@ Does not know: how a test chooses what happens next.
 from __future__ import annotations
 
 from collage_mpi.scheduler import (
+    PolicySettings,
     Scheduler,
     SchedulerSettings,
     SchemeSettings,
@@ -32,6 +33,8 @@ class Harness:
         policy: str = "first",
         grace_ns: int | None = None,
         grace_quantile: float | None = None,
+        confidence: float = 0.8,
+        deadline_ns: int | None = None,
         copies: int = 1,
         assign: str = "turn",
         replicas: int = 2,
@@ -45,7 +48,11 @@ class Harness:
             SchemeSettings(
                 scheme,
                 assign,
-                make_policy(policy, grace_ns, grace_quantile),
+                make_policy(
+                    PolicySettings(
+                        policy, grace_ns, grace_quantile, confidence, deadline_ns=deadline_ns
+                    )
+                ),
                 copies,
                 replicas,
                 Delay(hedge_ns),
@@ -115,11 +122,18 @@ class Harness:
         self.admitted = 0
         self.feed(ev.InputClosed(self.now_ns))
 
-    def answer(self, task: int, absent: frozenset[int] = frozenset()) -> list[ev.Action]:
-        """The task's rank answers; images in `absent` get no record."""
+    def answer(
+        self,
+        task: int,
+        absent: frozenset[int] = frozenset(),
+        unsure: frozenset[int] = frozenset(),
+    ) -> list[ev.Action]:
+        """The task's rank answers; images in `absent` get no record, in `unsure` a low score."""
         send = self._terminal(task)
         cells = {
-            item.image: None if item.image in absent else ev.Score(item.image % 10, 0.9)
+            item.image: None
+            if item.image in absent
+            else ev.Score(item.image % 10, 0.5 if item.image in unsure else 0.9)
             for item in send.items
         }
         self.answers[task] = cells

@@ -90,6 +90,31 @@ def test_grace_in_every_order_of_side_2(order):
         assert job.resolved[image].source == (SINGLE if single_at < counts_at else COLLAGE)
 
 
+@pytest.mark.parametrize("n_unsure", range(5))
+def test_confident_in_every_order_of_side_2(n_unsure):
+    """As grace, but the end of time (5) holds for unsure cells only; sure ones count at once."""
+    for order in permutations(range(6)):
+        job = started(policy="confident", deadline_ns=100 * MS)
+        job.close()
+        unsure = frozenset(range(n_unsure))  # which they are does not matter: all orders are here
+        tasks = [job.task_of(i) for i in range(4)] + [job.task_of(0, COLLAGE)]
+        for step, position in enumerate(order):
+            if position == 5:
+                job.now_ns = 100 * MS
+                for timer in [t for t, at in job.timers.items() if at == 100 * MS]:
+                    job.fire(timer)
+            elif job.finish is None:
+                job.answer(tasks[position], unsure=unsure if position == 4 else frozenset())
+            for image in range(4):
+                counts = max(order.index(4), order.index(5) if image in unsure else 0)
+                assert (image in job.resolved) == (min(order.index(image), counts) <= step)
+        for image in range(4):
+            counts = max(order.index(4), order.index(5) if image in unsure else 0)
+            assert job.resolved[image].source == (
+                SINGLE if order.index(image) < counts else COLLAGE
+            )
+
+
 @pytest.mark.parametrize("lost", range(1, 6))
 @pytest.mark.parametrize("order", list(permutations(range(5))))
 def test_one_rank_lost_at_every_moment_of_side_2(order, lost):
@@ -485,6 +510,26 @@ def test_a_quantile_grace_counts_at_once_until_it_is_known():
     assert len(job.resolved) == len(job.arrived) - 4
     (at_ns,) = job.timers.values()
     assert 10 * MS <= at_ns - released <= 10.3 * MS
+
+
+def test_a_sure_copy_counts_while_an_unsure_one_is_kept():
+    job = started(collages=2, copies=2, policy="confident", deadline_ns=100 * MS)
+    first, second = (t for t, s in job.live.items() if s.kind == COLLAGE)
+    job.answer(first, unsure=frozenset({0, 1}))
+    assert set(job.resolved) == {2, 3}
+    job.answer(second, unsure=frozenset({1}))
+    assert job.resolved[0].tasks == (second,)
+    assert 1 not in job.resolved
+
+
+def test_an_unsure_cell_is_better_than_an_error():
+    job = started(policy="confident", deadline_ns=100 * MS)
+    job.close()
+    job.answer(job.task_of(0, COLLAGE), unsure=frozenset({0}))
+    job.fail(job.task_of(0), retryable=False)
+    job.run_out()
+    assert job.resolved[0].source == COLLAGE
+    assert job.finish.status == ev.COMPLETE
 
 
 # ---- found by review; each was once wrong ---------------------------------------

@@ -26,7 +26,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         singles=st.integers(1, 5),
         collages=st.integers(0, 3),
         scheme=st.sampled_from(["none", "replicate", "hedge", "collage"]),
-        policy=st.sampled_from(["first", "grace"]),
+        policy=st.sampled_from(["first", "grace", "confident"]),
         copies=st.integers(1, 2),
         assign=st.sampled_from(["turn", "least"]),
         replicas=st.integers(2, 3),
@@ -42,7 +42,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def begin(self, linger, timeout, silent_end, **settings):
         self.silent_end = silent_end
-        self.job = Harness(grace_ns=20 * MS, linger_ns=linger, image_timeout_ns=timeout, **settings)
+        self.job = Harness(
+            grace_ns=20 * MS,
+            deadline_ns=20 * MS,
+            linger_ns=linger,
+            image_timeout_ns=timeout,
+            **settings,
+        )
         self.job.start()
 
     def running(self) -> bool:
@@ -64,7 +70,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def answer(self, data):
         task = data.draw(st.sampled_from(sorted(self.job.live)))
         images = [item.image for item in self.job.live[task].items]
-        self.job.answer(task, frozenset(data.draw(st.sets(st.sampled_from(images)))))
+        absent, unsure = (data.draw(st.sets(st.sampled_from(images))) for _ in range(2))
+        self.job.answer(task, frozenset(absent), frozenset(unsure))
 
     @precondition(lambda self: self.running() and self.job.live)
     @rule(data=st.data())

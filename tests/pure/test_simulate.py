@@ -125,3 +125,5 @@ def test_the_command(tmp_path, capsys):
     assert "simulated" in capsys.readouterr().out
     assert main(["simulate", "--images", "900", "--out", out]) == 3
     assert main(["simulate", "--images", "0", "--out", out + "2"]) == 2
+    sure = ["--accept", "confident", "--accept-deadline-ms", "200"]
+    assert main(["simulate", "--images", "9", "--out", out + "2", *sure]) == 2
