@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from collage_mpi.training.loop import TrainData
     from collage_mpi.training.peers import Peers
     from collage_mpi.training.settings import TrainSettings
 
-ARRAYS = ("images", "labels", "held_images", "held_labels")  # of TrainData
+ARRAYS = ("images", "labels", "held_images", "held_labels", "teacher_logits")  # of TrainData
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,17 +49,23 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     files.add_argument("--out", type=Path, required=True, help="weights file to write")
     files.add_argument("--checkpoint", type=Path, help="file to go on from (OUT.checkpoint)")
     files.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    files.add_argument("--log", type=Path, metavar="CSV", help="a line an epoch (OUT.csv)")
+    files.add_argument("--tensorboard", type=Path, metavar="DIR", help="events for TensorBoard too")
     net = parser.add_argument_group("network")
     net.add_argument("--width", type=int, help="channels of the first stage (48)")
     net.add_argument("--stem", metavar="WxK/S", help="stem channels x kernel / stride, 64x4/2")
     net.add_argument("--stages", help='WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"')
     net.add_argument("--norm", choices=("batch", "group"), default="batch")
+    _distillation(parser)
     fit = parser.add_argument_group("training")
     fit.add_argument("--epochs", type=int, default=epochs, help=f"({epochs})")
     fit.add_argument(
         "--batch", type=int, default=batch, help=f"inputs a step, all processes ({batch})"
     )
     fit.add_argument("--lr", type=float, default=0.1, help="peak learning rate (0.1)")
+    fit.add_argument("--schedule", choices=("one-cycle", "cosine", "constant"), default="one-cycle")
+    fit.add_argument("--ema", type=float, default=0.0, help="decay of a running average, 0: none")
+    fit.add_argument("--keep", choices=("best", "last"), default="best", help="epoch to keep")
     fit.add_argument("--weight-decay", type=float, default=5e-4, help="(0.0005)")
     fit.add_argument("--label-smoothing", type=float, default=0.1, help="(0.1)")
     fit.add_argument("--flips", action=argparse.BooleanOptionalAction, default=True)
@@ -68,6 +76,18 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     fit.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     fit.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     fit.add_argument("--threads", type=int, default=1, help="CPU threads a process (1)")
+
+
+def _distillation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("distillation")
+    group.add_argument(
+        "--teacher", type=Path, metavar="WEIGHTS", help="single network whose answers to learn too"
+    )
+    group.add_argument("--distill-weight", type=float, default=0.7, help="its part's share (0.7)")
+    group.add_argument("--distill-temperature", type=float, default=2.0, help="softens both (2)")
+    group.add_argument(
+        "--teacher-cache", type=Path, metavar="NPZ", help="its answers, kept (OUT.teacher.npz)"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -89,6 +109,7 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     """One process's part of the training; the lead's also the output."""
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
+    from collage_mpi.training.logs import epoch_logger
     from collage_mpi.training.loop import Machine, Trainer
     from collage_mpi.training.peers import check_batch
 
@@ -98,7 +119,9 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     data, facts, settings = _load(args, peers)
     usable_device(peers.device)
     checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint")
-    machine = Machine(peers.device, args.threads, checkpoint, args.resume, peers)
+    log = args.log or args.out.with_name(args.out.name + ".csv")
+    on_epoch = epoch_logger(log, args.tensorboard) if peers.lead else None
+    machine = Machine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
     trainer = Trainer(data, settings, machine)
     if not peers.lead:
         trainer.run()
@@ -130,8 +153,10 @@ def _load(
 
     def read() -> tuple[dict[str, Any], dict[str, Any]]:
         images, labels, facts = _read(args)
-        data = _data(images, labels, facts, _settings(args, images.shape[1:]))
-        arrays = {name: getattr(data, name) for name in ARRAYS}
+        settings = _settings(args, images.shape[1:])
+        taught = None if args.teacher is None else _ask_teacher(args, peers, images, facts)
+        data = _data(images, labels, facts, settings, taught)
+        arrays = {name: array for name in ARRAYS if (array := getattr(data, name)) is not None}
         return arrays, {**facts, "classes": data.classes, "origin": data.origin}
 
     arrays, facts = read_once(peers, read)
@@ -173,14 +198,48 @@ def _read(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     return images, labels, facts
 
 
-def _data(images: Any, labels: Any, facts: dict[str, Any], settings: TrainSettings) -> TrainData:
+def _ask_teacher(
+    args: argparse.Namespace, peers: Peers, images: Any, facts: dict[str, Any]
+) -> np.ndarray:
+    """(n, classes) float32: what the teacher says of every image of the shards."""
+    from collage_mpi.training.teacher import check_teacher, teacher_logits
+
+    check_teacher(args.teacher, images.shape[1:], facts["class_names"])
+    facts["teacher_weights"] = args.teacher.name
+    return teacher_logits(
+        args.teacher,
+        images,
+        mirror=args.flips,
+        cache=args.teacher_cache or args.out.with_name(args.out.name + ".teacher.npz"),
+        origin=_origin(facts),
+        device=peers.device,
+        threads=args.threads,
+    )
+
+
+def _origin(facts: dict[str, Any]) -> tuple[str, ...]:
+    return (*facts["shard_fingerprints"], f"limit {facts['limit']}")
+
+
+def _data(
+    images: Any,
+    labels: Any,
+    facts: dict[str, Any],
+    settings: TrainSettings,
+    taught: np.ndarray | None = None,
+) -> TrainData:
     from collage_mpi.training.batches import split
     from collage_mpi.training.loop import TrainData
 
     used, held = split(len(images), settings.validation_share, settings.seed)
-    origin = (*facts["shard_fingerprints"], f"limit {facts['limit']}")
     return TrainData(
-        images[used], labels[used], images[held], labels[held], len(facts["class_names"]), origin
+        images[used],
+        labels[used],
+        images[held],
+        labels[held],
+        len(facts["class_names"]),
+        _origin(facts),
+        None if taught is None else taught[used],
     )
 
 
@@ -190,6 +249,7 @@ def _settings(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings
         parse_stages,
         parse_stem,
     )
+    from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.settings import TrainSettings
 
     architecture = default_architecture(args.kind, args.width, args.norm)
@@ -197,6 +257,9 @@ def _settings(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings
         architecture = parse_stem(architecture, args.stem)
     if args.stages is not None:
         architecture = replace(architecture, stages=parse_stages(args.stages))
+    teacher = None
+    if args.teacher is not None:
+        teacher = describe_weights(args.teacher, "single").fingerprint
     side = cell_px = None
     if args.kind == "collage":
         side, cell_px = args.side, args.cell_px or int(shape[0])
@@ -218,4 +281,10 @@ def _settings(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings
         validation_share=args.validation,
         seed=args.seed,
         precision=args.precision,
+        schedule=args.schedule,
+        ema=args.ema,
+        keep=args.keep,
+        teacher=teacher,
+        distill_weight=args.distill_weight,
+        distill_temperature=args.distill_temperature,
     )

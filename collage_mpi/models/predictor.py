@@ -41,7 +41,7 @@ class TorchPredictor:
         std = torch.tensor(values["std"], dtype=torch.float32).reshape(shape)
         self._scale = (1.0 / (255.0 * std)).to(device)  # mean and std are those of pixels / 255
         self._shift = (-mean / std).to(device)
-        self._temperature = float(info.metadata["temperature"])
+        self.temperature = float(info.metadata["temperature"])
 
     @classmethod
     def load(cls, spec: str, kind: str, *, device: str = "cpu", threads: int = 1) -> TorchPredictor:
@@ -89,7 +89,7 @@ class TorchPredictor:
         return self.network(torch.addcmul(self._shift, pixels.float(), self._scale))
 
     def _softmax(self, logits: torch.Tensor) -> np.ndarray:
-        scores = torch.softmax(logits / self._temperature, dim=2)
+        scores = torch.softmax(logits / self.temperature, dim=2)
         return scores.cpu().numpy()  # .cpu() waits for the GPU
 
 

@@ -27,12 +27,14 @@ class Batch:
         present: (n, cells) bool; False where the cell is blank.
         step_cells: cells that are not blank in the whole step, which may be more than
             this part of it.
+        chosen: (n, cells) int64, which of the images each cell shows.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
     present: np.ndarray
     step_cells: int
+    chosen: np.ndarray
 
 
 def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,11 +99,12 @@ class BatchMaker:
         step_cells, present = int(present.sum()), present[part]
         own = np.arange(len(chosen)).reshape(-1, cells)[part].reshape(-1)
         images = move(self.images[chosen[own]], moves[:, own], settings.shift_px)
-        labels = self.labels[chosen[own]].reshape(-1, cells)  # (n, cells)
+        shown = chosen[own].reshape(-1, cells)  # (n, cells)
+        labels = self.labels[shown]
         if settings.side is None:
-            return Batch(images, labels, present, step_cells)
+            return Batch(images, labels, present, step_cells, shown)
         images[~present.reshape(-1)] = BLANK
-        return Batch(tile(images, settings.side), labels, present, step_cells)
+        return Batch(tile(images, settings.side), labels, present, step_cells, shown)
 
 
 def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> list[Batch]:
@@ -113,16 +116,10 @@ def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSetting
     images = np.concatenate([images, np.full((blanks, *images.shape[1:]), BLANK, np.uint8)])
     filled = np.concatenate([labels, np.zeros(blanks, np.int64)]).reshape(rows, cells)
     pixels = images if settings.side is None else tile(images, settings.side)
+    shown = np.minimum(np.arange(rows * cells), len(labels) - 1).reshape(rows, cells)
     n = max(1, 256 // cells)
-    return [
-        Batch(
-            pixels[at : at + n],
-            filled[at : at + n],
-            present[at : at + n],
-            int(present[at : at + n].sum()),
-        )
-        for at in range(0, rows, n)
-    ]
+    parts = [slice(at, at + n) for at in range(0, rows, n)]
+    return [Batch(pixels[p], filled[p], present[p], int(present[p].sum()), shown[p]) for p in parts]
 
 
 def shrink_all(images: np.ndarray, settings: TrainSettings) -> np.ndarray:

@@ -17,41 +17,26 @@ import torch
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.weights import write_atomically
 
-VERSION = 1
+VERSION = 2
 
 
-def save_checkpoint(
-    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
-) -> None:
-    """Write network, optimizer and progress; a kill leaves the previous file whole.
+def save_checkpoint(path: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Write tensors and progress; a kill leaves the previous file whole.
 
     Args:
+        state: name -> state dict, of tensors and plain values.
         progress: plain values: the identity of the run, next step, history, seconds.
     """
     buffer = io.BytesIO()
-    state = {
-        "version": VERSION,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "progress": json.dumps(progress),
-    }
-    torch.save(state, buffer)
+    torch.save({**state, "version": VERSION, "progress": json.dumps(progress)}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(
-    path: Path,
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    identity: dict[str, Any],
-) -> dict[str, Any]:
-    """Put a checkpoint's state into network and optimizer.
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state, progress) as they were saved.
 
     Args:
         identity: settings and data of this run; the checkpoint's must be the same.
-
-    Returns:
-        The progress that was saved.
 
     Raises:
         EnvironmentFault: no such file.
@@ -70,9 +55,7 @@ def load_checkpoint(
         raise DataFault(f"{path} is not a checkpoint of this version; leave out --resume")
     progress = json.loads(state["progress"])
     _same_run(path, progress["identity"], json.loads(json.dumps(identity)))
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return progress
+    return state, progress
 
 
 def _same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -90,6 +90,7 @@ def _record(
             "seconds": round(trained.seconds),
             "training_images": len(data.images),
             "validation_images": len(data.held_images),
+            "kept_epoch": trained.epoch,
             "history": trained.history,
             **{key: value for key, value in facts.items() if key != "class_names"},
         },

@@ -1,12 +1,13 @@
-"""The training loop: SGD with Nesterov momentum under a one-cycle schedule.
+"""The training loop: SGD with Nesterov momentum under a schedule.
 
-Owns: steps, validation after each epoch, when checkpoints are written.
-Does not know: shards, the command line, where the weights go.
+Owns: steps, validation after each epoch, which weights are kept, when checkpoints are written.
+Does not know: shards, the command line, where the weights go, what the loss is (`objective`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,18 @@ from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.resnet import channels_last
 from collage_mpi.training.batches import Batch, BatchMaker, plain_batches
 from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
+from collage_mpi.training.objective import Distilled, Labels, Objective
+from collage_mpi.training.parts import (
+    make_optimizer,
+    pixel_statistics,
+    resolve_precision,
+    running_average,
+)
 from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.progress import TrainingProgress
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
 
 CHECKPOINT_EVERY_S = 60.0
-MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class TrainData:
         held_images, held_labels: the validation part.
         classes: number of classes.
         origin: fingerprints of the shards, to know the data again on resume.
+        teacher_logits: (n, classes) float32 of the images to train on, or None.
     """
 
     images: np.ndarray
@@ -46,6 +54,7 @@ class TrainData:
     held_labels: np.ndarray
     classes: int
     origin: tuple[str, ...] = ()
+    teacher_logits: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Machine:
         checkpoint: written by the lead, read by all; None for none.
         resume: go on from the checkpoint.
         peers: the processes that share the steps.
+        on_epoch: told the history after each epoch, on the lead.
     """
 
     device: str = "cpu"
@@ -65,6 +75,7 @@ class Machine:
     checkpoint: Path | None = None
     resume: bool = False
     peers: Peers = ALONE
+    on_epoch: Callable[[list[dict[str, float]]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class Trained:
         history: one record an epoch.
         seconds: spent over all sessions.
         precision: what "auto" became.
+        epoch: whose weights were kept.
     """
 
     network: torch.nn.Module
@@ -84,12 +96,23 @@ class Trained:
     history: list[dict[str, float]]
     seconds: float
     precision: str
+    epoch: int
 
 
 class Trainer:
-    """One training run; `run` makes all steps that are left."""
+    """One training run; `run` makes all steps that are left.
 
-    def __init__(self, data: TrainData, settings: TrainSettings, machine: Machine) -> None:
+    Args:
+        objective: what is learned; labels, with a teacher if the data have one, when None.
+    """
+
+    def __init__(
+        self,
+        data: TrainData,
+        settings: TrainSettings,
+        machine: Machine,
+        objective: Objective | None = None,
+    ) -> None:
         torch.set_num_threads(machine.threads)
         torch.manual_seed(settings.seed)
         self.settings, self.machine, self.data = settings, machine, data
@@ -108,8 +131,11 @@ class Trainer:
         network = build_network(settings.architecture, channels, data.classes, settings.side)
         self.network = channels_last(network.to(self.device))
         self.optimizer = make_optimizer(self.network, settings)
+        self.objective = objective or make_objective(data, settings)
+        self.average = running_average(self.network, settings.ema) if settings.ema else None
         self.steps = settings.epochs * self.maker.steps_per_epoch
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}  # the kept weights, once an epoch is validated
         self.done = 0
         self._earlier_s = 0.0
         self._started = self._saved = time.monotonic()
@@ -128,14 +154,35 @@ class Trainer:
             while self.done < self.steps:
                 self._epoch(progress)
         self.network.eval()
+        if self.best:
+            self.network.load_state_dict(self.best)
         return Trained(
-            self.network.cpu(), self.normalisation, self.history, self._seconds(), self.precision
+            self.network.cpu(),
+            self.normalisation,
+            self.history,
+            self._seconds(),
+            self.precision,
+            self._kept_epoch(),
         )
+
+    @property
+    def judged(self) -> torch.nn.Module:
+        """The network that is validated and kept: the running average if there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def _kept_epoch(self) -> int:
+        """Of the epochs so far, the one to keep: 0 before the first."""
+        if self.settings.keep == "last" or not self.held:
+            return len(self.history)
+        # the highest accuracy; of equal ones the lowest loss
+        ranks = [(-row["validation_accuracy"], row["validation_loss"]) for row in self.history]
+        return ranks.index(min(ranks)) + 1 if ranks else 0
 
     def _epoch(self, progress: TrainingProgress) -> None:
         epoch, first = divmod(self.done, self.maker.steps_per_epoch)
         order = self.maker.order(epoch)
         losses: list[float] = []
+        begun = time.monotonic()
         self.network.train()
         for step in range(first, len(order)):
             losses.append(self._step(self.maker.make(order[step], epoch, step, self.part)))
@@ -145,6 +192,7 @@ class Trainer:
                 self._save()
         if not self.peers.lead:
             return
+        rate = (len(order) - first) * self.maker.per_step / max(1e-9, time.monotonic() - begun)
         loss, accuracy = self.validate()
         self.history.append(
             {
@@ -152,38 +200,41 @@ class Trainer:
                 "train_loss": round(float(np.mean(losses)), 4),
                 "validation_loss": round(loss, 4),
                 "validation_accuracy": round(accuracy, 4),
+                "learning_rate": round(self.optimizer.param_groups[0]["lr"], 6),
+                "images_per_s": round(rate),
             }
         )
+        if self._kept_epoch() == epoch + 1:
+            self.best = {name: v.detach().clone() for name, v in self.judged.state_dict().items()}
         progress.note(
             f"epoch {epoch + 1}/{self.settings.epochs}: train loss {np.mean(losses):.3f}, "
             f"validation {accuracy:.2%}"
         )
         self._save()
+        if self.machine.on_epoch is not None:
+            self.machine.on_epoch(self.history)
 
     def _step(self, batch: Batch) -> float:
-        rate = learning_rate_at(self.done, self.steps, self.settings.learning_rate)
+        settings = self.settings
+        rate = learning_rate_at(self.done, self.steps, settings.learning_rate, settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._loss(batch, self.settings.label_smoothing)
+        loss = self._loss(batch)
         value = self.peers.total(float(loss.detach()), self.device)
         if not np.isfinite(value):
             raise DataFault(f"the loss is {value} at step {self.done}: try a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)
         (loss * self.peers.size).backward()  # the model's backward takes the mean over processes
         self.optimizer.step()
+        if self.average is not None and self.peers.lead:
+            self.average.update_parameters(self.network)
         self.done += 1
         return value
 
-    def _loss(self, batch: Batch, smoothing: float) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """This process's part of the step's mean loss over cells that are not blank."""
-        logits = self._forward(self.model, batch)  # (n, cells, classes)
-        labels = torch.from_numpy(batch.labels).to(self.device)
-        present = torch.from_numpy(batch.present).to(self.device, torch.float32)
-        each = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=smoothing
-        )
-        cells = torch.tensor(float(max(1, batch.step_cells)), device=self.device)
-        return (each * present.flatten()).sum() / cells
+        total = self.objective.loss(self._forward(self.model, batch), batch)
+        return total / torch.tensor(float(max(1, batch.step_cells)), device=self.device)
 
     def _forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         pixels = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2)
@@ -195,12 +246,12 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
         """Mean loss and accuracy of the held-out part; (nan, nan) when there is none."""
-        self.network.eval()
+        network = self.judged
+        network.eval()
         loss = right = count = 0.0
         for batch in self.held:
-            logits = self._forward(self.network, batch).cpu()[
-                torch.from_numpy(batch.present)
-            ]  # (m, classes)
+            logits = self.objective.logits(self._forward(network, batch)).cpu()
+            logits = logits[torch.from_numpy(batch.present)]  # (m, classes)
             labels = torch.from_numpy(batch.labels[batch.present])
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
@@ -222,47 +273,34 @@ class Trainer:
             "history": self.history,
             "seconds": self._seconds(),
         }
-        save_checkpoint(self.machine.checkpoint, self.network, self.optimizer, progress)
+        save_checkpoint(self.machine.checkpoint, self._state(), progress)
         self._saved = time.monotonic()
 
+    def _state(self) -> dict[str, Any]:
+        """Everything with tensors that a resumed run needs."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": {} if self.average is None else self.average.state_dict(),
+            "best": self.best,
+        }
+
     def _restore(self, path: Path) -> None:
-        progress = load_checkpoint(path, self.network, self.optimizer, self._identity())
+        state, progress = load_checkpoint(path, self._identity())
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.best = state["best"]
         self.done, self.history = progress["done"], progress["history"]
         self._earlier_s = progress["seconds"]
 
 
-def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on tensors of two and more dimensions only."""
-    parameters = list(network.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True)
-
-
-def pixel_statistics(images: np.ndarray) -> dict[str, list[float]]:
-    """Mean and std per channel of (n, H, W, C) uint8 pixels / 255, from exact counts."""
-    mean, std = [], []
-    for channel in range(images.shape[3]):
-        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
-        levels = np.arange(256) / 255
-        center = float((counts * levels).sum() / counts.sum())
-        spread = float(np.sqrt((counts * (levels - center) ** 2).sum() / counts.sum()))
-        mean.append(round(center, 6))
-        std.append(round(max(spread, 1e-3), 6))  # one grey level must not divide by zero
-    return {"mean": mean, "std": std}
-
-
-def resolve_precision(wanted: str, device: torch.device) -> str:
-    """What "auto" means here: bfloat16 where the device multiplies it natively."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    native = "amx_bf16" in flags or "avx512_bf16" in flags
-    return "bfloat16" if native else "float32"
+def make_objective(data: TrainData, settings: TrainSettings) -> Objective:
+    """Labels; with the teacher's answers beside them where the data have them."""
+    labels = Labels(settings.label_smoothing)
+    if data.teacher_logits is None:
+        return labels
+    return Distilled(
+        labels, data.teacher_logits, settings.distill_weight, settings.distill_temperature
+    )

@@ -128,14 +128,18 @@ def test_metadata_tells_how_it_was_trained(weights: dict[str, Path]) -> None:
     assert len(training["history"]) == 8
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(shard: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    shard: Path, weights: dict[str, Path], tmp_path: Path, distilled: bool
+) -> None:
     from collage_mpi.commands import train as command
     from collage_mpi.training.loop import Machine, Trainer
+    from collage_mpi.training.peers import ALONE
 
-    args = _arguments(shard, tmp_path / "w.safetensors")
-    images, labels, facts = command._read(args)
-    settings = command._settings(args, images.shape[1:])
-    data = command._data(images, labels, facts, settings)
+    more = ["--teacher", str(weights["single"]), "--ema", "0.9"] if distilled else []
+    args = _arguments(shard, tmp_path / "w.safetensors", *more)
+    data, _, settings = command._load(args, ALONE)
+    assert (data.teacher_logits is not None) == distilled
     whole = Trainer(data, settings, Machine()).run()
 
     checkpoint = tmp_path / "checkpoint"
@@ -148,7 +152,75 @@ def test_a_killed_run_goes_on_to_the_same_weights(shard: Path, tmp_path: Path) -
     resumed = second.run()
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
-    assert len(resumed.history) == len(whole.history)
+    assert [_results(row) for row in resumed.history[1:]] == [
+        _results(row) for row in whole.history[1:]
+    ]
+    assert resumed.epoch == whole.epoch
+
+
+def test_a_teacher_teaches_a_collage_and_its_answers_are_kept(
+    shard: Path, weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cache = tmp_path / "w", tmp_path / "w.teacher.npz"
+    words = ["--side", "2", "--teacher", str(weights["single"]), "--distill-weight", "1"]
+    assert train("collage", shard, out, *words, "--epochs", "8", "--ema", "0.9") == 0
+    assert "the teacher looks at" in capsys.readouterr().out
+    info = describe(str(out), "collage")
+    assert info is not None
+    training = info.metadata["training"]
+    best = max(row["validation_accuracy"] for row in training["history"])
+    assert best > 0.9  # learned from the teacher alone
+    assert training["teacher"] == describe(str(weights["single"]), "single").fingerprint
+    assert (tmp_path / "w.csv").read_text().count("\n") == 9
+
+    before = cache.stat().st_mtime_ns
+    assert train("collage", shard, out, *words, "--epochs", "8", "--ema", "0.9", "--resume") == 0
+    assert cache.stat().st_mtime_ns == before
+    cache.write_bytes(cache.read_bytes()[:300])  # a damaged cache is made again
+    assert train("collage", shard, tmp_path / "v", *words, "--teacher-cache", str(cache)) == 0
+    assert cache.stat().st_size > 300
+
+
+def test_a_teacher_that_does_not_fit_is_refused(
+    weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_shard(tmp_path / "o.h5", 40, 0, ("a", "b", "c"))
+    wide = tmp_path / "wide.h5"
+    images = np.zeros((40, 8, 9, 1), np.uint8)
+    write_shard(wide, images, np.zeros(40, np.int64), class_names=NAMES)
+    for shard, teacher, message in (
+        (other, weights["single"], "must be the same"),
+        (wide, weights["single"], "(8, 9, 1)"),
+        (other, weights["collage"], "wrong way round"),
+    ):
+        assert train("single", shard, tmp_path / "w", "--teacher", str(teacher)) == 4
+        assert message in capsys.readouterr().err
+
+
+def test_the_best_epoch_is_kept(shard: Path, tmp_path: Path) -> None:
+    for keep in ("best", "last"):
+        out = tmp_path / keep
+        assert train("single", shard, out, "--keep", keep, "--lr", "0.02") == 0
+        info = describe(str(out), "single")
+        assert info is not None
+        training = info.metadata["training"]
+        ranks = [(-r["validation_accuracy"], r["validation_loss"]) for r in training["history"]]
+        wanted = 3 if keep == "last" else ranks.index(min(ranks)) + 1
+        assert training["kept_epoch"] == wanted
+
+
+def test_tensorboard_is_used_or_asked_for(
+    shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = train("single", shard, tmp_path / "w", "--tensorboard", str(tmp_path / "events"))
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        assert code == 3
+        assert "pip install" in capsys.readouterr().err
+    else:
+        assert code == 0
+        assert list((tmp_path / "events").iterdir())
 
 
 def test_resume_refuses_other_settings_and_foreign_files(shard: Path, tmp_path: Path) -> None:
@@ -230,15 +302,31 @@ def test_temperature_undoes_overconfidence() -> None:
 
 
 def test_pixels_of_one_grey_level_can_be_normalised() -> None:
-    from collage_mpi.training.loop import pixel_statistics
+    from collage_mpi.training.parts import pixel_statistics
 
     assert pixel_statistics(np.full((1, 2, 2, 1), 255, np.uint8)) == {"mean": [1.0], "std": [1e-3]}
 
 
-def _arguments(shard: Path, out: Path) -> Any:
+def _results(row: dict[str, float]) -> dict[str, float]:
+    """A record of an epoch without what the clock decides."""
+    return {name: value for name, value in row.items() if name != "images_per_s"}
+
+
+def _arguments(shard: Path, out: Path, *more: str) -> Any:
     from collage_mpi.cli import build_parser
 
     words = ["train", "single", "--shards", str(shard), "--out", str(out), *NET]
     return build_parser("train").parse_args(
-        [*words, "--epochs", "2", "--batch", "32", "--limit", "400", "--precision", "float32"]
+        [
+            *words,
+            "--epochs",
+            "2",
+            "--batch",
+            "32",
+            "--limit",
+            "400",
+            "--precision",
+            "float32",
+            *more,
+        ]
     )

@@ -1,0 +1,92 @@
+"""What a step is asked to learn: the loss of a network's outputs on a batch.
+
+Owns: the `Objective` interface, labels, and labels with a teacher's soft targets.
+Does not know: the loop, how batches are made, where a teacher's logits come from.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from collage_mpi.training.batches import Batch
+
+
+class Objective(Protocol):
+    """A task for the training loop; one loop trains every network of this package."""
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Sum of the losses of the batch's cells that are not blank; the loop divides.
+
+        Args:
+            outputs: what the network gave for `batch.pixels`, float32.
+        """
+        ...
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """(n, cells, classes) float32 whose softmax are the answers, for validation."""
+        ...
+
+
+class Labels:
+    """Cross-entropy with the label of each cell.
+
+    Args:
+        smoothing: share of the target spread over all classes (arXiv 1512.00567).
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self.smoothing = smoothing
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        labels = torch.from_numpy(batch.labels).to(outputs.device)
+        each = F.cross_entropy(
+            outputs.flatten(0, 1),
+            labels.flatten(),
+            reduction="none",
+            label_smoothing=self.smoothing,
+        )
+        return (each * present_of(batch, outputs)).sum()
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+
+class Distilled:
+    """Labels, and the probabilities that a teacher gives the image of each cell.
+
+    Hinton et al. 2015 (arXiv 1503.02531): both sides are softened by a temperature t; the
+    factor t * t keeps the two parts of the gradient in proportion whatever t is.
+
+    Args:
+        labels: the part of the loss that knows the labels.
+        teacher_logits: (images, classes) float32, calibrated, a row a training image.
+        weight: of the teacher's part, 0 to 1.
+        temperature: t.
+    """
+
+    def __init__(
+        self, labels: Labels, teacher_logits: np.ndarray, weight: float, temperature: float
+    ) -> None:
+        self.labels, self.weight, self.temperature = labels, weight, temperature
+        self._teacher = torch.from_numpy(np.asarray(teacher_logits, dtype=np.float32))
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        rows = torch.from_numpy(batch.chosen).flatten()
+        taught = (self._teacher[rows].to(outputs.device) / self.temperature).log_softmax(1)
+        own = (outputs.flatten(0, 1) / self.temperature).log_softmax(1)  # (n*cells, classes)
+        each = F.kl_div(own, taught, reduction="none", log_target=True).sum(1)
+        soft = (each * present_of(batch, outputs)).sum() * self.temperature**2
+        return (1 - self.weight) * self.labels.loss(outputs, batch) + self.weight * soft
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+
+def present_of(batch: Batch, outputs: Tensor) -> Tensor:
+    """(n*cells,) float32 on the outputs' device: 1 for a cell with an image, 0 for a blank."""
+    return torch.from_numpy(batch.present).to(outputs.device, torch.float32).flatten()

@@ -1,0 +1,73 @@
+"""The parts that a training loop is put together from.
+
+Owns: optimizer, running average of the weights, pixel statistics, what "auto" precision is.
+Does not know: steps, batches, checkpoints.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from collage_mpi.training.settings import TrainSettings
+
+MOMENTUM = 0.9
+
+
+def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on tensors of two and more dimensions only."""
+    parameters = list(network.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True)
+
+
+def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
+    """A copy of the network that follows it: average = decay * average + (1 - decay) * now.
+
+    While young it follows faster, decay (1 + n) / (10 + n) after n steps, so that the random
+    first weights are soon forgotten. Norm statistics are averaged alike.
+    """
+
+    @torch.no_grad()
+    def follow(averages, now, count) -> None:  # type: ignore[no-untyped-def]  # torch's own form
+        keep = min(decay, (1 + float(count)) / (10 + float(count)))
+        for average, value in zip(averages, now, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - keep)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
+
+
+def pixel_statistics(images: np.ndarray) -> dict[str, list[float]]:
+    """Mean and std per channel of (n, H, W, C) uint8 pixels / 255, from exact counts."""
+    mean, std = [], []
+    for channel in range(images.shape[3]):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        levels = np.arange(256) / 255
+        center = float((counts * levels).sum() / counts.sum())
+        spread = float(np.sqrt((counts * (levels - center) ** 2).sum() / counts.sum()))
+        mean.append(round(center, 6))
+        std.append(round(max(spread, 1e-3), 6))  # one grey level must not divide by zero
+    return {"mean": mean, "std": std}
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """What "auto" means here: bfloat16 where the device multiplies it natively."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    native = "amx_bf16" in flags or "avx512_bf16" in flags
+    return "bfloat16" if native else "float32"

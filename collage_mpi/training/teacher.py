@@ -1,0 +1,122 @@
+"""A teacher's logits for every image of the shards, computed once and kept in a file.
+
+Owns: the teacher's checks, its one pass over the images, the cache and when it is stale.
+Does not know: the loop, how the logits enter a loss.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from collage_mpi.errors import DataFault
+from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.predictor import TorchPredictor
+from collage_mpi.models.weights import describe_weights, write_atomically
+from collage_mpi.training.parts import resolve_precision
+from collage_mpi.training.progress import TrainingProgress
+
+BATCH = 64
+
+
+def check_teacher(path: Path, shape: tuple[int, ...], class_names: Sequence[str]) -> NetworkInfo:
+    """The facts of a single network that can teach on such images and classes.
+
+    Raises:
+        EnvironmentFault, DataFault: no weights of a single network, other images or classes.
+    """
+    info = describe_weights(path, "single")
+    if info.shape != tuple(shape):
+        raise DataFault(
+            f"the teacher {path} takes images of {info.shape}; the shards hold {tuple(shape)}: "
+            "train a single network on these shards first"
+        )
+    if info.class_names != tuple(class_names):
+        raise DataFault(
+            f"the teacher {path} knows {len(info.class_names)} classes, {info.class_names[:4]}...; "
+            f"the shards have {len(class_names)}, {tuple(class_names[:4])}...: they must be the "
+            "same, in the same order"
+        )
+    return info
+
+
+def teacher_logits(
+    path: Path,
+    images: np.ndarray,
+    *,
+    mirror: bool,
+    cache: Path | None,
+    origin: Sequence[str],
+    device: str = "cpu",
+    threads: int = 1,
+) -> np.ndarray:
+    """(n, classes) float32 log-probabilities of a single network, calibrated.
+
+    Computed once: a step costs what it costs without a teacher. The images are not
+    augmented, but where training mirrors them, the two views' probabilities are averaged.
+
+    Args:
+        images: (n, H, W, C) uint8, in the order of the shards.
+        mirror: whether to average over the mirror image.
+        cache: an .npz that is read if it is of the same teacher, images and `mirror`, and
+            else written; None for no file.
+        origin: fingerprints of the shards and what of them is used.
+
+    Raises:
+        EnvironmentFault: the cache cannot be written.
+    """
+    info = describe_weights(path, "single")
+    identity = json.dumps([info.fingerprint, mirror, len(images), *origin])
+    if cache is not None and (kept := _read(cache, identity)) is not None:
+        return kept
+    logits = _compute(path, images, mirror, device, threads)
+    if cache is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, identity=np.array(identity), logits=logits)
+        write_atomically(cache, buffer.getvalue())
+    return logits
+
+
+def _compute(path: Path, images: np.ndarray, mirror: bool, device: str, threads: int) -> np.ndarray:
+    teacher = TorchPredictor.load(str(path), "single", device=device, threads=threads)
+    rows = np.empty((len(images), teacher.classes), dtype=np.float32)
+    steps = -(-len(images) // BATCH)
+    kind = torch.device(device).type
+    half = resolve_precision("auto", torch.device(device)) == "bfloat16"
+    with (
+        TrainingProgress(steps, 0, BATCH) as progress,
+        torch.autocast(kind, torch.bfloat16, enabled=half),
+    ):
+        for step in range(steps):
+            chosen = slice(step * BATCH, (step + 1) * BATCH)
+            logs = _log_probabilities(teacher, images[chosen])  # (n, classes)
+            if mirror:
+                flipped = np.ascontiguousarray(images[chosen, :, ::-1])
+                logs = np.logaddexp(logs, _log_probabilities(teacher, flipped)) - np.log(2)
+            rows[chosen] = logs
+            progress.step(step + 1, "the teacher looks at the images")
+    return rows
+
+
+@torch.inference_mode()
+def _log_probabilities(teacher: TorchPredictor, images: np.ndarray) -> np.ndarray:
+    logits = teacher.logits(images)[:, 0].float() / teacher.temperature
+    return logits.log_softmax(1).cpu().numpy()
+
+
+def _read(cache: Path, identity: str) -> np.ndarray | None:
+    """What the cache holds, if it is whole and of the same teacher and images."""
+    try:
+        with np.load(cache, allow_pickle=False) as kept:
+            if str(kept["identity"]) != identity:
+                return None
+            logits = np.array(kept["logits"], dtype=np.float32)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        return None  # not there yet, or damaged: it is computed again
+    return logits if bool(np.isfinite(logits).all()) else None
