@@ -37,9 +37,9 @@ PAPER_IMAGE_PX = 224
 
 # name -> what it is, as the report's legend says it
 VARIANTS = {
-    "job": "the job: scheduler, feed, encode, recorder, results on disk; images in memory",
-    "job-no-encode": "the job with its collage pasted beforehand",
-    "job-shard": "the job, images read ahead from an HDF5 shard",
+    "job": "the job: images read and shrunk ahead from an HDF5 shard, results on disk",
+    "job-cells": "the same on a shard that stores the cells",
+    "job-memory": "the job with images and cells in memory: rank 0's loop alone",
     "job-carry": "the job as users run it: next group at the last image, accept first",
     "bare": "mpi4py alone: the same bytes, the same polling; no packing, no rows",
     "blocking": "mpi4py alone: the same bytes, ranks block in Recv and Waitall",

@@ -10,7 +10,6 @@ next. Job and bare loops have a communicator each: their messages cannot mix.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +27,9 @@ from collage_mpi.plan import Plan, make_plan
 from collage_mpi.progress import StatusReporter
 from collage_mpi.results import RunWriter, read_results
 from collage_mpi.scheduler.events import COMPLETE
-from collage_mpi.session import build_coordinator, make_manifest, welcomes
-from collage_mpi.shards import ImageRecord, ReadAhead, write_shard
+from collage_mpi.session import build_coordinator, build_encoder, make_manifest, welcomes
+from collage_mpi.shards import CellMaker, ImageRecord, ReadAhead, write_shard
+from collage_mpi.shards.cells import add_cells
 from collage_mpi.transport import CoordinatorTransport, WorkerTransport, watch_process
 from collage_mpi.worker import Worker
 
@@ -109,6 +109,9 @@ def bench_plan(world: World, folder: Path) -> Plan:
     pixels = rng.integers(0, 256, (IMAGES, *settings.image_shape), np.uint8)
     shard = folder / "images.h5"
     write_shard(shard, pixels, np.arange(IMAGES) % 10, class_names=[str(i) for i in range(10)])
+    encoder = Encoder(settings.grid, settings.image_shape)
+    if encoder.resizes:
+        shard, _ = add_cells(shard, folder / "cells", settings.grid.cell_px, encoder.shrink)
     asked = RunSettings(
         shards=(str(shard),),
         single="null",
@@ -128,24 +131,12 @@ def bench_plan(world: World, folder: Path) -> Plan:
     return replace(plan, order=order)
 
 
-class PreparedEncoder(Encoder):
-    """Gives the same collage every time: a job without the price of encoding."""
-
-    def encode(
-        self, images: Sequence[np.ndarray | None], out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """A collage made once."""
-        if not hasattr(self, "_ready"):
-            self._ready = np.zeros(self.collage_shape, np.uint8)
-        return self._ready
-
-
 class MemoryReader:
-    """Images that are there already, in the order of a plan."""
+    """Images and their cells that are there already, in the order of a plan."""
 
-    def __init__(self, images: np.ndarray, order: np.ndarray) -> None:
-        """Images: (n, H, W, C) uint8; order: (k,) indices into them."""
-        self._images, self._order = images, order.tolist()
+    def __init__(self, images: np.ndarray, cells: np.ndarray, order: np.ndarray) -> None:
+        """Images: (n, H, W, C) uint8; cells: theirs; order: (k,) indices into both."""
+        self._images, self._cells, self._order = images, cells, order.tolist()
         self._next = 0
 
     @property
@@ -167,7 +158,7 @@ class MemoryReader:
         """The next n images."""
         chosen = self._order[self._next : self._next + n]
         self._next += len(chosen)
-        return [ImageRecord(i, 0, i, self._images[i], i % 10) for i in chosen]
+        return [ImageRecord(i, 0, i, self._images[i], i % 10, cell=self._cells[i]) for i in chosen]
 
 
 class MeteredReader:
@@ -212,22 +203,24 @@ class JobBlock:
         plan = self.plan
         if name == "job-carry":
             plan = replace(plan, settings=replace(plan.settings, between="carry", accept="first"))
-        encoder_type = PreparedEncoder if name == "job-no-encode" else Encoder
-        encoder = encoder_type(plan.grid, plan.shards.shape)
+        encoder = build_encoder(plan)
         crew = Crew(CoordinatorTransport(self.world.job_comm, self.world.mpi))
         try:
-            if name == "job-shard":
-                with ReadAhead(plan.shards, plan.order) as reader:
-                    meter = self._run(plan, crew, encoder, reader, None)
-            else:
-                reader_here = MemoryReader(self.images, plan.order)
-                profile = self.world.profile if name == "job" else None
+            profile = self.world.profile if name == "job-memory" else None
+            if name == "job-memory":
+                cells = encoder.shrink(self.images)
+                reader_here = MemoryReader(self.images, cells, plan.order)
                 meter = self._run(plan, crew, encoder, reader_here, profile)
+            else:
+                stored = plan.grid.cell_px if name == "job-cells" and encoder.resizes else None
+                maker = CellMaker(encoder.shrink, stored)
+                with ReadAhead(plan.shards, plan.order, cells=maker) as reader:
+                    meter = self._run(plan, crew, encoder, reader, profile)
         finally:
             crew.stop(0)
         groups = read_results(self.out).groups
         measured = np.sort(groups, order="group")[self.world.settings.warmup : -1]
-        return meter.block(measured["encode_ns"] if name != "job-no-encode" else None)
+        return meter.block(measured["encode_ns"])
 
     def _run(
         self, plan: Plan, crew: Crew, encoder: Encoder, reader: Reader, profile: Profile | None

@@ -1,18 +1,19 @@
 """The images of a run between the shards and the wire.
 
-Owns: which image has which id, the pixels of images in flight, packing tasks.
+Owns: which image has which id, the pixels and cells of images in flight, packing tasks.
 Does not know: MPI, who is sent what and why, answers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from collage_mpi.encode import Encoder
-from collage_mpi.protocol import WireTask, pack_tasks, task_message_bytes
+from collage_mpi.protocol import WireTask, pack_task_records, pack_tasks, task_message_bytes
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 
@@ -32,7 +33,7 @@ class Reader(Protocol):
 
 
 class Packed(NamedTuple):
-    """A message ready to send, and what its collage cost to paste."""
+    """A message ready to send, and what its collage cost: pasting, and shrinking if it was late."""
 
     buffer: np.ndarray
     nbytes: int
@@ -49,6 +50,7 @@ class Feed:
         self.clock = clock
         self._next = 0
         self._pixels: dict[int, np.ndarray] = {}
+        self._cells: dict[int, np.ndarray] = {}  # of those shrunk so far
 
     @property
     def exhausted(self) -> bool:
@@ -68,6 +70,8 @@ class Feed:
         for record in self.reader.take(count):
             if record.fault is None:
                 self._pixels[self._next] = record.pixels
+                if record.cell is not None:
+                    self._cells[self._next] = record.cell
             admitted.append((self._next, record))
             self._next += 1
         return admitted
@@ -79,25 +83,38 @@ class Feed:
             send: what the scheduler wants sent.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
-        pixels, encode_ns = self._inputs(send)
         task = WireTask(send.task, send.group, send.attempt, send.kind, send.items)
+        if send.kind == "collage":
+            return self._pack_collage(task, buffer_for)
+        pixels = [self._pixels[image] for image, _ in send.items]
         nbytes = task_message_bytes(1, len(send.items), sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
-        return Packed(buffer, pack_tasks(buffer, self.session, [task], pixels), encode_ns)
+        return Packed(buffer, pack_tasks(buffer, self.session, [task], pixels), 0)
 
-    def _inputs(self, send: Send) -> tuple[list[np.ndarray], int]:
-        if send.kind == "single":
-            return [self._pixels[image] for image, _ in send.items], 0
+    def _pack_collage(self, task: WireTask, buffer_for: Callable[[int], np.ndarray]) -> Packed:
+        """Pasted where it is sent from."""
         start_ns = self.clock()
+        shape = self.encoder.collage_shape
+        payload = math.prod(shape)
+        nbytes = task_message_bytes(1, len(task.items), payload)
+        buffer = buffer_for(nbytes)
+        at = pack_task_records(buffer, self.session, [task], payload)
         cells: list[np.ndarray | None] = [None] * self.encoder.grid.cells
-        for image, cell in send.items:
-            cells[cell] = self._pixels[image]
-        collage = self.encoder.encode(cells)  # (P, P, C) uint8
-        return [collage], self.clock() - start_ns
+        for image, cell in task.items:
+            cells[cell] = self._cell(image)
+        self.encoder.paste(cells, out=buffer[at:nbytes].reshape(shape))
+        return Packed(buffer, nbytes, self.clock() - start_ns)
+
+    def _cell(self, image: int) -> np.ndarray:
+        """(cell_px, cell_px, C) uint8: from the reader, or shrunk now and kept."""
+        if image not in self._cells:
+            self._cells[image] = self.encoder.shrink(self._pixels[image])
+        return self._cells[image]
 
     def release(self, image: int) -> None:
         """No task needs the pixels any more."""
         self._pixels.pop(image, None)
+        self._cells.pop(image, None)
 
     @property
     def held(self) -> int:

@@ -136,8 +136,22 @@ def pack_tasks(
     Raises:
         WireFault: it does not fit `out`.
     """
+    at = pack_task_records(out, session, tasks, sum(array.nbytes for array in pixels))
+    for array in pixels:
+        out[at : at + array.nbytes] = array.reshape(-1)
+        at += array.nbytes
+    return at
+
+
+def pack_task_records(
+    out: np.ndarray, session: int, tasks: Sequence[WireTask], payload: int
+) -> int:
+    """The part of a TASKS message before its pixels; where those, `payload` bytes, begin.
+
+    Raises:
+        WireFault: it does not fit `out`.
+    """
     n_items = sum(len(task.items) for task in tasks)
-    payload = sum(array.nbytes for array in pixels)
     total = task_message_bytes(len(tasks), n_items, payload)
     if total > out.nbytes:
         raise WireFault(f"a message of {total} bytes for a buffer of {out.nbytes}")
@@ -151,9 +165,6 @@ def pack_tasks(
         for image, cell in task.items:
             out[at : at + ITEM.itemsize].view(ITEM)[0] = (image, cell, 0)
             at += ITEM.itemsize
-    for array in pixels:
-        out[at : at + array.nbytes] = array.reshape(-1)
-        at += array.nbytes
     return at
 
 

@@ -30,8 +30,8 @@ from collage_mpi.results import RunWriter, input_digest, read_results, write_sum
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
-from collage_mpi.shards import ReadAhead
-from collage_mpi.topology import status_wanted
+from collage_mpi.shards import CellMaker, ReadAhead
+from collage_mpi.topology import local_size, status_wanted, threads_per_rank
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks whose compute is longer than their draw (DESIGN 5)
@@ -105,13 +105,14 @@ def _run_plan(
         writer, order = RunWriter.create(out, manifest), plan.order
     status, final = "incomplete", {}
     try:
-        encoder = Encoder(plan.grid, plan.shards.shape)
-        hellos = crew.welcome(welcomes(plan, encoder), interrupted=stop_reason)
-        check_same_weights(hellos)
-        ratio, services = _cost_ratio(plan, crew)
-        ratio = ratio if known_ratio is None else known_ratio
-        crew.start(ratio)
-        with ReadAhead(plan.shards, order) as reader:
+        encoder = build_encoder(plan)
+        # Opened first: the first images are read and shrunk while the ranks load.
+        with ReadAhead(plan.shards, order, cells=cell_maker(plan, encoder)) as reader:
+            hellos = crew.welcome(welcomes(plan, encoder), interrupted=stop_reason)
+            check_same_weights(hellos)
+            ratio, services = _cost_ratio(plan, crew)
+            ratio = ratio if known_ratio is None else known_ratio
+            crew.start(ratio)
             name = phase or settings.scheme
             progress = StatusReporter(len(order), name, every_s=_every_s(settings))
             coordinator = build_coordinator(
@@ -129,6 +130,7 @@ def _run_plan(
         crew.end()
         status = finish.status
         final = _final(plan, coordinator, hellos, ratio, services)
+        final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
     except CollageError as error:
         mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
         if mistaken and not resume and not writer.written:
@@ -138,6 +140,24 @@ def _run_plan(
         writer.close(status, **final)
     write_summary(read_results(out))
     return Outcome(writer.manifest["status"], finish.reason, out)
+
+
+def build_encoder(plan: Plan) -> Encoder:
+    """Rank 0's encoder, which takes as many cores as any rank of this host may."""
+    threads = threads_per_rank(local_size() or len(plan.placement.kinds))
+    return Encoder(plan.grid, plan.shards.shape, threads)
+
+
+def cell_maker(plan: Plan, encoder: Encoder) -> CellMaker | None:
+    """How the images' cells are made while they are read; None where nobody needs them.
+
+    Cells that the shards store are used where they fit the collage network.
+    """
+    if "collage" not in plan.networks:
+        return None
+    px = plan.grid.cell_px
+    stored = encoder.resizes and px in plan.shards.cell_sizes
+    return CellMaker(encoder.shrink, px if stored else None)
 
 
 def check_same_weights(hellos: Mapping[int, Mapping[str, Any]]) -> None:

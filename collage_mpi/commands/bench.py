@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     child.add_argument(
         "--profile",
         metavar="FILE",
-        help="profile the blocks of `job` on rank 0 into this pstats file; distorts their figures",
+        help="profile job-memory on rank 0 into this pstats file; distorts its figures",
     )
     # One world's report, for the process that started its ranks.
     child.add_argument("--collect", metavar="FILE", help=argparse.SUPPRESS)

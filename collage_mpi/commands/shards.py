@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from collage_mpi.errors import DataFault, ExitCode
+from collage_mpi.errors import DataFault, ExitCode, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "paths", nargs="+", type=Path, metavar="PATH", help="shards, or folders of *.h5"
         )
         child.add_argument("--json", action="store_true", help="print JSON, an object a line")
+    line = "copy them with every image's cell stored beside it, so that no job shrinks it again"
+    cells = tasks.add_parser("add-cells", help=line, description=line[0].upper() + line[1:] + ".")
+    cells.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="shards, or folders")
+    cells.add_argument(
+        "--cell-px", type=int, required=True, metavar="N", help="edge of a cell, as the network has"
+    )
+    cells.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the copies go")
 
 
 def execute(args: argparse.Namespace) -> int:
     """Returns 0, or the code DATA if any shard is bad."""
     from collage_mpi.shards.reader import expand_paths
 
+    if args.task == "add-cells":
+        for path in expand_paths(args.paths):
+            add_cells_to(path, args.out, args.cell_px)
+        return int(ExitCode.COMPLETE)
     one = inspect_one if args.task == "inspect" else verify_one
     results = [one(path, args.json) for path in expand_paths(args.paths)]
     return int(ExitCode.COMPLETE if all(results) else ExitCode.DATA)
@@ -54,9 +65,26 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     print(f"  images       {info.count:,} of {info.height} x {info.width} x {info.channels}")
     print(f"  labels       {'yes' if info.has_labels else 'no'}")
     print(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
+    if info.cell_sizes:
+        print(f"  cells        stored for {', '.join(map(str, info.cell_sizes))} px")
     print(f"  source       {info.source or 'not given'}")
     print(f"  fingerprint  {info.fingerprint}")
     return True
+
+
+def add_cells_to(path: Path, out: Path, px: int) -> None:
+    """Write a copy with cells and say so. Raises UsageError, DataFault, EnvironmentFault."""
+    from collage_mpi.encode import Encoder
+    from collage_mpi.grid import MIN_SIDE, Grid
+    from collage_mpi.shards import inspect_shard
+    from collage_mpi.shards.cells import add_cells
+
+    shape = inspect_shard(path).shape
+    encoder = Encoder(Grid(MIN_SIDE, px), shape)
+    if not encoder.resizes:
+        raise UsageError(f"{path}: its images are {px} px already: a cell is the image itself")
+    copy, count = add_cells(path, out, px, encoder.shrink)
+    print(f"{copy}: {count:,} images of {shape[0]} x {shape[1]} with cells of {px} x {px}")
 
 
 def verify_one(path: Path, as_json: bool) -> bool:

@@ -13,11 +13,12 @@ from collage_mpi.shards.schema import FORMAT, VERSION, ShardInfo
 
 if TYPE_CHECKING:
     from collage_mpi.shards.guard import inspect_shard, inspect_shards, verify_shard
-    from collage_mpi.shards.readahead import ImageRecord, ReadAhead
+    from collage_mpi.shards.readahead import CellMaker, ImageRecord, ReadAhead
     from collage_mpi.shards.reader import ShardSet
     from collage_mpi.shards.writer import ShardWriter, write_shard
 
 _HOMES = {
+    "CellMaker": "readahead",
     "ImageRecord": "readahead",
     "ReadAhead": "readahead",
     "ShardSet": "reader",
@@ -31,6 +32,7 @@ _HOMES = {
 __all__ = [
     "FORMAT",
     "VERSION",
+    "CellMaker",
     "ImageRecord",
     "ReadAhead",
     "ShardInfo",

@@ -8,12 +8,14 @@ crash on damaged files), how rows are read for a job.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from collage_mpi.encode import FILTER
 from collage_mpi.errors import DataFault
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
 from collage_mpi.shards.schema import (
@@ -21,6 +23,7 @@ from collage_mpi.shards.schema import (
     FORMAT,
     VERSION,
     ShardInfo,
+    cells_name,
     label_problem,
     read_sidecar,
     rows_crc32,
@@ -42,6 +45,7 @@ class Description:
     class_names: tuple[str, ...] | None
     has_labels: bool
     source: str
+    cell_sizes: tuple[int, ...] = ()
 
 
 def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
@@ -73,6 +77,7 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
         has_labels=about.has_labels,
         source=about.source,
         fingerprint=actual,
+        cell_sizes=about.cell_sizes,
     )
 
 
@@ -134,12 +139,13 @@ def describe(file: Any, path: Path) -> Description:
         if has_labels:
             _rows_of(file, "labels", np.int64, count)
         source = _text(file.attrs["source"]) if "source" in file.attrs else ""
+        cells = _cell_sizes(file, shape, os.path.getsize(path))
     except DataFault as fault:
         raise DataFault(f"{path}: {fault}. {HOW_TO_MAKE}") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise DataFault(f"{path}: damaged HDF5 structure ({detail}). {HOW_TO_MAKE}") from error
-    return Description(count, (shape[1], shape[2], shape[3]), names, has_labels, source)
+    return Description(count, (shape[1], shape[2], shape[3]), names, has_labels, source, cells)
 
 
 def _check_format(file: Any) -> None:
@@ -166,7 +172,7 @@ def _dataset(file: Any, name: str, dtype: type, dims: int) -> Any:
 
 
 def _check_storage(images: Any, file_bytes: int) -> None:
-    """Walk the chunk index: every image stored, nothing past the end of the file."""
+    """Walk the chunk index: every row stored, nothing past the end of the file."""
     if images.chunks is None:
         start = images.id.get_offset()
         if start is None or start + images.size > file_bytes:
@@ -181,6 +187,26 @@ def _check_storage(images: Any, file_bytes: int) -> None:
         raise DataFault(f"{len(firsts)} chunks of images are stored; {needed} are needed")
     if max(ends, default=0) > file_bytes:
         raise DataFault("a chunk of images lies past the end of the file: truncated")
+
+
+def _cell_sizes(file: Any, shape: tuple[int, ...], file_bytes: int) -> tuple[int, ...]:
+    """Edges of the stored cells that this program's encoder would make, ascending."""
+    sizes = []
+    for name in file:
+        match = re.fullmatch(r"cells_([1-9][0-9]{0,4})", name)
+        if match is None:
+            continue
+        px = int(match.group(1))
+        cells = _dataset(file, name, np.uint8, 4)
+        if cells.shape != (shape[0], px, px, shape[3]):
+            raise DataFault(
+                f"{name!r} has shape {cells.shape}; needed: {(shape[0], px, px, shape[3])}"
+            )
+        _check_storage(cells, file_bytes)
+        _rows_of(file, f"{name}_crc32", np.uint32, shape[0])
+        if _text(cells.attrs["filter"]) == FILTER:
+            sizes.append(px)
+    return tuple(sorted(sizes))
 
 
 def _chunks_of(images: Any) -> tuple[set[int], list[int]]:
@@ -231,22 +257,27 @@ def _row_problems(file: Any, about: Description) -> list[str]:
     """Rows whose checksum fails, and labels out of range."""
     try:
         labels = file["labels"][...] if about.has_labels else None  # (n,) int64
-        problems = _bad_rows(file, about, labels)
+        problems = _bad_rows(file, "images", file["crc32"][...], labels)
+        for px in about.cell_sizes:
+            name = cells_name(px)
+            problems += _bad_rows(file, name, file[f"{name}_crc32"][...], None)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         return [f"rows cannot be read ({type(error).__name__}: {error})"]
     wrong = None if labels is None else label_problem(labels, about.class_names)
     return [*problems, wrong] if wrong else problems
 
 
-def _bad_rows(file: Any, about: Description, labels: np.ndarray | None) -> list[str]:
-    stored = file["crc32"][...]  # (n,) uint32
-    block = max(1, BLOCK_BYTES // int(np.prod(about.shape)))
+def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | None) -> list[str]:
+    """Rows of a dataset (n, H, W, C) uint8 whose CRC-32 is not the stored one, (n,) uint32."""
+    rows = file[name]
+    block = max(1, BLOCK_BYTES // int(np.prod(rows.shape[1:])))
     bad: list[int] = []
-    for start in range(0, about.count, block):
-        pixels = file["images"][start : start + block]  # (b, H, W, C) uint8
+    for start in range(0, len(rows), block):
+        pixels = rows[start : start + block]  # (b, H, W, C) uint8
         tags = None if labels is None else labels[start : start + block]
         wrong = np.flatnonzero(rows_crc32(pixels, tags) != stored[start : start + block])
         bad.extend((wrong + start).tolist())
-    lines = [f"row {row}: checksum does not match its pixels and label" for row in bad]
+    what = "its pixels and label" if name == "images" else f"its {name}"
+    lines = [f"row {row}: checksum does not match {what}" for row in bad]
     more = len(lines) - MAX_PROBLEMS
     return lines if more <= 0 else [*lines[:MAX_PROBLEMS], f"... and {more} more rows"]

@@ -1,14 +1,16 @@
 """Reading ahead of the job in one background thread.
 
-Owns: the order, the thread, the bounded store of images read but not yet taken.
-Does not know: MPI, groups, what is done with an image.
+Owns: the order, the thread, the bounded store of images read but not yet taken, with
+their cells where a job needs them: shrinking here costs rank 0's loop nothing.
+Does not know: MPI, groups, how an image is shrunk, what is done with it.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -31,6 +33,7 @@ class ImageRecord:
         pixels: (H, W, C) uint8, C-contiguous; zeros if `fault` says something.
         label: class number; None without labels or with a fault.
         fault: why the row cannot be used; None for a good row.
+        cell: (cell_px, cell_px, C) uint8, the image shrunk; None where nobody asked for it.
     """
 
     index: int
@@ -39,6 +42,20 @@ class ImageRecord:
     pixels: np.ndarray
     label: int | None
     fault: str | None = None
+    cell: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class CellMaker:
+    """How images become cells.
+
+    Attributes:
+        shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8.
+        stored_px: edge of the cells to read from the shards instead; None to shrink all.
+    """
+
+    shrink: Callable[[np.ndarray], np.ndarray]
+    stored_px: int | None = None
 
 
 class ReadAhead:
@@ -49,6 +66,7 @@ class ReadAhead:
         order: (n,) global indices in the order they are wanted.
         batch: images read at a time.
         ahead: batches kept ready.
+        cells: how to make each image's cell; None for a job without collages.
     """
 
     def __init__(
@@ -57,10 +75,13 @@ class ReadAhead:
         order: np.ndarray | Sequence[int],
         batch: int = 64,
         ahead: int = 4,
+        cells: CellMaker | None = None,
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
+        self.cells_ns = 0  # time of the thread spent on cells, shrunk or read
         self._shards = shards
+        self._cells = cells
         self._order = np.array(order, dtype=np.int64)
         self._batch = batch
         self._room = batch * ahead
@@ -160,6 +181,7 @@ class ReadAhead:
 
     def _read(self, chosen: np.ndarray) -> list[ImageRecord]:
         pixels, labels, good = self._shards.read_checked(chosen)
+        cells = None if self._cells is None else self._make_cells(self._cells, chosen, pixels)
         records = []
         for place, index in enumerate(chosen.tolist()):
             shard, row = self._shards.locate(index)
@@ -172,6 +194,19 @@ class ReadAhead:
                     pixels=pixels[place],
                     label=int(labels[place]) if usable and labels is not None else None,
                     fault=None if usable else self._shards.row_fault(index),
+                    cell=None if cells is None else cells[place],
                 )
             )
         return records
+
+    def _make_cells(self, maker: CellMaker, chosen: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """(n, cell_px, cell_px, C) uint8; a stored cell that is damaged is made again."""
+        start_ns = time.monotonic_ns()
+        if maker.stored_px is None:
+            cells = maker.shrink(pixels)
+        else:
+            cells, good = self._shards.read_cells(chosen, maker.stored_px)
+            if not good.all():
+                cells[~good] = maker.shrink(pixels[~good])
+        self.cells_ns += time.monotonic_ns() - start_ns
+        return cells

@@ -21,7 +21,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.check import opened
 from collage_mpi.shards.guard import inspect_shards
 from collage_mpi.shards.hdf5 import H5_LOCK
-from collage_mpi.shards.schema import ShardInfo, label_problem, rows_crc32
+from collage_mpi.shards.schema import ShardInfo, cells_name, label_problem, rows_crc32
 
 OPEN_FILES = 64
 """Files kept open at once; opening another takes about a millisecond."""
@@ -111,6 +111,37 @@ class ShardSet:
         pixels[~good] = 0
         return pixels, labels, good
 
+    @property
+    def cell_sizes(self) -> frozenset[int]:
+        """Edges in pixels of the cells that all shards store beside their images."""
+        return frozenset.intersection(*(frozenset(info.cell_sizes) for info in self.infos))
+
+    def read_cells(
+        self, indices: np.ndarray | Sequence[int], px: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Stored cells of one of `cell_sizes`.
+
+        Args:
+            indices: (n,) global indices, repeats allowed.
+            px: edge of a cell.
+
+        Returns:
+            (n, px, px, C) uint8, and (n,) bool, False where the checksum does not match.
+
+        Raises:
+            EnvironmentFault: a file can no longer be read.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        cells = np.empty((len(wanted), px, px, self.shape[2]), dtype=np.uint8)
+        stored = np.empty(len(wanted), dtype=np.uint32)
+        for shard, places in self._by_shard(wanted):
+            rows = wanted[places] - self._starts[shard]
+            with self._lock:
+                source = self._shard(shard)
+                source.read_into(cells, places, rows, cells_name(px))
+                stored[places] = source.cells_crc32(px)[rows]
+        return cells, rows_crc32(cells, None) == stored
+
     def row_fault(self, index: int) -> str:
         """The sentence for a row whose checksum does not match."""
         shard, row = self.locate(index)
@@ -170,6 +201,7 @@ class _OpenShard:
 
     def __init__(self, info: ShardInfo) -> None:
         self.path = info.path
+        self._cells_crc32: dict[int, np.ndarray] = {}
         try:
             with H5_LOCK:
                 self._file: Any = opened(info.path)
@@ -187,7 +219,16 @@ class _OpenShard:
         if wrong:
             raise DataFault(f"{info.path}: {wrong}")
 
-    def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
+    def cells_crc32(self, px: int) -> np.ndarray:
+        """(n,) uint32: the checksums of the stored cells, read once."""
+        if px not in self._cells_crc32:
+            with H5_LOCK:
+                self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
+        return self._cells_crc32[px]
+
+    def read_into(
+        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
+    ) -> None:
         """Read ascending `rows`, repeats allowed, to `out[places]`, (n, H, W, C) uint8.
 
         Each run of neighbours is one slice: 200,000 single 28 px rows a second and
@@ -196,9 +237,10 @@ class _OpenShard:
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         try:
             with H5_LOCK:
+                source = self._images if dataset == "images" else self._file[dataset]
                 for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
                     first = int(rows[start])
-                    out[places[start:stop]] = self._images[first : first + stop - start]
+                    out[places[start:stop]] = source[first : first + stop - start]
         except (OSError, RuntimeError) as error:
             raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
 

@@ -45,6 +45,7 @@ class ShardInfo:
         has_labels: whether every image has a label.
         source: where the images come from, in words.
         fingerprint: SHA-256 of the file, 64 hex digits.
+        cell_sizes: edges in pixels of the cells stored beside the images (see cells.py).
     """
 
     path: Path
@@ -56,6 +57,7 @@ class ShardInfo:
     has_labels: bool
     source: str
     fingerprint: str
+    cell_sizes: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,6 +78,7 @@ class ShardInfo:
         fixed = {
             "path": Path(record["path"]),
             "class_names": None if names is None else tuple(names),
+            "cell_sizes": tuple(record["cell_sizes"]),
         }
         return cls(**{**record, **fixed})
 
@@ -164,6 +167,31 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cells_name(px: int) -> str:
+    """The dataset that holds cells of `px` pixels; see cells.py."""
+    return f"cells_{px}"
+
+
+def publish(temporary: Path, path: Path) -> str:
+    """Put a file that is complete and synced in place, its SHA-256 beside it; the digest.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    fingerprint = sha256_of(temporary)
+    beside = sidecar_path(path)
+    beside.unlink(missing_ok=True)  # an older shard's: none is better than a wrong one
+    os.replace(temporary, path)
+    draft = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
+    with draft.open("w", encoding="utf-8") as stream:
+        stream.write(sidecar_text(path, fingerprint))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(draft, beside)
+    sync_folder(path.parent)
+    return fingerprint
 
 
 def sync_folder(folder: Path) -> None:

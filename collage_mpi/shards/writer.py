@@ -23,11 +23,8 @@ from collage_mpi.shards.schema import (
     ShardInfo,
     chunk_rows,
     label_problem,
+    publish,
     rows_crc32,
-    sha256_of,
-    sidecar_path,
-    sidecar_text,
-    sync_folder,
 )
 
 
@@ -120,7 +117,7 @@ class ShardWriter:
             raise DataFault(f"{self.path}: a shard needs at least one image; none was given")
         try:
             self._finish_file()
-            fingerprint = self._publish()
+            fingerprint = publish(self._temporary, self.path)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
@@ -209,20 +206,6 @@ class ShardWriter:
             raise self._stream.failure
         os.fsync(self._stream.fileno())
         self._stream.close()
-
-    def _publish(self) -> str:
-        fingerprint = sha256_of(self._temporary)
-        beside = sidecar_path(self.path)
-        beside.unlink(missing_ok=True)  # an older shard's: none is better than a wrong one
-        os.replace(self._temporary, self.path)
-        draft = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(sidecar_text(self.path, fingerprint))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, beside)
-        sync_folder(self.path.parent)
-        return fingerprint
 
 
 def write_shard(

@@ -127,9 +127,7 @@ def shrink_all(images: np.ndarray, settings: TrainSettings) -> np.ndarray:
     if settings.side is None or settings.cell_px is None:
         return images
     encoder = Encoder(Grid(settings.side, settings.cell_px), images.shape[1:])
-    if images.shape[1:3] == (settings.cell_px, settings.cell_px):
-        return images
-    return np.stack([encoder.shrink(image) for image in images])
+    return encoder.shrink(images)
 
 
 def tile(images: np.ndarray, side: int) -> np.ndarray:

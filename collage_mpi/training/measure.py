@@ -76,7 +76,7 @@ def collages(grid: Grid, images: Images, order: np.ndarray) -> Iterator[tuple[np
     for at in range(0, len(order), grid.cells):
         chosen = order[at : at + grid.cells]
         pixels, _ = images.read(chosen)
-        yield encoder.encode(list(pixels), out=collage), len(chosen)
+        yield encoder.paste(list(encoder.shrink(pixels)), out=collage), len(chosen)
 
 
 def right(answers: Sequence[tuple[int, float] | None], labels: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from collage_mpi.encode import BLANK, Encoder
 from collage_mpi.errors import DataFault
 from collage_mpi.grid import Grid
 
+pytest.importorskip("torch")  # imported here: a timed test must not wait for it
+
 
 @given(
     data=st.data(), side=st.integers(2, 4), px=st.integers(1, 6), channels=st.sampled_from([1, 3])
@@ -55,6 +57,32 @@ def test_shrinking_averages_instead_of_dropping_pixels() -> None:
     small = Encoder(Grid(2, 8), stripes.shape).shrink(stripes)
     assert 90 <= small[:, 1:-1].mean() <= 110
     assert small[:, 1:-1].std() < 5
+
+
+@pytest.mark.parametrize("shape", [(40, 31, 3), (28, 28, 1)])
+@pytest.mark.parametrize("px", [20, 45])
+def test_a_batch_is_its_images_and_pillow_agrees(shape: tuple[int, int, int], px: int) -> None:
+    from PIL import Image
+
+    encoder = Encoder(Grid(2, px), shape)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, *shape), dtype=np.uint8)
+    images.flags.writeable = False
+    cells = encoder.shrink(images)
+    assert cells.shape == (2, 3, px, px, shape[2])
+    assert np.array_equal(cells[1, 2], encoder.shrink(images[1, 2]))
+    plain = Image.fromarray(images[0, 1].squeeze())
+    pillow = np.asarray(plain.resize((px, px), Image.Resampling.BILINEAR))
+    assert np.abs(cells[0, 1].squeeze().astype(int) - pillow).max() <= 1
+
+
+def test_pasted_cells_are_the_encoded_images() -> None:
+    encoder = Encoder(Grid(2, 5), (9, 9, 3))
+    images = np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), dtype=np.uint8)
+    whole = encoder.encode([images[0], None, images[2]])
+    cells = encoder.shrink(images)
+    assert np.array_equal(encoder.paste([cells[0], None, cells[2]]), whole)
+    with pytest.raises(DataFault, match="a cell is"):
+        encoder.paste([images[0]])
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -1,0 +1,53 @@
+"""Images are shrunk once: ahead of the job, or when their first collage is packed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import Clock, ListReader
+
+from collage_mpi.encode import Encoder
+from collage_mpi.feed import Feed
+from collage_mpi.grid import Grid
+from collage_mpi.protocol import unpack_tasks
+from collage_mpi.scheduler.events import Send
+from collage_mpi.shards.readahead import ImageRecord
+
+SHAPE = (6, 6, 1)
+
+
+class CountingEncoder(Encoder):
+    """Picks every other pixel, and counts the images it shrinks."""
+
+    shrunk = 0
+
+    def shrink(self, images: np.ndarray) -> np.ndarray:
+        self.shrunk += 1
+        return images[::2, ::2]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
+    images = np.random.default_rng(0).integers(1, 256, (4, *SHAPE), dtype=np.uint8)
+    records = [
+        ImageRecord(i, 0, i, image, None, cell=image[::2, ::2] if ahead else None)
+        for i, image in enumerate(images)
+    ]
+    clock, encoder = Clock(tick_ns=7), CountingEncoder(Grid(2, 3), SHAPE)
+    feed = Feed(ListReader(records, clock), encoder, 5, clock)
+    assert [image for image, _ in feed.admit(4)] == [0, 1, 2, 3]
+    for rank in (1, 2):
+        send = Send(rank, rank, "collage", ((0, 0), (3, 2)), 0, 0)
+        packed = feed.pack(send, lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
+        assert packed.encode_ns > 0
+        (task,), pixels = unpack_tasks(packed.buffer[: packed.nbytes])
+        assert task.items == send.items
+        collage = pixels.reshape(6, 6, 1)
+        assert np.array_equal(collage[:3, :3], images[0, ::2, ::2])
+        assert np.array_equal(collage[3:, :3], images[3, ::2, ::2])
+        assert not collage[:, 3:].any()
+    assert encoder.shrunk == (0 if ahead else 2)
+    for image in range(4):
+        feed.release(image)
+    assert feed.held == 0
+    assert not feed._cells
