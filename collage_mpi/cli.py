@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("launch", "find the MPI at hand and start ranks: launch -n 11 -- run ..."),
     "run": ("run", "the job: classify every image of the shards (under mpiexec or launch)"),
     "simulate": ("simulate", "the same job on virtual time: any number of ranks, no MPI"),
+    "trace": ("trace", "service times of a run as a trace; delay models fitted to a trace"),
     "experiment": ("experiment", "many runs from one file: grid, seeds, resumed, one table"),
     "verify": ("verify", "prove that a run holds every image exactly once"),
     "export": ("export", "write a run's rows as csv, parquet or hdf5"),

@@ -40,7 +40,14 @@ from collage_mpi.scheduler.schemes import (
     SchemeSettings,
     make_scheme,
 )
-from collage_mpi.stragglers import MODELS, TRACE_DRAWS, StragglerSettings
+from collage_mpi.stragglers import (
+    MODELS,
+    TRACE_DRAWS,
+    StragglerSettings,
+    parse_burn,
+    parse_dead,
+    parse_slow,
+)
 
 MODES = ("carry", "drain")
 LARGEST = 1e9  # of any number: times then fit 63 bits of ns
@@ -113,8 +120,16 @@ class RunSettings:
     warmup_groups: int = _setting(2, "first groups that statistics leave out")
     straggler: str = _setting("none", "injected service times", choices=MODELS)
     straggler_seed: int = _setting(0, "seed of the injected service times")
-    straggler_median_ms: float = _setting(100.0, "median (lognormal) or constant (pinned)")
-    straggler_sigma: float = _setting(0.2, "sigma of the logarithm (lognormal)")
+    straggler_median_ms: float = _setting(
+        100.0, "median (lognormal, pareto), of usual tasks (bimodal, markov), or constant (pinned)"
+    )
+    straggler_sigma: float = _setting(0.2, "sigma of the logarithm (lognormal, bimodal, markov)")
+    straggler_tail: float = _setting(3.0, "index of the power law (pareto): small is heavy")
+    straggler_slow_share: float = _setting(
+        0.05, "part of the tasks (bimodal) or of the time (markov) that is slow"
+    )
+    straggler_slow_factor: float = _setting(5.0, "how much slower that is (bimodal, markov)")
+    straggler_spell_s: float = _setting(2.0, "mean length of a slow spell (markov, --burn-ranks)")
     trace_file: str | None = _setting(
         None, "service times in seconds, .npy of (machines, requests)", metavar="FILE"
     )
@@ -124,6 +139,16 @@ class RunSettings:
     time_scale: float = _setting(1.0, "multiplies every injected service time")
     slow_ranks: tuple[str, ...] = _setting(
         (), "RANK:FACTOR, a rank that is FACTOR times slower throughout", metavar="RANK:FACTOR"
+    )
+    dead_ranks: tuple[str, ...] = _setting(
+        (),
+        "RANK:SECONDSs or RANK:TASKS, a rank that answers nothing from then on",
+        metavar="RANK:WHEN",
+    )
+    burn_ranks: tuple[str, ...] = _setting(
+        (),
+        "RANK:CORES, burn so many cores beside the rank, in slow spells",
+        metavar="RANK:CORES",
     )
     cost_ratio: float | None = _setting(
         None, "collage's service time over the single's for injection (default: measured)"
@@ -135,6 +160,7 @@ class RunSettings:
         self._check_ranges()
         make_scheme(self.scheme_settings())
         self.stragglers()
+        self.burning()
         self.shuffle_seed()
         if self.n_copies > self.collage_ranks > 0:
             raise UsageError(
@@ -273,15 +299,27 @@ class RunSettings:
             trace_draws=self.trace_draws,
             time_scale=self.time_scale,
             slow=dict(parse_slow(text) for text in self.slow_ranks),
+            tail=self.straggler_tail,
+            slow_share=self.straggler_slow_share,
+            slow_factor=self.straggler_slow_factor,
+            spell_s=self.straggler_spell_s,
+            dead=dict(parse_dead(text) for text in self.dead_ranks),
         )
 
+    def burning(self) -> dict[int, int]:
+        """Rank -> cores burned beside it."""
+        return dict(parse_burn(text) for text in self.burn_ranks)
+
     def check_slow_ranks(self, world_size: int) -> None:
-        """Raise UsageError for a slow rank that the world does not have."""
-        for rank in self.stragglers().slow or {}:
-            if rank >= world_size:
-                raise UsageError(
-                    f"slow rank {rank}; the world has worker ranks 1 to {world_size - 1}"
-                )
+        """Raise UsageError for a slow, dead or burnt rank that the world does not have."""
+        found = self.stragglers()
+        named = {"slow": found.slow, "dead": found.dead, "burn": self.burning()}
+        for what, ranks in named.items():
+            for rank in ranks or {}:
+                if rank >= world_size:
+                    raise UsageError(
+                        f"{what} rank {rank}; the world has worker ranks 1 to {world_size - 1}"
+                    )
 
     def require_inputs(self) -> None:
         """Raise UsageError unless shards, networks and the output are named."""
@@ -325,15 +363,6 @@ class RunSettings:
 
 def _ms_to_ns(value_ms: float | None) -> int | None:
     return None if value_ms is None else round(value_ms * 1e6)
-
-
-def parse_slow(text: str) -> tuple[int, float]:
-    """Read RANK:FACTOR. Raises UsageError when it is not that."""
-    rank, _, factor = text.partition(":")
-    try:
-        return int(rank), float(factor)
-    except ValueError:
-        raise UsageError(f"slow rank {text!r}; it needs RANK:FACTOR, as in 3:5") from None
 
 
 def _typed(key: str, value: Any, hint: Any, source: str) -> Any:

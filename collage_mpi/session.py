@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.burner import Burn
 from collage_mpi.config import RunSettings
 from collage_mpi.coordinator import Coordinator, Ready
 from collage_mpi.crew import Crew
@@ -211,11 +212,26 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         **settings.labels(),
         "mode": settings.mode,
         "side": settings.side,
-        "straggler": settings.stragglers().describe(),
+        "straggler": _straggling(settings),
         "placement": plan.placement.describe(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "warmup_groups": settings.warmup_groups,
     }
+
+
+def _straggling(settings: RunSettings) -> str:
+    burning = "".join(
+        f", {n} core(s) burned beside rank {rank}" for rank, n in settings.burning().items()
+    )
+    return settings.stragglers().describe() + burning
+
+
+def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
+    """What burns beside the rank, as its welcome says it."""
+    cores, found = settings.burning().get(rank), settings.stragglers()
+    if cores is None:
+        return None
+    return asdict(Burn(cores, found.seed, rank, found.slow_share, found.spell_s))
 
 
 def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
@@ -240,7 +256,11 @@ def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
     }
     networks = plan.networks
     return {
-        rank: {**common, "networks": {kind: networks[kind] for kind in sorted(held)}}
+        rank: {
+            **common,
+            "networks": {kind: networks[kind] for kind in sorted(held)},
+            "burn": _burn(settings, rank),
+        }
         for rank, held in enumerate(plan.placement.kinds)
         if rank > 0
     }
@@ -335,7 +355,8 @@ def _final(
             "worker_backoff": asdict(WORKER_BACKOFF),
         },
         "validity": {
-            "valid": share <= LARGEST_EXCEEDED_SHARE,
+            # Burnt ranks are meant to be slower than their draws.
+            "valid": share <= LARGEST_EXCEEDED_SHARE or bool(plan.settings.burn_ranks),
             "exceeded": totals.exceeded,
             "tasks": totals.drawn_tasks,
             "share": share,

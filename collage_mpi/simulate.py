@@ -62,6 +62,7 @@ class _Rank:
     queue: deque[ev.Send] = field(default_factory=deque)
     cancelled: set[int] = field(default_factory=set)
     busy: bool = False
+    answered: int = 0  # tasks
 
 
 class Simulation:
@@ -117,6 +118,11 @@ class Simulation:
             kinds = frozenset({state.kind})
             self._handle(ev.RankReady(0, rank, kinds, "simulated", self.settings.credit))
         while self.finish is None:
+            if not self._heap:
+                raise UsageError(
+                    f"this job would never end: {self.images - self.recorder.totals.images:,} "
+                    "images wait for ranks that answer nothing; set --image-timeout-s"
+                )
             at_ns, _, _, call, argument = heapq.heappop(self._heap)
             call(at_ns, argument)
         self.recorder.finish()
@@ -200,15 +206,15 @@ class Simulation:
 
     def _next_task(self, at_ns: int, rank: _Rank) -> None:
         """The rank is free: skip what is cancelled, begin the first that is not."""
-        rank.busy = False
-        while rank.queue:
+        rank.busy = self._delays.dead(rank.id, at_ns, rank.answered)
+        while rank.queue and not rank.busy:
             send = rank.queue.popleft()
             if send.task in rank.cancelled:
                 rank.cancelled.discard(send.task)
                 self._reply(at_ns, rank, WireResult(send.task, SKIPPED))
                 continue
             rank.busy = True
-            service_ns = self._service_ns(send)
+            service_ns = self._service_ns(send, at_ns)
             cells = (ANY_SCORE,) * len(send.items)
             result = WireResult(send.task, ANSWERED, cells, 0, service_ns, service_ns)
             self._at(at_ns + service_ns, RANK, self._done, (rank, result))
@@ -216,6 +222,9 @@ class Simulation:
 
     def _done(self, at_ns: int, done: tuple[_Rank, WireResult]) -> None:
         rank, result = done
+        if self._delays.dead(rank.id, at_ns, rank.answered):
+            return  # and it stays busy: it takes nothing more
+        rank.answered += 1
         rank.cancelled.discard(result.task)
         self._reply(at_ns, rank, result)
         self._next_task(at_ns, rank)
@@ -223,11 +232,11 @@ class Simulation:
     def _reply(self, at_ns: int, rank: _Rank, result: WireResult) -> None:
         self._at(at_ns + self.costs.network_ns, ANSWER, self._answer, (rank.id, result))
 
-    def _service_ns(self, send: ev.Send) -> int:
+    def _service_ns(self, send: ev.Send, at_ns: int) -> int:
         ratio = self.ratio if send.kind == "collage" else 1.0
         if not self._injected:
             return round(self.costs.single_ns * ratio)
-        return round(self._delays.draw_ns(send.rank, send.group, send.attempt) * ratio)
+        return round(self._delays.draw_ns(send.rank, send.group, send.attempt, at_ns) * ratio)
 
 
 def simulate(
@@ -251,11 +260,14 @@ def simulate(
     """
     costs = costs or Costs()
     settings.check_slow_ranks(settings.world_size)
+    if settings.burn_ranks:
+        raise UsageError("--burn-ranks burns real cores; simulate with --straggler markov")
     if settings.uses_collage and settings.accept_policy().needs_scores:
         raise UsageError(
             f"--accept {settings.accept} decides by scores, and a simulation has none: "
             "use --accept first or grace"
         )
+    make_delays(settings.stragglers())  # reads the trace: a bad one ends here
     ratio = 1.0 if settings.cost_ratio is None else settings.cost_ratio
     writer = RunWriter.create(out, _manifest(settings, images, costs, ratio))
     status, final = "incomplete", {}

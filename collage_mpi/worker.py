@@ -21,17 +21,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from collage_mpi import protocol as wire
+from collage_mpi.burner import Burn, Burners
 from collage_mpi.decode import decode
+from collage_mpi.delays import DelayModel
 from collage_mpi.errors import CollageError
 from collage_mpi.models import Predictor
 from collage_mpi.protocol import WireResult, WireTask
 from collage_mpi.scheduler.events import Score
-from collage_mpi.stragglers import DelayModel, StragglerSettings, make_delays
+from collage_mpi.stragglers import make_delays, read_back
 from collage_mpi.waiting import WORKER_BACKOFF, Backoff
 
 CHECK_NS = 500_000_000  # how often a worker looks whether rank 0 is still there
 MEASURED_RUNS = 15
 RING_SPARE = 4  # receives beyond the credit, for cancels
+FOR_EVER_NS = 1 << 62  # of the clock: a dead rank's hold
 
 
 class Endpoint(Protocol):
@@ -63,8 +66,12 @@ class Session:
         self.image_shape = tuple(welcome["image_shape"])  # (H, W, C)
         self.collage_shape = tuple(welcome["collage_shape"])  # (P, P, C)
         self.predictors: dict[str, Predictor] = {}
-        self.delays: DelayModel = make_delays(straggler_settings(welcome["straggler"]))
+        self.delays: DelayModel = make_delays(read_back(welcome["straggler"]))
+        self.burn = Burn(**welcome["burn"]) if welcome.get("burn") else None
+        self.burners: Burners | None = None
         self.cost_ratio: float | None = None  # told by "start"; tasks wait for it
+        self.start_ns = 0  # when it was told
+        self.answered = 0  # tasks
         self.queue: deque[tuple[list[WireTask], np.ndarray]] = deque()
         self.open: set[int] = set()  # tasks queued or in work
         self.cancelled: set[int] = set()  # of these
@@ -72,6 +79,18 @@ class Session:
     def input_shape(self, kind: str) -> tuple[int, ...]:
         """Shape of one input of the kind's network."""
         return self.image_shape if kind == "single" else self.collage_shape
+
+    def start(self, cost_ratio: float, now_ns: int) -> None:
+        """Tasks may come: the delay model's time begins."""
+        self.cost_ratio, self.start_ns = cost_ratio, now_ns
+        if self.burn is not None:
+            self.burners = Burners(self.burn)
+
+    def end(self) -> None:
+        """Nothing burns any more."""
+        if self.burners is not None:
+            self.burners.end()
+            self.burners = None
 
 
 class Worker:
@@ -149,13 +168,19 @@ class Worker:
             service_ns = min(self._service_times_ns(self.session, content["kind"], MEASURED_RUNS))
             self._tell({"what": "measured", "kind": content["kind"], "service_ns": service_ns})
         elif what == "start" and self.session is not None:
-            self.session.cost_ratio = content["cost_ratio"]
+            self.session.start(content["cost_ratio"], self.clock())
         elif what == "end":
             self.endpoint.close_tasks()
-            self.session = None
+            self._end_session()
         elif what == "stop":
             self._tell({"what": "bye"}, int(wire.read_header(message)["session"]))
+            self._end_session()
             self.exit_code = int(content["exit_code"])
+
+    def _end_session(self) -> None:
+        if self.session is not None:
+            self.session.end()
+        self.session = None
 
     def _welcome(self, number: int, welcome: dict[str, Any]) -> None:
         """Load and warm up; say hello, or what is wrong. Rank 0 tells the user."""
@@ -234,6 +259,9 @@ class Worker:
     def _work(self, session: Session, tasks: list[WireTask], pixels: np.ndarray) -> None:
         """One message's tasks, those cancelled left out, as one batch of one kind."""
         self._take_tasks()  # a cancel may be right behind
+        if self._dead(session):
+            self._hold(FOR_EVER_NS)
+            return
         inputs = self._inputs(session, tasks, pixels)
         skipped = [task for task in tasks if task.task in session.cancelled]
         wanted = [i for i, task in enumerate(tasks) if task.task not in session.cancelled]
@@ -242,6 +270,10 @@ class Worker:
             results += self._classify(
                 session, [tasks[i] for i in wanted], [inputs[i] for i in wanted]
             )
+            if self._dead(session):
+                self._hold(FOR_EVER_NS)
+                return
+            session.answered += len(wanted)
         ended = [task.task for task in tasks]
         session.open.difference_update(ended)
         session.cancelled.difference_update(ended)
@@ -276,7 +308,7 @@ class Worker:
             reason = f"{type(error).__name__}: {error}"
             return [WireResult(t.task, wire.FAILED, reason=reason, retryable=True) for t in tasks]
         compute_ns = self.clock() - start_ns
-        drawn_ns = self._drawn_ns(session, tasks[0])
+        drawn_ns = self._drawn_ns(session, tasks[0], start_ns - session.start_ns)
         self._hold(start_ns + drawn_ns)
         held_ns = max(0, self.clock() - start_ns - compute_ns) if drawn_ns > compute_ns else 0
         return [
@@ -284,10 +316,15 @@ class Worker:
             for task, own in zip(tasks, cells, strict=True)
         ]
 
-    def _drawn_ns(self, session: Session, task: WireTask) -> int:
+    def _drawn_ns(self, session: Session, task: WireTask, at_ns: int) -> int:
         ratio = (session.cost_ratio or 1.0) if task.kind == "collage" else 1.0
-        drawn = session.delays.draw_ns(self.endpoint.rank, task.group, task.attempt)
+        drawn = session.delays.draw_ns(self.endpoint.rank, task.group, task.attempt, at_ns)
         return round(drawn * ratio)
+
+    def _dead(self, session: Session) -> bool:
+        """Whether the delay model lets this rank answer nothing any more."""
+        at_ns = self.clock() - session.start_ns
+        return session.delays.dead(self.endpoint.rank, at_ns, session.answered)
 
     def _hold(self, until_ns: int) -> None:
         """Keep the answer back, testing MPI meanwhile so that messages go on flowing.
@@ -320,9 +357,3 @@ def _cells_of(task: WireTask, scores: np.ndarray) -> tuple[Score | None, ...]:
     records = decode(flat)
     places = range(len(task.items)) if task.kind == "single" else [c for _, c in task.items]
     return tuple(None if (r := records[place]) is None else Score(*r) for place in places)
-
-
-def straggler_settings(values: dict[str, Any]) -> StragglerSettings:
-    """Read back what a welcome carries; JSON has made the ranks' numbers text."""
-    slow = {int(rank): factor for rank, factor in (values.get("slow") or {}).items()}
-    return StragglerSettings(**{**values, "slow": slow})

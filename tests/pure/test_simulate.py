@@ -7,6 +7,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.config import RunSettings
+from collage_mpi.errors import UsageError
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.simulate import Costs, Simulation, simulate
 from collage_mpi.stragglers import make_delays
@@ -127,3 +128,27 @@ def test_the_command(tmp_path, capsys):
     assert main(["simulate", "--images", "0", "--out", out + "2"]) == 2
     sure = ["--accept", "confident", "--accept-deadline-ms", "200"]
     assert main(["simulate", "--images", "9", "--out", out + "2", *sure]) == 2
+
+
+def test_a_dead_rank_is_answered_for_by_the_collage():
+    dead = {"straggler": "pinned", "dead_ranks": ("2:3",), "side": 2, "scheme": "collage"}
+    rows = play(40, **dead)
+    assert len(rows.images) == 160
+    assert sum(row.rank == 2 for row in rows.images) == 3
+    assert {task.outcome for task in rows.tasks if task.rank == 2} == {0, 4}  # 4: unfinished
+    in_time = play(40, **{**dead, "dead_ranks": ("2:0.25s",)})
+    assert sum(row.rank == 2 for row in in_time.images) == 2
+
+
+def test_a_dead_rank_without_redundancy_costs_an_image_timeout_each():
+    dead = {"straggler": "pinned", "dead_ranks": ("2:3",), "side": 2, "scheme": "none"}
+    with pytest.raises(UsageError, match="never end"):
+        play(10, **dead)
+    rows = play(10, image_timeout_s=1.0, **dead)
+    assert len(rows.images) == 40
+    assert sum(not row.answered for row in rows.images) == 7
+
+
+def test_what_cannot_be_simulated_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="real cores"):
+        simulate(RunSettings(burn_ranks=("1:1",)), tmp_path / "x", 9)

@@ -1,0 +1,124 @@
+"""`collage-mpi trace`: a run's service times become a trace, a trace becomes a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from collage_mpi.fitting import Fit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """record and fit."""
+    parser.epilog = (
+        "For example: collage-mpi trace record runs/real --out times.npy; then "
+        "collage-mpi trace fit times.npy, or run --straggler trace --trace-file times.npy"
+    )
+    kinds = parser.add_subparsers(dest="trace", metavar="WHAT", required=True)
+    line = "make a trace of the service times that the single ranks of finished runs showed"
+    record = kinds.add_parser("record", help=line, description=line[0].upper() + line[1:] + ".")
+    record.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    record.add_argument("--out", required=True, metavar="FILE", help="the trace, .npy")
+    record.add_argument(
+        "--min-tasks", type=int, default=1, metavar="N", help="leave out ranks with fewer tasks (1)"
+    )
+    line = "fit delay models to a trace and print the flags that draw from them"
+    fit = kinds.add_parser("fit", help=line, description=line[0].upper() + line[1:] + ".")
+    fit.add_argument("file", metavar="TRACE", help=".npy of (machines, requests), seconds")
+    fit.add_argument(
+        "--row", type=int, metavar="R", help="only this machine of the trace (default: all as one)"
+    )
+    fit.add_argument("--model", metavar="MODEL", help="only this model (default: all)")
+    fit.add_argument(
+        "--out", metavar="FILE", help="write the best fit's settings here, .toml for --settings"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Record or fit."""
+    return _record(args) if args.trace == "record" else _fit(args)
+
+
+def _record(args: argparse.Namespace) -> int:
+    from collage_mpi.errors import UsageError
+    from collage_mpi.results import read_results
+    from collage_mpi.traces import record_trace, save_trace
+
+    if not args.out.endswith(".npy"):
+        raise UsageError(f"--out {args.out}: a trace is a .npy file")
+    runs = [read_results(run) for run in args.runs]
+    found = record_trace(runs, args.min_tasks)
+    save_trace(Path(args.out), found.times_s)
+    machines, requests = found.times_s.shape
+    print(f"wrote {args.out}: {machines} machines, {requests:,} service times each")
+    if found.cut:
+        print(f"{found.cut:,} left out at the ends: all rows are as long as the shortest")
+    for run, rank, tasks in found.short:
+        print(f"rank {rank} of {run} left out: {tasks} tasks")
+    print(_describe(found.times_s))
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from collage_mpi.errors import UsageError
+    from collage_mpi.fitting import fit_trace
+    from collage_mpi.traces import load_trace
+
+    times_s = load_trace(args.file)
+    if args.row is not None:
+        if not 0 <= args.row < len(times_s):
+            raise UsageError(f"--row {args.row}: the trace has rows 0 to {len(times_s) - 1}")
+        times_s = times_s[args.row : args.row + 1]
+    fits = fit_trace(times_s)
+    if args.model is not None:
+        known = [fit.model for fit in fits]
+        fits = [fit for fit in fits if fit.model == args.model]
+        if not fits:
+            raise UsageError(f"--model {args.model}: this trace was fitted by {', '.join(known)}")
+    print(_describe(times_s))
+    print("KS: largest distance between the distributions, 0 is the same, 1 the farthest\n")
+    for fit in fits:
+        print(f"{fit.model:<10} KS {fit.ks:.3f}   {fit.flags()}")
+    if args.out:
+        _write(Path(args.out), fits[0], args.file)
+        print(f"\nwrote {args.out}: collage-mpi run --settings {args.out} ...")
+    return 0
+
+
+def _describe(times_s: np.ndarray) -> str:
+    import numpy as np
+
+    ms = times_s * 1e3
+    medians = np.median(ms, axis=1)
+    line = f"{ms.size:,} service times, median {np.median(ms):.4g} ms, "
+    line += f"p99 {np.quantile(ms, 0.99):.4g} ms, longest {ms.max():.4g} ms"
+    if len(medians) > 1:
+        line += f"; medians of the machines {medians.min():.4g} to {medians.max():.4g} ms"
+        if medians.max() > 1.5 * medians.min():
+            line += (
+                "\nThe machines differ: a model of all as one has none that is slow all along. "
+                "Keep the trace, fit a --row, or add --slow-ranks."
+            )
+    return line
+
+
+def _write(path: Path, fit: Fit, source: str) -> None:
+    from collage_mpi.errors import EnvironmentFault, UsageError
+
+    if path.suffix != ".toml":
+        raise UsageError(f"--out {path}: settings are a .toml file")
+    lines = [f"# {fit.model} fitted to {Path(source).name}, KS distance {fit.ks:.3f}"]
+    lines += [
+        f"{name} = " + (json.dumps(value) if isinstance(value, str) else f"{value:.6g}")
+        for name, value in fit.settings.items()
+    ]
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,241 @@
+"""Delay models: one service time at a time, from a seed and a key.
+
+Owns: each model's formula and its key, when slow spells come, when a rank is dead.
+Does not know: settings files, how a rank spends the time, MPI.
+
+A draw is the service time of one single image, in seconds, as if on a rank of its own.
+Every random number is a hash of (seed, key), never a stream: what one rank draws does not
+depend on what another drew before, which is what pairs two schemes on the same draws.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LONGEST_S = 1e9  # of a draw: a longer one would leave the 63 bits of an ns column
+_NORMAL = NormalDist()
+_TO_UNIT = 2.0**-53
+
+
+def uniform(*key: object) -> float:
+    """A number in (0, 1) that depends on the key only, uniform over keys."""
+    digest = blake2b(":".join(map(str, key)).encode(), digest_size=8).digest()
+    return ((int.from_bytes(digest, "little") >> 11) + 0.5) * _TO_UNIT
+
+
+class Moment(NamedTuple):
+    """What a draw may depend on.
+
+    Attributes:
+        rank, group, attempt: of the task; groups count from 0, attempts from 1.
+        at_ns: when the rank begins it, since the session's start.
+    """
+
+    rank: int
+    group: int
+    attempt: int
+    at_ns: int
+
+
+# A moment -> seconds of a single image, before time scale and the rank's own factor.
+Body = Callable[[Moment], float]
+
+
+class Spells:
+    """When a rank is slow: spells of exponential length, in equilibrium at the start.
+
+    A function of (seed, rank, time) only. Slow spells last `mean_s` on average and take
+    `share` of the time (an alternating renewal process, two-state Markov).
+    """
+
+    def __init__(self, seed: int, rank: int, share: float, mean_s: float) -> None:
+        self._random = random.Random(f"{seed}:spells:{rank}")
+        self._always = share if share in (0.0, 1.0) else None
+        self._first_slow = self._random.random() < share
+        fast_s = mean_s * (1 - share) / share if 0 < share < 1 else mean_s
+        self._means_s = (fast_s, mean_s)
+        self._ends_s: list[float] = []
+
+    def slow(self, at_s: float) -> bool:
+        """Whether the rank is in a slow spell `at_s` seconds after the start."""
+        if self._always is not None:
+            return self._always == 1.0
+        while not self._ends_s or self._ends_s[-1] <= at_s:
+            self._extend()
+        passed = bisect_right(self._ends_s, at_s)
+        return self._first_slow == (passed % 2 == 0)
+
+    def _extend(self) -> None:
+        slow = self._first_slow == (len(self._ends_s) % 2 == 0)
+        length_s = self._random.expovariate(1 / self._means_s[slow])
+        self._ends_s.append((self._ends_s[-1] if self._ends_s else 0.0) + length_s)
+
+
+class Death(NamedTuple):
+    """From when a rank answers nothing any more: a time since the start, or a task count."""
+
+    at_s: float | None = None
+    tasks: int | None = None
+
+    def reached(self, at_ns: int, answered: int) -> bool:
+        """Whether the rank is dead at `at_ns`, having answered so many tasks."""
+        if self.at_s is not None:
+            return at_ns >= self.at_s * 1e9
+        return self.tasks is not None and answered >= self.tasks
+
+    def describe(self) -> str:
+        """As it is typed: 2.5s, or 20."""
+        return f"{self.at_s:g}s" if self.at_s is not None else str(self.tasks)
+
+
+class DelayModel(Protocol):
+    """Draws service times."""
+
+    def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = 0) -> int:
+        """Service time of a single image on the rank, in ns; 0 injects nothing."""
+        ...
+
+    def dead(self, rank: int, at_ns: int, answered: int) -> bool:
+        """Whether the rank answers nothing any more."""
+        ...
+
+
+class Delays:
+    """A body, times the scale and the rank's own factor; and the ranks that die."""
+
+    def __init__(
+        self,
+        body: Body | None,
+        time_scale: float,
+        slow: Mapping[int, float],
+        deaths: Mapping[int, Death],
+    ) -> None:
+        """No `body` injects nothing."""
+        self._body, self._scale = body, time_scale
+        self._slow, self._deaths = dict(slow), dict(deaths)
+
+    def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = 0) -> int:
+        """Service time of a single image on the rank, in ns; 0 injects nothing."""
+        if self._body is None:
+            return 0
+        factor = self._scale * self._slow.get(rank, 1.0)
+        drawn_s = self._body(Moment(rank, group, attempt, at_ns)) * factor
+        return round(min(drawn_s, LONGEST_S) * 1e9)
+
+    def dead(self, rank: int, at_ns: int, answered: int) -> bool:
+        """Whether the rank answers nothing any more."""
+        death = self._deaths.get(rank)
+        return death is not None and death.reached(at_ns, answered)
+
+
+# ---- the bodies -------------------------------------------------------------
+
+
+def pinned(median_s: float) -> Body:
+    """A constant."""
+    return lambda moment: median_s
+
+
+def lognormal(seed: int, median_s: float, sigma: float) -> Body:
+    """median * exp(sigma * z). Key: (seed, rank, group, attempt)."""
+
+    def draw(moment: Moment) -> float:
+        z = _NORMAL.inv_cdf(uniform(seed, moment.rank, moment.group, moment.attempt))
+        return median_s * _exp(sigma * z)
+
+    return draw
+
+
+def pareto(seed: int, median_s: float, tail: float) -> Body:
+    """P(X > x) = (m/x)**tail for x >= m, m = median / 2**(1/tail). Key: as lognormal."""
+
+    def draw(moment: Moment) -> float:
+        above = uniform(seed, moment.rank, moment.group, moment.attempt)  # P(X > x)
+        return median_s * _exp(-(math.log(above) + math.log(2)) / tail)
+
+    return draw
+
+
+def bimodal(seed: int, median_s: float, sigma: float, share: float, factor: float) -> Body:
+    """`share` of the tasks are `factor` times slower, each on its own. Key: as lognormal."""
+    usual = lognormal(seed, median_s, sigma)
+
+    def draw(moment: Moment) -> float:
+        mode = uniform(seed, moment.rank, moment.group, moment.attempt, "mode")
+        return usual(moment) * (factor if mode < share else 1.0)
+
+    return draw
+
+
+def markov(
+    seed: int, median_s: float, sigma: float, factor: float, spells: Callable[[int], Spells]
+) -> Body:
+    """`factor` times slower where the task begins in a slow spell of its rank.
+
+    Keys: the spells are (seed, rank, time since the start), the rest as lognormal.
+
+    Args:
+        spells: rank -> its spells.
+    """
+    usual = lognormal(seed, median_s, sigma)
+    known: dict[int, Spells] = {}
+
+    def draw(moment: Moment) -> float:
+        if moment.rank not in known:
+            known[moment.rank] = spells(moment.rank)
+        slow = known[moment.rank].slow(moment.at_ns / 1e9)
+        return usual(moment) * (factor if slow else 1.0)
+
+    return draw
+
+
+def trace_rows(seed: int, times_s: np.ndarray) -> Body:
+    """A machine a rank, its times in order. Key: (rank, group).
+
+    The seed chooses which machine is which rank, and the entry that group 0 gets. Ranks
+    beyond the machines reuse a row, a third of its length further on for each lap.
+
+    Args:
+        times_s: (machines, requests) float64, seconds.
+    """
+    machines, requests = times_s.shape
+    shuffler = random.Random(f"placement:{seed}")
+    row_of = list(range(machines))
+    shuffler.shuffle(row_of)
+    start = shuffler.randrange(requests)
+
+    def draw(moment: Moment) -> float:
+        lap, place = divmod(moment.rank - 1, machines)
+        entry = start + moment.group + lap * (requests // 3)
+        return float(times_s[row_of[place], entry % requests])
+
+    return draw
+
+
+def trace_independent(seed: int, times_s: np.ndarray) -> Body:
+    """Any entry of any machine. Key: (seed, rank, group, attempt).
+
+    Args:
+        times_s: (machines, requests) float64, seconds.
+    """
+    flat = times_s.ravel()
+
+    def draw(moment: Moment) -> float:
+        u = uniform(seed, moment.rank, moment.group, moment.attempt)
+        return float(flat[min(int(u * flat.size), flat.size - 1)])
+
+    return draw
+
+
+def _exp(x: float) -> float:
+    """exp, held below what a draw may be."""
+    return math.exp(min(x, 60.0))

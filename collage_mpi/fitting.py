@@ -1,0 +1,265 @@
+"""Delay models fitted to a trace: simple estimators, and how well each fits.
+
+Owns: the estimators, the distribution of each model, the Kolmogorov-Smirnov distance.
+Does not know: files, flags' parsing, how draws are made (delays).
+
+Lognormal: maximum likelihood. Pareto: maximum likelihood (Hill 1975 with the minimum as
+the threshold). Bimodal: a mixture of two normals of one variance on the logarithms, by
+expectation-maximisation. Markov: the same mixture; neighbouring requests are alike in it,
+so that each is called slow or usual by the most likely path (Viterbi 1967) and the
+spells' length and share are counted along the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from collage_mpi.errors import DataFault
+
+LEAST = 20  # service times; fewer say nothing of a tail
+_EM_STEPS = 500
+_VITERBI_ROUNDS = 5
+
+Cdf = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One model with the parameters that suit a trace best.
+
+    Attributes:
+        model: its name.
+        settings: RunSettings field -> value, what makes a run draw from it.
+        ks: largest distance between its distribution and the trace's, 0..1.
+    """
+
+    model: str
+    settings: Mapping[str, float | str]
+    ks: float
+
+    def flags(self) -> str:
+        """As it is pasted behind `run` or `simulate`."""
+        return " ".join(
+            f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:.4g}'}"
+            for name, value in self.settings.items()
+        )
+
+
+def fit_trace(times_s: np.ndarray) -> list[Fit]:
+    """Every model that can be fitted, the closest distribution first.
+
+    Bimodal and markov are left out where the trace has no second mode.
+
+    Args:
+        times_s: (machines, requests) float64, seconds, positive.
+
+    Raises:
+        DataFault: fewer than LEAST times.
+    """
+    if times_s.size < LEAST:
+        raise DataFault(f"{times_s.size} service times; a fit needs at least {LEAST}")
+    fits = [fit_lognormal(times_s), fit_pareto(times_s)]
+    fits += [fit for fit in (fit_bimodal(times_s), fit_markov(times_s)) if fit is not None]
+    return sorted(fits, key=lambda fit: fit.ks)
+
+
+def fit_lognormal(times_s: np.ndarray) -> Fit:
+    """Mean and standard deviation of the logarithms."""
+    logs = np.log(times_s.ravel())
+    median_s, sigma = math.exp(logs.mean()), float(logs.std())
+    settings = _settings("lognormal", median_s, straggler_sigma=sigma)
+    return Fit("lognormal", settings, ks_distance(times_s, _normal_cdf(math.log(median_s), sigma)))
+
+
+def fit_pareto(times_s: np.ndarray) -> Fit:
+    """The minimum is the scale; the tail index is one over the mean log ratio to it."""
+    x = times_s.ravel()
+    least = float(x.min())
+    spread = float(np.log(x / least).mean())
+    tail = min(1 / spread, 1000.0) if spread > 0 else 1000.0
+    settings = _settings("pareto", least * 2 ** (1 / tail), straggler_tail=tail)
+    return Fit(
+        "pareto", settings, ks_distance(x, lambda t: 1 - (least / np.maximum(t, least)) ** tail)
+    )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Two normals of one variance on the logarithms.
+
+    Attributes:
+        low, high: their means; `share` is the high one's weight.
+        sigma: of both.
+    """
+
+    low: float
+    high: float
+    sigma: float
+    share: float
+
+    def log_odds(self, logs: np.ndarray) -> np.ndarray:
+        """Log density ratio of the high mode to the low one, weights left out."""
+        width = max(self.sigma, 1e-9)
+        return ((logs - self.low) ** 2 - (logs - self.high) ** 2) / (2 * width**2)
+
+
+def fit_mixture(logs: np.ndarray) -> Mixture | None:
+    """The most likely mixture, from several starts; None where both modes are one.
+
+    Args:
+        logs: (n,) float64.
+    """
+    best: tuple[float, Mixture] | None = None
+    for split in (0.5, 0.75, 0.9, 0.97):
+        found = _expectation_maximisation(logs, float(np.quantile(logs, split)))
+        if found is not None and (best is None or found[0] > best[0]):
+            best = found
+    if best is None:
+        return None
+    mixture = best[1]
+    one = _log_likelihood(logs, float(logs.mean()), float(logs.std()))
+    # Two more parameters must earn their keep: the Bayesian information criterion.
+    worth = best[0] - one > math.log(len(logs))
+    apart = mixture.high - mixture.low > mixture.sigma
+    return mixture if worth and apart else None
+
+
+def _expectation_maximisation(logs: np.ndarray, split: float) -> tuple[float, Mixture] | None:
+    weight = (logs > split).astype(np.float64)  # (n,) of belonging to the high mode
+    likelihood = -math.inf
+    for _ in range(_EM_STEPS):
+        share = float(weight.mean())
+        if not 0.5 / len(logs) < share < 1 - 0.5 / len(logs):
+            return None
+        high = float((weight * logs).sum() / weight.sum())
+        low = float(((1 - weight) * logs).sum() / (1 - weight).sum())
+        scatter = weight * (logs - high) ** 2 + (1 - weight) * (logs - low) ** 2
+        sigma = max(math.sqrt(scatter.mean()), 1e-6)
+        up = math.log(share) - ((logs - high) / sigma) ** 2 / 2
+        down = math.log(1 - share) - ((logs - low) / sigma) ** 2 / 2
+        total = np.logaddexp(up, down)
+        weight = np.exp(up - total)
+        now = float(total.sum()) - len(logs) * (math.log(sigma) + math.log(2 * math.pi) / 2)
+        if now - likelihood < 1e-6 * abs(now):
+            break
+        likelihood = now
+    return (now, Mixture(low, high, sigma, share)) if high > low else None
+
+
+def _log_likelihood(logs: np.ndarray, mean: float, sigma: float) -> float:
+    sigma = max(sigma, 1e-6)
+    return float(
+        -(((logs - mean) / sigma) ** 2 / 2).sum()
+        - len(logs) * (math.log(sigma) + math.log(2 * math.pi) / 2)
+    )
+
+
+def fit_bimodal(times_s: np.ndarray) -> Fit | None:
+    """Each request is slow on its own; None without a second mode."""
+    mixture = fit_mixture(np.log(times_s.ravel()))
+    if mixture is None:
+        return None
+    settings = _mixture_settings("bimodal", mixture, mixture.share)
+    return Fit("bimodal", settings, ks_distance(times_s, _mixture_cdf(mixture)))
+
+
+def fit_markov(times_s: np.ndarray) -> Fit | None:
+    """Slow spells along the rows; None without a second mode or without any slow request.
+
+    A machine is taken to be at work all the time, one request after the other.
+    """
+    logs = np.log(times_s)  # (machines, requests)
+    mixture = fit_mixture(logs.ravel())
+    if mixture is None:
+        return None
+    odds = mixture.log_odds(logs)
+    slow = odds + math.log(mixture.share / (1 - mixture.share)) > 0
+    for _ in range(_VITERBI_ROUNDS):
+        before, slow = slow, _viterbi(odds, *_switches(slow))
+        if (slow == before).all():
+            break
+    spells = int(slow[:, 0].sum() + (slow[:, 1:] & ~slow[:, :-1]).sum())
+    if spells == 0 or slow.all():
+        return None
+    slow_s = float(times_s[slow].sum())
+    settings = _mixture_settings("markov", mixture, slow_s / float(times_s.sum()))
+    settings["straggler_spell_s"] = slow_s / spells
+    requests = Mixture(mixture.low, mixture.high, mixture.sigma, float(slow.mean()))
+    return Fit("markov", settings, ks_distance(times_s, _mixture_cdf(requests)))
+
+
+def _switches(slow: np.ndarray) -> tuple[float, float]:
+    """Chances of usual -> slow and slow -> usual from one request to the next; never 0."""
+    before, after = slow[:, :-1], slow[:, 1:]
+    up = (float((~before & after).sum()) + 0.5) / (float((~before).sum()) + 1)
+    down = (float((before & ~after).sum()) + 0.5) / (float(before.sum()) + 1)
+    return up, down
+
+
+def _viterbi(odds: np.ndarray, up: float, down: float) -> np.ndarray:
+    """The most likely states of each row.
+
+    Args:
+        odds: (machines, requests), log density ratio of slow to usual.
+        up, down: chances to become slow, and usual again.
+
+    Returns:
+        (machines, requests) bool, slow.
+    """
+    machines, requests = odds.shape
+    stay_down, stay_up = math.log(1 - up), math.log(1 - down)
+    go_up, go_down = math.log(up), math.log(down)
+    usual = np.full(machines, math.log(down / (up + down)))
+    slow = math.log(up / (up + down)) + odds[:, 0]
+    from_slow = np.zeros((2, requests, machines), bool)  # the state before usual, before slow
+    for i in range(1, requests):
+        from_slow[0, i] = slow + go_down > usual + stay_down
+        from_slow[1, i] = slow + stay_up > usual + go_up
+        usual, slow = (
+            np.maximum(slow + go_down, usual + stay_down),
+            np.maximum(slow + stay_up, usual + go_up) + odds[:, i],
+        )
+    path = np.empty((requests, machines), bool)
+    path[-1] = slow > usual
+    for i in range(requests - 1, 0, -1):
+        path[i - 1] = np.where(path[i], from_slow[1, i], from_slow[0, i])
+    return path.T
+
+
+def ks_distance(times_s: np.ndarray, cdf: Cdf) -> float:
+    """Kolmogorov-Smirnov: the largest distance between the sample's steps and `cdf`, 0..1."""
+    x = np.sort(times_s.ravel())
+    model = cdf(x)
+    n = len(x)
+    above = np.arange(1, n + 1) / n - model
+    below = model - np.arange(n) / n
+    return float(max(above.max(), below.max()))
+
+
+def _normal_cdf(mean: float, sigma: float) -> Cdf:
+    law = NormalDist(mean, max(sigma, 1e-9))
+    return lambda t: np.array([law.cdf(v) for v in np.log(t)])
+
+
+def _mixture_cdf(mixture: Mixture) -> Cdf:
+    low, high = (_normal_cdf(mean, mixture.sigma) for mean in (mixture.low, mixture.high))
+    return lambda t: (1 - mixture.share) * low(t) + mixture.share * high(t)
+
+
+def _settings(model: str, median_s: float, **more: float) -> dict[str, float | str]:
+    return {"straggler": model, "straggler_median_ms": median_s * 1e3, **more}
+
+
+def _mixture_settings(model: str, mixture: Mixture, share: float) -> dict[str, float | str]:
+    return _settings(
+        model,
+        math.exp(mixture.low),
+        straggler_sigma=mixture.sigma,
+        straggler_slow_share=share,
+        straggler_slow_factor=math.exp(mixture.high - mixture.low),
+    )

@@ -1,0 +1,127 @@
+"""Ranks that answer nothing any more, and cores that burn beside a rank."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+from fakes import MS
+from test_worker import Bench
+
+from collage_mpi import protocol as wire
+from collage_mpi.burner import Burn, Burners
+from collage_mpi.scheduler.events import Item
+
+BURN = {"processes": 2, "seed": 0, "rank": 3, "share": 1.0, "spell_s": 1.0}
+
+
+def ends_after(bench: Bench, polls: int) -> None:
+    """Rank 0 ends the session once the worker has polled so often."""
+    left = [polls]
+
+    def count() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            bench.endpoint.tell({"what": "end"})
+
+    bench.endpoint.at_poll = count
+
+
+def test_it_answers_its_tasks_and_then_nothing_but_it_polls_and_the_session_ends():
+    bench = Bench(straggler={"model": "none", "dead": {"3": [None, 2]}})
+    for task in range(4):
+        bench.single(task)
+    ends_after(bench, 400)
+    bench.endpoint.cancel(3)  # not even a skip comes back
+    bench.run()
+    assert [result.task for result in bench.results] == [0, 1]
+    assert bench.worker.session is None  # 400 polls later
+
+
+def test_a_task_in_work_at_the_time_of_death_is_not_answered():
+    bench = Bench(straggler={"model": "pinned", "median_ms": 50, "dead": {"3": [0.12, None]}})
+    for task in range(4):
+        bench.single(task)
+    ends_after(bench, 400)
+    bench.run()
+    assert [result.task for result in bench.results] == [0, 1]  # the third would end at 150 ms
+
+
+def test_another_rank_lives():
+    bench = Bench(straggler={"model": "none", "dead": {"2": [None, 0]}})
+    bench.single(0)
+    bench.run()
+    assert len(bench.results) == 1
+
+
+def test_a_slow_spell_is_a_matter_of_the_time_since_start():
+    markov = {"model": "markov", "median_ms": 10, "sigma": 0.0, "slow_share": 0.5, "spell_s": 0.2}
+    bench = Bench(straggler=markov)
+    session = bench.worker.session
+    assert session is not None
+    expected = []
+    for task in range(100):
+        at_ns = bench.clock.now_ns - session.start_ns
+        expected.append(session.delays.draw_ns(3, 0, 1, at_ns))
+        bench.endpoint.give(
+            [wire.WireTask(task, 0, 1, "single", (Item(task, 0),))], [np.zeros((4, 4, 1), np.uint8)]
+        )
+        bench.run()
+    assert [result.drawn_ns for result in bench.results] == expected
+    assert set(expected) == {10 * MS, 50 * MS}
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_burners_start_with_the_session_and_end_with_it():
+    bench = Bench(burn=BURN)
+    session = bench.worker.session
+    assert session is not None
+    assert session.burners is not None
+    pids = [process.pid for process in session.burners._processes]
+    try:
+        assert len(pids) == 2
+        assert all(map(alive, pids))
+        bench.endpoint.tell({"what": "end"})
+        bench.run()
+        assert not any(map(alive, pids))
+    finally:
+        session.end()
+
+
+def test_no_burner_outlives_its_rank():
+    program = (
+        "import sys; from collage_mpi.burner import Burn, Burners; "
+        f"b = Burners(Burn(**{BURN})); print(*[p.pid for p in b._processes], flush=True); "
+        "sys.stdin.read()"
+    )
+    rank = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert rank.stdout is not None
+    pids = [int(word) for word in rank.stdout.readline().split()]
+    assert len(pids) == 2
+    rank.kill()
+    rank.wait(10)
+    until_s = time.monotonic() + 20
+    while any(map(alive, pids)) and time.monotonic() < until_s:
+        os.sched_yield()
+    assert not any(map(alive, pids))
+    rank.stdin.close()
+    rank.stdout.close()
+
+
+def test_burning_is_bounded():
+    burners = Burners(Burn(1, 0, 1, 0.0, 1.0))
+    assert len(burners._processes) == 1
+    burners.end()
+    burners.end()

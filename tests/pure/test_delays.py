@@ -1,0 +1,219 @@
+"""Delay models: the distributions they promise, their keys, and what is paired by them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from collage_mpi.burner import burn
+from collage_mpi.config import RunSettings
+from collage_mpi.delays import Spells, uniform
+from collage_mpi.errors import UsageError
+from collage_mpi.simulate import Costs, Simulation
+from collage_mpi.stragglers import StragglerSettings, make_delays, parse_dead, read_back
+
+DRAWN = ("lognormal", "pareto", "bimodal", "markov")
+
+
+def draws_ms(settings: StragglerSettings, ranks=9, groups=700, every_ms=100) -> np.ndarray:
+    """(ranks, groups) ms, a task every `every_ms`."""
+    draw = make_delays(settings).draw_ns
+    return np.array(
+        [
+            [draw(r, g, 1, g * every_ms * 1_000_000) / 1e6 for g in range(groups)]
+            for r in range(1, ranks + 1)
+        ]
+    )
+
+
+def test_uniform_is_uniform_and_keyed():
+    found = np.array([uniform(7, i) for i in range(4000)])
+    assert found.min() > 0
+    assert found.max() < 1
+    assert found.mean() == pytest.approx(0.5, abs=0.02)
+    assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.05
+    assert uniform(7, 1) != uniform(71, "")
+
+
+@hypothesis_settings(max_examples=8, deadline=None)
+@given(st.floats(1, 1e4), st.floats(1.5, 8), st.integers(0, 9))
+def test_pareto_has_its_median_and_tail(median_ms, tail, seed):
+    found = draws_ms(StragglerSettings("pareto", seed=seed, median_ms=median_ms, tail=tail))
+    assert np.median(found) == pytest.approx(median_ms, rel=0.05)
+    least = median_ms * 2 ** (-1 / tail)
+    assert found.min() == pytest.approx(least, rel=0.01)
+    hill = 1 / np.log(found / least).mean()
+    assert hill == pytest.approx(tail, rel=0.08)
+
+
+@hypothesis_settings(max_examples=8, deadline=None)
+@given(st.floats(0.02, 0.5), st.floats(3, 10), st.integers(0, 9))
+def test_bimodal_has_its_share_and_factor(share, factor, seed):
+    found = draws_ms(
+        StragglerSettings("bimodal", seed=seed, sigma=0.1, slow_share=share, slow_factor=factor)
+    )
+    slow = found > 100 * math.sqrt(factor)
+    assert slow.mean() == pytest.approx(share, abs=0.03)
+    assert np.median(found[~slow]) == pytest.approx(100, rel=0.02)
+    assert np.median(found[slow]) == pytest.approx(100 * factor, rel=0.05)
+    # each task on its own: a slow neighbour says nothing
+    pairs = slow[:, 1:][slow[:, :-1]]
+    assert pairs.mean() == pytest.approx(share, abs=0.13)
+
+
+def test_markov_is_slow_in_spells_of_the_stated_length_and_share():
+    settings = StragglerSettings("markov", sigma=0.0, slow_share=0.2, slow_factor=4, spell_s=3)
+    found = draws_ms(settings, ranks=40, groups=2000)
+    assert set(found.ravel()) == {100.0, 400.0}
+    slow = found == 400
+    assert slow.mean() == pytest.approx(0.2, abs=0.04)
+    spells = (slow[:, 1:] & ~slow[:, :-1]).sum() + slow[:, 0].sum()
+    assert slow.sum() * 0.1 / spells == pytest.approx(3, rel=0.15)
+    assert slow[:, 0].mean() == pytest.approx(0.2, abs=0.2)  # in equilibrium at the start
+
+
+def test_spells_are_a_function_of_time_whatever_was_asked_before():
+    asked = [9.0, 0.5, 30.0, 2.0]
+    at_once = [Spells(3, 2, 0.3, 1.0).slow(at_s) for at_s in asked]
+    spells = Spells(3, 2, 0.3, 1.0)
+    assert [spells.slow(at_s) for at_s in asked] == at_once
+    times = np.arange(0, 200, 0.1)
+    one, other = ([Spells(3, rank, 0.3, 1.0).slow(t) for t in times] for rank in (1, 2))
+    assert one != other
+    assert all(Spells(0, 1, 1.0, 2.0).slow(t) for t in times)
+    assert not any(Spells(0, 1, 0.0, 2.0).slow(t) for t in times)
+
+
+def test_the_time_scale_is_a_zoom_of_spells_too():
+    plain = draws_ms(StragglerSettings("markov", seed=2), every_ms=100)
+    small = draws_ms(StragglerSettings("markov", seed=2, time_scale=0.1), every_ms=10)
+    assert small * 10 == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", DRAWN)
+def test_draws_depend_on_seed_and_key_only(model):
+    settings = StragglerSettings(model, seed=4, slow_share=0.3)
+    first, again = make_delays(settings), make_delays(settings)
+    keys = [(r, g, a, 10**8 * g) for r in (1, 5) for g in range(30) for a in (1, 2)]
+    found = [first.draw_ns(*key) for key in keys]
+    assert [again.draw_ns(*key) for key in reversed(keys)] == found[::-1]
+    assert len(set(found)) == len(found)
+    other = make_delays(StragglerSettings(model, seed=5, slow_share=0.3))
+    assert [other.draw_ns(*key) for key in keys] != found
+
+
+class Tasks:
+    """A writer that keeps the tasks."""
+
+    session = 1
+
+    def __init__(self):
+        self.drawn = {}
+
+    def image(self, row):
+        pass
+
+    group = image
+
+    def task(self, row):
+        if row.drawn_ns:
+            self.drawn[row.rank, row.group, row.attempt] = row.drawn_ns
+
+
+@pytest.mark.parametrize("model", ["lognormal", "pareto", "bimodal", "trace"])
+def test_schemes_meet_the_same_draws(model, tmp_path):
+    """Paired: a (rank, group, attempt) that two schemes both serve takes as long in both."""
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).lognormal(-2, 0.5, (6, 50)))
+    found = []
+    for scheme in ("none", "collage", "replicate"):
+        job = RunSettings(
+            straggler=model, trace_file=str(tmp_path / "t.npy"), scheme=scheme, side=2
+        )
+        rows = Tasks()
+        Simulation(job, 160, Costs(), rows, 1.0).run()
+        found.append({key: ns for key, ns in rows.drawn.items() if key[0] <= 4})
+    for other in found[1:]:
+        shared = found[0].keys() & other.keys()
+        assert len(shared) > 80
+        assert all(found[0][key] == other[key] for key in shared)
+
+
+def test_a_dead_rank_by_time_or_by_tasks():
+    model = make_delays(StragglerSettings(dead=dict(map(parse_dead, ("3:2.5s", "4:7")))))
+    assert not model.dead(3, 2_499_999_999, 10**6)
+    assert model.dead(3, 2_500_000_000, 0)
+    assert not model.dead(4, 10**12, 6)
+    assert model.dead(4, 0, 7)
+    assert not model.dead(5, 10**15, 10**9)
+
+
+def test_settings_survive_the_way_to_the_ranks():
+    settings = StragglerSettings(
+        "markov", slow={3: 2.0}, dead=dict(map(parse_dead, ("3:2.5s", "4:7")))
+    )
+    assert read_back(json.loads(json.dumps(asdict(settings)))) == settings
+    assert "rank 3 dead after 2.5 s, rank 4 dead after 7 tasks" in settings.describe()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dead_ranks": ("3",)},
+        {"dead_ranks": ("3:-1s",)},
+        {"dead_ranks": ("3:nans",)},
+        {"dead_ranks": ("0:4",)},
+        {"burn_ranks": ("3",)},
+        {"burn_ranks": ("3:0",)},
+        {"burn_ranks": ("0:1",)},
+        {"burn_ranks": ("3:100000",)},
+        {"straggler_tail": 0.0},
+        {"straggler_slow_share": 1.5},
+        {"straggler_slow_share": float("nan")},
+        {"straggler_slow_factor": 0.0},
+        {"straggler_spell_s": 0.0},
+        {"straggler_sigma": 1e6},
+        {"straggler": "cauchy"},
+    ],
+)
+def test_what_cannot_work_is_one_message(wrong):
+    with pytest.raises(UsageError):
+        RunSettings(**wrong)
+
+
+def test_extreme_draws_fit_a_column():
+    for settings in (
+        StragglerSettings("lognormal", median_ms=1e9, sigma=100),
+        StragglerSettings("pareto", median_ms=1e9, tail=1e-6),
+    ):
+        assert 0 <= draws_ms(settings, groups=50).max() <= 1e12
+
+
+def test_no_rank_of_the_world_is_slow_dead_or_burnt():
+    for name, value in (("slow_ranks", "11:5"), ("dead_ranks", "11:5"), ("burn_ranks", "11:1")):
+        job = RunSettings(**{name: (value,)}, straggler="pinned")
+        with pytest.raises(UsageError, match="1 to 10"):
+            job.check_slow_ranks(11)
+
+
+def test_a_burner_burns_in_spells_and_ends_with_its_parent():
+    now = [0.0]
+    slept = []
+
+    def clock():
+        now[0] += 0.001
+        return now[0]
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    burn(Spells(1, 1, 0.5, 1.0), lambda: now[0] < 60, clock, sleep)
+    assert 60 <= now[0] < 61
+    assert sum(slept) == pytest.approx(30, abs=15)  # the rest was burnt
