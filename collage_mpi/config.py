@@ -37,6 +37,9 @@ from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
     SCHEMES,
     USE_COLLAGE,
+    USE_HEDGE,
+    USE_POLICY,
+    USE_SINGLE,
     SchemeSettings,
     make_scheme,
 )
@@ -96,14 +99,14 @@ class RunSettings:
         "turn", "image to the next single rank in turn, or to the least loaded", choices=ASSIGNMENTS
     )
     replicas: int = _setting(2, "scheme replicate: ranks that get the same image")
-    hedge_ms: float | None = _setting(None, "scheme hedge: an image is late after this")
+    hedge_ms: float | None = _setting(None, "hedge, collage-hedge: an image is late after this")
     hedge_quantile: float | None = _setting(
         None, "or a running quantile of the singles' latencies, 0 to 1"
     )
-    hedge_budget: float = _setting(0.25, "scheme hedge: second copies per image, at most")
+    hedge_budget: float = _setting(0.25, "hedge, collage-hedge: second copies per image, at most")
     collage_ranks: int = _setting(1, "collage ranks M")
     collage_copies: int | None = _setting(
-        None, "collage ranks that get the same collage (default: all M)"
+        None, "collage ranks that get the same collage (default: all M; collage-only: 1)"
     )
     between: str = _setting(
         "carry", "carry: a busy rank stays busy; drain: all ranks idle first", choices=MODES
@@ -162,6 +165,11 @@ class RunSettings:
         self.stragglers()
         self.burning()
         self.shuffle_seed()
+        if self.scheme == "replicate" and self.replicas > self.n_singles:
+            raise UsageError(
+                f"replicas is {self.replicas} with {self.n_singles} single rank(s); each copy "
+                "needs a rank of its own"
+            )
         if self.n_copies > self.collage_ranks > 0:
             raise UsageError(
                 f"collage_copies is {self.collage_copies} with {self.collage_ranks} collage "
@@ -216,15 +224,28 @@ class RunSettings:
         return self.side * self.side
 
     def labels(self) -> dict[str, str]:
-        """Scheme and accept policy, as shown in tables and legends."""
-        scheme = {"scheme": make_scheme(self.scheme_settings()).label}
-        return scheme | ({"accept": self.accept_policy().name} if self.uses_collage else {})
+        """Scheme and accept policy, as shown in tables and legends.
+
+        Ranks are named where they are not the usual ones: N other than one a cell (and
+        copy), M other than 1.
+        """
+        parts = [make_scheme(self.scheme_settings()).label]
+        if self.uses_single and self.singles not in (None, self._usual_singles):
+            parts.append(f"N = {self.singles}")
+        if self.uses_collage and self.collage_ranks != 1:
+            parts.append(f"M = {self.collage_ranks}")
+        with_policy = self.scheme in USE_POLICY
+        accept = {"accept": self.accept_policy().name} if with_policy else {}
+        return {"scheme": ", ".join(parts), **accept}
 
     @property
     def n_singles(self) -> int:
         """Single ranks, N; scheme replicate needs as many for each copy."""
-        copies = self.replicas if self.scheme == "replicate" else 1
-        return self.group_size * copies if self.singles is None else self.singles
+        return self._usual_singles if self.singles is None else self.singles
+
+    @property
+    def _usual_singles(self) -> int:
+        return self.group_size * (self.replicas if self.scheme == "replicate" else 1)
 
     @property
     def placed_singles(self) -> int | None:
@@ -234,7 +255,13 @@ class RunSettings:
     @property
     def world_size(self) -> int:
         """Ranks of a world of just the right size, rank 0 included."""
-        return 1 + self.n_singles + (self.collage_ranks if self.uses_collage else 0)
+        singles = self.n_singles if self.uses_single else 0
+        return 1 + singles + (self.collage_ranks if self.uses_collage else 0)
+
+    @property
+    def uses_single(self) -> bool:
+        """Whether the scheme needs a single network."""
+        return self.scheme in USE_SINGLE
 
     @property
     def uses_collage(self) -> bool:
@@ -244,7 +271,9 @@ class RunSettings:
     @property
     def n_copies(self) -> int:
         """Collage ranks that get the same collage."""
-        return max(1, self.collage_ranks) if self.collage_copies is None else self.collage_copies
+        if self.collage_copies is not None:
+            return self.collage_copies
+        return 1 if self.scheme == "collage-only" else max(1, self.collage_ranks)
 
     @property
     def mode(self) -> str:
@@ -267,7 +296,7 @@ class RunSettings:
     def scheme_settings(self) -> SchemeSettings:
         """What the scheme is made from."""
         hedge = None
-        if self.scheme == "hedge":
+        if self.scheme in USE_HEDGE:
             hedge = make_delay("hedge", _ms_to_ns(self.hedge_ms), self.hedge_quantile)
         return SchemeSettings(
             self.scheme,
@@ -324,8 +353,14 @@ class RunSettings:
     def require_inputs(self) -> None:
         """Raise UsageError unless shards, networks and the output are named."""
         for name in ("shards", "single", "out"):
-            if not getattr(self, name):
+            if not getattr(self, name) and (self.uses_single or name != "single"):
                 raise UsageError(f"--{name} is missing: collage-mpi run --help shows an example")
+        if not self.uses_single and self.straggler != "none" and self.cost_ratio is None:
+            raise UsageError(
+                f"--cost-ratio is missing: scheme {self.scheme} has no single rank to measure "
+                "the collage network against, and injected delays would hide its extra cost; "
+                "take the ratio that a run of scheme collage printed"
+            )
         if self.uses_collage and not self.collage:
             raise UsageError(f"--collage is missing: scheme {self.scheme} needs a collage network")
 

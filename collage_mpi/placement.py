@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.scheduler.schemes import USE_COLLAGE
+from collage_mpi.scheduler.schemes import USE_COLLAGE, USE_SINGLE
 
 COORDINATOR = 0
 
@@ -69,49 +69,54 @@ def placement(
     """The default placement: 0 coordinator, 1..N single, N+1..N+M collage.
 
     A scheme without collages needs no collage rank: worlds of 1+N and of 1+N+M are both
-    right, and in the larger one the last M ranks stay idle.
+    right, and in the larger one the last M ranks stay idle. So do the N singles where a
+    scheme has no use for them: there, worlds of 1+M and of 1+N+M are right.
 
     Args:
         world_size: what MPI says.
         singles: N, or None for side * side.
         collage_ranks: M, at least 0; at least 1 for a scheme that uses collages.
         side: cells along an edge of the collage; only the default of N and messages use it.
-        scheme: name of the scheme; those in USE_COLLAGE need collage ranks.
+        scheme: name of the scheme; USE_SINGLE and USE_COLLAGE say which ranks it needs.
         launcher_size: ranks the launcher says it started; None outside a launcher.
 
     Raises:
         UsageError: N or M cannot work.
         EnvironmentFault: the world is of the wrong size, or is N worlds of one rank.
     """
-    uses_collage = scheme in USE_COLLAGE
+    uses_single, uses_collage = scheme in USE_SINGLE, scheme in USE_COLLAGE
     n_single = side * side if singles is None else singles
     if n_single < 1:
         raise UsageError(f"--singles {n_single}: at least one single rank is needed")
     if collage_ranks < (1 if uses_collage else 0):
         raise UsageError(f"--collage-ranks {collage_ranks}: --scheme {scheme} needs at least 1")
-    needed = 1 + n_single + collage_ranks
+    least = 1 + n_single * uses_single + collage_ranks * uses_collage
+    needed = least if uses_collage else 1 + n_single + collage_ranks  # what to launch
     if world_size == 1 or (launcher_size or world_size) != world_size:
         raise _one_world_is_missing(world_size, launcher_size, needed)
-    if world_size == needed and uses_collage:
-        extra = [frozenset({"collage"})] * collage_ranks
-    elif not uses_collage and world_size in (needed, 1 + n_single):
-        extra = [frozenset()] * (world_size - 1 - n_single)
-    else:
+    if world_size not in (least, 1 + n_single + collage_ranks):
         raise _wrong_size(world_size, singles, n_single, collage_ranks, side, scheme)
-    return Placement((frozenset(), *[frozenset({"single"})] * n_single, *extra))
+    single = frozenset({"single"} if uses_single else ())
+    collage = frozenset({"collage"} if uses_collage else ())
+    n_first = n_single if uses_single or world_size > least else 0
+    last = [collage] * (world_size - 1 - n_first)
+    return Placement((frozenset(), *[single] * n_first, *last))
 
 
 def _wrong_size(
     world: int, singles: int | None, n_single: int, m_collage: int, side: int, scheme: str
 ) -> EnvironmentFault:
     who = f"--side {side}" if singles is None else f"--singles {singles}"
+    n_needed = n_single if scheme in USE_SINGLE else 0
     m_needed = m_collage if scheme in USE_COLLAGE else 0
     collages = f"{m_needed} collage rank" + ("" if m_needed == 1 else "s")
-    needed = 1 + n_single + m_needed
-    parts = f"1 coordinator + {n_single} single" + (f" + {m_needed} collage" if m_needed else "")
-    possible = world - 1 - m_needed
-    other = f", or pass --singles {possible}" if possible >= 1 else ""
-    what = f"with {collages}" if m_needed else f"with --scheme {scheme}"
+    needed = 1 + n_needed + m_needed
+    counts = {"single": n_needed, "collage": m_needed}
+    parts = " + ".join(["1 coordinator", *[f"{n} {kind}" for kind, n in counts.items() if n]])
+    possible = world - 1 - (m_needed if n_needed else 0)
+    flag = "--singles" if n_needed else "--collage-ranks"
+    other = f", or pass {flag} {possible}" if possible >= 1 else ""
+    what = f"with {collages}" if m_needed and n_needed else f"with --scheme {scheme}"
     return EnvironmentFault(
         f"the world has {world} ranks; {who} {what} needs {needed} ({parts}): "
         f"launch with -n {needed}{other}"

@@ -65,7 +65,7 @@ def make_plan(settings: RunSettings, world_size: int) -> Plan:
     )
     make_delays(settings.stragglers())  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
-    single = describe(settings.single, "single")
+    single = describe(settings.single, "single") if settings.uses_single else None
     collage = describe(settings.collage, "collage") if settings.uses_collage else None
     shards = ShardSet.open([Path(path) for path in settings.shards])
     try:

@@ -6,7 +6,7 @@ Does not know: MPI, clocks, torch, arrays, files. It imports the standard
 library only.
 """
 
-from collage_mpi.scheduler.core import Scheduler, SchedulerSettings
+from collage_mpi.scheduler.core import Scheduler
 from collage_mpi.scheduler.policies import (
     AcceptPolicy,
     Confident,
@@ -16,6 +16,7 @@ from collage_mpi.scheduler.policies import (
     make_policy,
 )
 from collage_mpi.scheduler.schemes import CollageScheme, Scheme, SchemeSettings, make_scheme
+from collage_mpi.scheduler.settings import SchedulerSettings
 
 __all__ = [
     "AcceptPolicy",

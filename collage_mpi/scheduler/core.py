@@ -1,23 +1,25 @@
-"""The scheduler's core: events, groups, timers, outcomes, the end.
+"""The scheduler's core: what each event means, outcomes, the end.
 
 Owns: the state of the job and its eight invariants (docs/architecture.md).
-Does not know: which rank is chosen and when a task leaves (dispatch), what becomes of
-an image whose task failed (rescue), what redundancy a scheme adds, when a collage's
-answer counts, MPI, clocks, torch, arrays, files.
+Does not know: which rank is chosen and when a task leaves (dispatch), which group an image
+belongs to and how many come in (groups), what becomes of an image whose task failed
+(rescue), what redundancy a scheme adds, when a collage's answer counts, MPI, clocks,
+torch, arrays, files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.dispatch import Dispatch
+from collage_mpi.scheduler.dispatch import SINGLE, Dispatch
 from collage_mpi.scheduler.events import Action, Event, Score
+from collage_mpi.scheduler.groups import Groups
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.rescue import NOBODY, Rescue
-from collage_mpi.scheduler.schemes import SINGLE, Later, Scheme
+from collage_mpi.scheduler.schemes import Later, Scheme
+from collage_mpi.scheduler.settings import SECOND_NS, SchedulerSettings
 from collage_mpi.scheduler.state import (
     GroupState,
     ImageState,
@@ -25,43 +27,11 @@ from collage_mpi.scheduler.state import (
     RankStatus,
     TaskState,
 )
-
-SECOND_NS = 1_000_000_000
+from collage_mpi.scheduler.timers import Timers
 
 
 class ProtocolViolation(Exception):
     """The driver broke the contract of the events: a defect, never a user's mistake."""
-
-
-@dataclass(frozen=True)
-class SchedulerSettings:
-    """What the scheduler is told once.
-
-    Attributes:
-        group_size: images of a full group (s*s).
-        ranks: worker ranks that must be ready or lost before the first Admit.
-        depth: groups in flight (closed loop).
-        drain: release the next groups only when no task is under way at all.
-        linger_ns: close a group this long after its first image; None waits for it to fill.
-        image_timeout_ns: give up a group's images this long after its t0; None never does.
-        max_attempts: single tasks made for one image before it becomes an error row.
-        max_failures: failures in a row after which a rank is retired.
-        end_ns: how long late answers are waited for once every image is resolved.
-        stop_ns: how long answers under way are waited for after StopRequested.
-        park_ns: how long images wait when every capable rank is suspected.
-    """
-
-    group_size: int
-    ranks: int
-    depth: int = 1
-    drain: bool = False
-    linger_ns: int | None = None
-    image_timeout_ns: int | None = None
-    max_attempts: int = 3
-    max_failures: int = 5
-    end_ns: int = 30 * SECOND_NS
-    stop_ns: int = 5 * SECOND_NS
-    park_ns: int = 30 * SECOND_NS
 
 
 class Scheduler:
@@ -70,23 +40,17 @@ class Scheduler:
     def __init__(self, settings: SchedulerSettings, scheme: Scheme) -> None:
         self.settings = settings
         self.scheme = scheme
-        self.dispatch = Dispatch()
+        self.dispatch = Dispatch(scheme.main)
         self.latencies = RunningQuantile()  # of single answers, late ones too
-        self._now_ns = 0
-        self._reported: set[int] = set()
-        self._timers: dict[int, Callable[[], None]] = {}
-        self._filling: GroupState | None = None
+        self.timers = Timers(self.dispatch)
+        self.groups = Groups(
+            settings, self.dispatch, self.timers, closed=self._closed, timed_out=self._give_up
+        )
         self.rescue = Rescue(self, settings.max_attempts)
-        self._drain_timer: int | None = None
-        self._drain_over = False
-        self._next_group = self._next_timer = 0
+        self._reported: set[int] = set()
         self._last_image = -1
-        self._promised = 0  # admitted, not yet arrived
-        self._in_flight = 0  # closed groups with unresolved images
-        self._unresolved = 0
         self._reserved = 0  # unresolved images with an answer that counts later
         self._errors = 0
-        self._input_closed = False
         self._stopping: str | None = None
         self._ending = False
         self._finished = False
@@ -111,11 +75,11 @@ class Scheduler:
             ProtocolViolation: time runs backwards, an id is unknown or used twice,
                 or an event follows Finish.
         """
-        if event.now_ns < self._now_ns:
-            raise ProtocolViolation(f"time runs backwards: {event.now_ns} < {self._now_ns}")
+        if event.now_ns < self.dispatch.now_ns:
+            raise ProtocolViolation(f"time runs back: {event.now_ns} < {self.dispatch.now_ns}")
         if self._finished:
             raise ProtocolViolation(f"event after Finish: {event}")
-        self._now_ns = event.now_ns
+        self.dispatch.now_ns = event.now_ns
         actions = self.dispatch.actions = []
         self._handlers[type(event)](event)
         self._admit()
@@ -180,15 +144,11 @@ class Scheduler:
     def _on_image_arrived(self, event: ev.ImageArrived) -> None:
         if event.image <= self._last_image:
             raise ProtocolViolation(f"image {event.image} arrived twice or out of order")
-        if self._input_closed:
+        if self.groups.input_closed:
             raise ProtocolViolation(f"image {event.image} arrived after InputClosed")
         self._last_image = event.image
-        self._promised = max(0, self._promised - 1)
-        group = self._filling or self._open_group(event.intended_ns)
-        image = ImageState(event.image, group, len(group.images), event.intended_ns)
-        group.images.append(image)
-        group.unresolved += 1
-        self._unresolved += 1
+        group = self.groups.open(event.intended_ns)
+        image = self.groups.place(event.image, group, event.intended_ns)
         if event.fault:
             self.dispatch.skip_turn(SINGLE)
             self.error(image, event.fault)
@@ -196,48 +156,24 @@ class Scheduler:
             self.scheme.image_arrived(self, image)
             if not image.tasks:
                 self.rescue.image(image)
-        if len(group.images) == self.settings.group_size:
-            self._close_group(group)
+        if self.groups.is_full(group):
+            self.groups.close(group)
 
-    def _open_group(self, t0_ns: int) -> GroupState:
-        group = GroupState(self._next_group, t0_ns)
-        self._next_group += 1
-        self._filling = group
-        if self.settings.linger_ns is not None:
-            self._set_timer(
-                self._now_ns + self.settings.linger_ns, partial(self._close_group, group), group
-            )
-        if self.settings.image_timeout_ns is not None:
-            self._set_timer(
-                t0_ns + self.settings.image_timeout_ns, partial(self._give_up, group), group
-            )
-        return group
-
-    def _close_group(self, group: GroupState, given_up: bool = False) -> None:
-        if group.closed:
-            return
-        group.closed = True
-        self._filling = None
-        if group.unresolved == 0:
-            self._drop_timers(group)
-            return
-        self._in_flight += 1
-        if self._stopping is None and not given_up:
+    def _closed(self, group: GroupState) -> None:
+        if self._stopping is None and not group.given_up:
             self.scheme.group_closed(self, group)
             for image in group.images:
                 self.rescue.image(image)
 
     def _on_input_closed(self, event: ev.InputClosed) -> None:
-        self._input_closed = True
-        self._promised = 0
-        if self._filling is not None:
-            self._close_group(self._filling)
+        self.groups.end_input()
 
     def _give_up(self, group: GroupState) -> None:
         if self._stopping is not None:
             return  # what was not answered in time will be done again, by the next session
         limit_s = (self.settings.image_timeout_ns or 0) / SECOND_NS
-        self._close_group(group, given_up=True)
+        group.given_up = True
+        self.groups.close(group)
         for image in group.images:
             if image.resolved:
                 continue
@@ -248,39 +184,8 @@ class Scheduler:
                 self.error(image, f"no answer within {limit_s:g} s{because}")
 
     def _admit(self) -> None:
-        """Ask for whole groups while fewer than `depth` are in flight (C6)."""
-        if self._input_closed or self._stopping is not None:
-            return
-        if len(self._reported) < self.settings.ranks:
-            return
-        size, depth = self.settings.group_size, self.settings.depth
-        filling = len(self._filling.images) if self._filling else 0
-        if self.settings.drain:
-            missing = depth if self._drained() else 0
-        else:
-            missing = depth - self._in_flight - -(-(filling + self._promised) // size)
-        if missing > 0:
-            self._promised += missing * size
-            self.dispatch.actions.append(ev.Admit(missing * size))
-
-    def _drained(self) -> bool:
-        """Whether all ranks are idle; those that are silent, or take for ever, do not count."""
-        if self._unresolved or self._promised:
-            return False
-        busy = len(self.dispatch.tasks) - self.rescue.silent_tasks()
-        if busy > 0 and not self._drain_over:
-            if self._drain_timer is None:
-                self._drain_timer = self._set_timer(
-                    self._now_ns + self.settings.end_ns, self._stop_draining, None
-                )
-            return False
-        if self._drain_timer is not None:
-            self._cancel_timer(self._drain_timer)
-        self._drain_timer, self._drain_over = None, False
-        return True
-
-    def _stop_draining(self) -> None:
-        self._drain_timer, self._drain_over = None, True
+        if self._stopping is None and len(self._reported) >= self.settings.ranks:
+            self.groups.admit(self.rescue.silent_tasks)
 
     # ---- tasks --------------------------------------------------------------
 
@@ -305,16 +210,22 @@ class Scheduler:
         if task.kind == SINGLE:
             self._observe(task)
         self.scheme.answered(self, task, event.cells, event.now_ns)
-        for image, cell in zip(task.images, event.cells, strict=True):
-            if cell is None and not image.resolved:
-                self._absent(image, task)
+        if None in event.cells:
+            self._absent(task, event.cells)
         self._alive(task.rank)
 
-    def _absent(self, image: ImageState, task: TaskState) -> None:
-        if task.kind == SINGLE:
-            image.failures += 1
-            self.rescue.note(image, task, "the network gave no answer")
-        self.rescue.image(image)
+    def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
+        absent = [
+            image
+            for image, cell in zip(task.images, cells, strict=True)
+            if cell is None and not image.resolved
+        ]
+        if task.kind == self.scheme.main:
+            for image in absent:
+                image.failures += 1
+                self.rescue.note(image, task, "the network gave no answer")
+        for image in absent:
+            self.rescue.image(image)
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank)
@@ -342,7 +253,7 @@ class Scheduler:
 
     def _observe(self, task: TaskState) -> None:
         for image in task.images:
-            self.latencies.add(self._now_ns - image.t0_ns)
+            self.latencies.add(self.dispatch.now_ns - image.t0_ns)
 
     def _alive(self, rank: RankState) -> None:
         """What the rank said has been dealt with: it takes more, if it was silent again."""
@@ -368,7 +279,7 @@ class Scheduler:
         together = image.group.due.setdefault((at_ns, call), [])
         together.append(image)
         if len(together) == 1:
-            self._set_timer(at_ns, partial(self._due, image.group, at_ns, call), image.group)
+            self.timers.set(at_ns, partial(self._due, image.group, at_ns, call), image.group)
 
     def _due(self, group: GroupState, at_ns: int, call: Later) -> None:
         for image in group.due.pop((at_ns, call)):
@@ -393,52 +304,26 @@ class Scheduler:
         score: Score | None,
         reason: str,
     ) -> None:
-        group = image.group
         image.resolved = True
         outcome = "ok" if score is not None else "error"
         self.dispatch.actions.append(
-            ev.Resolve(image.id, source, tasks, group.id, image.cell, score, outcome, reason)
+            ev.Resolve(image.id, source, tasks, image.group.id, image.cell, score, outcome, reason)
         )
         self.dispatch.resolved(image)
         self.rescue.forget(image)
         self.scheme.resolved(image)
         if image.reserve is not None:
             self._reserved -= 1
-        group.unresolved -= 1
-        self._unresolved -= 1
-        if group.unresolved == 0 and group.closed:
-            self._in_flight -= 1
-            self._drop_timers(group)
+        self.groups.resolved(image)
 
     # ---- timers and the end -------------------------------------------------
 
-    def _set_timer(self, at_ns: int, call: Callable[[], None], group: GroupState | None) -> int:
-        timer = self._next_timer
-        self._next_timer += 1
-        self._timers[timer] = call
-        if group is not None:
-            group.timers.add(timer)
-        self.dispatch.actions.append(ev.SetTimer(timer, max(at_ns, self._now_ns)))
-        return timer
-
     def start_park_timer(self, call: Callable[[], None]) -> Callable[[], None]:
         """Call after park_ns; the result cancels it."""
-        timer = self._set_timer(self._now_ns + self.settings.park_ns, call, None)
-        return partial(self._cancel_timer, timer)
-
-    def _cancel_timer(self, timer: int) -> None:
-        if self._timers.pop(timer, None) is not None:
-            self.dispatch.actions.append(ev.CancelTimer(timer))
-
-    def _drop_timers(self, group: GroupState) -> None:
-        for timer in sorted(group.timers):
-            self._cancel_timer(timer)
-        group.timers.clear()
+        return self.timers.start(self.settings.park_ns, call)
 
     def _on_timer(self, event: ev.TimerFired) -> None:
-        call = self._timers.pop(event.timer, None)
-        if call is not None:
-            call()
+        self.timers.fire(event.timer)
 
     def _on_stop(self, event: ev.StopRequested) -> None:
         self.stop(event.reason)
@@ -449,25 +334,27 @@ class Scheduler:
             return
         self._stopping = reason
         self.dispatch.close()
-        self._set_timer(self._now_ns + self.settings.stop_ns, self._finish, None)
+        self.timers.start(self.settings.stop_ns, self._finish)
 
     def _maybe_finish(self) -> None:
         if self._finished:
             return
-        done = self._input_closed and self._unresolved == 0
-        if self._stopping is None and not done:
+        if self._stopping is None and not self._done():
             return
         if not self.dispatch.tasks and not self._reserved:
             self._finish()
         elif self._stopping is None and not self._ending:
             self._ending = True
-            self._set_timer(self._now_ns + self.settings.end_ns, self._finish, None)
+            self.timers.start(self.settings.end_ns, self._finish)
+
+    def _done(self) -> bool:
+        return self.groups.input_closed and self.groups.unresolved == 0
 
     def _finish(self) -> None:
         if self._finished:
             return
         self._finished = True
-        if self._input_closed and self._unresolved == 0:
+        if self._done():
             status = ev.COMPLETE_WITH_ERRORS if self._errors else ev.COMPLETE
             self.dispatch.actions.append(ev.Finish(status, ""))
         else:

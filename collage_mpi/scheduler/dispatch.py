@@ -13,7 +13,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Action, Item
 from collage_mpi.scheduler.state import ImageState, Pool, RankState, TaskState
 
-SINGLE = "single"
+SINGLE, COLLAGE = "single", "collage"
 
 
 class Order(NamedTuple):
@@ -27,7 +27,9 @@ class Order(NamedTuple):
 class Dispatch:
     """Ranks and tasks. Actions go to `actions`, which the scheduler hands on."""
 
-    def __init__(self) -> None:
+    def __init__(self, main: str = SINGLE) -> None:
+        """`main`: the kind of network whose tasks are counted as an image's attempts."""
+        self.main = main
         self.actions: list[Action] = []
         self.ranks: dict[int, RankState] = {}
         self.tasks: dict[int, TaskState] = {}  # sent, not yet terminal
@@ -76,7 +78,7 @@ class Dispatch:
         for task in queued:
             _forget(task)
             for image in task.images:
-                image.singles -= task.kind == SINGLE  # it never left
+                image.sends -= task.kind == self.main  # it never left
         return queued
 
     # ---- making and sending tasks -------------------------------------------
@@ -119,8 +121,8 @@ class Dispatch:
         self._next_task += 1
         for image in images:
             image.tasks.append(task)
-            if kind == SINGLE:
-                image.singles += 1
+            if kind == self.main:
+                image.sends += 1
         rank.queue[task.id] = task
         self._load_changed(rank)
         self.pump(rank)

@@ -8,13 +8,14 @@ What is done for an unresolved image, the first line that fits:
     a held answer                                     its timer will resolve it
     a task on a rank that is not silent               wait for it
     the scheme will still make one                    wait for it
-    failures left, a ready single rank without it     one more task
+    failures left, a ready main rank without it       one more task
     a task of it on a silent rank                     park: the rank may recover
-    failures left, a silent single rank               park
+    failures left, a silent main rank                 park
     no ready or silent rank of the scheme             stop the job, to be resumed
     else                                              an error row
 
-Silence is no failure: only failures and losses count against max_attempts.
+Main is the scheme's kind of rank for a second chance: single, or collage where there is no
+other. Silence is no failure: only failures and losses count against max_attempts.
 """
 
 from __future__ import annotations
@@ -92,19 +93,20 @@ class Rescue:
         self, task: TaskState, reason: str, *, failed: bool = True, retryable: bool = True
     ) -> None:
         """A task failed or was lost (`failed`), or its rank is silent."""
+        main = self.core.scheme.main
         images = [image for image in task.images if not image.resolved]
         for image in images:
             self.note(image, task, reason)
-            if failed and task.kind == SINGLE:
+            if failed and task.kind == main:
                 image.failures = image.failures + 1 if retryable else self.max_attempts
-        if task.kind != SINGLE and retryable and task.attempt < self.max_attempts:
+        if task.kind != main and retryable and task.attempt < self.max_attempts:
             self._again(task, images)
         for image in images:
             self.image(image)
 
     def note(self, image: ImageState, task: TaskState, reason: str) -> None:
         """Remember why the image needs another task, for its row if it comes to that."""
-        if task.kind == SINGLE:
+        if task.kind == self.core.scheme.main:
             image.tried.add(task.rank.id)
             image.reason = reason
         elif not image.reason:
@@ -139,20 +141,32 @@ class Rescue:
         failures_left = image.failures < self.max_attempts
         if failures_left and self._retry(image):
             return
-        if image.tasks or (failures_left and self._silent(SINGLE)):
+        if image.tasks or (failures_left and self._silent(self.core.scheme.main)):
             self._park(image)
         elif failures_left and not self._anybody():
             self.core.stop(NOBODY)
         else:
-            self.core.error(image, image.reason or "no single rank is left")
+            self.core.error(image, image.reason or f"no {self.core.scheme.main} rank is left")
 
     def _retry(self, image: ImageState) -> bool:
-        order = Order(SINGLE, "retry" if image.singles else "single", image.singles + 1)
-        holders = _holders([image])
-        task = self.core.dispatch.to_least(order, [image], image.tried | holders)
+        order, images = self.core.scheme.retry(image), self._together(image)
+        holders = _holders(images)
+        tried = holders.union(*(image.tried for image in images))
+        task = self.core.dispatch.to_least(order, images, tried)
         if task is None:  # every rank was tried: once more to any that is ready
-            task = self.core.dispatch.to_least(order, [image], holders)
+            task = self.core.dispatch.to_least(order, images, holders)
         return task is not None
+
+    def _together(self, image: ImageState) -> list[ImageState]:
+        """Another collage takes along whatever else of its group is in need."""
+        if self.core.scheme.main == SINGLE:
+            return [image]
+        return [i for i in image.group.images if self._in_need(i)]
+
+    def _in_need(self, image: ImageState) -> bool:
+        if image.resolved or image.reserve is not None or image.failures >= self.max_attempts:
+            return False
+        return not _covered(image)
 
     def _silent(self, kind: str) -> bool:
         return any(kind in rank.kinds and not rank.retired for rank in self.suspects.values())

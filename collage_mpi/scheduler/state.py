@@ -26,7 +26,7 @@ class ImageState:
         "released",
         "reserve",
         "resolved",
-        "singles",
+        "sends",
         "t0_ns",
         "tasks",
         "tried",
@@ -41,8 +41,8 @@ class ImageState:
         self.released = False
         self.holders = 0  # sends that still read its pixels
         self.tasks: list[TaskState] = []  # queued or outstanding, covering it
-        self.singles = 0  # single tasks made for it so far
-        self.failures = 0  # of them failed or lost
+        self.sends = 0  # tasks of the main kind made for it so far
+        self.failures = 0  # of them failed, lost or without an answer
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
         self.reason = ""  # why its last task failed
@@ -51,13 +51,14 @@ class ImageState:
 class GroupState:
     """Images encoded together; membership is by arrival order only."""
 
-    __slots__ = ("closed", "due", "id", "images", "t0_ns", "timers", "unresolved")
+    __slots__ = ("closed", "due", "given_up", "id", "images", "t0_ns", "timers", "unresolved")
 
     def __init__(self, group: int, t0_ns: int) -> None:
         self.id = group
         self.t0_ns = t0_ns
         self.images: list[ImageState] = []
         self.closed = False
+        self.given_up = False
         self.unresolved = 0
         self.timers: set[int] = set()
         # what is to be done with which images, and when; one timer an entry

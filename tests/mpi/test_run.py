@@ -119,6 +119,9 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
         "drain": ["--between", "drain", "--depth", "2"],
         "shuffled": ["--order", "shuffle:5", "--limit", "50"],
         "grace": ["--accept", "grace", "--grace-ms", "5", "--credit", "1"],
+        "confident": ["--accept", "confident", "--accept-deadline-ms", "5"],
+        "only": ["--scheme", "collage-only"],
+        "late": ["--scheme", "collage-hedge", "--hedge-ms", "0", "--hedge-budget", "1"],
     }
     cases = [[*both, *more, "--out", tmp_path / name] for name, more in shapes.items()]
     found = run_many(mpiexec, programs, tmp_path / "job", 11, cases)
@@ -129,6 +132,7 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
     assert counted(read_results(tmp_path / "none").images, "source", SOURCES) == {"single": 123}
     shuffled = read_results(tmp_path / "shuffled")
     assert set(shuffled.images["shard"]) == {0, 1}  # 50 of the first shard would be file order
+    assert counted(read_results(tmp_path / "only").images, "source", SOURCES) == {"collage": 123}
     two = read_results(tmp_path / "two")
     assert {9, 10} <= set(two.tasks["rank"])
     world = two.manifest["world"]

@@ -43,6 +43,8 @@ class Harness:
         credit: int = 2,
         **settings,
     ) -> None:
+        if scheme == "collage-only":
+            singles, collages = 0, max(1, collages)
         singles = side * side if singles is None else singles
         self.scheme = make_scheme(
             SchemeSettings(
@@ -273,7 +275,7 @@ class Harness:
             for task in rank.queue.values()
             for image in task.images
         }
-        filling = self.scheduler._filling
+        filling = self.scheduler.groups.filling
         open_group = {image.id for image in filling.images} if filling else set()
         for image in self.arrived - set(self.resolved):
             assert image in covered | waiting | open_group, f"image {image} is forgotten (4)"
@@ -291,7 +293,7 @@ class Harness:
                 self.suspect(min(owing))
             elif self.timers:
                 self.fire(min(self.timers, key=lambda t: (self.timers[t], t)))
-            elif not self.closed and self.scheduler._filling is not None:
+            elif not self.closed and self.scheduler.groups.filling is not None:
                 self.close()  # a part-filled group waits for its images
             else:
                 break

@@ -79,6 +79,9 @@ def test_meaning():
         ({"scheme": "hedge"}, "--hedge-ms"),
         ({"scheme": "hedge", "hedge_ms": 5.0, "hedge_budget": 2.0}, "hedge budget"),
         ({"scheme": "replicate", "replicas": 1}, "at least 2"),
+        ({"scheme": "replicate", "replicas": 3, "singles": 2}, "each copy needs a rank"),
+        ({"scheme": "collage-hedge"}, "--hedge-ms"),
+        ({"scheme": "collage-only", "collage_ranks": 2, "collage_copies": 3}, "each copy"),
         ({"order": "shuffle"}, "shuffle:SEED"),
         ({"collage_copies": 2}, "each copy needs a rank"),
         ({"collage_ranks": 0}, "at least 1"),
@@ -100,6 +103,30 @@ def test_missing_inputs_are_named():
         parse().require_inputs()
     with pytest.raises(UsageError, match="--collage"):
         parse("--shards", "x", "--single", "null", "--out", "o").require_inputs()
+
+
+def test_a_scheme_without_singles_needs_no_single_network():
+    only = ["--scheme", "collage-only", "--shards", "x", "--collage", "null", "--out", "o"]
+    found = parse(*only, "--collage-ranks", "2")
+    found.require_inputs()
+    assert (found.world_size, found.n_copies) == (3, 1)
+    with pytest.raises(UsageError, match="--cost-ratio is missing"):
+        parse(*only, "--straggler", "pinned").require_inputs()
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        ({"scheme": "none"}, "none"),
+        ({"scheme": "none", "singles": 11, "assign": "least"}, "none, least loaded, N = 11"),
+        ({"scheme": "replicate", "singles": 18}, "replicate 2"),
+        ({"scheme": "collage", "collage_ranks": 2}, "collage, M = 2"),
+        ({"scheme": "collage-hedge", "hedge_ms": 150.0}, "collage-hedge after 150 ms, at most 25%"),
+        ({"scheme": "collage-only", "singles": 4}, "collage-only"),
+    ],
+)
+def test_labels_name_what_is_not_usual(values, label):
+    assert RunSettings.from_mapping(values).labels()["scheme"] == label
 
 
 @pytest.mark.parametrize("name", ["job.toml", "job.json"])

@@ -29,6 +29,14 @@ def test_scheme_none_needs_no_collage_rank(world, idle):
     assert found.idle == idle
 
 
+@pytest.mark.parametrize(("world", "idle"), [(3, ()), (12, tuple(range(1, 10)))])
+def test_collages_alone_need_no_single_rank(world, idle):
+    found = placement(world, None, 2, side=3, scheme="collage-only")
+    assert found.ranks_of("collage") == (world - 2, world - 1)
+    assert found.ranks_of("single") == ()
+    assert found.idle == idle
+
+
 def test_a_rank_may_hold_both():
     both = frozenset({"single", "collage"})
     found = Placement((frozenset(), both, both))
@@ -62,6 +70,14 @@ def test_a_rank_may_hold_both():
             "collage",
             "the world has 2 ranks; --side 3 with 1 collage rank needs 11 (1 coordinator + "
             "9 single + 1 collage): launch with -n 11",
+        ),
+        (
+            5,
+            None,
+            2,
+            "collage-only",
+            "the world has 5 ranks; --side 3 with --scheme collage-only needs 3 (1 coordinator + "
+            "2 collage): launch with -n 3, or pass --collage-ranks 4",
         ),
         (
             8,

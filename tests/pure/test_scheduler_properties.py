@@ -14,6 +14,7 @@ from hypothesis.stateful import (
 from scheduler_harness import Harness
 
 from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.schemes import SCHEMES
 
 MS = 1_000_000
 
@@ -25,7 +26,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         side=st.integers(2, 3),
         singles=st.integers(1, 5),
         collages=st.integers(0, 3),
-        scheme=st.sampled_from(["none", "replicate", "hedge", "collage"]),
+        scheme=st.sampled_from(SCHEMES),
         policy=st.sampled_from(["first", "grace", "confident"]),
         copies=st.integers(1, 2),
         assign=st.sampled_from(["turn", "least"]),

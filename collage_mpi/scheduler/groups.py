@@ -1,0 +1,140 @@
+"""Images into groups, and how many may come in: back-pressure is pull.
+
+Owns: which group an image belongs to, when a group is full or closed, Admit (C6).
+Does not know: tasks, schemes, what becomes of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.dispatch import Dispatch
+from collage_mpi.scheduler.settings import SchedulerSettings
+from collage_mpi.scheduler.state import GroupState, ImageState
+from collage_mpi.scheduler.timers import Timers
+
+
+class Groups:
+    """Groups by order of arrival, whatever the scheme, so that schemes compare.
+
+    Args:
+        settings: group size, depth, drain, linger and image timeout.
+        dispatch: where Admit goes.
+        timers: linger, image timeout, the longest drain.
+        closed: called with a group that has all its images, some unresolved.
+        timed_out: called with a group whose image timeout is over.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        dispatch: Dispatch,
+        timers: Timers,
+        closed: Callable[[GroupState], None],
+        timed_out: Callable[[GroupState], None],
+    ) -> None:
+        self.settings = settings
+        self.filling: GroupState | None = None
+        self.unresolved = 0  # images
+        self.input_closed = False
+        self._dispatch, self._timers = dispatch, timers
+        self._closed, self._timed_out = closed, timed_out
+        self._next_group = 0
+        self._promised = 0  # admitted, not yet arrived
+        self._in_flight = 0  # closed groups with unresolved images
+        self._cancel_drain: Callable[[], None] | None = None
+        self._drain_over = False
+
+    # ---- membership ---------------------------------------------------------
+
+    def open(self, t0_ns: int) -> GroupState:
+        """The group that the next image belongs to; its clock starts with its first one."""
+        if self.filling is not None:
+            return self.filling
+        group = self.filling = GroupState(self._next_group, t0_ns)
+        self._next_group += 1
+        linger_ns, limit_ns = self.settings.linger_ns, self.settings.image_timeout_ns
+        if linger_ns is not None:
+            at_ns = self._dispatch.now_ns + linger_ns
+            self._timers.set(at_ns, partial(self.close, group), group)
+        if limit_ns is not None:
+            self._timers.set(t0_ns + limit_ns, partial(self._timed_out, group), group)
+        return group
+
+    def place(self, image_id: int, group: GroupState, t0_ns: int) -> ImageState:
+        """The image in the group's next cell."""
+        image = ImageState(image_id, group, len(group.images), t0_ns)
+        self._promised = max(0, self._promised - 1)
+        group.images.append(image)
+        group.unresolved += 1
+        self.unresolved += 1
+        return image
+
+    def is_full(self, group: GroupState) -> bool:
+        """Whether it holds all the images that it can."""
+        return len(group.images) == self.settings.group_size
+
+    def close(self, group: GroupState) -> None:
+        """No further image belongs to it."""
+        if group.closed:
+            return
+        group.closed = True
+        self.filling = None
+        if group.unresolved == 0:
+            self._timers.drop(group)
+            return
+        self._in_flight += 1
+        self._closed(group)
+
+    def resolved(self, image: ImageState) -> None:
+        """The image has its outcome."""
+        group = image.group
+        group.unresolved -= 1
+        self.unresolved -= 1
+        if group.unresolved == 0 and group.closed:
+            self._in_flight -= 1
+            self._timers.drop(group)
+
+    def end_input(self) -> None:
+        """No further image will come."""
+        self.input_closed = True
+        self._promised = 0
+        if self.filling is not None:
+            self.close(self.filling)
+
+    # ---- admission ----------------------------------------------------------
+
+    def admit(self, silent_tasks: Callable[[], int]) -> None:
+        """Ask for whole groups while fewer than `depth` are in flight.
+
+        `silent_tasks` counts those out on silent ranks: a drain does not wait for them.
+        """
+        if self.input_closed:
+            return
+        size, depth = self.settings.group_size, self.settings.depth
+        filling = len(self.filling.images) if self.filling else 0
+        if self.settings.drain:
+            missing = depth if self._drained(silent_tasks) else 0
+        else:
+            missing = depth - self._in_flight - -(-(filling + self._promised) // size)
+        if missing > 0:
+            self._promised += missing * size
+            self._dispatch.actions.append(ev.Admit(missing * size))
+
+    def _drained(self, silent_tasks: Callable[[], int]) -> bool:
+        """Whether all ranks are idle; those that are silent, or take for ever, do not count."""
+        if self.unresolved or self._promised:
+            return False
+        if not self._drain_over and len(self._dispatch.tasks) > silent_tasks():
+            if self._cancel_drain is None:
+                self._cancel_drain = self._timers.start(self.settings.end_ns, self._stop_draining)
+            return False
+        if self._cancel_drain is not None:
+            self._cancel_drain()
+        self._cancel_drain, self._drain_over = None, False
+        return True
+
+    def _stop_draining(self) -> None:
+        self._cancel_drain, self._drain_over = None, True

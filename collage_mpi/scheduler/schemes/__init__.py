@@ -1,0 +1,87 @@
+"""Schemes: which tasks are made of an image and of a group, what an answer means.
+
+Owns: their names, what each is made from, which networks each needs.
+Does not know: what each of them does (a small class each, in this package).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from collage_mpi.errors import UsageError
+from collage_mpi.scheduler.policies import AcceptPolicy, Delay, First
+from collage_mpi.scheduler.schemes.base import ASSIGNMENTS, Core, Later, Scheme
+from collage_mpi.scheduler.schemes.collage import (
+    CollageHedgeScheme,
+    CollageOnlyScheme,
+    CollageScheme,
+)
+from collage_mpi.scheduler.schemes.copies import Hedger, HedgeScheme, ReplicateScheme
+
+__all__ = [
+    "ASSIGNMENTS",
+    "SCHEMES",
+    "USE_COLLAGE",
+    "USE_HEDGE",
+    "USE_POLICY",
+    "USE_SINGLE",
+    "CollageScheme",
+    "Core",
+    "Later",
+    "Scheme",
+    "SchemeSettings",
+    "make_scheme",
+]
+
+SCHEMES = ("none", "replicate", "hedge", "collage", "collage-only", "collage-hedge")
+USE_COLLAGE = frozenset({"collage", "collage-only", "collage-hedge"})  # others leave them idle
+USE_SINGLE = frozenset(SCHEMES) - {"collage-only"}
+USE_POLICY = frozenset({"collage", "collage-hedge"})
+USE_HEDGE = frozenset({"hedge", "collage-hedge"})
+
+
+@dataclass(frozen=True)
+class SchemeSettings:
+    """What the schemes are made from.
+
+    Attributes:
+        name: one of SCHEMES.
+        assign: one of ASSIGNMENTS, for first copies.
+        policy: accept policy (those of USE_POLICY).
+        collage_copies: ranks that get the same collage (those of USE_COLLAGE).
+        replicas: ranks that get the same image (replicate).
+        hedge_delay: when an image is late (hedge, collage-hedge).
+        hedge_budget: copies allowed per image, 0..1 (hedge, collage-hedge).
+    """
+
+    name: str
+    assign: str = "turn"
+    policy: AcceptPolicy = field(default_factory=First)
+    collage_copies: int = 1
+    replicas: int = 2
+    hedge_delay: Delay | None = None
+    hedge_budget: float = 0.25
+
+    def hedger(self) -> Hedger:
+        """By which rule late images get their copies. Raises UsageError without a time."""
+        if self.hedge_delay is None:
+            raise UsageError(f"scheme {self.name} needs --hedge-ms or --hedge-quantile")
+        return Hedger(self.hedge_delay, self.hedge_budget)
+
+
+def make_scheme(settings: SchemeSettings) -> Scheme:
+    """The scheme of the settings. Raises UsageError for what cannot work."""
+    assign, copies = settings.assign, settings.collage_copies
+    if settings.name == "none":
+        return Scheme(assign)
+    if settings.name == "replicate":
+        return ReplicateScheme(settings.replicas)
+    if settings.name == "hedge":
+        return HedgeScheme(settings.hedger(), assign)
+    if settings.name == "collage":
+        return CollageScheme(settings.policy, copies, assign)
+    if settings.name == "collage-only":
+        return CollageOnlyScheme(copies)
+    if settings.name == "collage-hedge":
+        return CollageHedgeScheme(settings.policy, settings.hedger(), copies, assign)
+    raise UsageError(f"scheme is {settings.name!r}; known are: {', '.join(SCHEMES)}")

@@ -1,0 +1,99 @@
+"""What a scheme is, and the one without redundancy.
+
+Owns: the interface between the core and the schemes; scheme `none`.
+Does not know: credit, queues, lost ranks, retries (the core does those).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from collage_mpi.errors import UsageError
+from collage_mpi.scheduler.dispatch import COLLAGE, SINGLE, Dispatch, Order
+from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.quantiles import RunningQuantile
+from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
+
+ASSIGNMENTS = ("turn", "least")
+
+PLAIN = Order(SINGLE, "single")
+REPLICA = Order(SINGLE, "replica")
+HEDGE = Order(SINGLE, "hedge")
+WHOLE = Order(COLLAGE, "collage")
+
+
+class Core(Protocol):
+    """What the core offers to a scheme."""
+
+    dispatch: Dispatch
+    latencies: RunningQuantile
+
+    def accept(self, image: ImageState, task: TaskState, score: Score) -> None:
+        """Resolve the image by this answer, now."""
+        ...
+
+    def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
+        """Keep the answer; it resolves the image at `at_ns` unless another did before."""
+        ...
+
+    def later(self, image: ImageState, at_ns: int, call: Later) -> None:
+        """Call with the core and the image at `at_ns` if it is unresolved then."""
+        ...
+
+
+Later = Callable[[Any, ImageState], None]
+
+
+class Scheme:
+    """Every image to one single rank; no redundancy. The base of all schemes.
+
+    `assign` says to which: the next in turn, as in the paper, or the least loaded, the
+    fair baseline where there are more ranks than images of a group.
+    """
+
+    name = "none"
+    kinds = frozenset({SINGLE})  # of network that it can use
+    main = SINGLE  # the kind whose failures count, and that is tried again
+
+    def __init__(self, assign: str = "turn") -> None:
+        if assign not in ASSIGNMENTS:
+            raise UsageError(f"assign is {assign!r}; known are: {', '.join(ASSIGNMENTS)}")
+        self.assign = assign
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return self.name if self.assign == "turn" else f"{self.name}, least loaded"
+
+    def image_arrived(self, core: Core, image: ImageState) -> None:
+        """An image has a place in a group."""
+        if self.assign == "turn":
+            core.dispatch.to_next(PLAIN, [image])
+        else:
+            core.dispatch.to_least(PLAIN, [image], ())
+
+    def group_closed(self, core: Core, group: GroupState) -> None:
+        """The group has all the images it will have."""
+
+    def answered(
+        self, core: Core, task: TaskState, cells: Sequence[Score | None], now_ns: int
+    ) -> None:
+        """A task was answered; cells match task.items. Each record resolves its image."""
+        for image, cell in zip(task.images, cells, strict=True):
+            if cell is not None and not image.resolved:
+                core.accept(image, task, cell)
+
+    def rank_free(self, core: Core) -> None:
+        """A rank has ended a task and was given what waited for it."""
+
+    def resolved(self, image: ImageState) -> None:
+        """An image has its outcome, from whomever."""
+
+    def covers_later(self, core: Core, group: GroupState) -> bool:
+        """Whether a task still to be made will cover the group's images."""
+        return False
+
+    def retry(self, image: ImageState) -> Order:
+        """What to try next for an image that nobody is at work on."""
+        return Order(SINGLE, "retry" if image.sends else "single", image.sends + 1)

@@ -1,0 +1,119 @@
+"""Copies of an image on further single ranks: at once, or when the first is late.
+
+Owns: schemes `replicate` and `hedge`, and the rule by which a late image gets its copy.
+Does not know: credit, queues, lost ranks, retries (the core does those).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from collage_mpi.errors import UsageError
+from collage_mpi.scheduler.policies import Delay
+from collage_mpi.scheduler.schemes.base import HEDGE, PLAIN, REPLICA, SINGLE, Core, Scheme
+from collage_mpi.scheduler.state import ImageState
+
+
+class ReplicateScheme(Scheme):
+    """Every image to several single ranks; the first answer wins.
+
+    The first copy goes where it would go without the others, so that schemes compare on
+    the same draws: of 2N ranks, image i to ranks i and N + i.
+    """
+
+    name = "replicate"
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        if copies < 2:
+            raise UsageError(f"replicas is {copies}; scheme replicate needs at least 2")
+        self._orders = [PLAIN, *[REPLICA] * (copies - 1)]
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return f"replicate {len(self._orders)}"
+
+    def image_arrived(self, core: Core, image: ImageState) -> None:
+        """All copies at once."""
+        core.dispatch.to_spread(self._orders, [image])
+
+
+class Hedger:
+    """Second copies to idle single ranks for images that are late, within a budget.
+
+    Hedged requests of Dean and Barroso, "The Tail at Scale", CACM 56(2), 2013. An image
+    that is late while no rank is idle gets its copy when one becomes so.
+
+    Args:
+        delay: since the image's t0 until it counts as late.
+        budget: copies allowed per image so far, 0..1.
+    """
+
+    def __init__(self, delay: Delay, budget: float) -> None:
+        if not 0 <= budget <= 1:
+            raise UsageError(f"hedge budget is {budget:g}; it needs a share, 0 to 1")
+        self.delay, self.budget = delay, budget
+        self._images = self._hedges = 0
+        self._late: OrderedDict[int, ImageState] = OrderedDict()
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return f"after {self.delay.name}, at most {self.budget:.0%}"
+
+    def watch(self, core: Core, image: ImageState) -> None:
+        """The image's first copy has left: set a time for the second."""
+        self._images += 1
+        delay_ns = self.delay.ns(core.latencies)
+        if delay_ns is not None:
+            core.later(image, image.t0_ns + delay_ns, self._is_late)
+
+    def _is_late(self, core: Core, image: ImageState) -> None:
+        self._late[image.id] = image
+        self.copy(core)
+
+    def copy(self, core: Core) -> None:
+        """Copies of the late images, oldest first, while ranks are idle."""
+        copied = []
+        for image in self._late.values():
+            if self._hedges + 1 > self.budget * self._images or not core.dispatch.has_idle(SINGLE):
+                break
+            avoid = {task.rank.id for task in image.tasks} | image.tried
+            if core.dispatch.to_idle(HEDGE, [image], avoid) is not None:
+                self._hedges += 1
+                copied.append(image.id)
+        for image_id in copied:
+            del self._late[image_id]
+
+    def forget(self, image: ImageState) -> None:
+        """It is late no more."""
+        self._late.pop(image.id, None)
+
+
+class HedgeScheme(Scheme):
+    """A second copy to an idle rank once the first is late, within a budget."""
+
+    name = "hedge"
+
+    def __init__(self, hedger: Hedger, assign: str = "turn") -> None:
+        super().__init__(assign)
+        self.hedger = hedger
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return f"{super().label} {self.hedger.label}"
+
+    def image_arrived(self, core: Core, image: ImageState) -> None:
+        """The first copy, and a time for the second."""
+        super().image_arrived(core, image)
+        self.hedger.watch(core, image)
+
+    def rank_free(self, core: Core) -> None:
+        """An idle rank may take a copy."""
+        self.hedger.copy(core)
+
+    def resolved(self, image: ImageState) -> None:
+        """Nobody waits for a copy of it."""
+        self.hedger.forget(image)

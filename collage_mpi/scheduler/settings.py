@@ -1,0 +1,43 @@
+"""What the scheduler is told once.
+
+Owns: its settings, in its units.
+Does not know: how a user says them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """What the scheduler is told once.
+
+    Attributes:
+        group_size: images of a full group (s*s).
+        ranks: worker ranks that must be ready or lost before the first Admit.
+        depth: groups in flight (closed loop).
+        drain: release the next groups only when no task is under way at all.
+        linger_ns: close a group this long after its first image; None waits for it to fill.
+        image_timeout_ns: give up a group's images this long after its t0; None never does.
+        max_attempts: tasks of the scheme's main kind that may fail for one image before it
+            becomes an error row.
+        max_failures: failures in a row after which a rank is retired.
+        end_ns: how long late answers are waited for once every image is resolved.
+        stop_ns: how long answers under way are waited for after StopRequested.
+        park_ns: how long images wait when every capable rank is suspected.
+    """
+
+    group_size: int
+    ranks: int
+    depth: int = 1
+    drain: bool = False
+    linger_ns: int | None = None
+    image_timeout_ns: int | None = None
+    max_attempts: int = 3
+    max_failures: int = 5
+    end_ns: int = 30 * SECOND_NS
+    stop_ns: int = 5 * SECOND_NS
+    park_ns: int = 30 * SECOND_NS
