@@ -162,8 +162,10 @@ class Coordinator:
             if self.finish is None:
                 # A stamp may be older than what was done since; the scheduler's time may not.
                 self._stamp_ns = current.now_ns
-                self._last_ns = max(self._last_ns, current.now_ns)
-                for action in self.scheduler.handle(current._replace(now_ns=self._last_ns)):
+                if current.now_ns < self._last_ns:
+                    current = current._replace(now_ns=self._last_ns)
+                self._last_ns = current.now_ns
+                for action in self.scheduler.handle(current):
                     self._actions[type(action)](action)
             self._events.popleft()
 

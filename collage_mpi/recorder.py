@@ -11,7 +11,7 @@ a held answer of it may still resolve an image.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from collage_mpi.protocol import WireResult
 from collage_mpi.results.rows import (
@@ -36,14 +36,16 @@ class Writer(Protocol):
     def task(self, row: TaskRow, /) -> None: ...
 
 
-@dataclass
-class _Image:
+NO_RESULT = WireResult(0, 0)  # of a task that has not ended
+
+
+class _Image(NamedTuple):
     record: ImageRecord
     t0_ns: int
     read_ns: int
 
 
-@dataclass
+@dataclass(slots=True)
 class _Task:
     send: Send
     sent_ns: int
@@ -51,11 +53,11 @@ class _Task:
     decode_ns: int = 0
     outcome: str = "unfinished"
     resolved: int = 0
-    result: WireResult = field(default_factory=lambda: WireResult(0, 0))
+    result: WireResult = field(default_factory=lambda: NO_RESULT)
     reason: str = ""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Group:
     first: int  # image in cell 0
     size: int  # images it has, or may have while nothing is known of the next group

@@ -302,7 +302,8 @@ class Worker:
         start_ns = self.clock()
         kind = tasks[0].kind
         try:
-            scores = session.predictors[kind].predict(np.concatenate(inputs))
+            batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
+            scores = session.predictors[kind].predict(batch)
             cells = [_cells_of(task, part) for task, part in _split(tasks, inputs, scores)]
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"

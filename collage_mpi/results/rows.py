@@ -196,6 +196,8 @@ KEY_ROW = np.dtype([("shard", "<u4"), ("row", "<u8")])
 
 def reason_bytes(text: str | bytes) -> bytes:
     """A reason as UTF-8 of at most 96 bytes, cut between characters and free of newlines."""
+    if not text:
+        return b""
     if isinstance(text, bytes):
         return text[:REASON_BYTES]
     raw = " ".join(text.split()).encode("utf-8", "replace")[:REASON_BYTES]
