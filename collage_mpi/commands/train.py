@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         _common(child, epochs, batch)
     grid = collage.add_argument_group("grid")
     grid.add_argument("--side", type=int, default=3, help="cells along an edge, 2 to 5 (3)")
+    grid.add_argument(
+        "--head", choices=("grid", "yolo"), default="grid", help="how cells are answered (grid)"
+    )
     grid.add_argument("--cell-px", type=int, help="pixels of a cell (the images' height)")
     grid.add_argument(
         "--blank-share", type=float, default=0.1, help="share of collages with blank cells (0.1)"
@@ -56,6 +59,9 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     net.add_argument("--stem", metavar="WxK/S", help="stem channels x kernel / stride, 64x4/2")
     net.add_argument("--stages", help='WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"')
     net.add_argument("--norm", choices=("batch", "group"), default="batch")
+    net.add_argument(
+        "--init", type=Path, metavar="WEIGHTS", help="start from these: the same trunk, any side"
+    )
     _distillation(parser)
     fit = parser.add_argument_group("training")
     fit.add_argument("--epochs", type=int, default=epochs, help=f"({epochs})")
@@ -137,8 +143,10 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     info = store(args.out, trainer.run(), settings, data, facts)
     accuracy = info.metadata["training"].get("validation_accuracy")
     shown = "n/a" if accuracy is None else f"{accuracy:.2%}"
+    error = info.metadata["training"].get("validation_ece")
     print(
         f"{args.out}: validation accuracy {shown}, temperature {info.metadata['temperature']}, "
+        f"calibration error {'n/a' if error is None else format(error, '.4f')}, "
         f"sha256 {info.fingerprint[:12]}"
     )
     return 0
@@ -148,6 +156,7 @@ def _load(
     args: argparse.Namespace, peers: Peers
 ) -> tuple[TrainData, dict[str, Any], TrainSettings]:
     """Training data, read once a host; facts for the record; settings."""
+    from collage_mpi.models.weights import describe_weights, read_tensors
     from collage_mpi.training.loop import TrainData
     from collage_mpi.training.peers import read_once
 
@@ -164,7 +173,12 @@ def _load(
     if peers.size > 1:
         facts["processes"] = peers.size
     settings = _settings(args, arrays["images"].shape[1:])
-    return TrainData(**arrays, classes=classes, origin=origin), facts, settings
+    first = None
+    if args.init is not None:
+        first = read_tensors(describe_weights(args.init))
+        facts["init_weights"] = args.init.name
+    data = TrainData(**arrays, classes=classes, origin=origin, first_weights=first)
+    return data, facts, settings
 
 
 def _read(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
@@ -249,6 +263,7 @@ def _settings(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings
         parse_stages,
         parse_stem,
     )
+    from collage_mpi.models.heads import HeadSpec
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.settings import TrainSettings
 
@@ -257,14 +272,13 @@ def _settings(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings
         architecture = parse_stem(architecture, args.stem)
     if args.stages is not None:
         architecture = replace(architecture, stages=parse_stages(args.stages))
-    teacher = None
-    if args.teacher is not None:
-        teacher = describe_weights(args.teacher, "single").fingerprint
+    teacher = None if args.teacher is None else describe_weights(args.teacher, "single")
+    init = None if args.init is None else describe_weights(args.init)
     side = cell_px = None
     if args.kind == "collage":
         side, cell_px = args.side, args.cell_px or int(shape[0])
         if not 2 <= side <= 5:
-            raise UsageError(f"--side is {side}; the grid head is trained for 2 to 5")
+            raise UsageError(f"--side is {side}; collage networks are trained for 2 to 5")
     return TrainSettings(
         kind=args.kind,
         architecture=architecture,
@@ -284,7 +298,9 @@ def _settings(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings
         schedule=args.schedule,
         ema=args.ema,
         keep=args.keep,
-        teacher=teacher,
+        teacher=None if teacher is None else teacher.fingerprint,
         distill_weight=args.distill_weight,
         distill_temperature=args.distill_temperature,
+        head=HeadSpec(getattr(args, "head", "grid")),
+        init=None if init is None else init.fingerprint,
     )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from collage_mpi.errors import UsageError
+from collage_mpi.models.heads import HeadSpec
 
 KINDS = ("single", "collage")
 
@@ -31,6 +32,7 @@ class NetworkInfo:
         fingerprint: SHA-256 of the file, 64 hex digits.
         path: where the file is; None when it came from elsewhere.
         metadata: the whole JSON header record, training settings included.
+        head: how a collage network answers; a single's is a grid of one.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class NetworkInfo:
     fingerprint: str
     path: Path | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    head: HeadSpec = field(default_factory=HeadSpec)
 
     @property
     def cells(self) -> int:
@@ -66,6 +69,7 @@ class Predictor(Protocol):
 
         Returns:
             (n, cells, classes) float32 probabilities; complete on return, GPU included.
+            A row of zeros: no answer for that cell.
         """
         ...
 

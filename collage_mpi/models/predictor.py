@@ -1,7 +1,6 @@
 """A network with weights, ready to answer on the CPU or a GPU.
 
-Owns: building from a weights file, pixel normalisation, device and thread choice,
-softmax with the calibrated temperature.
+Owns: building from a weights file, pixel normalisation, device and thread choice.
 Does not know: MPI, ranks, who asks, how weights were trained.
 """
 
@@ -14,6 +13,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.reading import reading_of
 from collage_mpi.models.resnet import channels_last, fold_norms
 from collage_mpi.models.weights import describe_weights, read_tensors
 
@@ -41,6 +41,7 @@ class TorchPredictor:
         std = torch.tensor(values["std"], dtype=torch.float32).reshape(shape)
         self._scale = (1.0 / (255.0 * std)).to(device)  # mean and std are those of pixels / 255
         self._shift = (-mean / std).to(device)
+        self.reading = reading_of(info.head, info.side)
         self.temperature = float(info.metadata["temperature"])
 
     @classmethod
@@ -51,7 +52,9 @@ class TorchPredictor:
         torch.set_num_threads(max(1, threads))
         architecture = Architecture.from_dict(info.architecture)
         with torch.device("meta"):
-            network = build_network(architecture, info.shape[2], len(info.class_names), info.side)
+            network = build_network(
+                architecture, info.shape[2], len(info.class_names), info.side, info.head
+            )
         state = {name: torch.from_numpy(array) for name, array in tensors.items()}
         # counters of the batch norms play no part in inference and are not stored
         for name in network.state_dict():
@@ -70,14 +73,16 @@ class TorchPredictor:
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Classify: (n, H, W, C) uint8 -> (n, cells, classes) float32 probabilities.
 
+        A row of zeros is a cell for which the network has no answer (`decode` gives None).
+
         Raises:
             DataFault: the batch has another shape or dtype than the network was made for.
         """
-        return self._softmax(self.logits(batch))
+        return self.reading.scores(self.outputs(batch), self.temperature)
 
     @torch.inference_mode()
-    def logits(self, batch: np.ndarray) -> torch.Tensor:
-        """(n, H, W, C) uint8 -> (n, cells, classes) float32 before temperature, on the device."""
+    def outputs(self, batch: np.ndarray) -> torch.Tensor:
+        """(n, H, W, C) uint8 -> what the network gives, on the device; `reading` reads it."""
         if batch.ndim != 4 or batch.shape[1:] != self.info.shape or batch.dtype != np.uint8:
             raise DataFault(
                 f"the {self.kind} network of {self.info.path} takes (n, "
@@ -87,10 +92,6 @@ class TorchPredictor:
             batch = batch.copy()
         pixels = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2)  # (n, C, H, W) uint8
         return self.network(torch.addcmul(self._shift, pixels.float(), self._scale))
-
-    def _softmax(self, logits: torch.Tensor) -> np.ndarray:
-        scores = torch.softmax(logits / self.temperature, dim=2)
-        return scores.cpu().numpy()  # .cpu() waits for the GPU
 
 
 def usable_device(device: str) -> torch.device:

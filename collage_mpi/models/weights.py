@@ -19,6 +19,7 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.grid import Grid
 from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import KINDS, NetworkInfo
 
 FORMAT = "collage-mpi weights"
@@ -193,6 +194,7 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
         fingerprint=fingerprint,
         path=path,
         metadata=record,
+        head=HeadSpec.from_dict(record.get("head")),
     )
 
 

@@ -6,17 +6,24 @@ Does not know: the loop, the command line.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
+from collage_mpi.models.reading import Reading
 from collage_mpi.models.weights import save_weights
 from collage_mpi.training.batches import plain_batches
+from collage_mpi.training.calibration import (
+    accuracy,
+    answered,
+    calibration_error,
+    fit_temperature,
+)
 from collage_mpi.training.loop import TrainData, Trained
 from collage_mpi.training.settings import TrainSettings
 
@@ -46,25 +53,40 @@ def store(
     }
     record = _record(trained, settings, data, facts)
     info = save_weights(out, tensors, record)
-    logits, labels = _held_logits(out, settings, data)
-    if len(labels) < MIN_FOR_TEMPERATURE:
+    held = _look(out, settings, data)
+    if len(held.labels) < MIN_FOR_TEMPERATURE:
         return info
-    record["temperature"] = fit_temperature(logits, labels)
-    accuracy = float((logits.argmax(1) == labels).float().mean())
-    record["training"]["validation_accuracy"] = round(accuracy, 4)
+    record["temperature"] = fit_temperature(held.scores, held.labels)
+    scores = held.scores(record["temperature"])
+    here = answered(scores)
+    right = scores.argmax(1) == held.labels
+    record["training"].update(
+        validation_accuracy=round(accuracy(scores, held.labels), 4),
+        validation_ece=round(calibration_error(scores.max(1)[here], right[here]), 4),
+    )
     return save_weights(out, tensors, record)
 
 
-def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature from 0.2 to 5 that minimises the log loss: a scan in steps of 2 %.
+@dataclass(frozen=True)
+class Held:
+    """What a network says of the validation images, before the temperature.
 
-    Args:
-        logits: (n, classes) float32.
-        labels: (n,) int64.
+    Attributes:
+        outputs: of the network, a tensor a batch.
+        present: (n, cells) bool a batch, the cells with an image.
+        labels: (m,) int64 of those cells.
+        reading: of the network's outputs.
     """
-    candidates = np.exp(np.arange(np.log(0.2), np.log(5.0), 0.02))
-    losses = [float(F.cross_entropy(logits / float(t), labels)) for t in candidates]
-    return round(float(candidates[int(np.argmin(losses))]), 4)
+
+    outputs: list[torch.Tensor]
+    present: list[np.ndarray]
+    labels: np.ndarray
+    reading: Reading
+
+    def scores(self, temperature: float) -> np.ndarray:
+        """(m, classes) float32 probabilities of the cells with an image."""
+        read = (self.reading.scores(outputs, temperature) for outputs in self.outputs)
+        return np.concatenate([s[here] for s, here in zip(read, self.present, strict=True)])
 
 
 def _record(
@@ -72,7 +94,8 @@ def _record(
 ) -> dict[str, Any]:
     _, height, width, channels = data.images.shape
     chosen = settings.to_dict()
-    del chosen["architecture"]
+    for name in ("architecture", "head", "kind", "side", "cell_px"):  # said above
+        del chosen[name]
     return {
         "kind": settings.kind,
         "architecture": settings.architecture.to_dict(),
@@ -81,6 +104,7 @@ def _record(
         "height": height,
         "width": width,
         "channels": channels,
+        **({} if settings.side is None else {"head": settings.head.to_dict()}),
         "class_names": facts["class_names"],
         "normalisation": trained.normalisation,
         "temperature": 1.0,
@@ -98,15 +122,14 @@ def _record(
 
 
 @torch.inference_mode()
-def _held_logits(
-    out: Path, settings: TrainSettings, data: TrainData
-) -> tuple[torch.Tensor, torch.Tensor]:
-    threads = torch.get_num_threads()
-    predictor = TorchPredictor.load(str(out), settings.kind, threads=threads)
-    logits, labels = [], []
-    for batch in plain_batches(data.held_images, data.held_labels, settings):
-        logits.append(predictor.logits(batch.pixels)[torch.from_numpy(batch.present)])
-        labels.append(torch.from_numpy(batch.labels[batch.present]))
-    if not logits:
-        return torch.zeros(0, data.classes), torch.zeros(0, dtype=torch.int64)
-    return torch.cat(logits), torch.cat(labels)  # (n, classes), (n,)
+def _look(out: Path, settings: TrainSettings, data: TrainData) -> Held:
+    """The stored weights on the validation part."""
+    predictor = TorchPredictor.load(str(out), settings.kind, threads=torch.get_num_threads())
+    batches = plain_batches(data.held_images, data.held_labels, settings)
+    labels = [batch.labels[batch.present] for batch in batches]
+    return Held(
+        [predictor.outputs(batch.pixels) for batch in batches],
+        [batch.present for batch in batches],
+        np.concatenate(labels) if labels else np.zeros(0, np.int64),
+        predictor.reading,
+    )

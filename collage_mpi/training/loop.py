@@ -7,7 +7,7 @@ Does not know: shards, the command line, where the weights go, what the loss is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from collage_mpi.models.resnet import channels_last
 from collage_mpi.training.batches import Batch, BatchMaker, plain_batches
 from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
 from collage_mpi.training.objective import Distilled, Labels, Objective
+from collage_mpi.training.objective_yolo import YoloObjective
 from collage_mpi.training.parts import (
     make_optimizer,
     pixel_statistics,
     resolve_precision,
     running_average,
+    start_from,
 )
 from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.progress import TrainingProgress
@@ -46,6 +48,7 @@ class TrainData:
         classes: number of classes.
         origin: fingerprints of the shards, to know the data again on resume.
         teacher_logits: (n, classes) float32 of the images to train on, or None.
+        first_weights: tensors to start from instead of random ones, or None.
     """
 
     images: np.ndarray
@@ -55,6 +58,7 @@ class TrainData:
     classes: int
     origin: tuple[str, ...] = ()
     teacher_logits: np.ndarray | None = None
+    first_weights: Mapping[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,11 @@ class Trainer:
         shape = (1, channels, 1, 1)
         self._mean = torch.tensor(self.normalisation["mean"]).reshape(shape).to(self.device)
         self._std = torch.tensor(self.normalisation["std"]).reshape(shape).to(self.device)
-        network = build_network(settings.architecture, channels, data.classes, settings.side)
+        network = build_network(
+            settings.architecture, channels, data.classes, settings.side, settings.head
+        )
+        if data.first_weights is not None:
+            start_from(network, data.first_weights)
         self.network = channels_last(network.to(self.device))
         self.optimizer = make_optimizer(self.network, settings)
         self.objective = objective or make_objective(data, settings)
@@ -253,8 +261,10 @@ class Trainer:
             logits = self.objective.logits(self._forward(network, batch)).cpu()
             logits = logits[torch.from_numpy(batch.present)]  # (m, classes)
             labels = torch.from_numpy(batch.labels[batch.present])
+            absent = logits.isnan().any(1)
+            logits[absent] = 0.0  # no answer counts as a guess in the loss, and as wrong
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            right += int((logits.argmax(1) == labels).sum())
+            right += int(((logits.argmax(1) == labels) & ~absent).sum())
             count += len(labels)
         return (loss / count, right / count) if count else (float("nan"), float("nan"))
 
@@ -297,10 +307,12 @@ class Trainer:
 
 
 def make_objective(data: TrainData, settings: TrainSettings) -> Objective:
-    """Labels; with the teacher's answers beside them where the data have them."""
+    """Labels, with the teacher's answers where the data have them, for the settings' head."""
     labels = Labels(settings.label_smoothing)
-    if data.teacher_logits is None:
-        return labels
-    return Distilled(
-        labels, data.teacher_logits, settings.distill_weight, settings.distill_temperature
-    )
+    classes: Objective = labels
+    if data.teacher_logits is not None:
+        weight, temperature = settings.distill_weight, settings.distill_temperature
+        classes = Distilled(labels, data.teacher_logits, weight, temperature)
+    if settings.head.name == "yolo" and settings.side is not None:
+        return YoloObjective(classes, settings.head, settings.side)
+    return classes

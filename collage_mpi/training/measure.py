@@ -97,7 +97,7 @@ def count_flops(predictor: TorchPredictor) -> int:
     """
     blank = np.zeros((1, *predictor.info.shape), dtype=np.uint8)
     with FlopCounterMode(display=False) as counter:
-        predictor.logits(blank)
+        predictor.outputs(blank)
     return int(counter.get_total_flops())
 
 

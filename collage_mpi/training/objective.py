@@ -28,7 +28,10 @@ class Objective(Protocol):
         ...
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """(n, cells, classes) float32 whose softmax are the answers, for validation."""
+        """(n, cells, classes) float32 whose softmax are the answers, for validation.
+
+        A row of NaN is a cell without an answer.
+        """
         ...
 
 

@@ -6,12 +6,14 @@ Does not know: steps, batches, checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from collage_mpi.errors import UsageError
 from collage_mpi.training.settings import TrainSettings
 
 MOMENTUM = 0.9
@@ -24,7 +26,9 @@ def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.o
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.SGD(
+        groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True
+    )
 
 
 def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
@@ -44,6 +48,31 @@ def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
                 average.copy_(value)
 
     return AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
+
+
+def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+    """Put trained tensors into a network; what only the network has stays random.
+
+    Any network with the same trunk will do: another side, another head, a single.
+
+    Raises:
+        UsageError: the trunk is another one.
+    """
+    state = network.state_dict()
+    fitting = {
+        name: torch.from_numpy(array)
+        for name, array in tensors.items()
+        if name in state and state[name].shape == array.shape
+    }
+    for name, tensor in state.items():
+        needed = name.startswith("trunk.") and not name.endswith("num_batches_tracked")
+        if needed and name not in fitting:
+            have = tensors[name].shape if name in tensors else "nothing"
+            raise UsageError(
+                f"--init cannot be used: {name} is {tuple(tensor.shape)} in the network to train "
+                f"and {have} in the file: give the --stem, --stages and --norm of the file"
+            )
+    network.load_state_dict(fitting, strict=False)
 
 
 def pixel_statistics(images: np.ndarray) -> dict[str, list[float]]:

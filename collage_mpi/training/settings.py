@@ -7,11 +7,12 @@ Does not know: torch, shards, the command line.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import check_kind
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -27,6 +28,7 @@ class TrainSettings:
         kind: "single" or "collage".
         architecture: the network.
         side, cell_px: the collage's grid; None for a single.
+        head: of a collage network.
         epochs: passes over the training part of the shards.
         batch: images per step for a single, collages per step for a collage.
         learning_rate: the peak of the schedule.
@@ -45,6 +47,7 @@ class TrainSettings:
         teacher: fingerprint of the single network whose answers are learned too, or None.
         distill_weight: share of the teacher's part in the loss.
         distill_temperature: softens both sides of that part.
+        init: fingerprint of the weights that training starts from, or None.
     """
 
     kind: str
@@ -68,6 +71,8 @@ class TrainSettings:
     teacher: str | None = None
     distill_weight: float = 0.7
     distill_temperature: float = 2.0
+    head: HeadSpec = field(default_factory=HeadSpec)
+    init: str | None = None
 
     def __post_init__(self) -> None:
         check_kind(self.kind)
@@ -93,7 +98,7 @@ class TrainSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON and checkpoints."""
-        return asdict(self)
+        return {**asdict(self), "head": self.head.to_dict()}
 
 
 def learning_rate_at(step: int, steps: int, peak: float, schedule: str = "one-cycle") -> float:

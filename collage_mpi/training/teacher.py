@@ -106,7 +106,7 @@ def _compute(path: Path, images: np.ndarray, mirror: bool, device: str, threads:
 
 @torch.inference_mode()
 def _log_probabilities(teacher: TorchPredictor, images: np.ndarray) -> np.ndarray:
-    logits = teacher.logits(images)[:, 0].float() / teacher.temperature
+    logits = teacher.outputs(images)[:, 0].float() / teacher.temperature
     return logits.log_softmax(1).cpu().numpy()
 
 

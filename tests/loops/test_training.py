@@ -292,13 +292,42 @@ def test_evaluate_refuses_what_does_not_fit(
         assert message in capsys.readouterr().err
 
 
-def test_temperature_undoes_overconfidence() -> None:
-    from collage_mpi.training.finish import fit_temperature
+def test_a_yolo_head_learns_and_answers_like_a_grid(
+    weights: dict[str, Path], shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, test = tmp_path / "yolo", make_shard(tmp_path / "test.h5", 42, 1)
+    words = ["--head", "yolo", "--side", "2", "--epochs", "15", "--lr", "0.05", "--keep", "last"]
+    words += ["--init", str(weights["collage"]), "--teacher", str(weights["single"])]
+    assert train("collage", shard, out, *words) == 0
+    info = describe(str(out), "collage")
+    assert info is not None
+    assert info.head.name == "yolo"
+    assert info.metadata["training"]["init_weights"] == "collage.safetensors"
+    capsys.readouterr()
+    words = ["evaluate", "--shards", str(test), "--single", str(weights["single"])]
+    answers = tmp_path / "a.npz"
+    words += ["--collage", str(out), "--calls", "1", "--json", "--save-answers", str(answers)]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["networks"]["collage"]["accuracy"] > 0.85
 
-    torch.manual_seed(0)
-    logits = torch.randn(4000, 5)
-    labels = torch.distributions.Categorical(logits=logits).sample()
-    assert fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.15)
+    from collage_mpi.models import load_predictor
+
+    predictor = load_predictor(str(out), "collage")
+    scores = predictor.predict(np.zeros((2, *info.shape), np.uint8))
+    assert scores.shape == (2, 4, 3)
+
+
+def test_init_takes_the_trunk_and_refuses_another(
+    weights: dict[str, Path], shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init = ["--init", str(weights["collage"]), "--lr", "1e-9", "--epochs", "1"]
+    assert train("collage", shard, tmp_path / "w", "--side", "3", *init) == 0
+    info = describe(str(tmp_path / "w"), "collage")
+    assert info is not None
+    assert info.metadata["training"]["history"][0]["validation_accuracy"] > 0.8
+    other = [*init, "--stages", "24x1/2"]
+    assert train("collage", shard, tmp_path / "v", "--side", "3", *other) == 2
+    assert "--stages" in capsys.readouterr().err
 
 
 def test_pixels_of_one_grey_level_can_be_normalised() -> None:
