@@ -53,6 +53,7 @@ from collage_mpi.stragglers import (
 )
 
 MODES = ("carry", "drain")
+BAD_SHARDS = ("skip", "refuse")
 LARGEST = 1e9  # of any number: times then fit 63 bits of ns
 MOST = {"max_attempts": 255, "limit": float("inf")}  # an attempt is one byte of a row
 
@@ -70,6 +71,11 @@ class RunSettings:
     """
 
     shards: tuple[str, ...] = _setting((), "shard files, or folders of them", metavar="PATH")
+    bad_shards: str = _setting(
+        "skip",
+        "a shard that cannot be read: do the rest and end with code 4, or refuse to start",
+        choices=BAD_SHARDS,
+    )
     single: str = _setting("", "single classifier: a .safetensors file, or null", metavar="W")
     collage: str = _setting("", "collage-CNN: a .safetensors file, or null", metavar="W")
     out: str = _setting("", "folder for the results", metavar="DIR")

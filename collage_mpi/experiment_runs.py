@@ -20,6 +20,7 @@ from collage_mpi.experiment import Experiment, Point
 if TYPE_CHECKING:
     from collage_mpi.crew import Crew
 
+SEVERITY = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.DATA)
 NEW, STARTED, DONE = "new", "started", "done"
 TABLE = "table.csv"
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
@@ -97,7 +98,7 @@ def run_points(
         if outcome.exit_code is ExitCode.INCOMPLETE:
             print(f"incomplete: {outcome.reason}; the same command goes on", flush=True)
             return int(outcome.exit_code)
-        worst = max(worst, outcome.exit_code)
+        worst = max(worst, outcome.exit_code, key=SEVERITY.index)
     return int(worst)
 
 

@@ -6,8 +6,10 @@ Does not know: MPI calls, ranks' answers, results.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.grid import Grid
 from collage_mpi.models import NetworkInfo, describe
 from collage_mpi.placement import Placement
-from collage_mpi.shards import ShardSet
+from collage_mpi.shards import ShardSet, as_before
 from collage_mpi.stragglers import make_delays
 from collage_mpi.topology import launcher_size
 from collage_mpi.topology import placement as place_ranks
@@ -48,8 +50,17 @@ class Plan:
         return {kind: spec for kind, spec in specs.items() if kind in used}
 
 
-def make_plan(settings: RunSettings, world_size: int) -> Plan:
+def make_plan(
+    settings: RunSettings,
+    world_size: int,
+    known_shards: Sequence[Mapping[str, Any]] | None = None,
+) -> Plan:
     """Check settings, world, shards and networks against each other.
+
+    Args:
+        settings: of the run.
+        world_size: ranks there are.
+        known_shards: of a run to be resumed, the shards of its manifest.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
@@ -67,7 +78,11 @@ def make_plan(settings: RunSettings, world_size: int) -> Plan:
     settings.check_slow_ranks(world_size)
     single = describe(settings.single, "single") if settings.uses_single else None
     collage = describe(settings.collage, "collage") if settings.uses_collage else None
-    shards = ShardSet.open([Path(path) for path in settings.shards])
+    shards = ShardSet.open(
+        [Path(path) for path in settings.shards], skip_bad=settings.bad_shards == "skip"
+    )
+    if known_shards is not None:
+        shards = as_before(shards, known_shards)
     try:
         grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
         names = _check_fit(settings, shards, single, collage)
@@ -93,7 +108,7 @@ def warn_of_one_class_groups(plan: Plan) -> None:
     labels = plan.shards.labels()
     size = plan.settings.group_size
     full = len(plan.order) // size
-    if labels is None or full == 0 or plan.classes < 2:
+    if labels is None or full == 0 or plan.classes < 2 or plan.shards.lost:
         return
     groups = labels[plan.order[: full * size]].reshape(full, size)  # (groups, s*s) int64
     share = float((groups == groups[:, :1]).all(axis=1).mean())

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.burner import Burn
+from collage_mpi.cli import tell
 from collage_mpi.config import RunSettings
 from collage_mpi.coordinator import Coordinator, Ready
 from collage_mpi.crew import Crew
@@ -31,7 +32,7 @@ from collage_mpi.results import RunWriter, input_digest, read_results, write_sum
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
-from collage_mpi.shards import CellMaker, ReadAhead
+from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
 from collage_mpi.topology import local_size, status_wanted, threads_per_rank
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 
@@ -52,11 +53,12 @@ class Outcome:
     status: str  # of the whole run: errors of a resumed run's earlier sessions count
     reason: str
     out: Path
+    input_faults: tuple[str, ...] = ()  # shards that were not read in full, or have changed
 
     @property
     def exit_code(self) -> ExitCode:
-        """The exit code that tells it."""
-        return EXIT_CODES[self.status]
+        """The exit code that tells it; bad input outranks all but being stopped."""
+        return ExitCode.DATA if self.input_faults else EXIT_CODES[self.status]
 
 
 def run_session(
@@ -75,7 +77,9 @@ def run_session(
         UsageError, EnvironmentFault, DataFault: something does not fit or fails; rows
             written before are kept.
     """
-    plan = make_plan(settings, crew.transport.size)
+    settings.require_inputs()
+    known = read_manifest(Path(settings.out))["shards"] if resume else None
+    plan = make_plan(settings, crew.transport.size, known)
     try:
         return _run_plan(plan, crew, resume, stop_reason, phase)
     finally:
@@ -92,6 +96,7 @@ def _run_plan(
     settings = plan.settings
     out = Path(settings.out)
     warn_of_one_class_groups(plan)
+    warn_of_bad_shards(plan.shards)
     manifest = make_manifest(plan)
     # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
     known_ratio = None
@@ -129,7 +134,7 @@ def _run_plan(
             finally:
                 progress.close()
         crew.end()
-        status = finish.status
+        status, faults = judge_input(plan.shards, finish.status)
         final = _final(plan, coordinator, hellos, ratio, services)
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
     except CollageError as error:
@@ -140,7 +145,32 @@ def _run_plan(
     finally:
         writer.close(status, **final)
     write_summary(read_results(out))
-    return Outcome(writer.manifest["status"], finish.reason, out)
+    return Outcome(writer.manifest["status"], finish.reason, out, faults)
+
+
+def warn_of_bad_shards(shards: ShardSet) -> None:
+    """Tell at once, not only at the end, what the run will do without."""
+    for reason in _unread(shards):
+        tell(f"warning: {reason}\n  The rest is done, and the exit code will be 4.")
+
+
+def judge_input(shards: ShardSet, status: str) -> tuple[str, tuple[str, ...]]:
+    """The session's status and what to tell, after all was done that could be done.
+
+    Without all of its shards a run is incomplete; one that was stopped says just that.
+    """
+    unread = _unread(shards)
+    if status == ev.INCOMPLETE:
+        return status, ()
+    changed = (
+        f"{why}; its rows are those of the file as it was at the start"
+        for why in shards.changed().values()
+    )
+    return ev.INCOMPLETE if unread else status, (*unread, *changed)
+
+
+def _unread(shards: ShardSet) -> tuple[str, ...]:
+    return (*(shard.reason for shard in shards.bad), *shards.lost.values())
 
 
 def build_encoder(plan: Plan) -> Encoder:
@@ -204,6 +234,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
             {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
             for info in plan.shards.infos
         ],
+        "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
         "rows": len(plan.order),
         "order": settings.order,
         "limit": settings.limit,

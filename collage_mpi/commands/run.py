@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from collage_mpi.config import RunSettings, add_setting_flags, settings_from_args
@@ -50,6 +50,20 @@ def run_and_tell(
     outcome = run_session(settings, crew, resume=resume, stop_reason=stop_reason)
     print(render_summary(summarise(read_results(outcome.out))), flush=True)
     print(f"\nresults in {outcome.out}; collage-mpi verify {outcome.out} proves them", flush=True)
+    if outcome.input_faults:
+        tell_of_input(outcome.input_faults)
     if outcome.exit_code is ExitCode.INCOMPLETE:
         print(f"incomplete: {outcome.reason}; go on with the same command and --resume", flush=True)
     return int(outcome.exit_code)
+
+
+def tell_of_input(faults: Sequence[str]) -> None:
+    """The last words of a run whose input was not sound, and what to do."""
+    from collage_mpi.cli import tell
+
+    listed = "\n  ".join(faults)
+    tell(
+        f"collage-mpi run: {len(faults)} shard(s) were not read in full, or have changed; all "
+        f"other images have their rows:\n  {listed}\n"
+        "Mend or copy them, then the same command with --resume does what is left."
+    )

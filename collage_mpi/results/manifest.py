@@ -38,9 +38,12 @@ SAME_KEYS: tuple[str, ...] = (
     "accept",
 )
 SAME_KEYS += ("mode", "side", "straggler", "warmup_groups")
+# Of these, what a shard adds that could not be read in an earlier session and now can.
+GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
+MOST_SHARD_LINES = 5
 # Settings that say where or how loud, not what: free to differ between sessions. Shards
 # are compared by content, so they may have moved.
-FREE_SETTINGS = frozenset({"out", "resume", "shards", "device", "status_every_s"})
+FREE_SETTINGS = frozenset({"out", "resume", "shards", "bad_shards", "device", "status_every_s"})
 
 Json = dict[str, Any]
 
@@ -86,6 +89,7 @@ def _is_rank(value: object) -> bool:
 
 
 _SHARD = _fields(path=_optional(_is_text), fingerprint=_is_text, count=_is_count)
+_BAD_SHARD = _fields(path=_is_text, reason=_is_text)
 _SESSION = _fields(
     session=_is_count,
     status=_is_text,
@@ -115,6 +119,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "warmup_groups": (_is_count, "a number of groups"),
     "status": (_is_text, "a status"),
     "sessions": (_list_of(_SESSION), "a list of sessions"),
+    "bad_shards": (_list_of(_BAD_SHARD), "a list of {path, reason}"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
 }
@@ -203,8 +208,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Both come from JSON, so tuples and lists compare equal.
     """
     lines = []
+    grown = _mended(before, now)
     for key in SAME_KEYS:
-        old, new = (_comparable(key, manifest.get(key)) for manifest in (before, now))
+        if grown and key in GROWING_KEYS:
+            continue
+        if key == "shards":
+            lines += _other_shards(before["shards"], now["shards"])
+            continue
+        old, new = (manifest.get(key) for manifest in (before, now))
         if old != new:
             lines.append(f"{key}: {_short(old)} before, {_short(new)} now")
     old_settings, new_settings = (manifest.get("settings") or {} for manifest in (before, now))
@@ -215,11 +226,30 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _comparable(key: str, value: Any) -> Any:
-    """A shard may move: its content, not its path, is its identity."""
-    if key == "shards":
-        return [(shard["fingerprint"], shard["count"]) for shard in value]
-    return value
+def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the input is the former one and, behind it, shards that could not be read then."""
+    more = len(now["shards"]) - len(before["shards"])
+    known = now["shards"][: len(before["shards"])]
+    return (
+        0 < more <= len(before.get("bad_shards") or [])
+        and now.get("limit") is None
+        and not _other_shards(before["shards"], known)
+    )
+
+
+def _other_shards(before: list[Json], now: list[Json]) -> list[str]:
+    """Lines for the shards that differ. One may move: its content is its identity."""
+    lines = []
+    if len(before) != len(now):
+        lines.append(f"shards: {len(before)} before, {len(now)} now")
+    for old, new in zip(before, now, strict=False):
+        if (old["fingerprint"], old["count"]) != (new["fingerprint"], new["count"]):
+            lines.append(
+                f"shard {old['path']}: SHA-256 {old['fingerprint'][:12]}... before, "
+                f"{new['path']}: {new['fingerprint'][:12]}... now"
+            )
+    more = len(lines) - MOST_SHARD_LINES
+    return lines if more <= 0 else [*lines[:MOST_SHARD_LINES], f"... and {more} more shards"]
 
 
 def _short(value: object) -> str:

@@ -236,12 +236,16 @@ def _conclude(results: Results, report: VerifyReport) -> None:
     if report.problems:
         return
     manifest_status = results.manifest.get("status")
+    bad = results.manifest.get("bad_shards") or []
     if report.missing:
         report.status = "incomplete"
         report.problems.append(f"{report.headline}; go on with --resume")
         if results.complete:
             report.status = "damaged"
             report.problems.append("marked COMPLETE, but images have no row")
+    elif bad:
+        report.status = "incomplete"
+        report.problems.append(f"{report.headline}; all rows of the shards that could be read")
     elif manifest_status not in COMPLETE or not results.complete:
         report.status = "incomplete"
         report.problems.append(
@@ -255,3 +259,5 @@ def _conclude(results: Results, report: VerifyReport) -> None:
                 f"manifest says {manifest_status}, {report.error_rows:,} error rows found"
             )
             report.status = "damaged"
+    for shard in bad:
+        report.problems.append(f"no image of this shard has a row: {shard['reason']}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collage_mpi.shards.guard import inspect_shard, inspect_shards, verify_shard
     from collage_mpi.shards.readahead import CellMaker, ImageRecord, ReadAhead
     from collage_mpi.shards.reader import ShardSet
+    from collage_mpi.shards.resumed import as_before
     from collage_mpi.shards.writer import ShardWriter, write_shard
 
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "ReadAhead": "readahead",
     "ShardSet": "reader",
     "ShardWriter": "writer",
+    "as_before": "resumed",
     "inspect_shard": "guard",
     "inspect_shards": "guard",
     "verify_shard": "guard",
@@ -38,6 +40,7 @@ __all__ = [
     "ShardInfo",
     "ShardSet",
     "ShardWriter",
+    "as_before",
     "inspect_shard",
     "inspect_shards",
     "verify_shard",

@@ -29,6 +29,7 @@ from collage_mpi.shards.schema import (
     rows_crc32,
     sha256_of,
     sidecar_path,
+    stamp_of,
 )
 
 HOW_TO_MAKE = "Make shards with `collage-mpi prep`; the schema is in docs/shards.md."
@@ -60,10 +61,14 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
         DataFault: not a shard, damaged, or not the file that was hashed.
         OSError: cannot be read.
     """
+    stamp = stamp_of(path)  # first: a change from here on is met at the next look
     recorded = read_sidecar(path)
     actual = sha256_of(path) if hash_file or recorded is None else recorded
     if recorded is not None and actual != recorded:
-        more = "`collage-mpi shards verify` says which rows are affected."
+        more = (
+            "`collage-mpi shards verify` says which rows are affected; without the .sha256 "
+            "beside it those become error rows and the others are used."
+        )
         raise DataFault(f"{path}: {hash_mismatch(path)} {more}")
     with H5_LOCK, opened(path) as file:
         about = describe(file, path)
@@ -78,6 +83,7 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
         source=about.source,
         fingerprint=actual,
         cell_sizes=about.cell_sizes,
+        stamp=stamp,
     )
 
 
@@ -91,7 +97,7 @@ def verify_here(path: Path) -> list[str]:
         elif sha256_of(path) != recorded:
             problems.append(hash_mismatch(path))
         with H5_LOCK, opened(path) as file:
-            about = describe(file, path)
+            about = describe(file, path, for_verify=True)
             problems += _row_problems(file, about)
     except DataFault as fault:
         problems.append(str(fault).removeprefix(f"{path}: "))
@@ -116,8 +122,10 @@ def opened(path: Path, *, cache_bytes: int = 0) -> Any:
         raise DataFault(f"{path}: cannot be opened as HDF5: {error}. {HOW_TO_MAKE}") from error
 
 
-def describe(file: Any, path: Path) -> Description:
-    """Check attributes, datasets and storage of an open file.
+def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
+    """Check attributes, datasets, storage and labels of an open file.
+
+    `for_verify` leaves the range of the labels to who lists every problem.
 
     Raises:
         DataFault: with the first thing that is wrong.
@@ -137,7 +145,9 @@ def describe(file: Any, path: Path) -> Description:
         names = _class_names(file)
         has_labels = "labels" in file
         if has_labels:
-            _rows_of(file, "labels", np.int64, count)
+            wrong = label_problem(_rows_of(file, "labels", np.int64, count), names)
+            if wrong and not for_verify:
+                raise DataFault(wrong)
         source = _text(file.attrs["source"]) if "source" in file.attrs else ""
         cells = _cell_sizes(file, shape, os.path.getsize(path))
     except DataFault as fault:

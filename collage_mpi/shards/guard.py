@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,15 +49,29 @@ def inspect_shards(paths: Sequence[Path], *, limit_s: float | None = None) -> li
         DataFault: a file is no shard, damaged, or hangs or crashes the HDF5 library.
         EnvironmentFault: a file is missing or unreadable.
     """
-    answers = _ask("inspect", paths, limit_s)
     infos = []
-    for path, answer in zip(paths, answers, strict=True):
-        if "info" not in answer:
-            kind = EnvironmentFault if answer.get("kind") == "environment" else DataFault
-            raise kind(answer["problem"])
-        infos.append(ShardInfo.from_json(answer["info"]))
-        assert infos[-1].path == path
+    for found in examine_shards(paths, limit_s=limit_s):
+        if isinstance(found, CollageError):
+            raise found
+        infos.append(found)
     return infos
+
+
+def examine_shards(
+    paths: Sequence[Path], *, limit_s: float | None = None
+) -> list[ShardInfo | CollageError]:
+    """As `inspect_shards`, but what is wrong with a file stands in its place."""
+    answers = _ask("inspect", paths, limit_s)
+    found: list[ShardInfo | CollageError] = []
+    for path, answer in zip(paths, answers, strict=True):
+        if "info" in answer:
+            info = ShardInfo.from_json(answer["info"])
+            assert info.path == path
+            found.append(info)
+        else:
+            kind = EnvironmentFault if answer.get("kind") == "environment" else DataFault
+            found.append(kind(answer["problem"]))
+    return found
 
 
 def verify_shard(path: Path | str, *, limit_s: float | None = None) -> list[str]:
@@ -162,6 +177,9 @@ def _answer(task: str, path: Path) -> dict[str, Any]:
     from collage_mpi.shards.check import inspect_here, verify_here
 
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            problem = f"{path}: cannot be read: a folder, pipe or device, not a file"
+            return {"problem": problem, "kind": "environment"}
         if task == "verify":
             return {"problems": verify_here(path)}
         hash_file = path.stat().st_size <= HASH_LIMIT_BYTES

@@ -1,7 +1,8 @@
 """Reading ahead of the job in one background thread.
 
 Owns: the order, the thread, the bounded store of images read but not yet taken, with
-their cells where a job needs them: shrinking here costs rank 0's loop nothing.
+their cells where a job needs them: shrinking here costs rank 0's loop nothing; leaving out
+what is left of a shard that is lost.
 Does not know: MPI, groups, how an image is shrunk, what is done with it.
 """
 
@@ -17,6 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from collage_mpi.shards.reader import ShardSet
+from collage_mpi.shards.schema import ShardFault
 
 WINDOW = 4
 """Batches asked of the shards at once, at most: in shuffled order a larger request, sorted,
@@ -60,6 +62,9 @@ class CellMaker:
 
 class ReadAhead:
     """Yields the images of `order`, reading up to `batch * ahead` of them in advance.
+
+    Those of a shard that can no longer be read are left out from there on; `shards.lost`
+    then says why.
 
     Args:
         shards: the input; stays open, the caller closes it after this.
@@ -157,7 +162,11 @@ class ReadAhead:
                 if room == 0:
                     return
                 chosen = self._order[position : position + room]
-                records = self._read(chosen)
+                try:
+                    records = self._read(chosen)
+                except ShardFault as fault:
+                    self._leave_out(fault.shard, position)
+                    continue
                 position += len(chosen)
                 with self._change:
                     self._ready.extend(() if self._closed else records)
@@ -166,6 +175,15 @@ class ReadAhead:
             with self._change:
                 self._failure = error
                 self._change.notify_all()
+
+    def _leave_out(self, shard: int, position: int) -> None:
+        """Take the images of a lost shard out of the order from `position` on."""
+        first, end = self._shards.span(shard)
+        rest = self._order[position:]
+        kept = rest[(rest < first) | (rest >= end)]
+        with self._change:
+            self._order = np.concatenate([self._order[:position], kept])
+            self._change.notify_all()
 
     def _wait_for_room(self) -> int:
         """Images to read now, whole batches; 0 when closed."""

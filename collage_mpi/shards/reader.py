@@ -1,11 +1,13 @@
 """Several shards as one input: any rows, in any order, each checked.
 
-Owns: global index <-> (shard, row), reading runs of rows, checksums on the way in.
+Owns: global index <-> (shard, row), reading runs of rows, checksums on the way in, what
+becomes of a shard that cannot be read or that changes in mid-job.
 Does not know: threads (readahead.py), the safety of a first open (guard.py).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -17,11 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.check import opened
-from collage_mpi.shards.guard import inspect_shards
+from collage_mpi.shards.guard import examine_shards, inspect_shards
 from collage_mpi.shards.hdf5 import H5_LOCK
-from collage_mpi.shards.schema import ShardInfo, cells_name, label_problem, rows_crc32
+from collage_mpi.shards.schema import (
+    BadShard,
+    ShardFault,
+    ShardInfo,
+    Stamp,
+    cells_name,
+    label_problem,
+    rows_crc32,
+    sha256_of,
+    stamp_of,
+)
 
 OPEN_FILES = 64
 """Files kept open at once; opening another takes about a millisecond."""
@@ -38,11 +50,17 @@ class ShardSet:
         infos: one description a shard, in order.
         shape: (H, W, C) of every image.
         class_names: the names of labels 0, 1, ...; None if the shards have none.
+        bad: shards that could not be read from the start; no image of theirs is counted.
+        lost: number -> why, of shards in `infos` that can no longer be read.
     """
 
-    def __init__(self, infos: Sequence[ShardInfo]) -> None:
+    def __init__(self, infos: Sequence[ShardInfo], bad: Sequence[BadShard] = ()) -> None:
         _check_alike(infos)
         self.infos = tuple(infos)
+        self.bad = tuple(bad)
+        self.lost: dict[int, str] = {}
+        self._row_faults: dict[int, str] = {}  # global index -> why; few, or the shard is lost
+        self._stamps: list[Stamp | None] = [info.stamp for info in infos]
         self.shape = infos[0].shape
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
@@ -51,14 +69,29 @@ class ShardSet:
         self._closed = False
 
     @classmethod
-    def open(cls, paths: Sequence[Path | str]) -> ShardSet:
+    def open(cls, paths: Sequence[Path | str], *, skip_bad: bool = False) -> ShardSet:
         """Check and open shards; a directory stands for its `*.h5` files, sorted.
+
+        Args:
+            paths: files and directories.
+            skip_bad: leave shards out that cannot be read, and name them in `bad`; the
+                first is raised all the same if no shard can be read.
 
         Raises:
             EnvironmentFault: nothing there, or not readable.
             DataFault: damaged, foreign, or shards that do not fit together.
         """
-        return cls(inspect_shards(expand_paths(paths)))
+        files = expand_paths(paths)
+        if not skip_bad:
+            return cls(inspect_shards(files))
+        found = examine_shards(files)
+        infos = [item for item in found if isinstance(item, ShardInfo)]
+        pairs = zip(files, found, strict=True)
+        faults = [(path, item) for path, item in pairs if isinstance(item, CollageError)]
+        for path, fault in faults:
+            if not infos or not os.path.lexists(path):  # no such name: a slip of the user's
+                raise fault
+        return cls(infos, [BadShard(path, str(fault)) for path, fault in faults])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -69,6 +102,10 @@ class ShardSet:
             raise IndexError(f"image {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - int(self._starts[shard])
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """Global index of a shard's first image, and of the first one behind it."""
+        return int(self._starts[shard]), int(self._starts[shard + 1])
 
     def read(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
         """Read images in any order, repeats allowed.
@@ -81,7 +118,7 @@ class ShardSet:
 
         Raises:
             DataFault: a row's checksum does not match; names file and row.
-            EnvironmentFault: a file can no longer be read.
+            ShardFault: a file can no longer be read, or is no longer the one it was.
             IndexError: an index out of range.
         """
         pixels, labels, good = self.read_checked(indices)
@@ -92,22 +129,27 @@ class ShardSet:
     def read_checked(
         self, indices: np.ndarray | Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Like `read`, but a bad row is zeros and False in the third array, (n,) bool."""
+        """Like `read`, but a bad row is zeros and False in the third array, (n,) bool.
+
+        Raises ShardFault as `read` does; the shard is in `lost` from then on.
+        """
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"images {wanted.min()}..{wanted.max()} of {len(self)}")
         pixels = np.empty((len(wanted), *self.shape), dtype=np.uint8)
         labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
         stored = np.empty(len(wanted), dtype=np.uint32)
+        unread: list[int] = []  # places
         for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]  # ascending
             with self._lock:
-                source = self._shard(shard)
-                source.read_into(pixels, places, rows)
+                source, failed = self._fill(shard, pixels, places, rows)
+            unread += failed
             stored[places] = source.crc32[rows]
             if labels is not None and source.labels is not None:
                 labels[places] = source.labels[rows]
         good = rows_crc32(pixels, labels) == stored
+        good[unread] = False
         pixels[~good] = 0
         return pixels, labels, good
 
@@ -126,37 +168,67 @@ class ShardSet:
             px: edge of a cell.
 
         Returns:
-            (n, px, px, C) uint8, and (n,) bool, False where the checksum does not match.
+            (n, px, px, C) uint8, and (n,) bool, False where a cell cannot be read or the
+            checksum does not match.
 
         Raises:
-            EnvironmentFault: a file can no longer be read.
+            ShardFault: a file can no longer be opened, or is no longer the one it was.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         cells = np.empty((len(wanted), px, px, self.shape[2]), dtype=np.uint8)
-        stored = np.empty(len(wanted), dtype=np.uint32)
+        stored = np.zeros(len(wanted), dtype=np.uint32)
+        readable = np.ones(len(wanted), dtype=bool)
         for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]
             with self._lock:
-                source = self._shard(shard)
-                source.read_into(cells, places, rows, cells_name(px))
-                stored[places] = source.cells_crc32(px)[rows]
-        return cells, rows_crc32(cells, None) == stored
+                source = self._opened(shard)
+                try:
+                    source.read_into(cells, places, rows, cells_name(px))
+                    stored[places] = source.cells_crc32(px)[rows]
+                except EnvironmentFault:
+                    readable[places] = False
+        return cells, readable & (rows_crc32(cells, None) == stored)
 
     def row_fault(self, index: int) -> str:
-        """The sentence for a row whose checksum does not match."""
+        """The sentence for a row that cannot be read, or whose checksum does not match."""
         shard, row = self.locate(index)
-        return f"{self.infos[shard].path}: row {row}: checksum does not match its pixels and label"
+        why = self._row_faults.get(index, "checksum does not match its pixels and label")
+        return f"{self.infos[shard].path}: row {row}: {why}"
+
+    def changed(self) -> dict[int, str]:
+        """Shards whose file is not the one that was read: number -> what is the matter.
+
+        Only a file that was written to or replaced since is hashed again.
+        """
+        found = {}
+        for number in range(len(self.infos)):
+            if number not in self.lost:
+                try:
+                    self._check_same(number)
+                except CollageError as error:
+                    found[number] = str(error)
+        return found
 
     def read_all(self) -> tuple[np.ndarray, np.ndarray | None]:
         """All images in file order; see `read`."""
         return self.read(np.arange(len(self)))
 
     def labels(self) -> np.ndarray | None:
-        """(n,) int64 labels of all images without reading pixels; None without labels."""
+        """(n,) int64 labels of all images without reading pixels; None without labels.
+
+        A lost shard's are taken to be 0. Raises ShardFault for one that is lost now.
+        """
         if not self.infos[0].has_labels:
             return None
+        found = np.zeros(len(self), dtype=np.int64)
         with self._lock:
-            return np.concatenate([self._shard(k).labels for k in range(len(self.infos))])
+            for shard in range(len(self.infos)):
+                if shard not in self.lost:
+                    first, end = self._starts[shard : shard + 2]
+                    own = self._opened(shard).labels
+                    assert own is not None
+                    found[first:end] = own
+        return found
 
     def close(self) -> None:
         """Close the files; later reads raise. May be called twice."""
@@ -191,9 +263,62 @@ class ShardSet:
         if number not in self._open:
             if len(self._open) >= OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
+            self._check_same(number)
             self._open[number] = _OpenShard(self.infos[number])
         self._open.move_to_end(number)
         return self._open[number]
+
+    def _opened(self, number: int) -> _OpenShard:
+        """As `_shard`; a fault makes the shard a lost one and is raised as ShardFault."""
+        if number in self.lost:
+            raise ShardFault(number, self.lost[number])
+        try:
+            return self._shard(number)
+        except (DataFault, EnvironmentFault) as error:
+            self.lost[number] = str(error)
+            raise ShardFault(number, str(error)) from error
+
+    def _fill(
+        self, number: int, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray
+    ) -> tuple[_OpenShard, list[int]]:
+        """Read ascending rows of a shard to `pixels[places]`; the places that stay unread.
+
+        What fails is tried once more, the file opened anew. If that works, and the file is
+        what it was, single rows are damaged; else the shard is lost.
+        """
+        source = self._opened(number)
+        try:
+            source.read_into(pixels, places, rows)
+            return source, []
+        except EnvironmentFault:
+            self._open.pop(number).close()
+        source = self._opened(number)
+        failed = source.read_singly(pixels, places, rows)
+        for place, why in failed.items():
+            row = int(rows[np.flatnonzero(places == place)[0]])
+            self._row_faults[int(self._starts[number]) + row] = why
+        return source, list(failed)
+
+    def _check_same(self, number: int) -> None:
+        """Raise unless the file is the one that was checked, by its stamp or its SHA-256."""
+        info, known = self.infos[number], self._stamps[number]
+        if known is None:
+            return
+        try:
+            stamp = stamp_of(info.path)
+            if stamp == known:
+                return
+            same = sha256_of(info.path) == info.fingerprint
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{info.path}: can no longer be read: {error.strerror or error}"
+            ) from error
+        if not same:
+            raise DataFault(
+                f"{info.path}: has changed since the job began: its SHA-256 is no longer "
+                f"{info.fingerprint[:12]}..."
+            )
+        self._stamps[number] = stamp
 
 
 class _OpenShard:
@@ -222,8 +347,11 @@ class _OpenShard:
     def cells_crc32(self, px: int) -> np.ndarray:
         """(n,) uint32: the checksums of the stored cells, read once."""
         if px not in self._cells_crc32:
-            with H5_LOCK:
-                self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
+            try:
+                with H5_LOCK:
+                    self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
+            except (OSError, RuntimeError, KeyError) as error:
+                raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
         return self._cells_crc32[px]
 
     def read_into(
@@ -243,6 +371,17 @@ class _OpenShard:
                     out[places[start:stop]] = source[first : first + stop - start]
         except (OSError, RuntimeError) as error:
             raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+
+    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
+        """As `read_into`, row by row; why, by place, of those that cannot be read."""
+        failed = {}
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            try:
+                with H5_LOCK:
+                    out[place] = self._images[row]
+            except (OSError, RuntimeError) as error:
+                failed[place] = f"cannot be read: {error}"
+        return failed
 
     def close(self) -> None:
         with H5_LOCK:

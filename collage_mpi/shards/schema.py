@@ -10,13 +10,13 @@ import hashlib
 import os
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import DataFault, EnvironmentFault
 
 FORMAT = "collage-mpi shard"
 VERSION = 1
@@ -30,6 +30,8 @@ than this; beyond it nothing is gained, and a bad chunk takes more images with i
 """
 
 HASH_BLOCK_BYTES = 1 << 20
+
+Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ShardInfo:
         source: where the images come from, in words.
         fingerprint: SHA-256 of the file, 64 hex digits.
         cell_sizes: edges in pixels of the cells stored beside the images (see cells.py).
+        stamp: what the file system said of the file when it was checked; None if unknown.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class ShardInfo:
     source: str
     fingerprint: str
     cell_sizes: tuple[int, ...] = ()
+    stamp: Stamp | None = field(default=None, compare=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,8 +83,32 @@ class ShardInfo:
             "path": Path(record["path"]),
             "class_names": None if names is None else tuple(names),
             "cell_sizes": tuple(record["cell_sizes"]),
+            "stamp": None if record["stamp"] is None else tuple(record["stamp"]),
         }
         return cls(**{**record, **fixed})
+
+
+@dataclass(frozen=True)
+class BadShard:
+    """A shard that the input names and nobody can read; `reason` names the file."""
+
+    path: Path
+    reason: str
+
+
+class ShardFault(EnvironmentFault):
+    """A shard that was sound when the job began can no longer be read, or is another one."""
+
+    def __init__(self, shard: int, message: str) -> None:
+        """`shard` is its number in the `ShardSet`."""
+        super().__init__(message)
+        self.shard = shard
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What tells that a file was written to or replaced. Raises OSError."""
+    found = path.stat()
+    return (found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def chunk_rows(row_bytes: int, count: int | None = None) -> int:

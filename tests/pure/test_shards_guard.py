@@ -172,9 +172,19 @@ def test_foreign_and_missing_files(tmp_path: Path) -> None:
 
 
 def test_a_read_that_does_not_end_is_ended(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.h5")  # opening it waits for a writer for ever
+    path = make_shard(tmp_path)
+    sidecar_path(path).unlink()
+    os.mkfifo(sidecar_path(path))  # opening it waits for a writer for ever
     with pytest.raises(DataFault, match="did not end within 1 s"):
-        inspect_shard(tmp_path / "pipe.h5", limit_s=1.0)
+        inspect_shard(path, limit_s=1.0)
+
+
+def test_a_pipe_or_a_folder_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.h5")
+    (tmp_path / "folder.h5").mkdir()
+    for name in ("pipe.h5", "folder.h5"):
+        with pytest.raises(EnvironmentFault, match="not a file"):
+            inspect_shard(tmp_path / name)
 
 
 CRASHING_CHILD = """

@@ -1,0 +1,70 @@
+"""The shards of a resumed run under the numbers that its first session gave them.
+
+Owns: which file of now is which shard of then, told by content; what stands in for one that
+cannot be read any more.
+Does not know: the manifest's other keys, whether a run may be resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.shards.reader import ShardSet
+from collage_mpi.shards.schema import BadShard, ShardInfo
+
+
+def as_before(shards: ShardSet, known: Sequence[Mapping[str, Any]]) -> ShardSet:
+    """The same shards in the order of a run's manifest, those it does not know behind them.
+
+    A shard of the run that is bad now keeps its number and its count, and is lost.
+
+    Args:
+        shards: as opened for this session, nothing read from them yet.
+        known: {path, fingerprint, count} of each shard, in the order of their numbers.
+
+    Returns:
+        `shards` itself where a shard of the run is missing and no bad one is in its place:
+        that is another input, and who compares the two will say so.
+    """
+    by_content: dict[str, deque[ShardInfo]] = defaultdict(deque)
+    for info in shards.infos:
+        by_content[info.fingerprint].append(info)
+    bad = list(shards.bad)
+    infos: list[ShardInfo] = []
+    lost: dict[int, str] = {}
+    for number, entry in enumerate(known):
+        found = by_content[entry["fingerprint"]]
+        if found:
+            infos.append(found.popleft())
+            continue
+        stand_in = _same_name(bad, entry)
+        if stand_in is None:
+            return shards
+        bad.remove(stand_in)
+        lost[number] = stand_in.reason
+        infos.append(_unreadable(shards.infos[0], stand_in, entry))
+    rest = {id(info) for left in by_content.values() for info in left}
+    infos += [info for info in shards.infos if id(info) in rest]
+    renumbered = ShardSet(infos, bad)
+    renumbered.lost.update(lost)
+    return renumbered
+
+
+def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | None:
+    name = Path(entry.get("path") or "").name
+    return next((shard for shard in bad if shard.path.name == name), None)
+
+
+def _unreadable(like: ShardInfo, bad: BadShard, entry: Mapping[str, Any]) -> ShardInfo:
+    """What the manifest still tells of a shard; the rest is as in the others of the job."""
+    return dataclasses.replace(
+        like,
+        path=bad.path,
+        count=entry["count"],
+        fingerprint=entry["fingerprint"],
+        stamp=None,
+    )
