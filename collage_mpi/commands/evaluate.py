@@ -106,6 +106,7 @@ def check_fits(info: NetworkInfo, shards: Any, side: int | None) -> None:
 def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.models import describe, load_predictor
     from collage_mpi.shards import ShardSet
+    from collage_mpi.training.report import make_report
 
     for kind, spec in specs.items():
         if describe(spec, kind) is None:
@@ -120,21 +121,29 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
             kind: load_predictor(spec, kind, device=args.device, threads=args.threads)
             for kind, spec in specs.items()
         }
-        correct = _accuracies(args, shards, predictors)
+        answers, labels = _answers(args, shards, predictors)
+        infos = shards.infos
     finally:
         shards.close()
-    return _report(args, predictors, correct)
+    return make_report(
+        predictors,
+        answers,
+        labels,
+        calls=args.calls,
+        order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
+        shards=infos,
+    )
 
 
-def _accuracies(
+def _answers(
     args: argparse.Namespace, shards: Any, predictors: dict[str, TorchPredictor]
-) -> dict[str, np.ndarray]:
-    """kind -> (n,) bool, right or wrong, on the same images in the same order."""
+) -> tuple[dict[str, list[tuple[int, float] | None]], np.ndarray]:
+    """kind -> n answers, and (n,) labels: the same images in the same order."""
     import numpy as np
 
     from collage_mpi.grid import Grid
     from collage_mpi.training.answers import save_answers
-    from collage_mpi.training.measure import predict_collage, predict_single, right
+    from collage_mpi.training.measure import predict_collage, predict_single
 
     order = np.arange(len(shards))
     if args.shuffle is not None:
@@ -155,57 +164,7 @@ def _accuracies(
         info = predictors["collage"].info
         assert info.side is not None
         save_answers(args.save_answers, info.side, labels[order], answers, info.class_names)
-    return {kind: right(each, labels[order]) for kind, each in answers.items()}
-
-
-def _report(
-    args: argparse.Namespace,
-    predictors: dict[str, TorchPredictor],
-    correct: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    from collage_mpi.training.measure import (
-        count_flops,
-        count_parameters,
-        service_times,
-        torch_threads,
-    )
-
-    times = service_times(list(predictors.values()), args.calls)
-    networks: dict[str, dict[str, Any]] = {
-        kind: {
-            "weights": str(predictor.info.path),
-            "fingerprint": predictor.fingerprint,
-            "side": predictor.info.side,
-            "images": len(correct[kind]),
-            "accuracy": float(correct[kind].mean()),
-            "flops": count_flops(predictor),
-            "parameters": count_parameters(predictor),
-            "service_ns": time.median_ns,
-            "service_p10_ns": time.p10_ns,
-            "service_p90_ns": time.p90_ns,
-        }
-        for (kind, predictor), time in zip(predictors.items(), times, strict=True)
-    }
-    report: dict[str, Any] = {
-        "device": next(iter(predictors.values())).device,
-        "threads": torch_threads(),
-        "calls": args.calls,
-        "order": "file" if args.shuffle is None else f"shuffle:{args.shuffle}",
-        "flops_counted_by": "torch.utils.flop_counter (2 per multiply-accumulate)",
-        "networks": networks,
-    }
-    if len(networks) == 2:
-        single, collage = networks["single"], networks["collage"]
-        report["collage_over_single"] = {
-            "accuracy_points": 100 * (collage["accuracy"] - single["accuracy"]),
-            "flops": collage["flops"] / single["flops"],
-            "parameters": collage["parameters"] / single["parameters"],
-            "service": collage["service_ns"] / single["service_ns"],
-            "both_right": float((correct["single"] & correct["collage"]).mean()),
-            "only_single_right": float((correct["single"] & ~correct["collage"]).mean()),
-            "only_collage_right": float((correct["collage"] & ~correct["single"]).mean()),
-        }
-    return report
+    return answers, labels[order]
 
 
 def _print_table(report: dict[str, Any]) -> None:
@@ -226,6 +185,9 @@ def _print_table(report: dict[str, Any]) -> None:
             lambda e: f"{e['accuracy']:.2%}",
             lambda r: f"{r['accuracy_points']:+.2f} points",
         ),
+        *_place_rows(networks),
+        ("no answer", lambda e: f"{e['absent']:.2%}", lambda r: ""),
+        ("calibration error", lambda e: f"{e['ece']:.4f}", lambda r: ""),
         ("MFLOP a call", lambda e: f"{e['flops'] / 1e6:.0f}", lambda r: f"{r['flops']:.2f}"),
         ("parameters", lambda e: f"{e['parameters']:,}", lambda r: f"{r['parameters']:.2f}"),
         (
@@ -256,6 +218,19 @@ def _print_table(report: dict[str, Any]) -> None:
             f"{ratio['only_collage_right']:.2%}.",
             soft_wrap=True,
         )
+
+
+def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:
+    """A row of the table for each place in the collage."""
+    places = networks.get("collage", {}).get("places", {})
+    return [
+        (
+            f"  at a {place}",
+            lambda e, p=place: f"{e['places'][p]['accuracy']:.2%}" if "places" in e else "",
+            lambda r: "",
+        )
+        for place in places
+    ]
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -1,6 +1,6 @@
 """`collage-mpi train single|collage`: shards in, weights out; under torchrun data-parallel.
 
-Owns: the flags, and how shards become training data.
+Owns: the flags, and the settings they make.
 Does not know: the loop, the network, the file formats.
 """
 
@@ -10,18 +10,14 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from collage_mpi.training.loop import TrainData
     from collage_mpi.training.peers import Peers
     from collage_mpi.training.settings import TrainSettings
-
-ARRAYS = ("images", "labels", "held_images", "held_labels", "teacher_logits")  # of TrainData
+    from collage_mpi.training.sources import Sources
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,13 +112,15 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
     from collage_mpi.training.logs import epoch_logger
-    from collage_mpi.training.loop import Machine, Trainer
+    from collage_mpi.training.loop import Trainer
     from collage_mpi.training.peers import check_batch
+    from collage_mpi.training.records import Machine
+    from collage_mpi.training.sources import load
 
     if peers.lead and not args.out.parent.is_dir():
         raise EnvironmentFault(f"{args.out.parent} is not a directory; make it, or change --out")
     check_batch(args.batch, peers.size)
-    data, facts, settings = _load(args, peers)
+    data, facts, settings = load(sources_of(args), lambda shape: settings_of(args, shape), peers)
     usable_device(peers.device)
     checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint")
     log = args.log or args.out.with_name(args.out.name + ".csv")
@@ -152,112 +150,21 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     return 0
 
 
-def _load(
-    args: argparse.Namespace, peers: Peers
-) -> tuple[TrainData, dict[str, Any], TrainSettings]:
-    """Training data, read once a host; facts for the record; settings."""
-    from collage_mpi.models.weights import describe_weights, read_tensors
-    from collage_mpi.training.loop import TrainData
-    from collage_mpi.training.peers import read_once
+def sources_of(args: argparse.Namespace) -> Sources:
+    """The files that the flags name."""
+    from collage_mpi.training.sources import Sources
 
-    def read() -> tuple[dict[str, Any], dict[str, Any]]:
-        images, labels, facts = _read(args)
-        settings = _settings(args, images.shape[1:])
-        taught = None if args.teacher is None else _ask_teacher(args, peers, images, facts)
-        data = _data(images, labels, facts, settings, taught)
-        arrays = {name: array for name in ARRAYS if (array := getattr(data, name)) is not None}
-        return arrays, {**facts, "classes": data.classes, "origin": data.origin}
-
-    arrays, facts = read_once(peers, read)
-    classes, origin = facts.pop("classes"), tuple(facts.pop("origin"))
-    if peers.size > 1:
-        facts["processes"] = peers.size
-    settings = _settings(args, arrays["images"].shape[1:])
-    first = None
-    if args.init is not None:
-        first = read_tensors(describe_weights(args.init))
-        facts["init_weights"] = args.init.name
-    data = TrainData(**arrays, classes=classes, origin=origin, first_weights=first)
-    return data, facts, settings
-
-
-def _read(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
-    """(images, labels, facts for the record) of the shards, or the first --limit of them."""
-    import numpy as np
-
-    from collage_mpi.shards import ShardSet
-
-    shards = ShardSet.open(args.shards)
-    try:
-        wanted = len(shards) if args.limit is None else min(args.limit, len(shards))
-        images, labels = shards.read(np.arange(wanted))
-        infos, names = shards.infos, shards.class_names
-    finally:
-        shards.close()
-    if labels is None:
-        raise DataFault(f"{infos[0].path} has no labels; training needs labelled shards")
-    if names is None:
-        names = tuple(str(label) for label in range(int(labels.max()) + 1))
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise DataFault(
-            f"labels run from {labels.min()} to {labels.max()} but there are {len(names)} class "
-            "names; make the shards again"
-        )
-    facts = {
-        "class_names": list(names),
-        "sources": [info.source for info in infos],
-        "shard_fingerprints": [info.fingerprint for info in infos],
-        "limit": args.limit,
-    }
-    return images, labels, facts
-
-
-def _ask_teacher(
-    args: argparse.Namespace, peers: Peers, images: Any, facts: dict[str, Any]
-) -> np.ndarray:
-    """(n, classes) float32: what the teacher says of every image of the shards."""
-    from collage_mpi.training.teacher import check_teacher, teacher_logits
-
-    check_teacher(args.teacher, images.shape[1:], facts["class_names"])
-    facts["teacher_weights"] = args.teacher.name
-    return teacher_logits(
-        args.teacher,
-        images,
-        mirror=args.flips,
-        cache=args.teacher_cache or args.out.with_name(args.out.name + ".teacher.npz"),
-        origin=_origin(facts),
-        device=peers.device,
+    return Sources(
+        shards=args.shards,
+        limit=args.limit,
+        teacher=args.teacher,
+        teacher_cache=args.teacher_cache or args.out.with_name(args.out.name + ".teacher.npz"),
+        init=args.init,
         threads=args.threads,
     )
 
 
-def _origin(facts: dict[str, Any]) -> tuple[str, ...]:
-    return (*facts["shard_fingerprints"], f"limit {facts['limit']}")
-
-
-def _data(
-    images: Any,
-    labels: Any,
-    facts: dict[str, Any],
-    settings: TrainSettings,
-    taught: np.ndarray | None = None,
-) -> TrainData:
-    from collage_mpi.training.batches import split
-    from collage_mpi.training.loop import TrainData
-
-    used, held = split(len(images), settings.validation_share, settings.seed)
-    return TrainData(
-        images[used],
-        labels[used],
-        images[held],
-        labels[held],
-        len(facts["class_names"]),
-        _origin(facts),
-        None if taught is None else taught[used],
-    )
-
-
-def _settings(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
+def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
     from collage_mpi.models.architecture import (
         default_architecture,
         parse_stages,

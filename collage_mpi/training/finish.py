@@ -24,7 +24,7 @@ from collage_mpi.training.calibration import (
     calibration_error,
     fit_temperature,
 )
-from collage_mpi.training.loop import TrainData, Trained
+from collage_mpi.training.records import TrainData, Trained
 from collage_mpi.training.settings import TrainSettings
 
 MIN_FOR_TEMPERATURE = 100  # held-out images; with fewer the fit is noise and 1.0 stays

@@ -7,8 +7,6 @@ Does not know: shards, the command line, where the weights go, what the loss is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,76 +29,11 @@ from collage_mpi.training.parts import (
     running_average,
     start_from,
 )
-from collage_mpi.training.peers import ALONE, Peers
 from collage_mpi.training.progress import TrainingProgress
+from collage_mpi.training.records import Machine, TrainData, Trained
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
 
 CHECKPOINT_EVERY_S = 60.0
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """The two parts of the shards, in memory.
-
-    Attributes:
-        images, labels: (n, H, W, C) uint8 and (n,) int64 to train on.
-        held_images, held_labels: the validation part.
-        classes: number of classes.
-        origin: fingerprints of the shards, to know the data again on resume.
-        teacher_logits: (n, classes) float32 of the images to train on, or None.
-        first_weights: tensors to start from instead of random ones, or None.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    held_images: np.ndarray
-    held_labels: np.ndarray
-    classes: int
-    origin: tuple[str, ...] = ()
-    teacher_logits: np.ndarray | None = None
-    first_weights: Mapping[str, np.ndarray] | None = None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What may change between sessions of one run.
-
-    Attributes:
-        device: of this process.
-        threads: of this process on the CPU.
-        checkpoint: written by the lead, read by all; None for none.
-        resume: go on from the checkpoint.
-        peers: the processes that share the steps.
-        on_epoch: told the history after each epoch, on the lead.
-    """
-
-    device: str = "cpu"
-    threads: int = 1
-    checkpoint: Path | None = None
-    resume: bool = False
-    peers: Peers = ALONE
-    on_epoch: Callable[[list[dict[str, float]]], None] | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training gives.
-
-    Attributes:
-        network: in eval mode, on the CPU.
-        normalisation: mean and std of the training pixels / 255, per channel.
-        history: one record an epoch.
-        seconds: spent over all sessions.
-        precision: what "auto" became.
-        epoch: whose weights were kept.
-    """
-
-    network: torch.nn.Module
-    normalisation: dict[str, list[float]]
-    history: list[dict[str, float]]
-    seconds: float
-    precision: str
-    epoch: int
 
 
 class Trainer:

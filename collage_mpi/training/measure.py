@@ -6,9 +6,11 @@ Does not know: training, the command line, how a job uses the networks.
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -132,6 +134,16 @@ def service_times(predictors: Sequence[TorchPredictor], calls: int) -> list[Serv
 def torch_threads() -> int:
     """Threads that torch uses on the CPU."""
     return torch.get_num_threads()
+
+
+def processor_name() -> str:
+    """The processor's model as Linux names it, else the machine's kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _noise(predictor: TorchPredictor) -> np.ndarray:

@@ -133,12 +133,16 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     shard: Path, weights: dict[str, Path], tmp_path: Path, distilled: bool
 ) -> None:
     from collage_mpi.commands import train as command
-    from collage_mpi.training.loop import Machine, Trainer
+    from collage_mpi.training.loop import Trainer
     from collage_mpi.training.peers import ALONE
+    from collage_mpi.training.records import Machine
+    from collage_mpi.training.sources import load
 
     more = ["--teacher", str(weights["single"]), "--ema", "0.9"] if distilled else []
     args = _arguments(shard, tmp_path / "w.safetensors", *more)
-    data, _, settings = command._load(args, ALONE)
+    data, _, settings = load(
+        command.sources_of(args), lambda shape: command.settings_of(args, shape), ALONE
+    )
     assert (data.teacher_logits is not None) == distilled
     whole = Trainer(data, settings, Machine()).run()
 

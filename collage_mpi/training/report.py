@@ -1,0 +1,108 @@
+"""The report of `evaluate`: what networks are, what their answers are worth, what they cost.
+
+Owns: the JSON's layout. Does not know: the command line, how each figure is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from collage_mpi import __version__
+from collage_mpi.models.predictor import TorchPredictor
+from collage_mpi.training.answers import Answers
+from collage_mpi.training.judge import judge
+from collage_mpi.training.measure import (
+    count_flops,
+    count_parameters,
+    processor_name,
+    right,
+    service_times,
+    torch_threads,
+)
+
+
+def make_report(
+    predictors: Mapping[str, TorchPredictor],
+    answers: Mapping[str, Answers],
+    labels: np.ndarray,
+    *,
+    calls: int,
+    order: str,
+    shards: Sequence[Any],
+) -> dict[str, Any]:
+    """Plain values for JSON; the networks are timed here.
+
+    Args:
+        predictors: kind -> network, one or both of "single" and "collage".
+        answers: kind -> n answers, in the order of the labels.
+        labels: (n,) int64.
+        calls: timed calls a network.
+        order: of the images, as the user said it.
+        shards: their infos: path, source, fingerprint.
+    """
+    times = service_times(list(predictors.values()), calls)
+    networks: dict[str, dict[str, Any]] = {}
+    for (kind, predictor), time in zip(predictors.items(), times, strict=True):
+        networks[kind] = {
+            **_facts(predictor),
+            **judge(answers[kind], labels, predictor.classes, predictor.info.side),
+            "service_ns": time.median_ns,
+            "service_p10_ns": time.p10_ns,
+            "service_p90_ns": time.p90_ns,
+        }
+    report: dict[str, Any] = {
+        "device": next(iter(predictors.values())).device,
+        "threads": torch_threads(),
+        "calls": calls,
+        "order": order,
+        "flops_counted_by": "torch.utils.flop_counter (2 per multiply-accumulate)",
+        "data": [
+            {"file": i.path.name, "source": i.source, "fingerprint": i.fingerprint} for i in shards
+        ],
+        "processor": processor_name(),
+        "versions": {"collage_mpi": __version__, "torch": torch.__version__},
+        "networks": networks,
+    }
+    if len(networks) == 2:
+        correct = {kind: right(each, labels) for kind, each in answers.items()}
+        report["collage_over_single"] = _ratios(networks, correct)
+    return report
+
+
+def _facts(predictor: TorchPredictor) -> dict[str, Any]:
+    """What a network is, for JSON."""
+    info = predictor.info
+    return {
+        "weights": str(info.path),
+        "fingerprint": info.fingerprint,
+        "bytes": 0 if info.path is None else info.path.stat().st_size,
+        "side": info.side,
+        "cell_px": info.cell_px,
+        "head": None if info.side is None else info.head.to_dict(),
+        "input": list(info.shape),
+        "architecture": info.architecture,
+        "class_names": list(info.class_names),
+        "temperature": info.metadata["temperature"],
+        "training": info.metadata.get("training"),
+        "flops": count_flops(predictor),
+        "parameters": count_parameters(predictor),
+    }
+
+
+def _ratios(
+    networks: dict[str, dict[str, Any]], correct: dict[str, np.ndarray]
+) -> dict[str, float]:
+    single, collage = networks["single"], networks["collage"]
+    return {
+        "accuracy_points": 100 * (collage["accuracy"] - single["accuracy"]),
+        "flops": collage["flops"] / single["flops"],
+        "parameters": collage["parameters"] / single["parameters"],
+        "service": collage["service_ns"] / single["service_ns"],
+        "both_right": float((correct["single"] & correct["collage"]).mean()),
+        "only_single_right": float((correct["single"] & ~correct["collage"]).mean()),
+        "only_collage_right": float((correct["collage"] & ~correct["single"]).mean()),
+    }

@@ -1,0 +1,140 @@
+"""From files to what a training is given: shards, a teacher's answers, first weights.
+
+Owns: reading them once a host, and the facts of them that the weights' record keeps.
+Does not know: the command line, the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault
+from collage_mpi.models.weights import describe_weights, read_tensors
+from collage_mpi.shards import ShardSet
+from collage_mpi.training.batches import split
+from collage_mpi.training.peers import Arrays, Peers, read_once
+from collage_mpi.training.records import TrainData
+from collage_mpi.training.settings import TrainSettings
+from collage_mpi.training.teacher import check_teacher, teacher_logits
+
+ARRAYS = ("images", "labels", "held_images", "held_labels", "teacher_logits")  # of TrainData
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a training.
+
+    Attributes:
+        shards: labelled shards.
+        limit: use only so many of their first images; None for all.
+        teacher: weights of a single network whose answers are learned too, or None.
+        teacher_cache: where its answers are kept.
+        init: weights to start from, or None.
+        threads: of a teacher's pass on the CPU.
+    """
+
+    shards: list[Path]
+    limit: int | None
+    teacher: Path | None
+    teacher_cache: Path
+    init: Path | None
+    threads: int = 1
+
+
+def load(
+    sources: Sources, settings_for: Callable[[tuple[int, ...]], TrainSettings], peers: Peers
+) -> tuple[TrainData, dict[str, Any], TrainSettings]:
+    """Training data, read once a host; facts for the record; settings.
+
+    Args:
+        settings_for: the settings for images of a shape (H, W, C).
+
+    Raises:
+        DataFault: no labels, labels without a name, a teacher or first weights that do not fit.
+        EnvironmentFault: a file is missing or unreadable.
+    """
+
+    def read() -> tuple[Arrays, dict[str, Any]]:
+        images, labels, facts = _read(sources)
+        settings = settings_for(images.shape[1:])
+        used, held = split(len(images), settings.validation_share, settings.seed)
+        arrays = {
+            "images": images[used],
+            "labels": labels[used],
+            "held_images": images[held],
+            "held_labels": labels[held],
+        }
+        if sources.teacher is not None:
+            taught = _ask_teacher(sources, settings, peers, images, facts)
+            arrays["teacher_logits"] = taught[used]
+        return arrays, facts
+
+    arrays, facts = read_once(peers, read)
+    if peers.size > 1:
+        facts["processes"] = peers.size
+    first = None
+    if sources.init is not None:
+        first = read_tensors(describe_weights(sources.init))
+        facts["init_weights"] = sources.init.name
+    data = TrainData(
+        **arrays, classes=len(facts["class_names"]), origin=_origin(facts), first_weights=first
+    )
+    return data, facts, settings_for(arrays["images"].shape[1:])
+
+
+def _read(sources: Sources) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """(images, labels, facts for the record) of the shards, or the first of them."""
+    shards = ShardSet.open(sources.shards)
+    try:
+        wanted = len(shards) if sources.limit is None else min(sources.limit, len(shards))
+        images, labels = shards.read(np.arange(wanted))
+        infos, names = shards.infos, shards.class_names
+    finally:
+        shards.close()
+    if labels is None:
+        raise DataFault(f"{infos[0].path} has no labels; training needs labelled shards")
+    if names is None:
+        names = tuple(str(label) for label in range(int(labels.max()) + 1))
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise DataFault(
+            f"labels run from {labels.min()} to {labels.max()} but there are {len(names)} class "
+            "names; make the shards again"
+        )
+    facts = {
+        "class_names": list(names),
+        "sources": [info.source for info in infos],
+        "shard_fingerprints": [info.fingerprint for info in infos],
+        "limit": sources.limit,
+    }
+    return images, labels, facts
+
+
+def _ask_teacher(
+    sources: Sources,
+    settings: TrainSettings,
+    peers: Peers,
+    images: np.ndarray,
+    facts: dict[str, Any],
+) -> np.ndarray:
+    """(n, classes) float32: what the teacher says of every image of the shards."""
+    assert sources.teacher is not None
+    check_teacher(sources.teacher, images.shape[1:], facts["class_names"])
+    facts["teacher_weights"] = sources.teacher.name
+    return teacher_logits(
+        sources.teacher,
+        images,
+        mirror=settings.flips,
+        cache=sources.teacher_cache,
+        origin=_origin(facts),
+        device=peers.device,
+        threads=sources.threads,
+    )
+
+
+def _origin(facts: dict[str, Any]) -> tuple[str, ...]:
+    return (*facts["shard_fingerprints"], f"limit {facts['limit']}")
