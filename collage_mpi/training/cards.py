@@ -1,0 +1,278 @@
+"""Model cards: what a network is, how it was made, what it is worth, from `evaluate --json`.
+
+Owns: the text of a card and of the table of many. Pure: dicts in, Markdown out.
+Does not know: networks, shards, how a figure was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from collage_mpi.errors import DataFault
+
+Report = Mapping[str, Any]
+
+# setting -> (flag, default); what a card's command leaves out is the default. Those that
+# differ between the kinds are always said.
+_FLAGS: dict[str, tuple[str, object]] = {
+    "epochs": ("--epochs", None),
+    "batch": ("--batch", None),
+    "seed": ("--seed", None),
+    "learning_rate": ("--lr", 0.1),
+    "weight_decay": ("--weight-decay", 5e-4),
+    "label_smoothing": ("--label-smoothing", 0.1),
+    "shift_px": ("--shift-px", 2),
+    "validation_share": ("--validation", 0.05),
+    "schedule": ("--schedule", "one-cycle"),
+    "ema": ("--ema", 0.0),
+    "keep": ("--keep", "best"),
+    "limit": ("--limit", None),
+}
+_COLLAGE_FLAGS: dict[str, tuple[str, object]] = {"blank_share": ("--blank-share", 0.1)}
+_TEACHER_FLAGS: dict[str, tuple[str, object]] = {
+    "distill_weight": ("--distill-weight", 0.7),
+    "distill_temperature": ("--distill-temperature", 2.0),
+}
+
+
+def check_report(report: Any, name: str) -> None:
+    """Raise DataFault unless this is what `evaluate --json` of this version prints."""
+    entries = report.get("networks") if isinstance(report, dict) else None
+    whole = isinstance(entries, dict) and all(
+        isinstance(entry, dict) and {"confusion", "flops", "training", "input"} <= entry.keys()
+        for entry in entries.values()
+    )
+    if not whole:
+        raise DataFault(
+            f"{name} is not a report of networks: make one with collage-mpi evaluate --shards ... "
+            "--single ... --collage ... --json > FILE"
+        )
+
+
+def card_name(entry: Mapping[str, Any]) -> str:
+    """The weights file's name without its suffix."""
+    return PurePath(entry["weights"]).stem
+
+
+def render_card(report: Report, kind: str) -> str:
+    """The card of one network of a report, in Markdown."""
+    entry = report["networks"][kind]
+    ratio = report.get("collage_over_single") if kind == "collage" else None
+    parts = [
+        f"# {card_name(entry)}",
+        "Made by `collage-mpi card` from the JSON of `collage-mpi evaluate`; do not edit.",
+        "## What it is",
+        _table(["", ""], _what(entry)),
+        "## How it was made",
+        _training(entry),
+        f"```sh\n{train_command(entry)}\n```",
+        "## What it is worth",
+        _measured(report),
+        _table(["", ""], _worth(entry, report, ratio)),
+        "## Calibration",
+        f"Expected calibration error {entry['ece']:.4f} over {len(entry['reliability'])} bins with "
+        f"answers, of 15; temperature {entry['temperature']}, fitted on the validation split.",
+        _reliability(entry),
+        "## Confusion",
+        "Rows: the label; columns: the answer.",
+        _confusion(entry),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_index(reports: Sequence[Report]) -> str:
+    """One table of all networks: side x head x cost."""
+    rows, seen = [], set()
+    for report in reports:
+        for kind, entry in report["networks"].items():
+            if entry["fingerprint"] in seen:
+                continue
+            seen.add(entry["fingerprint"])
+            rows.append((entry["side"] or 0, entry["flops"], _index_row(report, kind)))
+    rows.sort(key=lambda row: row[:2])
+    titles = ["network", "side", "head", "answers", "MFLOP", "service", ": single"]
+    titles += ["accuracy", "- single", "corner / edge / centre", "no answer", "ECE", "MB"]
+    parts = [
+        "# Model cards",
+        "Made by `collage-mpi card`; each row is a card. Service: median of a call at batch 1, "
+        "and its ratio to the single network's in the same run.",
+        _table(titles, [row for _, _, row in rows]),
+        _measured(reports[0]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def train_command(entry: Mapping[str, Any]) -> str:
+    """The command that trains such a network, file names without their folders."""
+    training, architecture = entry["training"] or {}, entry["architecture"]
+    kind = "single" if entry["side"] is None else "collage"
+    words = [f"collage-mpi train {kind} --shards train-*.h5 --out {card_name(entry)}.safetensors"]
+    flags = dict(_FLAGS)
+    if kind == "collage":
+        words.append(f"--side {entry['side']} --cell-px {entry['cell_px']}")
+        flags |= _COLLAGE_FLAGS
+        if entry["head"]["name"] != "grid":
+            words.append(f"--head {entry['head']['name']}")
+    words.append(f"--stem {_stem(architecture)} --stages {_stages(architecture)}")
+    if architecture["norm"] != "batch":
+        words.append(f"--norm {architecture['norm']}")
+    if training.get("teacher") is not None:
+        words.append(f"--teacher {training.get('teacher_weights', 'single.safetensors')}")
+        flags |= _TEACHER_FLAGS
+    if training.get("init") is not None:
+        words.append(f"--init {training.get('init_weights', 'first.safetensors')}")
+    for name, (flag, default) in flags.items():
+        if training.get(name) is not None and training[name] != default:
+            words.append(f"{flag} {training[name]}")
+    if training.get("flips") is False:
+        words.append("--no-flips")
+    return _wrapped(words)
+
+
+def _what(entry: Mapping[str, Any]) -> list[list[str]]:
+    height, width, channels = entry["input"]
+    architecture = entry["architecture"]
+    rows = [
+        ["network", f"residual, stem `{_stem(architecture)}`, stages `{_stages(architecture)}`"],
+        ["input", f"{height} x {width} x {channels}, uint8"],
+    ]
+    if entry["side"] is not None:
+        grid = f"side {entry['side']}, cells of {entry['cell_px']} px"
+        rows.append(["collage", f"{grid}, `{entry['head']['name']}` head"])
+    return [
+        *rows,
+        ["answers a call", str((entry["side"] or 1) ** 2)],
+        ["classes", ", ".join(entry["class_names"])],
+        ["parameters (norms folded)", f"{entry['parameters']:,}"],
+        ["MFLOP a call", f"{entry['flops'] / 1e6:.0f}"],
+        ["file", f"{entry['bytes'] / 1e6:.2f} MB, SHA-256 `{entry['fingerprint']}`"],
+    ]
+
+
+def _training(entry: Mapping[str, Any]) -> str:
+    training = entry["training"] or {}
+    sources = sorted(set(map(str, training.get("sources") or ["unknown"])))
+    text = (
+        f"Data: {'; '.join(sources)}; {training.get('training_images', 0):,} images to train on, "
+        f"{training.get('validation_images', 0):,} to choose by (split by the seed). "
+        f"{training.get('epochs', '?')} epochs in {training.get('seconds', 0) / 60:.0f} minutes, "
+        f"{training.get('precision', '?')}; kept: epoch {training.get('kept_epoch', 'last')}."
+    )
+    if "validation_accuracy" in training:
+        text += f" Validation accuracy {training['validation_accuracy']:.2%}."
+    return text
+
+
+def _worth(
+    entry: Mapping[str, Any], report: Report, ratio: Mapping[str, float] | None
+) -> list[list[str]]:
+    rows = [["accuracy", f"**{entry['accuracy']:.2%}** of {entry['images']:,}"]]
+    if ratio:
+        single = report["networks"]["single"]["accuracy"]
+        rows[0][1] += f" (the single {single:.2%}: {ratio['accuracy_points']:+.2f} points)"
+    for place, found in entry.get("places", {}).items():
+        rows.append([f"at a {place}", f"{found['accuracy']:.2%} of {found['images']:,}"])
+    rows += [
+        ["no answer", f"{entry['absent']:.2%}"],
+        ["mean score of the answers", _score(entry["mean_score"])],
+        ["service time, batch 1", f"{_ms(entry)} ms, 10-90 % {_range(entry)} ms"],
+    ]
+    if ratio:
+        rows.append(["service time : single's", f"**{ratio['service']:.2f}**"])
+        rows.append(["MFLOP : single's", f"{ratio['flops']:.2f}"])
+        both = [ratio[k] for k in ("both_right", "only_single_right", "only_collage_right")]
+        rows.append(
+            [
+                "both right / only the single / only the collage",
+                " / ".join(f"{x:.2%}" for x in both),
+            ]
+        )
+    return rows
+
+
+def _measured(report: Report) -> str:
+    data = ", ".join(f"{d['file']} ({d['source']})" for d in report["data"])
+    return (
+        f"On {data}, images in {report['order']} order. Service time: median of "
+        f"{report['calls']:,} calls, networks in turn, on {report['device']} with "
+        f"{report['threads']} thread(s), {report['processor']}, torch "
+        f"{report['versions']['torch']}."
+    )
+
+
+def _reliability(entry: Mapping[str, Any]) -> str:
+    rows = [
+        [f"{b['answers']:,}", f"{b['score']:.3f}", f"{b['accuracy']:.3f}"]
+        for b in entry["reliability"]
+    ]
+    return _table(["answers", "mean score", "share right"], rows)
+
+
+def _confusion(entry: Mapping[str, Any]) -> str:
+    names = entry["class_names"]
+    rows = [
+        [f"**{name}**", *map(str, row)] for name, row in zip(names, entry["confusion"], strict=True)
+    ]
+    return _table(["", *names], rows)
+
+
+def _index_row(report: Report, kind: str) -> list[str]:
+    entry, name = report["networks"][kind], card_name(report["networks"][kind])
+    ratio = report.get("collage_over_single") if kind == "collage" else None
+    places = [f"{p['accuracy']:.1%}" for p in entry.get("places", {}).values()]
+    return [
+        f"[{name}]({name}.md)",
+        str(entry["side"] or ""),
+        (entry["head"] or {}).get("name", ""),
+        str((entry["side"] or 1) ** 2),
+        f"{entry['flops'] / 1e6:.0f}",
+        f"{_ms(entry)} ms",
+        f"**{ratio['service']:.2f}**" if ratio else "",
+        f"{entry['accuracy']:.2%}",
+        f"{ratio['accuracy_points']:+.2f}" if ratio else "",
+        " / ".join(places),
+        f"{entry['absent']:.2%}",
+        f"{entry['ece']:.4f}",
+        f"{entry['bytes'] / 1e6:.1f}",
+    ]
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _stem(architecture: Mapping[str, Any]) -> str:
+    return "{stem_width}x{stem_kernel}/{stem_stride}".format_map(architecture)
+
+
+def _stages(architecture: Mapping[str, Any]) -> str:
+    return ",".join(
+        f"{s['width']}x{s['blocks']}" + (f"/{s['stride']}" if s["stride"] != 1 else "")
+        for s in architecture["stages"]
+    )
+
+
+def _score(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _ms(entry: Mapping[str, Any]) -> str:
+    return f"{entry['service_ns'] / 1e6:.2f}"
+
+
+def _range(entry: Mapping[str, Any]) -> str:
+    return f"{entry['service_p10_ns'] / 1e6:.2f} to {entry['service_p90_ns'] / 1e6:.2f}"
+
+
+def _wrapped(words: Sequence[str]) -> str:
+    """Shell words joined by continued lines of at most 90 characters."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) > 88:
+            lines.append("    " + word)
+        else:
+            lines[-1] += " " + word
+    return " \\\n".join(lines)

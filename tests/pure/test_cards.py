@@ -1,0 +1,135 @@
+"""Model cards from reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collage_mpi.cli import build_parser, main
+from collage_mpi.training.cards import render_card, render_index, train_command
+
+
+def make_entry(name: str, side: int | None) -> dict[str, Any]:
+    stages = [{"width": 8, "blocks": 1, "stride": 1}, {"width": 16, "blocks": 2, "stride": 2}]
+    return {
+        "weights": f"/somewhere/{name}.safetensors",
+        "fingerprint": name * 3,
+        "bytes": 1_250_000,
+        "side": side,
+        "cell_px": side and 28,
+        "head": side and {"name": "yolo", "squares": 3, "anchors": [[1, 1]]},
+        "input": [28 * (side or 1), 28 * (side or 1), 1],
+        "architecture": {
+            "stem_width": 8,
+            "stem_kernel": 4,
+            "stem_stride": 2,
+            "stages": stages,
+            "norm": "batch",
+        },
+        "class_names": ["shirt", "shoe"],
+        "temperature": 0.75,
+        "training": {
+            "epochs": 7,
+            "batch": 8,
+            "seed": 1,
+            "learning_rate": 0.1,
+            "ema": 0.998,
+            "flips": False,
+            "blank_share": 0.25,
+            "teacher": "abc",
+            "teacher_weights": "single.safetensors",
+            "distill_weight": 0.5,
+            "sources": ["train", "train"],
+            "training_images": 57000,
+            "validation_images": 3000,
+            "seconds": 1200,
+            "precision": "bfloat16",
+            "kept_epoch": 6,
+            "validation_accuracy": 0.91,
+        },
+        "flops": 300e6,
+        "parameters": 12345,
+        "images": 100,
+        "accuracy": 0.9,
+        "absent": 0.0,
+        "ece": 0.0123,
+        "mean_score": 0.91,
+        "reliability": [{"answers": 100, "score": 0.91, "accuracy": 0.9}],
+        "confusion": [[45, 5], [5, 45]],
+        "service_ns": 3_000_000,
+        "service_p10_ns": 2_900_000,
+        "service_p90_ns": 3_300_000,
+        **({"places": {"corner": {"images": 100, "accuracy": 0.9}}} if side else {}),
+    }
+
+
+def make_report() -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "threads": 1,
+        "calls": 1000,
+        "order": "file",
+        "data": [{"file": "t10k.h5", "source": "test images", "fingerprint": "f"}],
+        "processor": "A Processor",
+        "versions": {"collage_mpi": "0", "torch": "2"},
+        "networks": {"single": make_entry("one", None), "collage": make_entry("many", 2)},
+        "collage_over_single": {
+            "accuracy_points": -0.5,
+            "flops": 1.0,
+            "parameters": 1.0,
+            "service": 1.25,
+            "both_right": 0.88,
+            "only_single_right": 0.02,
+            "only_collage_right": 0.01,
+        },
+    }
+
+
+def test_a_card_says_what_was_measured() -> None:
+    card = render_card(make_report(), "collage")
+    for text in ("**90.00%** of 100", "-0.50 points", "**1.25**", "0.0123", "at a corner"):
+        assert text in card
+    for text in ("| **shirt** | 45 | 5 |", "t10k.h5 (test images)", "A Processor", "epoch 6"):
+        assert text in card
+    assert "/somewhere" not in card  # where a file lay is nobody's business
+    assert ": single" not in render_card(make_report(), "single").replace("single's", "")
+
+
+@pytest.mark.parametrize("kind", ["single", "collage"])
+def test_the_command_of_a_card_can_be_typed(kind: str) -> None:
+    command = train_command(make_report()["networks"][kind]).replace("\\\n", " ")
+    words = command.split()[1:]
+    args = build_parser("train").parse_args(words)
+    assert (args.kind, args.epochs, args.seed, args.ema) == (kind, 7, 1, 0.998)
+    assert (args.stem, args.stages, args.flips) == ("8x4/2", "8x1,16x2/2", False)
+    assert (args.teacher, args.distill_weight) == (Path("single.safetensors"), 0.5)
+    if kind == "collage":
+        assert (args.side, args.head, args.blank_share) == (2, "yolo", 0.25)
+
+
+def test_the_table_has_each_network_once() -> None:
+    index = render_index([make_report(), make_report()])
+    rows = [line for line in index.splitlines() if line.startswith("| [")]
+    assert [row.split("]")[0] for row in rows] == ["| [one", "| [many"]
+    assert "**1.25**" in rows[1]
+
+
+def test_the_command_writes_cards_and_refuses_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "r.json"
+    report.write_text(json.dumps(make_report()))
+    assert main(["card", str(report), "--out", str(tmp_path / "cards")]) == 0
+    assert sorted(p.name for p in (tmp_path / "cards").iterdir()) == [
+        "README.md",
+        "many.md",
+        "one.md",
+    ]
+    for text, code in (("{}", 4), ("no", 4), ("[]", 4)):
+        report.write_text(text)
+        assert main(["card", str(report), "--out", str(tmp_path / "x")]) == code
+    assert main(["card", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 3
+    assert "collage-mpi evaluate" in capsys.readouterr().err
