@@ -15,6 +15,15 @@ from collage_mpi.processes import end_family
 
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much of the fault suite: a little by default, all of it on demand."""
+    group = parser.getgroup("faults")
+    group.addoption("--chaos-rounds", type=int, default=4, help="rounds of chaos on real ranks")
+    group.addoption("--chaos-seed", type=int, default=1, help="what the rounds are drawn from")
+    group.addoption("--fuzz", type=int, default=0, help="damaged inputs for each reader of files")
+
+
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -49,9 +49,17 @@ check "ruff format" $bin/ruff format --check .
 check "mypy" $bin/mypy
 # pytest leaves with 5 when it collects nothing, so a marker that matches no test fails too.
 check "pytest, MPICH" \
-    $bin/python -m pytest -q -m "not slurm" --durations=10 --timeout="$TEST_TIMEOUT_S"
+    $bin/python -m pytest -q -m "not slurm and not faults" --durations=10 \
+    --timeout="$TEST_TIMEOUT_S"
 check "pytest -m mpi, Open MPI" \
-    .venv-openmpi/bin/python -m pytest -q -m mpi --durations=10 --timeout="$TEST_TIMEOUT_S"
+    .venv-openmpi/bin/python -m pytest -q -m "mpi and not faults" --durations=10 \
+    --timeout="$TEST_TIMEOUT_S"
+
+# The short fault suite: about a minute each. The whole of it:
+# pytest -m faults --chaos-rounds 100 --fuzz 10000
+check "pytest -m faults, MPICH" $bin/python -m pytest -q -m faults --durations=5
+check "pytest -m faults, Open MPI" \
+    .venv-openmpi/bin/python -m pytest -q -m "faults and mpi" --durations=5
 
 # Real jobs on a virtual cluster: 2 minutes under MPICH, 1 1/2 under Open MPI. Skipped, with the
 # reason, where Slurm or the script that starts such a cluster is missing.

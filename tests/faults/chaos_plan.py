@@ -1,0 +1,138 @@
+"""What goes wrong in a chaos round: a pure function of the seed and the round's number.
+
+Owns: the shape of the job, which faults, where and when; the words that repeat it.
+Does not know: processes, files, what the job makes of it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2")
+PHASES = ("start", "work")  # counted from the process's start, or from its first task
+SHARDS, ROWS = 3, 130  # images of a job: SHARDS * ROWS, in groups of 4
+MEDIANS_MS = (10, 16, 24)  # service times drawn: a job takes about a second or two
+
+# kind of fault -> how often it is drawn, relative to the others
+WEIGHTS = {
+    "kill worker": 4,
+    "kill rank 0": 4,
+    "disk full": 3,
+    "SIGUSR2": 2,
+    "stop worker": 3,  # SIGSTOP for good
+    "kill collage rank": 3,
+    "corrupt row during": 2,
+    "kill all workers": 1,
+    "delay": 2,  # SIGSTOP, and on after a while
+    "corrupt row before": 2,
+    "truncate shard before": 2,
+    "replace shard during": 1,
+    "SIGTERM": 2,
+    "SIGINT": 1,
+}
+DEADLY = ("kill worker", "kill collage rank", "kill all workers", "stop worker")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+        kind: a key of WEIGHTS.
+        rank: whom it meets, None where it is no rank.
+        phase: of PHASES.
+        after_s: seconds after the phase's begin.
+        number: shard, row or step, as the kind needs; seconds of a delay.
+    """
+
+    kind: str
+    rank: int | None = None
+    phase: str = "work"
+    after_s: float = 0.0
+    number: float = 0
+
+    def __str__(self) -> str:
+        where = "" if self.rank is None else f" (rank {self.rank})"
+        return f"{self.kind}{where} {self.after_s:.2f} s after {self.phase} [{self.number:g}]"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One job and the faults of its sessions; sessions beyond these run undisturbed."""
+
+    seed: int
+    number: int
+    singles: int
+    collages: int
+    on_loss: str  # continue, abort
+    settings: tuple[str, ...]
+    sessions: tuple[tuple[Fault, ...], ...] = field(default=())
+
+    @property
+    def ranks(self) -> int:
+        """World size."""
+        return 1 + self.singles + self.collages
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of its faults."""
+        return {fault.kind for session in self.sessions for fault in session}
+
+
+def make_round(seed: int, number: int, modes: tuple[str, ...], kinds: tuple[str, ...]) -> Round:
+    """The plan of a round.
+
+    Args:
+        seed: of the whole suite.
+        number: of the round, from 0; the first rounds go through `kinds` in turn, so that a
+            short suite meets as many of them as it can.
+        modes: what --on-rank-loss may be.
+        kinds: of WEIGHTS, those to draw from.
+    """
+    rng = random.Random(f"{seed}:{number}")
+    singles, collages = rng.choice([(2, 1), (3, 1), (2, 2), (4, 1)])
+    on_loss = rng.choice(modes)
+    median_ms = rng.choice(MEDIANS_MS)
+    job_s = SHARDS * ROWS / 4 * median_ms / 1e3
+    weights = [WEIGHTS[kind] for kind in kinds]
+    first = [kinds[number % len(kinds)] if number < len(kinds) else None]
+    if rng.random() < 0.4:
+        first.append(None)
+    later = [None] if rng.random() < 0.3 else []
+    sessions = tuple(
+        tuple(
+            make_fault(rng, kind or rng.choices(kinds, weights)[0], singles, collages, job_s)
+            for kind in drawn
+        )
+        for drawn in (first, later)
+        if drawn
+    )
+    settings = (
+        *("--depth", str(rng.choice([1, 1, 2]))),
+        *("--straggler", "lognormal", "--straggler-median-ms", str(median_ms)),
+        *("--straggler-seed", str(rng.randrange(100)), "--straggler-sigma", "0.5"),
+        *("--accept", "first", "--order", rng.choice(["file", f"shuffle:{rng.randrange(9)}"])),
+    )
+    return Round(seed, number, singles, collages, on_loss, settings, sessions)
+
+
+def make_fault(rng: random.Random, kind: str, singles: int, collages: int, job_s: float) -> Fault:
+    """A fault of a kind, its victim and its moment drawn; job_s: about how long work takes."""
+    phase = rng.choices(PHASES, (1, 3))[0]
+    after_s = rng.uniform(0, 0.8 if phase == "start" else job_s)
+    number: float = rng.randrange(SHARDS)
+    rank = None
+    if kind in ("kill worker", "stop worker", "delay"):
+        rank = rng.randint(1, singles)
+    elif kind == "kill collage rank":
+        rank = rng.randint(singles + 1, singles + collages)
+    elif kind == "kill rank 0":
+        rank = 0
+    if kind == "delay":
+        number = round(rng.uniform(0.2, 1.5), 2)
+    elif kind == "disk full":
+        number = rng.randint(1, 40)
+    elif kind in SIGNALS:
+        after_s += 0.3 if phase == "start" else 0.0
+    return Fault(kind, rank, phase, round(after_s, 3), number)

@@ -1,0 +1,47 @@
+"""Chaos rounds: real jobs, faults at random points, resumed until complete, rows exact.
+
+`pytest -m faults --chaos-rounds 100 --chaos-seed 7` runs more of them; a seed gives the same
+plans again. `python tests/faults/chaos.py` does the same without pytest.
+"""
+
+from __future__ import annotations
+
+import pytest
+from chaos import plan_of, report_failure, table
+from chaos_plan import WEIGHTS, Round
+from chaos_round import Verdict, run_round
+
+pytestmark = pytest.mark.faults
+VERDICTS: list[Verdict] = []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test a round."""
+    if "plan" in metafunc.fixturenames:
+        rounds, seed = (metafunc.config.getoption(f"chaos_{n}") for n in ("rounds", "seed"))
+        plans = [plan_of(seed, number) for number in range(rounds)]
+        metafunc.parametrize("plan", plans, ids=lambda p: f"seed{p.seed}-round{p.number}")
+
+
+@pytest.fixture(scope="module")
+def summary():
+    """The table, printed after the last round: `pytest -s`, or of a failed round."""
+    yield VERDICTS
+    if VERDICTS:
+        print(f"\n{table(VERDICTS)}")
+
+
+@pytest.mark.mpi
+@pytest.mark.timeout(480)
+def test_chaos_round(plan: Round, tmp_path, summary: list[Verdict]) -> None:
+    verdict = run_round(plan, tmp_path / "round")
+    summary.append(verdict)
+    assert not verdict.wrong, report_failure(verdict, tmp_path / "round")
+
+
+def test_a_seed_gives_the_same_plans_again() -> None:
+    plans = [plan_of(5, number) for number in range(50)]
+    assert plans == [plan_of(5, number) for number in range(50)]
+    assert plans != [plan_of(6, number) for number in range(50)]
+    kinds = set().union(*(plan.kinds for plan in plans))
+    assert kinds >= set(WEIGHTS) - {"stop worker"}
