@@ -24,6 +24,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from collage_mpi.arrivals import ARRIVALS, load_times_ns, poisson_times_ns
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.scheduler.policies import (
@@ -117,7 +120,20 @@ class RunSettings:
     between: str = _setting(
         "carry", "carry: a busy rank stays busy; drain: all ranks idle first", choices=MODES
     )
-    depth: int = _setting(1, "groups in flight")
+    depth: int = _setting(1, "groups in flight (closed loop)")
+    arrivals: str = _setting(
+        "closed",
+        "closed: images enter as groups end; poisson, file: open loop, at times of their own",
+        choices=ARRIVALS,
+    )
+    rate: float | None = _setting(None, "arrivals poisson: images a second")
+    arrival_seed: int = _setting(0, "arrivals poisson: seed of the times")
+    arrival_file: str | None = _setting(
+        None, "arrivals file: seconds since the start, .npy or a number a line", metavar="FILE"
+    )
+    window: int | None = _setting(
+        None, "open loop: images in the job at a time (default: 4096, or 8 a single rank)"
+    )
     credit: int = _setting(2, "tasks a rank may have at a time")
     linger_ms: float | None = _setting(None, "send a part-filled collage after this long")
     image_timeout_s: float | None = _setting(None, "give an image up as an error row after this")
@@ -170,6 +186,7 @@ class RunSettings:
         make_scheme(self.scheme_settings())
         self.stragglers()
         self.burning()
+        self._check_arrivals()
         self.shuffle_seed()
         if self.scheme == "replicate" and self.replicas > self.n_singles:
             raise UsageError(
@@ -181,6 +198,22 @@ class RunSettings:
                 f"collage_copies is {self.collage_copies} with {self.collage_ranks} collage "
                 "rank(s); each copy needs a rank of its own"
             )
+
+    def _check_arrivals(self) -> None:
+        needs = {"poisson": ("rate", "--rate 200"), "file": ("arrival_file", "--arrival-file F")}
+        for model, (name, example) in needs.items():
+            given = getattr(self, name) is not None
+            if given != (self.arrivals == model):
+                problem = f"{name} needs arrivals {model}" if given else f"{name} is missing"
+                raise UsageError(
+                    f"arrivals {self.arrivals}: {problem}: --arrivals {model} {example}"
+                )
+        if self.rate is not None and not 1e-6 <= self.rate <= LARGEST:
+            raise UsageError(f"rate is {self.rate}; it needs images a second, from 1e-6")
+        if self.arrival_seed < 0:
+            raise UsageError(f"arrival_seed is {self.arrival_seed}; it needs 0 or more")
+        if self.open_loop and self.between == "drain":
+            raise UsageError("between drain is for the closed loop: leave it out with arrivals")
 
     def _check_choices(self) -> None:
         for spec in dataclasses.fields(self):
@@ -198,6 +231,7 @@ class RunSettings:
             "collage_ranks": 1 if self.uses_collage else 0,
             "collage_copies": 1,
             "depth": 1,
+            "window": self.group_size,
             "credit": 1,
             "linger_ms": 0,
             "grace_ms": 0,
@@ -284,7 +318,36 @@ class RunSettings:
     @property
     def mode(self) -> str:
         """How groups follow each other, as shown in every table and legend (C6)."""
+        if self.arrivals == "poisson":
+            return f"open loop, poisson {self.rate:g}/s, seed {self.arrival_seed}"
+        if self.arrivals == "file":
+            return f"open loop, times of {Path(self.arrival_file or '').name}"
         return f"{self.between}, depth {self.depth}"
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether images come at times of their own."""
+        return self.arrivals != "closed"
+
+    @property
+    def groups_in_flight(self) -> int:
+        """Groups that the scheduler takes at a time: the depth, or an open loop's window."""
+        if not self.open_loop:
+            return self.depth
+        window = max(4096, 8 * self.n_singles) if self.window is None else self.window
+        return -(-window // self.group_size)
+
+    def arrival_times_ns(self, images: int) -> np.ndarray | None:
+        """(images,) int64 ns since the start, non-decreasing; None in a closed loop.
+
+        Raises:
+            EnvironmentFault, DataFault: as `arrivals.load_times_ns`.
+        """
+        if self.arrivals == "poisson":
+            return poisson_times_ns(self.rate or 0.0, self.arrival_seed, images)
+        if self.arrivals == "file":
+            return load_times_ns(self.arrival_file or "", images)
+        return None
 
     def accept_policy(self) -> AcceptPolicy:
         """The accept policy of the collage."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from collage_mpi import protocol as wire
+from collage_mpi.arrivals import Arrivals, ClosedLoop
 from collage_mpi.feed import Feed
 from collage_mpi.recorder import Recorder
 from collage_mpi.scheduler import Scheduler
@@ -77,8 +78,12 @@ class Coordinator:
         backoff: Backoff,
         stop_reason: Callable[[], str | None] = lambda: None,
         report: Callable[[Recorder], None] = lambda recorder: None,
+        arrivals: Arrivals | None = None,
     ) -> None:
-        """`stop_reason()` says why to stop, or None; `report` is called at every turn."""
+        """`arrivals` are a closed loop by default.
+
+        `stop_reason()` says why to stop, or None; `report` is called at every turn.
+        """
         self.scheduler = scheduler
         self.transport = transport
         self.feed = feed
@@ -98,7 +103,7 @@ class Coordinator:
         self._encode_ns: dict[int, int] = {}
         self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
         self._dropped_timers: set[int] = set()
-        self._wanted: deque[tuple[int, int]] = deque()  # admissions: (t0_ns, images to come)
+        self._arrivals: Arrivals = arrivals or ClosedLoop()
         self._letting_in = False
         self._last_ns = 0
         self._stamp_ns = 0
@@ -117,6 +122,7 @@ class Coordinator:
 
     def run(self, ready: list[Ready]) -> ev.Finish:
         """Everything from the first admission to the end of the job."""
+        self._arrivals.start(self.clock())
         for worker in ready:
             now_ns = self.clock()
             kinds = worker.kinds
@@ -141,7 +147,7 @@ class Coordinator:
                 self._handle(ev.SendDone(arrival.at_ns, arrival.token, encode_ns))
             else:
                 self._received(arrival)
-        arrived = self._let_in() if self._wanted else False
+        arrived = self._let_in() if self._arrivals.waiting else False
         fired = self._fire_timers()
         reason = None if self._stopped else self._stop_reason()
         if reason is not None:
@@ -208,30 +214,33 @@ class Coordinator:
             dropped.clear()
 
     def _until_timer_ns(self) -> int | None:
-        return max(0, self._timers[0][0] - self.clock()) if self._timers else None
+        """Until the next timer or arrival."""
+        now_ns = self.clock()
+        next_ns = self._arrivals.next_ns(now_ns)
+        if self._timers and (next_ns is None or self._timers[0][0] < next_ns):
+            next_ns = self._timers[0][0]
+        return None if next_ns is None else max(0, next_ns - now_ns)
 
     # ---- actions ------------------------------------------------------------
 
     def _admit(self, action: ev.Admit) -> None:
         """Closed loop: t0 is now, before the images are read (C3)."""
-        self._wanted.append((self.clock(), action.images))
+        self._arrivals.admit(self.clock(), action.images)
         if not self._letting_in:  # else the loop below, further up the stack, goes on with it
             self._let_in()
 
     def _let_in(self) -> bool:
-        """Images admitted and read by now arrive; rank 0 never waits for the disk."""
+        """Images that are due and read by now arrive; rank 0 never waits for the disk."""
         self._letting_in = True
         arrived = False
-        while self._wanted and not self.feed.exhausted:
-            t0_ns, count = self._wanted.popleft()
+        while not self.feed.exhausted and (count := self._arrivals.due(self.clock())):
             admitted = self.feed.admit(count)
-            if len(admitted) < count:
-                self._wanted.appendleft((t0_ns, count - len(admitted)))
             if not admitted:
                 break
-            read_ns = self.clock() - t0_ns
-            for image, record in admitted:
-                self.recorder.admitted(image, record, t0_ns, read_ns)
+            now_ns = self.clock()
+            entries = self._arrivals.enter(now_ns, len(admitted))
+            for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
+                self.recorder.admitted(image, record, t0_ns, now_ns - asked_ns)
                 self._handle(ev.ImageArrived(self.clock(), image, t0_ns, record.fault or ""))
             arrived = True
         if self.feed.exhausted and not self._input_closed:

@@ -37,7 +37,7 @@ KEYS = ("name", "how", "images", "repeat", "base", "grid", "point")
 MOST_POINTS = 10_000
 LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some
 SHIPPED = "shipped:"
-PATH_SETTINGS = ("shards", "single", "collage", "trace_file")
+PATH_SETTINGS = ("shards", "single", "collage", "trace_file", "arrival_file")
 
 Json = dict[str, Any]
 

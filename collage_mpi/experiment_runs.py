@@ -70,7 +70,16 @@ def check_plans(points: Sequence[Point], out: Path) -> None:
     seen: set[tuple[object, ...]] = set()
     for point in points:
         s = point.settings
-        key = (s.shards, s.single, s.collage, s.side, s.cell_px, s.scheme, s.trace_file)
+        key = (
+            s.shards,
+            s.single,
+            s.collage,
+            s.side,
+            s.cell_px,
+            s.scheme,
+            s.trace_file,
+            s.arrival_file,
+        )
         if key not in seen:
             seen.add(key)
             make_plan(point.settings_in(out), point.ranks).shards.close()

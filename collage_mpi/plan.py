@@ -87,11 +87,13 @@ def make_plan(
         grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
         names = _check_fit(settings, shards, single, collage)
         _check_sizes(shards, grid)
+        order = run_order(settings, shards)
+        settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
     except BaseException:
         shards.close()
         raise
     classes = len(names) if names else NULL_CLASSES
-    return Plan(settings, shards, run_order(settings, shards), grid, placement, names, classes)
+    return Plan(settings, shards, order, grid, placement, names, classes)
 
 
 def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:

@@ -170,7 +170,8 @@ class Recorder:
         group = self._groups.get(number)
         if group is not None:
             return group
-        member, first = self._images[image], image - cell
+        first = image - cell
+        member = self._images.get(first) or self._images[image]  # all one t0 in a closed loop
         group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
         self._groups[number] = group
         following, previous = self._groups.get(number + 1), self._groups.get(number - 1)

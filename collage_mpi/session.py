@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.burner import Burn
 from collage_mpi.cli import tell
 from collage_mpi.config import RunSettings
@@ -122,7 +123,7 @@ def _run_plan(
             name = phase or settings.scheme
             progress = StatusReporter(len(order), name, every_s=_every_s(settings))
             coordinator = build_coordinator(
-                plan, crew, writer, encoder, reader, stop_reason, progress
+                plan, crew, writer, encoder, reader, stop_reason, progress, _arrivals(plan, order)
             )
             try:
                 finish = coordinator.run(
@@ -217,6 +218,17 @@ def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
     return plan.order[~np.isin(plan.order, finished)]
 
 
+def _arrivals(plan: Plan, order: np.ndarray) -> Arrivals:
+    """When the images of `order` come; of a resumed run's rest the first comes at once."""
+    times_ns = plan.settings.arrival_times_ns(len(plan.order))  # (n,) int64
+    if times_ns is None:
+        return ClosedLoop()
+    if len(order) < len(plan.order):
+        times_ns = times_ns[np.isin(plan.order, order)]
+        times_ns = times_ns - times_ns[:1]
+    return OpenLoop(times_ns)
+
+
 def _starts(plan: Plan) -> np.ndarray:
     """(shards + 1,) int64: the global index of each shard's first row, and the end."""
     return np.cumsum([0, *(info.count for info in plan.shards.infos)], dtype=np.int64)
@@ -242,6 +254,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "class_names": list(plan.class_names) if plan.class_names else None,
         **settings.labels(),
         "mode": settings.mode,
+        "open_loop": settings.open_loop,
         "side": settings.side,
         "straggler": _straggling(settings),
         "placement": plan.placement.describe(),
@@ -316,6 +329,7 @@ def build_coordinator(
     reader: Reader,
     stop_reason: Callable[[], str | None],
     status: StatusReporter,
+    arrivals: Arrivals | None = None,
 ) -> Coordinator:
     """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
     settings, clock = plan.settings, time.monotonic_ns
@@ -344,6 +358,7 @@ def build_coordinator(
         backoff=Backoff(COORDINATOR_BACKOFF),
         stop_reason=stop_reason,
         report=report,
+        arrivals=arrivals,
     )
 
 
@@ -356,7 +371,7 @@ def scheduler_settings(settings: RunSettings, workers: int) -> SchedulerSettings
     return SchedulerSettings(
         group_size=settings.group_size,
         ranks=workers,
-        depth=settings.depth,
+        depth=settings.groups_in_flight,
         drain=settings.between == "drain",
         linger_ns=ns(settings.linger_ms, 1e6),
         image_timeout_ns=ns(settings.image_timeout_s, 1e9),

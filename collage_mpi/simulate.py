@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
 from collage_mpi.placement import placement
@@ -97,6 +98,10 @@ class Simulation:
         self._free_ns = 0  # when rank 0 has done what it is doing
         self._stamp_ns = 0
         self._next_image = 0
+        self._input_closed = False
+        times_ns = settings.arrival_times_ns(images)  # (images,) int64
+        self._arrivals: Arrivals = ClosedLoop() if times_ns is None else OpenLoop(times_ns)
+        self._awaited_ns: int | None = None
         self._events: deque[ev.Event] = deque()
         self._dropped_timers: set[int] = set()
         self._actions = {
@@ -136,8 +141,10 @@ class Simulation:
 
     def _handle(self, event: ev.Event) -> None:
         self._events.append(event)
-        if len(self._events) > 1:
-            return
+        self._drain()
+
+    def _drain(self) -> None:
+        """Feed what waits, and what that causes, in order."""
         while self._events:
             current = self._events[0]
             if self.finish is None:
@@ -170,14 +177,29 @@ class Simulation:
             self._handle(ev.TimerFired(self._begin(at_ns), timer))
 
     def _admit(self, action: ev.Admit) -> None:
-        now_ns = self._stamp_ns
-        last = min(self._next_image + action.images, self.images)
-        for image in range(self._next_image, last):
-            self.recorder.admitted(image, ImageRecord(image, 0, image, NO_PIXELS, None), now_ns, 0)
-            self._events.append(ev.ImageArrived(now_ns, image, now_ns))
-        self._next_image = last
-        if last == self.images:
+        self._arrivals.admit(self._stamp_ns, action.images)
+        self._let_in(self._stamp_ns)
+
+    def _let_in(self, now_ns: int) -> None:
+        """Images that are due by now arrive; the next one that comes by its time is awaited."""
+        while count := min(self._arrivals.due(now_ns), self.images - self._next_image):
+            for t0_ns, _ in self._arrivals.enter(now_ns, count):
+                image = self._next_image
+                record = ImageRecord(image, 0, image, NO_PIXELS, None)
+                self.recorder.admitted(image, record, t0_ns, 0)
+                self._events.append(ev.ImageArrived(now_ns, image, t0_ns))
+                self._next_image += 1
+        if self._next_image == self.images and not self._input_closed:
+            self._input_closed = True
             self._events.append(ev.InputClosed(now_ns))
+        next_ns = self._arrivals.next_ns(now_ns)
+        if next_ns is not None and next_ns != self._awaited_ns:
+            self._awaited_ns = next_ns
+            self._at(next_ns, RANK, self._arrival, None)
+
+    def _arrival(self, at_ns: int, _: None) -> None:
+        self._let_in(self._begin(at_ns))
+        self._drain()
 
     def _send(self, send: ev.Send) -> None:
         encode_ns = self.costs.encode_ns if send.kind == "collage" else 0
@@ -268,6 +290,7 @@ def simulate(
             "use --accept first or grace"
         )
     make_delays(settings.stragglers())  # reads the trace: a bad one ends here
+    settings.arrival_times_ns(images)  # and the file of arrivals
     ratio = 1.0 if settings.cost_ratio is None else settings.cost_ratio
     writer = RunWriter.create(out, _manifest(settings, images, costs, ratio))
     status, final = "incomplete", {}
@@ -292,6 +315,7 @@ def _manifest(settings: RunSettings, images: int, costs: Costs, ratio: float) ->
         "order": "file",
         **settings.labels(),
         "mode": f"{settings.mode}, simulated",
+        "open_loop": settings.open_loop,
         "side": settings.side,
         "straggler": settings.stragglers().describe(),
         "warmup_groups": settings.warmup_groups,

@@ -91,6 +91,13 @@ def _warnings(summary: Json) -> list[Text]:
             f"{validity['tasks']:,} tasks ({100 * validity['share']:.1f} %, at most 1 % allowed): "
             "this machine is too slow for the time scale."
         )
+    arrivals = summary.get("arrivals") or {}
+    if arrivals.get("overloaded"):
+        lines.append(
+            f"OVERLOADED: {arrivals['offered_per_s']:.1f} images/s came, "
+            f"{arrivals['served_per_s']:.1f} were answered meanwhile: the queue grows, and "
+            "latencies with the length of the run."
+        )
     lines += [f"error rows: {n:,} x {reason}" for reason, n in summary["errors"].items()]
     return [Text(line, style="bold red") for line in lines]
 
@@ -159,6 +166,12 @@ def _price_table(summary: Json) -> Table:
     table.add_row("rank-seconds per image", cost, ranks)
     rate = optional(price["images_per_s"], ".1f", " images/s")
     table.add_row("throughput", rate, "")
+    arrivals = summary.get("arrivals")
+    if arrivals is not None:
+        offered = optional(arrivals["offered_per_s"], ".1f", " images/s")
+        served = optional(arrivals["served_per_s"], ".1f", " images/s")
+        waiting = f"{arrivals['waiting_at_the_end']:,} waiting when the last one came"
+        table.add_row("offered load", offered, f"{served} answered meanwhile, {waiting}")
     dropped = f"{price['late_answers']:,} late, {price['skipped_tasks']:,} skipped, "
     dropped += f"{price['failed_tasks']:,} failed, {price['lost_tasks']:,} lost, "
     dropped += f"{price['unfinished_tasks']:,} unfinished"

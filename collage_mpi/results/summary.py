@@ -30,6 +30,8 @@ from collage_mpi.statistics import (
 )
 
 SUMMARY = "summary.json"
+SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
+ENOUGH_IMAGES = 200  # below, those still under way at the end weigh too much to say so
 PARTS = ("read", "encode", "wait", "compute", "held", "decode")
 
 Json = dict[str, Any]
@@ -57,6 +59,7 @@ def summarise(results: Results) -> Json:
         "parts_ms": _parts_ms(results.measured_images),
         "accuracy": accuracy(results.measured_images),
         "price": _price(results),
+        "arrivals": _arrivals(results),
         "rank0": _rank0(results),
         "validity": _validity(results),
         "errors": _errors(results.images),
@@ -182,6 +185,31 @@ def _price(results: Results) -> Json:
             for code, name in enumerate(OUTCOMES)
             if name != "answered"
         },
+    }
+
+
+def _arrivals(results: Results) -> Json | None:
+    """An open loop's offered and served rate; None in a closed loop.
+
+    Served: answers within the time in which images came. It is overloaded where that is
+    less than 95 % of what was offered: its latencies then grow with the length of the run.
+    """
+    images = results.measured_images
+    if not results.manifest.get("open_loop") or len(images) < 2:
+        return None
+    came_s, offered, served, waiting = 0.0, 0, 0, 0
+    for session in np.unique(images["session"]):
+        rows = images[images["session"] == session]
+        last_ns = int(rows["t0_ns"].max())
+        came_s += (last_ns - int(rows["t0_ns"].min())) / 1e9
+        done = int((rows["t0_ns"] + rows["latency_ns"] <= last_ns).sum())
+        offered, served, waiting = offered + len(rows), served + done, len(rows) - done
+    known = came_s > 0
+    return {
+        "offered_per_s": offered / came_s if known else None,
+        "served_per_s": served / came_s if known else None,
+        "waiting_at_the_end": waiting,
+        "overloaded": bool(served < SERVED_SHARE * offered) if offered >= ENOUGH_IMAGES else None,
     }
 
 

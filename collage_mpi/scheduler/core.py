@@ -160,7 +160,7 @@ class Scheduler:
             self.groups.close(group)
 
     def _closed(self, group: GroupState) -> None:
-        if self._stopping is None and not group.given_up:
+        if self._stopping is None:
             self.scheme.group_closed(self, group)
             for image in group.images:
                 self.rescue.image(image)
@@ -171,17 +171,16 @@ class Scheduler:
     def _give_up(self, group: GroupState) -> None:
         if self._stopping is not None:
             return  # what was not answered in time will be done again, by the next session
-        limit_s = (self.settings.image_timeout_ns or 0) / SECOND_NS
-        group.given_up = True
-        self.groups.close(group)
+        limit_ns = self.settings.image_timeout_ns or 0
         for image in group.images:
-            if image.resolved:
+            if image.resolved or image.t0_ns + limit_ns > self._now_ns:
                 continue
             if image.reserve is not None:
                 self._use_reserve(image)
             else:
                 because = f": {image.reason}" if image.reason else ""
-                self.error(image, f"no answer within {limit_s:g} s{because}")
+                self.error(image, f"no answer within {limit_ns / SECOND_NS:g} s{because}")
+        self.groups.close(group)  # those that came later, if any, wait for no others
 
     def _admit(self) -> None:
         if self._stopping is None and len(self._reported) >= self.settings.ranks:

@@ -24,7 +24,7 @@ class Groups:
         dispatch: where Admit goes.
         timers: linger, image timeout, the longest drain.
         closed: called with a group that has all its images, some unresolved.
-        timed_out: called with a group whose image timeout is over.
+        timed_out: called with a group when the image timeout of some of its images is over.
     """
 
     def __init__(
@@ -55,17 +55,19 @@ class Groups:
             return self.filling
         group = self.filling = GroupState(self._next_group, t0_ns)
         self._next_group += 1
-        linger_ns, limit_ns = self.settings.linger_ns, self.settings.image_timeout_ns
+        linger_ns = self.settings.linger_ns
         if linger_ns is not None:
             at_ns = self._dispatch.now_ns + linger_ns
             self._timers.set(at_ns, partial(self.close, group), group)
-        if limit_ns is not None:
-            self._timers.set(t0_ns + limit_ns, partial(self._timed_out, group), group)
         return group
 
     def place(self, image_id: int, group: GroupState, t0_ns: int) -> ImageState:
         """The image in the group's next cell."""
         image = ImageState(image_id, group, len(group.images), t0_ns)
+        limit_ns, last = self.settings.image_timeout_ns, group.images[-1:]
+        if limit_ns is not None and (not last or last[0].t0_ns != t0_ns):
+            # Images that came together share one timer: in a closed loop, all of a group.
+            self._timers.set(t0_ns + limit_ns, partial(self._timed_out, group), group)
         self._promised = max(0, self._promised - 1)
         group.images.append(image)
         group.unresolved += 1

@@ -51,14 +51,13 @@ class ImageState:
 class GroupState:
     """Images encoded together; membership is by arrival order only."""
 
-    __slots__ = ("closed", "due", "given_up", "id", "images", "t0_ns", "timers", "unresolved")
+    __slots__ = ("closed", "due", "id", "images", "t0_ns", "timers", "unresolved")
 
     def __init__(self, group: int, t0_ns: int) -> None:
         self.id = group
         self.t0_ns = t0_ns
         self.images: list[ImageState] = []
         self.closed = False
-        self.given_up = False
         self.unresolved = 0
         self.timers: set[int] = set()
         # what is to be done with which images, and when; one timer an entry

@@ -50,11 +50,10 @@ class CollageScheme(Scheme):
         if task.kind != COLLAGE:
             super().answered(core, task, cells, now_ns)
             return
-        t0_ns = task.group.t0_ns
         for image, cell in zip(task.images, cells, strict=True):
             if cell is None or image.resolved:
                 continue
-            at_ns = self.policy.accept_at_ns(t0_ns, now_ns, cell, core.latencies)
+            at_ns = self.policy.accept_at_ns(image.t0_ns, now_ns, cell, core.latencies)
             if at_ns <= now_ns:
                 core.accept(image, task, cell)
             elif image.reserve is None:

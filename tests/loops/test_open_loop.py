@@ -1,0 +1,53 @@
+"""Rank 0 in an open loop: t0 is the intended arrival whatever the disk and the ranks do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import MS
+from test_coordinator import Job
+
+from collage_mpi.arrivals import OpenLoop, poisson_times_ns
+
+
+def open_job(times_ns: np.ndarray, **settings) -> Job:
+    job = Job(len(times_ns), **settings)
+    job.coordinator._arrivals = OpenLoop(times_ns)
+    return job
+
+
+def t0s(job: Job) -> list[int]:
+    return [row.t0_ns for row in sorted(job.writer.images, key=lambda row: row.row)]
+
+
+@pytest.mark.parametrize("depth", [1, 50])
+@pytest.mark.parametrize("every_ns", [0, 30 * MS])
+def test_latency_counts_from_the_intended_arrival(depth, every_ns):
+    """A slow disk, a narrow window and busy ranks all show in it; nothing is left out."""
+    times_ns = poisson_times_ns(400.0, 1, 37)
+    job = open_job(times_ns, depth=depth, every_ns=every_ns, linger_ns=5 * MS)
+    job.complete()
+    assert t0s(job) == times_ns.tolist()
+    if every_ns:  # the disk gives an image each 30 ms
+        last = max(job.writer.images, key=lambda row: row.row)
+        assert last.latency_ns > 37 * 30 * MS - times_ns[-1]
+        assert last.read_ns > 0
+    assert all(row.read_ns <= row.latency_ns for row in job.writer.images)
+
+
+def test_the_window_bounds_what_is_held_while_the_queue_grows_in_time():
+    times_ns = np.zeros(400, np.int64)  # all at once
+    job = open_job(times_ns, depth=3, cluster={"service_ns": lambda rank, task: 5 * MS})
+    job.complete()
+    assert job.most_held <= 4 * 4  # three groups of four, and one that is ending
+    assert t0s(job) == [0] * 400
+    latencies = [row.latency_ns for row in sorted(job.writer.images, key=lambda row: row.row)]
+    assert latencies[-1] > 20 * latencies[0]
+
+
+def test_rank_0_wakes_for_the_next_arrival():
+    """With nothing else to do it sleeps until then, not by its longest pause too long."""
+    times_ns = np.array([0, 400 * MS, 900 * MS], np.int64)
+    job = open_job(times_ns, scheme="none")
+    job.complete()
+    assert all(row.latency_ns < 4 * MS for row in job.writer.images)

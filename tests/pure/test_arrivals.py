@@ -1,0 +1,209 @@
+"""Open loop: times of arrival, latencies from the intended one, what overload looks like."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collage_mpi.arrivals import ClosedLoop, OpenLoop, load_times_ns, poisson_times_ns
+from collage_mpi.cli import main
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.experiment import expand
+from collage_mpi.results import read_results, summarise, verify_run
+from collage_mpi.simulate import Costs, simulate
+
+FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
+S_NS = 1_000_000_000
+
+
+def test_poisson_times_have_their_rate_and_are_a_prefix_of_longer_ones():
+    times = poisson_times_ns(200.0, 3, 20_000)
+    gaps_s = np.diff(times) / 1e9
+    assert gaps_s.mean() == pytest.approx(1 / 200, rel=0.03)
+    assert gaps_s.std() == pytest.approx(1 / 200, rel=0.03)
+    assert (poisson_times_ns(200.0, 3, 100) == times[:100]).all()
+    assert (poisson_times_ns(200.0, 4, 100) != times[:100]).any()
+
+
+def test_times_from_files(tmp_path):
+    times = np.array([0.0, 0.5, 0.5, 2.25])
+    np.save(tmp_path / "t.npy", times)
+    (tmp_path / "t.txt").write_text("# seconds\n0\n0.5  # twice\n\n5e-1\n2.25\n")
+    for name in ("t.npy", "t.txt"):
+        found = load_times_ns(str(tmp_path / name), 3)
+        assert found.tolist() == [0, S_NS // 2, S_NS // 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault", "says"),
+    [
+        ("0\n2\n1\n", DataFault, "before time 1"),
+        ("0\n-2\n1\n", DataFault, "time 1 is -2"),
+        ("0\nnan\n1\n", DataFault, "time 1 is nan"),
+        ("0\n1\n", DataFault, "--limit 2"),
+        ("", DataFault, "--limit 0"),
+        ("a b", DataFault, "no list of numbers"),
+        (None, EnvironmentFault, "cannot be read"),
+        (np.ones((2, 2)), DataFault, "shape"),
+        (np.array(["a"]), DataFault, "numbers"),
+    ],
+)
+def test_a_bad_file_is_one_message_before_anything_starts(content, fault, says, tmp_path):
+    path = tmp_path / "t.txt"
+    if isinstance(content, np.ndarray):
+        path = tmp_path / "t.npy"
+        np.save(path, content)
+    elif content is not None:
+        path.write_text(content)
+    job = RunSettings(arrivals="file", arrival_file=str(path))
+    with pytest.raises(fault, match=says):
+        simulate(job, tmp_path / "out", 3)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"arrivals": "poisson"},
+        {"rate": 5.0},
+        {"arrivals": "poisson", "rate": 0.0},
+        {"arrivals": "poisson", "rate": float("nan")},
+        {"arrivals": "poisson", "rate": 5.0, "arrival_file": "x"},
+        {"arrivals": "file"},
+        {"arrivals": "poisson", "rate": 5.0, "between": "drain"},
+        {"arrivals": "poisson", "rate": 5.0, "arrival_seed": -1},
+        {"window": 3},
+        {"arrivals": "tide"},
+    ],
+)
+def test_settings_that_contradict_each_other(wrong):
+    with pytest.raises(UsageError):
+        RunSettings(**wrong)
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=60),
+)
+def test_nobody_enters_early_twice_or_beyond_the_window(gaps, steps):
+    times = np.cumsum(np.array(gaps, np.int64))
+    loop = OpenLoop(times)
+    loop.start(1000)
+    now, room, seen = 1000, 0, []
+    for wait, more in steps:
+        now += wait
+        if more:
+            loop.admit(now, more)
+            room += more
+        due = loop.due(now)
+        entries = list(loop.enter(now, due)) if due else []
+        assert due == len(entries) <= room
+        assert all(entry.t0_ns <= now and entry.asked_ns <= now for entry in entries)
+        room -= due
+        seen += [entry.t0_ns for entry in entries]
+        upcoming = loop.next_ns(now)
+        if upcoming is not None:
+            assert upcoming > now  # what is due has entered
+        assert loop.waiting == (room > 0)
+    assert seen == (1000 + times[: len(seen)]).tolist()
+
+
+def test_closed_loop_gives_all_of_a_request_its_time():
+    loop = ClosedLoop()
+    loop.admit(5, 3)
+    loop.admit(9, 2)
+    assert loop.due(20) == 3
+    assert [e.t0_ns for e in loop.enter(20, 2)] == [5, 5]
+    assert [e.t0_ns for e in loop.enter(21, loop.due(21))] == [5]
+    assert [e.t0_ns for e in loop.enter(22, loop.due(22))] == [9, 9]
+    assert not loop.waiting
+    assert loop.next_ns(30) is None
+
+
+def latencies_ms(tmp_path, images: int, costs: Costs = FREE, **settings) -> np.ndarray:
+    """(images,) in the order of arrival."""
+    job = RunSettings(warmup_groups=0, **settings)
+    status, out = simulate(job, tmp_path / "run", images, costs)
+    assert status == "complete"
+    assert verify_run(out).ok
+    rows = np.sort(read_results(out).images, order="row")
+    return rows["latency_ns"] / 1e6
+
+
+def test_one_rank_waits_as_pollaczek_and_khinchine_say(tmp_path):
+    """M/D/1: mean wait = rho S / (2 (1 - rho))."""
+    found = latencies_ms(
+        tmp_path, 9000, scheme="none", singles=1, straggler="pinned",
+        straggler_median_ms=10.0, arrivals="poisson", rate=50.0,
+    )  # fmt: skip
+    assert found.mean() - 10 == pytest.approx(0.5 * 10 / (2 * 0.5), rel=0.06)
+
+
+def test_overload_grows_in_time_whatever_the_window_and_is_said(tmp_path):
+    """100 images/s at a rank that does 50: image i waits some 10 ms x i. No omission."""
+    common = {
+        "scheme": "none", "singles": 1, "straggler": "pinned", "straggler_median_ms": 20.0,
+        "arrivals": "poisson", "rate": 100.0,
+    }  # fmt: skip
+    wide = latencies_ms(tmp_path / "wide", 2000, **common)
+    narrow = latencies_ms(tmp_path / "narrow", 2000, window=9, **common)
+    assert narrow == pytest.approx(wide)
+    times_ms = poisson_times_ns(100.0, 0, 2000) / 1e6
+    assert wide[-1] == pytest.approx(times_ms[0] + 2000 * 20 - times_ms[-1], rel=0.02)
+    summary = summarise(read_results(tmp_path / "wide" / "run"))
+    assert summary["arrivals"]["overloaded"]
+    assert summary["arrivals"]["offered_per_s"] == pytest.approx(100, rel=0.06)
+    assert summary["arrivals"]["served_per_s"] == pytest.approx(50, rel=0.06)
+    assert "open loop, poisson 100/s" in summary["mode"]
+
+
+def test_a_load_that_is_served_is_no_overload(tmp_path, capsys):
+    words = ["--arrivals", "poisson", "--rate", "50", "--straggler", "pinned", "--linger-ms", "20"]
+    out = str(tmp_path / "run")
+    assert main(["simulate", "--images", "900", "--out", out, *words]) == 0
+    told = capsys.readouterr().out
+    assert "offered load" in told
+    assert "OVERLOADED" not in told
+
+
+def test_a_collage_of_a_part_filled_group_leaves_after_the_linger_time(tmp_path):
+    """Rank 1 is dead: its image is answered by the collage, 30 ms + 100 ms after it came."""
+    times = tmp_path / "t.txt"
+    times.write_text("0\n0.01\n5\n5.01\n5.02\n5.025\n5.03\n")
+    found = latencies_ms(
+        tmp_path, 7, side=2, scheme="collage", straggler="pinned", dead_ranks=("1:0",),
+        arrivals="file", arrival_file=str(times), linger_ms=30.0,
+    )  # fmt: skip
+    # The second group is full at 5.025 s: no linger; its image of rank 1 came at 5.02 s. The
+    # last image waits for rank 3, which is at work for the third until 5.1 s.
+    assert found == pytest.approx([130, 100, 100, 100, 105, 100, 170])
+    groups = np.sort(read_results(tmp_path / "run").groups, order="group")
+    assert groups["images"].tolist() == [2, 4, 1]
+    assert groups["t0_ns"].tolist() == [0, 5 * S_NS, round(5.03 * S_NS)]
+    assert groups["latency_ns"].tolist() == [130_000_000, 125_000_000, 170_000_000]
+
+
+def test_grace_and_image_timeout_count_from_each_image_s_own_arrival(tmp_path):
+    times = tmp_path / "t.txt"
+    times.write_text("0\n0.1\n0.2\n0.3\n")
+    slow = {"straggler": "pinned", "straggler_median_ms": 10_000.0, "side": 2}
+    file = {"arrivals": "file", "arrival_file": str(times)}
+    found = latencies_ms(
+        tmp_path / "a", 4, accept="grace", grace_ms=900.0, cost_ratio=0.01, **slow, **file
+    )
+    assert found == pytest.approx([900, 900, 900, 900])  # the collage's answer is there at 400
+    job = RunSettings(scheme="none", image_timeout_s=0.5, warmup_groups=0, **slow, **file)
+    assert simulate(job, tmp_path / "b", 4, FREE)[0] == "complete_with_errors"
+    rows = read_results(tmp_path / "b").images
+    assert rows["latency_ns"].tolist() == [S_NS // 2] * 4
+
+
+def test_an_experiment_varies_the_rate():
+    document = {
+        "how": "simulate", "images": 90, "base": {"arrivals": "poisson"},
+        "grid": {"rate": [10.0, 20.0]},
+    }  # fmt: skip
+    assert [p.settings.rate for p in expand(document).points] == [10.0, 20.0]
