@@ -173,7 +173,7 @@ class Scheduler:
             return  # what was not answered in time will be done again, by the next session
         limit_ns = self.settings.image_timeout_ns or 0
         for image in group.images:
-            if image.resolved or image.t0_ns + limit_ns > self._now_ns:
+            if image.resolved or image.t0_ns + limit_ns > self.dispatch.now_ns:
                 continue
             if image.reserve is not None:
                 self._use_reserve(image)
