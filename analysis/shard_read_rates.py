@@ -5,10 +5,12 @@ Does not know: disks. The files were just written, so this is the page cache: th
 of HDF5, of the checksums and of this package.
 
     python analysis/shard_read_rates.py
+    python analysis/shard_read_rates.py --pictures DIR    raw against encoded, of your JPEGs
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -73,8 +75,42 @@ def rows(folder: Path) -> Iterator[tuple[object, ...]]:
             path.unlink()
 
 
+def raw_against_encoded(folder: Path, root: Path, px: int, limit: int) -> None:
+    """Bytes and read rates of the same pictures stored both ways."""
+    from collage_mpi.pictures import Fit
+    from collage_mpi.prep.listing import list_folder
+    from collage_mpi.prep.plan import Recipe, plan_shards
+    from collage_mpi.prep.work import make_shard
+
+    listing = list_folder(root)
+    print("stored   images  MB on disk  64 in order  ahead in order  ahead shuffled  (images/s)")
+    for store in ("raw", "encoded"):
+        recipe = Recipe(Fit(px), store, images_per_shard=limit, limit=limit)
+        (job,) = plan_shards(listing, recipe, folder, store)
+        report = make_shard(job)
+        in_order = np.arange(report.images)
+        shuffled = np.random.default_rng(0).permutation(report.images)
+        with ShardSet.open([job.path]) as shards:
+            rates = [best_rate(lambda s=shards, o=in_order: read_in_batches(s, o, 64))]
+            rates += [
+                best_rate(lambda s=shards, o=order: read_ahead(s, o))
+                for order in (in_order, shuffled)
+            ]
+        mb = report.bytes_out / 1e6
+        print(f"{store:<8} {report.images:>6} {mb:>11.1f}", *(f"{rate:>13,.0f}" for rate in rates))
+
+
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description="How fast shards are read.")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="raw against encoded of these")
+    parser.add_argument("--size", type=int, default=224, help="px (224)")
+    parser.add_argument("--limit", type=int, default=500, help="pictures (500)")
+    args = parser.parse_args()
+    if args.pictures is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            raw_against_encoded(Path(folder), args.pictures, args.size, args.limit)
+        return
     print("px    chunk  read 64 in order  64 shuffled  1 shuffled  ahead in order  ahead shuffled")
     with tempfile.TemporaryDirectory() as folder:
         for pixels, chunk, *rates in rows(Path(folder)):

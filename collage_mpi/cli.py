@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "prove that a run holds every image exactly once"),
     "export": ("export", "write a run's rows as csv, parquet or hdf5"),
     "shards": ("shards", "inspect or verify HDF5 shards"),
-    "prep": ("prep", "make shards from IDX files"),
+    "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
     "train": ("train", "train the single classifier or the collage-CNN"),
     "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
     "card": ("card", "model cards from the reports of evaluate"),

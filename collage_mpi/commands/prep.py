@@ -1,13 +1,12 @@
 """`collage-mpi prep`: make shards from other formats.
 
-Owns: the flags, which rows go to which shard, names of the files, the progress bar.
-Does not know: the shard format (shards), the IDX format (idx).
+Owns: the kinds of input; of `prep idx` the flags, the rows of each shard, the progress bar.
+Does not know: the shard format (shards), the IDX format (idx), pictures (prep_pictures).
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from collage_mpi.commands import prep_pictures
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 ROWS_PER_SHARD = 10_000
@@ -23,8 +23,12 @@ BATCH = 1_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `prep idx`."""
+    """Add the kinds of input."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    images = kinds.add_parser("images", help="from folders of JPEG, PNG, ..., one a class")
+    prep_pictures.add_images(images)
+    tar = kinds.add_parser("tar", help="from tar files of pictures (WebDataset's layout)")
+    prep_pictures.add_tar(tar)
     idx = kinds.add_parser("idx", help="from IDX files, gzip or plain (MNIST, Fashion-MNIST)")
     idx.add_argument("--images", type=Path, required=True, metavar="FILE", help="IDX of images")
     idx.add_argument("--labels", type=Path, metavar="FILE", help="IDX of labels")
@@ -71,7 +75,11 @@ class Table:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Write the shards; returns 0."""
+    """Write the shards; returns 0, or 5 if pictures were left out."""
+    if args.kind in ("images", "tar"):
+        return prep_pictures.execute(args)
+    from collage_mpi.prep.plan import shard_paths
+
     table = read_table(args)
     paths = shard_paths(args.out, args.prefix, len(table.rows), args.rows_per_shard)
     clear_old_shards(args.out, args.prefix, args.overwrite)
@@ -101,8 +109,7 @@ def read_table(args: argparse.Namespace) -> Table:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {value}: needed: at least 1")
-    if not args.prefix or "/" in args.prefix or args.prefix.startswith("."):
-        raise UsageError(f"--prefix {args.prefix!r}: needed: the start of a file name")
+    check_prefix(args.prefix)
     names = class_names(args)
     images = read_idx(args.images)
     if images.ndim == 3:
@@ -157,12 +164,10 @@ def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
     return [rows[start : start + rows_per_shard] for start in range(0, len(rows), rows_per_shard)]
 
 
-def shard_paths(out: Path, prefix: str, count: int, rows_per_shard: int) -> list[Path]:
-    """`PREFIX.h5` for one shard, `PREFIX-00000-of-00006.h5` and so on for several."""
-    shards = -(-count // rows_per_shard)
-    if shards == 1:
-        return [out / f"{prefix}.h5"]
-    return [out / f"{prefix}-{number:05d}-of-{shards:05d}.h5" for number in range(shards)]
+def check_prefix(prefix: str) -> None:
+    """Raise UsageError unless shards' names can start with it."""
+    if not prefix or "/" in prefix or prefix.startswith("."):
+        raise UsageError(f"--prefix {prefix!r}: needed: the start of a file name")
 
 
 def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
@@ -172,17 +177,17 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
         EnvironmentFault: there are some and `overwrite` is not given, or the folder is not
             one.
     """
+    from collage_mpi.prep.plan import old_shards, remove_shard
+
     try:
         out.mkdir(parents=True, exist_ok=True)
-        numbered = sorted(out.glob(f"{glob.escape(prefix)}-?????-of-?????.h5"))
-        old = [path for path in (out / f"{prefix}.h5", *numbered) if path.exists()]
+        old = old_shards(out, prefix)
         if old and not overwrite:
             raise EnvironmentFault(
                 f"{old[0]}: exists. Give another --out or --prefix, or --overwrite to replace."
             )
         for path in old:
-            path.unlink()
-            path.with_name(path.name + ".sha256").unlink(missing_ok=True)
+            remove_shard(path)
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
 

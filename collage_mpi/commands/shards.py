@@ -63,6 +63,8 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     names = info.class_names
     print(info.path)
     print(f"  images       {info.count:,} of {info.height} x {info.width} x {info.channels}")
+    if info.fit is not None:
+        print(f"  stored       as encoded files, decoded when read: {info.fit}")
     print(f"  labels       {'yes' if info.has_labels else 'no'}")
     print(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
     if info.cell_sizes:

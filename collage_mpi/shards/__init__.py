@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.shards.schema import FORMAT, VERSION, ShardInfo
 
 if TYPE_CHECKING:
+    from collage_mpi.shards.encoded import EncodedWriter
     from collage_mpi.shards.guard import inspect_shard, inspect_shards, verify_shard
     from collage_mpi.shards.readahead import CellMaker, ImageRecord, ReadAhead
     from collage_mpi.shards.reader import ShardSet
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CellMaker": "readahead",
+    "EncodedWriter": "encoded",
     "ImageRecord": "readahead",
     "ReadAhead": "readahead",
     "ShardSet": "reader",
@@ -35,6 +37,7 @@ __all__ = [
     "FORMAT",
     "VERSION",
     "CellMaker",
+    "EncodedWriter",
     "ImageRecord",
     "ReadAhead",
     "ShardInfo",

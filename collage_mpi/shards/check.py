@@ -17,6 +17,7 @@ import numpy as np
 
 from collage_mpi.encode import FILTER
 from collage_mpi.errors import DataFault
+from collage_mpi.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
 from collage_mpi.shards.schema import (
     CHANNELS,
@@ -26,6 +27,7 @@ from collage_mpi.shards.schema import (
     cells_name,
     label_problem,
     read_sidecar,
+    row_crc32,
     rows_crc32,
     sha256_of,
     sidecar_path,
@@ -35,6 +37,7 @@ from collage_mpi.shards.schema import (
 HOW_TO_MAKE = "Make shards with `collage-mpi prep`; the schema is in docs/shards.md."
 BLOCK_BYTES = 8 << 20
 MAX_PROBLEMS = 20
+LARGEST_FILE_BYTES = 1 << 30  # of one encoded image
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Description:
     has_labels: bool
     source: str
     cell_sizes: tuple[int, ...] = ()
+    storage: str = "images"
+    fit: str | None = None
 
 
 def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
@@ -84,6 +89,8 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
         fingerprint=actual,
         cell_sizes=about.cell_sizes,
         stamp=stamp,
+        storage=about.storage,
+        fit=about.fit,
     )
 
 
@@ -132,20 +139,15 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
     """
     try:
         _check_format(file)
-        images = _dataset(file, "images", np.uint8, 4)
+        storage = "encoded" if "encoded" in file and "images" not in file else "images"
         count = int(file.attrs["count"]) if "count" in file.attrs else None
-        shape = tuple(int(size) for size in images.shape)
-        if count != shape[0] or count < 1 or min(shape) < 1 or shape[3] not in CHANNELS:
-            raise DataFault(
-                f"attribute count is {count}, dataset images has shape {shape}; needed: "
-                "count = n >= 1 and shape (n, height, width, 1 or 3)"
-            )
-        _check_storage(images, os.path.getsize(path))
-        _rows_of(file, "crc32", np.uint32, count)
+        pixels = _check_encoded if storage == "encoded" else _check_images
+        shape, fit = pixels(file, count, os.path.getsize(path))
+        _rows_of(file, "crc32", np.uint32, shape[0])
         names = _class_names(file)
         has_labels = "labels" in file
         if has_labels:
-            wrong = label_problem(_rows_of(file, "labels", np.int64, count), names)
+            wrong = label_problem(_rows_of(file, "labels", np.int64, shape[0]), names)
             if wrong and not for_verify:
                 raise DataFault(wrong)
         source = _text(file.attrs["source"]) if "source" in file.attrs else ""
@@ -155,7 +157,42 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise DataFault(f"{path}: damaged HDF5 structure ({detail}). {HOW_TO_MAKE}") from error
-    return Description(count, (shape[1], shape[2], shape[3]), names, has_labels, source, cells)
+    return Description(shape[0], shape[1:], names, has_labels, source, cells, storage, fit)
+
+
+def _check_images(
+    file: Any, count: int | None, file_bytes: int
+) -> tuple[tuple[int, int, int, int], str | None]:
+    """(n, H, W, C) of stored pixels, whose storage is whole; no fit."""
+    images = _dataset(file, "images", np.uint8, 4)
+    n, height, width, channels = (int(size) for size in images.shape)
+    if count != n or min(n, height, width) < 1 or channels not in CHANNELS:
+        raise DataFault(
+            f"attribute count is {count}, dataset images has shape {images.shape}; needed: "
+            "count = n >= 1 and shape (n, height, width, 1 or 3)"
+        )
+    _check_storage(images, file_bytes)
+    return (n, height, width, channels), None
+
+
+def _check_encoded(
+    file: Any, count: int | None, file_bytes: int
+) -> tuple[tuple[int, int, int, int], str | None]:
+    """(n, H, W, C) of stored files and how they become it; every file lies within."""
+    encoded = _dataset(file, "encoded", np.uint8, 1)
+    ends = _dataset(file, "ends", np.int64, 1)
+    if count is None or count < 1 or ends.shape != (count,):
+        raise DataFault(
+            f"attribute count is {count}, dataset ends has shape {ends.shape}; needed: "
+            "count = n >= 1 and shape (n,)"
+        )
+    last = ends[...]  # (n,) int64
+    sizes = np.diff(last, prepend=0)
+    if sizes.min() < 1 or sizes.max() > LARGEST_FILE_BYTES or last[-1] != encoded.shape[0]:
+        raise DataFault("dataset ends does not cut dataset encoded into one file an image")
+    _check_storage(encoded, file_bytes)
+    fit = _text(file.attrs["fit"]) if "fit" in file.attrs else ""
+    return (count, *parse_fit(fit).shape), fit
 
 
 def _check_format(file: Any) -> None:
@@ -267,7 +304,10 @@ def _row_problems(file: Any, about: Description) -> list[str]:
     """Rows whose checksum fails, and labels out of range."""
     try:
         labels = file["labels"][...] if about.has_labels else None  # (n,) int64
-        problems = _bad_rows(file, "images", file["crc32"][...], labels)
+        if about.storage == "encoded":
+            problems = _bad_files(file, about, labels)
+        else:
+            problems = _bad_rows(file, "images", file["crc32"][...], labels)
         for px in about.cell_sizes:
             name = cells_name(px)
             problems += _bad_rows(file, name, file[f"{name}_crc32"][...], None)
@@ -288,6 +328,26 @@ def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | Non
         wrong = np.flatnonzero(rows_crc32(pixels, tags) != stored[start : start + block])
         bad.extend((wrong + start).tolist())
     what = "its pixels and label" if name == "images" else f"its {name}"
-    lines = [f"row {row}: checksum does not match {what}" for row in bad]
+    return _first([f"row {row}: checksum does not match {what}" for row in bad])
+
+
+def _bad_files(file: Any, about: Description, labels: np.ndarray | None) -> list[str]:
+    """Rows of encoded images whose checksum fails, or that cannot be decoded."""
+    stored, ends = file["crc32"][...], file["ends"][...]  # (n,) uint32, (n,) int64
+    fit = parse_fit(about.fit or "")
+    lines = []
+    for row, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
+        data = file["encoded"][start:end].tobytes()
+        if row_crc32(data, None if labels is None else int(labels[row])) != stored[row]:
+            lines.append(f"row {row}: checksum does not match its bytes and label")
+            continue
+        try:
+            picture_pixels(data, fit)
+        except UnreadablePicture as fault:
+            lines.append(f"row {row}: cannot be decoded: {fault}")
+    return _first(lines)
+
+
+def _first(lines: list[str]) -> list[str]:
     more = len(lines) - MAX_PROBLEMS
     return lines if more <= 0 else [*lines[:MAX_PROBLEMS], f"... and {more} more rows"]

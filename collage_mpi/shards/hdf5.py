@@ -9,8 +9,13 @@ from __future__ import annotations
 import io
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault
 
 H5_LOCK = threading.RLock()
 """Held around every h5py call of this package: libhdf5 is not safe for two threads."""
@@ -74,6 +79,16 @@ def create_file(stream: FileToWrite) -> Any:
     followed. Raises OSError.
     """
     return import_h5py().File(stream, "w", libver=("v110", "v110"))
+
+
+def text_array(texts: Sequence[str]) -> np.ndarray:
+    """Strings as fixed-length UTF-8: HDF5's variable-length heap has no checksum."""
+    if any("\0" in text for text in texts):
+        raise DataFault("names, ids and the source cannot hold a NUL character")
+    raw = [text.encode("utf-8") for text in texts]
+    longest = max(1, max(map(len, raw)))
+    kind = import_h5py().string_dtype("utf-8", longest)
+    return np.array(raw, dtype=kind)
 
 
 def open_file(path: Path, *, cache_bytes: int = 0) -> Any:

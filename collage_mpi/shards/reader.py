@@ -12,24 +12,20 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.shards.check import opened
 from collage_mpi.shards.guard import examine_shards, inspect_shards
-from collage_mpi.shards.hdf5 import H5_LOCK
+from collage_mpi.shards.openshard import OpenShard, open_shard
 from collage_mpi.shards.schema import (
     BadShard,
     ShardFault,
     ShardInfo,
     Stamp,
     cells_name,
-    label_problem,
     rows_crc32,
     sha256_of,
     stamp_of,
@@ -37,8 +33,6 @@ from collage_mpi.shards.schema import (
 
 OPEN_FILES = 64
 """Files kept open at once; opening another takes about a millisecond."""
-
-FILTER_CACHE_BYTES = 64 << 20  # for foreign shards with compressed chunks only
 
 
 class ShardSet:
@@ -65,7 +59,7 @@ class ShardSet:
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
         self._lock = threading.RLock()
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()  # least recently used first
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()  # least recently used first
         self._closed = False
 
     @classmethod
@@ -138,18 +132,17 @@ class ShardSet:
             raise IndexError(f"images {wanted.min()}..{wanted.max()} of {len(self)}")
         pixels = np.empty((len(wanted), *self.shape), dtype=np.uint8)
         labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
-        stored = np.empty(len(wanted), dtype=np.uint32)
-        unread: list[int] = []  # places
+        good = np.ones(len(wanted), dtype=bool)
         for shard, places in self._by_shard(wanted):
             rows = wanted[places] - self._starts[shard]  # ascending
             with self._lock:
                 source, failed = self._fill(shard, pixels, places, rows)
-            unread += failed
-            stored[places] = source.crc32[rows]
+                good[places] = source.sound(pixels, places, rows)
+                for row, why in source.row_faults.items():
+                    self._row_faults[int(self._starts[shard]) + row] = why
+            good[failed] = False
             if labels is not None and source.labels is not None:
                 labels[places] = source.labels[rows]
-        good = rows_crc32(pixels, labels) == stored
-        good[unread] = False
         pixels[~good] = 0
         return pixels, labels, good
 
@@ -256,7 +249,7 @@ class ShardSet:
         for shard in np.flatnonzero(np.diff(cuts)).tolist():
             yield shard, order[cuts[shard] : cuts[shard + 1]]
 
-    def _shard(self, number: int) -> _OpenShard:
+    def _shard(self, number: int) -> OpenShard:
         """The open shard; the caller holds the lock while it uses the file."""
         if self._closed:
             raise ValueError("this ShardSet is closed")
@@ -264,11 +257,11 @@ class ShardSet:
             if len(self._open) >= OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
             self._check_same(number)
-            self._open[number] = _OpenShard(self.infos[number])
+            self._open[number] = open_shard(self.infos[number])
         self._open.move_to_end(number)
         return self._open[number]
 
-    def _opened(self, number: int) -> _OpenShard:
+    def _opened(self, number: int) -> OpenShard:
         """As `_shard`; a fault makes the shard a lost one and is raised as ShardFault."""
         if number in self.lost:
             raise ShardFault(number, self.lost[number])
@@ -280,7 +273,7 @@ class ShardSet:
 
     def _fill(
         self, number: int, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray
-    ) -> tuple[_OpenShard, list[int]]:
+    ) -> tuple[OpenShard, list[int]]:
         """Read ascending rows of a shard to `pixels[places]`; the places that stay unread.
 
         What fails is tried once more, the file opened anew. If that works, and the file is
@@ -319,73 +312,6 @@ class ShardSet:
                 f"{info.fingerprint[:12]}..."
             )
         self._stamps[number] = stamp
-
-
-class _OpenShard:
-    """One open file: checksums and labels in memory, pixels on demand."""
-
-    def __init__(self, info: ShardInfo) -> None:
-        self.path = info.path
-        self._cells_crc32: dict[int, np.ndarray] = {}
-        try:
-            with H5_LOCK:
-                self._file: Any = opened(info.path)
-                if self._file["images"].id.get_create_plist().get_nfilters():
-                    self._file.close()  # compressed: without a cache each row unpacks a chunk
-                    self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
-                self._images = self._file["images"]
-                self.crc32 = self._file["crc32"][...]  # (n,) uint32
-                self.labels = self._file["labels"][...] if info.has_labels else None  # (n,) int64
-        except (OSError, RuntimeError, KeyError) as error:
-            raise EnvironmentFault(f"{info.path}: can no longer be read: {error}") from error
-        if self._images.shape != (info.count, *info.shape) or len(self.crc32) != info.count:
-            raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
-        wrong = None if self.labels is None else label_problem(self.labels, info.class_names)
-        if wrong:
-            raise DataFault(f"{info.path}: {wrong}")
-
-    def cells_crc32(self, px: int) -> np.ndarray:
-        """(n,) uint32: the checksums of the stored cells, read once."""
-        if px not in self._cells_crc32:
-            try:
-                with H5_LOCK:
-                    self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
-            except (OSError, RuntimeError, KeyError) as error:
-                raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
-        return self._cells_crc32[px]
-
-    def read_into(
-        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
-    ) -> None:
-        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, H, W, C) uint8.
-
-        Each run of neighbours is one slice: 200,000 single 28 px rows a second and
-        millions in order, where h5py's index lists read 12,000 (docs/shards.md).
-        """
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        try:
-            with H5_LOCK:
-                source = self._images if dataset == "images" else self._file[dataset]
-                for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
-                    first = int(rows[start])
-                    out[places[start:stop]] = source[first : first + stop - start]
-        except (OSError, RuntimeError) as error:
-            raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
-
-    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
-        """As `read_into`, row by row; why, by place, of those that cannot be read."""
-        failed = {}
-        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-            try:
-                with H5_LOCK:
-                    out[place] = self._images[row]
-            except (OSError, RuntimeError) as error:
-                failed[place] = f"cannot be read: {error}"
-        return failed
-
-    def close(self) -> None:
-        with H5_LOCK:
-            self._file.close()
 
 
 def expand_paths(paths: Sequence[Path | str]) -> list[Path]:

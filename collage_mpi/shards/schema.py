@@ -49,6 +49,9 @@ class ShardInfo:
         fingerprint: SHA-256 of the file, 64 hex digits.
         cell_sizes: edges in pixels of the cells stored beside the images (see cells.py).
         stamp: what the file system said of the file when it was checked; None if unknown.
+        storage: "images" (pixels) or "encoded" (JPEG, PNG and so on, decoded when read).
+        fit: of encoded ones, how pictures become (height, width, channels); see
+            `pictures.Fit`.
     """
 
     path: Path
@@ -62,6 +65,8 @@ class ShardInfo:
     fingerprint: str
     cell_sizes: tuple[int, ...] = ()
     stamp: Stamp | None = field(default=None, compare=False)
+    storage: str = "images"
+    fit: str | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -132,17 +137,17 @@ def row_crc32(pixels: bytes | memoryview, label: int | None) -> int:
     return crc if label is None else zlib.crc32(label.to_bytes(8, "little", signed=True), crc)
 
 
-def rows_crc32(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+def rows_crc32(images: np.ndarray | list[np.ndarray], labels: np.ndarray | None) -> np.ndarray:
     """CRC-32 of every row.
 
     Args:
-        images: (n, H, W, C) uint8, C-contiguous.
+        images: (n, H, W, C) uint8, C-contiguous, or n such images.
         labels: (n,) int64, or None.
 
     Returns:
         (n,) uint32.
     """
-    rows = [memoryview(row).cast("B") for row in images]
+    rows = [row.data.cast("B") for row in images]
     tags = [None] * len(rows) if labels is None else labels.tolist()
     return np.fromiter(map(row_crc32, rows, tags), dtype=np.uint32, count=len(rows))
 

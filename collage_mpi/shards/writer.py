@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file, import_h5py
+from collage_mpi.pictures import Fit
+from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file, text_array
 from collage_mpi.shards.schema import (
     CHANNELS,
     FORMAT,
@@ -40,11 +41,15 @@ class ShardWriter:
         class_names: the names of labels 0, 1, ...
         source: where the images come from, in words.
         count: images to come where known: only used to even out the chunks.
+        recipe: what made the shard, for its maker to know it again; kept as an attribute.
 
     Raises:
         DataFault: shape or names that a shard cannot hold.
         EnvironmentFault: the folder cannot be written.
     """
+
+    storage = "images"
+    fit: Fit | None = None
 
     def __init__(
         self,
@@ -55,11 +60,13 @@ class ShardWriter:
         source: str = "",
         count: int | None = None,
         rows_per_chunk: int | None = None,
+        recipe: str = "",
     ) -> None:
         self.path = Path(path)
         self.shape = _checked_shape(shape)
         self.class_names = _checked_names(class_names)
         self.source = source
+        self.recipe = recipe
         self.count = 0
         self._labels: list[np.ndarray] = []
         self._ids: list[str] = []
@@ -93,17 +100,9 @@ class ShardWriter:
         pixels = _checked_images(images, self.shape)
         if len(pixels) == 0:
             return
-        tags = None if labels is None else _checked_labels(labels, len(pixels), self.class_names)
-        self._check_all_or_none("labels", tags is not None, bool(self._labels))
-        self._check_all_or_none("ids", ids is not None, bool(self._ids))
-        if ids is not None and len(ids) != len(pixels):
-            raise DataFault(f"{self.path}: {len(ids)} ids for {len(pixels)} images")
-        self._store(pixels)
-        self._crcs.append(rows_crc32(pixels, tags))
-        if tags is not None:
-            self._labels.append(tags)
-        self._ids.extend(ids or ())
-        self.count += len(pixels)
+        tags = self._admit(len(pixels), labels, ids)
+        self._store(pixels, "images", self.count)
+        self._count_in(rows_crc32(pixels, tags), tags, ids)
 
     def close(self) -> ShardInfo:
         """Write what is left, sync, rename into place, and record the SHA-256 beside it.
@@ -132,6 +131,8 @@ class ShardWriter:
             has_labels=bool(self._labels),
             source=self.source,
             fingerprint=fingerprint,
+            storage=self.storage,
+            fit=None if self.fit is None else self.fit.text(),
         )
 
     def abandon(self) -> None:
@@ -158,20 +159,50 @@ class ShardWriter:
     def _start_file(self, rows: int) -> Any:
         with H5_LOCK:
             file = create_file(self._stream)
-            file.create_dataset(
-                "images",
-                shape=(0, *self.shape),
-                maxshape=(None, *self.shape),
-                chunks=(rows, *self.shape),
-                dtype=np.uint8,
-            )
+            self._create_pixels(file, rows)
         return file
 
-    def _store(self, pixels: np.ndarray) -> None:
+    def _create_pixels(self, file: Any, rows: int) -> None:
+        file.create_dataset(
+            "images",
+            shape=(0, *self.shape),
+            maxshape=(None, *self.shape),
+            chunks=(rows, *self.shape),
+            dtype=np.uint8,
+        )
+
+    def _write_more(self, file: Any) -> None:
+        """What else a kind of shard stores at the end."""
+
+    def _admit(
+        self,
+        count: int,
+        labels: np.ndarray | Sequence[int] | None,
+        ids: Sequence[str] | None,
+    ) -> np.ndarray | None:
+        """The batch's labels, checked: (count,) int64, or None. Raises DataFault."""
+        tags = None if labels is None else _checked_labels(labels, count, self.class_names)
+        self._check_all_or_none("labels", tags is not None, bool(self._labels))
+        self._check_all_or_none("ids", ids is not None, bool(self._ids))
+        if ids is not None and len(ids) != count:
+            raise DataFault(f"{self.path}: {len(ids)} ids for {count} images")
+        return tags
+
+    def _count_in(
+        self, crcs: np.ndarray, tags: np.ndarray | None, ids: Sequence[str] | None
+    ) -> None:
+        self._crcs.append(crcs)
+        if tags is not None:
+            self._labels.append(tags)
+        self._ids.extend(ids or ())
+        self.count += len(crcs)
+
+    def _store(self, block: np.ndarray, name: str, stored: int) -> None:
+        """Append `block` to a dataset that holds `stored` along its first axis."""
         with H5_LOCK:
-            images = self._file["images"]
-            images.resize(self.count + len(pixels), axis=0)
-            images[self.count :] = pixels
+            dataset = self._file[name]
+            dataset.resize(stored + len(block), axis=0)
+            dataset[stored:] = block
         if self._stream.failure is not None:
             self.abandon()
             raise self._unwritable(self._stream.failure)
@@ -194,13 +225,16 @@ class ShardWriter:
             if self._labels:
                 file.create_dataset("labels", data=np.concatenate(self._labels))  # (n,) int64
             if self._ids:
-                file.create_dataset("ids", data=_text_array(self._ids))  # (n,) UTF-8
+                file.create_dataset("ids", data=text_array(self._ids))  # (n,) UTF-8
             if self.class_names is not None:
-                file.attrs["class_names"] = _text_array(self.class_names)
-            file.attrs["format"] = _text_array([FORMAT])[0]
+                file.attrs["class_names"] = text_array(self.class_names)
+            file.attrs["format"] = text_array([FORMAT])[0]
             file.attrs["version"] = VERSION
             file.attrs["count"] = self.count
-            file.attrs["source"] = _text_array([self.source])[0]
+            file.attrs["source"] = text_array([self.source])[0]
+            if self.recipe:
+                file.attrs["recipe"] = text_array([self.recipe])[0]
+            self._write_more(file)
             file.close()
         if self._stream.failure is not None:
             raise self._stream.failure
@@ -235,16 +269,6 @@ def write_shard(
     except BaseException:
         writer.abandon()
         raise
-
-
-def _text_array(texts: Sequence[str]) -> np.ndarray:
-    """Strings as fixed-length UTF-8: HDF5's variable-length heap has no checksum."""
-    if any("\0" in text for text in texts):
-        raise DataFault("names, ids and the source cannot hold a NUL character")
-    raw = [text.encode("utf-8") for text in texts]
-    longest = max(1, max(map(len, raw)))
-    kind = import_h5py().string_dtype("utf-8", longest)
-    return np.array(raw, dtype=kind)
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import differences
 from collage_mpi.session import judge_input
 from collage_mpi.shards import ReadAhead, ShardSet, as_before, guard, write_shard
-from collage_mpi.shards.reader import _OpenShard
+from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.schema import BadShard, ShardFault
 
 pytestmark = pytest.mark.faults
@@ -182,7 +182,7 @@ class Flaky:
     """Reads of a shard's rows fail; opening it works."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: set[int], times: int) -> None:
-        real, left = _OpenShard.__init__, [times]
+        real, left = OpenShard.__init__, [times]
 
         class Images:
             def __init__(self, images) -> None:
@@ -199,7 +199,7 @@ class Flaky:
             real(self, info)
             self._images = Images(self._images)
 
-        monkeypatch.setattr(_OpenShard, "__init__", opened)
+        monkeypatch.setattr(OpenShard, "__init__", opened)
 
 
 def test_a_read_that_fails_once_is_repeated(tmp_path: Path, monkeypatch) -> None:

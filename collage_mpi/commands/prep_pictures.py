@@ -1,0 +1,238 @@
+"""`collage-mpi prep images|tar`: shards from folders and tar files of pictures.
+
+Owns: their flags, this process's share of the shards, progress and the last lines.
+Does not know: pictures, shards, MPI. Under mpiexec or srun each rank makes its own
+shards; they need nothing of each other, so MPI itself is not started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collage_mpi.cli import tell
+from collage_mpi.errors import ExitCode, UsageError
+
+IN_OUT = ("in", "out")
+LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from collage_mpi.prep.listing import Listing
+    from collage_mpi.prep.plan import Recipe, ShardJob
+    from collage_mpi.prep.work import ShardReport
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """The flags of `prep images`."""
+    parser.add_argument(
+        "root",
+        type=Path,
+        metavar="DIR",
+        help="holds a folder of pictures for each class, or pictures without classes",
+    )
+    _common(parser)
+
+
+def add_tar(parser: argparse.ArgumentParser) -> None:
+    """The flags of `prep tar`."""
+    parser.add_argument(
+        "tars", type=Path, nargs="+", metavar="TAR", help="key.jpg with key.cls or key.json"
+    )
+    parser.add_argument("--label-key", metavar="KEY", help="of a .json (cls, label, class)")
+    parser.add_argument("--picture", metavar="EXT", help="the image, where keys have several")
+    _common(parser)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("pictures")
+    what.add_argument("--size", type=int, default=224, metavar="PX", help="height, width (224)")
+    what.add_argument(
+        "--fit",
+        choices=("crop", "letterbox"),
+        default="crop",
+        help="the middle of the picture, or all of it between bars (crop)",
+    )
+    what.add_argument(
+        "--resize", type=int, metavar="PX", help="crop: the shorter edge before the crop (--size)"
+    )
+    what.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 is grey (3)")
+    what.add_argument(
+        "--unreadable",
+        choices=("skip", "stop"),
+        default="skip",
+        help="damaged pictures: listed and left out, exit code 5, or stop at the first (skip)",
+    )
+    what.add_argument("--limit", type=int, metavar="N", help="only N pictures, after shuffling")
+    order = parser.add_argument_group("order and classes")
+    order.add_argument("--seed", type=int, default=0, metavar="N", help="of the shuffle (0)")
+    order.add_argument("--in-order", action="store_true", help="sorted by name, not shuffled")
+    order.add_argument(
+        "--val-share", type=float, default=0.0, metavar="X", help="part for OUT/val (none)"
+    )
+    names = order.add_mutually_exclusive_group()
+    names.add_argument("--class-names", metavar="A,B,C", help="the classes in order")
+    names.add_argument("--class-names-file", type=Path, metavar="FILE", help="same, one a line")
+    out = parser.add_argument_group("shards")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="their folder")
+    out.add_argument("--prefix", default="shard", help="start of their names (%(default)s)")
+    out.add_argument("--images-per-shard", type=int, default=2000, metavar="N", help="(2000)")
+    out.add_argument(
+        "--store",
+        choices=("raw", "encoded"),
+        default="raw",
+        help="pixels, or the files as they are: smaller, slower to read (raw)",
+    )
+    out.add_argument("--source", help="where the pictures come from (the folder's name)")
+    out.add_argument("--overwrite", action="store_true", help="replace shards of other settings")
+    out.add_argument("--workers", type=int, metavar="N", help="processes (the cores at hand)")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Make this process's shards; 0, or 5 if pictures were left out."""
+    from collage_mpi.prep.plan import clear_strangers, plan_shards
+    from collage_mpi.prep.pool import make_shards
+    from collage_mpi.topology import launcher_rank, launcher_size
+
+    rank, size = launcher_rank() or 0, launcher_size() or 1
+    recipe, listing = _recipe(args), _listing(args)
+    for warning in listing.warnings:
+        tell(f"warning: {warning}")
+    jobs = plan_shards(listing, recipe, args.out, args.prefix)
+    clear_strangers(jobs, args.prefix, args.overwrite, sweep=rank == 0)
+    own = jobs[rank::size]
+    started_s = time.monotonic()
+    with _progress(sum(len(job.members) for job in own), rank) as advance, _sigterm_interrupts():
+        reports = make_shards(own, _workers(args), args.overwrite, advance)
+    _tell(reports, jobs, listing, time.monotonic() - started_s, rank if size > 1 else None)
+    left_out = sum(report.unreadable for report in reports)
+    return int(ExitCode.COMPLETE_WITH_ERRORS if left_out else ExitCode.COMPLETE)
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    from collage_mpi.commands.prep import check_prefix
+    from collage_mpi.pictures import Fit
+    from collage_mpi.prep.plan import Recipe
+
+    check_prefix(args.prefix)
+    given = args.root if args.kind == "images" else args.tars[0]
+    return Recipe(
+        fit=Fit(args.size, args.fit, args.resize, args.channels),
+        store=args.store,
+        images_per_shard=args.images_per_shard,
+        seed=None if args.in_order else args.seed,
+        val_share=args.val_share,
+        limit=args.limit,
+        unreadable=args.unreadable,
+        source=args.source or given.resolve().name,
+    )
+
+
+def _listing(args: argparse.Namespace) -> Listing:
+    from collage_mpi.commands.prep import class_names
+    from collage_mpi.prep.listing import list_folder
+    from collage_mpi.prep.tars import list_tars
+
+    names = class_names(args)
+    if args.kind == "images":
+        return list_folder(args.root, names)
+    return list_tars(args.tars, names, label_key=args.label_key, picture=args.picture)
+
+
+def _workers(args: argparse.Namespace) -> int:
+    from collage_mpi.topology import launcher_size, local_size, threads_per_rank
+
+    if args.workers is None:
+        return threads_per_rank(local_size() or launcher_size() or 1)
+    if args.workers < 1:
+        raise UsageError(f"--workers {args.workers}; needed: at least 1")
+    return int(args.workers)
+
+
+def _tell(
+    reports: Sequence[ShardReport],
+    jobs: Sequence[ShardJob],
+    listing: Listing,
+    took_s: float,
+    rank: int | None,
+) -> None:
+    """The last lines: how many, how fast, where, and what was left out."""
+    who = "" if rank is None else f"rank {rank}: "
+    if not reports:
+        print(f"{who}no shard to make: {len(jobs)} in all", flush=True)
+        return
+    images = sum(report.images for report in reports)
+    made = [report for report in reports if report.made]
+    height, width, channels = jobs[0].recipe.fit.shape
+    classes = "no labels"
+    if listing.members[0].label is not None:
+        classes = "classes by number" if listing.class_names is None else ""
+        classes = classes or f"{len(listing.class_names or ())} classes"
+    paths = [str(report.path) for report in reports]
+    lines = [
+        f"{images:,} images of {height} x {width} x {channels}, {classes}, in {len(paths)} "
+        f"shard{'s' if len(paths) > 1 else ''}: {paths[0]}"
+        + (f" to {paths[-1]}" if len(paths) > 1 else "")
+    ]
+    if len(made) < len(reports):
+        lines.append(f"{len(reports) - len(made)} of them were there already, whole")
+    if made:
+        read_mb, wrote_mb = (sum(getattr(r, f"bytes_{k}") for r in made) / 1e6 for k in IN_OUT)
+        count = sum(report.images + report.unreadable for report in made)
+        lines.append(
+            f"read {read_mb:,.1f} MB, wrote {wrote_mb:,.1f} MB in {took_s:.1f} s: "
+            f"{count / took_s:,.0f} images/s"
+        )
+    for report in (report for report in reports if report.unreadable):
+        lines.append(f"{report.unreadable} unreadable, left out: {report.path}.unreadable.tsv")
+    print("\n".join(who + line for line in lines), flush=True)
+
+
+@contextmanager
+def _progress(total: int, rank: int) -> Iterator[Callable[[int], None]]:
+    """A bar on rank 0's terminal, lines elsewhere; yields a function of images done."""
+    from collage_mpi.progress import BarDisplay, StatusReporter
+
+    done = 0
+    if rank != 0 or total == 0:
+        yield lambda images: None
+        return
+    lines = not sys.stderr.isatty()
+    display = BarDisplay(sys.stderr)
+    reporter = StatusReporter(total, "prep", every_s=LINE_EVERY_S)
+    started_s = time.monotonic()
+
+    def advance(images: int) -> None:
+        nonlocal done
+        done += images
+        if lines:
+            reporter.update(done)
+        else:
+            rate = done / max(time.monotonic() - started_s, 1e-9)
+            display.show({"phase": "prep", "done": done, "total": total, "images_s": rate})
+
+    try:
+        yield advance
+    finally:
+        display.clear()
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """A batch system's SIGTERM ends this as an interrupt does: children ended, drafts removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,196 @@
+"""A picture file's bytes into pixels of one size: JPEG, PNG and what else Pillow reads.
+
+Owns: colour modes, rotation by EXIF, crop and letterbox, and what counts as unreadable.
+Does not know: files, shards, where the bytes come from.
+
+The same function makes raw shards (`collage-mpi prep`) and decodes encoded ones while a
+job reads them: both give the same pixels under the same Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MODES = ("crop", "letterbox")
+MAX_PX = 1 << 14
+PAPER = 255  # what lies under transparent pixels
+BARS = 0  # fills a letterbox; blank cells of a collage have the same value
+DRAFT = 2  # a JPEG is decoded at 1/2, 1/4, 1/8 where that leaves twice the pixels needed
+
+
+class UnreadablePicture(DataFault):
+    """Bytes that are no whole picture."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture of any size becomes one of `px` x `px`.
+
+    Attributes:
+        px: height and width of the result.
+        mode: "crop" (the shorter edge to `resize_px`, then the middle) or "letterbox" (the
+            longer edge to `px`, black bars beside it).
+        resize_px: of the shorter edge before the crop; `px` unless given. 256 for 224 is
+            what networks trained on ImageNet are usually measured with.
+        channels: 3, or 1 for grey.
+    """
+
+    px: int
+    mode: str = "crop"
+    resize_px: int | None = None
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.px <= MAX_PX:
+            raise UsageError(f"size {self.px} px; needed: 1 to {MAX_PX}")
+        if self.mode not in MODES:
+            raise UsageError(f"fit {self.mode!r}; known are {', '.join(MODES)}")
+        if self.channels not in (1, 3):
+            raise UsageError(f"{self.channels} channels; needed: 1 or 3")
+        if self.resize_px is not None and not self.px <= self.resize_px <= MAX_PX:
+            raise UsageError(f"resize to {self.resize_px} px; needed: {self.px} to {MAX_PX}")
+        if self.resize_px is not None and self.mode != "crop":
+            raise UsageError("a resize before the crop has no meaning with letterbox: leave it out")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the result."""
+        return (self.px, self.px, self.channels)
+
+    def text(self) -> str:
+        """A form for a file's attribute; `parse_fit` reads it back."""
+        resized = f" from {self.resize_px}" if self.resize_px is not None else ""
+        return f"{self.mode} {self.px} x {self.px} x {self.channels}{resized}"
+
+
+def parse_fit(text: str) -> Fit:
+    """Read what `Fit.text` writes. Raises DataFault."""
+    words = text.split()
+    try:
+        resize_px = int(words[7]) if len(words) == 8 and words[6] == "from" else None
+        fit = Fit(int(words[1]), words[0], resize_px, int(words[5]))
+    except (IndexError, ValueError, UsageError) as error:
+        raise DataFault(f"fit is {text!r:.80}; needed: such as 'crop 224 x 224 x 3'") from error
+    if fit.text() != text:
+        raise DataFault(f"fit is {text!r:.80}; needed: such as 'crop 224 x 224 x 3'")
+    return fit
+
+
+def picture_pixels(data: bytes, fit: Fit) -> np.ndarray:
+    """Decode, turn upright, resize.
+
+    Args:
+        data: the whole file: grey, palette, RGB, CMYK, with alpha (laid on white), 1 to 16
+            bits a channel. Of several frames the first.
+
+    Returns:
+        (px, px, C) uint8.
+
+    Raises:
+        UnreadablePicture: not a picture, cut off, damaged, over 179 million pixels, or of
+            pixels without a known range (float, 32 bits).
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise UnreadablePicture("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged EXIF, large pictures: told below or harmless
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                _draft(picture, fit)
+                upright = _upright(picture)
+                return _fitted(_plain(upright, fit.channels), fit)
+    except UnreadablePicture:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        if isinstance(error, UnidentifiedImageError):
+            known = ", ".join(FORMATS)
+            raise UnreadablePicture(f"no picture in a known format ({known})") from error
+        detail = " ".join(str(error).split())
+        raise UnreadablePicture(f"{type(error).__name__}: {detail:.160}") from error
+
+
+def _draft(picture: Any, fit: Fit) -> None:
+    """Let libjpeg shrink on the way where the picture is much larger than what is needed."""
+    if picture.format not in ("JPEG", "MPO"):
+        return
+    least = fit.px if fit.mode == "letterbox" else fit.resize_px or fit.px
+    edge = min(picture.size) if fit.mode == "crop" else max(picture.size)
+    scale = max(1.0, edge / (DRAFT * least))
+    picture.draft(None, (int(picture.width / scale), int(picture.height / scale)))
+
+
+def _upright(picture: Picture) -> Picture:
+    """Turned as its EXIF says; damaged EXIF says nothing."""
+    from PIL import ImageOps
+
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # the pixels are whole: a bad tag beside them must not cost the image
+        return picture
+
+
+def _plain(picture: Picture, channels: int) -> Picture:
+    """The picture as 8 bit RGB or L."""
+    wanted = "RGB" if channels == 3 else "L"
+    if picture.mode == "F":
+        raise UnreadablePicture("floating-point pixels, whose range is not known")
+    if picture.mode == "I" or picture.mode.startswith("I;"):
+        picture = _eight_bits(picture)
+    elif "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        picture = _on_paper(picture)
+    return picture if picture.mode == wanted else picture.convert(wanted)
+
+
+def _eight_bits(picture: Picture) -> Picture:
+    from PIL import Image
+
+    deep = np.asarray(picture).astype(np.int64)
+    if deep.min() < 0 or deep.max() > 65535:
+        raise UnreadablePicture("pixels of 32 bits, whose range is not known")
+    return Image.fromarray(((deep + 128) // 257).astype(np.uint8))  # 0..65535 -> 0..255
+
+
+def _on_paper(picture: Picture) -> Picture:
+    from PIL import Image
+
+    clear = picture.convert("RGBA")
+    paper = Image.new("RGBA", clear.size, (PAPER, PAPER, PAPER, 255))
+    return Image.alpha_composite(paper, clear).convert("RGB")
+
+
+def _fitted(picture: Picture, fit: Fit) -> np.ndarray:
+    """(px, px, C) uint8: resized in one pass, cropped or put between bars."""
+    from PIL import Image
+
+    width, height = picture.size
+    pixels = np.full(fit.shape, BARS, dtype=np.uint8)
+    if fit.mode == "letterbox":
+        scale = fit.px / max(width, height)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        left, top = (fit.px - size[0]) // 2, (fit.px - size[1]) // 2
+        small = picture.resize(size, Image.Resampling.BILINEAR)
+        inside = pixels[top : top + size[1], left : left + size[0]]
+        inside[...] = np.asarray(small).reshape(inside.shape)
+        return pixels
+    edge = min(width, height) * fit.px / (fit.resize_px or fit.px)  # of the square that is kept
+    x, y = (width - edge) / 2, (height - edge) / 2
+    box = (x, y, x + edge, y + edge)
+    # Pillow's bilinear widens with the scale when shrinking: it averages, as area does
+    small = picture.resize((fit.px, fit.px), Image.Resampling.BILINEAR, box=box)
+    pixels[...] = np.asarray(small).reshape(fit.shape)
+    return pixels

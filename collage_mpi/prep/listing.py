@@ -1,0 +1,157 @@
+"""What pictures there are: folders by class (ImageFolder).
+
+Owns: `Member`, `Listing`, the walk over folders, labels from folder names.
+Does not know: pixels, shards, tar files (tars.py). Nothing is opened or written here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.pictures import SUFFIXES
+
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One picture, not read yet.
+
+    Attributes:
+        id: where it is, relative to what was given; a name in the results, never a path
+            to write to.
+        path: the file that holds it.
+        nbytes: of the picture.
+        offset: where it starts in that file; 0 for a file of its own.
+        label: class number, or None.
+    """
+
+    id: str
+    path: str
+    nbytes: int
+    offset: int = 0
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All pictures in sorted order, all with labels or none.
+
+    Attributes:
+        warnings: sentences for the user.
+    """
+
+    members: tuple[Member, ...]
+    class_names: tuple[str, ...] | None
+    warnings: tuple[str, ...] = ()
+
+
+def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
+    """Pictures below `root`: each folder in it is a class, at any depth; none makes no labels.
+
+    Args:
+        root: the folder of class folders, or of pictures.
+        names: the classes in order, where they are to be others than the folders, sorted.
+
+    Raises:
+        EnvironmentFault: a folder that cannot be read.
+        DataFault: no picture, pictures beside class folders, a folder that is no class.
+    """
+    if not root.is_dir():
+        raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
+    loose, folders = _scan(root)
+    found = {entry.name: list(_walk(Path(entry.path))) for entry in folders}
+    found = {name: entries for name, entries in found.items() if entries}
+    if loose and found:
+        raise DataFault(
+            f"{root}: holds {len(loose)} picture(s), such as {loose[0].name!r}, beside "
+            f"{len(found)} folder(s) of pictures; needed: pictures in one folder a class, or no "
+            "folders at all"
+        )
+    if not loose and not found:
+        raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")
+    if loose:
+        return Listing(tuple(_member(entry, root, None) for entry in loose), None)
+    classes = _classes(root, sorted(found), names)
+    numbers = {name: number for number, name in enumerate(classes)}
+    members = [
+        _member(entry, root, numbers[printable(name)])
+        for name in sorted(found)
+        for entry in found[name]
+    ]
+    return Listing(tuple(members), classes, _warn_of_splits(root, classes))
+
+
+def _classes(root: Path, folders: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
+    classes = tuple(printable(name) for name in folders)
+    if names is None:
+        return classes
+    unknown = [name for name in classes if name not in set(names)]
+    if unknown:
+        raise DataFault(
+            f"{root}: folder {unknown[0]!r} is none of the {len(names)} classes named; name it "
+            "too, or move it away"
+        )
+    return tuple(names)
+
+
+def _warn_of_splits(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
+    if not {name.lower() for name in classes} <= SPLITS:
+        return ()
+    first = root / classes[0]
+    return (
+        f"the classes are {', '.join(classes)}: are these parts of the data set, with the class "
+        f"folders inside? Then give {first}, and the others each in its turn",
+    )
+
+
+def _scan(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """(pictures, folders) directly in a folder, sorted by name; hidden ones left out."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = sorted((e for e in entries if not e.name.startswith(".")), key=_name)
+            folders = [entry for entry in seen if entry.is_dir()]
+            files = [entry for entry in seen if is_picture(entry.name) and entry.is_file()]
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be read: {error.strerror}") from error
+    return files, folders
+
+
+def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return  # a link that leads back up
+    files, folders = _scan(folder)
+    yield from files
+    for entry in folders:
+        yield from _walk(Path(entry.path), (*above, real))
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _member(entry: os.DirEntry[str], root: Path, label: int | None) -> Member:
+    relative = Path(entry.path).relative_to(root).as_posix()
+    return Member(printable(relative), entry.path, entry.stat().st_size, 0, label)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name says that it is a picture."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text that UTF-8 can hold: other bytes and NUL as \xNN."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return text.replace("\0", "\\x00")
+
+
+def check_names(names: Sequence[str] | None) -> None:
+    """Raise UsageError unless the class names are all different and not empty."""
+    if names is not None and (not names or not all(names) or len(set(names)) != len(names)):
+        raise UsageError(f"class names {names}: needed: one or more, each different, none empty")

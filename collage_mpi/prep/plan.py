@@ -1,0 +1,172 @@
+"""Which picture goes to which shard, before any is read.
+
+Owns: split, shuffle, the shards' names, and the recipe by which a finished shard is known.
+Does not know: pixels, processes, how a shard is written.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.pictures import Fit
+from collage_mpi.prep.listing import Listing, Member
+
+STORES = ("raw", "encoded")
+UNREADABLE = ("skip", "stop")
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every picture, and how the shards are cut.
+
+    Attributes:
+        fit: size and crop.
+        store: "raw" pixels, or the "encoded" files as they are.
+        images_per_shard: at most.
+        seed: of shuffle and split; None keeps the listing's order.
+        val_share: part that goes to validation shards; 0 for none.
+        limit: only so many pictures, after shuffling.
+        unreadable: "skip" lists and leaves them out, "stop" ends at the first.
+        source: where the pictures come from, in words.
+    """
+
+    fit: Fit
+    store: str = "raw"
+    images_per_shard: int = 2000
+    seed: int | None = 0
+    val_share: float = 0.0
+    limit: int | None = None
+    unreadable: str = "skip"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.store not in STORES:
+            raise UsageError(f"store {self.store!r}; known are {', '.join(STORES)}")
+        if self.unreadable not in UNREADABLE:
+            raise UsageError(f"unreadable {self.unreadable!r}; known are {', '.join(UNREADABLE)}")
+        if self.images_per_shard < 1:
+            raise UsageError(f"--images-per-shard {self.images_per_shard}; needed: at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit}; needed: at least 1")
+        if not 0 <= self.val_share < 1:
+            raise UsageError(f"--val-share {self.val_share}; needed: a share from 0 to below 1")
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"--seed {self.seed}; needed: 0 or more")
+        if self.seed is None and self.val_share:
+            raise UsageError("--val-share needs a shuffle: leave --in-order out")
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to be made; picklable, for another process.
+
+    Attributes:
+        digest: of everything that decides its content, but for the pictures' bytes.
+    """
+
+    path: Path
+    members: tuple[Member, ...]
+    class_names: tuple[str, ...] | None
+    recipe: Recipe
+    digest: str
+
+
+def plan_shards(listing: Listing, recipe: Recipe, out: Path, prefix: str) -> list[ShardJob]:
+    """The shards, in order; those of a split lie in OUT/train and OUT/val.
+
+    Raises:
+        DataFault: too few pictures for the split.
+    """
+    order = np.arange(len(listing.members))
+    if recipe.seed is not None:
+        np.random.default_rng([recipe.seed, 4]).shuffle(order)
+    order = order[: recipe.limit]
+    held = round(len(order) * recipe.val_share)
+    if not recipe.val_share:
+        parts = {out: order}
+    elif 0 < held < len(order):
+        parts = {out / "train": order[held:], out / "val": order[:held]}
+    else:
+        raise DataFault(
+            f"{len(order)} pictures cannot be split into training and "
+            f"{recipe.val_share:.1%} validation"
+        )
+    jobs = []
+    for folder, rows in parts.items():
+        paths = shard_paths(folder, prefix, len(rows), recipe.images_per_shard)
+        for path, own in zip(paths, np.array_split(rows, len(paths)), strict=True):
+            members = tuple(listing.members[row] for row in own.tolist())
+            digest = recipe_digest(members, listing.class_names, recipe)
+            jobs.append(ShardJob(path, members, listing.class_names, recipe, digest))
+    return jobs
+
+
+def recipe_digest(
+    members: Sequence[Member], class_names: tuple[str, ...] | None, recipe: Recipe
+) -> str:
+    """SHA-256 over what decides a shard: its pictures' names, sizes and labels, fit, store."""
+    record = {
+        "version": RECIPE_VERSION,
+        "fit": recipe.fit.text(),
+        "store": recipe.store,
+        "source": recipe.source,
+        "class_names": class_names,
+        "members": [(m.id, m.nbytes, m.label) for m in members],
+    }
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
+def shard_paths(out: Path, prefix: str, count: int, rows_per_shard: int) -> list[Path]:
+    """`PREFIX.h5` for one shard, `PREFIX-00000-of-00006.h5` and so on for several."""
+    shards = -(-count // rows_per_shard)
+    if shards == 1:
+        return [out / f"{prefix}.h5"]
+    return [out / f"{prefix}-{number:05d}-of-{shards:05d}.h5" for number in range(shards)]
+
+
+def old_shards(out: Path, prefix: str) -> list[Path]:
+    """The shards of this prefix that are there."""
+    numbered = sorted(out.glob(f"{glob.escape(prefix)}-?????-of-?????.h5"))
+    return [path for path in (out / f"{prefix}.h5", *numbered) if path.exists()]
+
+
+def remove_shard(path: Path) -> None:
+    """A shard and what lies beside it. Raises OSError."""
+    for name in (path.name, f"{path.name}.sha256", f"{path.name}.unreadable.tsv"):
+        path.with_name(name).unlink(missing_ok=True)
+
+
+def clear_strangers(jobs: Sequence[ShardJob], prefix: str, overwrite: bool, sweep: bool) -> None:
+    """Shards of this prefix that are not of this plan would be taken for part of it.
+
+    Args:
+        overwrite: they may be removed.
+        sweep: and this process is the one to do it.
+
+    Raises:
+        EnvironmentFault: there are some, or the folder cannot be written.
+    """
+    wanted = {job.path for job in jobs}
+    for folder in sorted({job.path.parent for job in jobs}):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            strangers = [path for path in old_shards(folder, prefix) if path not in wanted]
+            if strangers and not overwrite:
+                raise EnvironmentFault(
+                    f"{strangers[0]}: exists and is not one of the {len(jobs)} shards of this "
+                    "preparation. Give another --out or --prefix, or --overwrite to remove it."
+                )
+            for path in strangers if sweep else ():
+                remove_shard(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise EnvironmentFault(f"{folder}: cannot be written: {reason}") from error

@@ -1,0 +1,105 @@
+"""Many shards at once: processes of this host, a shard at a time each.
+
+Owns: starting processes anew (never forked: a fork after MPI_Init hangs), their end when
+this one ends, counting what they have done.
+Does not know: what a shard is made of.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.prep.plan import ShardJob
+from collage_mpi.prep.work import ShardReport, make_shard, sweep_drafts
+
+LOOK_S = 0.2  # how often progress is looked at
+
+_done: Any = None  # in a child: pictures done by all children, shared
+
+
+def make_shards(
+    jobs: Sequence[ShardJob],
+    workers: int,
+    overwrite: bool = False,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[ShardReport]:
+    """Make every shard; the first failure ends all and leaves finished shards whole.
+
+    Args:
+        jobs: what to make; nobody else makes these at the same time.
+        workers: processes; 1 works in this one.
+        advance: told of pictures done, now and then.
+
+    Raises:
+        DataFault, EnvironmentFault: as `make_shard`; also a process that was killed.
+    """
+    try:
+        if min(workers, len(jobs)) <= 1:
+            return [make_shard(job, overwrite, advance) for job in jobs]
+        return _in_processes(jobs, min(workers, len(jobs)), overwrite, advance)
+    except BaseException:
+        for job in jobs:
+            sweep_drafts(job.path)
+        raise
+
+
+def _in_processes(
+    jobs: Sequence[ShardJob], workers: int, overwrite: bool, advance: Callable[[int], None]
+) -> list[ShardReport]:
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(counter,))
+    told = 0
+    try:
+        futures = [pool.submit(_work, job, overwrite) for job in jobs]
+        left: set[Future[ShardReport]] = set(futures)
+        while left:
+            ended, left = wait(left, LOOK_S, FIRST_COMPLETED)
+            for future in ended:
+                future.result()  # a failure ends all
+            count = counter.value
+            advance(count - told)
+            told = count
+        pool.shutdown()
+        return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise EnvironmentFault(
+            "a process of this preparation was killed (out of memory?). The same command goes "
+            "on from the finished shards; --workers with fewer processes takes less memory"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.terminate()
+            child.join()
+
+
+def _start(counter: Any) -> None:
+    """A child's beginning: interrupts are the parent's to take, and its end is ours."""
+    global _done
+    _done = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(job: ShardJob, overwrite: bool) -> ShardReport:
+    def count(images: int) -> None:
+        with _done.get_lock():
+            _done.value += images
+
+    return make_shard(job, overwrite, count)

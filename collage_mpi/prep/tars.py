@@ -1,0 +1,208 @@
+"""What pictures there are: tar files in WebDataset's layout.
+
+Owns: the walk over tar headers, samples by key, labels from `.cls` and `.json`.
+Does not know: pixels, shards. Nothing is extracted: of a member only the place of its
+bytes is kept, so its name cannot lead anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.pictures import SUFFIXES
+from collage_mpi.prep.listing import Listing, Member, printable
+
+LABEL_KEYS = ("cls", "label", "class", "class_name")  # of a .json, the first that is there
+LARGEST_LABEL_BYTES = 1 << 20
+BLOCK_BYTES = 512  # of the tar format
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and what its tar file says of its class: a number, a name, or nothing."""
+
+    member: Member
+    answer: int | str | None
+
+
+def list_tars(
+    paths: Sequence[Path],
+    names: Sequence[str] | None = None,
+    *,
+    label_key: str | None = None,
+    picture: str | None = None,
+) -> Listing:
+    """Pictures of tar files, in the files' order.
+
+    Args:
+        paths: tar files without compression: pictures are read where they lie, in any order.
+        names: the classes in order; without, classes given by name are sorted, and
+            classes given by number have no names.
+        label_key: of `.json` members; by default the first of `LABEL_KEYS` that is there.
+        picture: the extension that is the image where a key has several, such as "jpg".
+
+    Raises:
+        EnvironmentFault: a file that cannot be read.
+        DataFault: damaged, compressed or cut off; labels that cannot be understood.
+    """
+    samples: list[Sample] = []
+    for path in paths:
+        try:
+            samples += _samples(path, label_key, picture)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise EnvironmentFault(f"{path}: cannot be read: {reason}") from error
+    if not samples:
+        raise DataFault(f"{paths[0]}: no picture in it. Pictures end in {', '.join(SUFFIXES)}.")
+    labels, classes = _resolve(samples, names)
+    return Listing(
+        tuple(replace(s.member, label=label) for s, label in zip(samples, labels, strict=True)),
+        classes,
+    )
+
+
+def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator[Sample]:
+    pictures: dict[str, tuple[str, Member]] = {}  # key -> (extension, where)
+    answers: dict[str, int | str] = {}
+    with path.open("rb") as stream:
+        for info in _headers(path, stream):
+            key, extension = split_key(info.name)
+            if f".{extension}".endswith(SUFFIXES):
+                if picture is not None and extension != picture.lower().lstrip("."):
+                    continue
+                _only_one(path, key, extension, pictures)
+                name = printable(f"{path.name}:{info.name}")
+                where = Member(name, str(path), info.size, info.offset_data)
+                pictures[key] = (extension, where)
+            elif extension.rpartition(".")[2] in ("cls", "json"):
+                answer = _answer(path, stream, info, extension, label_key)
+                if answer is not None:
+                    answers[key] = answer
+    for key, (_, member) in pictures.items():
+        yield Sample(member, answers.get(key))
+
+
+def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Regular members in order; a tar that ends too early is refused, not cut short."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            size = path.stat().st_size
+            for info in tar:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep every header
+                if info.offset_data + info.size > size:
+                    raise DataFault(f"{path}: cut off within {printable(info.name)!r}. Copy it.")
+                if info.isreg() and not info.issparse():
+                    yield info
+            stream.seek(tar.offset)
+            end = stream.read(BLOCK_BYTES)
+    except (tarfile.TarError, ValueError, UnicodeError) as error:
+        raise DataFault(
+            f"{path}: not a plain tar file ({error}). If it is compressed, unpack it "
+            "(gunzip, unzstd): pictures are read from where they lie in it."
+        ) from error
+    if len(end) < BLOCK_BYTES or end.strip(b"\0"):
+        raise DataFault(f"{path}: damaged or cut off at byte {tar.offset:,}. Copy it again.")
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """WebDataset's split of a member's name: the key, and the extension in lower case.
+
+    The extension starts at the first dot of the last part: "a.b/c.seg.png" is "a.b/c" and
+    "seg.png".
+    """
+    folder, slash, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _only_one(
+    path: Path, key: str, extension: str, pictures: dict[str, tuple[str, Member]]
+) -> None:
+    if key in pictures:
+        other = pictures[key][0]
+        how = (
+            "a key names one sample"
+            if other == extension
+            else f"say which is the image with --picture {other} or --picture {extension}"
+        )
+        raise DataFault(
+            f"{path}: key {printable(key)!r} has two pictures, .{other} and .{extension}: {how}"
+        )
+
+
+def _answer(
+    path: Path, stream: BinaryIO, info: tarfile.TarInfo, extension: str, label_key: str | None
+) -> int | str | None:
+    """The class that a .cls or .json member names. Raises DataFault."""
+    name = f"{path}: {printable(info.name)}"
+    if info.size > LARGEST_LABEL_BYTES:
+        raise DataFault(f"{name} has {info.size:,} bytes; that is no label")
+    here = stream.tell()  # the walk over the headers goes on from there
+    stream.seek(info.offset_data)
+    data = stream.read(info.size)
+    stream.seek(here)
+    try:
+        text = data.decode("utf-8").strip()
+        if extension.endswith("cls"):
+            return int(text) if text.isdecimal() else text or None
+        record = json.loads(text)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise DataFault(f"{name} cannot be read: {error}") from error
+    return _answer_in(name, record, label_key)
+
+
+def _answer_in(name: str, record: object, label_key: str | None) -> int | str | None:
+    if not isinstance(record, dict):
+        raise DataFault(f'{name} is no JSON object; needed: such as {{"label": 3}}')
+    keys = (label_key,) if label_key else LABEL_KEYS
+    value = next((record[key] for key in keys if key in record), None)
+    if isinstance(value, str) or type(value) is int:
+        return value
+    if value is None and label_key is None:
+        return None
+    raise DataFault(
+        f"{name}: no class under {' or '.join(map(repr, keys))} ({value!r:.60}); it holds "
+        f"{', '.join(sorted(record)[:12]) or 'nothing'}: say which with --label-key"
+    )
+
+
+def _resolve(
+    samples: Sequence[Sample], names: Sequence[str] | None
+) -> tuple[list[int | None], tuple[str, ...] | None]:
+    """(a label or None a sample, the class names)."""
+    without = [sample.member.id for sample in samples if sample.answer is None]
+    if len(without) == len(samples):
+        return [None] * len(samples), None if names is None else tuple(names)
+    if without:
+        raise DataFault(
+            f"{without[0]}: no .cls and no .json with a class beside it; {len(without):,} of "
+            f"{len(samples):,} pictures have none. All have a label or none has."
+        )
+    kinds = {type(sample.answer) for sample in samples}
+    if len(kinds) > 1:
+        number = next(s for s in samples if isinstance(s.answer, int))
+        name = next(s for s in samples if isinstance(s.answer, str))
+        raise DataFault(
+            f"{number.member.id} has the class {number.answer} and {name.member.id} "
+            f"{name.answer!r}: give all by number or all by name"
+        )
+    if int in kinds:
+        return [s.answer for s in samples if isinstance(s.answer, int)], _tuple(names)
+    classes = tuple(sorted({str(s.answer) for s in samples})) if names is None else tuple(names)
+    numbers: dict[object, int] = {name: number for number, name in enumerate(classes)}
+    for sample in samples:
+        if sample.answer not in numbers:
+            raise DataFault(
+                f"{sample.member.id}: class {sample.answer!r} is none of the {len(classes)} named"
+            )
+    return [numbers[sample.answer] for sample in samples], classes
+
+
+def _tuple(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)

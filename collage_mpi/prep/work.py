@@ -1,0 +1,211 @@
+"""One shard: read its pictures, decode, write; or find that it is done already.
+
+Owns: `make_shard`, the check of a finished shard, the list of unreadable pictures.
+Does not know: other shards, processes, the command line.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.pictures import UnreadablePicture, picture_pixels
+from collage_mpi.prep.listing import Member
+from collage_mpi.prep.plan import ShardJob, remove_shard
+from collage_mpi.shards.encoded import EncodedWriter
+from collage_mpi.shards.hdf5 import H5_LOCK, open_file
+from collage_mpi.shards.schema import read_sidecar, sha256_of
+from collage_mpi.shards.writer import ShardWriter
+
+BATCH = 64  # pictures in memory at once
+LARGEST_PICTURE_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What became of a shard.
+
+    Attributes:
+        made: False if it was there and whole.
+        images, unreadable: pictures in it, and left out.
+        bytes_in, bytes_out: of the files read, of the shard.
+    """
+
+    path: Path
+    made: bool
+    images: int
+    unreadable: int
+    bytes_in: int
+    bytes_out: int
+
+
+def make_shard(
+    job: ShardJob, overwrite: bool = False, advance: Callable[[int], None] = lambda n: None
+) -> ShardReport:
+    """Make one shard, whole or not at all, unless it is there already.
+
+    Args:
+        overwrite: replace a shard of this name that has another recipe.
+        advance: told of pictures done.
+
+    Raises:
+        DataFault: an unreadable picture where the recipe says stop, or nothing readable.
+        EnvironmentFault: another shard is in the way, or the disk is full.
+    """
+    sweep_drafts(job.path)
+    if is_finished(job, overwrite):
+        advance(len(job.members))
+        images = int(_attribute(job.path, "count"))
+        bad = len(job.members) - images
+        return ShardReport(job.path, False, images, bad, 0, job.path.stat().st_size)
+    unreadable: list[tuple[str, str]] = []
+    bytes_in = 0
+    try:
+        with _writer(job) as writer:
+            for start in range(0, len(job.members), BATCH):
+                members = job.members[start : start + BATCH]
+                bytes_in += _append(writer, members, job, unreadable)
+                advance(len(members))
+            _list_unreadable(job, unreadable)
+            if writer.count == 0:
+                raise DataFault(
+                    f"{job.path}: none of its {len(job.members)} pictures can be read "
+                    f"(listed in {unreadable_path(job.path)}): a shard needs one at least. Give "
+                    "a larger --images-per-shard, or take them away"
+                )
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EnvironmentFault(f"{job.path}: cannot be written: {reason}") from error
+    images = len(job.members) - len(unreadable)
+    return ShardReport(job.path, True, images, len(unreadable), bytes_in, job.path.stat().st_size)
+
+
+def is_finished(job: ShardJob, overwrite: bool) -> bool:
+    """Whether the shard is there, unchanged since it was written, by this recipe.
+
+    One that is damaged, or lacks its SHA-256, is made again.
+
+    Raises:
+        EnvironmentFault: a whole shard of another recipe, and `overwrite` is not given.
+    """
+    if not job.path.exists():
+        return False
+    try:
+        whole = read_sidecar(job.path) == sha256_of(job.path)
+    except DataFault:
+        whole = False
+    found = _attribute(job.path, "recipe") if whole else ""
+    if found == job.digest:
+        return True
+    if whole and not overwrite:
+        raise EnvironmentFault(
+            f"{job.path}: exists and was made with other settings or from other files. Give "
+            "another --out or --prefix, or --overwrite to replace it."
+        )
+    remove_shard(job.path)
+    return False
+
+
+def sweep_drafts(path: Path) -> None:
+    """Remove what a killed process left of this shard; nothing else has this name."""
+    for beside in path.parent.glob(f".{glob.escape(path.name)}*.tmp"):
+        beside.unlink(missing_ok=True)
+
+
+def unreadable_path(shard: Path) -> Path:
+    """The list beside a shard of what is not in it."""
+    return shard.with_name(f"{shard.name}.unreadable.tsv")
+
+
+def read_member(member: Member) -> bytes:
+    """The picture's bytes. Raises UnreadablePicture."""
+    if not 0 < member.nbytes <= LARGEST_PICTURE_BYTES:
+        raise UnreadablePicture(f"{member.nbytes:,} bytes")
+    try:
+        with open(member.path, "rb") as stream:
+            stream.seek(member.offset)
+            data = stream.read(member.nbytes)
+    except OSError as error:
+        raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
+    if len(data) < member.nbytes:
+        raise UnreadablePicture(f"{len(data):,} of its {member.nbytes:,} bytes are there")
+    return data
+
+
+def _writer(job: ShardJob) -> ShardWriter:
+    recipe = job.recipe
+    common: dict[str, Any] = {
+        "class_names": job.class_names,
+        "source": recipe.source,
+        "recipe": job.digest,
+    }
+    if recipe.store == "encoded":
+        return EncodedWriter(job.path, recipe.fit, **common)
+    return ShardWriter(job.path, recipe.fit.shape, count=len(job.members), **common)
+
+
+def _append(
+    writer: ShardWriter,
+    members: Sequence[Member],
+    job: ShardJob,
+    unreadable: list[tuple[str, str]],
+) -> int:
+    """Read, decode and append; returns the bytes read. Raises DataFault on "stop"."""
+    good: list[Member] = []
+    files: list[bytes] = []
+    pixels: list[np.ndarray] = []
+    nbytes = 0
+    for member in members:
+        try:
+            data = read_member(member)
+            nbytes += len(data)
+            pixels.append(picture_pixels(data, job.recipe.fit))
+        except UnreadablePicture as fault:
+            if job.recipe.unreadable == "stop":
+                raise DataFault(
+                    f"{member.id}: {fault}. Mend it or take it away, or leave such ones out "
+                    "with --unreadable skip"
+                ) from fault
+            unreadable.append((member.id, str(fault)))
+            continue
+        good.append(member)
+        files.append(data)
+    if not good:
+        return nbytes
+    labels = [member.label for member in good if member.label is not None] or None
+    ids = [member.id for member in good]
+    if isinstance(writer, EncodedWriter):
+        writer.append_files(files, labels, ids)
+    else:
+        writer.append(np.stack(pixels), labels, ids)
+    return nbytes
+
+
+def _list_unreadable(job: ShardJob, unreadable: Sequence[tuple[str, str]]) -> None:
+    """The list beside the shard, there before the shard is; none when all could be read."""
+    path = unreadable_path(job.path)
+    if not unreadable:
+        path.unlink(missing_ok=True)
+        return
+    lines = ["id\treason", *(f"{_cell(name)}\t{_cell(why)}" for name, why in unreadable)]
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _cell(text: str) -> str:
+    return text.encode("unicode_escape").decode() if not text.isprintable() else text
+
+
+def _attribute(path: Path, name: str) -> str:
+    """An attribute of a shard whose bytes are proven; "" if it has none."""
+    with H5_LOCK, open_file(path) as file:
+        value = file.attrs.get(name, "")
+    return value.decode() if isinstance(value, bytes) else str(value)

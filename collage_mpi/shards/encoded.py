@@ -1,0 +1,119 @@
+"""Shards of encoded images: the files' own bytes, decoded when they are read.
+
+Owns: `EncodedWriter`, reading rows of bytes.
+Does not know: picture formats (pictures.py), who decodes (openshard.py).
+
+The bytes of all images lie end to end in one dataset, `ends` says where each stops.
+HDF5's own variable-length type would put them in a heap that has no checksum and is read
+one image at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault
+from collage_mpi.pictures import Fit
+from collage_mpi.shards.hdf5 import H5_LOCK, text_array
+from collage_mpi.shards.schema import row_crc32
+from collage_mpi.shards.writer import ShardWriter
+
+CHUNK_BYTES = 1 << 20  # of the dataset of bytes; an image may lie across two
+
+
+class EncodedWriter(ShardWriter):
+    """Appends pictures as they are; see `ShardWriter` for what else holds.
+
+    Args:
+        path: the shard.
+        fit: how a reader makes pixels of them.
+        class_names, source, recipe: as for `ShardWriter`.
+    """
+
+    storage = "encoded"
+
+    def __init__(
+        self,
+        path: Path | str,
+        fit: Fit,
+        *,
+        class_names: Sequence[str] | None = None,
+        source: str = "",
+        recipe: str = "",
+    ) -> None:
+        self.fit = self._fit = fit
+        self._ends: list[np.ndarray] = []
+        self._nbytes = 0
+        super().__init__(path, fit.shape, class_names=class_names, source=source, recipe=recipe)
+
+    def append_files(
+        self,
+        files: Sequence[bytes],
+        labels: np.ndarray | Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """Add pictures; whether they can be decoded is the caller's to know.
+
+        Args:
+            files: n files' bytes, none empty.
+            labels, ids: as for `ShardWriter.append`.
+
+        Raises:
+            DataFault: an empty file, labels or ids that do not fit.
+            EnvironmentFault: the disk is full or gone.
+        """
+        if not files:
+            return
+        if not all(files):
+            raise DataFault(f"{self.path}: an encoded image of 0 bytes")
+        tags = self._admit(len(files), labels, ids)
+        self._store(np.frombuffer(b"".join(files), dtype=np.uint8), "encoded", self._nbytes)
+        ends = self._nbytes + np.cumsum([len(data) for data in files], dtype=np.int64)
+        self._ends.append(ends)
+        self._nbytes = int(ends[-1])
+        plain = [None] * len(files) if tags is None else tags.tolist()
+        crcs = [row_crc32(data, tag) for data, tag in zip(files, plain, strict=True)]
+        self._count_in(np.array(crcs, dtype=np.uint32), tags, ids)
+
+    def append(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """Refused: this shard takes files. Raises DataFault."""
+        raise DataFault(f"{self.path}: a shard of encoded images takes files, not pixels")
+
+    def _create_pixels(self, file: Any, rows: int) -> None:
+        file.create_dataset(
+            "encoded", shape=(0,), maxshape=(None,), chunks=(CHUNK_BYTES,), dtype=np.uint8
+        )
+
+    def _write_more(self, file: Any) -> None:
+        file.create_dataset("ends", data=np.concatenate(self._ends))  # (n,) int64
+        file.attrs["fit"] = text_array([self._fit.text()])[0]
+
+
+def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
+    """The bytes of ascending `rows`; each run of neighbours is one read.
+
+    Args:
+        encoded: the open dataset.
+        ends: (n,) int64, all of the shard's.
+        rows: (m,) int64, repeats allowed.
+    """
+    starts = np.concatenate([[0], ends[:-1]])  # (n,)
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    found: list[bytes] = []
+    for first, stop in pairwise([0, *breaks.tolist(), len(rows)]):
+        run = rows[first:stop]
+        low, high = int(starts[run[0]]), int(ends[run[-1]])
+        with H5_LOCK:
+            block = encoded[low:high].tobytes()
+        found += [block[starts[row] - low : ends[row] - low] for row in run]
+    return found

@@ -1,0 +1,176 @@
+"""One shard, open for a job: rows into arrays, checked.
+
+Owns: `OpenShard` for pixels, `EncodedShard` for pictures, the choice between them.
+Does not know: other shards, threads, the safety of a first open (guard.py).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.pictures import UnreadablePicture, parse_fit, picture_pixels
+from collage_mpi.shards.check import opened
+from collage_mpi.shards.encoded import read_files
+from collage_mpi.shards.hdf5 import H5_LOCK
+from collage_mpi.shards.schema import (
+    ShardInfo,
+    cells_name,
+    label_problem,
+    row_crc32,
+    rows_crc32,
+)
+
+FILTER_CACHE_BYTES = 64 << 20  # for shards of others with compressed chunks only
+
+
+def open_shard(info: ShardInfo) -> OpenShard:
+    """Open a shard that was checked.
+
+    Raises:
+        EnvironmentFault: it can no longer be read.
+        DataFault: it is another one now.
+    """
+    return EncodedShard(info) if info.storage == "encoded" else OpenShard(info)
+
+
+class OpenShard:
+    """One open file: checksums and labels in memory, pixels on demand.
+
+    Attributes:
+        crc32: (n,) uint32.
+        labels: (n,) int64, or None.
+        row_faults: row -> why, of rows read so far that hold no picture.
+    """
+
+    pixels_in = "images"  # the dataset
+
+    def __init__(self, info: ShardInfo) -> None:
+        self.path = info.path
+        self.row_faults: dict[int, str] = {}
+        self._cells_crc32: dict[int, np.ndarray] = {}
+        try:
+            with H5_LOCK:
+                self._file: Any = opened(info.path)
+                if self._file[self.pixels_in].id.get_create_plist().get_nfilters():
+                    self._file.close()  # compressed: without a cache each row unpacks a chunk
+                    self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
+                self._images = self._file[self.pixels_in]
+                self.crc32 = self._file["crc32"][...]  # (n,) uint32
+                self.labels = self._file["labels"][...] if info.has_labels else None  # (n,) int64
+                stored = self._stored(info)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise EnvironmentFault(f"{info.path}: can no longer be read: {error}") from error
+        if self._images.shape != stored or len(self.crc32) != info.count:
+            raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
+        wrong = None if self.labels is None else label_problem(self.labels, info.class_names)
+        if wrong:
+            raise DataFault(f"{info.path}: {wrong}")
+
+    def _stored(self, info: ShardInfo) -> tuple[int, ...]:
+        """The shape that the dataset must have."""
+        return (info.count, *info.shape)
+
+    def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(m,) bool: whether `pixels[places]`, as read from `rows`, are what was written."""
+        tags = None if self.labels is None else self.labels[rows]
+        own = [pixels[place] for place in places.tolist()]
+        return rows_crc32(own, tags) == self.crc32[rows]
+
+    def cells_crc32(self, px: int) -> np.ndarray:
+        """(n,) uint32: the checksums of the stored cells, read once."""
+        if px not in self._cells_crc32:
+            try:
+                with H5_LOCK:
+                    self._cells_crc32[px] = self._file[f"{cells_name(px)}_crc32"][...]
+            except (OSError, RuntimeError, KeyError) as error:
+                raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+        return self._cells_crc32[px]
+
+    def read_into(
+        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
+    ) -> None:
+        """Read ascending `rows`, repeats allowed, to `out[places]`, (n, H, W, C) uint8.
+
+        Each run of neighbours is one slice: 200,000 single 28 px rows a second and
+        millions in order, where h5py's index lists read 12,000 (docs/shards.md).
+        """
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        try:
+            with H5_LOCK:
+                source = self._images if dataset == "images" else self._file[dataset]
+                for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
+                    first = int(rows[start])
+                    out[places[start:stop]] = source[first : first + stop - start]
+        except (OSError, RuntimeError) as error:
+            raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+
+    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
+        """As `read_into`, row by row; why, by place, of those that cannot be read."""
+        failed = {}
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            try:
+                with H5_LOCK:
+                    out[place] = self._images[row]
+            except (OSError, RuntimeError) as error:
+                failed[place] = f"cannot be read: {error}"
+        return failed
+
+    def close(self) -> None:
+        with H5_LOCK:
+            self._file.close()
+
+
+class EncodedShard(OpenShard):
+    """As `OpenShard`, of pictures that are decoded as they are read."""
+
+    pixels_in = "encoded"
+
+    def __init__(self, info: ShardInfo) -> None:
+        super().__init__(info)
+        self._fit = parse_fit(info.fit or "")
+
+    def _stored(self, info: ShardInfo) -> tuple[int, ...]:
+        self._ends: np.ndarray = self._file["ends"][...]  # (n,) int64
+        return (int(self._ends[-1]),)
+
+    def read_into(
+        self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
+    ) -> None:
+        """Read and decode ascending `rows` to `out[places]`; bad ones go to `row_faults`."""
+        if dataset != "images":
+            super().read_into(out, places, rows, dataset)
+            return
+        try:
+            files = read_files(self._images, self._ends, rows)
+        except (OSError, RuntimeError) as error:
+            raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+        for place, row, data in zip(places.tolist(), rows.tolist(), files, strict=True):
+            self._decode(out[place], row, data)
+
+    def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
+        """As `read_into`, row by row; why, by place, of those that cannot be read."""
+        failed = {}
+        for at, place in enumerate(places.tolist()):
+            try:
+                self.read_into(out, places[at : at + 1], rows[at : at + 1])
+            except EnvironmentFault as error:
+                failed[place] = str(error)
+        return failed
+
+    def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(m,) bool: whether the rows, as read, are pictures."""
+        return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
+
+    def _decode(self, out: np.ndarray, row: int, data: bytes) -> None:
+        tag = None if self.labels is None else int(self.labels[row])
+        if row_crc32(data, tag) != self.crc32[row]:
+            self.row_faults[row] = "checksum does not match its bytes and label"
+            return
+        try:
+            out[...] = picture_pixels(data, self._fit)
+        except UnreadablePicture as error:
+            self.row_faults[row] = f"cannot be decoded: {error}"

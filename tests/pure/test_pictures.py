@@ -1,0 +1,189 @@
+"""Pictures of every mode and size into pixels; damaged ones are told, never guessed."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.pictures import Fit, UnreadablePicture, parse_fit, picture_pixels
+
+HALVES = np.zeros((20, 40, 3), np.uint8)  # left red, right blue: a rotation is seen
+HALVES[:, :20], HALVES[:, 20:] = (250, 0, 0), (0, 0, 250)
+
+
+def file_of(picture: Any, kind: str = "PNG", **more: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **more)
+    return buffer.getvalue()
+
+
+def colour(mode: str) -> Image.Image:
+    return Image.fromarray(HALVES).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        *((mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+        *((mode, "JPEG") for mode in ("L", "RGB", "CMYK", "YCbCr")),
+        ("CMYK", "TIFF"),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_gives_the_same_picture(mode: str, kind: str, channels: int) -> None:
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None], 64, axis=0)  # (64, 256)
+    if mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        first = Image.fromarray(grey) if mode == "P" else Image.fromarray(grey).convert("RGB")
+        picture = first.convert(mode)  # a palette of greys; of colours it would be dithered
+    pixels = picture_pixels(file_of(picture, kind), Fit(64, channels=channels))
+    assert pixels.shape == (64, 64, channels)
+    assert pixels.dtype == np.uint8
+    middle = grey[:, 96:160, None].astype(int)
+    allowed = 255 if mode == "1" else 6  # one bit is dithered; JPEG rounds
+    assert np.abs(pixels.astype(int) - middle).max() <= allowed
+    if mode == "1":
+        assert abs(pixels.mean() - middle.mean()) < 10
+
+
+def test_16_bits_are_scaled_not_cut() -> None:
+    deep = np.array([[0, 257, 65535, 32768]], dtype=np.uint16)
+    pixels = picture_pixels(file_of(Image.fromarray(deep)), Fit(4, "letterbox", channels=1))
+    assert pixels[1].ravel().tolist() == [0, 1, 255, 128]
+
+
+def test_transparent_is_white_and_palettes_may_be_so() -> None:
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    assert (picture_pixels(file_of(clear), Fit(8)) == 255).all()
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 20, 30] + [0] * 765)
+    assert (picture_pixels(file_of(palette, transparency=0), Fit(8)) == 255).all()
+    assert picture_pixels(file_of(palette), Fit(8))[0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_it_upright(orientation: int) -> None:
+    upright = Image.fromarray(HALVES)
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = picture_pixels(file_of(stored, "JPEG", exif=exif, quality=95), Fit(20))
+    assert pixels[10, 2, 0] > 200
+    assert pixels[10, 17, 2] > 200
+
+
+def test_damaged_exif_costs_nothing() -> None:
+    data = file_of(Image.fromarray(HALVES), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert picture_pixels(data, Fit(20)).shape == (20, 20, 3)
+
+
+def test_crop_takes_the_middle_and_resize_shrinks_what_it_takes() -> None:
+    wide = np.zeros((64, 192), np.uint8)
+    wide[:, 64:128] = np.arange(64) * 4
+    plain = picture_pixels(file_of(Image.fromarray(wide)), Fit(64, channels=1))
+    assert (plain[..., 0] == wide[:, 64:128]).all()
+    part = picture_pixels(file_of(Image.fromarray(wide)), Fit(32, "crop", 64, 1))
+    assert (part[..., 0] == wide[16:48, 80:112]).all()  # 32 of the 64 px it is resized to
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (640, 480), (33, 31)])
+@pytest.mark.parametrize("mode", ["crop", "letterbox"])
+def test_any_size(size: tuple[int, int], mode: str) -> None:
+    pixels = picture_pixels(file_of(Image.new("RGB", size, (9, 99, 199))), Fit(32, mode))
+    assert pixels.shape == (32, 32, 3)
+    inside = pixels[pixels.any(axis=2)]
+    assert np.abs(inside.astype(int) - (9, 99, 199)).max() <= 1
+    if mode == "crop":
+        assert len(inside) == 32 * 32
+    else:
+        assert len(inside) == max(1, round(32 * size[0] / max(size))) * max(
+            1, round(32 * size[1] / max(size))
+        )
+
+
+def test_a_large_jpeg_is_shrunk_while_it_is_decoded_and_looks_the_same() -> None:
+    random = np.random.default_rng(0)
+    small = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    large = small.resize((1200, 1200), Image.Resampling.BICUBIC)
+    fast = picture_pixels(file_of(large, "JPEG", quality=95), Fit(32))
+    exact = picture_pixels(file_of(large), Fit(32))
+    assert np.abs(fast.astype(int) - exact).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"no picture at all", "known format"),
+        (file_of(Image.fromarray(HALVES), "JPEG")[:-150], "(?i)truncated"),
+        (file_of(Image.fromarray(HALVES))[:-30], "(?i)truncated|broken|incomplete"),
+        (file_of(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "floating-point"),
+        (file_of(Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "TIFF"), "32 bits"),
+    ],
+)
+def test_what_cannot_be_read_is_told(data: bytes, words: str) -> None:
+    with pytest.raises(UnreadablePicture, match=words):
+        picture_pixels(data, Fit(8))
+
+
+def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadablePicture, match="decompression bomb"):
+        picture_pixels(file_of(Image.new("L", (40, 40))), Fit(8))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_give_pixels_or_a_fault(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]))
+    raw = bytearray(file_of(Image.fromarray(HALVES), kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(raw)))
+    with suppress(UnreadablePicture):  # nothing else may come out
+        assert picture_pixels(bytes(raw[:cut]), Fit(16)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "fit", [Fit(224), Fit(224, "letterbox"), Fit(64, "crop", 72, 1), Fit(1, channels=1)]
+)
+def test_a_fit_is_text_and_back(fit: Fit) -> None:
+    assert parse_fit(fit.text()) == fit
+
+
+@pytest.mark.parametrize(
+    "text", ["", "crop", "crop 8 x 9 x 3", "zoom 8 x 8 x 3", "crop 8 x 8 x 2", "crop 8 x 8 x 3 "]
+)
+def test_another_text_is_no_fit(text: str) -> None:
+    with pytest.raises(DataFault, match="such as"):
+        parse_fit(text)
+
+
+def test_settings_that_cannot_work() -> None:
+    for wrong in (
+        {"px": 0},
+        {"px": 8, "mode": "stretch"},
+        {"px": 8, "resize_px": 7},
+        {"px": 8, "channels": 4},
+        {"px": 8, "mode": "letterbox", "resize_px": 9},
+    ):
+        with pytest.raises(UsageError):
+            Fit(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""Shards of encoded pictures: the same pixels as raw ones, damage told row by row."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from collage_mpi.errors import DataFault
+from collage_mpi.pictures import Fit, picture_pixels
+from collage_mpi.shards import EncodedWriter, ReadAhead, ShardSet, inspect_shard, verify_shard
+from collage_mpi.shards.check import inspect_here, verify_here
+from collage_mpi.shards.schema import row_crc32
+
+FIT = Fit(16)
+
+
+def files(count: int) -> list[bytes]:
+    random = np.random.default_rng(0)
+    found = []
+    for k in range(count):
+        buffer = io.BytesIO()
+        pixels = random.integers(0, 256, (20 + k, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(buffer, "JPEG" if k % 2 else "PNG")
+        found.append(buffer.getvalue())
+    return found
+
+
+def write(path: Path, data: list[bytes]) -> Path:
+    with EncodedWriter(path, FIT, class_names=["a", "b"], source="made up") as writer:
+        writer.append_files(data[:3], [0, 1, 0], ["p", "q", "r"])
+        writer.append_files(
+            data[3:], [k % 2 for k in range(3, len(data))], list("stuvwxyz")[: len(data) - 3]
+        )
+    return path
+
+
+def test_any_order_gives_the_pixels_of_the_files(tmp_path: Path) -> None:
+    data = files(8)
+    info = inspect_shard(write(tmp_path / "a.h5", data))
+    assert (info.storage, info.fit, info.shape) == ("encoded", "crop 16 x 16 x 3", (16, 16, 3))
+    assert verify_shard(tmp_path / "a.h5") == []
+    expected = np.stack([picture_pixels(one, FIT) for one in data])
+    order = [5, 0, 1, 2, 2, 7, 6]
+    with ShardSet([info]) as shards:
+        pixels, labels = shards.read(order)
+        np.testing.assert_array_equal(pixels, expected[order])
+        assert labels is not None
+        assert labels.tolist() == [k % 2 for k in order]
+        with ReadAhead(shards, order, batch=2) as reader:
+            records = [record for _ in order for record in reader.take(1)]
+    assert [record.index for record in records] == order
+    assert all((r.pixels == expected[r.index]).all() for r in records)
+
+
+def test_damage_is_told_by_row_and_costs_no_other(tmp_path: Path) -> None:
+    data = files(6)
+    path = write(tmp_path / "a.h5", data)
+    path.with_name("a.h5.sha256").unlink()
+    with h5py.File(path, "r+") as file:
+        ends = file["ends"][...]
+        file["encoded"][ends[0] + 50] ^= 1  # row 1
+        broken = bytearray(data[4])
+        broken[:4] = b"\0" * 4
+        file["encoded"][ends[3] : ends[4]] = np.frombuffer(bytes(broken), np.uint8)
+        file["crc32"][4] = row_crc32(bytes(broken), 0)  # sound, but no picture
+    told = verify_here(path)[1:]
+    assert told[0] == "row 1: checksum does not match its bytes and label"
+    assert "row 4: cannot be decoded: no picture" in told[1]
+    with ShardSet([inspect_here(path, hash_file=True)]) as shards:
+        with ReadAhead(shards, range(6)) as reader:
+            records = [record for _ in range(6) for record in reader.take(1)]
+        assert [r.fault is None for r in records] == [True, False, True, True, False, True]
+        assert "row 1: checksum" in str(records[1].fault)
+        assert "row 4: cannot be decoded" in str(records[4].fault)
+        assert not records[4].pixels.any()
+        with pytest.raises(DataFault, match="row 4: cannot be decoded"):
+            shards.read([3, 4])
+
+
+def swap_ends(file: h5py.File) -> None:
+    file["ends"][1:3] = file["ends"][1:3][::-1]
+
+
+def run_past(file: h5py.File) -> None:
+    file["ends"][-1] += 10
+
+
+def drop_fit(file: h5py.File) -> None:
+    del file.attrs["fit"]
+
+
+def strange_fit(file: h5py.File) -> None:
+    file.attrs["fit"] = "crop 16 x 16 x 4"
+
+
+def drop_ends(file: h5py.File) -> None:
+    del file["ends"]
+
+
+def miscount(file: h5py.File) -> None:
+    file.attrs["count"] = 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (swap_ends, "one file an image"),
+        (run_past, "one file an image"),
+        (drop_fit, "fit is ''"),
+        (strange_fit, "crop 16 x 16 x 4"),
+        (drop_ends, "no dataset 'ends'"),
+        (miscount, "count is 5"),
+    ],
+)
+def test_structure_faults_are_told(
+    tmp_path: Path, change: Callable[[h5py.File], None], words: str
+) -> None:
+    path = write(tmp_path / "a.h5", files(4))
+    path.with_name("a.h5.sha256").unlink()
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(DataFault, match=words):
+        inspect_here(path, hash_file=True)
+
+
+def test_what_the_writer_refuses(tmp_path: Path) -> None:
+    data = files(2)
+    for wrong in (
+        lambda w: w.append_files([b""], [0]),
+        lambda w: w.append_files(data, [0]),
+        lambda w: w.append_files(data, [0, 2]),
+        lambda w: w.append(np.zeros((1, 16, 16, 3), np.uint8), [0]),
+    ):
+        with (
+            pytest.raises(DataFault),
+            EncodedWriter(tmp_path / "a.h5", FIT, class_names=["a", "b"]) as writer,
+        ):
+            wrong(writer)
+    assert list(tmp_path.iterdir()) == []
