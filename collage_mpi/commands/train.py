@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.models.presets import BY_SIDE, PRESETS, preset
 
 if TYPE_CHECKING:
     from collage_mpi.training.peers import Peers
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--side", type=int, default=3, help="cells along an edge, 2 to 5 (3)")
     grid.add_argument(
         "--head", choices=("grid", "yolo"), default="grid", help="how cells are answered (grid)"
+    )
+    grid.add_argument(
+        "--preset", choices=tuple(PRESETS), help="a named network (by side; see docs/weights.md)"
     )
     grid.add_argument("--cell-px", type=int, help="pixels of a cell (the images' height)")
     grid.add_argument(
@@ -174,7 +178,15 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.settings import TrainSettings
 
-    architecture = default_architecture(args.kind, args.width, args.norm)
+    name = getattr(args, "preset", None)
+    if name is not None and args.width is not None:
+        raise UsageError(f"--preset {name} and --width {args.width}: give one of them")
+    if args.kind == "collage" and name is None and args.width is None:
+        name = BY_SIDE.get(args.side)
+    if name is None:
+        architecture = default_architecture(args.kind, args.width, args.norm)
+    else:
+        architecture = preset(name, args.norm)
     if args.stem is not None:
         architecture = parse_stem(architecture, args.stem)
     if args.stages is not None:

@@ -115,7 +115,7 @@ def train_command(entry: Mapping[str, Any]) -> str:
         flags |= _COLLAGE_FLAGS
         if entry["head"]["name"] != "grid":
             words.append(f"--head {entry['head']['name']}")
-    words.append(f"--stem {_stem(architecture)} --stages {_stages(architecture)}")
+    words.append(f"--stem {stem_text(architecture)} --stages {stages_text(architecture)}")
     if architecture["norm"] != "batch":
         words.append(f"--norm {architecture['norm']}")
     if training.get("teacher") is not None:
@@ -135,7 +135,10 @@ def _what(entry: Mapping[str, Any]) -> list[list[str]]:
     height, width, channels = entry["input"]
     architecture = entry["architecture"]
     rows = [
-        ["network", f"residual, stem `{_stem(architecture)}`, stages `{_stages(architecture)}`"],
+        [
+            "network",
+            f"residual, stem `{stem_text(architecture)}`, stages `{stages_text(architecture)}`",
+        ],
         ["input", f"{height} x {width} x {channels}, uint8"],
     ]
     if entry["side"] is not None:
@@ -244,11 +247,13 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _stem(architecture: Mapping[str, Any]) -> str:
+def stem_text(architecture: Mapping[str, Any]) -> str:
+    """The form that `--stem` takes."""
     return "{stem_width}x{stem_kernel}/{stem_stride}".format_map(architecture)
 
 
-def _stages(architecture: Mapping[str, Any]) -> str:
+def stages_text(architecture: Mapping[str, Any]) -> str:
+    """The form that `--stages` takes."""
     return ",".join(
         f"{s['width']}x{s['blocks']}" + (f"/{s['stride']}" if s["stride"] != 1 else "")
         for s in architecture["stages"]

@@ -1,0 +1,29 @@
+"""Named collage networks: the points worth having of accuracy against service time.
+
+Owns: the names and the one a side gets when nothing is said; docs/weights.md has the figures
+they were chosen by (analysis/architecture_search.py). Does not know: torch, weights.
+"""
+
+from __future__ import annotations
+
+from collage_mpi.errors import UsageError
+from collage_mpi.models.architecture import Architecture, Stage
+
+# All halve the resolution in the stem and again after a first stage: a cell of 28 px becomes
+# 7 x 7, which pools without overlap into its neighbours. The wide stage costs most.
+PRESETS: dict[str, tuple[int, tuple[Stage, ...]]] = {  # stem channels, stages
+    "accurate": (48, (Stage(48, 1), Stage(128, 2, 2))),
+    "balanced": (32, (Stage(32, 1), Stage(96, 2, 2))),
+    "fast": (32, (Stage(32, 1), Stage(64, 2, 2))),
+    "fastest": (32, (Stage(64, 2, 2),)),
+}
+# The best below 1.5 x the single network's service time, on 28 px images with the default single.
+BY_SIDE = {2: "accurate", 3: "accurate", 4: "balanced", 5: "fast"}
+
+
+def preset(name: str, norm: str = "batch") -> Architecture:
+    """The architecture of that name. Raises UsageError with the names there are."""
+    if name not in PRESETS:
+        raise UsageError(f"preset {name!r}; the presets are {', '.join(PRESETS)}")
+    stem_width, stages = PRESETS[name]
+    return Architecture(stem_width, 4, 2, stages, norm)
