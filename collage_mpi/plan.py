@@ -18,6 +18,7 @@ from collage_mpi.config import RunSettings
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.grid import Grid
 from collage_mpi.models import NetworkInfo, describe
+from collage_mpi.models.info import class_mismatch
 from collage_mpi.placement import Placement
 from collage_mpi.shards import ShardSet, as_before
 from collage_mpi.stragglers import make_delays
@@ -168,7 +169,7 @@ def _check_fit(
     known = [(where, tuple(names)) for where, names in named.items() if names]
     for where, names in known[1:]:
         if names != known[0][1]:
-            raise DataFault(_class_mismatch(known[0], (where, names)))
+            raise DataFault(class_mismatch(*known[0], where, names))
     return known[0][1] if known else None
 
 
@@ -186,14 +187,3 @@ def _check_sizes(shards: ShardSet, grid: Grid) -> None:
             f"shards hold the label {int(labels.max())}; labels are class numbers "
             f"from 0 to {LARGEST_LABEL} at most"
         )
-
-
-def _class_mismatch(one: tuple[str, tuple[str, ...]], other: tuple[str, tuple[str, ...]]) -> str:
-    (where, names), (elsewhere, others) = one, other
-    if len(names) != len(others):
-        return f"{where} has {len(names)} classes, {elsewhere} has {len(others)}; they must agree"
-    first = next(i for i, pair in enumerate(zip(names, others, strict=True)) if len(set(pair)) > 1)
-    return (
-        f"class {first} is {names[first]!r} in {where} and {others[first]!r} in {elsewhere}; "
-        "they must have the same classes in the same order"
-    )

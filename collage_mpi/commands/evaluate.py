@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.models.info import class_mismatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,9 +99,16 @@ def check_fits(info: NetworkInfo, shards: Any, side: int | None) -> None:
     names = shards.class_names
     if names is not None and tuple(names) != info.class_names:
         raise DataFault(
-            f"weights {info.path} know the classes {_few(info.class_names)}; the shards have "
-            f"{_few(names)}: they must be the same, in the same order"
+            class_mismatch("the shards", names, f"weights {info.path}", info.class_names)
         )
+
+
+def _check_agree(infos: list[NetworkInfo]) -> None:
+    """Raise DataFault unless the networks know the same classes: shards may name none."""
+    for info in infos[1:]:
+        if info.class_names != infos[0].class_names:
+            one, other = (f"weights {i.path}" for i in (infos[0], info))
+            raise DataFault(class_mismatch(one, infos[0].class_names, other, info.class_names))
 
 
 def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
@@ -108,21 +116,23 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import make_report
 
+    infos = []
     for kind, spec in specs.items():
-        if describe(spec, kind) is None:
+        info = describe(spec, kind)
+        if info is None:
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
+        infos.append(info)
+    _check_agree(infos)
     shards = ShardSet.open(args.shards)
     try:
-        for kind, spec in specs.items():
-            info = describe(spec, kind)
-            if info is not None:
-                check_fits(info, shards, args.side)
+        for info in infos:
+            check_fits(info, shards, args.side)
         predictors: dict[str, Any] = {
             kind: load_predictor(spec, kind, device=args.device, threads=args.threads)
             for kind, spec in specs.items()
         }
         answers, labels = _answers(args, shards, predictors)
-        infos = shards.infos
+        read = shards.infos
     finally:
         shards.close()
     return make_report(
@@ -131,7 +141,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
         labels,
         calls=args.calls,
         order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
-        shards=infos,
+        shards=read,
     )
 
 
@@ -235,8 +245,3 @@ def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:
 
 def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _few(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:4])
-    return f"{shown}, ... ({len(names)})" if len(names) > 4 else f"{shown} ({len(names)})"

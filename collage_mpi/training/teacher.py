@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from collage_mpi.errors import DataFault
-from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.info import NetworkInfo, class_mismatch
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights, write_atomically
 from collage_mpi.training.parts import resolve_precision
@@ -39,9 +39,7 @@ def check_teacher(path: Path, shape: tuple[int, ...], class_names: Sequence[str]
         )
     if info.class_names != tuple(class_names):
         raise DataFault(
-            f"the teacher {path} knows {len(info.class_names)} classes, {info.class_names[:4]}...; "
-            f"the shards have {len(class_names)}, {tuple(class_names[:4])}...: they must be the "
-            "same, in the same order"
+            class_mismatch("the shards", class_names, f"the teacher {path}", info.class_names)
         )
     return info
 

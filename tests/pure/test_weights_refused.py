@@ -1,0 +1,95 @@
+"""Collage weights that are not those the job needs: refused, both values named. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.cli import main
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import DataFault
+from collage_mpi.models.architecture import Architecture, Stage
+from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors, save_weights
+from collage_mpi.plan import make_plan
+from collage_mpi.shards import write_shard
+
+NAMES = ("cat", "dog", "cow", "hen", "pig", "owl")
+
+
+def weights(path: Path, **changes: object) -> Path:
+    record = {
+        "kind": "collage",
+        "architecture": Architecture(8, 3, 1, (Stage(8, 1),)).to_dict(),
+        "side": 3,
+        "cell_px": 12,
+        "channels": 1,
+        "class_names": list(NAMES),
+        "normalisation": {"mean": [0.2], "std": [0.5]},
+        "temperature": 1.0,
+        **changes,
+    }
+    save_weights(path, {"classifier.bias": np.zeros(6, np.float32)}, record)
+    return path
+
+
+def shard(folder: Path) -> str:
+    path = folder / "a.h5"
+    labels = np.arange(40, dtype=np.int64) % 6
+    write_shard(path, np.zeros((40, 12, 12, 1), np.uint8), labels, class_names=NAMES)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "says"),
+    [
+        ({"side": 2}, {}, ("--side is 3", "side 2")),
+        ({"cell_px": 10}, {"cell_px": 12}, ("--cell-px is 12", "10 px")),
+        ({"channels": 3, "normalisation": {"mean": [0] * 3, "std": [1] * 3}}, {}, ("1 ch", "3")),
+        ({"class_names": list(NAMES[:5])}, {}, ("6 classes", "has 5")),
+        ({"class_names": [*NAMES[:5], "emu"]}, {}, ("class 5 is 'owl'", "'emu'")),
+        ({"class_names": list(NAMES[::-1])}, {}, ("class 0 is 'cat'", "'owl'")),
+    ],
+)
+def test_a_job_refuses_weights_of_another_kind_of_collage(
+    tmp_path: Path, changes: dict[str, object], asked: dict[str, int], says: tuple[str, ...]
+) -> None:
+    path = weights(tmp_path / "w.safetensors", **changes)
+    settings = RunSettings(
+        shards=(shard(tmp_path),),
+        single="null:height=12,width=12,classes=6",
+        collage=str(path),
+        out="out",
+        side=3,
+        **asked,
+    )
+    with pytest.raises(DataFault) as caught:
+        make_plan(settings, 11)
+    for text in says:
+        assert text in str(caught.value)
+
+
+def test_evaluate_refuses_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--shards", shard(tmp_path)]
+    late = weights(tmp_path / "late", class_names=[*NAMES[:5], "emu"])
+    assert main([*words, "--collage", str(late)]) == 4
+    assert "class 5 is 'owl' in the shards and 'emu' in" in capsys.readouterr().err
+    assert main([*words, "--collage", str(weights(tmp_path / "w")), "--side", "4"]) == 4
+    assert "side 3" in capsys.readouterr().err
+
+
+def test_tensors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path = weights(tmp_path / "w")
+    record = path.read_bytes()
+    header = record[8 : 8 + int.from_bytes(record[:8], "little")]
+    meta = json.loads(header)["__metadata__"]
+    assert METADATA_KEY in meta
+    save_file({"classifier.bias": np.array([np.nan], np.float32)}, path, metadata=meta)
+    with pytest.raises(DataFault, match=r"'classifier.bias' holds NaN"):
+        read_tensors(describe_weights(path))
+    with pytest.raises(DataFault, match="not finite"):
+        save_weights(path, {"a": np.array([np.inf], np.float32)}, {})
