@@ -19,18 +19,21 @@ import numpy as np
 from collage_mpi.bench import VARIANTS, BenchSettings, Block, RoundMeter, world_report
 from collage_mpi.bench_bare import BareBlock, World, answer_blocking, answer_polling
 from collage_mpi.config import RunSettings
-from collage_mpi.coordinator import Ready
 from collage_mpi.crew import Crew
+from collage_mpi.departure import leave
 from collage_mpi.encode import Encoder
+from collage_mpi.errors import ExitCode
 from collage_mpi.loading import NetworkLoader
+from collage_mpi.lookout import Lookout
+from collage_mpi.muster import roll_call, welcomes
 from collage_mpi.plan import Plan, make_plan
 from collage_mpi.progress import StatusReporter
 from collage_mpi.results import RunWriter, read_results
 from collage_mpi.scheduler.events import COMPLETE
-from collage_mpi.session import build_coordinator, build_encoder, make_manifest, welcomes
+from collage_mpi.session import build_coordinator, build_encoder, make_manifest
 from collage_mpi.shards import CellMaker, ImageRecord, ReadAhead, write_shard
 from collage_mpi.shards.cells import add_cells
-from collage_mpi.transport import CoordinatorTransport, WorkerTransport, watch_process
+from collage_mpi.transport import CoordinatorTransport, WorkerTransport
 from collage_mpi.worker import Worker
 
 if TYPE_CHECKING:
@@ -225,6 +228,7 @@ class JobBlock:
     def _run(
         self, plan: Plan, crew: Crew, encoder: Encoder, reader: Reader, profile: Profile | None
     ) -> RoundMeter:
+        crew.greet()
         hellos = crew.welcome(welcomes(plan, encoder))
         crew.start(1.0)
         writer = RunWriter.create(self.out, make_manifest(plan))
@@ -233,10 +237,7 @@ class JobBlock:
         quiet = StatusReporter(None, "job", every_s=float("inf"), machine=False)
         coordinator = build_coordinator(plan, crew, writer, encoder, metered, lambda: None, quiet)
         meter.polls = coordinator.polls
-        ready = [
-            Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
-            for rank in plan.placement.workers
-        ]
+        ready, _ = roll_call(plan, crew, hellos)
         if profile is not None:
             finish = profile.runcall(coordinator.run, ready)
         else:
@@ -256,7 +257,8 @@ def serve(world: World) -> None:
         world.meet()
         if name.startswith("job"):
             transport = WorkerTransport(world.job_comm, world.mpi)
-            Worker(transport, loader, watch=watch_process).serve()
+            lookout = Lookout(world.rank, lambda: leave(ExitCode.INCOMPLETE))
+            Worker(transport, loader, lookout=lookout).serve()
             transport.close()
         elif name == "blocking":
             answer_blocking(world)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from collage_mpi import __version__
+from collage_mpi.departure import leave_if_armed
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.topology import telling_rank
 
@@ -64,8 +65,16 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Never raises for a user's mistake."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run one command and return its exit code. Never raises for a user's mistake.
+
+    A rank of a fault-tolerant world leaves at once, without returning (see departure).
+    """
+    code = _main(list(sys.argv[1:] if argv is None else argv))
+    leave_if_armed(code)
+    return code
+
+
+def _main(argv: list[str]) -> int:
     command = next((word for word in argv if word in COMMANDS), None)
     args = build_parser(command).parse_args(argv)
     try:

@@ -57,6 +57,16 @@ from collage_mpi.stragglers import (
 
 MODES = ("carry", "drain")
 BAD_SHARDS = ("skip", "refuse")
+ON_RANK_LOSS = ("continue", "abort")
+# Settings that decide how a job survives and tells, not what its rows are.
+NOT_OF_ROWS = (
+    "out",
+    "status_every_s",
+    "bad_shards",
+    "on_rank_loss",
+    "reply_timeout_s",
+    "start_timeout_s",
+)
 LARGEST = 1e9  # of any number: times then fit 63 bits of ns
 MOST = {"max_attempts": 255, "limit": float("inf")}  # an attempt is one byte of a row
 
@@ -178,6 +188,20 @@ class RunSettings:
     cost_ratio: float | None = _setting(
         None, "collage's service time over the single's for injection (default: measured)"
     )
+    on_rank_loss: str | None = _setting(
+        None,
+        "a lost rank: go on without it, or end the job, to be resumed (default: continue where "
+        "the launch can, as collage-mpi launch --on-rank-loss continue can)",
+        choices=ON_RANK_LOSS,
+    )
+    reply_timeout_s: float | None = _setting(
+        None,
+        "a rank that owes an answer for so long is silent, after twice as long lost (default: "
+        "30 s, or 10 times the longest service time seen)",
+    )
+    start_timeout_s: float = _setting(
+        600.0, "a rank that is not ready after this is lost, or ends the start"
+    )
     status_every_s: float = _setting(5.0, "seconds between progress lines")
 
     def __post_init__(self) -> None:
@@ -219,7 +243,7 @@ class RunSettings:
         for spec in dataclasses.fields(self):
             choices = spec.metadata.get("choices")
             value = getattr(self, spec.name)
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise UsageError(f"{spec.name} is {value!r}; known are: {', '.join(choices)}")
 
     def _check_ranges(self) -> None:
@@ -242,6 +266,8 @@ class RunSettings:
             "warmup_tasks": 0,
             "warmup_groups": 0,
             "status_every_s": 0.1,
+            "reply_timeout_s": 0.1,
+            "start_timeout_s": 0.1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -442,7 +468,7 @@ class RunSettings:
 
     def digest(self) -> str:
         """A hash of the settings that decide the rows; where they go does not count."""
-        rows = {k: v for k, v in self.to_dict().items() if k not in ("out", "status_every_s")}
+        rows = {k: v for k, v in self.to_dict().items() if k not in NOT_OF_ROWS}
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod

@@ -21,7 +21,7 @@ from collage_mpi.feed import Feed
 from collage_mpi.recorder import Recorder
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.scheduler import events as ev
-from collage_mpi.transport import Received, Sent
+from collage_mpi.transport import Gone, Received, Sent
 from collage_mpi.waiting import Backoff
 
 DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it for an hour
@@ -32,9 +32,19 @@ OUTCOMES = {wire.ANSWERED: "answered", wire.FAILED: "failed", wire.SKIPPED: "ski
 class Transport(Protocol):
     """What the loop needs of the transport; tests give it a scripted one."""
 
-    def poll(self) -> list[Received | Sent]: ...
+    def poll(self) -> list[Received | Sent | Gone]: ...
     def buffer(self, nbytes: int) -> np.ndarray: ...
     def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None: ...
+    def drop(self, rank: int) -> None: ...
+
+
+class Ranks(Protocol):
+    """What the loop needs of the watch over ranks."""
+
+    def sent(self, rank: int, now_ns: int) -> None: ...
+    def heard(self, rank: int, now_ns: int, service_ns: list[int]) -> None: ...
+    def gone(self, found: Gone) -> None: ...
+    def look(self, now_ns: int) -> list[ev.RankSuspected | ev.RankLost]: ...
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class Coordinator:
         transport: Transport,
         feed: Feed,
         recorder: Recorder,
+        ranks: Ranks,
         *,
         session: int,
         credit: int,
@@ -88,6 +99,7 @@ class Coordinator:
         self.transport = transport
         self.feed = feed
         self.recorder = recorder
+        self.ranks = ranks
         self.session = session
         self.credit = credit
         self.clock = clock
@@ -120,13 +132,18 @@ class Coordinator:
             ev.Finish: self._finished,
         }
 
-    def run(self, ready: list[Ready]) -> ev.Finish:
-        """Everything from the first admission to the end of the job."""
+    def run(self, ready: list[Ready], lost: Mapping[int, str] | None = None) -> ev.Finish:
+        """Everything from the first admission to the end of the job.
+
+        `lost` are ranks that were expected and are gone before it begins, and why.
+        """
         self._arrivals.start(self.clock())
         for worker in ready:
             now_ns = self.clock()
             kinds = worker.kinds
             self._handle(ev.RankReady(now_ns, worker.rank, kinds, worker.host, self.credit))
+        for rank, why in (lost or {}).items():
+            self._handle(ev.RankLost(self.clock(), rank, why))
         try:
             while self.finish is None:
                 if self.turn():
@@ -138,15 +155,21 @@ class Coordinator:
         return self.finish
 
     def turn(self) -> bool:
-        """Poll once and act; answers before timers. Whether anything happened."""
-        self.polls.polled(self.clock())
+        """Poll once and act; answers before losses before timers. Whether anything happened."""
+        now_ns = self.clock()
+        self.polls.polled(now_ns)
+        signs = self.ranks.look(now_ns)  # before the poll: a dead rank's last answers count
         found = self.transport.poll()
         for arrival in found:
             if isinstance(arrival, Sent):
                 encode_ns = self._encode_ns.pop(arrival.token, 0)
                 self._handle(ev.SendDone(arrival.at_ns, arrival.token, encode_ns))
-            else:
+            elif isinstance(arrival, Received):
                 self._received(arrival)
+            else:
+                self.ranks.gone(arrival)
+        for sign in signs:
+            self._missed(sign)
         arrived = self._let_in() if self._arrivals.waiting else False
         fired = self._fire_timers()
         reason = None if self._stopped else self._stop_reason()
@@ -154,7 +177,7 @@ class Coordinator:
             self._stopped = True
             self._handle(ev.StopRequested(self.clock(), reason))
         self._report(self.recorder)
-        return bool(found) or arrived or fired or reason is not None
+        return bool(found or signs) or arrived or fired or reason is not None
 
     # ---- events -------------------------------------------------------------
 
@@ -184,10 +207,19 @@ class Coordinator:
             raise wire.WireFault(f"rank {arrival.rank} sent type {header['type']} in mid-run")
         results = wire.unpack_results(arrival.message)
         decode_ns = self.clock() - start_ns
+        services_ns = [result.compute_ns + result.held_ns for result in results]
+        self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
         for result in results:
             self.recorder.ended(result, OUTCOMES[result.status], arrival.at_ns, decode_ns)
             self._handle(_terminal(arrival, result))
             self.recorder.settled(result.task)
+
+    def _missed(self, sign: ev.RankSuspected | ev.RankLost) -> None:
+        """A rank is silent, or gone with its tasks."""
+        self._handle(sign)
+        if isinstance(sign, ev.RankLost):
+            self.recorder.lost(sign.rank, sign.now_ns, sign.why)
+            self.transport.drop(sign.rank)
 
     def _fire_timers(self) -> bool:
         fired = False
@@ -253,6 +285,7 @@ class Coordinator:
         packed = self.feed.pack(send, self.transport.buffer)
         self._encode_ns[send.task] = packed.encode_ns
         self.recorder.sent(send, self.clock(), packed.encode_ns)
+        self.ranks.sent(send.rank, self.clock())
         self.transport.send_task(send.rank, packed.buffer, packed.nbytes, send.task)
 
     def _cancel(self, action: ev.Cancel) -> None:

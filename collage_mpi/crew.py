@@ -1,15 +1,14 @@
-"""The workers as rank 0 sees them: start-up, measuring and the end, by control messages.
+"""The workers as rank 0 sees them: start-up, measuring, losses and the end.
 
 Owns: who has said hello, the bounds on waiting for it, telling all of them to stop.
-Does not know: tasks, images, rows.
+Does not know: tasks, images, rows, how a loss is noticed.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 from collage_mpi import protocol as wire
@@ -20,7 +19,10 @@ from collage_mpi.errors import (
     ExitCode,
     UsageError,
 )
-from collage_mpi.transport import CoordinatorTransport, Received
+from collage_mpi.liveness import this_process
+from collage_mpi.losses import Losses, Watches
+from collage_mpi.scheduler.events import RankLost
+from collage_mpi.transport import CoordinatorTransport, Gone, Received, Sent
 from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
 
 HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
@@ -39,19 +41,40 @@ class Crew:
         transport: CoordinatorTransport,
         clock: Callable[[], float] = time.monotonic,
         backoff: Backoff | None = None,
+        watches: Watches | None = None,
+        name: str = "run",
     ) -> None:
-        """`clock` in seconds."""
+        """`clock` in seconds; `watches` in a fault-tolerant world; `name` of the command."""
         self.transport = transport
         self.session = 0
+        self.losses = Losses(self.ranks, _ns(clock()), watches, name)
         self._clock = clock
         self._backoff = backoff or Backoff(COORDINATOR_BACKOFF)
         self._stopped = False
+        self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
         self._measured: dict[Hashable, tuple[dict[str, int], float | None]] = {}
 
     @property
     def ranks(self) -> range:
-        """Every rank but 0."""
+        """Every rank but 0, lost ones too."""
         return range(1, self.transport.size)
+
+    @property
+    def present(self) -> list[int]:
+        """Those that are not lost."""
+        return self.losses.vigil.present
+
+    def greet(self) -> None:
+        """Tell every rank who and where rank 0 is, so that none outlives it for long."""
+        process = this_process()
+        content = {
+            "what": "rank 0",
+            "host": socket.gethostname(),
+            "process": process.to_dict() if process else None,
+            "lifeline": self.losses.offer(),
+        }
+        for rank in self.ranks:
+            self._tell(rank, content)
 
     def welcome(
         self,
@@ -61,24 +84,33 @@ class Crew:
     ) -> dict[int, dict[str, Any]]:
         """Begin a session: tell each rank what it is; their hellos, by rank.
 
+        When the job goes on without lost ranks, so does this: whoever has not said hello
+        within the limit, or cannot work on its host where others can, is lost.
+
         Raises:
             UsageError, EnvironmentFault, DataFault: what a rank could not do; with the
                 rank and its host named.
         """
         self.session += 1
-        base = {"what": "welcome", "host": socket.gethostname(), "pid": os.getpid()}
-        for rank in self.ranks:
-            self._tell(rank, {**base, **contents[rank]})
-        return self._collect("hello", set(self.ranks), limit_s, interrupted)
+        self.losses.begin({rank: content["networks"] for rank, content in contents.items()})
+        for rank in self.present:
+            self._tell(rank, {"what": "welcome", **contents[rank]})
+        hellos = self._collect("hello", set(self.present), limit_s, interrupted)
+        for rank, hello in hellos.items():
+            self.losses.met(rank, hello)
+        return hellos
 
-    def measure(self, rank: int, kind: str) -> int:
-        """Idle service time in ns of a kind's network on a rank, the others waiting."""
+    def measure(self, rank: int, kind: str) -> int | None:
+        """Idle service time in ns of a kind's network on a rank, the others waiting.
+
+        None when the rank is lost meanwhile and the job goes on.
+        """
         self._tell(rank, {"what": "measure", "kind": kind})
         answers = self._collect("measured", {rank}, MEASURE_LIMIT_S, lambda: None)
-        return int(answers[rank]["service_ns"])
+        return int(answers[rank]["service_ns"]) if rank in answers else None
 
     def service_times(
-        self, who: dict[str, int], networks: Hashable
+        self, who: Mapping[str, Collection[int]], networks: Hashable
     ) -> tuple[dict[str, int], float | None]:
         """Idle service times by kind in ns, and the collage's over the single's.
 
@@ -88,28 +120,39 @@ class Crew:
         same networks share one measurement: their injected delays are then the same.
 
         Args:
-            who: the rank to measure for each kind.
+            who: ranks that may be measured for each kind; the first that is not lost is.
             networks: what they are, to know them again.
         """
         if networks not in self._measured:
-            rounds = [
-                {kind: self.measure(rank, kind) for kind, rank in who.items()}
-                for _ in range(MEASURE_ROUNDS)
-            ]
-            services = {kind: min(r[kind] for r in rounds) for kind in who}
-            both = "single" in who and "collage" in who
+            found: dict[str, list[int]] = {}
+            for _ in range(MEASURE_ROUNDS):
+                for kind, ranks in who.items():
+                    service_ns = self._measure_any(ranks, kind)
+                    if service_ns is not None:
+                        found.setdefault(kind, []).append(service_ns)
+            services = {kind: min(times) for kind, times in found.items()}
+            both = "single" in services and "collage" in services
             ratio = services["collage"] / services["single"] if both else None
             self._measured[networks] = services, ratio
         return self._measured[networks]
 
+    def _measure_any(self, ranks: Collection[int], kind: str) -> int | None:
+        """The service time on the first of the ranks that lives to tell it."""
+        for rank in ranks:
+            if rank in self.present:
+                service_ns = self.measure(rank, kind)
+                if service_ns is not None:
+                    return service_ns
+        return None
+
     def start(self, cost_ratio: float) -> None:
         """Tasks will follow."""
-        for rank in self.ranks:
+        for rank in self.present:
             self._tell(rank, {"what": "start", "cost_ratio": cost_ratio})
 
     def end(self) -> None:
         """The session is over; another may follow."""
-        for rank in self.ranks:
+        for rank in self.present:
             self._tell(rank, {"what": "end"})
 
     def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
@@ -117,20 +160,23 @@ class Crew:
 
         Returns:
             The ranks that did not say that they end within limit_s: with one of them MPI
-            itself could not end.
+            itself could not end. A rank that has ended without a word is none of them.
         """
         if self._stopped:
             return []
-        self._stopped = True
-        for rank in self.ranks:
+        self._stopped = self.losses.leaving = True
+        for rank in self.present:
             self._tell(rank, {"what": "stop", "exit_code": int(exit_code)})
-        silent = set(self.ranks)
+        silent = set(self.present)
         self._gather("bye", silent, {}, limit_s, lambda: None)
         if silent:
+            for rank in silent:
+                self.losses.kill(rank)
             return sorted(silent)
         if not self.transport.flush(limit_s):
-            return list(self.ranks)
-        self.transport.close()
+            return self.present
+        if not self.losses.vigil.losses:
+            self.transport.close()  # requests to a lost rank cannot be withdrawn
         return []
 
     def _tell(self, rank: int, content: dict[str, Any]) -> None:
@@ -151,14 +197,27 @@ class Crew:
             CollageError: a rank's fault; EnvironmentFault when the time is over.
         """
         answers: dict[int, dict[str, Any]] = {}
+        self._faults = {}
         self._gather(what, missing, answers, limit_s, interrupted)
-        if missing:
+        if self.losses.keep_going:
+            self._go_on_without(what, missing, limit_s, bool(answers))
+        elif missing:
             names = ", ".join(map(str, sorted(missing)))
             raise EnvironmentFault(
                 f"no {what} from rank(s) {names} within {limit_s:g} s; "
                 "are their hosts up, and can they read the weights?"
             )
         return answers
+
+    def _go_on_without(self, what: str, missing: set[int], limit_s: float, quorum: bool) -> None:
+        """Those that are silent or cannot work are lost. Raises a fault that all ranks have."""
+        if self._faults and not quorum:
+            raise next(iter(self._faults.values()))
+        reasons = {rank: f"no {what} within {limit_s:g} s" for rank in missing}
+        reasons |= {rank: f"it cannot work: {fault}" for rank, fault in self._faults.items()}
+        for rank, why in sorted(reasons.items()):
+            self.losses.end(rank, why, _ns(self._clock()))
+            self.transport.drop(rank)
 
     def _gather(
         self,
@@ -171,16 +230,7 @@ class Crew:
         """Move ranks from `missing` to `answers` until none is left or the time is over."""
         until_s = self._clock() + limit_s
         while missing and self._clock() <= until_s:
-            found = [f for f in self.transport.poll() if isinstance(f, Received)]
-            for arrival in found:
-                content = self._content(arrival)
-                if content is None:
-                    continue
-                if content["what"] == "fault" and not self._stopped:
-                    raise _fault(arrival.rank, content)
-                if content["what"] == what:
-                    answers[arrival.rank] = content
-                    missing.discard(arrival.rank)
+            found = self._turn(what, missing, answers)
             if found:
                 self._backoff.reset()
             else:
@@ -188,6 +238,45 @@ class Crew:
             reason = interrupted()
             if reason is not None:
                 raise _Interrupted(reason)
+
+    def _turn(
+        self, what: str, missing: set[int], answers: dict[int, dict[str, Any]]
+    ) -> list[Received | Sent | Gone]:
+        """Poll once; lost ranks leave `missing`."""
+        signs = self.losses.look(_ns(self._clock()))
+        found = self.transport.poll()
+        for arrival in found:
+            if isinstance(arrival, Gone):
+                self.losses.gone(arrival)
+            elif isinstance(arrival, Received):
+                self._take(arrival, what, missing, answers)
+        for sign in signs:
+            if isinstance(sign, RankLost):
+                self.transport.drop(sign.rank)
+        missing.intersection_update(self.present)
+        return found
+
+    def _take(
+        self,
+        arrival: Received,
+        what: str,
+        missing: set[int],
+        answers: dict[int, dict[str, Any]],
+    ) -> None:
+        """A message that may be the one that is waited for."""
+        self.losses.heard(arrival.rank, _ns(self._clock()), ())
+        content = self._content(arrival)
+        if content is None:
+            return
+        if content["what"] == "fault" and not self._stopped:
+            error = _fault(arrival.rank, content)
+            if not (self.losses.keep_going and isinstance(error, EnvironmentFault)):
+                raise error
+            self._faults[arrival.rank] = error
+            missing.discard(arrival.rank)
+        elif content["what"] == what:
+            answers[arrival.rank] = content
+            missing.discard(arrival.rank)
 
     def _content(self, arrival: Received) -> dict[str, Any] | None:
         """A control message of this session; anything else is a late answer."""
@@ -206,3 +295,7 @@ class _Interrupted(CollageError):
 def _fault(rank: int, content: dict[str, Any]) -> CollageError:
     error = _FAULTS.get(ExitCode(content["exit_code"]), EnvironmentFault)
     return error(f"rank {rank}: {content['message']}")
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -49,6 +49,13 @@ ALLOW_ROOT = {
     "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
 
+# What makes the launcher leave the other ranks alone when one dies.
+TOLERANT_FLAGS: dict[str, tuple[str, ...]] = {
+    "openmpi": ("--with-ft", "ulfm"),
+    "mpich": ("-disable-auto-cleanup",),
+}
+MPICH_WRAPPER = Path(__file__).parent / "data" / "mpich_rank.sh"
+
 # Prints the family of the library that ranks will load, without starting MPI.
 PROBE = """
 import mpi4py
@@ -122,6 +129,7 @@ def build_command(
     *,
     environ: Mapping[str, str] | None = None,
     extra_env: Mapping[str, str] | None = None,
+    fault_tolerant: bool = False,
 ) -> LaunchPlan:
     """The command line that starts `ranks` ranks of `program`.
 
@@ -132,9 +140,11 @@ def build_command(
         site: cores, hosts, root.
         environ: variables the user has set already; these are never overridden.
         extra_env: variables every rank must see, set whatever the user has.
+        fault_tolerant: the death of a rank leaves the others alone.
 
     Raises:
         UsageError: fewer than one rank, or no program.
+        EnvironmentFault: this MPI cannot be made fault-tolerant.
     """
     if ranks < 1:
         raise UsageError(f"-n {ranks}: the number of ranks must be at least 1")
@@ -149,7 +159,26 @@ def build_command(
     env = {name: value for name, value in wanted.items() if name not in environ}
     env.update(extra_env or {})
     flags = _openmpi_flags(site, env) if mpi.family == "openmpi" else []
-    return LaunchPlan((str(mpi.mpiexec), *flags, "-n", str(ranks), *program), env)
+    wrapper: tuple[str, ...] = ()
+    if fault_tolerant:
+        flags, wrapper = [*flags, *_tolerant_flags(mpi)], _tolerant_wrapper(mpi)
+    return LaunchPlan((str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program), env)
+
+
+def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
+    if mpi.family not in TOLERANT_FLAGS:
+        known = ", ".join(TOLERANT_FLAGS)
+        raise EnvironmentFault(
+            f"--on-rank-loss continue: {mpi.family} {mpi.version} ends all ranks when one dies; "
+            f"those that can leave the others alone are {known}. Leave the flag out: a lost rank "
+            "then ends the job, and --resume goes on"
+        )
+    return TOLERANT_FLAGS[mpi.family]
+
+
+def _tolerant_wrapper(mpi: Mpi) -> tuple[str, ...]:
+    """MPICH's proxy ends all ranks when a child dies by a signal: a shell stands between."""
+    return ("sh", str(MPICH_WRAPPER)) if mpi.family == "mpich" else ()
 
 
 def _thread_variables(ranks: int, site: Site) -> dict[str, str]:

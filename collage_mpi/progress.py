@@ -107,6 +107,12 @@ def status_line(status: dict[str, Any]) -> str:
     return MARK + json.dumps(status, separators=(",", ":"), default=float)
 
 
+def report_up(stream: TextIO | None = None) -> None:
+    """Tell launch that MPI has started: every rank is there."""
+    if status_wanted():
+        print(status_line({"up": True}), file=stream or sys.stderr, flush=True)
+
+
 def report_exit(code: int, stream: TextIO | None = None) -> None:
     """Tell launch the exit code that rank 0 means, just before it leaves with it.
 

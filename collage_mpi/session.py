@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.arrivals import Arrivals, ClosedLoop, OpenLoop
-from collage_mpi.burner import Burn
 from collage_mpi.cli import tell
 from collage_mpi.config import RunSettings
-from collage_mpi.coordinator import Coordinator, Ready
+from collage_mpi.coordinator import Coordinator
 from collage_mpi.crew import Crew
 from collage_mpi.encode import Encoder
-from collage_mpi.errors import CollageError, DataFault, ExitCode
+from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.feed import Feed, Reader
+from collage_mpi.muster import cost_ratio, muster, roll_call
 from collage_mpi.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.progress import StatusReporter
-from collage_mpi.protocol import task_message_bytes
 from collage_mpi.recorder import Recorder
 from collage_mpi.results import RunWriter, input_digest, read_results, write_summary
 from collage_mpi.results.manifest import read_manifest
@@ -38,7 +37,6 @@ from collage_mpi.topology import local_size, status_wanted, threads_per_rank
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks whose compute is longer than their draw (DESIGN 5)
-MEASURABLE_NS = 50_000  # a network faster than this is a null network: no cost ratio
 
 EXIT_CODES = {
     ev.COMPLETE: ExitCode.COMPLETE,
@@ -115,9 +113,8 @@ def _run_plan(
         encoder = build_encoder(plan)
         # Opened first: the first images are read and shrunk while the ranks load.
         with ReadAhead(plan.shards, order, cells=cell_maker(plan, encoder)) as reader:
-            hellos = crew.welcome(welcomes(plan, encoder), interrupted=stop_reason)
-            check_same_weights(hellos)
-            ratio, services = _cost_ratio(plan, crew)
+            hellos = muster(plan, crew, encoder, stop_reason)
+            ratio, services = cost_ratio(plan, crew)
             ratio = ratio if known_ratio is None else known_ratio
             crew.start(ratio)
             name = phase or settings.scheme
@@ -126,12 +123,7 @@ def _run_plan(
                 plan, crew, writer, encoder, reader, stop_reason, progress, _arrivals(plan, order)
             )
             try:
-                finish = coordinator.run(
-                    [
-                        Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
-                        for rank in plan.placement.workers
-                    ]
-                )
+                finish = coordinator.run(*roll_call(plan, crew, hellos))
             finally:
                 progress.close()
         crew.end()
@@ -144,7 +136,7 @@ def _run_plan(
             writer.discard()  # the corrected command may use the same --out
         raise
     finally:
-        writer.close(status, **final)
+        writer.close(status, **final, lost=crew.losses.describe())
     write_summary(read_results(out))
     return Outcome(writer.manifest["status"], finish.reason, out, faults)
 
@@ -190,21 +182,6 @@ def cell_maker(plan: Plan, encoder: Encoder) -> CellMaker | None:
     px = plan.grid.cell_px
     stored = encoder.resizes and px in plan.shards.cell_sizes
     return CellMaker(encoder.shrink, px if stored else None)
-
-
-def check_same_weights(hellos: Mapping[int, Mapping[str, Any]]) -> None:
-    """Raise DataFault unless all ranks that hold a kind of network hold the same one."""
-    first: dict[str, tuple[int, str]] = {}  # kind -> (rank, fingerprint)
-    for rank, hello in sorted(hellos.items()):
-        for kind, fingerprint in hello["fingerprints"].items():
-            other, expected = first.setdefault(kind, (rank, fingerprint))
-            if fingerprint != expected:
-                raise DataFault(
-                    f"rank {rank} on {hello['host']} holds another {kind} network "
-                    f"(SHA-256 {fingerprint[:12]}...) than rank {other} on "
-                    f"{hellos[other]['host']} ({expected[:12]}...): make the weights the same "
-                    "file on every host"
-                )
 
 
 def _every_s(settings: RunSettings) -> float | None:
@@ -270,57 +247,6 @@ def _straggling(settings: RunSettings) -> str:
     return settings.stragglers().describe() + burning
 
 
-def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
-    """What burns beside the rank, as its welcome says it."""
-    cores, found = settings.burning().get(rank), settings.stragglers()
-    if cores is None:
-        return None
-    return asdict(Burn(cores, found.seed, rank, found.slow_share, found.spell_s))
-
-
-def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
-    """What each rank is told at the start of the session."""
-    settings = plan.settings
-    image_bytes = int(np.prod(plan.shards.shape))
-    collage_bytes = int(np.prod(encoder.collage_shape))
-    common = {
-        "image_shape": plan.shards.shape,
-        "collage_shape": encoder.collage_shape,
-        "side": plan.grid.side,
-        "cell_px": plan.grid.cell_px,
-        "classes": plan.classes,
-        "device": settings.device,
-        "credit": settings.credit,
-        "task_bytes": max(
-            task_message_bytes(1, 1, image_bytes),
-            task_message_bytes(1, plan.grid.cells, collage_bytes),
-        ),
-        "warmup_tasks": settings.warmup_tasks,
-        "straggler": asdict(settings.stragglers()),
-    }
-    networks = plan.networks
-    return {
-        rank: {
-            **common,
-            "networks": {kind: networks[kind] for kind in sorted(held)},
-            "burn": _burn(settings, rank),
-        }
-        for rank, held in enumerate(plan.placement.kinds)
-        if rank > 0
-    }
-
-
-def _cost_ratio(plan: Plan, crew: Crew) -> tuple[float, dict[str, int]]:
-    """Collage's idle service time over the single's, measured one rank after the other."""
-    who = {kind: plan.placement.ranks_of(kind)[0] for kind in plan.networks}
-    services, ratio = crew.service_times(who, tuple(plan.networks.items()))
-    if plan.settings.cost_ratio is not None:
-        return plan.settings.cost_ratio, services
-    if ratio is None or min(services.values()) < MEASURABLE_NS:
-        return 1.0, services
-    return ratio, services
-
-
 def build_coordinator(
     plan: Plan,
     crew: Crew,
@@ -345,13 +271,16 @@ def build_coordinator(
     def report(recorder: Recorder) -> None:
         done = recorder.totals.images
         share = recorder.totals.collage / done if done else 0.0
-        status.update(done, collage_share=round(share, 3))
+        lost = len(crew.losses.vigil.losses)
+        fields = {"lost_ranks": lost} if lost else {}
+        status.update(done, collage_share=round(share, 3), **fields)
 
     return Coordinator(
         scheduler,
         crew.transport,
         Feed(reader, encoder, crew.session, clock),
         recorder,
+        crew.losses,
         session=crew.session,
         credit=settings.credit,
         clock=clock,

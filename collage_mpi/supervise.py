@@ -55,12 +55,14 @@ class Outcome:
         reported: the code rank 0 said it would leave with; None if it said nothing.
         stopped_by: the first signal that asked us to stop.
         timed_out: whether the time limit ended it.
+        never_up: whether it ended since MPI did not come up on all ranks in time.
     """
 
     launcher: int
     reported: int | None = None
     stopped_by: int | None = None
     timed_out: bool = False
+    never_up: bool = False
 
 
 class Job:
@@ -72,6 +74,9 @@ class Job:
         timeout_s: None for no limit.
         out, err: where the ranks' output goes; the display is drawn on err.
         stop_grace_s: seconds a job has to end after it was asked to stop.
+        start_limit_s: seconds until rank 0 has said that MPI is up, or anything else that
+            launch listens for; None for no limit. A rank that dies before leaves the others
+            waiting in MPI_Init, deaf to signals.
     """
 
     def __init__(
@@ -83,7 +88,9 @@ class Job:
         err: TextIO | None = None,
         stop_grace_s: float = STOP_GRACE_S,
         clock: Callable[[], float] = time.monotonic,
+        start_limit_s: float | None = None,
     ) -> None:
+        self._start_limit_s, self._up = start_limit_s, False
         self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
         self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
         self._out, self._err = out or sys.stdout, err or sys.stderr
@@ -112,6 +119,7 @@ class Job:
             _Stream(process.stderr.fileno(), self._err, self),
         ]
         limit_s = None if self._timeout_s is None else self._clock() + self._timeout_s
+        up_by_s = None if self._start_limit_s is None else self._clock() + self._start_limit_s
         drain_until_s: float | None = None
         with selectors.DefaultSelector() as selector:
             for stream in streams:
@@ -124,6 +132,9 @@ class Job:
                 self._pass_signals(process, now_s)
                 if limit_s is not None and now_s > limit_s:
                     self._outcome.timed_out, limit_s = True, None
+                    self._kill_at_s = now_s
+                if up_by_s is not None and now_s > up_by_s and not self._up:
+                    self._outcome.never_up, up_by_s = True, None
                     self._kill_at_s = now_s
                 if self._kill_at_s is not None and now_s >= self._kill_at_s:
                     end_family(process, END_GRACE_S)
@@ -171,7 +182,10 @@ class Job:
         """One line of output has arrived, without its newline."""
         rest, status = split_status(text)
         if status is not None:
-            if isinstance(status.get("exit"), int):
+            self._up = True
+            if "up" in status:
+                pass
+            elif isinstance(status.get("exit"), int):
                 self._outcome.reported = status["exit"]
             else:
                 self._display.show(status)
@@ -214,7 +228,9 @@ class _Stream:
             self._job.show(held, self._target)
 
 
-def exit_code(outcome: Outcome, out_dir: Path | None) -> tuple[int, str | None]:
+def exit_code(
+    outcome: Outcome, out_dir: Path | None, *, must_report: bool = False
+) -> tuple[int, str | None]:
     """The code to leave with, and a line that explains it if the job's own did not.
 
     The launcher's code alone is not trusted: rank 0's word comes first, and a run that
@@ -223,11 +239,20 @@ def exit_code(outcome: Outcome, out_dir: Path | None) -> tuple[int, str | None]:
     Args:
         outcome: how the job ended.
         out_dir: `--out` of the run, or None if there is none to look at.
+        must_report: a job whose rank 0 has not said its code is incomplete: the launcher was
+            told to make nothing of lost ranks, rank 0 among them.
     """
     incomplete = int(ExitCode.INCOMPLETE)
     code = outcome.launcher if outcome.reported is None else outcome.reported
     if outcome.timed_out:
         return incomplete, "the time limit (--timeout) ended the job: incomplete"
+    if outcome.never_up:
+        return int(ExitCode.ENVIRONMENT), (
+            "MPI did not come up on all ranks in time: a rank has died or hangs before it; "
+            "collage-mpi doctor says more"
+        )
+    if must_report and outcome.reported is None and code in _COMPLETE_CODES:
+        return incomplete, "rank 0 ended without a word: the run is incomplete"
     if code < 0:
         name = signal.Signals(-code).name if -code in _SIGNAL_NUMBERS else str(-code)
         code, note = 128 - code, f"the launcher was ended by {name}"

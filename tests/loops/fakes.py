@@ -134,6 +134,7 @@ class Cluster:
         self.free_at: dict[int, int] = {}
         self.cancelled: dict[int, int] = {}  # task -> when its rank knew
         self.tasks: list[tuple[int, WireTask]] = []  # (rank, task) in the order sent
+        self.dropped: list[int] = []  # lost ranks
         self.starts: dict[int, int] = {}  # task -> when its rank began it
         self._up: list[tuple[int, int, int, np.ndarray]] = []  # heap
         self._sent: list[int] = []
@@ -166,6 +167,12 @@ class Cluster:
         collage = pixels.reshape(px, px, 1)
         places = [divmod(cell, self.side) for _, cell in task.items]
         return [int(collage[r * SHAPE[0], c * SHAPE[0], 0]) for r, c in places]
+
+    def drop(self, rank: int) -> None:
+        self.dropped.append(rank)
+        self.queues.pop(rank, None)
+        self._up = [entry for entry in self._up if entry[2] != rank]
+        heapq.heapify(self._up)
 
     def poll(self) -> list[Received | Sent]:
         self._serve(self.clock.now_ns)
@@ -209,6 +216,20 @@ class Cluster:
         self._sequence += 1
         when_ns = self.clock.now_ns if at_ns is None else at_ns
         heapq.heappush(self._up, (when_ns, self._sequence, rank, message))
+
+
+class FakeLookout:
+    """What watches rank 0 for a worker."""
+
+    def __init__(self) -> None:
+        self.met: list[Any] = []
+        self.released = False
+
+    def meet(self, content: Any) -> None:
+        self.met.append(content)
+
+    def release(self) -> None:
+        self.released = True
 
 
 class FakeEndpoint:

@@ -27,6 +27,7 @@ from collage_mpi.coordinator import Coordinator, Ready
 from collage_mpi.encode import Encoder
 from collage_mpi.feed import Feed
 from collage_mpi.grid import Grid
+from collage_mpi.losses import Losses
 from collage_mpi.protocol import WireResult, WireTask
 from collage_mpi.recorder import Recorder
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
@@ -90,6 +91,7 @@ class Job:
                 )
             ),
         )
+        self.losses = Losses(range(1, singles + collages + 1), self.clock.now_ns)
         self.credit = credit
         kinds = ["single"] * singles + ["collage"] * collages
         self.ready = [Ready(r, frozenset({k}), "host") for r, k in enumerate(kinds, start=1)]
@@ -99,6 +101,7 @@ class Job:
             self.cluster,
             self.feed,
             self.recorder,
+            self.losses,
             session=SESSION,
             credit=credit,
             clock=self.clock,

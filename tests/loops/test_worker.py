@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint
+from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeLookout
 
 from collage_mpi import protocol as wire
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.models import NullPredictor
 from collage_mpi.protocol import WireTask
 from collage_mpi.waiting import WORKER_BACKOFF, Backoff
-from collage_mpi.worker import CHECK_NS, RING_SPARE, CoordinatorGone, Worker
+from collage_mpi.worker import RING_SPARE, Worker
 
 SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
@@ -47,19 +47,16 @@ class Bench:
         self.endpoint = FakeEndpoint(rank=3)
         self.network = Network(kind, self.clock)
         self.load_error: Exception | None = None
-        self.gone = False
-        self.watched: list[tuple[str, int]] = []
+        self.lookout = FakeLookout()
         self.worker = Worker(
             self.endpoint,
             self._load,
-            watch=self._watch,
+            lookout=self.lookout,
             clock=self.clock,
             backoff=Backoff(WORKER_BACKOFF, self.clock.sleep),
         )
         self.content: dict[str, Any] = {
             "what": "welcome",
-            "host": "node0",
-            "pid": 4711,
             "image_shape": SHAPE,
             "collage_shape": COLLAGE,
             "networks": {kind: "null"},
@@ -83,10 +80,6 @@ class Bench:
             raise self.load_error
         assert (spec, kind) == ("null", self.kind)
         return self.network
-
-    def _watch(self, host: str, pid: int):
-        self.watched.append((host, pid))
-        return lambda: self.gone
 
     def run(self) -> None:
         """Until it has nothing to do."""
@@ -112,7 +105,6 @@ def test_it_says_who_it_is_once_it_is_warm():
     assert hello["fingerprints"] == {"single": bench.network.fingerprint}
     assert hello["service_ns"] == {"single": MS}
     assert bench.endpoint.ring == (4096, 2 + RING_SPARE)
-    assert bench.watched == [("node0", 4711)]
 
 
 @pytest.mark.parametrize(
@@ -346,16 +338,15 @@ def test_stop_is_acknowledged_and_its_code_is_the_rank_s():
     assert bench.endpoint.told() == [{"what": "bye"}]
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_it_ends_by_itself_when_rank_0_is_gone(held):
-    bench = Bench(straggler={"model": "pinned", "median_ms": 60_000})
-    if held:
-        bench.single(0)
-    bench.gone = True
-    start_ns = bench.clock.now_ns
-    with pytest.raises(CoordinatorGone):
-        bench.worker.serve()
-    assert bench.clock.now_ns - start_ns <= CHECK_NS + 10 * MS
+def test_rank_0_is_watched_until_it_says_stop():
+    bench = Bench(start=False)
+    bench.endpoint.tell({"what": "rank 0", "host": "node0"}, session=0)
+    bench.run()
+    assert bench.lookout.met == [{"what": "rank 0", "host": "node0"}]
+    assert not bench.lookout.released
+    bench.endpoint.tell({"what": "stop", "exit_code": 0}, session=0)
+    bench.worker.serve()
+    assert bench.lookout.released
 
 
 def test_an_idle_rank_looks_about_a_thousand_times_a_second():

@@ -9,10 +9,11 @@ import pytest
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.muster import check_same_weights
 from collage_mpi.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.results import input_digest
 from collage_mpi.results.rows import KEY_ROW
-from collage_mpi.session import _not_done, check_same_weights, make_manifest, scheduler_settings
+from collage_mpi.session import _not_done, make_manifest, scheduler_settings
 from collage_mpi.shards import write_shard
 
 

@@ -1,0 +1,95 @@
+"""Whether a process of this machine has ended, in milliseconds and without polling it.
+
+Owns: what names a process beyond doubt, the pidfd that watches and can kill it.
+Does not know: ranks, MPI, what is done about it.
+
+A pid alone is not enough: containers have pids of their own, and a pid is used again. A
+process is named by its machine's boot, its pid namespace, its pid and its start time; the
+last is compared after the pidfd is open, from when on the kernel keeps the name unique.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process: `machine` is the boot and the pid namespace, `started` in clock ticks."""
+
+    machine: str
+    pid: int
+    started: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a message."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProcessId:
+        """Read it back. Raises KeyError, TypeError or ValueError when it is none."""
+        return cls(str(values["machine"]), int(values["pid"]), int(values["started"]))
+
+
+def this_process() -> ProcessId | None:
+    """This process, or None where the system does not tell (no Linux)."""
+    try:
+        machine = f"{BOOT_ID.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return ProcessId(machine, os.getpid(), _started("self"))
+    except OSError:
+        return None
+
+
+class ProcessWatch:
+    """An open pidfd: readable once the process has ended, and never another's."""
+
+    def __init__(self, pidfd: int) -> None:
+        self.pidfd = pidfd
+
+    def kill(self) -> None:
+        """SIGKILL; nothing when it has ended already."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self.pidfd)
+
+
+def watch_process(process: ProcessId) -> ProcessWatch | None:
+    """Watch a process; None where this one cannot see it.
+
+    Raises:
+        ProcessLookupError: it would be seen from here, and has ended.
+    """
+    here = this_process()
+    if here is None or here.machine != process.machine or not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        raise
+    except OSError:  # a kernel before 5.3, or no descriptor left
+        return None
+    try:
+        if _started(str(process.pid)) != process.started:
+            raise ProcessLookupError
+    except OSError as error:
+        os.close(pidfd)
+        raise ProcessLookupError(f"process {process.pid} has ended") from error
+    return ProcessWatch(pidfd)
+
+
+def _started(pid: str) -> int:
+    """Start time in clock ticks since boot. Raises OSError when the process has gone."""
+    # "pid (name) state ppid ...": the name may hold anything; the time is field 22.
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -1,0 +1,146 @@
+"""The start of a session's ranks: what each is told, who is there, how fast its networks are.
+
+Owns: welcomes, the quorum, the check that ranks hold the same weights, the cost ratio.
+Does not know: MPI calls, scheduling, results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.burner import Burn
+from collage_mpi.cli import tell
+from collage_mpi.config import RunSettings
+from collage_mpi.coordinator import Ready
+from collage_mpi.crew import Crew
+from collage_mpi.encode import Encoder
+from collage_mpi.errors import DataFault
+from collage_mpi.losses import RankGone
+from collage_mpi.plan import Plan
+from collage_mpi.protocol import task_message_bytes
+from collage_mpi.scheduler import make_scheme
+
+MEASURABLE_NS = 50_000  # a network faster than this is a null network: no cost ratio
+
+PLAIN_LAUNCH = (
+    "warning: --on-rank-loss continue needs a launch that leaves the other ranks alone when one "
+    "dies, and this is none: a lost rank ends the job (--resume goes on). Start it with\n"
+    "  collage-mpi launch -n {ranks} --on-rank-loss continue -- run ...\n"
+    "which adds what mpiexec needs; --dry-run shows the line. srun cannot do it."
+)
+
+
+def muster(
+    plan: Plan, crew: Crew, encoder: Encoder, interrupted: Callable[[], str | None]
+) -> dict[int, dict[str, Any]]:
+    """Welcome all ranks and wait until they are ready; their hellos, by rank.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: what a rank cannot do, or ranks differ.
+        RankGone: too few are there to begin.
+    """
+    settings, losses = plan.settings, crew.losses
+    losses.keep_going = losses.fault_tolerant and settings.on_rank_loss != "abort"
+    timeout_s = settings.reply_timeout_s
+    losses.vigil.reply_timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
+    if settings.on_rank_loss == "continue" and not losses.fault_tolerant:
+        tell(PLAIN_LAUNCH.format(ranks=crew.transport.size))
+    hellos = crew.welcome(welcomes(plan, encoder), settings.start_timeout_s, interrupted)
+    check_same_weights(hellos)
+    _require_quorum(plan, crew)
+    return hellos
+
+
+def roll_call(
+    plan: Plan, crew: Crew, hellos: Mapping[int, Mapping[str, Any]]
+) -> tuple[list[Ready], dict[int, str]]:
+    """The ranks that are ready, and those of the plan that are lost, with the reason."""
+    losses = crew.losses.vigil.losses
+    workers = plan.placement.workers
+    ready = [
+        Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
+        for rank in workers
+        if rank not in losses
+    ]
+    return ready, {rank: losses[rank].why for rank in workers if rank in losses}
+
+
+def _require_quorum(plan: Plan, crew: Crew) -> None:
+    """At least one single rank, or one of each kind where the scheme uses no single ranks."""
+    kinds = make_scheme(plan.settings.scheme_settings()).kinds
+    for kind in {"single"} & kinds or kinds:
+        if not set(plan.placement.ranks_of(kind)) & set(crew.present):
+            raise RankGone(
+                f"no {kind} rank is left to begin with; the output is kept: go on with the "
+                "same command and --resume"
+            )
+
+
+def check_same_weights(hellos: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise DataFault unless all ranks that hold a kind of network hold the same one."""
+    first: dict[str, tuple[int, str]] = {}  # kind -> (rank, fingerprint)
+    for rank, hello in sorted(hellos.items()):
+        for kind, fingerprint in hello["fingerprints"].items():
+            other, expected = first.setdefault(kind, (rank, fingerprint))
+            if fingerprint != expected:
+                raise DataFault(
+                    f"rank {rank} on {hello['host']} holds another {kind} network "
+                    f"(SHA-256 {fingerprint[:12]}...) than rank {other} on "
+                    f"{hellos[other]['host']} ({expected[:12]}...): make the weights the same "
+                    "file on every host"
+                )
+
+
+def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
+    """What burns beside the rank, as its welcome says it."""
+    cores, found = settings.burning().get(rank), settings.stragglers()
+    if cores is None:
+        return None
+    return asdict(Burn(cores, found.seed, rank, found.slow_share, found.spell_s))
+
+
+def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
+    """What each rank is told at the start of the session."""
+    settings = plan.settings
+    image_bytes = int(np.prod(plan.shards.shape))
+    collage_bytes = int(np.prod(encoder.collage_shape))
+    common = {
+        "image_shape": plan.shards.shape,
+        "collage_shape": encoder.collage_shape,
+        "side": plan.grid.side,
+        "cell_px": plan.grid.cell_px,
+        "classes": plan.classes,
+        "device": settings.device,
+        "credit": settings.credit,
+        "task_bytes": max(
+            task_message_bytes(1, 1, image_bytes),
+            task_message_bytes(1, plan.grid.cells, collage_bytes),
+        ),
+        "warmup_tasks": settings.warmup_tasks,
+        "straggler": asdict(settings.stragglers()),
+    }
+    networks = plan.networks
+    return {
+        rank: {
+            **common,
+            "networks": {kind: networks[kind] for kind in sorted(held)},
+            "burn": _burn(settings, rank),
+        }
+        for rank, held in enumerate(plan.placement.kinds)
+        if rank > 0
+    }
+
+
+def cost_ratio(plan: Plan, crew: Crew) -> tuple[float, dict[str, int]]:
+    """Collage's idle service time over the single's, measured one rank after the other."""
+    who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
+    services, ratio = crew.service_times(who, tuple(plan.networks.items()))
+    if plan.settings.cost_ratio is not None:
+        return plan.settings.cost_ratio, services
+    if ratio is None or min(services.values()) < MEASURABLE_NS:
+        return 1.0, services
+    return ratio, services
