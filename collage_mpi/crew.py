@@ -25,6 +25,7 @@ from collage_mpi.scheduler.events import RankLost
 from collage_mpi.transport import CoordinatorTransport, Gone, Received, Sent
 from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
 
+HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
 HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
 MEASURE_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or in the midst of a network
@@ -91,8 +92,10 @@ class Crew:
             UsageError, EnvironmentFault, DataFault: what a rank could not do; with the
                 rank and its host named.
         """
-        self.session += 1
         self.losses.begin({rank: content["networks"] for rank, content in contents.items()})
+        if self.session == 0 and self.losses.keep_going:
+            self._collect("here", set(self.present), HERE_LIMIT_S, interrupted)
+        self.session += 1
         for rank in self.present:
             self._tell(rank, {"what": "welcome", **contents[rank]})
         hellos = self._collect("hello", set(self.present), limit_s, interrupted)
@@ -175,8 +178,8 @@ class Crew:
             return sorted(silent)
         if not self.transport.flush(limit_s):
             return self.present
-        if not self.losses.vigil.losses:
-            self.transport.close()  # requests to a lost rank cannot be withdrawn
+        if not self.losses.fault_tolerant:  # such a world has no MPI_Finalize to prepare for
+            self.transport.close()
         return []
 
     def _tell(self, rank: int, content: dict[str, Any]) -> None:

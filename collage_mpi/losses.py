@@ -135,14 +135,16 @@ class Losses:
 
     def _lose(self, ended: Ended, now_ns: int) -> bool:
         """Note and tell a loss; False when it was known."""
+        if self.leaving:
+            self.vigil.part(ended.rank)
+            return False
         loss = self.vigil.lose(ended.rank, ended.layer, ended.why, now_ns)
         if loss is None:
             return False
-        if not self.leaving:
-            text = f"rank {ended.rank}{self._on(ended.rank)} is lost: {ended.why}"
-            if not self.keep_going:
-                raise RankGone(f"{text}. Go on with the same command and --resume")
-            tell(f"collage-mpi {self._name}: {text}; {self._left(ended.rank)}")
+        text = f"rank {ended.rank}{self._on(ended.rank)} is lost: {ended.why}"
+        if not self.keep_going:
+            raise RankGone(f"{text}. Go on with the same command and --resume")
+        tell(f"collage-mpi {self._name}: {text}{self._left(ended.rank)}")
         return True
 
     def _on(self, rank: int) -> str:
@@ -156,5 +158,5 @@ class Losses:
             for kind in self._kinds.get(lost, ())
         }
         if left.get("collage") == 0:
-            return "no collage rank is left: the job goes on as scheme none"
-        return ", ".join(f"{n} {kind} rank(s) left" for kind, n in left.items()) or "it was idle"
+            return "; no collage rank is left: the job goes on as scheme none"
+        return "".join(f"; {n} {kind} rank(s) left" for kind, n in left.items())

@@ -231,6 +231,8 @@ class CoordinatorTransport:
         if gone or self._sends.failed:
             gone += self._sends.failed.values()
             self._sends.failed = {}
+            for failure in gone:  # a request that has failed must not be tested again
+                self.drop(failure.rank)
             found.extend(Gone(failure.rank, failure.why, self.clock()) for failure in gone)
         return found
 

@@ -131,6 +131,10 @@ class Vigil:
         self.losses[rank] = loss
         return loss
 
+    def part(self, rank: int) -> None:
+        """The rank has left as it should."""
+        self._members.pop(rank, None)
+
     def overdue(self, now_ns: int) -> list[Suspicion | Overdue]:
         """Ranks that have just become silent, and those that stayed it; a scan now and then."""
         if now_ns < self._scan_at_ns:

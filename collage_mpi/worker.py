@@ -152,6 +152,7 @@ class Worker:
         what = content["what"]
         if what == "rank 0":
             self._lookout.meet(content)
+            self._tell({"what": "here"})
         elif what == "welcome":
             self._welcome(int(wire.read_header(message)["session"]), content)
         elif what == "measure" and self.session is not None:

@@ -343,6 +343,7 @@ def test_rank_0_is_watched_until_it_says_stop():
     bench.endpoint.tell({"what": "rank 0", "host": "node0"}, session=0)
     bench.run()
     assert bench.lookout.met == [{"what": "rank 0", "host": "node0"}]
+    assert bench.endpoint.told() == [{"what": "here"}]
     assert not bench.lookout.released
     bench.endpoint.tell({"what": "stop", "exit_code": 0}, session=0)
     bench.worker.serve()

@@ -1,0 +1,187 @@
+"""`collage-mpi` whose ranks die or hang at a chosen moment.
+
+Usage: mortal.py FOLDER DEATHS ARGUMENT ...
+
+DEATHS is RANK:MOMENT:HOW[:COUNT], several joined by commas; the moments and the ways are the
+functions below, COUNT the call at which it happens (default 1). "apart" among them makes
+every rank believe that it is on a machine of its own. FOLDER/RANK.death holds the clock just
+before, FOLDER/losses a line for each loss that rank 0 notices: rank, layer, clock.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from collage_mpi import cli, crew, liveness, loading, losses, models, transport, worker, world
+from collage_mpi.topology import launcher_rank
+
+FOLDER, DEATHS, ARGUMENTS = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
+RANK = launcher_rank()
+
+
+# ---- ways ---------------------------------------------------------------------
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def segv():
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def leave():
+    os._exit(1)
+
+
+def leave0():
+    os._exit(0)
+
+
+def throw():
+    raise RuntimeError("boom")
+
+
+# ---- moments ------------------------------------------------------------------
+
+
+def before(owner, name, act, count, only=lambda *args: True):
+    """Act before the count-th call of a method whose arguments `only` accepts."""
+    plain, left = getattr(owner, name), [count]
+
+    def patched(*args, **options):
+        if only(*args):
+            left[0] -= 1
+            if left[0] == 0:
+                act()
+        return plain(*args, **options)
+
+    setattr(owner, name, patched)
+
+
+def mpi(act, count):
+    """Before MPI_Init."""
+    act()
+
+
+def start(act, count):
+    """MPI is up, nothing has been said."""
+    before(world, "_work", act, count)
+
+
+def load(act, count):
+    before(loading.NetworkLoader, "__call__", act, count)
+
+
+def warm(act, count):
+    before(worker.Worker, "_service_ns", act, count)
+
+
+def measure(act, count):
+    """While it is measured alone."""
+    control = worker.Worker._control
+
+    def patched(self, message):
+        if b'"what": "measure"' in message.tobytes():
+            act()
+        control(self, message)
+
+    worker.Worker._control = patched
+
+
+def receive(act, count):
+    plain, left = transport.WorkerTransport.poll_tasks, [count]
+
+    def patched(self):
+        found = plain(self)
+        left[0] -= bool(found)
+        if found and left[0] == 0:
+            act()
+        return found
+
+    transport.WorkerTransport.poll_tasks = patched
+
+
+def compute(act, count):
+    before(models.NullPredictor, "predict", act, count, lambda self, batch: batch.any())
+
+
+def reply(act, count):
+    before(transport.WorkerTransport, "send", act, count + 1)  # the first is the hello
+
+
+def shutdown(act, count):
+    """It has been told to stop, and has not said goodbye."""
+    control = worker.Worker._control
+
+    def patched(self, message):
+        if b'"what": "stop"' in message.tobytes():
+            act()
+        control(self, message)
+
+    worker.Worker._control = patched
+
+
+def images(act, count):
+    """Rank 0, once so many images have their rows."""
+    from collage_mpi import coordinator
+
+    before(
+        coordinator.Coordinator,
+        "turn",
+        act,
+        1,
+        lambda self: self.recorder.totals.images >= count,
+    )
+
+
+def noted(act):
+    def noting():
+        Path(FOLDER, f"{RANK}.death").write_text(str(time.monotonic_ns()))
+        act()
+
+    return noting
+
+
+def note_losses():
+    plain = losses.Losses._lose
+
+    def noting(self, ended, now_ns):
+        known = plain(self, ended, now_ns)
+        if known:
+            with open(FOLDER / "losses", "a") as file:
+                file.write(f"{ended.rank} {ended.layer} {time.monotonic_ns()}\n")
+        return known
+
+    losses.Losses._lose = noting
+
+
+def apart():
+    plain = liveness.this_process
+
+    def elsewhere():
+        return dataclasses.replace(plain(), machine=f"machine {RANK}")
+
+    liveness.this_process = elsewhere
+    for module in (sys.modules["collage_mpi.crew"], sys.modules["collage_mpi.lookout"]):
+        module.this_process = elsewhere
+
+
+for death in DEATHS:
+    if death == "apart":
+        apart()
+    elif death and int(death.split(":")[0]) == RANK:
+        _, moment, how, *count = death.split(":")
+        globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)
+crew.HERE_LIMIT_S = 2.0
+note_losses()
+sys.exit(cli.main(ARGUMENTS))
