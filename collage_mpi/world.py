@@ -14,7 +14,7 @@ from typing import Any
 
 from collage_mpi import departure
 from collage_mpi.cli import tell
-from collage_mpi.crew import STOP_LIMIT_S, Crew
+from collage_mpi.crew import Crew
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.loading import NetworkLoader
 from collage_mpi.lookout import Lookout
@@ -119,7 +119,7 @@ def _coordinate(
 def _part(name: str, comm: Any, crew: Crew, code: int) -> None:
     """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
     tolerant = crew.losses.fault_tolerant
-    silent = crew.stop(code, SHORT_STOP_S if tolerant else STOP_LIMIT_S)
+    silent = crew.stop(code, SHORT_STOP_S) if tolerant else crew.stop(code)
     report_exit(code)
     if silent:
         names = ", ".join(map(str, silent))
