@@ -29,6 +29,7 @@ import numpy as np
 from collage_mpi.arrivals import ARRIVALS, load_times_ns, poisson_times_ns
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
+from collage_mpi.placement import Placement, placement
 from collage_mpi.scheduler.policies import (
     POLICIES,
     AcceptPolicy,
@@ -38,6 +39,7 @@ from collage_mpi.scheduler.policies import (
 )
 from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
+    PLACEMENTS,
     SCHEMES,
     USE_COLLAGE,
     USE_HEDGE,
@@ -115,7 +117,16 @@ class RunSettings:
         None, "or a running quantile of the singles' latencies, 0 to 1"
     )
     assign: str = _setting(
-        "turn", "image to the next single rank in turn, or to the least loaded", choices=ASSIGNMENTS
+        "turn",
+        "image to the next single rank in turn, to the least loaded, or to the one that would "
+        "finish first by the ranks' running service times",
+        choices=ASSIGNMENTS,
+    )
+    placement: str = _setting(
+        "fixed",
+        "collages to M ranks of their own, or to the currently fastest of N+M ranks that hold "
+        "both networks",
+        choices=PLACEMENTS,
     )
     replicas: int = _setting(2, "scheme replicate: ranks that get the same image")
     hedge_ms: float | None = _setting(None, "hedge, collage-hedge: an image is late after this")
@@ -313,10 +324,21 @@ class RunSettings:
     def _usual_singles(self) -> int:
         return self.group_size * (self.replicas if self.scheme == "replicate" else 1)
 
-    @property
-    def placed_singles(self) -> int | None:
-        """Single ranks as `placement` takes them: None for its default, one a cell."""
-        return self.n_singles if self.scheme == "replicate" else self.singles
+    def place(self, world_size: int, launcher_size: int | None = None) -> Placement:
+        """Which rank of the world holds what.
+
+        Raises:
+            UsageError, EnvironmentFault: as `placement.placement`.
+        """
+        return placement(
+            world_size,
+            self.n_singles if self.scheme == "replicate" else self.singles,
+            self.collage_ranks,
+            side=self.side,
+            scheme=self.scheme,
+            layout=self.placement,
+            launcher_size=launcher_size,
+        )
 
     @property
     def world_size(self) -> int:
@@ -401,6 +423,7 @@ class RunSettings:
             self.replicas,
             hedge,
             self.hedge_budget,
+            self.placement,
         )
 
     def shuffle_seed(self) -> int | None:

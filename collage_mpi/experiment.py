@@ -30,7 +30,6 @@ from typing import Any
 
 from collage_mpi.config import RunSettings, read_settings_file
 from collage_mpi.errors import CollageError, UsageError
-from collage_mpi.placement import placement
 
 HOWS = ("run", "simulate")
 KEYS = ("name", "how", "images", "repeat", "base", "grid", "point")
@@ -142,13 +141,7 @@ def ranks_needed(settings: RunSettings) -> int:
         UsageError: the scheme cannot be placed, or a slow rank is outside the world.
     """
     world = settings.world_size
-    placement(
-        world,
-        settings.n_singles,
-        settings.collage_ranks,
-        side=settings.side,
-        scheme=settings.scheme,
-    )
+    settings.place(world)
     settings.check_slow_ranks(world)
     return world
 

@@ -64,9 +64,10 @@ def placement(
     *,
     side: int,
     scheme: str = "collage",
+    layout: str = "fixed",
     launcher_size: int | None = None,
 ) -> Placement:
-    """The default placement: 0 coordinator, 1..N single, N+1..N+M collage.
+    """Rank 0 coordinator, 1..N single, N+1..N+M collage; layout fastest: 1..N+M hold both.
 
     A scheme without collages needs no collage rank: worlds of 1+N and of 1+N+M are both
     right, and in the larger one the last M ranks stay idle. So do the N singles where a
@@ -78,6 +79,7 @@ def placement(
         collage_ranks: M, at least 0; at least 1 for a scheme that uses collages.
         side: cells along an edge of the collage; only the default of N and messages use it.
         scheme: name of the scheme; USE_SINGLE and USE_COLLAGE say which ranks it needs.
+        layout: one of PLACEMENTS.
         launcher_size: ranks the launcher says it started; None outside a launcher.
 
     Raises:
@@ -99,6 +101,8 @@ def placement(
     single = frozenset({"single"} if uses_single else ())
     collage = frozenset({"collage"} if uses_collage else ())
     n_first = n_single if uses_single or world_size > least else 0
+    if layout == "fastest":
+        single = collage = single | collage
     last = [collage] * (world_size - 1 - n_first)
     return Placement((frozenset(), *[single] * n_first, *last))
 

@@ -23,7 +23,6 @@ from collage_mpi.placement import Placement
 from collage_mpi.shards import ShardSet, as_before
 from collage_mpi.stragglers import make_delays
 from collage_mpi.topology import launcher_size
-from collage_mpi.topology import placement as place_ranks
 
 NULL_CLASSES = 10
 LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
@@ -67,14 +66,7 @@ def make_plan(
         UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
     """
     settings.require_inputs()
-    placement = place_ranks(
-        world_size,
-        settings.placed_singles,
-        settings.collage_ranks,
-        side=settings.side,
-        scheme=settings.scheme,
-        launcher_size=launcher_size(),
-    )
+    placement = settings.place(world_size, launcher_size())
     make_delays(settings.stragglers())  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
     single = describe(settings.single, "single") if settings.uses_single else None

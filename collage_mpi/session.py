@@ -120,7 +120,15 @@ def _run_plan(
             name = phase or settings.scheme
             progress = StatusReporter(len(order), name, every_s=_every_s(settings))
             coordinator = build_coordinator(
-                plan, crew, writer, encoder, reader, stop_reason, progress, _arrivals(plan, order)
+                plan,
+                crew,
+                writer,
+                encoder,
+                reader,
+                stop_reason,
+                progress,
+                arrivals=_arrivals(plan, order),
+                ratio=ratio,
             )
             try:
                 finish = coordinator.run(*roll_call(plan, crew, hellos))
@@ -255,12 +263,17 @@ def build_coordinator(
     reader: Reader,
     stop_reason: Callable[[], str | None],
     status: StatusReporter,
+    *,
     arrivals: Arrivals | None = None,
+    ratio: float = 1.0,
 ) -> Coordinator:
-    """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
+    """Rank 0's loop for a plan, ready to run on a crew that was told to start.
+
+    `ratio` is the collage network's service time over the single's.
+    """
     settings, clock = plan.settings, time.monotonic_ns
     scheme = make_scheme(settings.scheme_settings())
-    scheduler = Scheduler(scheduler_settings(settings, len(plan.placement.workers)), scheme)
+    scheduler = Scheduler(scheduler_settings(settings, len(plan.placement.workers), ratio), scheme)
     recorder = Recorder(
         writer,
         start_ns=clock(),
@@ -291,8 +304,10 @@ def build_coordinator(
     )
 
 
-def scheduler_settings(settings: RunSettings, workers: int) -> SchedulerSettings:
-    """The scheduler's part of the settings, in its units."""
+def scheduler_settings(
+    settings: RunSettings, workers: int, ratio: float = 1.0
+) -> SchedulerSettings:
+    """The scheduler's part of the settings, in its units; ratio: collage over single."""
 
     def ns(value: float | None, unit: float) -> int | None:
         return None if value is None else round(value * unit)
@@ -300,6 +315,7 @@ def scheduler_settings(settings: RunSettings, workers: int) -> SchedulerSettings
     return SchedulerSettings(
         group_size=settings.group_size,
         ranks=workers,
+        costs={"collage": ratio},
         depth=settings.groups_in_flight,
         drain=settings.between == "drain",
         linger_ns=ns(settings.linger_ms, 1e6),

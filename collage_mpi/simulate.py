@@ -26,7 +26,6 @@ import numpy as np
 from collage_mpi.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
-from collage_mpi.placement import placement
 from collage_mpi.protocol import ANSWERED, SKIPPED, WireResult
 from collage_mpi.recorder import Recorder, Writer
 from collage_mpi.results import RunWriter, read_results, write_summary
@@ -59,7 +58,7 @@ class _Rank:
     """A worker: what waits, what is cancelled, whether it is at work."""
 
     id: int
-    kind: str
+    kinds: frozenset[str]
     queue: deque[ev.Send] = field(default_factory=deque)
     cancelled: set[int] = field(default_factory=set)
     busy: bool = False
@@ -74,16 +73,10 @@ class Simulation:
     ) -> None:
         """`ratio` is the collage network's service time over the single's."""
         self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
-        ranks = placement(
-            settings.world_size,
-            settings.n_singles,
-            settings.collage_ranks,
-            side=settings.side,
-            scheme=settings.scheme,
-        )
-        self.ranks = {rank: _Rank(rank, next(iter(ranks.kinds[rank]))) for rank in ranks.workers}
+        ranks = settings.place(settings.world_size)
+        self.ranks = {rank: _Rank(rank, ranks.kinds[rank]) for rank in ranks.workers}
         scheme = make_scheme(settings.scheme_settings())
-        self.scheduler = Scheduler(scheduler_settings(settings, len(self.ranks)), scheme)
+        self.scheduler = Scheduler(scheduler_settings(settings, len(self.ranks), ratio), scheme)
         self.recorder = Recorder(
             writer,
             start_ns=0,
@@ -120,8 +113,7 @@ class Simulation:
     def run(self) -> ev.Finish:
         """Everything, from the first admission to the end."""
         for rank, state in self.ranks.items():
-            kinds = frozenset({state.kind})
-            self._handle(ev.RankReady(0, rank, kinds, "simulated", self.settings.credit))
+            self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.credit))
         while self.finish is None:
             if not self._heap:
                 raise UsageError(
@@ -297,8 +289,8 @@ def simulate(
     try:
         simulation = Simulation(settings, images, costs, writer, ratio)
         status = simulation.run().status
-        kinds = {rank: state.kind for rank, state in simulation.ranks.items()}
-        world = [{"rank": rank, "kinds": [kind]} for rank, kind in kinds.items()]
+        kinds = {rank: sorted(state.kinds) for rank, state in simulation.ranks.items()}
+        world = [{"rank": rank, "kinds": held} for rank, held in kinds.items()]
         final = {"world": [{"rank": 0, "kinds": []}, *world], "cost_ratio": ratio}
     finally:
         writer.close(status, **final)

@@ -16,6 +16,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import SINGLE, Dispatch
 from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.groups import Groups
+from collage_mpi.scheduler.health import Health
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.rescue import NOBODY, Rescue
 from collage_mpi.scheduler.schemes import Later, Scheme
@@ -40,7 +41,8 @@ class Scheduler:
     def __init__(self, settings: SchedulerSettings, scheme: Scheme) -> None:
         self.settings = settings
         self.scheme = scheme
-        self.dispatch = Dispatch(scheme.main)
+        health = Health(settings.costs) if scheme.watches_health else None
+        self.dispatch = Dispatch(scheme.main, health)
         self.latencies = RunningQuantile()  # of single answers, late ones too
         self.timers = Timers(self.dispatch)
         self.groups = Groups(
@@ -148,6 +150,8 @@ class Scheduler:
             raise ProtocolViolation(f"image {event.image} arrived after InputClosed")
         self._last_image = event.image
         group = self.groups.open(event.intended_ns)
+        if not group.images:
+            self.scheme.group_opened(self, group)
         image = self.groups.place(event.image, group, event.intended_ns)
         if event.fault:
             self.dispatch.skip_turn(SINGLE)
@@ -206,6 +210,7 @@ class Scheduler:
                 f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"
             )
         task.rank.failures = 0
+        self.dispatch.observe(task, event.compute_ns + event.held_ns)
         if task.kind == SINGLE:
             self._observe(task)
         self.scheme.answered(self, task, event.cells, event.now_ns)

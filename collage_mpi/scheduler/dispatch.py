@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Action, Item
+from collage_mpi.scheduler.health import Health
 from collage_mpi.scheduler.state import ImageState, Pool, RankState, TaskState
 
 SINGLE, COLLAGE = "single", "collage"
@@ -27,9 +28,10 @@ class Order(NamedTuple):
 class Dispatch:
     """Ranks and tasks. Actions go to `actions`, which the scheduler hands on."""
 
-    def __init__(self, main: str = SINGLE) -> None:
-        """`main`: the kind of network whose tasks are counted as an image's attempts."""
+    def __init__(self, main: str = SINGLE, health: Health | None = None) -> None:
+        """`main`: the kind whose tasks are an image's attempts; `health` if it is watched."""
         self.main = main
+        self.health = health
         self.actions: list[Action] = []
         self.ranks: dict[int, RankState] = {}
         self.tasks: dict[int, TaskState] = {}  # sent, not yet terminal
@@ -45,11 +47,15 @@ class Dispatch:
         self.ranks[rank.id] = rank
         for kind in rank.kinds:
             self._pools.setdefault(kind, Pool()).add(rank.id, rank.load)
+        if self.health is not None:
+            self.health.enter(rank, self.now_ns)
 
     def leave(self, rank: RankState) -> list[TaskState]:
         """The rank takes no more work; the tasks that waited for it, to be moved."""
         for kind in rank.kinds:
             self._pools[kind].discard(rank.id)
+        if self.health is not None:
+            self.health.leave(rank)
         return self._unqueue(rank)
 
     def has_rank(self, kind: str) -> bool:
@@ -83,9 +89,11 @@ class Dispatch:
 
     # ---- making and sending tasks -------------------------------------------
 
-    def to_next(self, order: Order, images: list[ImageState]) -> TaskState | None:
-        """A task to the next rank of the kind in turn; None if there is no rank."""
-        rank = self._pool(order.kind).pick_next()
+    def to_next(
+        self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
+    ) -> TaskState | None:
+        """A task to the next rank of the kind in turn, if there is one not to be avoided."""
+        rank = self._pool(order.kind).pick_next(avoid)
         return None if rank is None else self._make(order, images, rank)
 
     def to_spread(self, orders: Sequence[Order], images: list[ImageState]) -> list[TaskState]:
@@ -104,8 +112,24 @@ class Dispatch:
         self, order: Order, images: list[ImageState], avoid: Collection[int]
     ) -> TaskState | None:
         """A task to a rank of the kind that has nothing to do; None if there is none."""
-        rank = self._pool(order.kind).pick_idle(avoid)
+        if self.health is None:
+            rank = self._pool(order.kind).pick_idle(avoid)
+        else:
+            rank = self.health.pick_idle(order.kind, self.now_ns, avoid)
         return None if rank is None else self._make(order, images, rank)
+
+    def to_best(
+        self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
+    ) -> TaskState | None:
+        """A task to the rank that would finish it first, or the least loaded if unwatched."""
+        if self.health is None:
+            return self.to_least(order, images, avoid)
+        rank = self.health.pick(order.kind, self.now_ns, avoid)
+        return None if rank is None else self._make(order, images, rank)
+
+    def first_to_finish(self, kind: str, count: int) -> list[int]:
+        """The ranks that would finish a task of the kind first; () if ranks are not watched."""
+        return [] if self.health is None else self.health.first(kind, count, self.now_ns)
 
     def skip_turn(self, kind: str) -> None:
         """An image that needs no task keeps its place among the ranks."""
@@ -124,8 +148,8 @@ class Dispatch:
             if kind == self.main:
                 image.sends += 1
         rank.queue[task.id] = task
-        self._load_changed(rank)
         self.pump(rank)
+        self._load_changed(rank)
         return task
 
     def pump(self, rank: RankState) -> None:
@@ -138,6 +162,8 @@ class Dispatch:
         task.images = [image for image in task.images if not image.resolved]
         task.items = tuple(Item(image.id, image.cell) for image in task.images)
         task.sent = True
+        if self.health is not None and not task.rank.outstanding:
+            self.health.turned(task.rank, self.now_ns)
         task.rank.outstanding[task.id] = task
         self.tasks[task.id] = task
         for image in task.images:
@@ -158,10 +184,17 @@ class Dispatch:
         """A terminal event: the task is no longer under way."""
         del self.tasks[task.id]
         del task.rank.outstanding[task.id]
+        if self.health is not None:
+            self.health.turned(task.rank, self.now_ns)
         self._load_changed(task.rank)
         _forget(task)
         if not task.send_done:
             self._let_go(task)
+
+    def observe(self, task: TaskState, service_ns: int) -> None:
+        """The task was answered after so long at work."""
+        if self.health is not None:
+            self.health.observe(task, service_ns)
 
     def resolved(self, image: ImageState) -> None:
         """The image has its outcome: cancel or drop each task that has no other left."""
@@ -171,6 +204,8 @@ class Dispatch:
                 continue
             if task.sent:
                 self.actions.append(ev.Cancel(task.id, task.rank.id))
+                if self.health is not None:
+                    self.health.changed(task.rank)
             elif task.rank.queue.pop(task.id, None) is not None:
                 self._load_changed(task.rank)
         image.tasks = []
@@ -191,6 +226,8 @@ class Dispatch:
     def _load_changed(self, rank: RankState) -> None:
         for kind in rank.kinds:
             self._pools[kind].change(rank.id, rank.load)
+        if self.health is not None:
+            self.health.changed(rank)
 
 
 def _forget(task: TaskState) -> None:

@@ -119,8 +119,8 @@ class Rescue:
             return
         order = Order(task.kind, task.source, task.attempt + 1)
         holders = _holders(images)
-        if self.core.dispatch.to_least(order, images, {task.rank.id, *holders}) is None:
-            self.core.dispatch.to_least(order, images, holders)
+        if self.core.dispatch.to_best(order, images, {task.rank.id, *holders}) is None:
+            self.core.dispatch.to_best(order, images, holders)
 
     def _move(self, task: TaskState) -> None:
         """A task that was never sent goes to another rank; it counts as the same attempt."""
@@ -128,7 +128,7 @@ class Rescue:
         if images:
             order = Order(task.kind, task.source, task.attempt)
             avoid = _holders(images).union(*(image.tried for image in images))
-            self.core.dispatch.to_least(order, images, avoid)
+            self.core.dispatch.to_best(order, images, avoid)
         for image in images:
             self.image(image)
 
@@ -152,9 +152,9 @@ class Rescue:
         order, images = self.core.scheme.retry(image), self._together(image)
         holders = _holders(images)
         tried = holders.union(*(image.tried for image in images))
-        task = self.core.dispatch.to_least(order, images, tried)
+        task = self.core.dispatch.to_best(order, images, tried)
         if task is None:  # every rank was tried: once more to any that is ready
-            task = self.core.dispatch.to_least(order, images, holders)
+            task = self.core.dispatch.to_best(order, images, holders)
         return task is not None
 
     def _together(self, image: ImageState) -> list[ImageState]:

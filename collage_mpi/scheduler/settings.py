@@ -6,7 +6,8 @@ Does not know: how a user says them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 SECOND_NS = 1_000_000_000
 
@@ -18,6 +19,8 @@ class SchedulerSettings:
     Attributes:
         group_size: images of a full group (s*s).
         ranks: worker ranks that must be ready or lost before the first Admit.
+        costs: kind -> its network's service time over the single's, 1 where not named; only
+            schemes that watch the ranks' health ask.
         depth: groups in flight (closed loop).
         drain: release the next groups only when no task is under way at all.
         linger_ns: close a group this long after its first image; None waits for it to fill.
@@ -32,6 +35,7 @@ class SchedulerSettings:
 
     group_size: int
     ranks: int
+    costs: Mapping[str, float] = field(default_factory=dict)
     depth: int = 1
     drain: bool = False
     linger_ns: int | None = None

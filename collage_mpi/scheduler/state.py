@@ -51,13 +51,14 @@ class ImageState:
 class GroupState:
     """Images encoded together; membership is by arrival order only."""
 
-    __slots__ = ("closed", "due", "id", "images", "t0_ns", "timers", "unresolved")
+    __slots__ = ("apart", "closed", "due", "id", "images", "t0_ns", "timers", "unresolved")
 
     def __init__(self, group: int, t0_ns: int) -> None:
         self.id = group
         self.t0_ns = t0_ns
         self.images: list[ImageState] = []
         self.closed = False
+        self.apart: frozenset[int] = frozenset()  # ranks that its singles leave alone
         self.unresolved = 0
         self.timers: set[int] = set()
         # what is to be done with which images, and when; one timer an entry
@@ -180,13 +181,14 @@ class Pool:
             self._load[rank] = load
             self._level(load)[rank] = None
 
-    def pick_next(self) -> int | None:
-        """The next rank in turn, or None if there is none."""
-        if not self._order:
-            return None
-        rank = self._order[self._cursor % len(self._order)]
-        self._cursor = (self._cursor + 1) % len(self._order)
-        return rank
+    def pick_next(self, avoid: Collection[int] = ()) -> int | None:
+        """The next rank in turn that is not in `avoid`, or None if there is none."""
+        for _ in range(len(self._order)):
+            rank = self._order[self._cursor % len(self._order)]
+            self._cursor = (self._cursor + 1) % len(self._order)
+            if rank not in avoid:
+                return rank
+        return None
 
     def pick_spread(self, copies: int) -> list[int]:
         """`copies` different ranks (fewer if there are fewer) for one image, in turn.

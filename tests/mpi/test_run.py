@@ -19,7 +19,7 @@ import pytest
 from conftest import run_ranks
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
+from collage_mpi.results import KINDS, OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
 
 pytestmark = pytest.mark.mpi
@@ -110,6 +110,9 @@ def codes(case: list) -> list[int]:
 # ---- rows -------------------------------------------------------------------
 
 
+SLOW_2 = ("--straggler", "pinned", "--straggler-median-ms", "5", "--slow-ranks", "2:9")
+
+
 def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
     shapes = {
         "collage": [],
@@ -120,6 +123,8 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
         "shuffled": ["--order", "shuffle:5", "--limit", "50"],
         "grace": ["--accept", "grace", "--grace-ms", "5", "--credit", "1"],
         "confident": ["--accept", "confident", "--accept-deadline-ms", "5"],
+        "fastest": ["--placement", "fastest", "--cost-ratio", "1.5", *SLOW_2],
+        "finish": ["--scheme", "none", "--assign", "finish"],
         "only": ["--scheme", "collage-only"],
         "late": ["--scheme", "collage-hedge", "--hedge-ms", "0", "--hedge-budget", "1"],
     }
@@ -133,6 +138,14 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
     shuffled = read_results(tmp_path / "shuffled")
     assert set(shuffled.images["shard"]) == {0, 1}  # 50 of the first shard would be file order
     assert counted(read_results(tmp_path / "only").images, "source", SOURCES) == {"collage": 123}
+    fastest = read_results(tmp_path / "fastest")
+    collages = fastest.tasks[fastest.tasks["kind"] == KINDS.index("collage")]
+    assert set(fastest.tasks["rank"]) == set(range(1, 11))
+    assert (collages["rank"] == 2).mean() < 0.5  # the slow one
+    assert [member["kinds"] for member in fastest.manifest["world"]] == [
+        [],
+        *[["collage", "single"]] * 10,
+    ]
     two = read_results(tmp_path / "two")
     assert {9, 10} <= set(two.tasks["rank"])
     world = two.manifest["world"]

@@ -16,6 +16,7 @@ from collage_mpi.scheduler import (
 )
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.policies import Delay
+from collage_mpi.scheduler.schemes import USE_COLLAGE
 
 SINGLE, COLLAGE = "single", "collage"
 
@@ -40,6 +41,7 @@ class Harness:
         replicas: int = 2,
         hedge_ns: int | None = None,
         hedge_budget: float = 1.0,
+        placement: str = "fixed",
         credit: int = 2,
         **settings,
     ) -> None:
@@ -59,6 +61,7 @@ class Harness:
                 replicas,
                 Delay(hedge_ns),
                 hedge_budget,
+                placement if scheme in USE_COLLAGE else "fixed",
             )
         )
         self.scheduler = Scheduler(
@@ -67,8 +70,11 @@ class Harness:
         )
         self.now_ns = 0
         self.credit = credit
-        self.kinds = {r: SINGLE for r in range(1, singles + 1)}
-        self.kinds |= {r: COLLAGE for r in range(singles + 1, singles + collages + 1)}
+        single, collage = frozenset({SINGLE}), frozenset({COLLAGE})
+        if self.scheme.watches_health and placement == "fastest" and singles:
+            single = collage = single | collage
+        self.kinds = {r: single for r in range(1, singles + 1)}
+        self.kinds |= {r: collage for r in range(singles + 1, singles + collages + 1)}
         self.live: dict[int, ev.Send] = {}  # sent, not terminal
         self.sent: dict[int, ev.Send] = {}
         self.send_done: set[int] = set()
@@ -106,8 +112,7 @@ class Harness:
 
     def rank_ready(self, rank: int) -> None:
         self.ready.add(rank)
-        kinds = frozenset({self.kinds[rank]})
-        self.feed(ev.RankReady(self.now_ns, rank, kinds, "host", self.credit))
+        self.feed(ev.RankReady(self.now_ns, rank, self.kinds[rank], "host", self.credit))
 
     def arrive(self, count: int) -> None:
         """The next `count` images, all admitted at once (closed loop)."""
@@ -129,6 +134,7 @@ class Harness:
         task: int,
         absent: frozenset[int] = frozenset(),
         unsure: frozenset[int] = frozenset(),
+        service_ns: int = 1000,
     ) -> list[ev.Action]:
         """The task's rank answers; images in `absent` get no record, in `unsure` a low score."""
         send = self._terminal(task)
@@ -140,7 +146,9 @@ class Harness:
         }
         self.answers[task] = cells
         self.suspected.discard(send.rank)
-        return self.feed(ev.Answered(self.now_ns, task, send.rank, tuple(cells.values()), 1000, 0))
+        return self.feed(
+            ev.Answered(self.now_ns, task, send.rank, tuple(cells.values()), service_ns, 0)
+        )
 
     def fail(self, task: int, retryable: bool = True) -> list[ev.Action]:
         send = self._terminal(task)
@@ -200,7 +208,7 @@ class Harness:
         assert send.task not in self.sent, "task ids are never reused"
         assert send.items
         assert send.rank in self.ready - self.lost - self.retired - self.suspected
-        assert self.kinds[send.rank] == send.kind
+        assert send.kind in self.kinds[send.rank]
         for item in send.items:
             assert item.image in self.arrived
             assert item.image not in self.resolved, "no Send after the Resolve (2)"

@@ -81,6 +81,8 @@ def test_meaning():
         ({"scheme": "replicate", "replicas": 1}, "at least 2"),
         ({"scheme": "replicate", "replicas": 3, "singles": 2}, "each copy needs a rank"),
         ({"scheme": "collage-hedge"}, "--hedge-ms"),
+        ({"scheme": "none", "placement": "fastest"}, "is for collages"),
+        ({"placement": "nearest"}, "known are: fixed, fastest"),
         ({"scheme": "collage-only", "collage_ranks": 2, "collage_copies": 3}, "each copy"),
         ({"order": "shuffle"}, "shuffle:SEED"),
         ({"collage_copies": 2}, "each copy needs a rank"),
@@ -123,6 +125,8 @@ def test_a_scheme_without_singles_needs_no_single_network():
         ({"scheme": "collage", "collage_ranks": 2}, "collage, M = 2"),
         ({"scheme": "collage-hedge", "hedge_ms": 150.0}, "collage-hedge after 150 ms, at most 25%"),
         ({"scheme": "collage-only", "singles": 4}, "collage-only"),
+        ({"placement": "fastest"}, "collage, fastest"),
+        ({"placement": "fastest", "assign": "finish"}, "collage, first to finish, fastest"),
     ],
 )
 def test_labels_name_what_is_not_usual(values, label):

@@ -37,6 +37,13 @@ def test_collages_alone_need_no_single_rank(world, idle):
     assert found.idle == idle
 
 
+def test_with_fastest_every_rank_holds_both_networks():
+    found = placement(12, None, 2, side=3, layout="fastest")
+    assert found.ranks_of("collage") == found.ranks_of("single") == tuple(range(1, 12))
+    only = placement(3, None, 2, side=3, scheme="collage-only", layout="fastest")
+    assert only.describe() == "0 coordinator, 1-2 collage"
+
+
 def test_a_rank_may_hold_both():
     both = frozenset({"single", "collage"})
     found = Placement((frozenset(), both, both))

@@ -639,6 +639,81 @@ def test_collage_hedge_in_every_order_of_side_2(order):
     assert job.finish.status == ev.COMPLETE
 
 
+def fastest(**kwargs) -> Harness:
+    """Five ranks that hold both networks; rank 3 has shown to be the fastest, rank 1 slow."""
+    job = started(placement="fastest", **kwargs)
+    for task, send in sorted(job.live.items()):
+        slow = {1: 9, 3: 0.5}.get(send.rank, 1)
+        job.answer(task, service_ns=round(slow * 100 * MS))
+    job.arrive(job.admitted)
+    return job
+
+
+@pytest.mark.parametrize("order", list(permutations(range(5))))
+def test_first_answer_wins_on_ranks_that_hold_both_networks(order):
+    job = fastest()
+    job.close()
+    assert job.live[job.task_of(4, COLLAGE)].rank == 3
+    assert sorted(job.live[job.task_of(i)].rank for i in range(4, 8)) == [1, 2, 4, 5]
+    tasks = [job.task_of(i) for i in range(4, 8)] + [job.task_of(4, COLLAGE)]
+    for position in order:
+        job.answer(tasks[position])
+    for image in range(4):
+        before = order.index(image) < order.index(4)
+        assert job.resolved[image + 4].source == (SINGLE if before else COLLAGE)
+    assert job.finish == ev.Finish(ev.COMPLETE, "")
+
+
+def test_the_first_group_of_unknown_ranks_uses_each_once():
+    job = started(placement="fastest", collages=2, copies=2)
+    assert sorted(s.rank for s in job.live.values()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stalled_rank_is_the_fastest_no_more():
+    job = fastest()
+    stalled = job.task_of(4, COLLAGE)
+    for image in range(4, 8):
+        job.answer(job.task_of(image), service_ns=100 * MS)
+    job.now_ns = 400 * MS  # rank 3 has been at work for 400 ms on what takes 50
+    job.arrive(job.admitted)
+    assert stalled in job.live
+    assert job.live[job.task_of(8, COLLAGE)].rank != 3
+
+
+@pytest.mark.parametrize("lost", [{3}, {1, 2, 3}, {1, 2, 3, 4}])
+def test_lost_ranks_leave_both_kinds_of_work_to_the_others(lost):
+    job = fastest()
+    for rank in lost:
+        job.lose(rank)
+    for _ in range(3):
+        for task in list(job.live):
+            if task in job.live:
+                job.answer(task)
+        job.arrive(job.admitted)
+    job.close()
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE
+
+
+def test_a_rank_that_is_slow_for_long_gets_less_work():
+    job = started(scheme="none", collages=0, assign="finish", depth=2)
+    for _ in range(20):
+        job.arrive(job.admitted)
+        for task, send in sorted(job.live.items()):
+            if task in job.live:
+                job.answer(task, service_ns=900 * MS if send.rank == 1 else 100 * MS)
+    share = [sum(s.rank == rank for s in job.sent.values()) for rank in (1, 2, 3, 4)]
+    assert share[0] * 4 < min(share[1:])
+
+
+def test_collages_alone_go_to_the_fastest_rank_too():
+    job = started(scheme="collage-only", collages=3, placement="fastest", depth=3)
+    for task, send in sorted(job.live.items()):
+        job.answer(task, service_ns=(10 if send.rank == 2 else 100) * MS)
+    job.arrive(4)
+    assert job.live[max(job.live)].rank == 2
+
+
 # ---- found by review; each was once wrong ---------------------------------------
 
 

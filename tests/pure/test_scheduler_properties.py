@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 from scheduler_harness import Harness
 
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.schemes import SCHEMES
+from collage_mpi.scheduler.schemes import ASSIGNMENTS, PLACEMENTS, SCHEMES
 
 MS = 1_000_000
 
@@ -29,7 +29,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheme=st.sampled_from(SCHEMES),
         policy=st.sampled_from(["first", "grace", "confident"]),
         copies=st.integers(1, 2),
-        assign=st.sampled_from(["turn", "least"]),
+        assign=st.sampled_from(ASSIGNMENTS),
+        placement=st.sampled_from(PLACEMENTS),
         replicas=st.integers(2, 3),
         hedge_ns=st.sampled_from([None, 0, 10 * MS]),
         hedge_budget=st.sampled_from([0.0, 0.3, 1.0]),
@@ -72,7 +73,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         task = data.draw(st.sampled_from(sorted(self.job.live)))
         images = [item.image for item in self.job.live[task].items]
         absent, unsure = (data.draw(st.sets(st.sampled_from(images))) for _ in range(2))
-        self.job.answer(task, frozenset(absent), frozenset(unsure))
+        service_ns = data.draw(st.sampled_from([0, 5 * MS, 50 * MS]))
+        self.job.answer(task, frozenset(absent), frozenset(unsure), service_ns)
 
     @precondition(lambda self: self.running() and self.job.live)
     @rule(data=st.data())
@@ -134,6 +136,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         for pool in self.job.scheduler.dispatch._pools.values():
             for rank, load in pool._load.items():
                 assert load == self.job.scheduler.dispatch.ranks[rank].load
+
+    @invariant()
+    def ranks_are_sorted_once(self):
+        health = self.job.scheduler.dispatch.health if hasattr(self, "job") else None
+        for kind in health._changed if health else ():
+            dispatch = self.job.scheduler.dispatch
+            order = health._sorted(kind, dispatch.now_ns)
+            entries = [*order._idle, *order._busy]
+            assert sorted(rank for _, rank in entries) == dispatch._pool(kind)._order
+            busy = {rank for _, rank in order._busy}
+            assert busy == {r for _, r in entries if dispatch.ranks[r].load}
 
     def teardown(self):
         if hasattr(self, "job"):

@@ -68,6 +68,21 @@ def test_drain_equals_the_formula(side, ratio):
     assert found == singles.max(axis=1).tolist()
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.5])
+def test_on_the_fastest_rank_the_collage_bounds_every_group(ratio):
+    """Rank 1 is twice as fast, rank 3 slow: a group takes as long as rank 1's collage."""
+    constant = {"straggler": "pinned", "straggler_median_ms": 100.0}
+    slow = {"slow_ranks": ("1:0.5", "3:9"), "placement": "fastest", "side": 2}
+    groups = play(20, ratio=ratio, **constant, **slow).groups
+    assert [g.latency_ns for g in groups[10:]] == [50 * ratio * MS] * 10
+
+
+def test_first_to_finish_leaves_a_slow_rank_alone():
+    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
+    groups = play(20, scheme="none", assign="finish", side=2, **constant).groups
+    assert [g.latency_ns for g in groups[2:]] == [200 * MS] * 18
+
+
 def test_two_collage_ranks_are_as_good_as_the_faster():
     settings = {"between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
     draw = make_delays(RunSettings(**settings).stragglers()).draw_ns

@@ -20,6 +20,7 @@ from collage_mpi.scheduler.schemes.copies import Hedger, HedgeScheme, ReplicateS
 
 __all__ = [
     "ASSIGNMENTS",
+    "PLACEMENTS",
     "SCHEMES",
     "USE_COLLAGE",
     "USE_HEDGE",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 SCHEMES = ("none", "replicate", "hedge", "collage", "collage-only", "collage-hedge")
+PLACEMENTS = ("fixed", "fastest")
 USE_COLLAGE = frozenset({"collage", "collage-only", "collage-hedge"})  # others leave them idle
 USE_SINGLE = frozenset(SCHEMES) - {"collage-only"}
 USE_POLICY = frozenset({"collage", "collage-hedge"})
@@ -52,6 +54,8 @@ class SchemeSettings:
         replicas: ranks that get the same image (replicate).
         hedge_delay: when an image is late (hedge, collage-hedge).
         hedge_budget: copies allowed per image, 0..1 (hedge, collage-hedge).
+        placement: one of PLACEMENTS (those of USE_COLLAGE): collages to ranks of their own, or
+            to the fastest of ranks that hold both networks.
     """
 
     name: str
@@ -61,6 +65,7 @@ class SchemeSettings:
     replicas: int = 2
     hedge_delay: Delay | None = None
     hedge_budget: float = 0.25
+    placement: str = "fixed"
 
     def hedger(self) -> Hedger:
         """By which rule late images get their copies. Raises UsageError without a time."""
@@ -72,6 +77,14 @@ class SchemeSettings:
 def make_scheme(settings: SchemeSettings) -> Scheme:
     """The scheme of the settings. Raises UsageError for what cannot work."""
     assign, copies = settings.assign, settings.collage_copies
+    if settings.placement not in PLACEMENTS:
+        raise UsageError(f"placement is {settings.placement!r}; known are: {', '.join(PLACEMENTS)}")
+    fastest = settings.placement == "fastest"
+    if fastest and settings.name not in USE_COLLAGE:
+        raise UsageError(
+            f"placement fastest is for collages, and scheme {settings.name} makes none: "
+            "leave it out, or use --assign finish"
+        )
     if settings.name == "none":
         return Scheme(assign)
     if settings.name == "replicate":
@@ -79,9 +92,9 @@ def make_scheme(settings: SchemeSettings) -> Scheme:
     if settings.name == "hedge":
         return HedgeScheme(settings.hedger(), assign)
     if settings.name == "collage":
-        return CollageScheme(settings.policy, copies, assign)
+        return CollageScheme(settings.policy, copies, assign, fastest)
     if settings.name == "collage-only":
-        return CollageOnlyScheme(copies)
+        return CollageOnlyScheme(copies, fastest)
     if settings.name == "collage-hedge":
-        return CollageHedgeScheme(settings.policy, settings.hedger(), copies, assign)
+        return CollageHedgeScheme(settings.policy, settings.hedger(), copies, assign, fastest)
     raise UsageError(f"scheme is {settings.name!r}; known are: {', '.join(SCHEMES)}")

@@ -15,7 +15,8 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 
-ASSIGNMENTS = ("turn", "least")
+ASSIGNMENTS = ("turn", "least", "finish")
+ASSIGNED = {"turn": "", "least": ", least loaded", "finish": ", first to finish"}
 
 PLAIN = Order(SINGLE, "single")
 REPLICA = Order(SINGLE, "replica")
@@ -48,8 +49,9 @@ Later = Callable[[Any, ImageState], None]
 class Scheme:
     """Every image to one single rank; no redundancy. The base of all schemes.
 
-    `assign` says to which: the next in turn, as in the paper, or the least loaded, the
-    fair baseline where there are more ranks than images of a group.
+    `assign` says to which: the next in turn, as in the paper; the least loaded, the fair
+    baseline where there are more ranks than images of a group; or the one that would
+    finish first, by the ranks' running service times.
     """
 
     name = "none"
@@ -64,14 +66,24 @@ class Scheme:
     @property
     def label(self) -> str:
         """As shown in tables and legends."""
-        return self.name if self.assign == "turn" else f"{self.name}, least loaded"
+        return self.name + ASSIGNED[self.assign]
+
+    @property
+    def watches_health(self) -> bool:
+        """Whether it needs to know how fast the ranks are of late."""
+        return self.assign == "finish"
+
+    def group_opened(self, core: Core, group: GroupState) -> None:
+        """A group begins; its first image follows."""
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """An image has a place in a group."""
         if self.assign == "turn":
-            core.dispatch.to_next(PLAIN, [image])
+            core.dispatch.to_next(PLAIN, [image], image.group.apart)
+        elif self.assign == "least":
+            core.dispatch.to_least(PLAIN, [image], image.group.apart)
         else:
-            core.dispatch.to_least(PLAIN, [image], ())
+            core.dispatch.to_best(PLAIN, [image], image.group.apart)
 
     def group_closed(self, core: Core, group: GroupState) -> None:
         """The group has all the images it will have."""

@@ -20,25 +20,45 @@ from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 class CollageScheme(Scheme):
     """Singles at once, and the group's collage when the group is full.
 
-    arXiv 1904.12222; `copies` > 1 sends the same collage to several ranks.
+    arXiv 1904.12222; `copies` > 1 sends the same collage to several ranks. With `fastest`,
+    where ranks hold both networks, it goes to those that would finish it first when the
+    group begins, and the group's singles to the others.
     """
 
     name = "collage"
     kinds = frozenset({SINGLE, COLLAGE})
 
-    def __init__(self, policy: AcceptPolicy, copies: int = 1, assign: str = "turn") -> None:
+    def __init__(
+        self, policy: AcceptPolicy, copies: int = 1, assign: str = "turn", fastest: bool = False
+    ) -> None:
         super().__init__(assign)
         if copies < 1:
             raise UsageError(f"collage copies is {copies}; at least 1 is needed")
         self.policy = policy
         self.copies = copies
+        self.fastest = fastest
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return super().label + (", fastest" if self.fastest else "")
+
+    @property
+    def watches_health(self) -> bool:
+        """Whether it needs to know how fast the ranks are of late."""
+        return self.fastest or super().watches_health
+
+    def group_opened(self, core: Core, group: GroupState) -> None:
+        """The fastest ranks are kept for the collage."""
+        if self.fastest:
+            group.apart = frozenset(core.dispatch.first_to_finish(COLLAGE, self.copies))
 
     def group_closed(self, core: Core, group: GroupState) -> None:
-        """The images not yet resolved, as one collage, to the least loaded collage ranks."""
+        """The images not yet resolved, as one collage, to the best collage ranks."""
         images = [image for image in group.images if not image.resolved]
         taken: list[int] = []
         while images and len(taken) < self.copies:
-            task = core.dispatch.to_least(WHOLE, images, taken)
+            task = core.dispatch.to_best(WHOLE, images, taken)
             if task is None:
                 return
             taken.append(task.rank.id)
@@ -75,8 +95,8 @@ class CollageOnlyScheme(CollageScheme):
     kinds = frozenset({COLLAGE})
     main = COLLAGE
 
-    def __init__(self, copies: int = 1) -> None:
-        super().__init__(First(), copies)
+    def __init__(self, copies: int = 1, fastest: bool = False) -> None:
+        super().__init__(First(), copies, fastest=fastest)
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """Its group's collage will cover it."""
@@ -96,9 +116,14 @@ class CollageHedgeScheme(CollageScheme):
     name = "collage-hedge"
 
     def __init__(
-        self, policy: AcceptPolicy, hedger: Hedger, copies: int = 1, assign: str = "turn"
+        self,
+        policy: AcceptPolicy,
+        hedger: Hedger,
+        copies: int = 1,
+        assign: str = "turn",
+        fastest: bool = False,
     ) -> None:
-        super().__init__(policy, copies, assign)
+        super().__init__(policy, copies, assign, fastest)
         self.hedger = hedger
 
     @property

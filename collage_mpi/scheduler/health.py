@@ -1,0 +1,216 @@
+"""How fast the ranks are of late, and which would finish a task first.
+
+Owns: running service times by rank, censored by what is under way; the order of the ranks
+by the time at which one more task would be done.
+Does not know: who is sent what and why.
+
+A rank's service time is the median of its last few, compute and held, each divided by the
+cost of its kind of network: robust against one slow answer, and soon aware of a rank that is
+slow for long. A task that takes longer than that is expected to take as long again as it is
+late: what has lasted long in a heavy tail will last. A rank that has not answered yet comes
+first while it is idle, and counts as a typical one once it has a task.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+
+from collage_mpi.scheduler.state import RankState, TaskState
+
+WINDOW = 9  # service times remembered of a rank
+PROBE_AFTER = 100  # of its service times idle: a slow rank is tried again
+
+
+class Pace:
+    """One rank's service times, and when its present task began."""
+
+    __slots__ = ("_last", "_sorted", "begun_ns", "service_ns")
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque()
+        self._sorted: list[float] = []
+        self.service_ns = 0.0  # of a single image; 0 until one is known
+        self.begun_ns = 0  # since when it has been at work, or idle
+
+    def observe(self, service_ns: float) -> None:
+        """One more service time."""
+        if len(self._last) == WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._last.popleft())]
+        self._last.append(service_ns)
+        insort(self._sorted, service_ns)
+        self.service_ns = self._sorted[(len(self._sorted) - 1) // 2]
+
+
+class Health:
+    """Running service times of all ranks, and the ranks of a kind in order of finish.
+
+    Idle ranks are sorted by their service time, busy ones by when they would be done with
+    one more task: both stay true as time passes, but for a task that is overdue, whose rank
+    is sorted in again when its turn comes (and, for a while, a rank nothing is known of).
+    So a choice is O(log ranks) amortised.
+
+    Args:
+        costs: kind -> its network's service time over the single's; 1 where it is not named.
+    """
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self._costs = dict(costs)
+        self._paces: dict[int, Pace] = {}
+        self._typical = Pace()  # of all ranks, for one that has not answered yet
+        self._ranks: dict[int, RankState] = {}
+        self._orders: dict[str, _Order] = {}
+        self._changed: dict[str, set[int]] = {}  # kind -> ranks to be sorted in before a choice
+
+    def enter(self, rank: RankState, now_ns: int) -> None:
+        """The rank takes work."""
+        self._paces.setdefault(rank.id, Pace()).begun_ns = now_ns
+        self._ranks[rank.id] = rank
+        self.changed(rank)
+
+    def leave(self, rank: RankState) -> None:
+        """It takes no more work."""
+        self._ranks.pop(rank.id, None)
+        for kind in rank.kinds:
+            if kind in self._orders:
+                self._orders[kind].remove(rank.id)
+            self._changed[kind].discard(rank.id)
+
+    def service_ns(self, rank: int) -> float:
+        """Running service time of a single image on the rank; 0 until one is known."""
+        return self._paces[rank].service_ns
+
+    # ---- what happens to a rank ---------------------------------------------
+
+    def turned(self, rank: RankState, now_ns: int) -> None:
+        """It begins a task, or is idle, from now on."""
+        self._paces[rank.id].begun_ns = now_ns
+
+    def changed(self, rank: RankState) -> None:
+        """What it has to do, or its service time, is another."""
+        if rank.id in self._ranks:
+            for kind in rank.kinds:
+                self._changed.setdefault(kind, set()).add(rank.id)
+
+    def observe(self, task: TaskState, service_ns: int) -> None:
+        """An answer says how long the rank was at work on it."""
+        if service_ns > 0:
+            cost = self._costs.get(task.kind, 1.0)
+            self._paces[task.rank.id].observe(service_ns / cost)
+            self._typical.observe(service_ns / cost)
+            self.changed(task.rank)
+
+    # ---- choices ------------------------------------------------------------
+
+    def pick(self, kind: str, now_ns: int, avoid: Collection[int] = ()) -> int | None:
+        """The rank that would finish one more task of the kind first, or None."""
+        order = self._sorted(kind, now_ns)
+        late = order.slowest_idle()
+        if late is not None and late not in avoid and self._wants_probe(late, now_ns):
+            return late
+        return self._by_finish(order, kind, now_ns, avoid)
+
+    def first(self, kind: str, count: int, now_ns: int) -> list[int]:
+        """The `count` ranks that would finish first, fewer if there are fewer."""
+        found: list[int] = []
+        order = self._sorted(kind, now_ns)
+        while len(found) < count:
+            rank = self._by_finish(order, kind, now_ns, found)
+            if rank is None:
+                break
+            found.append(rank)
+        return found
+
+    def pick_idle(self, kind: str, now_ns: int, avoid: Collection[int] = ()) -> int | None:
+        """The fastest idle rank, or None."""
+        return next((r for r in self._sorted(kind, now_ns).idle() if r not in avoid), None)
+
+    def _wants_probe(self, rank: int, now_ns: int) -> bool:
+        pace = self._paces[rank]
+        return now_ns - pace.begun_ns > PROBE_AFTER * pace.service_ns > 0
+
+    def _by_finish(
+        self, order: _Order, kind: str, now_ns: int, avoid: Collection[int]
+    ) -> int | None:
+        cost = self._costs.get(kind, 1.0)
+        idle = next((r for r in order.idle() if r not in avoid), None)
+        idle_ns = None if idle is None else now_ns + self._paces[idle].service_ns * cost
+        place = 0
+        while (entry := order.busy_at(place)) is not None:
+            at_ns, rank = entry
+            if idle_ns is not None and at_ns >= idle_ns:
+                break
+            if rank in avoid:
+                place += 1
+                continue
+            true_ns = self._finish_ns(self._ranks[rank], kind, now_ns)
+            if true_ns > at_ns:  # overdue since it was sorted in
+                order.put_busy(rank, true_ns)
+                continue
+            return rank
+        return idle
+
+    # ---- times --------------------------------------------------------------
+
+    def _finish_ns(self, rank: RankState, kind: str, now_ns: int) -> float:
+        """When one more task of the kind would be done."""
+        pace = self._paces[rank.id]
+        tasks = iter(rank.outstanding.values())
+        first = next(tasks, None)
+        if first is None:
+            first = next(iter(rank.queue.values()))
+        service_ns = pace.service_ns or self._typical.service_ns
+        over_ns = now_ns - pace.begun_ns - service_ns * self._costs.get(first.kind, 1.0)
+        free_ns = now_ns + abs(over_ns)
+        each_ns = service_ns + max(0, over_ns)
+        waiting = sum(1 for task in tasks if task.pending > 0) + len(rank.queue)
+        return free_ns + each_ns * (waiting + self._costs.get(kind, 1.0))
+
+    def _sorted(self, kind: str, now_ns: int) -> _Order:
+        """The ranks of the kind, those that have changed since the last choice sorted in."""
+        order = self._orders.setdefault(kind, _Order())
+        changed = self._changed.setdefault(kind, set())
+        for rank_id in changed:
+            rank = self._ranks[rank_id]
+            if rank.load:
+                order.put_busy(rank_id, self._finish_ns(rank, kind, now_ns))
+            else:
+                order.put_idle(rank_id, self._paces[rank_id].service_ns)
+        changed.clear()
+        return order
+
+
+class _Order:
+    """The ready ranks of one kind, the idle and the busy ones each sorted by a number."""
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[float, int]] = []
+        self._busy: list[tuple[float, int]] = []
+        self._where: dict[int, tuple[list[tuple[float, int]], tuple[float, int]]] = {}
+
+    def remove(self, rank: int) -> None:
+        if rank in self._where:
+            entries, entry = self._where.pop(rank)
+            del entries[bisect_left(entries, entry)]
+
+    def put_idle(self, rank: int, service_ns: float) -> None:
+        self._put(self._idle, rank, service_ns)
+
+    def put_busy(self, rank: int, finish_ns: float) -> None:
+        self._put(self._busy, rank, finish_ns)
+
+    def _put(self, entries: list[tuple[float, int]], rank: int, key: float) -> None:
+        self.remove(rank)
+        entry = key, rank
+        insort(entries, entry)
+        self._where[rank] = entries, entry
+
+    def idle(self) -> Iterator[int]:
+        return (rank for _, rank in self._idle)
+
+    def slowest_idle(self) -> int | None:
+        return self._idle[-1][1] if self._idle else None
+
+    def busy_at(self, place: int) -> tuple[float, int] | None:
+        return self._busy[place] if place < len(self._busy) else None
