@@ -123,6 +123,14 @@ def picture_pixels(data: bytes, fit: Fit) -> np.ndarray:
         raise UnreadablePicture(f"{type(error).__name__}: {detail:.160}") from error
 
 
+def fit_pixels(image: np.ndarray, fit: Fit) -> np.ndarray:
+    """(H, W, C) uint8 -> (px, px, C) uint8, as `picture_pixels` does; C as fit.channels says."""
+    from PIL import Image
+
+    plain = image[:, :, 0] if image.shape[2] == 1 else image
+    return _fitted(_plain(Image.fromarray(plain), fit.channels), fit)
+
+
 def _draft(picture: Any, fit: Fit) -> None:
     """Let libjpeg shrink on the way where the picture is much larger than what is needed."""
     if picture.format not in ("JPEG", "MPO"):

@@ -9,14 +9,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collage_mpi.commands import prep_pictures
+from collage_mpi.commands import prep_hdf5, prep_pictures
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from collage_mpi.prep.arrays import PixelRows
 
 ROWS_PER_SHARD = 10_000
 BATCH = 1_000
@@ -29,29 +33,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prep_pictures.add_images(images)
     tar = kinds.add_parser("tar", help="from tar files of pictures (WebDataset's layout)")
     prep_pictures.add_tar(tar)
+    hdf5 = kinds.add_parser("hdf5", help="from other programs' HDF5 files")
+    prep_hdf5.add_arguments(hdf5)
+    _shared(hdf5)
     idx = kinds.add_parser("idx", help="from IDX files, gzip or plain (MNIST, Fashion-MNIST)")
     idx.add_argument("--images", type=Path, required=True, metavar="FILE", help="IDX of images")
     idx.add_argument("--labels", type=Path, metavar="FILE", help="IDX of labels")
-    idx.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
-    idx.add_argument("--prefix", default="shard", help="start of the file names (%(default)s)")
-    idx.add_argument(
+    _shared(idx)
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    """The flags of `prep idx` and `prep hdf5`."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shards' folder")
+    parser.add_argument("--prefix", default="shard", help="start of the file names (%(default)s)")
+    parser.add_argument(
         "--rows-per-shard",
         type=int,
         default=ROWS_PER_SHARD,
         metavar="N",
         help="images a file (%(default)s); all in one file if they fit: PREFIX.h5",
     )
-    names = idx.add_mutually_exclusive_group()
+    names = parser.add_mutually_exclusive_group()
     names.add_argument("--class-names", metavar="A,B,C", help="names of classes 0, 1, ...")
     names.add_argument(
         "--class-names-file", type=Path, metavar="FILE", help="the same, a name a line"
     )
-    idx.add_argument("--source", help="where the images come from (the file's name)")
-    idx.add_argument(
+    parser.add_argument("--source", help="where the images come from (the file's name)")
+    parser.add_argument(
         "--seed", type=int, metavar="N", help="shuffle the rows; without it, the file's order"
     )
-    idx.add_argument("--limit", type=int, metavar="N", help="only the first N, after shuffling")
-    idx.add_argument("--overwrite", action="store_true", help="replace shards of this prefix")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N, after shuffling")
+    parser.add_argument("--overwrite", action="store_true", help="replace shards of this prefix")
 
 
 @dataclass(frozen=True)
@@ -59,14 +71,14 @@ class Table:
     """All rows to be written, in order.
 
     Attributes:
-        images: (n, H, W, C) uint8.
+        images: (n, H, W, C) uint8, or what gives such rows when indexed with them.
         labels: (n,) integers, or None.
         rows: (m,) rows of those to write, in this order.
         id_stem: an image's id is this, a colon, and its row in the original.
         class_names, source: as in a shard.
     """
 
-    images: np.ndarray
+    images: np.ndarray | PixelRows
     labels: np.ndarray | None
     rows: np.ndarray
     id_stem: str
@@ -78,9 +90,17 @@ def execute(args: argparse.Namespace) -> int:
     """Write the shards; returns 0, or 5 if pictures were left out."""
     if args.kind in ("images", "tar"):
         return prep_pictures.execute(args)
+    check_numbers(args)
+    with (
+        prep_hdf5.table_of(args) if args.kind == "hdf5" else nullcontext(read_table(args)) as table
+    ):
+        return write_all(args, table)
+
+
+def write_all(args: argparse.Namespace, table: Table) -> int:
+    """Write the shards of a table and say so; returns 0."""
     from collage_mpi.prep.plan import shard_paths
 
-    table = read_table(args)
     paths = shard_paths(args.out, args.prefix, len(table.rows), args.rows_per_shard)
     clear_old_shards(args.out, args.prefix, args.overwrite)
     with progress(len(table.rows)) as advance:
@@ -105,11 +125,6 @@ def read_table(args: argparse.Namespace) -> Table:
     from collage_mpi.idx import read_idx
     from collage_mpi.shards.schema import label_problem
 
-    for flag in ("rows_per_shard", "limit"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: needed: at least 1")
-    check_prefix(args.prefix)
     names = class_names(args)
     images = read_idx(args.images)
     if images.ndim == 3:
@@ -130,6 +145,15 @@ def read_table(args: argparse.Namespace) -> Table:
         raise DataFault(f"{args.labels}: {wrong}")
     stem = args.images.name.removesuffix(".gz")
     return Table(images, labels, pick_rows(len(images), args), stem, names, args.source or stem)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raise UsageError for a number or a prefix that cannot work."""
+    for flag in ("rows_per_shard", "limit"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {value}: needed: at least 1")
+    check_prefix(args.prefix)
 
 
 def class_names(args: argparse.Namespace) -> tuple[str, ...] | None:

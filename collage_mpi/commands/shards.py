@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 
@@ -65,6 +66,8 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     print(f"  images       {info.count:,} of {info.height} x {info.width} x {info.channels}")
     if info.fit is not None:
         print(f"  stored       as encoded files, decoded when read: {info.fit}")
+    if info.layout is not None:
+        _tell_layout(info.layout)
     print(f"  labels       {'yes' if info.has_labels else 'no'}")
     print(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
     if info.cell_sizes:
@@ -72,6 +75,19 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     print(f"  source       {info.source or 'not given'}")
     print(f"  fingerprint  {info.fingerprint}")
     return True
+
+
+def _tell_layout(layout: dict[str, Any]) -> None:
+    """What was understood of another program's file."""
+    from collage_mpi.shards.foreign import LABEL_NAMES
+
+    print("  format       another program's HDF5, understood as:")
+    print(f"    images     dataset {layout['images']}, axes {layout['axes']}")
+    found = layout["labels"] or f"none (looked for {', '.join(LABEL_NAMES)})"
+    print(f"    labels     {f'dataset {found}' if layout['labels'] else found}")
+    if layout["unused"]:
+        print(f"    not used   {', '.join(layout['unused'])}")
+    print("  integrity    not checked: no checksums in it; `prep hdf5` makes shards that have them")
 
 
 def add_cells_to(path: Path, out: Path, px: int) -> None:

@@ -49,6 +49,11 @@ def add_cells(
     if target.exists():
         raise EnvironmentFault(f"{target}: exists. Give another --out, or remove it.")
     with ShardSet.open([path]) as shards:
+        if shards.infos[0].layout is not None:
+            raise DataFault(
+                f"{path}: is another program's file; make shards of it first, with `collage-mpi "
+                "prep hdf5`"
+            )
         if px in shards.cell_sizes:
             raise DataFault(f"{path}: has cells of {px} px already; it can be used as it is.")
         try:

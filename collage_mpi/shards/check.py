@@ -18,6 +18,7 @@ import numpy as np
 from collage_mpi.encode import FILTER
 from collage_mpi.errors import DataFault
 from collage_mpi.pictures import UnreadablePicture, parse_fit, picture_pixels
+from collage_mpi.shards.foreign import ForeignFault, Layout, is_foreign, understand
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
 from collage_mpi.shards.schema import (
     CHANNELS,
@@ -31,6 +32,7 @@ from collage_mpi.shards.schema import (
     rows_crc32,
     sha256_of,
     sidecar_path,
+    split_part,
     stamp_of,
 )
 
@@ -52,6 +54,7 @@ class Description:
     cell_sizes: tuple[int, ...] = ()
     storage: str = "images"
     fit: str | None = None
+    layout: dict[str, Any] | None = None
 
 
 def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
@@ -91,6 +94,7 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
         stamp=stamp,
         storage=about.storage,
         fit=about.fit,
+        layout=about.layout,
     )
 
 
@@ -105,9 +109,30 @@ def verify_here(path: Path) -> list[str]:
             problems.append(hash_mismatch(path))
         with H5_LOCK, opened(path) as file:
             about = describe(file, path, for_verify=True)
+            if about.layout is not None:
+                return _foreign_problems(file, path, Layout.from_json(about.layout), problems)
             problems += _row_problems(file, about)
     except DataFault as fault:
         problems.append(str(fault).removeprefix(f"{path}: "))
+    return problems
+
+
+def _foreign_problems(file: Any, path: Path, layout: Layout, problems: list[str]) -> list[str]:
+    """Nothing but the file's SHA-256 can prove another program's file; it is read all the same."""
+    images = file[layout.images]
+    rows = max(1, BLOCK_BYTES // max(1, images[0].size))
+    try:
+        for start in range(0, len(images), rows):
+            images[start : start + rows]
+    except (OSError, RuntimeError) as error:
+        problems.append(f"images cannot be read ({error})")
+    if read_sidecar(path) is None:
+        name = split_part(path)[0].name
+        problems[0] = (
+            "another program's file, without checksums: its bytes cannot be proven. "
+            f"`sha256sum {name} > {name}.sha256` records them as they are now; `collage-mpi prep "
+            "hdf5` makes shards that have checksums"
+        )
     return problems
 
 
@@ -121,6 +146,7 @@ def hash_mismatch(path: Path) -> str:
 
 def opened(path: Path, *, cache_bytes: int = 0) -> Any:
     """The open file. Raises DataFault if it is no HDF5 file, OSError if unreadable."""
+    path = split_part(path)[0]
     with path.open("rb"):
         pass  # missing or forbidden: the plain OSError says it better than HDF5
     try:
@@ -138,6 +164,10 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
         DataFault: with the first thing that is wrong.
     """
     try:
+        if is_foreign(file):
+            return _describe_foreign(file, path)
+        if split_part(path)[1]:
+            raise DataFault("a shard of this package is used as a whole")
         _check_format(file)
         storage = "encoded" if "encoded" in file and "images" not in file else "images"
         count = int(file.attrs["count"]) if "count" in file.attrs else None
@@ -152,12 +182,28 @@ def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
                 raise DataFault(wrong)
         source = _text(file.attrs["source"]) if "source" in file.attrs else ""
         cells = _cell_sizes(file, shape, os.path.getsize(path))
+    except ForeignFault as fault:
+        raise DataFault(f"{path}: {fault}") from None
     except DataFault as fault:
         raise DataFault(f"{path}: {fault}. {HOW_TO_MAKE}") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise DataFault(f"{path}: damaged HDF5 structure ({detail}). {HOW_TO_MAKE}") from error
     return Description(shape[0], shape[1:], names, has_labels, source, cells, storage, fit)
+
+
+def _describe_foreign(file: Any, path: Path) -> Description:
+    found = understand(file, path)
+    layout, name = found.layout, split_part(path)[0].name
+    return Description(
+        count=found.count,
+        shape=found.shape,
+        class_names=found.class_names,
+        has_labels=layout.labels is not None,
+        source=f"{name}, dataset {layout.images}",
+        storage="foreign",
+        layout=layout.to_json(),
+    )
 
 
 def _check_images(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.shards.schema import ShardInfo
+from collage_mpi.shards.schema import ShardInfo, split_part
 
 CHILD_COMMAND = (sys.executable, "-m", "collage_mpi.shards.guard")
 MEMORY_BYTES = 2 << 30
@@ -146,7 +146,8 @@ def _raise_start_failure(complaint: bytes) -> None:
 
 
 def _limit_s(task: str, paths: Sequence[Path]) -> float:
-    sizes = (path.stat().st_size for path in paths if path.is_file())
+    files = (split_part(path)[0] for path in paths)
+    sizes = (file.stat().st_size for file in files if file.is_file())
     return START_S + sum(sizes) / (DECODE_BYTES_PER_S if task == "verify" else BYTES_PER_S)
 
 
@@ -178,12 +179,13 @@ def _answer(task: str, path: Path) -> dict[str, Any]:
     from collage_mpi.shards.check import inspect_here, verify_here
 
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        file = split_part(path)[0]
+        if not stat.S_ISREG(file.stat().st_mode):
             problem = f"{path}: cannot be read: a folder, pipe or device, not a file"
             return {"problem": problem, "kind": "environment"}
         if task == "verify":
             return {"problems": verify_here(path)}
-        hash_file = path.stat().st_size <= HASH_LIMIT_BYTES
+        hash_file = file.stat().st_size <= HASH_LIMIT_BYTES
         return {"info": inspect_here(path, hash_file=hash_file).to_json()}
     except CollageError as fault:
         return {"problem": str(fault), "kind": "data"}

@@ -1,6 +1,7 @@
 """One shard, open for a job: rows into arrays, checked.
 
-Owns: `OpenShard` for pixels, `EncodedShard` for pictures, the choice between them.
+Owns: `OpenShard` for pixels, `EncodedShard` for pictures, `ForeignShard` for other
+programs' files, the choice between them.
 Does not know: other shards, threads, the safety of a first open (guard.py).
 """
 
@@ -15,6 +16,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.check import opened
 from collage_mpi.shards.encoded import read_files
+from collage_mpi.shards.foreign import Layout
 from collage_mpi.shards.hdf5 import H5_LOCK
 from collage_mpi.shards.schema import (
     ShardInfo,
@@ -34,7 +36,8 @@ def open_shard(info: ShardInfo) -> OpenShard:
         EnvironmentFault: it can no longer be read.
         DataFault: it is another one now.
     """
-    return EncodedShard(info) if info.storage == "encoded" else OpenShard(info)
+    kinds = {"encoded": EncodedShard, "foreign": ForeignShard}
+    return kinds.get(info.storage, OpenShard)(info)
 
 
 class OpenShard:
@@ -55,12 +58,12 @@ class OpenShard:
         try:
             with H5_LOCK:
                 self._file: Any = opened(info.path)
-                if self._file[self.pixels_in].id.get_create_plist().get_nfilters():
-                    self._file.close()  # compressed: without a cache each row unpacks a chunk
+                if _wants_cache(self._file[self.pixels_in]):
+                    self._file.close()
                     self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
                 self._images = self._file[self.pixels_in]
-                self.crc32 = self._file["crc32"][...]  # (n,) uint32
-                self.labels = self._file["labels"][...] if info.has_labels else None  # (n,) int64
+                self.labels = self._read_labels() if info.has_labels else None  # (n,) int64
+                self.crc32 = self._read_crc32(info)  # (n,) uint32
                 stored = self._stored(info)
         except (OSError, RuntimeError, KeyError) as error:
             raise EnvironmentFault(f"{info.path}: can no longer be read: {error}") from error
@@ -70,9 +73,19 @@ class OpenShard:
         if wrong:
             raise DataFault(f"{info.path}: {wrong}")
 
+    def _read_labels(self) -> np.ndarray:
+        return self._file["labels"][...]
+
+    def _read_crc32(self, info: ShardInfo) -> np.ndarray:
+        return self._file["crc32"][...]
+
     def _stored(self, info: ShardInfo) -> tuple[int, ...]:
         """The shape that the dataset must have."""
         return (info.count, *info.shape)
+
+    def _arranged(self, block: np.ndarray) -> np.ndarray:
+        """Rows as stored -> (n, H, W, C)."""
+        return block
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(m,) bool: whether `pixels[places]`, as read from `rows`, are what was written."""
@@ -104,7 +117,10 @@ class OpenShard:
                 source = self._images if dataset == "images" else self._file[dataset]
                 for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
                     first = int(rows[start])
-                    out[places[start:stop]] = source[first : first + stop - start]
+                    block = source[first : first + stop - start]
+                    out[places[start:stop]] = (
+                        block if dataset != "images" else self._arranged(block)
+                    )
         except (OSError, RuntimeError) as error:
             raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
 
@@ -114,7 +130,7 @@ class OpenShard:
         for place, row in zip(places.tolist(), rows.tolist(), strict=True):
             try:
                 with H5_LOCK:
-                    out[place] = self._images[row]
+                    out[place] = self._arranged(self._images[row][None])[0]
             except (OSError, RuntimeError) as error:
                 failed[place] = f"cannot be read: {error}"
         return failed
@@ -122,6 +138,39 @@ class OpenShard:
     def close(self) -> None:
         with H5_LOCK:
             self._file.close()
+
+
+def _wants_cache(images: Any) -> bool:
+    """Whether each row would else unpack a whole chunk, or read it in pieces."""
+    cut = images.chunks is not None and images.chunks[1:] != images.shape[1:]
+    return bool(cut or images.id.get_create_plist().get_nfilters())
+
+
+class ForeignShard(OpenShard):
+    """As `OpenShard`, of another program's file: other names and axes, no checksums."""
+
+    def __init__(self, info: ShardInfo) -> None:
+        self._layout = Layout.from_json(info.layout or {})
+        self.pixels_in = self._layout.images
+        super().__init__(info)
+
+    def _read_labels(self) -> np.ndarray:
+        return self._file[self._layout.labels][...].reshape(-1).astype(np.int64)
+
+    def _read_crc32(self, info: ShardInfo) -> np.ndarray:
+        return np.zeros(info.count, dtype=np.uint32)
+
+    def _stored(self, info: ShardInfo) -> tuple[int, ...]:
+        whole = tuple(int(size) for size in self._images.shape)
+        same = self._layout.image_shape(whole) == info.shape and whole[0] == info.count
+        return whole if same else ()
+
+    def _arranged(self, block: np.ndarray) -> np.ndarray:
+        return self._layout.arrange(block)
+
+    def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(m,) bool: all True, there is nothing to check them against."""
+        return np.ones(len(rows), dtype=bool)
 
 
 class EncodedShard(OpenShard):

@@ -28,6 +28,7 @@ from collage_mpi.shards.schema import (
     cells_name,
     rows_crc32,
     sha256_of,
+    split_part,
     stamp_of,
 )
 
@@ -83,7 +84,9 @@ class ShardSet:
         pairs = zip(files, found, strict=True)
         faults = [(path, item) for path, item in pairs if isinstance(item, CollageError)]
         for path, fault in faults:
-            if not infos or not os.path.lexists(path):  # no such name: a slip of the user's
+            if not infos or not os.path.lexists(
+                split_part(path)[0]
+            ):  # no such name: a slip of the user's
                 raise fault
         return cls(infos, [BadShard(path, str(fault)) for path, fault in faults])
 

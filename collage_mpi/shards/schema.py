@@ -30,6 +30,7 @@ than this; beyond it nothing is gained, and a bad chunk takes more images with i
 """
 
 HASH_BLOCK_BYTES = 1 << 20
+PART_MARK = "::"  # FILE::PART is one group or dataset of another program's file
 
 Stamp = tuple[int, int, int]  # size in bytes, time of the last change in ns, inode
 
@@ -39,7 +40,7 @@ class ShardInfo:
     """One shard, as its file describes itself.
 
     Attributes:
-        path: the file.
+        path: the file; of another program's, `FILE::PART` for one group of it.
         count: images in it, at least 1.
         height, width: pixels.
         channels: 1 or 3.
@@ -49,9 +50,11 @@ class ShardInfo:
         fingerprint: SHA-256 of the file, 64 hex digits.
         cell_sizes: edges in pixels of the cells stored beside the images (see cells.py).
         stamp: what the file system said of the file when it was checked; None if unknown.
-        storage: "images" (pixels) or "encoded" (JPEG, PNG and so on, decoded when read).
+        storage: "images" (pixels), "encoded" (JPEG, PNG and so on, decoded when read), or
+            "foreign": another program's file, without checksums.
         fit: of encoded ones, how pictures become (height, width, channels); see
             `pictures.Fit`.
+        layout: of foreign ones, where images and labels are; see `foreign.Layout`.
     """
 
     path: Path
@@ -67,6 +70,7 @@ class ShardInfo:
     stamp: Stamp | None = field(default=None, compare=False)
     storage: str = "images"
     fit: str | None = None
+    layout: dict[str, Any] | None = field(default=None, hash=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,9 +114,15 @@ class ShardFault(EnvironmentFault):
         self.shard = shard
 
 
+def split_part(path: Path) -> tuple[Path, str]:
+    """`FILE::PART` as the file and the part of it; without a part, ""."""
+    file, mark, part = str(path).partition(PART_MARK)
+    return (Path(file), part) if mark else (path, "")
+
+
 def stamp_of(path: Path) -> Stamp:
     """What tells that a file was written to or replaced. Raises OSError."""
-    found = path.stat()
+    found = split_part(path)[0].stat()
     return (found.st_size, found.st_mtime_ns, found.st_ino)
 
 
@@ -164,6 +174,7 @@ def label_problem(labels: np.ndarray, class_names: tuple[str, ...] | None) -> st
 
 def sidecar_path(path: Path) -> Path:
     """The checksum file that belongs to a shard: `name.h5.sha256`."""
+    path = split_part(path)[0]
     return path.with_name(path.name + ".sha256")
 
 
@@ -190,16 +201,24 @@ def read_sidecar(path: Path) -> str | None:
             f"{beside}: not a SHA-256 line (64 hex digits, two spaces, the file's name). "
             "Write it again with sha256sum if you trust the shard, or make the shard again."
         )
-    return match.group(1).lower()
+    return _of_part(match.group(1).lower(), path)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes as 64 hex digits. Raises OSError."""
+    """SHA-256 of a file's bytes as 64 hex digits; a part's differs from its file's.
+
+    Raises OSError.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with split_part(path)[0].open("rb") as stream:
         while block := stream.read(HASH_BLOCK_BYTES):
             digest.update(block)
-    return digest.hexdigest()
+    return _of_part(digest.hexdigest(), path)
+
+
+def _of_part(digest: str, path: Path) -> str:
+    part = split_part(path)[1]
+    return hashlib.sha256(f"{digest} {part}".encode()).hexdigest() if part else digest
 
 
 def cells_name(px: int) -> str:

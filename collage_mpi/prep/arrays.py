@@ -1,0 +1,148 @@
+"""Arrays in another program's HDF5 file as rows of uint8 images, block by block.
+
+Owns: from float or 16 bit values to pixels, labels of every form to class numbers.
+Does not know: shards, which dataset is which (shards/foreign.py), the command line.
+
+The file is opened in this process: a damaged one may end a preparation, never a job.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.pictures import Fit, fit_pixels
+from collage_mpi.shards.foreign import Layout, range_of
+from collage_mpi.shards.hdf5 import H5_LOCK
+
+
+class PixelRows:
+    """Images of a dataset by row number, as uint8 of one size.
+
+    Args:
+        dataset: the open dataset.
+        layout: its axes.
+        bounds: values that become 0 and 255; None for the type's own, or 0 and 1 for float.
+        fit: size to make them, or None to leave it.
+
+    Raises:
+        DataFault: values that have no bounds.
+    """
+
+    def __init__(
+        self, dataset: Any, layout: Layout, bounds: tuple[float, float] | None, fit: Fit | None
+    ) -> None:
+        self.dataset, self.layout, self.fit = dataset, layout, fit
+        self.bounds = _bounds(dataset, layout) if bounds is None else bounds
+        stored = layout.image_shape(tuple(int(size) for size in dataset.shape))
+        self.shape = (int(dataset.shape[0]), *(stored if fit is None else fit.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """(m, H, W, C) uint8 of the rows, in any order. Raises DataFault: a value out of bounds."""
+        order = np.argsort(rows, kind="stable")
+        blocks = []
+        ascending = rows[order]
+        breaks = np.flatnonzero(np.diff(ascending) != 1) + 1
+        for start, stop in pairwise([0, *breaks.tolist(), len(rows)]):
+            first = int(ascending[start])
+            with H5_LOCK:
+                block = self.dataset[first : first + stop - start]
+            blocks.append(to_pixels(self.layout.arrange(block), self.bounds, first))
+        pixels = np.concatenate(blocks)[np.argsort(order)]  # (m, H, W, C)
+        return pixels if self.fit is None else np.stack([fit_pixels(p, self.fit) for p in pixels])
+
+
+def to_pixels(block: np.ndarray, bounds: tuple[float, float], first: int) -> np.ndarray:
+    """Values from low to high -> uint8 from 0 to 255, rounded.
+
+    Args:
+        block: (n, ...) numbers.
+        bounds: (low, high).
+        first: number of the first row, for the message.
+
+    Raises:
+        DataFault: a value outside, or NaN; names the row.
+    """
+    low, high = bounds
+    if block.dtype == np.uint8 and bounds == (0, 255):
+        return np.ascontiguousarray(block)
+    inside = (block >= low) & (block <= high)  # False for NaN
+    if not inside.all():
+        row = int(np.flatnonzero(~inside.reshape(len(block), -1).all(axis=1))[0])
+        wrong = block[row][~inside[row]].flat[0]
+        raise DataFault(
+            f"image {first + row} holds {wrong:g}, outside {low:g} to {high:g}: give its true "
+            "--range LOW:HIGH"
+        )
+    return np.rint((block.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def to_labels(
+    values: np.ndarray, names: tuple[str, ...] | None
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Class numbers from whole numbers, one-hot rows or names.
+
+    Args:
+        values: (n,), (n, 1) or (n, classes).
+        names: the classes in order, if known.
+
+    Returns:
+        (n,) int64 and the class names; names given as labels are sorted unless known.
+
+    Raises:
+        DataFault: anything else.
+    """
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim == 2 and values.dtype.kind in "biuf":
+        ones = (values == 1).sum(axis=1) == 1
+        if not (ones & ((values != 0).sum(axis=1) == 1)).all():
+            raise DataFault(f"labels of shape {values.shape} are not one-hot")
+        return values.argmax(axis=1).astype(np.int64), names
+    if values.ndim == 1 and values.dtype.kind in "OSU":
+        texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.tolist()]
+        known = tuple(sorted(set(texts))) if names is None else names
+        unknown = set(texts) - set(known)
+        if unknown:
+            raise DataFault(f"label {min(unknown)!r} is none of the {len(known)} classes named")
+        numbers = {name: number for number, name in enumerate(known)}
+        return np.array([numbers[text] for text in texts], dtype=np.int64), known
+    if values.ndim == 1 and values.dtype.kind in "biuf":
+        whole = values.astype(np.int64)
+        if (whole == values).all():
+            return whole, names
+    raise DataFault(
+        f"labels are {values.dtype} {values.shape}; needed: whole numbers, names, or one-hot rows"
+    )
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Read "LOW:HIGH". Raises UsageError."""
+    low, _, high = text.partition(":")
+    try:
+        bounds = (float(low), float(high))
+    except ValueError:
+        bounds = (0.0, 0.0)
+    if not np.isfinite(bounds).all() or bounds[0] >= bounds[1]:
+        raise UsageError(f"--range {text!r}; needed: LOW:HIGH, such as 0:1")
+    return bounds
+
+
+def _bounds(dataset: Any, layout: Layout) -> tuple[float, float]:
+    if dataset.dtype in (np.uint8, np.uint16):
+        return (0.0, float(np.iinfo(dataset.dtype).max))
+    if dataset.dtype.kind in "iuf":
+        low, high = range_of(dataset)
+        if dataset.dtype.kind == "f" and low >= 0 and high <= 1:
+            return (0.0, 1.0)
+        raise DataFault(
+            f"dataset {layout.images!r} is {dataset.dtype} with values from {low:g} to {high:g} "
+            "(first and last rows): say which become black and white with --range LOW:HIGH"
+        )
+    raise DataFault(f"dataset {layout.images!r} is {dataset.dtype}; needed: numbers")

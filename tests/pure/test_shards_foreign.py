@@ -1,0 +1,252 @@
+"""HDF5 files of other programs: what is understood, what is refused with what to type."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from collage_mpi.cli import main
+from collage_mpi.errors import DataFault, ExitCode
+from collage_mpi.shards import ReadAhead, ShardSet, inspect_shard, verify_shard, write_shard
+from collage_mpi.shards.check import inspect_here
+
+RANDOM = np.random.default_rng(0)
+GREY = RANDOM.integers(0, 256, (12, 6, 5), dtype=np.uint8)
+COLOUR = RANDOM.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+LABELS = (np.arange(12) % 3).astype(np.uint8)
+
+
+def file_of(path: Path, datasets: dict[str, Any], **options: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, data in datasets.items():
+            own = options if np.ndim(data) > 2 else {}
+            file.create_dataset(name, data=data, **own)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("datasets", "expected", "axes"),
+    [
+        ({"images": COLOUR, "labels": LABELS}, COLOUR, "NHWC"),
+        ({"imgs": COLOUR.transpose(0, 3, 1, 2), "label": LABELS}, COLOUR, "NCHW"),
+        ({"X": GREY, "Y": LABELS[:, None].astype(np.int32)}, GREY[..., None], "NHW"),
+        ({"data": GREY[:, None], "targets": LABELS}, GREY[..., None], "NCHW"),
+        ({"train/data": COLOUR, "train/labels": LABELS, "note": [1]}, COLOUR, "NHWC"),
+        ({"x": COLOUR, "extra": GREY, "data": [1, 2]}, COLOUR, "NHWC"),
+    ],
+)
+def test_names_and_axes(
+    tmp_path: Path, datasets: dict[str, Any], expected: np.ndarray, axes: str
+) -> None:
+    info = inspect_here(file_of(tmp_path / "a.h5", datasets), hash_file=True)
+    assert info.storage == "foreign"
+    assert info.layout is not None
+    assert info.layout["axes"] == axes
+    order = [7, 3, 3, 11, 0, 1, 2]
+    with ShardSet([info]) as shards:
+        pixels, labels = shards.read(order)
+        with ReadAhead(shards, order) as reader:
+            records = [record for _ in order for record in reader.take(1)]
+    np.testing.assert_array_equal(pixels, expected[order])
+    assert all(r.fault is None and (r.pixels == expected[r.index]).all() for r in records)
+    assert records[0].pixels.flags.c_contiguous
+    if any(
+        name.rpartition("/")[2].lower() in ("labels", "label", "y", "targets") for name in datasets
+    ):
+        assert labels is not None
+        assert labels.dtype == np.int64
+        assert labels.tolist() == LABELS[order].tolist()
+    else:
+        assert labels is None
+
+
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"chunks": (3, 2, 5, 1)}])
+def test_compressed_and_cut_chunks_are_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = file_of(tmp_path / "a.hdf5", {"images": COLOUR}, **options)
+    with ShardSet([inspect_here(path, hash_file=True)]) as shards:
+        np.testing.assert_array_equal(shards.read([5, 1])[0], COLOUR[[5, 1]])
+
+
+def test_several_files_are_one_input_and_must_be_alike(tmp_path: Path) -> None:
+    first = file_of(tmp_path / "a.h5", {"x": COLOUR, "y": LABELS})
+    second = file_of(tmp_path / "b.h5", {"imgs": COLOUR.transpose(0, 3, 1, 2), "label": LABELS})
+    write_shard(tmp_path / "c.h5", COLOUR, LABELS)
+    with ShardSet.open([first, second, tmp_path / "c.h5"]) as shards:
+        assert len(shards) == 36
+        np.testing.assert_array_equal(shards.read_all()[0], np.concatenate([COLOUR] * 3))
+    grey = file_of(tmp_path / "d.h5", {"x": GREY, "y": LABELS})
+    with pytest.raises(DataFault, match="must be alike"):
+        ShardSet.open([first, grey])
+
+
+def test_a_part_is_named_and_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    both = {"train/data": COLOUR, "train/labels": LABELS, "test/data": COLOUR[::-1]}
+    path = file_of(tmp_path / "a.h5", {**both, "test/labels": LABELS[::-1]})
+    with pytest.raises(DataFault, match=r"has images in test, train: say which, such as .*::test"):
+        inspect_here(path, hash_file=True)
+    infos = [inspect_shard(Path(f"{path}::{part}")) for part in ("train", "test", "test/data")]
+    assert len({info.fingerprint for info in infos}) == 3
+    assert not {info.fingerprint for info in infos} & {
+        hashlib.sha256(path.read_bytes()).hexdigest()
+    }
+    with ShardSet(infos) as shards:
+        assert (shards.read([12])[0][0] == COLOUR[-1]).all()
+        assert shards.changed() == {}
+    assert main(["shards", "inspect", f"{path}::train", f"{path}::test"]) == 0
+    with pytest.raises(DataFault, match="has no 'val'"):
+        inspect_here(Path(f"{path}::val"), hash_file=True)
+    shard = tmp_path / "own.h5"
+    write_shard(shard, COLOUR)
+    with pytest.raises(DataFault, match="used as a whole"):
+        inspect_here(Path(f"{shard}::images"), hash_file=True)
+
+
+def command_in(message: str) -> list[str]:
+    """The words after `collage-mpi` of the command that a message says to type."""
+    start = message.index("collage-mpi prep hdf5")
+    return shlex.split(message[start:].split("\n")[0])[1:]
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "bounds"),
+    [(1 / 255, np.float32, "0:1"), (1, np.float64, "0:255"), (1, np.int16, "0:255"),
+     (257, np.uint16, "0:65535")],
+)  # fmt: skip
+def test_what_is_not_uint8_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, scale: float, dtype: type, bounds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file_of(tmp_path / "a b.h5", {"g/x": (COLOUR * float(scale)).astype(dtype), "g/y": LABELS})
+    with pytest.raises(DataFault) as caught:
+        inspect_shard(path)
+    message = str(caught.value)
+    assert np.dtype(dtype).name in message
+    assert "needed: uint8" in message
+    assert f"--range {bounds}" in message
+    monkeypatch.chdir(tmp_path)
+    assert main(command_in(message)) == 0
+    assert verify_shard(Path("shards/shard.h5")) == []
+    with ShardSet.open(["shards"]) as shards:
+        images, labels = shards.read_all()
+        assert labels is not None
+    np.testing.assert_array_equal(images, COLOUR)
+    assert labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("datasets", "words"),
+    [
+        ({"pictures": COLOUR}, r"no images are found in it: it holds pictures \(uint8 .*NAME"),
+        ({"images": COLOUR.reshape(12, -1)}, "no images are found"),
+        ({"images": COLOUR, "x": COLOUR}, "may be in images or x"),
+        ({"x": COLOUR, "y": LABELS, "label": LABELS}, "labels may be in label or y"),
+        ({"x": np.zeros((4, 3, 8, 3), np.uint8)}, "axis 1 or axis 3.*--axes NHWC"),
+        ({"x": np.zeros((4, 8, 8, 4), np.uint8)}, "1 or 3 channels"),
+        ({"x": np.zeros((0, 8, 8, 3), np.uint8)}, "none of them empty"),
+        ({"x": COLOUR, "y": LABELS[:5]}, r"'y' is uint8 \(5,\).*needed: whole numbers"),
+        ({"x": COLOUR, "y": np.eye(3)[LABELS]}, "one-hot"),
+        ({"x": COLOUR, "y": LABELS.astype(np.int8) - 1}, "negative"),
+        ({"x": RANDOM.normal(size=(4, 8, 8))}, "standardised"),
+    ],
+)
+def test_what_cannot_be_understood(tmp_path: Path, datasets: dict[str, Any], words: str) -> None:
+    path = file_of(tmp_path / "a.h5", datasets)
+    with pytest.raises(DataFault, match=words):
+        inspect_here(path, hash_file=True)
+
+
+def test_links_to_elsewhere_are_not_followed(tmp_path: Path) -> None:
+    other = file_of(tmp_path / "other.h5", {"images": COLOUR})
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = h5py.ExternalLink(str(other), "/images")
+    with pytest.raises(DataFault, match="no images are found"):
+        inspect_here(tmp_path / "a.h5", hash_file=True)
+
+
+def test_inspect_and_verify_say_that_nothing_proves_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of(tmp_path / "a.h5", {"x": COLOUR, "y": LABELS, "fine": LABELS})
+    assert main(["shards", "inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "images     dataset x, axes NHWC" in said
+    assert "labels     dataset y" in said
+    assert "not used   fine" in said
+    assert "integrity    not checked" in said
+    assert main(["shards", "inspect", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["layout"]["labels"] == "y"
+    assert main(["shards", "verify", str(path)]) == ExitCode.DATA
+    assert "sha256sum a.h5 > a.h5.sha256" in capsys.readouterr().out
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "a.h5.sha256").write_text(f"{digest}  a.h5\n")
+    assert main(["shards", "verify", str(path)]) == 0
+    with path.open("r+b") as file:
+        file.seek(-3, 2)
+        file.write(b"\xff\xff\xff")
+    assert main(["shards", "verify", str(path)]) == ExitCode.DATA
+    code = main(["shards", "add-cells", str(path), "--cell-px=2", f"--out={tmp_path / 'c'}"])
+    assert code == ExitCode.DATA
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers", "names"),
+    [
+        (np.eye(3, dtype=np.float32)[LABELS], LABELS, None),
+        (LABELS.astype(np.float64), LABELS, None),
+        (np.array([b"cat", b"ant", b"bee"])[LABELS], [2, 0, 1], ("ant", "bee", "cat")),
+    ],
+)
+def test_prep_takes_labels_of_other_forms(
+    tmp_path: Path, labels: np.ndarray, numbers: Any, names: tuple[str, ...] | None
+) -> None:
+    path = file_of(tmp_path / "a.h5", {"x": COLOUR, "y": labels})
+    out = tmp_path / "out"
+    assert main(["prep", "hdf5", str(path), f"--out={out}", "--seed=1", "--size=4"]) == 0
+    with ShardSet.open([out]) as shards:
+        found = shards.labels()
+        assert shards.class_names == names
+        assert shards.shape == (4, 4, 3)
+    assert found is not None
+    rows = np.random.default_rng(1).permutation(12)
+    expected = np.asarray(LABELS if names is None else np.asarray(numbers)[LABELS])
+    assert found.tolist() == expected[rows].tolist()
+
+
+@pytest.mark.parametrize(
+    ("datasets", "flags", "code", "words"),
+    [
+        ({"x": COLOUR * 1.0}, [], ExitCode.DATA, "--range LOW:HIGH"),
+        ({"x": COLOUR * 1.0}, ["--range=9"], ExitCode.USAGE, "LOW:HIGH"),
+        ({"x": COLOUR * 1.0}, ["--range=0:100"], ExitCode.DATA, "outside 0 to 100"),
+        ({"x": np.full((3, 4, 4), np.nan)}, ["--range=0:1"], ExitCode.DATA, "image 0 holds nan"),
+        ({"x": COLOUR}, ["--labels=z"], ExitCode.DATA, "no dataset 'z'"),
+        ({"x": COLOUR, "y": LABELS + 0.5}, [], ExitCode.DATA, "whole numbers, names"),
+        ({"x": COLOUR, "y": LABELS}, ["--class-names=a,b"], ExitCode.DATA, "label 2 has no name"),
+    ],
+)
+def test_prep_refuses(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    datasets: dict[str, Any],
+    flags: list[str],
+    code: ExitCode,
+    words: str,
+) -> None:
+    path = file_of(tmp_path / "a.h5", datasets)
+    assert main(["prep", "hdf5", str(path), f"--out={tmp_path / 'o'}", *flags]) == code
+    assert words in capsys.readouterr().err
+    assert list((tmp_path / "o").glob("*")) == []
+
+
+def test_axes_by_word(tmp_path: Path) -> None:
+    images = RANDOM.integers(0, 256, (4, 3, 8, 3), dtype=np.uint8)
+    path = file_of(tmp_path / "a.h5", {"x": images})
+    assert main(["prep", "hdf5", str(path), "--axes=NCHW", f"--out={tmp_path / 'o'}"]) == 0
+    with ShardSet.open([tmp_path / "o"]) as shards:
+        np.testing.assert_array_equal(shards.read_all()[0], images.transpose(0, 2, 3, 1))
