@@ -122,7 +122,8 @@ def command_in(message: str) -> list[str]:
 def test_what_is_not_uint8_is_refused_with_the_command_that_converts_it(
     tmp_path: Path, scale: float, dtype: type, bounds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = file_of(tmp_path / "a b.h5", {"g/x": (COLOUR * float(scale)).astype(dtype), "g/y": LABELS})
+    pixels = (COLOUR * float(scale)).astype(dtype)
+    path = file_of(tmp_path / "a b.h5", {"g/x": pixels, "g/y": LABELS})
     with pytest.raises(DataFault) as caught:
         inspect_shard(path)
     message = str(caught.value)
