@@ -18,15 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi import plot_style
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.plot_style import COLOURS, MARKERS, STYLES
 from collage_mpi.results.reader import Results, distinct
 from collage_mpi.statistics import PERCENTILES, ecdf, percentile, support_needed
 
-# Okabe and Ito (2008), without the yellow that vanishes on white: told apart with every
-# common colour blindness. Line styles differ too, for prints in grey.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LOG_RANGE = 10.0  # x is logarithmic where the largest latency is over 10 x the smallest
 
 
@@ -75,51 +72,18 @@ def plot_latency_cdf(
         raise UsageError(f"latency per {per!r} is unknown; choose group or image")
     if not runs:
         raise UsageError("no runs to draw; name at least one run directory")
-    pyplot = _pyplot()
+    pyplot = plot_style.pyplot()
     names = names or _legends(runs)
     curves = [_curve(run, per, name) for run, name in zip(runs, names, strict=True)]
-    with pyplot.rc_context(_STYLE):
+    with pyplot.rc_context(plot_style.STYLE):
         figure = _draw(pyplot, curves, title or _title(runs, per), per)
-        out_stem = Path(out_stem)
-        png, pdf, table = (
-            out_stem.with_name(out_stem.name + suffix) for suffix in (".png", ".pdf", ".csv")
-        )
-        try:
-            out_stem.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(png, dpi=200)
-            figure.savefig(pdf)
-            _write_csv(table, curves, per)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{out_stem}: the figure cannot be written: {error.strerror or error}"
-            ) from error
-        finally:
-            pyplot.close(figure)
-    return [png, pdf, table]
-
-
-_STYLE: dict[str, Any] = {
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # text stays text in the PDF
-}
-
-
-def _pyplot() -> Any:
+        png, pdf = plot_style.save(figure, Path(out_stem))
+    table = png.with_suffix(".csv")
     try:
-        import matplotlib
-    except ImportError as error:
-        raise EnvironmentFault(
-            "the figure needs matplotlib, which is not installed: pip install 'collage-mpi[plot]'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+        _write_csv(table, curves, per)
+    except OSError as error:
+        raise EnvironmentFault(f"{table}: cannot be written: {error.strerror or error}") from error
+    return [png, pdf, table]
 
 
 def _straggler(run: Results) -> str:

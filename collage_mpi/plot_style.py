@@ -1,0 +1,74 @@
+"""How figures look and are saved: colours told apart by everyone, PNG and PDF.
+
+Owns: the only import of matplotlib, late and with a backend that needs no display.
+Does not know: what is drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.errors import EnvironmentFault
+
+# Okabe and Ito (2008), without the yellow that vanishes on white: told apart with every
+# common colour blindness. Line styles differ too, for prints in grey.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+STYLE: dict[str, Any] = {
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text in the PDF
+}
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot without a display.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise EnvironmentFault(
+            "the figure needs matplotlib, which is not installed: pip install 'collage-mpi[plot]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, out_stem: Path, dpi: int = 200) -> list[Path]:
+    """Write `out_stem`.png and .pdf, directories made, and close the figure.
+
+    Raises:
+        EnvironmentFault: they cannot be written.
+    """
+    paths = [out_stem.with_name(out_stem.name + suffix) for suffix in (".png", ".pdf")]
+    try:
+        out_stem.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(paths[0], dpi=dpi)
+        figure.savefig(paths[1])
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{out_stem}: the figure cannot be written: {error.strerror or error}"
+        ) from error
+    finally:
+        pyplot().close(figure)
+    return paths
+
+
+def heading(figure: Any, title: str, height_in: float) -> None:
+    """The first line bold, the others grey below it, at the figure's upper left."""
+    first, *rest = title.split("\n")
+    figure.text(0.012, 1 - 0.1 / height_in, first, va="top", fontsize=11, fontweight="bold")
+    under = "\n".join(rest)
+    figure.text(0.012, 1 - 0.32 / height_in, under, va="top", color="0.25", linespacing=1.25)

@@ -1,0 +1,141 @@
+"""Timelines: bars from rows, the Chrome trace's format, the figure's files."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from results_harness import make_run
+
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.results import Results, read_results
+from collage_mpi.results.rows import OUTCOME_CODE
+from collage_mpi.timeline import STATES, Timeline, make_timeline, trace_events, write_trace
+
+SCRIPT = Path(__file__).parents[2] / "analysis" / "timeline.py"
+# Trace Event Format: what an event of each phase must have beside ph, pid, tid and name.
+NEEDED = {"M": {"args"}, "X": {"ts", "dur"}, "b": {"ts", "id", "cat"}, "e": {"ts", "id", "cat"}}
+NEEDED["i"] = {"ts", "s"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return read_results(make_run(tmp_path_factory.mktemp("timeline") / "run", 180))
+
+
+def test_bars_are_the_tasks_of_the_groups_and_what_overlaps_them(run: Results) -> None:
+    timeline = make_timeline(run, 3, 5)
+    assert [release.group for release in timeline.releases] == [3, 4, 5]
+    found = {(bar.rank, bar.task) for bar in timeline.bars}
+    tasks = run.tasks
+    assert found >= {(int(t["rank"]), int(t["task"])) for t in tasks if 3 <= t["group"] <= 5}
+    assert {bar.rank for bar in timeline.bars} <= set(timeline.ranks)
+    assert all(bar.sent_ns <= bar.start_ns <= bar.end_ns for bar in timeline.bars)
+    assert all(bar.state in STATES for bar in timeline.bars)
+    late = {bar.task for bar in timeline.bars if bar.state == "late"}
+    by_task = {int(t["task"]): int(t["resolved"]) for t in tasks}
+    assert late
+    assert all(by_task[task] == 0 for task in late)
+    slow = [bar.rank for bar in timeline.bars if bar.straggler]
+    assert set(slow) == {4}  # the harness's slow rank
+
+
+def check_format(document: dict) -> None:
+    """What the Trace Event Format asks for; raises AssertionError."""
+    names, opened = set(), set()
+    for event in document["traceEvents"]:
+        phase = event["ph"]
+        assert NEEDED[phase] | {"pid", "tid", "name"} <= set(event), event
+        assert all(isinstance(event[key], int) for key in ("pid", "tid"))
+        if "ts" in NEEDED[phase]:
+            assert event["ts"] >= 0
+            assert (event["pid"], event["tid"]) in names
+        if phase == "M":
+            names.add((event["pid"], event["tid"]))
+        elif phase == "X":
+            assert event["dur"] >= 0
+        elif phase == "i":
+            assert event["s"] in ("t", "p", "g")
+        elif phase in "be":
+            key = (event["cat"], event["pid"], event["id"], event["name"])
+            (opened.add if phase == "b" else opened.remove)(key)
+    assert not opened  # every b has its e
+
+
+def test_the_trace_is_what_chrome_and_perfetto_read(run: Results, tmp_path: Path) -> None:
+    timeline = make_timeline(run, 0, 19)
+    write_trace(tmp_path / "sub" / "t.json", timeline)
+    document = json.loads((tmp_path / "sub" / "t.json").read_text())
+    check_format(document)
+    bars = [event for event in document["traceEvents"] if event["ph"] == "X"]
+    assert len(bars) == len(timeline.bars)
+    first = timeline.bars[0]
+    assert bars[0]["ts"] == pytest.approx(first.start_ns / 1e3)
+    assert bars[0]["dur"] == pytest.approx((first.end_ns - first.start_ns) / 1e3)
+    # Complete events of one thread must not overlap, or the viewer nests them.
+    for rank in timeline.ranks:
+        mine = sorted((e["ts"], e["ts"] + e["dur"]) for e in bars if e["tid"] == rank)
+        ends = [end for _, end in mine[:-1]]
+        assert all(start >= end - 1e-3 for (start, _), end in zip(mine[1:], ends, strict=True))
+
+
+def test_skipped_tasks_and_waits_are_events_of_their_own(run: Results) -> None:
+    tasks = run.tasks.copy()
+    tasks["outcome"][5] = OUTCOME_CODE["skipped"]
+    tasks["held_ns"][5] = tasks["compute_ns"][5] = 0
+    changed = Results(run.path, run.manifest, run.images, run.groups, tasks, run.complete)
+    timeline = make_timeline(changed, 0, 3)
+    document = trace_events(timeline)
+    check_format(document)
+    assert [e["cat"] for e in document["traceEvents"] if e["ph"] == "i"] == ["skipped"]
+    assert any(e["ph"] == "b" and e["cat"] == "wait" for e in document["traceEvents"])
+
+
+def test_a_broken_trace_is_seen_by_the_check(run: Results) -> None:
+    document = trace_events(make_timeline(run, 0, 1))
+    del next(e for e in document["traceEvents"] if e["ph"] == "X")["dur"]
+    with pytest.raises(AssertionError):
+        check_format(document)
+
+
+def test_refusals(run: Results) -> None:
+    with pytest.raises(UsageError, match="no groups 90 to 99; session 1 has 0 to 19"):
+        make_timeline(run, 90, 99)
+    with pytest.raises(UsageError, match="session 2 has none"):
+        make_timeline(run, 0, 3, session=2)
+    bare = Results(
+        run.path, run.manifest, run.images, run.groups, np.empty(0, run.tasks.dtype), True
+    )
+    with pytest.raises(DataFault, match="no tasks"):
+        make_timeline(bare, 0, 3)
+
+
+def test_the_script_draws_and_says_what_is_wrong(
+    run: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def script(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(run.path), *words])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return int(left.value.code or 0)
+
+    assert script("--groups", "2-4", "--out", str(tmp_path / "f"), "--dpi", "60") == 0
+    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+    check_format(json.loads((tmp_path / "f.trace.json").read_text()))
+    assert script("--groups", "x", "--out", str(tmp_path / "f")) == 2
+    assert "--groups x" in capsys.readouterr().err
+
+
+def test_an_empty_span_has_no_release(run: Results) -> None:
+    timeline = make_timeline(run, 7, 7)
+    assert isinstance(timeline, Timeline)
+    assert timeline.begin_ns < timeline.end_ns
