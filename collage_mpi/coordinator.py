@@ -72,6 +72,33 @@ class PollWatch:
         self.polls += 1
 
 
+class WorkMeter:
+    """What rank 0's own work took: mean ns of taking an answer, a send, pasting a collage.
+
+    Taking an answer is all that follows from it but sends and pasting: the poll that found
+    it, decoding, deciding, recording.
+    """
+
+    def __init__(self) -> None:
+        self.receives = self.sends = self.encodes = 0
+        self.receive_ns = self.send_ns = self.encode_ns = 0
+
+    def sent(self, took_ns: int, encode_ns: int) -> None:
+        """A send took so long, encode_ns of it for pasting a collage."""
+        self.sends += 1
+        self.send_ns += took_ns - encode_ns
+        self.encodes += encode_ns > 0
+        self.encode_ns += encode_ns
+
+    def means(self) -> dict[str, float]:
+        """Per answer, send and collage; 0 where there was none."""
+        return {
+            "receive_ns": self.receive_ns / max(1, self.receives),
+            "send_ns": self.send_ns / max(1, self.sends),
+            "encode_ns": self.encode_ns / max(1, self.encodes),
+        }
+
+
 class Coordinator:
     """Runs one session from the first RankReady to Finish."""
 
@@ -105,6 +132,7 @@ class Coordinator:
         self.clock = clock
         self.backoff = backoff
         self.polls = PollWatch()
+        self.work = WorkMeter()
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
         self._stop_reason = stop_reason
@@ -160,6 +188,8 @@ class Coordinator:
         self.polls.polled(now_ns)
         signs = self.ranks.look(now_ns)  # before the poll: a dead rank's last answers count
         found = self.transport.poll()
+        if found:
+            self.work.receive_ns += self.clock() - now_ns
         for arrival in found:
             if isinstance(arrival, Sent):
                 encode_ns = self._encode_ns.pop(arrival.token, 0)
@@ -209,10 +239,14 @@ class Coordinator:
         decode_ns = self.clock() - start_ns
         services_ns = [result.compute_ns + result.held_ns for result in results]
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
+        before_ns = self.work.send_ns + self.work.encode_ns
         for result in results:
             self.recorder.ended(result, OUTCOMES[result.status], arrival.at_ns, decode_ns)
             self._handle(_terminal(arrival, result))
             self.recorder.settled(result.task)
+        sending_ns = self.work.send_ns + self.work.encode_ns - before_ns
+        self.work.receive_ns += self.clock() - start_ns - sending_ns
+        self.work.receives += len(results)
 
     def _missed(self, sign: ev.RankSuspected | ev.RankLost) -> None:
         """A rank is silent, or gone with its tasks."""
@@ -282,11 +316,13 @@ class Coordinator:
         return arrived
 
     def _send(self, send: ev.Send) -> None:
+        start_ns = self.clock()
         packed = self.feed.pack(send, self.transport.buffer)
         self._encode_ns[send.task] = packed.encode_ns
         self.recorder.sent(send, self.clock(), packed.encode_ns)
         self.ranks.sent(send.rank, self.clock())
         self.transport.send_task(send.rank, packed.buffer, packed.nbytes, send.task)
+        self.work.sent(self.clock() - start_ns, packed.encode_ns)
 
     def _cancel(self, action: ev.Cancel) -> None:
         buffer = self.transport.buffer(256)

@@ -32,7 +32,8 @@ from collage_mpi.config import RunSettings, read_settings_file
 from collage_mpi.errors import CollageError, UsageError
 
 HOWS = ("run", "simulate")
-KEYS = ("name", "how", "images", "repeat", "base", "grid", "point")
+SIMULATED = ("images", "costs", "answers", "rows")  # keys for how = "simulate" alone
+KEYS = ("name", "how", *SIMULATED, "repeat", "base", "grid", "point")
 MOST_POINTS = 10_000
 LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some
 SHIPPED = "shipped:"
@@ -71,12 +72,18 @@ class Experiment:
         how: one of HOWS.
         images: images a simulated run has; None for real runs, which have shards.
         points: in the order of the file.
+        costs: file of what things take, or a real run's folder; None for the defaults.
+        answers: file of `evaluate --save-answers`, "{side}" in it for the side; or None.
+        rows: whether a simulated run has rows, or a summary alone.
     """
 
     name: str
     how: str
     images: int | None
     points: tuple[Point, ...]
+    costs: str | None = None
+    answers: str | None = None
+    rows: bool = True
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -131,7 +138,11 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
         values = {**base, **draft.values}
         points.append(_point(index, label, values, how, f"{source}, point {index} ({label})"))
     _check_distinct(points, source)
-    return Experiment(name, how, images, tuple(points))
+    costs, answers = (_path(document.get(key), key, how, source) for key in ("costs", "answers"))
+    rows = document.get("rows", True)
+    if not isinstance(rows, bool) or (how == "run" and not rows):
+        raise UsageError(f"{source}: rows is true or false, and false for how = 'simulate' alone")
+    return Experiment(name, how, images, tuple(points), costs, answers, rows)
 
 
 def ranks_needed(settings: RunSettings) -> int:
@@ -152,14 +163,27 @@ def parse_indices(text: str, count: int) -> list[int]:
     Raises:
         UsageError: not of that form, or no such point.
     """
+    return parse_numbers(text, count, "--index", f"the experiment has points 0 to {count - 1}")
+
+
+def parse_numbers(text: str, count: int, flag: str, known: str) -> list[int]:
+    """Read "3", "0-5" or "0-5,9" as numbers below `count`, ascending.
+
+    Args:
+        flag: what was typed, for messages.
+        known: which numbers there are, for messages.
+
+    Raises:
+        UsageError: not of that form, or no such number.
+    """
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
         if match is None:
-            raise UsageError(f"--index {text}: it needs a number, a range or a list, as in 0-5,9")
+            raise UsageError(f"{flag} {text}: it needs a number, a range or a list, as in 0-5,9")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < count:
-            raise UsageError(f"--index {text}: the experiment has points 0 to {count - 1}")
+            raise UsageError(f"{flag} {text}: {known}")
         found.update(range(first, last + 1))
     return sorted(found)
 
@@ -355,3 +379,13 @@ def _images(value: Any, how: str, source: str) -> int | None:
     if type(value) is not int or value < 1:
         raise UsageError(f"{source}: how = 'simulate' needs images, a number from 1")
     return value
+
+
+def _path(value: Any, key: str, how: str, source: str) -> str | None:
+    if value is None:
+        return None
+    if how == "run":
+        raise UsageError(f"{source}: {key} is for how = 'simulate'; a run has its own")
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{source}: {key} is {value!r:.60}; it needs a path")
+    return str(_with_shipped(value)) if "{side}" not in value else value

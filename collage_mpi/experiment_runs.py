@@ -39,18 +39,29 @@ def state(point: Point, out: Path) -> str:
     from collage_mpi.results.manifest import MANIFEST, MARKER, differences, read_manifest
 
     folder = out / point.name
-    if not (folder / MANIFEST).exists():
+    alone = _summary_alone(folder)
+    if alone is None and not (folder / MANIFEST).exists():
         return NEW
-    manifest = read_manifest(folder)
+    found = read_manifest(folder) if alone is None else alone
     settings = point.settings_in(out).to_dict()
-    changed = differences(manifest, {**manifest, "settings": settings})
+    changed = differences(found, {**found, "settings": settings})
     if changed:
         listed = "\n  ".join(changed)
         raise UsageError(
             f"{folder} holds a run with other settings than the experiment:\n  {listed}\n"
             "Choose another --out, or remove that folder."
         )
-    return DONE if (folder / MARKER).exists() else STARTED
+    return DONE if alone is not None or (folder / MARKER).exists() else STARTED
+
+
+def _summary_alone(folder: Path) -> Json | None:
+    """What a simulation without rows left; its settings are in it."""
+    if not (folder / "summary.json").exists() or (folder / "manifest.json").exists():
+        return None
+    from collage_mpi.simulate_runs import read_summary
+
+    found = read_summary(folder)
+    return None if found is None else {"shards": [], "rows": None, **found}
 
 
 def launches(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
@@ -111,22 +122,38 @@ def run_points(
     return int(worst)
 
 
-def simulate_points(experiment: Experiment, points: Sequence[Point], out: Path) -> None:
-    """Every point on virtual time. An unfinished one is told to be removed: none goes on."""
-    from collage_mpi.simulate import simulate
+def simulate_points(
+    experiment: Experiment, points: Sequence[Point], out: Path, processes: int = 1
+) -> None:
+    """Every point on virtual time. An unfinished one is told to be removed: none goes on.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the first point that cannot be simulated,
+            before any is; a file that cannot be read or written.
+    """
+    from collage_mpi.costs import Costs, read_costs
+    from collage_mpi.simulate_runs import Job, check_job, run_jobs
 
     assert experiment.images is not None
-    for number, point in enumerate(points, start=1):
-        if state(point, out) != DONE:
-            settings = point.settings_in(out)
-            simulate(settings, Path(settings.out), experiment.images)
-            print(f"[{number}/{len(points)}] {point.name}: {_in_a_line(settings)}", flush=True)
+    costs = read_costs(Path(experiment.costs)) if experiment.costs else Costs()
+    todo = [point for point in points if state(point, out) != DONE]
+    jobs = []
+    for point in todo:
+        settings = point.settings_in(out)
+        jobs.append(Job(settings, experiment.images, costs, experiment.answers, experiment.rows))
+        check_job(jobs[-1])
+    for number, (job, summary) in enumerate(run_jobs(jobs, processes), start=1):
+        name = Path(job.settings.out).name
+        print(f"[{number}/{len(todo)}] {name}: {_told(summary)}", flush=True)
 
 
 def _in_a_line(settings: RunSettings) -> str:
     from collage_mpi.results import read_results, summarise
 
-    summary = summarise(read_results(settings.out))
+    return _told(summarise(read_results(settings.out)))
+
+
+def _told(summary: Json) -> str:
     group, share = summary["latency"]["group"], summary["price"]["collage_share"]
     numbers = {name: group[f"{name}_ms"] for name in ("p50", "p95", "p99")}
     shown = ", ".join(f"{n} {'n/a' if v is None else f'{v:.1f} ms'}" for n, v in numbers.items())
@@ -147,7 +174,8 @@ def table_rows(experiment: Experiment, out: Path) -> tuple[list[Json], list[Poin
         if state(point, out) == NEW:
             missing.append(point)
             continue
-        summary = summarise(read_results(out / point.name))
+        alone = _summary_alone(out / point.name)
+        summary = summarise(read_results(out / point.name)) if alone is None else alone
         group, values = summary["latency"]["group"], point.settings.to_dict()
         rows.append(
             {

@@ -339,6 +339,7 @@ def _final(
         + [{"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())],
         "cost_ratio": cost_ratio,
         "idle_service_ns": services,
+        "rank0": coordinator.work.means(),
         "poll": {
             "longest_gap_ns": coordinator.polls.longest_ns,
             "polls": coordinator.polls.polls,

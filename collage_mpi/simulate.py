@@ -8,27 +8,27 @@ delay models and the rows, so that verify, summary and figures read both alike.
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
 come and it is free; a send occupies it for `send_ns`, a collage for `encode_ns` more.
 A message travels for `network_ns`. A rank's service time is its draw, times the cost
-ratio for a collage; without a delay model it is `single_ns`. Not modelled: shared
-network links, a rank's compute slowed by its neighbours, the disk.
+ratio for a collage; without a delay model it is `single_ns`. What it answers is replayed
+from a file of both networks' answers, or made up. Not modelled: shared network links, a
+rank's compute slowed by its neighbours, the disk.
 """
 
 from __future__ import annotations
 
 import heapq
-import uuid
 from collections import deque
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from collage_mpi.answers import Answers
 from collage_mpi.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.config import RunSettings
+from collage_mpi.costs import Costs
 from collage_mpi.errors import UsageError
 from collage_mpi.protocol import ANSWERED, SKIPPED, WireResult
 from collage_mpi.recorder import Recorder, Writer
-from collage_mpi.results import RunWriter, read_results, write_summary
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
@@ -40,17 +40,6 @@ from collage_mpi.stragglers import make_delays
 ANSWER, RANK, TIMER = 0, 1, 2
 NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 ANY_SCORE = Score(0, 1.0)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What things take, in ns. The defaults are a busy two-core host's at 28 px."""
-
-    receive_ns: int = 60_000
-    send_ns: int = 40_000
-    encode_ns: int = 30_000
-    network_ns: int = 50_000
-    single_ns: int = 5_000_000
 
 
 @dataclass
@@ -69,12 +58,19 @@ class Simulation:
     """One run on virtual time."""
 
     def __init__(
-        self, settings: RunSettings, images: int, costs: Costs, writer: Writer, ratio: float
+        self,
+        settings: RunSettings,
+        images: int,
+        costs: Costs,
+        writer: Writer,
+        ratio: float,
+        answers: Answers | None = None,
     ) -> None:
         """`ratio` is the collage network's service time over the single's."""
         self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
-        ranks = settings.place(settings.world_size)
-        self.ranks = {rank: _Rank(rank, ranks.kinds[rank]) for rank in ranks.workers}
+        self.placement = settings.place(settings.world_size)
+        kinds = self.placement.kinds
+        self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
         scheme = make_scheme(settings.scheme_settings())
         self.scheduler = Scheduler(scheduler_settings(settings, len(self.ranks), ratio), scheme)
         self.recorder = Recorder(
@@ -84,6 +80,7 @@ class Simulation:
             warmup_groups=settings.warmup_groups,
         )
         self.finish: ev.Finish | None = None
+        self._answers = answers
         self._delays = make_delays(settings.stragglers())
         self._injected = settings.straggler != "none"
         self._heap: list[tuple[int, int, int, Any, Any]] = []
@@ -169,7 +166,8 @@ class Simulation:
             self._handle(ev.TimerFired(self._begin(at_ns), timer))
 
     def _admit(self, action: ev.Admit) -> None:
-        self._arrivals.admit(self._stamp_ns, action.images)
+        # Closed loop: t0 is when rank 0 comes to it, as in a real run.
+        self._arrivals.admit(max(self._stamp_ns, self._free_ns), action.images)
         self._let_in(self._stamp_ns)
 
     def _let_in(self, now_ns: int) -> None:
@@ -177,7 +175,8 @@ class Simulation:
         while count := min(self._arrivals.due(now_ns), self.images - self._next_image):
             for t0_ns, _ in self._arrivals.enter(now_ns, count):
                 image = self._next_image
-                record = ImageRecord(image, 0, image, NO_PIXELS, None)
+                label = None if self._answers is None else self._answers.label(image)
+                record = ImageRecord(image, 0, image, NO_PIXELS, label)
                 self.recorder.admitted(image, record, t0_ns, 0)
                 self._events.append(ev.ImageArrived(now_ns, image, t0_ns))
                 self._next_image += 1
@@ -229,10 +228,14 @@ class Simulation:
                 continue
             rank.busy = True
             service_ns = self._service_ns(send, at_ns)
-            cells = (ANY_SCORE,) * len(send.items)
-            result = WireResult(send.task, ANSWERED, cells, 0, service_ns, service_ns)
+            result = WireResult(send.task, ANSWERED, self._cells(send), 0, service_ns, service_ns)
             self._at(at_ns + service_ns, RANK, self._done, (rank, result))
             return
+
+    def _cells(self, send: ev.Send) -> tuple[Score | None, ...]:
+        if self._answers is None:
+            return (ANY_SCORE,) * len(send.items)
+        return self._answers.cells(send.kind, send.items)
 
     def _done(self, at_ns: int, done: tuple[_Rank, WireResult]) -> None:
         rank, result = done
@@ -251,65 +254,3 @@ class Simulation:
         if not self._injected:
             return round(self.costs.single_ns * ratio)
         return round(self._delays.draw_ns(send.rank, send.group, send.attempt, at_ns) * ratio)
-
-
-def simulate(
-    settings: RunSettings, out: Path, images: int, costs: Costs | None = None
-) -> tuple[str, Path]:
-    """Simulate a run and write its rows to `out`, as a real run would.
-
-    Args:
-        settings: those of a run; shards, networks and device do not matter. The cost ratio
-            is 1.0 unless it is set: there is no network here to measure.
-        out: folder for the results.
-        images: how many are classified.
-        costs: what things take.
-
-    Returns:
-        The status of the job, and `out`.
-
-    Raises:
-        UsageError, EnvironmentFault, DataFault: settings that cannot run, a bad trace, an
-            output folder that cannot be written or holds a run.
-    """
-    costs = costs or Costs()
-    settings.check_slow_ranks(settings.world_size)
-    if settings.burn_ranks:
-        raise UsageError("--burn-ranks burns real cores; simulate with --straggler markov")
-    if settings.uses_collage and settings.accept_policy().needs_scores:
-        raise UsageError(
-            f"--accept {settings.accept} decides by scores, and a simulation has none: "
-            "use --accept first or grace"
-        )
-    make_delays(settings.stragglers())  # reads the trace: a bad one ends here
-    settings.arrival_times_ns(images)  # and the file of arrivals
-    ratio = 1.0 if settings.cost_ratio is None else settings.cost_ratio
-    writer = RunWriter.create(out, _manifest(settings, images, costs, ratio))
-    status, final = "incomplete", {}
-    try:
-        simulation = Simulation(settings, images, costs, writer, ratio)
-        status = simulation.run().status
-        kinds = {rank: sorted(state.kinds) for rank, state in simulation.ranks.items()}
-        world = [{"rank": rank, "kinds": held} for rank, held in kinds.items()]
-        final = {"world": [{"rank": 0, "kinds": []}, *world], "cost_ratio": ratio}
-    finally:
-        writer.close(status, **final)
-    write_summary(read_results(out))
-    return status, out
-
-
-def _manifest(settings: RunSettings, images: int, costs: Costs, ratio: float) -> dict[str, Any]:
-    return {
-        "run_id": uuid.uuid4().hex,
-        "settings": settings.to_dict(),
-        "shards": [{"path": None, "fingerprint": "simulated", "count": images}],
-        "rows": images,
-        "order": "file",
-        **settings.labels(),
-        "mode": f"{settings.mode}, simulated",
-        "open_loop": settings.open_loop,
-        "side": settings.side,
-        "straggler": settings.stragglers().describe(),
-        "warmup_groups": settings.warmup_groups,
-        "simulated": {"costs": asdict(costs), "cost_ratio": ratio},
-    }

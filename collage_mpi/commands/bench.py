@@ -1,4 +1,4 @@
-"""`collage-mpi bench round`: what the harness itself costs, beside bare mpi4py."""
+"""`collage-mpi bench`: what the harness itself costs, beside bare mpi4py; a run's costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MPIS = ("auto", "mpich", "openmpi", "intel")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One bench so far: round."""
+    """round, and costs."""
     kinds = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
     line = "a group's round trip with a null network, beside bare mpi4py loops"
     child = kinds.add_parser("round", help=line, description=line[0].upper() + line[1:] + ".")
@@ -48,9 +48,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # One world's report, for the process that started its ranks.
     child.add_argument("--collect", metavar="FILE", help=argparse.SUPPRESS)
+    line = (
+        "what rank 0's work and a message's way took in a finished real run, for simulate --costs"
+    )
+    costs = kinds.add_parser("costs", help=line, description=line[0].upper() + line[1:] + ".")
+    costs.add_argument("run", metavar="RUN", help="folder of the run")
+    costs.add_argument("--out", metavar="FILE", help="write them here too, as JSON")
 
 
 def execute(args: argparse.Namespace) -> int:
+    """What the named bench does."""
+    return _costs(args) if args.bench == "costs" else _round(args)
+
+
+def _costs(args: argparse.Namespace) -> int:
+    from collage_mpi.costs import costs_of, save_costs
+    from collage_mpi.results import read_results
+
+    run = read_results(args.run)
+    costs = costs_of(run)
+    print(costs.describe())
+    if args.out:
+        save_costs(Path(args.out), costs, f"{run.label}, {len(run.tasks):,} tasks")
+        print(f"wrote {args.out}: collage-mpi simulate --costs {args.out} ...")
+    return 0
+
+
+def _round(args: argparse.Namespace) -> int:
     """Typed by hand: start the worlds one after the other. Under a launcher: be one."""
     settings = BenchSettings(px=args.px, rounds=args.rounds, blocks=args.blocks, warmup=args.warmup)
     for path in filter(None, (args.out, args.profile)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.topology import launcher_size
+from collage_mpi.topology import allowed_cores, launcher_size
 
 if TYPE_CHECKING:
     from collage_mpi.crew import Crew
@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--list", action="store_true", help="print index, name and ranks needed")
     what.add_argument("--index", metavar="I", help="only this point, or these: 3, 0-5, 0-5,9")
     what.add_argument("--table", action="store_true", help="only make the table of what is there")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs simulated at a time (default: all cores)"
+    )
     parser.add_argument(
         "--mpi", choices=("auto", "mpich", "openmpi", "intel"), default="auto", help="which MPI"
     )
@@ -108,7 +111,8 @@ def _by_hand(args: argparse.Namespace, experiment: Experiment, points: Sequence[
     if len(todo) < len(points):
         print(f"{len(points) - len(todo)} of {len(points)} runs are done already", flush=True)
     if experiment.how == "simulate":
-        simulate_points(experiment, todo, args.out)
+        processes = allowed_cores() if args.jobs is None else args.jobs
+        simulate_points(experiment, todo, args.out, max(1, processes))
         return 0
     check_plans(todo, args.out)
     worst = 0

@@ -1,11 +1,23 @@
-"""`collage-mpi simulate`: a run on virtual time, with the settings of `run`."""
+"""`collage-mpi simulate`: a run on virtual time, with the settings of `run`.
+
+Owns: its flags, what is printed.
+Does not know: how a run is simulated, how numbers are compared.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from collage_mpi.config import add_setting_flags, settings_from_args
+from collage_mpi.config import RunSettings, add_setting_flags, settings_from_args
 from collage_mpi.errors import UsageError
+
+if TYPE_CHECKING:
+    from collage_mpi.costs import Costs
+    from collage_mpi.results import Results
+    from collage_mpi.simulate_runs import Job
 
 COSTS = {
     "receive": "us that taking an answer occupies rank 0 (default: 60)",
@@ -14,6 +26,7 @@ COSTS = {
     "network": "us that a message travels (default: 50)",
     "single": "us of the single network, where no delay model is set (default: 5000)",
 }
+MOST_SEEDS = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,29 +36,135 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slow-ranks 4:5 --cost-ratio 1.4 --out runs/simulated. Rows, verify, export and "
         "analysis are those of a real run. The cost ratio is 1.0 unless it is set."
     )
-    parser.add_argument("--images", type=int, required=True, metavar="N", help="how many images")
+    own = parser.add_argument_group("simulation")
+    own.add_argument("--images", type=int, metavar="N", help="how many images")
+    own.add_argument(
+        "--like", metavar="RUN", help="a finished real run: simulate it, print both side by side"
+    )
+    own.add_argument(
+        "--costs", metavar="FILE", help="what things take: of `bench costs`, or a real run's folder"
+    )
     for name, line in COSTS.items():
-        parser.add_argument(f"--{name}-us", type=float, metavar="US", help=line)
+        own.add_argument(f"--{name}-us", type=float, metavar="US", help=line)
+    own.add_argument(
+        "--answers", metavar="FILE", help="answers of `evaluate --save-answers`, .npz, replayed"
+    )
+    own.add_argument(
+        "--seeds", metavar="A-B", help="one simulation a seed, as 0-23 or 1,5: runs and a table"
+    )
+    own.add_argument(
+        "--jobs", type=int, metavar="N", help="seeds simulated at a time (default: all cores)"
+    )
+    own.add_argument(
+        "--summary-only", action="store_true", help="write no rows; without --out, only print"
+    )
     add_setting_flags(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Simulate and print the summary."""
-    from pathlib import Path
+    """Simulate and print the summary, the table of seeds, or the comparison."""
+    if args.like:
+        return _like(args)
+    job = _job(args)
+    if args.seeds:
+        return _seeds(args, job)
+    from collage_mpi.results import render_summary
+    from collage_mpi.simulate_runs import run_job
 
-    from collage_mpi.results import read_results, render_summary, summarise
-    from collage_mpi.simulate import Costs, simulate
+    print(render_summary(run_job(job)))
+    return 0
+
+
+def _job(args: argparse.Namespace) -> Job:
+    from collage_mpi.simulate_runs import Job
 
     settings = settings_from_args(args)
-    if not settings.out:
-        raise UsageError("--out is missing: a folder for the results")
+    if not settings.out and not args.summary_only:
+        raise UsageError("--out is missing: a folder for the results, or say --summary-only")
+    if args.images is None:
+        raise UsageError("--images is missing: how many images are classified")
+    return Job(settings, _images(args), _costs(args), args.answers, not args.summary_only)
+
+
+def _images(args: argparse.Namespace) -> int:
     if args.images < 1:
         raise UsageError(f"--images {args.images}: at least 1 is needed")
+    return int(args.images)
+
+
+def _costs(args: argparse.Namespace, run: Results | None = None) -> Costs:
+    """Those of --costs, of the run that is simulated, or the defaults; flags win."""
+    from collage_mpi.costs import Costs, costs_of, read_costs
+
+    if args.costs:
+        costs = read_costs(Path(args.costs))
+    else:
+        costs = Costs() if run is None else costs_of(run)
     given = {name: getattr(args, f"{name}_us") for name in COSTS}
     for name, value in given.items():
         if value is not None and not 0 <= value < 1e12:
             raise UsageError(f"--{name}-us {value}: it needs a time in us, 0 or more")
-    costs = Costs(**{f"{n}_ns": round(v * 1e3) for n, v in given.items() if v is not None})
-    simulate(settings, Path(settings.out), args.images, costs)
-    print(render_summary(summarise(read_results(settings.out))))
+    changes = {f"{name}_ns": round(v * 1e3) for name, v in given.items() if v is not None}
+    return dataclasses.replace(costs, **changes)
+
+
+def _like(args: argparse.Namespace) -> int:
+    from collage_mpi.results import read_results, summarise
+    from collage_mpi.simulate_report import compare, render_comparison
+    from collage_mpi.simulate_runs import like, run_job
+
+    for flag in ("seeds", "settings"):
+        if getattr(args, flag):
+            raise UsageError(f"--{flag} does not go with --like: the settings are the run's")
+    run = read_results(args.like)
+    if not run.complete:
+        raise UsageError(f"--like {args.like}: the run is not complete")
+    images = None if args.images is None else _images(args)
+    job = like(run, _changes(args), images, _costs(args, run), args.answers)
+    job = dataclasses.replace(job, rows=not args.summary_only)
+    print(f"{run.label}, {run.manifest.get('straggler')}; cost ratio {job.ratio:.3f}")
+    print(f"costs: {job.costs.describe()}\n")
+    print(render_comparison(compare(summarise(run), run_job(job))))
     return 0
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    known = {spec.name for spec in dataclasses.fields(RunSettings)}
+    return {key: value for key, value in vars(args).items() if key in known}
+
+
+def _seeds(args: argparse.Namespace, job: Job) -> int:
+    from collage_mpi.simulate_report import render_seeds, seed_row, write_seeds
+    from collage_mpi.simulate_runs import check_job, run_jobs, with_seed
+    from collage_mpi.topology import allowed_cores
+
+    seeds = parse_seeds(args.seeds)
+    out = Path(job.settings.out) if job.settings.out else None
+    jobs = [with_seed(job, seed, out) for seed in seeds]
+    for each in jobs[:1]:
+        check_job(each)  # one message before anything starts
+    processes = allowed_cores() if args.jobs is None else args.jobs
+    if processes < 1:
+        raise UsageError(f"--jobs {processes}: at least 1 is needed")
+    rows = []
+    for seed, (_, summary) in zip(seeds, run_jobs(jobs, processes), strict=True):
+        rows.append(seed_row(seed, summary))
+        print(f"seed {seed}: {_in_a_line(rows[-1])}", flush=True)
+    print()
+    print(render_seeds(rows))
+    if out is not None:
+        print(f"\nwrote {write_seeds(out, rows)}")
+    return 0
+
+
+def _in_a_line(row: dict[str, Any]) -> str:
+    shown = [(name, row[f"{name}_ms"]) for name in ("p50", "p99", "std")]
+    parts = [f"{n} {'n/a' if v is None else f'{v:.1f} ms'}" for n, v in shown]
+    return f"{row['groups']:,} groups, " + ", ".join(parts)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read "0-23", "7" or "0-3,9" as seeds, ascending. Raises UsageError when it is none."""
+    from collage_mpi.experiment import parse_numbers
+
+    return parse_numbers(text, MOST_SEEDS, "--seeds", f"seeds are 0 to {MOST_SEEDS - 1}")

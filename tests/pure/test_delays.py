@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from collage_mpi.burner import burn
 from collage_mpi.config import RunSettings
+from collage_mpi.costs import Costs
 from collage_mpi.delays import Spells, uniform
 from collage_mpi.errors import UsageError
-from collage_mpi.simulate import Costs, Simulation
+from collage_mpi.simulate import Simulation
 from collage_mpi.stragglers import StragglerSettings, make_delays, parse_dead, read_back
 
 DRAWN = ("lognormal", "pareto", "bimodal", "markov")

@@ -7,9 +7,11 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.config import RunSettings
+from collage_mpi.costs import Costs
 from collage_mpi.errors import UsageError
 from collage_mpi.results import read_results, verify_run
-from collage_mpi.simulate import Costs, Simulation, simulate
+from collage_mpi.simulate import Simulation
+from collage_mpi.simulate_runs import simulate
 from collage_mpi.stragglers import make_delays
 
 FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)

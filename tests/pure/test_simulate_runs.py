@@ -1,0 +1,271 @@
+"""Simulated runs: answers replayed, costs, summaries without rows, seeds, beside a real run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from collage_mpi.answers import read_answers
+from collage_mpi.cli import main
+from collage_mpi.config import RunSettings
+from collage_mpi.costs import Costs, costs_of, read_costs, save_costs
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.results import read_results, summarise
+from collage_mpi.results.memory import MemoryWriter
+from collage_mpi.results.rows import SOURCE_CODE
+from collage_mpi.simulate_report import compare, render_comparison
+from collage_mpi.simulate_runs import Job, like, run_job, simulate, simulate_in_memory
+from collage_mpi.training.answers import save_answers
+
+COLLAGE = SOURCE_CODE["collage"]
+
+
+def fill(path, n=23, side=2, **changed):
+    """Answers of which the single is right always, the collage for even images only; image 5's
+    cell is absent."""
+    labels = np.arange(n) % 4
+    arrays = {
+        "version": 1, "side": side, "labels": labels,
+        "single_class": labels.astype(np.int16), "single_score": np.full(n, 0.9, np.float32),
+        "collage_class": np.where(np.arange(n) % 2, (labels + 1) % 4, labels).astype(np.int16),
+        "collage_score": np.linspace(0, 1, n, dtype=np.float32),
+        "collage_absent": np.arange(n) == 5, "class_names": np.array(list("abcd")),
+        **changed,
+    }  # fmt: skip
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return str(path)
+
+
+def test_answers_are_replayed_and_accuracy_follows(tmp_path):
+    """Singles never answer: images 20.. wrap to row 0; one in two is wrong, one absent."""
+    path = fill(tmp_path / "a.npz")
+    job = RunSettings(
+        side=2, straggler="pinned", slow_ranks=("1:50", "2:50", "3:50", "4:50"), warmup_groups=0
+    )
+    status, out = simulate(job, tmp_path / "run", 40, answers=path)
+    assert status == "complete"
+    run = read_results(out)
+    rows = np.sort(run.images, order="row")
+    assert run.manifest["class_names"] == list("abcd")
+    assert (rows["label"] == np.tile(np.arange(20) % 4, 2)).all()
+    singles = np.flatnonzero(rows["source"] != COLLAGE)
+    assert singles.tolist() == [5, 25]  # absent from the collage
+    collage = rows[rows["source"] == COLLAGE]
+    assert ((collage["predicted"] == collage["label"]) == (collage["row"] % 2 == 0)).all()
+    assert collage["score"] == pytest.approx(np.linspace(0, 1, 23)[collage["row"] % 20])
+    assert summarise(run)["accuracy"]["overall"]["accuracy"] == pytest.approx(22 / 40)
+
+
+def test_it_reads_what_evaluate_saves(tmp_path):
+    single = [(i % 3, 0.5) for i in range(10)]
+    collage = [None, *single[1:]]
+    save_answers(
+        tmp_path / "a.npz",
+        3,
+        np.arange(10),
+        {"single": single, "collage": collage},
+        list("abc") * 4,
+    )
+    found = read_answers(tmp_path / "a.npz", 3)
+    assert len(found.labels) == 9
+    assert found.collage[0] is None
+    assert found.single[4] == (1, 0.5)
+    assert found.label(11) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"side": 3}, "side 3"),
+        ({"version": 2}, "version 2"),
+        ({"n": 3}, "a group of side 2 needs 4"),
+        ({"single_score": np.zeros(5, np.float32)}, "single_score"),
+        ({"collage_absent": np.zeros(23)}, "collage_absent"),
+        ({"labels": np.full(23, 9)}, "labels is outside"),
+        ({"labels": np.zeros((23, 2), int)}, "labels"),
+        ({"single_class": None}, "single_class"),
+        ({"class_names": np.array([{}], object)}, "save-answers"),
+    ],
+)
+def test_bad_answers_are_one_message(tmp_path, changed, says):
+    with pytest.raises(DataFault, match=says):
+        read_answers(tmp_path / fill(tmp_path / "a.npz", **changed), 2)
+
+
+def test_no_answers_and_no_zip(tmp_path):
+    with pytest.raises(EnvironmentFault):
+        read_answers(tmp_path / "none.npz", 3)
+    (tmp_path / "text.npz").write_text("hello")
+    np.save(tmp_path / "one.npy", np.ones(3))
+    for name in ("text.npz", "one.npy"):
+        with pytest.raises(DataFault, match="save-answers"):
+            read_answers(tmp_path / name, 3)
+
+
+def test_a_policy_that_needs_scores_needs_answers(tmp_path, capsys):
+    words = ["simulate", "--images", "80", "--side", "2", "--straggler", "lognormal"]
+    words += ["--accept", "confident", "--confidence", "0.5", "--accept-deadline-ms", "200"]
+    words += ["--summary-only"]
+    assert main(words) == 2
+    assert "--save-answers" in capsys.readouterr().err
+    assert main([*words, "--answers", fill(tmp_path / "a.npz")]) == 0
+    assert "overall" in capsys.readouterr().out
+
+
+def test_a_summary_alone_is_that_of_the_rows(tmp_path):
+    job = Job(RunSettings(straggler="lognormal", depth=2, image_timeout_s=0.12), 900)
+    on_disk = run_job(dataclasses.replace(job, settings=RunSettings.from_mapping(
+        {**job.settings.to_dict(), "out": str(tmp_path / "rows")})))  # fmt: skip
+    alone = summarise(simulate_in_memory(job))
+    assert alone["errors"] == on_disk["errors"] != {}
+    for key in ("latency", "price", "accuracy", "parts_ms", "rows", "scheme", "mode"):
+        assert json.dumps(alone[key]) == json.dumps(on_disk[key]), key
+
+
+def test_rows_in_memory_are_those_given():
+    writer = MemoryWriter()
+    assert len(writer.results("x", {}).images) == 0  # type: ignore[arg-type]
+
+
+def test_seeds_in_parallel_make_runs_and_a_table(tmp_path, capsys):
+    words = ["simulate", "--images", "180", "--straggler", "lognormal", "--seeds", "0-1,5"]
+    words += ["--jobs", "2"]
+    assert main([*words, "--out", str(tmp_path / "rows")]) == 0
+    assert "p50_ms" in capsys.readouterr().out
+    assert main([*words, "--out", str(tmp_path / "alone"), "--summary-only"]) == 0
+    tables = []
+    for name in ("rows", "alone"):
+        with (tmp_path / name / "table.csv").open(newline="") as lines:
+            tables.append(list(csv.DictReader(lines)))
+    assert tables[0] == tables[1]
+    assert [row["seed"] for row in tables[0]] == ["0", "1", "5"]
+    assert len({row["p50_ms"] for row in tables[0]}) == 3
+    assert (tmp_path / "rows" / "seed-5" / "COMPLETE").exists()
+    assert [p.name for p in (tmp_path / "alone" / "seed-5").iterdir()] == ["summary.json"]
+    assert main([*words, "--out", str(tmp_path / "alone"), "--summary-only"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--images", "90"], 2),
+        (["--summary-only"], 2),
+        (["--images", "0", "--summary-only"], 2),
+        (["--images", "90", "--summary-only", "--seeds", "x"], 2),
+        (["--images", "90", "--summary-only", "--seeds", "1", "--jobs", "0"], 2),
+        (["--images", "90", "--summary-only", "--send-us", "-1"], 2),
+        (["--images", "90", "--summary-only", "--costs", "no.json"], 3),
+        (["--images", "90", "--summary-only", "--answers", "no.npz"], 3),
+        (["--images", "90", "--summary-only", "--burn-ranks", "1:1"], 2),
+        (["--like", "nowhere"], 3),
+    ],
+)
+def test_what_cannot_work_is_one_message(words, code, capsys):
+    assert main(["simulate", *words]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_costs_travel_by_file(tmp_path):
+    costs = Costs(1, 2, 3, 4, 5)
+    save_costs(tmp_path / "c.json", costs, "here")
+    assert read_costs(tmp_path / "c.json") == costs
+    for text in ("[]", "{", '{"format": "other"}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(DataFault):
+            read_costs(tmp_path / "bad.json")
+    good = json.loads((tmp_path / "c.json").read_text())
+    (tmp_path / "bad.json").write_text(json.dumps({**good, "send_ns": -1}))
+    with pytest.raises(DataFault, match="send_ns"):
+        read_costs(tmp_path / "bad.json")
+
+
+@pytest.fixture
+def as_if_real(tmp_path):
+    """A run whose rows were simulated with known costs, and that says so of its rank 0."""
+    settings = RunSettings(
+        straggler="lognormal", straggler_sigma=0.4, cost_ratio=1.2, out=str(tmp_path / "run")
+    )
+    costs = Costs(70_000, 50_000, 90_000, 400_000, 3_000_000)
+    _, out = simulate(settings, tmp_path / "run", 900, costs)
+    path = out / "manifest.json"
+    content = json.loads(path.read_text())
+    content["rank0"] = {"receive_ns": 70_000.4, "send_ns": 5e4, "encode_ns": 9e4}
+    content["idle_service_ns"] = {"single": 3_000_000}
+    path.write_text(json.dumps(content))
+    return out, costs
+
+
+def test_costs_are_measured_from_a_run(as_if_real):
+    out, costs = as_if_real
+    found = costs_of(read_results(out))
+    assert dataclasses.replace(found, network_ns=0) == dataclasses.replace(costs, network_ns=0)
+    # a task's answer may also have waited for rank 0 to be done with another
+    assert found.network_ns == pytest.approx(costs.network_ns, rel=0.1)
+
+
+def test_a_simulation_like_a_run_is_that_run(as_if_real, capsys):
+    out, costs = as_if_real
+    run = read_results(out)
+    job = like(run, {}, None, costs, None)
+    entries = compare(summarise(run), run_job(job))
+    assert {entry["ratio"] for entry in entries if entry["ratio"] is not None} == {1.0}
+    assert "simulated / real" in render_comparison(entries)
+    assert main(["simulate", "--like", str(out)]) == 0
+    assert "collage share" in capsys.readouterr().out
+    changed = like(run, {"depth": 3}, 90, costs, None)
+    assert (changed.settings.depth, changed.images) == (3, 90)
+    assert main(["bench", "costs", str(out), "--out", str(out.parent / "c.json")]) == 0
+    assert read_costs(out.parent / "c.json").send_ns == 50_000
+
+
+def test_a_run_that_measured_no_costs_says_so(tmp_path):
+    _, out = simulate(RunSettings(straggler="pinned"), tmp_path / "run", 90)
+    with pytest.raises(DataFault, match="real run"):
+        costs_of(read_results(out))
+
+
+EXPERIMENT = """
+how = "simulate"
+images = 180
+rows = {rows}
+repeat = 2
+answers = "{folder}/a{{side}}.npz"
+[base]
+straggler = "lognormal"
+[grid]
+side = [2, 3]
+"""
+
+
+def test_an_experiment_of_simulations_in_parallel_without_rows(tmp_path, capsys):
+    for side in (2, 3):
+        fill(tmp_path / f"a{side}.npz", side=side)
+    path, out = tmp_path / "e.toml", tmp_path / "out"
+    path.write_text(EXPERIMENT.format(rows="false", folder=tmp_path))
+    for expected in ("4 of 4", "done already"):
+        assert main(["experiment", str(path), "--out", str(out), "--jobs", "2"]) == 0
+        assert expected in capsys.readouterr().out
+    with (out / "table.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert all(0.5 < float(row["accuracy"]) <= 1 for row in rows)
+    assert [p.name for p in (out / "side-2_seed-0").iterdir()] == ["summary.json"]
+    path.write_text(EXPERIMENT.format(rows="false", folder=tmp_path) + "[[point]]\nside = 4\n")
+    assert main(["experiment", str(path), "--out", str(out)]) == 3  # no a4.npz; nothing begun
+    path.write_text(path.read_text().replace("lognormal", "pinned"))
+    assert main(["experiment", str(path), "--out", str(out)]) == 2
+    assert "straggler" in capsys.readouterr().err
+
+
+def test_keys_of_simulations_are_refused_for_runs():
+    from collage_mpi.experiment import expand
+
+    base = {"shards": ["s"], "single": "null", "collage": "null"}
+    for key, value in (("costs", "c"), ("answers", "a"), ("rows", False)):
+        with pytest.raises(UsageError, match=key):
+            expand({"base": base, key: value})
+    with pytest.raises(UsageError, match="rows"):
+        expand({"how": "simulate", "images": 9, "rows": "no"})
