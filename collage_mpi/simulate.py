@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,6 @@ from collage_mpi.answers import Answers
 from collage_mpi.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.config import RunSettings
 from collage_mpi.costs import Costs
-from collage_mpi.errors import UsageError
 from collage_mpi.protocol import ANSWERED, SKIPPED, WireResult
 from collage_mpi.recorder import Recorder, Writer
 from collage_mpi.scheduler import Scheduler, make_scheme
@@ -35,6 +35,7 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.session import scheduler_settings
 from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.stragglers import make_delays
+from collage_mpi.vigil import SCAN_EVERY_NS, TIMEOUT, Suspicion, Vigil
 
 # At equal times answers come before timers (DESIGN 3); work on ranks is in between.
 ANSWER, RANK, TIMER = 0, 1, 2
@@ -82,6 +83,8 @@ class Simulation:
         self.finish: ev.Finish | None = None
         self._answers = answers
         self._delays = make_delays(settings.stragglers())
+        # Without a rank that may fall silent nobody need listen for it.
+        self._vigil = make_vigil(settings, self.ranks) if settings.dead_ranks else None
         self._injected = settings.straggler != "none"
         self._heap: list[tuple[int, int, int, Any, Any]] = []
         self._sequence = 0
@@ -111,12 +114,9 @@ class Simulation:
         """Everything, from the first admission to the end."""
         for rank, state in self.ranks.items():
             self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.credit))
+        if self._vigil is not None:
+            self._at(SCAN_EVERY_NS, TIMER, self._scan, self._vigil)
         while self.finish is None:
-            if not self._heap:
-                raise UsageError(
-                    f"this job would never end: {self.images - self.recorder.totals.images:,} "
-                    "images wait for ranks that answer nothing; set --image-timeout-s"
-                )
             at_ns, _, _, call, argument = heapq.heappop(self._heap)
             call(at_ns, argument)
         self.recorder.finish()
@@ -152,6 +152,9 @@ class Simulation:
         now_ns = self._begin(at_ns)
         self._free_ns += self.costs.receive_ns
         skipped = result.status == SKIPPED
+        if self._vigil is not None:
+            self._vigil.served(result.held_ns)
+            self._vigil.heard(rank, now_ns, 1)
         self.recorder.ended(result, "skipped" if skipped else "answered", now_ns, 0)
         if skipped:
             self._handle(ev.Skipped(now_ns, result.task, rank))
@@ -164,6 +167,20 @@ class Simulation:
             self._dropped_timers.discard(timer)
         else:
             self._handle(ev.TimerFired(self._begin(at_ns), timer))
+
+    def _scan(self, at_ns: int, vigil: Vigil) -> None:
+        """Silent ranks, and those that are to be counted as lost."""
+        now_ns = self._begin(at_ns)
+        for sign in vigil.overdue(now_ns):
+            if isinstance(sign, Suspicion):
+                self._handle(ev.RankSuspected(now_ns, sign.rank, sign.why))
+                continue
+            vigil.lose(sign.rank, TIMEOUT, sign.why, now_ns)
+            self._handle(ev.RankLost(now_ns, sign.rank, sign.why))
+            self.recorder.lost(sign.rank, now_ns, sign.why)
+            if self.settings.on_rank_loss == "abort":
+                self._handle(ev.StopRequested(now_ns, f"rank {sign.rank} was lost: {sign.why}"))
+        self._at(now_ns + SCAN_EVERY_NS, TIMER, self._scan, vigil)
 
     def _admit(self, action: ev.Admit) -> None:
         # Closed loop: t0 is when rank 0 comes to it, as in a real run.
@@ -196,6 +213,8 @@ class Simulation:
         encode_ns = self.costs.encode_ns if send.kind == "collage" else 0
         self._free_ns += self.costs.send_ns + encode_ns
         self.recorder.sent(send, self._free_ns, encode_ns)
+        if self._vigil is not None:
+            self._vigil.sent(send.rank, self._free_ns)
         self._events.append(ev.SendDone(self._stamp_ns, send.task, encode_ns))
         self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, send)
 
@@ -254,3 +273,9 @@ class Simulation:
         if not self._injected:
             return round(self.costs.single_ns * ratio)
         return round(self._delays.draw_ns(send.rank, send.group, send.attempt, at_ns) * ratio)
+
+
+def make_vigil(settings: RunSettings, ranks: Iterable[int]) -> Vigil:
+    """Who listens for silent ranks, from time 0."""
+    patience_s = settings.reply_timeout_s
+    return Vigil(ranks, 0, None if patience_s is None else round(patience_s * 1e9))

@@ -157,13 +157,29 @@ def test_a_dead_rank_is_answered_for_by_the_collage():
     assert sum(row.rank == 2 for row in in_time.images) == 2
 
 
-def test_a_dead_rank_without_redundancy_costs_an_image_timeout_each():
+def test_a_dead_rank_without_redundancy_is_found_by_its_silence():
+    """Silent after two seconds: its image goes elsewhere; lost after four: nobody waits."""
     dead = {"straggler": "pinned", "dead_ranks": ("2:3",), "side": 2, "scheme": "none"}
-    with pytest.raises(UsageError, match="never end"):
-        play(10, **dead)
+    rows = play(40, reply_timeout_s=2.0, **dead)
+    assert len(rows.images) == 160
+    assert all(row.answered for row in rows.images)
+    slow = [g.latency_ns for g in rows.groups if g.latency_ns > 1000 * MS]
+    assert len(slow) == 1
+    assert 2000 * MS < slow[0] < 2600 * MS
+    assert {task.outcome for task in rows.tasks if task.rank == 2} == {0, 3}  # 3: lost
+
+
+def test_an_image_timeout_comes_before_it():
+    dead = {"straggler": "pinned", "dead_ranks": ("2:3",), "side": 2, "scheme": "none"}
     rows = play(10, image_timeout_s=1.0, **dead)
     assert len(rows.images) == 40
     assert sum(not row.answered for row in rows.images) == 7
+
+
+def test_a_lost_rank_may_end_the_job():
+    dead = {"straggler": "pinned", "dead_ranks": ("2:3",), "side": 2, "scheme": "none"}
+    rows = play(40, reply_timeout_s=2.0, on_rank_loss="abort", **dead)
+    assert len(rows.images) < 160
 
 
 def test_what_cannot_be_simulated_is_refused(tmp_path):
