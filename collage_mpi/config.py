@@ -530,7 +530,10 @@ def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
         if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
             return tuple(parts)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(f"{source}: {key} is a number of over 300 digits") from None
     elif hint in (int, str) and type(value) is hint:  # a bool is no int here
         return value
     wanted = "a list of strings" if origin is tuple else getattr(hint, "__name__", str(hint))

@@ -338,7 +338,7 @@ def unpack_control(message: np.ndarray) -> dict[str, Any]:
     read_header(message)
     try:
         content = json.loads(message[HEADER.itemsize :].tobytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireFault(f"a control message that is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise WireFault("a control message that is no JSON object")

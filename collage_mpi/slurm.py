@@ -20,6 +20,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.slurm_bodies import BODIES
 
+MOST = 1_000_000  # nodes, ranks, cores: no cluster has more
 LAUNCHERS = ("pmix", "pmi2", "mpiexec")
 DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
 RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "sweep")
@@ -113,14 +114,16 @@ class SlurmSettings:
             ("collage_ranks", 1),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} is {value}; it needs at least {least}")
+            if value is not None and not least <= value <= MOST:
+                raise UsageError(
+                    f"{name} is {value!r:.40}; it needs at least {least}, at most {MOST:,}"
+                )
         for name in ("account", "partition", "time", "mem_per_cpu", "array"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[^\s#]+", value):
                 raise UsageError(f"{name} is {value!r}; it needs one word")
         for line in self.directives:
-            if not re.fullmatch(r"-[^\n]+", line):
+            if not re.fullmatch(r"-[^\x00-\x1f]+", line):
                 raise UsageError(f"directive {line!r}; it needs an option of sbatch: --qos=long")
         if self.time is not None:
             hours(self.time)
@@ -211,6 +214,9 @@ def render(kind: str, settings: SlurmSettings | None = None) -> str:
     settings = settings or SlurmSettings()
     if kind not in KINDS:
         raise UsageError(f"{kind!r} is no job script; known are: {', '.join(KINDS)}")
+    if settings.array is not None and KINDS[kind].array is None:
+        known = ", ".join(name for name, of in KINDS.items() if of.array)
+        raise UsageError(f"array is {settings.array!r} for {kind}; it is for {known}")
     if kind == "run_het" and settings.launcher == "mpiexec":
         raise UsageError("run_het cannot use launcher mpiexec: only srun spans both parts")
     plan = layout(kind, settings)

@@ -8,6 +8,7 @@ A trace is a plain .npy of (machines, requests) float, seconds, each row in orde
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,13 @@ def load_trace(path: str) -> np.ndarray:
     return times
 
 
+# What numpy lets out of a damaged header, besides OSError.
+UNREADABLE = (
+    *(ValueError, EOFError, MemoryError, SyntaxError, OverflowError, TypeError),
+    tokenize.TokenError,
+)
+
+
 def load_numbers(path: str, what: str) -> np.ndarray:
     """Any array of real numbers from a .npy, as float64; `what` names it in messages.
 
@@ -57,12 +65,13 @@ def load_numbers(path: str, what: str) -> np.ndarray:
         DataFault: it is no .npy of numbers; nothing is unpickled.
     """
     try:
-        found = np.load(path, allow_pickle=False)
+        # Mapped: what the header claims must be there, before memory is taken for it.
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise EnvironmentFault(
             f"{what} {path} cannot be read: {error.strerror or error}"
         ) from error
-    except (ValueError, EOFError, MemoryError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise DataFault(f"{what} {path} is no .npy file of numbers: {error}") from error
     if not isinstance(found, np.ndarray):
         found.close()  # an .npz

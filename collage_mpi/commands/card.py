@@ -51,7 +51,7 @@ def _read(path: Path) -> Any:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EnvironmentFault(f"report {path}: cannot read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataFault(f"report {path} is not JSON: {error}") from error
     check_report(report, str(path))
     return report

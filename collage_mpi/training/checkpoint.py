@@ -53,8 +53,12 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Any
         raise DataFault(f"{path} is not a checkpoint, or damaged; leave out --resume") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise DataFault(f"{path} is not a checkpoint of this version; leave out --resume")
-    progress = json.loads(state["progress"])
-    _same_run(path, progress["identity"], json.loads(json.dumps(identity)))
+    try:
+        progress = json.loads(state["progress"])
+        saved = dict(progress["identity"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataFault(f"{path} is not a checkpoint, or damaged; leave out --resume") from error
+    _same_run(path, saved, json.loads(json.dumps(identity)))
     return state, progress
 
 

@@ -238,7 +238,10 @@ def read_once(
         peers.store.set(key, json.dumps({"paths": paths, "facts": facts}))
     told = json.loads(peers.store.get(key))
     try:
-        mapped = {name: np.load(path, mmap_mode="r") for name, path in told["paths"].items()}
+        mapped = {
+            name: np.load(path, mmap_mode="r", allow_pickle=False)
+            for name, path in told["paths"].items()
+        }
     except OSError as error:
         raise EnvironmentFault(
             f"the data read by another process cannot be mapped: {error}; check that /proc is "
@@ -251,5 +254,5 @@ def _to_shared_memory(name: str, array: np.ndarray) -> str:
     """Copy into memory that lives as long as this process; a path by which others open it."""
     number = os.memfd_create(f"collage-mpi-{name}")
     with os.fdopen(number, "wb", closefd=False) as file:  # stays open: the path goes through it
-        np.save(file, array)
+        np.save(file, array, allow_pickle=False)
     return f"/proc/{os.getpid()}/fd/{number}"

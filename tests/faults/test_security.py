@@ -1,0 +1,224 @@
+"""Nothing is unpickled, nothing is written outside the output, no shell text from user text."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from results_harness import make_run
+
+from collage_mpi import protocol as wire
+from collage_mpi.commands import prep
+from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.experiment import expand
+from collage_mpi.results import export_run, read_results
+from collage_mpi.shards import write_shard
+from collage_mpi.slurm import KINDS, SlurmSettings, render
+from collage_mpi.training.cards import card_name
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted([*ROOT.glob("collage_mpi/**/*.py"), *ROOT.glob("analysis/**/*.py"),
+                  *ROOT.glob("data_prep/**/*.py")])  # fmt: skip
+# May be imported for the names of its exceptions, and nothing of it may be called.
+EXCEPTIONS_ONLY = {"collage_mpi/training/checkpoint.py": {"pickle.UnpicklingError"}}
+EXECUTES_TORCH = ("collage_mpi/doctor/probe.py",)  # its version.py, as importing it would
+UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib")
+SHELLS = ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",
+          "commands.getoutput", "pty.spawn")  # fmt: skip
+HOSTILE = ("../../escape", "/tmp/escape", "..", ".", "a/../../b", "~/x", "x\0y", "-rf", "a\nb")
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            yield str(path.relative_to(ROOT)), node
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    for file, node in nodes():
+        if isinstance(node, ast.Call):
+            yield f"{file}:{node.lineno}", ast.unparse(node.func), node
+
+
+def keyword(call: ast.Call, name: str) -> str | None:
+    return next((ast.unparse(k.value) for k in call.keywords if k.arg == name), None)
+
+
+def test_nothing_is_unpickled() -> None:
+    for file, node in nodes():
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.module or "").partition(".")[0]]
+        assert file in EXCEPTIONS_ONLY or not set(names) & set(UNPICKLERS), f"{file}: {names}"
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("pickle."):
+            assert ast.unparse(node) in EXCEPTIONS_ONLY.get(file, set())
+
+
+def test_readers_that_could_unpickle_are_told_not_to() -> None:
+    seen = 0
+    for where, name, call in calls():
+        if name in ("np.load", "numpy.load"):
+            assert keyword(call, "allow_pickle") == "False", where
+            seen += 1
+        if name.endswith("torch.load"):
+            assert keyword(call, "weights_only") == "True", where
+            seen += 1
+        if name == "h5py.File" or name.endswith(".read_pickle"):
+            assert not name.endswith("read_pickle"), where
+    assert seen >= 3  # the test looks at what it thinks it does
+
+
+def test_mpi_sends_buffers_not_pickles() -> None:
+    """mpi4py's lower-case methods pickle: none is called on a communicator."""
+    lower = {"send", "recv", "isend", "irecv", "bcast", "gather", "scatter", "allgather",
+             "allreduce", "reduce", "alltoall", "sendrecv", "ssend", "bsend", "mrecv"}  # fmt: skip
+    for where, name, _ in calls():
+        owner, _, method = name.rpartition(".")
+        assert method not in lower or owner.rpartition(".")[2] not in ("comm", "_comm"), where
+
+
+def test_no_shell_is_started() -> None:
+    for where, name, call in calls():
+        assert name not in SHELLS, where
+        assert keyword(call, "shell") in (None, "False"), where
+        if name.startswith("subprocess.") or name.endswith("Popen"):
+            first = ast.unparse(call.args[0]) if call.args else ""
+            assert "'sh'" not in first, where
+        if where.partition(":")[0] not in EXECUTES_TORCH:
+            assert name not in ("eval", "exec"), where
+
+
+# ---- names in inputs --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_experiments_points_stay_in_its_folder(tmp_path: Path, name: str) -> None:
+    document = {
+        "how": "simulate",
+        "images": 90,
+        "base": {"side": 2},
+        "point": [{"name": name, "depth": 2}, {"name": "plain"}],
+    }
+    try:
+        points = expand(document).points
+    except UsageError:
+        return
+    for point in points:
+        folder = Path(point.settings_in(tmp_path).out)
+        assert folder.parent == tmp_path
+        assert folder.name not in ("", ".", "..")
+        assert not set(folder.name) & set("/\\\0\n ~")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_prefix_is_the_start_of_a_file_name(tmp_path: Path, name: str) -> None:
+    args = SimpleNamespace(
+        rows_per_shard=5, limit=None, prefix=name, class_names=None, class_names_file=None,
+        images=tmp_path / "none.idx", labels=None,
+    )  # fmt: skip
+    with pytest.raises(CollageError):  # refused, or no further than the images, which are not there
+        prep.read_table(args)
+    if "/" not in name and not name.startswith("."):
+        assert all(path.parent == tmp_path for path in prep.shard_paths(tmp_path, name, 20, 5))
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "/", ""])
+def test_a_card_stays_in_its_folder(name: str) -> None:
+    file = f"{card_name({'weights': name})}.md"
+    assert "/" not in file
+    assert file not in ("", ".", "..")
+
+
+def test_names_in_shards_and_runs_are_only_text(tmp_path: Path) -> None:
+    """Hostile class names, ids and paths in a run's manifest choose no file of an export."""
+    images = np.zeros((len(HOSTILE), 4, 4, 1), np.uint8)
+    names = [name.replace("\0", "0") for name in HOSTILE]
+    inside = tmp_path / "inside"
+    write_shard(inside / "s.h5", images, ids=names, class_names=names)
+    run = make_run(
+        inside / "run",
+        18,
+        class_names=names,
+        shards=[
+            {"path": "../../escape.h5", "fingerprint": "aa" * 32, "count": 9},
+            {"path": "/tmp/escape.h5", "fingerprint": "bb" * 32, "count": 9},
+        ],
+        run_id="../../escape",
+        scheme="../escape",
+    )
+    before = set(tmp_path.rglob("*"))
+    for to in ("csv", "hdf5", "parquet"):
+        for path in export_run(read_results(run), to):
+            assert path.parent == run / "export"
+    for path in set(tmp_path.rglob("*")) - before:
+        assert run / "export" in (path, *path.parents)
+
+
+# ---- text that reaches a shell ----------------------------------------------
+
+WORDS = ("a;touch${IFS}pwned", "$(touch${IFS}pwned)", "`touch${IFS}pwned`", "a'b\"c", "x|y", "a&b")
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_reach_a_job_script_as_sbatch_options_only(kind: str, word: str, tmp_path) -> None:
+    """`setup` is meant to be shell; every other text stands on #SBATCH lines, and is one word."""
+    words = dict.fromkeys(("account", "partition", "mem_per_cpu"), word)
+    words |= {"array": word} if KINDS[kind].array else {}
+    settings = SlurmSettings(**words, directives=(f"--comment={word}",))
+    text = render(kind, settings)
+    for line in text.splitlines():
+        assert word not in line or line.lstrip().startswith("#"), line
+    script = tmp_path / "job.sh"
+    script.write_text(text)
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("field", ["account", "partition", "mem_per_cpu", "array", "time"])
+@pytest.mark.parametrize("text", ["a\ntouch pwned", "a b", "a\rb", "a#b", ""])
+def test_a_setting_of_several_lines_is_refused(field: str, text: str) -> None:
+    with pytest.raises(UsageError):
+        SlurmSettings(**{field: text})
+
+
+def test_a_directive_of_several_lines_is_refused() -> None:
+    for text in ("--qos=x\ntouch pwned", "touch pwned", "--a\r--b"):
+        with pytest.raises(UsageError):
+            SlurmSettings(directives=(text,))
+
+
+def test_the_launch_line_to_paste_is_quoted() -> None:
+    from collage_mpi.launch import LaunchPlan
+
+    line = LaunchPlan(("mpiexec", "a b", "$(touch pwned)"), {"X": "`id`"}).shell_line()
+    assert "'a b'" in line
+    assert "'$(touch pwned)'" in line
+    assert "'`id`'" in line
+
+
+# ---- the wire ---------------------------------------------------------------
+
+
+def test_a_message_of_another_size_or_version_is_refused() -> None:
+    buffer = np.zeros(256, np.uint8)
+    cases = {
+        wire.unpack_cancel: wire.pack_cancel(buffer, 1, [1, 2]),
+    }
+    for unpack, length in cases.items():
+        for wrong in (length - 1, length + 1, 4, 0):
+            with pytest.raises(wire.WireFault):
+                unpack(buffer[:wrong])
+        for at in (0, 4):  # the mark, the version
+            other = buffer[:length].copy()
+            other[at] ^= 0xFF
+            with pytest.raises(wire.WireFault, match="do all ranks run the same"):
+                unpack(other)
