@@ -33,11 +33,12 @@ _ARRAYS = {
 class Answers:
     """Per image of a data set: label, what the single network and its collage's cell say.
 
-    Image i of a simulation takes row i modulo the images in full groups, so that images
-    of a full group were in one collage together.
+    Image i of a simulation takes row start + i modulo the images in full groups, so that
+    images of a full group were in one collage together.
 
     Attributes:
         side: of the collages.
+        start: row of the first image, a multiple of side x side.
         labels, single, collage: n each; a collage's answer is None where it was absent.
     """
 
@@ -46,15 +47,16 @@ class Answers:
     labels: Sequence[int]
     single: Sequence[Score]
     collage: Sequence[Score | None]
+    start: int = 0
 
     def label(self, image: int) -> int:
         """True class of a simulated image."""
-        return self.labels[image % len(self.labels)]
+        return self.labels[(self.start + image) % len(self.labels)]
 
     def cells(self, kind: str, items: Sequence[Item]) -> tuple[Score | None, ...]:
         """What the network of the kind says of each item."""
         known = self.single if kind == "single" else self.collage
-        return tuple(known[image % len(known)] for image, _ in items)
+        return tuple(known[(self.start + image) % len(known)] for image, _ in items)
 
 
 def read_answers(path: Path, side: int) -> Answers:

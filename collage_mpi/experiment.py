@@ -1,10 +1,12 @@
 """An experiment: a file that names many runs, expanded to an ordered list of settings.
 
-Owns: the file's keys, the grid, names of points, checks that need no data.
-Does not know: how a point is run, folders, MPI, results.
+Owns: the file's keys, points with their settings, checks that need no data.
+Does not know: how a grid is expanded (experiment_grid), how a point is run, MPI, results.
 
     name = "schemes"                 # how = "run" is the default; repeat = 3: seeds 0, 1, 2
     repeat = [1, 2]
+    [baseline]                       # what points.csv compares with, all else the same
+    scheme = "none"
     [base]                           # settings of every point, as in `collage-mpi run`
     shards = ["shipped:fashion_demo.h5"]
     [grid]                           # every combination; the last key changes fastest
@@ -18,9 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +30,21 @@ from typing import Any
 
 from collage_mpi.config import RunSettings, read_settings_file
 from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.experiment_grid import (
+    SHIPPED,
+    Baselines,
+    Draft,
+    drafts,
+    read_baselines,
+    safe,
+    table,
+)
 
 HOWS = ("run", "simulate")
-SIMULATED = ("images", "costs", "answers", "rows")  # keys for how = "simulate" alone
-KEYS = ("name", "how", *SIMULATED, "repeat", "base", "grid", "point")
-MOST_POINTS = 10_000
+SIMULATED = ("images", "groups", "costs", "answers", "rows")  # keys for how = "simulate" alone
+KEYS = ("name", "how", *SIMULATED, "repeat", "baseline", "base", "grid", "point")
 LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some
-SHIPPED = "shipped:"
+_SUFFIXES = (".h5", ".safetensors", ".npy", ".npz")
 PATH_SETTINGS = ("shards", "single", "collage", "trace_file", "arrival_file")
 
 Json = dict[str, Any]
@@ -51,12 +59,20 @@ class Point:
         name: its folder's name; unlike any other's, safe for every file system.
         settings: without `out`.
         ranks: world size that it needs, rank 0 included.
+        images: that a simulated run has; None for real runs, which have shards.
+        answers: file of `evaluate --save-answers`, "{side}" in it for the side; or None.
+        draft: where in the grid it is, and its seed.
+        family: its name without the seed: runs of one family are repeats.
     """
 
     index: int
     name: str
     settings: RunSettings
     ranks: int
+    images: int | None
+    answers: str | None
+    draft: Draft
+    family: str
 
     def settings_in(self, out: Path) -> RunSettings:
         """The settings with `out`, the folder of this point in the experiment's."""
@@ -70,19 +86,17 @@ class Experiment:
     Attributes:
         name: of the experiment.
         how: one of HOWS.
-        images: images a simulated run has; None for real runs, which have shards.
         points: in the order of the file.
+        baselines: what points are compared with.
         costs: file of what things take, or a real run's folder; None for the defaults.
-        answers: file of `evaluate --save-answers`, "{side}" in it for the side; or None.
         rows: whether a simulated run has rows, or a summary alone.
     """
 
     name: str
     how: str
-    images: int | None
     points: tuple[Point, ...]
+    baselines: Baselines
     costs: str | None = None
-    answers: str | None = None
     rows: bool = True
 
     @property
@@ -96,22 +110,40 @@ class Experiment:
         )
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Settings that go together, and what they are called in a point's name."""
-
-    label: str
-    values: Json
-
-
-def read_experiment(path: Path) -> Experiment:
+def read_experiment(path: Path, sets: Sequence[str] = ()) -> Experiment:
     """Read and expand a .toml (or .json) file.
+
+    Args:
+        path: the file.
+        sets: KEY=VALUE that win over its [base], or over its keys beside the tables.
 
     Raises:
         EnvironmentFault, DataFault: it cannot be read, or is no such file.
-        UsageError: as `expand`.
+        UsageError: as `expand`; a set that is none, or of what the grid or a point sets.
     """
-    return expand(read_settings_file(path), str(path))
+    document = read_settings_file(path)
+    for text in sets:
+        document = _with_set(document, text, str(path))
+    return expand(document, str(path))
+
+
+def _with_set(document: Mapping[str, Any], text: str, source: str) -> Json:
+    """The document with KEY=VALUE in it; the value is read as JSON where it is some."""
+    key, equals, raw = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: it needs KEY=VALUE, as in --set trace_file=times.npy")
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        value = raw
+    if key in (*SIMULATED, "repeat"):
+        other = {"images": "groups", "groups": "images"}.get(key)
+        return {**{k: v for k, v in document.items() if k != other}, key: value}
+    for draft in drafts({**document, "repeat": None}, source):
+        if key in draft.values:
+            raise UsageError(f"--set {text}: point {draft.label} of {source} sets {key} itself")
+    base = table(document.get("base", {}), f"{source} [base]")
+    return {**document, "base": {**base, key: value}}
 
 
 def expand(document: Mapping[str, Any], source: str = "experiment") -> Experiment:
@@ -126,23 +158,23 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
     """
     _known(document, KEYS, source)
     how = _one_of(document.get("how", "run"), HOWS, f"{source}: how")
-    images = _images(document.get("images"), how, source)
+    size = _size(document, how, source)
     name = document.get("name", Path(source).stem)
     if not isinstance(name, str) or not name:
         raise UsageError(f"{source}: name is {name!r}; it needs some text")
-    base = _table(document.get("base", {}), f"{source} [base]")
-    drafts = [_merged(point, seed, source) for point, seed in _draft_points(document, source)]
-    points = []
-    for index, draft in enumerate(drafts):
-        label = draft.label or "run"
-        values = {**base, **draft.values}
-        points.append(_point(index, label, values, how, f"{source}, point {index} ({label})"))
-    _check_distinct(points, source)
+    base = table(document.get("base", {}), f"{source} [base]")
+    found = drafts(document, source)
+    baselines = read_baselines(document, found, source)
     costs, answers = (_path(document.get(key), key, how, source) for key in ("costs", "answers"))
+    points = [
+        dataclasses.replace(_point(index, draft, base, size, source), answers=answers)
+        for index, draft in enumerate(found)
+    ]
+    _check_distinct(points, source)
     rows = document.get("rows", True)
     if not isinstance(rows, bool) or (how == "run" and not rows):
         raise UsageError(f"{source}: rows is true or false, and false for how = 'simulate' alone")
-    return Experiment(name, how, images, tuple(points), costs, answers, rows)
+    return Experiment(name, how, tuple(points), baselines, costs, rows)
 
 
 def ranks_needed(settings: RunSettings) -> int:
@@ -199,102 +231,30 @@ def format_indices(indices: Sequence[int]) -> str:
     return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
 
 
-# ---- the file's tables ------------------------------------------------------
-
-
-def _draft_points(document: Mapping[str, Any], source: str) -> list[tuple[_Choice, int | None]]:
-    """Every point without the base, with its seed; repeats of a point follow each other."""
-    seeds = _seeds(document.get("repeat"), source)
-    axes = _axes(_table(document.get("grid", {}), f"{source} [grid]"), f"{source} [grid]")
-    extra = document.get("point", [])
-    if not isinstance(extra, list):
-        raise UsageError(f"{source}: point needs [[point]] tables, not {extra!r:.60}")
-    in_grid = math.prod(len(axis) for axis in axes) if axes or not extra else 0
-    total = (in_grid + len(extra)) * len(seeds)
-    if total > MOST_POINTS:
-        raise UsageError(f"{source}: {total:,} points; at most {MOST_POINTS:,} are sensible")
-    chosen = [_joined(parts, source) for parts in itertools.product(*axes)] if in_grid else []
-    chosen += [_extra(table, f"{source} [[point]] {n}") for n, table in enumerate(extra)]
-    return [(choice, seed) for choice in chosen for seed in seeds]
-
-
-def _axes(grid: Json, where: str) -> list[list[_Choice]]:
-    """The grid's lists. An axis of tables sets several settings together."""
-    axes = []
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"{where}: {key} is {values!r:.60}; it needs a list of values")
-        if all(isinstance(value, dict) for value in values):
-            axes.append([_linked(key, n, value) for n, value in enumerate(values)])
-        else:
-            single = len(values) == 1
-            axes.append([_Choice("" if single else f"{key}-{_short(v)}", {key: v}) for v in values])
-    return axes
-
-
-def _linked(axis: str, number: int, table: Json) -> _Choice:
-    rest = dict(table)
-    return _Choice(str(rest.pop("name", f"{axis}-{number}")), rest)
-
-
-def _extra(table: Any, where: str) -> _Choice:
-    rest = dict(_table(table, where))
-    given = "_".join(f"{key}-{_short(value)}" for key, value in rest.items() if key != "name")
-    return _Choice(str(rest.pop("name", given)), rest)
-
-
-def _joined(parts: Sequence[_Choice], source: str) -> _Choice:
-    values: Json = {}
-    for part in parts:
-        twice = values.keys() & part.values.keys()
-        if twice:
-            raise UsageError(f"{source} [grid]: two axes set {', '.join(sorted(twice))}")
-        values |= part.values
-    return _Choice("_".join(part.label for part in parts if part.label), values)
-
-
-def _merged(choice: _Choice, seed: int | None, source: str) -> _Choice:
-    """The point with the seed that `repeat` gives it."""
-    if seed is None:
-        return choice
-    if "straggler_seed" in choice.values:
-        raise UsageError(f"{source}: repeat sets straggler_seed; leave it out of grid and points")
-    label = "_".join(part for part in (choice.label, f"seed-{seed}") if part)
-    return _Choice(label, {**choice.values, "straggler_seed": seed})
-
-
-def _seeds(repeat: Any, source: str) -> list[int | None]:
-    """Seeds of the injected service times; [None] where the file has no repeat."""
-    if repeat is None:
-        return [None]
-    if isinstance(repeat, int) and not isinstance(repeat, bool) and 1 <= repeat <= MOST_POINTS:
-        return list(range(repeat))
-    good = isinstance(repeat, list) and all(type(seed) is int and seed >= 0 for seed in repeat)
-    if not good or not repeat or len(set(repeat)) < len(repeat):
-        raise UsageError(
-            f"{source}: repeat is {repeat!r:.60}; it needs how many seeds, or a list of "
-            "different seeds from 0"
-        )
-    return list(repeat)
-
-
 # ---- one point --------------------------------------------------------------
 
 
-def _point(index: int, label: str, values: Json, how: str, where: str) -> Point:
+def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str) -> Point:
+    """The point of a draft, checked; `size` is None for real runs."""
+    family = draft.label or ("" if draft.seed is not None else "run")
+    seed = "" if draft.seed is None else f"seed-{draft.seed}"
+    label = "_".join(part for part in (family, seed) if part)
+    where = f"{source}, point {index} ({label})"
+    values = {**base, **draft.values}
     if "out" in values:
         raise UsageError(f"{where}: out is given on the command line: --out DIR")
     try:
         for key in values.keys() & set(PATH_SETTINGS):
             values[key] = _with_shipped(values[key])
         settings = RunSettings.from_mapping(values, where)
-        if how == "run":
+        if size is None:
             dataclasses.replace(settings, out="set later").require_inputs()
         ranks = ranks_needed(settings)
     except CollageError as error:
         told = str(error)
         raise UsageError(told if told.startswith(where) else f"{where}: {told}") from error
-    return Point(index, _safe(label), settings, ranks)
+    images = size.images(settings) if size else None
+    return Point(index, safe(label), settings, ranks, images, None, draft, family or "run")
 
 
 def _with_shipped(value: Any) -> Any:
@@ -304,9 +264,9 @@ def _with_shipped(value: Any) -> Any:
     if not isinstance(value, str) or not value.startswith(SHIPPED):
         return value
     data = Path(str(files("collage_mpi") / "data"))
-    names = sorted(p.name for p in data.iterdir() if p.suffix in (".h5", ".safetensors", ".npy"))
+    names = sorted(p.name for p in data.iterdir() if p.suffix in _SUFFIXES)
     name = value.removeprefix(SHIPPED)
-    if name not in names:
+    if "{side}" not in name and name not in names:
         raise UsageError(f"{value}: the package ships {', '.join(names)}")
     return str(data / name)
 
@@ -334,20 +294,6 @@ def _check_distinct(points: Sequence[Point], source: str) -> None:
             seen[key] = point.index
 
 
-def _short(value: Any) -> str:
-    """A value as part of a name: of paths the stem, of lists the parts."""
-    if isinstance(value, list):
-        return "+".join(_short(part) for part in value) or "none"
-    if isinstance(value, str) and ("/" in value or value.startswith(SHIPPED)):
-        return Path(value.removeprefix(SHIPPED)).stem
-    return str(value)
-
-
-def _safe(label: str) -> str:
-    """Letters, digits and `-_+=.` only; no leading dot or dash."""
-    return re.sub(r"[^A-Za-z0-9_+=.-]+", "-", label).lstrip(".-") or "run"
-
-
 # ---- checks of shape --------------------------------------------------------
 
 
@@ -359,26 +305,38 @@ def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
             raise UsageError(f"{where}: unknown key {key!r}{hint} Known: {', '.join(known)}")
 
 
-def _table(value: Any, where: str) -> Json:
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: it needs a table of settings, not {value!r:.60}")
-    return value
-
-
 def _one_of(value: Any, known: Sequence[str], where: str) -> str:
     if value not in known:
         raise UsageError(f"{where} is {value!r:.60}; known are: {', '.join(known)}")
     return str(value)
 
 
-def _images(value: Any, how: str, source: str) -> int | None:
+@dataclass(frozen=True)
+class _Size:
+    """How many images a simulated run has: so many, or those of the groups after the warm-up."""
+
+    key: str
+    count: int
+
+    def images(self, settings: RunSettings) -> int:
+        if self.key == "images":
+            return self.count
+        return (self.count + settings.warmup_groups) * settings.group_size
+
+
+def _size(document: Mapping[str, Any], how: str, source: str) -> _Size | None:
+    """None for real runs, whose shards say it."""
+    given = [key for key in ("images", "groups") if document.get(key) is not None]
     if how == "run":
-        if value is not None:
-            raise UsageError(f"{source}: images is for how = 'simulate'; a run has limit")
+        if given:
+            raise UsageError(f"{source}: {given[0]} is for how = 'simulate'; a run has limit")
         return None
-    if type(value) is not int or value < 1:
-        raise UsageError(f"{source}: how = 'simulate' needs images, a number from 1")
-    return value
+    if len(given) != 1 or type(document[given[0]]) is not int or document[given[0]] < 1:
+        raise UsageError(
+            f"{source}: how = 'simulate' needs images, or groups beside the warm-up, a number "
+            "from 1"
+        )
+    return _Size(given[0], document[given[0]])
 
 
 def _path(value: Any, key: str, how: str, source: str) -> str | None:
@@ -388,4 +346,4 @@ def _path(value: Any, key: str, how: str, source: str) -> str | None:
         raise UsageError(f"{source}: {key} is for how = 'simulate'; a run has its own")
     if not isinstance(value, str) or not value:
         raise UsageError(f"{source}: {key} is {value!r:.60}; it needs a path")
-    return str(_with_shipped(value)) if "{side}" not in value else value
+    return str(_with_shipped(value))

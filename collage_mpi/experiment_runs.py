@@ -1,20 +1,19 @@
-"""The runs of an experiment: which are done, which go on, and the table of them all.
+"""The runs of an experiment: which are done, which go on.
 
-Owns: the state of a point's folder, one session after the other on a crew, table.csv.
-Does not know: how points are expanded, how ranks are started.
+Owns: the state of a point's folder, one session after the other on a crew, simulations.
+Does not know: how points are expanded, how ranks are started, tables.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.config import RunSettings
-from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
+from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.experiment import Experiment, Point
 
 if TYPE_CHECKING:
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 SEVERITY = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.DATA)
 NEW, STARTED, DONE = "new", "started", "done"
-TABLE = "table.csv"
-LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
-PRICE = ("collage_share", "cost_ratio", "wasted_work", "ranks", "rank_seconds_per_image")
 
 Json = dict[str, Any]
 
@@ -39,12 +35,12 @@ def state(point: Point, out: Path) -> str:
     from collage_mpi.results.manifest import MANIFEST, MARKER, differences, read_manifest
 
     folder = out / point.name
-    alone = _summary_alone(folder)
+    alone = summary_alone(folder)
     if alone is None and not (folder / MANIFEST).exists():
         return NEW
     found = read_manifest(folder) if alone is None else alone
     settings = point.settings_in(out).to_dict()
-    changed = differences(found, {**found, "settings": settings})
+    changed = differences(found, {**found, "settings": settings}) + _other_input(found, point)
     if changed:
         listed = "\n  ".join(changed)
         raise UsageError(
@@ -54,14 +50,25 @@ def state(point: Point, out: Path) -> str:
     return DONE if alone is not None or (folder / MARKER).exists() else STARTED
 
 
-def _summary_alone(folder: Path) -> Json | None:
+def _other_input(found: Json, point: Point) -> list[str]:
+    """What else decides a simulated run, where it is not what the run had: a line each."""
+    if point.images is None:
+        return []
+    had = {"images": found["rows"], "answers": (found.get("simulated") or {}).get("answers")}
+    if isinstance(had["images"], dict):  # a summary's
+        had["images"] = had["images"]["expected"]
+    wanted = {"images": point.images, "answers": point.answers}
+    return [f"{k}: {had[k]!r} before, {v!r} now" for k, v in wanted.items() if had[k] != v]
+
+
+def summary_alone(folder: Path) -> Json | None:
     """What a simulation without rows left; its settings are in it."""
     if not (folder / "summary.json").exists() or (folder / "manifest.json").exists():
         return None
     from collage_mpi.simulate_runs import read_summary
 
     found = read_summary(folder)
-    return None if found is None else {"shards": [], "rows": None, **found}
+    return None if found is None else {"shards": [], **found}
 
 
 def launches(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
@@ -125,7 +132,10 @@ def run_points(
 def simulate_points(
     experiment: Experiment, points: Sequence[Point], out: Path, processes: int = 1
 ) -> None:
-    """Every point on virtual time. An unfinished one is told to be removed: none goes on.
+    """Every point on virtual time. One that was cut off begins anew.
+
+    The images of a seed's runs begin where those of the seed before end, so that repeats
+    are not all of the same answers; runs of one seed are of the same images.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the first point that cannot be simulated,
@@ -134,14 +144,19 @@ def simulate_points(
     from collage_mpi.costs import Costs, read_costs
     from collage_mpi.simulate_runs import Job, check_job, run_jobs
 
-    assert experiment.images is not None
     costs = read_costs(Path(experiment.costs)) if experiment.costs else Costs()
     todo = [point for point in points if state(point, out) != DONE]
     jobs = []
     for point in todo:
+        assert point.images is not None
         settings = point.settings_in(out)
-        jobs.append(Job(settings, experiment.images, costs, experiment.answers, experiment.rows))
-        check_job(jobs[-1])
+        first = (point.draft.seed or 0) * point.images
+        job = Job(settings, point.images, costs, point.answers, experiment.rows, first)
+        check_job(job)
+        jobs.append(job)
+    for job in jobs:
+        if Path(job.settings.out).is_dir():
+            shutil.rmtree(job.settings.out)
     for number, (job, summary) in enumerate(run_jobs(jobs, processes), start=1):
         name = Path(job.settings.out).name
         print(f"[{number}/{len(todo)}] {name}: {_told(summary)}", flush=True)
@@ -159,66 +174,3 @@ def _told(summary: Json) -> str:
     shown = ", ".join(f"{n} {'n/a' if v is None else f'{v:.1f} ms'}" for n, v in numbers.items())
     collage = "" if share is None else f", collage share {share:.1%}"
     return f"{group['groups']} groups, {shown}{collage}"
-
-
-def table_rows(experiment: Experiment, out: Path) -> tuple[list[Json], list[Point]]:
-    """One row a run that is there, with None where the sample does not support a number.
-
-    Returns:
-        The rows, and the points that have no run yet.
-    """
-    from collage_mpi.results import read_results, summarise
-
-    rows, missing = [], []
-    for point in experiment.points:
-        if state(point, out) == NEW:
-            missing.append(point)
-            continue
-        alone = _summary_alone(out / point.name)
-        summary = summarise(read_results(out / point.name)) if alone is None else alone
-        group, values = summary["latency"]["group"], point.settings.to_dict()
-        rows.append(
-            {
-                "index": point.index,
-                "name": point.name,
-                "how": experiment.how,
-                "status": summary["status"],
-                **{key: _cell(values[key]) for key in experiment.varied},
-                "groups": group["groups"],
-                **{key: group[key] for key in LATENCY},
-                "accuracy": summary["accuracy"]["overall"]["accuracy"],
-                **{key: summary["price"][key] for key in PRICE},
-                "valid": summary["validity"]["valid"],
-            }
-        )
-    return rows, missing
-
-
-def _cell(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def write_table(experiment: Experiment, out: Path) -> tuple[Path, int, list[Point]]:
-    """Write `out`/table.csv, whole or not at all.
-
-    Returns:
-        Its path, the number of runs in it, and the points that have no run yet.
-
-    Raises:
-        EnvironmentFault: no run is there, or the file cannot be written.
-    """
-    from collage_mpi.results.atomic import write_atomic
-
-    rows, missing = table_rows(experiment, out)
-    if not rows:
-        raise EnvironmentFault(f"{out} holds no run of this experiment yet: leave out --table")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path = out / TABLE
-    try:
-        write_atomic(path, (text.getvalue().encode(),))
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path, len(rows), missing

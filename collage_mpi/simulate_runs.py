@@ -7,6 +7,7 @@ Does not know: virtual time (simulate does), flags.
 
 from __future__ import annotations
 
+import io
 import json
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from collage_mpi.answers import Answers, read_answers
 from collage_mpi.config import RunSettings
@@ -27,6 +30,8 @@ from collage_mpi.results.memory import MemoryWriter
 from collage_mpi.results.summary import SUMMARY
 from collage_mpi.simulate import Simulation
 from collage_mpi.stragglers import make_delays
+
+LATENCIES = "latencies_ns.npy"
 
 Json = dict[str, Any]
 
@@ -41,7 +46,9 @@ class Job:
         images: how many are classified.
         costs: what things take.
         answers: a file of `evaluate --save-answers`; "{side}" in it stands for the side.
-        rows: write a row for every image, group and task; else the summary alone.
+        rows: write a row for every image, group and task; else the summary and the groups'
+            latencies alone.
+        first: the answers' row that the first image takes, whole groups rounded up.
     """
 
     settings: RunSettings
@@ -49,6 +56,7 @@ class Job:
     costs: Costs = field(default_factory=Costs)
     answers: str | None = None
     rows: bool = True
+    first: int = 0
 
     @property
     def ratio(self) -> float:
@@ -60,7 +68,8 @@ class Job:
         if self.answers is None:
             return None
         side = self.settings.side
-        return _cached_answers(self.answers.replace("{side}", str(side)), side)
+        answers = _cached_answers(self.answers.replace("{side}", str(side)), side)
+        return replace(answers, start=-(-self.first // side**2) * side**2)
 
 
 @lru_cache(maxsize=8)
@@ -152,19 +161,40 @@ def run_job(job: Job) -> Json:
     if out is not None and any((out / name).exists() for name in (MANIFEST, SUMMARY)):
         raise EnvironmentFault(f"{out} holds a run already: choose another --out")
     results = simulate_in_memory(job)
-    summary = {**summarise(results), "settings": job.settings.to_dict()}
+    kept = {key: results.manifest[key] for key in ("settings", "simulated")}
+    summary = {**summarise(results), **kept}
     if out is not None:
-        _save(out, summary)
+        _save(out, summary, results.measured_groups["latency_ns"])
     return summary
 
 
-def _save(out: Path, summary: Json) -> None:
+def _save(out: Path, summary: Json, latencies_ns: np.ndarray) -> None:
+    """The summary last: where it is, the run is done."""
+    buffer = io.BytesIO()
+    np.save(buffer, latencies_ns)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / LATENCIES, (buffer.getvalue(),))
         text = json.dumps(summary, indent=1, default=plain)
         write_atomic(out / SUMMARY, (text.encode(), b"\n"))
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
+
+
+def read_latencies_ns(folder: Path) -> np.ndarray:
+    """(groups,) int64 of the measured groups of a simulation without rows.
+
+    Raises:
+        DataFault: they are missing or damaged.
+    """
+    path = folder / LATENCIES
+    try:
+        found = np.load(path, allow_pickle=False)
+        if found.ndim != 1 or found.dtype.kind != "i":
+            raise ValueError(f"{found.dtype} of shape {found.shape}")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataFault(f"{path}: no latencies of groups: {error}; remove the folder") from error
+    return np.asarray(found)
 
 
 def read_summary(folder: Path) -> Json | None:

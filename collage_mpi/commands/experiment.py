@@ -35,6 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--index", metavar="I", help="only this point, or these: 3, 0-5, 0-5,9")
     what.add_argument("--table", action="store_true", help="only make the table of what is there")
     parser.add_argument(
+        "--set",
+        dest="sets",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of [base], or repeat, groups, images, answers, instead of the file's",
+    )
+    parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs simulated at a time (default: all cores)"
     )
     parser.add_argument(
@@ -46,7 +54,7 @@ def execute(args: argparse.Namespace) -> int:
     """List, tabulate, or run what is not done yet."""
     from collage_mpi.experiment import parse_indices, read_experiment
 
-    experiment = read_experiment(args.file)
+    experiment = read_experiment(args.file, args.sets)
     if args.list:
         return _list(experiment)
     if args.out is None:
@@ -77,13 +85,14 @@ def _list(experiment: Experiment) -> int:
 
 
 def _table(experiment: Experiment, out: Path) -> int:
-    from collage_mpi.experiment_runs import write_table
+    from collage_mpi.experiment_table import write_tables
 
-    path, rows, missing = write_table(experiment, out)
-    print(f"wrote {path}: {rows} of {len(experiment.points)} runs")
-    if missing:
-        names = ", ".join(point.name for point in missing[:5])
-        more = "" if len(missing) <= 5 else f" and {len(missing) - 5} more"
+    found = write_tables(experiment, out)
+    print(f"wrote {found.table}: {found.runs} of {len(experiment.points)} runs")
+    print(f"wrote {found.points}: what they say together")
+    if found.missing:
+        names = ", ".join(point.name for point in found.missing[:5])
+        more = "" if len(found.missing) <= 5 else f" and {len(found.missing) - 5} more"
         print(f"no run yet: {names}{more}", file=sys.stderr)
     return 0
 
@@ -119,6 +128,7 @@ def _by_hand(args: argparse.Namespace, experiment: Experiment, points: Sequence[
     for ranks, members in launches(todo):
         chosen = format_indices([point.index for point in members])
         words = ["experiment", str(args.file), "--out", str(args.out), "--index", chosen]
+        words += [word for text in args.sets for word in ("--set", text)]
         code = launch_ranks(ranks, words, mpi=args.mpi)
         if code not in _GOES_ON:
             return code

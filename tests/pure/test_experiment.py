@@ -118,6 +118,12 @@ def test_the_committed_experiments_expand(path: Path) -> None:
         ({"how": "guess"}, "known are: run, simulate"),
         ({"images": 9}, "images is for how = 'simulate'"),
         ({"how": "simulate"}, "needs images"),
+        ({"how": "simulate", "images": 9, "groups": 9}, "needs images, or groups"),
+        ({"groups": 9}, "groups is for how = 'simulate'"),
+        ({"baseline": {"scheme": "none"}}, "it needs one axis of the grid: none"),
+        ({"grid": {"side": [3, 4]}, "baseline": {"side": 5}}, "known are: 3, 4"),
+        ({"grid": {"side": [3, 4]}, "baseline": {"side": [3, 3]}}, "known are: 3, 4"),
+        ({"baseline": 3}, "needs a table"),
         ({"name": 3}, "name is 3"),
         ({"base": {**BASE, "out": "x"}}, "--out DIR"),
         ({"base": {"shards": ["a"]}}, "--single is missing"),
@@ -177,7 +183,7 @@ JUNK = st.recursive(
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(["name", "how", "repeat", "base", "grid", "point"]), JUNK))
+@given(st.dictionaries(st.sampled_from(["name", "how", "repeat", "base", "grid", "point", "baseline", "groups"]), JUNK))
 def test_junk_is_refused_not_crashed_on(document: dict) -> None:
     document.setdefault("base", BASE)
     with contextlib.suppress(CollageError):
@@ -228,6 +234,42 @@ def test_a_simulated_experiment_needs_no_ranks(
     assert len(lines) == 3
     assert lines[0].startswith("index,name,how,status,scheme,groups,p50_ms")
     assert lines[2].startswith("1,scheme-collage,simulate,complete,collage,18,")
+    assert (out / "points.csv").read_text().count("\n") == 3
     capsys.readouterr()
     assert main(["experiment", str(file), "--out", str(out)]) == 0
     assert "2 of 2 runs are done already" in capsys.readouterr().out
+
+
+def test_settings_given_on_the_command_line_win(tmp_path: Path) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(
+        'how = "simulate"\nimages = 180\nrepeat = 9\n[base]\nside = 2\n[grid]\ndepth = [1, 2]\n'
+    )
+    found = read_experiment(file, ["repeat=1", "groups=10", "cost_ratio=1.5", "straggler=pinned"])
+    assert [point.name for point in found.points] == ["depth-1_seed-0", "depth-2_seed-0"]
+    assert {point.images for point in found.points} == {(10 + 2) * 4}
+    assert found.points[0].settings.cost_ratio == 1.5
+    assert found.points[0].settings.straggler == "pinned"
+    for text, message in (
+        ("x", "needs KEY=VALUE"),
+        ("depth=3", "point depth-1 .* sets depth itself"),
+        ("dept=3", "did you mean 'depth'"),
+        ("name=3", "unknown setting 'name'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            read_experiment(file, [text])
+
+
+def test_a_simulation_that_was_cut_off_or_has_other_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "e.toml", tmp_path / "out"
+    file.write_text('how = "simulate"\nimages = 90\n[base]\nstraggler = "pinned"\n')
+    words = ["experiment", str(file), "--out", str(out)]
+    assert main(words) == 0
+    (out / "run" / "COMPLETE").unlink()  # as if it had been killed
+    assert main(words) == 0
+    assert (out / "run" / "COMPLETE").exists()
+    capsys.readouterr()
+    assert main([*words, "--set", "images=99"]) == 2
+    assert "images: 90 before, 99 now" in capsys.readouterr().err
