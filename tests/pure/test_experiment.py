@@ -183,7 +183,12 @@ JUNK = st.recursive(
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(["name", "how", "repeat", "base", "grid", "point", "baseline", "groups"]), JUNK))
+@given(
+    st.dictionaries(
+        st.sampled_from(["name", "how", "repeat", "base", "grid", "point", "baseline", "groups"]),
+        JUNK,
+    )
+)
 def test_junk_is_refused_not_crashed_on(document: dict) -> None:
     document.setdefault("base", BASE)
     with contextlib.suppress(CollageError):
