@@ -28,6 +28,7 @@ from collage_mpi.progress import Display, display_for, split_status
 
 POLL_S = 0.1
 DRAIN_S = 1.0  # output that comes after the launcher has ended
+LEAVE_GRACE_S = 10.0  # ranks that outlive each other leave within moments of rank 0
 STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
 END_GRACE_S = 2.0  # from SIGTERM to SIGKILL
 
@@ -74,6 +75,8 @@ class Job:
         timeout_s: None for no limit.
         out, err: where the ranks' output goes; the display is drawn on err.
         stop_grace_s: seconds a job has to end after it was asked to stop.
+        leave_grace_s: seconds from rank 0's last word until what is left is killed; None to wait.
+            A launcher that makes nothing of lost ranks waits for a stopped one for ever.
         start_limit_s: seconds until rank 0 has said that MPI is up, or anything else that
             launch listens for; None for no limit. A rank that dies before leaves the others
             waiting in MPI_Init, deaf to signals.
@@ -89,7 +92,9 @@ class Job:
         stop_grace_s: float = STOP_GRACE_S,
         clock: Callable[[], float] = time.monotonic,
         start_limit_s: float | None = None,
+        leave_grace_s: float | None = None,
     ) -> None:
+        self._leave_grace_s = leave_grace_s
         self._start_limit_s, self._up = start_limit_s, False
         self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
         self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
@@ -187,6 +192,8 @@ class Job:
                 pass
             elif isinstance(status.get("exit"), int):
                 self._outcome.reported = status["exit"]
+                if self._leave_grace_s is not None:
+                    self._kill_at_s = self._clock() + self._leave_grace_s
             else:
                 self._display.show(status)
             if not rest.strip():

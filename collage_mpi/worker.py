@@ -24,13 +24,16 @@ from collage_mpi import protocol as wire
 from collage_mpi.burner import Burn, Burners
 from collage_mpi.decode import decode
 from collage_mpi.delays import DelayModel
-from collage_mpi.errors import CollageError
+from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.models import Predictor
 from collage_mpi.protocol import WireResult, WireTask
 from collage_mpi.scheduler.events import Score
 from collage_mpi.stragglers import make_delays, read_back
 from collage_mpi.waiting import WORKER_BACKOFF, Backoff
 
+NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
+# Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
+DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
 MEASURED_RUNS = 15
 RING_SPARE = 4  # receives beyond the credit, for cancels
 FOR_EVER_NS = 1 << 62  # of the clock: a dead rank's hold
@@ -185,15 +188,13 @@ class Worker:
                     self._service_ns(session, kind, 1)
             service_ns = {k: self._service_ns(session, k, 3) for k in session.predictors}
         except CollageError as error:
-            self.session = None
-            self._tell(
-                {
-                    "what": "fault",
-                    "message": str(error)[:2000],
-                    "exit_code": int(error.exit_code),
-                },
-                number,
-            )
+            self._cannot(error, number)
+            return
+        except Exception as error:
+            if not _is_of_device(error):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            self._cannot(EnvironmentFault(f"its device cannot run the networks: {what}"), number)
             return
         self.session = session
         self.endpoint.open_tasks(welcome["task_bytes"], welcome["credit"] + RING_SPARE)
@@ -211,6 +212,12 @@ class Worker:
             },
             number,
         )
+
+    def _cannot(self, error: CollageError, number: int) -> None:
+        """Say what keeps this rank from working; rank 0 decides what follows."""
+        self.session = None
+        message, code = str(error)[:2000], int(error.exit_code)
+        self._tell({"what": "fault", "message": message, "exit_code": code}, number)
 
     def _service_ns(self, session: Session, kind: str, runs: int) -> int:
         """Median time of the kind's network for one input."""
@@ -289,23 +296,31 @@ class Worker:
     def _classify(
         self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
     ) -> list[WireResult]:
-        """Predict, decode, hold. An exception fails these tasks and is retryable."""
+        """Predict, decode, hold. An exception fails these tasks and is retryable.
+
+        Scores that are not finite fail a task too when none of its items has others: a GPU
+        that has begun to compute nonsense is found out by its failures in a row.
+        """
         start_ns = self.clock()
         kind = tasks[0].kind
         try:
             batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
             scores = session.predictors[kind].predict(batch)
-            cells = [_cells_of(task, part) for task, part in _split(tasks, inputs, scores)]
+            parts = _split(tasks, inputs, scores)
+            cells = [_cells_of(task, part) for task, part in parts]
+            broken = [not np.isfinite(part).all(axis=2).any() for _, part in parts]
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            return [WireResult(t.task, wire.FAILED, reason=reason, retryable=True) for t in tasks]
+            return [_failed(task, reason) for task in tasks]
         compute_ns = self.clock() - start_ns
         drawn_ns = self._drawn_ns(session, tasks[0], start_ns - session.start_ns)
         self._hold(start_ns + drawn_ns)
         held_ns = max(0, self.clock() - start_ns - compute_ns) if drawn_ns > compute_ns else 0
         return [
-            WireResult(task.task, wire.ANSWERED, own, compute_ns, held_ns, drawn_ns)
-            for task, own in zip(tasks, cells, strict=True)
+            _failed(task, NOT_FINITE)
+            if nonsense
+            else WireResult(task.task, wire.ANSWERED, own, compute_ns, held_ns, drawn_ns)
+            for task, own, nonsense in zip(tasks, cells, broken, strict=True)
         ]
 
     def _drawn_ns(self, session: Session, task: WireTask, at_ns: int) -> int:
@@ -328,6 +343,15 @@ class Worker:
             self._take_tasks()
             self.backoff.pause(left_ns)
         self.backoff.reset()
+
+
+def _failed(task: WireTask, reason: str) -> WireResult:
+    return WireResult(task.task, wire.FAILED, reason=reason, retryable=True)
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Whether a device or its memory is at fault; by name, since torch is not known here."""
+    return any(base.__name__ in DEVICE_ERRORS for base in type(error).__mro__)
 
 
 def _split(

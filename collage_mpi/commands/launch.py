@@ -95,7 +95,7 @@ def launch_ranks(
         EnvironmentFault: no fitting MPI, or this process is a rank already.
     """
     from collage_mpi.launch import build_command, find_mpi, site_here
-    from collage_mpi.supervise import Job, exit_code
+    from collage_mpi.supervise import LEAVE_GRACE_S, Job, exit_code
     from collage_mpi.topology import STATUS_VARIABLE
 
     _check_words(words)
@@ -118,7 +118,8 @@ def launch_ranks(
         print(plan.shell_line())
         return 0
     limit_s = START_LIMIT_S if words[0] in WORLD_COMMANDS else None
-    job = Job(plan, found.family, timeout_s, start_limit_s=limit_s)
+    grace_s = LEAVE_GRACE_S if fault_tolerant else None
+    job = Job(plan, found.family, timeout_s, start_limit_s=limit_s, leave_grace_s=grace_s)
     code, note = exit_code(job.run(), output_folder(words), must_report=fault_tolerant)
     if note:
         job.say(note)

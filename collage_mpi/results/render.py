@@ -98,8 +98,19 @@ def _warnings(summary: Json) -> list[Text]:
             f"{arrivals['served_per_s']:.1f} were answered meanwhile: the queue grows, and "
             "latencies with the length of the run."
         )
+    lines += [_loss(loss) for loss in summary.get("lost_ranks", [])]
     lines += [f"error rows: {n:,} x {reason}" for reason, n in summary["errors"].items()]
     return [Text(line, style="bold red") for line in lines]
+
+
+def _loss(loss: Json) -> str:
+    held, host = "+".join(loss.get("kinds", [])), loss.get("host")
+    return (
+        f"lost rank {loss.get('rank')}"
+        + (f" ({held})" if held else "")
+        + (f" on {host}" if host else "")
+        + f" after {loss.get('at_s', 0):.1f} s: {loss.get('why')}"
+    )
 
 
 def _table(*columns: str) -> Table:

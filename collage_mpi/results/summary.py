@@ -63,6 +63,7 @@ def summarise(results: Results) -> Json:
         "rank0": _rank0(results),
         "validity": _validity(results),
         "errors": _errors(results.images),
+        "lost_ranks": _lost_ranks(results),
     }
 
 
@@ -266,6 +267,12 @@ def _validity(results: Results) -> Json:
 
 def _number(value: object) -> int:
     return int(value) if is_int(value) else 0  # type: ignore[call-overload]
+
+
+def _lost_ranks(results: Results) -> list[Json]:
+    """The ranks that were lost in any session."""
+    finals = [entry.get("final") or {} for entry in results.manifest.get("sessions") or []]
+    return [loss for final in finals for loss in final.get("lost") or []]
 
 
 def _errors(images: np.ndarray) -> dict[str, int]:

@@ -28,6 +28,7 @@ class Network(NullPredictor):
         self.calls = 0
         self.error: Exception | None = None
         self.during = lambda: None
+        self.spoil: dict[int, float] = {}  # cell -> what all its scores are
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         self.calls += 1
@@ -35,7 +36,10 @@ class Network(NullPredictor):
         self.during()
         if self.error is not None:
             raise self.error
-        return super().predict(batch)
+        scores = super().predict(batch)  # (n, cells, classes)
+        for cell, value in self.spoil.items():
+            scores[:, cell] = value
+        return scores
 
 
 class Bench:
@@ -372,4 +376,74 @@ def test_a_damaged_message_is_a_wire_fault():
     bench = Bench()
     bench.endpoint.inbox.append(np.zeros(100, np.uint8))
     with pytest.raises(wire.WireFault):
+        bench.run()
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize(
+    "error", [OutOfMemoryError("CUDA out of memory"), RuntimeError("boom"), MemoryError("full")]
+)
+def test_what_a_network_raises_is_the_reason_of_its_task_s_failure(error):
+    bench = Bench()
+    bench.network.error = error
+    bench.single(0)
+    bench.run()
+    bench.network.error = None
+    bench.single(1, pixel=6)
+    bench.run()
+    failed, answered = bench.results
+    assert (failed.status, failed.retryable) == (wire.FAILED, True)
+    assert failed.reason == f"{type(error).__name__}: {error}"
+    assert answered.cells[0].label == 6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_fail_the_task(value):
+    bench = Bench()
+    bench.network.spoil = {0: value}
+    bench.single(0)
+    bench.run()
+    (failed,) = bench.results
+    assert (failed.status, failed.retryable) == (wire.FAILED, True)
+    assert "not finite" in failed.reason
+
+
+@pytest.mark.parametrize("spoilt", [1, 4])
+def test_a_collage_fails_when_no_cell_of_it_is_finite(spoilt):
+    bench = Bench("collage")
+    bench.network.spoil = dict.fromkeys(range(spoilt), np.nan)
+    items = tuple((cell, cell) for cell in range(4))
+    bench.endpoint.give([WireTask(0, 0, 1, "collage", items)], [np.zeros(COLLAGE, np.uint8)])
+    bench.run()
+    (result,) = bench.results
+    if spoilt == 4:
+        assert result.status == wire.FAILED
+    else:
+        assert [cell is None for cell in result.cells] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("moment", ["load", "warm-up"])
+def test_a_device_that_fails_at_the_start_is_told_to_rank_0(moment):
+    bench = Bench(start=False)
+    error = OutOfMemoryError("CUDA out of memory")
+    if moment == "load":
+        bench.load_error = error
+    else:
+        bench.network.error = error
+    bench.endpoint.tell(bench.content)
+    bench.run()
+    (fault,) = bench.endpoint.told()
+    assert fault["what"] == "fault"
+    assert fault["exit_code"] == ExitCode.ENVIRONMENT
+    assert "OutOfMemoryError: CUDA out of memory" in fault["message"]
+
+
+def test_a_defect_at_the_start_is_no_fault_of_the_device():
+    bench = Bench(start=False)
+    bench.load_error = RuntimeError("boom")
+    bench.endpoint.tell(bench.content)
+    with pytest.raises(RuntimeError, match="boom"):
         bench.run()

@@ -7,6 +7,7 @@ means that nothing was mixed up.
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import time
@@ -18,7 +19,8 @@ import pytest
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch import build_command, site_here
-from collage_mpi.results import OUTCOMES, read_results, verify_run
+from collage_mpi.processes import process_table
+from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
 from collage_mpi.supervise import Job, exit_code
 from collage_mpi.topology import STATUS_VARIABLE
@@ -74,16 +76,23 @@ def job(mpi, programs, shard, tmp_path):
     """Run `collage-mpi run` with deaths under launch's supervision: job(deaths, *flags)."""
     count = iter(range(1 << 30))
 
-    def run(deaths: str, *more: str, ranks: int = 5, tolerant: bool = True, out: str = "out"):
+    def run(
+        deaths: str,
+        *more: str,
+        singles: int = 3,
+        tolerant: bool = True,
+        out: str = "out",
+        start_limit_s: float | None = None,
+    ) -> Ended:
         folder = tmp_path / f"deaths{next(count)}"
         folder.mkdir()
-        flags = ["--single", "null", "--collage", "null", "--side", "2", "--singles", "3"]
+        flags = ["--single", "null", "--collage", "null", "--side", "2", "--singles", singles]
         words = ["run", "--shards", shard, *flags, "--out", tmp_path / out, *more]
         program = [sys.executable, programs / "mortal.py", folder, deaths, *words]
         extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
         plan = build_command(
             mpi,
-            ranks,
+            2 + singles,
             [str(word) for word in program],
             site_here(),
             environ=os.environ,
@@ -92,35 +101,154 @@ def job(mpi, programs, shard, tmp_path):
         )
         said = io.StringIO()
         start_s = time.monotonic()
-        outcome = Job(plan, mpi.family, timeout_s=LIMIT_S, out=said, err=said).run()
+        outcome = Job(
+            plan,
+            mpi.family,
+            timeout_s=LIMIT_S,
+            out=said,
+            err=said,
+            start_limit_s=start_limit_s,
+            leave_grace_s=3.0 if tolerant else None,
+        ).run()
         wall_s = time.monotonic() - start_s
         assert not outcome.timed_out, said.getvalue()
+        assert running(folder) == []
         code, note = exit_code(outcome, tmp_path / out, must_report=tolerant)
         return Ended(code, said.getvalue() + (note or ""), tmp_path / out, wall_s, folder)
 
     return run
 
 
+def running(word: Path) -> list[str]:
+    """Command lines of the processes that name `word`."""
+    lines = []
+    for pid in process_table():
+        try:
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text())
+        except OSError:
+            continue  # it ended while we looked
+    return [line for line in lines if str(word) in line]
+
+
+def read_summary(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
 def outcomes(found, rank: int) -> set[str]:
+    """How the tasks of a rank ended."""
     tasks = found.tasks[found.tasks["rank"] == rank]
     return {OUTCOMES[code] for code in tasks["outcome"]}
 
 
-@pytest.mark.parametrize("moment", ["start", "load", "measure", "receive:kill:3", "reply:kill:4"])
-def test_a_single_rank_dies_at_any_moment(job, moment):
-    ended = job(f"1:{moment if ':' in moment else moment + ':kill'}")
-    found = ended.check()
-    assert set(ended.layers()) == {1}
-    (loss,) = found.manifest["lost"]
-    assert (loss["rank"], loss["layer"]) == (1, ended.layers()[1])
-    assert "rank 1" in ended.said
-    assert "is lost" in ended.said
+def told(ended: Ended) -> int:
+    """How many losses the user was told of."""
+    return sum("is lost" in line for line in ended.said.splitlines())
 
 
-@pytest.mark.parametrize("how", ["kill", "segv", "leave", "leave0", "throw"])
-def test_any_kind_of_death_is_survived(job, how):
-    ended = job(f"2:{'reply' if how == 'throw' else 'compute'}:{how}:5")
+def test_ranks_die_at_start_up_in_load_on_receipt_and_in_reply(job):
+    ended = job("1:start:kill,2:load:kill,3:receive:kill:2,4:reply:kill:3", singles=5)
     found = ended.check()
-    assert set(ended.layers()) == {2}
-    assert "lost" in outcomes(found, 2)
-    assert ended.said.count("is lost") == 1
+    assert ended.layers().keys() == {1, 2, 3, 4}
+    assert told(ended) == 4
+    lost = {loss["rank"]: loss for loss in found.manifest["lost"]}
+    assert {rank: loss["layer"] for rank, loss in lost.items()} == ended.layers()
+    assert all("single" in loss["kinds"] for loss in lost.values())
+    assert outcomes(found, 1) == outcomes(found, 2) == set()
+    assert "lost" in outcomes(found, 3) & outcomes(found, 4)
+    assert read_summary(ended.out)["lost_ranks"] == found.manifest["lost"]
+
+
+def test_any_kind_of_death_is_survived(job):
+    deaths = "1:measure:kill,2:compute:segv:2,3:compute:leave:3,4:compute:leave0:4,5:reply:throw:5"
+    ended = job(deaths, singles=6)
+    found = ended.check()
+    assert ended.layers().keys() == {1, 2, 3, 4, 5}
+    assert all("lost" in outcomes(found, rank) for rank in (2, 3, 4))
+    assert ended.said.count("RuntimeError: boom") == 1  # the worker's own message
+
+
+def test_without_its_collage_rank_the_job_goes_on_as_none(job):
+    ended = job("4:compute:kill:3")
+    found = ended.check()
+    assert ended.said.count("no collage rank is left: the job goes on as scheme none") == 1
+    last = found.images[found.images["group"] > found.images["group"].max() - 5]
+    assert {SOURCES[code] for code in last["source"]} == {"single"}
+
+
+def test_all_single_ranks_die_and_the_collage_answers(job):
+    ended = job("1:compute:kill:2,2:compute:kill:3,3:compute:kill:4")
+    found = ended.check()
+    assert ended.layers().keys() == {1, 2, 3}
+    last = found.images[found.images["group"] > found.images["group"].max() - 5]
+    assert {SOURCES[code] for code in last["source"]} == {"collage"}
+
+
+def test_all_ranks_die_and_resume_completes_the_run(job):
+    ended = job("1:compute:kill:2,2:compute:kill:3,3:compute:kill:4,4:compute:kill:5")
+    found = ended.check(INCOMPLETE)
+    assert 0 < len(found.images) < IMAGES
+    assert "no rank is left that could classify an image" in ended.said
+    assert not (ended.out / "COMPLETE").exists()
+    found = job("", "--resume").check()
+    assert set(found.images["session"]) == {1, 2}
+
+
+def test_too_few_ranks_to_begin_with_can_be_resumed(job):
+    ended = job("1:load:kill,2:warm:kill,3:load:kill")
+    assert ended.code == INCOMPLETE
+    assert "no single rank is left to begin with" in ended.said
+    job("", "--resume").check()
+
+
+@pytest.mark.parametrize("apart", ["", ",apart"])
+def test_a_stopped_rank_is_killed_or_written_off(job, apart):
+    """Apart, rank 0 has no pidfd for it: the connection stays open, and only time tells."""
+    ended = job(f"2:compute:stop:3{apart}", "--reply-timeout-s", "0.5", "--scheme", "none")
+    ended.check()
+    assert ended.layers() == {2: "timeout"}
+    assert ("written off" if apart else "killed") in ended.said
+
+
+def test_ranks_of_other_machines_are_seen_to_die_by_their_connection(job):
+    ended = job("1:compute:kill:3,2:load:segv,apart")
+    ended.check()
+    assert ended.layers().keys() == {1, 2}
+    assert set(ended.layers().values()) <= {"connection", "mpi"}
+
+
+def test_a_rank_that_dies_or_stops_at_the_end_changes_nothing(job):
+    ended = job("1:shutdown:kill,2:shutdown:stop")
+    found = ended.check()
+    assert found.manifest["lost"] == []
+    assert "rank(s) 2 did not end when told to" in ended.said
+
+
+@pytest.mark.parametrize("apart", ["", ",apart"])
+def test_when_rank_0_dies_all_end_and_resume_is_exact(job, apart):
+    ended = job(f"0:images:kill:40{apart}")
+    assert ended.code not in (COMPLETE, int(ExitCode.COMPLETE_WITH_ERRORS))
+    died_ns = int((ended.folder / "0.death").read_text())
+    assert (time.monotonic_ns() - died_ns) / 1e9 < 20
+    assert verify_run(ended.out).exit_code is ExitCode.INCOMPLETE
+    job("", "--resume").check()
+
+
+def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job):
+    """They wait in MPI_Init, deaf to signals."""
+    ended = job("1:mpi:kill", start_limit_s=4.0)
+    assert ended.code == int(ExitCode.ENVIRONMENT)
+    assert "MPI did not come up" in ended.said
+    assert ended.wall_s < 20
+
+
+def test_abort_ends_the_job_resumably(job):
+    ended = job("2:compute:kill:5", "--on-rank-loss", "abort")
+    ended.check(INCOMPLETE)
+    assert "rank 2 (single)" in ended.said
+    assert "--resume" in ended.said
+
+
+def test_a_plain_launch_says_once_that_it_cannot_go_on(job):
+    ended = job("", "--on-rank-loss", "continue", tolerant=False)
+    ended.check()
+    assert ended.said.count("collage-mpi launch -n 5 --on-rank-loss continue") == 1

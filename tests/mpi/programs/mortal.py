@@ -182,6 +182,6 @@ for death in DEATHS:
     elif death and int(death.split(":")[0]) == RANK:
         _, moment, how, *count = death.split(":")
         globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)
-crew.HERE_LIMIT_S = 2.0
+crew.HERE_LIMIT_S = world.SHORT_STOP_S = 2.0
 note_losses()
 sys.exit(cli.main(ARGUMENTS))
