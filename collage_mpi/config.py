@@ -29,6 +29,7 @@ import numpy as np
 from collage_mpi.arrivals import ARRIVALS, load_times_ns, poisson_times_ns
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
+from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.placement import Placement, placement
 from collage_mpi.scheduler.policies import (
     POLICIES,
@@ -162,6 +163,15 @@ class RunSettings:
     order: str = _setting("file", "file, or shuffle:SEED", metavar="ORDER")
     limit: int | None = _setting(None, "classify at most this many images")
     device: str = _setting("auto", "device of the workers: auto, cpu or cuda", metavar="DEVICE")
+    precision: str = _setting(
+        "auto",
+        "number format of the networks (auto: float16 on GPUs, bfloat16 on CPUs with AMX)",
+        choices=PRECISIONS,
+    )
+    channels_last: str = _setting("on", "networks laid out channels-last", choices=LAYOUTS)
+    compile: str = _setting(
+        "auto", "how kernels are launched (auto: CUDA graphs on GPUs)", choices=COMPILES
+    )
     warmup_tasks: int = _setting(3, "dummy tasks a rank runs before it is ready")
     warmup_groups: int = _setting(2, "first groups that statistics leave out")
     straggler: str = _setting("none", "injected service times", choices=MODELS)
@@ -434,6 +444,10 @@ class RunSettings:
         if word != "shuffle" or not seed.isdecimal():
             raise UsageError(f"order is {self.order!r}; known are: file, shuffle:SEED")
         return int(seed)
+
+    def tuning(self) -> Tuning:
+        """How the workers run their networks."""
+        return Tuning(self.precision, self.channels_last, self.compile)
 
     def stragglers(self) -> StragglerSettings:
         """The injected service times."""

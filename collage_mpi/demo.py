@@ -46,6 +46,7 @@ def demo_settings(out: Path, case: str, scheme: str, groups: int = GROUPS) -> Ru
         out=str(run_folder(out, case, scheme)),
         scheme=scheme,
         limit=9 * groups,
+        precision="float32",  # the same ratio of the two networks on every processor
         straggler="lognormal",
         straggler_seed=1,
         straggler_median_ms=MEDIAN_MS,

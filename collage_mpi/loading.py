@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from collage_mpi.models import NullPredictor, Predictor, load_predictor
+from collage_mpi.models import NullPredictor, Predictor, Tuning, load_predictor
 from collage_mpi.topology import (
     assign_device,
     local_gpu_rank,
@@ -34,18 +34,25 @@ class NetworkLoader:
         """
         shape = tuple(welcome["image_shape"])
         geometry = (shape, welcome["side"], welcome["cell_px"], welcome["classes"])
-        key = (spec, kind, welcome["device"], *(geometry if spec == "null" else ()))
+        tuning = Tuning(**welcome["tuning"])
+        key = (spec, kind, welcome["device"], tuning, *(geometry if spec == "null" else ()))
         if key not in self._loaded:
-            self._loaded[key] = self._load(spec, kind, welcome["device"], geometry)
+            self._loaded[key] = self._load(spec, kind, welcome["device"], tuning, geometry)
         return self._loaded[key]
 
     def _load(
-        self, spec: str, kind: str, device: str, geometry: tuple[Any, int, int, int]
+        self,
+        spec: str,
+        kind: str,
+        device: str,
+        tuning: Tuning,
+        geometry: tuple[Any, int, int, int],
     ) -> Predictor:
         if spec == "null":
             return NullPredictor(kind, *geometry)
         threads = threads_per_rank(local_size() or self.world_size)
-        return load_predictor(spec, kind, device=self._device(device), threads=threads)
+        place = self._device(device)
+        return load_predictor(spec, kind, device=place, threads=threads, tuning=tuning)
 
     def _device(self, device: str) -> str:
         if device == "cpu":

@@ -51,6 +51,7 @@ def muster(
         tell(PLAIN_LAUNCH.format(ranks=crew.transport.size))
     hellos = crew.welcome(welcomes(plan, encoder), settings.start_timeout_s, interrupted)
     check_same_weights(hellos)
+    warn_of_mixed_tuning(hellos)
     _require_quorum(plan, crew)
     return hellos
 
@@ -95,6 +96,23 @@ def check_same_weights(hellos: Mapping[int, Mapping[str, Any]]) -> None:
                 )
 
 
+def warn_of_mixed_tuning(hellos: Mapping[int, Mapping[str, Any]]) -> None:
+    """Ranks on unlike devices may run one network in unlike precisions: say so."""
+    found: dict[str, dict[str, list[int]]] = {}  # kind -> tuning -> ranks
+    for rank, hello in sorted(hellos.items()):
+        for kind, how in hello["tuning"].items():
+            found.setdefault(kind, {}).setdefault(how, []).append(rank)
+    for kind, ways in found.items():
+        if len(ways) > 1:
+            shown = "; ".join(
+                f"{how} on rank(s) {', '.join(map(str, ranks))}" for how, ranks in ways.items()
+            )
+            tell(
+                f"warning: the {kind} network runs as {shown}: answers may differ a little from "
+                "rank to rank; --precision sets one for all"
+            )
+
+
 def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
     """What burns beside the rank, as its welcome says it."""
     cores, found = settings.burning().get(rank), settings.stragglers()
@@ -115,6 +133,7 @@ def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
         "cell_px": plan.grid.cell_px,
         "classes": plan.classes,
         "device": settings.device,
+        "tuning": asdict(settings.tuning()),
         "credit": settings.credit,
         "task_bytes": max(
             task_message_bytes(1, 1, image_bytes),

@@ -358,6 +358,5 @@ def _final(
 
 
 def _member(hello: dict[str, Any]) -> dict[str, Any]:
-    return {key: hello[key] for key in ("host", "pid", "kinds", "devices", "fingerprints")} | {
-        "service_ns": hello["service_ns"]
-    }
+    keys = ("host", "pid", "kinds", "devices", "tuning", "fingerprints", "service_ns")
+    return {key: hello[key] for key in keys}

@@ -205,6 +205,7 @@ class Worker:
                 "pid": os.getpid(),
                 "kinds": sorted(session.predictors),
                 "devices": sorted({p.device for p in session.predictors.values()}),
+                "tuning": {k: p.tuning for k, p in session.predictors.items()},
                 "fingerprints": {k: p.fingerprint for k, p in session.predictors.items()},
                 "classes": {k: p.classes for k, p in session.predictors.items()},
                 "cells": {k: p.cells for k, p in session.predictors.items()},

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.info import KINDS, NetworkInfo, Predictor, check_kind
 from collage_mpi.models.null import NullPredictor, is_null, parse_null
+from collage_mpi.models.tuning import Tuning
 from collage_mpi.models.weights import describe_weights
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "NetworkInfo",
     "NullPredictor",
     "Predictor",
+    "Tuning",
     "describe",
     "load_predictor",
 ]
@@ -45,7 +47,14 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
     return describe_weights(spec, kind)
 
 
-def load_predictor(spec: str, kind: str, *, device: str = "cpu", threads: int = 1) -> Predictor:
+def load_predictor(
+    spec: str,
+    kind: str,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    tuning: Tuning | None = None,
+) -> Predictor:
     """Build the network and make it ready to predict.
 
     Args:
@@ -53,14 +62,16 @@ def load_predictor(spec: str, kind: str, *, device: str = "cpu", threads: int = 
         kind: "single" or "collage".
         device: "cpu", "cuda" or "cuda:N".
         threads: threads torch may use on the CPU, at least 1.
+        tuning: how fast it is to be; plain float32 by default.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: as `describe`; also a device that is
-            not there, tensors that do not fit the architecture, or are not finite.
+            not there or too small, tensors that do not fit the architecture, or are not
+            finite.
     """
     check_kind(kind)
     if is_null(spec):
         return parse_null(spec, kind)
     from collage_mpi.models.predictor import TorchPredictor
 
-    return TorchPredictor.load(spec, kind, device=device, threads=threads)
+    return TorchPredictor.load(spec, kind, device=device, threads=threads, tuning=tuning)

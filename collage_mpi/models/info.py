@@ -61,6 +61,7 @@ class Predictor(Protocol):
     classes: int
     fingerprint: str
     device: str
+    tuning: str  # how it runs, in words
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Classify.

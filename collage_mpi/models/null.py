@@ -36,6 +36,7 @@ class NullPredictor:
         self.kind = kind
         self.classes = classes
         self.device = "cpu"
+        self.tuning = "null"
         if kind == "collage":
             grid = Grid(side, cell_px)
             self.cells = grid.cells

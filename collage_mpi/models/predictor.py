@@ -1,20 +1,26 @@
 """A network with weights, ready to answer on the CPU or a GPU.
 
-Owns: building from a weights file, pixel normalisation, device and thread choice.
-Does not know: MPI, ranks, who asks, how weights were trained.
+Owns: building from a weights file, pixel normalisation, device and thread choice, the
+precision, and the first call, which shows whether all of it works here.
+Does not know: MPI, ranks, who asks, how weights were trained, how kernels are launched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.launching import make_launcher
 from collage_mpi.models.reading import reading_of
 from collage_mpi.models.resnet import channels_last, fold_norms
+from collage_mpi.models.tuning import Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
 
 
@@ -23,9 +29,16 @@ class TorchPredictor:
 
     Batch norms are folded and weights laid out channels-last, which on one core takes the
     shipped single network from 4.7 to 3.4 ms a call and the collage from 5.1 to 4.6 ms.
+    `predict` runs as the tuning says (docs/speed.md).
     """
 
-    def __init__(self, info: NetworkInfo, network: torch.nn.Module, device: torch.device) -> None:
+    def __init__(
+        self,
+        info: NetworkInfo,
+        network: torch.nn.Module,
+        device: torch.device,
+        tuning: Tuning | None = None,
+    ) -> None:
         self.info = info
         self.kind = info.kind
         self.cells = info.cells
@@ -34,7 +47,12 @@ class TorchPredictor:
         self.device = str(device)
         self._device = device
         fold_norms(network)
-        self.network = channels_last(network.to(device))
+        chosen = (tuning or Tuning()).on(device.type)
+        self.tuning = str(chosen)
+        self._dtype: torch.dtype = getattr(torch, chosen.precision)
+        network = network.to(device, self._dtype)
+        self.network = channels_last(network) if chosen.channels_last == "on" else network
+        self._launch = make_launcher(self._forward, device, chosen.compile)
         values = info.metadata["normalisation"]
         shape = (1, info.shape[2], 1, 1)
         mean = torch.tensor(values["mean"], dtype=torch.float32).reshape(shape)
@@ -45,7 +63,15 @@ class TorchPredictor:
         self.temperature = float(info.metadata["temperature"])
 
     @classmethod
-    def load(cls, spec: str, kind: str, *, device: str = "cpu", threads: int = 1) -> TorchPredictor:
+    def load(
+        cls,
+        spec: str,
+        kind: str,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        tuning: Tuning | None = None,
+    ) -> TorchPredictor:
         """Read a weights file and place the network; see `models.load_predictor`."""
         info = describe_weights(spec, kind)
         tensors = read_tensors(info)
@@ -67,7 +93,12 @@ class TorchPredictor:
             raise DataFault(
                 f"weights {spec} do not fit their own architecture: {detail}"
             ) from error
-        return cls(info, network, usable_device(device))
+        place = usable_device(device)
+        with told_if_it_does_not_fit(info, network, place, tuning):
+            predictor = cls(info, network, place, tuning)
+            if tuning is not None:
+                predictor.first_call()
+        return predictor
 
     @torch.inference_mode()
     def predict(self, batch: np.ndarray) -> np.ndarray:
@@ -78,11 +109,27 @@ class TorchPredictor:
         Raises:
             DataFault: the batch has another shape or dtype than the network was made for.
         """
-        return self.reading.scores(self.outputs(batch), self.temperature)
+        return self.reading.scores(self._launch(self._checked(batch)), self.temperature)
 
     @torch.inference_mode()
     def outputs(self, batch: np.ndarray) -> torch.Tensor:
         """(n, H, W, C) uint8 -> what the network gives, on the device; `reading` reads it."""
+        return self._forward(torch.from_numpy(self._checked(batch)).to(self._device))
+
+    def first_call(self) -> None:
+        """Answer a batch of one, made of noise.
+
+        Raises:
+            EnvironmentFault: the scores are not finite in this precision.
+        """
+        noise = np.random.default_rng(0).integers(0, 256, (1, *self.info.shape), np.uint8)
+        if not np.isfinite(self.predict(noise)).all():
+            raise EnvironmentFault(
+                f"the {self.kind} network of {self.info.path} gives no finite scores as "
+                f"{self.tuning} on {self.device}: choose --precision float32 or bfloat16"
+            )
+
+    def _checked(self, batch: np.ndarray) -> np.ndarray:
         if batch.ndim != 4 or batch.shape[1:] != self.info.shape or batch.dtype != np.uint8:
             raise DataFault(
                 f"the {self.kind} network of {self.info.path} takes (n, "
@@ -90,8 +137,49 @@ class TorchPredictor:
             )
         if not batch.flags.writeable:  # torch warns about read-only buffers, though it only reads
             batch = batch.copy()
-        pixels = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2)  # (n, C, H, W) uint8
-        return self.network(torch.addcmul(self._shift, pixels.float(), self._scale))
+        return batch
+
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """(n, H, W, C) uint8 on the device -> float32 outputs there."""
+        pixels = batch.permute(0, 3, 1, 2).float()  # (n, C, H, W)
+        normalised = torch.addcmul(self._shift, pixels, self._scale).to(self._dtype)
+        return self.network(normalised).float()
+
+
+@contextmanager
+def told_if_it_does_not_fit(
+    info: NetworkInfo, network: torch.nn.Module, device: torch.device, tuning: Tuning | None
+) -> Iterator[None]:
+    """Turn what a device refuses while a network is placed and first called into a message.
+
+    Raises:
+        EnvironmentFault: the GPU's memory is too small, or torch.compile cannot work here.
+    """
+    chosen = (tuning or Tuning()).on(device.type)
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        itemsize = getattr(torch, chosen.precision).itemsize
+        weights = sum(p.numel() for p in network.parameters()) * itemsize
+        what = f"the {info.kind} network of {info.path} ({chosen})"
+        message = memory_fault(what, str(device), weights, *_memory(device))
+        raise EnvironmentFault(message) from error
+    except Exception as error:
+        if chosen.compile != "torch-compile" or isinstance(error, CollageError):
+            raise
+        detail = " ".join(str(error).split())[:300]
+        raise EnvironmentFault(
+            f"torch.compile cannot make the {info.kind} network here ({detail}); it needs a C++ "
+            "compiler, on GPUs Triton too: choose --compile auto or none"
+        ) from error
+
+
+def _memory(device: torch.device) -> tuple[int | None, int | None]:
+    """(free, total) bytes of a GPU, None where it does not say."""
+    try:
+        return torch.cuda.mem_get_info(device)
+    except (RuntimeError, ValueError, AssertionError):
+        return None, None
 
 
 def usable_device(device: str) -> torch.device:

@@ -1,0 +1,139 @@
+"""Host bytes in, host outputs out: how a network's kernels are launched.
+
+Owns: the direct call on a CPU; on a GPU the pinned buffers, the rank's one stream, and a
+CUDA graph for each size of batch.
+Does not know: what the network computes, how outputs are read, weights.
+
+A batch of one is what the job sends most, and launching some hundred kernels for it takes
+longer than running them: a graph launches them all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WARM_CALLS = 3  # before a capture: libraries choose their kernels, and allocate, on first calls
+MOST_SIZES = 16  # batch sizes with buffers and a graph of their own; others are called plainly
+
+Forward = Callable[[Tensor], Tensor]  # (n, H, W, C) uint8 on the device -> outputs there
+
+
+class Launcher(Protocol):
+    """One call of the network."""
+
+    def __call__(self, batch: np.ndarray) -> Tensor:
+        """(n, H, W, C) uint8 -> outputs on the host, valid until the next call."""
+        ...
+
+
+class DirectLauncher:
+    """The network on the CPU, or kernel by kernel on any device."""
+
+    def __init__(self, forward: Forward, device: torch.device) -> None:
+        self._forward = forward
+        self._device = device
+
+    def __call__(self, batch: np.ndarray) -> Tensor:
+        return self._forward(torch.from_numpy(batch).to(self._device)).cpu()  # .cpu() waits
+
+
+class Gpu(Protocol):
+    """What a launcher needs of a GPU; tests give it one made of CPU memory."""
+
+    def pinned(self, like: Tensor) -> Tensor: ...
+    def stream(self) -> AbstractContextManager[Any]: ...
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]: ...
+    def wait(self) -> None: ...
+
+
+class CudaGpu:
+    """The real one: every call of this rank goes to one stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+
+    def pinned(self, like: Tensor) -> Tensor:
+        """Page-locked host memory of the shape and dtype of `like`: copies need not be staged."""
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+    def stream(self) -> AbstractContextManager[Any]:
+        """Work inside goes to the rank's stream."""
+        return torch.cuda.stream(self._stream)
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Record `work` as a graph: (launch it, the tensor it writes)."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            outputs = work()
+        return graph.replay, outputs
+
+    def wait(self) -> None:
+        """Until the stream is done: durations include the GPU's work (C3)."""
+        self._stream.synchronize()
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Buffers of one size of batch, and the work between them."""
+
+    host_in: Tensor  # (n, H, W, C) uint8, pinned
+    device_in: Tensor
+    launch: Callable[[], None]
+    device_out: Tensor
+    host_out: Tensor  # pinned
+
+
+class GraphLauncher:
+    """On a GPU: copy in, one graph, copy out, wait; all on the rank's stream."""
+
+    def __init__(self, forward: Forward, device: torch.device, gpu: Gpu) -> None:
+        self._forward = forward
+        self._device = device
+        self._gpu = gpu
+        self._plain = DirectLauncher(forward, device)
+        self._slots: dict[int, _Slot] = {}
+
+    def __call__(self, batch: np.ndarray) -> Tensor:
+        slot = self._slots.get(len(batch))
+        if slot is None:
+            if len(self._slots) == MOST_SIZES:
+                with self._gpu.stream():
+                    return self._plain(batch)
+            slot = self._slots[len(batch)] = self._prepare(batch)
+        slot.host_in.copy_(torch.from_numpy(batch))
+        with self._gpu.stream():
+            slot.device_in.copy_(slot.host_in, non_blocking=True)
+            slot.launch()
+            slot.host_out.copy_(slot.device_out, non_blocking=True)
+        self._gpu.wait()
+        return slot.host_out
+
+    def _prepare(self, batch: np.ndarray) -> _Slot:
+        """Buffers and the graph for batches of this size."""
+        with self._gpu.stream():
+            device_in = torch.from_numpy(batch).to(self._device)
+            for _ in range(WARM_CALLS):
+                self._forward(device_in)
+        self._gpu.wait()
+        launch, device_out = self._gpu.capture(lambda: self._forward(device_in))
+        host_in, host_out = self._gpu.pinned(device_in), self._gpu.pinned(device_out)
+        return _Slot(host_in, device_in, launch, device_out, host_out)
+
+
+def make_launcher(forward: Forward, device: torch.device, how: str) -> Launcher:
+    """The launcher for a device and a `Tuning.compile` without `auto`."""
+    if how == "torch-compile":
+        # On a GPU this mode makes graphs of its own.
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        forward = torch.compile(forward, mode=mode)
+    if how == "cuda-graph":
+        torch.backends.cudnn.benchmark = True  # shapes are few and fixed
+        return GraphLauncher(forward, device, CudaGpu(device))
+    return DirectLauncher(forward, device)

@@ -1,0 +1,154 @@
+"""Every way to run a network agrees with plain float32; GPU parts with a GPU made of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pytest
+
+from collage_mpi.encode import Encoder
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.grid import Grid
+from collage_mpi.models import Tuning, load_predictor
+from collage_mpi.shards import ShardSet
+
+torch = pytest.importorskip("torch")
+
+IMAGES = 180
+DATA = files("collage_mpi") / "data"
+WEIGHTS = {"single": "fashion_single.safetensors", "collage": "fashion_collage_side3.safetensors"}
+# (precision, share of predictions that must be those of float32, mean difference of a score)
+TOLERANCE = {"bfloat16": (0.98, 1e-3), "float16": (0.99, 2e-4), "float32": (1.0, 1e-6)}
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, np.ndarray]:
+    """The shipped networks' inputs, made of the demo's first images."""
+    with ShardSet.open([str(DATA / "fashion_demo.h5")]) as shards:
+        images, _ = shards.read(np.arange(IMAGES))
+    encoder = Encoder(Grid(3, 28), (28, 28, 1))
+    groups = images.reshape(-1, 9, 28, 28, 1)
+    return {"single": images, "collage": np.stack([encoder.encode(list(g)) for g in groups])}
+
+
+def predictor_of(kind: str, tuning: Tuning | None, device: str = "cpu") -> Any:
+    return load_predictor(str(DATA / WEIGHTS[kind]), kind, tuning=tuning, device=device)
+
+
+def agreement(kind: str, batch: np.ndarray, tuned: Any, size: int) -> tuple[float, float]:
+    """(share of equal predictions, mean difference of a score) to plain float32."""
+    plain = predictor_of(kind, None).predict(batch)
+    parts = [tuned.predict(batch[at : at + size]).copy() for at in range(0, len(batch), size)]
+    scores = np.concatenate(parts)  # (n, cells, classes)
+    assert scores.dtype == np.float32
+    same = (scores.argmax(axis=2) == plain.argmax(axis=2)).mean()
+    return float(same), float(np.abs(scores - plain).mean())
+
+
+@pytest.mark.parametrize("kind", ["single", "collage"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_a_cpus_answers_are_those_of_float32(inputs: dict, kind: str, precision: str) -> None:
+    tuned = predictor_of(kind, Tuning(precision, "on" if precision == "bfloat16" else "off"))
+    same, apart = agreement(kind, inputs[kind], tuned, 20)
+    least, most = TOLERANCE[precision]
+    assert same >= least
+    assert apart <= most
+    assert tuned.tuning.startswith(precision)
+
+
+class MemoryGpu:
+    """What a CUDA GPU does, on the CPU; a graph writes where it was captured to write."""
+
+    def __init__(self) -> None:
+        self.captured = self.launched = self.waits = 0
+
+    def pinned(self, like: Any) -> Any:
+        return torch.full(like.shape, 77, dtype=like.dtype)
+
+    def stream(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        self.captured += 1
+        outputs = torch.full_like(work(), 55)
+
+        def launch() -> None:
+            self.launched += 1
+            outputs.copy_(work())
+
+        return launch, outputs
+
+    def wait(self) -> None:
+        self.waits += 1
+
+
+def test_a_graph_a_batch_size_and_the_same_answers(inputs: dict) -> None:
+    from collage_mpi.models import launching
+
+    gpu = MemoryGpu()
+    tuned = predictor_of("single", None)
+    tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
+    batch = inputs["single"][:12]
+    for size in (1, 4, 1):
+        same, apart = agreement("single", batch, tuned, size)
+        assert (same, apart < 1e-6) == (1.0, True)
+    assert gpu.captured == 2
+    assert gpu.launched == 12 + 3 + 12
+    assert gpu.waits >= gpu.launched
+
+
+def test_batch_sizes_beyond_the_most_are_called_plainly(
+    inputs: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collage_mpi.models import launching
+
+    monkeypatch.setattr(launching, "MOST_SIZES", 1)
+    gpu = MemoryGpu()
+    tuned = predictor_of("single", None)
+    tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
+    for size in (2, 3):
+        assert agreement("single", inputs["single"][:6], tuned, size)[0] == 1.0
+    assert gpu.captured == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "how", "says"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "none", "fewer ranks on this GPU"),
+        (RuntimeError("no compiler"), "torch-compile", "--compile auto or none"),
+        (None, "none", "no finite scores"),
+    ],
+)
+def test_what_a_device_refuses_is_told_before_the_rank_is_ready(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, how: str, says: str
+) -> None:
+    from collage_mpi.models.predictor import TorchPredictor
+
+    def refuse(self: TorchPredictor, batch: Any) -> Any:
+        if error is None:
+            return torch.full((len(batch), 1, 10), float("nan"))
+        raise error
+
+    monkeypatch.setattr(TorchPredictor, "_forward", refuse)
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: forward)
+    with pytest.raises(EnvironmentFault, match=says):
+        predictor_of("single", Tuning("float32", "on", how))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("kind", ["single", "collage"])
+@pytest.mark.parametrize("how", ["none", "cuda-graph"])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_gpus_answers_are_those_of_float32(
+    inputs: dict, kind: str, how: str, precision: str
+) -> None:
+    tuned = predictor_of(kind, Tuning(precision, "on", how), "cuda")
+    for size in (1, 4):
+        same, apart = agreement(kind, inputs[kind], tuned, size)
+        least, most = TOLERANCE[precision]
+        assert same >= least
+        assert apart <= most
