@@ -16,6 +16,7 @@ from collage_mpi import protocol as wire
 from collage_mpi.commands import prep
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.experiment import expand
+from collage_mpi.prep.plan import shard_paths
 from collage_mpi.results import export_run, read_results
 from collage_mpi.shards import write_shard
 from collage_mpi.slurm import KINDS, SlurmSettings, render
@@ -128,7 +129,7 @@ def test_a_prefix_is_the_start_of_a_file_name(tmp_path: Path, name: str) -> None
     with pytest.raises(CollageError):  # refused, or no further than the images, which are not there
         prep.read_table(args)
     if "/" not in name and not name.startswith("."):
-        assert all(path.parent == tmp_path for path in prep.shard_paths(tmp_path, name, 20, 5))
+        assert all(path.parent == tmp_path for path in shard_paths(tmp_path, name, 20, 5))
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "/", ""])
