@@ -1,0 +1,43 @@
+"""A real run beside its simulation, on the same draws: which is what makes the simulator true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.costs import costs_of
+from collage_mpi.results import read_results, summarise
+from collage_mpi.shards import write_shard
+from collage_mpi.simulate_report import compare
+from collage_mpi.simulate_runs import like, run_job
+
+pytestmark = pytest.mark.mpi
+
+
+def test_a_real_run_and_its_simulation_agree(mpiexec, tmp_path: Path) -> None:
+    """40 or 160 ms, collage at 1.2: the ms that a machine adds change no order of answers."""
+    images = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 1), dtype=np.uint8)
+    labels = images[:, 0, 0, 0].astype(np.int64) % 10
+    names = [str(i) for i in range(10)]
+    write_shard(tmp_path / "s.h5", images, labels, class_names=names, source="test")
+    words = ["-m", "collage_mpi", "run", "--shards", tmp_path / "s.h5", "--out", tmp_path / "run"]
+    words += ["--single", "null", "--collage", "null", "--side", "2", "--cost-ratio", "1.2"]
+    words += ["--straggler", "bimodal", "--straggler-median-ms", "40", "--straggler-sigma", "0"]
+    words += ["--straggler-slow-share", "0.3", "--straggler-slow-factor", "4", "--between", "drain"]
+    words += ["--warmup-groups", "1"]
+    done = mpiexec(6, words)
+    assert done.returncode == 0, done.stderr
+    run = read_results(tmp_path / "run")
+    costs = costs_of(run)
+    assert 0 < costs.receive_ns < 20_000_000
+    assert 0 < costs.send_ns < 20_000_000
+    job = like(run, {}, None, None, None)
+    assert job.costs == costs
+    entries = {entry["name"]: entry for entry in compare(summarise(run), run_job(job))}
+    # Loose: the machine may be busy. docs/simulator.md has figures of long runs.
+    assert entries["group p50, ms"]["ratio"] == pytest.approx(1, abs=0.25)
+    real, simulated = (entries["collage share"][key] for key in ("real", "simulated"))
+    assert 0.05 < real < 0.6
+    assert simulated == pytest.approx(real, abs=0.12)
