@@ -246,6 +246,8 @@ def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str
     try:
         for key in values.keys() & set(PATH_SETTINGS):
             values[key] = _with_shipped(values[key])
+        if isinstance(values.get("singles"), str):
+            values["singles"] = _singles(values["singles"], values.get("side", RunSettings.side))
         settings = RunSettings.from_mapping(values, where)
         if size is None:
             dataclasses.replace(settings, out="set later").require_inputs()
@@ -255,6 +257,14 @@ def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str
         raise UsageError(told if told.startswith(where) else f"{where}: {told}") from error
     images = size.images(settings) if size else None
     return Point(index, safe(label), settings, ranks, images, None, draft, family or "run")
+
+
+def _singles(text: str, side: Any) -> Any:
+    """`N+2` as a number of single ranks, where N is one a cell of the point's side."""
+    match = re.fullmatch(r"\s*N\s*(?:\+\s*(\d{1,6}))?\s*", text)
+    if match is None or type(side) is not int:
+        raise UsageError(f"singles is {text!r}; it needs a number, or N+2 for two more than cells")
+    return side * side + int(match[1] or 0)
 
 
 def _with_shipped(value: Any) -> Any:

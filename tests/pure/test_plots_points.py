@@ -1,0 +1,123 @@
+"""Figures of points: the file read back, the frontier, what is drawn and what is refused."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.experiment import expand
+from collage_mpi.points_file import axis_labels, choose, frontier, need, read_points
+
+SCRIPT = Path(__file__).parents[2] / "analysis" / "points.py"
+HEAD = "name,how,axis:side,axis:scheme,side,placements,groups,ranks,accuracy,p99_ms,p99_low_ms,"
+HEAD += "p99_high_ms,std_ms,std_low_ms,std_high_ms,p99_vs_none,p99_vs_none_low,p99_vs_none_high"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    lines = [HEAD]
+    for side in (3, 4):
+        for scheme, gain in (("none", 1.0), ("collage, first", 2.0), ("replicate", 1.5)):
+            ranks = 1 + side**2 * (2 if scheme == "replicate" else 1)
+            p99 = 800 / gain
+            lines.append(
+                f'side-{side}_{scheme[:4]},simulate,{side},"{scheme}",{side},24,14400,{ranks},0.94,'
+                f"{p99},{p99 - 50},{p99 + 90},{p99 / 9},,,{gain},{gain - 0.2},{gain + 0.3}"
+            )
+    path = tmp_path / "points.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_points_are_read_back_and_chosen(file: Path) -> None:
+    rows = read_points([file])
+    assert len(rows) == 6
+    assert rows[1]["axis:scheme"] == "collage, first"
+    assert rows[1]["axis:side"] == "3"  # a label, no number
+    assert need(rows[1], "p99_ms") == 400
+    assert rows[1]["std_low_ms"] is None
+    assert axis_labels(rows, "scheme") == ["none", "collage, first", "replicate"]
+    chosen = choose(rows, ["side=4", "scheme=none"])
+    assert [row["name"] for row in chosen] == ["side-4_none"]
+
+
+def test_what_is_no_point_or_no_axis_is_said(file: Path, tmp_path: Path) -> None:
+    rows = read_points([file])
+    with pytest.raises(UsageError, match="labels of side: 3, 4"):
+        choose(rows, ["side=5"])
+    with pytest.raises(UsageError, match="there are: side, scheme"):
+        axis_labels(rows, "depth")
+    with pytest.raises(DataFault, match="no p95_ms"):
+        need(rows[0], "p95_ms")
+    (tmp_path / "table.csv").write_text("index,name\n0,a\n")
+    with pytest.raises(DataFault, match="no points"):
+        read_points([tmp_path / "table.csv"])
+    with pytest.raises(EnvironmentFault, match="cannot be read"):
+        read_points([tmp_path / "none.csv"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_the_frontier_is_what_none_beats(points: list[tuple[int, int]]) -> None:
+    costs, gains = zip(*points, strict=True)
+    found = frontier(costs, gains)
+    kept = {points[i] for i in found}
+    for cost, gain in points:
+        beaten = any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points)
+        assert ((cost, gain) in kept) == (not beaten)
+    assert [costs[i] for i in found] == sorted(costs[i] for i in found)
+
+
+def script(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return int(left.value.code or 0)
+
+
+def test_the_figures(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = str(tmp_path / "sub" / "figure")
+    common = [str(file), "--out", out, "--dpi", "50"]
+    grid = ["--series", "scheme", "--panels", "side"]
+    assert script(monkeypatch, "ranks", *common, *grid) == 0
+    assert script(monkeypatch, "frontier", *common, *grid) == 0
+    heat = ["--value", "p99_vs_none", "--across", "side", "--down", "scheme"]
+    assert script(monkeypatch, "heat", *common, *heat) == 0
+    for suffix, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF")):
+        assert Path(out + suffix).read_bytes().startswith(magic)
+    capsys.readouterr()
+    assert script(monkeypatch, "ranks", *common, "--series", "x", "--panels", "side") == 2
+    assert "no axis 'x'" in capsys.readouterr().err
+
+
+def test_numbers_keep_clear_of_markers_and_of_each_other() -> None:
+    from collage_mpi.plots_points import _free_offset
+
+    markers = np.array([[50.0, 50.0], [59.0, 54.0], [41.0, 54.0], [55.0, 41.0]])
+    taken: list[np.ndarray] = []
+    for marker in markers:
+        place = marker + _free_offset(marker, markers, taken)
+        assert np.hypot(*(markers - place).T).min() >= 7
+        assert all(np.hypot(*(place - other)) >= 9.5 for other in taken)
+        taken.append(place)
+
+
+def test_singles_may_be_given_by_the_side() -> None:
+    grid = {"side": [2, 3], "scheme": [{"name": "a", "scheme": "none", "singles": "N+1"}]}
+    found = expand({"how": "simulate", "images": 9, "grid": grid})
+    assert [point.settings.singles for point in found.points] == [5, 10]
+    for bad in ("M+1", "N-1", "N+", ""):
+        with pytest.raises(UsageError, match="N\\+2 for two more"):
+            expand({"how": "simulate", "images": 9, "base": {"singles": bad}})
