@@ -175,11 +175,11 @@ class Simulation:
             if isinstance(sign, Suspicion):
                 self._handle(ev.RankSuspected(now_ns, sign.rank, sign.why))
                 continue
+            if self.settings.on_rank_loss == "abort":
+                continue  # as in a real run: its process is there, and it may still answer
             vigil.lose(sign.rank, TIMEOUT, sign.why, now_ns)
             self._handle(ev.RankLost(now_ns, sign.rank, sign.why))
             self.recorder.lost(sign.rank, now_ns, sign.why)
-            if self.settings.on_rank_loss == "abort":
-                self._handle(ev.StopRequested(now_ns, f"rank {sign.rank} was lost: {sign.why}"))
         self._at(now_ns + SCAN_EVERY_NS, TIMER, self._scan, vigil)
 
     def _admit(self, action: ev.Admit) -> None:
