@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shards": ("shards", "inspect or verify HDF5 shards"),
     "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
     "train": ("train", "train the single classifier or the collage-CNN"),
+    "weights": ("weights", "make a weights file of a .pth or .safetensors file of torchvision's"),
     "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
     "card": ("card", "model cards from the reports of evaluate"),
     "slurm": ("slurm", "render job scripts for Slurm from settings"),

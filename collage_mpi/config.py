@@ -92,8 +92,12 @@ class RunSettings:
         "a shard that cannot be read: do the rest and end with code 4, or refuse to start",
         choices=BAD_SHARDS,
     )
-    single: str = _setting("", "single classifier: a .safetensors file, or null", metavar="W")
-    collage: str = _setting("", "collage-CNN: a .safetensors file, or null", metavar="W")
+    single: str = _setting(
+        "", "single classifier: a .safetensors file, MODULE:FUNCTION, or null", metavar="W"
+    )
+    collage: str = _setting(
+        "", "collage-CNN: a .safetensors file, MODULE:FUNCTION, or null", metavar="W"
+    )
     out: str = _setting("", "folder for the results", metavar="DIR")
     scheme: str = _setting("collage", "how redundancy is added", choices=SCHEMES)
     side: int = _setting(3, "cells along an edge of the collage; side*side images a group")

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from collage_mpi.models import NullPredictor, Predictor, Tuning, load_predictor
+from collage_mpi.models import (
+    Geometry,
+    NullPredictor,
+    Predictor,
+    Tuning,
+    is_own,
+    load_predictor,
+)
 from collage_mpi.topology import (
     assign_device,
     local_gpu_rank,
@@ -35,7 +42,8 @@ class NetworkLoader:
         shape = tuple(welcome["image_shape"])
         geometry = (shape, welcome["side"], welcome["cell_px"], welcome["classes"])
         tuning = Tuning(**welcome["tuning"])
-        key = (spec, kind, welcome["device"], tuning, *(geometry if spec == "null" else ()))
+        told = spec == "null" or is_own(spec)  # others know their shapes
+        key = (spec, kind, welcome["device"], tuning, *(geometry if told else ()))
         if key not in self._loaded:
             self._loaded[key] = self._load(spec, kind, welcome["device"], tuning, geometry)
         return self._loaded[key]
@@ -51,8 +59,14 @@ class NetworkLoader:
         if spec == "null":
             return NullPredictor(kind, *geometry)
         threads = threads_per_rank(local_size() or self.world_size)
-        place = self._device(device)
-        return load_predictor(spec, kind, device=place, threads=threads, tuning=tuning)
+        return load_predictor(
+            spec,
+            kind,
+            device=self._device(device),
+            threads=threads,
+            tuning=tuning,
+            geometry=Geometry(*geometry),
+        )
 
     def _device(self, device: str) -> str:
         if device == "cpu":

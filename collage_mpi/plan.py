@@ -17,7 +17,7 @@ from collage_mpi.cli import tell
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.grid import Grid
-from collage_mpi.models import NetworkInfo, describe
+from collage_mpi.models import NetworkInfo, describe, is_own
 from collage_mpi.models.info import class_mismatch
 from collage_mpi.placement import Placement
 from collage_mpi.shards import ShardSet, as_before
@@ -85,8 +85,25 @@ def make_plan(
     except BaseException:
         shards.close()
         raise
-    classes = len(names) if names else NULL_CLASSES
+    classes = len(names) if names else _unnamed_classes(settings, shards)
     return Plan(settings, shards, order, grid, placement, names, classes)
+
+
+def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int:
+    """How many classes there are where nobody names them: what networks without weights are told.
+
+    Raises:
+        UsageError: a network of the user's own must be told, and nothing says it.
+    """
+    if not (is_own(settings.single) or is_own(settings.collage)):
+        return NULL_CLASSES
+    labels = shards.labels()
+    if labels is None:
+        raise UsageError(
+            "a network of your own is told the number of classes, and the shards have neither "
+            "class names nor labels: make them with --class-names or --class-names-file"
+        )
+    return int(labels.max()) + 1
 
 
 def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:

@@ -17,7 +17,7 @@ from collage_mpi.models.info import class_mismatch
 if TYPE_CHECKING:
     import numpy as np
 
-    from collage_mpi.models import NetworkInfo
+    from collage_mpi.models import Geometry, NetworkInfo
     from collage_mpi.models.predictor import TorchPredictor
 
 
@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--single", metavar="WEIGHTS", help="weights of the single network")
     parser.add_argument("--collage", metavar="WEIGHTS", help="weights of the collage-CNN")
     parser.add_argument("--side", type=int, help="the grid the collage must have")
+    parser.add_argument(
+        "--cell-px", type=int, help="of a collage network of your own (the images' height)"
+    )
     parser.add_argument(
         "--shuffle", type=int, metavar="SEED", help="group images in a random order (file order)"
     )
@@ -112,23 +115,30 @@ def _check_agree(infos: list[NetworkInfo]) -> None:
 
 
 def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
-    from collage_mpi.models import describe, load_predictor
+    from collage_mpi.models import describe, is_own, load_predictor
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import make_report
 
     infos = []
     for kind, spec in specs.items():
         info = describe(spec, kind)
-        if info is None:
+        if info is not None:
+            infos.append(info)
+        elif not is_own(spec):
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
-        infos.append(info)
     _check_agree(infos)
     shards = ShardSet.open(args.shards)
     try:
         for info in infos:
             check_fits(info, shards, args.side)
         predictors: dict[str, Any] = {
-            kind: load_predictor(spec, kind, device=args.device, threads=args.threads)
+            kind: load_predictor(
+                spec,
+                kind,
+                device=args.device,
+                threads=args.threads,
+                geometry=_geometry(args, shards, infos),
+            )
             for kind, spec in specs.items()
         }
         answers, labels = _answers(args, shards, predictors)
@@ -143,6 +153,16 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
         order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
         shards=read,
     )
+
+
+def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -> Geometry:
+    """What networks of the user's own are told; the other network knows its classes."""
+    from collage_mpi.models import Geometry
+
+    labels = shards.labels()
+    names = shards.class_names or next((info.class_names for info in infos), None)
+    classes = len(names) if names else 1 + (0 if labels is None else int(labels.max()))
+    return Geometry(shards.shape, args.side or 3, args.cell_px or shards.shape[0], classes)
 
 
 def _answers(
@@ -198,8 +218,12 @@ def _print_table(report: dict[str, Any]) -> None:
         *_place_rows(networks),
         ("no answer", lambda e: f"{e['absent']:.2%}", lambda r: ""),
         ("calibration error", lambda e: f"{e['ece']:.4f}", lambda r: ""),
-        ("MFLOP a call", lambda e: f"{e['flops'] / 1e6:.0f}", lambda r: f"{r['flops']:.2f}"),
-        ("parameters", lambda e: f"{e['parameters']:,}", lambda r: f"{r['parameters']:.2f}"),
+        ("MFLOP a call", lambda e: _shown(e["flops"], "{:.0f}", 1e6), lambda r: _shown(r["flops"])),
+        (
+            "parameters",
+            lambda e: _shown(e["parameters"], "{:,.0f}"),
+            lambda r: _shown(r["parameters"]),
+        ),
         (
             "service time, ms",
             lambda e: f"{e['service_ns'] / 1e6:.2f}",
@@ -228,6 +252,10 @@ def _print_table(report: dict[str, Any]) -> None:
             f"{ratio['only_collage_right']:.2%}.",
             soft_wrap=True,
         )
+
+
+def _shown(value: float | None, form: str = "{:.2f}", unit: float = 1) -> str:
+    return "n/a" if value is None else form.format(value / unit)
 
 
 def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:

@@ -13,9 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.models.presets import BY_SIDE, PRESETS, preset
+from collage_mpi.models.presets import (
+    BY_SIDE,
+    PRESETS,
+    REFERENCE,
+    REFERENCE_BACKBONE,
+    REFERENCE_COLLAGE_PX,
+    preset,
+)
 
 if TYPE_CHECKING:
+    from collage_mpi.models.architecture import Architecture
+    from collage_mpi.models.backbone import Backbone
     from collage_mpi.training.peers import Peers
     from collage_mpi.training.settings import TrainSettings
     from collage_mpi.training.sources import Sources
@@ -32,13 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     collage = kinds.add_parser("collage", help="the collage-CNN: side*side images at once")
     for child, epochs, batch in ((single, 12, 128), (collage, 40, 16)):
         _common(child, epochs, batch)
+    single.add_argument(
+        "--preset", choices=(REFERENCE,), help="a named network: resnet34, for images of 224 px"
+    )
     grid = collage.add_argument_group("grid")
     grid.add_argument("--side", type=int, default=3, help="cells along an edge, 2 to 5 (3)")
     grid.add_argument(
         "--head", choices=("grid", "yolo"), default="grid", help="how cells are answered (grid)"
     )
     grid.add_argument(
-        "--preset", choices=tuple(PRESETS), help="a named network (by side; see docs/weights.md)"
+        "--preset",
+        choices=(*PRESETS, REFERENCE),
+        help="a named network (by side; see docs/weights.md)",
     )
     grid.add_argument("--cell-px", type=int, help="pixels of a cell (the images' height)")
     grid.add_argument(
@@ -59,6 +73,11 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     net.add_argument("--stem", metavar="WxK/S", help="stem channels x kernel / stride, 64x4/2")
     net.add_argument("--stages", help='WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"')
     net.add_argument("--norm", choices=("batch", "group"), default="batch")
+    net.add_argument(
+        "--backbone",
+        metavar="torchvision:NAME",
+        help="a network of torchvision instead, resnet34 and so on; a collage takes its trunk",
+    )
     net.add_argument(
         "--init", type=Path, metavar="WEIGHTS", help="start from these: the same trunk, any side"
     )
@@ -134,6 +153,8 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     if not peers.lead:
         trainer.run()
         return 0
+    if trainer.taken is not None and not args.resume:
+        print(f"{trainer.taken[0]} of {trainer.taken[1]} tensors taken from {args.init}")
     weights = sum(p.numel() for p in trainer.network.parameters())
     shared = "" if peers.size == 1 else f"{peers.size} processes, "
     print(
@@ -169,38 +190,20 @@ def sources_of(args: argparse.Namespace) -> Sources:
 
 
 def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
-    from collage_mpi.models.architecture import (
-        default_architecture,
-        parse_stages,
-        parse_stem,
-    )
     from collage_mpi.models.heads import HeadSpec
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.settings import TrainSettings
 
-    name = getattr(args, "preset", None)
-    if name is not None and args.width is not None:
-        raise UsageError(f"--preset {name} and --width {args.width}: give one of them")
-    if args.kind == "collage" and name is None and args.width is None:
-        name = BY_SIDE.get(args.side)
-    if name is None:
-        architecture = default_architecture(args.kind, args.width, args.norm)
-    else:
-        architecture = preset(name, args.norm)
-    if args.stem is not None:
-        architecture = parse_stem(architecture, args.stem)
-    if args.stages is not None:
-        architecture = replace(architecture, stages=parse_stages(args.stages))
     teacher = None if args.teacher is None else describe_weights(args.teacher, "single")
     init = None if args.init is None else describe_weights(args.init)
     side = cell_px = None
     if args.kind == "collage":
-        side, cell_px = args.side, args.cell_px or int(shape[0])
+        side, cell_px = args.side, args.cell_px or default_cell_px(args, int(shape[0]))
         if not 2 <= side <= 5:
             raise UsageError(f"--side is {side}; collage networks are trained for 2 to 5")
     return TrainSettings(
         kind=args.kind,
-        architecture=architecture,
+        architecture=architecture_of(args),
         side=side,
         cell_px=cell_px,
         epochs=args.epochs,
@@ -223,3 +226,43 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
         head=HeadSpec(getattr(args, "head", "grid")),
         init=None if init is None else init.fingerprint,
     )
+
+
+def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
+    """The network that the flags name. Raises UsageError where they contradict each other."""
+    from collage_mpi.models.architecture import default_architecture, parse_stages, parse_stem
+    from collage_mpi.models.backbone import Backbone
+
+    name = getattr(args, "preset", None)
+    backbone = REFERENCE_BACKBONE if name == REFERENCE else args.backbone
+    given = {
+        "--backbone": args.backbone,
+        "--preset": name,
+        "--width": args.width,
+        "--stem": None if backbone is None else args.stem,
+        "--stages": None if backbone is None else args.stages,
+    }
+    several = [f"{flag} {value}" for flag, value in given.items() if value is not None]
+    if len(several) > 1:
+        raise UsageError(f"{' and '.join(several)}: give one of them")
+    if backbone is not None:
+        return Backbone(backbone)
+    if args.kind == "collage" and name is None and args.width is None:
+        name = BY_SIDE.get(args.side)
+    architecture = (
+        default_architecture(args.kind, args.width, args.norm)
+        if name is None
+        else preset(name, args.norm)
+    )
+    if args.stem is not None:
+        architecture = parse_stem(architecture, args.stem)
+    if args.stages is not None:
+        architecture = replace(architecture, stages=parse_stages(args.stages))
+    return architecture
+
+
+def default_cell_px(args: argparse.Namespace, image_px: int) -> int:
+    """Pixels of a cell where nothing is said: the image's own, or the reference's share."""
+    if getattr(args, "preset", None) == REFERENCE:
+        return round(REFERENCE_COLLAGE_PX / args.side)
+    return image_px

@@ -7,20 +7,24 @@ one with weights. Does not know: MPI, ranks, shards. Importing it imports no tor
 
 from __future__ import annotations
 
+from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.info import KINDS, NetworkInfo, Predictor, check_kind
 from collage_mpi.models.null import NullPredictor, is_null, parse_null
+from collage_mpi.models.own import Geometry, is_own, load_own
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.models.weights import describe_weights
 
 __all__ = [
     "KINDS",
     "Architecture",
+    "Geometry",
     "NetworkInfo",
     "NullPredictor",
     "Predictor",
     "Tuning",
     "describe",
+    "is_own",
     "load_predictor",
 ]
 
@@ -29,11 +33,12 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
     """What a network is, from the header of its weights file; no torch.
 
     Args:
-        spec: path of a safetensors file, or "null" (see `null.parse_null`).
+        spec: path of a safetensors file, "null" (see `null.parse_null`), or a user's own
+            network, MODULE:FUNCTION (see `own`).
         kind: "single" or "collage", the role it is meant for.
 
     Returns:
-        The facts, or None for a null network, which fits any shape.
+        The facts, or None for a null network and a user's own, which are told the shapes.
 
     Raises:
         UsageError: an unknown kind or a malformed null spec.
@@ -43,6 +48,8 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
     check_kind(kind)
     if is_null(spec):
         parse_null(spec, kind)
+        return None
+    if is_own(spec):
         return None
     return describe_weights(spec, kind)
 
@@ -54,15 +61,17 @@ def load_predictor(
     device: str = "cpu",
     threads: int = 1,
     tuning: Tuning | None = None,
+    geometry: Geometry | None = None,
 ) -> Predictor:
     """Build the network and make it ready to predict.
 
     Args:
-        spec: path of a safetensors file, or "null[:key=value,...]".
+        spec: path of a safetensors file, "null[:key=value,...]", or MODULE:FUNCTION.
         kind: "single" or "collage".
         device: "cpu", "cuda" or "cuda:N".
         threads: threads torch may use on the CPU, at least 1.
         tuning: how fast it is to be; plain float32 by default.
+        geometry: what a user's own network is told; others know it.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: as `describe`; also a device that is
@@ -72,6 +81,10 @@ def load_predictor(
     check_kind(kind)
     if is_null(spec):
         return parse_null(spec, kind)
+    if is_own(spec):
+        if geometry is None:
+            raise UsageError(f"{spec}: a network of your own cannot be used here; name weights")
+        return load_own(spec, kind, geometry, device=device, threads=threads, tuning=tuning)
     from collage_mpi.models.predictor import TorchPredictor
 
     return TorchPredictor.load(spec, kind, device=device, threads=threads, tuning=tuning)

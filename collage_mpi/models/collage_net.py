@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.backbone import Backbone
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.resnet import ConvNorm, ResNet, Trunk
 
@@ -63,7 +65,7 @@ class YoloNet(nn.Module):
 
 
 def build_network(
-    architecture: Architecture,
+    architecture: Architecture | Backbone,
     channels: int,
     classes: int,
     side: int | None,
@@ -73,9 +75,24 @@ def build_network(
 
     Args:
         head: of the collage-CNN; a grid when None.
+
+    Raises:
+        UsageError, EnvironmentFault: a backbone that cannot be built; see `vision`.
     """
+    if isinstance(architecture, Backbone):
+        return _build_backbone(architecture, classes, side, head)
     if side is None:
         return ResNet(architecture, channels, classes)
     if head is not None and head.name == "yolo":
         return YoloNet(architecture, channels, classes, side, head)
     return CollageNet(architecture, channels, classes, side)
+
+
+def _build_backbone(
+    backbone: Backbone, classes: int, side: int | None, head: HeadSpec | None
+) -> nn.Module:
+    from collage_mpi.models.vision import build_vision  # torchvision only where it is asked for
+
+    if side is not None and head is not None and head.name != "grid":
+        raise UsageError(f"backbone {backbone.name} takes the grid head only: leave --head out")
+    return build_vision(backbone, classes, side)

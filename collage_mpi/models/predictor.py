@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.backbone import Backbone, read_architecture
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.launching import make_launcher
@@ -76,7 +76,7 @@ class TorchPredictor:
         info = describe_weights(spec, kind)
         tensors = read_tensors(info)
         torch.set_num_threads(max(1, threads))
-        architecture = Architecture.from_dict(info.architecture)
+        architecture = read_architecture(info.architecture)
         with torch.device("meta"):
             network = build_network(
                 architecture, info.shape[2], len(info.class_names), info.side, info.head
@@ -93,6 +93,10 @@ class TorchPredictor:
             raise DataFault(
                 f"weights {spec} do not fit their own architecture: {detail}"
             ) from error
+        if isinstance(architecture, Backbone):
+            from collage_mpi.models.vision import fold_pairs
+
+            fold_pairs(network.eval())
         place = usable_device(device)
         with told_if_it_does_not_fit(info, network, place, tuning):
             predictor = cls(info, network, place, tuning)

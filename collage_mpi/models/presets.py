@@ -21,6 +21,14 @@ PRESETS: dict[str, tuple[int, tuple[Stage, ...]]] = {  # stem channels, stages
 BY_SIDE = {2: "accurate", 3: "accurate", 4: "balanced", 5: "fast"}
 
 
+# The set-up of the paper (arXiv 1904.12222): ResNet-34 at 224 px for singles, 416 px for the
+# collage. Cells are whole pixels: 139, 104 and 83 for side 3, 4 and 5, so the collage has 417,
+# 416 and 415; the trunk is convolutional and takes any. `train single --backbone` is its single.
+REFERENCE = "reference"
+REFERENCE_BACKBONE = "torchvision:resnet34"
+REFERENCE_COLLAGE_PX = 416
+
+
 def preset(name: str, norm: str = "batch") -> Architecture:
     """The architecture of that name. Raises UsageError with the names there are."""
     if name not in PRESETS:

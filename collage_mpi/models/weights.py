@@ -18,7 +18,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.grid import Grid
-from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import KINDS, NetworkInfo
 
@@ -186,7 +186,7 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
     _check_normalisation(record, channels)
     return NetworkInfo(
         kind=kind,
-        architecture=Architecture.from_dict(record.get("architecture", {})).to_dict(),
+        architecture=read_architecture(record.get("architecture", {})).to_dict(),
         shape=shape,
         side=side,
         cell_px=cell_px,
@@ -237,6 +237,12 @@ def _stored(name: str, array: np.ndarray) -> np.ndarray:
     if not np.isfinite(stored).all():
         raise DataFault(f"tensor {name!r} is not finite: training diverged; try a lower --lr")
     return stored
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits. Raises OSError."""
+    with path.open("rb") as file:
+        return _sha256(file)
 
 
 def _sha256(file: Any) -> str:

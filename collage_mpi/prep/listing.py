@@ -75,7 +75,8 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
     if not loose and not found:
         raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")
     if loose:
-        return Listing(tuple(_member(entry, root, None) for entry in loose), None)
+        known = None if names is None else tuple(names)
+        return Listing(tuple(_member(entry, root, None) for entry in loose), known)
     classes = _classes(root, sorted(found), names)
     numbers = {name: number for number, name in enumerate(classes)}
     members = [

@@ -115,8 +115,11 @@ def train_command(entry: Mapping[str, Any]) -> str:
         flags |= _COLLAGE_FLAGS
         if entry["head"]["name"] != "grid":
             words.append(f"--head {entry['head']['name']}")
-    words.append(f"--stem {stem_text(architecture)} --stages {stages_text(architecture)}")
-    if architecture["norm"] != "batch":
+    if "backbone" in architecture:
+        words.append(f"--backbone {architecture['backbone']}")
+    else:
+        words.append(f"--stem {stem_text(architecture)} --stages {stages_text(architecture)}")
+    if architecture.get("norm", "batch") != "batch":
         words.append(f"--norm {architecture['norm']}")
     if training.get("teacher") is not None:
         words.append(f"--teacher {training.get('teacher_weights', 'single.safetensors')}")
@@ -134,11 +137,13 @@ def train_command(entry: Mapping[str, Any]) -> str:
 def _what(entry: Mapping[str, Any]) -> list[list[str]]:
     height, width, channels = entry["input"]
     architecture = entry["architecture"]
+    network = f"`{architecture.get('backbone')}`"
+    if "backbone" not in architecture:
+        network = (
+            f"residual, stem `{stem_text(architecture)}`, stages `{stages_text(architecture)}`"
+        )
     rows = [
-        [
-            "network",
-            f"residual, stem `{stem_text(architecture)}`, stages `{stages_text(architecture)}`",
-        ],
+        ["network", network],
         ["input", f"{height} x {width} x {channels}, uint8"],
     ]
     if entry["side"] is not None:

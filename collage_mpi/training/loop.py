@@ -60,7 +60,7 @@ class Trainer:
         lead = self.peers.lead  # it alone validates
         self.held = plain_batches(data.held_images, data.held_labels, settings) if lead else []
         self.precision = resolve_precision(settings.precision, self.device)
-        self.normalisation = pixel_statistics(data.images)
+        self.normalisation = data.first_normalisation or pixel_statistics(data.images)
         channels = data.images.shape[3]
         shape = (1, channels, 1, 1)
         self._mean = torch.tensor(self.normalisation["mean"]).reshape(shape).to(self.device)
@@ -68,8 +68,9 @@ class Trainer:
         network = build_network(
             settings.architecture, channels, data.classes, settings.side, settings.head
         )
+        self.taken: tuple[int, int] | None = None  # tensors from first weights, of how many
         if data.first_weights is not None:
-            start_from(network, data.first_weights)
+            self.taken = start_from(network, data.first_weights)
         self.network = channels_last(network.to(self.device))
         self.optimizer = make_optimizer(self.network, settings)
         self.objective = objective or make_objective(data, settings)

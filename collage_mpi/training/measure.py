@@ -21,6 +21,7 @@ from collage_mpi.decode import decode
 from collage_mpi.encode import Encoder
 from collage_mpi.grid import Grid
 from collage_mpi.models.info import Predictor
+from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
 
 SINGLE_BATCH = 64
@@ -92,23 +93,30 @@ def right(answers: Sequence[tuple[int, float] | None], labels: np.ndarray) -> np
     )
 
 
-def count_flops(predictor: TorchPredictor) -> int:
+def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
     """Floating-point operations of one input by torch.utils.flop_counter.
 
-    It counts convolutions and matrix products, two operations a multiply-accumulate.
+    It counts convolutions and matrix products, two operations a multiply-accumulate. None
+    of a user's own predictor, which may not use torch.
     """
+    if isinstance(predictor, OwnPredictor):
+        return None
     blank = np.zeros((1, *predictor.info.shape), dtype=np.uint8)
     with FlopCounterMode(display=False) as counter:
         predictor.outputs(blank)
     return int(counter.get_total_flops())
 
 
-def count_parameters(predictor: TorchPredictor) -> int:
-    """Parameters as run, batch norms folded."""
+def count_parameters(predictor: TorchPredictor | OwnPredictor) -> int | None:
+    """Parameters as run, batch norms folded; None where a network does not show them."""
+    if isinstance(predictor, OwnPredictor):
+        return None
     return sum(parameter.numel() for parameter in predictor.network.parameters())
 
 
-def service_times(predictors: Sequence[TorchPredictor], calls: int) -> list[ServiceTime]:
+def service_times(
+    predictors: Sequence[TorchPredictor | OwnPredictor], calls: int
+) -> list[ServiceTime]:
     """Time predict at batch 1, taking the networks in turn so that noise hits all alike.
 
     Each timed call comes right after one that is not, as in a rank that stays on one
@@ -146,6 +154,6 @@ def processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _noise(predictor: TorchPredictor) -> np.ndarray:
+def _noise(predictor: TorchPredictor | OwnPredictor) -> np.ndarray:
     random = np.random.default_rng(0)
     return random.integers(0, 256, (1, *predictor.info.shape), dtype=np.uint8)

@@ -50,29 +50,52 @@ def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
 
 
-def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
     """Put trained tensors into a network; what only the network has stays random.
 
     Any network with the same trunk will do: another side, another head, a single.
+
+    Returns:
+        Tensors taken, and tensors that the network has.
 
     Raises:
         UsageError: the trunk is another one.
     """
     state = network.state_dict()
+    heads = getattr(network, "heads", ())  # within the trunk, and free to be of other classes
+    tensors = {**_as_classifier(tensors, state), **tensors}
     fitting = {
         name: torch.from_numpy(array)
         for name, array in tensors.items()
         if name in state and state[name].shape == array.shape
     }
     for name, tensor in state.items():
-        needed = name.startswith("trunk.") and not name.endswith("num_batches_tracked")
+        counter = name.endswith("num_batches_tracked")
+        needed = name.startswith("trunk.") and not name.startswith(heads) and not counter
         if needed and name not in fitting:
             have = tensors[name].shape if name in tensors else "nothing"
             raise UsageError(
                 f"--init cannot be used: {name} is {tuple(tensor.shape)} in the network to train "
-                f"and {have} in the file: give the --stem, --stages and --norm of the file"
+                f"and {have} in the file: give the --stem, --stages and --norm of the file, or its "
+                "--backbone"
             )
     network.load_state_dict(fitting, strict=False)
+    counted = [name for name in state if not name.endswith("num_batches_tracked")]
+    return sum(name in fitting for name in counted), len(counted)
+
+
+def _as_classifier(
+    tensors: Mapping[str, np.ndarray], state: Mapping[str, torch.Tensor]
+) -> dict[str, np.ndarray]:
+    """A whole network's last layer under the name that a collage network has for it."""
+    if "classifier.weight" in tensors or "classifier.weight" not in state:
+        return {}
+    shape = tuple(state["classifier.weight"].shape)
+    same = [n for n in tensors if n.startswith("trunk.") and tensors[n].shape == shape]
+    if len(same) != 1:
+        return {}
+    stem = same[0].removesuffix("weight")
+    return {f"classifier.{k}": tensors[stem + k] for k in ("weight", "bias") if stem + k in tensors}
 
 
 def pixel_statistics(images: np.ndarray) -> dict[str, list[float]]:

@@ -27,6 +27,7 @@ class TrainData:
         origin: fingerprints of the shards, to know the data again on resume.
         teacher_logits: (n, classes) float32 of the images to train on, or None.
         first_weights: tensors to start from instead of random ones, or None.
+        first_normalisation: mean and std of pixels / 255 that go with them, or None.
     """
 
     images: np.ndarray
@@ -37,6 +38,7 @@ class TrainData:
     origin: tuple[str, ...] = ()
     teacher_logits: np.ndarray | None = None
     first_weights: Mapping[str, np.ndarray] | None = None
+    first_normalisation: dict[str, list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Trained:
 
     Attributes:
         network: in eval mode, on the CPU.
-        normalisation: mean and std of the training pixels / 255, per channel.
+        normalisation: mean and std of the training pixels / 255, per channel, or those that
+            the first weights were trained with.
         history: one record an epoch.
         seconds: spent over all sessions.
         precision: what "auto" became.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from collage_mpi import __version__
+from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.training.answers import Answers
 from collage_mpi.training.judge import judge
@@ -26,7 +27,7 @@ from collage_mpi.training.measure import (
 
 
 def make_report(
-    predictors: Mapping[str, TorchPredictor],
+    predictors: Mapping[str, TorchPredictor | OwnPredictor],
     answers: Mapping[str, Answers],
     labels: np.ndarray,
     *,
@@ -73,11 +74,11 @@ def make_report(
     return report
 
 
-def _facts(predictor: TorchPredictor) -> dict[str, Any]:
+def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
     """What a network is, for JSON."""
     info = predictor.info
     return {
-        "weights": str(info.path),
+        "weights": str(info.path or info.architecture["function"]),
         "fingerprint": info.fingerprint,
         "bytes": 0 if info.path is None else info.path.stat().st_size,
         "side": info.side,
@@ -93,14 +94,18 @@ def _facts(predictor: TorchPredictor) -> dict[str, Any]:
     }
 
 
+def _over(collage: int | None, single: int | None) -> float | None:
+    return collage / single if collage is not None and single else None
+
+
 def _ratios(
     networks: dict[str, dict[str, Any]], correct: dict[str, np.ndarray]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     single, collage = networks["single"], networks["collage"]
     return {
         "accuracy_points": 100 * (collage["accuracy"] - single["accuracy"]),
-        "flops": collage["flops"] / single["flops"],
-        "parameters": collage["parameters"] / single["parameters"],
+        "flops": _over(collage["flops"], single["flops"]),
+        "parameters": _over(collage["parameters"], single["parameters"]),
         "service": collage["service_ns"] / single["service_ns"],
         "both_right": float((correct["single"] & correct["collage"]).mean()),
         "only_single_right": float((correct["single"] & ~correct["collage"]).mean()),

@@ -12,6 +12,7 @@ from typing import Any
 
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Architecture
+from collage_mpi.models.backbone import Backbone
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import check_kind
 
@@ -51,7 +52,7 @@ class TrainSettings:
     """
 
     kind: str
-    architecture: Architecture
+    architecture: Architecture | Backbone
     side: int | None = None
     cell_px: int | None = None
     epochs: int = 12

@@ -77,12 +77,19 @@ def load(
     arrays, facts = read_once(peers, read)
     if peers.size > 1:
         facts["processes"] = peers.size
-    first = None
+    first = normalisation = None
     if sources.init is not None:
-        first = read_tensors(describe_weights(sources.init))
+        info = describe_weights(sources.init)
+        first = read_tensors(info)
+        if info.shape[2] == arrays["images"].shape[3]:
+            normalisation = info.metadata["normalisation"]
         facts["init_weights"] = sources.init.name
     data = TrainData(
-        **arrays, classes=len(facts["class_names"]), origin=_origin(facts), first_weights=first
+        **arrays,
+        classes=len(facts["class_names"]),
+        origin=_origin(facts),
+        first_weights=first,
+        first_normalisation=normalisation,
     )
     return data, facts, settings_for(arrays["images"].shape[1:])
 

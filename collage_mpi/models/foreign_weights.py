@@ -1,0 +1,172 @@
+"""Weights of other programs: read without running anything, checked, stored as ours.
+
+Owns: the forms of a state dict, the words for those that cannot be taken.
+Does not know: the command line, how a network computes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.models.backbone import Backbone
+from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.vision import VisionSingle
+from collage_mpi.models.weights import save_weights, sha256_of_file
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # of training checkpoints
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+MAX_LISTED = 6
+
+
+def import_weights(
+    file: Path,
+    backbone: Backbone,
+    out: Path,
+    *,
+    size_px: int,
+    class_names: tuple[str, ...] | None,
+    normalisation: dict[str, list[float]],
+) -> NetworkInfo:
+    """Write a weights file of a single network from another program's state dict.
+
+    Args:
+        file: .safetensors, or what torch.save wrote of a state dict or a checkpoint.
+        size_px: height and width of its images.
+        class_names: in order; "0", "1", ... where None.
+        normalisation: mean and std of pixels / 255, three each.
+
+    Raises:
+        EnvironmentFault: the file cannot be read, torchvision is missing.
+        DataFault: it holds code, no state dict, or one of another network.
+    """
+    state = read_state(file)
+    classes, network = _network_for(file, state, backbone)
+    _check_fits(file, state, network, backbone)
+    names = class_names or tuple(str(number) for number in range(classes))
+    if len(names) != classes:
+        raise DataFault(
+            f"{file} is of {classes} classes; {len(names)} names are given: give one for each"
+        )
+    tensors = {
+        f"trunk.{name}": tensor.float().contiguous().numpy()
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    record = {
+        "kind": "single",
+        "architecture": backbone.to_dict(),
+        "side": None,
+        "cell_px": None,
+        "height": size_px,
+        "width": size_px,
+        "channels": 3,
+        "class_names": list(names),
+        "normalisation": normalisation,
+        "temperature": 1.0,
+        "imported": {"file": file.name, "sha256": sha256_of_file(file)},
+    }
+    return save_weights(out, tensors, record)
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The state dict of a file, wrappers and prefixes taken off. See `import_weights`."""
+    loaded = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    for key in WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict):
+        raise DataFault(f"{file} holds a {type(loaded).__name__}; needed: a state dict")
+    state = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if len(state) < len(loaded) or not state:
+        others = [str(name) for name in loaded if str(name) not in state]
+        raise DataFault(
+            f"{file} holds no state dict: its keys are {_some([str(name) for name in loaded])}; "
+            f"no tensors are {_some(others)}. Save model.state_dict()"
+        )
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _load_safetensors(file: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except OSError as error:
+        raise EnvironmentFault(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DataFault(f"{file} is no safetensors file, or damaged: {error}") from error
+
+
+def _load_pickle(file: Path) -> Any:
+    """Tensors and plain values only: torch's restricted unpickler runs nothing of the file."""
+    try:
+        with file.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{file}: cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "")
+        raise DataFault(
+            f"{file} holds more than tensors, and loading it would run code of its maker "
+            f"({reason.strip()[:160] or 'a pickled object'}). It is not loaded. Where it was made, "
+            "save the tensors alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise DataFault(f"{file} is no file of torch.save, or damaged: {detail}") from error
+
+
+def _network_for(
+    file: Path, state: dict[str, Tensor], backbone: Backbone
+) -> tuple[int, VisionSingle]:
+    """(classes, the network for so many, without memory)."""
+    with torch.device("meta"):
+        head = VisionSingle(backbone, 2).heads[0].removeprefix("trunk.") + "weight"
+    if head not in state:
+        raise DataFault(
+            f"{file} has no {head!r}, the last layer of {backbone.name}; it holds "
+            f"{_some(list(state))}: is it of another network?"
+        )
+    classes = int(state[head].shape[0])
+    with torch.device("meta"):
+        return classes, VisionSingle(backbone, classes)
+
+
+def _check_fits(
+    file: Path, state: dict[str, Tensor], network: VisionSingle, backbone: Backbone
+) -> None:
+    needed = {n: t for n, t in network.trunk.state_dict().items() if not n.endswith("_tracked")}
+    missing = [name for name in needed if name not in state]
+    unknown = [n for n in state if n not in needed and not n.endswith("num_batches_tracked")]
+    aux = [name for name in unknown if name.lower().startswith("aux")]  # of training only
+    for name in aux:
+        del state[name]
+    unknown = [name for name in unknown if name not in aux]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in needed.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{what}: {_some(names)}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("shapes", shapes))
+        if names
+    ]
+    if problems:
+        raise DataFault(f"{file} does not fit {backbone.name}: {'; '.join(problems)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

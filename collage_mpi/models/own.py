@@ -1,0 +1,205 @@
+"""A user's own network: MODULE:FUNCTION makes it, this makes it answer as others do.
+
+Owns: finding the function, what it is told, what may come back, the checks of both.
+Does not know: MPI, ranks, weights files. torch is imported only where a network needs it.
+
+    def network(kind, shape, side, cell_px, classes, device):
+        # kind "single": shape (H, W, C) of an image; "collage": (P, P, C), P = side * cell_px
+        return a torch.nn.Module, or an object with predict(batch)
+
+A Module gets (n, C, H, W) float pixels from 0 to 1 and gives logits: (n, classes) of a
+single; (n, side*side, classes) or (n, classes, side, side) of a collage. `predict` gets
+(n, H, W, C) uint8 and gives (n, cells, classes) float32 probabilities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import CollageError, DataFault, UsageError
+from collage_mpi.models.info import NetworkInfo, Predictor
+from collage_mpi.models.tuning import Tuning
+
+HOW = "docs/images.md (A network of your own) has an example"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a network without a weights file must be told.
+
+    Attributes:
+        image_shape: (H, W, C) of an image.
+        side, cell_px: of the collage.
+        classes: at least 1.
+    """
+
+    image_shape: tuple[int, int, int]
+    side: int
+    cell_px: int
+    classes: int
+
+    def input_shape(self, kind: str) -> tuple[int, int, int]:
+        """(H, W, C) of one input of the kind's network."""
+        if kind == "single":
+            return self.image_shape
+        px = self.side * self.cell_px
+        return (px, px, self.image_shape[2])
+
+    def cells(self, kind: str) -> int:
+        """Answers per input."""
+        return 1 if kind == "single" else self.side * self.side
+
+
+def is_own(spec: str) -> bool:
+    """Whether a network spec is MODULE:FUNCTION or FILE.py:FUNCTION, and no file of that name."""
+    if not re.fullmatch(r"(?:[\w.]+|.+\.py):[A-Za-z_]\w*", spec) or spec.startswith("null:"):
+        return False
+    return not spec.startswith("torchvision:") and not Path(spec).exists()
+
+
+def load_own(
+    spec: str,
+    kind: str,
+    geometry: Geometry,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    tuning: Tuning | None = None,
+) -> Predictor:
+    """Call the function and make a predictor of what it returns.
+
+    Raises:
+        UsageError: no such module or function, or it returns something else.
+        DataFault: its answers have another shape than the kind's.
+    """
+    function = find_function(spec)
+    told = {
+        "kind": kind,
+        "shape": geometry.input_shape(kind),
+        "side": geometry.side,
+        "cell_px": geometry.cell_px,
+        "classes": geometry.classes,
+        "device": device,
+    }
+    try:
+        made = function(**told)
+    except CollageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{spec}: calling it with {', '.join(f'{k}={v!r}' for k, v in told.items())} raised "
+            f"{type(error).__name__}: {error}. {HOW}"
+        ) from error
+    if callable(getattr(made, "predict", None)):
+        return OwnPredictor(spec, kind, geometry, made, device)
+    if "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module):
+        from collage_mpi.models.own_module import module_predictor
+
+        return module_predictor(
+            spec, kind, geometry, made, device=device, threads=threads, tuning=tuning
+        )
+    raise UsageError(
+        f"{spec} returned a {type(made).__name__}; needed: a torch.nn.Module, or an object with "
+        f"predict(batch). {HOW}"
+    )
+
+
+def find_function(spec: str) -> Callable[..., Any]:
+    """The function of a spec; a module is looked for in the current folder too.
+
+    Raises:
+        UsageError: it cannot be imported, or has no such function.
+    """
+    place, _, name = spec.rpartition(":")
+    try:
+        module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        raise UsageError(
+            f"{spec}: {place} cannot be imported: {type(error).__name__}: {error}. "
+            "Name a module that Python finds (PYTHONPATH, or the current folder), or a .py file"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        raise UsageError(f"{place} has no function {name!r}; it has {', '.join(known) or 'none'}")
+    return function
+
+
+def own_info(spec: str, kind: str, geometry: Geometry, fingerprint: str) -> NetworkInfo:
+    """The facts of such a network, as those of a weights file."""
+    collage = kind == "collage"
+    channels = geometry.image_shape[2]
+    return NetworkInfo(
+        kind=kind,
+        architecture={"function": spec},
+        shape=geometry.input_shape(kind),
+        side=geometry.side if collage else None,
+        cell_px=geometry.cell_px if collage else None,
+        class_names=tuple(str(number) for number in range(geometry.classes)),
+        fingerprint=fingerprint,
+        metadata={
+            "normalisation": {"mean": [0.0] * channels, "std": [1.0] * channels},
+            "temperature": 1.0,
+        },
+    )
+
+
+class OwnPredictor:
+    """A user's predictor with its answers checked; see the `Predictor` protocol.
+
+    Its fingerprint is its own attribute of that name, if it has one: then ranks whose
+    weights differ are told apart.
+    """
+
+    def __init__(self, spec: str, kind: str, geometry: Geometry, made: Any, device: str) -> None:
+        self.spec, self.kind, self.made = spec, kind, made
+        self.cells, self.classes = geometry.cells(kind), geometry.classes
+        self.device = str(getattr(made, "device", device))
+        self.tuning = "its own"
+        told = str(getattr(made, "fingerprint", spec))
+        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        self.info = own_info(spec, kind, geometry, self.fingerprint)
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        """(n, H, W, C) uint8 -> (n, cells, classes) float32. Raises DataFault: another shape."""
+        scores = np.asarray(self.made.predict(batch), dtype=np.float32)
+        needed = (len(batch), self.cells, self.classes)
+        if scores.shape != needed:
+            raise DataFault(f"{self.spec}: predict gave {scores.shape}; needed: {needed}")
+        return scores
+
+
+def _module(name: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(name)
+
+
+def _file_module(path: Path) -> ModuleType:
+    name = f"collage_mpi_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,89 @@
+"""A user's torch.nn.Module as a predictor.
+
+Owns: the forms of output that are taken, the fingerprint of its state.
+Does not know: where the module comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from collage_mpi.errors import DataFault
+from collage_mpi.models.own import Geometry, own_info
+from collage_mpi.models.predictor import TorchPredictor, told_if_it_does_not_fit, usable_device
+from collage_mpi.models.tuning import Tuning
+
+
+def module_predictor(
+    spec: str,
+    kind: str,
+    geometry: Geometry,
+    module: nn.Module,
+    *,
+    device: str,
+    threads: int,
+    tuning: Tuning | None = None,
+) -> TorchPredictor:
+    """The module ready to answer, asked once to see that its answers fit.
+
+    What is left to us of its speed, "auto", is float32 without graphs here: a module may
+    make tensors of its own that do not follow another precision.
+
+    Raises:
+        DataFault: its output has another shape.
+        EnvironmentFault: the device is not there.
+    """
+    torch.set_num_threads(max(1, threads))
+    info = own_info(spec, kind, geometry, fingerprint_of(spec, module))
+    shaped = _Shaped(spec, module, geometry.cells(kind), geometry.classes)
+    place, chosen = usable_device(device), _as_said(tuning or Tuning())
+    with told_if_it_does_not_fit(info, shaped, place, chosen):
+        predictor = TorchPredictor(info, shaped, place, chosen)
+        predictor.first_call()
+    return predictor
+
+
+def _as_said(tuning: Tuning) -> Tuning:
+    precision = "float32" if tuning.precision == "auto" else tuning.precision
+    return replace(
+        tuning, precision=precision, compile="none" if tuning.compile == "auto" else tuning.compile
+    )
+
+
+def fingerprint_of(spec: str, module: nn.Module) -> str:
+    """SHA-256 over the module's spec and its state, 64 hex digits."""
+    digest = hashlib.sha256(spec.encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class _Shaped(nn.Module):
+    """(n, cells, classes) from what a module gives."""
+
+    def __init__(self, spec: str, module: nn.Module, cells: int, classes: int) -> None:
+        super().__init__()
+        self.spec, self.module, self.cells, self.classes = spec, module, cells, classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.module(x)
+        n, cells, classes = len(x), self.cells, self.classes
+        side = round(cells**0.5)
+        if isinstance(out, Tensor):
+            if out.shape == (n, cells, classes):
+                return out
+            if cells == 1 and out.shape == (n, classes):
+                return out[:, None]
+            if cells > 1 and out.shape == (n, classes, side, side):
+                return out.flatten(2).transpose(1, 2)
+        found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        form = f"({n}, {classes})" if cells == 1 else f"({n}, {classes}, {side}, {side})"
+        raise DataFault(
+            f"{self.spec}: the network gave {found}; needed: logits ({n}, {cells}, {classes}) or "
+            f"{form}"
+        )

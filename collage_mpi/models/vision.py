@@ -1,0 +1,162 @@
+"""torchvision's classifiers, as they are and made fully convolutional.
+
+Owns: the single network and the collage network of a `Backbone`. The only importer of
+torchvision, which costs each rank's start about a second, and more on a busy machine.
+Does not know: weights files, training, where images are in a collage.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.models.backbone import Backbone
+
+# The modules that lead from an image to its last feature map, in order; the first line of
+# which a network has all is taken. What follows them (pooling, classifier) is left out.
+TRUNKS = (
+    ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ResNet, ResNeXt
+    ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
+    ("stem", "trunk_output"),  # RegNet
+    ("layers",),  # MNASNet
+    ("features",),  # MobileNet, EfficientNet, VGG, DenseNet, ConvNeXt, SqueezeNet
+)
+PROBE_PX = 96  # every one of them has a feature map left at this size
+NOT_CONVOLUTIONAL = ("swin", "vit", "maxvit")  # their maps have other axes, or a fixed size
+
+
+class VisionSingle(nn.Module):
+    """A torchvision classifier: (n, C, H, W) float -> (n, 1, classes) logits; C is 1 or 3.
+
+    Attributes:
+        heads: start of the state's names that depend on the number of classes.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int) -> None:
+        super().__init__()
+        self.trunk = _model(backbone, classes)
+        names = [name for name, m in self.trunk.named_modules() if isinstance(m, _WITH_CLASSES)]
+        self.heads = (f"trunk.{names[-1]}.",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk(_three(x))[:, None]  # (n, 1, classes)
+
+
+class VisionCollage(nn.Module):
+    """Its convolutional part: (n, C, P, P) float -> (n, side*side, classes) logits.
+
+    As `CollageNet`: the last feature map is pooled to side x side, and one classifier, a
+    1 x 1 convolution in effect, reads each cell.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.trunk = ConvTrunk(backbone)
+        self.classifier = nn.Linear(self.trunk.features_out, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(self.trunk(_three(x)), self.side)  # (n, F, side, side)
+        return self.classifier(pooled.flatten(2).transpose(1, 2))  # (n, side*side, classes)
+
+
+class ConvTrunk(nn.Module):
+    """(n, 3, H, W) -> (n, features_out, h, w), with the names of the whole network's state."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        model = _model(backbone, 2)  # the classifier is dropped
+        names = next((row for row in TRUNKS if all(hasattr(model, name) for name in row)), None)
+        if names is None or backbone.network.startswith(NOT_CONVOLUTIONAL):
+            raise UsageError(
+                f"backbone {backbone.name} has no convolutional trunk that is known here; it can "
+                "be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, EfficientNet, "
+                "ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
+            )
+        for name in names:
+            self.add_module(name, getattr(model, name))
+        if backbone.network.startswith("densenet"):
+            self.add_module("last", nn.ReLU())  # DenseNet applies it outside of its features
+        self.features_out = self._probe()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.children():
+            x = module(x)
+        return x
+
+    @torch.no_grad()
+    def _probe(self) -> int:
+        training = self.training
+        self.eval()
+        device = next(self.parameters()).device
+        maps = self(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=device))
+        self.train(training)
+        return int(maps.shape[1])
+
+
+_WITH_CLASSES = (nn.Linear, nn.Conv2d)
+
+
+def build_vision(backbone: Backbone, classes: int, side: int | None) -> nn.Module:
+    """The single network when side is None, else the collage network. Fresh weights.
+
+    Raises:
+        EnvironmentFault: torchvision is missing.
+        UsageError: it has no such network, or no convolutional trunk for a collage.
+    """
+    if side is None:
+        return VisionSingle(backbone, classes)
+    return VisionCollage(backbone, classes, side)
+
+
+def fold_pairs(network: nn.Module) -> int:
+    """Fold each batch norm that follows its convolution into it; returns how many.
+
+    In eval mode only. Pairs are neighbours in a Sequential, or convK and bnK of one module.
+    """
+    folded = 0
+    for module in network.modules():
+        children = list(module.named_children())
+        for (first, conv), (second, norm) in pairwise(children):
+            named = re.fullmatch(r"conv(\d+)", first) and second == first.replace("conv", "bn")
+            if not (named or isinstance(module, nn.Sequential)):
+                continue
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))
+                setattr(module, second, nn.Identity())
+                folded += 1
+    return folded
+
+
+def _three(x: Tensor) -> Tensor:
+    """Grey images as three equal channels."""
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+
+
+def _model(backbone: Backbone, classes: int) -> nn.Module:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"backbone {backbone.name} needs torchvision: pip install 'collage-mpi[vision]' "
+            f"(of the version that goes with torch {torch.__version__}): {error}"
+        ) from error
+    known = models.list_models(module=models)
+    if backbone.network not in known:
+        close = [name for name in known if name.startswith(backbone.network[:5])]
+        raise UsageError(
+            f"torchvision has no classifier {backbone.network!r}; near it are "
+            f"{', '.join(close[:12]) or ', '.join(known[:12])}"
+        )
+    more = {"aux_logits": False, "init_weights": True} if _has_aux(backbone.network) else {}
+    return models.get_model(backbone.network, weights=None, num_classes=classes, **more)
+
+
+def _has_aux(name: str) -> bool:
+    return name in ("googlenet", "inception_v3")

@@ -1,0 +1,205 @@
+"""torchvision's networks as single and collage networks: built, imported, trained, stored."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from collage_mpi.cli import main
+from collage_mpi.commands.train import architecture_of, default_cell_px
+from collage_mpi.errors import DataFault, ExitCode, UsageError
+from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.backbone import Backbone, read_architecture
+from collage_mpi.shards import write_shard
+from collage_mpi.training.parts import start_from
+
+torchvision = pytest.importorskip("torchvision")
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+
+NAMES = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
+SMALL = Backbone("torchvision:mobilenet_v3_small")
+
+
+@pytest.fixture(scope="module")
+def pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict with statistics that are not the first ones, as after training."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model("mobilenet_v3_small", weights=None, num_classes=7)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+    path = tmp_path_factory.mktemp("pth") / "mobile.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def imported(pth: Path, out: Path, *flags: str) -> int:
+    command = ["weights", "import", str(pth), f"--backbone={SMALL.name}", f"--out={out}"]
+    return main([*command, "--size=64", *flags])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_and_collage_share_their_trunk(name: str) -> None:
+    from collage_mpi.models.vision import build_vision, fold_pairs
+
+    torch.manual_seed(0)
+    single = build_vision(Backbone(f"torchvision:{name}"), 7, None)
+    collage = build_vision(Backbone(f"torchvision:{name}"), 7, 3).eval()
+    only = set(collage.state_dict()) - set(single.state_dict())
+    assert only == {"classifier.weight", "classifier.bias"}
+    for module in single.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.running_mean)
+    x = torch.randn(2, 1, 64, 64)  # grey is taken too
+    tensors = {name: tensor.numpy() for name, tensor in single.state_dict().items()}
+    taken, needed = start_from(collage, tensors)  # the last layer too, where nothing is hidden
+    assert needed - taken == (2 if name == "mobilenet_v3_small" else 0)
+    with torch.inference_mode():
+        before = single.eval()(x)
+        assert fold_pairs(single) >= 20
+        torch.testing.assert_close(single(x), before, rtol=1e-3, atol=1e-4)
+        assert before.shape == (2, 1, 7)
+        assert collage(torch.randn(2, 3, 139, 139)).shape == (2, 9, 7)
+
+
+def test_what_is_no_backbone() -> None:
+    from collage_mpi.models.vision import build_vision
+
+    for name in ("resnet18", "timm:resnet18", "torchvision:", "torchvision:../x"):
+        with pytest.raises(UsageError, match="torchvision:NAME"):
+            Backbone(name)
+    with pytest.raises(UsageError, match="near it are resnet101"):
+        build_vision(Backbone("torchvision:resnet17"), 2, None)
+    with torch.device("meta"), pytest.raises(UsageError, match="no convolutional trunk"):
+        build_vision(Backbone("torchvision:vit_b_32"), 2, 3)
+    for record in ({"backbone": 3}, {"backbone": "torchvision:x", "y": 1}, {"backbone": "z"}):
+        with pytest.raises(DataFault, match="cannot be built"):
+            read_architecture(record)
+
+
+def test_an_imported_file_answers_as_torchvision_does(pth: Path, tmp_path: Path) -> None:
+    assert imported(pth, tmp_path / "w.safetensors", "--class-names=a,b,c,d,e,f,g") == 0
+    info = describe(str(tmp_path / "w.safetensors"), "single")
+    assert info is not None
+    assert (info.shape, info.class_names[6]) == ((64, 64, 3), "g")
+    assert info.architecture == {"backbone": SMALL.name}
+    predictor = load_predictor(str(tmp_path / "w.safetensors"), "single")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    model = torchvision.models.get_model("mobilenet_v3_small", weights=None, num_classes=7)
+    model.load_state_dict(torch.load(pth, weights_only=True))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        x = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
+        expected = torch.softmax(model.eval()(x), 1).numpy()
+    found = predictor.predict(pixels)[:, 0]
+    np.testing.assert_allclose(found, expected, atol=2e-3)  # matrices are stored in float16
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (exec, ("raise SystemExit('code of a weights file was run')",))
+
+
+def test_files_that_are_not_taken(
+    pth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(pth, weights_only=True)
+    out = tmp_path / "w.safetensors"
+
+    def refused(name: str, *flags: str) -> str:
+        assert imported(tmp_path / name, out, *flags) in (ExitCode.DATA, ExitCode.ENVIRONMENT)
+        assert not out.exists()
+        return capsys.readouterr().err
+
+    torch.save({"state_dict": state, "hook": Evil()}, tmp_path / "evil.pth")
+    assert "would run code of its maker" in refused("evil.pth")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
+    assert "would run code" in refused("plain.pt")
+    (tmp_path / "text.pth").write_text("hello")
+    refused("text.pth")
+    (tmp_path / "cut.pth").write_bytes(pth.read_bytes()[:-2000])
+    assert "damaged" in refused("cut.pth")
+    (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    assert "no safetensors file" in refused("x.safetensors")
+    assert "cannot be read" in refused("absent.pth")
+    torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "log.pth")
+    assert "its keys are epoch, loss" in refused("log.pth")
+    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    assert "it holds fc.weight: is it of another network" in refused("other.pth")
+    short = {k: v for k, v in state.items() if k != "features.0.0.weight"}
+    torch.save({**short, "features.1.x": torch.zeros(1)}, tmp_path / "short.pth")
+    assert "missing: features.0.0.weight; unknown: features.1.x" in refused("short.pth")
+    torch.save(state, tmp_path / "good.pth")
+    assert "7 classes; 2 names" in refused("good.pth", "--class-names=a,b")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "checkpoint", "parallel"])
+def test_other_forms_of_a_state_dict(pth: Path, tmp_path: Path, form: str) -> None:
+    state = torch.load(pth, weights_only=True)
+    path = tmp_path / "f.pth"
+    if form == "safetensors":
+        path = tmp_path / "f.safetensors"
+        save_file(state, path)
+    elif form == "checkpoint":
+        torch.save({"epoch": 3, "state_dict": state}, path)
+    else:
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    assert imported(path, tmp_path / "w.safetensors") == 0
+    assert load_predictor(str(tmp_path / "w.safetensors"), "single").classes == 7
+
+
+def test_train_from_imported_weights(
+    pth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a .pth to a single and a collage network that started from it, evaluated."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (24, 48, 48, 3), dtype=np.uint8)
+    write_shard(tmp_path / "a.h5", images, np.arange(24) % 7, class_names=list("abcdefg"))
+    first = tmp_path / "first.safetensors"
+    assert imported(pth, first) == 0
+    common = [f"--shards={tmp_path / 'a.h5'}", "--epochs=1", "--precision=float32", "--lr=0.01"]
+    common += [f"--backbone={SMALL.name}", f"--init={first}", "--batch=2", "--validation=0.1"]
+    single, collage = tmp_path / "single.safetensors", tmp_path / "collage.safetensors"
+    capsys.readouterr()
+    assert main(["train", "single", *common, f"--out={single}"]) == 0
+    assert "210 of 210 tensors taken" in capsys.readouterr().out
+    flags = ["--side=2", "--cell-px=32", f"--out={collage}"]
+    assert main(["train", "collage", *common, *flags]) == 0
+    assert "206 of 208 tensors taken" in capsys.readouterr().out
+    info = describe(str(collage), "collage")
+    assert info is not None
+    assert info.shape == (64, 64, 3)
+    assert info.metadata["normalisation"]["mean"] == [0.485, 0.456, 0.406]  # of its first weights
+    command = ["evaluate", f"--shards={tmp_path / 'a.h5'}", "--calls=2"]
+    assert main([*command, f"--single={single}", f"--collage={collage}"]) == 0
+    wrong = [*common[:-3], f"--init={single}", "--backbone=torchvision:resnet18", "--batch=2"]
+    assert main(["train", "single", *wrong, f"--out={tmp_path / 'x'}"]) == ExitCode.USAGE
+
+
+def test_the_reference_preset() -> None:
+    import argparse
+
+    from collage_mpi.commands.train import add_arguments
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    base = ["--shards", "a", "--out", "b"]
+    sizes = {}
+    for side in (3, 4, 5):
+        args = parser.parse_args(["collage", *base, "--preset=reference", f"--side={side}"])
+        assert architecture_of(args) == Backbone("torchvision:resnet34")
+        sizes[side] = default_cell_px(args, 224)
+    assert sizes == {3: 139, 4: 104, 5: 83}
+    single = parser.parse_args(["single", *base, "--preset=reference"])
+    assert architecture_of(single) == Backbone("torchvision:resnet34")
+    for flags in (["--width=8"], ["--stem=8x3"], ["--backbone=torchvision:resnet18"]):
+        with pytest.raises(UsageError, match="give one of them"):
+            architecture_of(parser.parse_args(["single", *base, "--preset=reference", *flags]))

@@ -1,0 +1,135 @@
+"""A user's own network by MODULE:FUNCTION: what it is told, what may come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.models import Geometry, describe, is_own, load_predictor
+from collage_mpi.models.own import find_function
+
+GEOMETRY = Geometry((8, 8, 3), side=2, cell_px=6, classes=5)
+
+MODULE = """
+import numpy as np
+TOLD = []
+
+class Mean:
+    fingerprint = "one"
+    def __init__(self, cells, classes): self.shape = (cells, classes)
+    def predict(self, batch):
+        scores = np.zeros((len(batch), *self.shape))
+        scores[:, :, int(batch.mean()) % self.shape[1]] = 1
+        return scores
+
+def network(kind, shape, side, cell_px, classes, device):
+    TOLD.append((kind, shape, side, cell_px, classes, device))
+    return Mean(side * side if kind == "collage" else 1, classes)
+
+def raising(**told): raise ValueError("no such weights")
+def text(**told): return "a network"
+def wrong(**told): return Mean(7, 2)
+
+def module(kind, shape, side, cell_px, classes, device):
+    import torch
+    from torch import nn
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(shape[2], classes, 1)
+        def forward(self, x):
+            assert x.shape[1:] == (shape[2], *shape[:2])
+            assert 0 <= float(x.min()) <= float(x.max()) <= 1
+            grid = nn.functional.adaptive_avg_pool2d(self.conv(x), side)  # (n, classes, s, s)
+            return grid if kind == "collage" else grid.mean((2, 3))
+    return Net()
+
+def misshapen(kind, shape, side, cell_px, classes, device):
+    from torch import nn
+    return nn.Flatten()
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    path = tmp_path / "my_net.py"
+    path.write_text(MODULE)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("my.net:make", True),
+        ("folder/net.py:make", True),
+        ("null", False),
+        ("null:classes=3", False),
+        ("w.safetensors", False),
+        ("torchvision:resnet18", False),
+        ("C:/weights", False),
+    ],
+)
+def test_which_specs_are_own(spec: str, expected: bool) -> None:
+    assert is_own(spec) is expected
+
+
+def test_a_predictor_is_told_its_shapes_and_asked(own: str) -> None:
+    assert describe(f"{own}:network", "single") is None
+    collage = load_predictor(f"{own}:network", "collage", geometry=GEOMETRY)
+    single = load_predictor(f"{own}:network", "single", geometry=GEOMETRY)
+    told = find_function(f"{own}:network").__globals__["TOLD"]
+    assert told == [
+        ("collage", (12, 12, 3), 2, 6, 5, "cpu"),
+        ("single", (8, 8, 3), 2, 6, 5, "cpu"),
+    ]
+    scores = collage.predict(np.full((2, 12, 12, 3), 8, np.uint8))
+    assert scores.shape == (2, 4, 5)
+    assert scores.dtype == np.float32
+    assert (scores.argmax(2) == 3).all()
+    assert len(single.fingerprint) == 64
+
+
+def test_a_module_by_name_from_the_current_folder(
+    own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(own).parent)
+    monkeypatch.syspath_prepend("")  # removes what the search adds
+    for kind, cells in (("single", 1), ("collage", 4)):
+        predictor = load_predictor("my_net:module", kind, geometry=GEOMETRY)
+        batch = np.zeros((3, *GEOMETRY.input_shape(kind)), np.uint8)
+        scores = predictor.predict(batch)
+        assert scores.shape == (3, cells, 5)
+        np.testing.assert_allclose(scores.sum(2), 1, rtol=1e-5)
+        again = load_predictor("my_net:module", kind, geometry=GEOMETRY)
+        assert again.fingerprint == predictor.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("raising", UsageError, "ValueError: no such weights"),
+        ("text", UsageError, "returned a str"),
+        ("absent", UsageError, "has no function 'absent'; it has Mean, network"),
+        ("misshapen", DataFault, r"gave \(1, 192\); needed: logits \(1, 1, 5\) or \(1, 5\)"),
+    ],
+)
+def test_what_is_no_network(own: str, name: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY)
+
+
+def test_answers_of_another_shape_and_modules_that_break(own: str, tmp_path: Path) -> None:
+    predictor = load_predictor(f"{own}:wrong", "single", geometry=GEOMETRY)
+    with pytest.raises(DataFault, match=r"predict gave \(1, 7, 2\); needed: \(1, 1, 5\)"):
+        predictor.predict(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(UsageError, match="cannot be imported: ModuleNotFoundError"):
+        load_predictor("no_such_module_here:f", "single", geometry=GEOMETRY)
+    (tmp_path / "bad.py").write_text("1 / 0")
+    with pytest.raises(UsageError, match="ZeroDivisionError"):
+        load_predictor(f"{tmp_path / 'bad.py'}:f", "single", geometry=GEOMETRY)
+    with pytest.raises(UsageError, match="cannot be used here"):
+        load_predictor(f"{own}:network", "single")
