@@ -22,7 +22,7 @@ from collage_mpi.errors import (
 from collage_mpi.liveness import this_process
 from collage_mpi.losses import Losses, Watches
 from collage_mpi.scheduler.events import RankLost
-from collage_mpi.transport import CoordinatorTransport, Gone, Received, Sent
+from collage_mpi.transport import CoordinatorTransport, Gone, Received
 from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
 
 HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
@@ -233,8 +233,7 @@ class Crew:
         """Move ranks from `missing` to `answers` until none is left or the time is over."""
         until_s = self._clock() + limit_s
         while missing and self._clock() <= until_s:
-            found = self._turn(what, missing, answers)
-            if found:
+            if self._turn(what, missing, answers):
                 self._backoff.reset()
             else:
                 self._backoff.pause()
@@ -242,10 +241,8 @@ class Crew:
             if reason is not None:
                 raise _Interrupted(reason)
 
-    def _turn(
-        self, what: str, missing: set[int], answers: dict[int, dict[str, Any]]
-    ) -> list[Received | Sent | Gone]:
-        """Poll once; lost ranks leave `missing`."""
+    def _turn(self, what: str, missing: set[int], answers: dict[int, dict[str, Any]]) -> bool:
+        """Poll once; lost ranks leave `missing`. Whether a message has come."""
         signs = self.losses.look(_ns(self._clock()))
         found = self.transport.poll()
         for arrival in found:
@@ -257,7 +254,7 @@ class Crew:
             if isinstance(sign, RankLost):
                 self.transport.drop(sign.rank)
         missing.intersection_update(self.present)
-        return found
+        return any(isinstance(arrival, Received) for arrival in found)
 
     def _take(
         self,

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+FOLDER = "/dev/shm/"
 SHARED = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")  # MPICH's, Open MPI's
 
 _armed = False
@@ -52,7 +53,7 @@ def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> list[Path]:
         lines = maps.read_text().splitlines()
     except OSError:
         return []
-    names = {line.split(maxsplit=5)[5] for line in lines if " /dev/shm/" in line}
+    names = {line.split(maxsplit=5)[5] for line in lines if f" {FOLDER}" in line}
     ours = sorted(Path(name) for name in names if name.startswith(SHARED))
     for file in ours:
         try:

@@ -62,12 +62,12 @@ class Lifeline:
         """Who has connected, read from a readable line; None when it is none of ours."""
         try:
             content = json.loads(line.recv(GREETING_BYTES))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(content, dict):
             return None
-        ours = hmac.compare_digest(str(content.get("token")), self.token)
-        return content if ours and isinstance(content.get("rank"), int) else None
+        ours = hmac.compare_digest(str(content.get("token")).encode(), self.token.encode())
+        return content if ours and type(content.get("rank")) is int else None
 
     def close(self) -> None:
         """Take no more connections."""

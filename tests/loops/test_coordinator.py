@@ -42,6 +42,30 @@ from collage_mpi.scheduler import (
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.watches import Ended
+
+
+class Deaths:
+    """The watch over processes: each rank of `at_ms` dies so long after the start."""
+
+    def __init__(self, clock: Clock, at_ms: dict[int, float]) -> None:
+        self._clock = clock
+        self._at_ns = {rank: clock.now_ns + round(ms * MS) for rank, ms in at_ms.items()}
+
+    def offer(self) -> dict[str, Any]:
+        return {}
+
+    def dead(self, rank: int) -> bool:
+        return self._clock.now_ns >= self._at_ns.get(rank, 1 << 62)
+
+    def look(self) -> list[Ended]:
+        dead = [rank for rank in self._at_ns if self.dead(rank)]
+        for rank in dead:
+            del self._at_ns[rank]
+        return [Ended(rank, "process", "its process has ended") for rank in dead]
+
+    def kill(self, rank: int) -> bool:
+        return False
 
 
 class Job:
@@ -63,6 +87,7 @@ class Job:
         cluster: dict[str, Any] | None = None,
         stop_at_ns: int | None = None,
         credit: int = 2,
+        deaths: dict[int, int] | None = None,
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
@@ -91,7 +116,9 @@ class Job:
                 )
             ),
         )
-        self.losses = Losses(range(1, singles + collages + 1), self.clock.now_ns)
+        self.deaths = Deaths(self.clock, deaths or {})
+        self.losses = Losses(range(1, singles + collages + 1), self.clock.now_ns, self.deaths)
+        self.losses.keep_going = True
         self.credit = credit
         kinds = ["single"] * singles + ["collage"] * collages
         self.ready = [Ready(r, frozenset({k}), "host") for r, k in enumerate(kinds, start=1)]
@@ -476,3 +503,50 @@ def test_a_long_silence_is_the_longest_gap():
     job = Job(4)
     job.complete()
     assert job.coordinator.polls.longest_ns <= COORDINATOR_BACKOFF.longest_ns
+
+
+# ---- lost ranks ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["none", "collage"])
+@pytest.mark.parametrize("after_ms", [0, 3.3, 10])
+def test_a_rank_s_death_costs_no_image(scheme, after_ms):
+    job = Job(40, scheme=scheme, deaths={2: after_ms})
+    job.complete()
+    assert job.cluster.dropped == [2]
+    lost = [task for task in job.writer.tasks if task.outcome == OUTCOME_CODE["lost"]]
+    assert all((task.rank, task.reason) == (2, "its process has ended") for task in lost)
+    assert not any(task.outcome == OUTCOME_CODE["unfinished"] for task in job.writer.tasks)
+
+
+def test_the_collage_rank_dies_and_the_singles_go_on():
+    job = Job(40, deaths={5: 4}, cluster={"service_ns": lambda rank, task: rank * MS})
+    job.complete()
+    assert job.sources["single"] >= 30
+
+
+def test_all_ranks_die_and_the_job_stops_to_be_resumed():
+    job = Job(40, scheme="none", deaths={rank: 3 + rank / 10 for rank in range(1, 5)})
+    finish = job.run()
+    assert finish.status == ev.INCOMPLETE
+    assert "no rank is left" in finish.reason
+    assert 0 < len(job.writer.images) < 40
+
+
+def test_a_hung_rank_is_suspected_then_lost_and_its_images_sent_to_others():
+    hang = lambda rank, task, pixels: None if rank == 3 else truthful(rank, task, pixels)  # noqa: E731
+    job = Job(24, scheme="none", cluster={"behave": hang})
+    job.losses.vigil.reply_timeout_ns = 50 * MS
+    job.complete()
+    assert job.cluster.dropped == [3]
+    (loss,) = job.losses.describe()
+    assert loss["layer"] == "timeout"
+
+
+def test_ranks_that_are_lost_before_it_begins_are_done_without():
+    job = Job(12, scheme="none")
+    job.losses.vigil.lose(1, "start", "no hello", 0)
+    finish = job.coordinator.run(job.ready[1:], {1: "no hello"})
+    assert finish.status == ev.COMPLETE
+    assert {row.rank for row in job.writer.images} <= {2, 3, 4}
+    assert job.losses.vigil.present == [2, 3, 4]

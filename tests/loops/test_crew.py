@@ -11,8 +11,9 @@ from fakes import Clock
 from collage_mpi import protocol as wire
 from collage_mpi.crew import Crew
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
-from collage_mpi.transport import Received, Sent
+from collage_mpi.transport import Gone, Received, Sent
 from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.watches import Ended
 
 
 class Workers:
@@ -24,6 +25,7 @@ class Workers:
         self.told: list[tuple[int, dict[str, Any]]] = []
         self.found: list[Any] = []
         self.flushes, self.flushed, self.closed = True, False, False
+        self.dropped: list[int] = []
 
     def buffer(self, nbytes: int) -> np.ndarray:
         return np.zeros(nbytes, np.uint8)
@@ -48,6 +50,9 @@ class Workers:
     def flush(self, limit_s: float) -> bool:
         self.flushed = True
         return self.flushes
+
+    def drop(self, rank: int) -> None:
+        self.dropped.append(rank)
 
     def close(self) -> None:
         self.closed = True
@@ -152,3 +157,127 @@ def test_a_damaged_message_is_a_wire_fault():
     workers.found.append(Received(1, np.zeros(64, np.uint8), 0))
     with pytest.raises(wire.WireFault):
         crew_of(workers).welcome(contents(2))
+
+
+# ---- without some of the ranks ------------------------------------------------
+
+
+class NoWatches:
+    """A fault-tolerant world in which the test says who has ended, by `ended`."""
+
+    def __init__(self) -> None:
+        self.ended: list[Ended] = []
+
+    def offer(self) -> dict[str, Any]:
+        return {}
+
+    def look(self) -> list[Ended]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def kill(self, rank: int) -> bool:
+        return False
+
+
+def hardy(transport: Workers) -> tuple[Crew, NoWatches]:
+    """A crew that goes on without lost ranks."""
+    clock, watches = Clock(tick_ns=1000), NoWatches()
+    backoff = Backoff(COORDINATOR_BACKOFF, clock.sleep)
+    crew = Crew(transport, lambda: clock() / 1e9, backoff, watches)
+    crew.losses.keep_going = True
+    crew.session = 1  # whoever is there has said so
+    return crew, watches
+
+
+def test_everybody_is_told_where_rank_0_is():
+    workers = Workers(3)
+    crew, _ = hardy(workers)
+    crew.greet()
+    assert [(rank, told["what"]) for rank, told in workers.told] == [(1, "rank 0"), (2, "rank 0")]
+    assert workers.told[0][1]["lifeline"] == {}
+
+
+def test_ranks_that_say_nothing_are_lost_and_the_others_begin(capsys):
+    crew, _ = hardy(Workers(4, lambda r, c: polite(r, c) if r == 2 else None))
+    assert crew.welcome(contents(4), limit_s=5.0).keys() == {2}
+    assert crew.present == [2]
+    assert crew.transport.dropped == [1, 3]
+    assert capsys.readouterr().err.count("is lost: no hello within 5 s; written off") == 2
+    assert [loss["layer"] for loss in crew.losses.describe()] == ["start", "start"]
+
+
+def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
+    def answer(rank, content):
+        return {"what": "here"} if content["what"] == "rank 0" and rank == 1 else None
+
+    workers = Workers(3, lambda r, c: answer(r, c) or polite(r, c))
+    crew, _ = hardy(workers)
+    crew.session = 0
+    crew.greet()
+    assert crew.welcome(contents(3)).keys() == {1}
+    assert crew.losses.vigil.losses[2].why == "no here within 30 s; written off"
+
+
+def test_a_rank_that_dies_while_it_loads_is_not_waited_for():
+    crew, watches = hardy(Workers(3, lambda r, c: polite(r, c) if r == 1 else None))
+    watches.ended = [Ended(2, "process", "its process has ended")]
+    assert crew.welcome(contents(3)).keys() == {1}
+    assert crew.losses.vigil.losses[2].layer == "process"
+
+
+def test_mpi_s_word_on_a_rank_is_taken():
+    workers = Workers(3, lambda r, c: polite(r, c) if r == 1 else None)
+    crew, _ = hardy(workers)
+    workers.found.append(Gone(2, "MPI says: ERR_PROC_FAILED", 0))
+    assert crew.welcome(contents(3)).keys() == {1}
+    assert crew.losses.vigil.losses[2].layer == "mpi"
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_rank_whose_host_cannot_work_is_lost_unless_all_are_so(others):
+    def answer(rank, content):
+        if content["what"] == "welcome" and (rank == 2 or not others):
+            return {"what": "fault", "message": "no CUDA device", "exit_code": 3}
+        return polite(rank, content)
+
+    crew, _ = hardy(Workers(3, answer))
+    if others:
+        assert crew.welcome(contents(3)).keys() == {1}
+        why = crew.losses.vigil.losses[2].why
+        assert why == "it cannot work: rank 2: no CUDA device; written off"
+    else:
+        with pytest.raises(EnvironmentFault, match="rank 1: no CUDA device"):
+            crew.welcome(contents(3))
+
+
+def test_damaged_weights_end_the_start_in_any_case():
+    def answer(rank, content):
+        if content["what"] == "welcome" and rank == 2:
+            return {"what": "fault", "message": "w: damaged", "exit_code": 4}
+        return polite(rank, content)
+
+    crew, _ = hardy(Workers(3, answer))
+    with pytest.raises(DataFault, match="rank 2: w: damaged"):
+        crew.welcome(contents(3))
+
+
+def test_when_the_measured_rank_dies_the_next_is_measured():
+    workers = Workers(4, lambda r, c: None if (r, c["what"]) == (1, "measure") else polite(r, c))
+    crew, watches = hardy(workers)
+    crew.welcome(contents(4))
+    watches.ended = [Ended(1, "process", "its process has ended")]
+    services, ratio = crew.service_times({"single": [1, 2], "collage": [3]}, "networks")
+    assert services == {"single": 5, "collage": 5}
+    assert ratio == 1.0
+    crew.losses.vigil.lose(3, "process", "gone", 0)
+    assert crew.service_times({"single": [1, 2], "collage": [3]}, "others") == ({"single": 5}, None)
+
+
+def test_a_dead_rank_is_not_told_to_stop_and_one_that_dies_then_has_stopped():
+    workers = Workers(4, lambda r, c: polite(r, c) if r != 3 else None)
+    crew, watches = hardy(workers)
+    crew.losses.vigil.lose(1, "process", "gone", 0)
+    watches.ended = [Ended(3, "process", "its process has ended")]
+    assert crew.stop(0) == []
+    assert [rank for rank, _ in workers.told] == [2, 3]
+    assert crew.losses.vigil.losses.keys() == {1}

@@ -233,14 +233,6 @@ def test_scores_of_a_wrong_shape_fail_the_task():
     assert bench.results[0].status == wire.FAILED
 
 
-def test_not_a_number_is_absent():
-    bench = Bench()
-    bench.network.predict = lambda batch: np.full((len(batch), 1, 10), np.nan, np.float32)
-    bench.single(0)
-    bench.run()
-    assert bench.results[0].cells == (None,)
-
-
 @pytest.mark.parametrize("kind", ["single", "collage"])
 def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
     pinned = {"model": "pinned", "median_ms": 20.0, "slow": {"3": 5.0}}  # rank 3; JSON's keys

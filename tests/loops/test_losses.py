@@ -1,0 +1,189 @@
+"""Silent and lost ranks: who is suspected, when, by which layer, and what the user is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from collage_mpi.losses import LOOK_EVERY_NS, Losses, RankGone
+from collage_mpi.scheduler.events import RankLost, RankSuspected
+from collage_mpi.transport import Gone
+from collage_mpi.vigil import LEAST_REPLY_NS, SCAN_EVERY_NS, SECOND_NS, Overdue, Suspicion, Vigil
+from collage_mpi.watches import Ended
+
+S = SECOND_NS
+
+
+class FakeWatches:
+    """The watch over processes: the test says who has ended."""
+
+    def __init__(self, here=()) -> None:
+        self.ended: list[Ended] = []
+        self.here, self.killed, self.looks = set(here), [], 0
+
+    def offer(self):
+        return {"port": 1}
+
+    def look(self):
+        self.looks += 1
+        ended, self.ended = self.ended, []
+        return ended
+
+    def kill(self, rank):
+        if rank in self.here:
+            self.killed.append(rank)
+        return rank in self.here
+
+
+def losses_of(watches=None, keep_going=True, kinds=("single", "single", "collage")) -> Losses:
+    found = Losses(range(1, len(kinds) + 1), 0, watches)
+    found.keep_going = keep_going
+    found.begin({rank: [kind] for rank, kind in enumerate(kinds, start=1)})
+    found.vigil.reply_timeout_ns = S
+    return found
+
+
+# ---- silence ------------------------------------------------------------------
+
+
+def test_a_rank_that_owes_nothing_is_never_silent():
+    vigil = Vigil([1], 0, S)
+    assert vigil.overdue(100 * S) == []
+    vigil.sent(1, 100 * S)
+    vigil.heard(1, 101 * S, answers=1)
+    assert vigil.overdue(1000 * S) == []
+
+
+def test_silence_counts_from_the_first_debt_or_the_last_word():
+    vigil = Vigil([1], 0, S)
+    vigil.sent(1, 10 * S)
+    vigil.sent(1, 10 * S + S // 2)
+    assert vigil.overdue(11 * S - 1) == []
+    vigil.heard(1, 11 * S - 1, answers=1)  # one is still owed
+    assert vigil.overdue(11 * S + SCAN_EVERY_NS) == []
+    assert vigil.overdue(12 * S) == [Suspicion(1, "no answer for 1.0 s")]
+    assert vigil.overdue(12 * S + SCAN_EVERY_NS) == []  # once
+    assert vigil.overdue(13 * S) == [Overdue(1, "no answer for 2.0 s")]
+
+
+def test_a_suspect_that_speaks_is_trusted_again():
+    vigil = Vigil([1], 0, S)
+    vigil.sent(1, 0)
+    assert vigil.overdue(S) == [Suspicion(1, "no answer for 1.0 s")]
+    vigil.heard(1, 2 * S - 1)  # still owed, but it lives
+    assert vigil.overdue(2 * S) == []
+    assert vigil.overdue(3 * S) == [Suspicion(1, "no answer for 1.0 s")]
+
+
+def test_patience_grows_with_the_longest_service_time():
+    vigil = Vigil([1], 0)
+    assert vigil.patience_ns == LEAST_REPLY_NS == 30 * S
+    vigil.served(2 * S)
+    assert vigil.patience_ns == 30 * S
+    vigil.served(7 * S)
+    vigil.served(1 * S)
+    assert vigil.patience_ns == 70 * S
+
+
+def test_a_scan_is_not_made_at_every_turn():
+    vigil = Vigil([1], 0, S)
+    vigil.sent(1, 0)
+    assert vigil.overdue(S - 1) == []
+    assert vigil.overdue(S) == []
+    assert vigil.overdue(S - 1 + SCAN_EVERY_NS) != []
+
+
+def test_a_session_s_debts_end_with_it():
+    vigil = Vigil([1], 0, S)
+    vigil.sent(1, 0)
+    vigil.settle()
+    assert vigil.overdue(100 * S) == []
+
+
+def test_a_lost_rank_is_lost_once_and_for_good():
+    vigil = Vigil([1, 2], 0, S)
+    vigil.heard(1, 3 * S)
+    loss = vigil.lose(1, "process", "why", 5 * S)
+    assert loss is not None
+    assert loss.silent_ns == 2 * S
+    assert vigil.lose(1, "mpi", "again", 6 * S) is None
+    vigil.sent(1, 7 * S)
+    vigil.heard(1, 7 * S, 1)
+    assert vigil.present == [2]
+    assert vigil.losses[1].layer == "process"
+
+
+# ---- layers -------------------------------------------------------------------
+
+
+def test_each_layer_makes_one_loss_and_the_first_counts(capsys):
+    watches = FakeWatches(here=[1])
+    losses = losses_of(watches)
+    watches.ended = [Ended(1, "process", "its process has ended")]
+    losses.gone(Gone(1, "MPI says: ERR_PROC_FAILED", 5))
+    assert losses.look(S) == [RankLost(S, 1, "MPI says: ERR_PROC_FAILED")]
+    assert losses.look(2 * S) == []
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == (
+        "collage-mpi run: rank 1 (single) is lost: MPI says: ERR_PROC_FAILED; 1 single rank(s) left"
+    )
+    (known,) = losses.describe()
+    assert (known["rank"], known["layer"], known["kinds"]) == (1, "mpi", ["single"])
+    assert watches.killed == [1]  # MPI gave it up: it must not go on
+
+
+@pytest.mark.parametrize(("here", "end"), [([2], "killed"), ([], "written off")])
+def test_a_silent_rank_is_suspected_then_ended(here, end):
+    watches = FakeWatches(here)
+    losses = losses_of(watches)
+    losses.sent(2, 0)
+    assert losses.look(S) == [RankSuspected(S, 2, "no answer for 1.0 s")]
+    assert watches.killed == []
+    assert losses.look(2 * S) == [RankLost(2 * S, 2, f"no answer for 2.0 s; {end}")]
+    assert watches.killed == here
+    assert losses.describe()[0]["layer"] == "timeout"
+
+
+def test_a_plain_world_suspects_and_kills_nobody():
+    losses = losses_of(None, keep_going=False)
+    losses.sent(1, 0)
+    assert losses.look(S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
+    assert losses.look(100 * S) == []
+    losses.heard(1, 101 * S, [S])
+    assert losses.vigil.present == [1, 2, 3]
+
+
+def test_abort_ends_the_job_at_the_first_loss():
+    watches = FakeWatches()
+    losses = losses_of(watches, keep_going=False)
+    watches.ended = [Ended(3, "process", "its process has ended")]
+    with pytest.raises(RankGone, match=r"rank 3 \(collage\) is lost.*--resume"):
+        losses.look(S)
+
+
+def test_the_end_of_collages_is_said_once(capsys):
+    watches = FakeWatches()
+    losses = losses_of(watches, kinds=("single", "collage", "collage"))
+    watches.ended = [Ended(2, "process", "gone"), Ended(3, "process", "gone")]
+    losses.look(S)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("1 collage rank(s) left")
+    assert second.endswith("no collage rank is left: the job goes on as scheme none")
+
+
+def test_a_rank_that_leaves_at_the_end_is_no_loss(capsys):
+    watches = FakeWatches()
+    losses = losses_of(watches)
+    losses.leaving = True
+    watches.ended = [Ended(1, "process", "its process has ended")]
+    assert losses.look(S) == []
+    assert losses.vigil.present == [2, 3]
+    assert losses.describe() == []
+    assert capsys.readouterr().err == ""
+
+
+def test_processes_are_looked_at_a_thousand_times_a_second_at_most():
+    watches = FakeWatches()
+    losses = losses_of(watches)
+    for now_ns in range(0, S, LOOK_EVERY_NS // 10):
+        losses.look(now_ns)
+    assert watches.looks <= S // LOOK_EVERY_NS + 1

@@ -1,0 +1,247 @@
+"""Real processes and connections, without MPI: the end of either side is seen, and only that."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from collage_mpi import departure, lifeline, liveness
+from collage_mpi.liveness import ProcessId, this_process, watch_process
+from collage_mpi.lookout import Lookout
+from collage_mpi.watches import RankWatches
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and epoll are Linux's")
+LIMIT_S = 10.0
+
+
+@pytest.fixture
+def child():
+    """A process that does nothing, and what names it."""
+    process = subprocess.Popen(["sleep", "60"])
+    machine = this_process().machine
+    started = liveness._started(str(process.pid))
+    yield process, ProcessId(machine, process.pid, started)
+    process.kill()
+    process.wait()
+
+
+def until(found, limit_s: float = LIMIT_S):
+    """What `found()` gives once it gives something."""
+    end_s = time.monotonic() + limit_s
+    while not (result := found()) and time.monotonic() < end_s:
+        time.sleep(0.001)
+    return result
+
+
+# ---- processes ----------------------------------------------------------------
+
+
+def test_a_process_is_seen_to_end_and_can_be_killed(child):
+    process, name = child
+    watch = watch_process(name)
+    assert not select.select([watch.pidfd], [], [], 0)[0]
+    watch.kill()
+    assert select.select([watch.pidfd], [], [], LIMIT_S)[0]
+    assert process.wait() == -signal.SIGKILL
+    watch.kill()  # it has gone: nothing happens
+    watch.close()
+
+
+def test_a_pid_that_is_used_again_is_another_process(child):
+    _, name = child
+    with pytest.raises(ProcessLookupError):
+        watch_process(dataclasses.replace(name, started=name.started - 1))
+
+
+def test_a_process_that_has_ended_is_told(child):
+    process, name = child
+    process.kill()
+    process.wait()
+    with pytest.raises(ProcessLookupError):
+        watch_process(name)
+
+
+def test_the_same_pid_of_another_machine_or_container_is_not_watched(child):
+    _, name = child
+    assert watch_process(dataclasses.replace(name, machine="another")) is None
+
+
+def test_its_name_survives_a_message():
+    here = this_process()
+    assert ProcessId.from_dict(here.to_dict()) == here
+    assert here.pid == os.getpid()
+
+
+# ---- rank 0's side --------------------------------------------------------------
+
+
+@pytest.fixture
+def watches():
+    found = RankWatches(4, one_host=True)
+    yield found
+    found.close()
+
+
+def joined(watches, rank: int, process: ProcessId | None) -> socket.socket:
+    """A worker's line, known to rank 0."""
+    greeting = {"rank": rank, "process": process.to_dict() if process else None}
+    line = lifeline.connect(watches.offer(), greeting)
+    until(lambda: watches.look() or rank in watches._lines)
+    return line
+
+
+def test_a_rank_of_this_machine_is_watched_by_its_process(watches, child):
+    process, name = child
+    line = joined(watches, 2, name)
+    line.close()  # says nothing about a process that can be watched
+    assert watches.look() == []
+    assert watches.kill(2)
+    (ended,) = until(watches.look)
+    assert (ended.rank, ended.layer) == (2, "process")
+    assert watches.look() == []
+    process.wait()
+
+
+def test_a_rank_of_another_machine_is_watched_by_its_line(watches, child):
+    _, name = child
+    line = joined(watches, 3, dataclasses.replace(name, machine="another"))
+    assert watches.look() == []
+    assert not watches.kill(3)
+    line.close()
+    (ended,) = until(watches.look)
+    assert (ended.rank, ended.layer) == (3, "connection")
+
+
+def test_a_rank_that_ended_before_it_could_be_watched_is_lost(watches, child):
+    process, name = child
+    process.kill()
+    process.wait()
+    lifeline.connect(watches.offer(), {"rank": 1, "process": name.to_dict()})
+    (ended,) = until(watches.look)
+    assert (ended.rank, ended.layer) == (1, "process")
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[1]",
+        b'{"token": "x", "rank": 1}',
+        b'{"rank": 1}',
+        b"\xff",
+        b"[" * 2000,
+    ],
+)
+def test_a_stranger_is_shown_the_door(watches, greeting):
+    address = ("127.0.0.1", watches.offer()["port"])
+    with socket.create_connection(address, timeout=LIMIT_S) as line:
+        line.sendall(greeting)
+        line.shutdown(socket.SHUT_WR)
+        line.setblocking(False)
+
+        def closed() -> bool:
+            assert watches.look() == []
+            try:
+                return line.recv(1) == b""
+            except BlockingIOError:
+                return False
+
+        assert until(closed)
+    assert watches._lines == {}
+
+
+@pytest.mark.parametrize("rank", [0, 4, -1, True, "1"])
+def test_a_rank_that_is_none_is_a_stranger(watches, rank):
+    offer = watches.offer()
+    line = lifeline.connect(offer, {"rank": rank, "process": None})
+    assert until(lambda: watches.look() or select.select([line], [], [], 0)[0])
+    assert watches._lines == {}
+    line.close()
+
+
+def test_a_job_on_one_host_opens_no_port_to_others(watches):
+    assert watches._lifeline.listener.getsockname()[0] == "127.0.0.1"
+    assert watches.offer()["addresses"] == ["127.0.0.1"]
+
+
+# ---- a worker's side ------------------------------------------------------------
+
+
+def lookout_over(content) -> tuple[Lookout, threading.Event]:
+    gone = threading.Event()
+    lookout = Lookout(1, gone.set)
+    lookout.meet({"host": "node0", "process": None, "lifeline": None, **content})
+    return lookout, gone
+
+
+def test_it_sees_rank_0_s_process_end(child):
+    process, name = child
+    _, gone = lookout_over({"process": name.to_dict()})
+    assert not gone.wait(0.05)
+    process.kill()
+    assert gone.wait(LIMIT_S)
+
+
+def test_it_sees_rank_0_s_connection_close(watches):
+    _, gone = lookout_over({"lifeline": watches.offer()})
+    until(lambda: watches.look() or 1 in watches._lines)
+    assert not gone.wait(0.05)
+    watches._lines[1].shutdown(socket.SHUT_RDWR)
+    assert gone.wait(LIMIT_S)
+
+
+def test_once_released_it_does_not_mind(child):
+    process, name = child
+    lookout, gone = lookout_over({"process": name.to_dict()})
+    lookout.release()
+    process.kill()
+    process.wait()
+    assert not gone.wait(0.1)
+
+
+def test_a_rank_0_that_ended_at_once_is_noticed(child):
+    process, name = child
+    process.kill()
+    process.wait()
+    _, gone = lookout_over({"process": name.to_dict()})
+    assert gone.wait(LIMIT_S)
+
+
+def test_who_cannot_connect_says_so_and_works_on(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nobody listens there in a moment
+    offer = {"addresses": ["127.0.0.1"], "port": port, "token": "x"}
+    _, gone = lookout_over({"lifeline": offer})
+    said = until(lambda: capsys.readouterr().err)
+    assert "rank 1" in said
+    assert "cannot connect to rank 0 on node0" in said
+    assert not gone.is_set()
+
+
+# ---- leaving --------------------------------------------------------------------
+
+
+def test_only_the_mpi_library_s_own_shared_memory_is_removed(tmp_path, monkeypatch):
+    names = ["mpich_shm_ab_0", "sm_segment.n1.0.x", "torch_123", "mpich_shm_other"]
+    for name in names:
+        (tmp_path / name).touch()
+    shared = tuple(f"{tmp_path}/{start}" for start in ("mpich_shm_", "sm_segment."))
+    monkeypatch.setattr(departure, "SHARED", shared)
+    monkeypatch.setattr(departure, "FOLDER", f"{tmp_path}/")
+    maps = tmp_path / "maps"
+    maps.write_text(
+        "".join(f"7f00-7f01 rw-s 00000000 00:19 12 {tmp_path}/{n}\n" for n in names[:3])
+        + "7f01-7f02 rw-p 00000000 00:00 0\n7f02-7f03 r--p 0 00:00 0 [heap]\n"
+    )
+    departure.remove_shared_memory(maps)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["maps", "mpich_shm_other", "torch_123"]
