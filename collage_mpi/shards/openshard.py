@@ -2,11 +2,14 @@
 
 Owns: `OpenShard` for pixels, `EncodedShard` for pictures, `ForeignShard` for other
 programs' files, the choice between them.
-Does not know: other shards, threads, the safety of a first open (guard.py).
+Does not know: other shards, who reads ahead, the safety of a first open (guard.py).
 """
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +28,9 @@ from collage_mpi.shards.schema import (
     row_crc32,
     rows_crc32,
 )
+from collage_mpi.topology import allowed_cores
 
+MOST_DECODERS = 4  # threads; beside them are the loop, the writer and other ranks
 FILTER_CACHE_BYTES = 64 << 20  # for shards of others with compressed chunks only
 
 
@@ -173,6 +178,15 @@ class ForeignShard(OpenShard):
         return np.ones(len(rows), dtype=bool)
 
 
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    """Threads that decode pictures: Pillow lets go of the interpreter, so that they add up.
+
+    One decodes some 500 photographs a second (docs/benchmarks.md), fewer than rank 0 can feed.
+    """
+    return ThreadPoolExecutor(min(MOST_DECODERS, allowed_cores()), "decode")
+
+
 class EncodedShard(OpenShard):
     """As `OpenShard`, of pictures that are decoded as they are read."""
 
@@ -197,8 +211,9 @@ class EncodedShard(OpenShard):
             files = read_files(self._images, self._ends, rows)
         except (OSError, RuntimeError) as error:
             raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
-        for place, row, data in zip(places.tolist(), rows.tolist(), files, strict=True):
-            self._decode(out[place], row, data)
+        spots = [out[place] for place in places.tolist()]
+        wait_for = _decoders().map(self._decode, spots, rows.tolist(), files)
+        deque(wait_for, maxlen=0)  # raises what one of them raised
 
     def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
         """As `read_into`, row by row; why, by place, of those that cannot be read."""
