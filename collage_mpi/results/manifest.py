@@ -95,7 +95,7 @@ _SESSION = _fields(
     session=_is_count,
     status=_is_text,
     rows=_optional(_fields(images=_is_count, groups=_is_count, tasks=_is_count)),
-    final=_optional(_is_dict),
+    final=_optional(_fields(world=_optional(_list_of(_is_rank)))),
 )
 
 _REQUIRED: dict[str, tuple[Callable[[object], bool], str]] = {

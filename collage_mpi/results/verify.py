@@ -151,13 +151,27 @@ def _check_answers(results: Results, report: VerifyReport) -> None:
         for column, mask in (("predicted", images["answered"]), ("label", images["has_label"])):
             outside = mask & ((images[column] < 0) | (images[column] >= len(names)))
             _count(report, outside, f"image rows with {column} outside the {len(names)} classes")
-    world = results.manifest.get("world")
-    if world:
-        known = np.isin(images["rank"], [member["rank"] for member in world])
-        _count(report, images["answered"] & ~known, "image rows answered by an unknown rank")
+    foreign = images["answered"] & _unknown_ranks(results)
+    _count(report, foreign, "image rows answered by an unknown rank")
     negative = int((images["answered"] & (wait_ns(images) < 0)).sum())
     if negative:
         report.notes.append(f"{negative:,} images whose parts exceed their latency (wait < 0)")
+
+
+def _unknown_ranks(results: Results) -> np.ndarray:
+    """Rows whose rank is none of their session's world, (n,) bool.
+
+    A later session may have come up with fewer ranks. One that was killed tells no world.
+    """
+    images = results.images
+    unknown = np.zeros(len(images), dtype=bool)
+    for entry in results.manifest.get("sessions") or []:
+        final = entry.get("final") or {}
+        world = final.get("world") or results.manifest.get("world")
+        if world:
+            mine = images["session"] == entry["session"]
+            unknown |= mine & ~np.isin(images["rank"], [member["rank"] for member in world])
+    return unknown
 
 
 def _check_session(results: Results, entry: Json, report: VerifyReport) -> None:

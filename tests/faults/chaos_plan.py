@@ -10,7 +10,8 @@ import random
 from dataclasses import dataclass, field
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2")
-PHASES = ("start", "work")  # counted from the process's start, or from its first task
+# Counted from the process's start, from MPI's, or from its first task.
+PHASES = ("start", "up", "work")
 SHARDS, ROWS = 3, 130  # images of a job: SHARDS * ROWS, in groups of 4
 MEDIANS_MS = (10, 16, 24)  # service times drawn: a job takes about a second or two
 
@@ -31,7 +32,7 @@ WEIGHTS = {
     "SIGTERM": 2,
     "SIGINT": 1,
 }
-DEADLY = ("kill worker", "kill collage rank", "kill all workers", "stop worker")
+DEADLY = ("kill worker", "kill collage rank", "kill all workers", "stop worker", "kill rank 0")
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,17 @@ def make_round(seed: int, number: int, modes: tuple[str, ...], kinds: tuple[str,
     median_ms = rng.choice(MEDIANS_MS)
     job_s = SHARDS * ROWS / 4 * median_ms / 1e3
     weights = [WEIGHTS[kind] for kind in kinds]
+
+    def draw() -> str:
+        return rng.choices(kinds, weights)[0]
+
     first = [kinds[number % len(kinds)] if number < len(kinds) else None]
     if rng.random() < 0.4:
         first.append(None)
     later = [None] if rng.random() < 0.3 else []
     sessions = tuple(
         tuple(
-            make_fault(rng, kind or rng.choices(kinds, weights)[0], singles, collages, job_s)
-            for kind in drawn
+            make_fault(rng, kind or draw(), (singles, collages), job_s, on_loss) for kind in drawn
         )
         for drawn in (first, later)
         if drawn
@@ -117,11 +121,18 @@ def make_round(seed: int, number: int, modes: tuple[str, ...], kinds: tuple[str,
     return Round(seed, number, singles, collages, on_loss, settings, sessions)
 
 
-def make_fault(rng: random.Random, kind: str, singles: int, collages: int, job_s: float) -> Fault:
-    """A fault of a kind, its victim and its moment drawn; job_s: about how long work takes."""
-    phase = rng.choices(PHASES, (1, 3))[0]
-    after_s = rng.uniform(0, 0.8 if phase == "start" else job_s)
+def make_fault(
+    rng: random.Random, kind: str, ranks: tuple[int, int], job_s: float, on_loss: str
+) -> Fault:
+    """A fault of a kind, its victim and its moment drawn; job_s: about how long work takes.
+
+    A job that is to outlive its ranks waits up to 10 minutes for one that dies before MPI is
+    up: too long to try here.
+    """
+    phase = rng.choices(PHASES, (0 if on_loss == "continue" and kind in DEADLY else 1, 1, 4))[0]
+    after_s = rng.uniform(0, job_s if phase == "work" else 0.8)
     number: float = rng.randrange(SHARDS)
+    singles, collages = ranks
     rank = None
     if kind in ("kill worker", "stop worker", "delay"):
         rank = rng.randint(1, singles)

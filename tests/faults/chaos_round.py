@@ -130,6 +130,7 @@ class Job:
         words += ["--collage-ranks", str(plan.collages), *plan.settings]
         if plan.on_loss != "plain":
             words += ["--on-rank-loss", plan.on_loss, "--reply-timeout-s", "2"]
+            words += ["--start-timeout-s", "20"]
         return [*words, "--resume"] if (self.out / "manifest.json").exists() else words
 
     def _follow(self, process: subprocess.Popen, stage: Path, faults: list[Fault]) -> bool:
@@ -156,7 +157,8 @@ class Job:
     def _acts(self, fault: Fault, stage: Path, process: subprocess.Popen) -> Iterator[float]:
         """A generator that does a fault's harm; it yields the seconds until its next turn."""
         anchor = fault.rank if fault.rank is not None else 0
-        mark = f"rank-{anchor}.pid" if fault.phase == "start" else f"works-{anchor}"
+        marks = {"start": f"rank-{anchor}.pid", "up": f"up-{anchor}", "work": f"works-{anchor}"}
+        mark = marks[fault.phase]
         while not (stage / mark).exists():
             yield TICK_S
         yield fault.after_s
@@ -284,7 +286,8 @@ class Job:
             in_order = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.INCOMPLETE)
             if code not in in_order:
                 bad.append(f"session {number} was told to stop and said {code}")
-        if self.plan.on_loss == "continue" and kinds and kinds <= {*DEADLY, "delay"}:
+        harmless = {*DEADLY, "delay"} - {"kill rank 0"}
+        if self.plan.on_loss == "continue" and kinds and kinds <= harmless:
             self.verdict.survived += code in (0, 5)
 
     def _judge_leftovers(self, tag: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,16 +36,22 @@ SHELLS = ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatus
 HOSTILE = ("../../escape", "/tmp/escape", "..", ".", "a/../../b", "~/x", "x\0y", "-rf", "a\nb")
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            yield str(path.relative_to(ROOT)), node
+@functools.cache
+def nodes() -> list[tuple[str, ast.AST]]:
+    return [
+        (str(path.relative_to(ROOT)), node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+    ]
 
 
-def calls() -> Iterator[tuple[str, str, ast.Call]]:
-    for file, node in nodes():
-        if isinstance(node, ast.Call):
-            yield f"{file}:{node.lineno}", ast.unparse(node.func), node
+@functools.cache
+def calls() -> list[tuple[str, str, ast.Call]]:
+    return [
+        (f"{file}:{node.lineno}", ast.unparse(node.func), node)
+        for file, node in nodes()
+        if isinstance(node, ast.Call)
+    ]
 
 
 def keyword(call: ast.Call, name: str) -> str | None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.results import RunWriter
+from collage_mpi.results import RunWriter, parts
+from collage_mpi.results.rows import TABLES
 
 SIDE = 3
 CELLS = SIDE * SIDE
@@ -181,3 +182,24 @@ def valid(exceeded: int = 0, tasks: int = 1000) -> dict[str, Any]:
     """The injection's verdict as the coordinator supplies it."""
     share = exceeded / tasks
     return {"valid": share <= 0.01, "exceeded": exceeded, "tasks": tasks, "share": share}
+
+
+class Kill(BaseException):
+    """SIGKILL, as far as one process can play it: no handler of ours may catch it."""
+
+
+class InlineThread:
+    """The writer thread without a thread: parts are written when they are handed over."""
+
+    def __init__(self, directory: Path) -> None:
+        self.fault = None
+        self._directory = directory
+        self._numbers = {t.name: parts.next_number(directory, t) for t in TABLES}
+
+    def put(self, table: Any, payload: memoryview) -> None:
+        number = self._numbers[table.name]
+        self._numbers[table.name] = number + 1
+        parts.write_part(parts.part_path(self._directory, table, number), table, payload)
+
+    def end(self) -> None:
+        pass

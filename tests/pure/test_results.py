@@ -339,3 +339,24 @@ def test_a_file_in_the_way_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(EnvironmentFault, match="is a file"):
         RunWriter.create(tmp_path / "run", manifest(1))
+
+
+def test_a_session_with_fewer_ranks_leaves_the_rows_of_the_others_good(tmp_path: Path) -> None:
+    """Each row's rank is looked for in the world of its own session."""
+    full = manifest(18)
+    world = full.pop("world")
+    run = RunWriter.create(tmp_path / "run", full)
+    fill(run, full, range(9))
+    run.close("incomplete", world=world)
+    run, _ = RunWriter.reopen(tmp_path / "run", full)
+    fill(run, full, range(9, 18), collage=False)
+    run.close("complete", world=world[:-1])
+    assert verify_run(tmp_path / "run").ok
+    run, _ = RunWriter.reopen(tmp_path / "run", full)
+    run.close("complete", world=world)
+    manifest_path = tmp_path / "run" / "manifest.json"
+    text = manifest_path.read_text()
+    found = json.loads(text)
+    found["sessions"][0]["final"]["world"] = world[:2]
+    manifest_path.write_text(json.dumps(found))
+    assert "unknown rank" in " ".join(verify_run(tmp_path / "run").problems)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from results_harness import fill, make_run, manifest
+from results_harness import InlineThread, Kill, fill, make_run, manifest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
@@ -28,27 +28,6 @@ from collage_mpi.results import (
 )
 
 ROWS = 27
-
-
-class Kill(BaseException):
-    """SIGKILL, as far as one process can play it: no handler of ours may catch it."""
-
-
-class InlineThread:
-    """The writer thread without a thread: parts are written when they are handed over."""
-
-    def __init__(self, directory: Path) -> None:
-        self.fault = None
-        self._directory = directory
-        self._numbers = {t.name: parts.next_number(directory, t) for t in writer.TABLES}
-
-    def put(self, table: Any, payload: memoryview) -> None:
-        number = self._numbers[table.name]
-        self._numbers[table.name] = number + 1
-        parts.write_part(parts.part_path(self._directory, table, number), table, payload)
-
-    def end(self) -> None:
-        pass
 
 
 def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Runs first in every Python of a chaos round; does something in the ranks of the job only.
 
 A rank writes its pid to a file, so that it can be killed from outside, and leaves a file
-when its work begins. On rank 0 rows go to disk in small parts, and the disk may be full at
-a step that the plan names. All of it from CHAOS_FOLDER; without it, nothing.
+when MPI is up and one when its work begins. On rank 0 rows go to disk in small parts, and
+the disk may be full at a step that the plan names. All of it from CHAOS_FOLDER; without it,
+nothing.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 def install(folder: Path, rank: str) -> None:
     (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
-    from collage_mpi import coordinator, results
+    from collage_mpi import coordinator, results, world
     from collage_mpi.models import NullPredictor
 
     def mark_first(owner, name, mark, wanted=lambda *args: True):
@@ -26,6 +27,14 @@ def install(folder: Path, rank: str) -> None:
 
         setattr(owner, name, first)
 
+    plain_open = world.open_world
+
+    def open_world(*args, **options):
+        found = plain_open(*args, **options)
+        (folder / f"up-{rank}").touch()
+        return found
+
+    world.open_world = open_world
     mark_first(NullPredictor, "predict", f"works-{rank}", lambda self, batch: batch.any())
     if rank == "0":
         mark_first(coordinator.Coordinator, "run", "works-0")
