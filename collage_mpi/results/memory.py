@@ -17,6 +17,7 @@ from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
+    REASON_BYTES,
     TASKS,
     GroupRow,
     ImageRow,
@@ -30,18 +31,18 @@ class _Rows:
     """One table's rows, packed. Reasons, which few rows have, are kept aside."""
 
     def __init__(self, table: Table) -> None:
-        self._table = table
         self._packed = bytearray()
         self._reasons: dict[int, bytes] = {}
-        names = [name for name in table.dtype.names or () if name != "reason"]
-        self._dtype = np.dtype([(name, table.dtype[name]) for name in names])
-        fmt = table.packer.format
-        # The reason is the last column: "...96s".
-        self._packer = struct.Struct(fmt.rpartition("96s")[0] if table.has_reason else fmt)
+        self._has_reason = table.has_reason
+        fmt, self._dtype = table.packer.format, table.dtype
+        if table.has_reason:  # the last column, "...96s": one byte here
+            fmt = fmt.removesuffix(f"{REASON_BYTES}s") + "x"
+            self._dtype = _with_reason(table.dtype, 1)
+        self._packer = struct.Struct(fmt)
         assert self._packer.size == self._dtype.itemsize
 
     def add(self, row: tuple[Any, ...]) -> None:
-        if self._table.has_reason:
+        if self._has_reason:
             if row[-1]:
                 self._reasons[len(self._packed) // self._packer.size] = reason_bytes(row[-1])
             row = row[:-1]
@@ -50,20 +51,23 @@ class _Rows:
     def array(self) -> np.ndarray:
         """(n,) with the table's columns; reasons only as long as the longest."""
         rows = np.frombuffer(self._packed, self._dtype)
-        if not self._table.has_reason:
+        if not self._reasons:
             return rows
-        longest = max(map(len, self._reasons.values()), default=1)
-        full = np.empty(len(rows), [*self._dtype.descr, ("reason", f"S{longest}")])
-        for name in self._dtype.names or ():
-            full[name] = rows[name]
-        full["reason"] = b""
+        longest = max(map(len, self._reasons.values()))
+        wide = rows.astype(_with_reason(self._dtype, longest))
         for place, reason in self._reasons.items():
-            full["reason"][place] = reason
-        return full
+            wide["reason"][place] = reason
+        return wide
+
+
+def _with_reason(dtype: np.dtype, nbytes: int) -> np.dtype:
+    names = dtype.names or ()
+    fields = [(name, dtype[name] if name != "reason" else f"S{nbytes}") for name in names]
+    return np.dtype(fields)
 
 
 class MemoryWriter:
-    """Takes rows as RunWriter does; some 180 bytes an image with its tasks."""
+    """Takes rows as RunWriter does; some 200 bytes an image with its tasks."""
 
     session = 1
 

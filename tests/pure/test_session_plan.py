@@ -11,9 +11,10 @@ from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.muster import check_same_weights
 from collage_mpi.plan import make_plan, warn_of_one_class_groups
+from collage_mpi.recorder import Totals
 from collage_mpi.results import input_digest
 from collage_mpi.results.rows import KEY_ROW
-from collage_mpi.session import _not_done, make_manifest, scheduler_settings
+from collage_mpi.session import _not_done, make_manifest, scheduler_settings, validity
 from collage_mpi.shards import write_shard
 
 
@@ -133,3 +134,11 @@ def test_a_plan_that_fails_leaves_no_file_open(shards):
             plan_of(shards, cell_px=40_000)
     if before:
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_over_one_percent_of_long_computes_is_invalid_unless_cores_burn():
+    plain, burning = RunSettings(), RunSettings(burn_ranks=("1:1",))
+    assert validity(Totals(drawn_tasks=100, exceeded=1), plain)["valid"]
+    assert not validity(Totals(drawn_tasks=100, exceeded=2), plain)["valid"]
+    assert validity(Totals(drawn_tasks=100, exceeded=2), burning)["valid"]
+    assert validity(Totals(), plain)["valid"]
