@@ -192,6 +192,9 @@ def _no_launcher(mpi: MpiFacts, wanted: Wanted) -> Finding:
     )
 
 
+OUTLIVES = "launch --on-rank-loss continue outlives one"
+
+
 def check_fault_tolerance(facts: Facts) -> Iterator[Finding]:
     """Information: what a lost rank means with this MPI."""
     library = facts.mpi.library
@@ -199,10 +202,12 @@ def check_fault_tolerance(facts: Facts) -> Iterator[Finding]:
         return
     if library.abi == "openmpi":
         there = {
-            True: "ULFM is there (mpirun --with-ft ulfm)",
-            False: "no ULFM in this Open MPI",
-            None: "ULFM not known",
+            True: f"{OUTLIVES} (by ULFM)",
+            False: "no ULFM in this Open MPI: one ends the job, run --resume goes on",
+            None: "ULFM not known: launch --on-rank-loss continue may not outlive one",
         }[facts.mpi.ulfm]
+    elif any(launcher.family == "mpich" for launcher in facts.mpi.launchers):
+        there = f"{OUTLIVES} (by MPICH's flag and a wrapper)"
     else:
-        there = "no ULFM in MPICH (mpiexec -disable-auto-cleanup)"
-    yield Finding("lost ranks", OK, f"{there}; plainly, one ends the job: run --resume")
+        there = "one ends the job with this MPI; run --resume goes on"
+    yield Finding("lost ranks", OK, there)
