@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collage_mpi.arrivals import ClosedLoop, OpenLoop, load_times_ns, poisson_times_ns
@@ -85,6 +85,7 @@ def test_settings_that_contradict_each_other(wrong):
         RunSettings(**wrong)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=30),
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=60),
