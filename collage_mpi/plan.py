@@ -116,15 +116,18 @@ def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
 
 
 def warn_of_one_class_groups(plan: Plan) -> None:
-    """Class-sorted shards in file order make one-class collages: say so (C5)."""
-    labels = plan.shards.labels()
+    """Class-sorted shards in file order make one-class collages: say so (C5).
+
+    Not where no collage is made, nor where all images are of one class: then no order helps.
+    """
+    labels = plan.shards.labels() if plan.settings.uses_collage else None
     size = plan.settings.group_size
     full = len(plan.order) // size
     if labels is None or full == 0 or plan.classes < 2 or plan.shards.lost:
         return
     groups = labels[plan.order[: full * size]].reshape(full, size)  # (groups, s*s) int64
     share = float((groups == groups[:, :1]).all(axis=1).mean())
-    if share > ONE_CLASS_SHARE:
+    if share > ONE_CLASS_SHARE and (groups != groups[0, 0]).any():
         tell(
             f"warning: {share:.0%} of the groups hold one class only (shards sorted by class?); "
             "a collage of one class is not what the network was trained on: "

@@ -113,6 +113,8 @@ def test_one_class_groups_are_said(tmp_path, capsys):
     warn_of_one_class_groups(plan_of((str(tmp_path / "s.h5"),)))
     assert "--order shuffle:0" in capsys.readouterr().err
     warn_of_one_class_groups(plan_of((str(tmp_path / "s.h5"),), order="shuffle:0"))
+    warn_of_one_class_groups(plan_of((str(tmp_path / "s.h5"),), scheme="none"))
+    warn_of_one_class_groups(plan_of((str(tmp_path / "s.h5"),), limit=4))  # all of one class
     assert capsys.readouterr().err == ""
 
 

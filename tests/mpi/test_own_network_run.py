@@ -1,0 +1,61 @@
+"""JPEGs to a finished run: prep under mpiexec, then a job with a network of the user's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from collage_mpi.errors import ExitCode
+
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(180)]
+
+NETWORK = """
+import numpy as np
+
+class Brightest:
+    '''The class is the channel that is brightest: red, green, blue.'''
+    def __init__(self, side): self.side = side
+    def predict(self, batch):
+        n, height, width, channels = batch.shape
+        px = height // self.side
+        cells = batch.reshape(n, self.side, px, self.side, px, channels).mean((2, 4))
+        cells = cells.reshape(n, self.side ** 2, channels)
+        return np.eye(3)[cells.argmax(2)]
+
+def network(kind, shape, side, cell_px, classes, device):
+    assert classes == 3 and shape[2] == 3
+    return Brightest(side if kind == "collage" else 1)
+"""
+
+
+def test_jpegs_under_mpi_with_a_network_of_ones_own(mpiexec, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for channel, name in enumerate(("1 red", "2 green", "3 blue")):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            pixels = random.integers(0, 120, (230 + number, 300, 3), dtype=np.uint8)
+            pixels[..., channel] += 100
+            Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    (tmp_path / "pictures" / "1 red" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    prep = ["-m", "collage_mpi", "prep", "images", "pictures", "--out", "shards"]
+    done = mpiexec(3, [*prep, "--images-per-shard", "10", "--store", "encoded"])
+    assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
+    assert "rank 2: " in done.stdout
+    assert len(list((tmp_path / "shards").glob("*.h5"))) == 4
+    (tmp_path / "my_nets.py").write_text(NETWORK)
+    own = ["--single", "my_nets:network", "--collage", "my_nets.py:network", "--cell-px", "112"]
+    run = ["-m", "collage_mpi", "run", "--shards", "shards", *own, "--side", "2", "--out", "run"]
+    done = mpiexec(6, run)
+    assert done.returncode == 0, done.stderr
+    assert "complete: 36 of 36 images" in done.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["accuracy"]["overall"]["correct"] == summary["accuracy"]["overall"]["n"]
+    done = mpiexec(6, [*run[:-1], "other", "--single", "my_nets:nothing"])
+    assert done.returncode == ExitCode.USAGE
+    assert "has no function 'nothing'; it has Brightest, network" in done.stderr
+    assert "Traceback" not in done.stderr
