@@ -6,7 +6,6 @@ Does not know: networks, how the file was made, when an answer comes.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.npy import UNREADABLE
 from collage_mpi.scheduler.events import Item, Score
 
 VERSION = 1
@@ -76,7 +76,7 @@ def read_answers(path: Path, side: int) -> Answers:
         raise EnvironmentFault(
             f"answers {path} cannot be read: {error.strerror or error}"
         ) from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DataFault(f"answers {path} is no file of evaluate --save-answers: {error}") from error
     _check(arrays, path, side)
     n = len(arrays["labels"]) // side**2 * side**2  # images in full groups

@@ -61,7 +61,7 @@ def read_costs(path: Path) -> Costs:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EnvironmentFault(f"costs {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataFault(f"costs {path} is no JSON: {error}") from error
     return _checked(content, path)
 

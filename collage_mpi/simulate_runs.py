@@ -23,6 +23,7 @@ from collage_mpi.answers import Answers, read_answers
 from collage_mpi.config import RunSettings
 from collage_mpi.costs import Costs, costs_of
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.npy import UNREADABLE_OR_GONE
 from collage_mpi.results import Results, RunWriter, read_results, summarise, write_summary
 from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.manifest import MANIFEST, plain
@@ -189,10 +190,10 @@ def read_latencies_ns(folder: Path) -> np.ndarray:
     """
     path = folder / LATENCIES
     try:
-        found = np.load(path, allow_pickle=False)
-        if found.ndim != 1 or found.dtype.kind != "i":
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind != "i":
             raise ValueError(f"{found.dtype} of shape {found.shape}")
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE_OR_GONE as error:
         raise DataFault(f"{path}: no latencies of groups: {error}; remove the folder") from error
     return np.asarray(found)
 
@@ -210,7 +211,7 @@ def read_summary(folder: Path) -> Json | None:
         summary = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(summary, dict) or not isinstance(summary.get("settings"), dict):
             raise ValueError("it has no settings")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataFault(f"{path}: {error}; remove the folder") from error
     return summary
 

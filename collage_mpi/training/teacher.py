@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from collage_mpi.errors import DataFault
 from collage_mpi.models.info import NetworkInfo, class_mismatch
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights, write_atomically
+from collage_mpi.npy import UNREADABLE_OR_GONE
 from collage_mpi.training.parts import resolve_precision
 from collage_mpi.training.progress import TrainingProgress
 
@@ -115,6 +115,6 @@ def _read(cache: Path, identity: str) -> np.ndarray | None:
             if str(kept["identity"]) != identity:
                 return None
             logits = np.array(kept["logits"], dtype=np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+    except UNREADABLE_OR_GONE:
         return None  # not there yet, or damaged: it is computed again
     return logits if bool(np.isfinite(logits).all()) else None

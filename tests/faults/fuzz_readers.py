@@ -45,7 +45,9 @@ def make_readers(folder: Path) -> list[Reader]:
         *_weights(folder),
         *_messages(),
         *_training(folder),
-        _shards(folder),
+        *_simulation(folder),
+        *_pictures(folder),
+        *_shards(folder),
     ]
 
 
@@ -325,27 +327,107 @@ def _training(folder: Path) -> list[Reader]:
     ]
 
 
+# ---- simulation, pictures ---------------------------------------------------
+
+
+def _simulation(folder: Path) -> list[Reader]:
+    from collage_mpi.answers import read_answers
+    from collage_mpi.arrivals import load_times_ns
+    from collage_mpi.costs import FORMAT, VERSION, Costs, read_costs
+    from collage_mpi.results.summary import SUMMARY
+    from collage_mpi.simulate_runs import LATENCIES, read_latencies_ns, read_summary
+    from collage_mpi.training.answers import save_answers
+
+    given = [(1, 0.5)] * 12
+    path = folder / "a.npz"
+    save_answers(
+        path, 3, np.zeros(12), {"single": given, "collage": [None, *given[1:]]}, ["a", "b"]
+    )
+    costs = json.dumps({"format": FORMAT, "version": VERSION, **Costs().__dict__}).encode()
+    bare = folder / "bare"
+    bare.mkdir()
+    latencies, summary = _npy(np.arange(9)), json.dumps({"settings": {"side": 3}}).encode()
+    times, text = _npy(np.arange(40) / 8), "\n".join(map(str, range(40))).encode()
+    return [
+        Reader("answers .npz", [path.read_bytes()], _from_file(path, lambda p: read_answers(p, 3)),
+               USER),
+        Reader("costs", [costs], _from_file(folder / "k.json", read_costs), USER),
+        Reader("costs, values", [costs], _from_file(folder / "k.json", read_costs), USER,
+               _json_change),
+        Reader("arrivals .npy", [times],
+               _from_file(folder / "a.npy", lambda p: load_times_ns(str(p), 9)), USER),
+        Reader("arrivals .txt", [text],
+               _from_file(folder / "a.txt", lambda p: load_times_ns(str(p), 9)), USER),
+        Reader("latencies", [latencies],
+               _from_file(bare / LATENCIES, lambda p: read_latencies_ns(bare)), USER),
+        Reader("summary without rows", [summary],
+               _from_file(bare / SUMMARY, lambda p: read_summary(bare)), USER),
+    ]  # fmt: skip
+
+
+def _pictures(folder: Path) -> list[Reader]:
+    import tarfile
+
+    from PIL import Image
+
+    from collage_mpi.pictures import Fit, UnreadablePicture, picture_pixels
+    from collage_mpi.prep.tars import list_tars
+
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    files = []
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM"):
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, kind)
+        files.append(out.getvalue())
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, data in (("0.jpg", files[0]), ("0.cls", b"3"), ("1.png", files[1]),
+                           ("1.json", b'{"label": 4}')):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    fit = Fit(px=8, mode="letterbox", channels=3)
+    path = folder / "p.tar"
+    return [
+        Reader("pictures", files, lambda raw: picture_pixels(raw, fit), (UnreadablePicture,)),
+        Reader("tar", [packed.getvalue()], _from_file(path, lambda p: list_tars([p])), USER),
+    ]
+
+
 # ---- shards -----------------------------------------------------------------
 
 SHARDS_A_CHILD = 25
 
 
-def _shards(folder: Path) -> Reader:
+def _shards(folder: Path) -> list[Reader]:
     """Many in one input: the child that looks first takes half a second to start."""
-    from collage_mpi.shards import ShardSet, guard, write_shard
+    import h5py
+
+    from collage_mpi.shards import write_shard
 
     images = np.random.default_rng(0).integers(0, 256, (20, 3, 3, 1), dtype=np.uint8)
     labels = np.arange(20) % 3
-    path = folder / "s.h5"
-    write_shard(path, images, labels, class_names=["a", "b", "c"], source="s", chunk_rows=6)
-    path.with_name("s.h5.sha256").unlink()
-    whole = path.read_bytes()
-    paths = [folder / f"shard-{number}.h5" for number in range(SHARDS_A_CHILD)]
+    own, other = folder / "s.h5", folder / "other.h5"
+    write_shard(own, images, labels, class_names=["a", "b", "c"], source="s", chunk_rows=6)
+    with h5py.File(other, "w") as file:
+        file["images"], file["labels"] = images, labels
+    return [
+        _shard_reader("shards", folder, own.read_bytes(), (images, labels)),
+        _shard_reader("HDF5 of other programs", folder, other.read_bytes(), None),
+    ]
+
+
+def _shard_reader(
+    name: str, folder: Path, whole: bytes, truth: tuple[np.ndarray, np.ndarray] | None
+) -> Reader:
+    from collage_mpi.shards import ShardSet, guard
+
+    paths = [folder / f"{name.split()[0]}-{number}.h5" for number in range(SHARDS_A_CHILD)]
 
     def read(raw: bytes) -> None:
         rng = random.Random(raw)
-        for one in paths:
-            one.write_bytes(damage(rng, whole))
+        for path in paths:
+            path.write_bytes(damage(rng, whole))
         for found in guard.examine_shards(paths):
             if isinstance(found, CollageError):
                 continue
@@ -354,10 +436,11 @@ def _shards(folder: Path) -> Reader:
                     pixels, tags = shards.read_all()
             except CollageError:
                 continue
-            assert (pixels == images).all(), "wrong pixels were given out"
-            assert tags is None or (tags == labels).all(), "wrong labels were given out"
+            if truth is not None:  # a file without checksums cannot tell a changed pixel
+                assert (pixels == truth[0]).all(), "wrong pixels were given out"
+                assert tags is None or (tags == truth[1]).all(), "wrong labels were given out"
 
-    return Reader("shards", [b"0"], read, USER, _serial, SHARDS_A_CHILD)
+    return Reader(name, [b"0"], read, USER, _serial, SHARDS_A_CHILD)
 
 
 def _serial(rng: random.Random, raw: bytes) -> bytes:

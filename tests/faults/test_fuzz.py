@@ -26,7 +26,9 @@ NAMES = (
       for how in (" .toml", " .json", ", values")),
     *("trace .npy", "idx", "idx.gz", "weights, bytes", "weights, header", "weights, record"),
     *(f"message: {what}" for what in ("tasks", "results", "cancel", "control")),
-    *("checkpoint", "report of evaluate", "shards"),
+    *("checkpoint", "report of evaluate", "answers .npz", "costs", "costs, values"),
+    *("arrivals .npy", "arrivals .txt", "latencies", "summary without rows", "pictures", "tar"),
+    *("shards", "HDF5 of other programs"),
 )  # fmt: skip
 
 
