@@ -71,7 +71,8 @@ NOT_OF_ROWS = (
     "start_timeout_s",
 )
 LARGEST = 1e9  # of any number: times then fit 63 bits of ns
-MOST = {"max_attempts": 255, "limit": float("inf")}  # an attempt is one byte of a row
+# An attempt is one byte of a row; batches beyond this gain nothing that is known.
+MOST = {"max_attempts": 255, "limit": float("inf"), "batch": 1024}
 
 
 def _setting(default: Any, help_line: str, **more: Any) -> Any:
@@ -146,7 +147,10 @@ class RunSettings:
     between: str = _setting(
         "carry", "carry: a busy rank stays busy; drain: all ranks idle first", choices=MODES
     )
-    depth: int = _setting(1, "groups in flight (closed loop)")
+    depth: int = _setting(1, "groups in flight, or batches of groups (closed loop)")
+    batch: int = _setting(
+        1, "groups that travel together: a rank gets its tasks of so many at once, as one batch"
+    )
     arrivals: str = _setting(
         "closed",
         "closed: images enter as groups end; poisson, file: open loop, at times of their own",
@@ -160,7 +164,7 @@ class RunSettings:
     window: int | None = _setting(
         None, "open loop: images in the job at a time (default: 4096, or 8 a single rank)"
     )
-    credit: int = _setting(2, "tasks a rank may have at a time")
+    credit: int = _setting(2, "messages a rank may have at a time, of a batch each")
     linger_ms: float | None = _setting(None, "send a part-filled collage after this long")
     image_timeout_s: float | None = _setting(None, "give an image up as an error row after this")
     max_attempts: int = _setting(3, "times an image is sent to single ranks before it is an error")
@@ -212,6 +216,11 @@ class RunSettings:
     )
     cost_ratio: float | None = _setting(
         None, "collage's service time over the single's for injection (default: measured)"
+    )
+    batch_cost: float | None = _setting(
+        None,
+        "what a further input of a batch takes over the first one, for injection (default: "
+        "measured)",
     )
     on_rank_loss: str | None = _setting(
         None,
@@ -280,6 +289,8 @@ class RunSettings:
             "collage_ranks": 1 if self.uses_collage else 0,
             "collage_copies": 1,
             "depth": 1,
+            "batch": 1,
+            "batch_cost": 0,
             "window": self.group_size,
             "credit": 1,
             "linger_ms": 0,
@@ -380,11 +391,12 @@ class RunSettings:
     @property
     def mode(self) -> str:
         """How groups follow each other, as shown in every table and legend (C6)."""
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
         if self.arrivals == "poisson":
-            return f"open loop, poisson {self.rate:g}/s, seed {self.arrival_seed}"
+            return f"open loop, poisson {self.rate:g}/s, seed {self.arrival_seed}{batch}"
         if self.arrivals == "file":
-            return f"open loop, times of {Path(self.arrival_file or '').name}"
-        return f"{self.between}, depth {self.depth}"
+            return f"open loop, times of {Path(self.arrival_file or '').name}{batch}"
+        return f"{self.between}, depth {self.depth}{batch}"
 
     @property
     def open_loop(self) -> bool:
@@ -392,8 +404,22 @@ class RunSettings:
         return self.arrivals != "closed"
 
     @property
+    def warm_groups(self) -> int:
+        """Groups that statistics leave out: whole batches of them."""
+        together = 1 if self.open_loop else self.batch
+        return -(-self.warmup_groups // together) * together
+
+    def batch_costs(self) -> dict[str, float]:
+        """By kind, what a further input of a batch takes over the first, where none is measured:
+        as long as alone, so that a batch gains nothing."""
+        if self.batch == 1:
+            return {}
+        cost = 1.0 if self.batch_cost is None else self.batch_cost
+        return {"single": cost, "collage": cost}
+
+    @property
     def groups_in_flight(self) -> int:
-        """Groups that the scheduler takes at a time: the depth, or an open loop's window."""
+        """The scheduler's depth: this one's, or an open loop's window in groups."""
         if not self.open_loop:
             return self.depth
         window = max(4096, 8 * self.n_singles) if self.window is None else self.window

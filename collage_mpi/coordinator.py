@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class Transport(Protocol):
 class Ranks(Protocol):
     """What the loop needs of the watch over ranks."""
 
-    def sent(self, rank: int, now_ns: int) -> None: ...
+    def sent(self, rank: int, now_ns: int, tasks: int) -> None: ...
     def heard(self, rank: int, now_ns: int, service_ns: list[int]) -> None: ...
     def gone(self, found: Gone) -> None: ...
     def look(self, now_ns: int) -> list[ev.RankSuspected | ev.RankLost]: ...
@@ -73,25 +73,27 @@ class PollWatch:
 
 
 class WorkMeter:
-    """What rank 0's own work took: mean ns of taking an answer, a send, pasting a collage.
+    """What rank 0's own work took: mean ns of taking an answer, a message sent, pasting a collage.
 
-    Taking an answer is all that follows from it but sends and pasting: the poll that found
-    it, decoding, deciding, recording.
+    Taking an answer, a task's, is all that follows from it but sends and pasting: the poll
+    that found it, decoding, deciding, recording.
     """
 
     def __init__(self) -> None:
         self.receives = self.sends = self.encodes = 0
         self.receive_ns = self.send_ns = self.encode_ns = 0
 
-    def sent(self, took_ns: int, encode_ns: int) -> None:
-        """A send took so long, encode_ns of it for pasting a collage."""
+    def sent(self, took_ns: int, encodes_ns: Sequence[int]) -> None:
+        """A message took so long, for its tasks so much of it for pasting their collages."""
+        encode_ns = sum(encodes_ns)
         self.sends += 1
         self.send_ns += took_ns - encode_ns
-        self.encodes += encode_ns > 0
-        self.encode_ns += encode_ns
+        if encode_ns:
+            self.encodes += len(encodes_ns)
+            self.encode_ns += encode_ns
 
     def means(self) -> dict[str, float]:
-        """Per answer, send and collage; 0 where there was none."""
+        """Per answer, message and collage; 0 where there was none."""
         return {
             "receive_ns": self.receive_ns / max(1, self.receives),
             "send_ns": self.send_ns / max(1, self.sends),
@@ -140,7 +142,9 @@ class Coordinator:
         self._input_closed = False
         self._report = report
         self._events: deque[ev.Event] = deque()
-        self._encode_ns: dict[int, int] = {}
+        # A message under way, by its first task -> its tasks, and pasting each one's collage
+        self._leaving: dict[int, list[tuple[int, int]]] = {}
+        self._cancels: dict[int, list[int]] = {}  # by rank, not sent yet
         self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
         self._dropped_timers: set[int] = set()
         self._arrivals: Arrivals = arrivals or ClosedLoop()
@@ -149,7 +153,8 @@ class Coordinator:
         self._stamp_ns = 0
         self._actions: Mapping[type, Callable[[Any], None]] = {
             ev.Admit: self._admit,
-            ev.Send: self._send,
+            ev.Send: lambda a: self._send((a,)),
+            ev.SendBatch: lambda a: self._send(a.sends),
             ev.Cancel: self._cancel,
             ev.Resolve: self._resolve,
             ev.SetTimer: lambda a: heapq.heappush(self._timers, (a.at_ns, a.timer)),
@@ -192,8 +197,8 @@ class Coordinator:
             self.work.receive_ns += self.clock() - now_ns
         for arrival in found:
             if isinstance(arrival, Sent):
-                encode_ns = self._encode_ns.pop(arrival.token, 0)
-                self._handle(ev.SendDone(arrival.at_ns, arrival.token, encode_ns))
+                for task, encode_ns in self._leaving.pop(arrival.token, ()):
+                    self._handle(ev.SendDone(arrival.at_ns, task, encode_ns))
             elif isinstance(arrival, Received):
                 self._received(arrival)
             else:
@@ -206,6 +211,8 @@ class Coordinator:
         if reason is not None:
             self._stopped = True
             self._handle(ev.StopRequested(self.clock(), reason))
+        if self._cancels:
+            self._send_cancels()
         self._report(self.recorder)
         return bool(found or signs) or arrived or fired or reason is not None
 
@@ -244,6 +251,8 @@ class Coordinator:
             self.recorder.ended(result, OUTCOMES[result.status], arrival.at_ns, decode_ns)
             self._handle(_terminal(arrival, result))
             self.recorder.settled(result.task)
+        if self._cancels:
+            self._send_cancels()
         sending_ns = self.work.send_ns + self.work.encode_ns - before_ns
         self.work.receive_ns += self.clock() - start_ns - sending_ns
         self.work.receives += len(results)
@@ -315,19 +324,29 @@ class Coordinator:
         self._letting_in = False
         return arrived
 
-    def _send(self, send: ev.Send) -> None:
+    def _send(self, sends: Sequence[ev.Send]) -> None:
+        """One message; its tasks leave together."""
         start_ns = self.clock()
-        packed = self.feed.pack(send, self.transport.buffer)
-        self._encode_ns[send.task] = packed.encode_ns
-        self.recorder.sent(send, self.clock(), packed.encode_ns)
-        self.ranks.sent(send.rank, self.clock())
-        self.transport.send_task(send.rank, packed.buffer, packed.nbytes, send.task)
-        self.work.sent(self.clock() - start_ns, packed.encode_ns)
+        packed = self.feed.pack(sends, self.transport.buffer)
+        rank, token, now_ns = sends[0].rank, sends[0].task, self.clock()
+        leaving = self._leaving[token] = []
+        for send, encode_ns in zip(sends, packed.encodes_ns, strict=True):
+            leaving.append((send.task, encode_ns))
+            self.recorder.sent(send, now_ns, encode_ns)
+        self.ranks.sent(rank, now_ns, len(sends))
+        self.transport.send_task(rank, packed.buffer, packed.nbytes, token)
+        self.work.sent(self.clock() - start_ns, packed.encodes_ns)
 
     def _cancel(self, action: ev.Cancel) -> None:
-        buffer = self.transport.buffer(256)
-        nbytes = wire.pack_cancel(buffer, self.session, [action.task])
-        self.transport.send_task(action.rank, buffer, nbytes, None)
+        self._cancels.setdefault(action.rank, []).append(action.task)
+
+    def _send_cancels(self) -> None:
+        """A message a rank: what follows from one message of answers, or one turn, is together."""
+        cancels, self._cancels = self._cancels, {}
+        for rank, tasks in cancels.items():
+            buffer = self.transport.buffer(wire.cancel_message_bytes(len(tasks)))
+            nbytes = wire.pack_cancel(buffer, self.session, tasks)
+            self.transport.send_task(rank, buffer, nbytes, None)
 
     def _resolve(self, action: ev.Resolve) -> None:
         self.recorder.resolved(action, self._stamp_ns)

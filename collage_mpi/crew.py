@@ -53,7 +53,7 @@ class Crew:
         self._backoff = backoff or Backoff(COORDINATOR_BACKOFF)
         self._stopped = False
         self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
-        self._measured: dict[Hashable, tuple[dict[str, int], float | None]] = {}
+        self._measured: dict[tuple[Hashable, int], dict[str, int]] = {}
 
     @property
     def ranks(self) -> range:
@@ -103,12 +103,12 @@ class Crew:
             self.losses.met(rank, hello)
         return hellos
 
-    def measure(self, rank: int, kind: str) -> int | None:
+    def measure(self, rank: int, kind: str, batch: int = 1) -> int | None:
         """Idle service time in ns of a kind's network on a rank, the others waiting.
 
         None when the rank is lost meanwhile and the job goes on.
         """
-        self._tell(rank, {"what": "measure", "kind": kind})
+        self._tell(rank, {"what": "measure", "kind": kind, "batch": batch})
         answers = self._collect("measured", {rank}, MEASURE_LIMIT_S, lambda: None)
         return int(answers[rank]["service_ns"]) if rank in answers else None
 
@@ -126,32 +126,39 @@ class Crew:
             who: ranks that may be measured for each kind; the first that is not lost is.
             networks: what they are, to know them again.
         """
-        if networks not in self._measured:
+        services = self.batch_times(who, networks, 1)
+        both = "single" in services and "collage" in services
+        return services, services["collage"] / services["single"] if both else None
+
+    def batch_times(
+        self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int
+    ) -> dict[str, int]:
+        """Idle service times of a batch by kind in ns; see `service_times`."""
+        if (networks, batch) not in self._measured:
             found: dict[str, list[int]] = {}
             for _ in range(MEASURE_ROUNDS):
                 for kind, ranks in who.items():
-                    service_ns = self._measure_any(ranks, kind)
+                    service_ns = self._measure_any(ranks, kind, batch)
                     if service_ns is not None:
                         found.setdefault(kind, []).append(service_ns)
-            services = {kind: min(times) for kind, times in found.items()}
-            both = "single" in services and "collage" in services
-            ratio = services["collage"] / services["single"] if both else None
-            self._measured[networks] = services, ratio
-        return self._measured[networks]
+            self._measured[networks, batch] = {kind: min(times) for kind, times in found.items()}
+        return self._measured[networks, batch]
 
-    def _measure_any(self, ranks: Collection[int], kind: str) -> int | None:
+    def _measure_any(self, ranks: Collection[int], kind: str, batch: int) -> int | None:
         """The service time on the first of the ranks that lives to tell it."""
         for rank in ranks:
             if rank in self.present:
-                service_ns = self.measure(rank, kind)
+                service_ns = self.measure(rank, kind, batch)
                 if service_ns is not None:
                     return service_ns
         return None
 
-    def start(self, cost_ratio: float) -> None:
-        """Tasks will follow."""
+    def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
+        """Tasks will follow. What a collage takes over a single image; by kind, what a further
+        input of a batch takes over the first."""
+        costs = {"cost_ratio": cost_ratio, "batch_costs": dict(batch_costs or {})}
         for rank in self.present:
-            self._tell(rank, {"what": "start", "cost_ratio": cost_ratio})
+            self._tell(rank, {"what": "start", **costs})
 
     def end(self) -> None:
         """The session is over; another may follow."""

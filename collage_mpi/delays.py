@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -135,6 +135,23 @@ class Delays:
         """Whether the rank answers nothing any more."""
         death = self._deaths.get(rank)
         return death is not None and death.reached(at_ns, answered)
+
+
+def service_ns(
+    model: DelayModel, rank: int, tasks: Iterable[tuple[int, int]], at_ns: int, factor: float
+) -> int:
+    """What a rank takes for tasks that it runs as one batch: its slowest one's draw, times
+    what such a batch takes over a single image.
+
+    Of independent draws the largest is more than any one's share: a batch is never flattered.
+
+    Args:
+        tasks: (group, attempt) of each.
+        at_ns: when it begins, since the session's start.
+        factor: cost ratio of the kind times `batch_factor`.
+    """
+    slowest_ns = max(model.draw_ns(rank, group, attempt, at_ns) for group, attempt in tasks)
+    return round(slowest_ns * factor)
 
 
 # ---- the bodies -------------------------------------------------------------

@@ -331,7 +331,7 @@ class _Size:
     def images(self, settings: RunSettings) -> int:
         if self.key == "images":
             return self.count
-        return (self.count + settings.warmup_groups) * settings.group_size
+        return (self.count + settings.warm_groups) * settings.group_size
 
 
 def _size(document: Mapping[str, Any], how: str, source: str) -> _Size | None:

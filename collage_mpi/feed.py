@@ -7,7 +7,7 @@ Does not know: MPI, who is sent what and why, answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -33,11 +33,11 @@ class Reader(Protocol):
 
 
 class Packed(NamedTuple):
-    """A message ready to send, and what its collage cost: pasting, and shrinking if it was late."""
+    """A message, and what each task's collage cost: pasting, and shrinking if it was late."""
 
     buffer: np.ndarray
     nbytes: int
-    encode_ns: int
+    encodes_ns: tuple[int, ...]
 
 
 class Feed:
@@ -76,34 +76,44 @@ class Feed:
             self._next += 1
         return admitted
 
-    def pack(self, send: Send, buffer_for: Callable[[int], np.ndarray]) -> Packed:
-        """The task as a message, its collage pasted if it is one.
+    def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
+        """Tasks of one kind as a message, their collages pasted if they are such.
 
         Args:
-            send: what the scheduler wants sent.
+            sends: what the scheduler wants sent together.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
-        task = WireTask(send.task, send.group, send.attempt, send.kind, send.items)
-        if send.kind == "collage":
-            return self._pack_collage(task, buffer_for)
-        pixels = [self._pixels[image] for image, _ in send.items]
-        nbytes = task_message_bytes(1, len(send.items), sum(p.nbytes for p in pixels))
+        tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items) for s in sends]
+        if sends[0].kind == "collage":
+            return self._pack_collages(tasks, buffer_for)
+        pixels = [self._pixels[image] for send in sends for image, _ in send.items]
+        nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
-        return Packed(buffer, pack_tasks(buffer, self.session, [task], pixels), 0)
+        nbytes = pack_tasks(buffer, self.session, tasks, pixels)
+        return Packed(buffer, nbytes, (0,) * len(tasks))
 
-    def _pack_collage(self, task: WireTask, buffer_for: Callable[[int], np.ndarray]) -> Packed:
-        """Pasted where it is sent from."""
-        start_ns = self.clock()
+    def _pack_collages(
+        self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]
+    ) -> Packed:
+        """Pasted where they are sent from."""
+        now_ns = self.clock()
         shape = self.encoder.collage_shape
-        payload = math.prod(shape)
-        nbytes = task_message_bytes(1, len(task.items), payload)
+        each = math.prod(shape)
+        nbytes = task_message_bytes(
+            len(tasks), sum(len(task.items) for task in tasks), len(tasks) * each
+        )
         buffer = buffer_for(nbytes)
-        at = pack_task_records(buffer, self.session, [task], payload)
-        cells: list[np.ndarray | None] = [None] * self.encoder.grid.cells
-        for image, cell in task.items:
-            cells[cell] = self._cell(image)
-        self.encoder.paste(cells, out=buffer[at:nbytes].reshape(shape))
-        return Packed(buffer, nbytes, self.clock() - start_ns)
+        at = pack_task_records(buffer, self.session, tasks, len(tasks) * each)
+        encodes_ns = []
+        for task in tasks:
+            cells: list[np.ndarray | None] = [None] * self.encoder.grid.cells
+            for image, cell in task.items:
+                cells[cell] = self._cell(image)
+            self.encoder.paste(cells, out=buffer[at : at + each].reshape(shape))
+            at += each
+            start_ns, now_ns = now_ns, self.clock()
+            encodes_ns.append(now_ns - start_ns)
+        return Packed(buffer, nbytes, tuple(encodes_ns))
 
     def _cell(self, image: int) -> np.ndarray:
         """(cell_px, cell_px, C) uint8: from the reader, or shrunk now and kept."""

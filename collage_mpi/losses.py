@@ -77,11 +77,11 @@ class Losses:
     def met(self, rank: int, hello: Mapping[str, Any]) -> None:
         """The rank has said hello."""
         self._hosts[rank] = hello.get("host", "")
-        self.vigil.served(max(hello.get("service_ns", {}).values(), default=0))
+        self.vigil.served(hello.get("longest_ns", 0))
 
-    def sent(self, rank: int, now_ns: int) -> None:
-        """The rank has been sent a task."""
-        self.vigil.sent(rank, now_ns)
+    def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
+        """The rank has been sent so many tasks."""
+        self.vigil.sent(rank, now_ns, tasks)
 
     def heard(self, rank: int, now_ns: int, service_ns: Collection[int]) -> None:
         """A message has come from the rank, with the ends of tasks that took so long each."""

@@ -7,7 +7,7 @@ Does not know: MPI calls, scheduling, results.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from collage_mpi.plan import Plan
 from collage_mpi.protocol import task_message_bytes
 from collage_mpi.scheduler import make_scheme
 
-MEASURABLE_NS = 50_000  # a network faster than this is a null network: no cost ratio
+MEASURABLE_NS = 50_000  # a network faster than this is a null network: no costs to measure
 
 PLAIN_LAUNCH = (
     "warning: --on-rank-loss continue needs a launch that leaves the other ranks alone when one "
@@ -123,7 +123,7 @@ def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
 
 def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
     """What each rank is told at the start of the session."""
-    settings = plan.settings
+    settings, batch = plan.settings, plan.settings.batch
     image_bytes = int(np.prod(plan.shards.shape))
     collage_bytes = int(np.prod(encoder.collage_shape))
     common = {
@@ -135,9 +135,10 @@ def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
         "device": settings.device,
         "tuning": asdict(settings.tuning()),
         "credit": settings.credit,
+        "batch": batch,
         "task_bytes": max(
-            task_message_bytes(1, 1, image_bytes),
-            task_message_bytes(1, plan.grid.cells, collage_bytes),
+            task_message_bytes(batch, batch, batch * image_bytes),
+            task_message_bytes(batch, batch * plan.grid.cells, batch * collage_bytes),
         ),
         "warmup_tasks": settings.warmup_tasks,
         "straggler": asdict(settings.stragglers()),
@@ -154,12 +155,49 @@ def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
     }
 
 
-def cost_ratio(plan: Plan, crew: Crew) -> tuple[float, dict[str, int]]:
-    """Collage's idle service time over the single's, measured one rank after the other."""
+@dataclass(frozen=True)
+class ServiceCosts:
+    """What networks take, measured one rank after the other while all others wait.
+
+    Attributes:
+        idle_ns: kind -> one input.
+        batch_ns: kind -> a whole batch; empty for a batch of one.
+        ratio: a collage over a single image.
+        batch_costs: kind -> a further input of a batch over the first; empty likewise.
+    """
+
+    idle_ns: dict[str, int]
+    batch_ns: dict[str, int]
+    ratio: float
+    batch_costs: dict[str, float]
+
+    def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
+        """With the costs that an earlier session of the run injected by: one run, one ratio."""
+        ratio, batch_costs = manifest.get("cost_ratio"), manifest.get("batch_costs")
+        return replace(
+            self,
+            ratio=self.ratio if ratio is None else ratio,
+            batch_costs=self.batch_costs if batch_costs is None else batch_costs,
+        )
+
+
+def service_costs(plan: Plan, crew: Crew) -> ServiceCosts:
+    """Measure them. What the settings say wins; a null network has no costs of its own."""
+    settings = plan.settings
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
-    services, ratio = crew.service_times(who, tuple(plan.networks.items()))
-    if plan.settings.cost_ratio is not None:
-        return plan.settings.cost_ratio, services
-    if ratio is None or min(services.values()) < MEASURABLE_NS:
-        return 1.0, services
-    return ratio, services
+    networks = tuple(plan.networks.items())
+    idle_ns, ratio = crew.service_times(who, networks)
+    measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
+    if settings.cost_ratio is not None:
+        ratio = settings.cost_ratio
+    elif ratio is None or not measurable:
+        ratio = 1.0
+    if settings.batch == 1:
+        return ServiceCosts(idle_ns, {}, ratio, {})
+    batch_ns = crew.batch_times(who, networks, settings.batch)
+    further = {
+        kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (settings.batch - 1))
+        for kind in batch_ns
+        if measurable and settings.batch_cost is None
+    }
+    return ServiceCosts(idle_ns, batch_ns, ratio, {**settings.batch_costs(), **further})

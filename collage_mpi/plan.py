@@ -79,7 +79,7 @@ def make_plan(
     try:
         grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
         names = _check_fit(settings, shards, single, collage)
-        _check_sizes(shards, grid)
+        _check_sizes(shards, grid, settings.batch)
         order = run_order(settings, shards)
         settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
     except BaseException:
@@ -185,9 +185,16 @@ def _check_fit(
     return known[0][1] if known else None
 
 
-def _check_sizes(shards: ShardSet, grid: Grid) -> None:
+def _check_sizes(shards: ShardSet, grid: Grid, batch: int) -> None:
     """What is sent fits a message, and labels fit a row."""
     nbytes = grid.px * grid.px * shards.shape[2]
+    largest = max(nbytes, int(np.prod(shards.shape)))
+    fit = LARGEST_INPUT_BYTES // largest
+    if batch > fit >= 1:
+        raise UsageError(
+            f"a batch of {batch} takes {batch * largest:,} bytes in one message; the most is "
+            f"{LARGEST_INPUT_BYTES:,}: --batch {fit} fits"
+        )
     if nbytes > LARGEST_INPUT_BYTES:
         raise UsageError(
             f"a collage of side {grid.side} with cells of {grid.cell_px} px takes {nbytes:,} "

@@ -31,7 +31,9 @@ MAGIC = 0xC011A6E1
 TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
 
 CONTROL_BYTES = 64 * 1024
-UP_BYTES = 16 * 1024  # 256 cells and a reason; times 4 receives, times 1,000 ranks: 64 MB
+# The ends of tasks that take more go in several messages. 256 cells and a reason fit; times 4
+# receives, times 1,000 ranks: 64 MB.
+UP_BYTES = 16 * 1024
 
 TASKS, CANCEL, ANSWERS, CONTROL = 1, 2, 3, 4
 KINDS = ("single", "collage")
@@ -227,6 +229,11 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
     return tasks, message[pixels_at:]
 
 
+def cancel_message_bytes(tasks: int) -> int:
+    """Size of a CANCEL message."""
+    return HEADER.itemsize + 8 * tasks
+
+
 def pack_cancel(out: np.ndarray, session: int, tasks: Sequence[int]) -> int:
     """Write a CANCEL message for task ids into `out`; return its length in bytes."""
     at = _put_header(out, CANCEL, session, len(tasks), 0, 0)
@@ -241,6 +248,20 @@ def unpack_cancel(message: np.ndarray) -> list[int]:
     if message.nbytes != HEADER.itemsize + 8 * header["n_tasks"]:
         raise WireFault(f"a CANCEL message of {message.nbytes} bytes does not match its count")
     return list(message[HEADER.itemsize :].view("<i8").tolist())
+
+
+def in_messages(results: Sequence[WireResult], room: int = UP_BYTES) -> list[list[WireResult]]:
+    """The results, in order, in as few parts as fit ANSWERS messages of `room` bytes."""
+    parts: list[list[WireResult]] = []
+    free = 0
+    for result in results:
+        needed = RESULT.itemsize + len(result.cells) * CELL.itemsize + len(_short(result.reason))
+        if not parts or needed > free:
+            parts.append([])
+            free = room - HEADER.itemsize
+        parts[-1].append(result)
+        free -= needed
+    return parts
 
 
 def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -> int:

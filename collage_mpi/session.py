@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +24,7 @@ from collage_mpi.crew import Crew
 from collage_mpi.encode import Encoder
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.feed import Feed, Reader
-from collage_mpi.muster import cost_ratio, muster, roll_call
+from collage_mpi.muster import ServiceCosts, muster, roll_call, service_costs
 from collage_mpi.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.progress import StatusReporter
 from collage_mpi.recorder import Recorder, Totals
@@ -98,12 +98,12 @@ def _run_plan(
     warn_of_bad_shards(plan.shards)
     manifest = make_manifest(plan)
     # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
-    known_ratio = None
+    known: dict[str, Any] = {}
     if resume:
         status = RunWriter.finished(out, manifest)
         if status is not None:
             return Outcome(status, "every image had its row already", out)
-        known_ratio = read_manifest(out).get("cost_ratio")  # one run, one ratio
+        known = read_manifest(out)
         writer, done = RunWriter.reopen(out, manifest)
         order = _not_done(plan, done)
     else:
@@ -114,9 +114,8 @@ def _run_plan(
         # Opened first: the first images are read and shrunk while the ranks load.
         with ReadAhead(plan.shards, order, cells=cell_maker(plan, encoder)) as reader:
             hellos = muster(plan, crew, encoder, stop_reason)
-            ratio, services = cost_ratio(plan, crew)
-            ratio = ratio if known_ratio is None else known_ratio
-            crew.start(ratio)
+            costs = service_costs(plan, crew).as_known(known)
+            crew.start(costs.ratio, costs.batch_costs)
             name = phase or settings.scheme
             progress = StatusReporter(len(order), name, every_s=_every_s(settings))
             coordinator = build_coordinator(
@@ -128,7 +127,7 @@ def _run_plan(
                 stop_reason,
                 progress,
                 arrivals=_arrivals(plan, order),
-                ratio=ratio,
+                costs=costs,
             )
             try:
                 finish = coordinator.run(*roll_call(plan, crew, hellos))
@@ -136,7 +135,7 @@ def _run_plan(
                 progress.close()
         crew.end()
         status, faults = judge_input(plan.shards, finish.status)
-        final = _final(plan, coordinator, hellos, ratio, services)
+        final = _final(plan, coordinator, hellos, costs)
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
     except CollageError as error:
         mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
@@ -240,11 +239,12 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         **settings.labels(),
         "mode": settings.mode,
         "open_loop": settings.open_loop,
+        "batch": settings.batch,
         "side": settings.side,
         "straggler": _straggling(settings),
         "placement": plan.placement.describe(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "warmup_groups": settings.warmup_groups,
+        "warmup_groups": settings.warm_groups,
     }
 
 
@@ -265,20 +265,19 @@ def build_coordinator(
     status: StatusReporter,
     *,
     arrivals: Arrivals | None = None,
-    ratio: float = 1.0,
+    costs: ServiceCosts | None = None,
 ) -> Coordinator:
-    """Rank 0's loop for a plan, ready to run on a crew that was told to start.
-
-    `ratio` is the collage network's service time over the single's.
-    """
+    """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
     settings, clock = plan.settings, time.monotonic_ns
     scheme = make_scheme(settings.scheme_settings())
-    scheduler = Scheduler(scheduler_settings(settings, len(plan.placement.workers), ratio), scheme)
+    known = (costs.ratio, costs.batch_costs) if costs is not None else ()
+    workers = len(plan.placement.workers)
+    scheduler = Scheduler(scheduler_settings(settings, workers, *known), scheme)
     recorder = Recorder(
         writer,
         start_ns=clock(),
         group_size=settings.group_size,
-        warmup_groups=settings.warmup_groups,
+        warmup_groups=settings.warm_groups,
     )
 
     def report(recorder: Recorder) -> None:
@@ -305,7 +304,10 @@ def build_coordinator(
 
 
 def scheduler_settings(
-    settings: RunSettings, workers: int, ratio: float = 1.0
+    settings: RunSettings,
+    workers: int,
+    ratio: float = 1.0,
+    batch_costs: Mapping[str, float] | None = None,
 ) -> SchedulerSettings:
     """The scheduler's part of the settings, in its units; ratio: collage over single."""
 
@@ -316,6 +318,9 @@ def scheduler_settings(
         group_size=settings.group_size,
         ranks=workers,
         costs={"collage": ratio},
+        batch_costs=batch_costs or {},
+        batch=settings.batch,
+        together=not settings.open_loop,
         depth=settings.groups_in_flight,
         drain=settings.between == "drain",
         linger_ns=ns(settings.linger_ms, 1e6),
@@ -328,15 +333,16 @@ def _final(
     plan: Plan,
     coordinator: Coordinator,
     hellos: dict[int, dict[str, Any]],
-    cost_ratio: float,
-    services: dict[str, int],
+    costs: ServiceCosts,
 ) -> dict[str, Any]:
     """What is known only at the end, for the manifest."""
     return {
         "world": [{"rank": 0, "host": "", "kinds": [], "role": "coordinator"}]
         + [{"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())],
-        "cost_ratio": cost_ratio,
-        "idle_service_ns": services,
+        "cost_ratio": costs.ratio,
+        "batch_costs": costs.batch_costs,
+        "idle_service_ns": costs.idle_ns,
+        "idle_batch_ns": costs.batch_ns,
         "rank0": coordinator.work.means(),
         "poll": {
             "longest_gap_ns": coordinator.polls.longest_ns,

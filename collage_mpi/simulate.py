@@ -6,9 +6,11 @@ Does not know: MPI, torch, shards. What it shares with a real run is the schedul
 delay models and the rows, so that verify, summary and figures read both alike.
 
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
-come and it is free; a send occupies it for `send_ns`, a collage for `encode_ns` more.
+come and it is free; a message sent occupies it for `send_ns`, a collage for `encode_ns` more.
 A message travels for `network_ns`. A rank's service time is its draw, times the cost
-ratio for a collage; without a delay model it is `single_ns`. What it answers is replayed
+ratio for a collage; without a delay model it is `single_ns`. The tasks of a message are one
+batch: what was cancelled is left out of it, the largest draw counts, times what such a batch
+takes over one input. What it answers is replayed
 from a file of both networks' answers, or made up. Not modelled: shared network links, a
 rank's compute slowed by its neighbours, the disk.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +29,10 @@ from collage_mpi.answers import Answers
 from collage_mpi.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.config import RunSettings
 from collage_mpi.costs import Costs
+from collage_mpi.delays import service_ns
 from collage_mpi.protocol import ANSWERED, SKIPPED, WireResult
 from collage_mpi.recorder import Recorder, Writer
-from collage_mpi.scheduler import Scheduler, make_scheme
+from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
 from collage_mpi.session import scheduler_settings
@@ -45,11 +48,11 @@ ANY_SCORE = Score(0, 1.0)
 
 @dataclass
 class _Rank:
-    """A worker: what waits, what is cancelled, whether it is at work."""
+    """A worker: messages that wait, what is cancelled, whether it is at work."""
 
     id: int
     kinds: frozenset[str]
-    queue: deque[ev.Send] = field(default_factory=deque)
+    queue: deque[Sequence[ev.Send]] = field(default_factory=deque)
     cancelled: set[int] = field(default_factory=set)
     busy: bool = False
     answered: int = 0  # tasks
@@ -66,19 +69,26 @@ class Simulation:
         writer: Writer,
         ratio: float,
         answers: Answers | None = None,
+        *,
+        batch_costs: Mapping[str, float] | None = None,
     ) -> None:
-        """`ratio` is the collage network's service time over the single's."""
+        """`ratio` is the collage network's service time over the single's; by kind,
+        `batch_costs` is what a further input of a batch takes over the first."""
+        self.batch_costs = dict(batch_costs or {})
         self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
         self.placement = settings.place(settings.world_size)
         kinds = self.placement.kinds
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
         scheme = make_scheme(settings.scheme_settings())
-        self.scheduler = Scheduler(scheduler_settings(settings, len(self.ranks), ratio), scheme)
+        workers = len(self.ranks)
+        self.scheduler = Scheduler(
+            scheduler_settings(settings, workers, ratio, self.batch_costs), scheme
+        )
         self.recorder = Recorder(
             writer,
             start_ns=0,
             group_size=settings.group_size,
-            warmup_groups=settings.warmup_groups,
+            warmup_groups=settings.warm_groups,
         )
         self.finish: ev.Finish | None = None
         self._answers = answers
@@ -98,7 +108,8 @@ class Simulation:
         self._events: deque[ev.Event] = deque()
         self._dropped_timers: set[int] = set()
         self._actions = {
-            ev.Send: self._send,
+            ev.Send: lambda a: self._send((a,)),
+            ev.SendBatch: lambda a: self._send(a.sends),
             ev.Resolve: lambda a: self.recorder.resolved(a, self._stamp_ns),
             ev.Admit: self._admit,
             ev.Cancel: self._cancel,
@@ -147,14 +158,19 @@ class Simulation:
         self._free_ns = max(self._free_ns, at_ns)
         return self._free_ns
 
-    def _answer(self, at_ns: int, answer: tuple[int, WireResult]) -> None:
-        rank, result = answer
+    def _answer(self, at_ns: int, answer: tuple[int, Sequence[WireResult]]) -> None:
+        """A message: all its answers have come at the same time, and are taken in turn."""
+        rank, results = answer
         now_ns = self._begin(at_ns)
+        if self._vigil is not None:
+            self._vigil.served(max(result.held_ns for result in results))
+            self._vigil.heard(rank, now_ns, len(results))
+        for result in results:
+            self._take(now_ns, rank, result)
+
+    def _take(self, now_ns: int, rank: int, result: WireResult) -> None:
         self._free_ns += self.costs.receive_ns
         skipped = result.status == SKIPPED
-        if self._vigil is not None:
-            self._vigil.served(result.held_ns)
-            self._vigil.heard(rank, now_ns, 1)
         self.recorder.ended(result, "skipped" if skipped else "answered", now_ns, 0)
         if skipped:
             self._handle(ev.Skipped(now_ns, result.task, rank))
@@ -209,14 +225,16 @@ class Simulation:
         self._let_in(self._begin(at_ns))
         self._drain()
 
-    def _send(self, send: ev.Send) -> None:
-        encode_ns = self.costs.encode_ns if send.kind == "collage" else 0
-        self._free_ns += self.costs.send_ns + encode_ns
-        self.recorder.sent(send, self._free_ns, encode_ns)
+    def _send(self, sends: Sequence[ev.Send]) -> None:
+        """One message."""
+        encode_ns = self.costs.encode_ns if sends[0].kind == "collage" else 0
+        self._free_ns += self.costs.send_ns + len(sends) * encode_ns
         if self._vigil is not None:
-            self._vigil.sent(send.rank, self._free_ns)
-        self._events.append(ev.SendDone(self._stamp_ns, send.task, encode_ns))
-        self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, send)
+            self._vigil.sent(sends[0].rank, self._free_ns, len(sends))
+        for send in sends:
+            self.recorder.sent(send, self._free_ns, encode_ns)
+            self._events.append(ev.SendDone(self._stamp_ns, send.task, encode_ns))
+        self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, sends)
 
     def _cancel(self, action: ev.Cancel) -> None:
         self._free_ns += self.costs.send_ns
@@ -227,9 +245,9 @@ class Simulation:
 
     # ---- the workers --------------------------------------------------------
 
-    def _arrives(self, at_ns: int, send: ev.Send) -> None:
-        rank = self.ranks[send.rank]
-        rank.queue.append(send)
+    def _arrives(self, at_ns: int, sends: Sequence[ev.Send]) -> None:
+        rank = self.ranks[sends[0].rank]
+        rank.queue.append(sends)
         if not rank.busy:
             self._next_task(at_ns, rank)
 
@@ -237,42 +255,49 @@ class Simulation:
         self.ranks[cancel.rank].cancelled.add(cancel.task)
 
     def _next_task(self, at_ns: int, rank: _Rank) -> None:
-        """The rank is free: skip what is cancelled, begin the first that is not."""
+        """The rank is free: skip what is cancelled, begin the first message that is not."""
         rank.busy = self._delays.dead(rank.id, at_ns, rank.answered)
         while rank.queue and not rank.busy:
-            send = rank.queue.popleft()
-            if send.task in rank.cancelled:
-                rank.cancelled.discard(send.task)
-                self._reply(at_ns, rank, WireResult(send.task, SKIPPED))
+            sends = rank.queue.popleft()
+            results = [WireResult(s.task, SKIPPED) for s in sends if s.task in rank.cancelled]
+            wanted = [send for send in sends if send.task not in rank.cancelled]
+            if not wanted:
+                self._reply(at_ns, rank, results)
                 continue
             rank.busy = True
-            service_ns = self._service_ns(send, at_ns)
-            result = WireResult(send.task, ANSWERED, self._cells(send), 0, service_ns, service_ns)
-            self._at(at_ns + service_ns, RANK, self._done, (rank, result))
-            return
+            took_ns = self._service_ns(wanted, at_ns)
+            results += [
+                WireResult(send.task, ANSWERED, self._cells(send), 0, took_ns, took_ns)
+                for send in wanted
+            ]
+            self._at(at_ns + took_ns, RANK, self._done, (rank, results, len(wanted)))
 
     def _cells(self, send: ev.Send) -> tuple[Score | None, ...]:
         if self._answers is None:
             return (ANY_SCORE,) * len(send.items)
         return self._answers.cells(send.kind, send.items)
 
-    def _done(self, at_ns: int, done: tuple[_Rank, WireResult]) -> None:
-        rank, result = done
+    def _done(self, at_ns: int, done: tuple[_Rank, list[WireResult], int]) -> None:
+        rank, results, answered = done
         if self._delays.dead(rank.id, at_ns, rank.answered):
             return  # and it stays busy: it takes nothing more
-        rank.answered += 1
-        rank.cancelled.discard(result.task)
-        self._reply(at_ns, rank, result)
+        rank.answered += answered
+        self._reply(at_ns, rank, results)
         self._next_task(at_ns, rank)
 
-    def _reply(self, at_ns: int, rank: _Rank, result: WireResult) -> None:
-        self._at(at_ns + self.costs.network_ns, ANSWER, self._answer, (rank.id, result))
+    def _reply(self, at_ns: int, rank: _Rank, results: list[WireResult]) -> None:
+        rank.cancelled.difference_update(result.task for result in results)
+        self._at(at_ns + self.costs.network_ns, ANSWER, self._answer, (rank.id, results))
 
-    def _service_ns(self, send: ev.Send, at_ns: int) -> int:
-        ratio = self.ratio if send.kind == "collage" else 1.0
+    def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
+        """Of tasks of one kind, run as a batch."""
+        rank, kind = sends[0].rank, sends[0].kind
+        ratio = self.ratio if kind == "collage" else 1.0
+        factor = ratio * batch_factor(len(sends), self.batch_costs.get(kind, 1.0))
         if not self._injected:
-            return round(self.costs.single_ns * ratio)
-        return round(self._delays.draw_ns(send.rank, send.group, send.attempt, at_ns) * ratio)
+            return round(self.costs.single_ns * factor)
+        keys = ((send.group, send.attempt) for send in sends)
+        return service_ns(self._delays, rank, keys, at_ns, factor)
 
 
 def make_vigil(settings: RunSettings, ranks: Iterable[int]) -> Vigil:

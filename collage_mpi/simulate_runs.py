@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -24,6 +24,7 @@ from collage_mpi.config import RunSettings
 from collage_mpi.costs import Costs, costs_of
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.npy import UNREADABLE_OR_GONE
+from collage_mpi.recorder import Writer
 from collage_mpi.results import Results, RunWriter, read_results, summarise, write_summary
 from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.manifest import MANIFEST, plain
@@ -43,13 +44,14 @@ class Job:
 
     Attributes:
         settings: those of a run; shards, networks and device do not matter. The cost ratio
-            is 1.0 unless it is set: there is no network here to measure.
+            and a batch's cost are 1.0 unless set: there is no network here to measure.
         images: how many are classified.
         costs: what things take.
         answers: a file of `evaluate --save-answers`; "{side}" in it stands for the side.
         rows: write a row for every image, group and task; else the summary and the groups'
             latencies alone.
         first: the answers' row that the first image takes, whole groups rounded up.
+        measured_batch_costs: by kind, in place of the settings' one.
     """
 
     settings: RunSettings
@@ -58,6 +60,26 @@ class Job:
     answers: str | None = None
     rows: bool = True
     first: int = 0
+    measured_batch_costs: Mapping[str, float] | None = None
+
+    @property
+    def batch_costs(self) -> dict[str, float]:
+        """Kind -> what a further input of a batch takes over the first one."""
+        if self.settings.batch_cost is None and self.measured_batch_costs:
+            return dict(self.measured_batch_costs)
+        return self.settings.batch_costs()
+
+    def simulation(self, writer: Writer, answers: Answers | None) -> Simulation:
+        """Ready to run."""
+        return Simulation(
+            self.settings,
+            self.images,
+            self.costs,
+            writer,
+            self.ratio,
+            answers,
+            batch_costs=self.batch_costs,
+        )
 
     @property
     def ratio(self) -> float:
@@ -123,7 +145,7 @@ def simulate(
     writer = RunWriter.create(out, _manifest(job, loaded))
     status, final = "incomplete", {}
     try:
-        simulation = Simulation(settings, images, job.costs, writer, job.ratio, loaded)
+        simulation = job.simulation(writer, loaded)
         status = simulation.run().status
         final = _final(simulation)
     finally:
@@ -140,7 +162,7 @@ def simulate_in_memory(job: Job) -> Results:
     """
     check_job(job)
     answers, writer = job.load_answers(), MemoryWriter()
-    simulation = Simulation(job.settings, job.images, job.costs, writer, job.ratio, answers)
+    simulation = job.simulation(writer, answers)
     status = simulation.run().status
     manifest = {**_manifest(job, answers), "status": status, **_final(simulation)}
     return writer.results(Path(job.settings.out or "."), manifest)
@@ -263,7 +285,14 @@ def like(
     ratio = {"cost_ratio": manifest.get("cost_ratio"), "out": ""}
     values = {**manifest["settings"], **ratio, **changes}
     settings = RunSettings.from_mapping(values, f"settings of {run.path}")
-    return Job(settings, images or manifest["rows"], costs or costs_of(run), answers)
+    batch_costs = manifest.get("batch_costs")
+    return Job(
+        settings,
+        images or manifest["rows"],
+        costs or costs_of(run),
+        answers,
+        measured_batch_costs=batch_costs,
+    )
 
 
 def _final(simulation: Simulation) -> Json:
@@ -271,6 +300,7 @@ def _final(simulation: Simulation) -> Json:
     return {
         "world": [{"rank": 0, "kinds": []}, *world],
         "cost_ratio": simulation.ratio,
+        "batch_costs": simulation.batch_costs,
         "placement": simulation.placement.describe(),
     }
 
@@ -286,9 +316,10 @@ def _manifest(job: Job, answers: Answers | None) -> Json:
         **settings.labels(),
         "mode": f"{settings.mode}, simulated",
         "open_loop": settings.open_loop,
+        "batch": settings.batch,
         "side": settings.side,
         "straggler": settings.stragglers().describe(),
-        "warmup_groups": settings.warmup_groups,
+        "warmup_groups": settings.warm_groups,
         "class_names": list(answers.class_names) if answers else None,
         "simulated": {
             "costs": asdict(job.costs),

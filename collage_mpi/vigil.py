@@ -97,13 +97,13 @@ class Vigil:
             return self.reply_timeout_ns
         return max(LEAST_REPLY_NS, TIMES_LONGEST * self._longest_ns)
 
-    def sent(self, rank: int, now_ns: int) -> None:
-        """The rank has been sent a task: it owes an answer more."""
+    def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
+        """The rank has been sent tasks: it owes so many answers more."""
         member = self._members.get(rank)
         if member is not None:
             if member.owed == 0:
                 member.since_ns = now_ns
-            member.owed += 1
+            member.owed += tasks
 
     def heard(self, rank: int, now_ns: int, answers: int = 0) -> None:
         """The rank has sent a message, with the ends of so many tasks."""

@@ -5,7 +5,8 @@ Does not know: whether it is a single or a collage rank, other ranks, MPI calls,
 how a network is built.
 
 It reports durations only (C3): compute_ns in the network, held_ns injected on
-top. A network that raises fails its task, not the job.
+top. A network that raises fails its task, not the job. The tasks of a message are one batch;
+each reports the batch's durations, which are what its image waited for.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import numpy as np
 from collage_mpi import protocol as wire
 from collage_mpi.burner import Burn, Burners
 from collage_mpi.decode import decode
-from collage_mpi.delays import DelayModel
+from collage_mpi.delays import DelayModel, service_ns
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.models import Predictor
 from collage_mpi.protocol import WireResult, WireTask
+from collage_mpi.scheduler import batch_factor
 from collage_mpi.scheduler.events import Score
 from collage_mpi.stragglers import make_delays, read_back
 from collage_mpi.waiting import WORKER_BACKOFF, Backoff
@@ -34,7 +36,7 @@ from collage_mpi.waiting import WORKER_BACKOFF, Backoff
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
-MEASURED_RUNS = 15
+MEASURED_RUNS, LEAST_RUNS = 15, 5  # of one input; of a batch, which takes longer
 RING_SPARE = 4  # receives beyond the credit, for cancels
 FOR_EVER_NS = 1 << 62  # of the clock: a dead rank's hold
 
@@ -51,6 +53,8 @@ class Endpoint(Protocol):
     def buffer(self, nbytes: int) -> np.ndarray: ...
     def send(self, buffer: np.ndarray, nbytes: int) -> None: ...
 
+
+Cells = tuple[Score | None, ...]  # a record an item
 
 # (network spec, kind, welcome) -> predictor
 Loader = Callable[[str, str, dict[str, Any]], Predictor]
@@ -74,8 +78,12 @@ class Session:
         self.delays: DelayModel = make_delays(read_back(welcome["straggler"]))
         self.burn = Burn(**welcome["burn"]) if welcome.get("burn") else None
         self.burners: Burners | None = None
-        self.cost_ratio: float | None = None  # told by "start"; tasks wait for it
-        self.start_ns = 0  # when it was told
+        self.batch = int(welcome.get("batch", 1))  # inputs, at most
+        # What "start" tells, which tasks wait for: kind -> over a single image; kind -> what a
+        # further input of a batch takes over the first; since when.
+        self.ratios: dict[str, float] | None = None
+        self.batch_costs: dict[str, float] = {}
+        self.start_ns = 0
         self.answered = 0  # tasks
         self.queue: deque[tuple[list[WireTask], np.ndarray]] = deque()
         self.open: set[int] = set()  # tasks queued or in work
@@ -85,9 +93,11 @@ class Session:
         """Shape of one input of the kind's network."""
         return self.image_shape if kind == "single" else self.collage_shape
 
-    def start(self, cost_ratio: float, now_ns: int) -> None:
+    def start(self, content: Mapping[str, Any], now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
-        self.cost_ratio, self.start_ns = cost_ratio, now_ns
+        self.ratios = {"collage": content["cost_ratio"]}
+        self.batch_costs = content.get("batch_costs", {})
+        self.start_ns = now_ns
         if self.burn is not None:
             self.burners = Burners(self.burn)
 
@@ -138,7 +148,7 @@ class Worker:
             return True
         self._take_tasks()
         session = self.session
-        if session is not None and session.queue and session.cost_ratio is not None:
+        if session is not None and session.queue and session.ratios is not None:
             self._work(session, *session.queue.popleft())
             return True
         return False
@@ -159,10 +169,12 @@ class Worker:
         elif what == "welcome":
             self._welcome(int(wire.read_header(message)["session"]), content)
         elif what == "measure" and self.session is not None:
-            service_ns = min(self._service_times_ns(self.session, content["kind"], MEASURED_RUNS))
-            self._tell({"what": "measured", "kind": content["kind"], "service_ns": service_ns})
+            kind, batch = content["kind"], content.get("batch", 1)
+            runs = max(LEAST_RUNS, MEASURED_RUNS // batch)
+            best_ns = min(self._service_times_ns(self.session, kind, runs, batch))
+            self._tell({"what": "measured", "kind": kind, "service_ns": best_ns})
         elif what == "start" and self.session is not None:
-            self.session.start(content["cost_ratio"], self.clock())
+            self.session.start(content, self.clock())
         elif what == "end":
             self.endpoint.close_tasks()
             self._end_session()
@@ -186,7 +198,8 @@ class Worker:
             for kind in session.predictors:
                 for _ in range(welcome["warmup_tasks"]):
                     self._service_ns(session, kind, 1)
-            service_ns = {k: self._service_ns(session, k, 3) for k in session.predictors}
+            single_ns = {k: self._service_ns(session, k, 3) for k in session.predictors}
+            batch_ns = [self._try_batches(session, k) for k in session.predictors]
         except CollageError as error:
             self._cannot(error, number)
             return
@@ -209,7 +222,8 @@ class Worker:
                 "fingerprints": {k: p.fingerprint for k, p in session.predictors.items()},
                 "classes": {k: p.classes for k, p in session.predictors.items()},
                 "cells": {k: p.cells for k, p in session.predictors.items()},
-                "service_ns": service_ns,
+                "service_ns": single_ns,
+                "longest_ns": max(*batch_ns, *single_ns.values()),
             },
             number,
         )
@@ -220,18 +234,41 @@ class Worker:
         message, code = str(error)[:2000], int(error.exit_code)
         self._tell({"what": "fault", "message": message, "exit_code": code}, number)
 
-    def _service_ns(self, session: Session, kind: str, runs: int) -> int:
-        """Median time of the kind's network for one input."""
-        return int(statistics.median(self._service_times_ns(session, kind, runs)))
+    def _service_ns(self, session: Session, kind: str, runs: int, batch: int = 1) -> int:
+        """Median time of the kind's network for so many inputs."""
+        return int(statistics.median(self._service_times_ns(session, kind, runs, batch)))
 
-    def _service_times_ns(self, session: Session, kind: str, runs: int) -> list[int]:
-        batch = np.zeros((1, *session.input_shape(kind)), np.uint8)  # (1, H, W, C) uint8
+    def _service_times_ns(
+        self, session: Session, kind: str, runs: int, batch: int = 1
+    ) -> list[int]:
+        inputs = np.zeros((batch, *session.input_shape(kind)), np.uint8)  # (n, H, W, C) uint8
         times = []
         for _ in range(runs):
             start_ns = self.clock()
-            session.predictors[kind].predict(batch)
+            session.predictors[kind].predict(inputs)
             times.append(self.clock() - start_ns)
         return times
+
+    def _try_batches(self, session: Session, kind: str) -> int:
+        """Run batches of 2, 4, 8 ... up to the largest, which warms them up; ns of the last.
+
+        Raises:
+            EnvironmentFault: one does not fit the device, where smaller ones did.
+        """
+        took_ns, fits = 0, 1
+        while fits < session.batch:
+            size = min(2 * fits, session.batch)
+            try:
+                took_ns = self._service_ns(session, kind, 1, size)
+            except Exception as error:
+                if not _is_of_device(error):
+                    raise
+                raise EnvironmentFault(
+                    f"its device cannot run the {kind} network with a batch of {size} "
+                    f"({type(error).__name__}: {error}); {fits} fit: --batch {fits}"
+                ) from error
+            fits = size
+        return took_ns
 
     def _tell(self, content: dict[str, Any], session: int | None = None) -> None:
         number = session if session is not None else self.session.number if self.session else 0
@@ -276,8 +313,9 @@ class Worker:
         ended = [task.task for task in tasks]
         session.open.difference_update(ended)
         session.cancelled.difference_update(ended)
-        buffer = self.endpoint.buffer(wire.UP_BYTES)
-        self.endpoint.send(buffer, wire.pack_results(buffer, session.number, results))
+        for part in wire.in_messages(results):
+            buffer = self.endpoint.buffer(wire.UP_BYTES)
+            self.endpoint.send(buffer, wire.pack_results(buffer, session.number, part))
 
     def _inputs(
         self, session: Session, tasks: list[WireTask], pixels: np.ndarray
@@ -297,37 +335,58 @@ class Worker:
     def _classify(
         self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
     ) -> list[WireResult]:
-        """Predict, decode, hold. An exception fails these tasks and is retryable.
+        """Predict, decode, hold: the batch's durations are those of each task.
 
-        Scores that are not finite fail a task too when none of its items has others: a GPU
-        that has begun to compute nonsense is found out by its failures in a row.
+        Where a network that raises has failed all of them nobody waits for a hold.
         """
         start_ns = self.clock()
-        kind = tasks[0].kind
-        try:
-            batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
-            scores = session.predictors[kind].predict(batch)
-            parts = _split(tasks, inputs, scores)
-            cells = [_cells_of(task, part) for task, part in parts]
-            broken = [not np.isfinite(part).all(axis=2).any() for _, part in parts]
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            return [_failed(task, reason) for task in tasks]
+        outcomes = self._outcomes(session.predictors[tasks[0].kind], tasks, inputs)
         compute_ns = self.clock() - start_ns
-        drawn_ns = self._drawn_ns(session, tasks[0], start_ns - session.start_ns)
-        self._hold(start_ns + drawn_ns)
-        held_ns = max(0, self.clock() - start_ns - compute_ns) if drawn_ns > compute_ns else 0
+        held_ns = drawn_ns = 0
+        if any(not isinstance(outcome, str) for outcome in outcomes):
+            drawn_ns = self._drawn_ns(session, tasks, start_ns - session.start_ns)
+            self._hold(start_ns + drawn_ns)
+            if drawn_ns > compute_ns:
+                held_ns = max(0, self.clock() - start_ns - compute_ns)
         return [
-            _failed(task, NOT_FINITE)
-            if nonsense
-            else WireResult(task.task, wire.ANSWERED, own, compute_ns, held_ns, drawn_ns)
-            for task, own, nonsense in zip(tasks, cells, broken, strict=True)
+            _failed(task, outcome)
+            if isinstance(outcome, str)
+            else WireResult(task.task, wire.ANSWERED, outcome, compute_ns, held_ns, drawn_ns)
+            for task, outcome in zip(tasks, outcomes, strict=True)
         ]
 
-    def _drawn_ns(self, session: Session, task: WireTask, at_ns: int) -> int:
-        ratio = (session.cost_ratio or 1.0) if task.kind == "collage" else 1.0
-        drawn = session.delays.draw_ns(self.endpoint.rank, task.group, task.attempt, at_ns)
-        return round(drawn * ratio)
+    def _outcomes(
+        self, predictor: Predictor, tasks: list[WireTask], inputs: list[np.ndarray]
+    ) -> list[Cells | str]:
+        """Each task's records, or why it failed; an exception fails a task, not the job.
+
+        A batch that raises is done again one by one, so that one bad input, or a batch that
+        does not fit the device's memory now, fails none of the others. Scores that are not
+        finite fail a task too when none of its items has others: a GPU that has begun to
+        compute nonsense is found out by its failures in a row.
+        """
+        try:
+            batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
+            parts = _split(tasks, inputs, predictor.predict(batch))
+            return [
+                _cells_of(task, part) if np.isfinite(part).all(axis=2).any() else NOT_FINITE
+                for task, part in parts
+            ]
+        except Exception as error:
+            if len(tasks) == 1:
+                return [f"{type(error).__name__}: {error}"]
+        return [
+            self._outcomes(predictor, [task], [own])[0]
+            for task, own in zip(tasks, inputs, strict=True)
+        ]
+
+    def _drawn_ns(self, session: Session, tasks: list[WireTask], at_ns: int) -> int:
+        assert session.ratios is not None
+        kind = tasks[0].kind
+        batch = batch_factor(len(tasks), session.batch_costs.get(kind, 1.0))
+        keys = ((task.group, task.attempt) for task in tasks)
+        factor = session.ratios.get(kind, 1.0) * batch
+        return service_ns(session.delays, self.endpoint.rank, keys, at_ns, factor)
 
     def _dead(self, session: Session) -> bool:
         """Whether the delay model lets this rank answer nothing any more."""
@@ -363,7 +422,7 @@ def _split(
     return list(zip(tasks, np.split(scores, ends[:-1]), strict=True))
 
 
-def _cells_of(task: WireTask, scores: np.ndarray) -> tuple[Score | None, ...]:
+def _cells_of(task: WireTask, scores: np.ndarray) -> Cells:
     """The records of a task's items: its own row for a single, its cell of a collage.
 
     Args:

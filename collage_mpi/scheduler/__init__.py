@@ -16,7 +16,7 @@ from collage_mpi.scheduler.policies import (
     make_policy,
 )
 from collage_mpi.scheduler.schemes import CollageScheme, Scheme, SchemeSettings, make_scheme
-from collage_mpi.scheduler.settings import SchedulerSettings
+from collage_mpi.scheduler.settings import SchedulerSettings, batch_factor
 
 __all__ = [
     "AcceptPolicy",
@@ -29,6 +29,7 @@ __all__ = [
     "SchedulerSettings",
     "Scheme",
     "SchemeSettings",
+    "batch_factor",
     "make_policy",
     "make_scheme",
 ]

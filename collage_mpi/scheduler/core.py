@@ -41,8 +41,9 @@ class Scheduler:
     def __init__(self, settings: SchedulerSettings, scheme: Scheme) -> None:
         self.settings = settings
         self.scheme = scheme
-        health = Health(settings.costs) if scheme.watches_health else None
-        self.dispatch = Dispatch(scheme.main, health)
+        costs = settings.costs, settings.batch_costs, settings.batch
+        health = Health(*costs) if scheme.watches_health else None
+        self.dispatch = Dispatch(scheme.main, health, settings.batch)
         self.latencies = RunningQuantile()  # of single answers, late ones too
         self.timers = Timers(self.dispatch)
         self.groups = Groups(
@@ -56,6 +57,7 @@ class Scheduler:
         self._stopping: str | None = None
         self._ending = False
         self._finished = False
+        self._gathers = settings.together and settings.batch > 1
         self._handlers: dict[type, Callable[..., None]] = {
             ev.RankReady: self._on_rank_ready,
             ev.ImageArrived: self._on_image_arrived,
@@ -149,6 +151,7 @@ class Scheduler:
         if self.groups.input_closed:
             raise ProtocolViolation(f"image {event.image} arrived after InputClosed")
         self._last_image = event.image
+        self.dispatch.gathering = self._gathers
         group = self.groups.open(event.intended_ns)
         if not group.images:
             self.scheme.group_opened(self, group)
@@ -162,6 +165,9 @@ class Scheduler:
                 self.rescue.image(image)
         if self.groups.is_full(group):
             self.groups.close(group)
+        self.dispatch.gathering = False
+        if self._gathers and self.groups.batch_is_in:
+            self.dispatch.flush()
 
     def _closed(self, group: GroupState) -> None:
         if self._stopping is None:
@@ -184,7 +190,7 @@ class Scheduler:
             else:
                 because = f": {image.reason}" if image.reason else ""
                 self.error(image, f"no answer within {limit_ns / SECOND_NS:g} s{because}")
-        self.groups.close(group)  # those that came later, if any, wait for no others
+        self.groups.cut_short(group)  # those that came later, if any, wait for no others
 
     def _admit(self) -> None:
         if self._stopping is None and len(self._reported) >= self.settings.ranks:

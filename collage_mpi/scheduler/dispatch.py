@@ -1,18 +1,25 @@
 """Who has what: ranks, their queues and credit, the tasks under way.
 
-Owns: choosing a rank, sending up to its credit, what a task's end frees.
+Owns: choosing a rank, which tasks leave together, sending up to a rank's credit, what a
+task's end frees.
 Does not know: groups, schemes, retries, timers, why a task was made.
+
+Up to `batch` tasks of one kind leave in one message, a rank has at most `credit` messages at
+a time. What waits for a busy rank leaves together. While groups come in (`gathering`), tasks
+wait beside the queue for others of their batch: until there are `batch` of their kind for the
+rank, or until `flush`. Nothing else waits for a batch to fill.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Action, Item
 from collage_mpi.scheduler.health import Health
-from collage_mpi.scheduler.state import ImageState, Pool, RankState, TaskState
+from collage_mpi.scheduler.state import ImageState, Message, Pool, RankState, TaskState
 
 SINGLE, COLLAGE = "single", "collage"
 
@@ -28,16 +35,19 @@ class Order(NamedTuple):
 class Dispatch:
     """Ranks and tasks. Actions go to `actions`, which the scheduler hands on."""
 
-    def __init__(self, main: str = SINGLE, health: Health | None = None) -> None:
+    def __init__(self, main: str = SINGLE, health: Health | None = None, batch: int = 1) -> None:
         """`main`: the kind whose tasks are an image's attempts; `health` if it is watched."""
         self.main = main
         self.health = health
+        self.batch = batch
+        self.gathering = False  # whether the tasks that are made wait for others
         self.actions: list[Action] = []
         self.ranks: dict[int, RankState] = {}
         self.tasks: dict[int, TaskState] = {}  # sent, not yet terminal
         self.closed = False  # nothing is sent any more
         self.now_ns = 0
         self._pools: dict[str, Pool] = {}
+        self._gathered: dict[int, RankState] = {}  # ranks for which tasks are gathered
         self._next_task = 0
 
     # ---- ranks --------------------------------------------------------------
@@ -79,13 +89,12 @@ class Dispatch:
             self._load_changed(rank)
 
     def _unqueue(self, rank: RankState) -> list[TaskState]:
-        queued = list(rank.queue.values())
-        rank.queue.clear()
-        for task in queued:
+        waited = rank.clear()
+        for task in waited:
             _forget(task)
             for image in task.images:
                 image.sends -= task.kind == self.main  # it never left
-        return queued
+        return waited
 
     # ---- making and sending tasks -------------------------------------------
 
@@ -147,30 +156,71 @@ class Dispatch:
             image.tasks.append(task)
             if kind == self.main:
                 image.sends += 1
-        rank.queue[task.id] = task
-        self.pump(rank)
+        if self.gathering:
+            self._gather(rank, task)
+        else:
+            rank.queue[task.id] = task
+            self.pump(rank)
         self._load_changed(rank)
         return task
 
-    def pump(self, rank: RankState) -> None:
-        """Send what waits for the rank, up to its credit."""
-        while rank.queue and len(rank.outstanding) < rank.credit and not self.closed:
-            self._send(rank.queue.popitem(last=False)[1])
+    def _gather(self, rank: RankState, task: TaskState) -> None:
+        """The task waits for others, if they do not make a whole batch with it."""
+        gathered = rank.gathered.setdefault(task.kind, OrderedDict())
+        gathered[task.id] = task
+        if len(gathered) < self.batch:
+            self._gathered[rank.id] = rank
+        else:
+            del rank.gathered[task.kind]
+            rank.queue.update(gathered)
+            self.pump(rank)
 
-    def _send(self, task: TaskState) -> None:
+    def flush(self) -> None:
+        """Nobody comes to join what was gathered: it leaves."""
+        ranks, self._gathered = self._gathered, {}
+        for rank in ranks.values():
+            for gathered in rank.gathered.values():
+                rank.queue.update(gathered)
+            rank.gathered.clear()
+            self.pump(rank)
+            if self.health is not None:
+                self.health.changed(rank)
+
+    def pump(self, rank: RankState) -> None:
+        """Send what waits in the rank's queue, up to its credit."""
+        while rank.queue and rank.messages < rank.credit and not self.closed:
+            self._send(rank, self._next_message(rank))
+
+    def _next_message(self, rank: RankState) -> list[TaskState]:
+        """The next tasks in the rank's queue, of one kind, a batch at most."""
+        tasks = [rank.queue.popitem(last=False)[1]]
+        while rank.queue and len(tasks) < self.batch:
+            following = next(iter(rank.queue.values()))
+            if following.kind != tasks[0].kind:
+                break
+            del rank.queue[following.id]
+            tasks.append(following)
+        return tasks
+
+    def _send(self, rank: RankState, tasks: list[TaskState]) -> None:
+        """One message."""
+        if self.health is not None and not rank.outstanding:
+            self.health.turned(rank, self.now_ns)
+        rank.messages += 1
+        message = Message(len(tasks))
+        sends = [self._leave(task, message) for task in tasks]
+        self.actions.append(sends[0] if len(sends) == 1 else ev.SendBatch(tuple(sends)))
+
+    def _leave(self, task: TaskState, message: Message) -> ev.Send:
         # Whatever was resolved while the task waited leaves its cell blank.
         task.images = [image for image in task.images if not image.resolved]
         task.items = tuple(Item(image.id, image.cell) for image in task.images)
-        task.sent = True
-        if self.health is not None and not task.rank.outstanding:
-            self.health.turned(task.rank, self.now_ns)
+        task.message = message
         task.rank.outstanding[task.id] = task
         self.tasks[task.id] = task
         for image in task.images:
             image.holders += 1
-        self.actions.append(
-            ev.Send(task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt)
-        )
+        return ev.Send(task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt)
 
     # ---- what ends them -----------------------------------------------------
 
@@ -182,8 +232,12 @@ class Dispatch:
 
     def end(self, task: TaskState) -> None:
         """A terminal event: the task is no longer under way."""
+        assert task.message is not None
         del self.tasks[task.id]
         del task.rank.outstanding[task.id]
+        task.message.left -= 1
+        if task.message.left == 0:
+            task.rank.messages -= 1
         if self.health is not None:
             self.health.turned(task.rank, self.now_ns)
         self._load_changed(task.rank)
@@ -192,8 +246,8 @@ class Dispatch:
             self._let_go(task)
 
     def observe(self, task: TaskState, service_ns: int) -> None:
-        """The task was answered after so long at work."""
-        if self.health is not None:
+        """The task was answered, its message after so long at work: once for a message."""
+        if self.health is not None and task.message is not None and task.message.left == 0:
             self.health.observe(task, service_ns)
 
     def resolved(self, image: ImageState) -> None:
@@ -206,7 +260,7 @@ class Dispatch:
                 self.actions.append(ev.Cancel(task.id, task.rank.id))
                 if self.health is not None:
                     self.health.changed(task.rank)
-            elif task.rank.queue.pop(task.id, None) is not None:
+            elif task.rank.forget(task):
                 self._load_changed(task.rank)
         image.tasks = []
         self._release([image])

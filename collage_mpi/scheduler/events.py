@@ -30,7 +30,7 @@ class Item(NamedTuple):
 
 
 class RankReady(NamedTuple):
-    """A rank has loaded its networks and accepts `credit` tasks at a time."""
+    """A rank has loaded its networks and accepts `credit` messages at a time."""
 
     now_ns: int
     rank: int
@@ -160,6 +160,15 @@ class Send(NamedTuple):
     attempt: int
 
 
+class SendBatch(NamedTuple):
+    """Send these, all of one kind and to one rank, in one message: the rank runs them at once.
+
+    Each task has its own SendDone and its own terminal event.
+    """
+
+    sends: tuple[Send, ...]
+
+
 class Cancel(NamedTuple):
     """Advisory: nobody waits for this task's answer any more."""
 
@@ -225,7 +234,17 @@ class Finish(NamedTuple):
 
 
 Action = (
-    Admit | Send | Cancel | Resolve | SetTimer | CancelTimer | Retire | Recall | Release | Finish
+    Admit
+    | Send
+    | SendBatch
+    | Cancel
+    | Resolve
+    | SetTimer
+    | CancelTimer
+    | Retire
+    | Recall
+    | Release
+    | Finish
 )
 
 COMPLETE = "complete"

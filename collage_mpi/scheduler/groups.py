@@ -1,6 +1,7 @@
 """Images into groups, and how many may come in: back-pressure is pull.
 
-Owns: which group an image belongs to, when a group is full or closed, Admit (C6).
+Owns: which group an image belongs to, when a group is full or closed, when the groups of a
+batch are in, Admit (C6).
 Does not know: tasks, schemes, what becomes of an image.
 """
 
@@ -58,7 +59,7 @@ class Groups:
         linger_ns = self.settings.linger_ns
         if linger_ns is not None:
             at_ns = self._dispatch.now_ns + linger_ns
-            self._timers.set(at_ns, partial(self.close, group), group)
+            self._timers.set(at_ns, partial(self.cut_short, group), group)
         return group
 
     def place(self, image_id: int, group: GroupState, t0_ns: int) -> ImageState:
@@ -77,6 +78,19 @@ class Groups:
     def is_full(self, group: GroupState) -> bool:
         """Whether it holds all the images that it can."""
         return len(group.images) == self.settings.group_size
+
+    @property
+    def batch_is_in(self) -> bool:
+        """Whether no image is awaited that could join the groups of the present batch."""
+        whole = self.filling is None and self._next_group % self.settings.batch == 0
+        return whole or self._promised == 0
+
+    def cut_short(self, group: GroupState) -> None:
+        """It has waited long enough, and so have those that came with it: all of it leaves."""
+        self._dispatch.gathering = True
+        self.close(group)
+        self._dispatch.gathering = False
+        self._dispatch.flush()
 
     def close(self, group: GroupState) -> None:
         """No further image belongs to it."""
@@ -104,23 +118,28 @@ class Groups:
         self.input_closed = True
         self._promised = 0
         if self.filling is not None:
-            self.close(self.filling)
+            self.cut_short(self.filling)
+        else:
+            self._dispatch.flush()
 
     # ---- admission ----------------------------------------------------------
 
     def admit(self, silent_tasks: Callable[[], int]) -> None:
-        """Ask for whole groups while fewer than `depth` are in flight.
+        """Ask for whole groups while fewer than `depth` are in flight; for whole batches of
+        them if they are to come in together, `depth` batches then.
 
         `silent_tasks` counts those out on silent ranks: a drain does not wait for them.
         """
         if self.input_closed:
             return
-        size, depth = self.settings.group_size, self.settings.depth
+        size, step = self.settings.group_size, self.settings.admitted_together
+        depth = self.settings.depth * step
         filling = len(self.filling.images) if self.filling else 0
         if self.settings.drain:
             missing = depth if self._drained(silent_tasks) else 0
         else:
             missing = depth - self._in_flight - -(-(filling + self._promised) // size)
+            missing -= missing % step
         if missing > 0:
             self._promised += missing * size
             self._dispatch.actions.append(ev.Admit(missing * size))

@@ -5,10 +5,10 @@ by the time at which one more task would be done.
 Does not know: who is sent what and why.
 
 A rank's service time is the median of its last few, compute and held, each divided by the
-cost of its kind of network: robust against one slow answer, and soon aware of a rank that is
-slow for long. A task that takes longer than that is expected to take as long again as it is
-late: what has lasted long in a heavy tail will last. A rank that has not answered yet comes
-first while it is idle, and counts as a typical one once it has a task.
+cost of its kind of network, and of its batch: robust against one slow answer, and soon aware
+of a rank that is slow for long. A task that takes longer than that is expected to take as long
+again as it is late: what has lasted long in a heavy tail will last. A rank that has not
+answered yet comes first while it is idle, and counts as a typical one once it has a task.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 
+from collage_mpi.scheduler.settings import batch_factor
 from collage_mpi.scheduler.state import RankState, TaskState
 
 WINDOW = 9  # service times remembered of a rank
@@ -53,10 +54,19 @@ class Health:
 
     Args:
         costs: kind -> its network's service time over the single's; 1 where it is not named.
+        batch_costs: kind -> what a further input of a batch takes over the first; 1 likewise.
+        batch: tasks in a whole batch.
     """
 
-    def __init__(self, costs: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        costs: Mapping[str, float],
+        batch_costs: Mapping[str, float] | None = None,
+        batch: int = 1,
+    ) -> None:
         self._costs = dict(costs)
+        self._batch_costs = dict(batch_costs or {})
+        self._batch = batch
         self._paces: dict[int, Pace] = {}
         self._typical = Pace()  # of all ranks, for one that has not answered yet
         self._ranks: dict[int, RankState] = {}
@@ -96,7 +106,7 @@ class Health:
     def observe(self, task: TaskState, service_ns: int) -> None:
         """An answer says how long the rank was at work on it."""
         if service_ns > 0:
-            cost = self._costs.get(task.kind, 1.0)
+            cost = self._message_cost(task)
             self._paces[task.rank.id].observe(service_ns / cost)
             self._typical.observe(service_ns / cost)
             self.changed(task.rank)
@@ -156,16 +166,27 @@ class Health:
     def _finish_ns(self, rank: RankState, kind: str, now_ns: int) -> float:
         """When one more task of the kind would be done."""
         pace = self._paces[rank.id]
-        tasks = iter(rank.outstanding.values())
-        first = next(tasks, None)
-        if first is None:
-            first = next(iter(rank.queue.values()))
         service_ns = pace.service_ns or self._typical.service_ns
-        over_ns = now_ns - pace.begun_ns - service_ns * self._costs.get(first.kind, 1.0)
+        first = next(iter(rank.outstanding.values()), None)
+        over_ns = 0.0
+        if first is not None:
+            over_ns = now_ns - pace.begun_ns - service_ns * self._message_cost(first)
         free_ns = now_ns + abs(over_ns)
-        each_ns = service_ns + max(0, over_ns)
-        waiting = sum(1 for task in tasks if task.pending > 0) + len(rank.queue)
-        return free_ns + each_ns * (waiting + self._costs.get(kind, 1.0))
+        each_ns = service_ns + max(0.0, over_ns)
+        waiting = rank.load - len(rank.outstanding)
+        for task in rank.outstanding.values():
+            waiting += task.pending > 0 and task.message is not first.message  # type: ignore[union-attr]
+        share = self._batch_cost(kind, self._batch) / self._batch  # of a batch
+        return free_ns + each_ns * (waiting * share + self._costs.get(kind, 1.0))
+
+    def _message_cost(self, task: TaskState) -> float:
+        """What the message that the task left in takes, over one single image."""
+        size = 1 if task.message is None else task.message.size
+        return self._costs.get(task.kind, 1.0) * self._batch_cost(task.kind, size)
+
+    def _batch_cost(self, kind: str, size: int) -> float:
+        """A batch over one input."""
+        return batch_factor(size, self._batch_costs.get(kind, 1.0))
 
     def _sorted(self, kind: str, now_ns: int) -> _Order:
         """The ranks of the kind, those that have changed since the last choice sorted in."""

@@ -12,6 +12,16 @@ from dataclasses import dataclass, field
 SECOND_NS = 1_000_000_000
 
 
+def batch_factor(inputs: int, further: float) -> float:
+    """A batch's service time over one input's: the first one, and what each further one adds.
+
+    Args:
+        inputs: in the batch, 1 or more.
+        further: what a further input takes, over the first one.
+    """
+    return 1.0 + (inputs - 1) * further
+
+
 @dataclass(frozen=True)
 class SchedulerSettings:
     """What the scheduler is told once.
@@ -21,7 +31,12 @@ class SchedulerSettings:
         ranks: worker ranks that must be ready or lost before the first Admit.
         costs: kind -> its network's service time over the single's, 1 where not named; only
             schemes that watch the ranks' health ask.
-        depth: groups in flight (closed loop).
+        batch_costs: kind -> what a further input of a batch takes over the first one, 1 where
+            not named; asked for as `costs` are.
+        batch: tasks of a kind that leave for a rank in one message, at most.
+        together: groups come in by so many (closed loop), and the tasks that a rank gets of
+            them leave together; else only what waits for a busy rank does.
+        depth: groups in flight, or batches of groups that come in together.
         drain: release the next groups only when no task is under way at all.
         linger_ns: close a group this long after its first image; None waits for it to fill.
         image_timeout_ns: give up a group's images this long after its t0; None never does.
@@ -36,6 +51,9 @@ class SchedulerSettings:
     group_size: int
     ranks: int
     costs: Mapping[str, float] = field(default_factory=dict)
+    batch_costs: Mapping[str, float] = field(default_factory=dict)
+    batch: int = 1
+    together: bool = True
     depth: int = 1
     drain: bool = False
     linger_ns: int | None = None
@@ -45,3 +63,8 @@ class SchedulerSettings:
     end_ns: int = 30 * SECOND_NS
     stop_ns: int = 5 * SECOND_NS
     park_ns: int = 30 * SECOND_NS
+
+    @property
+    def admitted_together(self) -> int:
+        """Groups that come in at a time."""
+        return self.batch if self.together else 1

@@ -7,8 +7,9 @@ Does not know: schemes, policies, when anything happens.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
+from itertools import chain
 
 from collage_mpi.scheduler.events import Item, Score
 
@@ -75,10 +76,10 @@ class TaskState:
         "images",
         "items",
         "kind",
+        "message",
         "pending",
         "rank",
         "send_done",
-        "sent",
         "source",
     )
 
@@ -100,8 +101,22 @@ class TaskState:
         self.group = images[0].group
         self.attempt = attempt
         self.pending = len(images)  # of these, not yet resolved
-        self.sent = False
+        self.message: Message | None = None  # that it left in
         self.send_done = False
+
+    @property
+    def sent(self) -> bool:
+        """Whether it has left."""
+        return self.message is not None
+
+
+class Message:
+    """Tasks that left for a rank together: one batch there, over when its last one ends."""
+
+    __slots__ = ("left", "size")
+
+    def __init__(self, tasks: int) -> None:
+        self.size = self.left = tasks
 
 
 class RankStatus(Enum):
@@ -118,9 +133,11 @@ class RankState:
     __slots__ = (
         "credit",
         "failures",
+        "gathered",
         "host",
         "id",
         "kinds",
+        "messages",
         "outstanding",
         "queue",
         "retired",
@@ -136,12 +153,34 @@ class RankState:
         self.retired = False  # takes no new work, whatever its status
         self.failures = 0  # in a row
         self.outstanding: dict[int, TaskState] = {}
+        self.messages = 0  # that the outstanding tasks left in
         self.queue: OrderedDict[int, TaskState] = OrderedDict()
+        # kind -> tasks that wait for the others of their batch to come
+        self.gathered: dict[str, OrderedDict[int, TaskState]] = {}
 
     @property
     def load(self) -> int:
-        """Tasks outstanding or queued."""
-        return len(self.outstanding) + len(self.queue)
+        """Tasks outstanding or waiting to be sent."""
+        load = len(self.outstanding) + len(self.queue)
+        return load + sum(map(len, self.gathered.values())) if self.gathered else load
+
+    def waiting(self) -> Iterator[TaskState]:
+        """Tasks not sent yet, those that are next first."""
+        return chain(self.queue.values(), *(kind.values() for kind in self.gathered.values()))
+
+    def clear(self) -> list[TaskState]:
+        """Nothing waits for it any more; what did."""
+        waited = list(self.waiting())
+        self.queue.clear()
+        self.gathered.clear()
+        return waited
+
+    def forget(self, task: TaskState) -> bool:
+        """The task need not be sent; whether it waited."""
+        if self.queue.pop(task.id, None) is not None:
+            return True
+        gathered = self.gathered.get(task.kind)
+        return gathered is not None and gathered.pop(task.id, None) is not None
 
 
 class Pool:

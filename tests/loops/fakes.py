@@ -1,8 +1,8 @@
 """A clock that tests move, and ranks in virtual time behind the coordinator's transport.
 
 Owns: stand-ins for the clock, the reader, the writer, a worker's endpoint, and a cluster whose
-ranks serve tasks in order, skip what was cancelled before they began, and take as long
-as the test says.
+ranks serve messages in order, skip what was cancelled before they began, and take as long
+as the test says, for a batch as long as for its slowest task.
 Does not know: MPI, the scheduler, networks. Nothing here sleeps.
 """
 
@@ -130,10 +130,12 @@ class Cluster:
     ) -> None:
         self.clock, self.side = clock, side
         self.service_ns, self.behave, self.wire_ns = service_ns, behave, wire_ns
-        self.queues: dict[int, deque[tuple[int, WireTask, list[int]]]] = {}
+        self.queues: dict[int, deque[tuple[int, list[tuple[WireTask, list[int]]]]]] = {}
         self.free_at: dict[int, int] = {}
         self.cancelled: dict[int, int] = {}  # task -> when its rank knew
         self.tasks: list[tuple[int, WireTask]] = []  # (rank, task) in the order sent
+        self.messages: list[tuple[int, int]] = []  # (rank, tasks) of each
+        self.cancels = 0  # messages
         self.dropped: list[int] = []  # lost ranks
         self.starts: dict[int, int] = {}  # task -> when its rank began it
         self._up: list[tuple[int, int, int, np.ndarray]] = []  # heap
@@ -148,16 +150,19 @@ class Cluster:
         arrives_ns = self.clock.now_ns + self.wire_ns
         assert wire.read_header(message)["session"] == SESSION
         if wire.read_header(message)["type"] == wire.CANCEL:
-            for task in wire.unpack_cancel(message):
-                self.cancelled[task] = arrives_ns
+            self.cancels += 1
+            for cancelled in wire.unpack_cancel(message):
+                self.cancelled[cancelled] = arrives_ns
             return
-        (task,), pixels = wire.unpack_tasks(message)
-        assert token == task.task
-        self.tasks.append((rank, task))
-        self.queues.setdefault(rank, deque()).append(
-            (arrives_ns, task, self._corners(task, pixels))
-        )
-        self._sent.append(task.task)
+        tasks, pixels = wire.unpack_tasks(message)
+        assert token == tasks[0].task
+        assert len({task.kind for task in tasks}) == 1
+        self.messages.append((rank, len(tasks)))
+        self.tasks += [(rank, task) for task in tasks]
+        parts = np.split(pixels, len(tasks))  # equal: one image, or one collage, each
+        batch = [(task, self._corners(task, part)) for task, part in zip(tasks, parts, strict=True)]
+        self.queues.setdefault(rank, deque()).append((arrives_ns, batch))
+        self._sent.append(tasks[0].task)
 
     def _corners(self, task: WireTask, pixels: np.ndarray) -> list[int]:
         """Top-left pixel of each item, from the bytes that travelled."""
@@ -190,25 +195,34 @@ class Cluster:
                 start_ns = max(self.free_at.get(rank, 0), queue[0][0])
                 if start_ns > now_ns:
                     break
-                _, task, corners = queue.popleft()
-                self._end(rank, task, corners, start_ns)
+                self._end(rank, queue.popleft()[1], start_ns)
 
-    def _end(self, rank: int, task: WireTask, corners: list[int], start_ns: int) -> None:
-        if self.cancelled.get(task.task, start_ns + 1) <= start_ns:
-            self.answer(rank, WireResult(task.task, wire.SKIPPED), start_ns + self.wire_ns)
-            return
-        self.starts[task.task] = start_ns
-        self.free_at[rank] = start_ns + self.service_ns(rank, task)
-        result = self.behave(rank, task, corners)
-        if result is not None:
-            self.answer(rank, result, self.free_at[rank] + self.wire_ns)
+    def _end(self, rank: int, batch: list[tuple[WireTask, list[int]]], start_ns: int) -> None:
+        stale = {t.task for t, _ in batch if self.cancelled.get(t.task, start_ns + 1) <= start_ns}
+        results = [WireResult(task, wire.SKIPPED) for task in stale]
+        end_ns = start_ns
+        for task, corners in batch:
+            if task.task not in stale:
+                self.starts[task.task] = start_ns
+                end_ns = max(end_ns, start_ns + self.service_ns(rank, task))
+                result = self.behave(rank, task, corners)
+                results += [] if result is None else [result]
+        if end_ns > start_ns:
+            self.free_at[rank] = end_ns
+        if results:
+            self.answer(rank, results, end_ns + self.wire_ns)
 
     def answer(
-        self, rank: int, result: WireResult, at_ns: int | None = None, session: int = SESSION
+        self,
+        rank: int,
+        results: WireResult | list[WireResult],
+        at_ns: int | None = None,
+        session: int = SESSION,
     ) -> None:
-        """A result that arrives at a time, by default now."""
-        out = np.zeros(4096, np.uint8)
-        message = out[: wire.pack_results(out, session, [result])]
+        """Results in one message that arrives at a time, by default now."""
+        out = np.zeros(16384, np.uint8)
+        results = results if isinstance(results, list) else [results]
+        message = out[: wire.pack_results(out, session, results)]
         self.push(rank, message, at_ns)
 
     def push(self, rank: int, message: np.ndarray, at_ns: int | None = None) -> None:

@@ -83,7 +83,7 @@ class Job:
         grace_ns: int | None = None,
         copies: int = 1,
         every_ns: int = 0,
-        batch: int = 1,
+        reads: int = 1,
         cluster: dict[str, Any] | None = None,
         stop_at_ns: int | None = None,
         credit: int = 2,
@@ -97,7 +97,7 @@ class Job:
         self.cluster = Cluster(self.clock, side=side, **(cluster or {}))
         self.writer = ListWriter()
         self.feed = Feed(
-            ListReader(list(self.records), self.clock, every_ns, batch),
+            ListReader(list(self.records), self.clock, every_ns, reads),
             Encoder(Grid(side, SHAPE[0]), SHAPE),
             SESSION,
             self.clock,
@@ -181,7 +181,7 @@ class Job:
         assert finish.status == ev.COMPLETE, finish
         assert sorted(row.row for row in self.writer.images) == list(range(len(self.records)))
         assert self.feed.held == 0
-        assert not self.coordinator._encode_ns
+        assert not self.coordinator._leaving
 
 
 @pytest.mark.parametrize("images", [0, 1, 3, 4, 5, 16, 37])
@@ -198,7 +198,13 @@ class Job:
         {"credit": 1},
         {"every_ns": MS // 10},
         {"every_ns": MS // 2, "linger_ns": MS},
-        {"every_ns": MS // 4, "batch": 3, "depth": 3},
+        {"every_ns": MS // 4, "reads": 3, "depth": 3},
+        {"batch": 4},
+        {"batch": 3, "depth": 2, "credit": 1},
+        {"batch": 2, "drain": True},
+        {"batch": 4, "singles": 3, "collages": 2, "copies": 2},
+        {"batch": 3, "every_ns": MS // 2, "linger_ns": MS},
+        {"batch": 3, "every_ns": MS // 4, "together": False, "depth": 4},
     ],
     ids=str,
 )
@@ -225,7 +231,9 @@ def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
         depth=chance.choice([1, 3]),
         drain=chance.random() < 0.3,
         every_ns=chance.choice([0, MS // 10, MS]),
-        batch=chance.choice([1, 5, 17]),
+        reads=chance.choice([1, 5, 17]),
+        batch=chance.choice([1, 2, 4]),
+        together=chance.random() < 0.7,
         policy=chance.choice(["first", "grace"]),
         grace_ns=2 * MS,
         cluster={
@@ -236,6 +244,50 @@ def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
     assert job.run().status in (ev.COMPLETE, ev.COMPLETE_WITH_ERRORS)
     assert len(job.writer.images) == 60
     assert job.feed.held == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("every_ns", [0, MS // 10])
+def test_a_rank_gets_its_tasks_of_a_batch_in_one_message(depth, every_ns):
+    """Four groups at a time: four images a single rank, four collages the collage rank."""
+    job = Job(16 * 4, batch=4, depth=depth, every_ns=every_ns, policy="grace", grace_ns=10**10)
+    job.complete()
+    assert job.cluster.messages == [(r, 4) for r, _ in job.cluster.messages]
+    assert len(job.cluster.messages) == 5 * 4
+    together = {}
+    for task in job.writer.tasks:
+        together.setdefault((task.rank, task.done_ns), []).append(task.group)
+    assert sorted(map(tuple, together.values()))[::5] == [
+        tuple(range(first, first + 4)) for first in (0, 4, 8, 12)
+    ]
+    released = {g.group: g.t0_ns for g in job.writer.groups}
+    assert len({released[g] for g in range(4 * depth)}) == 1  # t0 is the batch's
+
+
+def test_the_last_batch_does_not_wait_for_images_that_do_not_come():
+    job = Job(4 * 5 + 1, batch=4)  # a whole batch, one group more, and a group of one image
+    job.complete()
+    sizes = Counter(size for _, size in job.cluster.messages)
+    assert sizes == {4: 5, 2: 2, 1: 3}  # image 0 and the collage twice, images 1 to 3 once
+
+
+def test_a_failed_task_of_a_batch_is_done_again_and_the_others_stay():
+    def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        if task.attempt == 1 and rank == 2 and task.group == 1:
+            return WireResult(task.task, wire.FAILED, reason="boom", retryable=True)
+        return truthful(rank, task, pixels)
+
+    job = Job(16, scheme="none", batch=4, cluster={"behave": behave})
+    job.complete()
+    assert job.sources == {"single": 15, "retry": 1}
+
+
+def test_cancels_that_follow_from_one_answer_are_one_message_a_rank():
+    slow = {"service_ns": lambda rank, task: (20 if rank == 1 else 1) * MS}
+    job = Job(160, batch=4, cluster=slow)
+    job.complete()
+    cancelled = [t for t, rank in ((t, r) for r, t in job.cluster.tasks) if rank == 1]
+    assert 0 < job.cluster.cancels <= len(cancelled) / 2
 
 
 def test_a_bad_row_is_an_error_row_and_its_neighbours_are_classified():
@@ -250,7 +302,7 @@ def test_a_bad_row_is_an_error_row_and_its_neighbours_are_classified():
 @pytest.mark.parametrize("every_ns", [0, MS])
 def test_whole_groups_of_bad_rows_arrive_in_order(depth, bad, every_ns):
     records = [record(i, "crc" if i < bad else None) for i in range(14)]
-    job = Job(records, depth=depth, every_ns=every_ns, batch=14)
+    job = Job(records, depth=depth, every_ns=every_ns, reads=14)
     assert job.run().status == ev.COMPLETE_WITH_ERRORS
     assert sorted(row.row for row in job.writer.images) == list(range(14))
 

@@ -38,8 +38,8 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
     assert [image for image, _ in feed.admit(4)] == [0, 1, 2, 3]
     for rank in (1, 2):
         send = Send(rank, rank, "collage", ((0, 0), (3, 2)), 0, 0)
-        packed = feed.pack(send, lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
-        assert packed.encode_ns > 0
+        packed = feed.pack([send], lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
+        assert packed.encodes_ns[0] > 0
         (task,), pixels = unpack_tasks(packed.buffer[: packed.nbytes])
         assert task.items == send.items
         collage = pixels.reshape(6, 6, 1)

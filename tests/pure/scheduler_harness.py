@@ -43,6 +43,7 @@ class Harness:
         hedge_budget: float = 1.0,
         placement: str = "fixed",
         credit: int = 2,
+        batch: int = 1,
         **settings,
     ) -> None:
         if scheme == "collage-only":
@@ -65,11 +66,14 @@ class Harness:
             )
         )
         self.scheduler = Scheduler(
-            SchedulerSettings(group_size=side * side, ranks=singles + collages, **settings),
+            SchedulerSettings(
+                group_size=side * side, ranks=singles + collages, batch=batch, **settings
+            ),
             self.scheme,
         )
         self.now_ns = 0
-        self.credit = credit
+        self.credit, self.batch = credit, batch
+        self.messages: list[tuple[ev.Send, ...]] = []
         single, collage = frozenset({SINGLE}), frozenset({COLLAGE})
         if self.scheme.watches_health and placement == "fastest" and singles:
             single = collage = single | collage
@@ -205,6 +209,22 @@ class Harness:
         self.admitted += action.images
 
     def _do_send(self, send: ev.Send) -> None:
+        self._message((send,))
+
+    def _do_sendbatch(self, batch: ev.SendBatch) -> None:
+        assert 2 <= len(batch.sends) <= self.batch
+        assert len({(send.rank, send.kind) for send in batch.sends}) == 1
+        self._message(batch.sends)
+
+    def _message(self, sends: tuple[ev.Send, ...]) -> None:
+        self.messages.append(sends)
+        for send in sends:
+            self._task_leaves(send)
+        rank = sends[0].rank
+        out = sum(s[0].rank == rank and any(t.task in self.live for t in s) for s in self.messages)
+        assert out <= self.credit, "more messages out than the credit (3)"
+
+    def _task_leaves(self, send: ev.Send) -> None:
         assert send.task not in self.sent, "task ids are never reused"
         assert send.items
         assert send.rank in self.ready - self.lost - self.retired - self.suspected
@@ -214,8 +234,6 @@ class Harness:
             assert item.image not in self.resolved, "no Send after the Resolve (2)"
             assert item.image not in self.released, "pixels are gone (7)"
         self.sent[send.task] = self.live[send.task] = send
-        at_rank = sum(s.rank == send.rank for s in self.live.values())
-        assert at_rank <= self.credit, "more outstanding than the credit (3)"
 
     def _do_cancel(self, action: ev.Cancel) -> None:
         assert action.task in self.live
@@ -280,7 +298,7 @@ class Harness:
         waiting = {
             image.id
             for rank in self.scheduler.dispatch.ranks.values()
-            for task in rank.queue.values()
+            for task in rank.waiting()
             for image in task.images
         }
         filling = self.scheduler.groups.filling

@@ -35,6 +35,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         hedge_ns=st.sampled_from([None, 0, 10 * MS]),
         hedge_budget=st.sampled_from([0.0, 0.3, 1.0]),
         credit=st.integers(1, 3),
+        batch=st.integers(1, 4),
+        together=st.booleans(),
         depth=st.integers(1, 3),
         drain=st.booleans(),
         linger=st.sampled_from([None, 5 * MS]),
@@ -138,6 +140,14 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert load == self.job.scheduler.dispatch.ranks[rank].load
 
     @invariant()
+    def nothing_waits_for_a_batch_that_is_in(self):
+        if hasattr(self, "job") and self.job.finish is None:
+            scheduler = self.job.scheduler
+            ranks = scheduler.dispatch.ranks.values()
+            gathered = any(any(rank.gathered.values()) for rank in ranks)
+            assert not (gathered and scheduler.groups.batch_is_in)
+
+    @invariant()
     def ranks_are_sorted_once(self):
         health = self.job.scheduler.dispatch.health if hasattr(self, "job") else None
         for kind in health._changed if health else ():
@@ -160,7 +170,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def no_memory_is_kept(self):
         scheduler = self.job.scheduler
-        assert all(not rank.queue for rank in scheduler.dispatch.ranks.values())
+        assert not any(list(rank.waiting()) for rank in scheduler.dispatch.ranks.values())
+        if not self.job.live:
+            assert not any(rank.messages for rank in scheduler.dispatch.ranks.values())
         if not self.job.live:
             assert not scheduler.dispatch.tasks
 
