@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON=${PYTHON:-python3}
-TEST_TIMEOUT_S=${TEST_TIMEOUT_S:-180}
+TEST_TIMEOUT_S=${TEST_TIMEOUT_S:-300}
 export OMP_NUM_THREADS=1   # the ranks of one test share the cores already
 export PYTHONUNBUFFERED=1
 

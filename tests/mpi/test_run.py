@@ -85,11 +85,11 @@ def counted(rows: np.ndarray, column: str, names: tuple[str, ...]) -> dict[str, 
     return {names[code]: int(count) for code, count in zip(codes, counts, strict=True)}
 
 
-def run_many(mpiexec, programs, folder: Path, n: int, cases: list, timeout: float = 60) -> list:
+def run_many(mpiexec, programs, folder: Path, n: int, cases: list) -> list:
     """Several commands in one launch; per case the list of what each rank returned and said."""
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps([[str(w) for w in case] for case in cases]))
-    done = mpiexec(n, [programs / "many.py", folder / "cases.json", folder], timeout, QUICK)
+    done = mpiexec(n, [programs / "many.py", folder / "cases.json", folder], env=QUICK)
     assert done.returncode == 0, done.stderr
     by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]
     return [list(case) for case in zip(*by_rank, strict=True)]
@@ -283,7 +283,7 @@ def test_a_defect_on_any_rank_ends_the_job_with_one_message(
     mpiexec, programs, both, tmp_path, rank, stage
 ):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
-    done = mpiexec(4, [programs / "saboteur.py", rank, stage, *run], timeout=30, env=QUICK)
+    done = mpiexec(4, [programs / "saboteur.py", rank, stage, *run], env=QUICK)
     assert done.returncode != 0
     teller = 0 if stage == "garble" else rank  # rank 0 finds what another has garbled
     lines = [line.lstrip(" \0") for line in done.stderr.splitlines()]  # behind a banner's end
@@ -295,7 +295,7 @@ def test_a_defect_on_any_rank_ends_the_job_with_one_message(
 
 def test_a_full_disk_is_one_message_and_resumable(mpiexec, programs, both, tmp_path):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
-    done = mpiexec(4, [programs / "saboteur.py", 0, "disk_full", *run], timeout=30, env=QUICK)
+    done = mpiexec(4, [programs / "saboteur.py", 0, "disk_full", *run], env=QUICK)
     assert done.returncode == ExitCode.ENVIRONMENT
     assert "No space left" in one_message(done.stderr)
     assert verify_run(tmp_path / "out").status == "incomplete"
@@ -331,7 +331,7 @@ def test_ranks_with_other_weights_are_refused(mpiexec, programs, both, tmp_path)
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_killed_rank_ends_the_job_and_resume_completes(mpiexec, programs, both, tmp_path, rank):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
-    done = mpiexec(4, [programs / "saboteur.py", rank, "kill", *run], timeout=30, env=QUICK)
+    done = mpiexec(4, [programs / "saboteur.py", rank, "kill", *run], env=QUICK)
     assert done.returncode != 0
     assert not (tmp_path / "out" / "COMPLETE").exists()
     report = verify_run(tmp_path / "out")
@@ -365,7 +365,7 @@ def wrapped(folder: Path, mpiexec: Path, flags: list[str]) -> Path:
 def test_a_rank_that_stops_for_good_cannot_keep_the_job(mpiexec, programs, both, tmp_path):
     """All images have their rows by the collage; the job ends without the frozen rank."""
     run = [*both, "--singles", "3", "--side", "2", "--out", tmp_path / "out"]
-    done = mpiexec(5, [programs / "saboteur.py", 2, "freeze", *run], timeout=40, env=QUICK)
+    done = mpiexec(5, [programs / "saboteur.py", 2, "freeze", *run], env=QUICK)
     assert "rank(s) 2 did not end when told to" in one_message(done.stderr)
     check_run(tmp_path / "out")
 
@@ -443,7 +443,7 @@ def test_each_mistake_is_one_message_and_a_code(mpiexec, programs, data, both, t
     ]
     start_s = time.monotonic()
     found = run_many(mpiexec, programs, tmp_path / "job", 4, [case for case, *_ in cases])
-    assert time.monotonic() - start_s < 40
+    assert time.monotonic() - start_s < 90  # nobody waited for a rank or a limit
     for (words, code, says), ranks in zip(cases, found, strict=True):
         said = "".join(rank["err"] for rank in ranks)
         assert codes(ranks) == [code] * 4, (words, said)
@@ -470,7 +470,7 @@ def test_one_process_without_a_launcher_is_told_which_line_to_use(both, tmp_path
         [sys.executable, "-m", "collage_mpi", *both, "--out", str(tmp_path / "out")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == ExitCode.ENVIRONMENT
     assert "one process on its own" in one_message(done.stderr)

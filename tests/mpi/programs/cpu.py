@@ -34,9 +34,9 @@ def control(self, message):
         begin()
 
 
-def run(self, ready):
+def run(self, *ranks):
     begin()
-    finish = plain_run(self, ready)
+    finish = plain_run(self, *ranks)
     end()
     return finish
 

@@ -124,7 +124,7 @@ def kill():
 
 def stop(name="SIGUSR2"):
     number = signal.Signals[name]
-    patch(coordinator.Coordinator, "run", lambda self, ready: None)
+    patch(coordinator.Coordinator, "run", lambda self, *ranks: None)
     fired = []
 
     def once():
