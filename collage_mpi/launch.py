@@ -54,7 +54,7 @@ TOLERANT_FLAGS: dict[str, tuple[str, ...]] = {
     "openmpi": ("--with-ft", "ulfm"),
     "mpich": ("-disable-auto-cleanup",),
 }
-MPICH_WRAPPER = Path(__file__).parent / "data" / "mpich_rank.sh"
+TOLERANT_WRAPPER = Path(__file__).parent / "data" / "rank.sh"
 
 # Prints the family of the library that ranks will load, without starting MPI.
 PROBE = """
@@ -161,7 +161,8 @@ def build_command(
     flags = _openmpi_flags(site, env) if mpi.family == "openmpi" else []
     wrapper: tuple[str, ...] = ()
     if fault_tolerant:
-        flags, wrapper = [*flags, *_tolerant_flags(mpi)], _tolerant_wrapper(mpi)
+        # A shell between the launcher and each rank: what for, it says itself.
+        flags, wrapper = [*flags, *_tolerant_flags(mpi)], ("sh", str(TOLERANT_WRAPPER))
     return LaunchPlan((str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program), env)
 
 
@@ -174,11 +175,6 @@ def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
             "then ends the job, and --resume goes on"
         )
     return TOLERANT_FLAGS[mpi.family]
-
-
-def _tolerant_wrapper(mpi: Mpi) -> tuple[str, ...]:
-    """MPICH's proxy ends all ranks when a child dies by a signal: a shell stands between."""
-    return ("sh", str(MPICH_WRAPPER)) if mpi.family == "mpich" else ()
 
 
 def _thread_variables(ranks: int, site: Site) -> dict[str, str]:

@@ -50,14 +50,35 @@ def family_of(root: int, table: dict[int, tuple[int, int]]) -> set[int]:
         found |= more
 
 
-def end_family(process: subprocess.Popen[str] | subprocess.Popen[bytes], grace_s: float) -> None:
+def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
+    """Live processes that were started with `word` (NAME=value) in their environment.
+
+    It finds those whose parents are gone, in whatever session; not those of other users.
+    """
+    found = set()
+    for pid in process_table(proc):
+        try:
+            if word.encode() in (proc / str(pid) / "environ").read_bytes().split(b"\0"):
+                found.add(pid)
+        except OSError:
+            continue  # it has ended, or is another user's
+    return found
+
+
+def end_family(
+    process: subprocess.Popen[str] | subprocess.Popen[bytes],
+    grace_s: float,
+    word: str | None = None,
+) -> None:
     """End a child started with start_new_session=True, and all that it started.
 
     The child gets SIGTERM and `grace_s` seconds; then what is left gets SIGKILL. Returns
-    at once when nothing is left.
+    at once when nothing is left. `word`: see `holders_of`; these end too.
     """
     # Looked up first: once the launcher has gone, its ranks' parent is no longer known.
     known = family_of(process.pid, process_table())
+    if word is not None:
+        known |= holders_of(word)
     if process.poll() is None and grace_s > 0:
         process.terminate()
         try:

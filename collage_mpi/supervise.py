@@ -13,12 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from collage_mpi.banners import BannerFilter
 from collage_mpi.errors import ExitCode
@@ -27,11 +28,13 @@ from collage_mpi.processes import end_family
 from collage_mpi.progress import Display, display_for, split_status
 
 POLL_S = 0.1
+START_GRACE_S = 10.0  # for MPI to be up after all, once a rank has ended before it was
 DRAIN_S = 1.0  # output that comes after the launcher has ended
 LEAVE_GRACE_S = 10.0  # ranks that outlive each other leave within moments of rank 0
 STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
 END_GRACE_S = 2.0  # from SIGTERM to SIGKILL
 
+JOB_VARIABLE = "COLLAGE_MPI_JOB"  # a word of its own in the environment of all its processes
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 # What makes the launcher pass a stop on to its ranks. MPICH's forwards SIGTERM, and dies
@@ -57,6 +60,7 @@ class Outcome:
         stopped_by: the first signal that asked us to stop.
         timed_out: whether the time limit ended it.
         never_up: whether it ended since MPI did not come up on all ranks in time.
+        ended_early: the first rank that ended before MPI was up, and its code.
     """
 
     launcher: int
@@ -64,6 +68,7 @@ class Outcome:
     stopped_by: int | None = None
     timed_out: bool = False
     never_up: bool = False
+    ended_early: tuple[int, int] | None = None
 
 
 class Job:
@@ -79,7 +84,7 @@ class Job:
             A launcher that makes nothing of lost ranks waits for a stopped one for ever.
         start_limit_s: seconds until rank 0 has said that MPI is up, or anything else that
             launch listens for; None for no limit. A rank that dies before leaves the others
-            waiting in MPI_Init, deaf to signals.
+            waiting in MPI_Init, deaf to signals; where that is told, they wait START_GRACE_S.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Job:
     ) -> None:
         self._leave_grace_s = leave_grace_s
         self._start_limit_s, self._up = start_limit_s, False
+        self._up_by_s: float | None = None
         self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
         self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
         self._out, self._err = out or sys.stdout, err or sys.stderr
@@ -107,11 +113,13 @@ class Job:
     def run(self) -> Outcome:
         """Start the job, follow it to its end, leave nothing of it behind."""
         with _handlers(self._signals.append):
-            process = _start(self._plan)
+            # Known by this word even when the launcher has been killed: nobody's children then.
+            word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
+            process = _start(self._plan, word)
             try:
                 self._follow(process)
             finally:
-                end_family(process, grace_s=0.0)
+                end_family(process, grace_s=0.0, word=word)
                 self._display.close()
         self._outcome.launcher = process.returncode
         return self._outcome
@@ -124,7 +132,7 @@ class Job:
             _Stream(process.stderr.fileno(), self._err, self),
         ]
         limit_s = None if self._timeout_s is None else self._clock() + self._timeout_s
-        up_by_s = None if self._start_limit_s is None else self._clock() + self._start_limit_s
+        self._up_by_s = None if self._start_limit_s is None else self._clock() + self._start_limit_s
         drain_until_s: float | None = None
         with selectors.DefaultSelector() as selector:
             for stream in streams:
@@ -138,8 +146,8 @@ class Job:
                 if limit_s is not None and now_s > limit_s:
                     self._outcome.timed_out, limit_s = True, None
                     self._kill_at_s = now_s
-                if up_by_s is not None and now_s > up_by_s and not self._up:
-                    self._outcome.never_up, up_by_s = True, None
+                if self._up_by_s is not None and now_s > self._up_by_s and not self._up:
+                    self._outcome.never_up, self._up_by_s = True, None
                     self._kill_at_s = now_s
                 if self._kill_at_s is not None and now_s >= self._kill_at_s:
                     end_family(process, END_GRACE_S)
@@ -187,18 +195,32 @@ class Job:
         """One line of output has arrived, without its newline."""
         rest, status = split_status(text)
         if status is not None:
-            self._up = True
-            if "up" in status:
-                pass
-            elif isinstance(status.get("exit"), int):
-                self._outcome.reported = status["exit"]
-                if self._leave_grace_s is not None:
-                    self._kill_at_s = self._clock() + self._leave_grace_s
-            else:
-                self._display.show(status)
+            self._heed(status)
             if not rest.strip():
                 return
         self.show(filtered.feed(rest), target)
+
+    def _heed(self, status: dict[str, Any]) -> None:
+        """What rank 0, or the shell around a rank, has to say."""
+        if isinstance(status.get("ended"), int):
+            self._ended(status["ended"], status.get("code", 0))
+            return
+        self._up = True
+        if "up" in status:
+            return
+        if isinstance(status.get("exit"), int):
+            self._outcome.reported = status["exit"]
+            if self._leave_grace_s is not None:
+                self._kill_at_s = self._clock() + self._leave_grace_s
+        else:
+            self._display.show(status)
+
+    def _ended(self, rank: int, code: int) -> None:
+        """A rank has ended. MPI that is not up yet will not be; unless it was just about to."""
+        if not self._up and self._outcome.ended_early is None:
+            self._outcome.ended_early = rank, code
+            if self._up_by_s is not None:
+                self._up_by_s = min(self._up_by_s, self._clock() + START_GRACE_S)
 
     def show(self, lines: Sequence[str], target: TextIO) -> None:
         """Pass lines on at once."""
@@ -254,14 +276,11 @@ def exit_code(
     if outcome.timed_out:
         return incomplete, "the time limit (--timeout) ended the job: incomplete"
     if outcome.never_up:
-        return int(ExitCode.ENVIRONMENT), (
-            "MPI did not come up on all ranks in time: a rank has died or hangs before it; "
-            "collage-mpi doctor says more"
-        )
+        return int(ExitCode.ENVIRONMENT), _why_never_up(outcome)
     if must_report and outcome.reported is None and code in _COMPLETE_CODES:
         return incomplete, "rank 0 ended without a word: the run is incomplete"
     if code < 0:
-        name = signal.Signals(-code).name if -code in _SIGNAL_NUMBERS else str(-code)
+        name = _SIGNAL_NAMES.get(-code, str(-code))
         code, note = 128 - code, f"the launcher was ended by {name}"
     else:
         note = None
@@ -275,13 +294,22 @@ def exit_code(
     return code, note
 
 
-_SIGNAL_NUMBERS = {int(number) for number in signal.Signals}
+_SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
 
 
-def _start(plan: LaunchPlan) -> subprocess.Popen[bytes]:
+def _why_never_up(outcome: Outcome) -> str:
+    who = "a rank has died or hangs before it"
+    if outcome.ended_early is not None:
+        rank, code = outcome.ended_early
+        who = f"rank {rank} has ended before it ({_SIGNAL_NAMES.get(code - 128, f'code {code}')})"
+    return f"MPI did not come up on all ranks in time: {who}; collage-mpi doctor says more"
+
+
+def _start(plan: LaunchPlan, word: str) -> subprocess.Popen[bytes]:
+    name, _, value = word.partition("=")
     return subprocess.Popen(
         plan.argv,
-        env={**os.environ, **plan.env},
+        env={**os.environ, **plan.env, name: value},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

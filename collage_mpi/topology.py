@@ -33,8 +33,8 @@ TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "G
 # The rank's environment under `collage-mpi launch`: machine-readable progress is wanted.
 STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
 
-# A launch whose ranks outlive each other: set by launch and by MPICH's wrapper (lost ranks are
-# not the launcher's business there); Open MPI's mpirun --with-ft ulfm sets the second.
+# A launch whose ranks outlive each other: data/rank.sh sets the first (lost ranks are not the
+# launcher's business there); Open MPI's mpirun --with-ft ulfm the second.
 FAULT_TOLERANT_VARIABLE = "COLLAGE_MPI_FAULT_TOLERANT"
 ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"
 MPIRUN_VARIABLE = "OMPI_COMM_WORLD_RANK"

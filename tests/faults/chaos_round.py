@@ -25,7 +25,7 @@ import numpy as np
 from chaos_plan import DEADLY, ROWS, SHARDS, SIGNALS, Fault, Round
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
-from collage_mpi.processes import end_family
+from collage_mpi.processes import end_family, holders_of
 from collage_mpi.results import VerifyReport, read_results, verify_run
 from collage_mpi.shards import write_shard
 
@@ -292,7 +292,7 @@ class Job:
 
     def _judge_leftovers(self, tag: str) -> None:
         until_s = time.monotonic() + LEFTOVER_S
-        while (left := tagged(tag)) and time.monotonic() < until_s:
+        while (left := holders_of(f"CHAOS_TAG={tag}")) and time.monotonic() < until_s:
             time.sleep(0.05)
         for pid in left:
             self.verdict.leftovers += 1
@@ -327,18 +327,6 @@ def environment(stage: Path, tag: str) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(INSIDE), os.environ.get("PYTHONPATH", "")]))
     more = {"CHAOS_FOLDER": str(stage), "CHAOS_TAG": tag, "PYTHONPATH": path}
     return {**os.environ, **more, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-def tagged(tag: str) -> list[int]:
-    """Live processes of a session, zombies left out."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"CHAOS_TAG={tag}".encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 def run_round(plan: Round, folder: Path, *, keep: bool = False) -> Verdict:

@@ -9,6 +9,9 @@ import sys
 import threading
 import time
 
+import pytest
+
+from collage_mpi import supervise
 from collage_mpi.launch import LaunchPlan
 from collage_mpi.processes import process_table
 from collage_mpi.supervise import Job, exit_code
@@ -87,6 +90,42 @@ def test_a_process_that_outlives_the_launcher_does_not_hold_us():
     start_s = time.monotonic()
     assert made.run().launcher == 0
     assert time.monotonic() - start_s < 10
+
+
+def test_a_launcher_that_is_killed_leaves_nobody():
+    """Its children have another parent by then, and a session and pipes of their own."""
+    made, out, _ = job(
+        "import os, signal, subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True, stdin=-3, stdout=-3,"
+        " stderr=-3)\n"
+        "print(child.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    outcome = made.run()
+    assert exit_code(outcome, None) == (137, "the launcher was ended by SIGKILL")
+    assert int(out.getvalue()) not in process_table()
+
+
+ENDED = 'print(\'@status {"ended":3,"code":137}\', file=sys.stderr, flush=True)\n'
+UP = "print('@status {\"up\":true}', file=sys.stderr, flush=True)\n"
+
+
+def test_a_rank_that_ends_before_mpi_is_up_ends_the_start(monkeypatch):
+    monkeypatch.setattr(supervise, "START_GRACE_S", 0.3)
+    made, _, _ = job(f"import sys, time\n{ENDED}time.sleep(600)", start_limit_s=600.0)
+    start_s = time.monotonic()
+    code, note = exit_code(made.run(), None)
+    assert time.monotonic() - start_s < 30
+    assert code == 3
+    assert "rank 3 has ended before it (SIGKILL)" in note
+
+
+@pytest.mark.parametrize("said", [UP + ENDED, ENDED + UP])
+def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said):
+    monkeypatch.setattr(supervise, "START_GRACE_S", 0.5)
+    made, _, err = job(f"import sys, time\n{said}time.sleep(1)", start_limit_s=600.0)
+    assert exit_code(made.run(), None) == (0, None)
+    assert err.getvalue() == ""
 
 
 STOPPABLE = (

@@ -6,29 +6,21 @@ means that nothing was mixed up.
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mortal_jobs import Ended, run_mortal
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch import build_command, site_here
-from collage_mpi.processes import process_table
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
-from collage_mpi.supervise import Job, exit_code
-from collage_mpi.topology import STATUS_VARIABLE
 
 pytestmark = pytest.mark.mpi
 
 CLASSES, IMAGES = 251, 123
-LIMIT_S = 60.0
 COMPLETE, INCOMPLETE = int(ExitCode.COMPLETE), int(ExitCode.INCOMPLETE)
 
 
@@ -42,21 +34,8 @@ def shard(tmp_path_factory) -> Path:
     return path
 
 
-@dataclass
-class Ended:
-    """A job that is over."""
-
-    code: int
-    said: str
-    out: Path
-    wall_s: float
-    folder: Path
-
-    def layers(self) -> dict[int, str]:
-        """Which layer noticed each loss, by rank."""
-        file = self.folder / "losses"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return {int(rank): layer for rank, layer, _ in map(str.split, lines)}
+class Checked(Ended):
+    """A job that is over, and what must hold of it."""
 
     def check(self, code: int = COMPLETE):
         """Every image has its right row, and the exit code is true."""
@@ -72,62 +51,18 @@ class Ended:
 
 
 @pytest.fixture
-def job(mpi, programs, shard, tmp_path):
+def job(mpi, shard, tmp_path):
     """Run `collage-mpi run` with deaths under launch's supervision: job(deaths, *flags)."""
     count = iter(range(1 << 30))
 
-    def run(
-        deaths: str,
-        *more: str,
-        singles: int = 3,
-        tolerant: bool = True,
-        out: str = "out",
-        start_limit_s: float | None = None,
-    ) -> Ended:
-        folder = tmp_path / f"deaths{next(count)}"
-        folder.mkdir()
+    def run(deaths: str, *more: str, singles: int = 3, out: str = "out", **how) -> Checked:
         flags = ["--single", "null", "--collage", "null", "--side", "2", "--singles", singles]
         words = ["run", "--shards", shard, *flags, "--out", tmp_path / out, *more]
-        program = [sys.executable, programs / "mortal.py", folder, deaths, *words]
-        extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-        plan = build_command(
-            mpi,
-            2 + singles,
-            [str(word) for word in program],
-            site_here(),
-            environ=os.environ,
-            extra_env=extra,
-            fault_tolerant=tolerant,
-        )
-        said = io.StringIO()
-        start_s = time.monotonic()
-        outcome = Job(
-            plan,
-            mpi.family,
-            timeout_s=LIMIT_S,
-            out=said,
-            err=said,
-            start_limit_s=start_limit_s,
-            leave_grace_s=3.0 if tolerant else None,
-        ).run()
-        wall_s = time.monotonic() - start_s
-        assert not outcome.timed_out, said.getvalue()
-        assert running(folder) == []
-        code, note = exit_code(outcome, tmp_path / out, must_report=tolerant)
-        return Ended(code, said.getvalue() + (note or ""), tmp_path / out, wall_s, folder)
+        folder, words = tmp_path / f"deaths{next(count)}", [str(word) for word in words]
+        ended = run_mortal(mpi, 2 + singles, folder, deaths, words, out=tmp_path / out, **how)
+        return Checked(**vars(ended))
 
     return run
-
-
-def running(word: Path) -> list[str]:
-    """Command lines of the processes that name `word`."""
-    lines = []
-    for pid in process_table():
-        try:
-            lines.append(Path(f"/proc/{pid}/cmdline").read_text())
-        except OSError:
-            continue  # it ended while we looked
-    return [line for line in lines if str(word) in line]
 
 
 def read_summary(out: Path) -> dict:
@@ -227,18 +162,36 @@ def test_a_rank_that_dies_or_stops_at_the_end_changes_nothing(job):
 def test_when_rank_0_dies_all_end_and_resume_is_exact(job, apart):
     ended = job(f"0:images:kill:40{apart}")
     assert ended.code not in (COMPLETE, int(ExitCode.COMPLETE_WITH_ERRORS))
-    died_ns = int((ended.folder / "0.death").read_text())
-    assert (time.monotonic_ns() - died_ns) / 1e9 < 20
+    assert (time.monotonic_ns() - ended.death_ns(0)) / 1e9 < 20
     assert verify_run(ended.out).exit_code is ExitCode.INCOMPLETE
     job("", "--resume").check()
 
 
-def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job):
-    """They wait in MPI_Init, deaf to signals."""
-    ended = job("1:mpi:kill", start_limit_s=4.0)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, rank):
+    """They wait in MPI_Init, deaf to signals; the shell around the dead one tells launch."""
+    ended = job(f"{rank}:mpi:kill", start_limit_s=600.0)
+    assert ended.code == int(ExitCode.ENVIRONMENT)
+    assert f"MPI did not come up on all ranks in time: rank {rank} has ended" in ended.said
+    assert "SIGKILL" in ended.said
+    assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 30
+
+
+def test_a_rank_that_hangs_before_mpi_is_up_cannot_keep_the_others(job):
+    ended = job("1:mpi:stop", start_limit_s=4.0)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert "MPI did not come up" in ended.said
-    assert ended.wall_s < 20
+
+
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_when_the_launcher_dies_no_rank_is_left(job, tolerant):
+    """`running`, which looks after each job, finds nobody."""
+    mode = ("--on-rank-loss", "continue") if tolerant else ()
+    ended = job("0:images:orphan:40", *mode, tolerant=tolerant)
+    assert ended.code == 128 + 9
+    assert "the launcher was ended by SIGKILL" in ended.said
+    assert verify_run(ended.out).exit_code is ExitCode.INCOMPLETE
+    job("", "--resume", *mode, tolerant=tolerant).check()
 
 
 def test_abort_ends_the_job_resumably(job):

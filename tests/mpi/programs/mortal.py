@@ -4,8 +4,10 @@ Usage: mortal.py FOLDER DEATHS ARGUMENT ...
 
 DEATHS is RANK:MOMENT:HOW[:COUNT], several joined by commas; the moments and the ways are the
 functions below, COUNT the call at which it happens (default 1). "apart" among them makes
-every rank believe that it is on a machine of its own. FOLDER/RANK.death holds the clock just
-before, FOLDER/losses a line for each loss that rank 0 notices: rank, layer, clock.
+every rank believe that it is on a machine of its own, "only-mpi" and "only-watches" blind the
+other one of the two for what they see of a death. FOLDER/RANK.death holds the clock just
+before, FOLDER/losses a line for each loss that rank 0 notices: rank, layer, clock;
+FOLDER/silences one for each rank that it finds silent.
 """
 
 import dataclasses
@@ -15,7 +17,18 @@ import sys
 import time
 from pathlib import Path
 
-from collage_mpi import cli, crew, liveness, loading, losses, models, transport, worker, world
+from collage_mpi import (
+    cli,
+    crew,
+    liveness,
+    loading,
+    losses,
+    models,
+    transport,
+    watches,
+    worker,
+    world,
+)
 from collage_mpi.topology import launcher_rank
 
 FOLDER, DEATHS, ARGUMENTS = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
@@ -45,6 +58,14 @@ def leave():
 
 def leave0():
     os._exit(0)
+
+
+def orphan():
+    """The launcher dies, not this rank."""
+    pid = os.getppid()
+    while Path(f"/proc/{pid}/comm").read_text().strip() not in ("mpiexec", "mpirun", "prterun"):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(pid, signal.SIGKILL)
 
 
 def throw():
@@ -152,17 +173,36 @@ def noted(act):
     return noting
 
 
+def note(what, rank, layer):
+    with open(FOLDER / what, "a") as file:
+        file.write(f"{rank} {layer} {time.monotonic_ns()}\n")
+
+
 def note_losses():
-    plain = losses.Losses._lose
+    plain, look = losses.Losses._lose, losses.Losses.look
 
     def noting(self, ended, now_ns):
         known = plain(self, ended, now_ns)
         if known:
-            with open(FOLDER / "losses", "a") as file:
-                file.write(f"{ended.rank} {ended.layer} {time.monotonic_ns()}\n")
+            note("losses", ended.rank, ended.layer)
         return known
 
-    losses.Losses._lose = noting
+    def looking(self, now_ns):
+        signs = look(self, now_ns)
+        for sign in signs:
+            if isinstance(sign, losses.RankSuspected):
+                note("silences", sign.rank, losses.TIMEOUT)
+        return signs
+
+    losses.Losses._lose, losses.Losses.look = noting, looking
+
+
+def only_mpi():
+    watches.RankWatches.look = lambda self: []
+
+
+def only_watches():
+    losses.Losses.gone = lambda self, found: None
 
 
 def apart():
@@ -177,8 +217,8 @@ def apart():
 
 
 for death in DEATHS:
-    if death == "apart":
-        apart()
+    if death in ("apart", "only-mpi", "only-watches"):
+        globals()[death.replace("-", "_")]()
     elif death and int(death.split(":")[0]) == RANK:
         _, moment, how, *count = death.split(":")
         globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)

@@ -1,0 +1,115 @@
+"""Real jobs whose ranks die or hang at chosen moments, under launch's supervision.
+
+Owns: starting `programs/mortal.py`, what it noted of deaths and of losses.
+Does not know: what the job should have made of them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from collage_mpi.launch import Mpi, build_command, site_here
+from collage_mpi.processes import process_table
+from collage_mpi.supervise import Job, exit_code
+from collage_mpi.topology import STATUS_VARIABLE
+
+MORTAL = Path(__file__).parent / "mpi" / "programs" / "mortal.py"
+LIMIT_S = 120.0  # a hang; on an idle machine a job takes 3 s
+
+
+@dataclass
+class Ended:
+    """A job that is over.
+
+    Attributes:
+        said: both streams of all ranks, and launch's own last line.
+        folder: where the ranks noted what happened.
+    """
+
+    code: int
+    said: str
+    out: Path
+    wall_s: float
+    folder: Path
+
+    def noted(self, what: str) -> dict[int, tuple[str, int]]:
+        """By rank, the layer and rank 0's clock in ns of its loss, or of its silence.
+
+        Args:
+            what: "losses" or "silences".
+        """
+        file = self.folder / what
+        lines = file.read_text().splitlines() if file.exists() else []
+        return {int(rank): (layer, int(at)) for rank, layer, at in map(str.split, lines)}
+
+    def layers(self) -> dict[int, str]:
+        """Which layer noticed each loss, by rank."""
+        return {rank: layer for rank, (layer, _) in self.noted("losses").items()}
+
+    def death_ns(self, rank: int) -> int:
+        """The clock just before the rank died or stopped."""
+        return int((self.folder / f"{rank}.death").read_text())
+
+
+def run_mortal(
+    mpi: Mpi,
+    ranks: int,
+    folder: Path,
+    deaths: str,
+    words: list[str],
+    *,
+    out: Path,
+    tolerant: bool = True,
+    start_limit_s: float | None = None,
+) -> Ended:
+    """Run `collage-mpi WORDS` with deaths to its end; nothing of it may be left running.
+
+    Args:
+        folder: a new folder for what the ranks note.
+        deaths: as mortal.py takes them.
+        out: the `--out` among the words.
+    """
+    folder.mkdir()
+    program = [sys.executable, str(MORTAL), str(folder), deaths, *words]
+    extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    plan = build_command(
+        mpi,
+        ranks,
+        program,
+        site_here(),
+        environ=os.environ,
+        extra_env=extra,
+        fault_tolerant=tolerant,
+    )
+    said = io.StringIO()
+    start_s = time.monotonic()
+    outcome = Job(
+        plan,
+        mpi.family,
+        timeout_s=LIMIT_S,
+        out=said,
+        err=said,
+        start_limit_s=start_limit_s,
+        leave_grace_s=3.0 if tolerant else None,
+    ).run()
+    wall_s = time.monotonic() - start_s
+    assert not outcome.timed_out, said.getvalue()
+    assert running(folder) == []
+    code, note = exit_code(outcome, out, must_report=tolerant)
+    return Ended(code, said.getvalue() + (note or ""), out, wall_s, folder)
+
+
+def running(word: Path) -> list[str]:
+    """Command lines of the processes that name `word`."""
+    lines = []
+    for pid in process_table():
+        try:
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text())
+        except OSError:
+            continue  # it ended while we looked
+    return [line for line in lines if str(word) in line]
