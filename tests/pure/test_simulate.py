@@ -102,6 +102,33 @@ def test_replication_equals_the_formula():
     assert found == np.minimum(draws[:, :9], draws[:, 9:]).max(axis=1).tolist()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "spare"), [("none", 0), ("replicate", 9), ("collage", 1), ("collage", 2)]
+)
+def test_carry_equals_a_computation_without_events(scheme, spare):
+    """A busy rank stays busy, a stale task is skipped: group by group, with numpy alone."""
+    settings = {"straggler": "lognormal", "straggler_sigma": 0.8, "slow_ranks": ("4:5",)}
+    draw = make_delays(RunSettings(**settings).stragglers()).draw_ns
+    free_ns = np.zeros(9 + spare, np.int64)  # when a rank has done what it began
+    now_ns, expected = 0, []
+    for group in range(80):
+        begin = np.maximum(free_ns, now_ns)
+        ends = begin + [draw(rank, group, 1) for rank in range(1, 10 + spare)]
+        single, other = ends[:9], ends[9:]
+        if scheme == "collage":
+            resolved = np.minimum(single, other.min())  # (9,)
+            wanted = np.append(resolved, [resolved.max()] * spare)
+        else:
+            resolved = np.minimum(single, other) if spare else single
+            wanted = np.tile(resolved, 1 + spare // 9)
+        free_ns = np.where(begin < wanted, ends, free_ns)  # else skipped: nobody waits for it
+        expected.append(resolved.max() - now_ns)
+        now_ns = resolved.max()
+    ranks = {"collage_ranks": spare} if scheme == "collage" else {}
+    found = play(80, scheme=scheme, **ranks, **settings).groups
+    assert [group.latency_ns for group in found] == expected
+
+
 def test_hedging_bounds_what_a_slow_rank_can_cost():
     """Late after 150 ms, then a constant 100 ms on an idle rank: never more than 250 ms."""
     constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
