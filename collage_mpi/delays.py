@@ -219,23 +219,32 @@ def trace_rows(seed: int, times_s: np.ndarray) -> Body:
     """A machine a rank, its times in order. Key: (rank, group).
 
     The seed chooses which machine is which rank, and the entry that group 0 gets. Ranks
-    beyond the machines reuse a row, a third of its length further on for each lap.
+    beyond the machines use the rows again: for each lap in an order of its own, so that an
+    image's two copies need not both meet the slowest machine, and a third of a row further on.
 
     Args:
         times_s: (machines, requests) float64, seconds.
     """
     machines, requests = times_s.shape
     shuffler = random.Random(f"placement:{seed}")
-    row_of = list(range(machines))
-    shuffler.shuffle(row_of)
+    orders = [_shuffled(machines, shuffler)]  # a lap each: machine of each rank in it
     start = shuffler.randrange(requests)
 
     def draw(moment: Moment) -> float:
         lap, place = divmod(moment.rank - 1, machines)
+        while len(orders) <= lap:
+            again = random.Random(f"placement:{seed}:{len(orders)}")
+            orders.append(_shuffled(machines, again))
         entry = start + moment.group + lap * (requests // 3)
-        return float(times_s[row_of[place], entry % requests])
+        return float(times_s[orders[lap][place], entry % requests])
 
     return draw
+
+
+def _shuffled(count: int, shuffler: random.Random) -> list[int]:
+    order = list(range(count))
+    shuffler.shuffle(order)
+    return order
 
 
 def trace_independent(seed: int, times_s: np.ndarray) -> Body:
