@@ -260,10 +260,12 @@ def _shown(value: float | None, form: str = "{:.2f}", unit: float = 1) -> str:
 
 def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:
     """A row of the table for each place in the collage."""
+    from collage_mpi.training.judge import AT
+
     places = networks.get("collage", {}).get("places", {})
     return [
         (
-            f"  at a {place}",
+            f"  {AT[place]}",
             lambda e, p=place: f"{e['places'][p]['accuracy']:.2%}" if "places" in e else "",
             lambda r: "",
         )

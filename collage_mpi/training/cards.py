@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from collage_mpi.errors import DataFault
+from collage_mpi.training.judge import AT
 
 Report = Mapping[str, Any]
 
@@ -72,8 +73,7 @@ def render_card(report: Report, kind: str) -> str:
         _measured(report),
         _table(["", ""], _worth(entry, report, ratio)),
         "## Calibration",
-        f"Expected calibration error {entry['ece']:.4f} over {len(entry['reliability'])} bins with "
-        f"answers, of 15; temperature {entry['temperature']}, fitted on the validation split.",
+        _calibration(entry),
         _reliability(entry),
         "## Confusion",
         "Rows: the label; columns: the answer.",
@@ -181,7 +181,7 @@ def _worth(
         single = report["networks"]["single"]["accuracy"]
         rows[0][1] += f" (the single {single:.2%}: {ratio['accuracy_points']:+.2f} points)"
     for place, found in entry.get("places", {}).items():
-        rows.append([f"at a {place}", f"{found['accuracy']:.2%} of {found['images']:,}"])
+        rows.append([AT[place], f"{found['accuracy']:.2%} of {found['images']:,}"])
     rows += [
         ["no answer", f"{entry['absent']:.2%}"],
         ["mean score of the answers", _score(entry["mean_score"])],
@@ -208,6 +208,20 @@ def _measured(report: Report) -> str:
         f"{report['threads']} thread(s), {report['processor']}, torch "
         f"{report['versions']['torch']}."
     )
+
+
+def _calibration(entry: Mapping[str, Any]) -> str:
+    text = (
+        f"Expected calibration error {entry['ece']:.4f} over {len(entry['reliability'])} bins with "
+        f"answers, of 15; temperature {entry['temperature']}, fitted on the validation split."
+    )
+    training = entry["training"] or {}
+    if "validation_ece_untempered" in training:
+        text += (
+            f" There the error was {training['validation_ece_untempered']:.4f} before and "
+            f"{training['validation_ece']:.4f} after."
+        )
+    return text
 
 
 def _reliability(entry: Mapping[str, Any]) -> str:

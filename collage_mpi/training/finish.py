@@ -58,11 +58,10 @@ def store(
         return info
     record["temperature"] = fit_temperature(held.scores, held.labels)
     scores = held.scores(record["temperature"])
-    here = answered(scores)
-    right = scores.argmax(1) == held.labels
     record["training"].update(
         validation_accuracy=round(accuracy(scores, held.labels), 4),
-        validation_ece=round(calibration_error(scores.max(1)[here], right[here]), 4),
+        validation_ece=_error(scores, held.labels),
+        validation_ece_untempered=_error(held.scores(1.0), held.labels),
     )
     return save_weights(out, tensors, record)
 
@@ -87,6 +86,13 @@ class Held:
         """(m, classes) float32 probabilities of the cells with an image."""
         read = (self.reading.scores(outputs, temperature) for outputs in self.outputs)
         return np.concatenate([s[here] for s, here in zip(read, self.present, strict=True)])
+
+
+def _error(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The calibration error of the answers among (m, classes) scores."""
+    here = answered(scores)
+    right = scores.argmax(1) == labels
+    return round(calibration_error(scores.max(1)[here], right[here]), 4)
 
 
 def _record(

@@ -14,6 +14,7 @@ import numpy as np
 from collage_mpi.training.calibration import bins, calibration_error
 
 PLACES = ("corner", "edge", "centre")
+AT = {"corner": "at a corner", "edge": "at an edge", "centre": "in the centre"}
 
 
 def judge(

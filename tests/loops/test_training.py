@@ -125,7 +125,17 @@ def test_metadata_tells_how_it_was_trained(weights: dict[str, Path]) -> None:
     training = info.metadata["training"]
     assert (training["epochs"], training["seed"], training["sources"]) == (8, 0, ["test"])
     assert training["validation_images"] == 30
+    assert "validation_ece" not in training  # fewer than 100 images fit no temperature
     assert len(training["history"]) == 8
+
+
+def test_the_calibration_error_is_recorded_before_and_after(shard: Path, tmp_path: Path) -> None:
+    assert train("single", shard, tmp_path / "w", "--validation", "0.2") == 0
+    info = describe(str(tmp_path / "w"), "single")
+    assert info is not None
+    training = info.metadata["training"]
+    assert info.metadata["temperature"] != 1.0
+    assert 0 <= training["validation_ece"] < training["validation_ece_untempered"] < 1
 
 
 @pytest.mark.parametrize("distilled", [False, True])

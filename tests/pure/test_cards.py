@@ -49,6 +49,8 @@ def make_entry(name: str, side: int | None) -> dict[str, Any]:
             "precision": "bfloat16",
             "kept_epoch": 6,
             "validation_accuracy": 0.91,
+            "validation_ece": 0.0111,
+            "validation_ece_untempered": 0.0777,
         },
         "flops": 300e6,
         "parameters": 12345,
@@ -94,6 +96,7 @@ def test_a_card_says_what_was_measured() -> None:
         assert text in card
     for text in ("| **shirt** | 45 | 5 |", "t10k.h5 (test images)", "A Processor", "epoch 6"):
         assert text in card
+    assert "the error was 0.0777 before and 0.0111 after" in " ".join(card.split())
     assert "/somewhere" not in card  # where a file lay is nobody's business
     assert ": single" not in render_card(make_report(), "single").replace("single's", "")
 

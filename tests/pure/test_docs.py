@@ -10,7 +10,7 @@ import pytest
 from collage_mpi.cli import COMMANDS, build_parser
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 PAGES += sorted(ROOT.glob("jobs/slurm/*.md"))
 
 
