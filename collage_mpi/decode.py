@@ -6,6 +6,8 @@ Does not know: MPI, who asked, which network it was, which cells are blank.
 
 from __future__ import annotations
 
+from math import isfinite
+
 import numpy as np
 
 from collage_mpi.errors import DataFault
@@ -26,10 +28,11 @@ def decode(scores: np.ndarray) -> list[tuple[int, float] | None]:
     """
     if scores.ndim != 2 or scores.shape[1] < 1:
         raise DataFault(f"scores are {scores.shape}; needed (cells, classes)")
-    best = scores.argmax(axis=1)  # (cells,); a NaN is taken as the largest
-    top = scores[np.arange(len(scores)), best]  # (cells,)
-    present = np.isfinite(scores).all(axis=1) & (top > 0)
+    # Lists, and no masks: a few cells cost 4 us so, 13 us by numpy's element-wise functions.
+    best = scores.argmax(axis=1).tolist()  # (cells,)
+    top = np.maximum.reduce(scores, axis=1).tolist()  # (cells,); a NaN is both largest
+    low = np.minimum.reduce(scores, axis=1).tolist()  # and smallest
     return [
-        (int(label), float(score)) if here else None
-        for label, score, here in zip(best, top, present, strict=True)
+        (label, high) if high > 0 and isfinite(high) and isfinite(least) else None
+        for label, high, least in zip(best, top, low, strict=True)
     ]

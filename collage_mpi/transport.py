@@ -139,7 +139,14 @@ class PendingSends:
 
 
 class ReceiveRing:
-    """Receives kept posted on one tag from one rank; messages come out in order."""
+    """Receives kept posted on one tag from one rank; messages come out in order.
+
+    Args:
+        nbytes: of the longest message.
+        slots: receives kept posted.
+        lends: a message is the buffer it came in, and another is posted in its place; else it
+            is a copy, which is cheaper for messages that are short beside `nbytes`.
+    """
 
     def __init__(
         self,
@@ -150,29 +157,37 @@ class ReceiveRing:
         nbytes: int,
         slots: int,
         clock: Clock = time.monotonic_ns,
+        *,
+        lends: bool = False,
     ) -> None:
         self.taken_ns = 0  # the clock, read first thing after the last message was complete
         self._clock = clock
         self._comm, self._source, self._tag = comm, source, tag
         self._byte = mpi.BYTE
         self._status = mpi.Status()
-        self._buffers = [np.empty(nbytes, np.uint8) for _ in range(slots)]
-        self._requests = deque(self._post(buffer) for buffer in self._buffers)
-        self._order = deque(self._buffers)
+        self._nbytes, self._lends = nbytes, lends
+        self._requests: deque[Any] = deque()  # oldest first
+        self._buffers: deque[np.ndarray] = deque()  # theirs
+        for _ in range(slots):
+            self._post(np.empty(nbytes, np.uint8))
 
-    def _post(self, buffer: np.ndarray) -> Any:
-        return self._comm.Irecv(buffer, source=self._source, tag=self._tag)
+    def _post(self, buffer: np.ndarray) -> None:
+        self._requests.append(self._comm.Irecv(buffer, source=self._source, tag=self._tag))
+        self._buffers.append(buffer)
 
     def take(self) -> np.ndarray | None:
-        """The oldest message, as a copy of exactly its bytes, or None."""
+        """The oldest message, exactly its bytes and the caller's own, or None."""
         if not self._requests[0].Test(self._status):
             return None
         self.taken_ns = self._clock()
-        buffer = self._order[0]
-        message = buffer[: self._status.Get_count(self._byte)].copy()
         self._requests.popleft()
-        self._requests.append(self._post(buffer))
-        self._order.rotate(-1)
+        buffer = self._buffers.popleft()
+        message = buffer[: self._status.Get_count(self._byte)]
+        if self._lends:
+            self._post(np.empty(self._nbytes, np.uint8))
+            return message
+        message = message.copy()
+        self._post(buffer)
         return message
 
     def close(self) -> None:
@@ -281,7 +296,9 @@ class WorkerTransport:
     def open_tasks(self, nbytes: int, slots: int) -> None:
         """Post receives for task messages of up to nbytes."""
         self.close_tasks()
-        self._tasks = ReceiveRing(self._comm, self._mpi, 0, TAG_TASK, nbytes, slots)
+        self._tasks = ReceiveRing(
+            self._comm, self._mpi, 0, TAG_TASK, nbytes, slots, self.clock, lends=True
+        )
 
     def close_tasks(self) -> None:
         """Withdraw them: rank 0 has ended the session."""

@@ -11,12 +11,14 @@ each reports the batch's durations, which are what its image waited for.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,8 +74,11 @@ class Session:
 
     def __init__(self, number: int, welcome: dict[str, Any]) -> None:
         self.number = number
-        self.image_shape = tuple(welcome["image_shape"])  # (H, W, C)
-        self.collage_shape = tuple(welcome["collage_shape"])  # (P, P, C)
+        self._shapes = {  # of one input
+            "single": tuple(welcome["image_shape"]),  # (H, W, C)
+            "collage": tuple(welcome["collage_shape"]),  # (P, P, C)
+        }
+        self._nbytes = {kind: math.prod(shape) for kind, shape in self._shapes.items()}
         self.predictors: dict[str, Predictor] = {}
         self.delays: DelayModel = make_delays(read_back(welcome["straggler"]))
         self.burn = Burn(**welcome["burn"]) if welcome.get("burn") else None
@@ -91,7 +96,11 @@ class Session:
 
     def input_shape(self, kind: str) -> tuple[int, ...]:
         """Shape of one input of the kind's network."""
-        return self.image_shape if kind == "single" else self.collage_shape
+        return self._shapes[kind]
+
+    def input_bytes(self, kind: str) -> int:
+        """Size of one input of the kind's network."""
+        return self._nbytes[kind]
 
     def start(self, content: Mapping[str, Any], now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
@@ -323,12 +332,11 @@ class Worker:
         """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage."""
         inputs, at = [], 0
         for task in tasks:
-            shape = session.input_shape(task.kind)
             count = len(task.items) if task.kind == "single" else 1
-            end = at + count * int(np.prod(shape))
+            end = at + count * session.input_bytes(task.kind)
             if end > pixels.nbytes:
                 raise wire.WireFault(f"task {task.task} has fewer pixels than its items need")
-            inputs.append(pixels[at:end].reshape(count, *shape))
+            inputs.append(pixels[at:end].reshape(count, *session.input_shape(task.kind)))
             at = end
         return inputs
 
@@ -345,8 +353,8 @@ class Worker:
         held_ns = drawn_ns = 0
         if any(not isinstance(outcome, str) for outcome in outcomes):
             drawn_ns = self._drawn_ns(session, tasks, start_ns - session.start_ns)
-            self._hold(start_ns + drawn_ns)
             if drawn_ns > compute_ns:
+                self._hold(start_ns + drawn_ns)
                 held_ns = max(0, self.clock() - start_ns - compute_ns)
         return [
             _failed(task, outcome)
@@ -367,11 +375,10 @@ class Worker:
         """
         try:
             batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
-            parts = _split(tasks, inputs, predictor.predict(batch))
-            return [
-                _cells_of(task, part) if np.isfinite(part).all(axis=2).any() else NOT_FINITE
-                for task, part in parts
-            ]
+            scores = predictor.predict(batch)  # (n, cells, classes)
+            ends = accumulate(len(part) for part in inputs)
+            parts = [scores[end - len(part) : end] for part, end in zip(inputs, ends, strict=True)]
+            return [_outcome_of(task, part) for task, part in zip(tasks, parts, strict=True)]
         except Exception as error:
             if len(tasks) == 1:
                 return [f"{type(error).__name__}: {error}"]
@@ -414,21 +421,16 @@ def _is_of_device(error: Exception) -> bool:
     return any(base.__name__ in DEVICE_ERRORS for base in type(error).__mro__)
 
 
-def _split(
-    tasks: list[WireTask], inputs: list[np.ndarray], scores: np.ndarray
-) -> list[tuple[WireTask, np.ndarray]]:
-    """Each task with its rows of the scores (n, cells, classes)."""
-    ends = np.cumsum([len(part) for part in inputs])
-    return list(zip(tasks, np.split(scores, ends[:-1]), strict=True))
-
-
-def _cells_of(task: WireTask, scores: np.ndarray) -> Cells:
-    """The records of a task's items: its own row for a single, its cell of a collage.
+def _outcome_of(task: WireTask, scores: np.ndarray) -> Cells | str:
+    """The records of a task's items, or why it failed: no row of the scores is finite.
 
     Args:
-        scores: (n, 1, classes) for a single task, (1, cells, classes) for a collage.
+        scores: (n, 1, classes) for a single task, a row an item; (1, cells, classes) for a
+            collage, a row a cell.
     """
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
-    records = decode(flat)
+    records = [None if found is None else Score(*found) for found in decode(flat)]
+    if not any(records) and not np.isfinite(flat).all(axis=1).any():
+        return NOT_FINITE
     places = range(len(task.items)) if task.kind == "single" else [c for _, c in task.items]
-    return tuple(None if (r := records[place]) is None else Score(*r) for place in places)
+    return tuple([records[place] for place in places])

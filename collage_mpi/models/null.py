@@ -53,10 +53,11 @@ class NullPredictor:
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Read the answers: (n, H, W, C) uint8 -> (n, cells, classes) float32, one-hot."""
-        corners = batch[:, self._rows, self._columns, 0].astype(np.int64)  # (n, cells)
-        scores = np.zeros((len(batch), self.cells, self.classes), dtype=np.float32)
-        np.put_along_axis(scores, (corners % self.classes)[:, :, None], 1.0, axis=2)
-        return scores
+        corners = batch[:, self._rows, self._columns, 0]  # (n, cells) uint8
+        scores = np.zeros((corners.size, self.classes), dtype=np.float32)
+        for row, value in zip(scores, corners.ravel().tolist(), strict=True):
+            row[value % self.classes] = 1.0
+        return scores.reshape(len(batch), self.cells, self.classes)
 
 
 def is_null(spec: str) -> bool:
