@@ -232,7 +232,7 @@ class Worker:
                 "classes": {k: p.classes for k, p in session.predictors.items()},
                 "cells": {k: p.cells for k, p in session.predictors.items()},
                 "service_ns": single_ns,
-                "longest_ns": max(*batch_ns, *single_ns.values()),
+                "longest_ns": max([*batch_ns, *single_ns.values()], default=0),
             },
             number,
         )
