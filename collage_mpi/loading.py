@@ -73,5 +73,9 @@ class NetworkLoader:
             return "cpu"
         import torch
 
+        from collage_mpi.models.predictor import usable_device
+
         gpus = torch.cuda.device_count()
-        return assign_device(local_gpu_rank(self.rank), visible_devices(), device, gpus)
+        chosen = assign_device(local_gpu_rank(self.rank), visible_devices(), device, gpus)
+        usable_device(chosen)  # current from now on, for a user's own network too
+        return chosen

@@ -50,6 +50,7 @@ class Gpu(Protocol):
     def pinned(self, like: Tensor) -> Tensor: ...
     def stream(self) -> AbstractContextManager[Any]: ...
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]: ...
+    def catch_up(self) -> None: ...
     def wait(self) -> None: ...
 
 
@@ -57,7 +58,10 @@ class CudaGpu:
     """The real one: every call of this rank goes to one stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)
+        # One pool for all graphs: one runs at a time, and its outputs are copied before the next.
+        self._pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, like: Tensor) -> Tensor:
         """Page-locked host memory of the shape and dtype of `like`: copies need not be staged."""
@@ -70,9 +74,16 @@ class CudaGpu:
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Record `work` as a graph: (launch it, the tensor it writes)."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             outputs = work()
         return graph.replay, outputs
+
+    def catch_up(self) -> None:
+        """The stream begins after the default stream's work: weights are laid out there.
+
+        torch's streams do not wait for the default one by themselves.
+        """
+        self._stream.wait_stream(torch.cuda.default_stream(self._device))
 
     def wait(self) -> None:
         """Until the stream is done: durations include the GPU's work (C3)."""
@@ -117,6 +128,7 @@ class GraphLauncher:
 
     def _prepare(self, batch: np.ndarray) -> _Slot:
         """Buffers and the graph for batches of this size."""
+        self._gpu.catch_up()
         with self._gpu.stream():
             device_in = torch.from_numpy(batch).to(self._device)
             for _ in range(WARM_CALLS):

@@ -23,6 +23,9 @@ from collage_mpi.models.resnet import channels_last, fold_norms
 from collage_mpi.models.tuning import Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
 
+# What CUDA, cuBLAS and cuDNN say when memory runs out outside torch's own allocator.
+NO_ROOM = ("CUDA error: out of memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
+
 
 class TorchPredictor:
     """Answers batches of uint8 images; see the `Predictor` protocol.
@@ -50,6 +53,8 @@ class TorchPredictor:
         chosen = (tuning or Tuning()).on(device.type)
         self.tuning = str(chosen)
         self._dtype: torch.dtype = getattr(torch, chosen.precision)
+        if device.type == "cuda" and self._dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # torch's default: 10 bits of mantissa
         network = network.to(device, self._dtype)
         self.network = channels_last(network) if chosen.channels_last == "on" else network
         self._launch = make_launcher(self._forward, device, chosen.compile)
@@ -162,13 +167,13 @@ def told_if_it_does_not_fit(
     chosen = (tuning or Tuning()).on(device.type)
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        itemsize = getattr(torch, chosen.precision).itemsize
-        weights = sum(p.numel() for p in network.parameters()) * itemsize
-        what = f"the {info.kind} network of {info.path} ({chosen})"
-        message = memory_fault(what, str(device), weights, *_memory(device))
-        raise EnvironmentFault(message) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            itemsize = getattr(torch, chosen.precision).itemsize
+            weights = sum(p.numel() for p in network.parameters()) * itemsize
+            what = f"the {info.kind} network of {info.path} ({chosen})"
+            message = memory_fault(what, str(device), weights, *_memory(device))
+            raise EnvironmentFault(message) from error
         if chosen.compile != "torch-compile" or isinstance(error, CollageError):
             raise
         detail = " ".join(str(error).split())[:300]
@@ -186,12 +191,44 @@ def _memory(device: torch.device) -> tuple[int | None, int | None]:
         return None, None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory ran out at the bottom of this.
+
+    torch has an error of its own for it, but a CUDA context that finds no room, and the
+    libraries' handles, raise plain ones; and a capture that is cut short raises another on top.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        text = str(found)
+        if isinstance(found, torch.cuda.OutOfMemoryError):
+            return True
+        if isinstance(found, RuntimeError) and any(word in text for word in NO_ROOM):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
+
+
 def usable_device(device: str) -> torch.device:
-    """The device, if it is there. Raises EnvironmentFault with what is."""
+    """The device, if it is there. A GPU becomes the process's current one.
+
+    That comes before anything else touches CUDA: capturing a graph, and a user's own
+    `.cuda()`, go to the current device, and a rank whose own is another GPU would hold
+    some 500 MiB on GPU 0 for nothing.
+
+    Raises:
+        EnvironmentFault: it is not there, or has no room for one more process.
+    """
     try:
         chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is not None and torch.cuda.is_available():
+            torch.cuda.set_device(chosen)
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise EnvironmentFault(
+                f"{device} has no memory left for one more process (CUDA itself takes about "
+                "500 MiB a rank): fewer ranks on this GPU (nvidia-smi shows who holds memory)"
+            ) from error
         count = torch.cuda.device_count()
         raise EnvironmentFault(
             f"device {device!r} cannot be used ({str(error).splitlines()[0]}); this process sees "

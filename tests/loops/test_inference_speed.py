@@ -65,15 +65,21 @@ class MemoryGpu:
 
     def __init__(self) -> None:
         self.captured = self.launched = self.waits = 0
+        self.story: list[str] = []
 
     def pinned(self, like: Any) -> Any:
         return torch.full(like.shape, 77, dtype=like.dtype)
 
     def stream(self) -> AbstractContextManager[None]:
+        self.story.append("stream")
         return nullcontext()
+
+    def catch_up(self) -> None:
+        self.story.append("catch up")
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         self.captured += 1
+        self.story.append("capture")
         outputs = torch.full_like(work(), 55)
 
         def launch() -> None:
@@ -84,6 +90,7 @@ class MemoryGpu:
 
     def wait(self) -> None:
         self.waits += 1
+        self.story.append("wait")
 
 
 def test_a_graph_a_batch_size_and_the_same_answers(inputs: dict) -> None:
@@ -97,6 +104,8 @@ def test_a_graph_a_batch_size_and_the_same_answers(inputs: dict) -> None:
         same, apart = agreement("single", batch, tuned, size)
         assert (same, apart < 1e-6) == (1.0, True)
     assert gpu.captured == 2
+    # weights are there, the first calls are over, then the capture, then copy, launch, copy, wait
+    assert gpu.story[:6] == ["catch up", "stream", "wait", "capture", "stream", "wait"]
     assert gpu.launched == 12 + 3 + 12
     assert gpu.waits >= gpu.launched
 
@@ -119,6 +128,7 @@ def test_batch_sizes_beyond_the_most_are_called_plainly(
     ("error", "how", "says"),
     [
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "none", "fewer ranks on this GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "none", "fewer ranks on this"),
         (RuntimeError("no compiler"), "torch-compile", "--compile auto or none"),
         (None, "none", "no finite scores"),
     ],
@@ -137,6 +147,48 @@ def test_what_a_device_refuses_is_told_before_the_rank_is_ready(
     monkeypatch.setattr(torch, "compile", lambda forward, mode: forward)
     with pytest.raises(EnvironmentFault, match=says):
         predictor_of("single", Tuning("float32", "on", how))
+
+
+def test_memory_that_runs_out_in_a_capture_is_seen_through_the_error_on_top() -> None:
+    from collage_mpi.models.predictor import is_out_of_memory
+
+    def capture() -> None:
+        try:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+    with pytest.raises(RuntimeError, match="previous error") as caught:
+        capture()
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("CUDA error: invalid device ordinal"))
+    assert not is_out_of_memory(ValueError("CUDA error: out of memory"))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("CUDA error: out of memory", "no memory left for one more process"),
+        ("CUDA error: invalid device ordinal", "check --device and CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_a_ranks_gpu_is_the_current_one_before_anything_is_put_on_it(
+    monkeypatch: pytest.MonkeyPatch, error: str, says: str
+) -> None:
+    from collage_mpi.models.predictor import usable_device
+
+    story: list[str] = []
+
+    def zeros(size: int, device: Any) -> None:
+        story.append(f"tensor on {device}")
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: story.append(f"current {device}"))
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(EnvironmentFault, match=says):
+        usable_device("cuda:3")
+    assert story == ["current cuda:3", "tensor on cuda:3"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
