@@ -7,6 +7,7 @@ Does not know: what any command does. Imports nothing heavy.
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -39,14 +40,32 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+MOST_USAGE_LINES = 8  # of a usage shown with an error: more would hide the message
+
+
 class _Parser(argparse.ArgumentParser):
     """Prints usage errors from one rank only: under a launcher all parse argv."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if telling_rank() in (None, 0):
-            self.print_usage(sys.stderr)
-            print(f"{self.prog}: error: {message}", file=sys.stderr)
+            usage = self.format_usage()
+            if usage.count("\n") > MOST_USAGE_LINES:
+                usage = f"usage: {self.prog} ...; {self.prog} --help lists its flags\n"
+            print(f"{usage}{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(int(ExitCode.USAGE))
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """As argparse's, but what is not known is an error of the command that got it."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return found, unknown
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        flag = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+        near = difflib.get_close_matches(flag or "", self._option_string_actions, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"unrecognized arguments: {' '.join(words)}{hint}"
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

@@ -1,33 +1,28 @@
 """The settings of a run: one typed object, built once.
 
-Owns: every setting's name, default, help line and check; settings files; flags
-that win over them.
-Does not know: what a setting makes the program do.
+Owns: every setting's name, default, help line and check.
+Does not know: what a setting makes the program do, files and flags (settings_file).
 
-The command line's flags are made from the same fields, so that a setting exists
-in one place. Unknown keys are errors that name the known ones.
+Unknown keys are errors that name the known ones.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import hashlib
 import json
-import sys
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from collage_mpi.arrivals import ARRIVALS, load_times_ns, poisson_times_ns
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.placement import Placement, placement
@@ -582,72 +577,3 @@ def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
         return value
     wanted = "a list of strings" if origin is tuple else getattr(hint, "__name__", str(hint))
     raise UsageError(f"{source}: {key} is {value!r}; it needs {wanted}")
-
-
-def read_settings_file(path: Path) -> dict[str, Any]:
-    """Settings from a .toml file, or from the .json that a run saved.
-
-    Raises:
-        EnvironmentFault: the file cannot be read.
-        DataFault: it is no TOML or JSON table.
-        UsageError: another ending.
-    """
-    if path.suffix not in (".toml", ".json"):
-        raise UsageError(f"settings file {path}: known are .toml and .json")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvironmentFault(f"settings file {path} cannot be read: {error}") from error
-    try:
-        values = json.loads(text) if path.suffix == ".json" else _toml(text)
-    except (ValueError, RecursionError) as error:
-        raise DataFault(f"settings file {path} is no {path.suffix[1:].upper()}: {error}") from error
-    if not isinstance(values, dict):
-        raise DataFault(f"settings file {path} does not hold a table of settings")
-    return values
-
-
-def _toml(text: str) -> dict[str, Any]:
-    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    values: dict[str, Any] = import_module(name).loads(text)
-    return values
-
-
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting, and --settings FILE. Flags win over the file."""
-    parser.add_argument("--settings", metavar="FILE", help="settings file, .toml or .json")
-    hints = typing.get_type_hints(RunSettings)
-    for spec in dataclasses.fields(RunSettings):
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(spec)}
-        hint = hints[spec.name]
-        args = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        if typing.get_origin(hint) is tuple:
-            options["nargs"] = "+"
-        elif (args[0] if args else hint) is not str:
-            options["type"] = args[0] if args else hint
-        for name in ("choices", "metavar"):
-            if name in spec.metadata:
-                options[name] = spec.metadata[name]
-        if "choices" not in options:
-            kind = options.get("type", str).__name__.upper()
-            options.setdefault("metavar", {"INT": "N", "FLOAT": "X"}.get(kind, kind))
-        parser.add_argument("--" + spec.name.replace("_", "-"), **options)
-
-
-def _help(spec: dataclasses.Field[Any]) -> str:
-    text = str(spec.metadata["help"])
-    if spec.default in (None, "", ()):
-        return text
-    return f"{text} (default: {spec.default})".replace("%", "%%")
-
-
-def settings_from_args(args: argparse.Namespace) -> RunSettings:
-    """The effective settings: defaults, then the file, then the flags."""
-    known = {spec.name for spec in dataclasses.fields(RunSettings)}
-    values: dict[str, Any] = {}
-    source = "flags"
-    if getattr(args, "settings", None):
-        values = read_settings_file(Path(args.settings))
-        source = args.settings
-    values |= {key: value for key, value in vars(args).items() if key in known}
-    return RunSettings.from_mapping(values, source)

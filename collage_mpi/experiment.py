@@ -28,7 +28,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.config import RunSettings, read_settings_file
+from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.experiment_grid import (
     SHIPPED,
@@ -39,6 +39,7 @@ from collage_mpi.experiment_grid import (
     safe,
     table,
 )
+from collage_mpi.settings_file import read_settings_file
 
 HOWS = ("run", "simulate")
 SIMULATED = ("images", "groups", "costs", "answers", "rows")  # keys for how = "simulate" alone
@@ -111,7 +112,7 @@ class Experiment:
 
 
 def read_experiment(path: Path, sets: Sequence[str] = ()) -> Experiment:
-    """Read and expand a .toml (or .json) file.
+    """Read and expand a .toml, .yaml or .json file.
 
     Args:
         path: the file.

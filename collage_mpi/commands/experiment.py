@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "In a Slurm array: collage-mpi experiment FILE --index $SLURM_ARRAY_TASK_ID --out DIR; "
         "afterwards --table. The same command again skips what is done and goes on with the rest."
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="experiment, .toml or .json")
+    parser.add_argument("file", type=Path, metavar="FILE", help="experiment, .toml, .yaml or .json")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs and table.csv")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print index, name and ranks needed")

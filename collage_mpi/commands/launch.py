@@ -147,7 +147,7 @@ def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
     flag, file = _flag(words, "--on-rank-loss"), _flag(words, "--settings")
     if flag is not None or file is None:
         return flag
-    from collage_mpi.config import read_settings_file
+    from collage_mpi.settings_file import read_settings_file
 
     try:
         value = read_settings_file(Path(file)).get("on_rank_loss")

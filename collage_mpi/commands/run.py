@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from collage_mpi.config import RunSettings, add_setting_flags, settings_from_args
+from collage_mpi.config import RunSettings
 from collage_mpi.errors import ExitCode
+from collage_mpi.settings_file import add_setting_flags, settings_from_args
 
 if TYPE_CHECKING:
     from collage_mpi.crew import Crew

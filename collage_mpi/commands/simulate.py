@@ -11,8 +11,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.config import RunSettings, add_setting_flags, settings_from_args
+from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
+from collage_mpi.settings_file import add_setting_flags, settings_from_args
 
 if TYPE_CHECKING:
     from collage_mpi.costs import Costs

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="action", metavar="render", required=True)
     child = kinds.add_parser("render", help="print a job script")
     child.add_argument("kind", choices=tuple(KINDS), help="which script")
-    child.add_argument("--settings", type=Path, metavar="FILE", help="settings, .toml or .json")
+    child.add_argument(
+        "--settings", type=Path, metavar="FILE", help="settings, .toml, .yaml or .json"
+    )
     child.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print)")
     for spec in dataclasses.fields(SlurmSettings):
         many = isinstance(spec.default, tuple)
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the script, or write it."""
-    from collage_mpi.config import read_settings_file
+    from collage_mpi.settings_file import read_settings_file
     from collage_mpi.slurm import SlurmSettings, render
 
     known = {spec.name for spec in dataclasses.fields(SlurmSettings)}

@@ -21,7 +21,7 @@ from fuzz import Reader, change_json, damage
 from results_harness import make_run
 
 from collage_mpi import protocol as wire
-from collage_mpi.config import RunSettings, read_settings_file
+from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError
 from collage_mpi.experiment import expand, read_experiment
 from collage_mpi.idx import read_idx
@@ -30,6 +30,7 @@ from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tens
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.rows import TABLES
 from collage_mpi.scheduler.events import Score
+from collage_mpi.settings_file import read_settings_file
 from collage_mpi.slurm import SlurmSettings, render
 from collage_mpi.traces import load_trace
 

@@ -456,6 +456,7 @@ def test_a_flag_that_does_not_exist_is_one_usage(mpiexec, both):
     assert done.returncode == ExitCode.USAGE
     assert done.stderr.count("usage: collage-mpi") == 1
     assert done.stderr.count("--no-such-flag") == 1
+    assert len(done.stderr.splitlines()) == 2  # and not the sixty flags there are
     assert "Traceback" not in done.stderr
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.config import (
-    RunSettings,
-    add_setting_flags,
-    read_settings_file,
-    settings_from_args,
-)
-from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.cli import main
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.settings_file import add_setting_flags, read_settings_file, settings_from_args
 
 
 def parse(*argv: str) -> RunSettings:
@@ -131,6 +129,40 @@ def test_a_scheme_without_singles_needs_no_single_network():
 )
 def test_labels_name_what_is_not_usual(values, label):
     assert RunSettings.from_mapping(values).labels()["scheme"] == label
+
+
+def test_settings_may_be_yaml(tmp_path):
+    pytest.importorskip("yaml")
+    file = tmp_path / "job.yaml"
+    file.write_text("side: 4\nslow_ranks: ['3:5']\nstraggler: pinned\n")
+    found = parse("--settings", str(file), "--side", "5")
+    assert (found.side, found.stragglers().slow) == (5, {3: 5.0})
+    for text in ("side: [", "- 1", "3: 4"):
+        file.write_text(text)
+        with pytest.raises(DataFault, match=r"job\.yaml"):
+            read_settings_file(file)
+
+
+def test_yaml_without_its_package_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    (tmp_path / "job.yml").write_text("side: 4\n")
+    with pytest.raises(EnvironmentFault, match=r"pip install pyyaml, or write .* \.toml"):
+        read_settings_file(tmp_path / "job.yml")
+
+
+def test_a_flag_that_is_near_a_known_one_is_told(capsys):
+    assert main_code(["run", "--sied", "3"]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert (
+        err[-1] == "collage-mpi run: error: unrecognized arguments: --sied 3; did you mean --side?"
+    )
+    assert len(err) == 2
+
+
+def main_code(argv: list[str]) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    return int(str(left.value.code))
 
 
 @pytest.mark.parametrize("name", ["job.toml", "job.json"])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings, read_settings_file
+from collage_mpi.config import RunSettings
 from collage_mpi.costs import Costs
 from collage_mpi.errors import DataFault
 from collage_mpi.fitting import fit_trace, ks_distance
 from collage_mpi.results import read_results
+from collage_mpi.settings_file import read_settings_file
 from collage_mpi.simulate_runs import simulate
 from collage_mpi.stragglers import StragglerSettings, make_delays
 from collage_mpi.traces import load_trace, record_trace

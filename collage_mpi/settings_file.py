@@ -1,0 +1,113 @@
+"""Settings from files and from the command line: text in, `RunSettings` out.
+
+Owns: the formats of settings files, the flags (made from the fields of `RunSettings`, so that
+a setting exists in one place), and that flags win over a file.
+Does not know: what a setting means, which values it may have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import typing
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Settings from a .toml or .yaml file, or from the .json that a run saved.
+
+    Raises:
+        EnvironmentFault: the file cannot be read, or is YAML and PyYAML is missing.
+        DataFault: it is not what its ending says, or no table.
+        UsageError: another ending.
+    """
+    if path.suffix not in _PARSERS:
+        raise UsageError(f"settings file {path}: known endings are {', '.join(_PARSERS)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFault(f"settings file {path} cannot be read: {error}") from error
+    name, parse = _PARSERS[path.suffix]
+    try:
+        values = parse(text)
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"settings file {path}: {name} needs a package that is not installed: "
+            "pip install pyyaml, or write the settings as .toml"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"settings file {path} is no {name}: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise DataFault(f"settings file {path} does not hold a table of settings")
+    return values
+
+
+def _toml(text: str) -> Any:
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    return import_module(name).loads(text)
+
+
+def _yaml(text: str) -> Any:
+    """Plain values only: `safe_load` makes no objects."""
+    yaml = import_module("yaml")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+# ending -> (the format's name, its parser: ValueError for what is not of the format)
+_PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    ".toml": ("TOML", _toml),
+    ".yaml": ("YAML", _yaml),
+    ".yml": ("YAML", _yaml),
+    ".json": ("JSON", json.loads),
+}
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting, and --settings FILE. Flags win over the file."""
+    parser.add_argument("--settings", metavar="FILE", help="settings file, .toml, .yaml or .json")
+    hints = typing.get_type_hints(RunSettings)
+    for spec in dataclasses.fields(RunSettings):
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(spec)}
+        hint = hints[spec.name]
+        args = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        if typing.get_origin(hint) is tuple:
+            options["nargs"] = "+"
+        elif (args[0] if args else hint) is not str:
+            options["type"] = args[0] if args else hint
+        for name in ("choices", "metavar"):
+            if name in spec.metadata:
+                options[name] = spec.metadata[name]
+        if "choices" not in options:
+            kind = options.get("type", str).__name__.upper()
+            options.setdefault("metavar", {"INT": "N", "FLOAT": "X"}.get(kind, kind))
+        parser.add_argument("--" + spec.name.replace("_", "-"), **options)
+
+
+def _help(spec: dataclasses.Field[Any]) -> str:
+    text = str(spec.metadata["help"])
+    if spec.default in (None, "", ()):
+        return text
+    return f"{text} (default: {spec.default})".replace("%", "%%")
+
+
+def settings_from_args(args: argparse.Namespace) -> RunSettings:
+    """The effective settings: defaults, then the file, then the flags."""
+    known = {spec.name for spec in dataclasses.fields(RunSettings)}
+    values: dict[str, Any] = {}
+    source = "flags"
+    if getattr(args, "settings", None):
+        values = read_settings_file(Path(args.settings))
+        source = args.settings
+    values |= {key: value for key, value in vars(args).items() if key in known}
+    return RunSettings.from_mapping(values, source)
