@@ -36,7 +36,7 @@ from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
 from collage_mpi.topology import local_size, status_wanted, threads_per_rank
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 
-LARGEST_EXCEEDED_SHARE = 0.01  # of tasks whose compute is longer than their draw (DESIGN 5)
+LARGEST_EXCEEDED_SHARE = 0.01  # of tasks whose compute is longer than their draw
 
 EXIT_CODES = {
     ev.COMPLETE: ExitCode.COMPLETE,
@@ -356,7 +356,7 @@ def _final(
 
 
 def validity(totals: Totals, settings: RunSettings) -> dict[str, Any]:
-    """Whether the injected delays were those of the model (DESIGN 5).
+    """Whether the injected delays were those of the model (docs/stragglers.md).
 
     Burnt ranks are meant to be slower than their draws: with them there is no such rule.
     """

@@ -40,7 +40,7 @@ from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.stragglers import make_delays
 from collage_mpi.vigil import SCAN_EVERY_NS, TIMEOUT, Suspicion, Vigil
 
-# At equal times answers come before timers (DESIGN 3); work on ranks is in between.
+# At equal times answers come before timers, as the scheduler asks; work on ranks is in between.
 ANSWER, RANK, TIMER = 0, 1, 2
 NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 ANY_SCORE = Score(0, 1.0)

@@ -372,7 +372,7 @@ def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
 
 
 def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False) -> int:
-    """Run a rank's whole work; an exception is told in one message and ends it (DESIGN 9).
+    """Run a rank's whole work; an exception is told in one message and ends it.
 
     In a plain world it ends the job: an uncaught exception on one rank leaves the others
     waiting under MPICH. Abort is for defects only: users' mistakes arrive here as exit

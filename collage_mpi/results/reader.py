@@ -70,7 +70,7 @@ class Results:
 
     @property
     def invalid(self) -> bool:
-        """The straggler injection broke its rule in some session (DESIGN 5)."""
+        """The straggler injection broke its rule in some session (docs/stragglers.md)."""
         finals = [entry.get("final") or {} for entry in self.manifest.get("sessions") or []]
         found = [self.manifest.get("validity"), *(final.get("validity") for final in finals)]
         return any(isinstance(item, dict) and item.get("valid") is False for item in found)
