@@ -20,6 +20,12 @@ from collage_mpi.results.summary import summarise
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
 
+INVALID_NOTE = (
+    "(INVALID): over 1 % of the tasks computed longer than the injected service time, so these "
+    "figures are not the model's: the machine was busy with other work, or the time scale is too "
+    "small for it."
+)
+
 Json = dict[str, Any]
 
 
@@ -169,4 +175,6 @@ def _notes(entries: Sequence[Json]) -> list[str]:
         lines.append(f"stragglers: {stragglers[0]}")
     else:
         lines += [f"stragglers of {e['name']}: {e['straggler'] or 'none'}" for e in entries]
+    if any(entry["invalid"] for entry in entries):
+        lines.append(INVALID_NOTE)
     return lines

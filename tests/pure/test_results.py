@@ -225,6 +225,14 @@ def test_an_empty_run_can_be_summarised(tmp_path: Path) -> None:
     assert "n/a" in render_comparison(compare([results, results]))
 
 
+def test_a_comparison_says_what_invalid_means(tmp_path: Path) -> None:
+    sound = read_results(make_run(tmp_path / "sound", 90))
+    note = "the machine was busy"
+    assert note not in render_comparison(compare([sound, sound]))
+    broken = read_results(make_run(tmp_path / "broken", 90, final={"validity": valid(20)}))
+    assert render_comparison(compare([sound, broken])).count(note) == 1
+
+
 def test_validity_is_summed_over_sessions(tmp_path: Path) -> None:
     full = manifest(18)
     writer = RunWriter.create(tmp_path / "run", full)
