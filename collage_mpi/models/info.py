@@ -85,7 +85,7 @@ def check_kind(kind: str) -> None:
 def class_mismatch(where: str, names: Sequence[str], elsewhere: str, others: Sequence[str]) -> str:
     """What to say of two lists of class names that differ: their lengths, or the first pair."""
     if len(names) != len(others):
-        return f"{where}: {len(names)} classes, {elsewhere}: {len(others)}; they must agree"
+        return f"{where} has {len(names)} classes, {elsewhere} has {len(others)}; they must agree"
     first = next(i for i, (a, b) in enumerate(zip(names, others, strict=True)) if a != b)
     return (
         f"class {first} is {names[first]!r} in {where} and {others[first]!r} in {elsewhere}; "

@@ -21,6 +21,7 @@ from torch import Tensor
 
 WARM_CALLS = 3  # before a capture: libraries choose their kernels, and allocate, on first calls
 MOST_SIZES = 16  # batch sizes with buffers and a graph of their own; others are called plainly
+MOST_PADDED = 2  # a graph serves batches down to this part of its size
 
 Forward = Callable[[Tensor], Tensor]  # (n, H, W, C) uint8 on the device -> outputs there
 
@@ -112,19 +113,28 @@ class GraphLauncher:
         self._slots: dict[int, _Slot] = {}
 
     def __call__(self, batch: np.ndarray) -> Tensor:
-        slot = self._slots.get(len(batch))
+        n = len(batch)
+        slot = self._slot_for(n)
         if slot is None:
             if len(self._slots) == MOST_SIZES:
                 with self._gpu.stream():
                     return self._plain(batch)
-            slot = self._slots[len(batch)] = self._prepare(batch)
-        slot.host_in.copy_(torch.from_numpy(batch))
+            slot = self._slots[n] = self._prepare(batch)
+        slot.host_in[:n].copy_(
+            torch.from_numpy(batch)
+        )  # (n, H, W, C); rows beyond: the last call's
         with self._gpu.stream():
             slot.device_in.copy_(slot.host_in, non_blocking=True)
             slot.launch()
             slot.host_out.copy_(slot.device_out, non_blocking=True)
         self._gpu.wait()
-        return slot.host_out
+        return slot.host_out[:n]
+
+    def _slot_for(self, n: int) -> _Slot | None:
+        """The smallest that holds n and is not mostly padding: a rank warms up 1, 2, 4, 8, ...,
+        and no size between them is captured in the midst of a job."""
+        fitting = [size for size in self._slots if n <= size <= MOST_PADDED * n]
+        return self._slots[min(fitting)] if fitting else None
 
     def _prepare(self, batch: np.ndarray) -> _Slot:
         """Buffers and the graph for batches of this size."""

@@ -100,7 +100,7 @@ def test_a_graph_a_batch_size_and_the_same_answers(inputs: dict) -> None:
     tuned = predictor_of("single", None)
     tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
     batch = inputs["single"][:12]
-    for size in (1, 4, 1):
+    for size in (1, 4, 1):  # 4 is far from 1: padding would cost more than the capture
         same, apart = agreement("single", batch, tuned, size)
         assert (same, apart < 1e-6) == (1.0, True)
     assert gpu.captured == 2
@@ -122,6 +122,20 @@ def test_batch_sizes_beyond_the_most_are_called_plainly(
     for size in (2, 3):
         assert agreement("single", inputs["single"][:6], tuned, size)[0] == 1.0
     assert gpu.captured == 1
+
+
+def test_sizes_between_those_warmed_up_use_their_graphs(inputs: dict) -> None:
+    from collage_mpi.models import launching
+
+    gpu = MemoryGpu()
+    tuned = predictor_of("single", None)
+    tuned._launch = launching.GraphLauncher(tuned._forward, torch.device("cpu"), gpu)
+    for size in (1, 2, 4, 6):  # as a rank with --batch 6 does
+        tuned.predict(inputs["single"][:size])
+    for size in (3, 5, 6, 2, 1):
+        same, apart = agreement("single", inputs["single"][:30], tuned, size)
+        assert (same, apart < 1e-6) == (1.0, True)
+    assert gpu.captured == 4
 
 
 @pytest.mark.parametrize(
