@@ -30,6 +30,9 @@ HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
 MEASURE_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or in the midst of a network
 MEASURE_ROUNDS = 5
+MEASURE_ENOUGH_S = 20.0  # slow networks get fewer rounds
+# What a rank owes when its control message of a sort does not come.
+OWED = {"here": "sign of life", "measured": "service time of its network"}
 
 _FAULTS = {error.exit_code: error for error in (UsageError, EnvironmentFault, DataFault)}
 
@@ -136,7 +139,10 @@ class Crew:
         """Idle service times of a batch by kind in ns; see `service_times`."""
         if (networks, batch) not in self._measured:
             found: dict[str, list[int]] = {}
-            for _ in range(MEASURE_ROUNDS):
+            until_s = self._clock() + MEASURE_ENOUGH_S
+            for number in range(MEASURE_ROUNDS):
+                if number and self._clock() > until_s:
+                    break
                 for kind, ranks in who.items():
                     service_ns = self._measure_any(ranks, kind, batch)
                     if service_ns is not None:
@@ -213,9 +219,11 @@ class Crew:
             self._go_on_without(what, missing, limit_s, bool(answers))
         elif missing:
             names = ", ".join(map(str, sorted(missing)))
+            hint = "are their hosts up, and can they read the weights?"
+            if what == "measured":
+                hint = "the network is too slow there, or the host busy with other work"
             raise EnvironmentFault(
-                f"no {what} from rank(s) {names} within {limit_s:g} s; "
-                "are their hosts up, and can they read the weights?"
+                f"no {OWED.get(what, what)} from rank(s) {names} within {limit_s:g} s; {hint}"
             )
         return answers
 
@@ -223,7 +231,7 @@ class Crew:
         """Those that are silent or cannot work are lost. Raises a fault that all ranks have."""
         if self._faults and not quorum:
             raise next(iter(self._faults.values()))
-        reasons = {rank: f"no {what} within {limit_s:g} s" for rank in missing}
+        reasons = {rank: f"no {OWED.get(what, what)} within {limit_s:g} s" for rank in missing}
         reasons |= {rank: f"it cannot work: {fault}" for rank, fault in self._faults.items()}
         for rank, why in sorted(reasons.items()):
             self.losses.end(rank, why, _ns(self._clock()))

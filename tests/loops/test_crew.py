@@ -215,7 +215,7 @@ def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
     crew.session = 0
     crew.greet()
     assert crew.welcome(contents(3)).keys() == {1}
-    assert crew.losses.vigil.losses[2].why == "no here within 30 s; written off"
+    assert crew.losses.vigil.losses[2].why == "no sign of life within 30 s; written off"
 
 
 def test_a_rank_that_dies_while_it_loads_is_not_waited_for():
@@ -259,6 +259,28 @@ def test_damaged_weights_end_the_start_in_any_case():
     crew, _ = hardy(Workers(3, answer))
     with pytest.raises(DataFault, match="rank 2: w: damaged"):
         crew.welcome(contents(3))
+
+
+def test_a_network_that_is_too_slow_to_measure_is_told_as_that():
+    crew = crew_of(Workers(2, lambda r, c: polite(r, c) if c["what"] == "welcome" else None))
+    crew.welcome(contents(2))
+    with pytest.raises(EnvironmentFault, match=r"no service time .* rank\(s\) 1 .* too slow there"):
+        crew.measure(1, "single")
+
+
+def test_slow_networks_are_measured_in_fewer_rounds():
+    clock = Clock(tick_ns=1000)
+
+    def answer(rank: int, content: dict[str, Any]) -> dict[str, Any] | None:
+        if content["what"] == "measure":
+            clock.now_ns += 12 * 10**9
+        return polite(rank, content)
+
+    workers = Workers(3, answer)
+    crew = Crew(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
+    crew.welcome(contents(3))
+    assert crew.service_times({"single": [1], "collage": [2]}, "networks")[1] == 1.0
+    assert [c["what"] for _, c in workers.told].count("measure") == 2
 
 
 def test_when_the_measured_rank_dies_the_next_is_measured():

@@ -292,11 +292,22 @@ def test_tasks_wait_for_the_start():
     assert bench.results[0].cells[0].label == 4
 
 
-def test_measure_is_answered_with_a_median():
+def test_measure_is_answered_with_the_shortest_time():
     bench = Bench()
     bench.endpoint.tell({"what": "measure", "kind": "single"})
     bench.run()
     assert bench.endpoint.told()[-1] == {"what": "measured", "kind": "single", "service_ns": MS}
+    assert bench.network.calls == 15
+
+
+def test_a_slow_network_is_measured_by_few_calls():
+    """All other ranks wait meanwhile, and rank 0 waits for no more than two minutes."""
+    bench = Bench()
+    bench.network.service_ns = 8000 * MS
+    bench.endpoint.tell({"what": "measure", "kind": "single"})
+    bench.run()
+    assert bench.endpoint.told()[-1]["service_ns"] == 8000 * MS
+    assert bench.network.calls == 2
 
 
 def test_messages_of_another_session_are_dropped():
