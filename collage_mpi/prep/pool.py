@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from collage_mpi.errors import EnvironmentFault
@@ -58,28 +59,51 @@ def _in_processes(
     counter = context.Value("q", 0)
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(counter,))
     told = 0
+    with _noted_interrupts() as interrupted:
+        try:
+            futures = [pool.submit(_work, job, overwrite) for job in jobs]
+            left: set[Future[ShardReport]] = set(futures)
+            while left:
+                ended, left = wait(left, LOOK_S, FIRST_COMPLETED)
+                if interrupted():
+                    raise KeyboardInterrupt
+                for future in ended:
+                    future.result()  # a failure ends all
+                count = counter.value
+                advance(count - told)
+                told = count
+            pool.shutdown()
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise EnvironmentFault(
+                "a process of this preparation was killed (out of memory?). The same command goes "
+                "on from the finished shards; --workers with fewer processes takes less memory"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+                child.join()
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM are noted, and not raised where they meet the program.
+
+    An exception while `wait` takes the futures' locks would leave them taken, and this process
+    waiting at its end for the pool's thread, which wants one.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda which, _: noted.append(which)) for number in signals]
     try:
-        futures = [pool.submit(_work, job, overwrite) for job in jobs]
-        left: set[Future[ShardReport]] = set(futures)
-        while left:
-            ended, left = wait(left, LOOK_S, FIRST_COMPLETED)
-            for future in ended:
-                future.result()  # a failure ends all
-            count = counter.value
-            advance(count - told)
-            told = count
-        pool.shutdown()
-        return [future.result() for future in futures]
-    except BrokenProcessPool as error:
-        raise EnvironmentFault(
-            "a process of this preparation was killed (out of memory?). The same command goes "
-            "on from the finished shards; --workers with fewer processes takes less memory"
-        ) from error
+        yield lambda: bool(noted)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.terminate()
-            child.join()
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _start(counter: Any) -> None:

@@ -311,6 +311,27 @@ def test_processes_and_ranks_make_the_same_shards(tree: Path, tmp_path: Path) ->
             assert (tmp_path / other / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
+def test_an_interrupt_of_the_pool_is_noted_and_raised_between_its_calls(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised within `wait`, it left locks taken: the command then hung at its end, now and then."""
+    from collage_mpi.prep import pool
+
+    story: list[str] = []
+
+    def interrupted_wait(futures: set, timeout: float, return_when: str) -> tuple[set, set]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        story.append("wait ended")
+        return set(), futures
+
+    monkeypatch.setattr(pool, "wait", interrupted_wait)
+    before = signal.getsignal(signal.SIGTERM)
+    flags = ["prep", "images", str(tree), "--size=8", "--images-per-shard=8", "--workers=2"]
+    assert main([*flags, f"--out={tmp_path / 'out'}"]) == 130
+    assert story == ["wait ended"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_preparation_leaves_whole_shards_and_goes_on(
     tmp_path: Path, how: signal.Signals
