@@ -106,7 +106,9 @@ def render_index(reports: Sequence[Report]) -> str:
 
 def train_command(entry: Mapping[str, Any]) -> str:
     """The command that trains such a network, file names without their folders."""
-    training, architecture = entry["training"] or {}, entry["architecture"]
+    # a record without `keep` is from before there was a choice: the last epoch was kept
+    training = {"keep": "last", **(entry["training"] or {})}
+    architecture = entry["architecture"]
     kind = "single" if entry["side"] is None else "collage"
     words = [f"collage-mpi train {kind} --shards train-*.h5 --out {card_name(entry)}.safetensors"]
     flags = dict(_FLAGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def test_the_command_of_a_card_can_be_typed(kind: str) -> None:
     words = command.split()[1:]
     args = build_parser("train").parse_args(words)
     assert (args.kind, args.epochs, args.seed, args.ema) == (kind, 7, 1, 0.998)
+    assert args.keep == "last"  # what a record that does not say so means
     assert (args.stem, args.stages, args.flips) == ("8x4/2", "8x1,16x2/2", False)
     assert (args.teacher, args.distill_weight) == (Path("single.safetensors"), 0.5)
     if kind == "collage":
@@ -136,3 +138,15 @@ def test_the_command_writes_cards_and_refuses_other_files(
         assert main(["card", str(report), "--out", str(tmp_path / "x")]) == code
     assert main(["card", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 3
     assert "collage-mpi evaluate" in capsys.readouterr().err
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "collage_mpi" / "data").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("weights", SHIPPED, ids=lambda path: path.stem)
+def test_a_network_that_ships_has_its_card(weights: Path) -> None:
+    cards = Path(__file__).parents[2] / "docs" / "cards"
+    card = (cards / f"{weights.stem}.md").read_text(encoding="utf-8")
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
+    assert f"[{weights.stem}]({weights.stem}.md)" in (cards / "README.md").read_text("utf-8")
+    assert f"`{weights.stem}`" in (cards.parent / "weights.md").read_text("utf-8")
