@@ -6,6 +6,7 @@ Does not know: the job, turns, reports.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from collage_mpi.bench import BenchSettings, Block, Exchange, RoundMeter, exchanges
 from collage_mpi.coordinator import PollWatch
+from collage_mpi.encode import Encoder
 from collage_mpi.protocol import TAG_TASK, TAG_UP
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 from collage_mpi.worker import RING_SPARE
@@ -57,10 +59,18 @@ class World:
 
 
 class BareBlock:
-    """The same bytes with nothing but mpi4py: what any job on it has to pay."""
+    """The same bytes with nothing but mpi4py: what any job on it has to pay.
 
-    def __init__(self, world: World) -> None:
+    Args:
+        images: (n, H, W, C) uint8, n at least a group: their collage is made in each round.
+            None sends what is there.
+    """
+
+    def __init__(self, world: World, images: np.ndarray | None = None) -> None:
         self.world = world
+        self._images = images
+        self._encoder = Encoder(world.settings.grid, world.settings.image_shape, threads=1)
+        self._encodes_ns: list[int] = []
         self._sent = [np.zeros(m.down_bytes, np.uint8) for m in world.messages]
         self._answers = [np.zeros(m.up_bytes, np.uint8) for m in world.messages]
 
@@ -71,12 +81,25 @@ class BareBlock:
         backoff = Backoff(COORDINATOR_BACKOFF)
         for _ in range(settings.played_rounds):
             meter.begin_round()
+            if self._images is not None:
+                self._encode(self._images)
             requests = self._post()
             if meter.polls is None:
                 self.world.mpi.Request.Waitall(requests)
             else:
                 self._poll(requests, backoff, meter.polls)
-        return meter.block()
+        measured = self._encodes_ns[settings.warmup : -1]
+        return meter.block(np.array(measured, np.int64) if measured else None)
+
+    def _encode(self, images: np.ndarray) -> None:
+        """The next group's collage, to where its message is sent from."""
+        start_ns = time.monotonic_ns()
+        cells, encoder = self.world.settings.grid.cells, self._encoder
+        first = len(self._encodes_ns) * cells % (len(images) - cells + 1)
+        collage = self._sent[-1][-math.prod(encoder.collage_shape) :]
+        shrunk = encoder.shrink(images[first : first + cells])  # (cells, cell_px, cell_px, C)
+        encoder.paste(list(shrunk), collage.reshape(encoder.collage_shape))
+        self._encodes_ns.append(time.monotonic_ns() - start_ns)
 
     def _post(self) -> list[Any]:
         """All receives and sends of a round."""

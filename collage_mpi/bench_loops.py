@@ -91,7 +91,8 @@ def measure(world: World, folder: Path) -> dict[str, Any]:
             if name.startswith("job"):
                 found = JobBlock(world, plan, images, folder / f"{name}-{block}").play(name)
             else:
-                found = BareBlock(world).play(blocks=name == "blocking")
+                made = images if name == "bare-encode" else None
+                found = BareBlock(world, made).play(blocks=name == "blocking")
             measured[name].append(found)
         status.update(len(order))
     finally:

@@ -44,6 +44,7 @@ def test_two_worlds_make_one_report(tmp_path):
             assert found["images_s"] > 0
             assert len(found["block_p50_ms"]) == 2
             assert (found["longest_poll_gap_ms"] is None) == (name == "blocking")
+            assert (found["encode_p50_ms"] is None) == (name in ("bare", "blocking"))
 
 
 def test_under_a_launcher_it_is_one_world_and_can_be_profiled(mpiexec, tmp_path):
