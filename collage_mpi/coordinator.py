@@ -141,7 +141,8 @@ class Coordinator:
         self._stopped = False
         self._input_closed = False
         self._report = report
-        self._events: deque[ev.Event] = deque()
+        self._events: deque[ev.Event] = deque()  # that came while one was dealt with
+        self._handling = False
         # A message under way, by its first task -> its tasks, and pasting each one's collage
         self._leaving: dict[int, list[tuple[int, int]]] = {}
         self._cancels: dict[int, list[int]] = {}  # by rank, not sent yet
@@ -220,20 +221,25 @@ class Coordinator:
 
     def _handle(self, event: ev.Event) -> None:
         """Feed one event and whatever its actions cause, in order."""
-        self._events.append(event)
-        if len(self._events) > 1:
+        if self._handling:
+            self._events.append(event)
             return  # the loop below, further up the stack, takes it
+        self._handling = True
+        self._act_upon(event)
         while self._events:
-            current = self._events[0]
-            if self.finish is None:
-                # A stamp may be older than what was done since; the scheduler's time may not.
-                self._stamp_ns = current.now_ns
-                if current.now_ns < self._last_ns:
-                    current = current._replace(now_ns=self._last_ns)
-                self._last_ns = current.now_ns
-                for action in self.scheduler.handle(current):
-                    self._actions[type(action)](action)
-            self._events.popleft()
+            self._act_upon(self._events.popleft())
+        self._handling = False
+
+    def _act_upon(self, event: ev.Event) -> None:
+        if self.finish is not None:
+            return
+        # A stamp may be older than what was done since; the scheduler's time may not.
+        self._stamp_ns = event.now_ns
+        if event.now_ns < self._last_ns:
+            event = event._replace(now_ns=self._last_ns)
+        self._last_ns = event.now_ns
+        for action in self.scheduler.handle(event):
+            self._actions[type(action)](action)
 
     def _received(self, arrival: Received) -> None:
         start_ns = self.clock()

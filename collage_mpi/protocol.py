@@ -184,14 +184,15 @@ def pack_task_records(
     total = task_message_bytes(len(tasks), n_items, payload)
     if total > out.nbytes:
         raise WireFault(f"a message of {total} bytes for a buffer of {out.nbytes}")
-    at = _put_header(out, TASKS, session, len(tasks), n_items, payload)
+    data = out.data
+    at = _put_header(data, TASKS, session, len(tasks), n_items, payload)
     for task in tasks:
         kind = KINDS.index(task.kind)
-        _TASK.pack_into(out.data, at, task.task, task.group, task.attempt, kind, len(task.items))
+        _TASK.pack_into(data, at, task.task, task.group, task.attempt, kind, len(task.items))
         at += _TASK.size
     for task in tasks:
         for image, cell in task.items:
-            _ITEM.pack_into(out.data, at, image, cell)
+            _ITEM.pack_into(data, at, image, cell)
             at += _ITEM.size
     return at
 
@@ -236,7 +237,7 @@ def cancel_message_bytes(tasks: int) -> int:
 
 def pack_cancel(out: np.ndarray, session: int, tasks: Sequence[int]) -> int:
     """Write a CANCEL message for task ids into `out`; return its length in bytes."""
-    at = _put_header(out, CANCEL, session, len(tasks), 0, 0)
+    at = _put_header(out.data, CANCEL, session, len(tasks), 0, 0)
     end = at + 8 * len(tasks)
     out[at:end].view("<i8")[:] = tasks
     return end
@@ -280,10 +281,11 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
     )
     if total > out.nbytes:
         raise WireFault(f"an answer of {total} bytes for a buffer of {out.nbytes}")
-    at = _put_header(out, ANSWERS, session, len(results), n_cells, sum(map(len, reasons)))
+    data = out.data
+    at = _put_header(data, ANSWERS, session, len(results), n_cells, sum(map(len, reasons)))
     for result, reason in zip(results, reasons, strict=True):
         _RESULT.pack_into(
-            out.data,
+            data,
             at,
             result.task,
             result.compute_ns,
@@ -298,7 +300,7 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
     for result in results:
         for cell in result.cells:
             label, score = cell if cell is not None else (0, 0.0)
-            _CELL.pack_into(out.data, at, label, score, cell is not None)
+            _CELL.pack_into(data, at, label, score, cell is not None)
             at += _CELL.size
     for reason in reasons:
         out[at : at + len(reason)] = np.frombuffer(reason, np.uint8)
@@ -349,7 +351,7 @@ def pack_control(out: np.ndarray, session: int, content: dict[str, Any]) -> int:
     end = HEADER.itemsize + len(text)
     if end > out.nbytes:
         raise WireFault(f"a control message of {end} bytes for a buffer of {out.nbytes}")
-    _put_header(out, CONTROL, session, 0, 0, len(text))
+    _put_header(out.data, CONTROL, session, 0, 0, len(text))
     out[HEADER.itemsize : end] = np.frombuffer(text, np.uint8)
     return end
 
@@ -390,9 +392,9 @@ def read_header(message: np.ndarray) -> Header:
 
 
 def _put_header(
-    out: np.ndarray, kind: int, session: int, n_tasks: int, n_items: int, payload: int
+    data: memoryview, kind: int, session: int, n_tasks: int, n_items: int, payload: int
 ) -> int:
-    _HEADER.pack_into(out.data, 0, MAGIC, VERSION, kind, session, n_tasks, n_items, payload)
+    _HEADER.pack_into(data, 0, MAGIC, VERSION, kind, session, n_tasks, n_items, payload)
     return _HEADER.size
 
 

@@ -130,14 +130,15 @@ class Groups:
 
         `silent_tasks` counts those out on silent ranks: a drain does not wait for them.
         """
-        if self.input_closed:
-            return
+        drain = self.settings.drain
+        if self.input_closed or (drain and (self.unresolved or self._promised)):
+            return  # at once: this follows every event
         size, step = self.settings.group_size, self.settings.admitted_together
         depth = self.settings.depth * step
-        filling = len(self.filling.images) if self.filling else 0
-        if self.settings.drain:
+        if drain:
             missing = depth if self._drained(silent_tasks) else 0
         else:
+            filling = len(self.filling.images) if self.filling else 0
             missing = depth - self._in_flight - -(-(filling + self._promised) // size)
             missing -= missing % step
         if missing > 0:
@@ -146,8 +147,6 @@ class Groups:
 
     def _drained(self, silent_tasks: Callable[[], int]) -> bool:
         """Whether all ranks are idle; those that are silent, or take for ever, do not count."""
-        if self.unresolved or self._promised:
-            return False
         if not self._drain_over and len(self._dispatch.tasks) > silent_tasks():
             if self._cancel_drain is None:
                 self._cancel_drain = self._timers.start(self.settings.end_ns, self._stop_draining)
