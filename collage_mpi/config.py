@@ -401,8 +401,12 @@ class RunSettings:
     @property
     def warm_groups(self) -> int:
         """Groups that statistics leave out: whole batches of them."""
-        together = 1 if self.open_loop else self.batch
-        return -(-self.warmup_groups // together) * together
+        return -(-self.warmup_groups // self.released_together) * self.released_together
+
+    @property
+    def released_together(self) -> int:
+        """Groups that come in at a time, with one t0: a batch in a closed loop."""
+        return 1 if self.open_loop else self.batch
 
     def batch_costs(self) -> dict[str, float]:
         """By kind, what a further input of a batch takes over the first, where none is measured:

@@ -125,7 +125,8 @@ def pooled(name: str, runs: Sequence[Run]) -> float | None:
     values = np.concatenate(samples)  # (groups of all runs,)
     if name == "std":
         return float(values.std(ddof=1)) if len(values) > 1 else None
-    return percentile(values, _Q[name])
+    together = runs[0].point.settings.released_together  # groups let in at a time
+    return percentile(values, _Q[name], sum(-(-len(sample) // together) for sample in samples))
 
 
 def _pooled_interval(runs: Sequence[Run]) -> tuple[float | None, float | None]:

@@ -35,12 +35,12 @@ class _Curve:
     values_ms: np.ndarray
     x_ms: np.ndarray
     share: np.ndarray
-    groups: int
+    independent: int
     run: str
 
     def at(self, q: float) -> float | None:
-        """The percentile, or None where the number of groups does not support it."""
-        return percentile(self.values_ms, q, self.groups)
+        """The percentile, or None where the number of groups, or batches, is too small for it."""
+        return percentile(self.values_ms, q, self.independent)
 
 
 def plot_latency_cdf(
@@ -122,7 +122,8 @@ def _curve(run: Results, per: str, name: str) -> _Curve:
     x_ms, share = ecdf(values_ms)
     n = f"n = {groups:,} groups" if per == "group" else f"n = {len(rows):,} in {groups:,} groups"
     flags = ("" if run.complete else " (INCOMPLETE)") + (" (INVALID)" if run.invalid else "")
-    return _Curve(f"{name} | {n}{flags}", values_ms, x_ms, share, groups, str(run.path))
+    independent = run.independent(run.measured_groups)
+    return _Curve(f"{name} | {n}{flags}", values_ms, x_ms, share, independent, str(run.path))
 
 
 def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
@@ -195,7 +196,7 @@ def _mark(
 
 def _finish(left: Any, right: Any, curves: list[_Curve], per: str) -> None:
     """Axes, guides at the percentiles and their names."""
-    most = max(curve.groups for curve in curves)
+    most = max(curve.independent for curve in curves)
     smallest = min(1.0 / len(curve.values_ms) for curve in curves)
     left.set(ylim=(0, 1.005), ylabel=f"share of {per}s done")
     left.set_title("Distribution", pad=8)

@@ -7,7 +7,7 @@ Does not know: runs, files, figures, where the numbers come from.
 A percentile q is printed only where n >= ln(0.025) / ln(q): below that the sample's
 maximum lies under the true quantile with more than 2.5 % probability, and no upper
 confidence bound exists. n counts *groups*: images of one group share their release and
-their queue, so they are not independent.
+their queue, so they are not independent. Nor are groups that are let in together, as a batch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def percentile(values: np.ndarray, q: float, independent: int | None = None) -> 
     Args:
         values: (n,) any numeric dtype.
         q: between 0 and 1.
-        independent: how many of the values are independent (groups); n by default.
+        independent: how many of the values are independent (groups, batches); n by default.
     """
     n = len(values) if independent is None else min(independent, len(values))
     if n < support_needed(q):
@@ -54,7 +54,7 @@ class Spread:
 
     Attributes:
         n: values in the sample.
-        independent: groups they come from.
+        independent: groups, or batches of them, that they come from.
         percentiles: name ("p99") -> value in the unit of the sample.
         intervals: name -> 95 % block bootstrap interval, where one was asked for.
         std: standard deviation, n - 1 in the denominator.
@@ -88,7 +88,7 @@ def describe(values: np.ndarray, independent: int | None = None, *, ci: bool = F
         n=n,
         independent=independent,
         percentiles=found,
-        intervals=bootstrap_intervals(values) if ci else {},
+        intervals=bootstrap_intervals(values, independent) if ci else {},
         mean=float(values.mean()) if n else None,
         std=float(values.std(ddof=1)) if independent >= 2 else None,
         maximum=float(values.max()) if n else None,
@@ -97,25 +97,31 @@ def describe(values: np.ndarray, independent: int | None = None, *, ci: bool = F
 
 
 def bootstrap_intervals(
-    values: np.ndarray, *, replicates: int = 1000, seed: int = BOOTSTRAP_SEED
+    values: np.ndarray,
+    independent: int | None = None,
+    *,
+    replicates: int = 1000,
+    seed: int = BOOTSTRAP_SEED,
 ) -> dict[str, tuple[float, float] | None]:
     """95 % intervals of the percentiles within one run, by the moving block bootstrap.
 
-    Blocks of ceil(sqrt(n)) consecutive groups are drawn, because slow spells make
-    neighbours alike (Kuensch 1989). The interval speaks of this placement of stragglers
-    on ranks only; between placements the spread is larger.
+    Blocks of ceil(sqrt(n)) consecutive groups are drawn, or of as many batches of them,
+    because slow spells make neighbours alike (Kuensch 1989). The interval speaks of this
+    placement of stragglers on ranks only; between placements the spread is larger.
 
     Args:
         values: (n,) in time order.
+        independent: batches that they come from; n by default.
     """
     n = len(values)
-    wanted = {percentile_name(q): q for q in PERCENTILES if n >= support_needed(q)}
+    independent = n if independent is None else min(independent, n)
+    wanted = {percentile_name(q): q for q in PERCENTILES if independent >= support_needed(q)}
     absent = {percentile_name(q): None for q in PERCENTILES}
     if not wanted:
         return dict(absent)
     replicates = max(100, min(replicates, _MAX_DRAWS // n))
     rng = np.random.default_rng(seed)
-    block = math.ceil(math.sqrt(n))
+    block = min(n, math.ceil(math.ceil(math.sqrt(independent)) * n / independent))
     ranks = [math.ceil(q * n) - 1 for q in wanted.values()]
     found = np.empty((replicates, len(ranks)))
     for i in range(replicates):

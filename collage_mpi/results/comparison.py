@@ -38,9 +38,10 @@ def compare(runs: Sequence[Results], *, per: str = "group") -> list[Json]:
 
     Returns:
         Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
-        `<stat>_ms` and `<stat>_ratio` (this run / first run, below 1 is faster) for p50,
-        p95, p99, p99.9 and std, accuracy, paired {n, accuracy, baseline, difference,
-        only_this, only_baseline}, and the price. None where the samples do not support it.
+        independent (groups, or batches), `<stat>_ms` and `<stat>_ratio` (this run / first
+        run, below 1 is faster) for p50, p95, p99, p99.9 and std, accuracy, paired {n,
+        accuracy, baseline, difference, only_this, only_baseline}, and the price. None where
+        the samples do not support it.
     """
     summaries = [summarise(run) for run in runs]
     names = distinct([run.label for run in runs], runs)
@@ -63,6 +64,7 @@ def _entry(run: Results, summary: Json, first: Results, baseline: Json, per: str
         "per": per,
         "n": row["n"],
         "groups": row["groups"],
+        "independent": row["independent"],
     }
     for name in STATISTICS:
         entry[f"{name}_ms"] = row[f"{name}_ms"]
@@ -142,7 +144,7 @@ def _name(entry: Json) -> str:
 
 
 def _cell(entry: Json, name: str, first: bool) -> str:
-    text = supported(entry[f"{name}_ms"], entry["groups"])
+    text = supported(entry[f"{name}_ms"], entry["independent"])
     ratio = entry[f"{name}_ratio"]
     return text if first or ratio is None else f"{text} ({ratio:.2f}x)"
 

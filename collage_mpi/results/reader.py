@@ -75,6 +75,14 @@ class Results:
         found = [self.manifest.get("validity"), *(final.get("validity") for final in finals)]
         return any(isinstance(item, dict) and item.get("valid") is False for item in found)
 
+    def independent(self, rows: np.ndarray) -> int:
+        """How many independent samples stand behind rows of groups or of images: their groups,
+        or batches where groups were let in together, which end nearly together too."""
+        together = 1 if self.manifest.get("open_loop") else self.manifest.get("batch") or 1
+        batches = rows["group"] // together
+        pairs = rows["session"].astype(np.int64) << 47 | (batches & ((1 << 47) - 1))
+        return len(np.unique(pairs))
+
     @cached_property
     def measured_images(self) -> np.ndarray:
         """Images without those of warm-up groups."""

@@ -126,10 +126,10 @@ def _latency_table(summary: Json) -> Table:
     )
     for per in ("group", "image"):
         row = summary["latency"][per]
-        groups = row["groups"]
-        cells = [supported(row[f"{name}_ms"], groups) for name in _STATISTICS]
+        groups, independent = row["groups"], row["independent"]
+        cells = [supported(row[f"{name}_ms"], independent) for name in _STATISTICS]
         over = row["over_3_medians"]
-        share = supported(None if over is None else 100 * over, groups, ".2f")
+        share = supported(None if over is None else 100 * over, independent, ".2f")
         share += " %" if over is not None else ""
         of = f"{row['n']:,}" if per == "group" else f"{row['n']:,} in {groups:,} groups"
         table.add_row(f"per {per}", *cells, optional(row["std_ms"], ".1f"), share, of)

@@ -204,6 +204,30 @@ def reason_bytes(text: str | bytes) -> bytes:
     return raw.decode("utf-8", "ignore").encode()
 
 
+def ran_together(tasks: np.ndarray) -> np.ndarray:
+    """How many tasks ran as one batch with each: those of one message, the skipped left out.
+
+    A task's compute_ns and held_ns are its batch's, so its share is that over this number.
+
+    Args:
+        tasks: (n,) of TASK_ROW.
+
+    Returns:
+        (n,) int64, 1 for tasks that did not run.
+    """
+    sizes = np.ones(len(tasks), np.int64)
+    ran = np.flatnonzero(tasks["compute_ns"] + tasks["held_ns"] > 0)
+    keys = [tasks[name][ran] for name in ("session", "rank", "sent_ns", "done_ns")]
+    order = np.lexsort(keys)
+    if len(ran):
+        new = np.zeros(len(ran), bool)
+        for key in keys:
+            new[1:] |= key[order][1:] != key[order][:-1]
+        batch = np.cumsum(new)  # (ran,) int64, the number of each one's batch
+        sizes[ran[order]] = np.bincount(batch)[batch]
+    return sizes
+
+
 def wait_ns(images: np.ndarray) -> np.ndarray:
     """The part of each image's latency that nothing else explains: a residual (C3).
 

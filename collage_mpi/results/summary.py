@@ -19,7 +19,14 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.manifest import is_int, plain
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import KIND_CODE, OUTCOMES, SOURCE_CODE, SOURCES, wait_ns
+from collage_mpi.results.rows import (
+    KIND_CODE,
+    OUTCOMES,
+    SOURCE_CODE,
+    SOURCES,
+    ran_together,
+    wait_ns,
+)
 from collage_mpi.statistics import (
     PERCENTILES,
     Spread,
@@ -97,21 +104,22 @@ def _rows(results: Results) -> Json:
 
 
 def _latency(results: Results) -> Json:
-    """Per group and per image; support is counted in groups for both."""
-    groups = np.sort(results.measured_groups, order=("session", "t0_ns"))
+    """Per group and per image; support is counted in groups, or batches, for both."""
+    groups = np.sort(results.measured_groups, order=("session", "t0_ns", "group"))
     images = results.measured_images
-    pairs = images["session"].astype(np.int64) << 47 | (images["group"] & ((1 << 47) - 1))
-    return {
-        "group": _in_ms(describe(groups["latency_ns"] / 1e6, ci=True)),
-        "image": _in_ms(describe(images["latency_ns"] / 1e6, len(np.unique(pairs)))),
+    spreads = {
+        "group": describe(groups["latency_ns"] / 1e6, results.independent(groups), ci=True),
+        "image": describe(images["latency_ns"] / 1e6, results.independent(images)),
     }
+    return {per: _in_ms(spread, len(groups)) for per, spread in spreads.items()}
 
 
-def _in_ms(spread: Spread) -> Json:
+def _in_ms(spread: Spread, groups: int) -> Json:
     """A spread of ms values as JSON, None where unsupported."""
     return {
         "n": spread.n,
-        "groups": spread.independent,
+        "groups": groups,
+        "independent": spread.independent,
         **{f"{name}_ms": value for name, value in spread.percentiles.items()},
         **{f"{name}_ci95_ms": ci and list(ci) for name, ci in spread.intervals.items()},
         "mean_ms": spread.mean,
@@ -157,7 +165,7 @@ def _share(correct: int, n: int) -> Json:
 def _price(results: Results) -> Json:
     """What the answers cost (C8), over measured groups."""
     images, tasks = results.measured_images, results.measured_tasks
-    work_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9  # (tasks,)
+    work_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9 / ran_together(tasks)  # (tasks,)
     answered = tasks["outcome"] == OUTCOMES.index("answered")
     useless = tasks["resolved"] == 0
     ranks, rank_s = ranks_used(results), _measured_span_s(results)

@@ -181,3 +181,19 @@ def test_other_endings_and_missing_files(tmp_path):
         read_settings_file(tmp_path / "job.ini")
     with pytest.raises(CollageError, match="cannot be read"):
         read_settings_file(tmp_path / "job.toml")
+
+
+def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
+    plain, batches = RunSettings(), RunSettings(batch=4, warmup_groups=5, depth=2)
+    assert plain.mode == "carry, depth 1"
+    assert (plain.warm_groups, plain.batch_costs()) == (2, {})
+    assert batches.mode == "carry, depth 2, batch 4"
+    assert batches.warm_groups == 8
+    assert batches.batch_costs() == {"single": 1.0, "collage": 1.0}
+    assert RunSettings(batch=4, batch_cost=0.1).batch_costs()["single"] == 0.1
+    opened = RunSettings(batch=4, arrivals="poisson", rate=9.0)
+    assert opened.warm_groups == 2
+    assert opened.mode.endswith(", batch 4")
+    for values in ({"batch": 0}, {"batch": 1025}, {"batch_cost": -0.1}):
+        with pytest.raises(UsageError):
+            RunSettings(**values)

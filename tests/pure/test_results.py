@@ -30,7 +30,7 @@ from collage_mpi.results import (
     wait_ns,
     write_summary,
 )
-from collage_mpi.results.rows import REASON_BYTES, TABLES, reason_bytes
+from collage_mpi.results.rows import REASON_BYTES, TABLES, TASKS, ran_together, reason_bytes
 
 ROW = ImageRow(
     0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False, ""
@@ -368,3 +368,25 @@ def test_a_session_with_fewer_ranks_leaves_the_rows_of_the_others_good(tmp_path:
     found["sessions"][0]["final"]["world"] = world[:2]
     manifest_path.write_text(json.dumps(found))
     assert "unknown rank" in " ".join(verify_run(tmp_path / "run").problems)
+
+
+def test_tasks_of_one_batch_share_its_time() -> None:
+    """Two batches of rank 1, one of rank 2; a skipped task ran in none."""
+    tasks = np.zeros(6, TASKS.dtype)
+    tasks["rank"] = [1, 1, 1, 2, 2, 1]
+    tasks["sent_ns"] = [10, 20, 10, 10, 10, 10]
+    tasks["done_ns"] = [50, 90, 50, 50, 50, 50]
+    tasks["compute_ns"] = [7, 7, 7, 7, 7, 0]
+    assert ran_together(tasks).tolist() == [2, 1, 2, 2, 2, 1]
+    assert ran_together(tasks[:0]).tolist() == []
+
+
+def test_groups_of_a_batch_are_one_sample(tmp_path: Path) -> None:
+    alone = read_results(make_run(tmp_path / "alone", 900))
+    batches = read_results(make_run(tmp_path / "batches", 900, batch=5))
+    one, five = (summarise(run)["latency"]["group"] for run in (alone, batches))
+    assert (one["groups"], one["independent"]) == (five["groups"], 5 * five["independent"])
+    assert one["p95_ms"] is not None
+    assert five["p95_ms"] is None
+    assert five["p50_ms"] == one["p50_ms"]
+    assert "n/a (n=20)" in render_summary(summarise(batches))
