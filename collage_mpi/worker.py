@@ -38,7 +38,7 @@ from collage_mpi.waiting import WORKER_BACKOFF, Backoff
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
-MEASURED_RUNS, LEAST_RUNS = 15, 5  # of one input; of a batch, which takes longer
+MEASURED_RUNS = 15
 # A slow network, or a busy host, is measured for no longer: 15 calls of one that takes 8 s (417 px
 # on a crowded core) are two minutes in which all other ranks wait. The shortest counts anyway.
 MEASURED_NS, LEAST_MEASURED = 2_000_000_000, 2
@@ -182,8 +182,7 @@ class Worker:
             self._welcome(int(wire.read_header(message)["session"]), content)
         elif what == "measure" and self.session is not None:
             kind, batch = content["kind"], content.get("batch", 1)
-            runs = max(LEAST_RUNS, MEASURED_RUNS // batch)
-            best_ns = min(self._service_times_ns(self.session, kind, runs, batch))
+            best_ns = min(self._service_times_ns(self.session, kind, MEASURED_RUNS, batch))
             self._tell({"what": "measured", "kind": kind, "service_ns": best_ns})
         elif what == "start" and self.session is not None:
             self.session.start(content, self.clock())

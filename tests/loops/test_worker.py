@@ -19,6 +19,10 @@ SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
 class Network(NullPredictor):
     """A null network that takes its time and may fail."""
 
@@ -26,6 +30,9 @@ class Network(NullPredictor):
         super().__init__(kind, SHAPE, SIDE, SHAPE[0], 10)
         self.clock, self.service_ns = clock, service_ns
         self.calls = 0
+        self.sizes: list[int] = []
+        self.most = 1 << 30  # inputs that fit
+        self.refuses: int | None = None  # a class that it cannot bear to see
         self.error: Exception | None = None
         self.during = lambda: None
         self.spoil: dict[int, float] = {}  # cell -> what all its scores are
@@ -34,8 +41,13 @@ class Network(NullPredictor):
         self.calls += 1
         self.clock.now_ns += self.service_ns
         self.during()
+        self.sizes.append(len(batch))
         if self.error is not None:
             raise self.error
+        if len(batch) > self.most:
+            raise OutOfMemoryError(f"{len(batch)} are too many")
+        if self.refuses is not None and (batch[:, 0, 0, 0] == self.refuses).any():
+            raise ValueError(f"class {self.refuses}")
         scores = super().predict(batch)  # (n, cells, classes)
         for cell, value in self.spoil.items():
             scores[:, cell] = value
@@ -382,10 +394,6 @@ def test_a_damaged_message_is_a_wire_fault():
         bench.run()
 
 
-class OutOfMemoryError(RuntimeError):
-    """Named as torch's."""
-
-
 @pytest.mark.parametrize(
     "error", [OutOfMemoryError("CUDA out of memory"), RuntimeError("boom"), MemoryError("full")]
 )
@@ -450,3 +458,122 @@ def test_a_defect_at_the_start_is_no_fault_of_the_device():
     bench.endpoint.tell(bench.content)
     with pytest.raises(RuntimeError, match="boom"):
         bench.run()
+
+
+# ---- batches ----------------------------------------------------------------
+
+
+def batch_of(bench: Bench, pixels: list[int], group: int = 0) -> None:
+    tasks = [WireTask(t, group + t, 1, "single", ((t, 0),)) for t in range(len(pixels))]
+    bench.endpoint.give(tasks, [np.full(SHAPE, pixel, np.uint8) for pixel in pixels])
+
+
+def test_batches_up_to_the_largest_are_warm_before_the_rank_is_ready():
+    bench = Bench(start=False, batch=6, warmup_tasks=1)
+    bench.start()
+    assert bench.network.sizes == [1, 1, 1, 1, 2, 4, 6]  # a dummy, three timed, the batches
+    (hello,) = bench.endpoint.told()
+    assert hello["longest_ns"] == MS
+
+
+def test_a_batch_that_does_not_fit_the_device_is_told_with_what_fits():
+    bench = Bench(start=False, batch=16)
+    bench.network.most = 5
+    bench.endpoint.tell(bench.content)
+    bench.run()
+    (fault,) = bench.endpoint.told()
+    assert fault["exit_code"] == ExitCode.ENVIRONMENT
+    assert "batch of 8" in fault["message"]
+    assert "--batch 4" in fault["message"]
+
+
+def test_one_bad_image_fails_its_task_alone():
+    bench = Bench(batch=4)
+    bench.network.refuses = 7
+    batch_of(bench, [3, 7, 5, 1])
+    bench.run()
+    assert bench.network.calls == 1 + 4
+    by_task = {r.task: r for r in bench.results}
+    assert [by_task[t].status for t in range(4)] == [
+        wire.ANSWERED,
+        wire.FAILED,
+        wire.ANSWERED,
+        wire.ANSWERED,
+    ]
+    assert by_task[1].reason == "ValueError: class 7"
+    assert [by_task[t].cells[0].label for t in (0, 2, 3)] == [3, 5, 1]
+    assert {r.compute_ns for r in bench.results if r.cells} == {5 * MS}  # what they waited for
+    assert len(bench.endpoint.sent) == 2  # the hello and this
+
+
+def test_a_batch_that_does_not_fit_any_more_is_done_one_by_one():
+    bench = Bench(batch=4)
+    bench.network.most = 2
+    batch_of(bench, [3, 7, 5])
+    bench.run()
+    assert [r.status for r in bench.results] == [wire.ANSWERED] * 3
+
+
+def test_one_network_without_finite_scores_in_a_batch_fails_alone():
+    bench = Bench(batch=2)
+    plain = bench.network.predict
+
+    def predict(batch: np.ndarray) -> np.ndarray:
+        scores = plain(batch)
+        scores[0] = np.nan
+        return scores
+
+    bench.network.predict = predict
+    batch_of(bench, [3, 4])
+    bench.run()
+    assert [r.status for r in bench.results] == [wire.FAILED, wire.ANSWERED]
+
+
+@pytest.mark.parametrize(("cost", "kind"), [(0.5, "single"), (0.0, "single"), (1.0, "collage")])
+def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
+    from collage_mpi.stragglers import StragglerSettings, make_delays
+
+    model = {"model": "lognormal", "median_ms": 50.0, "sigma": 0.5}
+    bench = Bench(kind, start=False, straggler=model, batch=3)
+    bench.endpoint.tell(bench.content)
+    costs = {"cost_ratio": 1.5, "batch_costs": {kind: cost}}
+    bench.endpoint.tell({"what": "start", **costs})
+    bench.run()
+    shape = SHAPE if kind == "single" else COLLAGE
+    tasks = [WireTask(t, 4 + t, 1, kind, ((t, 0),)) for t in range(3)]
+    bench.endpoint.give(tasks, [np.zeros(shape, np.uint8)] * 3)
+    bench.run()
+    draw = make_delays(StragglerSettings("lognormal", median_ms=50.0, sigma=0.5)).draw_ns
+    slowest_ns = max(draw(3, group, 1) for group in (4, 5, 6))
+    drawn_ns = slowest_ns * (1 + 2 * cost) * (1.5 if kind == "collage" else 1)
+    assert [r.drawn_ns for r in bench.results] == [round(drawn_ns)] * 3
+    assert all(r.compute_ns + r.held_ns == round(drawn_ns) for r in bench.results)
+
+
+def test_a_skipped_task_does_not_lengthen_its_batch():
+    bench = Bench(batch=2, straggler={"model": "pinned", "median_ms": 20.0})
+    batch_of(bench, [3, 4])
+    bench.endpoint.cancel(0)
+    bench.run()
+    skipped, answered = bench.results
+    assert skipped.status == wire.SKIPPED
+    assert answered.drawn_ns == 20 * MS
+    assert bench.network.sizes[-1] == 1
+
+
+def test_answers_that_fill_more_than_a_message_go_in_several():
+    bench = Bench(batch=64)
+    bench.network.error = ValueError("x" * 600)
+    batch_of(bench, [1] * 64)
+    bench.run()
+    assert [r.task for r in bench.results] == list(range(64))
+    assert len(bench.endpoint.sent) > 2
+    assert all(len(message) <= wire.UP_BYTES for message in bench.endpoint.sent)
+
+
+def test_a_batch_is_measured_as_one():
+    bench = Bench(batch=4)
+    bench.endpoint.tell({"what": "measure", "kind": "single", "batch": 4})
+    bench.run()
+    assert set(bench.network.sizes[-15:]) == {4}
+    assert bench.endpoint.told()[-1]["service_ns"] == MS

@@ -113,6 +113,9 @@ def codes(case: list) -> list[int]:
 SLOW_2 = ("--straggler", "pinned", "--straggler-median-ms", "5", "--slow-ranks", "2:9")
 
 
+HALF = ("--straggler", "pinned", "--straggler-median-ms", "5", "--batch-cost", "0.5")
+
+
 def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
     shapes = {
         "collage": [],
@@ -125,6 +128,8 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
         "confident": ["--accept", "confident", "--accept-deadline-ms", "5"],
         "fastest": ["--placement", "fastest", "--cost-ratio", "1.5", *SLOW_2],
         "finish": ["--scheme", "none", "--assign", "finish"],
+        "batch": ["--batch", "4"],
+        "batches": ["--batch", "3", "--depth", "2", "--credit", "1", "--scheme", "none", *HALF],
         "only": ["--scheme", "collage-only"],
         "late": ["--scheme", "collage-hedge", "--hedge-ms", "0", "--hedge-budget", "1"],
     }
@@ -138,6 +143,11 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
     shuffled = read_results(tmp_path / "shuffled")
     assert set(shuffled.images["shard"]) == {0, 1}  # 50 of the first shard would be file order
     assert counted(read_results(tmp_path / "only").images, "source", SOURCES) == {"collage": 123}
+    for name, most in (("batch", 4), ("batches", 3)):
+        rows = read_results(tmp_path / name).tasks
+        together = np.unique(rows[["rank", "sent_ns"]], return_counts=True)[1]
+        assert together.max() == most, name
+    assert (read_results(tmp_path / "batches").tasks["drawn_ns"] == 10_000_000).any()
     fastest = read_results(tmp_path / "fastest")
     collages = fastest.tasks[fastest.tasks["kind"] == KINDS.index("collage")]
     assert set(fastest.tasks["rank"]) == set(range(1, 11))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -131,3 +133,16 @@ def test_damaged_messages_never_do_worse_than_wire_fault(reader, batch, data):
         reader(message[:cut])
     except wire.WireFault:
         pass
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 600)), max_size=60))
+def test_results_are_split_into_messages_that_fit(wanted):
+    results = [
+        wire.WireResult(i, wire.ANSWERED, (None,) * cells, reason="x" * reason)
+        for i, (cells, reason) in enumerate(wanted)
+    ]
+    parts = wire.in_messages(results)
+    assert [result for part in parts for result in part] == results
+    out = np.zeros(wire.UP_BYTES, np.uint8)
+    lengths = [wire.pack_results(out, 1, part) for part in parts]
+    assert all(a + b > wire.UP_BYTES for a, b in pairwise(lengths))

@@ -928,3 +928,96 @@ def test_late_images_beyond_the_budget_are_not_kept():
         for task in list(job.live):
             job.answer(task)
     assert len(job.scheme.hedger._late) == 0
+
+
+# ---- batches ----------------------------------------------------------------
+
+
+def sizes(job: Harness) -> list[tuple[int, int]]:
+    """(rank, tasks) of the messages so far."""
+    return [(sends[0].rank, len(sends)) for sends in job.messages]
+
+
+def test_groups_come_in_and_leave_by_whole_batches():
+    job = Harness(side=2, batch=3, scheme="collage")
+    job.start()
+    assert job.admitted == 12
+    job.arrive(8)
+    assert job.messages == []  # no rank has three yet, and more are awaited
+    job.arrive(4)
+    assert sizes(job) == [(1, 3), (2, 3), (3, 3), (4, 3), (5, 3)]
+    for task in list(job.live)[:6]:
+        job.answer(task)
+    assert job.admitted == 0  # two groups of the batch wait for others
+    job.run_out()
+
+
+def test_credit_counts_messages_and_what_waits_leaves_together():
+    job = Harness(side=2, singles=1, collages=0, scheme="none", batch=4, credit=1, depth=2)
+    job.start()
+    job.arrive(32)
+    assert sizes(job) == [(1, 4)]
+    first = [send.task for send in job.messages[0]]
+    for task in first[:3]:
+        job.answer(task)
+    assert len(job.messages) == 1  # its message is not over
+    job.answer(first[3])
+    assert sizes(job) == [(1, 4), (1, 4)]
+
+
+def test_what_is_resolved_while_it_is_gathered_does_not_leave():
+    """A slow disk: the batch is half in when its first images are given up."""
+    job = Harness(side=2, singles=2, collages=0, scheme="none", batch=4, image_timeout_ns=MS)
+    job.start()
+    job.arrive(3)
+    assert job.messages == []
+    job.fire(min(job.timers))
+    assert job.messages == []
+    assert [r.outcome for r in job.resolved.values()] == ["error"] * 3
+
+
+def test_linger_sends_what_has_come_of_a_batch():
+    job = Harness(side=2, batch=4, scheme="collage", linger_ns=MS)
+    job.start()
+    job.arrive(6)  # a group and a half
+    assert job.messages == []
+    job.fire(min(job.timers, key=lambda timer: job.timers[timer]))
+    assert sizes(job) == [(1, 2), (2, 2), (3, 1), (4, 1), (5, 1)]
+    job.fire(min(job.timers, key=lambda timer: job.timers[timer]))
+    assert sizes(job)[5:] == [(5, 1)]  # the second group's collage
+
+
+def test_a_retry_does_not_wait_for_a_batch_that_comes_in():
+    job = Harness(side=2, singles=3, collages=0, scheme="none", batch=2)
+    job.start()
+    job.arrive(4)  # of eight
+    assert sizes(job) == [(1, 2)]
+    job.fail(job.task_of(0))
+    assert job.live[job.task_of(0)].rank in (2, 3)
+    assert sizes(job)[1:] == [(job.live[job.task_of(0)].rank, 1)]
+
+
+def test_a_batch_is_of_one_kind():
+    job = Harness(side=2, batch=4, scheme="collage", placement="fastest", credit=1)
+    job.start()
+    for _ in range(5):
+        if job.admitted:
+            job.arrive(job.admitted)
+        for task in list(job.live):
+            job.answer(task)
+    kinds = [{send.kind for send in sends} for sends in job.messages]
+    assert all(len(found) == 1 for found in kinds)
+    assert {"single"} in kinds
+    assert {"collage"} in kinds
+
+
+def test_an_open_loop_gathers_nothing():
+    job = Harness(side=2, batch=4, scheme="none", collages=0, together=False, credit=1, depth=9)
+    job.start()
+    assert job.admitted == 36
+    job.arrive(1)
+    assert sizes(job) == [(1, 1)]
+    job.arrive(15)
+    assert sizes(job) == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    job.answer(job.task_of(0))
+    assert sizes(job)[4:] == [(1, 3)]

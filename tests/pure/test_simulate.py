@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -35,7 +37,8 @@ class Rows:
 def play(groups: int, ratio: float = 1.0, costs: Costs = FREE, **settings) -> Rows:
     rows = Rows()
     job = RunSettings(warmup_groups=0, **settings)
-    Simulation(job, groups * job.group_size, costs, rows, ratio).run()
+    further = job.batch_costs()
+    Simulation(job, groups * job.group_size, costs, rows, ratio, batch_costs=further).run()
     return rows
 
 
@@ -83,6 +86,76 @@ def test_first_to_finish_leaves_a_slow_rank_alone():
     constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
     groups = play(20, scheme="none", assign="finish", side=2, **constant).groups
     assert [g.latency_ns for g in groups[2:]] == [200 * MS] * 18
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_drained_batch_equals_the_formula(batch, cost):
+    """A rank takes its largest draw of the batch, times 1 + (B - 1) cost."""
+    settings = {"side": 2, "between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
+    draw = make_delays(RunSettings(**settings).stragglers()).draw_ns
+    factor = 1 + (batch - 1) * cost
+
+    def service(rank: int, first: int, ratio: float) -> int:
+        slowest_ns = max(draw(rank, g, 1) for g in range(first, first + batch))
+        return round(slowest_ns * (ratio * factor))
+
+    expected = []
+    for first in range(0, 40, batch):
+        collage_ns = service(5, first, 1.2)
+        singles_ns = [service(rank, first, 1.0) for rank in range(1, 5)]
+        expected += [max(min(ns, collage_ns) for ns in singles_ns)] * batch
+    rows = play(40, 1.2, scheme="collage", batch=batch, batch_cost=cost, **settings)
+    assert [g.latency_ns for g in rows.groups] == expected
+    assert {g.t0_ns for g in rows.groups[:batch]} == {0}
+
+
+def test_a_batch_amortises_messages():
+    """Rank 0 sends a message for the four groups; the answers are taken one by one."""
+    costs = Costs(receive_ns=3, send_ns=10, encode_ns=100, network_ns=7, single_ns=1000)
+    settings = {"scheme": "none", "side": 2, "batch": 4, "batch_cost": 0.5}
+    groups = play(4, costs=costs, **settings).groups
+    # The first of four sends leaves at 10 and takes 2.5 x 1000; then rank 0 is the bottleneck:
+    # the last message is noticed when the four answers of each of the others are taken.
+    assert [g.latency_ns for g in groups] == [10 + 7 + 2500 + 7 + 3 * 4 * 3] * 4
+
+
+@pytest.mark.parametrize("scheme", ["none", "replicate", "hedge", "collage", "collage-only"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"depth": 2},
+        {"between": "drain"},
+        {"singles": 7},
+        {"arrivals": "poisson", "rate": 300.0, "linger_ms": 5.0},
+        {"dead_ranks": ("1:9",), "reply_timeout_s": 2.0},
+    ],
+    ids=str,
+)
+def test_every_scheme_answers_every_image_in_batches(scheme, shape):
+    more = {"hedge_ms": 150.0} if scheme == "hedge" else {}
+    if scheme == "replicate" and "singles" in shape:
+        more["replicas"] = 3
+    if scheme == "collage-only":
+        shape = {key: value for key, value in shape.items() if key not in ("singles", "dead_ranks")}
+    job = RunSettings(
+        scheme=scheme, side=2, batch=3, straggler="lognormal", batch_cost=0.2, **more, **shape
+    )
+    rows = Rows()
+    images = 4 * 25 + 3
+    finish = Simulation(job, images, FREE, rows, 1.0, batch_costs=job.batch_costs()).run()
+    assert finish.status == "complete"
+    assert sorted(row.row for row in rows.images) == list(range(images))
+
+
+def test_an_open_loop_waits_for_no_batch():
+    """Images that come alone leave alone; what waits for a busy rank leaves together."""
+    calm = play(20, scheme="none", side=2, singles=4, batch=4, arrivals="poisson", rate=1.0)
+    assert max(row.latency_ns for row in calm.images) < 7 * MS  # the single network takes 5
+    busy = play(200, scheme="none", side=2, singles=4, batch=4, arrivals="poisson", rate=3000.0)
+    sizes = Counter(Counter((t.rank, t.done_ns) for t in busy.tasks).values())
+    assert sizes[4] > 100
 
 
 def test_two_collage_ranks_are_as_good_as_the_faster():
