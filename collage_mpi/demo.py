@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.config import RunSettings
-from collage_mpi.errors import EnvironmentFault
+from collage_mpi.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     from collage_mpi.crew import Crew
 
 RANKS = 11
 GROUPS = 82  # 80 beside the warm-up: enough for a p95 (73), far too few for a p99 (368)
+LEAST_GROUPS = 3
 MEDIAN_MS, SIGMA = 144.0, 0.22
 TIME_SCALE = 0.5  # the draws stay far above the compute of ten ranks on two cores
 SLOW_SINGLE, SLOW_COLLAGE, FACTOR = 4, 10, 5.0
@@ -61,12 +62,15 @@ def run_folder(out: Path, case: str, scheme: str) -> Path:
     return out / case / scheme
 
 
-def check_before(out: Path) -> None:
+def check_before(out: Path, groups: int) -> None:
     """Refuse early what would spoil the demo late.
 
     Raises:
+        UsageError: too few groups to show any.
         EnvironmentFault: the output folder holds a demo, or matplotlib is missing.
     """
+    if groups < LEAST_GROUPS:
+        raise UsageError(f"--groups is {groups}; it needs at least {LEAST_GROUPS}: 2 are warm-up")
     if find_spec("matplotlib") is None:
         raise EnvironmentFault(
             "the demo draws a picture and matplotlib is missing: pip install 'collage-mpi[plot]'"

@@ -33,7 +33,7 @@ def execute(args: argparse.Namespace) -> int:
     from collage_mpi.commands.launch import launch_ranks
 
     out = Path(args.out)
-    check_before(out)
+    check_before(out, args.groups)
     words = ["demo", "--out", str(out), "--device", args.device, "--groups", str(args.groups)]
     code = launch_ranks(RANKS, words, mpi=args.mpi)
     if code:
