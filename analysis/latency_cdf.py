@@ -23,11 +23,13 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=Path, metavar="STEM", help="path, no suffix")
     parser.add_argument("--per", choices=("group", "image"), default="group")
     parser.add_argument("--title", help="first lines above the figure")
+    parser.add_argument("--dpi", type=int, default=200, metavar="N", help="of the PNG")
     args = parser.parse_args()
     try:
         runs = [read_results(path) for path in args.runs]
         print(render_comparison(compare(runs, per=args.per)))
-        for path in plot_latency_cdf(runs, args.out, per=args.per, title=args.title):
+        looks = {"per": args.per, "title": args.title, "dpi": args.dpi}
+        for path in plot_latency_cdf(runs, args.out, **looks):
             print(path)
     except CollageError as error:
         print(f"latency_cdf: {error}", file=sys.stderr)

@@ -6,7 +6,8 @@
         --across AXIS --down AXIS
 
 ranks: P99 and standard deviation against worker ranks; frontier: accuracy against P99; heat: a
-gain over two axes. --where AXIS=LABEL keeps some points only. Writes STEM.png and STEM.pdf.
+gain over two axes. --where AXIS=LABEL keeps some points only; of one axis any of the labels
+given. Writes STEM.png and STEM.pdf.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def parse_groups(text: str) -> tuple[int, int]:
 def title_of(run: Results, first: int, last: int) -> str:
     """What is shown, under which stragglers."""
     model = run.manifest.get("straggler") or "none"
-    return f"Groups {first} to {last}: {run.scheme}, {run.mode}\nStragglers: {model}"
+    flag = " (INVALID)" if run.invalid else ""
+    return f"Groups {first} to {last}: {run.scheme}, {run.mode}{flag}\nStragglers: {model}"
 
 
 def main() -> int:

@@ -50,6 +50,7 @@ def plot_latency_cdf(
     per: str = "group",
     title: str | None = None,
     names: Sequence[str] | None = None,
+    dpi: int = 200,
 ) -> list[Path]:
     """Overlay the latency distributions of runs: CDF left, tail (log 1 - F) right.
 
@@ -59,6 +60,7 @@ def plot_latency_cdf(
         per: "group" (release to last image) or "image".
         title: first line above the figure; by default what is shown and the straggler model.
         names: one a run, to replace scheme and mode in the legend.
+        dpi: of the PNG.
 
     Returns:
         The PNG, the PDF and the CSV.
@@ -77,7 +79,7 @@ def plot_latency_cdf(
     curves = [_curve(run, per, name) for run, name in zip(runs, names, strict=True)]
     with pyplot.rc_context(plot_style.STYLE):
         figure = _draw(pyplot, curves, title or _title(runs, per), per)
-        png, pdf = plot_style.save(figure, Path(out_stem))
+        png, pdf = plot_style.save(figure, Path(out_stem), dpi)
     table = png.with_suffix(".csv")
     try:
         _write_csv(table, curves, per)

@@ -28,7 +28,8 @@ _FAMILIES = {
     "collage": ("#0072B2", "^"),
     "fastest": ("#009E73", "P"),
 }
-_TAILS = (("p99", "group P99, ms"), ("std", "std of a group, ms"))
+_LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
+_TAILS = (("p99", "group P99, ms"), ("std", "std of a group, ms, from 1"))
 _OTHER = ("#7F7F7F", "h")
 _OFFSETS = (9.0, 12.0, 17.0, 23.0, 30.0, 38.0)  # points from a marker to its number
 
@@ -63,13 +64,9 @@ def plot_against_ranks(
     with pyplot.rc_context(plot_style.STYLE):
         figure, grid, height_in = _figure(pyplot, len(columns), 2, names, title)
         for column, panel in enumerate(columns):
-            for axes, (name, label) in zip(
-                grid[:, column],
-                (("p99", "group P99, ms"), ("std", "std of a group, ms")),
-                strict=True,
-            ):
+            for axes, (name, label) in zip(grid[:, column], _TAILS, strict=True):
                 points = [
-                    (n, need(row, "ranks") - 1, need(row, f"{name}_ms"), _bar(row, name))
+                    (n, need(row, "ranks") - 1, _floored(need(row, f"{name}_ms")), _bar(row, name))
                     for n, row in panel.rows
                 ]
                 _scatter(axes, points, names, lambda row: False, panel)
@@ -210,12 +207,12 @@ def _figure(
     top_in = 0.62 + 0.16 * title.count("\n")
     bottom_in = 0.62 + 0.17 * legend_lines
     height_in = top_in + 2.75 * lines + 0.1 * (lines - 1) + bottom_in
-    width_in = 1.0 + 2.75 * max(columns, 2)
+    width_in = 1.1 + 2.75 * max(columns, 2)
     figure, grid = pyplot.subplots(
         lines, columns, figsize=(width_in, height_in), squeeze=False, sharex="col"
     )
     figure.subplots_adjust(
-        left=0.62 / width_in,
+        left=0.74 / width_in,
         right=1 - 0.12 / width_in,
         top=1 - top_in / height_in,
         bottom=bottom_in / height_in,
@@ -302,7 +299,13 @@ def _free_offset(place: np.ndarray, markers: np.ndarray, taken: Sequence[np.ndar
 
 def _bar(row: Row, name: str) -> tuple[float, float] | None:
     low, high = row.get(f"{name}_low_ms"), row.get(f"{name}_high_ms")
-    return (low, high) if isinstance(low, float) and isinstance(high, float) else None
+    if isinstance(low, float) and isinstance(high, float):
+        return _floored(low), _floored(high)
+    return None
+
+
+def _floored(value_ms: float) -> float:
+    return max(value_ms, _LEAST_MS)
 
 
 def _more_than(spare: int) -> Callable[[Row], bool]:
@@ -313,9 +316,13 @@ def _more_than(spare: int) -> Callable[[Row], bool]:
 
 
 def _plain(axis: Any) -> None:
-    """1, 2, 5, 10 ... as plain numbers on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """1, 2, 5, 10 ... as plain numbers on a logarithmic axis; even steps on a short one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=20))
+    low, high = sorted(axis.get_view_interval())
+    if high < 6 * low:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=20))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))

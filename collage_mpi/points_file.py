@@ -53,21 +53,27 @@ def _value(key: str | None, text: str | None) -> Any:
 
 
 def choose(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
-    """The rows for which every AXIS=LABEL holds.
+    """The rows with one of the labels wanted on each axis that is named, as AXIS=LABEL.
 
     Raises:
-        UsageError: it is none, there is no such axis, or nothing is left.
+        UsageError: it is none, there is no such axis or label, or nothing is left.
     """
+    labels: dict[str, list[str]] = {}
     for text in wanted:
         axis, equals, label = text.partition("=")
-        labels = {row.get(AXIS + axis): None for row in rows}
-        if not equals or label not in labels:
-            known = ", ".join(str(name) for name in labels if name is not None)
+        known = {row.get(AXIS + axis): None for row in rows}
+        if not equals or label not in known:
+            shown = "; ".join(str(name) for name in known if name is not None)
             raise UsageError(
-                f"--where {text}: it needs AXIS=LABEL; labels of {axis}: {known or 'none'}"
+                f"--where {text}: it needs AXIS=LABEL; labels of {axis}: {shown or 'none'}"
             )
-        rows = [row for row in rows if row[AXIS + axis] == label]
-    return list(rows)
+        labels.setdefault(axis, []).append(label)
+    found = [
+        row for row in rows if all(row.get(AXIS + axis) in some for axis, some in labels.items())
+    ]
+    if not found:
+        raise UsageError(f"--where {' --where '.join(wanted)}: no point has all of these")
+    return found
 
 
 def axis_labels(rows: Sequence[Row], axis: str) -> list[str]:

@@ -46,11 +46,13 @@ def test_points_are_read_back_and_chosen(file: Path) -> None:
     assert axis_labels(rows, "scheme") == ["none", "collage, first", "replicate"]
     chosen = choose(rows, ["side=4", "scheme=none"])
     assert [row["name"] for row in chosen] == ["side-4_none"]
+    several = choose(rows, ["scheme=none", "scheme=replicate", "side=3"])
+    assert [row["name"] for row in several] == ["side-3_none", "side-3_repl"]
 
 
 def test_what_is_no_point_or_no_axis_is_said(file: Path, tmp_path: Path) -> None:
     rows = read_points([file])
-    with pytest.raises(UsageError, match="labels of side: 3, 4"):
+    with pytest.raises(UsageError, match="labels of side: 3; 4"):
         choose(rows, ["side=5"])
     with pytest.raises(UsageError, match="there are: side, scheme"):
         axis_labels(rows, "depth")
