@@ -5,8 +5,8 @@ Does not know: jobs. One core, arrays in memory, nothing else running if you can
 
     python analysis/encode_rates.py
 
-OpenCV is measured where it is installed (pip install opencv-python-headless); the package
-does not need it.
+OpenCV and torchvision are measured where they are installed (pip install
+opencv-python-headless torchvision); encoding needs neither.
 """
 
 from __future__ import annotations
@@ -69,6 +69,21 @@ def opencv(images: np.ndarray, px: int) -> Work | None:
     return lambda: [cv2.resize(i, (px, px), interpolation=cv2.INTER_AREA) for i in images]
 
 
+def torchvision(images: np.ndarray, px: int, batch: int) -> Work | None:
+    """torchvision's resize of a batch, or None where it is not installed."""
+    try:
+        from torchvision.transforms.v2.functional import resize
+    except ImportError:
+        return None
+
+    def work() -> None:
+        for at in range(0, len(images), batch):
+            pixels = torch.from_numpy(images[at : at + batch]).permute(0, 3, 1, 2)  # (n, C, H, W)
+            resize(pixels, [px, px], antialias=True).permute(0, 2, 3, 1).contiguous()
+
+    return work
+
+
 def paste(encoder: Encoder, images: np.ndarray) -> Work:
     """What is left for rank 0's loop: pasting cells that are ready."""
     cells = list(encoder.shrink(images))
@@ -113,6 +128,7 @@ def ways(shape: tuple[int, int, int], px: int, side: int, folder: Path) -> Itera
     yield "Pillow bilinear, reducing_gap 1", pillow(images, px, "BILINEAR", 1.0)
     yield "Pillow box", pillow(images, px, "BOX")
     yield "OpenCV area", opencv(images, px)
+    yield "torchvision, 64 a call", torchvision(images, px, 64)
     yield "torch, 1 a call", torch_batches(encoder, images, 1)
     yield "torch, 9 a call", torch_batches(encoder, images, 9)
     yield "torch, 64 a call (the job)", torch_batches(encoder, images, 64)

@@ -35,7 +35,7 @@ from collage_mpi.shards.encoded import EncodedWriter
 IMAGES = {28: 9_000, 224: 450}
 REPEATS = 5
 PHOTO = (500, 375)  # width and height of a usual photograph on the web
-SERVICE_MS = (2.0, 10.0, 50.0)
+SERVICE_MS = (5.0, 10.0, 20.0)
 
 
 class Storage(NamedTuple):
