@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from collage_mpi.delays import Spells
+from collage_mpi.processes import sheltered
 
 SLICE_S = 0.05
 MOST = 64  # beside one rank
@@ -46,15 +47,16 @@ class Burners:
         """Start them; they take some tenths of a second to come up."""
         words = [sys.executable, "-m", "collage_mpi.burner", str(os.getpid())]
         words += [str(value) for value in (burn.seed, burn.rank, burn.share, burn.spell_s)]
-        self._processes = [
-            subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for _ in range(min(burn.processes, MOST))
-        ]
+        with sheltered():
+            self._processes = [
+                subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                for _ in range(min(burn.processes, MOST))
+            ]
 
     def end(self) -> None:
         """Stop them and wait until they are gone."""

@@ -1,6 +1,6 @@
 """A child process, and the end of everything it started.
 
-Owns: finding and killing the descendants of a process.
+Owns: finding and killing the descendants of a process; shelter for a rank's children.
 Does not know: MPI, what the processes do.
 
 Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session
@@ -13,8 +13,13 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+# MPICH's proxy tells a rank's process group of another rank's death by it; the library handles
+# it in the rank itself.
+PROXY_SIGNAL = signal.SIGUSR1
 POLL_S = 0.02
 LOOKS = 50  # at most 1 s of looking for what is left after SIGKILL
 
@@ -63,6 +68,19 @@ def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
         except OSError:
             continue  # it has ended, or is another user's
     return found
+
+
+@contextmanager
+def sheltered() -> Iterator[None]:
+    """Children that a rank starts within do not die of what MPICH's proxy tells the rank.
+
+    They inherit the signal blocked, which, unlike a handler, outlasts exec.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {PROXY_SIGNAL})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_family(

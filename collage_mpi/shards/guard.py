@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.processes import sheltered
 from collage_mpi.shards.schema import ShardInfo, split_part
 
 CHILD_COMMAND = (sys.executable, "-m", "collage_mpi.shards.guard")
@@ -108,13 +109,14 @@ def _run_child(
 ) -> tuple[list[dict[str, Any]], str]:
     request = {"task": task, "paths": [str(path) for path in paths], "cpu_s": int(limit_s) + 5}
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        CHILD_COMMAND,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
+    with sheltered():
+        child = subprocess.Popen(
+            CHILD_COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
     try:
         out, complaint = child.communicate(json.dumps(request).encode(), timeout=limit_s)
         death = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -211,6 +212,17 @@ def test_a_crash_is_blamed_on_its_file_and_the_rest_go_on(
     with pytest.raises(DataFault, match=r"bad\.h5: reading it crashed"):
         inspect_shards(paths)
     assert "crashed" in verify_shard(paths[1])[0]
+
+
+def test_the_child_outlives_what_the_proxy_tells_a_rank(tmp_path, monkeypatch):
+    """MPICH's sends SIGUSR1 to a rank's process group when another rank dies."""
+    told = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGUSR1); "
+        "from collage_mpi.shards.guard import main; raise SystemExit(main())"
+    )
+    monkeypatch.setattr(guard_module, "CHILD_COMMAND", (sys.executable, "-c", told))
+    assert inspect_shard(make_shard(tmp_path)).count == 20
+    assert signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
