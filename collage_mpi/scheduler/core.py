@@ -49,7 +49,7 @@ class Scheduler:
         self.groups = Groups(
             settings, self.dispatch, self.timers, closed=self._closed, timed_out=self._give_up
         )
-        self.rescue = Rescue(self, settings.max_attempts)
+        self.rescue = Rescue(self, settings)
         self._reported: set[int] = set()
         self._last_image = -1
         self._reserved = 0  # unresolved images with an answer that counts later
@@ -122,9 +122,7 @@ class Scheduler:
         for task in covered:
             self.dispatch.end(task)
         self.rescue.leave(rank, why)
-        for task in covered:
-            self.rescue.redo(task, f"rank {rank.id} was lost: {why}")
-        self.rescue.ranks_changed()
+        self.rescue.lost(covered, f"rank {rank.id} was lost: {why}")
 
     def _recover(self, rank: RankState) -> None:
         if rank.status is RankStatus.SUSPECTED:
@@ -328,9 +326,9 @@ class Scheduler:
 
     # ---- timers and the end -------------------------------------------------
 
-    def start_park_timer(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call after park_ns; the result cancels it."""
-        return self.timers.start(self.settings.park_ns, call)
+    def start_timer(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
+        """Call after so long; the result cancels it."""
+        return self.timers.start(delay_ns, call)
 
     def _on_timer(self, event: ev.TimerFired) -> None:
         self.timers.fire(event.timer)

@@ -196,7 +196,7 @@ class Dispatch:
         tasks = [rank.queue.popitem(last=False)[1]]
         while rank.queue and len(tasks) < self.batch:
             following = next(iter(rank.queue.values()))
-            if following.kind != tasks[0].kind:
+            if following.kind != tasks[0].kind or _has_failed(tasks[0]) or _has_failed(following):
                 break
             del rank.queue[following.id]
             tasks.append(following)
@@ -282,6 +282,11 @@ class Dispatch:
             self._pools[kind].change(rank.id, rank.load)
         if self.health is not None:
             self.health.changed(rank)
+
+
+def _has_failed(task: TaskState) -> bool:
+    """An image of it may fail again, kill its rank even: it takes no others along."""
+    return any(image.failures for image in task.images)
 
 
 def _forget(task: TaskState) -> None:

@@ -1,6 +1,6 @@
 """Second chances: what becomes of an image whose task failed, was lost, or is silent.
 
-Owns: retries, the move of tasks that were never sent, parking while ranks are silent.
+Owns: retries, the move of tasks that were never sent, parking while ranks are silent, calm.
 Does not know: groups' timers, what an answer means, how a job ends.
 
 What is done for an unresolved image, the first line that fits:
@@ -8,6 +8,7 @@ What is done for an unresolved image, the first line that fits:
     a held answer                                     its timer will resolve it
     a task on a rank that is not silent               wait for it
     the scheme will still make one                    wait for it
+    one failure left, so far it only lost ranks       wait until none was lost for calm_ns
     failures left, a ready main rank without it       one more task
     a task of it on a silent rank                     park: the rank may recover
     failures left, a silent main rank                 park
@@ -15,7 +16,9 @@ What is done for an unresolved image, the first line that fits:
     else                                              an error row
 
 Main is the scheme's kind of rank for a second chance: single, or collage where there is no
-other. Silence is no failure: only failures and losses count against max_attempts.
+other. Silence is no failure: only failures and losses count against max_attempts. Ranks that
+die together may each have been sent the image of the one before, which is not to blame for it:
+hence the wait for calm. An image that does kill its ranks kills no more of them for it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import Protocol
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler import schemes
 from collage_mpi.scheduler.dispatch import SINGLE, Order
+from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import ImageState, RankState, RankStatus, TaskState
 
 NOBODY = "no rank is left that could classify an image"
@@ -44,20 +48,24 @@ class Core(schemes.Core, Protocol):
         """Give the image up."""
         ...
 
-    def start_park_timer(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call after the longest wait for silent ranks; the result cancels it."""
+    def start_timer(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
+        """Call after so long; the result cancels it."""
         ...
 
 
 class Rescue:
     """Keeps the promise of progress (invariant 4)."""
 
-    def __init__(self, core: Core, max_attempts: int) -> None:
+    def __init__(self, core: Core, settings: SchedulerSettings) -> None:
         self.core = core
-        self.max_attempts = max_attempts
+        self.max_attempts = settings.max_attempts
         self.suspects: dict[int, RankState] = {}
+        self._park_ns, self._calm_ns = settings.park_ns, settings.calm_ns
         self._parked: dict[int, ImageState] = {}
         self._cancel_timer: Callable[[], None] | None = None
+        self._shaken: dict[int, ImageState] = {}  # wait for calm
+        self._calm_awaited = False
+        self._lost_ns = 0  # when a rank was lost last
 
     # ---- ranks --------------------------------------------------------------
 
@@ -82,6 +90,16 @@ class Rescue:
                         self.core.dispatch.actions.append(ev.Recall(rank.id))
                         self.core.dispatch.enter(rank)
                         break
+
+    def lost(self, tasks: list[TaskState], why: str) -> None:
+        """A rank was lost, and these tasks with it, which are over."""
+        self._lost_ns = self.core.dispatch.now_ns
+        for task in tasks:
+            if task.kind == self.core.scheme.main:
+                for image in task.images:
+                    image.losses += 1
+            self.redo(task, why)
+        self.ranks_changed()
 
     def silent_tasks(self) -> int:
         """Tasks out on silent ranks."""
@@ -139,6 +157,9 @@ class Rescue:
         if _covered(image) or self.core.scheme.covers_later(self.core, image.group):
             return
         failures_left = image.failures < self.max_attempts
+        if failures_left and self._shaky(image):
+            self._wait_for_calm(image)
+            return
         if failures_left and self._retry(image):
             return
         if image.tasks or (failures_left and self._silent(self.core.scheme.main)):
@@ -181,10 +202,11 @@ class Rescue:
     def _park(self, image: ImageState) -> None:
         self._parked[image.id] = image
         if self._cancel_timer is None:
-            self._cancel_timer = self.core.start_park_timer(self._over)
+            self._cancel_timer = self.core.start_timer(self._park_ns, self._over)
 
     def forget(self, image: ImageState) -> None:
         """The image is resolved."""
+        self._shaken.pop(image.id, None)
         if self._parked.pop(image.id, None) is not None and not self._parked:
             self._cancel()
 
@@ -214,6 +236,31 @@ class Rescue:
                 )
             else:
                 self.core.stop("every rank that could classify an image is silent")
+
+    # ---- calm ---------------------------------------------------------------
+
+    def _shaky(self, image: ImageState) -> bool:
+        last = image.failures == self.max_attempts - 1
+        return last and 0 < image.failures <= image.losses and self._calm_at_ns() > self._now_ns()
+
+    def _wait_for_calm(self, image: ImageState) -> None:
+        self._shaken[image.id] = image
+        if not self._calm_awaited:
+            self._calm_awaited = True
+            self.core.start_timer(self._calm_at_ns() - self._now_ns(), self._is_calm)
+
+    def _is_calm(self) -> None:
+        """No rank has been lost for some time, unless one has since: then wait on."""
+        self._calm_awaited = False
+        shaken, self._shaken = self._shaken, {}
+        for image in shaken.values():
+            self.image(image)
+
+    def _calm_at_ns(self) -> int:
+        return self._lost_ns + self._calm_ns
+
+    def _now_ns(self) -> int:
+        return self.core.dispatch.now_ns
 
 
 def _covered(image: ImageState, kind: str | None = None) -> bool:

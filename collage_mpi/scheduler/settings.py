@@ -46,6 +46,8 @@ class SchedulerSettings:
         end_ns: how long late answers are waited for once every image is resolved.
         stop_ns: how long answers under way are waited for after StopRequested.
         park_ns: how long images wait when every capable rank is suspected.
+        calm_ns: before the last try of an image that has only lost ranks so far, none may have
+            been lost for so long.
     """
 
     group_size: int
@@ -63,6 +65,7 @@ class SchedulerSettings:
     end_ns: int = 30 * SECOND_NS
     stop_ns: int = 5 * SECOND_NS
     park_ns: int = 30 * SECOND_NS
+    calm_ns: int = SECOND_NS
 
     @property
     def admitted_together(self) -> int:

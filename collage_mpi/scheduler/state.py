@@ -23,6 +23,7 @@ class ImageState:
         "group",
         "holders",
         "id",
+        "losses",
         "reason",
         "released",
         "reserve",
@@ -44,6 +45,7 @@ class ImageState:
         self.tasks: list[TaskState] = []  # queued or outstanding, covering it
         self.sends = 0  # tasks of the main kind made for it so far
         self.failures = 0  # of them failed, lost or without an answer
+        self.losses = 0  # of them lost with their rank
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
         self.reason = ""  # why its last task failed

@@ -1021,3 +1021,56 @@ def test_an_open_loop_gathers_nothing():
     assert sizes(job) == [(1, 1), (2, 1), (3, 1), (4, 1)]
     job.answer(job.task_of(0))
     assert sizes(job)[4:] == [(1, 3)]
+
+
+# ---- ranks that die together ------------------------------------------------------------------
+
+
+def held(job: Harness, image: int) -> bool:
+    return any(item.image == image for send in job.live.values() for item in send.items)
+
+
+def test_before_its_last_try_an_image_waits_until_no_more_ranks_die():
+    """Each of them may have been dead when it was sent the image: it is not to blame."""
+    job = started(scheme="none", collages=0, singles=4, calm_ns=1000 * MS)
+    for _ in range(2):
+        job.lose(job.live[job.task_of(0)].rank)
+    assert not held(job, 0)
+    assert 0 not in job.resolved
+    job.now_ns = 600 * MS
+    job.lose(min(send.rank for send in job.live.values()))
+    ((first, at_ns),) = job.timers.items()
+    assert at_ns == 1000 * MS
+    job.fire(first)
+    assert not held(job, 0)
+    ((second, at_ns),) = job.timers.items()
+    assert at_ns == 1600 * MS
+    job.fire(second)
+    while job.live:
+        job.answer(min(job.live))
+    assert {job.resolved[i].outcome for i in range(4)} == {"ok"}
+    assert job.resolved[0].source == "retry"
+
+
+def test_an_image_that_kills_its_ranks_is_given_up_after_as_many_as_before():
+    job = started(scheme="none", collages=0, singles=5)
+    for lost in (1, 2, 3):
+        if not held(job, 0):
+            job.fire(min(job.timers))
+        job.lose(job.live[job.task_of(0)].rank)
+        assert (0 in job.resolved) == (lost == 3)
+    assert job.resolved[0].outcome == "error"
+    assert "was lost" in job.resolved[0].reason
+
+
+def test_what_has_failed_travels_alone():
+    job = started(scheme="none", collages=0, singles=2, batch=4, credit=1, side=2)
+    failing = [t for t, send in job.live.items() if send.rank == 1][:2]
+    suspects = {item.image for t in failing for item in job.live[t].items}
+    for task in failing:
+        job.fail(task)
+    seen = len(job.messages)
+    job.run_out()
+    retries = [m for m in job.messages[seen:] if any(s.items[0].image in suspects for s in m)]
+    assert len(retries) >= 2
+    assert all(len(message) == 1 for message in retries)
