@@ -29,6 +29,7 @@ HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
 HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
 MEASURE_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or in the midst of a network
+SILENT_STOP_S = 5.0  # and one that has owed an answer for too long has had its time
 MEASURE_ROUNDS = 5
 MEASURE_ENOUGH_S = 20.0  # slow networks get fewer rounds
 # What a rank owes when its control message of a sort does not come.
@@ -183,8 +184,7 @@ class Crew:
         self._stopped = self.losses.leaving = True
         for rank in self.present:
             self._tell(rank, {"what": "stop", "exit_code": int(exit_code)})
-        silent = set(self.present)
-        self._gather("bye", silent, {}, limit_s, lambda: None)
+        silent = self._not_parting(limit_s)
         if silent:
             for rank in silent:
                 self.losses.kill(rank)
@@ -194,6 +194,16 @@ class Crew:
         if not self.losses.fault_tolerant:  # such a world has no MPI_Finalize to prepare for
             self.transport.close()
         return []
+
+    def _not_parting(self, limit_s: float) -> set[int]:
+        """Ranks that do not say goodbye in their time."""
+        answers: dict[int, dict[str, Any]] = {}
+        late = set(self.losses.vigil.silent)
+        missing = set(self.present) - late
+        self._gather("bye", missing, answers, limit_s, lambda: None)
+        late -= answers.keys()
+        self._gather("bye", late, answers, min(limit_s, SILENT_STOP_S), lambda: None)
+        return (missing | late) & set(self.present)
 
     def _tell(self, rank: int, content: dict[str, Any]) -> None:
         buffer = self.transport.buffer(wire.CONTROL_BYTES)

@@ -91,6 +91,11 @@ class Vigil:
         return list(self._members)
 
     @property
+    def silent(self) -> list[int]:
+        """Those of them that owe an answer for too long."""
+        return [rank for rank, member in self._members.items() if member.suspected]
+
+    @property
     def patience_ns(self) -> int:
         """The reply timeout now."""
         if self.reply_timeout_ns is not None:

@@ -142,6 +142,25 @@ def test_stop_names_the_ranks_that_do_not_end():
     assert not workers.closed
 
 
+def test_a_rank_that_was_silent_already_has_had_its_time():
+    workers = Workers(4, lambda rank, content: polite(rank, content) if rank != 2 else None)
+    clock = Clock(tick_ns=1000)
+    crew = Crew(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
+    crew.losses.sent(2, clock())
+    crew.losses.look(clock() + 40 * 10**9)
+    before_s = clock() / 1e9
+    assert crew.stop(0) == [2]
+    assert clock() / 1e9 - before_s < 10
+
+
+def test_a_silent_rank_that_speaks_in_the_end_has_parted():
+    workers = Workers(4, polite)
+    crew = crew_of(workers)
+    crew.losses.sent(2, 0)
+    crew.losses.look(40 * 10**9)
+    assert crew.stop(0) == []
+
+
 def test_messages_that_do_not_leave_are_no_good_end():
     workers = Workers(3, polite)
     workers.flushes = False
