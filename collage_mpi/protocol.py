@@ -24,6 +24,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.scheduler.events import Score
 
 VERSION = 1
@@ -96,6 +97,10 @@ _HEADER, _TASK, _ITEM, _RESULT, _CELL = map(_packer, (HEADER, TASK, ITEM, RESULT
 
 class WireFault(Exception):
     """A message that this version of the program cannot have sent: a defect or a foreign peer."""
+
+
+class ForeignPeer(WireFault, EnvironmentFault):
+    """A message of another program or version: told to the user in one line."""
 
 
 class Header(TypedDict):
@@ -372,13 +377,14 @@ def read_header(message: np.ndarray) -> Header:
     """The checked header of any message.
 
     Raises:
-        WireFault: too short, foreign, or of another version.
+        WireFault: too short.
+        ForeignPeer: of another program or version.
     """
     if message.nbytes < HEADER.itemsize:
         raise WireFault(f"a message of {message.nbytes} bytes; a header needs {HEADER.itemsize}")
     magic, version, kind, session, n_tasks, n_items, payload = _HEADER.unpack_from(message.data)
     if magic != MAGIC or version != VERSION:
-        raise WireFault(
+        raise ForeignPeer(
             f"a message with magic {magic:#x} version {version}; "
             f"needed are {MAGIC:#x} version {VERSION}: do all ranks run the same collage_mpi?"
         )

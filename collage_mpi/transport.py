@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collage_mpi.departure import leave
-from collage_mpi.errors import EnvironmentFault, ExitCode
+from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
 
 Clock = Callable[[], int]
@@ -384,13 +384,15 @@ def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False)
         return body()
     except BaseException as error:
         where = f"rank {comm.Get_rank()} on {socket.gethostname()} (pid {os.getpid()})"
-        detail = "".join(traceback.format_exception(error))
-        print(f"collage-mpi: {where} failed:\n{detail}", file=sys.stderr, flush=True)
+        code, detail = ExitCode.DEFECT, "\n" + "".join(traceback.format_exception(error))
+        if isinstance(error, CollageError):  # no defect of ours: a foreign peer
+            code, detail = error.exit_code, f" {error}"
+        print(f"collage-mpi: {where} failed:{detail}", file=sys.stderr, flush=True)
         time.sleep(ABORT_PAUSE_S)
         if not fault_tolerant:
-            comm.Abort(1)
+            comm.Abort(int(code))
         elif comm.Get_rank() == 0:
-            leave(ExitCode.DEFECT)
+            leave(code)
         else:
             os.kill(os.getpid(), signal.SIGKILL)
         raise

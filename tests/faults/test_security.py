@@ -7,6 +7,7 @@ import functools
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from results_harness import make_run
 
 from collage_mpi import protocol as wire
 from collage_mpi.commands import prep
-from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.experiment import expand
 from collage_mpi.prep.plan import shard_paths
 from collage_mpi.results import export_run, read_results
+from collage_mpi.scheduler.events import Score
 from collage_mpi.shards import write_shard
 from collage_mpi.slurm import KINDS, SlurmSettings, render
 from collage_mpi.training.cards import card_name
@@ -25,6 +27,7 @@ from collage_mpi.training.cards import card_name
 pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
+SABOTEUR = ROOT / "tests" / "mpi" / "programs" / "saboteur.py"
 SOURCES = sorted([*ROOT.glob("collage_mpi/**/*.py"), *ROOT.glob("analysis/**/*.py"),
                   *ROOT.glob("data_prep/**/*.py")])  # fmt: skip
 # May be imported for the names of its exceptions, and nothing of it may be called.
@@ -215,17 +218,46 @@ def test_the_launch_line_to_paste_is_quoted() -> None:
 # ---- the wire ---------------------------------------------------------------
 
 
-def test_a_message_of_another_size_or_version_is_refused() -> None:
-    buffer = np.zeros(256, np.uint8)
-    cases = {
-        wire.unpack_cancel: wire.pack_cancel(buffer, 1, [1, 2]),
+def messages() -> dict[str, tuple[Any, np.ndarray]]:
+    """Of each type: what reads it, and a sound one."""
+    buffer = np.zeros(4096, np.uint8)
+
+    def sound(pack: Any, *content: Any) -> np.ndarray:
+        return buffer[: pack(buffer, 1, *content)].copy()
+
+    tasks = [wire.WireTask(1, 0, 1, "single", ((0, 0),))]
+    results = [wire.WireResult(1, wire.ANSWERED, (Score(3, 0.5), None), 10, 5, 7)]
+    return {
+        "tasks": (wire.unpack_tasks, sound(wire.pack_tasks, tasks, [np.ones(16, np.uint8)])),
+        "results": (wire.unpack_results, sound(wire.pack_results, results)),
+        "cancel": (wire.unpack_cancel, sound(wire.pack_cancel, [1, 2])),
+        "control": (wire.unpack_control, sound(wire.pack_control, {"what": "stop"})),
     }
-    for unpack, length in cases.items():
-        for wrong in (length - 1, length + 1, 4, 0):
-            with pytest.raises(wire.WireFault):
-                unpack(buffer[:wrong])
-        for at in (0, 4):  # the mark, the version
-            other = buffer[:length].copy()
-            other[at] ^= 0xFF
-            with pytest.raises(wire.WireFault, match="do all ranks run the same"):
-                unpack(other)
+
+
+@pytest.mark.parametrize("kind", ["tasks", "results", "cancel", "control"])
+def test_a_message_of_another_size_or_version_is_refused(kind: str) -> None:
+    unpack, message = messages()[kind]
+    unpack(message)
+    for wrong in (message[:-1], np.append(message, np.uint8(7)), message[:4], message[:0]):
+        with pytest.raises(wire.WireFault):
+            unpack(wrong)
+    for at in (0, 4):  # the mark, the version
+        other = message.copy()
+        other[at] ^= 0xFF
+        with pytest.raises(wire.ForeignPeer, match="do all ranks run the same"):
+            unpack(other)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_of_another_version_ends_the_job_with_one_message(mpiexec, tmp_path, rank) -> None:
+    images = np.zeros((8, 4, 4, 1), np.uint8)
+    write_shard(tmp_path / "s.h5", images, np.zeros(8, np.int64), class_names=["a"])
+    run = ["run", "--shards", tmp_path / "s.h5", "--single", "null", "--collage", "null"]
+    run += ["--side", "2", "--singles", "2", "--out", tmp_path / "out"]
+    done = mpiexec(4, [SABOTEUR, rank, "version", *run])
+    assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
+    assert "do all ranks run the same collage_mpi?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "COMPLETE").exists()

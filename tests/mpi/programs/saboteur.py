@@ -11,7 +11,17 @@ import time
 
 import numpy as np
 
-from collage_mpi import cli, coordinator, crew, loading, models, results, session, transport
+from collage_mpi import (
+    cli,
+    coordinator,
+    crew,
+    loading,
+    models,
+    protocol,
+    results,
+    session,
+    transport,
+)
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.topology import launcher_rank
@@ -167,6 +177,11 @@ def foreign():
         self.fingerprint = "f" * 64
 
     models.NullPredictor.__init__ = other
+
+
+def version():
+    """This rank runs another version of the program."""
+    protocol.VERSION += 1
 
 
 def zero():
