@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from chaos_plan import WEIGHTS, Round, make_round
+from chaos_plan import SCHEMES, WEIGHTS, Round, make_round
 from chaos_round import Verdict, run_round
 
 from collage_mpi.config import RunSettings
@@ -37,7 +37,9 @@ def kinds() -> tuple[str, ...]:
 
 def plan_of(seed: int, number: int) -> Round:
     """The round's plan."""
-    return make_round(seed, number, modes(), kinds())
+    known = next(spec for spec in dataclasses.fields(RunSettings) if spec.name == "scheme")
+    schemes = tuple(name for name in SCHEMES if name in known.metadata["choices"])
+    return make_round(seed, number, modes(), kinds(), schemes)
 
 
 def report_failure(verdict: Verdict, folder: Path) -> str:
@@ -83,7 +85,7 @@ def run_suite(seed: int, numbers: list[int], folder: Path, *, keep: bool = False
         word = "FAILED" if verdict.wrong else "ok"
         print(
             f"round {number}: {word}, {verdict.seconds:.1f} s, {plan.on_loss}, codes "
-            f"{verdict.codes}, {', '.join(sorted(plan.kinds))}",
+            f"{verdict.codes}, {', '.join(sorted(plan.kinds))}; {plan.work}",
             flush=True,
         )
         if verdict.wrong:

@@ -25,6 +25,7 @@ WEIGHTS = {
     "kill collage rank": 3,
     "corrupt row during": 2,
     "kill all workers": 1,
+    "kill launcher": 2,  # mpiexec or prterun itself
     "delay": 2,  # SIGSTOP, and on after a while
     "corrupt row before": 2,
     "truncate shard before": 2,
@@ -32,7 +33,20 @@ WEIGHTS = {
     "SIGTERM": 2,
     "SIGINT": 1,
 }
-DEADLY = ("kill worker", "kill collage rank", "kill all workers", "stop worker", "kill rank 0")
+# What a job that is to outlive its ranks outlives.
+OUTLIVED = ("kill worker", "kill collage rank", "kill all workers", "stop worker", "delay")
+# scheme -> how often, and what it needs besides the shape of the job
+SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "collage": (6, ()),
+    "none": (1, ()),
+    "replicate": (1, ()),
+    "hedge": (1, ("--hedge-ms", "40", "--hedge-budget", "1")),
+    "collage-hedge": (1, ("--hedge-ms", "40", "--hedge-budget", "1")),
+    "collage-only": (1, ("--cost-ratio", "1.2")),
+    "parity": (3, ()),
+}
+ACCEPT = (("first",), ("first",), ("grace", "--grace-ms", "30"),
+          ("confident", "--accept-deadline-ms", "60"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,12 +90,23 @@ class Round:
         return 1 + self.singles + self.collages
 
     @property
+    def work(self) -> str:
+        """Scheme, batch and the like, for the log."""
+        return " ".join(self.settings[self.settings.index("--scheme") + 1 :])
+
+    @property
     def kinds(self) -> set[str]:
         """The kinds of its faults."""
         return {fault.kind for session in self.sessions for fault in session}
 
 
-def make_round(seed: int, number: int, modes: tuple[str, ...], kinds: tuple[str, ...]) -> Round:
+def make_round(
+    seed: int,
+    number: int,
+    modes: tuple[str, ...],
+    kinds: tuple[str, ...],
+    schemes: tuple[str, ...],
+) -> Round:
     """The plan of a round.
 
     Args:
@@ -90,6 +115,7 @@ def make_round(seed: int, number: int, modes: tuple[str, ...], kinds: tuple[str,
             short suite meets as many of them as it can.
         modes: what --on-rank-loss may be.
         kinds: of WEIGHTS, those to draw from.
+        schemes: of SCHEMES likewise.
     """
     rng = random.Random(f"{seed}:{number}")
     singles, collages = rng.choice([(2, 1), (3, 1), (2, 2), (4, 1)])
@@ -106,9 +132,7 @@ def make_round(seed: int, number: int, modes: tuple[str, ...], kinds: tuple[str,
         first.append(None)
     later = [None] if rng.random() < 0.3 else []
     sessions = tuple(
-        tuple(
-            make_fault(rng, kind or draw(), (singles, collages), job_s, on_loss) for kind in drawn
-        )
+        tuple(make_fault(rng, kind or draw(), (singles, collages), job_s) for kind in drawn)
         for drawn in (first, later)
         if drawn
     )
@@ -116,20 +140,32 @@ def make_round(seed: int, number: int, modes: tuple[str, ...], kinds: tuple[str,
         *("--depth", str(rng.choice([1, 1, 2]))),
         *("--straggler", "lognormal", "--straggler-median-ms", str(median_ms)),
         *("--straggler-seed", str(rng.randrange(100)), "--straggler-sigma", "0.5"),
-        *("--accept", "first", "--order", rng.choice(["file", f"shuffle:{rng.randrange(9)}"])),
+        *("--order", rng.choice(["file", f"shuffle:{rng.randrange(9)}"])),
+        *shape_of_work(rng, schemes),
     )
     return Round(seed, number, singles, collages, on_loss, settings, sessions)
 
 
-def make_fault(
-    rng: random.Random, kind: str, ranks: tuple[int, int], job_s: float, on_loss: str
-) -> Fault:
+def shape_of_work(rng: random.Random, schemes: tuple[str, ...]) -> tuple[str, ...]:
+    """How redundancy is added, who gets what, and how many groups travel together."""
+    scheme = rng.choices(schemes, [SCHEMES[name][0] for name in schemes])[0]
+    words = ["--scheme", scheme, *SCHEMES[scheme][1], "--batch", str(rng.choice([1, 1, 1, 2, 3]))]
+    if scheme.startswith("collage") and scheme != "collage-only":
+        accept, *more = rng.choice(ACCEPT)
+        words += ["--accept", accept, *more]
+    if scheme == "collage":
+        words += ["--placement", rng.choice(["fixed", "fixed", "fastest"])]
+    if scheme == "none":
+        words += ["--assign", rng.choice(["turn", "least"])]
+    return tuple(words)
+
+
+def make_fault(rng: random.Random, kind: str, ranks: tuple[int, int], job_s: float) -> Fault:
     """A fault of a kind, its victim and its moment drawn; job_s: about how long work takes.
 
-    A job that is to outlive its ranks waits up to 10 minutes for one that dies before MPI is
-    up: too long to try here.
+    A start waits up to 10 minutes for a rank that hangs before MPI is up: too long to try here.
     """
-    phase = rng.choices(PHASES, (0 if on_loss == "continue" and kind in DEADLY else 1, 1, 4))[0]
+    phase = rng.choices(PHASES, (0 if kind == "stop worker" else 1, 1, 4))[0]
     after_s = rng.uniform(0, job_s if phase == "work" else 0.8)
     number: float = rng.randrange(SHARDS)
     singles, collages = ranks
