@@ -110,7 +110,7 @@ def status_line(status: dict[str, Any]) -> str:
 def report_up(stream: TextIO | None = None) -> None:
     """Tell launch that MPI has started: every rank is there."""
     if status_wanted():
-        print(status_line({"up": True}), file=stream or sys.stderr, flush=True)
+        _write_line(stream or sys.stderr, status_line({"up": True}))
 
 
 def report_exit(code: int, stream: TextIO | None = None) -> None:
@@ -120,23 +120,34 @@ def report_exit(code: int, stream: TextIO | None = None) -> None:
     killed. Does nothing when no launcher of ours is listening.
     """
     if status_wanted():
-        print(status_line({"exit": int(code)}), file=stream or sys.stderr, flush=True)
+        _write_line(stream or sys.stderr, status_line({"exit": int(code)}))
 
 
-def split_status(line: str) -> tuple[str, dict[str, Any] | None]:
-    """Take a status out of a line: (the rest of the line, the status or None).
+def _write_line(stream: TextIO, line: str) -> None:
+    """In one piece: `print` writes the newline apart where Python does not buffer."""
+    stream.write(f"{line}\n")
+    stream.flush()
 
-    Output of another rank may stand before the mark on the same line; it is kept.
-    A damaged status is output like any other.
+
+def split_statuses(line: str) -> tuple[str, list[dict[str, Any]]]:
+    """Take the statuses out of a line: (the rest of the line, the statuses in order).
+
+    Output of other ranks may stand before a mark and after a status on the same line, other
+    statuses too; it is kept. A damaged status is output like any other.
     """
-    before, mark, text = line.partition(MARK)
-    if not mark:
-        return line, None
-    try:
-        status = json.loads(text)
-    except ValueError:
-        return line, None
-    return (before, status) if isinstance(status, dict) else (line, None)
+    rest, statuses = "", []
+    while MARK in line:
+        before, _, text = line.partition(MARK)
+        try:
+            status, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError):
+            status, end = None, 0
+        if isinstance(status, dict):
+            rest, line = rest + before, text[end:]
+            statuses.append(status)
+        else:
+            rest, line = rest + before + MARK, text
+    return rest + line, statuses
 
 
 def plain_line(status: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from collage_mpi.banners import BannerFilter
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch import LaunchPlan
 from collage_mpi.processes import end_family
-from collage_mpi.progress import Display, display_for, split_status
+from collage_mpi.progress import Display, display_for, split_statuses
 
 POLL_S = 0.1
 START_GRACE_S = 10.0  # for MPI to be up after all, once a rank has ended before it was
@@ -193,11 +193,11 @@ class Job:
 
     def line(self, text: str, target: TextIO, filtered: BannerFilter) -> None:
         """One line of output has arrived, without its newline."""
-        rest, status = split_status(text)
-        if status is not None:
+        rest, statuses = split_statuses(text)
+        for status in statuses:
             self._heed(status)
-            if not rest.strip():
-                return
+        if statuses and not rest.strip():
+            return
         self.show(filtered.feed(rest), target)
 
     def _heed(self, status: dict[str, Any]) -> None:

@@ -283,6 +283,8 @@ class Job:
             bad.append(f"session {number} left a damaged run: {report.problems if report else ''}")
         if code in (0, 5) and (not marked or code not in truth.get(status, ())):
             bad.append(f"session {number} said {code}, the folder says {status}")
+        if code == ExitCode.INCOMPLETE and status in truth:
+            bad.append(f"session {number} said {code}, but the run is {status}")
         if not faults and code not in (0, 5):
             bad.append(f"session {number} was left alone and said {code} ({status})")
         if code == ExitCode.DEFECT and not any(k.startswith("kill") for k in kinds):

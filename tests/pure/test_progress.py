@@ -15,7 +15,7 @@ from collage_mpi.progress import (
     StatusReporter,
     plain_line,
     report_exit,
-    split_status,
+    split_statuses,
     status_line,
 )
 from collage_mpi.topology import STATUS_VARIABLE
@@ -41,7 +41,7 @@ def test_machine_lines_come_at_their_interval_and_say_the_last_state():
     reporter.close()
     reporter.close()
     lines = stream.getvalue().splitlines()
-    statuses = [split_status(line)[1] for line in lines]
+    statuses = [found for line in lines for found in split_statuses(line)[1]]
     assert [status["done"] for status in statuses if status] == [0, 4, 8, 12, 13]
     assert statuses[1] == {
         "phase": "collage",
@@ -59,7 +59,7 @@ def test_reaching_the_total_is_said_once_and_at_once():
     for done in (0, 5, 9, 9):
         reporter.update(done)
     reporter.close()
-    statuses = [split_status(line)[1] or {} for line in stream.getvalue().splitlines()]
+    statuses = [(split_statuses(line)[1] or [{}])[0] for line in stream.getvalue().splitlines()]
     assert [(status["done"], status.get("end", False)) for status in statuses] == [
         (0, False),
         (9, True),
@@ -81,7 +81,7 @@ def test_plain_lines_wait_for_the_first_interval():
 def test_numpy_numbers_are_welcome():
     np = pytest.importorskip("numpy")
     line = status_line({"done": np.int64(3), "share": np.float32(0.5)})
-    assert split_status(line) == ("", {"done": 3, "share": 0.5})
+    assert split_statuses(line) == ("", [{"done": 3, "share": 0.5}])
 
 
 def test_a_reader_that_has_gone_does_not_stop_the_job():
@@ -99,18 +99,26 @@ def test_a_reader_that_has_gone_does_not_stop_the_job():
 @given(st.text(), st.dictionaries(st.text(), st.one_of(st.integers(), st.none(), st.text())))
 def test_what_was_written_is_read_back_after_any_output(before, status):
     before = before.replace("\n", "").replace(MARK, "")
-    assert split_status(before + status_line(status)) == (before, status)
+    assert split_statuses(before + status_line(status)) == (before, [status])
 
 
 @given(st.text())
 def test_any_other_line_passes_unchanged(line):
-    rest, status = split_status(line)
-    assert status is not None or rest == line
+    rest, statuses = split_statuses(line)
+    assert statuses or rest == line
+
+
+def test_statuses_that_run_together_are_told_apart():
+    """Launchers put pieces of several processes' lines on one line."""
+    line = 'half a line@status {"exit":5}@status {"ended": 3, "code": 0} and@status {'
+    rest, statuses = split_statuses(line)
+    assert statuses == [{"exit": 5}, {"ended": 3, "code": 0}]
+    assert rest == "half a line and@status {"
 
 
 @pytest.mark.parametrize("line", ["@status {", '@status {"a":1', "@status [1]", "@status 3"])
 def test_a_damaged_status_is_output(line):
-    assert split_status(line) == (line, None)
+    assert split_statuses(line) == (line, [])
 
 
 def test_plain_line_without_a_total():
@@ -154,4 +162,4 @@ def test_exit_is_reported_only_to_a_launcher_of_ours(monkeypatch):
     assert stream.getvalue() == ""
     monkeypatch.setenv(STATUS_VARIABLE, "1")
     report_exit(6, stream)
-    assert split_status(stream.getvalue().rstrip()) == ("", {"exit": 6})
+    assert split_statuses(stream.getvalue().rstrip()) == ("", [{"exit": 6}])
