@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.pictures import SUFFIXES
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
@@ -150,9 +150,3 @@ def printable(name: str) -> str:
     r"""A file's name as text that UTF-8 can hold: other bytes and NUL as \xNN."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return text.replace("\0", "\\x00")
-
-
-def check_names(names: Sequence[str] | None) -> None:
-    """Raise UsageError unless the class names are all different and not empty."""
-    if names is not None and (not names or not all(names) or len(set(names)) != len(names)):
-        raise UsageError(f"class names {names}: needed: one or more, each different, none empty")

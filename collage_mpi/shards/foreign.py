@@ -21,7 +21,6 @@ from collage_mpi.shards.schema import CHANNELS, PART_MARK, label_problem, split_
 
 IMAGE_NAMES = ("images", "imgs", "image", "x", "data")
 LABEL_NAMES = ("labels", "label", "y", "targets", "target")
-AXES = ("NHWC", "NCHW", "NHW")
 LOOK_ROWS = 64  # from each end, to tell the range of float pixels
 MAX_LISTED = 8
 
