@@ -168,7 +168,8 @@ class RunSettings:
     device: str = _setting("auto", "device of the workers: auto, cpu or cuda", metavar="DEVICE")
     precision: str = _setting(
         "auto",
-        "number format of the networks (auto: float16 on GPUs, bfloat16 on CPUs with AMX)",
+        "number format of the networks (auto: float16 on GPUs, bfloat16 on CPUs where it "
+        "is faster: docs/speed.md)",
         choices=PRECISIONS,
     )
     channels_last: str = _setting("on", "networks laid out channels-last", choices=LAYOUTS)

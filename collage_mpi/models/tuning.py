@@ -42,16 +42,15 @@ class Tuning:
                     f"{name} is {getattr(self, name)!r}; known are: {', '.join(choices)}"
                 )
 
-    def on(self, device: str, amx: bool | None = None) -> Tuning:
+    def on(self, device: str, half_pays: bool | None = None) -> Tuning:
         """The same with every `auto` decided.
 
-        On CPUs bfloat16 pays only with AMX: 2.4 and 4 times as fast as float32 there, and
-        slower on the same processor with AVX512 alone. On GPUs float16 and graphs are what
+        On CPUs bfloat16 pays on some only (`bfloat16_pays`). On GPUs float16 and graphs are what
         tensor cores and launch costs ask for.
 
         Args:
             device: "cpu" or "cuda", without a number.
-            amx: whether the processor multiplies bfloat16 matrices; None asks it.
+            half_pays: whether bfloat16 is faster than float32 on this CPU; None asks it.
 
         Raises:
             UsageError: CUDA graphs on a CPU.
@@ -60,7 +59,7 @@ class Tuning:
         gpu = device == "cuda"
         if precision == "auto":
             half = "float16" if gpu else "bfloat16"
-            fast = gpu or (has_amx() if amx is None else amx)
+            fast = gpu or (bfloat16_pays() if half_pays is None else half_pays)
             precision = half if fast else "float32"
         if how == "auto":
             how = "cuda-graph" if gpu else "none"
@@ -78,14 +77,20 @@ class Tuning:
         )
 
 
-def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor has AMX for bfloat16; False where nothing tells (not Linux)."""
+def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor runs networks faster in bfloat16 than in float32; see docs/speed.md.
+
+    Measured: 2.1 to 3.6 times as fast with AMX (Intel), 1.6 to 2 times with AVX512-BF16 on AMD's
+    Zen 5; slower on an Intel processor held to AVX512-BF16. False where nothing tells (not Linux).
+    """
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return "amx_bf16" in flags.split()
+    facts = dict(reversed([line.partition(":")[::2] for line in lines]))  # the first core's
+    found = {name.strip(): value.split() for name, value in facts.items()}
+    flags, vendor = found.get("flags", []), found.get("vendor_id", [])
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == ["AuthenticAMD"])
 
 
 def memory_fault(

@@ -8,26 +8,26 @@ import pytest
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
-from collage_mpi.models.tuning import Tuning, has_amx, memory_fault
+from collage_mpi.models.tuning import Tuning, bfloat16_pays, memory_fault
 from collage_mpi.muster import warn_of_mixed_tuning
 
 AUTO = RunSettings().tuning()
 
 
 @pytest.mark.parametrize(
-    ("device", "amx", "shown"),
+    ("device", "half_pays", "shown"),
     [
         ("cuda", False, "float16, channels-last, cuda-graph"),
         ("cpu", True, "bfloat16, channels-last"),
         ("cpu", False, "float32, channels-last"),
     ],
 )
-def test_auto_is_decided_by_the_device(device: str, amx: bool, shown: str) -> None:
-    chosen = AUTO.on(device, amx)
+def test_auto_is_decided_by_the_device(device: str, half_pays: bool, shown: str) -> None:
+    chosen = AUTO.on(device, half_pays)
     assert str(chosen) == shown
-    assert chosen.on(device, not amx) == chosen
+    assert chosen.on(device, not half_pays) == chosen
     plain = Tuning("float32", "off", "none")
-    assert plain.on(device, amx) == plain
+    assert plain.on(device, half_pays) == plain
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -39,13 +39,23 @@ def test_what_cannot_be_is_refused() -> None:
         RunSettings(compile="jit")
 
 
-def test_amx_is_read_from_the_processors_flags(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("vendor", "flags", "pays"),
+    [
+        ("GenuineIntel", "fpu avx512_bf16 amx_bf16 amx_tile", True),
+        ("GenuineIntel", "fpu avx512_bf16", False),
+        ("AuthenticAMD", "fpu avx512_bf16", True),
+        ("AuthenticAMD", "fpu avx2", False),
+    ],
+)
+def test_where_bfloat16_pays_is_read_from_the_processor(
+    tmp_path: Path, vendor: str, flags: str, pays: bool
+) -> None:
     info = tmp_path / "cpuinfo"
-    info.write_text("processor : 0\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n")
-    assert has_amx(info)
-    info.write_text("processor : 0\nflags\t\t: fpu avx512_bf16\n")
-    assert not has_amx(info)
-    assert not has_amx(tmp_path / "none")
+    core = f"processor : 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n\n"
+    info.write_text(core + core.replace(": 0", ": 1"))
+    assert bfloat16_pays(info) == pays
+    assert not bfloat16_pays(tmp_path / "none")
 
 
 def test_a_gpu_that_is_too_small_is_told_with_what_would_fit() -> None:
