@@ -80,7 +80,8 @@ class Job:
         timeout_s: None for no limit.
         out, err: where the ranks' output goes; the display is drawn on err.
         stop_grace_s: seconds a job has to end after it was asked to stop.
-        leave_grace_s: seconds from rank 0's last word until what is left is killed; None to wait.
+        leave_grace_s: seconds from rank 0's last word, or its end, until what is left is killed;
+            None to wait.
             A launcher that makes nothing of lost ranks waits for a stopped one for ever.
         start_limit_s: seconds until rank 0 has said that MPI is up, or anything else that
             launch listens for; None for no limit. A rank that dies before leaves the others
@@ -216,7 +217,12 @@ class Job:
             self._display.show(status)
 
     def _ended(self, rank: int, code: int) -> None:
-        """A rank has ended. MPI that is not up yet will not be; unless it was just about to."""
+        """A rank has ended. MPI that is not up yet will not be; unless it was just about to.
+
+        When it is rank 0 the others leave by themselves, but for one that is stopped.
+        """
+        if rank == 0 and self._leave_grace_s is not None and self._up:
+            self._kill_at_s = self._clock() + self._leave_grace_s
         if not self._up and self._outcome.ended_early is None:
             self._outcome.ended_early = rank, code
             if self._up_by_s is not None:

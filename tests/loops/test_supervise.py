@@ -128,6 +128,18 @@ def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said)
     assert err.getvalue() == ""
 
 
+def test_who_does_not_leave_when_rank_0_has_died_is_killed():
+    said = UP + ENDED.replace("3", "0", 1)
+    made, _, _ = job(
+        f"import signal, sys, time\n{said}signal.signal(15, signal.SIG_IGN)\ntime.sleep(600)",
+        leave_grace_s=0.3,
+    )
+    start_s = time.monotonic()
+    code, _ = exit_code(made.run(), None, must_report=True)
+    assert time.monotonic() - start_s < 30
+    assert code == 137
+
+
 STOPPABLE = (
     "import signal, sys, time\n"
     "def stop(*_): print('collage-mpi run: stopped', file=sys.stderr); sys.exit(6)\n"

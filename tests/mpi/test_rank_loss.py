@@ -177,6 +177,13 @@ def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, rank):
     assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 30
 
 
+def test_a_stopped_rank_does_not_outlive_rank_0(job):
+    ended = job("2:compute:stop:3,0:images:kill:40")
+    assert ended.code not in (COMPLETE, int(ExitCode.COMPLETE_WITH_ERRORS))
+    assert (time.monotonic_ns() - ended.death_ns(0)) / 1e9 < 30
+    job("", "--resume").check()
+
+
 def test_a_rank_that_hangs_before_mpi_is_up_cannot_keep_the_others(job):
     ended = job("1:mpi:stop", start_limit_s=4.0)
     assert ended.code == int(ExitCode.ENVIRONMENT)
