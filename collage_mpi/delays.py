@@ -150,7 +150,9 @@ def service_ns(
         at_ns: when it begins, since the session's start.
         factor: cost ratio of the kind times `batch_factor`.
     """
-    slowest_ns = max(model.draw_ns(rank, group, attempt, at_ns) for group, attempt in tasks)
+    slowest_ns = 0
+    for group, attempt in tasks:
+        slowest_ns = max(slowest_ns, model.draw_ns(rank, group, attempt, at_ns))
     return round(slowest_ns * factor)
 
 

@@ -259,17 +259,18 @@ class Simulation:
         rank.busy = self._delays.dead(rank.id, at_ns, rank.answered)
         while rank.queue and not rank.busy:
             sends = rank.queue.popleft()
-            results = [WireResult(s.task, SKIPPED) for s in sends if s.task in rank.cancelled]
-            wanted = [send for send in sends if send.task not in rank.cancelled]
+            results, wanted = [], sends
+            if rank.cancelled:
+                results = [WireResult(s.task, SKIPPED) for s in sends if s.task in rank.cancelled]
+                wanted = [send for send in sends if send.task not in rank.cancelled]
             if not wanted:
                 self._reply(at_ns, rank, results)
                 continue
             rank.busy = True
             took_ns = self._service_ns(wanted, at_ns)
-            results += [
-                WireResult(send.task, ANSWERED, self._cells(send), 0, took_ns, took_ns)
-                for send in wanted
-            ]
+            for send in wanted:
+                cells = self._cells(send)
+                results.append(WireResult(send.task, ANSWERED, cells, 0, took_ns, took_ns))
             self._at(at_ns + took_ns, RANK, self._done, (rank, results, len(wanted)))
 
     def _cells(self, send: ev.Send) -> tuple[Score | None, ...]:
@@ -286,7 +287,8 @@ class Simulation:
         self._next_task(at_ns, rank)
 
     def _reply(self, at_ns: int, rank: _Rank, results: list[WireResult]) -> None:
-        rank.cancelled.difference_update(result.task for result in results)
+        if rank.cancelled:
+            rank.cancelled.difference_update(result.task for result in results)
         self._at(at_ns + self.costs.network_ns, ANSWER, self._answer, (rank.id, results))
 
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
@@ -296,7 +298,7 @@ class Simulation:
         factor = ratio * batch_factor(len(sends), self.batch_costs.get(kind, 1.0))
         if not self._injected:
             return round(self.costs.single_ns * factor)
-        keys = ((send.group, send.attempt) for send in sends)
+        keys = [(send.group, send.attempt) for send in sends]
         return service_ns(self._delays, rank, keys, at_ns, factor)
 
 

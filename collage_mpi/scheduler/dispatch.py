@@ -189,11 +189,12 @@ class Dispatch:
     def pump(self, rank: RankState) -> None:
         """Send what waits in the rank's queue, up to its credit."""
         while rank.queue and rank.messages < rank.credit and not self.closed:
-            self._send(rank, self._next_message(rank))
+            task = rank.queue.popitem(last=False)[1]
+            self._send(rank, [task] if self.batch == 1 else self._with_others(rank, task))
 
-    def _next_message(self, rank: RankState) -> list[TaskState]:
-        """The next tasks in the rank's queue, of one kind, a batch at most."""
-        tasks = [rank.queue.popitem(last=False)[1]]
+    def _with_others(self, rank: RankState, task: TaskState) -> list[TaskState]:
+        """The task and those behind it in the rank's queue, of one kind, a batch at most."""
+        tasks = [task]
         while rank.queue and len(tasks) < self.batch:
             following = next(iter(rank.queue.values()))
             if following.kind != tasks[0].kind or _has_failed(tasks[0]) or _has_failed(following):

@@ -42,6 +42,8 @@ class Groups:
         self.input_closed = False
         self._dispatch, self._timers = dispatch, timers
         self._closed, self._timed_out = closed, timed_out
+        self._step = settings.admitted_together
+        self._depth = settings.depth * self._step
         self._next_group = 0
         self._promised = 0  # admitted, not yet arrived
         self._in_flight = 0  # closed groups with unresolved images
@@ -133,8 +135,7 @@ class Groups:
         drain = self.settings.drain
         if self.input_closed or (drain and (self.unresolved or self._promised)):
             return  # at once: this follows every event
-        size, step = self.settings.group_size, self.settings.admitted_together
-        depth = self.settings.depth * step
+        size, step, depth = self.settings.group_size, self._step, self._depth
         if drain:
             missing = depth if self._drained(silent_tasks) else 0
         else:
