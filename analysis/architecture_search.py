@@ -19,10 +19,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from collage_mpi.cli import main as collage_mpi
 from collage_mpi.errors import CollageError, DataFault, UsageError
+from collage_mpi.models.presets import PRESETS, preset
 from collage_mpi.models.weights import describe_weights
+from collage_mpi.training.cards import stages_text, stem_text
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Point:
     head: str
     stem: str
     stages: str
+    candidate: bool  # trained here, as shortly as all others
     epochs: int
     mflop: float
     service_ms: float
@@ -59,7 +63,7 @@ def main() -> int:
         paths = [trained(line, args) for line in lines] + args.weights
         if not paths:
             raise UsageError("nothing to compare: give --candidates or --weights")
-        points = measure(paths, args.single, args.calls)
+        points = measure(paths, args.single, args.calls, candidates=len(lines))
         write(points, args.out)
     except CollageError as error:
         print(f"architecture_search: {error}", file=sys.stderr)
@@ -98,17 +102,20 @@ def trained(line: tuple[int, int, str, str], args: argparse.Namespace) -> Path:
     return path
 
 
-def measure(paths: Sequence[Path], single: Path, calls: int) -> list[Point]:
-    """Time all networks in turn with the single one; accuracies are those of their records."""
+def measure(paths: Sequence[Path], single: Path, calls: int, candidates: int) -> list[Point]:
+    """Time all networks in turn with the single one; accuracies are those of their records.
+
+    Args:
+        candidates: how many of the paths, the first ones, were trained here.
+    """
     from collage_mpi.models.predictor import TorchPredictor
-    from collage_mpi.training.cards import stages_text, stem_text
     from collage_mpi.training.measure import count_flops, service_times
 
     networks = [TorchPredictor.load(str(path), "collage") for path in paths]
     one = TorchPredictor.load(str(single), "single")
     base, *times = service_times([one, *networks], calls)
     points = []
-    for network, path, time in zip(networks, paths, times, strict=True):
+    for number, (network, path, time) in enumerate(zip(networks, paths, times, strict=True)):
         info = describe_weights(path)
         training = info.metadata["training"]
         points.append(
@@ -119,6 +126,7 @@ def measure(paths: Sequence[Path], single: Path, calls: int) -> list[Point]:
                 head=info.head.name,
                 stem=stem_text(info.architecture),
                 stages=stages_text(info.architecture),
+                candidate=number < candidates,
                 epochs=training["epochs"],
                 mflop=round(count_flops(network) / 1e6, 1),
                 service_ms=round(time.median_ns / 1e6, 3),
@@ -154,40 +162,68 @@ def write(points: Sequence[Point], out: Path) -> None:
 
 
 def draw(points: Sequence[Point], out: Path) -> None:
-    """Accuracy against the ratio of service times; a colour a side, lines along the frontier."""
-    import matplotlib
+    """Accuracy against the ratio of service times: candidates and trained networks side by side.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    A colour a side, a line along its frontier, presets by their names; a yolo head is hollow.
+    """
+    from collage_mpi.plot_style import STYLE, pyplot, save
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    longest = max(p.epochs for p in points)
-    for number, side in enumerate(sorted({p.side for p in points})):
-        for short in (True, False):
-            mine = [p for p in points if p.side == side and (2 * p.epochs < longest) == short]
-            if not mine:
-                continue
-            label = f"{side} x {side}" + (", a few epochs" if short else "")
-            x = [p.ratio for p in mine]
-            y = [100 * p.validation_accuracy for p in mine]
-            face = "none" if short else f"C{number}"
-            axes.scatter(x, y, facecolors=face, edgecolors=f"C{number}", label=label)
-            best = frontier(mine)
-            axes.plot(
-                [p.ratio for p in best],
-                [100 * p.validation_accuracy for p in best],
-                f"C{number}:" if short else f"C{number}-",
+    plt = pyplot()
+    panels = {
+        "candidates, a short training each": [p for p in points if p.candidate],
+        "trained to the end": [p for p in points if not p.candidate],
+    }
+    filled = {title: mine for title, mine in panels.items() if mine}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(filled), figsize=(4.6 * len(filled), 3.8), squeeze=False, layout="constrained"
+        )
+        for ax, (title, mine) in zip(axes[0], filled.items(), strict=True):
+            ax.set_title(title)
+            _panel(ax, mine)
+        axes[0][0].set_ylabel("validation accuracy, %")
+        for path in save(figure, out / "search"):
+            print(path)
+
+
+def _panel(ax: Any, points: Sequence[Point]) -> None:
+    """The points of one panel."""
+    from collage_mpi.plot_style import COLOURS, MARKERS
+
+    for side in sorted({p.side for p in points}):
+        mine = [p for p in points if p.side == side]
+        look = {"color": COLOURS[side], "marker": MARKERS[side], "linestyle": ""}
+        ax.plot([], [], **look, label=f"{side} x {side}")
+        for p in mine:
+            face = "none" if p.head == "yolo" else COLOURS[side]
+            ax.plot(p.ratio, 100 * p.validation_accuracy, **look, markerfacecolor=face)
+            words = " ".join([preset_of(p), *(["yolo"] if p.head == "yolo" else [])])
+            ax.annotate(
+                words.strip(),
+                (p.ratio, 100 * p.validation_accuracy),
+                xytext=(5, -9),
+                textcoords="offset points",
+                fontsize=7,
+                color=COLOURS[side],
             )
+        best = frontier(mine)
+        at, height = [p.ratio for p in best], [100 * p.validation_accuracy for p in best]
+        ax.plot(at, height, color=COLOURS[side], linewidth=0.9)
     for ratio in (1.0, 1.5):
-        axes.axvline(ratio, color="0.7", linewidth=0.8, zorder=0)
-    axes.set_xlabel("service time, collage : single")
-    axes.set_ylabel("validation accuracy, %")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    for suffix in ("png", "pdf"):
-        figure.savefig(out / f"search.{suffix}", dpi=130)
-        print(out / f"search.{suffix}")
+        ax.axvline(ratio, color="0.7", linewidth=0.8, zorder=0)
+    ax.set_xlim(0, None)
+    ax.margins(0.15)
+    ax.set_xlabel("service time, collage : single")
+    ax.legend(fontsize=8)
+
+
+def preset_of(point: Point) -> str:
+    """The name of the preset that this network is; "" where it is none."""
+    for name in PRESETS:
+        record = preset(name).to_dict()
+        if (point.stem, point.stages) == (stem_text(record), stages_text(record)):
+            return name
+    return ""
 
 
 if __name__ == "__main__":

@@ -60,7 +60,17 @@ def test_candidates_are_read_or_refused(search: ModuleType) -> None:
 
 def test_the_frontier_leaves_out_what_a_cheaper_one_equals(search: ModuleType) -> None:
     def point(name: str, ratio: float, accuracy: float):  # type: ignore[no-untyped-def]
-        return search.Point(name, 3, 28, "grid", "s", "t", 2, 1.0, 1.0, ratio, accuracy)
+        return search.Point(name, 3, 28, "grid", "s", "t", True, 2, 1.0, 1.0, ratio, accuracy)
 
     points = [point("c", 1.4, 0.92), point("a", 0.5, 0.9), point("b", 1.0, 0.9)]
     assert [p.name for p in search.frontier(points)] == ["a", "c"]
+
+
+def test_the_figure_names_presets(search: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    numbers = (2, 1.0, 1.0, 0.5, 0.9)
+    fast = search.Point("a", 3, 28, "grid", "32x4/2", "32x1,64x2/2", True, *numbers)
+    other = search.Point("b", 4, 28, "yolo", "32x4/2", "32x1,65x2/2", False, *numbers)
+    assert (search.preset_of(fast), search.preset_of(other)) == ("fast", "")
+    search.write([fast, other], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"search.csv", "search.png", "search.pdf"}
