@@ -161,6 +161,8 @@ class Scheduler:
             self.scheme.image_arrived(self, image)
             if not image.tasks:
                 self.rescue.image(image)
+        if self._stopping is None:
+            self.scheme.image_placed(self, image)
         if self.groups.is_full(group):
             self.groups.close(group)
         self.dispatch.gathering = False
@@ -217,7 +219,7 @@ class Scheduler:
         self.dispatch.observe(task, event.compute_ns + event.held_ns)
         if task.kind == SINGLE:
             self._observe(task)
-        self.scheme.answered(self, task, event.cells, event.now_ns)
+        self.scheme.answered(self, task, event.cells, event.now_ns, event.evidence)
         if None in event.cells:
             self._absent(task, event.cells)
         self._alive(task.rank)
@@ -276,6 +278,16 @@ class Scheduler:
         """Resolve the image by this answer, now."""
         self._resolve(image, task.source, (task.id,), score, "")
 
+    def accept_from(
+        self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
+    ) -> None:
+        """Resolve the image, now, by the task's answer and those of the other tasks."""
+        self._resolve(image, task.source, (task.id, *others), score, "")
+
+    def reconsider(self, image: ImageState) -> None:
+        """What was waited for on the image's behalf will not come: see what else can be done."""
+        self.rescue.image(image)
+
     def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
         """Keep the answer; it resolves the image at `at_ns` unless another did before."""
         image.reserve = (score, task)
@@ -323,6 +335,8 @@ class Scheduler:
         if image.reserve is not None:
             self._reserved -= 1
         self.groups.resolved(image)
+        for other in self.scheme.bereft(image):
+            self.rescue.image(other)
 
     # ---- timers and the end -------------------------------------------------
 

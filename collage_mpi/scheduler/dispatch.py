@@ -21,7 +21,7 @@ from collage_mpi.scheduler.events import Action, Item
 from collage_mpi.scheduler.health import Health
 from collage_mpi.scheduler.state import ImageState, Message, Pool, RankState, TaskState
 
-SINGLE, COLLAGE = "single", "collage"
+SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
 
 
 class Order(NamedTuple):

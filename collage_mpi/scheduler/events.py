@@ -9,7 +9,7 @@ reused. Every event carries `now_ns`, which never decreases.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Score(NamedTuple):
@@ -74,7 +74,11 @@ class SendDone(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """Terminal: one record per item of the task, None where the network gave none."""
+    """Terminal: one record per item of the task, None where the network gave none.
+
+    `evidence` is what a scheme decodes other images from, opaque here: of a parity task one
+    thing, of another one an item. None where no scheme needs it.
+    """
 
     now_ns: int
     task: int
@@ -82,6 +86,7 @@ class Answered(NamedTuple):
     cells: tuple[Score | None, ...]
     compute_ns: int
     held_ns: int
+    evidence: Any = None
 
 
 class Failed(NamedTuple):

@@ -6,11 +6,14 @@ Does not know: groups' timers, what an answer means, how a job ends.
 What is done for an unresolved image, the first line that fits:
 
     a held answer                                     its timer will resolve it
-    a task on a rank that is not silent               wait for it
+    a task on a rank that is not silent               wait for it (a parity task is no such: its
+                                                      answer alone resolves nothing)
     the scheme will still make one                    wait for it
     one failure left, so far it only lost ranks       wait until none was lost for calm_ns
     failures left, a ready main rank without it       one more task
-    a task of it on a silent rank                     park: the rank may recover
+    answers that may yet resolve it together          wait for them (parity)
+    a task of it on a silent rank, or what it takes
+    to resolve it together                            park: the rank may recover
     failures left, a silent main rank                 park
     no ready or silent rank of the scheme             stop the job, to be resumed
     else                                              an error row
@@ -23,7 +26,7 @@ hence the wait for calm. An image that does kill its ranks kills no more of them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from collage_mpi.scheduler import events as ev
@@ -132,7 +135,7 @@ class Rescue:
 
     def _again(self, task: TaskState, images: list[ImageState]) -> None:
         """The same collage once more, for what neither is held nor has another copy out."""
-        images = [i for i in images if i.reserve is None and not _covered(i, task.kind)]
+        images = [i for i in images if i.reserve is None and not _covered(i, {task.kind})]
         if not images:
             return
         order = Order(task.kind, task.source, task.attempt + 1)
@@ -154,7 +157,8 @@ class Rescue:
         """See the table above. Nothing for an image that is resolved or well cared for."""
         if image.resolved or image.reserve is not None or self.core.dispatch.closed:
             return
-        if _covered(image) or self.core.scheme.covers_later(self.core, image.group):
+        scheme = self.core.scheme
+        if _covered(image, scheme.kinds) or scheme.covers_later(self.core, image.group):
             return
         failures_left = image.failures < self.max_attempts
         if failures_left and self._shaky(image):
@@ -162,12 +166,20 @@ class Rescue:
             return
         if failures_left and self._retry(image):
             return
-        if image.tasks or (failures_left and self._silent(self.core.scheme.main)):
+        if scheme.may_follow(image, silent=False):
+            return
+        if self._may_recover(image) or (failures_left and self._silent(scheme.main)):
             self._park(image)
         elif failures_left and not self._anybody():
             self.core.stop(NOBODY)
         else:
-            self.core.error(image, image.reason or f"no {self.core.scheme.main} rank is left")
+            self.core.error(image, image.reason or f"no {scheme.main} rank is left")
+
+    def _may_recover(self, image: ImageState) -> bool:
+        """Whether it would be resolved if silent ranks answered after all."""
+        scheme = self.core.scheme
+        own = any(task.kind in scheme.kinds for task in image.tasks)
+        return own or scheme.may_follow(image, silent=True)
 
     def _retry(self, image: ImageState) -> bool:
         order, images = self.core.scheme.retry(image), self._together(image)
@@ -187,7 +199,7 @@ class Rescue:
     def _in_need(self, image: ImageState) -> bool:
         if image.resolved or image.reserve is not None or image.failures >= self.max_attempts:
             return False
-        return not _covered(image)
+        return not _covered(image, self.core.scheme.kinds)
 
     def _silent(self, kind: str) -> bool:
         return any(kind in rank.kinds and not rank.retired for rank in self.suspects.values())
@@ -263,11 +275,10 @@ class Rescue:
         return self.core.dispatch.now_ns
 
 
-def _covered(image: ImageState, kind: str | None = None) -> bool:
-    """Whether a task (of the kind) for the image is on a rank that is not silent."""
+def _covered(image: ImageState, kinds: Collection[str]) -> bool:
+    """Whether a task of one of the kinds for the image is on a rank that is not silent."""
     return any(
-        task.rank.status is not RankStatus.SUSPECTED and kind in (None, task.kind)
-        for task in image.tasks
+        task.rank.status is not RankStatus.SUSPECTED and task.kind in kinds for task in image.tasks
     )
 
 

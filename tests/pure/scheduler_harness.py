@@ -18,7 +18,12 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes import USE_COLLAGE
 
-SINGLE, COLLAGE = "single", "collage"
+SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
+
+
+def value(image: int) -> int:
+    """What stands for the scores of an image: a sum of several tells which they are."""
+    return 1 << image
 
 
 class Harness:
@@ -42,6 +47,8 @@ class Harness:
         hedge_ns: int | None = None,
         hedge_budget: float = 1.0,
         placement: str = "fixed",
+        parity_k: int = 2,
+        parities: int | None = None,
         credit: int = 2,
         batch: int = 1,
         **settings,
@@ -49,6 +56,8 @@ class Harness:
         if scheme == "collage-only":
             singles, collages = 0, max(1, collages)
         singles = side * side if singles is None else singles
+        if scheme == "parity":
+            collages = max(1, collages) if parities is None else parities
         self.scheme = make_scheme(
             SchemeSettings(
                 scheme,
@@ -63,7 +72,9 @@ class Harness:
                 Delay(hedge_ns),
                 hedge_budget,
                 placement if scheme in USE_COLLAGE else "fixed",
-            )
+                parity_k,
+            ),
+            self._decode,
         )
         self.scheduler = Scheduler(
             SchedulerSettings(
@@ -74,9 +85,11 @@ class Harness:
         self.now_ns = 0
         self.credit, self.batch = credit, batch
         self.messages: list[tuple[ev.Send, ...]] = []
-        single, collage = frozenset({SINGLE}), frozenset({COLLAGE})
+        single = frozenset({SINGLE})
+        collage = frozenset({PARITY if scheme == "parity" else COLLAGE})
         if self.scheme.watches_health and placement == "fastest" and singles:
             single = collage = single | collage
+        self.nonsense: set[int] = set()  # parity tasks whose answer decodes to nothing
         self.kinds = {r: single for r in range(1, singles + 1)}
         self.kinds |= {r: collage for r in range(singles + 1, singles + collages + 1)}
         self.live: dict[int, ev.Send] = {}  # sent, not terminal
@@ -148,11 +161,24 @@ class Harness:
             else ev.Score(item.image % 10, 0.5 if item.image in unsure else 0.9)
             for item in send.items
         }
+        evidence: object = [value(image) for image in cells]
+        if send.kind == PARITY:  # it says nothing of an image by itself
+            evidence = None if absent else sum(value(image) for image in cells)
+            self.nonsense |= {task} if absent else set()
+            cells = dict.fromkeys(cells)
         self.answers[task] = cells
         self.suspected.discard(send.rank)
         return self.feed(
-            ev.Answered(self.now_ns, task, send.rank, tuple(cells.values()), service_ns, 0)
+            ev.Answered(
+                self.now_ns, task, send.rank, tuple(cells.values()), service_ns, 0, evidence
+            )
         )
+
+    def _decode(self, image: int, total: int | None, others: list[int]) -> ev.Score | None:
+        if total is None:
+            return None
+        assert total - sum(others) == value(image), "decoded from the answers of others"
+        return ev.Score(image % 10, 0.7)
 
     def fail(self, task: int, retryable: bool = True) -> list[ev.Action]:
         send = self._terminal(task)
@@ -246,10 +272,22 @@ class Harness:
         assert action.image in self.arrived
         assert action.image not in self.resolved, "one Resolve per image (2)"
         assert (action.score is None) == (action.outcome == "error") == (not action.tasks)
-        for task in action.tasks:
+        if action.source == PARITY:
+            self._check_parity(action)
+        for task in action.tasks if action.source != PARITY else ():
             record = self.answers[task][action.image]
             assert record == action.score, "resolved by an answer that covers it (2)"
         self.resolved[action.image] = action
+
+    def _check_parity(self, action: ev.Resolve) -> None:
+        """By one parity answer that covers it and one single answer of each other image."""
+        parity, *singles = action.tasks
+        covered = {item.image for item in self.sent[parity].items}
+        assert parity in self.ended
+        assert self.sent[parity].kind == PARITY
+        assert action.image in covered
+        helped = [image for task in singles for image, cell in self.answers[task].items() if cell]
+        assert sorted([*helped, action.image]) == sorted(covered)
 
     def _do_settimer(self, action: ev.SetTimer) -> None:
         assert action.at_ns >= self.now_ns
@@ -292,19 +330,34 @@ class Harness:
         covered = {
             item.image
             for send in self.live.values()
-            if send.rank not in self.suspected
+            if send.rank not in self.suspected and send.kind != PARITY
             for item in send.items
         }
-        waiting = {
-            image.id
-            for rank in self.scheduler.dispatch.ranks.values()
-            for task in rank.waiting()
-            for image in task.images
-        }
+        queued = [t for r in self.scheduler.dispatch.ranks.values() for t in r.waiting()]
+        waiting = {image.id for task in queued if task.kind != PARITY for image in task.images}
+        covered |= self._solvable(covered | waiting, [t for t in queued if t.kind == PARITY])
         filling = self.scheduler.groups.filling
         open_group = {image.id for image in filling.images} if filling else set()
         for image in self.arrived - set(self.resolved):
             assert image in covered | waiting | open_group, f"image {image} is forgotten (4)"
+
+    def _solvable(self, covered: set[int], queued: list) -> set[int]:
+        """Images that a parity answer, there or coming, and answers of others resolve in time."""
+        known = {
+            image
+            for task, cells in self.answers.items()
+            if self.sent[task].kind == SINGLE
+            for image, cell in cells.items()
+            if cell
+        }
+        equations = [{i.id for i in task.images if not i.resolved} for task in queued]
+        for task, send in self.sent.items():
+            coming = task in self.live and send.rank not in self.suspected
+            there = task in self.answers and task not in self.nonsense
+            if send.kind == PARITY and (coming or there):
+                equations.append({item.image for item in send.items})
+        unknown = [equation - known - covered for equation in equations]
+        return {image for each in unknown if len(each) == 1 for image in each}
 
     def fall_silent(self, limit: int = 10_000) -> None:
         """Nothing answers any more: every rank with a task is suspected, timers fire.

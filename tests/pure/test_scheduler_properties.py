@@ -32,6 +32,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assign=st.sampled_from(ASSIGNMENTS),
         placement=st.sampled_from(PLACEMENTS),
         replicas=st.integers(2, 3),
+        parity_k=st.integers(2, 4),
         hedge_ns=st.sampled_from([None, 0, 10 * MS]),
         hedge_budget=st.sampled_from([0.0, 0.3, 1.0]),
         credit=st.integers(1, 3),
@@ -171,6 +172,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def no_memory_is_kept(self):
         scheduler = self.job.scheduler
         assert not any(list(rank.waiting()) for rank in scheduler.dispatch.ranks.values())
+        if self.job.finish.status != ev.INCOMPLETE:
+            assert not getattr(scheduler.scheme, "_stripes", None)
         if not self.job.live:
             assert not any(rank.messages for rank in scheduler.dispatch.ranks.values())
         if not self.job.live:

@@ -6,7 +6,9 @@ Does not know: what each of them does (a small class each, in this package).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.policies import AcceptPolicy, Delay, First
@@ -17,6 +19,7 @@ from collage_mpi.scheduler.schemes.collage import (
     CollageScheme,
 )
 from collage_mpi.scheduler.schemes.copies import Hedger, HedgeScheme, ReplicateScheme
+from collage_mpi.scheduler.schemes.parity import Decode, ParityScheme
 
 __all__ = [
     "ASSIGNMENTS",
@@ -24,22 +27,26 @@ __all__ = [
     "SCHEMES",
     "USE_COLLAGE",
     "USE_HEDGE",
+    "USE_PARITY",
     "USE_POLICY",
     "USE_SINGLE",
     "CollageScheme",
     "Core",
+    "Decode",
     "Later",
+    "ParityScheme",
     "Scheme",
     "SchemeSettings",
     "make_scheme",
 ]
 
-SCHEMES = ("none", "replicate", "hedge", "collage", "collage-only", "collage-hedge")
+SCHEMES = ("none", "replicate", "hedge", "collage", "collage-only", "collage-hedge", "parity")
 PLACEMENTS = ("fixed", "fastest")
 USE_COLLAGE = frozenset({"collage", "collage-only", "collage-hedge"})  # others leave them idle
 USE_SINGLE = frozenset(SCHEMES) - {"collage-only"}
 USE_POLICY = frozenset({"collage", "collage-hedge"})
 USE_HEDGE = frozenset({"hedge", "collage-hedge"})
+USE_PARITY = frozenset({"parity"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class SchemeSettings:
         hedge_budget: copies allowed per image, 0..1 (hedge, collage-hedge).
         placement: one of PLACEMENTS (those of USE_COLLAGE): collages to ranks of their own, or
             to the fastest of ranks that hold both networks.
+        parity_k: images of a stripe (those of USE_PARITY).
     """
 
     name: str
@@ -66,6 +74,7 @@ class SchemeSettings:
     hedge_delay: Delay | None = None
     hedge_budget: float = 0.25
     placement: str = "fixed"
+    parity_k: int = 3
 
     def hedger(self) -> Hedger:
         """By which rule late images get their copies. Raises UsageError without a time."""
@@ -74,8 +83,19 @@ class SchemeSettings:
         return Hedger(self.hedge_delay, self.hedge_budget)
 
 
-def make_scheme(settings: SchemeSettings) -> Scheme:
-    """The scheme of the settings. Raises UsageError for what cannot work."""
+def tell_nothing(image: int, evidence: Any, others: Sequence[Any]) -> None:
+    """A `Decode` for whoever has no evidence: nothing is decoded."""
+
+
+def make_scheme(settings: SchemeSettings, decode: Decode = tell_nothing) -> Scheme:
+    """The scheme of the settings.
+
+    Args:
+        decode: how an image's record is made from the answers of others (those of USE_PARITY).
+
+    Raises:
+        UsageError: what cannot work.
+    """
     assign, copies = settings.assign, settings.collage_copies
     if settings.placement not in PLACEMENTS:
         raise UsageError(f"placement is {settings.placement!r}; known are: {', '.join(PLACEMENTS)}")
@@ -97,4 +117,6 @@ def make_scheme(settings: SchemeSettings) -> Scheme:
         return CollageOnlyScheme(copies, fastest)
     if settings.name == "collage-hedge":
         return CollageHedgeScheme(settings.policy, settings.hedger(), copies, assign, fastest)
+    if settings.name == "parity":
+        return ParityScheme(settings.parity_k, decode, assign)
     raise UsageError(f"scheme is {settings.name!r}; known are: {', '.join(SCHEMES)}")

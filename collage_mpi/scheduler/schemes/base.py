@@ -6,7 +6,7 @@ Does not know: credit, queues, lost ranks, retries (the core does those).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from collage_mpi.errors import UsageError
@@ -34,6 +34,16 @@ class Core(Protocol):
         """Resolve the image by this answer, now."""
         ...
 
+    def accept_from(
+        self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
+    ) -> None:
+        """Resolve the image, now, by the task's answer and those of the other tasks."""
+        ...
+
+    def reconsider(self, image: ImageState) -> None:
+        """What was waited for on the image's behalf will not come: see what else can be done."""
+        ...
+
     def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
         """Keep the answer; it resolves the image at `at_ns` unless another did before."""
         ...
@@ -55,7 +65,7 @@ class Scheme:
     """
 
     name = "none"
-    kinds = frozenset({SINGLE})  # of network that it can use
+    kinds = frozenset({SINGLE})  # of network whose answers resolve images by themselves
     main = SINGLE  # the kind whose failures count, and that is tried again
 
     def __init__(self, assign: str = "turn") -> None:
@@ -85,11 +95,19 @@ class Scheme:
         else:
             core.dispatch.to_best(PLAIN, [image], image.group.apart)
 
+    def image_placed(self, core: Core, image: ImageState) -> None:
+        """What its arrival asks for is done: also said of one that cannot be read."""
+
     def group_closed(self, core: Core, group: GroupState) -> None:
         """The group has all the images it will have."""
 
     def answered(
-        self, core: Core, task: TaskState, cells: Sequence[Score | None], now_ns: int
+        self,
+        core: Core,
+        task: TaskState,
+        cells: Sequence[Score | None],
+        now_ns: int,
+        evidence: Any = None,
     ) -> None:
         """A task was answered; cells match task.items. Each record resolves its image."""
         for image, cell in zip(task.images, cells, strict=True):
@@ -105,6 +123,17 @@ class Scheme:
     def covers_later(self, core: Core, group: GroupState) -> bool:
         """Whether a task still to be made will cover the group's images."""
         return False
+
+    def may_follow(self, image: ImageState, *, silent: bool) -> bool:
+        """Whether answers of several tasks, there or under way, may yet resolve it together.
+
+        Those of silent ranks count only if `silent`.
+        """
+        return False
+
+    def bereft(self, image: ImageState) -> Iterable[ImageState]:
+        """The image is resolved: those that waited for its own answer and will not have it."""
+        return ()
 
     def retry(self, image: ImageState) -> Order:
         """What to try next for an image that nobody is at work on."""

@@ -7,6 +7,7 @@ Does not know: when a collage's answer counts (the policies), credit, queues, lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.dispatch import Order
@@ -64,7 +65,12 @@ class CollageScheme(Scheme):
             taken.append(task.rank.id)
 
     def answered(
-        self, core: Core, task: TaskState, cells: Sequence[Score | None], now_ns: int
+        self,
+        core: Core,
+        task: TaskState,
+        cells: Sequence[Score | None],
+        now_ns: int,
+        evidence: Any = None,
     ) -> None:
         """A collage's cells count when the policy says so; absent ones never."""
         if task.kind != COLLAGE:

@@ -1,0 +1,176 @@
+"""Singles, and for each k of them one parity task that makes up for the slowest.
+
+Owns: scheme `parity`: which images make a stripe, which answers decode which image together.
+Does not know: what evidence is and how it is decoded (a function it is given does),
+credit, queues, retries, lost ranks (the core does those).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from collage_mpi.errors import UsageError
+from collage_mpi.scheduler.dispatch import PARITY, Order
+from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.schemes.base import Core, Scheme
+from collage_mpi.scheduler.state import GroupState, ImageState, RankStatus, TaskState
+
+STRIPE = Order(PARITY, "parity")
+
+# (image, evidence of the parity task, evidence of each other image in it) -> its record, or
+# None where they say nothing
+Decode = Callable[[int, Any, Sequence[Any]], Score | None]
+
+
+class Stripe:
+    """Up to k images of a group that are encoded into one."""
+
+    __slots__ = ("answers", "images", "known", "unresolved")
+
+    def __init__(self) -> None:
+        self.images: list[ImageState] = []
+        self.unresolved = 0
+        self.known: dict[int, tuple[int, Any]] = {}  # image -> its single task and evidence
+        self.answers: list[tuple[TaskState, Any]] = []  # of parity tasks, with their evidence
+
+
+class ParityScheme(Scheme):
+    """Every image to its single rank, every k images by arrival also to a parity rank.
+
+    ParM: Kosaian, Rashmi and Venkataraman, "Parity Models", SOSP 2019. An image is resolved
+    by its single rank, or by the parity answer less those of the other images in its task,
+    whichever is there first. A parity task leaves out what is resolved before it is sent, so
+    the equation of each is its own.
+
+    Args:
+        k: images of a full stripe, at least 2.
+        decode: how an image's record is made from the answers of others.
+        assign: as of the base.
+    """
+
+    name = "parity"
+
+    def __init__(self, k: int, decode: Decode, assign: str = "turn") -> None:
+        super().__init__(assign)
+        if k < 2:
+            raise UsageError(f"parity k is {k}; a stripe needs at least 2 images")
+        self.k, self._decode = k, decode
+        self._filling = Stripe()
+        self._stripes: dict[int, Stripe] = {}  # of each image until all of its stripe are resolved
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        return f"{super().label}, k = {self.k}"
+
+    def image_placed(self, core: Core, image: ImageState) -> None:
+        """It belongs to the stripe of its place in the group, readable or not."""
+        if image.cell % self.k == 0:
+            self._filling = Stripe()
+        stripe = self._filling
+        stripe.images.append(image)
+        if not image.resolved:
+            self._stripes[image.id] = stripe
+            stripe.unresolved += 1
+        if len(stripe.images) == self.k:
+            self._send(core, stripe)
+
+    def group_closed(self, core: Core, group: GroupState) -> None:
+        """The last stripe may be part filled."""
+        if len(group.images) % self.k:
+            self._send(core, self._filling)
+
+    def _send(self, core: Core, stripe: Stripe) -> None:
+        images = [image for image in stripe.images if not image.resolved]
+        if images:
+            core.dispatch.to_best(STRIPE, images)
+
+    def answered(
+        self,
+        core: Core,
+        task: TaskState,
+        cells: Sequence[Score | None],
+        now_ns: int,
+        evidence: Any = None,
+    ) -> None:
+        """A single's record resolves its image; any answer may complete an equation."""
+        if task.kind == PARITY:
+            stripe = self._stripes.get(task.images[0].id)
+            if stripe is not None:
+                stripe.answers.append((task, evidence))
+                self._solve(core, stripe)
+            return
+        touched = self._note(task, cells, evidence)  # first: a resolved image helps its stripe
+        super().answered(core, task, cells, now_ns)
+        for stripe in touched:
+            self._solve(core, stripe)
+
+    def _note(self, task: TaskState, cells: Sequence[Score | None], evidence: Any) -> list[Stripe]:
+        """Keep what a single says of images whose stripe may need it; those stripes."""
+        touched = []
+        for place, (image, cell) in enumerate(zip(task.images, cells, strict=True)):
+            stripe = self._stripes.get(image.id)
+            if cell is not None and stripe is not None and image.id not in stripe.known:
+                stripe.known[image.id] = task.id, None if evidence is None else evidence[place]
+                touched.append(stripe)
+        return touched
+
+    def _solve(self, core: Core, stripe: Stripe) -> None:
+        """Resolve the images that are the only unknown of a parity answer."""
+        known = stripe.known
+        for answer in list(stripe.answers):
+            task, evidence = answer
+            unknown = [image for image in task.images if image.id not in known]
+            if len(unknown) != 1 or unknown[0].resolved:
+                continue
+            missing = unknown[0]
+            others = [known[image.id] for image in task.images if image is not missing]
+            score = self._decode(missing.id, evidence, [each for _, each in others])
+            if score is None:
+                stripe.answers.remove(answer)
+                core.reconsider(missing)
+            else:
+                core.accept_from(missing, task, tuple(single for single, _ in others), score)
+
+    def resolved(self, image: ImageState) -> None:
+        """A stripe without unresolved images is forgotten."""
+        stripe = self._stripes.get(image.id)
+        if stripe is not None:
+            stripe.unresolved -= 1
+            if stripe.unresolved == 0:
+                for each in stripe.images:
+                    self._stripes.pop(each.id, None)
+
+    def bereft(self, image: ImageState) -> Iterable[ImageState]:
+        """Without its own answer it helps none of its stripe."""
+        stripe = self._stripes.get(image.id)
+        if stripe is None or image.id in stripe.known:
+            return ()
+        return [other for other in stripe.images if not other.resolved]
+
+    def may_follow(self, image: ImageState, *, silent: bool) -> bool:
+        """Whether a parity answer that is there or out can still be solved for the image."""
+        stripe = self._stripes.get(image.id)
+        if stripe is None:
+            return False
+        equations = [_left(t) for t in image.tasks if t.kind == PARITY and _may_come(t, silent)]
+        equations += [task.images for task, _ in stripe.answers if image in task.images]
+        return any(
+            all(o is image or o.id in stripe.known or _is_coming(o, silent) for o in images)
+            for images in equations
+        )
+
+
+def _left(task: TaskState) -> list[ImageState]:
+    """Its images; of one that still waits those that will be sent."""
+    return task.images if task.sent else [image for image in task.images if not image.resolved]
+
+
+def _is_coming(image: ImageState, silent: bool) -> bool:
+    """Whether a single task of the image is out or waits, also on a silent rank if `silent`."""
+    return any(task.kind != PARITY and _may_come(task, silent) for task in image.tasks)
+
+
+def _may_come(task: TaskState, silent: bool) -> bool:
+    return silent or task.rank.status is not RankStatus.SUSPECTED
