@@ -87,7 +87,7 @@ def torchvision(images: np.ndarray, px: int, batch: int) -> Work | None:
 def paste(encoder: Encoder, images: np.ndarray) -> Work:
     """What is left for rank 0's loop: pasting cells that are ready."""
     cells = list(encoder.shrink(images))
-    out = np.empty(encoder.collage_shape, np.uint8)
+    out = np.empty(encoder.input_shape, np.uint8)
     n = encoder.grid.cells
     groups = [cells[at : at + n] for at in range(0, IMAGES, n)]
     return lambda: [encoder.paste(group, out) for group in groups]

@@ -1,4 +1,4 @@
-"""Real answers for a simulation: what both networks said of the same images.
+"""Real answers for a simulation: what the networks said of the same images.
 
 Owns: reading and checking the file of `evaluate --save-answers`, which row an image takes.
 Does not know: networks, how the file was made, when an answer comes.
@@ -27,6 +27,8 @@ _ARRAYS = {
     "collage_absent": ("b", 1),
     "class_names": ("U", 1),
 }
+# Of a parity network, where one was evaluated: what is decoded with all others present.
+_PARITY_ARRAYS = {"parity_class": ("iu", 1), "parity_score": ("f", 1), "parity_absent": ("b", 1)}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Answers:
         side: of the collages.
         start: row of the first image, a multiple of side x side.
         labels, single, collage: n each; a collage's answer is None where it was absent.
+        parity: n, likewise; None where no parity network was evaluated.
+        parity_k: images of its stripes; None likewise.
     """
 
     side: int
@@ -47,6 +51,8 @@ class Answers:
     labels: Sequence[int]
     single: Sequence[Score]
     collage: Sequence[Score | None]
+    parity: Sequence[Score | None] | None = None
+    parity_k: int | None = None
     start: int = 0
 
     def label(self, image: int) -> int:
@@ -54,9 +60,16 @@ class Answers:
         return self.labels[(self.start + image) % len(self.labels)]
 
     def cells(self, kind: str, items: Sequence[Item]) -> tuple[Score | None, ...]:
-        """What the network of the kind says of each item."""
+        """What the network of the kind says of each item; a parity network alone says nothing."""
+        if kind == "parity":
+            return (None,) * len(items)
         known = self.single if kind == "single" else self.collage
         return tuple(known[(self.start + image) % len(known)] for image, _ in items)
+
+    def decoded(self, image: int) -> Score | None:
+        """What a stripe's parity answer less those of the others says of an image."""
+        known = self.parity
+        return None if known is None else known[(self.start + image) % len(known)]
 
 
 def read_answers(path: Path, side: int) -> Answers:
@@ -72,6 +85,8 @@ def read_answers(path: Path, side: int) -> Answers:
             raise ValueError("it holds a single array")
         with file:
             arrays = {name: file[name] for name in ("version", "side", *_ARRAYS)}
+            if "parity_k" in file:
+                arrays |= {name: file[name] for name in ("parity_k", *_PARITY_ARRAYS)}
     except OSError as error:
         raise EnvironmentFault(
             f"answers {path} cannot be read: {error.strerror or error}"
@@ -85,15 +100,22 @@ def read_answers(path: Path, side: int) -> Answers:
             f"answers {path} has {len(arrays['labels'])} images; a group of side {side} needs "
             f"{side**2}"
         )
-    collage = _scores(arrays["collage_class"], arrays["collage_score"], n)
-    absent = arrays["collage_absent"][:n].tolist()
+    parity = "parity_k" in arrays
     return Answers(
         side=side,
         class_names=tuple(arrays["class_names"].tolist()),
         labels=arrays["labels"][:n].tolist(),
         single=_scores(arrays["single_class"], arrays["single_score"], n),
-        collage=[None if gone else score for gone, score in zip(absent, collage, strict=True)],
+        collage=_where_present(arrays, "collage", n),
+        parity=_where_present(arrays, "parity", n) if parity else None,
+        parity_k=int(arrays["parity_k"]) if parity else None,
     )
+
+
+def _where_present(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> list[Score | None]:
+    scores = _scores(arrays[f"{kind}_class"], arrays[f"{kind}_score"], n)
+    absent = arrays[f"{kind}_absent"][:n].tolist()
+    return [None if gone else score for gone, score in zip(absent, scores, strict=True)]
 
 
 def _scores(classes: np.ndarray, scores: np.ndarray, n: int) -> list[Score]:
@@ -104,7 +126,7 @@ def _scores(classes: np.ndarray, scores: np.ndarray, n: int) -> list[Score]:
 
 
 def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
-    for name in ("version", "side"):
+    for name in ("version", "side", *(("parity_k",) if "parity_k" in arrays else ())):
         if arrays[name].ndim or arrays[name].dtype.kind not in "iu":
             raise DataFault(f"answers {path}: {name} is no whole number")
     if int(arrays["version"]) != VERSION:
@@ -114,7 +136,8 @@ def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
             f"answers {path} are of side {int(arrays['side'])}, the settings say --side {side}"
         )
     n = len(arrays["labels"]) if arrays["labels"].ndim == 1 else -1
-    for name, (kinds, dimensions) in _ARRAYS.items():
+    expected = {**_ARRAYS, **(_PARITY_ARRAYS if "parity_k" in arrays else {})}
+    for name, (kinds, dimensions) in expected.items():
         array = arrays[name]
         sized = name == "class_names" or len(np.atleast_1d(array)) == n
         if array.dtype.kind not in kinds or array.ndim != dimensions or not sized:
@@ -123,9 +146,10 @@ def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
                 f"{n} images"
             )
     known = len(arrays["class_names"])
-    for name in ("labels", "single_class", "collage_class"):
-        chosen = (
-            arrays[name][~arrays["collage_absent"]] if name == "collage_class" else arrays[name]
-        )
+    for name in ("labels", "single_class", "collage_class", "parity_class"):
+        if name not in arrays:
+            continue
+        absent = arrays.get(name.replace("class", "absent"))
+        chosen = arrays[name] if name == "labels" or absent is None else arrays[name][~absent]
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < known:
             raise DataFault(f"answers {path}: {name} is outside of the {known} classes")

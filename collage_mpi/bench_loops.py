@@ -22,6 +22,7 @@ from collage_mpi.config import RunSettings
 from collage_mpi.crew import Crew
 from collage_mpi.departure import leave
 from collage_mpi.encode import Encoder
+from collage_mpi.encode_parity import AnyEncoder
 from collage_mpi.errors import ExitCode
 from collage_mpi.loading import NetworkLoader
 from collage_mpi.lookout import Lookout
@@ -227,7 +228,7 @@ class JobBlock:
         return meter.block(measured["encode_ns"])
 
     def _run(
-        self, plan: Plan, crew: Crew, encoder: Encoder, reader: Reader, profile: Profile | None
+        self, plan: Plan, crew: Crew, encoder: AnyEncoder, reader: Reader, profile: Profile | None
     ) -> RoundMeter:
         crew.greet()
         hellos = crew.welcome(welcomes(plan, encoder))

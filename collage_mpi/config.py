@@ -39,6 +39,7 @@ from collage_mpi.scheduler.schemes import (
     SCHEMES,
     USE_COLLAGE,
     USE_HEDGE,
+    USE_PARITY,
     USE_POLICY,
     USE_SINGLE,
     SchemeSettings,
@@ -94,6 +95,7 @@ class RunSettings:
     collage: str = _setting(
         "", "collage-CNN: a .safetensors file, MODULE:FUNCTION, or null", metavar="W"
     )
+    parity: str = _setting("", "parity network: a .safetensors file, or null", metavar="W")
     out: str = _setting("", "folder for the results", metavar="DIR")
     scheme: str = _setting("collage", "how redundancy is added", choices=SCHEMES)
     side: int = _setting(3, "cells along an edge of the collage; side*side images a group")
@@ -138,6 +140,12 @@ class RunSettings:
     collage_ranks: int = _setting(1, "collage ranks M")
     collage_copies: int | None = _setting(
         None, "collage ranks that get the same collage (default: all M; collage-only: 1)"
+    )
+    parity_k: int | None = _setting(
+        None, "scheme parity: images of a stripe, for which the network was trained (default: side)"
+    )
+    parity_ranks: int | None = _setting(
+        None, "scheme parity: parity ranks (default: one per k single ranks)"
     )
     between: str = _setting(
         "carry", "carry: a busy rank stays busy; drain: all ranks idle first", choices=MODES
@@ -211,7 +219,9 @@ class RunSettings:
         metavar="RANK:CORES",
     )
     cost_ratio: float | None = _setting(
-        None, "collage's service time over the single's for injection (default: measured)"
+        None,
+        "collage's, or parity network's, service time over the single's for injection (default: "
+        "measured)",
     )
     batch_cost: float | None = _setting(
         None,
@@ -242,6 +252,11 @@ class RunSettings:
         self.burning()
         self._check_arrivals()
         self.shuffle_seed()
+        if self.uses_parity and self.n_stripe > self.group_size:
+            raise UsageError(
+                f"parity_k is {self.n_stripe} with groups of {self.group_size}; a stripe is part "
+                "of one group: choose a smaller k, or a larger --side"
+            )
         if self.scheme == "replicate" and self.replicas > self.n_singles:
             raise UsageError(
                 f"replicas is {self.replicas} with {self.n_singles} single rank(s); each copy "
@@ -284,6 +299,8 @@ class RunSettings:
             "singles": 1,
             "collage_ranks": 1 if self.uses_collage else 0,
             "collage_copies": 1,
+            "parity_k": 2,
+            "parity_ranks": 1,
             "depth": 1,
             "batch": 1,
             "batch_cost": 0,
@@ -332,6 +349,8 @@ class RunSettings:
             parts.append(f"N = {self.singles}")
         if self.uses_collage and self.collage_ranks != 1:
             parts.append(f"M = {self.collage_ranks}")
+        if self.uses_parity and self.parity_ranks not in (None, self._usual_parities):
+            parts.append(f"{self.parity_ranks} parity ranks")
         with_policy = self.scheme in USE_POLICY
         accept = {"accept": self.accept_policy().name} if with_policy else {}
         return {"scheme": ", ".join(parts), **accept}
@@ -359,13 +378,15 @@ class RunSettings:
             scheme=self.scheme,
             layout=self.placement,
             launcher_size=launcher_size,
+            parity_ranks=self.n_parities,
         )
 
     @property
     def world_size(self) -> int:
         """Ranks of a world of just the right size, rank 0 included."""
         singles = self.n_singles if self.uses_single else 0
-        return 1 + singles + (self.collage_ranks if self.uses_collage else 0)
+        collages = self.collage_ranks if self.uses_collage else 0
+        return 1 + singles + collages + (self.n_parities if self.uses_parity else 0)
 
     @property
     def uses_single(self) -> bool:
@@ -376,6 +397,30 @@ class RunSettings:
     def uses_collage(self) -> bool:
         """Whether the scheme needs a collage network."""
         return self.scheme in USE_COLLAGE
+
+    @property
+    def uses_parity(self) -> bool:
+        """Whether the scheme needs a parity network."""
+        return self.scheme in USE_PARITY
+
+    @property
+    def encodes(self) -> bool:
+        """Whether rank 0 makes one input of several images: a collage or a stripe's picture."""
+        return self.uses_collage or self.uses_parity
+
+    @property
+    def n_stripe(self) -> int:
+        """Images of a full stripe, k (scheme parity)."""
+        return self.side if self.parity_k is None else self.parity_k
+
+    @property
+    def n_parities(self) -> int:
+        """Parity ranks of scheme parity."""
+        return self._usual_parities if self.parity_ranks is None else self.parity_ranks
+
+    @property
+    def _usual_parities(self) -> int:
+        return -(-self.n_singles // self.n_stripe)
 
     @property
     def n_copies(self) -> int:
@@ -415,7 +460,7 @@ class RunSettings:
         if self.batch == 1:
             return {}
         cost = 1.0 if self.batch_cost is None else self.batch_cost
-        return {"single": cost, "collage": cost}
+        return {"single": cost, "collage": cost, "parity": cost}
 
     @property
     def groups_in_flight(self) -> int:
@@ -464,6 +509,7 @@ class RunSettings:
             hedge,
             self.hedge_budget,
             self.placement,
+            self.n_stripe,
         )
 
     def shuffle_seed(self) -> int | None:
@@ -525,6 +571,11 @@ class RunSettings:
             )
         if self.uses_collage and not self.collage:
             raise UsageError(f"--collage is missing: scheme {self.scheme} needs a collage network")
+        if self.uses_parity and not self.parity:
+            raise UsageError(
+                f"--parity is missing: scheme {self.scheme} needs a parity network, which "
+                "collage-mpi train parity --single W makes for the single network"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values; `from_mapping` reads them back."""

@@ -368,7 +368,8 @@ def _terminal(arrival: Received, result: wire.WireResult) -> ev.Event:
     """The event that a worker's result is."""
     now_ns, task, rank = arrival.at_ns, result.task, arrival.rank
     if result.status == wire.ANSWERED:
-        return ev.Answered(now_ns, task, rank, result.cells, result.compute_ns, result.held_ns)
+        took_ns = result.compute_ns, result.held_ns
+        return ev.Answered(now_ns, task, rank, result.cells, *took_ns, result.vectors)
     if result.status == wire.FAILED:
         return ev.Failed(now_ns, task, rank, result.reason, result.retryable)
     return ev.Skipped(now_ns, task, rank)

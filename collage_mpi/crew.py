@@ -119,7 +119,7 @@ class Crew:
     def service_times(
         self, who: Mapping[str, Collection[int]], networks: Hashable
     ) -> tuple[dict[str, int], float | None]:
-        """Idle service times by kind in ns, and the collage's over the single's.
+        """Idle service times by kind in ns, and the other network's over the single's.
 
         The kinds are measured in turn, MEASURE_ROUNDS times, and the shortest time of each
         is taken: other work on the host can only lengthen one (medians of a busy host gave
@@ -131,8 +131,10 @@ class Crew:
             networks: what they are, to know them again.
         """
         services = self.batch_times(who, networks, 1)
-        both = "single" in services and "collage" in services
-        return services, services["collage"] / services["single"] if both else None
+        other = next((kind for kind in services if kind != "single"), None)
+        if other is None or "single" not in services:
+            return services, None
+        return services, services[other] / services["single"]
 
     def batch_times(
         self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int
@@ -161,8 +163,8 @@ class Crew:
         return None
 
     def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
-        """Tasks will follow. What a collage takes over a single image; by kind, what a further
-        input of a batch takes over the first."""
+        """Tasks will follow. What a collage or a stripe takes over a single image; by kind, what
+        a further input of a batch takes over the first."""
         costs = {"cost_ratio": cost_ratio, "batch_costs": dict(batch_costs or {})}
         for rank in self.present:
             self._tell(rank, {"what": "start", **costs})

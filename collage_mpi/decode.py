@@ -1,16 +1,21 @@
 """Scores of a network into answers.
 
-Owns: which class a row of scores means, and when it means none.
+Owns: which class a row of scores means, and when it means none; what a parity network's
+answer says of the one image whose own answer is missing.
 Does not know: MPI, who asked, which network it was, which cells are blank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 
 import numpy as np
 
 from collage_mpi.errors import DataFault
+
+SUMMED = ("logits", "probabilities")
+FLOOR = 1e-3  # probabilities below count as this: how small they are is noise in a sum of logs
 
 
 def decode(scores: np.ndarray) -> list[tuple[int, float] | None]:
@@ -36,3 +41,46 @@ def decode(scores: np.ndarray) -> list[tuple[int, float] | None]:
         (label, high) if high > 0 and isfinite(high) and isfinite(least) else None
         for label, high, least in zip(best, top, low, strict=True)
     ]
+
+
+def summands(scores: np.ndarray, summed: str) -> np.ndarray:
+    """What of a single network's answers a parity network learns the sum of.
+
+    "logits" are logarithms of the probabilities less their mean over the classes: those of
+    the last layer, calibrated, wherever none is below FLOOR.
+
+    Args:
+        scores: (..., classes) probabilities.
+        summed: one of SUMMED.
+
+    Returns:
+        The same shape, float32.
+    """
+    if summed == "probabilities":
+        return np.asarray(scores, np.float32)
+    logs = np.log(np.maximum(scores, np.float32(FLOOR)), dtype=np.float32)
+    return logs - logs.mean(axis=-1, keepdims=True)
+
+
+def decode_parity(
+    total: np.ndarray, others: Sequence[np.ndarray], temperature: float
+) -> tuple[int, float] | None:
+    """The missing one of a stripe's answers: the parity network's less the other ones.
+
+    ParM (SOSP 2019), section 3: the decoder is a subtraction. The score is the softmax of
+    what is left at the temperature that was fitted to it.
+
+    Args:
+        total: (classes,) float32, what the parity network gave for the stripe.
+        others: (classes,) float32 each, the `summands` of all other images in it.
+
+    Returns:
+        (class, score); None where a value is not finite.
+    """
+    left = np.array(total, np.float64)
+    for other in others:
+        left -= other
+    if not np.isfinite(left).all():
+        return None
+    best = int(left.argmax())
+    return best, float(1 / np.exp((left - left[best]) / temperature).sum())

@@ -52,9 +52,14 @@ class Encoder:
         self._boxes = [grid.box(cell) for cell in range(grid.cells)]
 
     @property
-    def collage_shape(self) -> tuple[int, int, int]:
-        """(side*cell_px, side*cell_px, C)."""
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of a collage: (side*cell_px, side*cell_px, C)."""
         return self.grid.px, self.grid.px, self.shape[2]
+
+    @property
+    def places(self) -> int:
+        """Images that a collage holds."""
+        return self.grid.cells
 
     def encode(
         self, images: Sequence[np.ndarray | None], out: np.ndarray | None = None
@@ -81,9 +86,9 @@ class Encoder:
         if len(cells) > self.grid.cells:
             raise DataFault(f"{len(cells)} images for the {self.grid.cells} cells of a collage")
         if out is None:
-            out = np.empty(self.collage_shape, dtype=np.uint8)
-        elif out.shape != self.collage_shape or out.dtype != np.uint8:
-            raise DataFault(f"out is {out.shape} {out.dtype}; needed {self.collage_shape} uint8")
+            out = np.empty(self.input_shape, dtype=np.uint8)
+        elif out.shape != self.input_shape or out.dtype != np.uint8:
+            raise DataFault(f"out is {out.shape} {out.dtype}; needed {self.input_shape} uint8")
         for number, (rows, columns) in enumerate(self._boxes):
             cell = cells[number] if number < len(cells) else None
             if cell is None:

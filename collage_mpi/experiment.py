@@ -46,7 +46,7 @@ SIMULATED = ("images", "groups", "costs", "answers", "rows")  # keys for how = "
 KEYS = ("name", "how", *SIMULATED, "repeat", "baseline", "base", "grid", "point")
 LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some
 _SUFFIXES = (".h5", ".safetensors", ".npy", ".npz")
-PATH_SETTINGS = ("shards", "single", "collage", "trace_file", "arrival_file")
+PATH_SETTINGS = ("shards", "single", "collage", "parity", "trace_file", "arrival_file")
 
 Json = dict[str, Any]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.encode import Encoder
+from collage_mpi.encode_parity import AnyEncoder
 from collage_mpi.protocol import WireTask, pack_task_records, pack_tasks, task_message_bytes
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
@@ -33,7 +33,7 @@ class Reader(Protocol):
 
 
 class Packed(NamedTuple):
-    """A message, and what each task's collage cost: pasting, and shrinking if it was late."""
+    """A message, and what encoding each task cost: pasting, and shrinking if it was late."""
 
     buffer: np.ndarray
     nbytes: int
@@ -43,7 +43,8 @@ class Packed(NamedTuple):
 class Feed:
     """Hands out images by id and packs what the scheduler wants sent."""
 
-    def __init__(self, reader: Reader, encoder: Encoder, session: int, clock: Clock) -> None:
+    def __init__(self, reader: Reader, encoder: AnyEncoder, session: int, clock: Clock) -> None:
+        """`encoder` is for the tasks of a kind that is not single: collages, or stripes."""
         self.reader = reader
         self.encoder = encoder
         self.session = session
@@ -77,27 +78,27 @@ class Feed:
         return admitted
 
     def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
-        """Tasks of one kind as a message, their collages pasted if they are such.
+        """Tasks of one kind as a message, encoded unless they are single images.
 
         Args:
             sends: what the scheduler wants sent together.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
         tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items) for s in sends]
-        if sends[0].kind == "collage":
-            return self._pack_collages(tasks, buffer_for)
+        if sends[0].kind != "single":
+            return self._pack_encoded(tasks, buffer_for)
         pixels = [self._pixels[image] for send in sends for image, _ in send.items]
         nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
         return Packed(buffer, nbytes, (0,) * len(tasks))
 
-    def _pack_collages(
+    def _pack_encoded(
         self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]
     ) -> Packed:
         """Pasted where they are sent from."""
         now_ns = self.clock()
-        shape = self.encoder.collage_shape
+        shape, places = self.encoder.input_shape, self.encoder.places
         each = math.prod(shape)
         nbytes = task_message_bytes(
             len(tasks), sum(len(task.items) for task in tasks), len(tasks) * each
@@ -106,9 +107,9 @@ class Feed:
         at = pack_task_records(buffer, self.session, tasks, len(tasks) * each)
         encodes_ns = []
         for task in tasks:
-            cells: list[np.ndarray | None] = [None] * self.encoder.grid.cells
-            for image, cell in task.items:
-                cells[cell] = self._cell(image)
+            cells: list[np.ndarray | None] = [None] * places
+            for image, cell in task.items:  # a stripe's cells are consecutive ones of its group
+                cells[cell % places] = self._cell(image)
             self.encoder.paste(cells, out=buffer[at : at + each].reshape(shape))
             at += each
             start_ns, now_ns = now_ns, self.clock()
@@ -116,7 +117,7 @@ class Feed:
         return Packed(buffer, nbytes, tuple(encodes_ns))
 
     def _cell(self, image: int) -> np.ndarray:
-        """(cell_px, cell_px, C) uint8: from the reader, or shrunk now and kept."""
+        """(h, w, C) uint8, what is pasted: from the reader, or shrunk now and kept."""
         if image not in self._cells:
             self._cells[image] = self.encoder.shrink(self._pixels[image])
         return self._cells[image]

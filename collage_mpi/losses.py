@@ -159,4 +159,6 @@ class Losses:
         }
         if left.get("collage") == 0:
             return "; no collage rank is left: the job goes on as scheme none"
+        if left.get("parity") == 0:
+            return "; no parity rank is left: the job goes on as scheme none"
         return "".join(f"; {n} {kind} rank(s) left" for kind, n in left.items())

@@ -17,11 +17,11 @@ from collage_mpi.cli import tell
 from collage_mpi.config import RunSettings
 from collage_mpi.coordinator import Ready
 from collage_mpi.crew import Crew
-from collage_mpi.encode import Encoder
+from collage_mpi.encode_parity import AnyEncoder
 from collage_mpi.errors import DataFault
 from collage_mpi.losses import RankGone
 from collage_mpi.plan import Plan
-from collage_mpi.protocol import task_message_bytes
+from collage_mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 
 MEASURABLE_NS = 50_000  # a network faster than this is a null network: no costs to measure
@@ -35,7 +35,7 @@ PLAIN_LAUNCH = (
 
 
 def muster(
-    plan: Plan, crew: Crew, encoder: Encoder, interrupted: Callable[[], str | None]
+    plan: Plan, crew: Crew, encoder: AnyEncoder, interrupted: Callable[[], str | None]
 ) -> dict[int, dict[str, Any]]:
     """Welcome all ranks and wait until they are ready; their hellos, by rank.
 
@@ -49,6 +49,7 @@ def muster(
     losses.vigil.reply_timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
     if settings.on_rank_loss == "continue" and not losses.fault_tolerant:
         tell(PLAIN_LAUNCH.format(ranks=crew.transport.size))
+    crew.transport.expect(answer_bytes(plan, encoder))
     hellos = crew.welcome(welcomes(plan, encoder), settings.start_timeout_s, interrupted)
     check_same_weights(hellos)
     warn_of_mixed_tuning(hellos)
@@ -121,14 +122,14 @@ def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
     return asdict(Burn(cores, found.seed, rank, found.slow_share, found.spell_s))
 
 
-def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
+def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, dict[str, Any]]:
     """What each rank is told at the start of the session."""
     settings, batch = plan.settings, plan.settings.batch
     image_bytes = int(np.prod(plan.shards.shape))
-    collage_bytes = int(np.prod(encoder.collage_shape))
+    encoded_bytes = int(np.prod(encoder.input_shape))
     common = {
         "image_shape": plan.shards.shape,
-        "collage_shape": encoder.collage_shape,
+        "encoded_shape": encoder.input_shape,
         "side": plan.grid.side,
         "cell_px": plan.grid.cell_px,
         "classes": plan.classes,
@@ -138,8 +139,10 @@ def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
         "batch": batch,
         "task_bytes": max(
             task_message_bytes(batch, batch, batch * image_bytes),
-            task_message_bytes(batch, batch * plan.grid.cells, batch * collage_bytes),
+            task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
         ),
+        "summed": None if plan.parity is None else plan.parity.summed,
+        "answer_bytes": answer_bytes(plan, encoder),
         "warmup_tasks": settings.warmup_tasks,
         "straggler": asdict(settings.stragglers()),
     }
@@ -155,6 +158,12 @@ def welcomes(plan: Plan, encoder: Encoder) -> dict[int, dict[str, Any]]:
     }
 
 
+def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
+    """Room for a message of answers: of one task at least, with vectors where they travel."""
+    vectors = 0 if plan.parity is None else 1
+    return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, plan.classes))
+
+
 @dataclass(frozen=True)
 class ServiceCosts:
     """What networks take, measured one rank after the other while all others wait.
@@ -162,7 +171,7 @@ class ServiceCosts:
     Attributes:
         idle_ns: kind -> one input.
         batch_ns: kind -> a whole batch; empty for a batch of one.
-        ratio: a collage over a single image.
+        ratio: a collage or a stripe over a single image.
         batch_costs: kind -> a further input of a batch over the first; empty likewise.
     """
 

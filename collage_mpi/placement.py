@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.scheduler.schemes import USE_COLLAGE, USE_SINGLE
+from collage_mpi.scheduler.schemes import USE_COLLAGE, USE_PARITY, USE_SINGLE
 
 COORDINATOR = 0
 
@@ -18,7 +18,7 @@ COORDINATOR = 0
 class Placement:
     """Capabilities per rank: `kinds[rank]` is the set of network kinds it holds.
 
-    A set, not a role: a rank may hold several kinds ("single" and "collage"), or none
+    A set, not a role: a rank may hold several kinds ("single" and "collage"), one, or none
     (rank 0, and ranks that a scheme leaves idle).
     """
 
@@ -66,8 +66,11 @@ def placement(
     scheme: str = "collage",
     layout: str = "fixed",
     launcher_size: int | None = None,
+    parity_ranks: int = 0,
 ) -> Placement:
     """Rank 0 coordinator, 1..N single, N+1..N+M collage; layout fastest: 1..N+M hold both.
+
+    With scheme parity the ranks after N are the parity ranks, and no others.
 
     A scheme without collages needs no collage rank: worlds of 1+N and of 1+N+M are both
     right, and in the larger one the last M ranks stay idle. So do the N singles where a
@@ -81,46 +84,56 @@ def placement(
         scheme: name of the scheme; USE_SINGLE and USE_COLLAGE say which ranks it needs.
         layout: one of PLACEMENTS.
         launcher_size: ranks the launcher says it started; None outside a launcher.
+        parity_ranks: of scheme parity, at least 1 there.
 
     Raises:
         UsageError: N or M cannot work.
         EnvironmentFault: the world is of the wrong size, or is N worlds of one rank.
     """
-    uses_single, uses_collage = scheme in USE_SINGLE, scheme in USE_COLLAGE
+    uses_single = scheme in USE_SINGLE
+    kind, others, uses_others = "collage", collage_ranks, scheme in USE_COLLAGE
+    if scheme in USE_PARITY:
+        kind, others, uses_others = "parity", parity_ranks, True
     n_single = side * side if singles is None else singles
     if n_single < 1:
         raise UsageError(f"--singles {n_single}: at least one single rank is needed")
-    if collage_ranks < (1 if uses_collage else 0):
-        raise UsageError(f"--collage-ranks {collage_ranks}: --scheme {scheme} needs at least 1")
-    least = 1 + n_single * uses_single + collage_ranks * uses_collage
-    needed = least if uses_collage else 1 + n_single + collage_ranks  # what to launch
+    if others < (1 if uses_others else 0):
+        raise UsageError(f"--{kind}-ranks {others}: --scheme {scheme} needs at least 1")
+    least = 1 + n_single * uses_single + others * uses_others
+    needed = least if uses_others else 1 + n_single + others  # what to launch
     if world_size == 1 or (launcher_size or world_size) != world_size:
         raise _one_world_is_missing(world_size, launcher_size, needed)
-    if world_size not in (least, 1 + n_single + collage_ranks):
-        raise _wrong_size(world_size, singles, n_single, collage_ranks, side, scheme)
+    if world_size not in (least, 1 + n_single + others):
+        raise _wrong_size(world_size, singles, n_single, kind, others, side, scheme)
     single = frozenset({"single"} if uses_single else ())
-    collage = frozenset({"collage"} if uses_collage else ())
+    other = frozenset({kind} if uses_others else ())
     n_first = n_single if uses_single or world_size > least else 0
     if layout == "fastest":
-        single = collage = single | collage
-    last = [collage] * (world_size - 1 - n_first)
+        single = other = single | other
+    last = [other] * (world_size - 1 - n_first)
     return Placement((frozenset(), *[single] * n_first, *last))
 
 
 def _wrong_size(
-    world: int, singles: int | None, n_single: int, m_collage: int, side: int, scheme: str
+    world: int,
+    singles: int | None,
+    n_single: int,
+    kind: str,
+    others: int,
+    side: int,
+    scheme: str,
 ) -> EnvironmentFault:
     who = f"--side {side}" if singles is None else f"--singles {singles}"
     n_needed = n_single if scheme in USE_SINGLE else 0
-    m_needed = m_collage if scheme in USE_COLLAGE else 0
-    collages = f"{m_needed} collage rank" + ("" if m_needed == 1 else "s")
+    m_needed = others if scheme in USE_COLLAGE | USE_PARITY else 0
+    beside = f"{m_needed} {kind} rank" + ("" if m_needed == 1 else "s")
     needed = 1 + n_needed + m_needed
-    counts = {"single": n_needed, "collage": m_needed}
-    parts = " + ".join(["1 coordinator", *[f"{n} {kind}" for kind, n in counts.items() if n]])
+    counts = {"single": n_needed, kind: m_needed}
+    parts = " + ".join(["1 coordinator", *[f"{n} {held}" for held, n in counts.items() if n]])
     possible = world - 1 - (m_needed if n_needed else 0)
-    flag = "--singles" if n_needed else "--collage-ranks"
+    flag = "--singles" if n_needed else f"--{kind}-ranks"
     other = f", or pass {flag} {possible}" if possible >= 1 else ""
-    what = f"with {collages}" if m_needed and n_needed else f"with --scheme {scheme}"
+    what = f"with {beside}" if m_needed and n_needed else f"with --scheme {scheme}"
     return EnvironmentFault(
         f"the world has {world} ranks; {who} {what} needs {needed} ({parts}): "
         f"launch with -n {needed}{other}"

@@ -7,7 +7,7 @@ Does not know: MPI calls, ranks' answers, results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from collage_mpi.cli import tell
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.grid import Grid
-from collage_mpi.models import NetworkInfo, describe, is_own
+from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.info import class_mismatch
 from collage_mpi.placement import Placement
 from collage_mpi.shards import ShardSet, as_before
@@ -25,6 +25,7 @@ from collage_mpi.stragglers import make_delays
 from collage_mpi.topology import launcher_size
 
 NULL_CLASSES = 10
+NULL_PARITY = ("sum", "probabilities", "null")  # encoder, summed, single
 LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 LARGEST_LABEL = 2**31 - 1  # what a row of the results holds
 ONE_CLASS_SHARE = 0.25  # mixed classes give such a group once in 10**8 at 10 classes, side 3
@@ -41,11 +42,14 @@ class Plan:
     placement: Placement
     class_names: tuple[str, ...] | None
     classes: int
+    parity: ParitySpec | None = None  # what answers are decoded by; None where none are
+    parity_temperature: float = 1.0
 
     @property
     def networks(self) -> dict[str, str]:
         """Network spec of each kind that the scheme uses."""
-        specs = {"single": self.settings.single, "collage": self.settings.collage}
+        settings = self.settings
+        specs = {"single": settings.single, "collage": settings.collage, "parity": settings.parity}
         used = {kind for held in self.placement.kinds for kind in held}
         return {kind: spec for kind, spec in specs.items() if kind in used}
 
@@ -71,6 +75,7 @@ def make_plan(
     settings.check_slow_ranks(world_size)
     single = describe(settings.single, "single") if settings.uses_single else None
     collage = describe(settings.collage, "collage") if settings.uses_collage else None
+    parity = _parity_network(settings, single) if settings.uses_parity else None
     shards = ShardSet.open(
         [Path(path) for path in settings.shards], skip_bad=settings.bad_shards == "skip"
     )
@@ -78,7 +83,7 @@ def make_plan(
         shards = as_before(shards, known_shards)
     try:
         grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
-        names = _check_fit(settings, shards, single, collage)
+        names = _check_fit(settings, shards, single, collage, parity)
         _check_sizes(shards, grid, settings.batch)
         order = run_order(settings, shards)
         settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
@@ -86,7 +91,44 @@ def make_plan(
         shards.close()
         raise
     classes = len(names) if names else _unnamed_classes(settings, shards)
-    return Plan(settings, shards, order, grid, placement, names, classes)
+    plan = Plan(settings, shards, order, grid, placement, names, classes)
+    if not settings.uses_parity:
+        return plan
+    if parity is None:  # a null network: what it is to learn nobody has written down
+        return replace(plan, parity=ParitySpec(settings.n_stripe, *NULL_PARITY))
+    temperature = float(parity.metadata["temperature"])
+    return replace(plan, parity=parity.parity, parity_temperature=temperature)
+
+
+def _parity_network(settings: RunSettings, single: NetworkInfo | None) -> NetworkInfo | None:
+    """The facts of the parity network, held against the job's k and single network.
+
+    Raises:
+        UsageError, DataFault: it cannot decode what this job's single network leaves out.
+    """
+    if is_own(settings.parity):
+        raise UsageError(
+            f"--parity {settings.parity}: a parity network is trained for its single network; "
+            "name the weights that collage-mpi train parity wrote"
+        )
+    parity = describe(settings.parity, "parity")
+    if parity is None or parity.parity is None:
+        return None
+    spec = parity.parity
+    if spec.k != settings.n_stripe:
+        raise DataFault(
+            f"--parity-k is {settings.n_stripe}, parity network {settings.parity} is for stripes "
+            f"of {spec.k}: say --parity-k {spec.k}, or train one with --k {settings.n_stripe}"
+        )
+    if single is None or spec.single != single.fingerprint:
+        other = settings.single if single is None else f"SHA-256 {single.fingerprint[:12]}..."
+        raise DataFault(
+            f"parity network {settings.parity} sums the answers of the single network "
+            f"{spec.single[:12]}..., the job's single network {settings.single} is another "
+            f"({other}): name that one, or train one with collage-mpi train parity --single "
+            f"{settings.single}"
+        )
+    return parity
 
 
 def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int:
@@ -154,13 +196,16 @@ def _check_fit(
     shards: ShardSet,
     single: NetworkInfo | None,
     collage: NetworkInfo | None,
+    parity: NetworkInfo | None,
 ) -> tuple[str, ...] | None:
     """Shapes and classes of shards and networks; the class names they agree on."""
-    if single is not None and tuple(single.shape) != tuple(shards.shape):
-        raise DataFault(
-            f"shards hold images of {shards.shape} (H, W, C), single network {settings.single} "
-            f"needs {tuple(single.shape)}: prepare the shards at that size or train for this one"
-        )
+    for network, spec in ((single, settings.single), (parity, settings.parity)):
+        if network is not None and network.image_shape != tuple(shards.shape):
+            raise DataFault(
+                f"shards hold images of {shards.shape} (H, W, C), {network.kind} network {spec} "
+                f"needs {network.image_shape}: prepare the shards at that size or train for this "
+                "one"
+            )
     if collage is not None:
         if collage.side != settings.side:
             raise DataFault(
@@ -177,6 +222,7 @@ def _check_fit(
         "shards": shards.class_names,
         f"single network {settings.single}": single.class_names if single else None,
         f"collage network {settings.collage}": collage.class_names if collage else None,
+        f"parity network {settings.parity}": parity.class_names if parity else None,
     }
     known = [(where, tuple(names)) for where, names in named.items() if names]
     for where, names in known[1:]:

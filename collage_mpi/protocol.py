@@ -8,7 +8,10 @@ in a buffer of fixed size: start-up, measuring, the end. TASK and ANSWER carry
 binary messages; both have room for several tasks, of one group or of several,
 so that a batch needs no new layout:
 
-    header | task records | item or cell records | pixels or reasons
+    header | task records | item or cell records | pixels, or vectors and reasons
+
+Vectors travel under schemes that decode an image from the answers of others (parity): what
+the network gave for each of its inputs.
 
 A message of another version, session or size than announced is refused with
 WireFault; nothing is unpickled.
@@ -27,7 +30,7 @@ import numpy as np
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.scheduler.events import Score
 
-VERSION = 1
+VERSION = 2
 MAGIC = 0xC011A6E1
 TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
 
@@ -37,7 +40,7 @@ CONTROL_BYTES = 64 * 1024
 UP_BYTES = 16 * 1024
 
 TASKS, CANCEL, ANSWERS, CONTROL = 1, 2, 3, 4
-KINDS = ("single", "collage")
+KINDS = ("single", "collage", "parity")
 ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
 REASON_BYTES = 480
 
@@ -50,7 +53,7 @@ HEADER = np.dtype(
         ("n_tasks", "<u4"),
         ("n_items", "<u4"),
         ("payload_bytes", "<u8"),
-        ("reserved", "<u4"),
+        ("n_floats", "<u4"),  # of each vector
     ]
 )
 TASK = np.dtype(
@@ -74,9 +77,13 @@ RESULT = np.dtype(
         ("status", "u1"),
         ("retryable", "u1"),
         ("reason_bytes", "<u2"),
+        ("n_vectors", "<u4"),
+        ("reserved", "<u4"),
     ]
 )
 CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("present", "u1"), ("reserved", "u1", (3,))])
+
+VECTOR = np.dtype("<f4")
 
 _CODES = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "f4": "f"}
 
@@ -111,6 +118,7 @@ class Header(TypedDict):
     n_tasks: int
     n_items: int
     payload_bytes: int
+    n_floats: int
 
 
 @dataclass(slots=True)  # not frozen: that takes four times as long to make
@@ -138,6 +146,8 @@ class WireResult:
         compute_ns: time in the network, GPU synchronised.
         held_ns: injected delay on top of it.
         drawn_ns: service time that the delay model asked for, 0 without one.
+        vectors: (n, floats) float32, one an input of the network, where the scheme decodes from
+            them; None otherwise. Of a message's results all have as many floats.
     """
 
     task: int
@@ -148,6 +158,7 @@ class WireResult:
     drawn_ns: int = 0
     reason: str = ""
     retryable: bool = False
+    vectors: np.ndarray | None = None
 
 
 def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
@@ -261,13 +272,26 @@ def in_messages(results: Sequence[WireResult], room: int = UP_BYTES) -> list[lis
     parts: list[list[WireResult]] = []
     free = 0
     for result in results:
-        needed = RESULT.itemsize + len(result.cells) * CELL.itemsize + len(_short(result.reason))
+        needed = _bytes_of(result)
         if not parts or needed > free:
             parts.append([])
             free = room - HEADER.itemsize
         parts[-1].append(result)
         free -= needed
     return parts
+
+
+def answer_message_bytes(items: int, vectors: int, floats: int) -> int:
+    """Size of an ANSWERS message of one task, with the longest reason."""
+    vectors_bytes = vectors * floats * VECTOR.itemsize
+    return HEADER.itemsize + RESULT.itemsize + items * CELL.itemsize + vectors_bytes + REASON_BYTES
+
+
+def _bytes_of(result: WireResult) -> int:
+    """Its part of a message."""
+    vectors = 0 if result.vectors is None else result.vectors.size * VECTOR.itemsize
+    cells = len(result.cells) * CELL.itemsize
+    return RESULT.itemsize + cells + vectors + len(_short(result.reason))
 
 
 def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -> int:
@@ -278,16 +302,14 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
     """
     reasons = [_short(result.reason) for result in results]
     n_cells = sum(len(result.cells) for result in results)
-    total = (
-        HEADER.itemsize
-        + len(results) * RESULT.itemsize
-        + n_cells * CELL.itemsize
-        + sum(map(len, reasons))
-    )
+    total = HEADER.itemsize + sum(map(_bytes_of, results))
+    vectors = [result.vectors for result in results if result.vectors is not None]
+    floats = vectors[0].shape[1] if vectors else 0
     if total > out.nbytes:
         raise WireFault(f"an answer of {total} bytes for a buffer of {out.nbytes}")
     data = out.data
-    at = _put_header(data, ANSWERS, session, len(results), n_cells, sum(map(len, reasons)))
+    sizes = len(results), n_cells, sum(map(len, reasons))
+    at = _put_header(data, ANSWERS, session, *sizes, floats)
     for result, reason in zip(results, reasons, strict=True):
         _RESULT.pack_into(
             data,
@@ -300,6 +322,7 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
             result.status,
             result.retryable,
             len(reason),
+            0 if result.vectors is None else len(result.vectors),
         )
         at += _RESULT.size
     for result in results:
@@ -307,6 +330,9 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
             label, score = cell if cell is not None else (0, 0.0)
             _CELL.pack_into(data, at, label, score, cell is not None)
             at += _CELL.size
+    for array in vectors:  # (n, floats) float32
+        out[at : at + array.size * VECTOR.itemsize].view(VECTOR)[:] = array.reshape(-1)
+        at += array.size * VECTOR.itemsize
     for reason in reasons:
         out[at : at + len(reason)] = np.frombuffer(reason, np.uint8)
         at += len(reason)
@@ -322,28 +348,47 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
     header = read_header(message)
     n_results, n_cells = header["n_tasks"], header["n_items"]
     cells_at = _HEADER.size + n_results * _RESULT.size
-    reasons_at = cells_at + n_cells * _CELL.size
-    if reasons_at + header["payload_bytes"] != message.nbytes:
+    vectors_at = cells_at + n_cells * _CELL.size
+    reasons_at = message.nbytes - header["payload_bytes"]
+    if not vectors_at <= reasons_at:
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
-    records = _RESULT.iter_unpack(message[_HEADER.size : cells_at].data)
+    records = list(_RESULT.iter_unpack(message[_HEADER.size : cells_at].data))
+    vectors = _vectors(message[vectors_at:reasons_at], sum(r[-1] for r in records), header)
     cells = [
         Score(label, score) if present else None
-        for label, score, present in _CELL.iter_unpack(message[cells_at:reasons_at].data)
+        for label, score, present in _CELL.iter_unpack(message[cells_at:vectors_at].data)
     ]
-    results, first, text = [], 0, reasons_at
-    for task, compute_ns, held_ns, drawn_ns, count, status, retryable, length in records:
+    results, first, text, row = [], 0, reasons_at, 0
+    for task, compute_ns, held_ns, drawn_ns, count, status, retryable, length, rows in records:
         if status not in STATUSES:
             raise WireFault(f"task {task} ended with status {status}; known are {STATUSES}")
         raw = message[text : text + length].tobytes() if length else b""
         reason = raw.decode("utf-8", "replace")
         own = tuple(cells[first : first + count])
         results.append(
-            WireResult(task, status, own, compute_ns, held_ns, drawn_ns, reason, bool(retryable))
+            WireResult(
+                task,
+                status,
+                own,
+                compute_ns,
+                held_ns,
+                drawn_ns,
+                reason,
+                bool(retryable),
+                None if vectors is None or not rows else vectors[row : row + rows],
+            )
         )
-        first, text = first + count, text + length
+        first, text, row = first + count, text + length, row + rows
     if first != n_cells or text != message.nbytes:
         raise WireFault("the results of a message do not add up")
     return results
+
+
+def _vectors(raw: np.ndarray, count: int, header: Header) -> np.ndarray | None:
+    """(count, floats) float32, a view; None where there are none. Raises WireFault: other bytes."""
+    if raw.nbytes != count * header["n_floats"] * VECTOR.itemsize:
+        raise WireFault(f"{raw.nbytes} bytes of vectors do not match the counts of their message")
+    return raw.view(VECTOR).reshape(count, -1) if raw.nbytes else None
 
 
 def pack_control(out: np.ndarray, session: int, content: dict[str, Any]) -> int:
@@ -382,7 +427,9 @@ def read_header(message: np.ndarray) -> Header:
     """
     if message.nbytes < HEADER.itemsize:
         raise WireFault(f"a message of {message.nbytes} bytes; a header needs {HEADER.itemsize}")
-    magic, version, kind, session, n_tasks, n_items, payload = _HEADER.unpack_from(message.data)
+    magic, version, kind, session, n_tasks, n_items, payload, floats = _HEADER.unpack_from(
+        message.data
+    )
     if magic != MAGIC or version != VERSION:
         raise ForeignPeer(
             f"a message with magic {magic:#x} version {version}; "
@@ -394,13 +441,20 @@ def read_header(message: np.ndarray) -> Header:
         "n_tasks": n_tasks,
         "n_items": n_items,
         "payload_bytes": payload,
+        "n_floats": floats,
     }
 
 
 def _put_header(
-    data: memoryview, kind: int, session: int, n_tasks: int, n_items: int, payload: int
+    data: memoryview,
+    kind: int,
+    session: int,
+    n_tasks: int,
+    n_items: int,
+    payload: int,
+    floats: int = 0,
 ) -> int:
-    _HEADER.pack_into(data, 0, MAGIC, VERSION, kind, session, n_tasks, n_items, payload)
+    _HEADER.pack_into(data, 0, MAGIC, VERSION, kind, session, n_tasks, n_items, payload, floats)
     return _HEADER.size
 
 

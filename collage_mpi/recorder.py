@@ -102,7 +102,7 @@ class Recorder:
         self._images[image] = _Image(record, t0_ns, read_ns)
 
     def sent(self, send: Send, now_ns: int, encode_ns: int) -> None:
-        """A task left; for a collage, pasting it took encode_ns."""
+        """A task left; for a collage or a stripe, encoding it took encode_ns."""
         self._tasks[send.task] = _Task(send, now_ns)
         self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
 
@@ -140,8 +140,8 @@ class Recorder:
         # First: a writer that raises leaves everything as if this had not happened.
         self._writer.image(self._image_row(resolve, image, task, group, now_ns))
         del self._images[resolve.image]
-        for task_id in resolve.tasks:
-            self._tasks[task_id].resolved += 1
+        if task is not None:  # of several the first: the others resolved images of their own
+            task.resolved += 1
         group.images += 1
         group.last_ns = max(group.last_ns, now_ns)
         group.collage_cells += resolve.source == "collage"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +21,9 @@ from collage_mpi.cli import tell
 from collage_mpi.config import RunSettings
 from collage_mpi.coordinator import Coordinator
 from collage_mpi.crew import Crew
+from collage_mpi.decode import decode_parity
 from collage_mpi.encode import Encoder
+from collage_mpi.encode_parity import AnyEncoder, make_stripe_encoder
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.feed import Feed, Reader
 from collage_mpi.muster import ServiceCosts, muster, roll_call, service_costs
@@ -32,6 +34,8 @@ from collage_mpi.results import RunWriter, input_digest, read_results, write_sum
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.schemes import Decode
 from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
 from collage_mpi.topology import local_size, status_wanted, threads_per_rank
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
@@ -173,20 +177,27 @@ def _unread(shards: ShardSet) -> tuple[str, ...]:
     return (*(shard.reason for shard in shards.bad), *shards.lost.values())
 
 
-def build_encoder(plan: Plan) -> Encoder:
-    """Rank 0's encoder, which takes as many cores as any rank of this host may."""
+def build_encoder(plan: Plan) -> AnyEncoder:
+    """Rank 0's encoder, of stripes under scheme parity, else of collages.
+
+    It takes as many cores as any rank of this host may.
+    """
     threads = threads_per_rank(local_size() or len(plan.placement.kinds))
+    if plan.parity is not None:
+        spec = plan.parity
+        return make_stripe_encoder(spec.encoder, spec.k, plan.shards.shape, threads)
     return Encoder(plan.grid, plan.shards.shape, threads)
 
 
-def cell_maker(plan: Plan, encoder: Encoder) -> CellMaker | None:
+def cell_maker(plan: Plan, encoder: AnyEncoder) -> CellMaker | None:
     """How the images' cells are made while they are read; None where nobody needs them.
 
-    Cells that the shards store are used where they fit the collage network.
+    Cells that the shards store are used where they fit the network.
     """
-    if "collage" not in plan.networks:
+    if not {"collage", "parity"} & set(plan.networks):
         return None
-    px = plan.grid.cell_px
+    height, width, _ = encoder.cell_shape
+    px = height if height == width else None
     stored = encoder.resizes and px in plan.shards.cell_sizes
     return CellMaker(encoder.shrink, px if stored else None)
 
@@ -259,7 +270,7 @@ def build_coordinator(
     plan: Plan,
     crew: Crew,
     writer: RunWriter,
-    encoder: Encoder,
+    encoder: AnyEncoder,
     reader: Reader,
     stop_reason: Callable[[], str | None],
     status: StatusReporter,
@@ -269,7 +280,7 @@ def build_coordinator(
 ) -> Coordinator:
     """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
     settings, clock = plan.settings, time.monotonic_ns
-    scheme = make_scheme(settings.scheme_settings())
+    scheme = make_scheme(settings.scheme_settings(), parity_decoder(plan))
     known = (costs.ratio, costs.batch_costs) if costs is not None else ()
     workers = len(plan.placement.workers)
     scheduler = Scheduler(scheduler_settings(settings, workers, *known), scheme)
@@ -303,6 +314,16 @@ def build_coordinator(
     )
 
 
+def parity_decoder(plan: Plan) -> Decode:
+    """How scheme parity makes an image's record from the vectors that answers carry."""
+
+    def decode(image: int, evidence: Any, others: Sequence[Any]) -> Score | None:
+        found = decode_parity(evidence[0], others, plan.parity_temperature)
+        return None if found is None else Score(*found)
+
+    return decode
+
+
 def scheduler_settings(
     settings: RunSettings,
     workers: int,
@@ -317,7 +338,7 @@ def scheduler_settings(
     return SchedulerSettings(
         group_size=settings.group_size,
         ranks=workers,
-        costs={"collage": ratio},
+        costs={"collage": ratio, "parity": ratio},
         batch_costs=batch_costs or {},
         batch=settings.batch,
         together=not settings.open_loop,

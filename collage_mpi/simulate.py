@@ -6,13 +6,13 @@ Does not know: MPI, torch, shards. What it shares with a real run is the schedul
 delay models and the rows, so that verify, summary and figures read both alike.
 
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
-come and it is free; a message sent occupies it for `send_ns`, a collage for `encode_ns` more.
-A message travels for `network_ns`. A rank's service time is its draw, times the cost
-ratio for a collage; without a delay model it is `single_ns`. The tasks of a message are one
-batch: what was cancelled is left out of it, the largest draw counts, times what such a batch
-takes over one input. What it answers is replayed
-from a file of both networks' answers, or made up. Not modelled: shared network links, a
-rank's compute slowed by its neighbours, the disk.
+come and it is free; a message sent occupies it for `send_ns`, a collage or a stripe for
+`encode_ns` more. A message travels for `network_ns`. A rank's service time is its draw, times
+the cost ratio for a collage or a stripe; without a delay model it is `single_ns`. The tasks of
+a message are one batch: what was cancelled is left out of it, the largest draw counts, times
+what such a batch takes over one input. What it answers is replayed from a file of the networks'
+answers, or made up. Not modelled: shared network links, a rank's compute slowed by its
+neighbours, the disk.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Simulation:
         *,
         batch_costs: Mapping[str, float] | None = None,
     ) -> None:
-        """`ratio` is the collage network's service time over the single's; by kind,
+        """`ratio` is the collage or parity network's service time over the single's; by kind,
         `batch_costs` is what a further input of a batch takes over the first."""
         self.batch_costs = dict(batch_costs or {})
         self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
         self.placement = settings.place(settings.world_size)
         kinds = self.placement.kinds
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
-        scheme = make_scheme(settings.scheme_settings())
+        scheme = make_scheme(settings.scheme_settings(), self._decode)
         workers = len(self.ranks)
         self.scheduler = Scheduler(
             scheduler_settings(settings, workers, ratio, self.batch_costs), scheme
@@ -227,7 +227,7 @@ class Simulation:
 
     def _send(self, sends: Sequence[ev.Send]) -> None:
         """One message."""
-        encode_ns = self.costs.encode_ns if sends[0].kind == "collage" else 0
+        encode_ns = self.costs.encode_ns if sends[0].kind != "single" else 0
         self._free_ns += self.costs.send_ns + len(sends) * encode_ns
         if self._vigil is not None:
             self._vigil.sent(sends[0].rank, self._free_ns, len(sends))
@@ -278,6 +278,10 @@ class Simulation:
             return (ANY_SCORE,) * len(send.items)
         return self._answers.cells(send.kind, send.items)
 
+    def _decode(self, image: int, evidence: Any, others: Sequence[Any]) -> Score | None:
+        """What a parity answer says of the only image that is not known of its stripe."""
+        return ANY_SCORE if self._answers is None else self._answers.decoded(image)
+
     def _done(self, at_ns: int, done: tuple[_Rank, list[WireResult], int]) -> None:
         rank, results, answered = done
         if self._delays.dead(rank.id, at_ns, rank.answered):
@@ -294,7 +298,7 @@ class Simulation:
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
         """Of tasks of one kind, run as a batch."""
         rank, kind = sends[0].rank, sends[0].kind
-        ratio = self.ratio if kind == "collage" else 1.0
+        ratio = self.ratio if kind != "single" else 1.0
         factor = ratio * batch_factor(len(sends), self.batch_costs.get(kind, 1.0))
         if not self._injected:
             return round(self.costs.single_ns * factor)

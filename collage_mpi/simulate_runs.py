@@ -83,7 +83,7 @@ class Job:
 
     @property
     def ratio(self) -> float:
-        """Collage network's service time over the single's."""
+        """Collage or parity network's service time over the single's."""
         return 1.0 if self.settings.cost_ratio is None else self.settings.cost_ratio
 
     def load_answers(self) -> Answers | None:
@@ -118,7 +118,14 @@ def check_job(job: Job) -> None:
         )
     make_delays(settings.stragglers())
     settings.arrival_times_ns(job.images)
-    job.load_answers()
+    answers = job.load_answers()
+    if settings.uses_parity and answers is not None and answers.parity_k != settings.n_stripe:
+        k = answers.parity_k
+        found = "no parity network" if k is None else f"stripes of {k}"
+        raise DataFault(
+            f"answers {job.answers} are of {found}, the settings say --parity-k "
+            f"{settings.n_stripe}: collage-mpi evaluate --parity W --save-answers FILE writes them"
+        )
 
 
 def simulate(

@@ -213,10 +213,23 @@ class CoordinatorTransport:
         self._errors = _rank_errors(mpi, fault_tolerant)
         self._sends = PendingSends(comm, self._errors)
         self._dropped: dict[int, ReceiveRing] = {}  # of lost ranks: kept, as MPI knows them
-        self._rings = {
-            rank: ReceiveRing(comm, mpi, rank, TAG_UP, UP_BYTES, slots, clock)
-            for rank in range(1, self.size)
-        }
+        self._answer_bytes = UP_BYTES
+        self._ring: Callable[[int], ReceiveRing] = lambda rank: ReceiveRing(
+            comm, mpi, rank, TAG_UP, self._answer_bytes, slots, clock
+        )
+        self._rings = {rank: self._ring(rank) for rank in range(1, self.size)}
+
+    def expect(self, nbytes: int) -> None:
+        """Messages of up to nbytes will come: post larger receives if it takes such.
+
+        Between sessions only: a message that came just now may be lost with the receive that
+        it came in.
+        """
+        if nbytes > self._answer_bytes:
+            self._answer_bytes = nbytes
+            for rank, ring in self._rings.items():
+                ring.close()
+                self._rings[rank] = self._ring(rank)
 
     def buffer(self, nbytes: int) -> np.ndarray:
         """A (capacity,) uint8 buffer to pack a message into."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from collage_mpi import protocol as wire
 from collage_mpi.burner import Burn, Burners
-from collage_mpi.decode import decode
+from collage_mpi.decode import decode, summands
 from collage_mpi.delays import DelayModel, service_ns
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.models import Predictor
@@ -60,6 +60,7 @@ class Endpoint(Protocol):
 
 
 Cells = tuple[Score | None, ...]  # a record an item
+Outcome = tuple[Cells, np.ndarray | None]  # and the vectors, where the scheme needs them
 
 # (network spec, kind, welcome) -> predictor
 Loader = Callable[[str, str, dict[str, Any]], Predictor]
@@ -77,11 +78,15 @@ class Session:
 
     def __init__(self, number: int, welcome: dict[str, Any]) -> None:
         self.number = number
+        encoded = tuple(welcome["encoded_shape"])  # (P, P, C), of a collage or a stripe
         self._shapes = {  # of one input
             "single": tuple(welcome["image_shape"]),  # (H, W, C)
-            "collage": tuple(welcome["collage_shape"]),  # (P, P, C)
+            "collage": encoded,
+            "parity": encoded,
         }
         self._nbytes = {kind: math.prod(shape) for kind, shape in self._shapes.items()}
+        self.summed: str | None = welcome.get("summed")  # what answers carry for others, if so
+        self.answer_bytes = int(welcome.get("answer_bytes", wire.UP_BYTES))  # of a message
         self.predictors: dict[str, Predictor] = {}
         self.delays: DelayModel = make_delays(read_back(welcome["straggler"]))
         self.burn = Burn(**welcome["burn"]) if welcome.get("burn") else None
@@ -107,7 +112,7 @@ class Session:
 
     def start(self, content: Mapping[str, Any], now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
-        self.ratios = {"collage": content["cost_ratio"]}
+        self.ratios = {"collage": content["cost_ratio"], "parity": content["cost_ratio"]}
         self.batch_costs = content.get("batch_costs", {})
         self.start_ns = now_ns
         if self.burn is not None:
@@ -324,8 +329,8 @@ class Worker:
         ended = [task.task for task in tasks]
         session.open.difference_update(ended)
         session.cancelled.difference_update(ended)
-        for part in wire.in_messages(results):
-            buffer = self.endpoint.buffer(wire.UP_BYTES)
+        for part in wire.in_messages(results, session.answer_bytes):
+            buffer = self.endpoint.buffer(session.answer_bytes)
             self.endpoint.send(buffer, wire.pack_results(buffer, session.number, part))
 
     def _inputs(
@@ -350,7 +355,7 @@ class Worker:
         Where a network that raises has failed all of them nobody waits for a hold.
         """
         start_ns = self.clock()
-        outcomes = self._outcomes(session.predictors[tasks[0].kind], tasks, inputs)
+        outcomes = self._outcomes(session, tasks, inputs)
         compute_ns = self.clock() - start_ns
         held_ns = drawn_ns = 0
         if any(not isinstance(outcome, str) for outcome in outcomes):
@@ -361,13 +366,13 @@ class Worker:
         return [
             _failed(task, outcome)
             if isinstance(outcome, str)
-            else WireResult(task.task, wire.ANSWERED, outcome, compute_ns, held_ns, drawn_ns)
+            else _answered(task, outcome, (compute_ns, held_ns, drawn_ns))
             for task, outcome in zip(tasks, outcomes, strict=True)
         ]
 
     def _outcomes(
-        self, predictor: Predictor, tasks: list[WireTask], inputs: list[np.ndarray]
-    ) -> list[Cells | str]:
+        self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
+    ) -> list[Outcome | str]:
         """Each task's records, or why it failed; an exception fails a task, not the job.
 
         A batch that raises is done again one by one, so that one bad input, or a batch that
@@ -377,15 +382,17 @@ class Worker:
         """
         try:
             batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
-            scores = predictor.predict(batch)  # (n, cells, classes)
+            scores = session.predictors[tasks[0].kind].predict(batch)  # (n, cells, classes)
             ends = accumulate(len(part) for part in inputs)
-            parts = [scores[end - len(part) : end] for part, end in zip(inputs, ends, strict=True)]
-            return [_outcome_of(task, part) for task, part in zip(tasks, parts, strict=True)]
+            return [
+                _outcome_of(task, scores[end - len(part) : end], session.summed)
+                for task, part, end in zip(tasks, inputs, ends, strict=True)
+            ]
         except Exception as error:
             if len(tasks) == 1:
                 return [f"{type(error).__name__}: {error}"]
         return [
-            self._outcomes(predictor, [task], [own])[0]
+            self._outcomes(session, [task], [own])[0]
             for task, own in zip(tasks, inputs, strict=True)
         ]
 
@@ -414,6 +421,11 @@ class Worker:
         self.backoff.reset()
 
 
+def _answered(task: WireTask, outcome: Outcome, took_ns: tuple[int, int, int]) -> WireResult:
+    cells, vectors = outcome
+    return WireResult(task.task, wire.ANSWERED, cells, *took_ns, vectors=vectors)
+
+
 def _failed(task: WireTask, reason: str) -> WireResult:
     return WireResult(task.task, wire.FAILED, reason=reason, retryable=True)
 
@@ -423,16 +435,23 @@ def _is_of_device(error: Exception) -> bool:
     return any(base.__name__ in DEVICE_ERRORS for base in type(error).__mro__)
 
 
-def _outcome_of(task: WireTask, scores: np.ndarray) -> Cells | str:
+def _outcome_of(task: WireTask, scores: np.ndarray, summed: str | None) -> Outcome | str:
     """The records of a task's items, or why it failed: no row of the scores is finite.
+
+    A parity network's sums say nothing of any one image: they travel as they are.
 
     Args:
         scores: (n, 1, classes) for a single task, a row an item; (1, cells, classes) for a
-            collage, a row a cell.
+            collage, a row a cell; (1, 1, classes) for a parity task.
+        summed: what of a single's scores its answer carries for others; None for nothing.
     """
+    if task.kind == "parity":
+        finite = bool(np.isfinite(scores).all())
+        return ((None,) * len(task.items), scores[:, 0]) if finite else NOT_FINITE
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
     records = [None if found is None else Score(*found) for found in decode(flat)]
     if not any(records) and not np.isfinite(flat).all(axis=1).any():
         return NOT_FINITE
     places = range(len(task.items)) if task.kind == "single" else [c for _, c in task.items]
-    return tuple([records[place] for place in places])
+    vectors = None if summed is None else summands(scores[:, 0], summed)
+    return tuple([records[place] for place in places]), vectors

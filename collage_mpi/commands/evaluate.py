@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One network or both; the price of a collage is seen beside the single."""
+    """One network or several; the price of a collage or a parity is seen beside the single."""
     parser.add_argument("--shards", type=Path, nargs="+", required=True, help="labelled shards")
     parser.add_argument("--single", metavar="WEIGHTS", help="weights of the single network")
     parser.add_argument("--collage", metavar="WEIGHTS", help="weights of the collage-CNN")
+    parser.add_argument(
+        "--parity", metavar="WEIGHTS", help="weights of a parity network; needs its --single"
+    )
     parser.add_argument("--side", type=int, help="the grid the collage must have")
     parser.add_argument(
         "--cell-px", type=int, help="of a collage network of your own (the images' height)"
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-answers",
         type=Path,
         metavar="FILE.npz",
-        help="write class and score of every image by both networks, for simulate",
+        help="write class and score of every image by all networks, for simulate",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
@@ -50,11 +53,15 @@ def execute(args: argparse.Namespace) -> int:
     """Measure and print."""
     specs = {
         kind: getattr(args, kind)
-        for kind in ("single", "collage")
+        for kind in ("single", "collage", "parity")
         if getattr(args, kind) is not None
     }
     if not specs:
         raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
+    if "parity" in specs and "single" not in specs:
+        raise UsageError(
+            "--parity needs --single: what it is worth is decoded from that network's answers"
+        )
     for name in ("calls", "threads", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -90,9 +97,9 @@ def check_fits(info: NetworkInfo, shards: Any, side: int | None) -> None:
             f"network with --side {side}, or ask for side {info.side}"
         )
     height, width, channels = shards.shape
-    if info.kind == "single" and info.shape != (height, width, channels):
+    if info.image_shape not in (None, (height, width, channels)):
         raise DataFault(
-            f"weights {info.path} take images of {_times(info.shape)}; the shards hold "
+            f"weights {info.path} take images of {_times(info.image_shape or ())}; the shards hold "
             f"{_times(shards.shape)}: use weights trained on such images"
         )
     if info.shape[2] != channels:
@@ -114,6 +121,17 @@ def _check_agree(infos: list[NetworkInfo]) -> None:
             raise DataFault(class_mismatch(one, infos[0].class_names, other, info.class_names))
 
 
+def _check_parity(args: argparse.Namespace, infos: list[NetworkInfo]) -> None:
+    """Raise DataFault unless a parity network is the single's own."""
+    parity = next((info.parity for info in infos if info.parity is not None), None)
+    single = next((info.fingerprint for info in infos if info.kind == "single"), "")
+    if parity is not None and parity.single != single:
+        raise DataFault(
+            f"weights {args.parity} sum the answers of the single network {parity.single[:12]}...; "
+            f"{args.single} is another: name that one, or train a parity network for this one"
+        )
+
+
 def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.models import describe, is_own, load_predictor
     from collage_mpi.shards import ShardSet
@@ -127,6 +145,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
         elif not is_own(spec):
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
     _check_agree(infos)
+    _check_parity(args, infos)
     shards = ShardSet.open(args.shards)
     try:
         for info in infos:
@@ -171,9 +190,10 @@ def _answers(
     """kind -> n answers, and (n,) labels: the same images in the same order."""
     import numpy as np
 
+    from collage_mpi.decode import decode
     from collage_mpi.grid import Grid
     from collage_mpi.training.answers import save_answers
-    from collage_mpi.training.measure import predict_collage, predict_single
+    from collage_mpi.training.measure import predict_collage, predict_parity, single_scores
 
     order = np.arange(len(shards))
     if args.shuffle is not None:
@@ -183,17 +203,27 @@ def _answers(
     if labels is None:
         raise DataFault("the shards have no labels; accuracy needs labelled shards")
     answers = {}
-    for kind, predictor in predictors.items():
-        info = predictor.info
-        if info.side is None or info.cell_px is None:
-            answers[kind] = predict_single(predictor, shards, order)
-        else:
-            grid = Grid(info.side, info.cell_px)
-            answers[kind] = predict_collage(predictor, grid, shards, order)
+    if "single" in predictors:
+        scores = single_scores(predictors["single"], shards, order)
+        answers["single"] = decode(scores)
+    side: int | None = args.side
+    if "collage" in predictors:
+        info = predictors["collage"].info
+        side = info.side
+        assert info.side is not None
+        assert info.cell_px is not None
+        grid = Grid(info.side, info.cell_px)
+        answers["collage"] = predict_collage(predictors["collage"], grid, shards, order)
+    if "parity" in predictors:
+        group = None if side is None else side**2
+        answers["parity"] = predict_parity(predictors["parity"], scores, shards, order, group)
     if args.save_answers is not None:
         info = predictors["collage"].info
         assert info.side is not None
-        save_answers(args.save_answers, info.side, labels[order], answers, info.class_names)
+        spec = predictors["parity"].info.parity if "parity" in predictors else None
+        k = None if spec is None else spec.k
+        names = info.class_names
+        save_answers(args.save_answers, info.side, labels[order], answers, names, k)
     return answers, labels[order]
 
 
@@ -202,12 +232,13 @@ def _print_table(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=None)
-    networks, ratio = report["networks"], report.get("collage_over_single")
+    networks = report["networks"]
+    ratios = {k: r for k in networks if (r := report.get(f"{k}_over_single")) is not None}
     table.add_column("")
     for kind, entry in networks.items():
-        table.add_column(f"{kind} {entry['side']}x{entry['side']}" if entry["side"] else kind)
-    if ratio:
-        table.add_column("collage : single")
+        table.add_column(_title(kind, entry))
+    for kind in ratios:
+        table.add_column(f"{kind} : single")
     for title, cell, ratio_cell in (
         ("images", lambda e: f"{e['images']:,}", lambda r: ""),
         (
@@ -236,7 +267,7 @@ def _print_table(report: dict[str, Any]) -> None:
         ),
     ):
         row = [title, *(cell(entry) for entry in networks.values())]
-        table.add_row(*row, *([ratio_cell(ratio)] if ratio else []))
+        table.add_row(*row, *(ratio_cell(ratio) for ratio in ratios.values()))
     console = Console()
     console.print(table)
     console.print(
@@ -245,13 +276,25 @@ def _print_table(report: dict[str, Any]) -> None:
         f"{report['flops_counted_by']}. Images in {report['order']} order.",
         soft_wrap=True,
     )
-    if ratio:
+    for kind, ratio in ratios.items():
         console.print(
             f"Same images: both right {ratio['both_right']:.2%}, only the single "
-            f"{ratio['only_single_right']:.2%}, only the collage "
-            f"{ratio['only_collage_right']:.2%}.",
+            f"{ratio['only_single_right']:.2%}, only the {kind} "
+            f"{ratio[f'only_{kind}_right']:.2%}.",
             soft_wrap=True,
         )
+    if "parity" in networks:
+        console.print(
+            "Parity: each image as if its own answer alone were missing from its stripe "
+            "(degraded accuracy).",
+            soft_wrap=True,
+        )
+
+
+def _title(kind: str, entry: dict[str, Any]) -> str:
+    if kind == "parity":
+        return f"parity k={entry['parity']['k']} {entry['parity']['encoder']}"
+    return f"{kind} {entry['side']}x{entry['side']}" if entry["side"] else kind
 
 
 def _shown(value: float | None, form: str = "{:.2f}", unit: float = 1) -> str:

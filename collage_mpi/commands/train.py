@@ -1,4 +1,4 @@
-"""`collage-mpi train single|collage`: shards in, weights out; under torchrun data-parallel.
+"""`collage-mpi train single|collage|parity`: shards in, weights out; under torchrun data-parallel.
 
 Owns: the flags, and the settings they make.
 Does not know: the loop, the network, the file formats.
@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.decode import SUMMED
+from collage_mpi.encode_parity import ENCODERS
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.models.presets import (
     BY_SIDE,
@@ -31,16 +33,21 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags; the two networks differ in defaults and in the grid."""
+    """The flags; the networks differ in defaults, and in what an input holds."""
     parser.epilog = (
         "Several processes train together with: torchrun --standalone --nproc-per-node=2 "
         "-m collage_mpi train single --shards train.h5 --out single.safetensors"
     )
-    kinds = parser.add_subparsers(dest="kind", metavar="single|collage", required=True)
+    kinds = parser.add_subparsers(dest="kind", metavar="single|collage|parity", required=True)
     single = kinds.add_parser("single", help="the classifier of one image")
     collage = kinds.add_parser("collage", help="the collage-CNN: side*side images at once")
-    for child, epochs, batch in ((single, 12, 128), (collage, 40, 16)):
+    parity = kinds.add_parser("parity", help="ParM's network: k images at once, to make up for one")
+    for child, epochs, batch in ((single, 12, 128), (collage, 40, 16), (parity, 10, 32)):
         _common(child, epochs, batch)
+    # Its targets are the single's answers to images that are mirrored, but not shifted.
+    parity.set_defaults(shift_px=0, lr=0.05)
+    for child in (single, collage):
+        _distillation(child)
     single.add_argument(
         "--preset", choices=(REFERENCE,), help="a named network: resnet34, for images of 224 px"
     )
@@ -57,6 +64,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--cell-px", type=int, help="pixels of a cell (the images' height)")
     grid.add_argument(
         "--blank-share", type=float, default=0.1, help="share of collages with blank cells (0.1)"
+    )
+    _stripe(parity)
+
+
+def _stripe(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("stripe")
+    group.add_argument(
+        "--single",
+        type=Path,
+        required=True,
+        metavar="WEIGHTS",
+        help="the single network whose answers it sums; it works with no other",
+    )
+    group.add_argument("--k", type=int, default=3, help="images of a stripe (3)")
+    group.add_argument(
+        "--encoder", choices=ENCODERS, default="concat", help="how they become one (concat)"
+    )
+    group.add_argument(
+        "--summed", choices=SUMMED, default="logits", help="what of the answers is summed (logits)"
+    )
+    group.add_argument(
+        "--blank-share", type=float, default=0.1, help="share of stripes with blanks (0.1)"
+    )
+    group.add_argument(
+        "--teacher-cache", type=Path, metavar="NPZ", help="its answers, kept (OUT.teacher.npz)"
     )
 
 
@@ -81,20 +113,19 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     net.add_argument(
         "--init", type=Path, metavar="WEIGHTS", help="start from these: the same trunk, any side"
     )
-    _distillation(parser)
     fit = parser.add_argument_group("training")
     fit.add_argument("--epochs", type=int, default=epochs, help=f"({epochs})")
     fit.add_argument(
         "--batch", type=int, default=batch, help=f"inputs a step, all processes ({batch})"
     )
-    fit.add_argument("--lr", type=float, default=0.1, help="peak learning rate (0.1)")
+    fit.add_argument("--lr", type=float, default=0.1, help="peak learning rate (0.1; parity 0.05)")
     fit.add_argument("--schedule", choices=("one-cycle", "cosine", "constant"), default="one-cycle")
     fit.add_argument("--ema", type=float, default=0.0, help="decay of a running average, 0: none")
     fit.add_argument("--keep", choices=("best", "last"), default="best", help="epoch to keep")
     fit.add_argument("--weight-decay", type=float, default=5e-4, help="(0.0005)")
     fit.add_argument("--label-smoothing", type=float, default=0.1, help="(0.1)")
     fit.add_argument("--flips", action=argparse.BooleanOptionalAction, default=True)
-    fit.add_argument("--shift-px", type=int, default=2, help="largest random shift (2)")
+    fit.add_argument("--shift-px", type=int, default=2, help="largest random shift (2; parity 0)")
     fit.add_argument("--validation", type=float, default=0.05, help="share kept apart (0.05)")
     fit.add_argument("--seed", type=int, default=0, help="(0)")
     fit.add_argument("--limit", type=int, help="use only the first images: for a quick try")
@@ -167,8 +198,10 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     accuracy = info.metadata["training"].get("validation_accuracy")
     shown = "n/a" if accuracy is None else f"{accuracy:.2%}"
     error = info.metadata["training"].get("validation_ece")
+    degraded = "degraded " if args.kind == "parity" else ""
     print(
-        f"{args.out}: validation accuracy {shown}, temperature {info.metadata['temperature']}, "
+        f"{args.out}: {degraded}validation accuracy {shown}, "
+        f"temperature {info.metadata['temperature']}, "
         f"calibration error {'n/a' if error is None else format(error, '.4f')}, "
         f"sha256 {info.fingerprint[:12]}"
     )
@@ -182,25 +215,38 @@ def sources_of(args: argparse.Namespace) -> Sources:
     return Sources(
         shards=args.shards,
         limit=args.limit,
-        teacher=args.teacher,
+        teacher=teacher_of(args),
         teacher_cache=args.teacher_cache or args.out.with_name(args.out.name + ".teacher.npz"),
         init=args.init,
         threads=args.threads,
     )
 
 
+def teacher_of(args: argparse.Namespace) -> Path | None:
+    """The single network whose answers are learned, if there is one."""
+    teacher: Path | None = args.single if args.kind == "parity" else args.teacher
+    return teacher
+
+
 def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
+    """What the flags say, for images of a shape (H, W, C)."""
     from collage_mpi.models.heads import HeadSpec
+    from collage_mpi.models.parity_spec import ParitySpec
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.settings import TrainSettings
 
-    teacher = None if args.teacher is None else describe_weights(args.teacher, "single")
+    path = teacher_of(args)
+    teacher = None if path is None else describe_weights(path, "single")
     init = None if args.init is None else describe_weights(args.init)
     side = cell_px = None
     if args.kind == "collage":
         side, cell_px = args.side, args.cell_px or default_cell_px(args, int(shape[0]))
         if not 2 <= side <= 5:
             raise UsageError(f"--side is {side}; collage networks are trained for 2 to 5")
+    parity = None
+    if args.kind == "parity":
+        assert teacher is not None
+        parity = ParitySpec(args.k, args.encoder, args.summed, teacher.fingerprint)
     return TrainSettings(
         kind=args.kind,
         architecture=architecture_of(args),
@@ -221,10 +267,11 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
         ema=args.ema,
         keep=args.keep,
         teacher=None if teacher is None else teacher.fingerprint,
-        distill_weight=args.distill_weight,
-        distill_temperature=args.distill_temperature,
+        distill_weight=getattr(args, "distill_weight", 0.7),
+        distill_temperature=getattr(args, "distill_temperature", 2.0),
         head=HeadSpec(getattr(args, "head", "grid")),
         init=None if init is None else init.fingerprint,
+        parity=parity,
     )
 
 

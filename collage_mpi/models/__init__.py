@@ -12,6 +12,7 @@ from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.info import KINDS, NetworkInfo, Predictor, check_kind
 from collage_mpi.models.null import NullPredictor, is_null, parse_null
 from collage_mpi.models.own import Geometry, is_own, load_own
+from collage_mpi.models.parity_spec import ParitySpec
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.models.weights import describe_weights
 
@@ -21,6 +22,7 @@ __all__ = [
     "Geometry",
     "NetworkInfo",
     "NullPredictor",
+    "ParitySpec",
     "Predictor",
     "Tuning",
     "describe",
@@ -35,7 +37,7 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
     Args:
         spec: path of a safetensors file, "null" (see `null.parse_null`), or a user's own
             network, MODULE:FUNCTION (see `own`).
-        kind: "single" or "collage", the role it is meant for.
+        kind: one of KINDS, the role it is meant for.
 
     Returns:
         The facts, or None for a null network and a user's own, which are told the shapes.
@@ -67,7 +69,7 @@ def load_predictor(
 
     Args:
         spec: path of a safetensors file, "null[:key=value,...]", or MODULE:FUNCTION.
-        kind: "single" or "collage".
+        kind: one of KINDS.
         device: "cpu", "cuda" or "cuda:N".
         threads: threads torch may use on the CPU, at least 1.
         tuning: how fast it is to be; plain float32 by default.
@@ -82,6 +84,8 @@ def load_predictor(
     if is_null(spec):
         return parse_null(spec, kind)
     if is_own(spec):
+        if kind == "parity":
+            raise UsageError(f"{spec}: a parity network is trained, and so has weights; name them")
         if geometry is None:
             raise UsageError(f"{spec}: a network of your own cannot be used here; name weights")
         return load_own(spec, kind, geometry, device=device, threads=threads, tuning=tuning)

@@ -121,12 +121,17 @@ def default_architecture(kind: str, width: int | None = None, norm: str = "batch
 
     The single keeps full resolution in its first stage. The collage has s*s images
     to look at in about the same time: it halves the resolution in the stem and puts
-    most of its width behind the next halving.
+    most of its width behind the next halving. The parity network's picture is as large as one
+    image and its rank should be no slower than a single's: narrower, and a block less.
 
     Args:
-        kind: "single" or "collage".
-        width: channels of the stem and the first stage; 48 unless given.
+        kind: "single", "collage" or "parity".
+        width: channels of the stem and the first stage; 48 unless given, 32 of a parity network.
     """
+    if kind == "parity":
+        base = 32 if width is None else width
+        stages = (Stage(base, 1), Stage(2 * base, 2, 2), Stage(4 * base, 1, 2))
+        return Architecture(base, 3, 1, stages, norm)
     base = 48 if width is None else width
     if kind == "single":
         stages = (Stage(base, 1), Stage(2 * base, 2, 2), Stage(4 * base, 2, 2))

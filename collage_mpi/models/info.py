@@ -15,8 +15,9 @@ import numpy as np
 
 from collage_mpi.errors import UsageError
 from collage_mpi.models.heads import HeadSpec
+from collage_mpi.models.parity_spec import ParitySpec
 
-KINDS = ("single", "collage")
+KINDS = ("single", "collage", "parity")
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,18 @@ class NetworkInfo:
     """The facts of a weights file.
 
     Attributes:
-        kind: "single" or "collage".
+        kind: "single", "collage" or "parity".
         architecture: the settings of `Architecture`, as a plain dict.
-        shape: (H, W, C) of one input; a collage's is (side*cell_px, side*cell_px, C).
-        side: cells along an edge of the collage; None for a single network.
-        cell_px: pixels along an edge of a cell; None for a single network.
+        shape: (H, W, C) of one input; a collage's is (side*cell_px, side*cell_px, C), a parity
+            network's that of its encoder.
+        side: cells along an edge of the collage; None for other networks.
+        cell_px: pixels along an edge of a cell; None for other networks.
         class_names: one name a class, in the order of the scores.
         fingerprint: SHA-256 of the file, 64 hex digits.
         path: where the file is; None when it came from elsewhere.
         metadata: the whole JSON header record, training settings included.
-        head: how a collage network answers; a single's is a grid of one.
+        head: how a collage network answers; another's is a grid of one.
+        parity: what a parity network was made for; None for other networks.
     """
 
     kind: str
@@ -46,11 +49,21 @@ class NetworkInfo:
     path: Path | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     head: HeadSpec = field(default_factory=HeadSpec)
+    parity: ParitySpec | None = None
 
     @property
     def cells(self) -> int:
-        """Answers per input: 1 for a single network, side*side for a collage."""
+        """Answers per input: side*side for a collage, 1 for other networks."""
         return 1 if self.side is None else self.side * self.side
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(H, W, C) of the images of a single or parity network; a collage's may be any."""
+        if self.side is not None:
+            return None
+        if self.parity is None:
+            return self.shape
+        return self.metadata["height"], self.metadata["width"], self.shape[2]
 
 
 class Predictor(Protocol):
@@ -71,7 +84,8 @@ class Predictor(Protocol):
 
         Returns:
             (n, cells, classes) float32 probabilities; complete on return, GPU included.
-            A row of zeros: no answer for that cell.
+            A row of zeros: no answer for that cell. Of a parity network (n, 1, classes)
+            sums, which only `decode_parity` reads.
         """
         ...
 

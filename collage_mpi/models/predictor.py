@@ -64,7 +64,7 @@ class TorchPredictor:
         std = torch.tensor(values["std"], dtype=torch.float32).reshape(shape)
         self._scale = (1.0 / (255.0 * std)).to(device)  # mean and std are those of pixels / 255
         self._shift = (-mean / std).to(device)
-        self.reading = reading_of(info.head, info.side)
+        self.reading = reading_of(info)
         self.temperature = float(info.metadata["temperature"])
 
     @classmethod
@@ -113,7 +113,8 @@ class TorchPredictor:
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Classify: (n, H, W, C) uint8 -> (n, cells, classes) float32 probabilities.
 
-        A row of zeros is a cell for which the network has no answer (`decode` gives None).
+        A row of zeros is a cell for which the network has no answer (`decode` gives None). A
+        parity network's are (n, 1, classes) sums.
 
         Raises:
             DataFault: the batch has another shape or dtype than the network was made for.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from collage_mpi.models.boxes import boxes_from_map, cells_from_boxes
 from collage_mpi.models.heads import HeadSpec
+from collage_mpi.models.info import NetworkInfo
 
 
 class Reading(Protocol):
@@ -29,6 +30,13 @@ class GridReading:
 
     def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
         return torch.softmax(outputs / temperature, dim=2).cpu().numpy()  # .cpu() waits
+
+
+class SumReading:
+    """A parity network's outputs are sums, not scores: (n, 1, classes), as they are."""
+
+    def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
+        return outputs.cpu().numpy()  # .cpu() waits
 
 
 class YoloReading:
@@ -53,8 +61,11 @@ class YoloReading:
         return cells_from_boxes(boxes, objectness[:, None] * probabilities, self.side)
 
 
-def reading_of(head: HeadSpec, side: int | None) -> Reading:
-    """How a network with this head is read; side None for a single classifier."""
+def reading_of(info: NetworkInfo) -> Reading:
+    """How a network is read."""
+    head, side = info.head, info.side
+    if info.parity is not None:
+        return SumReading()
     if side is None or head.name == "grid":
         return GridReading()
     return YoloReading(head, side)

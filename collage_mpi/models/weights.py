@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.encode_parity import make_stripe_encoder
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.grid import Grid
 from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import KINDS, NetworkInfo
+from collage_mpi.models.parity_spec import ParitySpec
 
 FORMAT = "collage-mpi weights"
 VERSION = 1
@@ -28,7 +30,9 @@ METADATA_KEY = "collage_mpi"
 MAX_HEADER_BYTES = 4 << 20  # our headers are a few kB; a foreign file must not take memory
 MAX_SIDE_PX, MAX_CHANNELS, MAX_CLASSES = 1 << 14, 64, 1 << 20
 
-_REMEDY = "make one with: collage-mpi train single|collage --shards ... --out FILE.safetensors"
+_REMEDY = (
+    "make one with: collage-mpi train single|collage|parity --shards ... --out FILE.safetensors"
+)
 
 
 def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
@@ -36,7 +40,7 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
 
     Args:
         spec: path of the file.
-        kind: "single" or "collage" if it must be of that kind; None for either.
+        kind: one of KINDS if it must be of that kind; None for any.
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
@@ -55,7 +59,7 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
     if kind is not None and info.kind != kind:
         raise DataFault(
             f"weights {path} hold a {info.kind} network; a {kind} network is needed here: "
-            "are --single and --collage the wrong way round?"
+            f"are --{kind} and --{info.kind} the wrong way round?"
         )
     return info
 
@@ -183,6 +187,10 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
     else:
         height, width = _whole(record, "height", MAX_SIDE_PX), _whole(record, "width", MAX_SIDE_PX)
         shape = (height, width, channels)
+    parity = None
+    if kind == "parity":
+        parity = ParitySpec.from_dict(record.get("parity"))
+        shape = make_stripe_encoder(parity.encoder, parity.k, shape).input_shape
     _check_normalisation(record, channels)
     return NetworkInfo(
         kind=kind,
@@ -195,6 +203,7 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
         path=path,
         metadata=record,
         head=HeadSpec.from_dict(record.get("head")),
+        parity=parity,
     )
 
 

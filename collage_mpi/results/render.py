@@ -166,13 +166,18 @@ def _price_table(summary: Json) -> Table:
     price, rank0 = summary["price"], summary["rank0"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_row("collage share", points(price["collage_share"]), "of images the collage resolved")
-    if price["cost_ratio"] is not None and price["collage_ranks"]:
-        note = "collage network's service time over the single's, used for injected times"
+    if price["parity_ranks"]:
+        note = "of images decoded from a parity answer and those of others"
+        table.add_row("parity share", points(price["parity_share"]), note)
+    if price["cost_ratio"] is not None and (price["collage_ranks"] or price["parity_ranks"]):
+        which = "parity" if price["parity_ranks"] else "collage"
+        note = f"{which} network's service time over the single's, used for injected times"
         table.add_row("cost ratio", f"{price['cost_ratio']:.2f}", note)
     wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
     table.add_row("wasted work", points(price["wasted_work"]), wasted)
     ranks = f"{price['ranks']} ranks: 1 coordinator, {price['single_ranks']} hold the single "
     ranks += f"network, {price['collage_ranks']} the collage network"
+    ranks += f", {price['parity_ranks']} the parity network" if price["parity_ranks"] else ""
     cost = optional(price["rank_seconds_per_image"], ".4f")
     table.add_row("rank-seconds per image", cost, ranks)
     rate = optional(price["images_per_s"], ".1f", " images/s")

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SOURCES = ("single", "collage", "replica", "hedge", "parity", "retry", "error")
-KINDS = ("single", "collage")
+KINDS = ("single", "collage", "parity")
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 
 SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
 KIND_CODE = {name: code for code, name in enumerate(KINDS)}
 OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
+
+ENCODED = (SOURCE_CODE["collage"], SOURCE_CODE["parity"])  # sources whose task was encoded
 
 REASON_BYTES = 96
 
@@ -96,7 +98,7 @@ class TaskRow(NamedTuple):
     group: int
     attempt: int
     items: int
-    resolved: int  # images this task resolved; answered with 0 is a late answer
+    resolved: int  # images it resolved (parity: not those its answer only helped to decode)
     sent_ns: int
     done_ns: int
     compute_ns: int
@@ -232,9 +234,9 @@ def wait_ns(images: np.ndarray) -> np.ndarray:
     """The part of each image's latency that nothing else explains: a residual (C3).
 
     latency - read - encode - compute - held, where encode counts only for answers of the
-    collage (a single leaves before the collage is encoded). It holds the wire, the queues
-    at both ends and the time between two polls. decode_ns is no part of it: a latency ends
-    when the answer's receive is complete, before it is decoded.
+    collage or a parity task (a single leaves before those are encoded). It holds the wire, the
+    queues at both ends and the time between two polls. decode_ns is no part of it: a latency
+    ends when the answer's receive is complete, before it is decoded.
 
     Args:
         images: (n,) of IMAGE_ROW.
@@ -243,5 +245,5 @@ def wait_ns(images: np.ndarray) -> np.ndarray:
         (n,) int64 ns; meaningful where `answered`.
     """
     known = images["read_ns"] + images["compute_ns"] + images["held_ns"]
-    encoded = np.where(images["source"] == SOURCE_CODE["collage"], images["encode_ns"], 0)
+    encoded = np.where(np.isin(images["source"], ENCODED), images["encode_ns"], 0)
     return images["latency_ns"] - known - encoded

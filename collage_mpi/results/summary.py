@@ -20,6 +20,7 @@ from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.manifest import is_int, plain
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
+    ENCODED,
     KIND_CODE,
     OUTCOMES,
     SOURCE_CODE,
@@ -130,12 +131,12 @@ def _in_ms(spread: Spread, groups: int) -> Json:
 
 
 def _parts_ms(images: np.ndarray) -> Json:
-    """Median and mean of each part over answered images; encode over collage answers."""
+    """Median and mean of each part over answered images; encode over those of encoded tasks."""
     answered = images[images["answered"]]
-    from_collage = answered[answered["source"] == SOURCE_CODE["collage"]]
+    encoded = answered[np.isin(answered["source"], ENCODED)]
     found: Json = {}
     for name in PARTS:
-        rows = from_collage if name == "encode" else answered
+        rows = encoded if name == "encode" else answered
         values_ms = (wait_ns(rows) if name == "wait" else rows[f"{name}_ns"]) / 1e6
         median, mean = (
             (float(np.median(values_ms)), float(values_ms.mean())) if len(rows) else (None, None)
@@ -171,11 +172,14 @@ def _price(results: Results) -> Json:
     ranks, rank_s = ranks_used(results), _measured_span_s(results)
     n = len(images)
     resolved = int(images["answered"].sum())
-    collage = int((images["source"] == SOURCE_CODE["collage"]).sum())
+    collage, parity = (
+        int((images["source"] == SOURCE_CODE[source]).sum()) for source in ("collage", "parity")
+    )
     total_s = float(work_s.sum())
     wasted_s = float(work_s[useless].sum())
     return {
         "collage_share": collage / resolved if resolved else None,
+        "parity_share": parity / resolved if resolved else None,
         "cost_ratio": results.manifest.get("cost_ratio"),
         "wasted_work": wasted_s / total_s if total_s else None,
         "wasted_s": wasted_s,
@@ -183,6 +187,7 @@ def _price(results: Results) -> Json:
         "ranks": ranks["all"],
         "single_ranks": ranks["single"],
         "collage_ranks": ranks["collage"],
+        "parity_ranks": ranks["parity"],
         "rank_seconds_per_image": rank_s * ranks["all"] / n if n else None,
         "busy_seconds_per_image": total_s / n if n else None,
         "images_per_s": n / rank_s if rank_s else None,
@@ -236,7 +241,7 @@ def ranks_used(results: Results) -> dict[str, int]:
             for name in KIND_CODE
         }
     members = {member["rank"] for member in world or ()}
-    everyone = {0, *members, *kinds["single"], *kinds["collage"]}
+    everyone = {0, *members}.union(*kinds.values())
     return {"all": len(everyone), **{name: len(ranks) for name, ranks in kinds.items()}}
 
 

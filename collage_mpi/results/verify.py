@@ -221,13 +221,11 @@ def _check_groups(
 
 
 def _check_tasks(images: np.ndarray, tasks: np.ndarray, session: int, report: VerifyReport) -> None:
-    """Every answered image is resolved by a task of the rank it names (parity: by several)."""
+    """Every answered image is resolved by a task of the rank it names (parity: the parity task)."""
     of = f"session {session}: "
     _count(report, tasks["resolved"] > tasks["items"], of + "tasks resolved more than they hold")
     silent = tasks["outcome"] != OUTCOME_CODE["answered"]
     _count(report, silent & (tasks["resolved"] > 0), of + "tasks resolved images unanswered")
-    if (images["source"] == SOURCE_CODE["parity"]).any():
-        return
     answered = images[images["answered"]]
     ranks = np.union1d(answered["rank"], tasks["rank"])
     by_image, by_task = np.zeros(len(ranks), np.int64), np.zeros(len(ranks), np.int64)

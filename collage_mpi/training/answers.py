@@ -1,4 +1,4 @@
-"""The answers of both networks on the same images, in a file that a simulation replays.
+"""The answers of the networks on the same images, in a file that a simulation replays.
 
 Owns: the layout of `evaluate --save-answers` and its atomic write.
 Does not know: how an answer was made, who reads the file.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ def save_answers(
     labels: np.ndarray,
     answers: Mapping[str, Answers],
     class_names: Sequence[str],
+    parity_k: int | None = None,
 ) -> None:
     """Write an .npz of plain arrays (no pickle); n images in file order.
 
@@ -37,16 +39,25 @@ def save_answers(
         collage_class, collage_score: the same, of the image's cell; mean nothing where absent.
         collage_absent: (n,) bool, the collage gave no answer for the cell.
         class_names: (k,) unicode.
+        parity_class, parity_score, parity_absent: of the image decoded from its stripe with all
+            others present; parity_k: int, images of a stripe. Only with a parity network.
 
     Args:
         labels: (n,) int64.
-        answers: of "single" and "collage", n each; scores are calibrated probabilities.
+        answers: of "single" and "collage", n each, and of "parity" if there is one; scores are
+            calibrated probabilities.
+        parity_k: of that one.
 
     Raises:
         EnvironmentFault: the place is not writable.
     """
     single_class, single_score, _ = _columns(answers["single"])
     collage_class, collage_score, absent = _columns(answers["collage"])
+    more: dict[str, Any] = {}
+    if "parity" in answers:
+        names = ("parity_class", "parity_score", "parity_absent")
+        more = dict(zip(names, _columns(answers["parity"]), strict=True))
+        more["parity_k"] = parity_k
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -59,6 +70,7 @@ def save_answers(
         collage_score=collage_score,
         collage_absent=absent,
         class_names=np.array(list(class_names), dtype=np.str_),
+        **more,
     )
     write_atomically(path, buffer.getvalue())
 

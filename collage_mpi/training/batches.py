@@ -1,4 +1,4 @@
-"""Training batches: the split, augmentation, and collages of random composition.
+"""Training batches: the split, augmentation, and collages or stripes of random composition.
 
 Owns: which images a step sees and what is done to their pixels; all of it a function
 of (seed, epoch, step), so that a resumed run sees what an unbroken one would have.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from collage_mpi.encode import BLANK, Encoder
+from collage_mpi.encode_parity import StripeEncoder, make_stripe_encoder
 from collage_mpi.errors import DataFault
 from collage_mpi.grid import Grid
 from collage_mpi.training.settings import TrainSettings
@@ -22,12 +23,13 @@ class Batch:
     """Inputs of one step.
 
     Attributes:
-        pixels: (n, H, W, C) uint8, images or collages.
+        pixels: (n, H, W, C) uint8: images, collages, or pictures of stripes.
         labels: (n, cells) int64; those of blank cells mean nothing.
         present: (n, cells) bool; False where the cell is blank.
         step_cells: cells that are not blank in the whole step, which may be more than
             this part of it.
         chosen: (n, cells) int64, which of the images each cell shows.
+        mirrored: (n, cells) int64, 1 where it is shown mirrored.
     """
 
     pixels: np.ndarray
@@ -35,6 +37,7 @@ class Batch:
     present: np.ndarray
     step_cells: int
     chosen: np.ndarray
+    mirrored: np.ndarray
 
 
 def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,17 +57,19 @@ class BatchMaker:
     """Makes the steps of a training run from images of one shape.
 
     Args:
-        images: (n, H, W, C) uint8; for a collage they are shrunk to its cells here, once.
+        images: (n, H, W, C) uint8; for a collage or a stripe they are shrunk here, once.
         labels: (n,) int64.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> None:
         self.settings = settings
+        self.stripes = stripes_of(settings, images.shape[1:])
         self.images = shrink_all(images, settings)
         self.labels = labels
         per_step = settings.batch * settings.cells
         if len(images) < settings.cells:
-            raise DataFault(f"{len(images)} images; one collage needs {settings.cells}")
+            what = "collage" if settings.parity is None else "stripe"
+            raise DataFault(f"{len(images)} images; one {what} needs {settings.cells}")
         self.per_step = min(per_step, len(images) // settings.cells * settings.cells)
         self.steps_per_epoch = len(images) // self.per_step
 
@@ -79,11 +84,11 @@ class BatchMaker:
 
     @property
     def inputs_per_step(self) -> int:
-        """Rows of a step's batch: images, or collages."""
+        """Rows of a step's batch: images, collages or stripes."""
         return self.per_step // self.settings.cells
 
     def make(self, chosen: np.ndarray, epoch: int, step: int, part: slice = slice(None)) -> Batch:
-        """The batch of the chosen images, augmented; for a collage with cells blanked at random.
+        """The batch of the chosen images, augmented; where it has cells some are blanked at random.
 
         Args:
             chosen: (per_step,) int64, a row of `order`.
@@ -94,40 +99,65 @@ class BatchMaker:
         random = np.random.default_rng([settings.seed, 3, epoch, step])
         moves = draw_moves(random, len(chosen), settings.flips, settings.shift_px)  # (3, n*cells)
         present = np.ones((len(chosen) // cells, cells), dtype=bool)
-        if settings.side is not None:
+        if cells > 1:
             present = random_presence(random, len(present), cells, settings.blank_share)
         step_cells, present = int(present.sum()), present[part]
         own = np.arange(len(chosen)).reshape(-1, cells)[part].reshape(-1)
         images = move(self.images[chosen[own]], moves[:, own], settings.shift_px)
         shown = chosen[own].reshape(-1, cells)  # (n, cells)
-        labels = self.labels[shown]
-        if settings.side is None:
-            return Batch(images, labels, present, step_cells, shown)
+        labels, mirrored = self.labels[shown], moves[2, own].reshape(-1, cells)
         images[~present.reshape(-1)] = BLANK
-        return Batch(tile(images, settings.side), labels, present, step_cells, shown)
+        pixels = together(images, settings.side, self.stripes)
+        return Batch(pixels, labels, present, step_cells, shown, mirrored)
 
 
 def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> list[Batch]:
-    """All images in order without augmentation, the last collage filled with blanks."""
+    """All images in order without augmentation, the last input filled with blanks."""
+    stripes = stripes_of(settings, images.shape[1:])
     images, cells = shrink_all(images, settings), settings.cells
     rows = -(-len(images) // cells)
     present = (np.arange(rows * cells) < len(images)).reshape(rows, cells)
     blanks = rows * cells - len(images)
     images = np.concatenate([images, np.full((blanks, *images.shape[1:]), BLANK, np.uint8)])
     filled = np.concatenate([labels, np.zeros(blanks, np.int64)]).reshape(rows, cells)
-    pixels = images if settings.side is None else tile(images, settings.side)
+    pixels = together(images, settings.side, stripes)
     shown = np.minimum(np.arange(rows * cells), len(labels) - 1).reshape(rows, cells)
     n = max(1, 256 // cells)
     parts = [slice(at, at + n) for at in range(0, rows, n)]
-    return [Batch(pixels[p], filled[p], present[p], int(present[p].sum()), shown[p]) for p in parts]
+    plain = np.zeros((rows, cells), np.int64)
+    return [
+        Batch(pixels[p], filled[p], present[p], int(present[p].sum()), shown[p], plain[p])
+        for p in parts
+    ]
 
 
 def shrink_all(images: np.ndarray, settings: TrainSettings) -> np.ndarray:
-    """(n, H, W, C) -> (n, cell_px, cell_px, C), by the job's own encoder; singles unchanged."""
+    """(n, H, W, C) -> (n, h, w, C) as in a cell, by the job's own encoder; singles unchanged."""
+    stripes = stripes_of(settings, images.shape[1:])
+    if stripes is not None:
+        return stripes.shrink(images)
     if settings.side is None or settings.cell_px is None:
         return images
     encoder = Encoder(Grid(settings.side, settings.cell_px), images.shape[1:])
     return encoder.shrink(images)
+
+
+def stripes_of(settings: TrainSettings, shape: tuple[int, ...]) -> StripeEncoder | None:
+    """The job's own encoder of stripes of images (H, W, C); None where there are none."""
+    if settings.parity is None:
+        return None
+    height, width, channels = shape
+    parity = settings.parity
+    return make_stripe_encoder(parity.encoder, parity.k, (height, width, channels))
+
+
+def together(cells: np.ndarray, side: int | None, stripes: StripeEncoder | None) -> np.ndarray:
+    """(n*cells, h, w, C), as `shrink_all` gives them -> (n, H, W, C) inputs of the network."""
+    if side is not None:
+        return tile(cells, side)
+    if stripes is None:
+        return cells
+    return stripes.paste_many(cells.reshape(-1, stripes.places, *cells.shape[1:]))
 
 
 def tile(images: np.ndarray, side: int) -> np.ndarray:

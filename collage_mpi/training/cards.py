@@ -60,7 +60,7 @@ def card_name(entry: Mapping[str, Any]) -> str:
 def render_card(report: Report, kind: str) -> str:
     """The card of one network of a report, in Markdown."""
     entry = report["networks"][kind]
-    ratio = report.get("collage_over_single") if kind == "collage" else None
+    ratio = report.get(f"{kind}_over_single")
     parts = [
         f"# {card_name(entry)}",
         "Made by `collage-mpi card` from the JSON of `collage-mpi evaluate`; do not edit.",
@@ -108,8 +108,8 @@ def train_command(entry: Mapping[str, Any]) -> str:
     """The command that trains such a network, file names without their folders."""
     # a record without `keep` is from before there was a choice: the last epoch was kept
     training = {"keep": "last", **(entry["training"] or {})}
-    architecture = entry["architecture"]
-    kind = "single" if entry["side"] is None else "collage"
+    architecture, parity = entry["architecture"], entry.get("parity")
+    kind = "parity" if parity else "single" if entry["side"] is None else "collage"
     words = [f"collage-mpi train {kind} --shards train-*.h5 --out {card_name(entry)}.safetensors"]
     flags = dict(_FLAGS)
     if kind == "collage":
@@ -117,13 +117,18 @@ def train_command(entry: Mapping[str, Any]) -> str:
         flags |= _COLLAGE_FLAGS
         if entry["head"]["name"] != "grid":
             words.append(f"--head {entry['head']['name']}")
+    if parity:
+        words.append(f"--single {training.get('teacher_weights', 'single.safetensors')}")
+        words.append(f"--k {parity['k']} --encoder {parity['encoder']}")
+        words.append(f"--summed {parity['summed']}")
+        flags |= _COLLAGE_FLAGS
     if "backbone" in architecture:
         words.append(f"--backbone {architecture['backbone']}")
     else:
         words.append(f"--stem {stem_text(architecture)} --stages {stages_text(architecture)}")
     if architecture.get("norm", "batch") != "batch":
         words.append(f"--norm {architecture['norm']}")
-    if training.get("teacher") is not None:
+    if training.get("teacher") is not None and not parity:
         words.append(f"--teacher {training.get('teacher_weights', 'single.safetensors')}")
         flags |= _TEACHER_FLAGS
     if training.get("init") is not None:
@@ -151,6 +156,10 @@ def _what(entry: Mapping[str, Any]) -> list[list[str]]:
     if entry["side"] is not None:
         grid = f"side {entry['side']}, cells of {entry['cell_px']} px"
         rows.append(["collage", f"{grid}, `{entry['head']['name']}` head"])
+    if entry.get("parity"):
+        spec = entry["parity"]
+        what = f"k = {spec['k']}, encoder `{spec['encoder']}`, sums {spec['summed']}"
+        rows.append(["stripe", f"{what} of single network `{spec['single'][:12]}...`"])
     return [
         *rows,
         ["answers a call", str((entry["side"] or 1) ** 2)],
@@ -244,7 +253,7 @@ def _confusion(entry: Mapping[str, Any]) -> str:
 
 def _index_row(report: Report, kind: str) -> list[str]:
     entry, name = report["networks"][kind], card_name(report["networks"][kind])
-    ratio = report.get("collage_over_single") if kind == "collage" else None
+    ratio = report.get(f"{kind}_over_single")
     places = [f"{p['accuracy']:.1%}" for p in entry.get("places", {}).values()]
     return [
         f"[{name}]({name}.md)",

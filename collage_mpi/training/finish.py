@@ -15,7 +15,7 @@ import torch
 
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.reading import Reading
+from collage_mpi.models.reading import GridReading, Reading
 from collage_mpi.models.weights import save_weights
 from collage_mpi.training.batches import plain_batches
 from collage_mpi.training.calibration import (
@@ -24,6 +24,7 @@ from collage_mpi.training.calibration import (
     calibration_error,
     fit_temperature,
 )
+from collage_mpi.training.objective_parity import ParityObjective
 from collage_mpi.training.records import TrainData, Trained
 from collage_mpi.training.settings import TrainSettings
 
@@ -71,7 +72,7 @@ class Held:
     """What a network says of the validation images, before the temperature.
 
     Attributes:
-        outputs: of the network, a tensor a batch.
+        outputs: of the network, a tensor a batch; of a parity network what is decoded from them.
         present: (n, cells) bool a batch, the cells with an image.
         labels: (m,) int64 of those cells.
         reading: of the network's outputs.
@@ -100,7 +101,7 @@ def _record(
 ) -> dict[str, Any]:
     _, height, width, channels = data.images.shape
     chosen = settings.to_dict()
-    for name in ("architecture", "head", "kind", "side", "cell_px"):  # said above
+    for name in ("architecture", "head", "kind", "side", "cell_px", "parity"):  # said above
         del chosen[name]
     return {
         "kind": settings.kind,
@@ -111,6 +112,7 @@ def _record(
         "width": width,
         "channels": channels,
         **({} if settings.side is None else {"head": settings.head.to_dict()}),
+        **({} if settings.parity is None else {"parity": settings.parity.to_dict()}),
         "class_names": facts["class_names"],
         "normalisation": trained.normalisation,
         "temperature": 1.0,
@@ -133,9 +135,14 @@ def _look(out: Path, settings: TrainSettings, data: TrainData) -> Held:
     predictor = TorchPredictor.load(str(out), settings.kind, threads=torch.get_num_threads())
     batches = plain_batches(data.held_images, data.held_labels, settings)
     labels = [batch.labels[batch.present] for batch in batches]
+    outputs, reading = [predictor.outputs(batch.pixels) for batch in batches], predictor.reading
+    if data.summands is not None and data.held_summands is not None:
+        decoder = ParityObjective(data.summands, data.held_summands)
+        outputs = [decoder.logits(o, batch) for o, batch in zip(outputs, batches, strict=True)]
+        reading = GridReading()
     return Held(
-        [predictor.outputs(batch.pixels) for batch in batches],
+        outputs,
         [batch.present for batch in batches],
         np.concatenate(labels) if labels else np.zeros(0, np.int64),
-        predictor.reading,
+        reading,
     )

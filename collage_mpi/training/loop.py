@@ -21,6 +21,7 @@ from collage_mpi.models.resnet import channels_last
 from collage_mpi.training.batches import Batch, BatchMaker, plain_batches
 from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
 from collage_mpi.training.objective import Distilled, Labels, Objective
+from collage_mpi.training.objective_parity import ParityObjective
 from collage_mpi.training.objective_yolo import YoloObjective
 from collage_mpi.training.parts import (
     make_optimizer,
@@ -192,7 +193,7 @@ class Trainer:
         network.eval()
         loss = right = count = 0.0
         for batch in self.held:
-            logits = self.objective.logits(self._forward(network, batch)).cpu()
+            logits = self.objective.logits(self._forward(network, batch), batch).cpu()
             logits = logits[torch.from_numpy(batch.present)]  # (m, classes)
             labels = torch.from_numpy(batch.labels[batch.present])
             absent = logits.isnan().any(1)
@@ -241,7 +242,10 @@ class Trainer:
 
 
 def make_objective(data: TrainData, settings: TrainSettings) -> Objective:
-    """Labels, with the teacher's answers where the data have them, for the settings' head."""
+    """Labels, with the teacher's answers where the data have them, for the settings' head; the
+    sums of a single network's answers for a parity network."""
+    if data.summands is not None and data.held_summands is not None:
+        return ParityObjective(data.summands, data.held_summands)
     labels = Labels(settings.label_smoothing)
     classes: Objective = labels
     if data.teacher_logits is not None:

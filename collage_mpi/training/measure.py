@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from collage_mpi.decode import decode
+from collage_mpi.decode import decode, decode_parity, summands
 from collage_mpi.encode import Encoder
+from collage_mpi.encode_parity import StripeEncoder, make_stripe_encoder
 from collage_mpi.grid import Grid
 from collage_mpi.models.info import Predictor
 from collage_mpi.models.own import OwnPredictor
@@ -47,15 +48,67 @@ class ServiceTime:
     calls: int
 
 
+def single_scores(predictor: Predictor, images: Images, order: np.ndarray) -> np.ndarray:
+    """(n, classes) float32 probabilities, a row an image, in the given order."""
+    scores = np.empty((len(order), predictor.classes), np.float32)
+    for at in range(0, len(order), SINGLE_BATCH):
+        pixels, _ = images.read(order[at : at + SINGLE_BATCH])
+        scores[at : at + len(pixels)] = predictor.predict(pixels)[:, 0]
+    return scores
+
+
 def predict_single(
     predictor: Predictor, images: Images, order: np.ndarray
 ) -> list[tuple[int, float] | None]:
     """One answer an image, in the given order."""
+    return decode(single_scores(predictor, images, order))
+
+
+def predict_parity(
+    predictor: TorchPredictor,
+    scores: np.ndarray,
+    images: Images,
+    order: np.ndarray,
+    group: int | None = None,
+) -> list[tuple[int, float] | None]:
+    """Each image decoded as if its own answer alone were missing from its stripe.
+
+    The pictures are made by the encoder that the job uses.
+
+    Args:
+        scores: (n, classes) probabilities of the single network, in the given order.
+        group: images of a group, which a stripe does not leave; None for one group of all.
+    """
+    spec = predictor.info.parity
+    assert spec is not None
+    temperature = predictor.temperature
+    encoder = make_stripe_encoder(spec.encoder, spec.k, images.shape)
+    each = summands(scores, spec.summed)  # (n, classes)
     answers: list[tuple[int, float] | None] = []
-    for at in range(0, len(order), SINGLE_BATCH):
-        pixels, _ = images.read(order[at : at + SINGLE_BATCH])
-        answers += decode(predictor.predict(pixels)[:, 0])
+    stripes = list(stripes_of(len(order), spec.k, group))
+    for at in range(0, len(stripes), SINGLE_BATCH):
+        part = stripes[at : at + SINGLE_BATCH]
+        pictures = [_picture(encoder, images, order[stripe]) for stripe in part]
+        totals = predictor.predict(np.stack(pictures))[:, 0]  # (stripes, classes)
+        for total, stripe in zip(totals, part, strict=True):
+            known = list(each[stripe])
+            for missing in range(len(known)):
+                others = known[:missing] + known[missing + 1 :]
+                answers.append(decode_parity(total, others, temperature))
     return answers
+
+
+def _picture(encoder: StripeEncoder, images: Images, chosen: np.ndarray) -> np.ndarray:
+    pixels, _ = images.read(chosen)
+    return encoder.paste(list(encoder.shrink(pixels)))
+
+
+def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
+    """Places of each stripe's images: k at a time, and what is left of a group."""
+    for first in range(0, count, group or max(1, count)):
+        end = min(first + (group or count), count)
+        for at in range(first, end, k):
+            yield slice(at, min(at + k, end))
 
 
 def predict_collage(
@@ -75,7 +128,7 @@ def predict_collage(
 def collages(grid: Grid, images: Images, order: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """(collage, images in it), group by group; the array is used again for the next."""
     encoder = Encoder(grid, images.shape)
-    collage = np.empty(encoder.collage_shape, dtype=np.uint8)
+    collage = np.empty(encoder.input_shape, dtype=np.uint8)
     for at in range(0, len(order), grid.cells):
         chosen = order[at : at + grid.cells]
         pixels, _ = images.read(chosen)

@@ -27,7 +27,7 @@ class Objective(Protocol):
         """
         ...
 
-    def logits(self, outputs: Tensor) -> Tensor:
+    def logits(self, outputs: Tensor, batch: Batch) -> Tensor:
         """(n, cells, classes) float32 whose softmax are the answers, for validation.
 
         A row of NaN is a cell without an answer.
@@ -55,7 +55,7 @@ class Labels:
         )
         return (each * present_of(batch, outputs)).sum()
 
-    def logits(self, outputs: Tensor) -> Tensor:
+    def logits(self, outputs: Tensor, batch: Batch) -> Tensor:
         return outputs
 
 
@@ -86,7 +86,7 @@ class Distilled:
         soft = (each * present_of(batch, outputs)).sum() * self.temperature**2
         return (1 - self.weight) * self.labels.loss(outputs, batch) + self.weight * soft
 
-    def logits(self, outputs: Tensor) -> Tensor:
+    def logits(self, outputs: Tensor, batch: Batch) -> Tensor:
         return outputs
 
 

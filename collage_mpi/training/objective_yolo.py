@@ -59,7 +59,7 @@ class YoloObjective:
             + objects.sum()
         )
 
-    def logits(self, outputs: Tensor) -> Tensor:
+    def logits(self, outputs: Tensor, batch: Batch) -> Tensor:
         scores = torch.from_numpy(self.reading.scores(outputs, 1.0))  # (n, cells, classes)
         absent = scores.amax(2, keepdim=True) <= 0
         return torch.where(absent, torch.nan, scores.clamp_min(1e-9).log())

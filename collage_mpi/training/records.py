@@ -26,6 +26,8 @@ class TrainData:
         classes: number of classes.
         origin: fingerprints of the shards, to know the data again on resume.
         teacher_logits: (n, classes) float32 of the images to train on, or None.
+        summands, held_summands: (n, views, classes) float32 of both parts: what a parity network
+            learns the sums of; None for others.
         first_weights: tensors to start from instead of random ones, or None.
         first_normalisation: mean and std of pixels / 255 that go with them, or None.
     """
@@ -37,6 +39,8 @@ class TrainData:
     classes: int
     origin: tuple[str, ...] = ()
     teacher_logits: np.ndarray | None = None
+    summands: np.ndarray | None = None
+    held_summands: np.ndarray | None = None
     first_weights: Mapping[str, np.ndarray] | None = None
     first_normalisation: dict[str, list[float]] | None = None
 

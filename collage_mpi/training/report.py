@@ -38,7 +38,7 @@ def make_report(
     """Plain values for JSON; the networks are timed here.
 
     Args:
-        predictors: kind -> network, one or both of "single" and "collage".
+        predictors: kind -> network, of "single", "collage" and "parity".
         answers: kind -> n answers, in the order of the labels.
         labels: (n,) int64.
         calls: timed calls a network.
@@ -68,9 +68,10 @@ def make_report(
         "versions": {"collage_mpi": __version__, "torch": torch.__version__},
         "networks": networks,
     }
-    if len(networks) == 2:
-        correct = {kind: right(each, labels) for kind, each in answers.items()}
-        report["collage_over_single"] = _ratios(networks, correct)
+    correct = {kind: right(each, labels) for kind, each in answers.items()}
+    for kind in ("collage", "parity"):
+        if {"single", kind} <= set(networks):
+            report[f"{kind}_over_single"] = _ratios(networks, correct, kind)
     return report
 
 
@@ -84,6 +85,7 @@ def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
         "side": info.side,
         "cell_px": info.cell_px,
         "head": None if info.side is None else info.head.to_dict(),
+        "parity": None if info.parity is None else info.parity.to_dict(),
         "input": list(info.shape),
         "architecture": info.architecture,
         "class_names": list(info.class_names),
@@ -94,20 +96,20 @@ def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
     }
 
 
-def _over(collage: int | None, single: int | None) -> float | None:
-    return collage / single if collage is not None and single else None
+def _over(other: int | None, single: int | None) -> float | None:
+    return other / single if other is not None and single else None
 
 
 def _ratios(
-    networks: dict[str, dict[str, Any]], correct: dict[str, np.ndarray]
+    networks: dict[str, dict[str, Any]], correct: dict[str, np.ndarray], kind: str
 ) -> dict[str, float | None]:
-    single, collage = networks["single"], networks["collage"]
+    single, other = networks["single"], networks[kind]
     return {
-        "accuracy_points": 100 * (collage["accuracy"] - single["accuracy"]),
-        "flops": _over(collage["flops"], single["flops"]),
-        "parameters": _over(collage["parameters"], single["parameters"]),
-        "service": collage["service_ns"] / single["service_ns"],
-        "both_right": float((correct["single"] & correct["collage"]).mean()),
-        "only_single_right": float((correct["single"] & ~correct["collage"]).mean()),
-        "only_collage_right": float((correct["collage"] & ~correct["single"]).mean()),
+        "accuracy_points": 100 * (other["accuracy"] - single["accuracy"]),
+        "flops": _over(other["flops"], single["flops"]),
+        "parameters": _over(other["parameters"], single["parameters"]),
+        "service": other["service_ns"] / single["service_ns"],
+        "both_right": float((correct["single"] & correct[kind]).mean()),
+        "only_single_right": float((correct["single"] & ~correct[kind]).mean()),
+        f"only_{kind}_right": float((correct[kind] & ~correct["single"]).mean()),
     }

@@ -15,6 +15,7 @@ from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.backbone import Backbone
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import check_kind
+from collage_mpi.models.parity_spec import ParitySpec
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 SCHEDULES = ("one-cycle", "cosine", "constant")
@@ -26,19 +27,20 @@ class TrainSettings:
     """Everything that decides the weights; two runs with equal settings train alike.
 
     Attributes:
-        kind: "single" or "collage".
+        kind: "single", "collage" or "parity".
         architecture: the network.
-        side, cell_px: the collage's grid; None for a single.
+        side, cell_px: the collage's grid; None for others.
         head: of a collage network.
         epochs: passes over the training part of the shards.
-        batch: images per step for a single, collages per step for a collage.
+        batch: inputs per step: images of a single, collages, stripes of a parity network.
         learning_rate: the peak of the schedule.
         schedule: how the rate moves; see `learning_rate_at`.
         weight_decay: on matrices only, not on norms and biases.
         label_smoothing: Szegedy et al. 2015, arXiv 1512.00567.
         flips: mirror half of the images left to right.
         shift_px: largest random shift of an image in pixels, both axes.
-        blank_share: share of collages with some blank cells, as in the last group of a job.
+        blank_share: share of collages or stripes with some blank cells, as in the last group of
+            a job.
         validation_share: part of the shards kept apart to measure on; never trained on.
         seed: of the split, the initial weights, the order and the augmentation.
         precision: "bfloat16" uses autocast; "auto" takes it where the processor has it.
@@ -49,6 +51,7 @@ class TrainSettings:
         distill_weight: share of the teacher's part in the loss.
         distill_temperature: softens both sides of that part.
         init: fingerprint of the weights that training starts from, or None.
+        parity: what a parity network is made for; None for others.
     """
 
     kind: str
@@ -74,6 +77,7 @@ class TrainSettings:
     distill_temperature: float = 2.0
     head: HeadSpec = field(default_factory=HeadSpec)
     init: str | None = None
+    parity: ParitySpec | None = None
 
     def __post_init__(self) -> None:
         check_kind(self.kind)
@@ -95,6 +99,8 @@ class TrainSettings:
     @property
     def cells(self) -> int:
         """Images an input holds."""
+        if self.parity is not None:
+            return self.parity.k
         return 1 if self.side is None else self.side * self.side
 
     def to_dict(self) -> dict[str, Any]:

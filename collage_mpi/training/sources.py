@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.decode import summands
 from collage_mpi.errors import DataFault
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import ShardSet
@@ -20,9 +21,7 @@ from collage_mpi.training.batches import split
 from collage_mpi.training.peers import Arrays, Peers, read_once
 from collage_mpi.training.records import TrainData
 from collage_mpi.training.settings import TrainSettings
-from collage_mpi.training.teacher import check_teacher, teacher_logits
-
-ARRAYS = ("images", "labels", "held_images", "held_labels", "teacher_logits")  # of TrainData
+from collage_mpi.training.teacher import check_teacher, teacher_logits, teacher_views
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Sources:
     Attributes:
         shards: labelled shards.
         limit: use only so many of their first images; None for all.
-        teacher: weights of a single network whose answers are learned too, or None.
+        teacher: weights of a single network whose answers are learned, or None.
         teacher_cache: where its answers are kept.
         init: weights to start from, or None.
         threads: of a teacher's pass on the CPU.
@@ -70,8 +69,8 @@ def load(
             "held_labels": labels[held],
         }
         if sources.teacher is not None:
-            taught = _ask_teacher(sources, settings, peers, images, facts)
-            arrays["teacher_logits"] = taught[used]
+            views = _ask_teacher(sources, settings, peers, images, facts)
+            arrays |= _taught(views, settings, used, held)
         return arrays, facts
 
     arrays, facts = read_once(peers, read)
@@ -121,6 +120,16 @@ def _read(sources: Sources) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     return images, labels, facts
 
 
+def _taught(
+    views: np.ndarray, settings: TrainSettings, used: np.ndarray, held: np.ndarray
+) -> Arrays:
+    """What of a teacher's log-probabilities (n, views, classes) the objective needs."""
+    if settings.parity is None:
+        return {"teacher_logits": teacher_logits(views[used])}
+    each = summands(np.exp(views), settings.parity.summed)
+    return {"summands": each[used], "held_summands": each[held]}
+
+
 def _ask_teacher(
     sources: Sources,
     settings: TrainSettings,
@@ -128,11 +137,11 @@ def _ask_teacher(
     images: np.ndarray,
     facts: dict[str, Any],
 ) -> np.ndarray:
-    """(n, classes) float32: what the teacher says of every image of the shards."""
+    """(n, views, classes) float32: what the teacher says of every image of the shards."""
     assert sources.teacher is not None
     check_teacher(sources.teacher, images.shape[1:], facts["class_names"])
     facts["teacher_weights"] = sources.teacher.name
-    return teacher_logits(
+    return teacher_views(
         sources.teacher,
         images,
         mirror=settings.flips,

@@ -44,7 +44,16 @@ def check_teacher(path: Path, shape: tuple[int, ...], class_names: Sequence[str]
     return info
 
 
-def teacher_logits(
+def teacher_logits(views: np.ndarray) -> np.ndarray:
+    """(n, classes) float32 log-probabilities: the mean of the probabilities of all views.
+
+    Args:
+        views: (n, views, classes) float32, as `teacher_views` gives them.
+    """
+    return np.logaddexp.reduce(views, axis=1) - np.float32(np.log(views.shape[1]))
+
+
+def teacher_views(
     path: Path,
     images: np.ndarray,
     *,
@@ -54,14 +63,14 @@ def teacher_logits(
     device: str = "cpu",
     threads: int = 1,
 ) -> np.ndarray:
-    """(n, classes) float32 log-probabilities of a single network, calibrated.
+    """(n, views, classes) float32 log-probabilities of a single network, calibrated.
 
     Computed once: a step costs what it costs without a teacher. The images are not
-    augmented, but where training mirrors them, the two views' probabilities are averaged.
+    augmented; where training mirrors them, the mirror image is a second view.
 
     Args:
         images: (n, H, W, C) uint8, in the order of the shards.
-        mirror: whether to average over the mirror image.
+        mirror: whether to look at the mirror image too.
         cache: an .npz that is read if it is of the same teacher, images and `mirror`, and
             else written; None for no file.
         origin: fingerprints of the shards and what of them is used.
@@ -70,20 +79,20 @@ def teacher_logits(
         EnvironmentFault: the cache cannot be written.
     """
     info = describe_weights(path, "single")
-    identity = json.dumps([info.fingerprint, mirror, len(images), *origin])
+    identity = json.dumps(["views", info.fingerprint, mirror, len(images), *origin])
     if cache is not None and (kept := _read(cache, identity)) is not None:
         return kept
-    logits = _compute(path, images, mirror, device, threads)
+    views = _compute(path, images, mirror, device, threads)
     if cache is not None:
         buffer = io.BytesIO()
-        np.savez(buffer, identity=np.array(identity), logits=logits)
+        np.savez(buffer, identity=np.array(identity), views=views)
         write_atomically(cache, buffer.getvalue())
-    return logits
+    return views
 
 
 def _compute(path: Path, images: np.ndarray, mirror: bool, device: str, threads: int) -> np.ndarray:
     teacher = TorchPredictor.load(str(path), "single", device=device, threads=threads)
-    rows = np.empty((len(images), teacher.classes), dtype=np.float32)
+    rows = np.empty((len(images), 2 if mirror else 1, teacher.classes), dtype=np.float32)
     steps = -(-len(images) // BATCH)
     kind = torch.device(device).type
     half = resolve_precision("auto", torch.device(device)) == "bfloat16"
@@ -93,11 +102,10 @@ def _compute(path: Path, images: np.ndarray, mirror: bool, device: str, threads:
     ):
         for step in range(steps):
             chosen = slice(step * BATCH, (step + 1) * BATCH)
-            logs = _log_probabilities(teacher, images[chosen])  # (n, classes)
+            rows[chosen, 0] = _log_probabilities(teacher, images[chosen])  # (n, classes)
             if mirror:
                 flipped = np.ascontiguousarray(images[chosen, :, ::-1])
-                logs = np.logaddexp(logs, _log_probabilities(teacher, flipped)) - np.log(2)
-            rows[chosen] = logs
+                rows[chosen, 1] = _log_probabilities(teacher, flipped)
             progress.step(step + 1, "the teacher looks at the images")
     return rows
 
@@ -114,7 +122,7 @@ def _read(cache: Path, identity: str) -> np.ndarray | None:
         with np.load(cache, allow_pickle=False) as kept:
             if str(kept["identity"]) != identity:
                 return None
-            logits = np.array(kept["logits"], dtype=np.float32)
+            views = np.array(kept["views"], dtype=np.float32)
     except UNREADABLE_OR_GONE:
         return None  # not there yet, or damaged: it is computed again
-    return logits if bool(np.isfinite(logits).all()) else None
+    return views if bool(np.isfinite(views).all()) else None

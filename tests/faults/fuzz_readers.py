@@ -238,6 +238,9 @@ def _weights(folder: Path) -> list[Reader]:
     }
     tensors = {"a": np.ones((4, 5), np.float16), "b": np.zeros(3, np.float32)}
     whole = save(tensors, metadata={METADATA_KEY: json.dumps(record)})
+    spec = {"k": 3, "encoder": "concat", "summed": "logits", "single": "ab" * 32}
+    parity = {**record, "kind": "parity", "parity": spec}
+    stripes = save(tensors, metadata={METADATA_KEY: json.dumps(parity)})
     path = folder / "w.safetensors"
 
     def read(path: Path) -> None:
@@ -255,9 +258,9 @@ def _weights(folder: Path) -> list[Reader]:
 
     reader = _from_file(path, read)
     return [
-        Reader("weights, bytes", [whole], reader, USER),
-        Reader("weights, header", [whole], reader, USER, values),
-        Reader("weights, record", [whole], reader, USER, facts),
+        Reader("weights, bytes", [whole, stripes], reader, USER),
+        Reader("weights, header", [whole, stripes], reader, USER, values),
+        Reader("weights, record", [whole, stripes], reader, USER, facts),
     ]
 
 
@@ -344,14 +347,17 @@ def _simulation(folder: Path) -> list[Reader]:
     save_answers(
         path, 3, np.zeros(12), {"single": given, "collage": [None, *given[1:]]}, ["a", "b"]
     )
+    whole = path.read_bytes()
+    answers = {"single": given, "collage": given, "parity": [None, *given[1:]]}
+    save_answers(path, 3, np.zeros(12), answers, ["a", "b"], 3)
     costs = json.dumps({"format": FORMAT, "version": VERSION, **Costs().__dict__}).encode()
     bare = folder / "bare"
     bare.mkdir()
     latencies, summary = _npy(np.arange(9)), json.dumps({"settings": {"side": 3}}).encode()
     times, text = _npy(np.arange(40) / 8), "\n".join(map(str, range(40))).encode()
     return [
-        Reader("answers .npz", [path.read_bytes()], _from_file(path, lambda p: read_answers(p, 3)),
-               USER),
+        Reader("answers .npz", [whole, path.read_bytes()],
+               _from_file(path, lambda p: read_answers(p, 3)), USER),
         Reader("costs", [costs], _from_file(folder / "k.json", read_costs), USER),
         Reader("costs, values", [costs], _from_file(folder / "k.json", read_costs), USER,
                _json_change),

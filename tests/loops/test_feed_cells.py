@@ -7,6 +7,7 @@ import pytest
 from fakes import Clock, ListReader
 
 from collage_mpi.encode import Encoder
+from collage_mpi.encode_parity import ENCODERS, make_stripe_encoder
 from collage_mpi.feed import Feed
 from collage_mpi.grid import Grid
 from collage_mpi.protocol import unpack_tasks
@@ -51,3 +52,20 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
         feed.release(image)
     assert feed.held == 0
     assert not feed._cells
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_stripe_is_made_of_its_images_wherever_it_is_in_the_group(name: str) -> None:
+    images = np.random.default_rng(0).integers(1, 256, (4, *SHAPE), dtype=np.uint8)
+    records = [ImageRecord(i, 0, i, image, None) for i, image in enumerate(images)]
+    clock, encoder = Clock(tick_ns=7), make_stripe_encoder(name, 3, SHAPE)
+    feed = Feed(ListReader(records, clock), encoder, 5, clock)
+    feed.admit(4)
+    send = Send(1, 1, "parity", ((1, 3), (3, 5)), 0, 0)  # the second stripe, its middle left out
+    packed = feed.pack([send], lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
+    (task,), pixels = unpack_tasks(packed.buffer[: packed.nbytes])
+    assert (task.kind, task.items) == ("parity", send.items)
+    small = encoder.shrink(images)
+    expected = encoder.paste([small[1], None, small[3]])
+    assert np.array_equal(pixels.reshape(encoder.input_shape), expected)
+    assert packed.encodes_ns[0] > 0

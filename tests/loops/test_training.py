@@ -107,6 +107,87 @@ def test_saved_answers_are_those_of_the_networks(
     assert main([*words, *both, "--save-answers", str(tmp_path / "a.txt")]) == 2
 
 
+@pytest.fixture(scope="module")
+def parity(shard: Path, weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("parity") / "parity.safetensors"
+    words = ["--single", str(weights["single"]), "--k", "2", "--epochs", "16", "--lr", "0.02"]
+    assert train("parity", shard, out, *words) == 0
+    return out
+
+
+def test_a_parity_network_makes_up_for_any_one_of_its_stripe(
+    weights: dict[str, Path], parity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, file = make_shard(tmp_path / "test.h5", 101, 1), tmp_path / "answers.npz"
+    words = ["evaluate", "--shards", str(test), "--calls", "2", "--parity", str(parity)]
+    single = ["--single", str(weights["single"])]
+    assert main([*words, *single, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    entry = report["networks"]["parity"]
+    assert entry["accuracy"] > 0.8  # by chance: a third
+    assert entry["images"] == 101  # the last stripe has one
+    assert entry["parity"] == {
+        "k": 2,
+        "encoder": "concat",
+        "summed": "logits",
+        "single": report["networks"]["single"]["fingerprint"],
+    }
+    assert report["parity_over_single"]["service"] > 0
+    collage = ["--collage", str(weights["collage"])]
+    assert main([*words, *single, *collage, "--save-answers", str(file)]) == 0
+    assert "degraded accuracy" in capsys.readouterr().out
+    with np.load(file, allow_pickle=False) as saved:
+        assert int(saved["parity_k"]) == 2
+        assert (saved["parity_class"] == saved["labels"]).mean() > 0.8
+    assert main(words) == 2
+    assert "needs --single" in capsys.readouterr().err
+
+
+def test_a_parity_network_is_of_one_single_network(
+    parity: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.safetensors"
+    assert train("single", shard, other, "--seed", "5", "--epochs", "1") == 0
+    capsys.readouterr()
+    words = ["evaluate", "--shards", str(shard), "--parity", str(parity), "--single", str(other)]
+    assert main(words) == 4
+    assert "is another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "code"), [(["--k", "1"], 2), (["--k", "900"], 2), (["--single", "no.safetensors"], 3)]
+)
+def test_what_no_parity_network_can_be_trained_from(
+    more: list[str], code: int, weights: dict[str, Path], shard: Path, tmp_path: Path
+) -> None:
+    words = ["--single", str(weights["single"]), *more]
+    assert train("parity", shard, tmp_path / "p.safetensors", *words) == code
+
+
+def test_a_parity_training_goes_on_where_it_stopped(
+    weights: dict[str, Path], shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collage_mpi.models.weights import read_tensors
+    from collage_mpi.training.loop import Trainer
+
+    words = ["--single", str(weights["single"]), "--encoder", "sum", "--limit", "100"]
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    assert train("parity", shard, whole, *words) == 0
+    epoch = Trainer._epoch
+
+    def stop_after_one(self: Trainer, progress: Any) -> None:
+        epoch(self, progress)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", stop_after_one)
+        assert train("parity", shard, cut, *words) != 0
+    assert train("parity", shard, cut, *words, "--resume") == 0
+    tensors = [read_tensors(describe(str(path), "parity")) for path in (whole, cut)]
+    for name, array in tensors[0].items():
+        assert np.array_equal(array, tensors[1][name]), name
+
+
 def test_an_absent_cell_is_marked_in_the_saved_answers(tmp_path: Path) -> None:
     from collage_mpi.training.answers import save_answers
 

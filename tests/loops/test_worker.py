@@ -74,7 +74,7 @@ class Bench:
         self.content: dict[str, Any] = {
             "what": "welcome",
             "image_shape": SHAPE,
-            "collage_shape": COLLAGE,
+            "encoded_shape": COLLAGE,
             "networks": {kind: "null"},
             "credit": 2,
             "task_bytes": 4096,
@@ -577,3 +577,50 @@ def test_a_batch_is_measured_as_one():
     bench.run()
     assert set(bench.network.sizes[-15:]) == {4}
     assert bench.endpoint.told()[-1]["service_ns"] == MS
+
+
+def test_under_parity_a_single_says_what_is_summed_beside_its_record():
+    bench = Bench(summed="logits")
+    bench.single(1, pixel=3)
+    bench.run()
+    (result,) = bench.results
+    assert result.cells[0].label == 3
+    assert result.vectors.shape == (1, 10)
+    assert int(result.vectors[0].argmax()) == 3
+    assert float(result.vectors.sum()) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_parity_task_says_nothing_of_its_images_but_the_sum():
+    bench = Bench("parity", summed="logits", encoded_shape=SHAPE)
+    items = ((4, 0), (5, 1), (6, 2))
+    bench.endpoint.give([WireTask(1, 0, 1, "parity", items)], [np.full(SHAPE, 7, np.uint8)])
+    bench.run()
+    (result,) = bench.results
+    assert result.cells == (None, None, None)
+    assert result.vectors.tolist() == [[0, 0, 0, 0, 0, 0, 0, 1, 0, 0]]
+
+
+def test_a_sum_that_is_not_finite_fails_its_task():
+    bench = Bench("parity", summed="logits", encoded_shape=SHAPE)
+    bench.network.spoil = {0: np.nan}
+    bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
+    bench.run()
+    (result,) = bench.results
+    assert (result.status, result.retryable) == (wire.FAILED, True)
+    assert "not finite" in result.reason
+
+
+def test_without_parity_no_vectors_travel():
+    bench = Bench()
+    bench.single(1)
+    bench.run()
+    assert bench.results[0].vectors is None
+
+
+def test_the_parity_network_is_held_by_its_cost_ratio():
+    bench = Bench("parity", start=False, summed="logits", encoded_shape=SHAPE,
+                  straggler={"model": "pinned", "median_ms": 100.0})  # fmt: skip
+    bench.start(cost_ratio=1.5)
+    bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
+    bench.run()
+    assert bench.results[0].drawn_ns == 150 * MS

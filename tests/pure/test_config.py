@@ -189,7 +189,7 @@ def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
     assert (plain.warm_groups, plain.batch_costs()) == (2, {})
     assert batches.mode == "carry, depth 2, batch 4"
     assert batches.warm_groups == 8
-    assert batches.batch_costs() == {"single": 1.0, "collage": 1.0}
+    assert batches.batch_costs() == {"single": 1.0, "collage": 1.0, "parity": 1.0}
     assert RunSettings(batch=4, batch_cost=0.1).batch_costs()["single"] == 0.1
     opened = RunSettings(batch=4, arrivals="poisson", rate=9.0)
     assert opened.warm_groups == 2
@@ -197,3 +197,31 @@ def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
     for values in ({"batch": 0}, {"batch": 1025}, {"batch_cost": -0.1}):
         with pytest.raises(UsageError):
             RunSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "k", "ranks", "world"),
+    [
+        ({}, 3, 3, 13),
+        ({"side": 4}, 4, 4, 21),
+        ({"side": 2, "parity_k": 3}, 3, 2, 7),
+        ({"singles": 5, "parity_k": 2}, 2, 3, 9),
+        ({"parity_ranks": 1}, 3, 1, 11),
+    ],
+)
+def test_one_parity_rank_for_k_singles(settings, k, ranks, world):
+    found = RunSettings(scheme="parity", **settings)
+    assert (found.n_stripe, found.n_parities, found.world_size) == (k, ranks, world)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"parity_k": 1}, "at least 2"),
+        ({"parity_k": 10}, "groups of 9"),
+        ({"parity_ranks": 0}, "at least 1"),
+    ],
+)
+def test_stripes_that_cannot_be_are_refused(settings, says):
+    with pytest.raises(UsageError, match=says):
+        RunSettings(scheme="parity", **settings)

@@ -37,6 +37,15 @@ def test_collages_alone_need_no_single_rank(world, idle):
     assert found.idle == idle
 
 
+def test_parity_ranks_come_after_the_singles():
+    found = placement(13, None, 1, side=3, scheme="parity", parity_ranks=3)
+    assert found.describe() == "0 coordinator, 1-9 single, 10-12 parity"
+    with pytest.raises(EnvironmentFault, match=r"3 parity ranks needs 13 .*launch with -n 13"):
+        placement(11, None, 1, side=3, scheme="parity", parity_ranks=3)
+    with pytest.raises(UsageError, match="--parity-ranks 0"):
+        placement(10, None, 1, side=3, scheme="parity", parity_ranks=0)
+
+
 def test_with_fastest_every_rank_holds_both_networks():
     found = placement(12, None, 2, side=3, layout="fastest")
     assert found.ranks_of("collage") == found.ranks_of("single") == tuple(range(1, 12))

@@ -53,6 +53,37 @@ def test_results_read_back(batch):
     assert wire.unpack_results(out[: wire.pack_results(out, 1, batch)]) == batch
 
 
+@given(
+    batch=st.lists(results, min_size=1, max_size=4),
+    counts=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    floats=st.integers(1, 5),
+)
+def test_vectors_travel_with_the_results_that_have_them(batch, counts, floats):
+    for result, count in zip(batch, counts, strict=False):
+        vectors = np.random.default_rng(count).normal(size=(count, floats)).astype(np.float32)
+        result.vectors = vectors if count else None
+    out = np.zeros(8192, np.uint8)
+    length = wire.pack_results(out, 1, batch)
+    assert length <= wire.HEADER.itemsize + sum(map(wire._bytes_of, batch))
+    found = wire.unpack_results(out[:length])
+    for result, back in zip(batch, found, strict=True):
+        sent, came = result.vectors, back.vectors
+        assert (sent is None) == (came is None)
+        assert sent is None or np.array_equal(sent, came)
+        result.vectors = back.vectors = None
+    assert found == batch
+
+
+def test_counts_of_vectors_that_do_not_add_up_are_refused():
+    out = np.zeros(256, np.uint8)
+    result = wire.WireResult(7, wire.ANSWERED, (None,), vectors=np.ones((1, 3), np.float32))
+    length = wire.pack_results(out, 1, [result])
+    record = out[wire.HEADER.itemsize :][: wire.RESULT.itemsize].view(wire.RESULT)
+    record["n_vectors"] = 2
+    with pytest.raises(wire.WireFault, match="vectors"):
+        wire.unpack_results(out[:length])
+
+
 @given(st.lists(ids, max_size=20))
 def test_cancels_read_back(batch):
     out = np.zeros(1024, np.uint8)

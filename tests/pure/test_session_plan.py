@@ -9,6 +9,8 @@ import pytest
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.models.architecture import default_architecture
+from collage_mpi.models.weights import save_weights
 from collage_mpi.muster import check_same_weights
 from collage_mpi.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.recorder import Totals
@@ -62,6 +64,51 @@ def test_what_does_not_fit_is_refused(shards, more, error, says):
 def test_numbers_that_cannot_be_meant_are_refused(more):
     with pytest.raises(UsageError):
         RunSettings(**more)
+
+
+@pytest.fixture
+def parity_weights(tmp_path) -> tuple[str, str, str]:
+    """A single network of 6 px, the parity network trained for it, and another single."""
+    common = {
+        "architecture": default_architecture("single", 8).to_dict(),
+        "height": 6,
+        "width": 6,
+        "channels": 1,
+        "class_names": ["0", "1", "2"],
+        "normalisation": {"mean": [0.3], "std": [0.4]},
+        "temperature": 1.5,
+    }
+    tensors = {"bias": np.zeros(2, np.float32)}
+    single = save_weights(tmp_path / "s.safetensors", tensors, {**common, "kind": "single"})
+    spec = {"k": 2, "encoder": "sum", "summed": "logits", "single": single.fingerprint}
+    record = {**common, "kind": "parity", "parity": spec}
+    save_weights(tmp_path / "p.safetensors", tensors, record)
+    save_weights(tmp_path / "o.safetensors", {"bias": np.ones(2, np.float32)},
+                 {**common, "kind": "single"})  # fmt: skip
+    return tuple(str(tmp_path / f"{name}.safetensors") for name in "spo")
+
+
+def test_a_parity_network_decodes_with_the_single_that_it_was_trained_for(shards, parity_weights):
+    single, parity, other = parity_weights
+    parity_job = {"scheme": "parity", "world": 7, "collage": ""}
+    plan = plan_of(shards, single=single, parity=parity, **parity_job)
+    assert plan.networks == {"single": single, "parity": parity}
+    assert plan.parity is not None
+    assert (plan.parity.k, plan.parity_temperature) == (2, 1.5)
+    null = plan_of(shards, parity="null", **parity_job)
+    assert null.parity is not None
+    assert null.parity.encoder == "sum"
+    for more, error, says in (
+        ({"single": single, "parity": ""}, UsageError, "train parity"),
+        ({"single": single, "parity": "my:network"}, UsageError, "collage-mpi train parity"),
+        ({"single": single, "parity": single}, DataFault, "a parity network is needed"),
+        ({"single": other, "parity": parity}, DataFault, "is another"),
+        ({"single": "null", "parity": parity}, DataFault, "is another"),
+        ({"single": single, "parity": parity, "parity_k": 3}, DataFault, "--parity-k 2"),
+        ({"single": single, "parity": parity, "world": 6}, EnvironmentFault, "launch with -n 7"),
+    ):
+        with pytest.raises(error, match=says):
+            plan_of(shards, **{**parity_job, **more})
 
 
 def test_a_label_that_no_row_can_hold_is_refused(tmp_path):

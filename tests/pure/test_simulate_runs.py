@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,50 @@ def test_answers_are_replayed_and_accuracy_follows(tmp_path):
     assert ((collage["predicted"] == collage["label"]) == (collage["row"] % 2 == 0)).all()
     assert collage["score"] == pytest.approx(np.linspace(0, 1, 23)[collage["row"] % 20])
     assert summarise(run)["accuracy"]["overall"]["accuracy"] == pytest.approx(22 / 40)
+
+
+def test_what_stripes_decode_is_replayed(tmp_path):
+    n = 24
+    right = np.arange(n) % 4
+    parity = {
+        "parity_k": 2, "parity_class": ((right + 1) % 4).astype(np.int16),
+        "parity_score": np.full(n, 0.25, np.float32), "parity_absent": np.arange(n) == 1,
+    }  # fmt: skip
+    path = fill(tmp_path / "a.npz", n, **parity)
+    slow = {"straggler": "pinned", "slow_ranks": ("2:9",)}  # image 1 of each group of four
+    settings = RunSettings(scheme="parity", side=2, warmup_groups=0, **slow)
+    status, out = simulate(settings, tmp_path / "run", n, answers=path)
+    rows = read_results(out).images
+    assert status == "complete"
+    decoded = rows[rows["source"] == SOURCE_CODE["parity"]]
+    assert {1, 5, 9} & set(decoded["row"]) == {5, 9}  # of image 1 nothing was decoded
+    assert (decoded["predicted"] == (decoded["label"] + 1) % 4).all()
+    assert (decoded["score"] == 0.25).all()
+    singles = rows[rows["source"] == SOURCE_CODE["single"]]
+    assert (singles["predicted"] == singles["label"]).all()
+    three = dataclasses.replace(settings, parity_k=3)
+    with pytest.raises(DataFault, match="stripes of 2"):
+        simulate(three, tmp_path / "other", n, answers=path)
+    with pytest.raises(DataFault, match="no parity network"):
+        simulate(settings, tmp_path / "other", n, answers=fill(tmp_path / "b.npz", n))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"parity_k": 2.5}, "whole number"),
+        ({"parity_class": np.full(23, 9, np.int16)}, "outside of the 4 classes"),
+        ({"parity_score": np.zeros(5, np.float32)}, "parity_score"),
+        ({"parity_absent": None}, "save-answers"),
+    ],
+)
+def test_bad_answers_of_stripes_are_one_message(tmp_path, changed, says):
+    parity = {
+        "parity_k": 2, "parity_class": np.zeros(23, np.int16),
+        "parity_score": np.zeros(23, np.float32), "parity_absent": np.zeros(23, bool), **changed,
+    }  # fmt: skip
+    with pytest.raises(DataFault, match=says):
+        read_answers(Path(fill(tmp_path / "a.npz", **parity)), 2)
 
 
 def test_it_reads_what_evaluate_saves(tmp_path):

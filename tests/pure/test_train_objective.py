@@ -17,13 +17,18 @@ torch = pytest.importorskip("torch")
 
 from collage_mpi.training.logs import as_csv  # noqa: E402
 from collage_mpi.training.objective import Distilled, Labels  # noqa: E402
+from collage_mpi.training.objective_parity import ParityObjective  # noqa: E402
 from collage_mpi.training.parts import running_average  # noqa: E402
+
+MIRRORED = np.array([[0, 1]])  # image 1 is
 
 
 def make_batch(present: list[bool]) -> Batch:
     """One collage of two cells that show images 3 and 1, of classes 2 and 0."""
     blank = np.zeros((1, 2, 4, 1), np.uint8)
-    return Batch(blank, np.array([[2, 0]]), np.array([present]), sum(present), np.array([[3, 1]]))
+    return Batch(
+        blank, np.array([[2, 0]]), np.array([present]), sum(present), np.array([[3, 1]]), MIRRORED
+    )
 
 
 def test_blank_cells_have_no_part_in_the_loss() -> None:
@@ -97,3 +102,17 @@ def test_the_log_is_a_table() -> None:
     history = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}]
     rows = list(csv.DictReader(io.StringIO(as_csv(history))))  # type: ignore[arg-type]
     assert [(row["epoch"], row["train_loss"]) for row in rows] == [("1", "0.5"), ("2", "0.25")]
+
+
+def test_a_parity_network_learns_the_sum_and_is_judged_by_what_is_left_of_it() -> None:
+    random = np.random.default_rng(0)
+    taught, held = (random.normal(size=(4, 2, 3)).astype(np.float32) for _ in range(2))
+    objective = ParityObjective(taught, held)
+    total = torch.from_numpy(taught[3, 0] + taught[1, 1]).reshape(1, 1, 3)
+    assert float(objective.loss(total, make_batch([True, True]))) == pytest.approx(0, abs=1e-9)
+    assert float(objective.loss(total + 2, make_batch([True, True]))) == pytest.approx(4)
+    alone = torch.from_numpy(taught[3, 0]).reshape(1, 1, 3)
+    assert float(objective.loss(alone, make_batch([True, False]))) == pytest.approx(0, abs=1e-9)
+    found = objective.logits(torch.zeros(1, 1, 3), make_batch([True, True]))
+    assert np.allclose(found[0, 0], -held[1, 1])
+    assert np.allclose(found[0, 1], -held[3, 0])

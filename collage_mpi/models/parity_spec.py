@@ -1,0 +1,59 @@
+"""What a parity network was made for: the facts its weights must hold to be of use.
+
+Owns: `ParitySpec` and its dict form.
+Does not know: torch, weights files, ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from collage_mpi.decode import SUMMED
+from collage_mpi.encode_parity import ENCODERS, MAX_K, MIN_K
+from collage_mpi.errors import DataFault, UsageError
+
+
+@dataclass(frozen=True)
+class ParitySpec:
+    """What is encoded, and what the network's answer is the sum of.
+
+    Attributes:
+        k: images of a full stripe.
+        encoder: one of ENCODERS.
+        summed: one of SUMMED.
+        single: fingerprint of the single network whose answers it sums; no other decodes.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    k: int
+    encoder: str
+    summed: str
+    single: str
+
+    def __post_init__(self) -> None:
+        if type(self.k) is not int or not MIN_K <= self.k <= MAX_K:
+            raise UsageError(f"parity k is {self.k!r:.60}; a stripe needs {MIN_K} to {MAX_K}")
+        for what, known in (("encoder", ENCODERS), ("summed", SUMMED)):
+            value = getattr(self, what)
+            if value not in known:
+                raise UsageError(f"parity {what} is {value!r:.60}; known are: {', '.join(known)}")
+        if not isinstance(self.single, str) or not self.single:
+            raise UsageError("parity single is no fingerprint of a single network")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict for JSON; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Any) -> ParitySpec:
+        """Read the dict form. Raises DataFault."""
+        try:
+            if not isinstance(record, Mapping):
+                raise TypeError(f"it is a {type(record).__name__}, not a table")
+            return cls(**record)
+        except (TypeError, UsageError) as error:
+            raise DataFault(f"the parity record cannot be read: {error}") from error
