@@ -96,9 +96,9 @@ class BareBlock:
         start_ns = time.monotonic_ns()
         cells, encoder = self.world.settings.grid.cells, self._encoder
         first = len(self._encodes_ns) * cells % (len(images) - cells + 1)
-        collage = self._sent[-1][-math.prod(encoder.collage_shape) :]
+        collage = self._sent[-1][-math.prod(encoder.input_shape) :]
         shrunk = encoder.shrink(images[first : first + cells])  # (cells, cell_px, cell_px, C)
-        encoder.paste(list(shrunk), collage.reshape(encoder.collage_shape))
+        encoder.paste(list(shrunk), collage.reshape(encoder.input_shape))
         self._encodes_ns.append(time.monotonic_ns() - start_ns)
 
     def _post(self) -> list[Any]:

@@ -201,10 +201,11 @@ def _worth(
     if ratio:
         rows.append(["service time : single's", f"**{ratio['service']:.2f}**"])
         rows.append(["MFLOP : single's", f"{ratio['flops']:.2f}"])
-        both = [ratio[k] for k in ("both_right", "only_single_right", "only_collage_right")]
+        kind = "parity" if entry.get("parity") else "collage"
+        both = [ratio[k] for k in ("both_right", "only_single_right", f"only_{kind}_right")]
         rows.append(
             [
-                "both right / only the single / only the collage",
+                f"both right / only the single / only the {kind}",
                 " / ".join(f"{x:.2%}" for x in both),
             ]
         )
