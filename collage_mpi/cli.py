@@ -16,6 +16,7 @@ from importlib import import_module
 from collage_mpi import __version__
 from collage_mpi.departure import leave_if_armed
 from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.outlet import Outlet
 from collage_mpi.topology import telling_rank
 
 # name -> (module below collage_mpi.commands, line in --help)
@@ -115,6 +116,6 @@ def _main(argv: list[str]) -> int:
 
 
 def tell(message: str) -> None:
-    """Print to stderr, from one rank only."""
+    """Print to stderr, from one rank only. A reader that has gone ends no job."""
     if telling_rank() in (None, 0):
-        print(message, file=sys.stderr, flush=True)
+        Outlet(sys.stderr).write(f"{message}\n")

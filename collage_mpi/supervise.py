@@ -19,11 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from collage_mpi.banners import BannerFilter
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch import LaunchPlan
+from collage_mpi.outlet import Outlet
 from collage_mpi.processes import end_family
 from collage_mpi.progress import Display, display_for, split_statuses
 
@@ -105,7 +106,9 @@ class Job:
         self._up_by_s: float | None = None
         self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
         self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
-        self._out, self._err = out or sys.stdout, err or sys.stderr
+        # A log's full disk, or a reader that has gone, is no reason to end a job.
+        self._out = cast(TextIO, Outlet(out or sys.stdout))
+        self._err = cast(TextIO, Outlet(err or sys.stderr))
         self._display: Display = display_for(self._err)
         self._signals: list[int] = []
         self._kill_at_s: float | None = None

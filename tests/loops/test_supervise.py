@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -138,6 +139,27 @@ def test_who_does_not_leave_when_rank_0_has_died_is_killed():
     code, _ = exit_code(made.run(), None, must_report=True)
     assert time.monotonic() - start_s < 30
     assert code == 137
+
+
+LAUNCHING = (
+    "import sys\n"
+    "from collage_mpi.launch import LaunchPlan\n"
+    "from collage_mpi.supervise import Job, exit_code\n"
+    "source = 'import time; print(1); time.sleep(0.5); print(2); raise SystemExit(4)'\n"
+    "plan = LaunchPlan((sys.executable, '-uc', source))\n"
+    "sys.exit(exit_code(Job(plan, 'mpich').run(), None)[0])\n"
+)
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "closed", "a reader that goes"])
+def test_output_that_cannot_be_written_does_not_end_the_job(where):
+    reading, writing = os.pipe()
+    os.close(reading)
+    target = {"closed": "exec >&- 2>&-; ", "/dev/full": "exec >/dev/full 2>&1; "}.get(where, "")
+    words = ["bash", "-c", f'{target}exec "$0" -c "$1"', sys.executable, LAUNCHING]
+    done = subprocess.run(words, stdout=writing, stderr=writing, stdin=subprocess.DEVNULL)
+    os.close(writing)
+    assert done.returncode == 4
 
 
 STOPPABLE = (
