@@ -43,7 +43,7 @@ SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "hedge": (1, ("--hedge-ms", "40", "--hedge-budget", "1")),
     "collage-hedge": (1, ("--hedge-ms", "40", "--hedge-budget", "1")),
     "collage-only": (1, ("--cost-ratio", "1.2")),
-    "parity": (3, ()),
+    "parity": (3, ("--parity", "null", "--parity-k", "2")),
 }
 ACCEPT = (("first",), ("first",), ("grace", "--grace-ms", "30"),
           ("confident", "--accept-deadline-ms", "60"))  # fmt: skip
@@ -141,18 +141,23 @@ def make_round(
         *("--straggler", "lognormal", "--straggler-median-ms", str(median_ms)),
         *("--straggler-seed", str(rng.randrange(100)), "--straggler-sigma", "0.5"),
         *("--order", rng.choice(["file", f"shuffle:{rng.randrange(9)}"])),
-        *shape_of_work(rng, schemes),
+        *shape_of_work(rng, schemes, collages),
     )
     return Round(seed, number, singles, collages, on_loss, settings, sessions)
 
 
-def shape_of_work(rng: random.Random, schemes: tuple[str, ...]) -> tuple[str, ...]:
-    """How redundancy is added, who gets what, and how many groups travel together."""
+def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -> tuple[str, ...]:
+    """How redundancy is added, who gets what, and how many groups travel together.
+
+    With scheme parity the last `collages` ranks are parity ranks.
+    """
     scheme = rng.choices(schemes, [SCHEMES[name][0] for name in schemes])[0]
     words = ["--scheme", scheme, *SCHEMES[scheme][1], "--batch", str(rng.choice([1, 1, 1, 2, 3]))]
     if scheme.startswith("collage") and scheme != "collage-only":
         accept, *more = rng.choice(ACCEPT)
         words += ["--accept", accept, *more]
+    if scheme == "parity":
+        words += ["--parity-ranks", str(collages)]
     if scheme == "collage":
         words += ["--placement", rng.choice(["fixed", "fixed", "fastest"])]
     if scheme == "none":
