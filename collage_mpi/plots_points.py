@@ -26,6 +26,7 @@ _FAMILIES = {
     "parity": ("#CC79A7", "X"),
     "collage-only": ("#56B4E9", "v"),
     "collage": ("#0072B2", "^"),
+    "collage-hedge": ("#0072B2", "<"),
     "fastest": ("#009E73", "P"),
 }
 _LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
@@ -195,7 +196,8 @@ def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], 
     columns = []
     for label in axis_labels(rows, panels):
         mine = [row for row in rows if row[AXIS + panels] == label]
-        columns.append(Panel(label, [(number[row[AXIS + series]], row) for row in mine]))
+        shown = f"{panels} {label}" if label.isdecimal() else label
+        columns.append(Panel(shown, [(number[row[AXIS + series]], row) for row in mine]))
     return names, columns
 
 
@@ -213,7 +215,7 @@ def _figure(
     )
     figure.subplots_adjust(
         left=0.74 / width_in,
-        right=1 - 0.12 / width_in,
+        right=1 - 0.24 / width_in,
         top=1 - top_in / height_in,
         bottom=bottom_in / height_in,
         wspace=0.24,
@@ -320,9 +322,10 @@ def _plain(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = sorted(axis.get_view_interval())
-    if high < 6 * low:
+    if high < 2 * low:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     else:
-        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=20))
+        subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 10 * low else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,18 @@ def test_shipped_files_are_found() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_committed_experiments_expand(path: Path) -> None:
     assert len(read_experiment(path).points) > 1
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_their_headers_say_how_to_run_and_draw_them(path: Path) -> None:
+    head = path.read_text().split("\nname = ")[0].replace("\\\n#", "")
+    experiment = read_experiment(path)
+    assert f"collage-mpi experiment analysis/experiments/{path.name} --out " in head
+    axes = {axis for point in experiment.points for axis in point.draft.axes}
+    drawn = re.findall(r"--(?:series|panels|across|down) (\S+)", head)
+    assert set(drawn) <= axes
+    names = {point.name for point in experiment.points}
+    assert set(re.findall(r"runs/\w+/([\w-]+)(?= )", head)) <= names
 
 
 @pytest.mark.parametrize(
