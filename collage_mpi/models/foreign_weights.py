@@ -6,7 +6,6 @@ Does not know: the command line, how a network computes.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.models.backbone import Backbone
 from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.torch_file import load_tensors
 from collage_mpi.models.vision import VisionSingle
 from collage_mpi.models.weights import save_weights, sha256_of_file
 
@@ -76,7 +76,7 @@ def import_weights(
 
 def read_state(file: Path) -> dict[str, Tensor]:
     """The state dict of a file, wrappers and prefixes taken off. See `import_weights`."""
-    loaded = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    loaded = _load_safetensors(file) if file.suffix == ".safetensors" else load_tensors(file)
     for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -106,25 +106,6 @@ def _load_safetensors(file: Path) -> Any:
         raise EnvironmentFault(f"{file}: cannot be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise DataFault(f"{file} is no safetensors file, or damaged: {error}") from error
-
-
-def _load_pickle(file: Path) -> Any:
-    """Tensors and plain values only: torch's restricted unpickler runs nothing of the file."""
-    try:
-        with file.open("rb") as stream:
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise EnvironmentFault(f"{file}: cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "")
-        raise DataFault(
-            f"{file} holds more than tensors, and loading it would run code of its maker "
-            f"({reason.strip()[:160] or 'a pickled object'}). It is not loaded. Where it was made, "
-            "save the tensors alone: torch.save(model.state_dict(), FILE)"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise DataFault(f"{file} is no file of torch.save, or damaged: {detail}") from error
 
 
 def _network_for(

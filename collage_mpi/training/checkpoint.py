@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.models.torch_file import load_tensors
 from collage_mpi.models.weights import write_atomically
 
 VERSION = 2
@@ -44,12 +44,10 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Any
         UsageError: the checkpoint belongs to a run with other settings.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"checkpoint {path}: {error.strerror}; leave out --resume"
-        ) from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        state = load_tensors(path)
+    except EnvironmentFault as error:
+        raise EnvironmentFault(f"checkpoint {error}; leave out --resume") from error
+    except DataFault as error:
         raise DataFault(f"{path} is not a checkpoint, or damaged; leave out --resume") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise DataFault(f"{path} is not a checkpoint of this version; leave out --resume")

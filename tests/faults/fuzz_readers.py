@@ -309,6 +309,7 @@ def _training(folder: Path) -> list[Reader]:
     import torch
 
     from collage_mpi.commands.card import _read as read_report
+    from collage_mpi.models.foreign_weights import read_state
     from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
 
     identity = {"seed": 1}
@@ -327,8 +328,22 @@ def _training(folder: Path) -> list[Reader]:
             _from_file(path, lambda p: load_checkpoint(p, identity)),
             USER,
         ),
+        Reader(
+            "weights of other programs",
+            [_bytes_of(network.state_dict()), _bytes_of({"state_dict": network.state_dict()})],
+            _from_file(folder / "w.pth", read_state),
+            USER,
+        ),
         Reader("report of evaluate", [report], _from_file(folder / "r.json", read_report), USER),
     ]
+
+
+def _bytes_of(state: Any) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 # ---- simulation, pictures ---------------------------------------------------

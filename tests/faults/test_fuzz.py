@@ -26,7 +26,8 @@ NAMES = (
       for how in (" .toml", " .json", ", values")),
     *("trace .npy", "idx", "idx.gz", "weights, bytes", "weights, header", "weights, record"),
     *(f"message: {what}" for what in ("tasks", "results", "cancel", "control")),
-    *("checkpoint", "report of evaluate", "answers .npz", "costs", "costs, values"),
+    *("checkpoint", "weights of other programs", "report of evaluate", "answers .npz"),
+    *("costs", "costs, values"),
     *("arrivals .npy", "arrivals .txt", "latencies", "summary without rows", "pictures", "tar"),
     *("shards", "HDF5 of other programs"),
 )  # fmt: skip
@@ -107,6 +108,13 @@ def test_a_checkpoint_whose_progress_is_damaged(tmp_path, progress) -> None:
     import torch
 
     torch.save({"version": VERSION, "progress": progress}, tmp_path / "c.pt")
+    with pytest.raises(DataFault, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "c.pt", {})
+
+
+def test_a_checkpoint_whose_pickle_pops_from_nothing(tmp_path) -> None:
+    """torch's restricted unpickler says IndexError."""
+    (tmp_path / "c.pt").write_bytes(b"\x80\x02t.")
     with pytest.raises(DataFault, match="not a checkpoint"):
         load_checkpoint(tmp_path / "c.pt", {})
 
