@@ -353,9 +353,11 @@ class Harness:
         equations = [{i.id for i in task.images if not i.resolved} for task in queued]
         for task, send in self.sent.items():
             coming = task in self.live and send.rank not in self.suspected
-            there = task in self.answers and task not in self.nonsense
+            members = {item.image for item in send.items}
+            # Of an answer that decodes to nothing that is known once all others are there.
+            there = task in self.answers and (task not in self.nonsense or len(members - known) > 1)
             if send.kind == PARITY and (coming or there):
-                equations.append({item.image for item in send.items})
+                equations.append(members)
         unknown = [equation - known - covered for equation in equations]
         return {image for each in unknown if len(each) == 1 for image in each}
 

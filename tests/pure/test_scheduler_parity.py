@@ -189,6 +189,23 @@ def test_parity_ranks_alone_carry_no_job():
     assert job.finish.status == ev.INCOMPLETE
 
 
+def test_a_parity_task_that_is_lost_while_the_job_stops_is_not_made_again():
+    job = started(2)
+    job.stop()
+    job.lose(5)
+    assert not any(list(rank.waiting()) for rank in job.scheduler.dispatch.ranks.values())
+
+
+def test_a_parity_answer_is_known_to_say_nothing_when_the_others_are_there():
+    job = started(2, max_attempts=1)
+    job.close()
+    job.fail(job.task_of(0))
+    job.answer(job.task_of(0, PARITY), absent=frozenset({0}))
+    assert 0 not in job.resolved  # image 1 is still to come
+    job.answer(job.task_of(1))
+    assert job.resolved[0].outcome == "error"
+
+
 def test_the_job_goes_on_without_parity_ranks():
     job = started(2)
     job.close()
