@@ -54,11 +54,17 @@ def titled(first: str, rows: list[Row], default: str) -> str:
     return f"{first or default}\n{', '.join(shown)}; medians over placements"
 
 
+def gain_title(value: str) -> str:
+    """What a gain's column holds: "p99_vs_none" is none's P99 over the point's."""
+    figure, found, baseline = value.partition("_vs_")
+    return f"{figure} of {baseline} over {figure} of each: above 1 is better" if found else value
+
+
 def draw(args: argparse.Namespace) -> list[Path]:
     """The figure that was asked for."""
     rows = choose(read_points(args.points), args.where)
     if args.figure == "heat":
-        title = titled(args.title, rows, args.value) + " and their 10-90 % range"
+        title = titled(args.title, rows, gain_title(args.value)) + " and their 10-90 % range"
         axes = {"across": args.across, "down": args.down}
         return plot_heat(rows, args.out, value=args.value, title=title, dpi=args.dpi, **axes)
     axes = {"series": args.series, "panels": args.panels}

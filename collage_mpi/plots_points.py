@@ -29,6 +29,7 @@ _FAMILIES = {
     "collage-hedge": ("#0072B2", "<"),
     "fastest": ("#009E73", "P"),
 }
+_HEADING_IN = 6.4  # a heading's longest line needs so much
 _LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
 _TAILS = (("p99", "group P99, ms"), ("std", "std of a group, ms, from 1"))
 _OTHER = ("#7F7F7F", "h")
@@ -154,12 +155,18 @@ def plot_heat(
         raise UsageError(f"several points in one cell of {across} x {down}: choose with --where")
     gains = np.array([[need(cells[x, y], value) for x in xs] for y in ys])  # (down, across)
     pyplot = plot_style.pyplot()
-    height_in = 1.75 + 0.16 * title.count("\n") + 0.62 * len(ys)
+    labels = [textwrap.fill(y, 24) for y in ys]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    top_in, left_in = 0.55 + 0.16 * title.count("\n"), 0.3 + 0.085 * longest
+    height_in = top_in + 0.55 * len(ys) + 0.62
+    width_in = max(left_in + 1.35 * len(xs) + 0.15, _HEADING_IN)
     with pyplot.rc_context(plot_style.STYLE):
-        figure, axes = pyplot.subplots(figsize=(1.9 + 1.35 * len(xs), height_in))
-        top_in = 0.55 + 0.16 * title.count("\n")
+        figure, axes = pyplot.subplots(figsize=(width_in, height_in))
         figure.subplots_adjust(
-            left=0.22, right=0.98, top=1 - top_in / height_in, bottom=0.62 / height_in
+            left=left_in / width_in,
+            right=1 - 0.15 / width_in,
+            top=1 - top_in / height_in,
+            bottom=0.62 / height_in,
         )
         limit = max(abs(np.log2(gains)).max(), 0.1)
         axes.imshow(np.log2(gains), cmap="PRGn", vmin=-limit, vmax=limit, aspect="auto")
@@ -167,7 +174,7 @@ def plot_heat(
             for i, x in enumerate(xs):
                 _cell(axes, i, j, cells[x, y], value, abs(np.log2(gains[j, i])) > 0.7 * limit)
         axes.set_xticks(range(len(xs)), xs)
-        axes.set_yticks(range(len(ys)), [textwrap.fill(y, 24) for y in ys])
+        axes.set_yticks(range(len(ys)), labels)
         axes.set_xlabel(across)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
