@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from mortal_jobs import running
 
 from collage_mpi.launch import build_command, site_here
-from collage_mpi.processes import process_table
 from collage_mpi.supervise import Job, exit_code
 from collage_mpi.topology import STATUS_VARIABLE
 
@@ -38,18 +38,7 @@ def test_a_hang_is_killed_whole_within_the_timeout(mpiexec, programs, tmp_path):
     shutil.copy(programs / "hello.py", program)
     with pytest.raises(pytest.fail.Exception, match="did not end within"):
         mpiexec(3, [program, 0, 2], timeout=3)
-    assert running(str(program)) == []
-
-
-def running(word: str) -> list[str]:
-    """Command lines of the processes that name `word`."""
-    lines = []
-    for pid in process_table():
-        try:
-            lines.append(Path(f"/proc/{pid}/cmdline").read_text())
-        except OSError:
-            continue  # it ended while we looked
-    return [line for line in lines if word in line]
+    assert running(program) == []
 
 
 def supervised(mpi, ranks: int, *words: object, **options) -> tuple[int, str, str]:
@@ -106,7 +95,7 @@ def test_a_hang_ends_with_the_time_limit(mpi, programs, tmp_path):
     shutil.copy(programs / "hello.py", program)
     code, _, _ = supervised(mpi, 3, program, 0, 2, timeout_s=3.0)
     assert code == 6
-    assert running(str(program)) == []
+    assert running(program) == []
 
 
 def test_a_killed_launch_leaves_no_ranks(programs, tmp_path):
@@ -129,9 +118,9 @@ def test_a_killed_launch_leaves_no_ranks(programs, tmp_path):
         time.sleep(0.02)
     launch.kill()
     launch.wait()
-    while running(str(program)) and time.monotonic() < end_s:
+    while running(program) and time.monotonic() < end_s:
         time.sleep(0.05)
-    left = running(str(program))
+    left = running(program)
     assert left == []
 
 
