@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -41,6 +42,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+# Until MPI is up nothing holds ranks together, and Open MPI ends all of them once one has left
+# with an error: rank 0, which has the message, may be that much behind the others.
+SPEAK_FIRST_S = 2.0
 MOST_USAGE_LINES = 8  # of a usage shown with an error: more would hide the message
 
 
@@ -53,6 +57,7 @@ class _Parser(argparse.ArgumentParser):
             if usage.count("\n") > MOST_USAGE_LINES:
                 usage = f"usage: {self.prog} ...; {self.prog} --help lists its flags\n"
             print(f"{usage}{self.prog}: error: {message}", file=sys.stderr)
+        _let_rank_0_speak()
         raise SystemExit(int(ExitCode.USAGE))
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
@@ -92,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     code = _main(list(sys.argv[1:] if argv is None else argv))
     leave_if_armed(code)
+    if code:
+        _let_rank_0_speak()
     return code
 
 
@@ -119,3 +126,9 @@ def tell(message: str) -> None:
     """Print to stderr, from one rank only. A reader that has gone ends no job."""
     if telling_rank() in (None, 0):
         Outlet(sys.stderr).write(f"{message}\n")
+
+
+def _let_rank_0_speak() -> None:
+    """A silent rank that is about to leave with an error waits, if MPI does not do so."""
+    if telling_rank() not in (None, 0) and "mpi4py.MPI" not in sys.modules:
+        time.sleep(SPEAK_FIRST_S)

@@ -477,6 +477,19 @@ def test_a_flag_that_does_not_exist_is_one_usage(mpiexec, both):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--no-such-flag", "3"], "collage-mpi run: error: unrecognized arguments: --no-such-flag"),
+        (["--depth", "0"], "collage-mpi run: depth is 0"),
+    ],
+)
+def test_no_rank_leaves_before_rank_0_has_said_what_is_wrong(mpiexec, programs, both, words, says):
+    done = mpiexec(3, [programs / "late.py", *both, *words], env=QUICK)
+    assert done.returncode == ExitCode.USAGE
+    assert sum(says in line for line in said_by_ranks(done.stderr)) == 1
+
+
 def test_a_wrong_world_ends_with_its_code(mpiexec, both, tmp_path):
     done = mpiexec(3, ["-m", "collage_mpi", *both, "--out", tmp_path / "out"], env=QUICK)
     assert done.returncode == ExitCode.ENVIRONMENT
