@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.npy import UNREADABLE
 from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.rows import Table
 
@@ -78,10 +79,12 @@ def read_part(path: Path, table: Table) -> np.ndarray:
     """Read one part and prove it undamaged.
 
     Returns:
-        (n,) of the table's dtype.
+        (n,) of the table's dtype; columns that came after the part was written have their
+        default (rows.py).
 
     Raises:
-        DataFault: the file is truncated, changed, or of another version.
+        DataFault: the file is truncated, changed, or has columns that this version does not
+            know, or lacks some that have no default.
         EnvironmentFault: it cannot be read.
     """
     try:
@@ -90,17 +93,43 @@ def read_part(path: Path, table: Table) -> np.ndarray:
         raw = path.read_bytes()
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
-    body = _checked_body(path, raw)
-    # The checksum holds, so this is what some writer meant; was it this version's?
-    rows = (len(body) - len(npy_header(table.dtype, 0))) // table.dtype.itemsize
-    header = npy_header(table.dtype, max(rows, 0))
-    if body[: len(header)] != header or len(body) != len(header) + rows * table.dtype.itemsize:
+    return _as_now(path, _stored_rows(path, _checked_body(path, raw)), table)
+
+
+def _stored_rows(path: Path, body: bytes) -> np.ndarray:
+    """The rows of a part with the columns that its writer gave them."""
+    file = io.BytesIO(body)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("another version of .npy")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        rows = np.frombuffer(body, dtype, offset=file.tell())
+        if dtype.names is None or shape != rows.shape:
+            raise ValueError(f"{len(rows)} rows of {dtype}, said to be of shape {shape}")
+    except UNREADABLE as error:
+        raise DataFault(f"{path}: undamaged, but no part of a run: {error}") from error
+    return rows
+
+
+def _as_now(path: Path, rows: np.ndarray, table: Table) -> np.ndarray:
+    """The rows with this version's columns: those that came later have their default."""
+    if rows.dtype == table.dtype:
+        return rows
+    found, wanted = rows.dtype.names or (), table.dtype.names or ()
+    kept = [name for name in wanted if name in found]
+    wrong = [name for name in found if name not in wanted]
+    wrong += [name for name in wanted if name not in (*found, *table.later)]
+    wrong += [n for n in kept if not np.can_cast(rows.dtype[n], table.dtype[n], "safe")]
+    if wrong:
         raise DataFault(
-            f"{path}: undamaged, but its columns are not those of this version of collage-mpi "
-            f"(needed: {', '.join(table.dtype.names or ())}). "
-            "Read it with the version that wrote it."
+            f"{path}: undamaged, but its columns are not those of this version of collage-mpi: "
+            f"{', '.join(wrong)} (needed: {', '.join(wanted)}). Read it with the version that "
+            "wrote it, or a later one."
         )
-    return np.frombuffer(body, dtype=table.dtype, offset=len(header))
+    now = np.empty(len(rows), table.dtype)
+    for name in wanted:
+        now[name] = rows[name] if name in kept else table.later[name]
+    return now
 
 
 def _checked_body(path: Path, raw: bytes) -> bytes:

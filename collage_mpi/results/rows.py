@@ -119,6 +119,9 @@ _MAY_OMIT: dict[str, Any] = {
     "reason": b"",
 }
 
+# Columns that came after version 0.1.0: what they hold in the rows of runs made before.
+_LATER: dict[type, dict[str, Any]] = {ImageRow: {}, GroupRow: {}, TaskRow: {}}
+
 _REASON = f"S{REASON_BYTES}"
 
 _TYPES: dict[type, dict[str, str]] = {
@@ -169,6 +172,7 @@ class Table:
     packer: struct.Struct
     coded: dict[str, dict[str, int]]  # column -> name -> code
     defaults: dict[str, Any]  # columns a row given by names may leave out
+    later: dict[str, Any]  # columns that older parts lack, and what to read in their place
     has_reason: bool
 
 
@@ -181,7 +185,8 @@ def _table(name: str, row: type, coded: dict[str, dict[str, int]]) -> Table:
     assert packer.size == dtype.itemsize
     required = {"rank"} if row is TaskRow else set()
     defaults = {key: _MAY_OMIT[key] for key in fields if key in _MAY_OMIT and key not in required}
-    return Table(name, row, dtype, packer, coded, defaults, fields[-1] == "reason")
+    has_reason = fields[-1] == "reason"
+    return Table(name, row, dtype, packer, coded, defaults, _LATER[row], has_reason)
 
 
 IMAGES = _table("images", ImageRow, {"source": SOURCE_CODE})

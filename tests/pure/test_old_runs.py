@@ -1,0 +1,95 @@
+"""Runs of earlier versions: read, proven, exported and gone on with.
+
+`fixtures/run_0_1_0` holds what version 0.1.0 wrote: `complete` of 20 images with one error row
+(row 13 of input.h5 is damaged), `stopped` by a signal after 12. Neither may be made anew: a
+version that cannot read them has lost its users' results.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.cli import main
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import DataFault
+from collage_mpi.plan import make_plan
+from collage_mpi.results import RunWriter, parts, read_results, verify_run
+from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, Table
+from collage_mpi.session import make_manifest
+
+OLD = Path(__file__).parent.parent / "fixtures" / "run_0_1_0"
+WORLD = 4
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A copy that tests may write to."""
+    return Path(shutil.copytree(OLD, tmp_path / "old"))
+
+
+def resumed_manifest(run: Path) -> dict:
+    """What this version's session asks for, with the settings of the run in `run`."""
+    settings = json.loads((run / "manifest.json").read_text())["settings"]
+    shards = {"shards": [str(run.parent / "input.h5")], "out": str(run)}
+    plan = make_plan(RunSettings.from_mapping({**settings, **shards}), WORLD)
+    plan.shards.close()
+    return make_manifest(plan)
+
+
+def test_a_run_of_0_1_0_is_read_proven_and_exported(old: Path) -> None:
+    run = read_results(old / "complete")
+    assert [len(rows) for rows in (run.images, run.groups, run.tasks)] == [20, 5, 24]
+    answered = run.images[run.images["answered"]]
+    assert (answered["predicted"] == answered["row"] % 5).all()
+    assert verify_run(old / "complete").status == "complete_with_errors"
+    assert verify_run(old / "stopped").headline == "incomplete: 12 of 20 rows, no doubles"
+    assert main(["export", str(old / "complete"), "--to", "csv"]) == 0
+    with (old / "complete" / "export" / "images.csv").open(newline="") as lines:
+        assert [row["row"] for row in csv.DictReader(lines) if row["source"] == "error"] == ["13"]
+
+
+def test_a_run_of_0_1_0_is_gone_on_with(old: Path) -> None:
+    run, done = RunWriter.reopen(old / "stopped", resumed_manifest(old / "stopped"))
+    run.close("incomplete")
+    assert (run.session, sorted(done["row"].tolist())) == (2, list(range(12)))
+    manifest = resumed_manifest(old / "complete")
+    assert RunWriter.finished(old / "complete", manifest) == "complete_with_errors"
+
+
+def wider(table: Table, **later: object) -> Table:
+    """The table of a later version: one more column, and reasons of more bytes."""
+    fields = [(name, table.dtype[name]) for name in table.dtype.names or ()]
+    fields = [(name, "S128" if name == "reason" else code) for name, code in fields]
+    return dataclasses.replace(table, dtype=np.dtype([("since", "<i4"), *fields]), later=later)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_a_column_that_came_later_has_its_default(table: Table) -> None:
+    path = parts.part_path(OLD / "complete" / "parts", table, 1)
+    then, now = parts.read_part(path, table), parts.read_part(path, wider(table, since=7))
+    assert (now["since"] == 7).all()
+    for name in table.dtype.names or ():
+        assert (now[name] == then[name]).all()
+    with pytest.raises(DataFault, match="since"):  # a default is not made up
+        parts.read_part(path, wider(table))
+
+
+def test_columns_of_a_later_version_are_named_and_refused(tmp_path: Path) -> None:
+    later = wider(GROUPS)
+    path = tmp_path / "groups-000001.npy"
+    parts.write_part(path, later, memoryview(np.zeros(3, later.dtype).tobytes()))
+    with pytest.raises(DataFault, match=r"this version of collage-mpi: since .* or a later one"):
+        parts.read_part(path, GROUPS)
+    with pytest.raises(DataFault, match="shard, row, cell"):  # another table's part
+        parts.read_part(path, IMAGES)
+    parts.write_part(tmp_path / "x", dataclasses.replace(TASKS, dtype=np.dtype("<i8")),
+                     memoryview(bytes(8)))  # fmt: skip
+    with pytest.raises(DataFault, match="no part of a run"):
+        parts.read_part(tmp_path / "x", TASKS)
