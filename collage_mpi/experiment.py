@@ -62,6 +62,7 @@ class Point:
         ranks: world size that it needs, rank 0 included.
         images: that a simulated run has; None for real runs, which have shards.
         answers: file of `evaluate --save-answers`, "{side}" in it for the side; or None.
+        costs: the experiment's, below.
         draft: where in the grid it is, and its seed.
         family: its name without the seed: runs of one family are repeats.
     """
@@ -74,6 +75,7 @@ class Point:
     answers: str | None
     draft: Draft
     family: str
+    costs: str | None = None
 
     def settings_in(self, out: Path) -> RunSettings:
         """The settings with `out`, the folder of this point in the experiment's."""
@@ -168,7 +170,7 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
     baselines = read_baselines(document, found, source)
     costs, answers = (_path(document.get(key), key, how, source) for key in ("costs", "answers"))
     points = [
-        dataclasses.replace(_point(index, draft, base, size, source), answers=answers)
+        dataclasses.replace(_point(index, draft, base, size, source), answers=answers, costs=costs)
         for index, draft in enumerate(found)
     ]
     _check_distinct(points, source)

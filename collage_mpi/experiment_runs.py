@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.config import RunSettings
-from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.costs import Costs, read_costs
+from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.experiment import Experiment, Point
+from collage_mpi.inputs import digests, named_files
+from collage_mpi.results.manifest import (
+    MANIFEST,
+    MARKER,
+    differences,
+    other_content,
+    read_manifest,
+)
+from collage_mpi.shards import inspect_shards
+from collage_mpi.shards.reader import expand_paths
+from collage_mpi.shards.schema import Stamp, stamp_of
+from collage_mpi.simulate_runs import Job, check_job, read_summary, run_jobs, simulated_inputs
 
 if TYPE_CHECKING:
     from collage_mpi.crew import Crew
@@ -32,41 +47,98 @@ def state(point: Point, out: Path) -> str:
         UsageError: the folder holds a run with other settings than the point's.
         DataFault: the run's manifest is damaged.
     """
-    from collage_mpi.results.manifest import MANIFEST, MARKER, differences, read_manifest
-
     folder = out / point.name
     alone = summary_alone(folder)
     if alone is None and not (folder / MANIFEST).exists():
         return NEW
     found = read_manifest(folder) if alone is None else alone
-    settings = point.settings_in(out).to_dict()
-    changed = differences(found, {**found, "settings": settings}) + _other_input(found, point)
+    done = alone is not None or (folder / MARKER).exists()
+    changed = differences(found, _asked(found, point, out, done)) + _other_input(found, point)
     if changed:
         listed = "\n  ".join(changed)
         raise UsageError(
             f"{folder} holds a run with other settings than the experiment:\n  {listed}\n"
-            "Choose another --out, or remove that folder."
+            "Choose another --out, or remove that folder: its run is then made anew."
         )
-    return DONE if alone is not None or (folder / MARKER).exists() else STARTED
+    return DONE if done else STARTED
+
+
+def _asked(found: Json, point: Point, out: Path, done: bool) -> Json:
+    """The manifest as the point would have it now, as far as that needs no ranks.
+
+    A finished run is held against its shards too; an unfinished one is by its next session.
+    A file that is gone makes no result stale.
+    """
+    settings = point.settings_in(out)
+    simulated = point.images is not None
+    files = simulated_inputs(settings, point.answers) if simulated else named_files(settings)
+    inputs = digests({name: path for name, path in files.items() if path.exists()})
+    asked = {**found, "settings": settings.to_dict(), "inputs": inputs}
+    shards = _shards_now(settings.shards) if done and not simulated else None
+    if shards is None or _contents(shards) == _contents(found["shards"]):
+        return asked
+    return {**asked, "shards": shards}
+
+
+def _contents(shards: Sequence[Json]) -> list[tuple[str, int]]:
+    return sorted((shard["fingerprint"], shard["count"]) for shard in shards)
+
+
+def _shards_now(paths: Sequence[str]) -> list[Json] | None:
+    """Path, fingerprint and count of each shard; None if one cannot be read."""
+    try:
+        files = expand_paths([Path(path) for path in paths])
+        return _opened(tuple((path, stamp_of(path)) for path in files))
+    except (CollageError, OSError):
+        return None
+
+
+@lru_cache(maxsize=64)
+def _opened(files: tuple[tuple[Path, Stamp], ...]) -> list[Json]:
+    """Of the files as they are: points of one experiment share their shards."""
+    return [
+        {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
+        for info in inspect_shards([path for path, _ in files])
+    ]
 
 
 def _other_input(found: Json, point: Point) -> list[str]:
     """What else decides a simulated run, where it is not what the run had: a line each."""
     if point.images is None:
         return []
-    had = {"images": found["rows"], "answers": (found.get("simulated") or {}).get("answers")}
+    simulated = found.get("simulated") or {}
+    had = {"images": found["rows"], "costs": simulated.get("costs")}
     if isinstance(had["images"], dict):  # a summary's
         had["images"] = had["images"]["expected"]
-    wanted = {"images": point.images, "answers": point.answers}
-    return [f"{k}: {had[k]!r} before, {v!r} now" for k, v in wanted.items() if had[k] != v]
+    wanted: Json = {"images": point.images}
+    if point.costs is not None:
+        path = Path(point.costs)
+        wanted["costs"] = _costs(path, path.stat().st_mtime_ns if path.exists() else 0)
+    lines = [f"{k}: {had[k]!r} before, {v!r} now" for k, v in wanted.items() if had[k] != v]
+    return lines + _other_answers(found, simulated.get("answers"), point)
+
+
+@lru_cache(maxsize=8)
+def _costs(path: Path, stamp: int) -> Json:
+    """Of a file or a run's folder, which takes a while, as a manifest has them."""
+    return asdict(read_costs(path))
+
+
+def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
+    """A line if the answers are others than the run's: by content where that is known."""
+    had = (found.get("inputs") or {}).get("answers")
+    path = simulated_inputs(point.settings, point.answers).get("answers")
+    if had is None or path is None or not path.exists():
+        same = before == point.answers
+        return [] if same else [f"answers: {before!r} before, {point.answers!r} now"]
+    has = digests({"answers": path})["answers"]
+    return other_content("answers", (str(before), had), (str(point.answers), has))
 
 
 def summary_alone(folder: Path) -> Json | None:
     """What a simulation without rows left; its settings are in it."""
     if not (folder / "summary.json").exists() or (folder / "manifest.json").exists():
         return None
-    from collage_mpi.simulate_runs import read_summary
-
     found = read_summary(folder)
     return None if found is None else {"shards": [], **found}
 
@@ -141,9 +213,6 @@ def simulate_points(
         UsageError, EnvironmentFault, DataFault: the first point that cannot be simulated,
             before any is; a file that cannot be read or written.
     """
-    from collage_mpi.costs import Costs, read_costs
-    from collage_mpi.simulate_runs import Job, check_job, run_jobs
-
     costs = read_costs(Path(experiment.costs)) if experiment.costs else Costs()
     todo = [point for point in points if state(point, out) != DONE]
     jobs = []

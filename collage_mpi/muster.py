@@ -18,8 +18,9 @@ from collage_mpi.config import RunSettings
 from collage_mpi.coordinator import Ready
 from collage_mpi.crew import Crew
 from collage_mpi.encode_parity import AnyEncoder
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.losses import RankGone
+from collage_mpi.models import is_own
 from collage_mpi.plan import Plan
 from collage_mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
@@ -95,6 +96,24 @@ def check_same_weights(hellos: Mapping[int, Mapping[str, Any]]) -> None:
                     f"{hellos[other]['host']} ({expected[:12]}...): make the weights the same "
                     "file on every host"
                 )
+
+
+def refuse_other_networks(
+    plan: Plan, hellos: Mapping[int, Mapping[str, Any]], known: Mapping[str, str]
+) -> None:
+    """Raise UsageError where a user's own network is another than in the run's earlier sessions.
+
+    Args:
+        known: kind -> fingerprint then. Weights files were compared before ranks loaded them.
+    """
+    for kind, spec in plan.networks.items():
+        found = {hello["fingerprints"].get(kind) for hello in hellos.values()} - {None}
+        if is_own(spec) and kind in known and found - {known[kind]}:
+            raise UsageError(
+                f"{plan.settings.out}: cannot resume with another {kind} network: {spec} has "
+                f"fingerprint {known[kind][:12]}... before, {found.pop()[:12]}... now. Make it as "
+                "it was, or choose another --out."
+            )
 
 
 def warn_of_mixed_tuning(hellos: Mapping[int, Mapping[str, Any]]) -> None:

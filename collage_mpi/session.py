@@ -26,12 +26,19 @@ from collage_mpi.encode import Encoder
 from collage_mpi.encode_parity import AnyEncoder, make_stripe_encoder
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.feed import Feed, Reader
-from collage_mpi.muster import ServiceCosts, muster, roll_call, service_costs
+from collage_mpi.inputs import digests, named_files
+from collage_mpi.muster import (
+    ServiceCosts,
+    muster,
+    refuse_other_networks,
+    roll_call,
+    service_costs,
+)
 from collage_mpi.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.progress import StatusReporter
 from collage_mpi.recorder import Recorder, Totals
 from collage_mpi.results import RunWriter, input_digest, read_results, write_summary
-from collage_mpi.results.manifest import read_manifest
+from collage_mpi.results.manifest import held, read_manifest
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
@@ -118,6 +125,7 @@ def _run_plan(
         # Opened first: the first images are read and shrunk while the ranks load.
         with ReadAhead(plan.shards, order, cells=cell_maker(plan, encoder)) as reader:
             hellos = muster(plan, crew, encoder, stop_reason)
+            refuse_other_networks(plan, hellos, held(known))
             costs = service_costs(plan, crew).as_known(known)
             crew.start(costs.ratio, costs.batch_costs)
             name = phase or settings.scheme
@@ -237,6 +245,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
     return {
         "run_id": uuid.uuid4().hex,
         "settings": settings.to_dict(),
+        "inputs": digests(named_files(settings)),
         "shards": [
             {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
             for info in plan.shards.infos

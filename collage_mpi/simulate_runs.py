@@ -23,6 +23,7 @@ from collage_mpi.answers import Answers, read_answers
 from collage_mpi.config import RunSettings
 from collage_mpi.costs import Costs, costs_of
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.inputs import digests, named_files
 from collage_mpi.npy import UNREADABLE_OR_GONE
 from collage_mpi.recorder import Writer
 from collage_mpi.results import Results, RunWriter, read_results, summarise, write_summary
@@ -91,8 +92,21 @@ class Job:
         if self.answers is None:
             return None
         side = self.settings.side
-        answers = _cached_answers(self.answers.replace("{side}", str(side)), side)
+        answers = _cached_answers(answers_file(self.answers, side), side)
         return replace(answers, start=-(-self.first // side**2) * side**2)
+
+
+def answers_file(name: str, side: int) -> str:
+    """The file that a job's answers of that side are in."""
+    return name.replace("{side}", str(side))
+
+
+def simulated_inputs(settings: RunSettings, answers: str | None) -> dict[str, Path]:
+    """The files that decide what is simulated, by setting, and the answers."""
+    files = named_files(settings, networks=False)
+    if answers is not None:
+        files["answers"] = Path(answers_file(answers, settings.side))
+    return files
 
 
 @lru_cache(maxsize=8)
@@ -191,7 +205,7 @@ def run_job(job: Job) -> Json:
     if out is not None and any((out / name).exists() for name in (MANIFEST, SUMMARY)):
         raise EnvironmentFault(f"{out} holds a run already: choose another --out")
     results = simulate_in_memory(job)
-    kept = {key: results.manifest[key] for key in ("settings", "simulated")}
+    kept = {key: results.manifest[key] for key in ("settings", "inputs", "simulated")}
     summary = {**summarise(results), **kept}
     if out is not None:
         _save(out, summary, results.measured_groups["latency_ns"])
@@ -317,6 +331,7 @@ def _manifest(job: Job, answers: Answers | None) -> Json:
     return {
         "run_id": uuid.uuid4().hex,
         "settings": settings.to_dict(),
+        "inputs": digests(simulated_inputs(settings, job.answers)),
         "shards": [{"path": None, "fingerprint": "simulated", "count": job.images}],
         "rows": job.images,
         "order": "file",

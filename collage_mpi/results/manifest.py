@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.config import NOT_OF_ROWS
+from collage_mpi.config import NOT_OF_ROWS, RunSettings
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.atomic import write_atomic
 
@@ -27,24 +27,22 @@ STATUSES = (*COMPLETE, "incomplete")
 
 _LARGEST_BYTES = 64 << 20  # a world of 10,000 ranks is about 3 MB
 
-# What decides the rows: a session that changes one of these is another run.
-SAME_KEYS: tuple[str, ...] = (
-    "shards",
-    "rows",
-    "order",
-    "limit",
-    "input_digest",
-    "class_names",
-    "scheme",
-    "accept",
-)
-SAME_KEYS += ("mode", "side", "straggler", "warmup_groups")
+# What decides the rows, beside the settings: a session that changes one of these is another run.
+SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
 # Of these, what a shard adds that could not be read in an earlier session and now can.
 GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
 MOST_SHARD_LINES = 5
-# Settings that say where or how loud, not what: free to differ between sessions. Shards
-# are compared by content, so they may have moved.
-FREE_SETTINGS = frozenset({"resume", "shards", "device", *NOT_OF_ROWS})
+# Settings that a later session may change: where, how loud, by how many ranks, how often an image
+# is tried. Shards are compared by content, so they may have moved.
+FREE_SETTINGS = frozenset(
+    {
+        *("resume", "shards", "device", *NOT_OF_ROWS),
+        *("singles", "collage_ranks", "parity_ranks"),
+        *("image_timeout_s", "max_attempts"),
+    }
+)
+# Settings that name files: another path is the same where the content is.
+FILE_SETTINGS = ("single", "collage", "parity", "trace_file", "arrival_file")
 
 Json = dict[str, Any]
 
@@ -70,6 +68,10 @@ def _is_dict(value: object) -> bool:
     return isinstance(value, dict)
 
 
+def _texts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
 def _optional(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or check(value)
 
@@ -86,7 +88,8 @@ def _fields(**checks: Callable[[object], bool]) -> Callable[[object], bool]:
 
 def _is_rank(value: object) -> bool:
     kinds = _optional(_list_of(_is_text))
-    return _fields(rank=_is_count, kinds=kinds)(value)
+    fingerprints = _optional(_texts)
+    return _fields(rank=_is_count, kinds=kinds, fingerprints=fingerprints)(value)
 
 
 _SHARD = _fields(path=_optional(_is_text), fingerprint=_is_text, count=_is_count)
@@ -106,6 +109,7 @@ _REQUIRED: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "settings": (_is_dict, "an object"),
+    "inputs": (_texts, "an object of SHA-256"),
     "order": (_is_text, "file or shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
     "input_digest": (_is_text, "a SHA-256"),
@@ -220,12 +224,49 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = (manifest.get(key) for manifest in (before, now))
         if old != new:
             lines.append(f"{key}: {_short(old)} before, {_short(new)} now")
-    old_settings, new_settings = (manifest.get("settings") or {} for manifest in (before, now))
+    old_settings, new_settings = (_settings(manifest) for manifest in (before, now))
+    old_content, new_content = content_of(before), now.get("inputs") or {}
     for key in sorted({*old_settings, *new_settings} - FREE_SETTINGS):
         old, new = old_settings.get(key), new_settings.get(key)
-        if old != new:
+        if key in FILE_SETTINGS and key in old_content and key in new_content:
+            lines += other_content(key, (old, old_content[key]), (new, new_content[key]))
+        elif old != new:
             lines.append(f"settings.{key}: {_short(old)} before, {_short(new)} now")
     return lines
+
+
+def other_content(key: str, before: tuple[Any, str], now: tuple[Any, str]) -> list[str]:
+    """A line for a file whose content differs; both are (path, SHA-256)."""
+    (old, had), (new, has) = before, now
+    there = "" if new == old else f"{new}: "
+    line = f"{key} {old}: SHA-256 {had[:12]}... before, {there}{has[:12]}... now"
+    return [] if had == has else [line]
+
+
+def content_of(manifest: Mapping[str, Any]) -> Json:
+    """Setting -> SHA-256 of the file that it named.
+
+    A run of version 0.1.0 has those of its networks alone, as its ranks told them.
+    """
+    inputs = manifest.get("inputs")
+    return dict(inputs) if inputs is not None else held(manifest)
+
+
+def held(manifest: Mapping[str, Any]) -> Json:
+    """Kind -> fingerprint of the network that the run's ranks held, in any session that closed."""
+    finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
+    worlds = [final.get("world") or [] for final in finals]
+    return {
+        kind: fingerprint
+        for world in (*worlds, manifest.get("world") or [])
+        for member in world
+        for kind, fingerprint in (member.get("fingerprints") or {}).items()
+    }
+
+
+def _settings(manifest: Mapping[str, Any]) -> Json:
+    """The settings of a run; one that came after it was made has its default."""
+    return {**RunSettings().to_dict(), **(manifest.get("settings") or {})}
 
 
 def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -340,7 +340,8 @@ def test_a_complete_run_is_known_as_such(tmp_path: Path) -> None:
     assert writer.written
     writer.close("complete")
     assert RunWriter.finished(out, manifest(1)) == "complete"
-    assert RunWriter.finished(out, {**manifest(1), "scheme": "hedge"}) is None
+    other = {**manifest(1)["settings"], "scheme": "hedge"}
+    assert RunWriter.finished(out, {**manifest(1), "settings": other}) is None
 
 
 def test_a_file_in_the_way_is_called_one(tmp_path: Path) -> None:

@@ -135,12 +135,12 @@ def test_errors_of_an_earlier_session_stay_in_the_status(tmp_path: Path) -> None
 
 def test_reopen_refuses_other_settings_and_shows_them(tmp_path: Path) -> None:
     make_run(tmp_path / "run", 90)
-    changed = manifest(90, accept="grace 20 ms")
+    changed = manifest(90, class_names=["a"])
     changed["settings"] = {**changed["settings"], "side": 4, "out": "moved"}
     with pytest.raises(UsageError) as caught:
         RunWriter.reopen(tmp_path / "run", changed)
     text = str(caught.value)
-    assert "accept: 'first' before, 'grace 20 ms' now" in text
+    assert "class_names: ['class 0', " in text
     assert "settings.side: 3 before, 4 now" in text
     assert "out" not in text.replace("without", "").replace("--out", "")
 

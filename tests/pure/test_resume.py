@@ -1,0 +1,232 @@
+"""What a resumed session may change, and what it may not: content counts, not names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import UsageError
+from collage_mpi.experiment import expand
+from collage_mpi.experiment_runs import DONE, _other_answers, simulate_points, state
+from collage_mpi.inputs import digests
+from collage_mpi.models.architecture import default_architecture
+from collage_mpi.models.weights import describe_weights, save_weights
+from collage_mpi.muster import refuse_other_networks
+from collage_mpi.plan import make_plan
+from collage_mpi.results import RunWriter
+from collage_mpi.results.manifest import MARKER, differences
+from collage_mpi.session import make_manifest
+from collage_mpi.shards import write_shard
+
+Json = dict[str, Any]
+
+
+def weights(path: Path, bias: float, kind: str = "single", **more: Any) -> Path:
+    """Weights for images of 6 px that nobody loads, only compares."""
+    record = {
+        "kind": kind,
+        "architecture": default_architecture("single", 8).to_dict(),
+        "height": 6,
+        "width": 6,
+        "channels": 1,
+        "class_names": ["0", "1", "2"],
+        "normalisation": {"mean": [0.3], "std": [0.4]},
+        "temperature": 1.5,
+        **more,
+    }
+    return Path(save_weights(path, {"bias": np.full(2, bias, np.float32)}, record).path or path)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "s.h5"
+    write_shard(path, np.zeros((8, 6, 6, 1), np.uint8), np.arange(8) % 3)
+    return path
+
+
+@pytest.fixture
+def ask(tmp_path: Path, shard: Path) -> Callable[..., Json]:
+    """The manifest of a session with these settings."""
+
+    def manifest(**settings: Any) -> Json:
+        values = {"single": "null", "collage": "null", "side": 2, **settings}
+        given = RunSettings(shards=(str(shard),), out=str(tmp_path / "run"), **values)
+        plan = make_plan(given, given.world_size)
+        plan.shards.close()
+        return make_manifest(plan)
+
+    return manifest
+
+
+def reopened(out: Path, manifest: Json) -> None:
+    run, _ = RunWriter.reopen(out, manifest)
+    run.close("incomplete")
+
+
+def begun(out: Path, manifest: Json) -> Path:
+    RunWriter.create(out, manifest).close("incomplete")
+    return out
+
+
+def parity(path: Path, bias: float) -> Path:
+    single = weights(path.with_name("teacher"), 0.0)
+    told = describe_weights(single).fingerprint
+    spec = {"k": 2, "encoder": "sum", "summed": "logits", "single": told}
+    return weights(path, bias, "parity", parity=spec)
+
+
+def times(path: Path, value: float) -> Path:
+    with path.open("wb") as file:  # under any name: np.save would add one
+        np.save(file, np.arange(1, 40).reshape(1, -1) * value)
+    return path
+
+
+def moments(path: Path, value: float) -> Path:
+    with path.open("wb") as file:
+        np.save(file, np.arange(8) * value)
+    return path
+
+
+FILES: dict[str, tuple[Callable[[Path, float], Path], Json]] = {
+    "single": (weights, {}),
+    "trace_file": (times, {"straggler": "trace", "cost_ratio": 1.0}),
+    "arrival_file": (moments, {"arrivals": "file"}),
+    "parity": (parity, {"scheme": "parity"}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_other_content_is_refused_and_one_that_moved_is_not(
+    tmp_path: Path, ask: Callable[..., Json], name: str
+) -> None:
+    make, more = FILES[name]
+    file = make(tmp_path / "one.npy", 1.0)
+    if name == "parity":
+        more = {**more, "single": str(tmp_path / "teacher")}
+    out = begun(tmp_path / "run", ask(**{**more, name: str(file)}))
+    moved = tmp_path / "moved.npy"
+    moved.write_bytes(file.read_bytes())
+    reopened(out, ask(**{**more, name: str(moved)}))
+    make(file, 2.0)
+    asked = ask(**{**more, name: str(file)})
+    with pytest.raises(
+        UsageError, match=rf"{name} .*moved.*SHA-256 \w{{12}}\.\.\. before.*one"
+    ) as e:
+        RunWriter.reopen(out, asked)
+    assert f"{asked['inputs'][name][:12]}... now" in str(e.value)
+    (out / MARKER).touch()
+    assert RunWriter.finished(out, asked) is None  # not "every image had its row already"
+
+
+def test_a_network_and_a_null_network_are_told_apart(
+    tmp_path: Path, ask: Callable[..., Json]
+) -> None:
+    out = begun(tmp_path / "run", ask())
+    with pytest.raises(UsageError, match=r"settings\.single: 'null' before"):
+        RunWriter.reopen(out, ask(single=str(weights(tmp_path / "w", 1.0))))
+
+
+def test_networks_of_a_run_of_0_1_0_are_known_by_what_its_ranks_held(
+    tmp_path: Path, ask: Callable[..., Json]
+) -> None:
+    file = weights(tmp_path / "w", 1.0)
+    before = ask(single=str(file))
+    now = {**before, "inputs": dict(before["inputs"])}
+    world = [{"rank": 1, "fingerprints": dict(before.pop("inputs"))}]
+    assert differences(before, now) == []  # killed before any session closed
+    closed = {**before, "sessions": [{"final": {"world": world}}]}
+    assert differences(closed, now) == []
+    now["inputs"]["single"] = "0" * 64
+    assert differences(closed, now) == [
+        f"single {file}: SHA-256 {world[0]['fingerprints']['single'][:12]}... before, "
+        "000000000000... now"
+    ]
+
+
+def test_a_setting_that_came_later_had_its_default(ask: Callable[..., Json]) -> None:
+    before, now = ask(), ask(grace_quantile=0.5)
+    del before["settings"]["grace_quantile"], before["settings"]["slow_ranks"]
+    assert differences(before, now) == ["settings.grace_quantile: None before, 0.5 now"]
+    assert differences(before, ask()) == []
+
+
+def test_a_network_of_ones_own_is_held_against_what_its_ranks_told() -> None:
+    hellos = {1: {"fingerprints": {"single": "b" * 64}}, 2: {"fingerprints": {"collage": "c" * 64}}}
+    plan: Any = SimpleNamespace(
+        networks={"single": "mine:net", "collage": "null"}, settings=SimpleNamespace(out="runs/a")
+    )
+    refuse_other_networks(plan, hellos, {})
+    refuse_other_networks(plan, hellos, {"single": "b" * 64, "collage": "another version's"})
+    with pytest.raises(UsageError, match="mine:net has fingerprint aaaaaaaaaaaa"):
+        refuse_other_networks(plan, hellos, {"single": "a" * 64})
+
+
+# ---- experiments ------------------------------------------------------------
+
+
+def test_a_finished_point_of_other_weights_or_shards_is_refused(
+    tmp_path: Path, ask: Callable[..., Json], shard: Path
+) -> None:
+    file = weights(tmp_path / "w.safetensors", 1.0)
+    base = {"shards": [str(shard)], "single": str(file), "collage": "null", "side": 2}
+    (point,) = expand({"base": base}).points
+    out = begun(tmp_path / "e" / point.name, ask(single=str(file))).parent
+    (out / point.name / MARKER).touch()
+    assert state(point, out) == DONE
+    weights(file, 2.0)
+    with pytest.raises(UsageError, match=rf"single {file}: SHA-256 .*\n.*remove that folder"):
+        state(point, out)
+    file.unlink()
+    assert state(point, out) == DONE  # nothing to be stale against
+    shard.unlink()
+    write_shard(shard, np.ones((8, 6, 6, 1), np.uint8), np.arange(8) % 3)
+    with pytest.raises(UsageError, match=rf"shard {shard}: SHA-256 .* before"):
+        state(point, out)
+    shard.unlink()
+    assert state(point, out) == DONE
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_simulated_point_of_other_files_is_refused(tmp_path: Path, rows: bool) -> None:
+    trace, costs = times(tmp_path / "t.npy", 1.0), tmp_path / "costs.json"
+    head = {"format": "collage-mpi costs", "version": 1}
+    numbers = dict.fromkeys(("receive_ns", "send_ns", "encode_ns", "network_ns", "single_ns"), 1000)
+    costs.write_text(json.dumps({**head, **numbers}))
+    base = {"straggler": "trace", "trace_file": str(trace), "trace_draws": "independent", "side": 2}
+    found = expand(
+        {"how": "simulate", "groups": 3, "rows": rows, "costs": str(costs), "base": base}
+    )
+    (point,) = found.points
+    simulate_points(found, found.points, tmp_path)
+    assert state(point, tmp_path) == DONE
+    times(trace, 2.0)
+    with pytest.raises(UsageError, match=r"trace_file .*SHA-256"):
+        state(point, tmp_path)
+    times(trace, 1.0)
+    costs.write_text(json.dumps({**head, **numbers, "send_ns": 7}))
+    with pytest.raises(UsageError, match=r"costs: .* now"):
+        state(point, tmp_path)
+
+
+def test_answers_are_compared_by_content(tmp_path: Path) -> None:
+    for name, text in (("a2.npz", "x"), ("b2.npz", "x"), ("c2.npz", "y")):
+        (tmp_path / name).write_text(text)
+    had = digests({"answers": tmp_path / "a2.npz"})
+
+    def told(before: str, now: str, found: Json) -> list[str]:
+        document = {"how": "simulate", "images": 4, "base": {"side": 2}, "answers": now}
+        return _other_answers(found, before, expand(document).points[0])
+
+    a, b, c = (str(tmp_path / f"{name}{{side}}.npz") for name in "abc")
+    assert told(a, b, {"inputs": had}) == []
+    (line,) = told(a, c, {"inputs": had})
+    assert line.startswith(f"answers {a}: SHA-256")
+    assert told(a, a, {}) == []  # a run of 0.1.0: names alone
+    assert told(a, b, {}) == [f"answers: {a!r} before, {b!r} now"]
