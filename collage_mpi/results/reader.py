@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from collage_mpi.results.rows import (
     KEY_ROW,
     KINDS,
     OUTCOMES,
+    SOURCE_CODE,
     SOURCES,
     TASKS,
     Table,
@@ -41,6 +42,8 @@ class Results:
         manifest: checked contents of manifest.json.
         images, groups, tasks: (n,) of IMAGE_ROW, GROUP_ROW, TASK_ROW, in written order.
         complete: the COMPLETE marker is there (C7).
+        mended: (m,) of IMAGE_ROW, error rows whose images a later session did again: its rows
+            stand for them in `images`.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class Results:
     groups: np.ndarray
     tasks: np.ndarray
     complete: bool
+    mended: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
 
     @property
     def scheme(self) -> str:
@@ -122,7 +126,31 @@ def read_results(path: Path | str) -> Results:
     path = Path(path)
     manifest = read_manifest(path)
     images, groups, tasks = (read_table(path, table) for table in (IMAGES, GROUPS, TASKS))
-    return Results(path, manifest, images, groups, tasks, (path / MARKER).exists())
+    stand = standing(images)
+    complete = (path / MARKER).exists()
+    return Results(path, manifest, images[stand], groups, tasks, complete, images[~stand])
+
+
+def standing(images: np.ndarray) -> np.ndarray:
+    """Which rows count, (n,) bool: all but error rows whose image a later session did again.
+
+    The later row stands whatever it is, an error of its own too. An answer is never put
+    aside: where one has a row after it, both stand, and are doubles.
+
+    Args:
+        images: (n,) of IMAGE_ROW, every row of a run.
+    """
+    stand = np.ones(len(images), bool)
+    errors = np.flatnonzero(images["source"] == SOURCE_CODE["error"])
+    if len(errors) == 0 or images["session"].min() == images["session"].max():
+        return stand
+    order = np.lexsort((images["session"], images["row"], images["shard"]))
+    keys = images[["shard", "row"]][order]
+    ends = np.append(keys[1:] != keys[:-1], True)  # the last row of each key, by session
+    last = np.empty(len(images), images["session"].dtype)
+    last[order] = images["session"][order][ends][np.cumsum(ends) - ends]
+    stand[errors] = images["session"][errors] == last[errors]
+    return stand
 
 
 def read_table(path: Path, table: Table) -> np.ndarray:

@@ -177,8 +177,9 @@ def _unknown_ranks(results: Results) -> np.ndarray:
 def _check_session(results: Results, entry: Json, report: VerifyReport) -> None:
     """A session that closed: its counts, groups against images, tasks against images."""
     session = entry["session"]
+    written = np.concatenate([results.images, results.mended])
     images, groups, tasks = (
-        rows[rows["session"] == session] for rows in (results.images, results.groups, results.tasks)
+        rows[rows["session"] == session] for rows in (written, results.groups, results.tasks)
     )
     for name, rows in (("images", images), ("groups", groups), ("tasks", tasks)):
         if len(rows) != entry["rows"][name]:

@@ -38,6 +38,7 @@ from collage_mpi.results.manifest import (
     read_manifest,
     write_manifest,
 )
+from collage_mpi.results.reader import standing
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -71,7 +72,7 @@ class RunWriter:
             Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
         )
         self._closed = False
-        self._earlier_errors = False  # error rows of earlier sessions
+        self._earlier_errors = False  # error rows of earlier sessions that stay
 
     @classmethod
     def create(cls, out: Path, manifest: Mapping[str, Any], **options: Any) -> RunWriter:
@@ -90,7 +91,10 @@ class RunWriter:
             directory = out / parts.PARTS_DIRECTORY
             directory.mkdir(exist_ok=True)
             if any(parts.list_parts(directory, table) for table in TABLES):
-                raise _holds_a_run(out)
+                raise EnvironmentFault(
+                    f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a copy, "
+                    "or choose another --out."
+                )
             remove_leftovers(directory)  # a kill before the manifest was written
             remove_leftovers(out)
             write_manifest(out, full)
@@ -100,9 +104,12 @@ class RunWriter:
 
     @classmethod
     def reopen(
-        cls, out: Path, manifest: Mapping[str, Any], **options: Any
+        cls, out: Path, manifest: Mapping[str, Any], *, retry_errors: bool = False, **options: Any
     ) -> tuple[RunWriter, np.ndarray]:
         """Go on with the run in `out`: same settings, next session, leftovers repaired.
+
+        Args:
+            retry_errors: images with error rows are not done.
 
         Returns:
             The writer, and the keys that are done: (k,) of KEY_ROW (shard u4, row u8).
@@ -133,6 +140,9 @@ class RunWriter:
             found = {table.name: _read_all(directory, table) for table in TABLES}
             _mark_lost_rows(full["sessions"], found)
             images = found[IMAGES.name]
+            images = images[standing(images)]
+            if retry_errors:
+                images = images[images["answered"]]
             if len(images) < full["rows"]:
                 (out / MARKER).unlink(missing_ok=True)
             write_manifest(out, full)
@@ -145,8 +155,13 @@ class RunWriter:
         return writer, done
 
     @classmethod
-    def finished(cls, out: Path, manifest: Mapping[str, Any]) -> str | None:
+    def finished(
+        cls, out: Path, manifest: Mapping[str, Any], *, retry_errors: bool = False
+    ) -> str | None:
         """The status of the run in `out` if it is complete with these settings, else None.
+
+        Args:
+            retry_errors: a run with error rows is not.
 
         Raises:
             EnvironmentFault: no run in `out`.
@@ -155,6 +170,7 @@ class RunWriter:
         before = read_manifest(Path(out))
         same = not differences(before, _prepared(manifest, session=1, sessions=[]))
         whole = (Path(out) / MARKER).exists() and before.get("status") in COMPLETE
+        whole = whole and not (retry_errors and before["status"] != "complete")
         return before["status"] if same and whole else None
 
     @property
