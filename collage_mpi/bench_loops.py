@@ -34,7 +34,7 @@ from collage_mpi.scheduler.events import COMPLETE
 from collage_mpi.session import build_coordinator, build_encoder, make_manifest
 from collage_mpi.shards import CellMaker, ImageRecord, ReadAhead, write_shard
 from collage_mpi.shards.cells import add_cells
-from collage_mpi.transport import CoordinatorTransport, WorkerTransport
+from collage_mpi.transport import CoordinatorTransport, WorkerTransport, library_version
 from collage_mpi.worker import Worker
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def measure(world: World, folder: Path) -> dict[str, Any]:
         status.update(len(order))
     finally:
         plan.shards.close()
-    library = world.mpi.Get_library_version().strip().splitlines()[0].rstrip("\x00, ")
+    library = library_version(world.mpi)
     return world_report(settings, world.size, measured, _shortened(library), load)
 
 

@@ -36,9 +36,11 @@ from collage_mpi.muster import (
 )
 from collage_mpi.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.progress import StatusReporter
+from collage_mpi.provenance import job_facts
 from collage_mpi.recorder import Recorder, Totals
 from collage_mpi.results import RunWriter, input_digest, read_results, write_summary
 from collage_mpi.results.manifest import held, read_manifest
+from collage_mpi.resume import has_run
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
@@ -76,22 +78,27 @@ def run_session(
     crew: Crew,
     *,
     resume: bool = False,
+    retry_errors: bool = False,
     stop_reason: Callable[[], str | None] = lambda: None,
     phase: str | None = None,
 ) -> Outcome:
     """One run on a world that is up: plan, start, classify, close.
 
-    `phase` names it in progress lines; its scheme by default.
+    Args:
+        resume: go on with the run in the settings' `out`, if one was begun there.
+        retry_errors: then do the images of error rows again.
+        phase: names it in progress lines; its scheme by default.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: something does not fit or fails; rows
             written before are kept.
     """
     settings.require_inputs()
+    resume = resume and has_run(settings.out)
     known = read_manifest(Path(settings.out))["shards"] if resume else None
     plan = make_plan(settings, crew.transport.size, known)
     try:
-        return _run_plan(plan, crew, resume, stop_reason, phase)
+        return _run_plan(plan, crew, resume, retry_errors, stop_reason, phase)
     finally:
         plan.shards.close()
 
@@ -100,6 +107,7 @@ def _run_plan(
     plan: Plan,
     crew: Crew,
     resume: bool,
+    retry_errors: bool,
     stop_reason: Callable[[], str | None],
     phase: str | None,
 ) -> Outcome:
@@ -107,15 +115,17 @@ def _run_plan(
     out = Path(settings.out)
     warn_of_one_class_groups(plan)
     warn_of_bad_shards(plan.shards)
-    manifest = make_manifest(plan)
+    job = job_facts(crew.transport.library)
+    manifest = {**make_manifest(plan), "job": job}
     # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
     known: dict[str, Any] = {}
     if resume:
-        status = RunWriter.finished(out, manifest)
+        status = RunWriter.finished(out, manifest, retry_errors=retry_errors)
         if status is not None:
             return Outcome(status, "every image had its row already", out)
         known = read_manifest(out)
-        writer, done = RunWriter.reopen(out, manifest)
+        manifest["scheme"] = _one_after_the_other(known.get("scheme"), manifest["scheme"])
+        writer, done = RunWriter.reopen(out, manifest, retry_errors=retry_errors)
         order = _not_done(plan, done)
     else:
         writer, order = RunWriter.create(out, manifest), plan.order
@@ -147,7 +157,7 @@ def _run_plan(
                 progress.close()
         crew.end()
         status, faults = judge_input(plan.shards, finish.status)
-        final = _final(plan, coordinator, hellos, costs)
+        final = _final(plan, coordinator, hellos, costs, job)
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
     except CollageError as error:
         mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
@@ -155,7 +165,7 @@ def _run_plan(
             writer.discard()  # the corrected command may use the same --out
         raise
     finally:
-        writer.close(status, **final, lost=crew.losses.describe())
+        writer.close(status, **final, lost=crew.losses.describe(), job=job)
     write_summary(read_results(out))
     return Outcome(writer.manifest["status"], finish.reason, out, faults)
 
@@ -219,6 +229,11 @@ def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
     """The part of the order that has no row yet; done: (k,) of (shard u4, row u8)."""
     finished = _starts(plan)[done["shard"]] + done["row"].astype(np.int64)
     return plan.order[~np.isin(plan.order, finished)]
+
+
+def _one_after_the_other(before: str | None, now: str) -> str:
+    """The label of a run whose sessions had other numbers of ranks: "N = 9 then N = 4"."""
+    return now if before is None or before.split(" then ")[-1] == now else f"{before} then {now}"
 
 
 def _arrivals(plan: Plan, order: np.ndarray) -> Arrivals:
@@ -364,11 +379,14 @@ def _final(
     coordinator: Coordinator,
     hellos: dict[int, dict[str, Any]],
     costs: ServiceCosts,
+    job: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What is known only at the end, for the manifest."""
     return {
-        "world": [{"rank": 0, "host": "", "kinds": [], "role": "coordinator"}]
-        + [{"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())],
+        "world": [
+            {"rank": 0, "host": job["host"], "pid": job["pid"], "kinds": [], "role": "coordinator"},
+            *({"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())),
+        ],
         "cost_ratio": costs.ratio,
         "batch_costs": costs.batch_costs,
         "idle_service_ns": costs.idle_ns,

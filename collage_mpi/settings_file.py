@@ -103,6 +103,11 @@ def _help(spec: dataclasses.Field[Any]) -> str:
 
 def settings_from_args(args: argparse.Namespace) -> RunSettings:
     """The effective settings: defaults, then the file, then the flags."""
+    return RunSettings.from_mapping(*given_settings(args))
+
+
+def given_settings(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The settings that were given, flags over the file, and where they come from."""
     known = {spec.name for spec in dataclasses.fields(RunSettings)}
     values: dict[str, Any] = {}
     source = "flags"
@@ -110,4 +115,4 @@ def settings_from_args(args: argparse.Namespace) -> RunSettings:
         values = read_settings_file(Path(args.settings))
         source = args.settings
     values |= {key: value for key, value in vars(args).items() if key in known}
-    return RunSettings.from_mapping(values, source)
+    return values, source

@@ -197,6 +197,11 @@ class ReceiveRing:
             request.Wait()
 
 
+def library_version(mpi: Any) -> str:
+    """The MPI library's name and version, one line."""
+    return " ".join(mpi.Get_library_version().strip().splitlines()[0].rstrip("\x00, ").split())
+
+
 class CoordinatorTransport:
     """Rank 0's side: sends to any worker, one ring of receives a worker."""
 
@@ -209,6 +214,7 @@ class CoordinatorTransport:
         fault_tolerant: bool = False,
     ):
         self.size: int = comm.Get_size()
+        self.library = library_version(mpi)
         self.clock = clock
         self._errors = _rank_errors(mpi, fault_tolerant)
         self._sends = PendingSends(comm, self._errors)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import ExitCode
-from collage_mpi.settings_file import add_setting_flags, settings_from_args
+from collage_mpi.settings_file import add_setting_flags, given_settings
 
 if TYPE_CHECKING:
     from collage_mpi.crew import Crew
@@ -21,18 +22,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--single single.safetensors --collage collage.safetensors --out runs/first"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out where it stopped"
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out where it stopped, with the settings it was begun "
+        "with; begin it if there is none",
+    )
+    parser.add_argument(
+        "--retry-errors",
+        action="store_true",
+        help="as --resume, and do the images again whose rows are errors",
     )
     add_setting_flags(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run; rank 0 prints the summary."""
-    settings = settings_from_args(args)
+    given, source = given_settings(args)
+    resume = args.resume or args.retry_errors
+    settings = None if resume else RunSettings.from_mapping(given, source)
     from collage_mpi.world import run_world
 
     def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
-        return run_and_tell(settings, crew, stop_reason, resume=args.resume)
+        from collage_mpi.resume import resumed_settings
+
+        found = settings or resumed_settings(given, source, crew.transport.size)
+        return run_and_tell(found, crew, stop_reason, resume=resume, retry_errors=args.retry_errors)
 
     return run_world("run", body)
 
@@ -43,18 +57,29 @@ def run_and_tell(
     stop_reason: Callable[[], str | None],
     *,
     resume: bool = False,
+    retry_errors: bool = False,
 ) -> int:
     """One session on rank 0, its summary printed and saved as summary.json."""
     from collage_mpi.results import read_results, render_summary, summarise
     from collage_mpi.session import run_session
 
-    outcome = run_session(settings, crew, resume=resume, stop_reason=stop_reason)
-    print(render_summary(summarise(read_results(outcome.out))), flush=True)
+    outcome = run_session(
+        settings, crew, resume=resume, retry_errors=retry_errors, stop_reason=stop_reason
+    )
+    summary = summarise(read_results(outcome.out))
+    print(render_summary(summary), flush=True)
     print(f"\nresults in {outcome.out}; collage-mpi verify {outcome.out} proves them", flush=True)
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
+    go_on = f"run --resume --out {shlex.quote(str(outcome.out))}"
     if outcome.exit_code is ExitCode.INCOMPLETE:
-        print(f"incomplete: {outcome.reason}; go on with the same command and --resume", flush=True)
+        print(f"incomplete: {outcome.reason}; go on with: {go_on}", flush=True)
+    elif errors := summary["rows"]["errors"]:
+        print(
+            f"{errors:,} image(s) have error rows. When the cause is mended, do them again with: "
+            f"{go_on} --retry-errors",
+            flush=True,
+        )
     return int(outcome.exit_code)
 
 

@@ -119,6 +119,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "mode": (_is_text, "a string"),
     "side": (_is_count, "an integer"),
     "straggler": (_is_text, "one line of text"),
+    "job": (_fields(folder=_optional(_is_text)), "an object with the folder it ran in"),
     "world": (_list_of(_is_rank), "a list of {rank, host, kinds, ...}"),
     "started": (_is_text, "a time"),
     "warmup_groups": (_is_count, "a number of groups"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from results_harness import fill, locate
+from results_harness import manifest as rows_manifest
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
@@ -20,8 +23,12 @@ from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import describe_weights, save_weights
 from collage_mpi.muster import refuse_other_networks
 from collage_mpi.plan import make_plan
-from collage_mpi.results import RunWriter
+from collage_mpi.provenance import command_line, job_facts
+from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
 from collage_mpi.results.manifest import MARKER, differences
+from collage_mpi.results.reader import standing
+from collage_mpi.results.rows import IMAGES, SOURCE_CODE
+from collage_mpi.resume import fitted, resumed_settings
 from collage_mpi.session import make_manifest
 from collage_mpi.shards import write_shard
 
@@ -166,6 +173,151 @@ def test_a_network_of_ones_own_is_held_against_what_its_ranks_told() -> None:
     refuse_other_networks(plan, hellos, {"single": "b" * 64, "collage": "another version's"})
     with pytest.raises(UsageError, match="mine:net has fingerprint aaaaaaaaaaaa"):
         refuse_other_networks(plan, hellos, {"single": "a" * 64})
+
+
+# ---- error rows done again --------------------------------------------------
+
+
+def session(out: Path, indices: list[int], errors: Iterable[int] = (), **more: Any) -> str:
+    """The next session of a run of 18 images; its status in the manifest."""
+    full = rows_manifest(18)
+    if (out / "manifest.json").exists():
+        run, done = RunWriter.reopen(out, full, **more)
+        assert not {locate(full, i) for i in indices} & set(done.tolist())
+    else:
+        run = RunWriter.create(out, full)
+    fill(run, full, indices, errors=frozenset(errors), seed=run.session)
+    run.close("complete_with_errors" if errors else "complete")
+    return run.manifest["status"]
+
+
+def error_rows(out: Path) -> list[tuple[int, int]]:
+    """(row, session) of the error rows that stand."""
+    images = read_results(out).images
+    assert len(images) == 18
+    return [(int(r["row"]), int(r["session"])) for r in images[~images["answered"]]]
+
+
+def test_a_retrys_row_stands_for_the_error_row(tmp_path: Path) -> None:
+    out, full = tmp_path / "run", rows_manifest(18)
+    assert session(out, list(range(18)), {3, 5, 7}) == "complete_with_errors"
+    assert RunWriter.finished(out, full) == "complete_with_errors"
+    assert RunWriter.finished(out, full, retry_errors=True) is None
+    assert session(out, [3, 5, 7], {5}, retry_errors=True) == "complete_with_errors"
+    assert error_rows(out) == [(5, 2)]  # it failed again: the new row stands
+    report = verify_run(out)
+    assert report.headline == "complete with errors: 18 of 18 rows, no doubles, 1 error rows"
+    assert report.ok, report.problems
+    assert session(out, [5], retry_errors=True) == "complete"
+    assert error_rows(out) == []
+    assert verify_run(out).headline == "complete: 18 of 18 rows, no doubles"
+    assert RunWriter.finished(out, full, retry_errors=True) == "complete"
+    assert summarise(read_results(out))["rows"]["errors"] == 0
+    (images, *_) = export_run(read_results(out), "csv", tmp_path)
+    assert len(images.read_text().splitlines()) == 19
+
+
+def test_a_retry_that_was_cut_off_loses_nothing(tmp_path: Path) -> None:
+    out, full = tmp_path / "run", rows_manifest(18)
+    session(out, list(range(18)), {3, 5})
+    run, done = RunWriter.reopen(out, full, retry_errors=True)
+    assert len(done) == 16
+    assert not (out / MARKER).exists()  # it has not closed
+    fill(run, full, [3])
+    run.close("incomplete")
+    assert error_rows(out) == [(5, 1)]
+    assert verify_run(out).status == "incomplete"
+    assert session(out, []) == "complete_with_errors"
+    assert verify_run(out).ok
+
+
+def test_nothing_hides_an_answer(tmp_path: Path) -> None:
+    """Whatever rows a key has, an answer of it stands; two of them, or a later error, are told."""
+    error, answer = SOURCE_CODE["error"], SOURCE_CODE["single"]
+    cases = {
+        ((1, error), (2, answer)): [2],
+        ((2, answer), (1, error)): [2],  # written order does not count
+        ((1, error), (2, error)): [2],
+        ((1, error), (2, error), (4, answer)): [4],
+        ((1, answer), (2, error)): [1, 2],
+        ((1, answer), (2, answer)): [1, 2],
+        ((1, error), (1, error)): [1, 1],
+        ((1, error), (1, answer)): [1, 1],
+        ((1, error), (2, answer), (3, error)): [2, 3],
+    }
+    for rows, stands in cases.items():
+        images = np.zeros(len(rows) + 2, IMAGES.dtype)
+        images["row"], images["session"], images["source"] = 6, 9, answer
+        images["row"][0], images["row"][-1] = 5, 7  # others around it
+        images["session"][1:-1], images["source"][1:-1] = zip(*rows, strict=True)
+        found = images[standing(images)]
+        assert found["session"].tolist() == [9, *stands, 9], rows
+
+
+# ---- other numbers of ranks -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "singles"),
+    [
+        ({}, 11, None),
+        ({}, 5, 3),
+        ({"side": 2, "singles": 2}, 9, 7),
+        ({"scheme": "none"}, 11, None),  # the collage rank stays idle
+        ({"scheme": "none"}, 4, 3),
+        ({"scheme": "parity"}, 5, 3),  # and 1 parity rank for three
+        ({"scheme": "parity"}, 7, 4),  # and 2 for four
+        ({"scheme": "parity"}, 6, None),  # no number of single ranks makes 6
+        ({"scheme": "replicate", "replicas": 3}, 4, 3),
+        ({"scheme": "replicate", "replicas": 3}, 3, None),
+        ({"scheme": "collage-only"}, 3, None),
+    ],
+)
+def test_single_ranks_follow_the_world(settings: Json, world: int, singles: int | None) -> None:
+    before = RunSettings(**settings)
+    found = fitted(before, world)
+    expected = before if singles is None else dataclasses.replace(before, singles=singles)
+    assert found == expected
+
+
+def test_resume_takes_what_the_manifest_knows_and_what_is_given(
+    tmp_path: Path, ask: Callable[..., Json], shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(begun(tmp_path / "run", {**ask(depth=3), "job": {"folder": str(tmp_path)}}))
+    found = resumed_settings({"out": out, "linger_ms": 5.0}, "flags", 6)
+    assert (found.depth, found.linger_ms, found.shards) == (3, 5.0, (str(shard),))
+    assert resumed_settings({"out": out, "singles": 2}, "flags", 6).singles == 2
+    # Relative paths are those of the folder that it was begun in, where they are not here.
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["settings"] |= {"shards": ["s.h5"], "single": "w", "collage": "null"}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "w").touch()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = resumed_settings({"out": out}, "flags", 6)
+    assert (found.shards, found.single) == ((str(shard),), str(tmp_path / "w"))
+    assert found.collage == "null"
+    (tmp_path / "here" / "s.h5").touch()
+    assert resumed_settings({"out": out}, "flags", 6).shards == ("s.h5",)
+
+
+def test_what_does_not_change_rows_may_change(ask: Callable[..., Json]) -> None:
+    before = ask()
+    free = {"singles": 2, "collage_ranks": 2, "device": "cpu", "image_timeout_s": 9.0}
+    free |= {"max_attempts": 5, "reply_timeout_s": 3.0, "status_every_s": 1.0}
+    assert differences(before, ask(**free, on_rank_loss="abort", collage_copies=None)) == []
+    for name, value in {"credit": 3, "depth": 2, "precision": "float32", "cost_ratio": 2.0}.items():
+        (line,) = differences(before, ask(**{name: value}))
+        assert line.startswith(f"settings.{name}: ")
+
+
+def test_the_command_is_told_as_typed() -> None:
+    assert command_line(["/v/bin/collage-mpi", "run"]) == ["collage-mpi", "run"]
+    assert command_line(["/p/collage_mpi/__main__.py", "run"]) == ["collage-mpi", "run"]
+    assert command_line(["mine.py", "-x"]) == ["mine.py", "-x"]
+    facts = job_facts("MPI 1")
+    assert facts["versions"]["numpy"] == np.__version__
+    assert json.loads(json.dumps(facts)) == facts
 
 
 # ---- experiments ------------------------------------------------------------

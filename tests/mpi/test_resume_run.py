@@ -1,0 +1,89 @@
+"""Going on with what the manifest knows: other worlds, runs of 0.1.0, error rows done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.errors import ExitCode
+from collage_mpi.results import read_results, verify_run
+from collage_mpi.shards import write_shard
+
+pytestmark = pytest.mark.mpi
+
+OLD = Path(__file__).parent.parent / "fixtures" / "run_0_1_0"
+QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+RUN = ["-m", "collage_mpi", "run"]
+
+
+def test_a_run_of_0_1_0_goes_on_by_its_folder_alone_with_other_ranks(mpiexec, tmp_path) -> None:
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    done = mpiexec(6, [*RUN, "--resume", "--out", "stopped"], env=QUICK)
+    assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
+    assert "going on with 4 single rank(s); there were 2" in done.stderr
+    assert "run --resume --out stopped --retry-errors" in done.stdout
+    report = verify_run(tmp_path / "stopped")
+    assert report.headline == "complete with errors: 20 of 20 rows, no doubles, 1 error rows"
+    manifest = read_results(tmp_path / "stopped").manifest
+    assert manifest["scheme"] == "collage, N = 2 then collage"
+    assert manifest["settings"]["straggler"] == "pinned"
+    job = manifest["job"]
+    assert job["command"] == ["collage-mpi", "run", "--resume", "--out", "stopped"]
+    assert job["folder"] == str(tmp_path)
+    assert set(job["versions"]) >= {"collage_mpi", "python", "numpy", "mpi4py", "mpi_library"}
+    rank_0 = manifest["world"][0]
+    assert rank_0["host"] == job["host"] != ""
+    assert rank_0["pid"] == job["pid"]
+    assert manifest["sessions"][1]["final"]["job"] == job
+
+    # What cannot be mended stays an error row, told anew. Begun elsewhere: paths are found.
+    (tmp_path / "elsewhere").mkdir()
+    words = [*RUN, "--retry-errors", "--out", tmp_path / "stopped"]
+    again = mpiexec(4, words, env=QUICK, cwd=tmp_path / "elsewhere")
+    assert again.returncode == ExitCode.COMPLETE_WITH_ERRORS, again.stderr
+    found = read_results(tmp_path / "stopped")
+    (error,) = found.images[~found.images["answered"]]
+    assert (error["row"], error["session"]) == (13, 3)
+    assert verify_run(tmp_path / "stopped").ok
+
+
+def test_error_rows_are_done_again_on_request(mpiexec, tmp_path) -> None:
+    labels = np.arange(24) % 10
+    images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (24, 6, 6, 1))
+    write_shard(tmp_path / "s.h5", images, labels, class_names=list("abcdefghij"))
+    words = [*RUN, "--shards", "s.h5", "--single", "null", "--scheme", "none", "--out", "out"]
+    words += ["--side", "2", "--straggler", "pinned", "--straggler-median-ms", "2"]
+    words += ["--slow-ranks", "2:200", "--image-timeout-s", "0.2", "--singles", "4"]
+    first = mpiexec(5, words, env=QUICK)
+    assert first.returncode == ExitCode.COMPLETE_WITH_ERRORS, first.stderr
+    errors = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]["errors"]
+    assert errors > 0
+    assert "--retry-errors" in first.stdout
+    for again, code in (("--resume", 5), ("--retry-errors", 0), ("--retry-errors", 0)):
+        more = ["--image-timeout-s", "60"] if again == "--retry-errors" else []
+        done = mpiexec(5, [*RUN, again, "--out", "out", *more], env=QUICK)
+        assert done.returncode == code, done.stderr
+    report = verify_run(tmp_path / "out")
+    assert report.headline == "complete: 24 of 24 rows, no doubles"
+    found = read_results(tmp_path / "out")
+    assert (found.images["predicted"] == found.images["row"] % 10).all()
+    assert len(found.mended) == errors == (found.images["session"] == 2).sum()
+    exported = mpiexec(1, ["-m", "collage_mpi", "export", "out", "--to", "csv"])
+    assert exported.returncode == 0
+    lines = (tmp_path / "out" / "export" / "images.csv").read_text().splitlines()
+    assert len(lines) == 25
+    assert not any(",error," in line for line in lines)
+
+
+def test_resume_without_a_run_says_what_is_missing(mpiexec, tmp_path) -> None:
+    done = mpiexec(4, [*RUN, "--resume", "--out", "new"], env=QUICK)
+    assert done.returncode == ExitCode.USAGE
+    assert "new: no run here yet, so --resume begins one and needs all settings" in done.stderr
+    assert not (tmp_path / "new").exists()
+    done = mpiexec(4, [*RUN, "--resume"], env=QUICK)
+    assert done.returncode == ExitCode.USAGE
+    assert "--out is missing" in done.stderr
