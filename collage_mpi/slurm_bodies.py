@@ -24,9 +24,9 @@ ranks=$((1 + singles + collage_ranks))   # rank 0 coordinates
 """
 
 _RUN_WORDS = """\
-words=(run --shards "$shards" --single "$single" --collage "$collage" --out "$out"
+# --resume begins the run, or goes on with it: requeued, or CM_OUT of an earlier job.
+words=(run --resume --shards "$shards" --single "$single" --collage "$collage" --out "$out"
     --side "$side" --singles "$singles" --collage-ranks "$collage_ranks" "$@")
-if [[ -e $out/manifest.json ]]; then words+=(--resume); fi   # requeued, or CM_OUT of an earlier job
 mkdir -p "$(dirname "$out")"
 echo "start $((${SLURM_RESTART_COUNT:-0} + 1)) of job $SLURM_JOB_ID: $ranks ranks," \\
     "collage-mpi ${words[*]}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 
@@ -133,7 +134,8 @@ def output_folder(words: Sequence[str]) -> Path | None:
 
 
 def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
-    """What to do about lost ranks: launch's own flag, the command's, its settings file's.
+    """What to do about lost ranks: launch's own flag, the command's, its settings file's, or
+    that of the run which it goes on with.
 
     Raises:
         UsageError: launch's flag with a command that has no workers to lose.
@@ -145,15 +147,29 @@ def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
     if own is not None:
         return own
     flag, file = _flag(words, "--on-rank-loss"), _flag(words, "--settings")
-    if flag is not None or file is None:
+    if flag is not None:
         return flag
-    from collage_mpi.settings_file import read_settings_file
-
     try:
-        value = read_settings_file(Path(file)).get("on_rank_loss")
+        value = _settings_of(file, words).get("on_rank_loss")
     except CollageError:
         return None  # the ranks will say what is wrong with it
     return value if isinstance(value, str) else None
+
+
+def _settings_of(file: str | None, words: Sequence[str]) -> Mapping[str, Any]:
+    """What the ranks will read, below their flags: the run's to go on with, then the file's."""
+    found: dict[str, Any] = {}
+    out = output_folder(words)
+    if out is not None and {"--resume", "--retry-errors"} & set(words):
+        from collage_mpi.results.manifest import MANIFEST, read_manifest
+
+        if (out / MANIFEST).exists():
+            found |= read_manifest(out).get("settings") or {}
+    if file is not None:
+        from collage_mpi.settings_file import read_settings_file
+
+        found |= read_settings_file(Path(file))
+    return found
 
 
 def _flag(words: Sequence[str], name: str) -> str | None:

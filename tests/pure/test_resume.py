@@ -14,6 +14,7 @@ import pytest
 from results_harness import fill, locate
 from results_harness import manifest as rows_manifest
 
+from collage_mpi.commands.launch import wanted_on_loss
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
 from collage_mpi.experiment import expand
@@ -299,6 +300,23 @@ def test_resume_takes_what_the_manifest_knows_and_what_is_given(
     assert found.collage == "null"
     (tmp_path / "here" / "s.h5").touch()
     assert resumed_settings({"out": out}, "flags", 6).shards == ("s.h5",)
+
+
+def test_launch_knows_what_a_resumed_run_does_about_lost_ranks(
+    tmp_path: Path, ask: Callable[..., Json]
+) -> None:
+    out = begun(tmp_path / "run", ask(on_rank_loss="continue"))
+    words = ["run", "--out", str(out)]
+    assert wanted_on_loss(words) is None  # refused: it holds a run
+    assert wanted_on_loss([*words, "--resume"]) == "continue"
+    assert wanted_on_loss([*words, "--retry-errors"]) == "continue"
+    assert wanted_on_loss([*words, "--resume", "--on-rank-loss", "abort"]) == "abort"
+    file = tmp_path / "s.json"
+    file.write_text('{"on_rank_loss": "abort"}')
+    assert wanted_on_loss([*words, "--resume", "--settings", str(file)]) == "abort"
+    assert wanted_on_loss(["run", "--resume", "--out", str(tmp_path / "none")]) is None
+    (out / "manifest.json").write_text("{}")
+    assert wanted_on_loss([*words, "--resume"]) is None  # the ranks say what is wrong
 
 
 def test_what_does_not_change_rows_may_change(ask: Callable[..., Json]) -> None:

@@ -187,7 +187,7 @@ def test_signalled_job_is_requeued_and_completes(slurm: Cluster, pmi: str, launc
     assert facts["JobState"] == "COMPLETED", text[-3000:]
     assert facts["Restarts"] == "1"
     assert re.search(r"incomplete: stopped by SIG(USR2|TERM)", text)
-    assert re.search(r"^start 2 of job .* --resume$", text, re.MULTILINE)
+    assert re.search(r"^start 2 of job .* run --resume ", text, re.MULTILINE)
     run = slurm.folder / f"runs/run_nodes-{job}"
     assert exact(run, ROWS)
     assert json.loads((run / "manifest.json").read_text())["session"] == 2
