@@ -200,12 +200,20 @@ class ServiceCosts:
     batch_costs: dict[str, float]
 
     def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
-        """With the costs that an earlier session of the run injected by: one run, one ratio."""
-        ratio, batch_costs = manifest.get("cost_ratio"), manifest.get("batch_costs")
+        """With the costs that an earlier session of the run injected by: one run, one ratio.
+
+        The last session may have been killed: what an earlier one closed with counts then.
+        """
+        finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
+        known: dict[str, Any] = {}
+        for found in (*finals, manifest):
+            for name in ("cost_ratio", "batch_costs"):
+                if found.get(name) is not None:
+                    known[name] = found[name]
         return replace(
             self,
-            ratio=self.ratio if ratio is None else ratio,
-            batch_costs=self.batch_costs if batch_costs is None else batch_costs,
+            ratio=known.get("cost_ratio", self.ratio),
+            batch_costs=known.get("batch_costs", self.batch_costs),
         )
 
 

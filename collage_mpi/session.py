@@ -86,7 +86,7 @@ def run_session(
 
     Args:
         resume: go on with the run in the settings' `out`, if one was begun there.
-        retry_errors: then do the images of error rows again.
+        retry_errors: likewise, and do the images of error rows again.
         phase: names it in progress lines; its scheme by default.
 
     Raises:
@@ -94,7 +94,7 @@ def run_session(
             written before are kept.
     """
     settings.require_inputs()
-    resume = resume and has_run(settings.out)
+    resume = (resume or retry_errors) and has_run(settings.out)
     known = read_manifest(Path(settings.out))["shards"] if resume else None
     plan = make_plan(settings, crew.transport.size, known)
     try:

@@ -71,13 +71,13 @@ def run_and_tell(
     print(f"\nresults in {outcome.out}; collage-mpi verify {outcome.out} proves them", flush=True)
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
-    go_on = f"run --resume --out {shlex.quote(str(outcome.out))}"
+    folder = shlex.quote(str(outcome.out))
     if outcome.exit_code is ExitCode.INCOMPLETE:
-        print(f"incomplete: {outcome.reason}; go on with: {go_on}", flush=True)
+        print(f"incomplete: {outcome.reason}; go on with: run --resume --out {folder}", flush=True)
     elif errors := summary["rows"]["errors"]:
         print(
             f"{errors:,} image(s) have error rows. When the cause is mended, do them again with: "
-            f"{go_on} --retry-errors",
+            f"run --retry-errors --out {folder}",
             flush=True,
         )
     return int(outcome.exit_code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,4 +58,4 @@ def _print(report: VerifyReport) -> None:
     for line in report.notes:
         print(f"  note: {line}")
     if report.status == "incomplete":
-        print("  to go on: repeat the command that began it, with --resume")
+        print(f"  to go on: run --resume --out {shlex.quote(str(report.path))}")

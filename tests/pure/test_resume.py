@@ -22,7 +22,7 @@ from collage_mpi.experiment_runs import DONE, _other_answers, simulate_points, s
 from collage_mpi.inputs import digests
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import describe_weights, save_weights
-from collage_mpi.muster import refuse_other_networks
+from collage_mpi.muster import ServiceCosts, refuse_other_networks
 from collage_mpi.plan import make_plan
 from collage_mpi.provenance import command_line, job_facts
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
@@ -327,6 +327,15 @@ def test_what_does_not_change_rows_may_change(ask: Callable[..., Json]) -> None:
     for name, value in {"credit": 3, "depth": 2, "precision": "float32", "cost_ratio": 2.0}.items():
         (line,) = differences(before, ask(**{name: value}))
         assert line.startswith(f"settings.{name}: ")
+
+
+def test_one_run_injects_by_one_ratio_whatever_sessions_were_killed() -> None:
+    measured = ServiceCosts({}, {}, 1.3, {})
+    assert measured.as_known({}) == measured
+    closed = {"sessions": [{"final": {"cost_ratio": 2.0, "batch_costs": {"single": 0.5}}}]}
+    for known in (closed, {**closed, "cost_ratio": 2.0}):
+        assert measured.as_known(known).ratio == 2.0
+        assert measured.as_known(known).batch_costs == {"single": 0.5}
 
 
 def test_the_command_is_told_as_typed() -> None:
