@@ -90,7 +90,7 @@ def fitted(settings: RunSettings, world_size: int) -> RunSettings:
             other = replace(settings, singles=singles)
         except UsageError:  # each copy of scheme replicate needs a rank of its own
             continue
-        if other.uses_single and other.world_size == world_size:
+        if other.world_size == world_size:
             tell(f"going on with {singles} single rank(s); there were {settings.n_singles}")
             return other
     return settings

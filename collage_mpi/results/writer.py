@@ -13,6 +13,7 @@ that the queue fills, the caller waits: bounded memory comes first.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -128,7 +129,8 @@ class RunWriter:
             listed = "\n  ".join(changed)
             raise UsageError(
                 f"{out}: cannot resume with other settings:\n  {listed}\n"
-                "Repeat the first command with --resume, or choose another --out."
+                f"run --resume --out {shlex.quote(str(out))} alone takes the run's own settings; "
+                "files must hold what they held. Or choose another --out."
             )
         full["run_id"] = before["run_id"]
         full["started"] = before.get("started", full["started"])

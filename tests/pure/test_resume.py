@@ -214,6 +214,8 @@ def test_a_retrys_row_stands_for_the_error_row(tmp_path: Path) -> None:
     assert verify_run(out).headline == "complete: 18 of 18 rows, no doubles"
     assert RunWriter.finished(out, full, retry_errors=True) == "complete"
     assert summarise(read_results(out))["rows"]["errors"] == 0
+    (out / MARKER).unlink()  # as if it had not closed
+    assert session(out, []) == "complete"  # the errors are mended for good
     (images, *_) = export_run(read_results(out), "csv", tmp_path)
     assert len(images.read_text().splitlines()) == 19
 
