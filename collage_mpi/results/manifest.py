@@ -22,6 +22,7 @@ FORMAT = "collage-mpi run"
 VERSION = 1
 MANIFEST = "manifest.json"
 MARKER = "COMPLETE"
+OURS = r"manifest\.json|COMPLETE|summary\.json"  # what a run's folder holds beside parts
 COMPLETE = ("complete", "complete_with_errors")
 STATUSES = (*COMPLETE, "incomplete")
 
@@ -78,6 +79,10 @@ def _list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, list) and all(check(item) for item in value)
 
 
+def _dict_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
 def _fields(**checks: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: (
         isinstance(value, dict) and all(check(value.get(key)) for key, check in checks.items())
@@ -87,6 +92,15 @@ def _fields(**checks: Callable[[object], bool]) -> Callable[[object], bool]:
 def _is_rank(value: object) -> bool:
     kinds = _optional(_list_of(_is_text))
     return _fields(rank=_is_count, kinds=kinds)(value)
+
+
+def _is_range(value: object) -> bool:
+    return _list_of(_is_count)(value) and len(value) == 2  # type: ignore[arg-type]
+
+
+def _is_accepted(value: object) -> bool:
+    """The parts of earlier sessions that count (parts.py)."""
+    return _dict_of(_dict_of(_list_of(_is_range)))(value)
 
 
 _SHARD = _fields(path=_optional(_is_text), fingerprint=_is_text, count=_is_count)
@@ -124,6 +138,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),
+    "accepted": (_is_accepted, "session -> table -> [[first, last], ...] of parts"),
 }
 
 
@@ -183,14 +198,17 @@ def read_manifest(out: Path) -> Json:
     return check_manifest(found, str(path))
 
 
-def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(
+    out: Path, manifest: Mapping[str, Any], check: Callable[[], object] | None = None
+) -> None:
     """Write the manifest atomically.
 
     Raises:
         OSError: as the system says; the former manifest is then untouched.
+        CollageError: of `check` (see `write_atomic`).
     """
     text = json.dumps(manifest, indent=1, default=plain)
-    write_atomic(out / MANIFEST, (text.encode(), b"\n"))
+    write_atomic(out / MANIFEST, (text.encode(), b"\n"), check=check)
 
 
 def plain(value: object) -> object:

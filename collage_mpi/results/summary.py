@@ -10,6 +10,7 @@ say so in their names; a number the sample cannot support is None, with the n it
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,20 @@ def summarise(results: Results) -> Json:
     }
 
 
-def write_summary(results: Results, out: Path | None = None) -> Json:
+def write_summary(
+    results: Results, out: Path | None = None, check: Callable[[], object] | None = None
+) -> Json:
     """Summarise and save as summary.json in the run directory (or `out`).
 
     Raises:
         EnvironmentFault: the file cannot be written.
+        CollageError: of `check` (see `write_atomic`).
     """
     summary = summarise(results)
     path = (out or results.path) / SUMMARY
     try:
-        write_atomic(path, (json.dumps(summary, indent=1, default=plain).encode(), b"\n"))
+        text = json.dumps(summary, indent=1, default=plain)
+        write_atomic(path, (text.encode(), b"\n"), check=check)
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
     return summary
