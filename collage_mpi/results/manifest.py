@@ -222,6 +222,24 @@ def plain(value: object) -> object:
     raise TypeError(f"a {type(value).__name__} cannot be written to JSON: {value!r}")
 
 
+def readable(value: Any) -> Any:
+    r"""JSON whose texts can be stored and shown: a file's name may be any bytes.
+
+    Python holds those that are not UTF-8 as half characters. They become `\xe9`: the name no
+    longer opens the file, but no path of a manifest is opened.
+    """
+    if isinstance(value, str) and not value.isascii():
+        try:
+            return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:  # half characters that are no file's
+            return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [readable(item) for item in value]
+    if isinstance(value, dict):
+        return {readable(key): readable(item) for key, item in value.items()}
+    return value
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a resumed session would change, one line each; [] when it may go on.
 

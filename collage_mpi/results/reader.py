@@ -8,7 +8,7 @@ Does not know: statistics, whether the rows add up (verify).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import parts
-from collage_mpi.results.manifest import MARKER, Json, read_manifest
+from collage_mpi.results.manifest import MARKER, Json, read_manifest, readable
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -25,6 +25,7 @@ from collage_mpi.results.rows import (
     KINDS,
     OUTCOMES,
     SOURCES,
+    TABLES,
     TASKS,
     Table,
 )
@@ -107,7 +108,7 @@ class Results:
 def distinct(names: Sequence[str], runs: Sequence[Results]) -> list[str]:
     """Names of runs, those that occur twice with the run's directory behind them."""
     return [
-        name if names.count(name) == 1 else f"{name} [{run.path.name}]"
+        name if names.count(name) == 1 else f"{name} [{readable(run.path.name)}]"
         for name, run in zip(names, runs, strict=True)
     ]
 
@@ -122,8 +123,16 @@ def read_results(path: Path | str) -> Results:
     path = Path(path)
     manifest = read_manifest(path)
     found = read_parts(path, manifest)
-    images, groups, tasks = (_rows(found, table) for table in (IMAGES, GROUPS, TASKS))
-    return Results(path, manifest, images, groups, tasks, (path / MARKER).exists())
+    rows = {table.name: _rows(found, table) for table in TABLES}
+    return results_of(path, manifest, rows, complete=(path / MARKER).exists())
+
+
+def results_of(
+    path: Path, manifest: Json, rows: Mapping[str, np.ndarray], *, complete: bool
+) -> Results:
+    """A run of which all rows are in memory, by the names of their tables."""
+    images, groups, tasks = (rows[table.name] for table in (IMAGES, GROUPS, TASKS))
+    return Results(path, manifest, images, groups, tasks, complete)
 
 
 def read_parts(path: Path, manifest: Json) -> list[parts.PartName]:

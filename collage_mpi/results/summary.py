@@ -18,7 +18,7 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results.atomic import write_atomic
-from collage_mpi.results.manifest import is_int, plain
+from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
     ENCODED,
@@ -53,7 +53,7 @@ def summarise(results: Results) -> Json:
     """
     manifest = results.manifest
     return {
-        "run": str(results.path),
+        "run": readable(str(results.path)),
         "run_id": manifest["run_id"],
         "complete": results.complete,
         "status": manifest.get("status"),

@@ -39,9 +39,10 @@ from collage_mpi.results.manifest import (
     differences,
     plain,
     read_manifest,
+    readable,
     write_manifest,
 )
-from collage_mpi.results.reader import Results, keys_of, missing_images
+from collage_mpi.results.reader import keys_of, missing_images, results_of
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -306,7 +307,7 @@ class RunWriter:
         from collage_mpi.results.summary import write_summary
 
         complete = self.manifest["status"] in COMPLETE
-        results = Results(self.out, self.manifest, **found, complete=complete)
+        results = results_of(self.out, self.manifest, found, complete=complete)
         write_summary(results, check=self._claim.check)
 
     def _row(self, table: Table, fields: dict[str, Any]) -> tuple:
@@ -367,7 +368,8 @@ def _swept(out: Path) -> Path:
 
 def _as_read(manifest: Mapping[str, Any]) -> Json:
     """The manifest as a reader will find it, refused here rather than there."""
-    return check_manifest(json.loads(json.dumps(manifest, default=plain)), "the run's manifest")
+    found = readable(json.loads(json.dumps(manifest, default=plain)))
+    return check_manifest(found, "the run's manifest")
 
 
 def _parts_of(out: Path, manifest: Json) -> list[parts.PartName]:

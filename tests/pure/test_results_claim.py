@@ -17,7 +17,16 @@ from results_harness import InlineThread, fill, make_run, manifest
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.liveness import has_ended, this_process
-from collage_mpi.results import RunWriter, atomic, claim, parts, read_results, verify_run, writer
+from collage_mpi.results import (
+    RunWriter,
+    atomic,
+    claim,
+    export_run,
+    parts,
+    read_results,
+    verify_run,
+    writer,
+)
 from collage_mpi.results.claim import STILL_S, Claim, ClaimLost, Patience, RunGone, find_writer
 
 ROWS = 27
@@ -415,3 +424,35 @@ def test_only_our_own_leftovers_are_swept(tmp_path: Path) -> None:
     RunWriter.reopen(out, FULL)[0].close("incomplete")
     assert not [path for path in ours if path.exists()]
     assert all(path.exists() for path in theirs)
+
+
+# ---- names that are not UTF-8 -------------------------------------------------------
+
+
+def test_names_that_are_not_utf8_are_stored_so_that_every_reader_can_show_them(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / os.fsdecode(b"caf\xe9 \xc3\xa9")
+    full = manifest(ROWS)
+    full["shards"][0]["path"] = os.fsdecode(b"in/s\xff.h5")
+    full["settings"]["out"] = str(out)
+    full["bad_shards"] = [{"path": os.fsdecode(b"\xfe.h5"), "reason": "half \ud800 a character"}]
+    run = RunWriter.create(out, full)
+    fill(run, full, range(18))
+    run.close("incomplete", summary=True)
+    run, done = RunWriter.reopen(out, full)
+    assert len(done) == 18
+    fill(run, full, range(18, ROWS))
+    run.close("complete", summary=True)
+    found = read_results(out)
+    assert found.manifest["shards"][0]["path"] == r"in/s\xff.h5"
+    assert found.manifest["settings"]["out"].endswith("caf\\xe9 \u00e9")
+    assert json.loads((out / "summary.json").read_text())["run"].isprintable()
+    assert RunWriter.finished(out, full) == "complete"
+    export_run(found, "csv")
+    export_run(found, "hdf5")
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    words = [sys.executable, "-m", "collage_mpi", "verify", out]
+    told = subprocess.run(words, env=strict, capture_output=True, check=False)
+    assert told.returncode == ExitCode.INCOMPLETE, told  # a shard could not be read
+    assert rb"caf\udce9" in told.stdout
