@@ -40,7 +40,7 @@ from collage_mpi.provenance import job_facts
 from collage_mpi.recorder import Recorder, Totals
 from collage_mpi.results import RunWriter, input_digest
 from collage_mpi.results.claim import Patience
-from collage_mpi.results.manifest import held, read_manifest
+from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
 from collage_mpi.resume import has_run
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
@@ -126,6 +126,7 @@ def _run_plan(
         if status is not None:
             return Outcome(status, "every image had its row already", out)
         known = read_manifest(out)
+        manifest |= {key: known[key] for key in KEPT_KEYS if key in known}
         manifest["scheme"] = _one_after_the_other(known.get("scheme"), manifest["scheme"])
         writer, done = RunWriter.reopen(out, manifest, retry_errors=retry_errors, patience=patience)
         order = _not_done(plan, done)
@@ -139,6 +140,11 @@ def _run_plan(
             hellos = muster(plan, crew, encoder, stop_reason)
             refuse_other_networks(plan, hellos, held(known))
             costs = service_costs(plan, crew).as_known(known)
+            writer.note(
+                networks={k: v for h in hellos.values() for k, v in h["fingerprints"].items()},
+                cost_ratio=costs.ratio,
+                batch_costs=costs.batch_costs,
+            )
             crew.start(costs.ratio, costs.batch_costs)
             name = phase or settings.scheme
             progress = StatusReporter(len(order), name, every_s=_every_s(settings))

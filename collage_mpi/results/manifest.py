@@ -32,6 +32,8 @@ _LARGEST_BYTES = 64 << 20  # a world of 10,000 ranks is about 3 MB
 SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
 # Of these, what a shard adds that could not be read in an earlier session and now can.
 GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
+# What the first ranks to be ready told, and later sessions keep.
+KEPT_KEYS = ("networks", "cost_ratio", "batch_costs")
 MOST_SHARD_LINES = 5
 # Settings that a later session may change: where, how loud, by how many ranks, how often an image
 # is tried. Shards are compared by content, so they may have moved.
@@ -124,6 +126,7 @@ _REQUIRED: dict[str, tuple[Callable[[object], bool], str]] = {
 _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "settings": (_is_dict, "an object"),
     "inputs": (_texts, "an object of SHA-256"),
+    "networks": (_texts, "an object of SHA-256"),
     "order": (_is_text, "file or shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
     "input_digest": (_is_text, "a SHA-256"),
@@ -290,15 +293,19 @@ def content_of(manifest: Mapping[str, Any]) -> Json:
 
 
 def held(manifest: Mapping[str, Any]) -> Json:
-    """Kind -> fingerprint of the network that the run's ranks held, in any session that closed."""
+    """Kind -> fingerprint of the network that the run's ranks held.
+
+    Version 0.1.0 wrote it for sessions that closed alone, rank by rank.
+    """
     finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
     worlds = [final.get("world") or [] for final in finals]
-    return {
+    told = {
         kind: fingerprint
         for world in (*worlds, manifest.get("world") or [])
         for member in world
         for kind, fingerprint in (member.get("fingerprints") or {}).items()
     }
+    return {**told, **(manifest.get("networks") or {})}
 
 
 def _settings(manifest: Mapping[str, Any]) -> Json:

@@ -204,6 +204,18 @@ class RunWriter:
             except OSError:
                 return  # somebody else's files: leave them
 
+    def note(self, **facts: Any) -> None:
+        """Keep in the manifest, at once, what is known when the ranks are ready.
+
+        Raises:
+            EnvironmentFault: it cannot be written.
+        """
+        self.manifest = _as_read({**self.manifest, **facts})
+        try:
+            write_manifest(self.out, self.manifest, self._claim.check)
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
     def image(self, row: tuple | None = None, /, **fields: Any) -> None:
         """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
 

@@ -26,7 +26,7 @@ from collage_mpi.muster import ServiceCosts, refuse_other_networks
 from collage_mpi.plan import make_plan
 from collage_mpi.provenance import command_line, job_facts
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
-from collage_mpi.results.manifest import MARKER, differences
+from collage_mpi.results.manifest import MARKER, differences, held, read_manifest
 from collage_mpi.results.reader import standing
 from collage_mpi.results.rows import IMAGES, SOURCE_CODE
 from collage_mpi.resume import fitted, resumed_settings
@@ -174,6 +174,15 @@ def test_a_network_of_ones_own_is_held_against_what_its_ranks_told() -> None:
     refuse_other_networks(plan, hellos, {"single": "b" * 64, "collage": "another version's"})
     with pytest.raises(UsageError, match="mine:net has fingerprint aaaaaaaaaaaa"):
         refuse_other_networks(plan, hellos, {"single": "a" * 64})
+
+
+def test_what_the_ranks_told_outlives_a_kill(tmp_path: Path, ask: Callable[..., Json]) -> None:
+    run = RunWriter.create(tmp_path / "run", ask())
+    run.note(networks={"single": "b" * 64}, cost_ratio=1.5, batch_costs={})
+    found = read_manifest(tmp_path / "run")  # nothing closed it
+    assert held(found) == {"single": "b" * 64}
+    assert ServiceCosts({}, {}, 1.3, {}).as_known(found).ratio == 1.5
+    run.close("incomplete")
 
 
 # ---- error rows done again --------------------------------------------------
