@@ -327,9 +327,9 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.suffix == ".sha256" and path.with_suffix("").is_file():
+        if path.suffix == ".sha256" and os.path.isfile(path.with_suffix("")):
             continue
-        if not path.is_dir():
+        if not os.path.isdir(path):  # no error for names too long and links in a circle
             files.append(path)
             continue
         inside = sorted(item for item in path.glob("*.h5") if not item.name.startswith("."))
@@ -339,11 +339,12 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
         files.extend(inside)
     if not files:
         raise EnvironmentFault("no shard given; needed: one or more .h5 files or directories")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for file in files:
-        if file.resolve() in seen:
+        real = os.path.realpath(file)
+        if real in seen:
             raise EnvironmentFault(f"{file}: given twice; each shard may appear once")
-        seen.add(file.resolve())
+        seen.add(real)
     return files
 
 
