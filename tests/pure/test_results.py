@@ -133,6 +133,11 @@ def test_error_rows_are_allowed_and_counted(tmp_path: Path) -> None:
     assert summary["accuracy"]["by_source"]["error"]["accuracy"] == 0.0
 
 
+def test_a_runs_repr_is_one_line(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 20))
+    assert repr(run) == f"<Results '{tmp_path / 'run'}': 20 of 20 rows, complete>"
+
+
 def test_limit_in_file_order_expects_the_prefix(tmp_path: Path) -> None:
     full = manifest(90, limit=18, rows=18)
     for name, indices, good in (("a", range(18), True), ("b", range(1, 19), False)):
