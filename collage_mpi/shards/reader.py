@@ -19,7 +19,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.guard import examine_shards, inspect_shards
-from collage_mpi.shards.openshard import OpenShard, open_shard
+from collage_mpi.shards.openshard import EncodedShard, OpenShard, open_shard
 from collage_mpi.shards.schema import (
     BadShard,
     ShardFault,
@@ -184,6 +184,23 @@ class ShardSet:
                 except EnvironmentFault:
                     readable[places] = False
         return cells, readable & (rows_crc32(cells, None) == stored)
+
+    def read_files(self, indices: np.ndarray | Sequence[int]) -> list[bytes]:
+        """The encoded images of `indices` as they are stored; all shards must be encoded.
+
+        Raises:
+            DataFault: a row's checksum does not match; names file and row.
+            ShardFault: a file can no longer be read, or is no longer the one it was.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        found: dict[int, bytes] = {}
+        for shard, places in self._by_shard(wanted):
+            with self._lock:
+                source = self._opened(shard)
+                assert isinstance(source, EncodedShard)
+                files = source.read_files(wanted[places] - self._starts[shard])
+            found.update(zip(places.tolist(), files, strict=True))
+        return [found[place] for place in range(len(wanted))]
 
     def row_fault(self, index: int) -> str:
         """The sentence for a row that cannot be read, or whose checksum does not match."""
