@@ -57,7 +57,8 @@ def image_names(results: Results, shards: Sequence[Path | str] | None = None) ->
         EnvironmentFault: nothing is there in `shards`.
     """
     images, entries = results.images, results.manifest["shards"]
-    known = {number: entries[number] for number in np.unique(images["shard"]).tolist()}
+    numbers = np.unique(images["shard"]).tolist()
+    known = {number: entries[number] for number in numbers if number < len(entries)}
     classes = results.manifest.get("class_names") or []
     ids, notes = _ids(known, shards)
     return ImageNames(
@@ -137,7 +138,10 @@ def _find(
 
 def _ids_of_rows(images: np.ndarray, ids: dict[int, list[str]]) -> np.ma.MaskedArray:
     found = np.full(len(images), None, dtype=object)
-    for number, own in ids.items():
-        rows = np.flatnonzero((images["shard"] == number) & (images["row"] < len(own)))
-        found[rows] = np.array(own, dtype=object)[images["row"][rows]]
+    order = np.argsort(images["shard"], kind="stable")
+    cuts = np.searchsorted(images["shard"][order], [[number, number + 1] for number in ids])
+    for (first, end), own in zip(cuts.reshape(-1, 2).tolist(), ids.values(), strict=True):
+        places = order[first:end]
+        places = places[images["row"][places] < len(own)]
+        found[places] = np.array(own, dtype=object)[images["row"][places]]
     return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise

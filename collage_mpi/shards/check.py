@@ -7,9 +7,11 @@ crash on damaged files), how rows are read for a job.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,8 @@ def hash_mismatch(path: Path) -> str:
 def opened(path: Path, *, cache_bytes: int = 0) -> Any:
     """The open file. Raises DataFault if it is no HDF5 file, OSError if unreadable."""
     path = split_part(path)[0]
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")  # open would wait
     with path.open("rb"):
         pass  # missing or forbidden: the plain OSError says it better than HDF5
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -245,6 +246,13 @@ def test_prep_refuses(
     assert main(["prep", "hdf5", str(path), f"--out={tmp_path / 'o'}", *flags]) == code
     assert words in capsys.readouterr().err
     assert list((tmp_path / "o").glob("*")) == []
+
+
+def test_a_pipe_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    out = f"--out={tmp_path / 'o'}"
+    assert main(["prep", "hdf5", str(tmp_path / "pipe"), out]) == ExitCode.ENVIRONMENT
+    assert "pipe: cannot be read: a folder, pipe or device, not a file" in capsys.readouterr().err
 
 
 def test_axes_by_word(tmp_path: Path) -> None:
