@@ -111,6 +111,8 @@ def _table(args: argparse.Namespace, file: Any, layout: Layout, elsewhere: bool)
     from collage_mpi.shards.foreign import class_names_of
 
     dataset = file[layout.images]
+    if layout.columns:
+        dataset = dataset[...].T  # at once: a column lies all over the file
     bounds = None if args.range is None else parse_range(args.range)
     channels = layout.image_shape(dataset.shape)[2]
     images = PixelRows(dataset, layout, bounds, _fit(args, channels))

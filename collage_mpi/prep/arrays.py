@@ -30,7 +30,7 @@ class PixelRows:
     """Images of a dataset by row number, as uint8 of one size.
 
     Args:
-        dataset: the open dataset.
+        dataset: the open dataset, or an array.
         layout: its axes.
         bounds: values that become 0 and 255; None for the type's own, or 0 and 1 for float.
         fit: size to make them, or None to leave it.
@@ -133,7 +133,7 @@ def labels_for(
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """As `to_labels`, of `count` images; `where` they are from is for the message."""
     try:
-        labels, names = to_labels(values, names)
+        labels, names = to_labels(values.reshape(-1) if values.size == count else values, names)
     except DataFault as fault:
         raise DataFault(f"{where}: {fault}") from fault
     if len(labels) != count:

@@ -25,13 +25,19 @@ def convert(path: Path, images: str, labels: str | None, *flags: str) -> str:
     return f"`{shlex.join([*words, *flags, '--out', 'shards'])}`"
 
 
-def flags_for(item: Any) -> list[str] | None:
-    """What `prep hdf5` has to be told of a dataset of images; None where that is not known."""
+def flags_for(item: Any, count: int | None = None) -> list[str] | None:
+    """What `prep hdf5` has to be told of a dataset of images; None where that is not known.
+
+    Args:
+        item: the dataset.
+        count: how many labels there are, if known.
+    """
     if item.ndim not in (2, 3, 4) or min(item.shape) < 1 or item.dtype.kind not in "uif":
         return None
     shape: list[str] | None = []
     if item.ndim == 2:
-        shape = _shape_flag(item.shape[1])
+        in_columns = count == item.shape[1] != item.shape[0]
+        shape = _shape_flag(item.shape[0 if in_columns else 1])
     elif item.ndim == 4:
         first, last = item.shape[1] in CHANNELS, item.shape[3] in CHANNELS
         shape = None if not (first or last) else ["--axes", "NHWC"] if first and last else []

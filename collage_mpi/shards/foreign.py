@@ -43,6 +43,7 @@ class Layout:
         unused: other datasets beside them.
         flat: (H, W, C) of images that are stored as rows of values, in the order of `axes`.
         transposed: rows and columns of each image change places.
+        columns: of flat ones, an image is a column and no row, as MATLAB stores a matrix.
     """
 
     images: str
@@ -51,6 +52,7 @@ class Layout:
     unused: tuple[str, ...] = ()
     flat: tuple[int, int, int] | None = None
     transposed: bool = False
+    columns: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
@@ -162,14 +164,14 @@ def find_layout(file: Any, path: Path, told: Told | None = None) -> Layout:
     else:
         own_dataset(file, labels)
     unused = tuple(name for name in beside if name != labels)[:MAX_UNUSED]
+    columns = told.shape is not None and _in_columns(item, images, told.shape)
     if told.shape is not None:
-        _check_flat(item, images, told.shape)
         axes = told.axes or "NHWC"
     elif item.ndim in (3, 4) and min(item.shape) >= 1:
         axes = told.axes or _axes(item, images, labels, path)
     else:
-        raise ForeignFault(_not_images(item, images, labels, path))
-    return Layout(images, labels, axes, unused, told.shape, told.transposed)
+        raise ForeignFault(_not_images(file, images, labels, path))
+    return Layout(images, labels, axes, unused, told.shape, told.transposed, columns)
 
 
 def find_labels(file: Any, path: Path) -> Any:
@@ -262,18 +264,22 @@ def _the_labels(beside: Sequence[str], images: str, path: Path, flags: Sequence[
     return known[0] if known else None
 
 
-def _check_flat(item: Any, images: str, shape: tuple[int, int, int]) -> None:
-    height, width, channels = shape
-    values = math.prod(item.shape[1:])
-    if item.ndim < 2 or len(item) < 1 or values != math.prod(shape):
-        raise ForeignFault(
-            f"dataset {images!r} is {what(item)}, {values} values an image; --shape "
-            f"{height},{width},{channels} makes {math.prod(shape)}"
-        )
+def _in_columns(item: Any, images: str, shape: tuple[int, int, int]) -> bool:
+    """Whether a column is an image of that shape, where a row is none. Raises ForeignFault."""
+    values = math.prod(shape)
+    if item.ndim >= 2 and len(item) >= 1 and math.prod(item.shape[1:]) == values:
+        return False
+    if item.ndim == 2 and item.shape[0] == values and item.shape[1] >= 1:
+        return True
+    raise ForeignFault(
+        f"dataset {images!r} is {what(item)}; --shape {','.join(map(str, shape))} needs rows, or "
+        f"columns, of {values} values"
+    )
 
 
-def _not_images(item: Any, images: str, labels: str | None, path: Path) -> str:
-    flags = flags_for(item)
+def _not_images(file: Any, images: str, labels: str | None, path: Path) -> str:
+    item = file[images]
+    flags = flags_for(item, int(file[labels].size) if labels else None)
     if flags is None:
         return (
             f"dataset {images!r} is {what(item)}; needed: 3 or 4 axes, (n, H, W), (n, H, W, C) "
@@ -281,7 +287,7 @@ def _not_images(item: Any, images: str, labels: str | None, path: Path) -> str:
         )
     colour = " (--axes NCHW: colour by colour)" if "3" in flags[1].split(",")[2:] else ""
     return (
-        f"dataset {images!r} is {what(item)}, an image a row of values. "
+        f"dataset {images!r} is {what(item)}, images as rows or columns of values. "
         f"{convert(path, images, labels, *flags)} makes images of them{colour}; add --transpose "
         "where they then lie on their side"
     )

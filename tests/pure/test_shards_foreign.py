@@ -275,6 +275,7 @@ FOUR = LABELS[:, None, None, None]  # as PatchCamelyon has them
         ({"a/b/shots": SQUARE.reshape(12, 36) / 255}, SQUARE[..., None], None),
         ({"dataset/train/images": SQUARE.reshape(12, 36), "dataset/train/labels": LABELS[:, None]},
          SQUARE[..., None], LABELS),
+        ({"x": SQUARE.reshape(12, 36).T, "y": LABELS[None]}, SQUARE[..., None], LABELS),
         ({"x": COLOUR, "y": LABELS, "label": LABELS[::-1]}, COLOUR, LABELS[::-1]),
         ({"x": BOTH, "y": LABELS}, BOTH, LABELS),
         ({"x": BOTH / 255}, BOTH, None),
