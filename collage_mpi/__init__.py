@@ -7,7 +7,12 @@ Does not know: MPI, torch, h5py (each is imported by the one module that needs i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collage_mpi.api import run
+    from collage_mpi.config import RunSettings
+    from collage_mpi.results import read_results
 
 __version__ = "0.1.0.dev0"
 
@@ -26,3 +31,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

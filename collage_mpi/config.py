@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -78,6 +79,8 @@ def _setting(default: Any, help_line: str, **more: Any) -> Any:
 @dataclass(frozen=True)
 class RunSettings:
     """Everything that decides what a run does. See each field's help line.
+
+    Where several may be given, as of shards, one alone will do; a path may be a `Path`.
 
     Raises:
         UsageError: a value that is out of range or contradicts another.
@@ -245,6 +248,8 @@ class RunSettings:
     status_every_s: float = _setting(5.0, "seconds between progress lines")
 
     def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            object.__setattr__(self, spec.name, _plain(spec, getattr(self, spec.name)))
         self._check_choices()
         self._check_ranges()
         make_scheme(self.scheme_settings())
@@ -267,6 +272,12 @@ class RunSettings:
                 f"collage_copies is {self.collage_copies} with {self.collage_ranks} collage "
                 "rank(s); each copy needs a rank of its own"
             )
+
+    def __repr__(self) -> str:
+        """What differs from the defaults: enough to build it again."""
+        given = ((spec, getattr(self, spec.name)) for spec in dataclasses.fields(self))
+        shown = (f"{spec.name}={value!r}" for spec, value in given if value != spec.default)
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _check_arrivals(self) -> None:
         needs = {"poisson": ("rate", "--rate 200"), "file": ("arrival_file", "--arrival-file F")}
@@ -607,6 +618,16 @@ class RunSettings:
                     f"{source}: unknown setting {key!r}{hint} Known: {', '.join(sorted(known))}"
                 )
         return cls(**{key: _typed(key, v, hints[key], source) for key, v in values.items()})
+
+
+def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
+    """Paths as text, and a tuple of texts where the field is one. Raises UsageError."""
+    if not isinstance(spec.default, tuple):
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    parts = [value] if isinstance(value, (str, os.PathLike)) else value
+    if isinstance(parts, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in parts):
+        return tuple(map(os.fspath, parts))
+    raise UsageError(f"{spec.name} is {value!r}; it needs {spec.metadata['metavar']}, or a list")
 
 
 def _ms_to_ns(value_ms: float | None) -> int | None:

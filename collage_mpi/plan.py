@@ -21,6 +21,7 @@ from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.info import class_mismatch
 from collage_mpi.placement import Placement
 from collage_mpi.shards import ShardSet, as_before
+from collage_mpi.shards.schema import remake_command
 from collage_mpi.stragglers import make_delays
 from collage_mpi.topology import launcher_size
 
@@ -203,8 +204,7 @@ def _check_fit(
         if network is not None and network.image_shape != tuple(shards.shape):
             raise DataFault(
                 f"shards hold images of {shards.shape} (H, W, C), {network.kind} network {spec} "
-                f"needs {network.image_shape}: prepare the shards at that size or train for this "
-                "one"
+                f"needs {network.image_shape}: {_remake(settings, network.image_shape)}"
             )
     if collage is not None:
         if collage.side != settings.side:
@@ -214,9 +214,10 @@ def _check_fit(
                 f"{settings.side}"
             )
         if collage.shape[2] != shards.shape[2]:
+            wanted = (*shards.shape[:2], collage.shape[2])
             raise DataFault(
                 f"shards hold {shards.shape[2]} channel(s), collage network {settings.collage} "
-                f"needs {collage.shape[2]}"
+                f"needs {collage.shape[2]}: {_remake(settings, wanted)}"
             )
     named = {
         "shards": shards.class_names,
@@ -229,6 +230,13 @@ def _check_fit(
         if names != known[0][1]:
             raise DataFault(class_mismatch(*known[0], where, names))
     return known[0][1] if known else None
+
+
+def _remake(settings: RunSettings, shape: tuple[int, int, int] | None) -> str:
+    """What to do where the images have another shape than a network needs."""
+    if shape is None or shape[0] != shape[1]:
+        return "make the shards anew in that shape, or train for this one"
+    return f"`{remake_command(settings.shards, shape)}` makes such, or train for this shape"
 
 
 def _check_sizes(shards: ShardSet, grid: Grid, batch: int) -> None:

@@ -26,17 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: DIR/export of the run)"
     )
+    parser.add_argument(
+        "--shards",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="where the run's shards are now, for the images' ids (default: where they were)",
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
     """Export and name the files, one a line."""
     from collage_mpi.results.export import export_run
+    from collage_mpi.results.names import image_names
     from collage_mpi.results.reader import read_results
 
     results = read_results(args.run)
     if not results.complete:
         found, expected = len(results.images), results.manifest["rows"]
         print(f"note: incomplete run, {found:,} of {expected:,} rows", file=sys.stderr)
-    for path in export_run(results, args.to, args.out):
+    names = image_names(results, args.shards)
+    for note in names.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for path in export_run(results, args.to, args.out, names):
         print(path)
     return int(ExitCode.COMPLETE)

@@ -1,4 +1,4 @@
-"""`collage-mpi prep`: make shards from other formats.
+"""`collage-mpi prep`: make shards from other formats, and from shards.
 
 Owns: the kinds of input; of `prep idx` the flags, the rows of each shard, the progress bar.
 Does not know: the shard format (shards), the IDX format (idx), pictures (prep_pictures).
@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collage_mpi.commands import prep_hdf5, prep_pictures
+from collage_mpi.commands import prep_hdf5, prep_pictures, prep_shards
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
+    from collage_mpi.pictures import Fit
     from collage_mpi.prep.arrays import PixelRows
+    from collage_mpi.prep.reshard import ShardRows
+    from collage_mpi.shards import ShardWriter
 
 ROWS_PER_SHARD = 10_000
 BATCH = 1_000
@@ -36,14 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hdf5 = kinds.add_parser("hdf5", help="from other programs' HDF5 files")
     prep_hdf5.add_arguments(hdf5)
     _shared(hdf5)
+    shards = kinds.add_parser("shards", help="from shards: another size, storage, order, labels")
+    prep_shards.add_arguments(shards)
+    _shared(shards)
     idx = kinds.add_parser("idx", help="from IDX files, gzip or plain (MNIST, Fashion-MNIST)")
     idx.add_argument("--images", type=Path, required=True, metavar="FILE", help="IDX of images")
     idx.add_argument("--labels", type=Path, metavar="FILE", help="IDX of labels")
+    idx.add_argument(
+        "--transpose", action="store_true", help="swap rows and columns of each image (EMNIST)"
+    )
     _shared(idx)
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
-    """The flags of `prep idx` and `prep hdf5`."""
+    """The flags of `prep idx`, `prep hdf5` and `prep shards`."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shards' folder")
     parser.add_argument("--prefix", default="shard", help="start of the file names (%(default)s)")
     parser.add_argument(
@@ -74,16 +83,24 @@ class Table:
         images: (n, H, W, C) uint8, or what gives such rows when indexed with them.
         labels: (n,) integers, or None.
         rows: (m,) rows of those to write, in this order.
-        id_stem: an image's id is this, a colon, and its row in the original.
+        ids: of all images, or a text: an id is then this, a colon, and the image's row.
         class_names, source: as in a shard.
+        fit: of images that are to be stored encoded; None for pixels.
     """
 
-    images: np.ndarray | PixelRows
+    images: np.ndarray | PixelRows | ShardRows
     labels: np.ndarray | None
     rows: np.ndarray
-    id_stem: str
+    ids: str | Sequence[str]
     class_names: tuple[str, ...] | None
     source: str
+    fit: Fit | None = None
+
+    def ids_at(self, rows: np.ndarray) -> list[str]:
+        """The ids of some rows."""
+        if isinstance(self.ids, str):
+            return [f"{self.ids}:{row}" for row in rows.tolist()]
+        return [self.ids[row] for row in rows.tolist()]
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -91,9 +108,8 @@ def execute(args: argparse.Namespace) -> int:
     if args.kind in ("images", "tar"):
         return prep_pictures.execute(args)
     check_numbers(args)
-    with (
-        prep_hdf5.table_of(args) if args.kind == "hdf5" else nullcontext(read_table(args)) as table
-    ):
+    tables = {"hdf5": prep_hdf5.table_of, "shards": prep_shards.table_of}
+    with tables[args.kind](args) if args.kind in tables else nullcontext(read_table(args)) as table:
         return write_all(args, table)
 
 
@@ -123,6 +139,7 @@ def read_table(args: argparse.Namespace) -> Table:
         DataFault: files that are damaged or do not fit together.
     """
     from collage_mpi.idx import read_idx
+    from collage_mpi.prep.arrays import squeezed
     from collage_mpi.shards.schema import label_problem
 
     names = class_names(args)
@@ -134,7 +151,9 @@ def read_table(args: argparse.Namespace) -> Table:
             f"{args.images}: {images.dtype} of shape {images.shape}; images are uint8 of shape "
             "(n, height, width) or (n, height, width, channels), n >= 1"
         )
-    labels = None if args.labels is None else read_idx(args.labels)
+    if args.transpose:
+        images = images.swapaxes(1, 2)
+    labels = None if args.labels is None else squeezed(read_idx(args.labels))
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
         raise DataFault(
             f"{args.labels}: {labels.dtype} of shape {labels.shape}; {len(images)} images "
@@ -218,21 +237,29 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
 
 def write_rows(path: Path, table: Table, rows: np.ndarray, advance: Callable[[int], None]) -> None:
     """Write one shard of the table's `rows`, telling `advance` of each batch."""
-    from collage_mpi.shards import ShardWriter
+    from collage_mpi.prep.reshard import ShardRows
+    from collage_mpi.shards import EncodedWriter
 
-    height, width, channels = table.images.shape[1:]
-    with ShardWriter(
-        path,
-        (height, width, channels),
-        class_names=table.class_names,
-        source=table.source,
-        count=len(rows),
-    ) as writer:
+    with _writer(path, table, len(rows)) as writer:
         for batch in split_rows(rows, BATCH):
             labels = None if table.labels is None else table.labels[batch]
-            ids = [f"{table.id_stem}:{row}" for row in batch.tolist()]
-            writer.append(table.images[batch], labels, ids)
+            ids = table.ids_at(batch)
+            if isinstance(writer, EncodedWriter):
+                assert isinstance(table.images, ShardRows)
+                writer.append_files(table.images.files(batch), labels, ids)
+            else:
+                writer.append(table.images[batch], labels, ids)
             advance(len(batch))
+
+
+def _writer(path: Path, table: Table, count: int) -> ShardWriter:
+    from collage_mpi.shards import EncodedWriter, ShardWriter
+
+    height, width, channels = table.images.shape[1:]
+    common: dict[str, Any] = {"class_names": table.class_names, "source": table.source}
+    if table.fit is not None:
+        return EncodedWriter(path, table.fit, **common)
+    return ShardWriter(path, (height, width, channels), count=count, **common)
 
 
 @contextmanager

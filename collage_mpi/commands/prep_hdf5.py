@@ -7,23 +7,37 @@ Does not know: values and labels (prep/arrays.py), which dataset is which (shard
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     from collage_mpi.commands.prep import Table
     from collage_mpi.pictures import Fit
+    from collage_mpi.shards.foreign import Layout, Told
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of its own; those of the shards are shared with `prep idx`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="or FILE::GROUP for a part of it")
     parser.add_argument("--images", metavar="NAME", help="dataset of images (found by its name)")
-    parser.add_argument("--labels", metavar="NAME", help="dataset of labels (found by its name)")
+    parser.add_argument(
+        "--labels",
+        metavar="NAME",
+        help="dataset of labels (found by its name), FILE or FILE::DATASET of another file, HDF5 "
+        "or .npy, or none",
+    )
+    parser.add_argument(
+        "--shape", metavar="H,W[,C]", help="images are rows of so many values, such as 28,28"
+    )
+    parser.add_argument(
+        "--transpose", action="store_true", help="swap rows and columns of each image (EMNIST)"
+    )
     parser.add_argument(
         "--axes", choices=("NHWC", "NCHW"), default="", help="where the channels are (by shape)"
     )
@@ -44,16 +58,18 @@ def table_of(args: argparse.Namespace) -> Iterator[Table]:
         UsageError, DataFault, EnvironmentFault: what cannot be understood or read.
     """
     from collage_mpi.shards.check import opened
-    from collage_mpi.shards.foreign import ForeignFault, find_layout, is_foreign
+    from collage_mpi.shards.contents import ForeignFault
+    from collage_mpi.shards.foreign import find_layout, is_foreign
     from collage_mpi.shards.hdf5 import H5_LOCK
 
     try:
         with H5_LOCK, opened(args.file, cache_bytes=64 << 20) as file:
             if not is_foreign(file):
-                raise UsageError(f"{args.file}: is a shard already: it can be used as it is")
+                raise UsageError(_is_shard(args))
             try:
-                layout = find_layout(file, args.file, args.images, args.labels, args.axes)
-                table = _table(args, file, layout)
+                elsewhere = _labels_elsewhere(args.labels, file)
+                layout = find_layout(file, args.file, _told(args, elsewhere))
+                table = _table(args, file, layout, elsewhere)
             except ForeignFault as fault:
                 raise DataFault(f"{args.file}: {fault}") from fault
             yield table
@@ -62,25 +78,50 @@ def table_of(args: argparse.Namespace) -> Iterator[Table]:
         raise EnvironmentFault(f"{args.file}: cannot be read: {reason}") from error
 
 
-def _table(args: argparse.Namespace, file: object, layout: object) -> Table:
-    from collage_mpi.commands.prep import Table, class_names, pick_rows
-    from collage_mpi.prep.arrays import PixelRows, parse_range, to_labels
-    from collage_mpi.shards.foreign import Layout, class_names_of
-    from collage_mpi.shards.schema import label_problem
+def _is_shard(args: argparse.Namespace) -> str:
+    words = ["collage-mpi", "prep", "shards", str(args.file), "--out", str(args.out)]
+    words += [] if args.size is None else ["--size", str(args.size)]
+    return (
+        f"{args.file}: is a shard already: it can be used as it is; `{shlex.join(words)}` makes "
+        "others of it, of another size, stored otherwise, or with other labels"
+    )
 
-    assert isinstance(layout, Layout)
-    dataset = file[layout.images]  # type: ignore[index]
+
+def _told(args: argparse.Namespace, elsewhere: bool) -> Told:
+    from collage_mpi.prep.arrays import parse_shape
+    from collage_mpi.shards.foreign import NO_LABELS, Told
+
+    labels = NO_LABELS if elsewhere else args.labels
+    shape = None if args.shape is None else parse_shape(args.shape)
+    return Told(args.images, labels, args.axes, shape, args.transpose)
+
+
+def _labels_elsewhere(labels: str | None, file: Any) -> bool:
+    """Whether --labels names another file: it is no dataset of this one."""
+    from collage_mpi.shards.schema import PART_MARK
+
+    if labels is None or labels in file:
+        return False
+    return PART_MARK in labels or os.path.isfile(labels)
+
+
+def _table(args: argparse.Namespace, file: Any, layout: Layout, elsewhere: bool) -> Table:
+    from collage_mpi.commands.prep import Table, class_names, pick_rows
+    from collage_mpi.prep.arrays import PixelRows, labels_for, parse_range, read_labels
+    from collage_mpi.shards.foreign import class_names_of
+
+    dataset = file[layout.images]
+    if layout.columns:
+        dataset = dataset[...].T  # at once: a column lies all over the file
     bounds = None if args.range is None else parse_range(args.range)
     channels = layout.image_shape(dataset.shape)[2]
     images = PixelRows(dataset, layout, bounds, _fit(args, channels))
     names, labels = class_names(args) or class_names_of(file), None
-    if layout.labels is not None:
-        labels, names = to_labels(file[layout.labels][...], names)  # type: ignore[index]
-        if len(labels) != len(images):
-            raise DataFault(f"{args.file}: {len(labels)} labels for {len(images)} images")
-        wrong = label_problem(labels, names)
-        if wrong:
-            raise DataFault(f"{args.file}: dataset {layout.labels!r}: {wrong}")
+    if elsewhere:
+        labels, names = labels_for(len(images), read_labels(args.labels), names, args.labels)
+    elif layout.labels is not None:
+        where = f"{args.file}: dataset {layout.labels!r}"
+        labels, names = labels_for(len(images), file[layout.labels][...], names, where)
     source = args.source or f"{args.file.name}, dataset {layout.images}"
     return Table(images, labels, pick_rows(len(images), args), layout.images, names, source)
 

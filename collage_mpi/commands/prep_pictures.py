@@ -8,6 +8,7 @@ shards; they need nothing of each other, so MPI itself is not started.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -131,7 +132,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         val_share=args.val_share,
         limit=args.limit,
         unreadable=args.unreadable,
-        source=args.source or given.resolve().name,
+        source=args.source or os.path.basename(os.path.realpath(given)),
     )
 
 

@@ -67,7 +67,7 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     if info.fit is not None:
         print(f"  stored       as encoded files, decoded when read: {info.fit}")
     if info.layout is not None:
-        _tell_layout(info.layout)
+        _tell_layout(info.layout, info.path)
     print(f"  labels       {'yes' if info.has_labels else 'no'}")
     print(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
     if info.cell_sizes:
@@ -77,9 +77,10 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     return True
 
 
-def _tell_layout(layout: dict[str, Any]) -> None:
+def _tell_layout(layout: dict[str, Any], path: Path) -> None:
     """What was understood of another program's file."""
     from collage_mpi.shards.foreign import LABEL_NAMES
+    from collage_mpi.shards.schema import remake_command
 
     print("  format       another program's HDF5, understood as:")
     print(f"    images     dataset {layout['images']}, axes {layout['axes']}")
@@ -87,7 +88,8 @@ def _tell_layout(layout: dict[str, Any]) -> None:
     print(f"    labels     {f'dataset {found}' if layout['labels'] else found}")
     if layout["unused"]:
         print(f"    not used   {', '.join(layout['unused'])}")
-    print("  integrity    not checked: no checksums in it; `prep hdf5` makes shards that have them")
+    print("  integrity    not checked: no checksums in it; a copy that has them:")
+    print(f"               {remake_command([path])}")
 
 
 def add_cells_to(path: Path, out: Path, px: int) -> None:

@@ -1,6 +1,7 @@
 """Arrays in another program's HDF5 file as rows of uint8 images, block by block.
 
-Owns: from float or 16 bit values to pixels, labels of every form to class numbers.
+Owns: from float or 16 bit values to pixels, labels of every form to class numbers, also those
+of a file of their own.
 Does not know: shards, which dataset is which (shards/foreign.py), the command line.
 
 The file is opened in this process: a damaged one may end a preparation, never a job.
@@ -9,21 +10,27 @@ The file is opened in this process: a damaged one may end a preparation, never a
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.npy import UNREADABLE
 from collage_mpi.pictures import Fit, fit_pixels
-from collage_mpi.shards.foreign import Layout, range_of
+from collage_mpi.shards.advice import range_of
+from collage_mpi.shards.check import opened
+from collage_mpi.shards.contents import ForeignFault
+from collage_mpi.shards.foreign import Layout, find_labels
 from collage_mpi.shards.hdf5 import H5_LOCK
+from collage_mpi.shards.schema import CHANNELS, label_problem
 
 
 class PixelRows:
     """Images of a dataset by row number, as uint8 of one size.
 
     Args:
-        dataset: the open dataset.
+        dataset: the open dataset, or an array.
         layout: its axes.
         bounds: values that become 0 and 255; None for the type's own, or 0 and 1 for float.
         fit: size to make them, or None to leave it.
@@ -89,7 +96,7 @@ def to_labels(
     """Class numbers from whole numbers, one-hot rows or names.
 
     Args:
-        values: (n,), (n, 1) or (n, classes).
+        values: (n,), (n, 1), (n, 1, 1, 1) or (n, classes).
         names: the classes in order, if known.
 
     Returns:
@@ -98,8 +105,7 @@ def to_labels(
     Raises:
         DataFault: anything else.
     """
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
+    values = squeezed(values)
     if values.ndim == 2 and values.dtype.kind in "biuf":
         ones = (values == 1).sum(axis=1) == 1
         if not (ones & ((values != 0).sum(axis=1) == 1)).all():
@@ -120,6 +126,60 @@ def to_labels(
     raise DataFault(
         f"labels are {values.dtype} {values.shape}; needed: whole numbers, names, or one-hot rows"
     )
+
+
+def labels_for(
+    count: int, values: np.ndarray, names: tuple[str, ...] | None, where: str
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """As `to_labels`, of `count` images; `where` they are from is for the message."""
+    try:
+        labels, names = to_labels(values.reshape(-1) if values.size == count else values, names)
+    except DataFault as fault:
+        raise DataFault(f"{where}: {fault}") from fault
+    if len(labels) != count:
+        raise DataFault(f"{where}: {len(labels)} labels for {count} images")
+    wrong = label_problem(labels, names)
+    if wrong:
+        raise DataFault(f"{where}: {wrong}")
+    return labels, names
+
+
+def squeezed(values: np.ndarray) -> np.ndarray:
+    """(n, 1, ..., 1) -> (n,); anything else as it is."""
+    return values.reshape(-1) if values.ndim > 1 and values.size == len(values) else values
+
+
+def read_labels(text: str) -> np.ndarray:
+    """The values in a file of labels: HDF5, FILE or FILE::DATASET, or a .npy.
+
+    Raises:
+        DataFault: it holds none that can be told from the rest.
+        EnvironmentFault: it cannot be read.
+    """
+    path = Path(text)
+    try:
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        with H5_LOCK, opened(path) as file:
+            return np.asarray(find_labels(file, path)[...])
+    except ForeignFault as fault:
+        raise DataFault(f"{path}: {fault}") from fault
+    except UNREADABLE as error:
+        raise DataFault(f"{path}: no labels can be read of it: {error}") from error
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Read "H,W" or "H,W,C". Raises UsageError."""
+    words = text.split(",")
+    sizes = [int(word) for word in words if word.strip().isdecimal()]
+    if len(words) not in (2, 3) or len(sizes) != len(words) or min(sizes) < 1:
+        raise UsageError(f"--shape {text!r}; needed: H,W or H,W,C, such as 28,28")
+    height, width, channels = (*sizes, 1)[:3]
+    if channels not in CHANNELS:
+        raise UsageError(f"--shape {text!r}: {channels} channels; needed: 1 or 3, the last number")
+    return (height, width, channels)
 
 
 def parse_range(text: str) -> tuple[float, float]:

@@ -61,7 +61,7 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
         EnvironmentFault: a folder that cannot be read.
         DataFault: no picture, pictures beside class folders, a folder that is no class.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
     loose, folders = _scan(root)
     found = {entry.name: list(_walk(Path(entry.path))) for entry in folders}
@@ -118,7 +118,8 @@ def _scan(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]
             folders = [entry for entry in seen if entry.is_dir()]
             files = [entry for entry in seen if is_picture(entry.name) and entry.is_file()]
     except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be read: {error.strerror}") from error
+        where = error.filename or folder  # an entry of it that is a link in a circle, or itself
+        raise EnvironmentFault(f"{where}: cannot be read: {error.strerror}") from error
     return files, folders
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collage_mpi.results.comparison import compare, render_comparison
     from collage_mpi.results.export import export_run
+    from collage_mpi.results.names import ImageNames, image_names
     from collage_mpi.results.reader import Results, input_digest, read_results
     from collage_mpi.results.render import render_summary
     from collage_mpi.results.rows import (
@@ -41,6 +42,7 @@ _HOME = {
     **dict.fromkeys(("GroupRow", "ImageRow", "TaskRow"), "rows"),
     **dict.fromkeys(("summarise", "write_summary"), "summary"),
     **dict.fromkeys(("VerifyReport", "verify_run"), "verify"),
+    **dict.fromkeys(("ImageNames", "image_names"), "names"),
     "RunWriter": "writer",
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "SOURCES",
     "TASK_ROW",
     "GroupRow",
+    "ImageNames",
     "ImageRow",
     "Results",
     "RunWriter",
@@ -60,6 +63,7 @@ __all__ = [
     "VerifyReport",
     "compare",
     "export_run",
+    "image_names",
     "input_digest",
     "read_results",
     "render_comparison",
@@ -75,3 +79,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'collage_mpi.results' has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """A run's rows for other tools: CSV, Parquet or HDF5.
 
-Owns: the exported columns (names for codes, absent values left empty, wait_ns added)
-and the three file formats.
+Owns: the exported columns (names for codes, classes and images, absent values left empty,
+wait_ns added) and the three file formats.
 Does not know: how a run is verified; it exports incomplete runs as well.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.results.atomic import TEMP_MARK, write_atomic
 from collage_mpi.results.manifest import MANIFEST
+from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import KINDS, OUTCOMES, SOURCES, TABLES, wait_ns
 
@@ -31,16 +32,25 @@ _MASKED = {
     "wait_ns": "answered",
     "label": "has_label",
 }
+# Behind which column of images its name stands.
+_BEHIND = {
+    "row": ("id", "shard_name"),
+    "predicted": ("predicted_name",),
+    "label": ("label_name",),
+}
 _CSV_ROWS = 50_000  # rows turned into Python objects at a time: about 200 MB
 
 
-def export_run(results: Results, to: str, out: Path | None = None) -> list[Path]:
+def export_run(
+    results: Results, to: str, out: Path | None = None, names: ImageNames | None = None
+) -> list[Path]:
     """Write the three tables and the manifest in one format; replaces older exports.
 
     Args:
         results: any run, complete or not.
         to: csv, parquet or hdf5.
         out: directory, made if need be; `export` inside the run directory by default.
+        names: of the images; by default `image_names(results)`.
 
     Returns:
         The files written: images, groups, tasks (.csv, .parquet) or run.h5; manifest.json.
@@ -54,7 +64,7 @@ def export_run(results: Results, to: str, out: Path | None = None) -> list[Path]
     out = out or results.path / "export"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = FORMATS[to](results, out)
+        files = FORMATS[to](results, out, names or image_names(results))
         manifest = out / MANIFEST
         if out.resolve() != results.path.resolve():
             write_atomic(manifest, ((results.path / MANIFEST).read_bytes(),))
@@ -63,11 +73,12 @@ def export_run(results: Results, to: str, out: Path | None = None) -> list[Path]
     return [*files, manifest]
 
 
-def columns(results: Results, table: str) -> dict[str, np.ma.MaskedArray]:
+def columns(results: Results, table: str, named: ImageNames) -> dict[str, np.ma.MaskedArray]:
     """The exported columns of one table: names for codes, absent values masked.
 
     Returns:
-        Column name -> (n,) masked array; `source`, `kind`, `outcome`, `reason` are str.
+        Column name -> (n,) masked array; `source`, `kind`, `outcome`, `reason` and the names
+        of images are str.
     """
     rows: np.ndarray = getattr(results, table)
     found: dict[str, np.ndarray] = {name: rows[name] for name in rows.dtype.names or ()}
@@ -80,10 +91,12 @@ def columns(results: Results, table: str) -> dict[str, np.ma.MaskedArray]:
         return {name: np.ma.array(values) for name, values in found.items()}
     reason = found.pop("reason")
     found = {**found, "wait_ns": wait_ns(rows), "reason": reason}
-    return {
-        name: np.ma.array(values, mask=~rows[_MASKED[name]] if name in _MASKED else False)
-        for name, values in found.items()
-    }
+    complete: dict[str, np.ma.MaskedArray] = {}
+    for name, values in found.items():
+        absent = ~rows[_MASKED[name]] if name in _MASKED else False
+        complete[name] = np.ma.array(values, mask=absent)
+        complete |= {behind: getattr(named, behind) for behind in _BEHIND.get(name, ())}
+    return complete
 
 
 @contextmanager
@@ -97,12 +110,12 @@ def _replacing(path: Path) -> Iterator[Path]:
         temp.unlink(missing_ok=True)
 
 
-def _to_csv(results: Results, out: Path) -> list[Path]:
+def _to_csv(results: Results, out: Path, names: ImageNames) -> list[Path]:
     """One file a table; an absent value is an empty field, a flag is 0 or 1."""
     files = []
     for table in TABLES:
         path = out / f"{table.name}.csv"
-        found = columns(results, table.name)
+        found = columns(results, table.name, names)
         n = len(getattr(results, table.name))
         with _replacing(path) as temp, open(temp, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -119,7 +132,7 @@ def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
     return (values.astype(np.int8) if values.dtype == bool else values).tolist()
 
 
-def _to_parquet(results: Results, out: Path) -> list[Path]:
+def _to_parquet(results: Results, out: Path, names: ImageNames) -> list[Path]:
     """One file a table; an absent value is null, a name is dictionary-encoded."""
     try:
         import pyarrow as pa
@@ -133,10 +146,14 @@ def _to_parquet(results: Results, out: Path) -> list[Path]:
     for table in TABLES:
         path = out / f"{table.name}.parquet"
         arrays = {
-            name: pa.array(np.asarray(values.data), mask=np.ma.getmaskarray(values))
-            for name, values in columns(results, table.name).items()
+            name: pa.array(
+                np.asarray(values.data),
+                pa.string() if values.dtype == object else None,
+                mask=np.ma.getmaskarray(values),
+            )
+            for name, values in columns(results, table.name, names).items()
         }
-        for name in _NAMES.keys() & arrays.keys():
+        for name in {*_NAMES, *NAME_COLUMNS[1:]} & arrays.keys():
             arrays[name] = arrays[name].dictionary_encode()
         with _replacing(path) as temp:
             pq.write_table(pa.table(arrays), temp)
@@ -144,13 +161,14 @@ def _to_parquet(results: Results, out: Path) -> list[Path]:
     return files
 
 
-def _to_hdf5(results: Results, out: Path) -> list[Path]:
+def _to_hdf5(results: Results, out: Path, names: ImageNames) -> list[Path]:
     """One file, a compound data set a table as on disk; the codes' names as attributes."""
     from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file
 
     path = out / "run.h5"
     with _replacing(path) as temp, H5_LOCK, FileToWrite(temp, "w+") as stream:
         with create_file(stream) as file:
+            _write_names(file, names)
             file.attrs["manifest"] = (results.path / MANIFEST).read_text("utf-8")
             for table in TABLES:
                 data = file.create_dataset(table.name, data=getattr(results, table.name))
@@ -164,7 +182,18 @@ def _to_hdf5(results: Results, out: Path) -> list[Path]:
     return [path]
 
 
-FORMATS: dict[str, Callable[[Results, Path], list[Path]]] = {
+def _write_names(file: Any, names: ImageNames) -> None:
+    """A group beside the table of images: a data set of text a name, "" where there is none."""
+    from collage_mpi.shards.hdf5 import text_array
+
+    for name in NAME_COLUMNS:
+        values = getattr(names, name).filled("").tolist()
+        if values:
+            data = text_array(values)  # (n,) UTF-8
+            file.create_dataset(f"image_names/{name}", data=data, compression="gzip", shuffle=True)
+
+
+FORMATS: dict[str, Callable[[Results, Path, ImageNames], list[Path]]] = {
     "csv": _to_csv,
     "parquet": _to_parquet,
     "hdf5": _to_hdf5,

@@ -55,6 +55,11 @@ class Results:
     complete: bool
     mended: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
 
+    def __repr__(self) -> str:
+        rows = f"{len(self.images):,} of {self.manifest['rows']:,} rows"
+        status = self.manifest.get("status") or "incomplete"
+        return f"<Results {str(self.path)!r}: {rows}, {status}>"
+
     @property
     def scheme(self) -> str:
         """The scheme with its accept policy, as "collage, first"."""

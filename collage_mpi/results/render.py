@@ -16,6 +16,7 @@ from rich.text import Text
 
 from collage_mpi.topology import launcher_rank
 
+_MOST_CLASSES = 10  # of a run without labels; all are in summary.json
 _STATISTICS = ("p50", "p95", "p99", "p99.9")
 
 Json = dict[str, Any]
@@ -35,6 +36,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             _accuracy_table(summary),
             "",
             _price_table(summary),
+            *_predictions(summary),
         ),
         width,
     )
@@ -51,7 +53,7 @@ def to_text(renderable: RenderableType, width: int | None = None) -> str:
     console = Console(
         file=out, force_terminal=tty, no_color=not tty, width=wide, markup=False, highlight=False
     )
-    console.print(renderable)
+    console.print(renderable, crop=False)  # a command with a long path stays one line
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -160,6 +162,32 @@ def _accuracy_table(summary: Json) -> Table:
         why = "no labels" if summary["latency"]["group"]["n"] else "no group but warm-up"
         table.add_row(why, "n/a", "0", "")
     return table
+
+
+def _predictions(summary: Json) -> list[RenderableType]:
+    """What an input without labels gave, where there is no accuracy to tell."""
+    found = summary.get("predictions")
+    if not found:
+        return []
+    table = _table("predictions (no labels)", "images", "share", "mean score")
+    for one in found["classes"][:_MOST_CLASSES]:
+        score = f"{one['mean_score']:.3f}"
+        table.add_row(_class(one), f"{one['n']:,}", points(one["share"]), score)
+    more = found["classes"][_MOST_CLASSES:]
+    if more:
+        rest = sum(one["n"] for one in more)
+        table.add_row(f"{len(more):,} other classes", f"{rest:,}", points(rest / found["n"]), "")
+    table.add_row("all", f"{found['n']:,}", "", f"{found['mean_score']:.3f}")
+    examples = _table("such as", "shard", "row", "score")
+    for one in found["examples"]:
+        examples.add_row(_class(one), one["shard"], f"{one['row']:,}", f"{one['score']:.3f}")
+    line = f"collage-mpi export {summary['run']} --to csv writes a line an image, with its id"
+    return ["", table, "", examples, "", Text(line, no_wrap=True, overflow="ignore")]
+
+
+def _class(one: Json) -> str:
+    """A class by its name, or its number where it has none."""
+    return str(one["class"]) if one["name"] is None else str(one["name"])
 
 
 def _price_table(summary: Json) -> Table:

@@ -19,6 +19,7 @@ import numpy as np
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.manifest import is_int, plain, readable
+from collage_mpi.results.predictions import predictions
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
     ENCODED,
@@ -67,6 +68,7 @@ def summarise(results: Results) -> Json:
         "support": {percentile_name(q): support_needed(q) for q in PERCENTILES},
         "parts_ms": _parts_ms(results.measured_images),
         "accuracy": accuracy(results.measured_images),
+        "predictions": predictions(results),
         "price": _price(results),
         "arrivals": _arrivals(results),
         "rank0": _rank0(results),

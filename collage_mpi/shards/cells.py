@@ -21,7 +21,7 @@ from collage_mpi.encode import FILTER
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, import_h5py
 from collage_mpi.shards.reader import ShardSet
-from collage_mpi.shards.schema import cells_name, chunk_rows, publish, rows_crc32
+from collage_mpi.shards.schema import cells_name, chunk_rows, publish, remake_command, rows_crc32
 
 BATCH_BYTES = 16 << 20  # of images read at a time
 
@@ -51,8 +51,8 @@ def add_cells(
     with ShardSet.open([path]) as shards:
         if shards.infos[0].layout is not None:
             raise DataFault(
-                f"{path}: is another program's file; make shards of it first, with `collage-mpi "
-                "prep hdf5`"
+                f"{path}: is another program's file; `{remake_command([path])}` makes shards of "
+                "it, which can have cells"
             )
         if px in shards.cell_sizes:
             raise DataFault(f"{path}: has cells of {px} px already; it can be used as it is.")

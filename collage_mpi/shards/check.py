@@ -7,8 +7,11 @@ crash on damaged files), how rows are read for a job.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shlex
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ import numpy as np
 from collage_mpi.encode import FILTER
 from collage_mpi.errors import DataFault
 from collage_mpi.pictures import UnreadablePicture, parse_fit, picture_pixels
-from collage_mpi.shards.foreign import ForeignFault, Layout, is_foreign, understand
+from collage_mpi.shards.contents import ForeignFault
+from collage_mpi.shards.foreign import Layout, is_foreign, understand
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
 from collage_mpi.shards.schema import (
     CHANNELS,
@@ -28,6 +32,7 @@ from collage_mpi.shards.schema import (
     cells_name,
     label_problem,
     read_sidecar,
+    remake_command,
     row_crc32,
     rows_crc32,
     sha256_of,
@@ -36,7 +41,7 @@ from collage_mpi.shards.schema import (
     stamp_of,
 )
 
-HOW_TO_MAKE = "Make shards with `collage-mpi prep`; the schema is in docs/shards.md."
+HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards; docs/shards.md has the schema."
 BLOCK_BYTES = 8 << 20
 MAX_PROBLEMS = 20
 LARGEST_FILE_BYTES = 1 << 30  # of one encoded image
@@ -74,7 +79,8 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
     actual = sha256_of(path) if hash_file or recorded is None else recorded
     if recorded is not None and actual != recorded:
         more = (
-            "`collage-mpi shards verify` says which rows are affected; without the .sha256 "
+            f"`{shlex.join(['collage-mpi', 'shards', 'verify', str(path)])}` says which rows are "
+            "affected; without the .sha256 "
             "beside it those become error rows and the others are used."
         )
         raise DataFault(f"{path}: {hash_mismatch(path)} {more}")
@@ -130,8 +136,8 @@ def _foreign_problems(file: Any, path: Path, layout: Layout, problems: list[str]
         name = split_part(path)[0].name
         problems[0] = (
             "another program's file, without checksums: its bytes cannot be proven. "
-            f"`sha256sum {name} > {name}.sha256` records them as they are now; `collage-mpi prep "
-            "hdf5` makes shards that have checksums"
+            f"`sha256sum {name} > {name}.sha256` beside it records them as they are now; "
+            f"`{remake_command([path])}` makes shards that have checksums"
         )
     return problems
 
@@ -147,6 +153,8 @@ def hash_mismatch(path: Path) -> str:
 def opened(path: Path, *, cache_bytes: int = 0) -> Any:
     """The open file. Raises DataFault if it is no HDF5 file, OSError if unreadable."""
     path = split_part(path)[0]
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")  # open would wait
     with path.open("rb"):
         pass  # missing or forbidden: the plain OSError says it better than HDF5
     try:

@@ -7,26 +7,30 @@ first open, like check.py.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault
+from collage_mpi.shards.advice import convert, flags_for, range_flag, range_of
+from collage_mpi.shards.contents import (
+    ForeignFault,
+    datasets,
+    groups_below,
+    listed,
+    own_dataset,
+    what,
+)
 from collage_mpi.shards.hdf5 import import_h5py
 from collage_mpi.shards.schema import CHANNELS, PART_MARK, label_problem, split_part
 
 IMAGE_NAMES = ("images", "imgs", "image", "x", "data")
 LABEL_NAMES = ("labels", "label", "y", "targets", "target")
-LOOK_ROWS = 64  # from each end, to tell the range of float pixels
-MAX_LISTED = 8
-
-
-class ForeignFault(DataFault):
-    """A file of another program that is not understood; says what to type."""
+MAX_UNUSED = 8  # datasets that are named as not used
+NO_LABELS = "none"  # what to say for labels where those that are there are not wanted
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,18 @@ class Layout:
         images, labels: dataset names with their groups; no labels is None.
         axes: "NHWC", "NCHW", or "NHW" for grey images without a channel axis.
         unused: other datasets beside them.
+        flat: (H, W, C) of images that are stored as rows of values, in the order of `axes`.
+        transposed: rows and columns of each image change places.
+        columns: of flat ones, an image is a column and no row, as MATLAB stores a matrix.
     """
 
     images: str
     labels: str | None
     axes: str
     unused: tuple[str, ...] = ()
+    flat: tuple[int, int, int] | None = None
+    transposed: bool = False
+    columns: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
@@ -51,21 +61,50 @@ class Layout:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Layout:
         """Rebuild what `to_json` wrote."""
-        return cls(**{**record, "unused": tuple(record["unused"])})
+        flat = record.get("flat")
+        fixed = {"unused": tuple(record["unused"]), "flat": None if flat is None else tuple(flat)}
+        return cls(**{**record, **fixed})
 
     def image_shape(self, stored: tuple[int, ...]) -> tuple[int, int, int]:
         """(H, W, C) of one image, from the dataset's shape."""
-        if self.axes == "NHW":
-            return (stored[1], stored[2], 1)
-        if self.axes == "NCHW":
-            return (stored[2], stored[3], stored[1])
-        return (stored[1], stored[2], stored[3])
+        if self.flat is not None:
+            height, width, channels = self.flat
+        elif self.axes == "NHW":
+            height, width, channels = *stored[1:3], 1
+        elif self.axes == "NCHW":
+            channels, height, width = stored[1:4]
+        else:
+            height, width, channels = stored[1:4]
+        return (width, height, channels) if self.transposed else (height, width, channels)
 
     def arrange(self, block: np.ndarray) -> np.ndarray:
         """Images as stored -> (n, H, W, C)."""
+        if self.flat is not None:
+            height, width, channels = self.flat
+            by_channel = self.axes == "NCHW"
+            own = (channels, height, width) if by_channel else (height, width, channels)
+            block = block.reshape(len(block), *own)
         if self.axes == "NHW":
-            return block[..., None]
-        return block.transpose(0, 2, 3, 1) if self.axes == "NCHW" else block
+            block = block[..., None]
+        elif self.axes == "NCHW":
+            block = block.transpose(0, 2, 3, 1)
+        return block.swapaxes(1, 2) if self.transposed else block
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user says of a file; what is empty is found by name and shape.
+
+    Attributes:
+        labels: a dataset, or `NO_LABELS`.
+        shape: (H, W, C) of images that are stored as rows of values.
+    """
+
+    images: str | None = None
+    labels: str | None = None
+    axes: str = ""
+    shape: tuple[int, int, int] | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,77 +145,78 @@ def understand(file: Any, path: Path) -> Foreign:
     return Foreign(layout, shape[0], layout.image_shape(shape), names)
 
 
-def find_layout(
-    file: Any, path: Path, images: str | None = None, labels: str | None = None, axes: str = ""
-) -> Layout:
+def find_layout(file: Any, path: Path, told: Told | None = None) -> Layout:
     """The datasets of images and labels by name, and the axes by shape.
-
-    Args:
-        images, labels, axes: what is known already.
 
     Raises:
         ForeignFault: none, or several.
     """
+    told = told or Told()
     part = split_part(path)[1].strip("/")
-    if images is None:
-        images = _the_images(file, path, part)
-    item = _dataset(file, images, path)
-    if item.ndim not in (3, 4) or min(item.shape) < 1:
-        raise ForeignFault(
-            f"dataset {images!r} is {_what(item)}; needed: 3 or 4 axes, (n, H, W), "
-            "(n, H, W, C) or (n, C, H, W), none of them empty"
-        )
-    group = images.rpartition("/")[0]
-    beside = {name: one for name, one in _datasets(file, group) if name != images}
+    images = told.images or _the_images(file, path, part)
+    item = own_dataset(file, images)
+    beside = [name for name, _ in datasets(file, images.rpartition("/")[0]) if name != images]
+    labels = told.labels
     if labels is None:
-        known = [name for name in beside if name.rpartition("/")[2].lower() in LABEL_NAMES]
-        if len(known) > 1:
-            raise ForeignFault(
-                f"labels may be in {' or '.join(known)}: {_convert(path, images, 'NAME')} takes one"
-            )
-        labels = known[0] if known else None
+        labels = _the_labels(beside, images, path, flags_for(item) or [])
+    elif labels == NO_LABELS:
+        labels = None
     else:
-        _dataset(file, labels, path)
-    unused = tuple(name for name in beside if name != labels)[:MAX_LISTED]
-    return Layout(images, labels, axes or _axes(item, images, labels, path), unused)
+        own_dataset(file, labels)
+    unused = tuple(name for name in beside if name != labels)[:MAX_UNUSED]
+    columns = told.shape is not None and _in_columns(item, images, told.shape)
+    if told.shape is not None:
+        axes = told.axes or "NHWC"
+    elif item.ndim in (3, 4) and min(item.shape) >= 1:
+        axes = told.axes or _axes(item, images, labels, path)
+    else:
+        raise ForeignFault(_not_images(file, images, labels, path))
+    return Layout(images, labels, axes, unused, told.shape, told.transposed, columns)
 
 
-def range_of(images: Any) -> tuple[float, float]:
-    """Smallest and largest value in the first and last rows of a dataset."""
-    rows = max(1, min(LOOK_ROWS, (32 << 20) // max(1, images.dtype.itemsize * images[0].size)))
-    ends = np.concatenate([images[:rows], images[-rows:]])
-    return float(ends.min()), float(ends.max())
+def find_labels(file: Any, path: Path) -> Any:
+    """The dataset of labels in a file of its own: what is asked for, named so, or alone.
+
+    Raises:
+        ForeignFault: none, or several.
+    """
+    name, part = split_part(path)
+    part = part.strip("/")
+    if part and part not in file:
+        raise ForeignFault(f"has no {part!r}; it holds {listed(file)}")
+    if part and isinstance(file[part], import_h5py().Dataset):
+        return own_dataset(file, part)
+    inside = [one for group in groups_below(file, part) for one, _ in datasets(file, group)]
+    found = [one for one in inside if one.rpartition("/")[2].lower() in LABEL_NAMES]
+    found = found or (inside if len(inside) == 1 else [])
+    if len(found) != 1:
+        which = f"may be in {' or '.join(found)}" if found else "are not found"
+        example = found[0] if found else "DATASET"
+        raise ForeignFault(
+            f"labels {which}: it holds {listed(file)}; say which, such as "
+            f"--labels {name}{PART_MARK}{example}"
+        )
+    return own_dataset(file, found[0])
 
 
 def _the_images(file: Any, path: Path, part: str) -> str:
     """The one dataset that looks like images, in the part that is asked for."""
-    h5py = import_h5py()
     if part and part not in file:
-        raise ForeignFault(f"has no {part!r}; it holds {_listed(file)}")
-    if part and isinstance(file[part], h5py.Dataset):
+        raise ForeignFault(f"has no {part!r}; it holds {listed(file)}")
+    if part and isinstance(file[part], import_h5py().Dataset):
         return part
-    groups = [part] if part else ["", *(name for name in file if _is_group(file, name))]
-    found = {}
-    for group in groups:
-        names = [
-            name
-            for name, item in _datasets(file, group)
-            if name.rpartition("/")[2].lower() in IMAGE_NAMES
-            and item.ndim in (3, 4)
-            and item.dtype.kind in "uif"
-        ]
-        if names:
-            found[group] = names
+    groups = groups_below(file, part)
+    found = _named_so(file, groups, (3, 4)) or _named_so(file, groups, (2,))
     if not found:
         raise ForeignFault(
             f"is no shard of this package and no images are found in it: it holds "
-            f"{_listed(file)}; looked for: a dataset {', '.join(IMAGE_NAMES)} of 3 or 4 axes, in "
-            f"the root or a group. {_convert(path, 'NAME', None)} takes any"
+            f"{listed(file)}; looked for: a dataset {', '.join(IMAGE_NAMES)} of 3 or 4 axes, or "
+            f"of 2 with --shape, in any group{_try_another(file, groups, path)}"
         )
-    if len(found) > 1 and "" not in found:
+    if len(found) > 1:
         example = f"{split_part(path)[0]}{PART_MARK}{next(iter(found))}"
         raise ForeignFault(f"has images in {', '.join(found)}: say which, such as {example}")
-    names = found[""] if "" in found else next(iter(found.values()))
+    names = next(iter(found.values()))
     if len(names) > 1:
         raise ForeignFault(
             f"images may be in {' or '.join(names)}: say which, such as "
@@ -185,38 +225,105 @@ def _the_images(file: Any, path: Path, part: str) -> str:
     return names[0]
 
 
+def _named_so(file: Any, groups: Sequence[str], dims: tuple[int, ...]) -> dict[str, list[str]]:
+    """Group -> its datasets of numbers that are named as images are; the highest such groups."""
+    found = {
+        group: [
+            name
+            for name, item in datasets(file, group)
+            if name.rpartition("/")[2].lower() in IMAGE_NAMES
+            and item.ndim in dims
+            and item.dtype.kind in "uif"
+        ]
+        for group in groups
+    }
+    found = {group: names for group, names in found.items() if names}
+    highest = min(map(_depth, found), default=0)
+    return {group: names for group, names in found.items() if _depth(group) == highest}
+
+
+def _depth(group: str) -> int:
+    return len(group.split("/")) if group else 0
+
+
+def _try_another(file: Any, groups: Sequence[str], path: Path) -> str:
+    """The command for the first dataset of another name that could be images."""
+    for group in groups:
+        for name, item in datasets(file, group):
+            flags = flags_for(item)
+            if flags is not None:
+                return f". {convert(path, name, None, *flags)} takes {name}"
+    return ""
+
+
+def _the_labels(beside: Sequence[str], images: str, path: Path, flags: Sequence[str]) -> str | None:
+    known = [name for name in beside if name.rpartition("/")[2].lower() in LABEL_NAMES]
+    if len(known) > 1:
+        command = convert(path, images, known[0], *flags)
+        raise ForeignFault(f"labels may be in {' or '.join(known)}: {command} takes one")
+    return known[0] if known else None
+
+
+def _in_columns(item: Any, images: str, shape: tuple[int, int, int]) -> bool:
+    """Whether a column is an image of that shape, where a row is none. Raises ForeignFault."""
+    values = math.prod(shape)
+    if item.ndim >= 2 and len(item) >= 1 and math.prod(item.shape[1:]) == values:
+        return False
+    if item.ndim == 2 and item.shape[0] == values and item.shape[1] >= 1:
+        return True
+    raise ForeignFault(
+        f"dataset {images!r} is {what(item)}; --shape {','.join(map(str, shape))} needs rows, or "
+        f"columns, of {values} values"
+    )
+
+
+def _not_images(file: Any, images: str, labels: str | None, path: Path) -> str:
+    item = file[images]
+    flags = flags_for(item, int(file[labels].size) if labels else None)
+    if flags is None:
+        return (
+            f"dataset {images!r} is {what(item)}; needed: 3 or 4 axes, (n, H, W), (n, H, W, C) "
+            "or (n, C, H, W), none of them empty, or (n, values) and --shape H,W or H,W,C"
+        )
+    colour = " (--axes NCHW: colour by colour)" if "3" in flags[1].split(",")[2:] else ""
+    return (
+        f"dataset {images!r} is {what(item)}, images as rows or columns of values. "
+        f"{convert(path, images, labels, *flags)} makes images of them{colour}; add --transpose "
+        "where they then lie on their side"
+    )
+
+
 def _axes(item: Any, images: str, labels: str | None, path: Path) -> str:
     if item.ndim == 3:
         return "NHW"
     first, last = item.shape[1] in CHANNELS, item.shape[3] in CHANNELS
     if first and last:
+        flags = flags_for(item) or ["--axes", "NHWC"]
         raise ForeignFault(
-            f"dataset {images!r} is {_what(item)}: its channels may be axis 1 or axis 3. "
-            f"{_convert(path, images, labels)} --axes NHWC (or NCHW) takes your word"
+            f"dataset {images!r} is {what(item)}: its channels may be axis 1 or axis 3. "
+            f"{convert(path, images, labels, *flags)} takes your word (or NCHW)"
         )
     if not (first or last):
         raise ForeignFault(
-            f"dataset {images!r} is {_what(item)}; needed: 1 or 3 channels, as axis 1 or axis 3"
+            f"dataset {images!r} is {what(item)}; needed: 1 or 3 channels, as axis 1 or axis 3"
         )
     return "NHWC" if last else "NCHW"
 
 
 def _not_uint8(images: Any, layout: Layout, path: Path) -> str:
     low, high = range_of(images)
-    command = _convert(path, layout.images, layout.labels)
-    if images.dtype.kind == "f" and low >= 0 and high <= 1:
-        advice = f"Convert it: {command} --range 0:1"
-    elif low >= 0 and high <= 255:
-        advice = f"Convert it: {command} --range 0:255"
-    elif images.dtype == np.uint16:
-        advice = f"Convert it: {command} --range 0:65535"
+    flags = range_flag(images)
+    if flags:
+        command = convert(path, layout.images, layout.labels, *flags)
+        advice = f"{command} converts it"
     else:
         advice = (
-            f"If these are pixels between two bounds, {command} --range LOW:HIGH converts "
-            "them; pixels that were standardised must be made from the original ones"
+            "If these are pixels between two bounds, `collage-mpi prep hdf5` converts them when "
+            "told with --range=LOW:HIGH; pixels that were standardised must be made from the "
+            "original ones"
         )
     return (
-        f"dataset {layout.images!r} is {_what(images)} with values from {low:g} to {high:g} "
+        f"dataset {layout.images!r} is {what(images)} with values from {low:g} to {high:g} "
         f"(first and last rows); needed: uint8, 0 to 255. {advice}"
     )
 
@@ -224,13 +331,19 @@ def _not_uint8(images: Any, layout: Layout, path: Path) -> str:
 def _check_labels(
     labels: Any, count: int, layout: Layout, path: Path, names: tuple[str, ...] | None
 ) -> None:
-    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        raise ForeignFault(
-            f"dataset {layout.labels!r} is {_what(labels)}; needed: whole numbers of shape "
-            f"({count},). {_convert(path, layout.images, layout.labels)} takes names and one-hot "
-            "labels too"
+    if labels.shape[:1] != (count,) or labels.size != count or labels.dtype.kind not in "iu":
+        other = labels.shape[:1] == (count,) and labels.ndim <= 2  # names, one-hot, floats
+        advice = (
+            f"{convert(path, layout.images, layout.labels)} takes names and one-hot labels too"
+            if other
+            else f"{convert(path, layout.images, NO_LABELS)} leaves them out; --labels FILE takes "
+            "those of another file"
         )
-    wrong = label_problem(labels[...].astype(np.int64), names)
+        raise ForeignFault(
+            f"dataset {layout.labels!r} is {what(labels)}; needed: whole numbers of shape "
+            f"({count},). {advice}"
+        )
+    wrong = label_problem(labels[...].reshape(-1).astype(np.int64), names)
     if wrong:
         raise ForeignFault(f"dataset {layout.labels!r}: {wrong}")
 
@@ -251,55 +364,3 @@ def class_names_of(file: Any) -> tuple[str, ...] | None:
     except UnicodeDecodeError:
         return None
     return names if names and all(names) and len(set(names)) == len(names) else None
-
-
-def _dataset(file: Any, name: str, path: Path) -> Any:
-    h5py = import_h5py()
-    if name not in file:
-        raise ForeignFault(f"has no dataset {name!r}; it holds {_listed(file)}")
-    item = file[name]
-    if not isinstance(item, h5py.Dataset) or not _is_here(file, name):
-        raise ForeignFault(f"{name!r} is no dataset of this file itself: a group, or a link")
-    if item.is_virtual or item.external:
-        raise ForeignFault(
-            f"dataset {name!r} lies in other files: name those instead, or copy it into one "
-            f"with {_convert(path, name, None)}"
-        )
-    return item
-
-
-def _datasets(file: Any, group: str) -> Iterator[tuple[str, Any]]:
-    """(name, dataset) directly in a group, links to elsewhere left out."""
-    h5py = import_h5py()
-    for name in file[group] if group else file:
-        whole = f"{group}/{name}" if group else name
-        if _is_here(file, whole) and isinstance(file[whole], h5py.Dataset):
-            yield whole, file[whole]
-
-
-def _is_group(file: Any, name: str) -> bool:
-    return _is_here(file, name) and isinstance(file[name], import_h5py().Group)
-
-
-def _is_here(file: Any, name: str) -> bool:
-    """Whether a name is no soft or external link."""
-    return isinstance(file.get(name, getlink=True), import_h5py().HardLink)
-
-
-def _listed(file: Any) -> str:
-    """The datasets of the root and its groups, in words."""
-    groups = ["", *(name for name in file if _is_group(file, name))]
-    found = [f"{name} ({_what(item)})" for group in groups for name, item in _datasets(file, group)]
-    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
-    return (", ".join(found[:MAX_LISTED]) + more) or "no dataset"
-
-
-def _what(item: Any) -> str:
-    return f"{item.dtype} {tuple(item.shape)}"
-
-
-def _convert(path: Path, images: str, labels: str | None) -> str:
-    """The command that makes a shard of it."""
-    words = ["collage-mpi", "prep", "hdf5", str(split_part(path)[0]), "--images", images]
-    words += ["--labels", labels] if labels else []
-    return shlex.join([*words, "--out", "shards"])

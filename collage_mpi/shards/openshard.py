@@ -31,6 +31,7 @@ from collage_mpi.shards.schema import (
 from collage_mpi.topology import allowed_cores
 
 MOST_DECODERS = 4  # threads; beside them are the loop, the writer and other ranks
+BAD_FILE = "checksum does not match its bytes and label"
 FILTER_CACHE_BYTES = 64 << 20  # for shards of others with compressed chunks only
 
 
@@ -207,13 +208,18 @@ class EncodedShard(OpenShard):
         if dataset != "images":
             super().read_into(out, places, rows, dataset)
             return
-        try:
-            files = read_files(self._images, self._ends, rows)
-        except (OSError, RuntimeError) as error:
-            raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+        files = self._files(rows)
         spots = [out[place] for place in places.tolist()]
         wait_for = _decoders().map(self._decode, spots, rows.tolist(), files)
         deque(wait_for, maxlen=0)  # raises what one of them raised
+
+    def read_files(self, rows: np.ndarray) -> list[bytes]:
+        """The files of ascending `rows`, checked. Raises DataFault, EnvironmentFault."""
+        files = self._files(rows)
+        for row, data in zip(rows.tolist(), files, strict=True):
+            if not self._is_sound(row, data):
+                raise DataFault(f"{self.path}: row {row}: {BAD_FILE}")
+        return files
 
     def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
         """As `read_into`, row by row; why, by place, of those that cannot be read."""
@@ -229,10 +235,19 @@ class EncodedShard(OpenShard):
         """(m,) bool: whether the rows, as read, are pictures."""
         return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
 
-    def _decode(self, out: np.ndarray, row: int, data: bytes) -> None:
+    def _files(self, rows: np.ndarray) -> list[bytes]:
+        try:
+            return read_files(self._images, self._ends, rows)
+        except (OSError, RuntimeError) as error:
+            raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
+
+    def _is_sound(self, row: int, data: bytes) -> bool:
         tag = None if self.labels is None else int(self.labels[row])
-        if row_crc32(data, tag) != self.crc32[row]:
-            self.row_faults[row] = "checksum does not match its bytes and label"
+        return row_crc32(data, tag) == self.crc32[row]
+
+    def _decode(self, out: np.ndarray, row: int, data: bytes) -> None:
+        if not self._is_sound(row, data):
+            self.row_faults[row] = BAD_FILE
             return
         try:
             out[...] = picture_pixels(data, self._fit)

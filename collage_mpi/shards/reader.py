@@ -19,7 +19,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.guard import examine_shards, inspect_shards
-from collage_mpi.shards.openshard import OpenShard, open_shard
+from collage_mpi.shards.openshard import EncodedShard, OpenShard, open_shard
 from collage_mpi.shards.schema import (
     BadShard,
     ShardFault,
@@ -185,6 +185,23 @@ class ShardSet:
                     readable[places] = False
         return cells, readable & (rows_crc32(cells, None) == stored)
 
+    def read_files(self, indices: np.ndarray | Sequence[int]) -> list[bytes]:
+        """The encoded images of `indices` as they are stored; all shards must be encoded.
+
+        Raises:
+            DataFault: a row's checksum does not match; names file and row.
+            ShardFault: a file can no longer be read, or is no longer the one it was.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        found: dict[int, bytes] = {}
+        for shard, places in self._by_shard(wanted):
+            with self._lock:
+                source = self._opened(shard)
+                assert isinstance(source, EncodedShard)
+                files = source.read_files(wanted[places] - self._starts[shard])
+            found.update(zip(places.tolist(), files, strict=True))
+        return [found[place] for place in range(len(wanted))]
+
     def row_fault(self, index: int) -> str:
         """The sentence for a row that cannot be read, or whose checksum does not match."""
         shard, row = self.locate(index)
@@ -327,9 +344,9 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.suffix == ".sha256" and path.with_suffix("").is_file():
+        if path.suffix == ".sha256" and os.path.isfile(path.with_suffix("")):
             continue
-        if not path.is_dir():
+        if not os.path.isdir(path):  # no error for names too long and links in a circle
             files.append(path)
             continue
         inside = sorted(item for item in path.glob("*.h5") if not item.name.startswith("."))
@@ -339,11 +356,12 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
         files.extend(inside)
     if not files:
         raise EnvironmentFault("no shard given; needed: one or more .h5 files or directories")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for file in files:
-        if file.resolve() in seen:
+        real = os.path.realpath(file)
+        if real in seen:
             raise EnvironmentFault(f"{file}: given twice; each shard may appear once")
-        seen.add(file.resolve())
+        seen.add(real)
     return files
 
 

@@ -1,6 +1,7 @@
 """What a shard is: names, version, checksums, the chunk rule, the description.
 
-Owns: the format's constants, `ShardInfo`, a row's checksum, the `.sha256` file.
+Owns: the format's constants, `ShardInfo`, a row's checksum, the `.sha256` file, the command
+that makes shards of shards.
 Does not know: h5py, processes, who reads.
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,6 +222,21 @@ def sha256_of(path: Path) -> str:
 def _of_part(digest: str, path: Path) -> str:
     part = split_part(path)[1]
     return hashlib.sha256(f"{digest} {part}".encode()).hexdigest() if part else digest
+
+
+def remake_command(paths: Sequence[Path | str], shape: tuple[int, int, int] | None = None) -> str:
+    """What to type for shards of these, or of files that can be used as they are.
+
+    Args:
+        shape: (H, W, C) that their images are to have, H = W; None leaves them.
+    """
+    words = ["collage-mpi", "prep", "shards", *map(str, paths)]
+    if shape is None:
+        return shlex.join([*words, "--out", "shards"])
+    px, _, channels = map(str, shape)
+    return shlex.join(
+        [*words, "--size", px, "--channels", channels, "--out", f"shards-{px}x{px}x{channels}"]
+    )
 
 
 def cells_name(px: int) -> str:

@@ -69,6 +69,7 @@ def fill(
     slow_rank: int | None = 4,
     errors: frozenset[int] = frozenset(),
     seed: int = 1,
+    labels: bool = True,
 ) -> None:
     """Write image, group and task rows of the given images, nine a group."""
     indices = list(indices)
@@ -99,7 +100,7 @@ def fill(
                 answered=not failed,
                 predicted=label if right else (label + 1) % 10,
                 score=0.9,
-                has_label=True,
+                has_label=labels,
                 label=label,
                 rank=COLLAGE_RANK if wins else cell + 1,
                 t0_ns=clock_ns,
@@ -166,13 +167,15 @@ def make_run(
     status: str = "complete",
     final: dict[str, Any] | None = None,
     seed: int = 1,
+    labels: bool = True,
     **changes: Any,
 ) -> Path:
     """A whole run directory with consistent tables."""
     scheme = {} if collage else {"scheme": "none", "accept": None}
     full = manifest(rows, **{**scheme, **changes})
     writer = RunWriter.create(out, full, rows_per_part=512)
-    fill(writer, full, range(rows), collage=collage, slow_rank=slow_rank, errors=errors, seed=seed)
+    how = {"collage": collage, "slow_rank": slow_rank, "errors": errors, "seed": seed}
+    fill(writer, full, range(rows), labels=labels, **how)
     end = {"poll": {"longest_gap_ns": 1_500_000}, "validity": valid()}
     writer.close(status, **{**end, **(final or {})})
     return out

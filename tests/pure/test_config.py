@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,6 +46,33 @@ def test_saved_settings_are_a_settings_file(tmp_path):
     first = parse("--side", "4", "--straggler", "pinned", "--slow-ranks", "3:5", "--limit", "9")
     (tmp_path / "settings.json").write_text(json.dumps(first.to_dict()))
     assert parse("--settings", str(tmp_path / "settings.json")) == first
+
+
+@pytest.mark.parametrize("given", ["x.h5", Path("x.h5"), ["x.h5"], [Path("x.h5")], ("x.h5",)])
+def test_one_shard_is_a_list_of_one(given):
+    found = RunSettings(shards=given, out=Path("runs/a"), straggler="pinned", slow_ranks="3:5")
+    assert (found.shards, found.out) == (("x.h5",), "runs/a")
+    assert found.stragglers().slow == {3: 5.0}
+    assert json.loads(json.dumps(found.to_dict()))["shards"] == ["x.h5"]
+
+
+@pytest.mark.parametrize("given", [5, [5], None, {"x.h5"}])
+def test_what_is_no_shard_is_told(given):
+    with pytest.raises(UsageError, match=r"shards is .*; it needs PATH, or a list"):
+        RunSettings(shards=given)
+
+
+def test_a_repr_shows_what_is_not_the_default():
+    found = RunSettings(shards="x.h5", side=4)
+    assert repr(found) == "RunSettings(shards=('x.h5',), side=4)"
+    assert eval(repr(found)) == found
+    assert repr(RunSettings()) == "RunSettings()"
+
+
+@pytest.mark.parametrize("package", ["collage_mpi", "collage_mpi.shards", "collage_mpi.results"])
+def test_a_package_lists_its_public_names(package):
+    code = f"import {package} as p; assert set(p.__all__) <= set(dir(p)), p.__all__"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_the_digest_ignores_where_the_rows_go():

@@ -66,6 +66,18 @@ def test_prep_shuffled_and_limited_is_the_same_each_time(tmp_path: Path, idx: li
         assert shards.infos[0].fingerprint == info.fingerprint
 
 
+def test_images_that_lie_on_their_side_and_labels_of_two_axes(
+    tmp_path: Path, idx: list[str]
+) -> None:
+    two = struct.pack(">BBBB2I", 0, 0, 8, 2, 25, 1) + LABELS.tobytes()
+    (tmp_path / "labels").write_bytes(two)
+    assert main([*idx, "--transpose"]) == 0
+    with read_out(tmp_path) as shards:
+        images, labels = shards.read_all()
+    np.testing.assert_array_equal(images[..., 0], IMAGES.swapaxes(1, 2))
+    np.testing.assert_array_equal(labels, LABELS)
+
+
 def test_overwrite_removes_shards_of_another_number(tmp_path: Path, idx: list[str]) -> None:
     assert main([*idx, "--rows-per-shard=5"]) == 0
     assert main([*idx, "--overwrite"]) == 0

@@ -364,3 +364,14 @@ def test_a_killed_preparation_leaves_whole_shards_and_goes_on(
     assert len(list(out.glob("*.h5"))) == 10
     assert list(out.glob(".*.tmp")) == []
     assert all(verify_here(path) == [] for path in out.glob("*.h5"))
+
+
+def test_links_in_a_circle_and_long_names_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "loop.jpg").symlink_to("loop.jpg")
+    for name, words in (("in", "in/loop.jpg: cannot be read: Too many"), ("a" * 300, "not a f")):
+        code = main(["prep", "images", str(tmp_path / name), f"--out={tmp_path / 'out'}"])
+        assert code == ExitCode.ENVIRONMENT
+        assert words in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import struct
 import sys
 import time
@@ -133,6 +134,11 @@ def test_error_rows_are_allowed_and_counted(tmp_path: Path) -> None:
     assert summary["accuracy"]["by_source"]["error"]["accuracy"] == 0.0
 
 
+def test_a_runs_repr_is_one_line(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 20))
+    assert repr(run) == f"<Results '{tmp_path / 'run'}': 20 of 20 rows, complete>"
+
+
 def test_limit_in_file_order_expects_the_prefix(tmp_path: Path) -> None:
     full = manifest(90, limit=18, rows=18)
     for name, indices, good in (("a", range(18), True), ("b", range(1, 19), False)):
@@ -216,6 +222,42 @@ def test_printed_summary_says_why_a_percentile_is_missing(tmp_path: Path) -> Non
     assert "INVALID" in text
     assert "carry, depth 1" in text
     assert "\x1b" not in text
+
+
+def test_a_run_without_labels_ends_with_its_predictions(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", errors=frozenset({3}), labels=False))
+    summary = summarise(run)
+    found = summary["predictions"]
+    assert found["n"] == 89
+    assert sum(one["n"] for one in found["classes"]) == 89
+    assert found["classes"] == sorted(found["classes"], key=lambda one: -one["n"])
+    assert found["mean_score"] == pytest.approx(0.9)
+    assert [one["row"] for one in found["examples"]][:2] == [0, 23]
+    assert [one["shard"] for one in found["examples"]] == ["a.h5"] * 2 + ["b.h5"] * 3
+    assert found["examples"][0]["name"] == f"class {run.images['predicted'][0]}"
+    printed = render_summary(summary)
+    assert "predictions (no labels)" in printed
+    first = found["classes"][0]
+    assert re.search(
+        rf"{first['name']} +{first['n']} +{100 * first['share']:.2f} % +0.900", printed
+    )
+    assert printed.endswith("--to csv writes a line an image, with its id")
+    json.dumps(summary)
+
+
+def test_a_run_with_labels_says_nothing_of_predictions(tmp_path: Path) -> None:
+    summary = summarise(read_results(make_run(tmp_path / "run")))
+    assert summary["predictions"] is None
+    assert "predictions" not in render_summary(summary)
+
+
+def test_classes_without_names_and_many_of_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", labels=False, class_names=None)
+    summary = summarise(read_results(run))
+    assert {one["name"] for one in summary["predictions"]["classes"]} == {None}
+    found = summary["predictions"]
+    found["classes"] = [{**found["classes"][0], "class": number} for number in range(14)]
+    assert "4 other classes" in render_summary(summary)
 
 
 def test_an_empty_run_can_be_summarised(tmp_path: Path) -> None:

@@ -249,6 +249,17 @@ def test_paths(tmp_path: Path) -> None:
         expand_paths([tmp_path, tmp_path / "t-00001-of-00003.h5"])
 
 
+def test_links_in_a_circle_and_long_names_are_shards_that_cannot_be_read(tmp_path: Path) -> None:
+    write_shard(tmp_path / "good.h5", make_images(3))
+    (tmp_path / "loop.h5").symlink_to(tmp_path / "loop.h5")
+    with ShardSet.open([tmp_path], skip_bad=True) as shards:
+        assert len(shards) == 3
+        assert "loop.h5: cannot be read: Too many levels" in shards.bad[0].reason
+    for name in ("a" * 300, "a" * 300 + ".sha256", "loop.h5"):
+        with pytest.raises(EnvironmentFault, match=r"too long|Too many levels"):
+            ShardSet.open([tmp_path / name])
+
+
 def test_out_of_range_and_closed(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.h5", make_images(3))
     shards = open_here(tmp_path / "a.h5")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -110,8 +112,9 @@ def test_a_part_is_named_and_has_a_fingerprint_of_its_own(tmp_path: Path) -> Non
 
 def command_in(message: str) -> list[str]:
     """The words after `collage-mpi` of the command that a message says to type."""
-    start = message.index("collage-mpi prep hdf5")
-    return shlex.split(message[start:].split("\n")[0])[1:]
+    found = re.search(r"`(collage-mpi [^`]+)`", message)
+    assert found, message
+    return shlex.split(found.group(1))[1:]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +146,8 @@ def test_what_is_not_uint8_is_refused_with_the_command_that_converts_it(
 @pytest.mark.parametrize(
     ("datasets", "words"),
     [
-        ({"pictures": COLOUR}, r"no images are found in it: it holds pictures \(uint8 .*NAME"),
-        ({"images": COLOUR.reshape(12, -1)}, "no images are found"),
+        ({"pictures": COLOUR}, r"no images are found in it: it holds pictures \(uint8 "),
+        ({"images": COLOUR.reshape(12, -1)}, r"\(12, 90\); needed: .* --shape H,W"),
         ({"images": COLOUR, "x": COLOUR}, "may be in images or x"),
         ({"x": COLOUR, "y": LABELS, "label": LABELS}, "labels may be in label or y"),
         ({"x": np.zeros((4, 3, 8, 3), np.uint8)}, "axis 1 or axis 3.*--axes NHWC"),
@@ -245,9 +248,112 @@ def test_prep_refuses(
     assert list((tmp_path / "o").glob("*")) == []
 
 
+def test_a_pipe_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    out = f"--out={tmp_path / 'o'}"
+    assert main(["prep", "hdf5", str(tmp_path / "pipe"), out]) == ExitCode.ENVIRONMENT
+    assert "pipe: cannot be read: a folder, pipe or device, not a file" in capsys.readouterr().err
+
+
 def test_axes_by_word(tmp_path: Path) -> None:
     images = RANDOM.integers(0, 256, (4, 3, 8, 3), dtype=np.uint8)
     path = file_of(tmp_path / "a.h5", {"x": images})
     assert main(["prep", "hdf5", str(path), "--axes=NCHW", f"--out={tmp_path / 'o'}"]) == 0
     with ShardSet.open([tmp_path / "o"]) as shards:
         np.testing.assert_array_equal(shards.read_all()[0], images.transpose(0, 2, 3, 1))
+
+
+SQUARE = RANDOM.integers(0, 256, (12, 6, 6), dtype=np.uint8)
+BOTH = RANDOM.integers(0, 256, (12, 3, 6, 3), dtype=np.uint8)
+FOUR = LABELS[:, None, None, None]  # as PatchCamelyon has them
+
+
+@pytest.mark.parametrize(
+    ("datasets", "expected", "labels"),
+    [
+        ({"pictures": COLOUR, "note": [1]}, COLOUR, None),
+        ({"a/b/shots": SQUARE.reshape(12, 36) / 255}, SQUARE[..., None], None),
+        ({"dataset/train/images": SQUARE.reshape(12, 36), "dataset/train/labels": LABELS[:, None]},
+         SQUARE[..., None], LABELS),
+        ({"x": SQUARE.reshape(12, 36).T, "y": LABELS[None]}, SQUARE[..., None], LABELS),
+        ({"x": COLOUR, "y": LABELS, "label": LABELS[::-1]}, COLOUR, LABELS[::-1]),
+        ({"x": BOTH, "y": LABELS}, BOTH, LABELS),
+        ({"x": BOTH / 255}, BOTH, None),
+        ({"x": COLOUR / 127.5 - 1, "y": LABELS}, COLOUR, LABELS),
+        ({"x": COLOUR, "y": LABELS[:5]}, COLOUR, None),
+        ({"x": COLOUR, "label": GREY}, COLOUR, None),
+        ({"x": COLOUR, "y": np.eye(3)[LABELS]}, COLOUR, LABELS),
+    ],
+)  # fmt: skip
+def test_the_command_that_a_refusal_names_works_as_typed(
+    tmp_path: Path,
+    datasets: dict[str, Any],
+    expected: np.ndarray,
+    labels: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = file_of(tmp_path / "a b.h5", datasets)
+    with pytest.raises(DataFault) as caught:
+        inspect_shard(path)
+    monkeypatch.chdir(tmp_path)
+    assert main(command_in(str(caught.value))) == 0
+    with ShardSet.open(["shards"]) as shards:
+        images, found = shards.read_all()
+    np.testing.assert_array_equal(images, expected)
+    assert (found is None) == (labels is None)
+    assert labels is None or (found == labels).all()
+
+
+def test_labels_with_axes_of_one_and_groups_in_groups_are_used_as_they_are(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "a.h5", {"a/b/x": COLOUR, "a/b/y": FOUR, "a/b/c/x": GREY})
+    with ShardSet.open([path]) as shards:
+        pixels, labels = shards.read([3])
+    np.testing.assert_array_equal(pixels[0], COLOUR[3])
+    assert labels is not None
+    assert labels.tolist() == [LABELS[3]]
+
+
+@pytest.mark.parametrize("how", ["h5", "h5::far/classes", "npy", "one"])
+def test_labels_of_another_file(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file_of(Path("x.h5"), {"x": COLOUR, "y": LABELS[::-1]})
+    file_of(Path("y.h5"), {"y": FOUR, "far/classes": FOUR, "other": [1]})
+    file_of(Path("y.one"), {"whatever": FOUR})
+    np.save("y.npy", FOUR)
+    assert main(["prep", "hdf5", "x.h5", "--labels", f"y.{how}", "--out=o"]) == 0
+    with ShardSet.open(["o"]) as shards:
+        found = shards.labels()
+    assert found is not None
+    assert found.tolist() == LABELS.tolist()
+    for wrong, words in (("y.h5::no", "has no 'no'"), ("none.npy", "no dataset 'none.npy'")):
+        code = main(["prep", "hdf5", "x.h5", "--labels", wrong, "--out=p"])
+        assert code == ExitCode.DATA
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--shape=5,6,3"], COLOUR.reshape(12, 5, 6, 3)),
+        (["--shape=6,5,3", "--transpose"], COLOUR.swapaxes(1, 2)),
+        (["--shape=6,5,3", "--axes=NCHW"], COLOUR.reshape(12, 3, 6, 5).transpose(0, 2, 3, 1)),
+        (["--shape=9,10"], COLOUR.reshape(12, 9, 10, 1)),
+    ],
+)
+def test_rows_of_values_by_shape(tmp_path: Path, flags: list[str], expected: np.ndarray) -> None:
+    path = file_of(tmp_path / "a.h5", {"train/images": COLOUR.reshape(12, 90)})
+    out = f"--out={tmp_path / 'o'}"
+    assert main(["prep", "hdf5", f"{path}::train", out, *flags]) == 0
+    with ShardSet.open([tmp_path / "o"]) as shards:
+        np.testing.assert_array_equal(shards.read_all()[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "code"), [("6", 2), ("6,x", 2), ("6,5,2", 2), ("0,5", 2), ("9,9", 4)]
+)
+def test_shapes_that_cannot_be(tmp_path: Path, shape: str, code: int) -> None:
+    path = file_of(tmp_path / "a.h5", {"images": COLOUR.reshape(12, 90)})
+    words = ["prep", "hdf5", str(path), f"--out={tmp_path / 'o'}", f"--shape={shape}"]
+    assert main(words) == code

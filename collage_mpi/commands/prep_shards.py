@@ -1,0 +1,100 @@
+"""`collage-mpi prep shards`: shards from shards, of another size, storage, order or labels.
+
+Owns: its flags, and the open shards as a table of rows.
+Does not know: how pictures are resized or read (prep/reshard.py), how shards are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collage_mpi.errors import DataFault, UsageError
+
+if TYPE_CHECKING:
+    from collage_mpi.commands.prep import Table
+    from collage_mpi.pictures import Fit
+    from collage_mpi.shards import ShardSet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of its own; those of the new shards are shared with `prep idx`."""
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="shards, or folders of them"
+    )
+    parser.add_argument("--size", type=int, metavar="PX", help="resize to PX x PX (as they are)")
+    parser.add_argument(
+        "--fit", choices=("crop", "letterbox"), default="crop", help="how, with --size (crop)"
+    )
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), help="with --size: 1 is grey (as they are)"
+    )
+    parser.add_argument(
+        "--store",
+        choices=("raw", "encoded"),
+        default="raw",
+        help="pixels, or encoded: files as they are, pixels as PNG (raw)",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="other labels, in the order of the images: HDF5, FILE or FILE::DATASET, or .npy",
+    )
+
+
+@contextmanager
+def table_of(args: argparse.Namespace) -> Iterator[Table]:
+    """The rows of the shards, while they are open.
+
+    Raises:
+        UsageError, DataFault, EnvironmentFault: what cannot be made, understood or read.
+    """
+    from collage_mpi.prep.reshard import opened_as
+    from collage_mpi.shards.reader import expand_paths
+    from collage_mpi.shards.schema import split_part
+
+    paths = expand_paths(args.paths)
+    folders = {os.path.dirname(os.path.realpath(split_part(path)[0])) for path in paths}
+    if os.path.realpath(args.out) in folders:  # the new ones would lie among the old
+        raise UsageError(f"--out {args.out}: the shards to read are there; give another folder")
+    fit = _fit(args, paths)
+    with opened_as(paths, fit) as shards:
+        yield _table(args, shards, fit)
+
+
+def _fit(args: argparse.Namespace, paths: list[Path]) -> Fit | None:
+    from collage_mpi.pictures import Fit
+    from collage_mpi.shards import inspect_shard
+
+    if args.size is None:
+        if args.channels is not None:
+            raise UsageError("--channels needs --size")
+        return None
+    return Fit(args.size, args.fit, None, args.channels or inspect_shard(paths[0]).channels)
+
+
+def _table(args: argparse.Namespace, shards: ShardSet, fit: Fit | None) -> Table:
+    from collage_mpi.commands.prep import Table, class_names, pick_rows
+    from collage_mpi.prep.arrays import labels_for, read_labels
+    from collage_mpi.prep.reshard import ShardRows, ids_of, stored_fit
+    from collage_mpi.shards.schema import label_problem
+
+    names, labels = class_names(args) or shards.class_names, shards.labels()
+    if args.labels is not None:
+        labels, names = labels_for(len(shards), read_labels(args.labels), names, args.labels)
+    wrong = None if labels is None else label_problem(labels, names)
+    if wrong:
+        raise DataFault(f"{args.paths[0]}: {wrong}")
+    return Table(
+        ShardRows(shards, fit),
+        labels,
+        pick_rows(len(shards), args),
+        ids_of(shards),
+        names,
+        args.source or shards.infos[0].source,
+        stored_fit(shards, fit) if args.store == "encoded" else None,
+    )

@@ -1,0 +1,113 @@
+"""Shards made of shards: other sizes, other storage, the same images, labels and ids.
+
+Owns: the rows of open shards as pixels of one size or as encoded files.
+Does not know: the command line, how shards are written.
+
+Encoded images are decoded anew to another size, so nothing is resized twice; and kept byte
+by byte where they stay encoded. Pixels that become encoded are stored as PNG, which loses
+nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.errors import UsageError
+from collage_mpi.pictures import Fit, fit_pixels, parse_fit
+from collage_mpi.shards.ids import read_ids
+from collage_mpi.shards.reader import ShardSet
+from collage_mpi.shards.schema import split_part
+
+
+class ShardRows:
+    """Images of open shards by global index.
+
+    Args:
+        shards: open; read as long as this is in use.
+        fit: size to make of them, or None to leave it.
+    """
+
+    def __init__(self, shards: ShardSet, fit: Fit | None) -> None:
+        self._shards = shards
+        self._fit = None if _all_encoded(shards) else fit  # those are decoded to that size
+        self.shape = (len(shards), *(shards.shape if fit is None else fit.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """(m, H, W, C) uint8. Raises DataFault: a row that cannot be read."""
+        pixels, _ = self._shards.read(rows)
+        return pixels if self._fit is None else np.stack([fit_pixels(p, self._fit) for p in pixels])
+
+    def files(self, rows: np.ndarray) -> list[bytes]:
+        """m encoded images: as they are stored, or as PNG. Raises as above."""
+        if _all_encoded(self._shards):
+            return self._shards.read_files(rows)
+        return [_png(image) for image in self[rows]]
+
+
+@contextmanager
+def opened_as(paths: Sequence[Path], fit: Fit | None) -> Iterator[ShardSet]:
+    """The shards, encoded ones as if they had been made with `fit`.
+
+    Raises:
+        EnvironmentFault, DataFault: as `ShardSet.open`.
+    """
+    with ShardSet.open(paths) as shards:
+        if fit is None or not _all_encoded(shards):
+            yield shards
+            return
+        height, width, channels = fit.shape
+        changed = {"height": height, "width": width, "channels": channels, "fit": fit.text()}
+        infos = [dataclasses.replace(info, **changed) for info in shards.infos]  # type: ignore[arg-type]
+    with ShardSet(infos) as shards:
+        yield shards
+
+
+def stored_fit(shards: ShardSet, fit: Fit | None) -> Fit:
+    """How a reader makes pixels of them, once they are stored encoded.
+
+    Raises:
+        UsageError: images that are not square, or shards of different fits.
+    """
+    fits = {info.fit for info in shards.infos}
+    if len(fits) > 1:
+        ways = ", ".join(sorted(known or "pixels" for known in fits))
+        raise UsageError(f"the shards are stored in several ways ({ways}): say --store raw")
+    height, width, channels = shards.shape if fit is None else fit.shape
+    if height != width:
+        raise UsageError(
+            f"images of {height} x {width} cannot be stored encoded, which needs square ones: "
+            "say --size, or --store raw"
+        )
+    (known,) = fits
+    return parse_fit(known) if known else Fit(height, channels=channels)
+
+
+def ids_of(shards: ShardSet) -> list[str]:
+    """Every image's id, in order; where a shard has none, its name and the row."""
+    found: list[str] = []
+    for info in shards.infos:
+        name = split_part(info.path)[0].name
+        found += read_ids(info) or [f"{name}:{row}" for row in range(info.count)]
+    return found
+
+
+def _all_encoded(shards: ShardSet) -> bool:
+    return all(info.storage == "encoded" for info in shards.infos)
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    plain = image[:, :, 0] if image.shape[2] == 1 else image
+    Image.fromarray(plain).save(buffer, "PNG")
+    return buffer.getvalue()

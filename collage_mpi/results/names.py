@@ -1,0 +1,147 @@
+"""Which file got which class: names for the numbers in a run's rows.
+
+Owns: class names, shard names and ids of image rows; where ids are looked for.
+Does not know: export formats, how a shard is read safely.
+
+Ids lie in the shards and not in the run. A shard's are taken where its fingerprint is that of
+the run: the same file, wherever it is now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from collage_mpi.errors import CollageError
+from collage_mpi.results.manifest import Json
+from collage_mpi.results.reader import Results
+
+if TYPE_CHECKING:
+    from collage_mpi.shards import ShardInfo
+
+NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
+
+
+@dataclass(frozen=True)
+class ImageNames:
+    """Names of the rows of a run's images, in their order.
+
+    Attributes:
+        id: (n,) text, the shard's name for the image: its file, as `prep images` stores it.
+        shard_name: (n,) text, the shard's file.
+        predicted_name, label_name: (n,) text, of the classes.
+        notes: lines for the user: why ids are missing.
+
+    What is not known, or does not exist, is masked.
+    """
+
+    id: np.ma.MaskedArray
+    shard_name: np.ma.MaskedArray
+    predicted_name: np.ma.MaskedArray
+    label_name: np.ma.MaskedArray
+    notes: tuple[str, ...] = ()
+
+
+def image_names(results: Results, shards: Sequence[Path | str] | None = None) -> ImageNames:
+    """The names of all images of a run.
+
+    Args:
+        results: any run, complete or not.
+        shards: files and folders in which its shards are now; by default where they were.
+
+    Raises:
+        EnvironmentFault: nothing is there in `shards`.
+    """
+    images, entries = results.images, results.manifest["shards"]
+    numbers = np.unique(images["shard"]).tolist()
+    known = {number: entries[number] for number in numbers if number < len(entries)}
+    classes = results.manifest.get("class_names") or []
+    ids, notes = _ids(known, shards)
+    return ImageNames(
+        _ids_of_rows(images, ids),
+        _picked(_shard_names(entries), images["shard"], np.ones(len(images), bool)),
+        _picked(classes, images["predicted"], images["answered"]),
+        _picked(classes, images["label"], images["has_label"]),
+        notes,
+    )
+
+
+def _picked(
+    names: Sequence[str | None], numbers: np.ndarray, there: np.ndarray
+) -> np.ma.MaskedArray:
+    """(n,) the name of each number, masked where there is none."""
+    table = np.array([*names, None], dtype=object)
+    known = there & (numbers >= 0) & (numbers < len(names))
+    found = table[np.where(known, numbers, len(names))]
+    return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise
+
+
+def _shard_names(entries: Sequence[Json]) -> list[str | None]:
+    """The shards' file names; their whole paths where two have the same name."""
+    paths = [entry.get("path") for entry in entries]
+    names = [path and Path(path).name for path in paths]
+    return list(names if len(set(names)) == len(names) else paths)
+
+
+def _ids(
+    known: dict[int, Json], shards: Sequence[Path | str] | None
+) -> tuple[dict[int, list[str]], tuple[str, ...]]:
+    """Shard number -> its ids in the order of its rows, and lines on those without."""
+    from collage_mpi.shards.ids import read_ids
+
+    sought = {number: entry for number, entry in known.items() if entry.get("path")}
+    infos, why = _find([entry["path"] for entry in sought.values()], shards)
+    ids, missing, bare = {}, [], 0
+    for number, entry in sought.items():
+        info = infos.get(entry["fingerprint"])
+        if info is None:
+            other = f"{entry['path']}: is not the file that the run read: its SHA-256 is another"
+            missing.append(why.get(entry["path"], other))
+            continue
+        try:
+            own = read_ids(info)
+        except CollageError as error:
+            missing.append(str(error))
+            continue
+        bare += own is None
+        if own is not None:
+            ids[number] = own
+    notes = []
+    if missing:
+        notes.append(
+            f"no ids of {len(missing):,} of {len(sought):,} shards: {missing[0]}. --shards PATH "
+            "says where they are now"
+        )
+    if bare:
+        notes.append(f"{bare:,} of {len(sought):,} shards hold no ids")
+    return ids, tuple(notes)
+
+
+def _find(
+    paths: Sequence[str], shards: Sequence[Path | str] | None
+) -> tuple[dict[str, ShardInfo], dict[str, str]]:
+    """Fingerprint -> shard of those that can be read; path -> why not, of the others."""
+    from collage_mpi.shards import ShardInfo
+    from collage_mpi.shards.guard import examine_shards
+    from collage_mpi.shards.reader import expand_paths
+
+    files = [Path(path) for path in paths] if shards is None else expand_paths(shards)
+    found = examine_shards(files)
+    infos = {info.fingerprint: info for info in found if isinstance(info, ShardInfo)}
+    pairs = zip(files, found, strict=True)
+    return infos, {str(path): str(one) for path, one in pairs if isinstance(one, CollageError)}
+
+
+def _ids_of_rows(images: np.ndarray, ids: dict[int, list[str]]) -> np.ma.MaskedArray:
+    found = np.full(len(images), None, dtype=object)
+    order = np.argsort(images["shard"], kind="stable")
+    cuts = np.searchsorted(images["shard"][order], [[number, number + 1] for number in ids])
+    for (first, end), own in zip(cuts.reshape(-1, 2).tolist(), ids.values(), strict=True):
+        places = order[first:end]
+        places = places[images["row"][places] < len(own)]
+        found[places] = np.array(own, dtype=object)[images["row"][places]]
+    return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise

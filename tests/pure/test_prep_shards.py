@@ -1,0 +1,207 @@
+"""`prep shards`: other sizes, storage, order and labels of the same images."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from collage_mpi.cli import main
+from collage_mpi.config import RunSettings
+from collage_mpi.errors import DataFault, ExitCode
+from collage_mpi.models.info import NetworkInfo
+from collage_mpi.pictures import Fit, fit_pixels, picture_pixels
+from collage_mpi.plan import _check_fit
+from collage_mpi.shards import EncodedWriter, ShardSet, inspect_shard, verify_shard, write_shard
+from collage_mpi.shards.ids import read_ids
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (7, 12, 12, 3), dtype=np.uint8)
+LABELS = np.arange(7) % 3
+NAMES = ("ant", "bee", "cat")
+IDS = [f"photos/{number}.jpg" for number in range(7)]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Two shards in a folder, the second without ids."""
+    first = {"class_names": NAMES, "source": "my camera"}
+    write_shard(tmp_path / "in/a.h5", IMAGES[:4], LABELS[:4], IDS[:4], **first)
+    write_shard(tmp_path / "in/b.h5", IMAGES[4:], LABELS[4:], class_names=NAMES)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def encoded(tmp_path: Path) -> Path:
+    """A shard of PNG files of 20 x 16, to be read as 12 x 12."""
+    with EncodedWriter(tmp_path / "enc/e.h5", Fit(12), class_names=NAMES) as writer:
+        writer.append_files(FILES, LABELS, IDS)
+    return tmp_path / "enc"
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+FILES = [png(RANDOM.integers(0, 256, (16, 20, 3), dtype=np.uint8)) for _ in range(7)]
+
+
+def make(path: Path, *flags: str) -> ShardSet:
+    out = path.parent / "out"
+    assert main(["prep", "shards", str(path), f"--out={out}", *flags]) == 0
+    assert [verify_shard(item) for item in sorted(out.glob("*.h5"))] == [[]] * len(
+        list(out.glob("*.h5"))
+    )
+    return ShardSet.open([out])
+
+
+def test_resized_images_keep_ids_labels_names_and_source(raw: Path) -> None:
+    with make(raw, "--size=5", "--rows-per-shard=4") as shards:
+        images, labels = shards.read_all()
+        assert shards.class_names == NAMES
+        assert [info.source for info in shards.infos] == ["my camera"] * 2
+        ids = [one for info in shards.infos for one in read_ids(info) or []]
+    np.testing.assert_array_equal(images, [fit_pixels(image, Fit(5)) for image in IMAGES])
+    assert labels is not None
+    assert labels.tolist() == LABELS.tolist()
+    assert ids == [*IDS[:4], "b.h5:0", "b.h5:1", "b.h5:2"]
+
+
+def test_to_encoded_and_back_loses_nothing(raw: Path) -> None:
+    with make(raw, "--store=encoded") as shards:
+        assert shards.infos[0].storage == "encoded"
+        np.testing.assert_array_equal(shards.read_all()[0], IMAGES)
+    (raw.parent / "out").rename(raw.parent / "first")
+    with make(raw.parent / "first") as shards:
+        assert shards.infos[0].storage == "images"
+        np.testing.assert_array_equal(shards.read_all()[0], IMAGES)
+
+
+@pytest.mark.parametrize("store", ["raw", "encoded"])
+@pytest.mark.parametrize(
+    ("flags", "fit"),
+    [
+        ([], Fit(12)),
+        (["--size=6"], Fit(6)),
+        (["--size=6", "--fit=letterbox", "--channels=1"], Fit(6, "letterbox", None, 1)),
+    ],
+)
+def test_encoded_images_are_decoded_anew_or_kept(
+    encoded: Path, store: str, flags: list[str], fit: Fit
+) -> None:
+    with make(encoded, f"--store={store}", *flags) as shards:
+        expected = [picture_pixels(data, fit) for data in FILES]
+        np.testing.assert_array_equal(shards.read_all()[0], expected)
+        assert read_ids(shards.infos[0]) == IDS
+        if store == "encoded":
+            assert shards.read_files([6, 0, 6]) == [FILES[6], FILES[0], FILES[6]]
+
+
+def test_shuffled_cut_and_with_other_labels(raw: Path) -> None:
+    with h5py.File(raw.parent / "y.h5", "w") as file:
+        file["y"] = (6 - np.arange(7))[:, None, None, None]
+    names = ",".join("abcdefg")
+    more = [f"--labels={raw.parent / 'y.h5'}", f"--class-names={names}", "--seed=3", "--limit=5"]
+    with make(raw, *more) as shards:
+        images, labels = shards.read_all()
+        ids = read_ids(shards.infos[0])
+        assert shards.class_names == tuple("abcdefg")
+    rows = np.random.default_rng(3).permutation(7)[:5]
+    np.testing.assert_array_equal(images, IMAGES[rows])
+    assert labels is not None
+    assert labels.tolist() == (6 - rows).tolist()
+    all_ids = [*IDS[:4], "b.h5:0", "b.h5:1", "b.h5:2"]
+    assert ids == [all_ids[row] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--channels=1"], ExitCode.USAGE, "--channels needs --size"),
+        (["--size=0"], ExitCode.USAGE, "size 0 px"),
+        (["--class-names=a,b"], ExitCode.DATA, "label 2 has no name"),
+        (["--labels=none.npy"], ExitCode.ENVIRONMENT, "none.npy: cannot be read"),
+    ],
+)
+def test_refusals(
+    raw: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, words: str
+) -> None:
+    assert main(["prep", "shards", str(raw), f"--out={raw.parent / 'out'}", *flags]) == code
+    assert words in capsys.readouterr().err
+    assert not list(raw.parent.glob("out/*"))
+
+
+def test_the_folder_that_is_read_is_not_written(raw: Path) -> None:
+    words = ["prep", "shards", str(raw / "a.h5"), f"--out={raw}", "--prefix=a", "--overwrite"]
+    assert main(words) == ExitCode.USAGE
+    assert (raw / "a.h5").exists()
+
+
+def test_a_damaged_row_ends_it(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = encoded / "e.h5"
+    at = path.read_bytes().index(FILES[3])
+    with path.open("r+b") as stream:
+        stream.seek(at + 60)
+        stream.write(b"damage")
+    (encoded / "e.h5.sha256").unlink()
+    for store in ("raw", "encoded"):
+        words = ["prep", "shards", str(path), f"--out={encoded.parent / store}"]
+        assert main([*words, f"--store={store}"]) == ExitCode.DATA
+        assert "row 3: checksum does not match" in capsys.readouterr().err
+
+
+def typed(message: str) -> int:
+    """The exit code of the command that a message names."""
+    found = re.search(r"`(collage-mpi [^`]+)`", message)
+    assert found, message
+    return main(shlex.split(found.group(1))[1:])
+
+
+@pytest.mark.parametrize("wanted", [(8, 8, 3), (12, 12, 1), (30, 30, 1)])
+def test_what_a_job_says_of_another_size_works_as_typed(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, wanted: tuple[int, int, int]
+) -> None:
+    monkeypatch.chdir(raw.parent)
+    network = NetworkInfo("single", {}, wanted, None, None, NAMES, "f" * 64)
+    settings = RunSettings(shards="in", single="w.safetensors", scheme="none")
+    with ShardSet.open(["in"]) as shards, pytest.raises(DataFault) as caught:
+        _check_fit(settings, shards, network, None, None)
+    assert typed(str(caught.value)) == 0
+    with ShardSet.open(["shards-{}x{}x{}".format(*wanted)]) as shards:
+        assert shards.shape == wanted
+
+
+def test_what_is_said_of_a_shard_that_is_one_already_works_as_typed(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(raw.parent)
+    assert main(["prep", "hdf5", "in/a.h5", "--size", "6", "--out", "new"]) == ExitCode.USAGE
+    assert typed(capsys.readouterr().err) == 0
+    assert inspect_shard(Path("new/shard.h5")).shape == (6, 6, 3)
+
+
+def test_what_is_said_of_a_file_without_checksums_works_as_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("f.h5", "w") as file:
+        file["a/x"], file["a/y"] = IMAGES, LABELS
+    assert main(["shards", "inspect", "f.h5::a"]) == 0
+    said = capsys.readouterr().out.strip().splitlines()
+    assert main(shlex.split(next(one for one in said if "prep shards" in one))[1:]) == 0
+    (problem,) = verify_shard("f.h5")
+    assert "prep shards f.h5" in problem
+    code = main(["shards", "add-cells", "f.h5", "--cell-px=2", "--out=c"])
+    assert code == ExitCode.DATA
+    (tmp_path / "shards").rename(tmp_path / "before")
+    assert typed(capsys.readouterr().err) == 0
+    with ShardSet.open(["shards"]) as shards:
+        np.testing.assert_array_equal(shards.read_all()[0], IMAGES)
