@@ -23,7 +23,7 @@ STATISTICS = (*(percentile_name(q) for q in PERCENTILES), "std")
 COMPARED = ("p50", "p99", "std")
 LEAST_FOR_RANGE = 5  # placements; a 10-90 % range of fewer says nothing
 _Q = {percentile_name(q): q for q in PERCENTILES}
-_MEANS = ("collage_share", "wasted_work", "rank_seconds_per_image", "cost_ratio")
+_MEANS = ("collage_share", "parity_share", "wasted_work", "rank_seconds_per_image", "cost_ratio")
 _REPLICATES = 400
 
 Json = dict[str, Any]

@@ -6,6 +6,7 @@ Does not know: how points are expanded, how ranks are started, tables.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -14,12 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.experiment import Experiment, Point
+from collage_mpi.experiment import PATH_SETTINGS, Experiment, Point
 
 if TYPE_CHECKING:
     from collage_mpi.crew import Crew
 
 SEVERITY = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.DATA)
+# Settings that decide which files a plan opens and whether they fit together.
+_DECIDE_A_PLAN = (
+    *PATH_SETTINGS,
+    *("scheme", "side", "cell_px", "parity_k", "batch", "bad_shards", "order", "limit", "arrivals"),
+)
 NEW, STARTED, DONE = "new", "started", "done"
 
 Json = dict[str, Any]
@@ -85,19 +91,10 @@ def check_plans(points: Sequence[Point], out: Path) -> None:
     """
     from collage_mpi.plan import make_plan
 
-    seen: set[tuple[object, ...]] = set()
+    seen: set[tuple[str, ...]] = set()
     for point in points:
-        s = point.settings
-        key = (
-            s.shards,
-            s.single,
-            s.collage,
-            s.side,
-            s.cell_px,
-            s.scheme,
-            s.trace_file,
-            s.arrival_file,
-        )
+        values = point.settings.to_dict()
+        key = tuple(json.dumps(values[name]) for name in _DECIDE_A_PLAN)
         if key not in seen:
             seen.add(key)
             make_plan(point.settings_in(out), point.ranks).shards.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import struct
 import sys
 import time
@@ -30,7 +31,14 @@ from collage_mpi.results import (
     wait_ns,
     write_summary,
 )
-from collage_mpi.results.rows import REASON_BYTES, TABLES, TASKS, ran_together, reason_bytes
+from collage_mpi.results.rows import (
+    ENCODED,
+    REASON_BYTES,
+    TABLES,
+    TASKS,
+    ran_together,
+    reason_bytes,
+)
 
 ROW = ImageRow(
     0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False, ""
@@ -290,9 +298,21 @@ def test_export_hdf5_keeps_the_rows(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     run = make_run(tmp_path / "run")
     (path, _) = export_run(read_results(run), "hdf5")
+    images = read_results(run).images
     with h5py.File(path, "r") as file:
-        assert np.array_equal(file["images"]["row"], read_results(run).images["row"])
-        assert file["images"].attrs["source_codes"][1] == b"collage"
+        found = file["images"][:]
+        for name in images.dtype.names:
+            assert np.array_equal(found[name], images[name]), name
+        assert np.array_equal(found["wait_ns"], wait_ns(images))
+        attributes = file["images"].attrs
+        assert attributes["source_codes"][1] == b"collage"
+        # The formula that it documents is the one of the column.
+        terms = re.sub(r"\([^)]*\)", "", attributes["wait_ns"]).split(" - ")
+        encoded = np.isin(images["source"], ENCODED)
+        parts = {name.strip(): images[f"{name.strip()}_ns"].copy() for name in terms}
+        parts["encode"][~encoded] = 0
+        assert np.array_equal(2 * parts["latency"] - sum(parts.values()), wait_ns(images))
+        assert file["tasks"].dtype == read_results(run).tasks.dtype
 
 
 def test_export_without_pyarrow_names_the_extra(
