@@ -99,8 +99,19 @@ def _warnings(summary: Json) -> list[Text]:
             "latencies with the length of the run."
         )
     lines += [_loss(loss) for loss in summary.get("lost_ranks", [])]
-    lines += [f"error rows: {n:,} x {reason}" for reason, n in summary["errors"].items()]
+    first = summary.get("first_errors") or {}
+    lines += [
+        f"error rows: {n:,} x {reason}{_place(first.get(reason), n)}"
+        for reason, n in summary["errors"].items()
+    ]
     return [Text(line, style="bold red") for line in lines]
+
+
+def _place(first: Json | None, n: int) -> str:
+    """Where an error row is, or the first of several."""
+    if first is None:
+        return ""
+    return f" ({'first: ' if n > 1 else ''}row {first['row']:,} of {first['shard']})"
 
 
 def _loss(loss: Json) -> str:

@@ -138,6 +138,7 @@ def test_error_rows_are_allowed_and_counted(tmp_path: Path) -> None:
     assert (report.ok, report.status, report.error_rows) == (True, "complete_with_errors", 1)
     summary = summarise(read_results(run))
     assert summary["errors"] == {"crc32 of row wrong": 1}
+    assert "error rows: 1 x crc32 of row wrong (row 3 of a.h5)" in render_summary(summary)
     assert summary["accuracy"]["by_source"]["error"]["accuracy"] == 0.0
 
 
