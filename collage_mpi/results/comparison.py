@@ -21,9 +21,9 @@ from collage_mpi.results.summary import summarise
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
 
 INVALID_NOTE = (
-    "(INVALID): over 1 % of the tasks computed longer than the injected service time, so these "
-    "figures are not the model's: the machine was busy with other work, or the time scale is too "
-    "small for it."
+    "(INVALID): over 1 % of the tasks took over 10 % longer than the injected service time, so "
+    "these figures are not the model's: the machine was busy with other work, or the time scale is "
+    "too small for it."
 )
 
 Json = dict[str, Any]

@@ -87,9 +87,9 @@ def _warnings(summary: Json) -> list[Text]:
     validity = summary["validity"]
     if validity["valid"] is False:
         lines.append(
-            f"INVALID: compute exceeded the injected service time in {validity['exceeded']:,} of "
-            f"{validity['tasks']:,} tasks ({100 * validity['share']:.1f} %, at most 1 % allowed): "
-            "this machine is too slow for the time scale."
+            f"INVALID: {validity['exceeded']:,} of {validity['tasks']:,} tasks "
+            f"({100 * validity['share']:.1f} %, at most 1 % allowed) took over 10 % longer than "
+            "the injected service time: this machine is too slow, or too busy, for the time scale."
         )
     arrivals = summary.get("arrivals") or {}
     if arrivals.get("overloaded"):
