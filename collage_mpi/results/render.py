@@ -144,11 +144,20 @@ def _latency_table(summary: Json) -> Table:
         share += " %" if over is not None else ""
         of = f"{row['n']:,}" if per == "group" else f"{row['n']:,} in {groups:,} groups"
         table.add_row(f"per {per}", *cells, optional(row["std_ms"], ".1f"), share, of)
-        intervals = [row.get(f"{name}_ci95_ms") for name in _STATISTICS]
-        if any(intervals):
-            ends = ["" if ci is None else f"{ci[0]:.1f}-{ci[1]:.1f}" for ci in intervals]
-            table.add_row("  95 % interval", *ends, "", "", "", style="dim")
+        if any(row.get(f"{name}_ci95_samples") for name in _STATISTICS):
+            ends = [_interval(row, name) for name in _STATISTICS]
+            table.add_row("  95 % within run", *ends, "", "", "", style="dim")
     return table
+
+
+def _interval(row: Json, name: str) -> str:
+    """Both ends, or what the groups are worth where that is too little; "" without a figure."""
+    ends = row.get(f"{name}_ci95_ms")
+    if row[f"{name}_ms"] is None:
+        return ""
+    if ends is None:
+        return supported(None, row[f"{name}_ci95_samples"])
+    return f"{ends[0]:.1f}-{ends[1]:.1f}"
 
 
 def _parts_table(summary: Json) -> Table:
