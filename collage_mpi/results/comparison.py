@@ -7,6 +7,7 @@ Does not know: figures, what makes a run good.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def compare(runs: Sequence[Results], *, per: str = "group") -> list[Json]:
         Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
         independent (groups, or batches), `<stat>_ms` and `<stat>_ratio` (this run / first
         run, below 1 is faster) for p50, p95, p99, p99.9 and std, accuracy, paired {n,
-        accuracy, baseline, difference, only_this, only_baseline}, and the price. None where
+        accuracy, baseline, difference, only_this, only_baseline, why}, and the price. None where
         the samples do not support it.
     """
     summaries = [summarise(run) for run in runs]
@@ -85,8 +86,8 @@ def paired_accuracy(run: Results, baseline: Results) -> Json:
     Images are matched by (shard fingerprint, row); error rows count as wrong.
 
     Returns:
-        n, accuracy, baseline, difference (this - baseline), and the images only one of
-        them got right: only_this, only_baseline.
+        n, accuracy, baseline, difference (this - baseline), the images only one of them
+        got right: only_this, only_baseline; and why, where n is 0: a sentence, else None.
     """
     names = {name: i for i, name in enumerate(run.fingerprints + baseline.fingerprints)}
     this, that = _right_by_key(run, names), _right_by_key(baseline, names)
@@ -100,7 +101,25 @@ def paired_accuracy(run: Results, baseline: Results) -> Json:
         "difference": float(ours.mean() - theirs.mean()) if n else None,
         "only_this": int((ours & ~theirs).sum()),
         "only_baseline": int((theirs & ~ours).sum()),
+        "why": None if n else _why_unpaired(run, baseline),
     }
+
+
+def _why_unpaired(run: Results, baseline: Results) -> str:
+    """Why two runs share no labelled image: what to look at."""
+    shared = set(run.fingerprints) & set(baseline.fingerprints)
+    if not shared:
+        ours, theirs = (_input_of(each) for each in (run, baseline))
+        return f"other images than the first run's: {ours}; {theirs}"
+    if not (run.measured_images["has_label"].any() and baseline.measured_images["has_label"].any()):
+        return "no labels"
+    return "no image that the first run classified too, beside warm-up (order, limit)"
+
+
+def _input_of(run: Results) -> str:
+    names = [Path(shard["path"] or "simulated").name for shard in run.manifest["shards"]]
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{', '.join(names[:2])}{more}, {run.manifest['rows']:,} images"
 
 
 def _right_by_key(run: Results, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +179,7 @@ def _price_cells(entry: Json, first: bool) -> list[str]:
     )
     return [
         points(entry["accuracy"]),
-        "" if first else f"{difference} (n={paired['n']:,})",
+        "" if first else f"{difference} (n={paired['n']:,})" if paired["n"] else "n/a (see below)",
         points(price["collage_share"]),
         points(price["wasted_work"]),
         str(price["ranks"]),
@@ -177,6 +196,11 @@ def _notes(entries: Sequence[Json]) -> list[str]:
         lines.append(f"stragglers: {stragglers[0]}")
     else:
         lines += [f"stragglers of {e['name']}: {e['straggler'] or 'none'}" for e in entries]
+    lines += [
+        f"not paired: {e['name']} has {e['paired']['why']}"
+        for e in entries[1:]
+        if e["paired"]["why"] is not None
+    ]
     if any(entry["invalid"] for entry in entries):
         lines.append(INVALID_NOTE)
     return lines

@@ -271,6 +271,22 @@ def test_comparison_is_paired_on_the_same_images(tmp_path: Path) -> None:
     assert "collage, first (carry, depth 1)" in text
 
 
+def test_runs_of_different_images_are_told_so(tmp_path: Path) -> None:
+    other = [{"path": "/data/c.h5", "fingerprint": "cc" * 32, "count": 90}]
+    runs = [
+        read_results(make_run(tmp_path / "a")),
+        read_results(make_run(tmp_path / "b", shards=other)),
+    ]
+    bare = read_results(make_run(tmp_path / "c"))
+    bare.images["has_label"] = False
+    first, second, third = compare([*runs, bare])
+    text = " ".join(render_comparison([first, second, third]).split())
+    assert "has other images than the first run's: c.h5, 90 images; a.h5, b.h5, 90 images" in text
+    assert "has no labels" in text
+    assert "n=0" not in text
+    assert "not paired" not in render_comparison([first, first])
+
+
 def test_export_csv_leaves_absent_values_empty(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", errors=frozenset({3}), status="complete_with_errors")
     files = export_run(read_results(run), "csv")
