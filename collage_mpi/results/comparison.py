@@ -138,14 +138,14 @@ def render_comparison(entries: Sequence[Json]) -> str:
     latency = _table(
         f"latency per {per}, ms", *(name.upper() for name in STATISTICS[:-1]), "std", "n"
     )
-    price = _table("accuracy and price", "accuracy", "paired difference", "collage share", "wasted")
-    price.add_column("ranks", justify="right")
-    price.add_column("rank-s/image", justify="right")
+    shares = ["collage", "parity"] if _any_of(entries, "parity") else ["collage"]
+    columns = [*(f"{kind} share" for kind in shares), "wasted", "ranks", "rank-s/image"]
+    price = _table("accuracy and price", "accuracy", "paired difference", *columns)
     for i, entry in enumerate(entries):
         latency.add_row(
             _name(entry), *(_cell(entry, name, i == 0) for name in STATISTICS), _n(entry)
         )
-        price.add_row(_name(entry), *_price_cells(entry, i == 0))
+        price.add_row(_name(entry), *_price_cells(entry, i == 0, shares))
     notes = [Text(line) for line in _notes(entries)]
     return to_text(Group(latency, "", price, "", *notes))
 
@@ -172,7 +172,11 @@ def _n(entry: Json) -> str:
     return f"{entry['n']:,}" if entry["per"] == "group" else f"{entry['n']:,}/{entry['groups']:,}"
 
 
-def _price_cells(entry: Json, first: bool) -> list[str]:
+def _any_of(entries: Sequence[Json], kind: str) -> bool:
+    return any(entry["price"][f"{kind}_ranks"] for entry in entries)
+
+
+def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:
     price, paired = entry["price"], entry["paired"]
     difference = optional(
         None if paired["difference"] is None else 100 * paired["difference"], "+.2f", " points"
@@ -180,7 +184,7 @@ def _price_cells(entry: Json, first: bool) -> list[str]:
     return [
         points(entry["accuracy"]),
         "" if first else f"{difference} (n={paired['n']:,})" if paired["n"] else "n/a (see below)",
-        points(price["collage_share"]),
+        *(points(price[f"{kind}_share"]) for kind in shares),
         points(price["wasted_work"]),
         str(price["ranks"]),
         optional(price["rank_seconds_per_image"], ".4f"),

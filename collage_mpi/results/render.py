@@ -132,22 +132,23 @@ def _table(*columns: str) -> Table:
 
 
 def _latency_table(summary: Json) -> Table:
-    table = _table(
-        "latency, ms", *(name.upper() for name in _STATISTICS), "std", "> 3x median", "n"
-    )
-    for per in ("group", "image"):
-        row = summary["latency"][per]
-        groups, independent = row["groups"], row["independent"]
-        cells = [supported(row[f"{name}_ms"], independent) for name in _STATISTICS]
-        over = row["over_3_medians"]
-        share = supported(None if over is None else 100 * over, independent, ".2f")
-        share += " %" if over is not None else ""
-        of = f"{row['n']:,}" if per == "group" else f"{row['n']:,} in {groups:,} groups"
-        table.add_row(f"per {per}", *cells, optional(row["std_ms"], ".1f"), share, of)
-        if any(row.get(f"{name}_ci95_samples") for name in _STATISTICS):
-            ends = [_interval(row, name) for name in _STATISTICS]
-            table.add_row("  95 % within run", *ends, "", "", "", style="dim")
+    """A line a statistic: it fits 80 columns whatever the numbers."""
+    group, image = (summary["latency"][per] for per in ("group", "image"))
+    table = _table("latency, ms", "per group", "95 % within run", "per image")
+    for name in _STATISTICS:
+        cells = [supported(row[f"{name}_ms"], row["independent"]) for row in (group, image)]
+        table.add_row(name.upper(), cells[0], _interval(group, name), cells[1])
+    stds = [optional(row["std_ms"], ".1f") for row in (group, image)]
+    table.add_row("std", stds[0], "", stds[1])
+    over = [_over(row) for row in (group, image)]
+    table.add_row("> 3x median", over[0], "", over[1])
+    table.add_row("n", f"{group['n']:,} groups", "", f"{image['n']:,} images")
     return table
+
+
+def _over(row: Json) -> str:
+    share = row["over_3_medians"]
+    return supported(None, row["independent"]) if share is None else points(share)
 
 
 def _interval(row: Json, name: str) -> str:
@@ -174,8 +175,8 @@ def _accuracy_table(summary: Json) -> Table:
     for name, row in {"overall": accuracy["overall"], **accuracy["by_source"]}.items():
         if row["n"]:
             low, high = row["ci95"]
-            between = f"{100 * low:.2f}-{100 * high:.2f} %"
-            table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", between)
+            ends = f"{100 * low:.2f}-{100 * high:.2f} %"
+            table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", ends)
     if not accuracy["overall"]["n"]:
         why = "no labels" if summary["latency"]["group"]["n"] else "no group but warm-up"
         table.add_row(why, "n/a", "0", "")

@@ -271,6 +271,17 @@ def test_comparison_is_paired_on_the_same_images(tmp_path: Path) -> None:
     assert "collage, first (carry, depth 1)" in text
 
 
+def test_the_summary_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 9 * 80))
+    run.groups["latency_ns"] *= 1000  # 100 s a group
+    run.images["latency_ns"] *= 1000
+    narrow, wide = (render_summary(summarise(run), width=width) for width in (80, 160))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "\u2026" not in narrow  # nothing is cut
+    numbers = re.compile(r"\d[\d.,]*")
+    assert numbers.findall(narrow) == numbers.findall(wide)
+
+
 def test_runs_of_different_images_are_told_so(tmp_path: Path) -> None:
     other = [{"path": "/data/c.h5", "fingerprint": "cc" * 32, "count": 90}]
     runs = [
