@@ -57,4 +57,4 @@ def _print(report: VerifyReport) -> None:
     for line in report.notes:
         print(f"  note: {line}")
     if report.status == "incomplete":
-        print("  to go on: repeat the command that began it, with --resume")
+        print(f"  to go on: {report.to_go_on}")

@@ -33,6 +33,7 @@ class VerifyReport:
         missing: images without a row.
         problems: one sentence each, [] when the run is proven complete.
         notes: worth knowing, no fault.
+        to_go_on: what to do about an incomplete one.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class VerifyReport:
     error_rows: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    to_go_on: str = "repeat the command that began it, with --resume"
 
     @property
     def ok(self) -> bool:
@@ -81,6 +83,8 @@ def verify_run(path: Path | str) -> VerifyReport:
         report.problems.append(str(error))
         return report
     report.rows, report.expected = len(results.images), results.manifest["rows"]
+    if "simulated" in results.manifest:
+        report.to_go_on = "remove this folder and simulate again: a simulation begins anew"
     report.error_rows = int((results.images["source"] == _ERROR).sum())
     _check_keys(results, report)
     _check_answers(results, report)
@@ -251,7 +255,7 @@ def _conclude(results: Results, report: VerifyReport) -> None:
     bad = results.manifest.get("bad_shards") or []
     if report.missing:
         report.status = "incomplete"
-        report.problems.append(f"{report.headline}; go on with --resume")
+        report.problems.append(f"{report.headline}; {report.to_go_on}")
         if results.complete:
             report.status = "damaged"
             report.problems.append("marked COMPLETE, but images have no row")
