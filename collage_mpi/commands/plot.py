@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collage_mpi.points_file import Row
     from collage_mpi.results import Results
 
+FLOOR = "what is below 1 ms is drawn at 1"
 POINTS = {
     "ranks": "P99 and standard deviation against worker ranks",
     "frontier": "accuracy against P99, with the frontier of all points",
@@ -185,7 +186,7 @@ def _points(args: argparse.Namespace) -> Sequence[Path]:
     else:
         axes = {"series": args.series, "panels": args.panels}
         if args.kind == "ranks":
-            first, more, draw = "Tail against ranks", ", bars 10-90 %", plot_against_ranks
+            first, more, draw = "Tail against ranks", f", bars 10-90 %; {FLOOR}", plot_against_ranks
         else:
             first, draw = "Accuracy against tail", plot_frontier
             more = "; line: frontier; hollow: over N + 2 worker ranks"
