@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "experiment": ("experiment", "many runs from one file: grid, seeds, resumed, one table"),
     "verify": ("verify", "prove that a run holds every image exactly once"),
     "export": ("export", "write a run's rows as csv, parquet or hdf5"),
+    "plot": (
+        "plot",
+        "figures of runs: latency CDFs, timelines, throughput, an experiment's points",
+    ),
     "shards": ("shards", "inspect or verify HDF5 shards"),
     "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
     "train": ("train", "train the single classifier or the collage-CNN"),

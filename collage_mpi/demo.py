@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collage_mpi.crew import Crew
 
 RANKS = 11
-GROUPS = 82  # 80 beside the warm-up: enough for a p95 (73), far too few for a p99 (368)
+GROUPS = 82  # 80 beside the warm-up: enough for a p95 (72), far too few for a p99 (368)
 LEAST_GROUPS = 3
 MEDIAN_MS, SIGMA = 144.0, 0.22
 TIME_SCALE = 0.5  # the draws stay far above the compute of ten ranks on two cores

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.experiment import Experiment, Point
-from collage_mpi.statistics import BOOTSTRAP_SEED, PERCENTILES, percentile, percentile_name
+from collage_mpi.statistics import PERCENTILES, percentile, percentile_name
 
 STATISTICS = (*(percentile_name(q) for q in PERCENTILES), "std")
 COMPARED = ("p50", "p99", "std")
 LEAST_FOR_RANGE = 5  # placements; a 10-90 % range of fewer says nothing
 _Q = {percentile_name(q): q for q in PERCENTILES}
-_MEANS = ("collage_share", "wasted_work", "rank_seconds_per_image", "cost_ratio")
-_REPLICATES = 400
+_MEANS = ("collage_share", "parity_share", "wasted_work", "rank_seconds_per_image", "cost_ratio")
+_REPLICATES, _BOOTSTRAP_SEED = 400, 20190426
 
 Json = dict[str, Any]
 Key = tuple[tuple[str, str], ...]
@@ -94,7 +94,7 @@ def _own(family: str, runs: Sequence[Run], settings: Sequence[str]) -> Json:
         values = _known(run.row[f"{name}_ms"] for run in runs)
         row |= _spread(f"{name}_ms", values, of=len(runs))
         row[f"{name}_pooled_ms"] = pooled(name, runs)
-    row["p99_pooled_low_ms"], row["p99_pooled_high_ms"] = _pooled_interval(runs)
+    row["p99_pooled_low_ms"], row["p99_pooled_high_ms"] = _pooled_range(runs)
     row["accuracy"] = _mean(run.row["accuracy"] for run in runs)
     return row | {name: _mean(run.row[name] for run in runs) for name in _MEANS}
 
@@ -129,12 +129,15 @@ def pooled(name: str, runs: Sequence[Run]) -> float | None:
     return percentile(values, _Q[name], sum(-(-len(sample) // together) for sample in samples))
 
 
-def _pooled_interval(runs: Sequence[Run]) -> tuple[float | None, float | None]:
-    """95 % interval of the pooled P99: whole placements drawn again, with replacement."""
+def _pooled_range(runs: Sequence[Run]) -> tuple[float | None, float | None]:
+    """Where 95 % of pooled P99s lie when whole placements are drawn again, with replacement.
+
+    Too narrow for a 95 % interval of few placements that differ much (docs/experiments.md).
+    """
     samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
     if len(samples) < max(len(runs), LEAST_FOR_RANGE) or pooled("p99", runs) is None:
         return None, None
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
     found = []
     for _ in range(_REPLICATES):
         drawn = rng.integers(len(samples), size=len(samples))

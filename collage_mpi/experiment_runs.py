@@ -6,6 +6,7 @@ Does not know: how points are expanded, how ranks are started, tables.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.config import RunSettings
 from collage_mpi.costs import Costs, read_costs
 from collage_mpi.errors import CollageError, ExitCode, UsageError
-from collage_mpi.experiment import Experiment, Point
+from collage_mpi.experiment import PATH_SETTINGS, Experiment, Point
 from collage_mpi.inputs import digests, named_files
 from collage_mpi.results.manifest import (
     MANIFEST,
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
     from collage_mpi.crew import Crew
 
 SEVERITY = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.DATA)
+# Settings that decide which files a plan opens and whether they fit together.
+_DECIDE_A_PLAN = (
+    *PATH_SETTINGS,
+    *("scheme", "side", "cell_px", "parity_k", "batch", "bad_shards", "order", "limit", "arrivals"),
+)
 NEW, STARTED, DONE = "new", "started", "done"
 
 Json = dict[str, Any]
@@ -157,19 +163,10 @@ def check_plans(points: Sequence[Point], out: Path) -> None:
     """
     from collage_mpi.plan import make_plan
 
-    seen: set[tuple[object, ...]] = set()
+    seen: set[tuple[str, ...]] = set()
     for point in points:
-        s = point.settings
-        key = (
-            s.shards,
-            s.single,
-            s.collage,
-            s.side,
-            s.cell_px,
-            s.scheme,
-            s.trace_file,
-            s.arrival_file,
-        )
+        values = point.settings.to_dict()
+        key = tuple(json.dumps(values[name]) for name in _DECIDE_A_PLAN)
         if key not in seen:
             seen.add(key)
             make_plan(point.settings_in(out), point.ranks).shards.close()

@@ -25,7 +25,14 @@ from collage_mpi.simulate_runs import read_latencies_ns
 
 TABLE, POINTS = "table.csv", "points.csv"
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
-PRICE = ("collage_share", "cost_ratio", "wasted_work", "ranks", "rank_seconds_per_image")
+PRICE = (
+    "collage_share",
+    "parity_share",
+    "cost_ratio",
+    "wasted_work",
+    "ranks",
+    "rank_seconds_per_image",
+)
 
 Json = dict[str, Any]
 
@@ -98,7 +105,7 @@ def _row(experiment: Experiment, point: Point, summary: Json) -> Json:
         "groups": group["groups"],
         **{key: group[key] for key in LATENCY},
         "accuracy": summary["accuracy"]["overall"]["accuracy"],
-        **{key: summary["price"][key] for key in PRICE},
+        **{key: summary["price"].get(key) for key in PRICE},
         "valid": summary["validity"]["valid"],
     }
 

@@ -6,6 +6,7 @@ Does not know: rows of runs, what a straggler is (timeline).
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from collage_mpi.timeline import STRAGGLER, Bar, Timeline
 _LOOK: dict[str, tuple[str, str]] = {  # state -> colour, legend
     "used": ("#0072B2", "single answer that resolved its image"),
     "collage": ("#009E73", "collage answer that resolved images"),
+    "parity": ("#56B4E9", "parity answer that decoded images"),
     "late": ("#E69F00", "late answer, resolved nothing"),
     "skipped": ("#000000", "skipped: cancelled before it began"),
     "failed": ("#D55E00", "failed"),
     "lost": ("#D55E00", "lost with its rank"),
     "unfinished": ("#CC79A7", "unfinished"),
 }
+_HELPED = "late, or used to decode another"
 _WAIT = "0.7"
+_HEIGHT = 0.66  # of a bar, in rows
 
 
 def plot_timeline(timeline: Timeline, out_stem: Path, title: str, dpi: int = 200) -> list[Path]:
@@ -66,15 +70,16 @@ def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline) -> None:
         left, width = sent / 1e6, (start - sent) / 1e6
         axes.barh(row + 0.41, width, left=left, height=0.1, color=_WAIT, zorder=1)
     colour = _LOOK[_look(bar)][0]
-    if bar.state == "skipped":
+    if bar.end_ns == bar.start_ns:  # skipped, lost: it did not run
         axes.plot(end / 1e6, row, marker="x", markersize=4, color=colour, linestyle="", zorder=3)
         return
+    height = _HEIGHT / bar.lanes
     look = {"edgecolor": "black", "linewidth": 1.1, "hatch": "////"} if bar.straggler else {}
     axes.barh(
-        row,
+        row - _HEIGHT / 2 + (bar.lane + 0.5) * height,
         (end - start) / 1e6,
         left=start / 1e6,
-        height=0.66,
+        height=height,
         color=colour,
         zorder=2,
         **{"edgecolor": "white", "linewidth": 0.4, **look},
@@ -82,16 +87,17 @@ def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline) -> None:
 
 
 def _look(bar: Bar) -> str:
-    return bar.kind if bar.state == "used" and bar.kind == "collage" else bar.state
+    return bar.kind if bar.state == "used" and bar.kind != "single" else bar.state
 
 
 def _finish(axes: Any, timeline: Timeline, rows: dict[int, int]) -> None:
     begin_ns = timeline.begin_ns
-    for release in timeline.releases:
-        x = (release.t0_ns - begin_ns) / 1e6
+    for t0_ns, together in groupby(timeline.releases, key=lambda release: release.t0_ns):
+        numbers = [release.group for release in together]
+        x = (t0_ns - begin_ns) / 1e6
         axes.axvline(x, color="0.45", linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
         axes.annotate(
-            str(release.group),
+            str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}",
             (x, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(1, 1),
@@ -99,10 +105,7 @@ def _finish(axes: Any, timeline: Timeline, rows: dict[int, int]) -> None:
             fontsize=7,
             color="0.35",
         )
-    names = [
-        f"collage {rank}" if rank in timeline.collage_ranks else f"rank {rank}" for rank in rows
-    ]
-    axes.set_yticks(list(rows.values()), names)
+    axes.set_yticks(list(rows.values()), list(timeline.ranks.values()))
     axes.set_ylim(len(rows) - 0.4, -0.6)  # rank 1 above
     axes.set_xlim(0, (timeline.end_ns - begin_ns) / 1e6)
     axes.set_xlabel(f"ms since the release of group {timeline.releases[0].group}; dashed: releases")
@@ -114,10 +117,11 @@ def _legend(figure: Any, timeline: Timeline) -> None:
     from matplotlib.patches import Patch
 
     found = {_look(bar) for bar in timeline.bars}
+    helped = {"late": _HELPED} if any(bar.kind == "parity" for bar in timeline.bars) else {}
     handles: list[Any] = [
         Line2D([], [], marker="x", color=colour, linestyle="", label=label)
-        if state == "skipped"
-        else Patch(color=colour, label=label)
+        if state in ("skipped", "lost")
+        else Patch(color=colour, label=helped.get(state, label))
         for state, (colour, label) in _LOOK.items()
         if state in found
     ]

@@ -50,7 +50,7 @@ from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
 from collage_mpi.topology import local_size, status_wanted, threads_per_rank
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 
-LARGEST_EXCEEDED_SHARE = 0.01  # of tasks whose compute is longer than their draw
+LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
 
 EXIT_CODES = {
     ev.COMPLETE: ExitCode.COMPLETE,

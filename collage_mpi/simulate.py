@@ -91,6 +91,7 @@ class Simulation:
             warmup_groups=settings.warm_groups,
         )
         self.finish: ev.Finish | None = None
+        self.stopped: str | None = None  # why, once `stop` was called
         self._answers = answers
         self._delays = make_delays(settings.stragglers())
         # Without a rank that may fall silent nobody need listen for it.
@@ -127,11 +128,19 @@ class Simulation:
             self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.credit))
         if self._vigil is not None:
             self._at(SCAN_EVERY_NS, TIMER, self._scan, self._vigil)
+        told = False
         while self.finish is None:
             at_ns, _, _, call, argument = heapq.heappop(self._heap)
+            if self.stopped is not None and not told:
+                told = True
+                self._handle(ev.StopRequested(self._begin(at_ns), self.stopped))
             call(at_ns, argument)
         self.recorder.finish()
         return self.finish
+
+    def stop(self, reason: str) -> None:
+        """Let nothing more in; may be called at any moment, as by a signal."""
+        self.stopped = reason
 
     def _at(self, at_ns: int, order: int, call: Any, argument: Any) -> None:
         self._sequence += 1

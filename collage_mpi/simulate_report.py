@@ -20,12 +20,20 @@ Json = dict[str, Any]
 
 TABLE = "table.csv"
 _GROUP = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
-_PRICE = ("collage_share", "wasted_work", "ranks", "rank_seconds_per_image", "images_per_s")
+_PRICE = (
+    "collage_share",
+    "parity_share",
+    "wasted_work",
+    "ranks",
+    "rank_seconds_per_image",
+    "images_per_s",
+)
 # name, where in a summary; what a simulation must tell of a real run comes first
 _SIDES = (
     ("group p50, ms", ("latency", "group", "p50_ms")),
     ("group p99, ms", ("latency", "group", "p99_ms")),
     ("collage share", ("price", "collage_share")),
+    ("parity share", ("price", "parity_share")),
     ("skipped tasks", ("price", "skipped_tasks")),
     ("group p95, ms", ("latency", "group", "p95_ms")),
     ("group std, ms", ("latency", "group", "std_ms")),

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -159,7 +162,9 @@ def simulate(
     Raises:
         UsageError, EnvironmentFault, DataFault: as `check_job`; an output folder that
             cannot be written or holds a run.
+        KeyboardInterrupt: as ever, but after the rows so far were closed as an incomplete run.
     """
+    _refuse_a_run(out)
     job = Job(replace(settings, out=str(out)), images, costs or Costs(), answers)
     check_job(job)
     loaded = job.load_answers()
@@ -167,11 +172,42 @@ def simulate(
     status, final = "incomplete", {}
     try:
         simulation = job.simulation(writer, loaded)
-        status = simulation.run().status
+        with _stopped_by_interrupt(simulation):
+            status = simulation.run().status
         final = _final(simulation)
     finally:
         writer.close(status, summary=True, **final)
+    if simulation.stopped is not None:
+        raise KeyboardInterrupt(simulation.stopped)
     return writer.manifest["status"], out
+
+
+def _refuse_a_run(out: Path) -> None:
+    if any((out / name).exists() for name in (MANIFEST, SUMMARY)):
+        raise EnvironmentFault(
+            f"{out} holds a run already: choose another --out, or remove it (a simulation begins "
+            "anew)"
+        )
+
+
+@contextmanager
+def _stopped_by_interrupt(simulation: Simulation) -> Iterator[None]:
+    """A first Ctrl-C ends the simulation between two events, so that its tables agree; a
+    second one is as ever. Only the main thread hears of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: object) -> None:
+        simulation.stop("interrupted")
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def simulate_in_memory(job: Job) -> Results:
@@ -201,8 +237,8 @@ def run_job(job: Job) -> Json:
     if job.rows and out is not None:
         simulate(job.settings, out, job.images, job.costs, job.answers)
         return summarise(read_results(out))
-    if out is not None and any((out / name).exists() for name in (MANIFEST, SUMMARY)):
-        raise EnvironmentFault(f"{out} holds a run already: choose another --out")
+    if out is not None:
+        _refuse_a_run(out)
     results = simulate_in_memory(job)
     kept = {key: results.manifest[key] for key in ("settings", "inputs", "simulated")}
     summary = {**summarise(results), **kept}

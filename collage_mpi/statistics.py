@@ -1,7 +1,6 @@
 """Statistics of latencies: what a sample can support, and nothing more.
 
-Owns: percentiles with their support rule, spread, the block bootstrap, the empirical
-distribution.
+Owns: percentiles with their support rule and intervals, spread, the empirical distribution.
 Does not know: runs, files, figures, where the numbers come from.
 
 A percentile q is printed only where n >= ln(0.025) / ln(q): below that the sample's
@@ -14,12 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 PERCENTILES = (0.5, 0.95, 0.99, 0.999)
-BOOTSTRAP_SEED = 20190426
-_MAX_DRAWS = 20_000_000  # of the bootstrap: about two seconds on one core
+MISS = 0.025  # probability that an end of an interval lies on the wrong side
+_ENOUGH_ABOVE = 60  # values above a level, to tell from them how long they stay there
 
 
 def percentile_name(q: float) -> str:
@@ -31,7 +31,7 @@ def support_needed(q: float) -> int:
     """The independent samples a percentile needs: P50 6, P95 72, P99 368, P99.9 3688."""
     if not 0.0 < q < 1.0:
         raise ValueError(f"a percentile's q lies between 0 and 1, found {q}")
-    return math.ceil(math.log(0.025) / math.log(q))
+    return math.ceil(math.log(MISS) / math.log(q))
 
 
 def percentile(values: np.ndarray, q: float, independent: int | None = None) -> float | None:
@@ -48,6 +48,18 @@ def percentile(values: np.ndarray, q: float, independent: int | None = None) -> 
     return float(np.quantile(values, q, method="inverted_cdf"))
 
 
+class Interval(NamedTuple):
+    """A 95 % interval of a percentile within one run.
+
+    Attributes:
+        samples: independent values that the sample is worth for this percentile.
+        ends: low and high; None where that is fewer than the percentile needs.
+    """
+
+    samples: int
+    ends: tuple[float, float] | None
+
+
 @dataclass(frozen=True)
 class Spread:
     """One sample of latencies described. Absent (None) means: too few groups.
@@ -56,7 +68,7 @@ class Spread:
         n: values in the sample.
         independent: groups, or batches of them, that they come from.
         percentiles: name ("p99") -> value in the unit of the sample.
-        intervals: name -> 95 % block bootstrap interval, where one was asked for.
+        intervals: name -> 95 % interval within the run, where they were asked for.
         std: standard deviation, n - 1 in the denominator.
         over_3_medians: share of values above three times the median.
     """
@@ -64,7 +76,7 @@ class Spread:
     n: int
     independent: int
     percentiles: dict[str, float | None]
-    intervals: dict[str, tuple[float, float] | None]
+    intervals: dict[str, Interval]
     mean: float | None
     std: float | None
     maximum: float | None
@@ -77,7 +89,7 @@ def describe(values: np.ndarray, independent: int | None = None, *, ci: bool = F
     Args:
         values: (n,) any unit.
         independent: how many are independent; n by default.
-        ci: add bootstrap intervals (one value per group then).
+        ci: add intervals (one value per group then).
     """
     values = np.asarray(values, np.float64)
     n = len(values)
@@ -88,7 +100,7 @@ def describe(values: np.ndarray, independent: int | None = None, *, ci: bool = F
         n=n,
         independent=independent,
         percentiles=found,
-        intervals=bootstrap_intervals(values, independent) if ci else {},
+        intervals=percentile_intervals(values, independent) if ci else {},
         mean=float(values.mean()) if n else None,
         std=float(values.std(ddof=1)) if independent >= 2 else None,
         maximum=float(values.max()) if n else None,
@@ -96,41 +108,69 @@ def describe(values: np.ndarray, independent: int | None = None, *, ci: bool = F
     )
 
 
-def bootstrap_intervals(
-    values: np.ndarray,
-    independent: int | None = None,
-    *,
-    replicates: int = 1000,
-    seed: int = BOOTSTRAP_SEED,
-) -> dict[str, tuple[float, float] | None]:
-    """95 % intervals of the percentiles within one run, by the moving block bootstrap.
+def percentile_intervals(values: np.ndarray, independent: int | None = None) -> dict[str, Interval]:
+    """95 % intervals of the percentiles within one run: order statistics (binomial).
 
-    Blocks of ceil(sqrt(n)) consecutive groups are drawn, or of as many batches of them,
-    because slow spells make neighbours alike (Kuensch 1989). The interval speaks of this
-    placement of stragglers on ranks only; between placements the spread is larger.
+    How many of m independent values lie at or below the q-quantile is binomial, so two of
+    them, by rank, enclose it with at least 95 %, whatever the distribution. n values of a run
+    are worth m = n / t, where t is the integrated autocorrelation time of "is above": slow
+    spells make neighbours alike. Their spread between placements is larger still.
 
     Args:
         values: (n,) in time order.
-        independent: batches that they come from; n by default.
+        independent: the most that they are worth, such as batches; n by default.
+
+    Returns:
+        Percentile name -> interval.
     """
     n = len(values)
-    independent = n if independent is None else min(independent, n)
-    wanted = {percentile_name(q): q for q in PERCENTILES if independent >= support_needed(q)}
-    absent = {percentile_name(q): None for q in PERCENTILES}
-    if not wanted:
-        return dict(absent)
-    replicates = max(100, min(replicates, _MAX_DRAWS // n))
-    rng = np.random.default_rng(seed)
-    block = min(n, math.ceil(math.ceil(math.sqrt(independent)) * n / independent))
-    ranks = [math.ceil(q * n) - 1 for q in wanted.values()]
-    found = np.empty((replicates, len(ranks)))
-    for i in range(replicates):
-        starts = rng.integers(0, n - block + 1, size=math.ceil(n / block))
-        sample = values[(starts[:, None] + np.arange(block)).ravel()[:n]]  # (n,)
-        found[i] = np.partition(sample, ranks)[ranks]
-    low, high = np.quantile(found, (0.025, 0.975), axis=0)
-    ends = zip(wanted, low, high, strict=True)
-    return {**absent, **{name: (float(a), float(b)) for name, a, b in ends}}
+    most = n if independent is None else min(independent, n)
+    ordered = np.sort(values)
+    found = {}
+    for q in PERCENTILES:
+        samples = min(most, int(n / _time_above(values, ordered, q))) if n else 0
+        ends = None
+        if samples >= support_needed(q):
+            low, high = _binomial_ranks(samples, q)
+            low, high = math.floor(low * n / samples), math.ceil(high * n / samples)
+            ends = float(ordered[max(low, 1) - 1]), float(ordered[min(high, n) - 1])
+        found[percentile_name(q)] = Interval(samples, ends)
+    return found
+
+
+def _time_above(values: np.ndarray, ordered: np.ndarray, q: float) -> float:
+    """Integrated autocorrelation time, in values, of lying above the q-quantile; at least 1.
+
+    Where too few lie above it to tell, that of a lower quantile, down to the median: values
+    stay above that for longer, so the interval becomes rather too wide than too narrow. Lags
+    count until the first correlation that white noise could have, 2 / sqrt(n).
+    """
+    n = len(values)
+    level = max(0.5, min(q, 1 - _ENOUGH_ABOVE / n))
+    above = (values > ordered[math.ceil(level * n) - 1]).astype(np.float64)
+    above -= above.mean()
+    size = 1 << (2 * n - 1).bit_length()
+    spectrum = np.fft.rfft(above, size)
+    sums = np.fft.irfft(spectrum * spectrum.conj(), size)[: n // 2 + 1]  # by lag
+    if sums[0] < 1e-9:
+        return 1.0  # all alike: nothing lies above
+    noise = np.flatnonzero(sums[1:] < 2 / math.sqrt(n) * sums[0])
+    lags = int(noise[0]) if len(noise) else len(sums) - 1
+    return 1.0 + 2.0 * float(sums[1 : 1 + lags].sum() / sums[0])
+
+
+def _binomial_ranks(m: int, q: float) -> tuple[int, int]:
+    """Ranks, from 1, of the values of m that enclose the q-quantile, each missing with <= MISS.
+
+    P(value of rank r <= quantile) = P(at least r of m lie at or below it), B ~ Bin(m, q).
+    """
+    k = np.arange(m)
+    steps = np.log((m - k) / (k + 1)) + math.log(q / (1 - q))  # of the density's logarithm
+    density = m * math.log(1 - q) + np.concatenate([[0.0], np.cumsum(steps)])  # (m + 1,)
+    below = np.cumsum(np.exp(density))  # P(B <= k)
+    low = int(np.searchsorted(below, MISS, side="right"))
+    high = int(np.searchsorted(below, 1 - MISS, side="left")) + 1
+    return low, high
 
 
 def ecdf(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,4 +191,4 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float] | None:
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)

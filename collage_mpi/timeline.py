@@ -3,14 +3,15 @@
 Owns: bars of service and of waiting, what counts as a straggler, the trace's JSON.
 Does not know: figures, statistics.
 
-Times are rank 0's: an answer was on its way a little before `done_ns`, so a bar of service
-lies late by that way (0.05 to 0.5 ms).
+A bar is as long as the rank's own clock said (compute + held). Where it lies is rank 0's: it
+ends when the answer was noticed, or, as a rank does one thing at a time, when the rank's next
+one began if that was earlier. So it lies late by the answer's way and rank 0's polling.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import KINDS, OUTCOMES
+from collage_mpi.results.rows import KINDS, OUTCOMES, ran_together
 
 STRAGGLER = 3.0  # times the median service time of the rank's kind
 STATES = ("used", "late", "skipped", "failed", "lost", "unfinished")
@@ -35,6 +36,7 @@ class Bar:
         state: of STATES; used: it resolved an image, late: answered, but resolved none.
         sent_ns, start_ns, end_ns: rank 0 sent it, the rank began, the answer was there.
         straggler: its service took over three times the median of its kind.
+        lane, lanes: which of how many tasks that ran together as one batch.
     """
 
     task: int
@@ -48,6 +50,8 @@ class Bar:
     start_ns: int
     end_ns: int
     straggler: bool
+    lane: int = 0
+    lanes: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,13 @@ class Release:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Part of a run: the bars of some groups, ascending by rank and time."""
+    """Part of a run: the bars of some groups, ascending by rank and time.
 
-    ranks: tuple[int, ...]
-    collage_ranks: frozenset[int]
+    Attributes:
+        ranks: rank -> what it is called: "collage 10", "parity 10", else "rank 3".
+    """
+
+    ranks: Mapping[int, str]
     bars: tuple[Bar, ...]
     releases: tuple[Release, ...]
 
@@ -100,12 +107,13 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
     shown = tasks[(tasks["done_ns"] >= begin_ns) & (tasks["sent_ns"] <= end_ns)]
     holders = [member for member in run.manifest.get("world") or () if member.get("kinds")]
     ranks = {int(member["rank"]) for member in holders} | {int(r) for r in shown["rank"]}
-    only_collage = {m["rank"] for m in holders if m["kinds"] == ["collage"]}
+    only = {
+        int(m["rank"]): m["kinds"][0] for m in holders if m["kinds"] in (["collage"], ["parity"])
+    }
     releases = zip(chosen, ends_ns.tolist(), strict=True)
     return Timeline(
-        ranks=tuple(sorted(ranks)),
-        collage_ranks=frozenset(only_collage),
-        bars=tuple(_bars(shown, tasks)),
+        ranks={rank: f"{only.get(rank, 'rank')} {rank}" for rank in sorted(ranks)},
+        bars=tuple(_bars(np.sort(shown, order=("rank", "done_ns", "sent_ns", "task")), tasks)),
         releases=tuple(
             Release(int(g["group"]), int(g["t0_ns"]), end, int(g["collage_cells"]))
             for g, end in releases
@@ -120,27 +128,54 @@ def _bars(shown: np.ndarray, tasks: np.ndarray) -> Iterator[Bar]:
         code: STRAGGLER * float(np.median(service_ns[answered & (tasks["kind"] == code)]))
         for code in np.unique(tasks["kind"][answered]).tolist()
     }
-    free_ns: dict[int, int] = {}  # a rank does one thing at a time; ways differ a little
-    for row in np.sort(shown, order=("rank", "done_ns", "task")):
+    lanes = dict.fromkeys(map(_message, shown), 0)  # tasks seen of each batch
+    for row, end_ns, size in zip(shown, _ends_ns(shown), ran_together(shown), strict=True):
         service = int(_service_ns(row))
         outcome = OUTCOMES[row["outcome"]]
-        state = outcome if outcome != "answered" else "used" if row["resolved"] else "late"
-        end_ns, sent_ns, rank = int(row["done_ns"]), int(row["sent_ns"]), int(row["rank"])
-        start_ns = min(end_ns, max(sent_ns, end_ns - service, free_ns.get(rank, 0)))
-        free_ns[rank] = end_ns
+        lane = lanes[_message(row)] if size > 1 else 0
+        lanes[_message(row)] += size > 1 and service > 0
         yield Bar(
             task=int(row["task"]),
-            rank=rank,
+            rank=int(row["rank"]),
             kind=KINDS[row["kind"]],
             group=int(row["group"]),
             attempt=int(row["attempt"]),
             items=int(row["items"]),
-            state=state,
-            sent_ns=sent_ns,
-            start_ns=start_ns,
+            state=outcome if outcome != "answered" else "used" if row["resolved"] else "late",
+            sent_ns=int(row["sent_ns"]),
+            start_ns=max(int(row["sent_ns"]), end_ns - service),
             end_ns=end_ns,
             straggler=outcome == "answered" and service > limits[int(row["kind"])],
+            lane=lane,
+            lanes=int(size),
         )
+
+
+def _ends_ns(tasks: np.ndarray) -> list[int]:
+    """When each task's service ended: at the notice, or when its rank's next service began.
+
+    Args:
+        tasks: (n,) ascending by rank, notice and sending.
+    """
+    ends = tasks["done_ns"].tolist()
+    last, free_ns = None, 0
+    for i in range(len(tasks) - 1, -1, -1):
+        service = int(_service_ns(tasks[i]))
+        if service == 0:
+            continue  # it did not run
+        message = _message(tasks[i])
+        if last is None or message[0] != last[0]:
+            free_ns = ends[i]
+        if message != last:  # else of the same batch: both end together
+            end_ns = max(message[1], min(ends[i], free_ns))
+            free_ns = end_ns - service
+        ends[i], last = end_ns, message
+    return ends
+
+
+def _message(task: np.ndarray) -> tuple[int, int, int]:
+    """What tasks that ran together share."""
+    return int(task["rank"]), int(task["sent_ns"]), int(task["done_ns"])
 
 
 def _service_ns(tasks: np.ndarray) -> np.ndarray:
@@ -155,9 +190,7 @@ def trace_events(timeline: Timeline) -> Json:
     was skipped is an instant (i). `ts` and `dur` are microseconds.
     """
     events: list[Json] = [_named(0, None, "groups"), _named(1, None, "ranks")]
-    for rank in timeline.ranks:
-        what = "collage" if rank in timeline.collage_ranks else "rank"
-        events.append(_named(1, rank, f"{what} {rank}"))
+    events += [_named(1, rank, name) for rank, name in timeline.ranks.items()]
     for release in timeline.releases:
         about = {"name": f"group {release.group}", "cat": "group", "pid": 0, "tid": 0}
         about["id"] = release.group

@@ -1,4 +1,4 @@
-"""MPI: buffers, Isend and Irecv, Test polling. The only module that imports mpi4py.MPI.
+"""MPI: buffers, Isend and Irecv, Test polling. The only module of a job that imports mpi4py.MPI.
 
 Owns: requests and the buffers they use (kept together until complete), rings of
 posted receives, the order of messages, the end of the world.

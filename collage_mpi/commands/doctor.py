@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.scheduler.schemes import PLACEMENTS, SCHEMES
 
 if TYPE_CHECKING:
     from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
@@ -31,9 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the run will write")
     parser.add_argument("--shards", nargs="+", default=[], metavar="PATH", help="its input")
     parser.add_argument("-n", "--ranks", type=int, help="try so many ranks (default: 2)")
-    parser.add_argument("--side", type=int, help="of the run: the world's size must fit it")
-    parser.add_argument("--singles", type=int, metavar="N", help="single ranks of the run")
-    parser.add_argument("--collage-ranks", type=int, default=1, metavar="M", help="default: 1")
+    world = parser.add_argument_group("the run's ranks", "as of `run`; the world's size must fit")
+    world.add_argument("--scheme", choices=SCHEMES, help="default: collage")
+    world.add_argument("--side", type=int, metavar="N", help="cells along an edge of the collage")
+    world.add_argument("--singles", type=int, metavar="N", help="single ranks")
+    world.add_argument("--placement", choices=PLACEMENTS, help="default: fixed")
+    world.add_argument("--replicas", type=int, metavar="N", help="of scheme replicate")
+    world.add_argument("--collage-ranks", type=int, metavar="M", help="default: 1")
+    world.add_argument("--parity-k", type=int, metavar="N", help="of scheme parity")
+    world.add_argument("--parity-ranks", type=int, metavar="N", help="of scheme parity")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--mpi", choices=("auto", "mpich", "openmpi", "intel"), default="auto")
     parser.add_argument("--mpiexec", metavar="PATH", help="launcher to use (default: look for it)")
@@ -43,16 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Look, say, and tell by the exit code whether anything is bad."""
-    from collage_mpi.doctor.facts import Wanted
+    from collage_mpi.doctor.facts import OF_THE_WORLD, Wanted
     from collage_mpi.topology import launcher_rank, launcher_size
 
     if args.ranks is not None and args.ranks < 1:
         raise UsageError(f"-n {args.ranks}: at least 1 rank")
     wanted = Wanted(
         ranks=args.ranks,
-        side=args.side,
-        singles=args.singles,
-        collage_ranks=args.collage_ranks,
+        **{name: getattr(args, name) for name in OF_THE_WORLD},
         device=args.device,
         mpi=args.mpi,
         mpiexec=args.mpiexec,

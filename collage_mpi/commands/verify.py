@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,4 +60,4 @@ def _print(report: VerifyReport) -> None:
     if report.writing is not None:
         print(f"  a job is writing here ({report.writing}): look again when it has ended")
     elif report.status == "incomplete":
-        print(f"  to go on: run --resume --out {shlex.quote(str(report.path))}")
+        print(f"  to go on: {report.to_go_on}")

@@ -7,12 +7,14 @@ Does not know: MPI, how ranks report.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from math import isqrt
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from collage_mpi.doctor.checks_software import SRUN_LINES
 from collage_mpi.doctor.facts import (
     BAD,
+    OF_THE_WORLD,
     OK,
     WARN,
     Facts,
@@ -25,7 +27,11 @@ from collage_mpi.doctor.facts import (
 )
 from collage_mpi.doctor.rankmap import numbers_text
 from collage_mpi.errors import CollageError
-from collage_mpi.placement import Placement, placement
+from collage_mpi.grid import MAX_SIDE, MIN_SIDE
+from collage_mpi.placement import Placement
+
+if TYPE_CHECKING:
+    from collage_mpi.config import RunSettings
 
 # What MPI prints when ranks do not start, what that means, and the fix; first match wins.
 _TELLTALES = (
@@ -125,51 +131,70 @@ def _met(world: World) -> Finding:
 
 def roles(wanted: Wanted, size: int) -> list[str]:
     """What each rank of a world of `size` holds, as far as it fits."""
-    placed = _placement(wanted, size)
+    placed, _ = _placement(wanted, size)
     if not isinstance(placed, Placement):
         return ["coordinator", *["-"] * (size - 1)]
     held = ["+".join(sorted(kinds, reverse=True)) or "idle" for kinds in placed.kinds]
     return ["coordinator", *held[1:]]
 
 
-def _placement(wanted: Wanted, size: int) -> Placement | CollageError:
-    """The placement `run` would make; where the user gave no numbers, those that fit."""
-    singles = wanted.singles
-    if wanted.side is None and singles is None:
-        singles = max(1, size - 1 - wanted.collage_ranks)
-    try:
-        return placement(size, singles, wanted.collage_ranks, side=wanted.side or 3)
-    except CollageError as error:
-        return error
+def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int | None]:
+    """The placement `run` would make, and the side; where the user gave no numbers, those
+    that fit: a side if one does, else single ranks."""
+    tries: list[Mapping[str, int]] = [{}]
+    if wanted.side is None and wanted.singles is None:
+        tries = [{"side": side} for side in range(MIN_SIDE, MAX_SIDE + 1)]
+        tries += [{"singles": singles} for singles in range(max(1, size - 1), 0, -1)]
+    error: CollageError | None = None
+    for numbers in tries:
+        try:
+            placed = _settings(wanted, **numbers).place(size)
+            return placed, numbers.get("side", wanted.side)
+        except CollageError as found:
+            error = found
+    assert error is not None
+    return error, None
+
+
+def _settings(wanted: Wanted, **numbers: int) -> RunSettings:
+    """Those of `run` that decide which ranks there are. Raises UsageError as they do."""
+    from collage_mpi.config import RunSettings  # needs numpy, as ranks that meet do
+
+    given = {name: getattr(wanted, name) for name in OF_THE_WORLD}
+    return RunSettings.from_mapping({k: v for k, v in given.items() if v is not None} | numbers)
 
 
 def check_size(wanted: Wanted, size: int) -> Finding:
     """The world is of a size that `run` accepts."""
-    least = 2 + wanted.collage_ranks
-    if size < least and wanted.side is None and wanted.singles is None:
-        found = f"{counted(size, 'rank')}: coordinator, single and collage ranks make {least}"
-        return Finding("world size", BAD, found, "collage-mpi launch -n 11 -- ... (side 3)")
-    placed = _placement(wanted, size)
+    placed, side = _placement(wanted, size)
+    guessed = wanted.side is None and wanted.singles is None
     if not isinstance(placed, Placement):
         found, _, fix = str(placed).partition(": launch")
         needed = f"launch{fix}" if fix else "see collage-mpi run --help"
+        if guessed:  # no number of singles fits
+            found, needed = f"too few: {counted(size, 'rank')}", _sides_near(wanted, size)
         return Finding("world size", BAD, found.splitlines()[0], needed)
-    n_single = len(placed.ranks_of("single"))
-    square = n_single >= 4 and isqrt(n_single) ** 2 == n_single
-    if wanted.side is None and wanted.singles is None and not square:
-        side = max(2, isqrt(n_single))
-        sizes = [s * s + 1 + wanted.collage_ranks for s in (side, side + 1)]
+    if guessed and side is None:
+        n_single = len(placed.ranks_of("single"))
         return Finding(
             "world size",
             WARN,
             f"{size} ranks: {counted(n_single, 'single rank')} fit no side",
-            f"give run --singles {n_single}, or launch -n {sizes[0]} (side {side}) or "
-            f"-n {sizes[1]} (side {side + 1})",
+            f"give run --singles {n_single}, or {_sides_near(wanted, size)}",
         )
-    guessed = isqrt(n_single) if wanted.singles is None else None
-    known = guessed if wanted.side is None else wanted.side
-    what = "" if known is None else f"side {known}: "
+    what = "" if side is None else f"side {side}: "
     return Finding("world size", OK, f"{what}{placed.describe()}")
+
+
+def _sides_near(wanted: Wanted, size: int) -> str:
+    """What to launch for the largest side that the ranks suffice for, and for the next."""
+    found: dict[int, int] = {}
+    for side in range(MIN_SIDE, MAX_SIDE + 1):
+        with suppress(CollageError):  # such as a parity k of more than the group
+            found[side] = _settings(wanted, side=side).world_size
+    small = max(0, sum(found[side] <= size for side in found) - 1)
+    near = list(found.items())[small : small + 2]
+    return "launch " + " or ".join(f"-n {ranks} (side {side})" for side, ranks in near)
 
 
 def check_software_alike(ranks: Sequence[Rank]) -> Iterator[Finding]:

@@ -13,6 +13,18 @@ from collage_mpi.launch import Mpi
 
 OK, WARN, BAD = "ok", "warn", "bad"
 
+# Settings of `run` that decide which ranks there are.
+OF_THE_WORLD = (
+    "scheme",
+    "side",
+    "singles",
+    "placement",
+    "replicas",
+    "collage_ranks",
+    "parity_k",
+    "parity_ranks",
+)
+
 
 def counted(number: int, thing: str) -> str:
     """`1 rank`, `11 ranks`."""
@@ -35,15 +47,20 @@ class Wanted:
 
     Attributes:
         ranks: world size; None if the user did not say.
-        side, singles, collage_ranks: as of `run`; side None if the user did not say.
+        scheme ... parity_ranks: as of `run`; None if the user did not say.
         device: auto, cpu or cuda.
         mpi, mpiexec: as of `launch`.
     """
 
     ranks: int | None = None
+    scheme: str | None = None
     side: int | None = None
     singles: int | None = None
-    collage_ranks: int = 1
+    placement: str | None = None
+    replicas: int | None = None
+    collage_ranks: int | None = None
+    parity_k: int | None = None
+    parity_ranks: int | None = None
     device: str = "auto"
     mpi: str = "auto"
     mpiexec: str | None = None

@@ -7,6 +7,7 @@ Does not know: figures, what makes a run good.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from collage_mpi.results.summary import summarise
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
 
 INVALID_NOTE = (
-    "(INVALID): over 1 % of the tasks computed longer than the injected service time, so these "
-    "figures are not the model's: the machine was busy with other work, or the time scale is too "
-    "small for it."
+    "(INVALID): over 1 % of the tasks took over 10 % longer than the injected service time, so "
+    "these figures are not the model's: the machine was busy with other work, or the time scale is "
+    "too small for it."
 )
 
 Json = dict[str, Any]
@@ -40,7 +41,7 @@ def compare(runs: Sequence[Results], *, per: str = "group") -> list[Json]:
         Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
         independent (groups, or batches), `<stat>_ms` and `<stat>_ratio` (this run / first
         run, below 1 is faster) for p50, p95, p99, p99.9 and std, accuracy, paired {n,
-        accuracy, baseline, difference, only_this, only_baseline}, and the price. None where
+        accuracy, baseline, difference, only_this, only_baseline, why}, and the price. None where
         the samples do not support it.
     """
     summaries = [summarise(run) for run in runs]
@@ -85,8 +86,8 @@ def paired_accuracy(run: Results, baseline: Results) -> Json:
     Images are matched by (shard fingerprint, row); error rows count as wrong.
 
     Returns:
-        n, accuracy, baseline, difference (this - baseline), and the images only one of
-        them got right: only_this, only_baseline.
+        n, accuracy, baseline, difference (this - baseline), the images only one of them
+        got right: only_this, only_baseline; and why, where n is 0: a sentence, else None.
     """
     names = {name: i for i, name in enumerate(run.fingerprints + baseline.fingerprints)}
     this, that = _right_by_key(run, names), _right_by_key(baseline, names)
@@ -100,7 +101,25 @@ def paired_accuracy(run: Results, baseline: Results) -> Json:
         "difference": float(ours.mean() - theirs.mean()) if n else None,
         "only_this": int((ours & ~theirs).sum()),
         "only_baseline": int((theirs & ~ours).sum()),
+        "why": None if n else _why_unpaired(run, baseline),
     }
+
+
+def _why_unpaired(run: Results, baseline: Results) -> str:
+    """Why two runs share no labelled image: what to look at."""
+    shared = set(run.fingerprints) & set(baseline.fingerprints)
+    if not shared:
+        ours, theirs = (_input_of(each) for each in (run, baseline))
+        return f"other images than the first run's: {ours}; {theirs}"
+    if not (run.measured_images["has_label"].any() and baseline.measured_images["has_label"].any()):
+        return "no labels"
+    return "no image that the first run classified too, beside warm-up (order, limit)"
+
+
+def _input_of(run: Results) -> str:
+    names = [Path(shard["path"] or "simulated").name for shard in run.manifest["shards"]]
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{', '.join(names[:2])}{more}, {run.manifest['rows']:,} images"
 
 
 def _right_by_key(run: Results, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,14 +138,14 @@ def render_comparison(entries: Sequence[Json]) -> str:
     latency = _table(
         f"latency per {per}, ms", *(name.upper() for name in STATISTICS[:-1]), "std", "n"
     )
-    price = _table("accuracy and price", "accuracy", "paired difference", "collage share", "wasted")
-    price.add_column("ranks", justify="right")
-    price.add_column("rank-s/image", justify="right")
+    shares = ["collage", "parity"] if _any_of(entries, "parity") else ["collage"]
+    columns = [*(f"{kind} share" for kind in shares), "wasted", "ranks", "rank-s/image"]
+    price = _table("accuracy and price", "accuracy", "paired difference", *columns)
     for i, entry in enumerate(entries):
         latency.add_row(
             _name(entry), *(_cell(entry, name, i == 0) for name in STATISTICS), _n(entry)
         )
-        price.add_row(_name(entry), *_price_cells(entry, i == 0))
+        price.add_row(_name(entry), *_price_cells(entry, i == 0, shares))
     notes = [Text(line) for line in _notes(entries)]
     return to_text(Group(latency, "", price, "", *notes))
 
@@ -153,15 +172,19 @@ def _n(entry: Json) -> str:
     return f"{entry['n']:,}" if entry["per"] == "group" else f"{entry['n']:,}/{entry['groups']:,}"
 
 
-def _price_cells(entry: Json, first: bool) -> list[str]:
+def _any_of(entries: Sequence[Json], kind: str) -> bool:
+    return any(entry["price"][f"{kind}_ranks"] for entry in entries)
+
+
+def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:
     price, paired = entry["price"], entry["paired"]
     difference = optional(
         None if paired["difference"] is None else 100 * paired["difference"], "+.2f", " points"
     )
     return [
         points(entry["accuracy"]),
-        "" if first else f"{difference} (n={paired['n']:,})",
-        points(price["collage_share"]),
+        "" if first else f"{difference} (n={paired['n']:,})" if paired["n"] else "n/a (see below)",
+        *(points(price[f"{kind}_share"]) for kind in shares),
         points(price["wasted_work"]),
         str(price["ranks"]),
         optional(price["rank_seconds_per_image"], ".4f"),
@@ -177,6 +200,11 @@ def _notes(entries: Sequence[Json]) -> list[str]:
         lines.append(f"stragglers: {stragglers[0]}")
     else:
         lines += [f"stragglers of {e['name']}: {e['straggler'] or 'none'}" for e in entries]
+    lines += [
+        f"not paired: {e['name']} has {e['paired']['why']}"
+        for e in entries[1:]
+        if e["paired"]["why"] is not None
+    ]
     if any(entry["invalid"] for entry in entries):
         lines.append(INVALID_NOTE)
     return lines

@@ -21,7 +21,15 @@ from collage_mpi.results.atomic import TEMP_MARK, write_atomic
 from collage_mpi.results.manifest import MANIFEST
 from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import KINDS, OUTCOMES, SOURCES, TABLES, wait_ns
+from collage_mpi.results.rows import (
+    IMAGE_ROW,
+    KINDS,
+    OUTCOMES,
+    SOURCES,
+    TABLES,
+    WAIT_FORMULA,
+    wait_ns,
+)
 
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 # Columns of images that say something only where the mask column is true.
@@ -162,7 +170,10 @@ def _to_parquet(results: Results, out: Path, names: ImageNames) -> list[Path]:
 
 
 def _to_hdf5(results: Results, out: Path, names: ImageNames) -> list[Path]:
-    """One file, a compound data set a table as on disk; the codes' names as attributes."""
+    """One file, a compound data set a table as on disk; the codes' names as attributes.
+
+    Images have the column wait_ns too, which means something only where `answered`.
+    """
     from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file
 
     path = out / "run.h5"
@@ -171,12 +182,12 @@ def _to_hdf5(results: Results, out: Path, names: ImageNames) -> list[Path]:
             _write_names(file, names)
             file.attrs["manifest"] = (results.path / MANIFEST).read_text("utf-8")
             for table in TABLES:
-                data = file.create_dataset(table.name, data=getattr(results, table.name))
+                data = file.create_dataset(
+                    table.name, data=_with_wait(getattr(results, table.name))
+                )
                 for name in table.coded:
                     data.attrs[f"{name}_codes"] = np.array(_NAMES[name], "S")
-            file["images"].attrs["wait_ns"] = (
-                "latency - read - encode (collage answers only) - compute - held - decode"
-            )
+            file["images"].attrs["wait_ns"] = WAIT_FORMULA
         if stream.failure is not None:
             raise stream.failure
     return [path]
@@ -191,6 +202,18 @@ def _write_names(file: Any, names: ImageNames) -> None:
         if values:
             data = text_array(values)  # (n,) UTF-8
             file.create_dataset(f"image_names/{name}", data=data, compression="gzip", shuffle=True)
+
+
+def _with_wait(rows: np.ndarray) -> np.ndarray:
+    """Rows of images with the column wait_ns before the reason; of other tables as they are."""
+    if rows.dtype != IMAGE_ROW:
+        return rows
+    *most, reason = ((name, rows.dtype[name]) for name in rows.dtype.names or ())
+    found = np.empty(len(rows), [*most, ("wait_ns", "<i8"), reason])
+    for name in rows.dtype.names or ():
+        found[name] = rows[name]
+    found["wait_ns"] = wait_ns(rows)
+    return found
 
 
 FORMATS: dict[str, Callable[[Results, Path, ImageNames], list[Path]]] = {

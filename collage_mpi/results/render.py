@@ -89,9 +89,9 @@ def _warnings(summary: Json) -> list[Text]:
     validity = summary["validity"]
     if validity["valid"] is False:
         lines.append(
-            f"INVALID: compute exceeded the injected service time in {validity['exceeded']:,} of "
-            f"{validity['tasks']:,} tasks ({100 * validity['share']:.1f} %, at most 1 % allowed): "
-            "this machine is too slow for the time scale."
+            f"INVALID: {validity['exceeded']:,} of {validity['tasks']:,} tasks "
+            f"({100 * validity['share']:.1f} %, at most 1 % allowed) took over 10 % longer than "
+            "the injected service time: this machine is too slow, or too busy, for the time scale."
         )
     arrivals = summary.get("arrivals") or {}
     if arrivals.get("overloaded"):
@@ -101,8 +101,19 @@ def _warnings(summary: Json) -> list[Text]:
             "latencies with the length of the run."
         )
     lines += [_loss(loss) for loss in summary.get("lost_ranks", [])]
-    lines += [f"error rows: {n:,} x {reason}" for reason, n in summary["errors"].items()]
+    first = summary.get("first_errors") or {}
+    lines += [
+        f"error rows: {n:,} x {reason}{_place(first.get(reason), n)}"
+        for reason, n in summary["errors"].items()
+    ]
     return [Text(line, style="bold red") for line in lines]
+
+
+def _place(first: Json | None, n: int) -> str:
+    """Where an error row is, or the first of several."""
+    if first is None:
+        return ""
+    return f" ({'first: ' if n > 1 else ''}row {first['row']:,} of {first['shard']})"
 
 
 def _loss(loss: Json) -> str:
@@ -123,23 +134,33 @@ def _table(*columns: str) -> Table:
 
 
 def _latency_table(summary: Json) -> Table:
-    table = _table(
-        "latency, ms", *(name.upper() for name in _STATISTICS), "std", "> 3x median", "n"
-    )
-    for per in ("group", "image"):
-        row = summary["latency"][per]
-        groups, independent = row["groups"], row["independent"]
-        cells = [supported(row[f"{name}_ms"], independent) for name in _STATISTICS]
-        over = row["over_3_medians"]
-        share = supported(None if over is None else 100 * over, independent, ".2f")
-        share += " %" if over is not None else ""
-        of = f"{row['n']:,}" if per == "group" else f"{row['n']:,} in {groups:,} groups"
-        table.add_row(f"per {per}", *cells, optional(row["std_ms"], ".1f"), share, of)
-        intervals = [row.get(f"{name}_ci95_ms") for name in _STATISTICS]
-        if any(intervals):
-            ends = ["" if ci is None else f"{ci[0]:.1f}-{ci[1]:.1f}" for ci in intervals]
-            table.add_row("  95 % interval", *ends, "", "", "", style="dim")
+    """A line a statistic: it fits 80 columns whatever the numbers."""
+    group, image = (summary["latency"][per] for per in ("group", "image"))
+    table = _table("latency, ms", "per group", "95 % within run", "per image")
+    for name in _STATISTICS:
+        cells = [supported(row[f"{name}_ms"], row["independent"]) for row in (group, image)]
+        table.add_row(name.upper(), cells[0], _interval(group, name), cells[1])
+    stds = [optional(row["std_ms"], ".1f") for row in (group, image)]
+    table.add_row("std", stds[0], "", stds[1])
+    over = [_over(row) for row in (group, image)]
+    table.add_row("> 3x median", over[0], "", over[1])
+    table.add_row("n", f"{group['n']:,} groups", "", f"{image['n']:,} images")
     return table
+
+
+def _over(row: Json) -> str:
+    share = row["over_3_medians"]
+    return supported(None, row["independent"]) if share is None else points(share)
+
+
+def _interval(row: Json, name: str) -> str:
+    """Both ends, or what the groups are worth where that is too little; "" without a figure."""
+    ends = row.get(f"{name}_ci95_ms")
+    if row[f"{name}_ms"] is None:
+        return ""
+    if ends is None:
+        return supported(None, row[f"{name}_ci95_samples"])
+    return f"{ends[0]:.1f}-{ends[1]:.1f}"
 
 
 def _parts_table(summary: Json) -> Table:
@@ -156,8 +177,8 @@ def _accuracy_table(summary: Json) -> Table:
     for name, row in {"overall": accuracy["overall"], **accuracy["by_source"]}.items():
         if row["n"]:
             low, high = row["ci95"]
-            between = f"{100 * low:.2f}-{100 * high:.2f} %"
-            table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", between)
+            ends = f"{100 * low:.2f}-{100 * high:.2f} %"
+            table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", ends)
     if not accuracy["overall"]["n"]:
         why = "no labels" if summary["latency"]["group"]["n"] else "no group but warm-up"
         table.add_row(why, "n/a", "0", "")

@@ -235,6 +235,9 @@ def ran_together(tasks: np.ndarray) -> np.ndarray:
     return sizes
 
 
+WAIT_FORMULA = "latency - read - encode (answers of collage or parity tasks only) - compute - held"
+
+
 def wait_ns(images: np.ndarray) -> np.ndarray:
     """The part of each image's latency that nothing else explains: a residual (C3).
 

@@ -74,6 +74,7 @@ def summarise(results: Results) -> Json:
         "rank0": _rank0(results),
         "validity": _validity(results),
         "errors": _errors(results.images),
+        "first_errors": _first_errors(results),
         "lost_ranks": _lost_ranks(results),
     }
 
@@ -129,7 +130,8 @@ def _in_ms(spread: Spread, groups: int) -> Json:
         "groups": groups,
         "independent": spread.independent,
         **{f"{name}_ms": value for name, value in spread.percentiles.items()},
-        **{f"{name}_ci95_ms": ci and list(ci) for name, ci in spread.intervals.items()},
+        **{f"{name}_ci95_ms": ci.ends and list(ci.ends) for name, ci in spread.intervals.items()},
+        **{f"{name}_ci95_samples": ci.samples for name, ci in spread.intervals.items()},
         "mean_ms": spread.mean,
         "std_ms": spread.std,
         "max_ms": spread.maximum,
@@ -293,6 +295,19 @@ def _lost_ranks(results: Results) -> list[Json]:
     """The ranks that were lost in any session."""
     finals = [entry.get("final") or {} for entry in results.manifest.get("sessions") or []]
     return [loss for final in finals for loss in final.get("lost") or []]
+
+
+def _first_errors(results: Results) -> dict[str, Json]:
+    """Reason of error rows -> shard (its path) and row of the first such image."""
+    images, shards = results.images, results.manifest["shards"]
+    images = images[~images["answered"]]
+    reasons, first = np.unique(images["reason"], return_index=True)
+    found = {}
+    for reason, image in zip(reasons.tolist(), images[first], strict=True):
+        shard = int(image["shard"])
+        path = shards[shard].get("path") if shard < len(shards) else None
+        found[reason.decode("utf-8", "replace")] = {"shard": path, "row": int(image["row"])}
+    return found
 
 
 def _errors(images: np.ndarray) -> dict[str, int]:

@@ -9,6 +9,7 @@ the last seconds of any table, and its lost images were done again by the next o
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class VerifyReport:
         problems: one sentence each, [] when the run is proven complete.
         notes: worth knowing, no fault.
         writing: the job that is writing to an unfinished run, as "host h, pid p".
+        to_go_on: what to do about an incomplete one.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class VerifyReport:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     writing: str | None = None
+    to_go_on: str = ""
 
     @property
     def ok(self) -> bool:
@@ -99,6 +102,9 @@ def _check(report: VerifyReport) -> None:
         report.problems.append(str(error))
         return
     report.rows, report.expected = len(results.images), results.manifest["rows"]
+    report.to_go_on = f"run --resume --out {shlex.quote(str(report.path))}"
+    if "simulated" in results.manifest:
+        report.to_go_on = "remove this folder and simulate again: a simulation begins anew"
     report.error_rows = int((results.images["source"] == _ERROR).sum())
     _check_keys(results, report)
     _check_answers(results, report)
@@ -288,7 +294,7 @@ def _conclude(results: Results, report: VerifyReport) -> None:
     bad = results.manifest.get("bad_shards") or []
     if report.missing:
         report.status = "incomplete"
-        report.problems.append(f"{report.headline}; go on with --resume")
+        report.problems.append(f"{report.headline}; {report.to_go_on}")
         if results.complete:
             report.status = "damaged"
             report.problems.append("marked COMPLETE, but images have no row")

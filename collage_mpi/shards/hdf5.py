@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,12 @@ def import_h5py() -> Any:
     import h5py
 
     return h5py
+
+
+def cause_of(error: BaseException) -> str:
+    """What went wrong: of HDF5's long sentences the system's word for it, if they hold one."""
+    told = re.search(r"error message = '([^']+)'", str(error))
+    return told[1] if told else str(error)
 
 
 class FileToWrite(io.FileIO):

@@ -20,7 +20,7 @@ from collage_mpi.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.check import opened
 from collage_mpi.shards.encoded import read_files
 from collage_mpi.shards.foreign import Layout
-from collage_mpi.shards.hdf5 import H5_LOCK
+from collage_mpi.shards.hdf5 import H5_LOCK, cause_of
 from collage_mpi.shards.schema import (
     ShardInfo,
     cells_name,
@@ -138,7 +138,7 @@ class OpenShard:
                 with H5_LOCK:
                     out[place] = self._arranged(self._images[row][None])[0]
             except (OSError, RuntimeError) as error:
-                failed[place] = f"cannot be read: {error}"
+                failed[place] = f"cannot be read: {cause_of(error)}"
         return failed
 
     def close(self) -> None:
@@ -228,7 +228,7 @@ class EncodedShard(OpenShard):
             try:
                 self.read_into(out, places[at : at + 1], rows[at : at + 1])
             except EnvironmentFault as error:
-                failed[place] = str(error)
+                failed[place] = f"cannot be read: {cause_of(error.__cause__ or error)}"
         return failed
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:

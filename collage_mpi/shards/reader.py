@@ -120,7 +120,9 @@ class ShardSet:
         """
         pixels, labels, good = self.read_checked(indices)
         if not good.all():
-            raise DataFault(self.row_fault(int(np.asarray(indices)[np.argmin(good)])))
+            index = int(np.asarray(indices)[np.argmin(good)])
+            shard, row = self.locate(index)
+            raise DataFault(f"{self.infos[shard].path}: row {row}: {self.row_fault(index)}")
         return pixels, labels
 
     def read_checked(
@@ -203,10 +205,11 @@ class ShardSet:
         return [found[place] for place in range(len(wanted))]
 
     def row_fault(self, index: int) -> str:
-        """The sentence for a row that cannot be read, or whose checksum does not match."""
-        shard, row = self.locate(index)
-        why = self._row_faults.get(index, "checksum does not match its pixels and label")
-        return f"{self.infos[shard].path}: row {row}: {why}"
+        """Why a row cannot be used: it cannot be read, or its checksum does not match.
+
+        The cause alone: a row of the results, which is short, names shard and row itself.
+        """
+        return self._row_faults.get(index, "checksum does not match its pixels and label")
 
     def changed(self) -> dict[int, str]:
         """Shards whose file is not the one that was read: number -> what is the matter.

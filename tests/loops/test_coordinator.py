@@ -540,11 +540,14 @@ def test_a_lost_rank_leaves_lost_tasks_and_no_gap():
     assert {t.rank for t in job.writer.tasks if t.outcome == OUTCOME_CODE["lost"]} == {1}
 
 
-def test_delays_that_compute_exceeds_are_counted():
+# ms that a rank computes and is held, of a draw of 20
+@pytest.mark.parametrize("took", [(30, 0), (3, 25), (23, 0)])
+def test_tasks_that_took_longer_than_their_draw_are_counted(took):
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
-        compute_ns = 3 * MS if rank == 1 else MS
+        compute, held = took if rank == 1 else (3, 18)  # 1 ms late: the hold's own pauses
         result = truthful(rank, task, pixels)
-        return dataclasses.replace(result, compute_ns=compute_ns, drawn_ns=2 * MS)
+        times = {"compute_ns": compute * MS, "held_ns": held * MS, "drawn_ns": 20 * MS}
+        return dataclasses.replace(result, **times)
 
     job = Job(16, scheme="none", cluster={"behave": behave})
     job.complete()

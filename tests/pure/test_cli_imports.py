@@ -28,6 +28,8 @@ def loaded_by(*argv: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("argv", [("--help",), ("--version",), ("launch", "--help")])
+@pytest.mark.parametrize(
+    "argv", [("--help",), ("--version",), ("launch", "--help"), ("plot", "cdf", "--help")]
+)
 def test_help_imports_nothing_heavy(argv):
     assert not loaded_by(*argv) & set(HEAVY)

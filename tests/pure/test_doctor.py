@@ -342,12 +342,31 @@ def test_a_world_of_eleven_is_side_three():
         (Wanted(), 2, BAD, "-n 11"),
         (Wanted(singles=0), 2, BAD, "run --help"),
         (Wanted(collage_ranks=2), 12, OK, None),
+        (Wanted(side=3, scheme="parity"), 13, OK, None),
+        (Wanted(side=3, scheme="parity", parity_k=9), 11, OK, None),
+        (Wanted(scheme="parity"), 13, OK, None),
+        (Wanted(side=3), 13, BAD, "launch with -n 11"),
+        (Wanted(side=3, scheme="parity"), 12, BAD, "launch with -n 13"),
+        (Wanted(side=3, scheme="replicate"), 19, OK, None),
+        (Wanted(side=3, scheme="replicate"), 11, BAD, "launch with -n 19"),
+        (Wanted(side=3, scheme="replicate", replicas=3), 28, OK, None),
+        (Wanted(side=3, scheme="none"), 10, OK, None),
+        (Wanted(scheme="replicate"), 18, WARN, "--singles 17, or launch -n 9 (side 2)"),
+        (Wanted(scheme="replicate", replicas=4), 2, BAD, "launch -n 17 (side 2)"),
+        (Wanted(side=3, scheme="collage-only", collage_ranks=2), 3, OK, None),
+        (Wanted(side=3, scheme="parity", parity_k=10), 11, BAD, "run --help"),
     ],
 )
 def test_the_size_must_fit(wanted, size, verdict, fix):
     finding = check_size(wanted, size)
     assert finding.verdict == verdict, finding
     assert (fix or "") in (finding.fix or "")
+
+
+def test_the_map_names_parity_ranks_and_ranks_that_hold_both():
+    assert roles(Wanted(side=3, scheme="parity"), 13)[9:] == ["single"] + ["parity"] * 3
+    both = roles(Wanted(side=3, placement="fastest"), 11)
+    assert both == ["coordinator"] + ["single+collage"] * 10
 
 
 def test_n_worlds_of_one_are_told():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collage_mpi.cli import main
-from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.experiment import (
     LONGEST_NAME,
     expand,
@@ -19,7 +20,7 @@ from collage_mpi.experiment import (
     parse_indices,
     read_experiment,
 )
-from collage_mpi.experiment_runs import launches
+from collage_mpi.experiment_runs import check_plans, launches
 
 BASE = {"shards": ["a.h5"], "single": "null", "collage": "null"}
 EXAMPLES = sorted((Path(__file__).parents[2] / "analysis" / "experiments").glob("*.toml"))
@@ -256,6 +257,34 @@ def test_a_simulated_experiment_needs_no_ranks(
     capsys.readouterr()
     assert main(["experiment", str(file), "--out", str(out)]) == 0
     assert "2 of 2 runs are done already" in capsys.readouterr().out
+
+
+def test_the_table_has_the_share_that_parity_answered(tmp_path: Path) -> None:
+    file, out = tmp_path / "e.toml", tmp_path / "out"
+    file.write_text(
+        'how = "simulate"\nimages = 180\n[base]\nstraggler = "lognormal"\nslow_ranks = ["4:9"]\n'
+        'scheme = "parity"\nparity_k = 3\n'
+    )
+    assert main(["experiment", str(file), "--out", str(out)]) == 0
+    for name in ("table.csv", "points.csv"):
+        with open(out / name, newline="") as table:
+            (row,) = csv.DictReader(table)
+        assert float(row["parity_share"]) > 0.05
+        assert float(row["collage_share"]) == 0
+
+
+def test_every_points_parity_network_is_looked_for_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(
+        '[base]\nshards = ["shipped:fashion_demo.h5"]\n'
+        'single = "shipped:fashion_single.safetensors"\n'
+        'scheme = "parity"\nparity_k = 3\n[grid]\n'
+        'parity = ["shipped:fashion_parity_k3.safetensors", "gone.safetensors"]\n'
+    )
+    with pytest.raises(EnvironmentFault, match=r"gone\.safetensors"):
+        check_plans(read_experiment(file).points, tmp_path / "out")
 
 
 def test_settings_given_on_the_command_line_win(tmp_path: Path) -> None:

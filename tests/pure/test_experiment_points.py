@@ -41,6 +41,7 @@ def run_of(point: Any, latencies_ms: np.ndarray, accuracy: float = 0.9) -> Run:
         "std_ms": found.std,
         "accuracy": accuracy,
         "collage_share": None,
+        "parity_share": None,
         "wasted_work": 0.0,
         "rank_seconds_per_image": 1.0,
         "cost_ratio": 1.0,

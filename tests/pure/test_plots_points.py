@@ -105,15 +105,21 @@ def test_the_figures(
 
 
 def test_numbers_keep_clear_of_markers_and_of_each_other() -> None:
-    from collage_mpi.plots_points import _free_offset
+    from collage_mpi.plots_points import _free_offsets
 
-    markers = np.array([[50.0, 50.0], [59.0, 54.0], [41.0, 54.0], [55.0, 41.0]])
-    taken: list[np.ndarray] = []
-    for marker in markers:
-        place = marker + _free_offset(marker, markers, taken)
-        assert np.hypot(*(markers - place).T).min() >= 7
-        assert all(np.hypot(*(place - other)) >= 9.5 for other in taken)
-        taken.append(place)
+    rng = np.random.default_rng(3)
+    crowd = rng.normal(100, 12, (18, 2))  # 18 markers within some 50 points
+    places = np.concatenate([crowd, [[6.0, 6.0], [194.0, 194.0]]])  # and two in corners
+    digits = [1] * 9 + [2] * 11
+    offsets = np.array(_free_offsets(places, digits, np.array([[0.0, 0.0], [200.0, 200.0]])))
+    spots = places + offsets
+    halves = np.array([[2.1 * count, 3.6] for count in digits])  # of 7.5 point numbers
+    for i in range(len(places)):
+        apart = np.abs(spots[i] - np.delete(spots, i, 0)) > halves[i] + np.delete(halves, i, 0)
+        assert apart.any(axis=1).all(), f"number {i} covers another"
+        assert (np.abs(spots[i] - places) > halves[i] + 3.0).any(axis=1).all(), f"{i} on a marker"
+        assert (spots[i] - halves[i] > 0).all()
+        assert (spots[i] + halves[i] < 200).all()
 
 
 def test_singles_may_be_given_by_the_side() -> None:

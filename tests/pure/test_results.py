@@ -31,7 +31,14 @@ from collage_mpi.results import (
     wait_ns,
     write_summary,
 )
-from collage_mpi.results.rows import REASON_BYTES, TABLES, TASKS, ran_together, reason_bytes
+from collage_mpi.results.rows import (
+    ENCODED,
+    REASON_BYTES,
+    TABLES,
+    TASKS,
+    ran_together,
+    reason_bytes,
+)
 
 ROW = ImageRow(
     0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False, ""
@@ -131,6 +138,7 @@ def test_error_rows_are_allowed_and_counted(tmp_path: Path) -> None:
     assert (report.ok, report.status, report.error_rows) == (True, "complete_with_errors", 1)
     summary = summarise(read_results(run))
     assert summary["errors"] == {"crc32 of row wrong": 1}
+    assert "error rows: 1 x crc32 of row wrong (row 3 of a.h5)" in render_summary(summary)
     assert summary["accuracy"]["by_source"]["error"]["accuracy"] == 0.0
 
 
@@ -304,6 +312,33 @@ def test_comparison_is_paired_on_the_same_images(tmp_path: Path) -> None:
     assert "collage, first (carry, depth 1)" in text
 
 
+def test_the_summary_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 9 * 80))
+    run.groups["latency_ns"] *= 1000  # 100 s a group
+    run.images["latency_ns"] *= 1000
+    narrow, wide = (render_summary(summarise(run), width=width) for width in (80, 160))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "\u2026" not in narrow  # nothing is cut
+    numbers = re.compile(r"\d[\d.,]*")
+    assert numbers.findall(narrow) == numbers.findall(wide)
+
+
+def test_runs_of_different_images_are_told_so(tmp_path: Path) -> None:
+    other = [{"path": "/data/c.h5", "fingerprint": "cc" * 32, "count": 90}]
+    runs = [
+        read_results(make_run(tmp_path / "a")),
+        read_results(make_run(tmp_path / "b", shards=other)),
+    ]
+    bare = read_results(make_run(tmp_path / "c"))
+    bare.images["has_label"] = False
+    first, second, third = compare([*runs, bare])
+    text = " ".join(render_comparison([first, second, third]).split())
+    assert "has other images than the first run's: c.h5, 90 images; a.h5, b.h5, 90 images" in text
+    assert "has no labels" in text
+    assert "n=0" not in text
+    assert "not paired" not in render_comparison([first, first])
+
+
 def test_export_csv_leaves_absent_values_empty(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", errors=frozenset({3}), status="complete_with_errors")
     files = export_run(read_results(run), "csv")
@@ -332,9 +367,21 @@ def test_export_hdf5_keeps_the_rows(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     run = make_run(tmp_path / "run")
     (path, _) = export_run(read_results(run), "hdf5")
+    images = read_results(run).images
     with h5py.File(path, "r") as file:
-        assert np.array_equal(file["images"]["row"], read_results(run).images["row"])
-        assert file["images"].attrs["source_codes"][1] == b"collage"
+        found = file["images"][:]
+        for name in images.dtype.names:
+            assert np.array_equal(found[name], images[name]), name
+        assert np.array_equal(found["wait_ns"], wait_ns(images))
+        attributes = file["images"].attrs
+        assert attributes["source_codes"][1] == b"collage"
+        # The formula that it documents is the one of the column.
+        terms = re.sub(r"\([^)]*\)", "", attributes["wait_ns"]).split(" - ")
+        encoded = np.isin(images["source"], ENCODED)
+        parts = {name.strip(): images[f"{name.strip()}_ns"].copy() for name in terms}
+        parts["encode"][~encoded] = 0
+        assert np.array_equal(2 * parts["latency"] - sum(parts.values()), wait_ns(images))
+        assert file["tasks"].dtype == read_results(run).tasks.dtype
 
 
 def test_export_without_pyarrow_names_the_extra(

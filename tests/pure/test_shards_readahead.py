@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.results.rows import reason_bytes
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.hdf5 import cause_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
 LABELS = np.arange(50) % 7
@@ -58,17 +60,30 @@ def test_images_come_in_the_order_asked(
         assert record.fault is None
 
 
-def test_a_bad_row_is_a_record_with_a_fault(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.h5", IMAGES[:5], LABELS[:5])
-    with h5py.File(tmp_path / "a.h5", "a") as file:
+def test_a_bad_row_is_a_record_with_a_fault_however_long_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / ("d" * 100) / ("e" * 100)
+    folder.mkdir(parents=True)
+    write_shard(folder / "a.h5", IMAGES[:5], LABELS[:5])
+    with h5py.File(folder / "a.h5", "a") as file:
         file["images"][3] ^= 1
-    info = inspect_here(tmp_path / "a.h5", hash_file=False)
+    info = inspect_here(folder / "a.h5", hash_file=False)
     with ShardSet([info]) as damaged, ReadAhead(damaged, range(5)) as reader:
         records = reader.take(5)
     assert [record.fault is None for record in records] == [True, True, True, False, True]
-    assert "row 3" in str(records[3].fault)
+    why = b"checksum does not match its pixels and label"
+    assert reason_bytes(records[3].fault or "") == why  # a row of the results names shard and row
     assert records[3].label is None
     assert not records[3].pixels.any()
+
+
+def test_the_system_s_word_for_a_bad_sector_is_not_lost_behind_the_file_s_name() -> None:
+    error = OSError(
+        "Can't synchronously read data (file read failed: time = Wed Nov 25 17:00:00 2026\n, "
+        f"filename = '/{'d' * 200}/a.h5', file descriptor = 9, errno = 5, "
+        "error message = 'Input/output error', buf = 0x7f)"
+    )
+    assert cause_of(error) == "Input/output error"
+    assert cause_of(OSError("Can't read data (inflate() failed)")).endswith("(inflate() failed)")
 
 
 class FailingShards:

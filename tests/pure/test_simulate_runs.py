@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from collage_mpi.cli import main
 from collage_mpi.config import RunSettings
 from collage_mpi.costs import Costs, costs_of, read_costs, save_costs
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.results import read_results, summarise
+from collage_mpi.recorder import Recorder
+from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.results.memory import MemoryWriter
 from collage_mpi.results.rows import SOURCE_CODE
 from collage_mpi.simulate_report import compare, render_comparison
@@ -169,6 +172,43 @@ def test_a_summary_alone_is_that_of_the_rows(tmp_path):
     assert alone["errors"] == on_disk["errors"] != {}
     for key in ("latency", "price", "accuracy", "parts_ms", "rows", "scheme", "mode"):
         assert json.dumps(alone[key]) == json.dumps(on_disk[key]), key
+
+
+@pytest.mark.parametrize("taken", [2, 200, 333])
+def test_an_interrupted_simulation_is_incomplete_and_not_damaged(
+    tmp_path, capsys, monkeypatch, taken
+):
+    calls = []
+
+    def interrupt(recorder, *args):  # in the midst of an event: the image's row is written
+        resolved(recorder, *args)
+        calls.append(recorder)
+        if len(calls) == taken:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    resolved = Recorder.resolved
+    monkeypatch.setattr(Recorder, "resolved", interrupt)
+    words = [
+        "simulate",
+        "--images",
+        "9000",
+        "--straggler",
+        "lognormal",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    before = signal.getsignal(signal.SIGINT)
+    assert main(words) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    report = verify_run(tmp_path / "a")
+    assert report.status == "incomplete"
+    assert report.problems == [f"{report.headline}; {report.to_go_on}"]
+    assert taken <= report.rows < 9000
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "a")]) == 6
+    assert "simulate again" in capsys.readouterr().out
+    assert main(words) == 3
+    assert "remove it" in capsys.readouterr().err
 
 
 def test_rows_in_memory_are_those_given():

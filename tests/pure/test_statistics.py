@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 
 from collage_mpi.statistics import (
     PERCENTILES,
-    bootstrap_intervals,
+    Interval,
     describe,
     ecdf,
     percentile,
+    percentile_intervals,
+    percentile_name,
     support_needed,
     wilson_interval,
 )
@@ -67,26 +70,73 @@ def test_describe() -> None:
     )
 
 
-def test_bootstrap_covers_and_is_deterministic() -> None:
+def test_intervals_are_of_measured_values_and_absent_below_their_support() -> None:
     values = np.random.default_rng(5).exponential(1.0, 400)
-    intervals = bootstrap_intervals(values)
-    assert intervals == bootstrap_intervals(values)
-    low, high = intervals["p50"] or (0, 0)
-    assert low < math.log(2) < high
-    assert high - low < 0.5
-    assert intervals["p99.9"] is None
-    assert set(bootstrap_intervals(values[:5]).values()) == {None}
+    found = percentile_intervals(values)
+    assert found["p99.9"] == Interval(found["p99.9"].samples, None)
+    for name in ("p50", "p95"):
+        low, high = found[name].ends or (0, 0)
+        assert {low, high} <= set(values.tolist())
+        assert low < describe(values).percentiles[name] < high  # type: ignore[operator]
+    assert {interval.ends for interval in percentile_intervals(values[:5]).values()} == {None}
+    assert percentile_intervals(np.empty(0))["p50"] == Interval(0, None)
+    alike = percentile_intervals(np.full(100, 7.0))
+    assert alike["p95"] == Interval(100, (7.0, 7.0))
+    # 80 batches of 5 groups that end together are worth no more than 80 values
+    batches = percentile_intervals(np.repeat(values[:80], 5), independent=80)
+    assert 40 < batches["p50"].samples <= 80
 
 
-def test_bootstrap_is_wider_where_neighbours_are_alike() -> None:
+def lognormal(rng: np.random.Generator, n: int, memory: float) -> np.ndarray:
+    """A first-order autoregressive series with that correlation of neighbours, exponentiated."""
+    shocks = rng.standard_normal(n) * math.sqrt(1 - memory**2)
+    shocks[0] /= math.sqrt(1 - memory**2)
+    logs = np.empty(n)
+    last = 0.0
+    for i, shock in enumerate(shocks.tolist()):
+        last = logs[i] = memory * last + shock
+    return np.exp(0.5 * logs)
+
+
+@pytest.mark.parametrize(
+    ("n", "memory", "q", "least", "most"),
+    [  # a block bootstrap with blocks of sqrt(n) covers 0.84, 0.90; 0.71, 0.84, 0.9
+        (80, 0.0, 0.95, 0.93, 0.985),
+        (376, 0.0, 0.99, 0.93, 0.985),
+        (376, 0.9, 0.5, 0.90, 0.99),
+        (1000, 0.9, 0.95, 0.90, 0.99),
+        (1000, 0.6, 0.99, 0.93, 1.0),
+    ],
+)
+def test_95_percent_intervals_cover_95_percent(
+    n: int, memory: float, q: float, least: float, most: float
+) -> None:
+    rng = np.random.default_rng(2026)
+    true = math.exp(0.5 * NormalDist().inv_cdf(q))
+    found = [
+        percentile_intervals(lognormal(rng, n, memory))[percentile_name(q)] for _ in range(400)
+    ]
+    ends = [interval.ends for interval in found if interval.ends is not None]
+    assert len(ends) > 0.9 * len(found)
+    share = sum(low <= true <= high for low, high in ends) / len(ends)
+    assert least <= share <= most
+
+
+def test_where_neighbours_are_alike_a_sample_is_worth_less() -> None:
     rng = np.random.default_rng(6)
     spells = np.repeat(rng.exponential(1.0, 40), 25)  # slow for long, not for one group
     alone = rng.permutation(spells)
-    widths = [b - a for a, b in (bootstrap_intervals(v)["p50"] or (0, 0) for v in (spells, alone))]
-    assert widths[0] > 1.5 * widths[1]
+    together, apart = (percentile_intervals(v)["p50"] for v in (spells, alone))
+    assert together.samples < 80 < 500 < apart.samples
+    assert percentile_intervals(spells)["p95"].ends is None  # 40 spells cannot support it
+    assert percentile_intervals(alone)["p95"].ends is not None
 
 
 def test_wilson() -> None:
     assert wilson_interval(0, 0) is None
+    for n in range(1, 200):  # no "-0.00 %" of none
+        none, all_of_them = wilson_interval(0, n) or (1, 0), wilson_interval(n, n) or (1, 0)
+        assert 0 <= none[0] < 1e-9 < none[1] < 1
+        assert 0 < all_of_them[0] < 1 - 1e-9 < all_of_them[1] <= 1
     low, high = wilson_interval(9, 10) or (0, 0)
     assert (round(low, 3), round(high, 3)) == (0.596, 0.982)  # Brown, Cai, DasGupta 2001

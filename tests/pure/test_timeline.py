@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from results_harness import make_run
 
+from collage_mpi.config import RunSettings
+from collage_mpi.costs import Costs
 from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.plots_timeline import _look
 from collage_mpi.results import Results, read_results
 from collage_mpi.results.rows import OUTCOME_CODE
+from collage_mpi.simulate_runs import Job, simulate_in_memory
 from collage_mpi.timeline import STATES, Timeline, make_timeline, trace_events, write_trace
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "timeline.py"
@@ -76,11 +81,56 @@ def test_the_trace_is_what_chrome_and_perfetto_read(run: Results, tmp_path: Path
     first = timeline.bars[0]
     assert bars[0]["ts"] == pytest.approx(first.start_ns / 1e3)
     assert bars[0]["dur"] == pytest.approx((first.end_ns - first.start_ns) / 1e3)
-    # Complete events of one thread must not overlap, or the viewer nests them.
+
+
+def simulated(receive_ns: int = 60_000, **changes: object) -> Results:
+    """A consistent run: a rank does one thing at a time, rank 0 takes answers one by one."""
+    settings = RunSettings.from_mapping(
+        {"straggler": "lognormal", "straggler_median_ms": 20.0, "warmup_groups": 0, **changes}
+    )
+    return simulate_in_memory(Job(settings, 540, Costs(receive_ns=receive_ns)))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_bar_is_as_long_as_the_rank_worked_however_late_rank_0_looked(batch: int) -> None:
+    run = simulated(receive_ns=4_000_000, depth=4, batch=batch)  # notices come in bunches
+    timeline = make_timeline(run, 0, 59)
+    tasks = {int(task["task"]): task for task in run.tasks}
+    cut = 0
     for rank in timeline.ranks:
-        mine = sorted((e["ts"], e["ts"] + e["dur"]) for e in bars if e["tid"] == rank)
-        ends = [end for _, end in mine[:-1]]
-        assert all(start >= end - 1e-3 for (start, _), end in zip(mine[1:], ends, strict=True))
+        mine = np.sort(run.tasks[run.tasks["rank"] == rank], order="done_ns")
+        cut += int((np.diff(mine["done_ns"]) < (mine["compute_ns"] + mine["held_ns"])[1:]).sum())
+    assert cut > 20  # bars that ended at the notice before would have been cut
+    spans: dict[int, set[tuple[int, int]]] = {}
+    for bar in timeline.bars:
+        task = tasks[bar.task]
+        assert bar.end_ns - bar.start_ns == task["compute_ns"] + task["held_ns"]
+        assert task["sent_ns"] <= bar.start_ns <= bar.end_ns <= task["done_ns"]
+        if bar.state != "skipped":
+            spans.setdefault(bar.rank, set()).add((bar.start_ns, bar.end_ns))
+    for found in map(sorted, spans.values()):  # a batch is one span; spans never overlap
+        assert all(b[0] >= a[1] for a, b in pairwise(found))
+    shared = [bar for bar in timeline.bars if bar.lanes > 1]
+    assert bool(shared) == (batch > 1)
+    places = [(bar.rank, bar.start_ns, bar.lane) for bar in shared]
+    assert len(set(places)) == len(places)
+    assert all(bar.lane < bar.lanes for bar in shared)
+
+
+def test_parity_ranks_and_their_answers_are_called_so() -> None:
+    run = simulated(scheme="parity", parity_k=3, slow_ranks=["1:9", "5:9"])
+    timeline = make_timeline(run, 0, 59)
+    assert [timeline.ranks[rank] for rank in (1, 9, 10, 12)] == [
+        "rank 1",
+        "rank 9",
+        "parity 10",
+        "parity 12",
+    ]
+    looks = {_look(bar) for bar in timeline.bars if bar.rank >= 10}
+    assert "parity" in looks
+    assert "used" not in looks  # that is a single answer's colour
+    named = [e["args"]["name"] for e in trace_events(timeline)["traceEvents"] if e["ph"] == "M"]
+    assert "parity 12" in named
 
 
 def test_skipped_tasks_and_waits_are_events_of_their_own(run: Results) -> None:

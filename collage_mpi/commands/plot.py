@@ -1,0 +1,230 @@
+"""`collage-mpi plot FIGURE`: figures of finished runs and of an experiment's points.
+
+Owns: the figures' arguments and titles, and what is printed.
+Does not know: how a figure is drawn (plots*), statistics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collage_mpi.errors import UsageError
+
+if TYPE_CHECKING:
+    from collage_mpi.points_file import Row
+    from collage_mpi.results import Results
+
+FLOOR = "what is below 1 ms is drawn at 1"
+POINTS = {
+    "ranks": "P99 and standard deviation against worker ranks",
+    "frontier": "accuracy against P99, with the frontier of all points",
+    "heat": "a gain over two axes",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: its line of help, its arguments, and what draws it and names the files."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    draw: Callable[[argparse.Namespace], Sequence[Path]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A subcommand a figure."""
+    parser.epilog = (
+        "Figures need matplotlib: pip install 'collage-mpi[plot]'. For example: collage-mpi plot "
+        "cdf runs/none runs/collage --out figures/tail"
+    )
+    figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)
+    for name, figure in FIGURES.items():
+        line = figure.help
+        figure.arguments(
+            figures.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Draw; print the files."""
+    for path in FIGURES[args.figure].draw(args):
+        print(path)
+    return 0
+
+
+def _add_out(parser: argparse.ArgumentParser, title: str) -> None:
+    parser.add_argument("--out", required=True, type=Path, metavar="STEM", help="path, no suffix")
+    parser.add_argument("--title", help=title)
+    parser.add_argument("--dpi", type=int, default=200, metavar="N", help="of the PNG")
+
+
+# ---- cdf ----------------------------------------------------------------------
+
+
+def _cdf_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--per", choices=("group", "image"), default="group")
+    _add_out(parser, "first lines above the figure")
+
+
+def _cdf(args: argparse.Namespace) -> Sequence[Path]:
+    """The runs overlaid, and the table of them; the first is the baseline of all ratios."""
+    from collage_mpi.plots import plot_latency_cdf
+    from collage_mpi.results import compare, read_results, render_comparison
+
+    runs = [read_results(path) for path in args.runs]
+    print(render_comparison(compare(runs, per=args.per)))
+    return plot_latency_cdf(runs, args.out, per=args.per, title=args.title, dpi=args.dpi)
+
+
+# ---- timeline -----------------------------------------------------------------
+
+
+def _timeline_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, with its rows")
+    parser.add_argument("--groups", required=True, metavar="A-B", help="first and last group")
+    parser.add_argument("--session", type=int, default=1, metavar="N", help="of a resumed run")
+    _add_out(parser, "lines above the figure")
+
+
+def _timeline(args: argparse.Namespace) -> Sequence[Path]:
+    from collage_mpi.plots_timeline import plot_timeline
+    from collage_mpi.results import read_results
+    from collage_mpi.timeline import make_timeline, write_trace
+
+    run = read_results(args.run)
+    first, last = parse_groups(args.groups)
+    timeline = make_timeline(run, first, last, args.session)
+    title = args.title or _timeline_title(run, first, last)
+    trace = args.out.with_name(args.out.name + ".trace.json")
+    write_trace(trace, timeline)
+    return (*plot_timeline(timeline, args.out, title, args.dpi), trace)
+
+
+def parse_groups(text: str) -> tuple[int, int]:
+    """Read "10-18" or "7". Raises UsageError when it is neither."""
+    match = re.fullmatch(r"(\d{1,15})(?:-(\d{1,15}))?", text)
+    if match is None:
+        raise UsageError(f"--groups {text}: it needs a number or a range, as in 10-18")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _timeline_title(run: Results, first: int, last: int) -> str:
+    """What is shown, under which stragglers."""
+    model = run.manifest.get("straggler") or "none"
+    flag = " (INVALID)" if run.invalid else ""
+    return f"Groups {first} to {last}: {run.scheme}, {run.mode}{flag}\nStragglers: {model}"
+
+
+# ---- throughput ---------------------------------------------------------------
+
+
+def _throughput_arguments(parser: argparse.ArgumentParser) -> None:
+    line = "run directories; what is no run is left out, so that runs/batches/* will do"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=line)
+    _add_out(parser, "first lines above the figure")
+
+
+def _throughput(args: argparse.Namespace) -> Sequence[Path]:
+    """A line a scheme and mode, a point a batch size, repeats as medians; and the table."""
+    from collage_mpi.plots_throughput import batch_points, plot_throughput, render_batches
+    from collage_mpi.results import read_results
+    from collage_mpi.results.manifest import MANIFEST
+
+    runs = [read_results(path) for path in args.runs if (path / MANIFEST).exists()]
+    points = batch_points(runs)
+    print(render_batches(points))
+    title = args.title or _throughput_title(runs)
+    return plot_throughput(points, args.out, title=title, dpi=args.dpi)
+
+
+def _throughput_title(runs: Sequence[Results]) -> str:
+    """What was measured, and under which stragglers: without them a latency means nothing."""
+    how = {("simulated" if "simulated" in run.manifest else "measured") for run in runs}
+    stragglers = {run.manifest.get("straggler") or "none" for run in runs}
+    model = stragglers.pop() if len(stragglers) == 1 else "differ"
+    return (
+        f"Throughput against latency by batch size\n{how.pop() if len(how) == 1 else 'mixed'}; "
+        f"stragglers: {model}; a number is the groups that travel together"
+    )
+
+
+# ---- points -------------------------------------------------------------------
+
+
+def _points_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for name, line in POINTS.items():
+        one = kinds.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        one.add_argument("points", nargs="+", type=Path, metavar="POINTS.csv")
+        where = "keep these points only; of one axis any of the labels given"
+        one.add_argument("--where", action="append", default=[], metavar="AXIS=LABEL", help=where)
+        if name == "heat":
+            one.add_argument("--value", required=True, metavar="COLUMN", help="a gain")
+            one.add_argument("--across", required=True, metavar="AXIS")
+            one.add_argument("--down", required=True, metavar="AXIS")
+        else:
+            one.add_argument("--series", required=True, metavar="AXIS", help="what is numbered")
+            one.add_argument("--panels", required=True, metavar="AXIS", help="a panel a choice")
+        _add_out(one, "first line of the title")
+
+
+def _points(args: argparse.Namespace) -> Sequence[Path]:
+    from collage_mpi.plots_points import plot_against_ranks, plot_frontier, plot_heat
+    from collage_mpi.points_file import choose, read_points
+
+    rows = choose(read_points(args.points), args.where)
+    if args.kind == "heat":
+        first, more = gain_title(args.value), " and their 10-90 % range"
+        axes = {"value": args.value, "across": args.across, "down": args.down}
+        draw: Callable[..., list[Path]] = plot_heat
+    else:
+        axes = {"series": args.series, "panels": args.panels}
+        if args.kind == "ranks":
+            first, more, draw = "Tail against ranks", f", bars 10-90 %; {FLOOR}", plot_against_ranks
+        else:
+            first, draw = "Accuracy against tail", plot_frontier
+            more = "; line: frontier; hollow: over N + 2 worker ranks"
+    title = titled(args.title or first, rows) + more
+    return draw(rows, args.out, title=title, dpi=args.dpi, **axes)
+
+
+def titled(first: str, rows: Sequence[Row]) -> str:
+    """The title, and below it how many placements and groups stand behind a point."""
+    placements = {int(row["placements"]) for row in rows}
+    groups = {int(row["groups"] / row["placements"]) for row in rows}
+    how = {row["how"] for row in rows}
+    shown = ["simulated" if how == {"simulate"} else "measured" if how == {"run"} else "mixed"]
+    for counts, what in ((placements, "placements"), (groups, "groups each")):
+        low, high = min(counts), max(counts)
+        shown.append(f"{low}{'' if low == high else f' to {high}'} {what}")
+    return f"{first}\n{', '.join(shown)}; medians over placements"
+
+
+def gain_title(value: str) -> str:
+    """What a gain's column holds: "p99_vs_none" is none's P99 over the point's."""
+    figure, found, baseline = value.partition("_vs_")
+    return f"{figure} of {baseline} over {figure} of each: above 1 is better" if found else value
+
+
+FIGURES = {
+    "cdf": Figure("latency distributions of runs overlaid, and their table", _cdf_arguments, _cdf),
+    "timeline": Figure(
+        "some groups of a run: ranks as rows, tasks as bars; also for Perfetto",
+        _timeline_arguments,
+        _timeline,
+    ),
+    "throughput": Figure(
+        "throughput against latency of runs with several batch sizes",
+        _throughput_arguments,
+        _throughput,
+    ),
+    "points": Figure(
+        "points of an experiment: ranks, frontier or heat", _points_arguments, _points
+    ),
+}
