@@ -30,9 +30,10 @@ def state(point: Point, out: Path) -> str:
 
     Raises:
         UsageError: the folder holds a run with other settings than the point's.
-        DataFault: the run's manifest is damaged.
+        DataFault: the run's manifest or a part of it is damaged.
     """
     from collage_mpi.results.manifest import MANIFEST, MARKER, differences, read_manifest
+    from collage_mpi.results.writer import is_whole
 
     folder = out / point.name
     alone = summary_alone(folder)
@@ -47,7 +48,8 @@ def state(point: Point, out: Path) -> str:
             f"{folder} holds a run with other settings than the experiment:\n  {listed}\n"
             "Choose another --out, or remove that folder."
         )
-    return DONE if alone is not None or (folder / MARKER).exists() else STARTED
+    done = alone is not None or ((folder / MARKER).exists() and is_whole(folder, found))
+    return DONE if done else STARTED
 
 
 def _other_input(found: Json, point: Point) -> list[str]:
