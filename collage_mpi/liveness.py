@@ -101,7 +101,7 @@ def has_ended(process: ProcessId) -> bool | None:
             os.kill(process.pid, 0)
         except ProcessLookupError:
             return True
-        except OSError:
+        except (OSError, OverflowError):
             pass
         return None  # it is there, but /proc shows only one's own processes
     return fields[0] in "ZX" or int(fields[19]) != process.started

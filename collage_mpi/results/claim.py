@@ -77,9 +77,10 @@ class Holder:
         """From a claim's content; of one that is damaged or half written nothing is known."""
         try:
             found = json.loads(content[_COUNTER_BYTES:])
-            process = found["process"] and ProcessId.from_dict(found["process"])
+            process = found["process"]
+            process = None if process is None else ProcessId.from_dict(process)
             return cls(str(found["host"]), int(found["pid"]), process)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return cls()
 
     @property
@@ -191,7 +192,7 @@ class Claim:
         return claim
 
     def check(self) -> None:
-        """Prove that the folder is still this session's to write to; some 20 us on a local disk.
+        """Prove that the folder is still this session's to write to; some 50 us on a local disk.
 
         Raises:
             ClaimLost: another session has taken over.

@@ -185,7 +185,7 @@ class RunWriter:
         same = not differences(before, _prepared(manifest, session=1, sessions=[]))
         marked = (out / MARKER).exists() and before.get("status") in COMPLETE
         marked = marked and not (retry_errors and before["status"] != "complete")
-        return before["status"] if same and marked and _whole(out, before) else None
+        return before["status"] if same and marked and is_whole(out, before) else None
 
     @property
     def written(self) -> bool:
@@ -422,8 +422,12 @@ def _read_all(found: Sequence[parts.PartName]) -> dict[str, np.ndarray]:
     return rows
 
 
-def _whole(out: Path, manifest: Json) -> bool:
-    """Whether every image has a row on the disk, and every session all that it vouches for."""
+def is_whole(out: Path, manifest: Json) -> bool:
+    """Whether every image has a row on the disk, and every session all that it vouches for.
+
+    Raises:
+        DataFault: a part is damaged.
+    """
     found = _read_all(_parts_of(out, manifest))
     if missing_images(keys_of(found[IMAGES.name]), manifest):
         return False

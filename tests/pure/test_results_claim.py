@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from results_harness import InlineThread, fill, make_run, manifest
 
 from collage_mpi.cli import main
@@ -27,10 +29,21 @@ from collage_mpi.results import (
     verify_run,
     writer,
 )
-from collage_mpi.results.claim import STILL_S, Claim, ClaimLost, Patience, RunGone, find_writer
+from collage_mpi.results.claim import (
+    STILL_S,
+    Claim,
+    ClaimLost,
+    Holder,
+    Patience,
+    RunGone,
+    find_writer,
+)
 
 ROWS = 27
+WHO = ("host", "pid", "process", "token")
 FULL = manifest(ROWS)
+FUZZ = settings(max_examples=60, deadline=None)
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just({})
 
 
 class Clock:
@@ -96,6 +109,18 @@ def test_a_half_written_claim_is_watched_like_any_other(tmp_path: Path) -> None:
     clock = Clock(lambda pause: pause == 2 and foreign(tmp_path))
     writer, _ = find_writer(tmp_path, clock.patience())
     assert str(writer) == "host far, pid 7"
+
+
+@FUZZ
+@given(raw=st.binary(max_size=80), who=st.dictionaries(st.sampled_from(WHO), JSON))
+def test_any_claim_is_read(raw: bytes, who: dict[str, Any]) -> None:
+    here = this_process()
+    assert here is not None
+    if who.get("process") is True:
+        who["process"] = {**here.to_dict(), "pid": who.get("pid")}
+    for content in (raw, b"%020d\n" % 1 + json.dumps(who).encode()):
+        assert str(Holder.read(content))
+        assert Holder.read(content).ended in (True, False)
 
 
 def test_the_claim_of_a_process_of_this_machine_that_has_ended_is_dead_at_once(
