@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,6 +155,12 @@ def execute(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{args.out} exists: name another --out, remove it, or go on with --resume"
         )
+    checkpoint = checkpoint_of(args)
+    if checkpoint.exists() and not args.resume:
+        raise UsageError(
+            f"{checkpoint} exists, of an earlier training: go on with --resume, or remove it: "
+            f"rm {shlex.quote(str(checkpoint))}"
+        )
     if args.out.parent.is_dir() and not os.access(args.out.parent, os.W_OK):
         raise EnvironmentFault(f"{args.out.parent}: cannot be written; name another --out")
     from collage_mpi.training.peers import together
@@ -176,7 +183,7 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     check_batch(args.batch, peers.size)
     data, facts, settings = load(sources_of(args), lambda shape: settings_of(args, shape), peers)
     usable_device(peers.device)
-    checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint")
+    checkpoint = checkpoint_of(args)
     log = args.log or args.out.with_name(args.out.name + ".csv")
     on_epoch = epoch_logger(log, args.tensorboard) if peers.lead else None
     machine = Machine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
@@ -206,6 +213,12 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
         f"sha256 {info.fingerprint[:12]}"
     )
     return 0
+
+
+def checkpoint_of(args: argparse.Namespace) -> Path:
+    """Where the checkpoint is, said or not."""
+    given: Path | None = args.checkpoint
+    return given or args.out.with_name(args.out.name + ".checkpoint")
 
 
 def sources_of(args: argparse.Namespace) -> Sources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.models import describe
+from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import write_shard
 
 torch = pytest.importorskip("torch")
@@ -251,6 +253,50 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         _results(row) for row in whole.history[1:]
     ]
     assert resumed.epoch == whole.epoch
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("step", [5, 11])  # in an epoch, and its last: 11 steps of 16 images
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(
+    shard: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    number: signal.Signals,
+) -> None:
+    from collage_mpi.training.loop import Trainer
+
+    few = ["--epochs", "2", "--limit", "200", "--precision", "float32"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train("single", shard, whole, *few) == 0
+    plain, before = Trainer._step, signal.getsignal(number)
+
+    def signalled(self: Trainer, batch: Any) -> float:
+        if self.done + 1 == step:
+            signal.raise_signal(number)
+        return plain(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", signalled)
+    assert train("single", shard, cut, *few) == 6
+    assert signal.getsignal(number) == before
+    told = capsys.readouterr().err
+    checkpoint = tmp_path / "cut.checkpoint"
+    assert f"stopped by {number.name} after step {step} of 22" in told
+    assert str(checkpoint) in told
+    assert "--resume" in told
+    assert not cut.exists()
+    saved = checkpoint.read_bytes()
+    assert train("single", shard, cut, *few) == 2  # not without a word over what was done
+    assert f"go on with --resume, or remove it: rm {checkpoint}" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == saved
+    monkeypatch.undo()
+    assert train("single", shard, cut, *few, "--resume") == 0
+    found, wanted = (read_tensors(describe_weights(path)) for path in (cut, whole))
+    for name in wanted:
+        assert np.array_equal(found[name], wanted[name]), name
+    history = describe_weights(cut).metadata["training"]["history"]
+    assert [row["epoch"] for row in history] == [1, 2]
 
 
 def test_a_teacher_teaches_a_collage_and_its_answers_are_kept(
