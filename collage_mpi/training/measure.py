@@ -175,7 +175,7 @@ def service_times(
     Each timed call comes right after one that is not, as in a rank that stays on one
     network. The time covers normalisation and softmax, and on a GPU both copies.
     """
-    inputs = [_noise(predictor) for predictor in predictors]
+    inputs = [predictor.info.noise() for predictor in predictors]
     times = np.empty((len(predictors), calls), dtype=np.int64)
     for call in range(-3, calls):
         for number, (predictor, pixels) in enumerate(zip(predictors, inputs, strict=True)):
@@ -205,8 +205,3 @@ def processor_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _noise(predictor: TorchPredictor | OwnPredictor) -> np.ndarray:
-    random = np.random.default_rng(0)
-    return random.integers(0, 256, (1, *predictor.info.shape), dtype=np.uint8)

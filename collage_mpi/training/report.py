@@ -79,7 +79,7 @@ def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
     """What a network is, for JSON."""
     info = predictor.info
     return {
-        "weights": str(info.path or info.architecture["function"]),
+        "weights": info.origin,
         "fingerprint": info.fingerprint,
         "bytes": 0 if info.path is None else info.path.stat().st_size,
         "side": info.side,
