@@ -19,6 +19,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.grid import Grid
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.info import class_mismatch
+from collage_mpi.models.weights import read_tensors
 from collage_mpi.placement import Placement
 from collage_mpi.shards import ShardSet, as_before
 from collage_mpi.stragglers import make_delays
@@ -76,6 +77,9 @@ def make_plan(
     single = describe(settings.single, "single") if settings.uses_single else None
     collage = describe(settings.collage, "collage") if settings.uses_collage else None
     parity = _parity_network(settings, single) if settings.uses_parity else None
+    for network in (single, collage, parity):
+        if network is not None:
+            read_tensors(network)  # damage is found here, before any rank has loaded torch
     shards = ShardSet.open(
         [Path(path) for path in settings.shards], skip_bad=settings.bad_shards == "skip"
     )

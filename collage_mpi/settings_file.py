@@ -19,6 +19,7 @@ from typing import Any
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.regular import require_regular
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if path.suffix not in _PARSERS:
         raise UsageError(f"settings file {path}: known endings are {', '.join(_PARSERS)}")
     try:
+        require_regular(path)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EnvironmentFault(f"settings file {path} cannot be read: {error}") from error
