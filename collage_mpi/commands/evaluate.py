@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.info import class_mismatch
+from collage_mpi.progress import advancing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,14 +165,16 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
         read = shards.infos
     finally:
         shards.close()
-    return make_report(
-        predictors,
-        answers,
-        labels,
-        calls=args.calls,
-        order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
-        shards=read,
-    )
+    with advancing(args.calls, "timing", unit="calls") as advance:
+        return make_report(
+            predictors,
+            answers,
+            labels,
+            calls=args.calls,
+            order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
+            shards=read,
+            advance=advance,
+        )
 
 
 def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -> Geometry:
@@ -204,7 +207,8 @@ def _answers(
         raise DataFault("the shards have no labels; accuracy needs labelled shards")
     answers = {}
     if "single" in predictors:
-        scores = single_scores(predictors["single"], shards, order)
+        with advancing(len(order), "single") as advance:
+            scores = single_scores(predictors["single"], shards, order, advance)
         answers["single"] = decode(scores)
     side: int | None = args.side
     if "collage" in predictors:
@@ -213,10 +217,16 @@ def _answers(
         assert info.side is not None
         assert info.cell_px is not None
         grid = Grid(info.side, info.cell_px)
-        answers["collage"] = predict_collage(predictors["collage"], grid, shards, order)
+        with advancing(len(order), "collage") as advance:
+            answers["collage"] = predict_collage(
+                predictors["collage"], grid, shards, order, advance
+            )
     if "parity" in predictors:
         group = None if side is None else side**2
-        answers["parity"] = predict_parity(predictors["parity"], scores, shards, order, group)
+        with advancing(len(order), "parity") as advance:
+            answers["parity"] = predict_parity(
+                predictors["parity"], scores, shards, order, group, advance
+            )
     if args.save_answers is not None:
         info = predictors["collage"].info
         assert info.side is not None

@@ -58,7 +58,10 @@ def test_both_networks_learn_and_evaluate_says_so(
     words = ["evaluate", "--shards", str(test), "--calls", "5"]
     both = ["--single", str(weights["single"]), "--collage", str(weights["collage"])]
     assert main([*words, *both, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    for line in ("single: 101 of 101 images", "collage: 101 of", "timing: 5 of 5 calls"):
+        assert line in told.err  # how far it is, not in the JSON
     for kind in ("single", "collage"):
         entry = report["networks"][kind]
         assert entry["accuracy"] > 0.9
