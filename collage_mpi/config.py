@@ -45,6 +45,7 @@ from collage_mpi.scheduler.schemes import (
     SchemeSettings,
     make_scheme,
 )
+from collage_mpi.shipped import with_shipped
 from collage_mpi.stragglers import (
     MODELS,
     TRACE_DRAWS,
@@ -66,6 +67,8 @@ NOT_OF_ROWS = (
     "reply_timeout_s",
     "start_timeout_s",
 )
+# They may name a file that comes with the package: shipped:NAME.
+PATH_SETTINGS = ("shards", "single", "collage", "parity", "trace_file", "arrival_file")
 LARGEST = 1e9  # of any number: times then fit 63 bits of ns
 # An attempt is one byte of a row; batches beyond this gain nothing that is known.
 MOST = {"max_attempts": 255, "limit": float("inf"), "batch": 1024}
@@ -90,7 +93,9 @@ class RunSettings:
         choices=BAD_SHARDS,
     )
     single: str = _setting(
-        "", "single classifier: a .safetensors file, MODULE:FUNCTION, or null", metavar="W"
+        "",
+        "single classifier: a .safetensors file, shipped:NAME, MODULE:FUNCTION, or null",
+        metavar="W",
     )
     collage: str = _setting(
         "", "collage-CNN: a .safetensors file, MODULE:FUNCTION, or null", metavar="W"
@@ -245,6 +250,12 @@ class RunSettings:
     status_every_s: float = _setting(5.0, "seconds between progress lines")
 
     def __post_init__(self) -> None:
+        for name in PATH_SETTINGS:
+            given = getattr(self, name)
+            if isinstance(given, str):
+                object.__setattr__(self, name, with_shipped(given))
+            elif isinstance(given, (tuple, list)):
+                object.__setattr__(self, name, tuple(map(with_shipped, given)))
         self._check_choices()
         self._check_ranges()
         make_scheme(self.scheme_settings())

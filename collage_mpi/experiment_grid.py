@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import UsageError
+from collage_mpi.shipped import SHIPPED
 
 MOST_POINTS = 10_000
-SHIPPED = "shipped:"
 
 Json = dict[str, Any]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.shipped import file_argument
 
 if TYPE_CHECKING:
     from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit code: 0, or 3 if a job cannot be expected to run."
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the run will write")
-    parser.add_argument("--shards", nargs="+", default=[], metavar="PATH", help="its input")
+    parser.add_argument(
+        "--shards", type=file_argument, nargs="+", default=[], metavar="PATH", help="its input"
+    )
     parser.add_argument("-n", "--ranks", type=int, help="try so many ranks (default: 2)")
     parser.add_argument("--side", type=int, help="of the run: the world's size must fit it")
     parser.add_argument("--singles", type=int, metavar="N", help="single ranks of the run")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.info import class_mismatch
 from collage_mpi.progress import advancing
+from collage_mpi.shipped import file_argument, path_argument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +25,20 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One network or several; the price of a collage or a parity is seen beside the single."""
-    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="labelled shards")
-    parser.add_argument("--single", metavar="WEIGHTS", help="weights of the single network")
-    parser.add_argument("--collage", metavar="WEIGHTS", help="weights of the collage-CNN")
     parser.add_argument(
-        "--parity", metavar="WEIGHTS", help="weights of a parity network; needs its --single"
+        "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
+    )
+    parser.add_argument(
+        "--single", type=file_argument, metavar="WEIGHTS", help="weights of the single network"
+    )
+    parser.add_argument(
+        "--collage", type=file_argument, metavar="WEIGHTS", help="weights of the collage-CNN"
+    )
+    parser.add_argument(
+        "--parity",
+        type=file_argument,
+        metavar="WEIGHTS",
+        help="weights of a parity network; needs its --single",
     )
     parser.add_argument("--side", type=int, help="the grid the collage must have")
     parser.add_argument(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, ExitCode, UsageError
+from collage_mpi.shipped import path_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, line in lines.items():
         child = tasks.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
         child.add_argument(
-            "paths", nargs="+", type=Path, metavar="PATH", help="shards, or folders of *.h5"
+            "paths",
+            nargs="+",
+            type=path_argument,
+            metavar="PATH",
+            help="shards, or folders of *.h5",
         )
         child.add_argument("--json", action="store_true", help="print JSON, an object a line")
     line = "copy them with every image's cell stored beside it, so that no job shrinks it again"
     cells = tasks.add_parser("add-cells", help=line, description=line[0].upper() + line[1:] + ".")
-    cells.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="shards, or folders")
+    cells.add_argument(
+        "paths", nargs="+", type=path_argument, metavar="PATH", help="shards, or folders"
+    )
     cells.add_argument(
         "--cell-px", type=int, required=True, metavar="N", help="edge of a cell, as the network has"
     )

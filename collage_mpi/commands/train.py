@@ -24,6 +24,7 @@ from collage_mpi.models.presets import (
     REFERENCE_COLLAGE_PX,
     preset,
 )
+from collage_mpi.shipped import path_argument
 
 if TYPE_CHECKING:
     from collage_mpi.models.architecture import Architecture
@@ -73,7 +74,7 @@ def _stripe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("stripe")
     group.add_argument(
         "--single",
-        type=Path,
+        type=path_argument,
         required=True,
         metavar="WEIGHTS",
         help="the single network whose answers it sums; it works with no other",
@@ -95,7 +96,9 @@ def _stripe(parser: argparse.ArgumentParser) -> None:
 
 def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     files = parser.add_argument_group("files")
-    files.add_argument("--shards", type=Path, nargs="+", required=True, help="labelled shards")
+    files.add_argument(
+        "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
+    )
     files.add_argument("--out", type=Path, required=True, help="weights file to write")
     files.add_argument("--checkpoint", type=Path, help="file to go on from (OUT.checkpoint)")
     files.add_argument("--resume", action="store_true", help="go on from the checkpoint")
@@ -112,7 +115,10 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
         help="a network of torchvision instead, resnet34 and so on; a collage takes its trunk",
     )
     net.add_argument(
-        "--init", type=Path, metavar="WEIGHTS", help="start from these: the same trunk, any side"
+        "--init",
+        type=path_argument,
+        metavar="WEIGHTS",
+        help="start from these: the same trunk, any side",
     )
     fit = parser.add_argument_group("training")
     fit.add_argument("--epochs", type=int, default=epochs, help=f"({epochs})")
@@ -138,7 +144,10 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
 def _distillation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("distillation")
     group.add_argument(
-        "--teacher", type=Path, metavar="WEIGHTS", help="single network whose answers to learn too"
+        "--teacher",
+        type=path_argument,
+        metavar="WEIGHTS",
+        help="single network whose answers to learn too",
     )
     group.add_argument("--distill-weight", type=float, default=0.7, help="its part's share (0.7)")
     group.add_argument("--distill-temperature", type=float, default=2.0, help="softens both (2)")

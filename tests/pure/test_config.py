@@ -225,3 +225,41 @@ def test_one_parity_rank_for_k_singles(settings, k, ranks, world):
 def test_stripes_that_cannot_be_are_refused(settings, says):
     with pytest.raises(UsageError, match=says):
         RunSettings(scheme="parity", **settings)
+
+
+def test_files_of_the_package_are_known_by_name() -> None:
+    settings = RunSettings(
+        shards=("shipped:fashion_demo.h5", "mine.h5"),
+        single="shipped:fashion_single.safetensors",
+        collage="mine.safetensors",
+    )
+    assert Path(settings.shards[0]).is_file()
+    assert Path(settings.single).is_file()
+    assert (settings.shards[1], settings.collage) == ("mine.h5", "mine.safetensors")
+    with pytest.raises(
+        UsageError, match=r"shipped:single: the package ships fashion_collage_side3"
+    ):
+        RunSettings(single="shipped:single")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "--shards", "a.h5", "--single", "shipped:none"),
+        ("train", "collage", "--shards", "a.h5", "--out", "w", "--teacher", "shipped:none"),
+        ("train", "parity", "--shards", "shipped:none", "--out", "w", "--single", "w"),
+        ("simulate", "--images", "9", "--answers", "shipped:none"),
+        ("run", "--shards", "a.h5", "--single", "w", "--collage", "shipped:none", "--out", "o"),
+        ("shards", "inspect", "shipped:none"),
+        ("doctor", "--shards", "shipped:none"),
+    ],
+)
+def test_a_name_that_is_not_shipped_lists_those_that_are(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(words)
+    except SystemExit as left:
+        code = int(str(left.code))
+    assert code == 2
+    assert "shipped:none: the package ships fashion_collage_side3" in capsys.readouterr().err
