@@ -172,20 +172,24 @@ class ServiceCosts:
         idle_ns: kind -> one input.
         batch_ns: kind -> a whole batch; empty for a batch of one.
         ratio: a collage or a stripe over a single image.
+        interval: of that, 95 %; None where it was not measured.
         batch_costs: kind -> a further input of a batch over the first; empty likewise.
     """
 
     idle_ns: dict[str, int]
     batch_ns: dict[str, int]
     ratio: float
+    interval: tuple[float, float] | None
     batch_costs: dict[str, float]
 
     def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
         """With the costs that an earlier session of the run injected by: one run, one ratio."""
         ratio, batch_costs = manifest.get("cost_ratio"), manifest.get("batch_costs")
+        interval = self.interval if ratio is None else manifest.get("cost_ratio_interval")
         return replace(
             self,
             ratio=self.ratio if ratio is None else ratio,
+            interval=interval,
             batch_costs=self.batch_costs if batch_costs is None else batch_costs,
         )
 
@@ -195,18 +199,19 @@ def service_costs(plan: Plan, crew: Crew) -> ServiceCosts:
     settings = plan.settings
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
-    idle_ns, ratio = crew.service_times(who, networks)
+    idle_ns, measured = crew.service_times(who, networks)
     measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
+    ratio, interval = 1.0, None
     if settings.cost_ratio is not None:
         ratio = settings.cost_ratio
-    elif ratio is None or not measurable:
-        ratio = 1.0
+    elif measured is not None and measurable:
+        ratio, interval = measured.median, (measured.low, measured.high)
     if settings.batch == 1:
-        return ServiceCosts(idle_ns, {}, ratio, {})
+        return ServiceCosts(idle_ns, {}, ratio, interval, {})
     batch_ns = crew.batch_times(who, networks, settings.batch)
     further = {
         kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (settings.batch - 1))
         for kind in batch_ns
         if measurable and settings.batch_cost is None
     }
-    return ServiceCosts(idle_ns, batch_ns, ratio, {**settings.batch_costs(), **further})
+    return ServiceCosts(idle_ns, batch_ns, ratio, interval, {**settings.batch_costs(), **further})

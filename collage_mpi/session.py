@@ -361,6 +361,7 @@ def _final(
         "world": [{"rank": 0, "host": "", "kinds": [], "role": "coordinator"}]
         + [{"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())],
         "cost_ratio": costs.ratio,
+        "cost_ratio_interval": costs.interval,
         "batch_costs": costs.batch_costs,
         "idle_service_ns": costs.idle_ns,
         "idle_batch_ns": costs.batch_ns,

@@ -89,6 +89,11 @@ def _is_rank(value: object) -> bool:
     return _fields(rank=_is_count, kinds=kinds)(value)
 
 
+def _is_interval(value: object) -> bool:
+    numbers = value if isinstance(value, list) else []
+    return len(numbers) == 2 and all(isinstance(n, int | float) for n in numbers)
+
+
 _SHARD = _fields(path=_optional(_is_text), fingerprint=_is_text, count=_is_count)
 _BAD_SHARD = _fields(path=_is_text, reason=_is_text)
 _SESSION = _fields(
@@ -121,6 +126,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "status": (_is_text, "a status"),
     "sessions": (_list_of(_SESSION), "a list of sessions"),
     "bad_shards": (_list_of(_BAD_SHARD), "a list of {path, reason}"),
+    "cost_ratio_interval": (_is_interval, "two numbers"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),

@@ -169,9 +169,13 @@ def _price_table(summary: Json) -> Table:
     if price["parity_ranks"]:
         note = "of images decoded from a parity answer and those of others"
         table.add_row("parity share", points(price["parity_share"]), note)
-    if price["cost_ratio"] is not None and (price["collage_ranks"] or price["parity_ranks"]):
+    multiplied = price["collage_ranks"] or price["parity_ranks"]
+    if price["cost_ratio"] is not None and price["injected"] and multiplied:
         which = "parity" if price["parity_ranks"] else "collage"
-        note = f"{which} network's service time over the single's, used for injected times"
+        note = f"{which} network's time over the single's, used for injection"
+        if price["cost_ratio_ci95"] is not None:
+            low, high = price["cost_ratio_ci95"]
+            note += f" ({low:.2f}-{high:.2f})"
         table.add_row("cost ratio", f"{price['cost_ratio']:.2f}", note)
     wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
     table.add_row("wasted work", points(price["wasted_work"]), wasted)

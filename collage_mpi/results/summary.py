@@ -181,6 +181,8 @@ def _price(results: Results) -> Json:
         "collage_share": collage / resolved if resolved else None,
         "parity_share": parity / resolved if resolved else None,
         "cost_ratio": results.manifest.get("cost_ratio"),
+        "cost_ratio_ci95": results.manifest.get("cost_ratio_interval"),
+        "injected": _injected(results.manifest),
         "wasted_work": wasted_s / total_s if total_s else None,
         "wasted_s": wasted_s,
         "work_s": total_s,
@@ -200,6 +202,12 @@ def _price(results: Results) -> Json:
             if name != "answered"
         },
     }
+
+
+def _injected(manifest: Json) -> bool:
+    """Whether service times were drawn; all of them are in a simulation."""
+    drawn = (manifest.get("settings") or {}).get("straggler") != "none"
+    return drawn or "simulated" in manifest
 
 
 def _arrivals(results: Results) -> Json | None:

@@ -209,6 +209,20 @@ def test_summary_counts_and_prices(tmp_path: Path) -> None:
     assert summary["rank0"]["longest_poll_gap_ms"] == 1.5
 
 
+def test_the_cost_ratio_is_printed_where_it_was_used(tmp_path: Path) -> None:
+    known = {"cost_ratio": 0.924, "cost_ratio_interval": [0.89, 0.951]}
+    for model, simulated in (("lognormal", {}), ("none", {}), ("none", {"simulated": {}})):
+        settings = {"straggler": model}
+        folder = tmp_path / f"{model}{len(simulated)}"
+        run = make_run(folder, 90, settings=settings, final=known, **simulated)
+        text = render_summary(summarise(read_results(run)))
+        used = model != "none" or bool(simulated)
+        assert ("cost ratio" in text) == used
+        assert ("0.92 " in text and "used for injection (0.89-0.95)" in text) == used
+    with pytest.raises(DataFault, match="'cost_ratio_interval' must be two numbers"):
+        read_results(make_run(tmp_path / "bad", 90, final={"cost_ratio_interval": [1]}))
+
+
 def test_printed_summary_says_why_a_percentile_is_missing(tmp_path: Path) -> None:
     results = read_results(make_run(tmp_path / "run", 450, final={"validity": valid(20)}))
     text = render_summary(summarise(results))
