@@ -84,7 +84,27 @@ def execute(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         _print_table(report)
+    _warn_of_weak_collage(report["networks"])
     return 0
+
+
+def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
+    """On stderr, so that the JSON stays alone."""
+    from collage_mpi.cli import tell
+    from collage_mpi.results.weak import ADVICE, weaker_by
+
+    if not {"single", "collage"} <= networks.keys():
+        return
+    counts = [
+        (round(networks[kind]["accuracy"] * networks[kind]["images"]), networks[kind]["images"])
+        for kind in ("single", "collage")
+    ]
+    gap = weaker_by(counts[0], counts[1])
+    if gap is not None:
+        tell(
+            f"warning: the collage network is right {100 * gap:.1f} points less often than the "
+            f"single network: each image that it answers in a job costs that. {ADVICE}"
+        )
 
 
 def _check_save(args: argparse.Namespace) -> None:

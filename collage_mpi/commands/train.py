@@ -11,7 +11,7 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.decode import SUMMED
 from collage_mpi.encode_parity import ENCODERS
@@ -211,17 +211,27 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
         flush=True,
     )
     info = store(args.out, trainer.run(), settings, data, facts)
-    accuracy = info.metadata["training"].get("validation_accuracy")
-    shown = "n/a" if accuracy is None else f"{accuracy:.2%}"
-    error = info.metadata["training"].get("validation_ece")
-    degraded = "degraded " if args.kind == "parity" else ""
-    print(
-        f"{args.out}: {degraded}validation accuracy {shown}, "
-        f"temperature {info.metadata['temperature']}, "
-        f"calibration error {'n/a' if error is None else format(error, '.4f')}, "
-        f"sha256 {info.fingerprint[:12]}"
-    )
+    print(f"{args.out}: {_worth(args.kind, info.metadata)}, sha256 {info.fingerprint[:12]}")
     return 0
+
+
+def _worth(kind: str, metadata: dict[str, Any]) -> str:
+    """What the validation part said of a network, and why where it said nothing."""
+    from collage_mpi.statistics import wilson_interval
+    from collage_mpi.training.finish import MIN_FOR_TEMPERATURE
+
+    training = metadata["training"]
+    accuracy, n = training.get("validation_accuracy"), training["validation_images"]
+    what = f"{'degraded ' if kind == 'parity' else ''}validation accuracy"
+    if accuracy is None:
+        return f"{what} n/a (no image was kept apart: --validation 0.05 keeps one in 20)"
+    low, high = wilson_interval(round(accuracy * n), n) or (0.0, 1.0)
+    found = f"{what} {accuracy:.2%} ({n:,} images: {low:.1%} to {high:.1%})"
+    if "validation_ece" not in training:
+        few = f"it is fitted to {MIN_FOR_TEMPERATURE} validation images or more: --validation"
+        return f"{found}, temperature 1.0 ({few})"
+    error = f"calibration error {training['validation_ece']:.4f}"
+    return f"{found}, temperature {metadata['temperature']}, {error}"
 
 
 def checkpoint_of(args: argparse.Namespace) -> Path:

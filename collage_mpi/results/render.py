@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.topology import launcher_rank
 
 _STATISTICS = ("p50", "p95", "p99", "p99.9")
@@ -78,7 +79,7 @@ def _title(summary: Json) -> str:
     return (
         f"{summary['scheme']} - {summary['mode']} - stragglers: {summary['straggler'] or 'none'}\n"
         f"{state}: {rows['found']:,} of {rows['expected']:,} images, {rows['groups']:,} groups "
-        f"({rows['warmup_groups']:,} of them warm-up, excluded below)"
+        f"({rows['warmup_groups']:,} of them warm-up, left out of all below but accuracy)"
     )
 
 
@@ -98,9 +99,26 @@ def _warnings(summary: Json) -> list[Text]:
             f"{arrivals['served_per_s']:.1f} were answered meanwhile: the queue grows, and "
             "latencies with the length of the run."
         )
+    lines += _weak_collage(summary["accuracy"])
     lines += [_loss(loss) for loss in summary.get("lost_ranks", [])]
     lines += [f"error rows: {n:,} x {reason}" for reason, n in summary["errors"].items()]
     return [Text(line, style="bold red") for line in lines]
+
+
+def _weak_collage(accuracy: Json) -> list[str]:
+    """What the collage's answers cost where its network is much the weaker one."""
+    counts = {k: (row["correct"], row["n"]) for k, row in accuracy["by_source"].items()}
+    if not {"single", "collage"} <= counts.keys():
+        return []
+    gap = weaker_by(counts["single"], counts["collage"])
+    if gap is None:
+        return []
+    single, collage = (points(accuracy["by_source"][k]["accuracy"]) for k in ("single", "collage"))
+    lost = 100 * gap * counts["collage"][1] / accuracy["overall"]["n"]
+    return [
+        f"WEAK COLLAGE: {collage} of its answers are right, {single} of the single network's: "
+        f"about {lost:.1f} points of this run's accuracy are lost by it. {ADVICE}."
+    ]
 
 
 def _loss(loss: Json) -> str:
@@ -157,8 +175,7 @@ def _accuracy_table(summary: Json) -> Table:
             between = f"{100 * low:.2f}-{100 * high:.2f} %"
             table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", between)
     if not accuracy["overall"]["n"]:
-        why = "no labels" if summary["latency"]["group"]["n"] else "no group but warm-up"
-        table.add_row(why, "n/a", "0", "")
+        table.add_row("no labels" if summary["rows"]["found"] else "no rows", "n/a", "0", "")
     return table
 
 

@@ -3,8 +3,9 @@
 Owns: which rows enter which number, and the layout of summary.json.
 Does not know: how it is printed (render), other runs (comparison).
 
-Warm-up groups are counted and enter no statistic. Times in the summary are ms or s and
-say so in their names; a number the sample cannot support is None, with the n it needs.
+Warm-up groups enter no time, share or price; accuracy is that of all labelled images. Times
+in the summary are ms or s and say so in their names; a number the sample cannot support is None,
+with the n it needs.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def summarise(results: Results) -> Json:
         "latency": _latency(results),
         "support": {percentile_name(q): support_needed(q) for q in PERCENTILES},
         "parts_ms": _parts_ms(results.measured_images),
-        "accuracy": accuracy(results.measured_images),
+        "accuracy": accuracy(results.images),
         "price": _price(results),
         "arrivals": _arrivals(results),
         "rank0": _rank0(results),

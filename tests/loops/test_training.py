@@ -211,8 +211,46 @@ def test_metadata_tells_how_it_was_trained(weights: dict[str, Path]) -> None:
     training = info.metadata["training"]
     assert (training["epochs"], training["seed"], training["sources"]) == (8, 0, ["test"])
     assert training["validation_images"] == 30
+    assert training["validation_accuracy"] > 0.7
     assert "validation_ece" not in training  # fewer than 100 images fit no temperature
     assert len(training["history"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("limit", "share", "expected"),
+    [
+        ("40", "0.1", "% (4 images: "),
+        ("40", "0.1", "temperature 1.0 (it is fitted to 100 validation images or more"),
+        ("40", "0", "validation accuracy n/a (no image was kept apart: --validation 0.05"),
+    ],
+)
+def test_few_validation_images_are_said(
+    shard: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    limit: str,
+    share: str,
+    expected: str,
+) -> None:
+    few = ["--epochs", "1", "--limit", limit, "--validation", share]
+    assert train("single", shard, tmp_path / "w", *few) == 0
+    assert expected in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_evaluate_warns_of_a_weak_collage(
+    weights: dict[str, Path], shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = tmp_path / "weak"
+    few = ["--epochs", "1", "--limit", "40", "--lr", "0.0001"]
+    assert train("collage", shard, weak, "--side", "2", *few) == 0
+    words = ["evaluate", "--shards", str(shard), "--calls", "1", "--json"]
+    words += ["--single", str(weights["single"]), "--collage"]
+    capsys.readouterr()
+    for network, warned in ((weak, True), (weights["collage"], False)):
+        assert main([*words, str(network)]) == 0
+        told = capsys.readouterr()
+        json.loads(told.out)
+        assert ("points less often than the single network" in told.err) == warned
 
 
 def test_the_calibration_error_is_recorded_before_and_after(shard: Path, tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_summary_counts_and_prices(tmp_path: Path) -> None:
     assert summary["latency"]["image"]["n"] == 882
     assert summary["latency"]["image"]["p95_ms"] is not None
     assert summary["latency"]["image"]["p99_ms"] is None  # 98 groups, however many images
+    assert summary["accuracy"]["overall"]["n"] == 900  # of warm-up groups too
     price = summary["price"]
     measured = results.images[~results.images["warmup"]]
     assert price["collage_share"] == pytest.approx((measured["rank"] == COLLAGE_RANK).mean())
@@ -262,13 +263,13 @@ def test_validity_is_summed_over_sessions(tmp_path: Path) -> None:
 def test_comparison_is_paired_on_the_same_images(tmp_path: Path) -> None:
     runs = [
         read_results(make_run(tmp_path / "none", 900, collage=False)),
-        read_results(make_run(tmp_path / "collage", 450)),
+        read_results(make_run(tmp_path / "collage", 450, warmup_groups=2)),
     ]
     first, second = compare(runs)
     assert first["p50_ratio"] == 1.0
     assert second["p50_ratio"] < 0.5
     assert second["p99_ratio"] is None
-    assert second["paired"]["n"] == 450  # by fingerprint and row, whatever the order
+    assert second["paired"]["n"] == 450  # by fingerprint and row, any order; of warm-up groups too
     difference = second["paired"]["only_this"] - second["paired"]["only_baseline"]
     assert second["paired"]["difference"] == pytest.approx(difference / second["paired"]["n"])
     text = render_comparison([first, second])
