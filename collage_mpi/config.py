@@ -26,6 +26,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.placement import Placement, placement
+from collage_mpi.printable import shown
 from collage_mpi.scheduler.policies import (
     POLICIES,
     AcceptPolicy,
@@ -300,7 +301,7 @@ class RunSettings:
             choices = spec.metadata.get("choices")
             value = getattr(self, spec.name)
             if choices and value is not None and value not in choices:
-                raise UsageError(f"{spec.name} is {value!r}; known are: {', '.join(choices)}")
+                raise UsageError(f"{spec.name} is {shown(value)}; known are: {', '.join(choices)}")
 
     def _check_ranges(self) -> None:
         if not MIN_SIDE <= self.side <= MAX_SIDE:
@@ -615,7 +616,8 @@ class RunSettings:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else "."
                 raise UsageError(
-                    f"{source}: unknown setting {key!r}{hint} Known: {', '.join(sorted(known))}"
+                    f"{source}: unknown setting {shown(key)}{hint} "
+                    f"Known: {', '.join(sorted(known))}"
                 )
         return cls(**{key: _typed(key, v, hints[key], source) for key, v in values.items()})
 
@@ -643,4 +645,4 @@ def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
     elif hint in (int, str) and type(value) is hint:  # a bool is no int here
         return value
     wanted = "a list of strings" if origin is tuple else getattr(hint, "__name__", str(hint))
-    raise UsageError(f"{source}: {key} is {value!r}; it needs {wanted}")
+    raise UsageError(f"{source}: {key} is {shown(value)}; it needs {wanted}")

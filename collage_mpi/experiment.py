@@ -37,6 +37,7 @@ from collage_mpi.experiment_grid import (
     safe,
     table,
 )
+from collage_mpi.printable import shown
 from collage_mpi.settings_file import read_settings_file
 from collage_mpi.shipped import with_shipped
 
@@ -159,7 +160,7 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
     size = _size(document, how, source)
     name = document.get("name", Path(source).stem)
     if not isinstance(name, str) or not name:
-        raise UsageError(f"{source}: name is {name!r}; it needs some text")
+        raise UsageError(f"{source}: name is {shown(name)}; it needs some text")
     base = table(document.get("base", {}), f"{source} [base]")
     found = drafts(document, source)
     baselines = read_baselines(document, found, source)
@@ -294,12 +295,12 @@ def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise UsageError(f"{where}: unknown key {key!r}{hint} Known: {', '.join(known)}")
+            raise UsageError(f"{where}: unknown key {shown(key)}{hint} Known: {', '.join(known)}")
 
 
 def _one_of(value: Any, known: Sequence[str], where: str) -> str:
     if value not in known:
-        raise UsageError(f"{where} is {value!r:.60}; known are: {', '.join(known)}")
+        raise UsageError(f"{where} is {shown(value, 60)}; known are: {', '.join(known)}")
     return str(value)
 
 
@@ -337,5 +338,5 @@ def _path(value: Any, key: str, how: str, source: str) -> str | None:
     if how == "run":
         raise UsageError(f"{source}: {key} is for how = 'simulate'; a run has its own")
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{source}: {key} is {value!r:.60}; it needs a path")
+        raise UsageError(f"{source}: {key} is {shown(value, 60)}; it needs a path")
     return str(with_shipped(value))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from collage_mpi.printable import printable
 from collage_mpi.topology import status_wanted
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def plain_line(status: dict[str, Any]) -> str:
     else:
         text += f" {unit}"
     notes = _notes(status, unit)
-    return ", ".join([text, *notes])
+    return printable(", ".join([text, *notes]))
 
 
 def _notes(status: dict[str, Any], unit: str) -> list[str]:
@@ -239,7 +240,7 @@ class BarDisplay:
             self._leave_line()
             return
         shown = {
-            "description": str(status.get("phase", "running")),
+            "description": printable(str(status.get("phase", "running"))),
             "completed": status.get("done", 0),
             "total": status.get("total"),
             "notes": ", ".join(_notes(status, str(status.get("unit", "images")))),

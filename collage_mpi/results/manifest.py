@@ -16,6 +16,7 @@ import numpy as np
 
 from collage_mpi.config import NOT_OF_ROWS
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.printable import shown
 from collage_mpi.results.atomic import write_atomic
 
 FORMAT = "collage-mpi run"
@@ -142,20 +143,21 @@ def check_manifest(manifest: object, where: str) -> Json:
     if not isinstance(manifest, dict):
         raise DataFault(f"{where}: not a JSON object, so not the manifest of a run.")
     if manifest.get("format") != FORMAT:
-        raise DataFault(f"{where}: format {manifest.get('format')!r} found, {FORMAT!r} needed.")
+        raise DataFault(
+            f"{where}: format {shown(manifest.get('format'))} found, {FORMAT!r} needed."
+        )
     if manifest.get("version") != VERSION:
         raise DataFault(
-            f"{where}: version {manifest.get('version')!r} found, this collage-mpi reads {VERSION}."
+            f"{where}: version {shown(manifest.get('version'))} found, this collage-mpi reads "
+            f"{VERSION}."
         )
     for key, (check, wanted) in _REQUIRED.items():
         if not check(manifest.get(key)):
-            raise DataFault(
-                f"{where}: {key!r} must be {wanted}; found {_short(manifest.get(key))}."
-            )
+            raise DataFault(f"{where}: {key!r} must be {wanted}; found {shown(manifest.get(key))}.")
     for key, (check, wanted) in _OPTIONAL.items():
         value = manifest.get(key)
         if value is not None and not check(value):
-            raise DataFault(f"{where}: {key!r} must be {wanted}; found {_short(value)}.")
+            raise DataFault(f"{where}: {key!r} must be {wanted}; found {shown(value)}.")
     return manifest
 
 
@@ -225,12 +227,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             continue
         old, new = (manifest.get(key) for manifest in (before, now))
         if old != new:
-            lines.append(f"{key}: {_short(old)} before, {_short(new)} now")
+            lines.append(f"{key}: {shown(old)} before, {shown(new)} now")
     old_settings, new_settings = (manifest.get("settings") or {} for manifest in (before, now))
     for key in sorted({*old_settings, *new_settings} - FREE_SETTINGS):
         old, new = old_settings.get(key), new_settings.get(key)
         if old != new:
-            lines.append(f"settings.{key}: {_short(old)} before, {_short(new)} now")
+            lines.append(f"settings.{key}: {shown(old)} before, {shown(new)} now")
     return lines
 
 
@@ -258,8 +260,3 @@ def _other_shards(before: list[Json], now: list[Json]) -> list[str]:
             )
     more = len(lines) - MOST_SHARD_LINES
     return lines if more <= 0 else [*lines[:MOST_SHARD_LINES], f"... and {more} more shards"]
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -10,10 +10,11 @@ import io
 import sys
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from collage_mpi.printable import printable
 from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.topology import launcher_rank
 
@@ -52,8 +53,19 @@ def to_text(renderable: RenderableType, width: int | None = None) -> str:
     console = Console(
         file=out, force_terminal=tty, no_color=not tty, width=wide, markup=False, highlight=False
     )
-    console.print(renderable)
+    console.print(_Printable(renderable))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+class _Printable:
+    """A renderable whose texts are made fit for a terminal before they are coloured."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def supported(value: float | None, n: int, form: str = ".1f") -> str:
