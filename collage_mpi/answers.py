@@ -14,6 +14,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.npy import UNREADABLE
+from collage_mpi.regular import require_regular
 from collage_mpi.scheduler.events import Item, Score
 
 VERSION = 1
@@ -80,6 +81,7 @@ def read_answers(path: Path, side: int) -> Answers:
         DataFault: another file, damaged, of another side, or without one full group.
     """
     try:
+        require_regular(path)
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise ValueError("it holds a single array")

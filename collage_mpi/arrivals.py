@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.regular import require_regular
 from collage_mpi.traces import load_numbers
 
 ARRIVALS = ("closed", "poisson", "file")
@@ -191,6 +192,7 @@ def load_times_ns(path: str, images: int) -> np.ndarray:
 
 def _text(path: str) -> np.ndarray:
     try:
+        require_regular(path)
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         words = [line.partition("#")[0].strip() for line in lines]
         return np.array([float(word) for word in words if word])

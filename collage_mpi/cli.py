@@ -19,6 +19,7 @@ from collage_mpi import __version__
 from collage_mpi.departure import leave_if_armed
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.outlet import Outlet
+from collage_mpi.printable import printable
 from collage_mpi.topology import telling_rank
 
 # name -> (module below collage_mpi.commands, line in --help)
@@ -61,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
             usage = self.format_usage()
             if usage.count("\n") > MOST_USAGE_LINES:
                 usage = f"usage: {self.prog} ...; {self.prog} --help lists its flags\n"
-            print(f"{usage}{self.prog}: error: {message}", file=sys.stderr)
+            print(printable(f"{usage}{self.prog}: error: {message}"), file=sys.stderr)
         _let_rank_0_speak()
         raise SystemExit(int(ExitCode.USAGE))
 
@@ -135,9 +136,9 @@ def _main(argv: list[str]) -> int:
 
 
 def tell(message: str) -> None:
-    """Print to stderr, from one rank only. A reader that has gone ends no job."""
+    """Print to stderr, from one rank only; see `printable`. A reader that has gone ends no job."""
     if telling_rank() in (None, 0):
-        Outlet(sys.stderr).write(f"{message}\n")
+        Outlet(sys.stderr).write(printable(f"{message}\n"))
 
 
 def _let_rank_0_speak() -> None:

@@ -27,6 +27,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.placement import Placement, placement
+from collage_mpi.printable import shown
 from collage_mpi.scheduler.policies import (
     POLICIES,
     AcceptPolicy,
@@ -46,6 +47,7 @@ from collage_mpi.scheduler.schemes import (
     SchemeSettings,
     make_scheme,
 )
+from collage_mpi.shipped import with_shipped
 from collage_mpi.stragglers import (
     MODELS,
     TRACE_DRAWS,
@@ -67,6 +69,8 @@ NOT_OF_ROWS = (
     "reply_timeout_s",
     "start_timeout_s",
 )
+# They may name a file that comes with the package: shipped:NAME.
+PATH_SETTINGS = ("shards", "single", "collage", "parity", "trace_file", "arrival_file")
 LARGEST = 1e9  # of any number: times then fit 63 bits of ns
 # An attempt is one byte of a row; batches beyond this gain nothing that is known.
 MOST = {"max_attempts": 255, "limit": float("inf"), "batch": 1024}
@@ -93,7 +97,9 @@ class RunSettings:
         choices=BAD_SHARDS,
     )
     single: str = _setting(
-        "", "single classifier: a .safetensors file, MODULE:FUNCTION, or null", metavar="W"
+        "",
+        "single classifier: a .safetensors file, shipped:NAME, MODULE:FUNCTION, or null",
+        metavar="W",
     )
     collage: str = _setting(
         "", "collage-CNN: a .safetensors file, MODULE:FUNCTION, or null", metavar="W"
@@ -249,7 +255,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
-            object.__setattr__(self, spec.name, _plain(spec, getattr(self, spec.name)))
+            value = _plain(spec, getattr(self, spec.name))
+            if spec.name in PATH_SETTINGS:
+                value = _named(value)
+            object.__setattr__(self, spec.name, value)
         self._check_choices()
         self._check_ranges()
         make_scheme(self.scheme_settings())
@@ -300,7 +309,7 @@ class RunSettings:
             choices = spec.metadata.get("choices")
             value = getattr(self, spec.name)
             if choices and value is not None and value not in choices:
-                raise UsageError(f"{spec.name} is {value!r}; known are: {', '.join(choices)}")
+                raise UsageError(f"{spec.name} is {shown(value)}; known are: {', '.join(choices)}")
 
     def _check_ranges(self) -> None:
         if not MIN_SIDE <= self.side <= MAX_SIDE:
@@ -615,7 +624,8 @@ class RunSettings:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else "."
                 raise UsageError(
-                    f"{source}: unknown setting {key!r}{hint} Known: {', '.join(sorted(known))}"
+                    f"{source}: unknown setting {shown(key)}{hint} "
+                    f"Known: {', '.join(sorted(known))}"
                 )
         return cls(**{key: _typed(key, v, hints[key], source) for key, v in values.items()})
 
@@ -628,6 +638,13 @@ def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
     if isinstance(parts, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in parts):
         return tuple(map(os.fspath, parts))
     raise UsageError(f"{spec.name} is {value!r}; it needs {spec.metadata['metavar']}, or a list")
+
+
+def _named(value: Any) -> Any:
+    """A path, or a tuple of paths, with shipped:NAME resolved. Raises UsageError."""
+    if isinstance(value, tuple):
+        return tuple(map(with_shipped, value))
+    return with_shipped(value) if isinstance(value, str) else value
 
 
 def _ms_to_ns(value_ms: float | None) -> int | None:
@@ -653,4 +670,4 @@ def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
     elif hint in (int, str) and type(value) is hint:  # a bool is no int here
         return value
     wanted = "a list of strings" if origin is tuple else getattr(hint, "__name__", str(hint))
-    raise UsageError(f"{source}: {key} is {value!r}; it needs {wanted}")
+    raise UsageError(f"{source}: {key} is {shown(value)}; it needs {wanted}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.regular import require_regular
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
@@ -58,6 +59,7 @@ def read_costs(path: Path) -> Costs:
 
         return costs_of(read_results(path))
     try:
+        require_regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EnvironmentFault(f"costs {path} cannot be read: {error.strerror or error}") from error

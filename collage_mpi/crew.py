@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from collage_mpi import protocol as wire
+from collage_mpi.cost_ratio import Measured, Ratio, ratio_of
 from collage_mpi.errors import (
     CollageError,
     DataFault,
@@ -30,7 +31,7 @@ HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
 MEASURE_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or in the midst of a network
 SILENT_STOP_S = 5.0  # and one that has owed an answer for too long has had its time
-MEASURE_ROUNDS = 5
+MEASURE_ROUNDS = 15
 MEASURE_ENOUGH_S = 20.0  # slow networks get fewer rounds
 # What a rank owes when its control message of a sort does not come.
 OWED = {"here": "sign of life", "measured": "service time of its network"}
@@ -57,7 +58,7 @@ class Crew:
         self._backoff = backoff or Backoff(COORDINATOR_BACKOFF)
         self._stopped = False
         self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
-        self._measured: dict[tuple[Hashable, int], dict[str, int]] = {}
+        self._measured: dict[tuple[Hashable, int], dict[str, list[Measured]]] = {}
 
     @property
     def ranks(self) -> range:
@@ -107,59 +108,65 @@ class Crew:
             self.losses.met(rank, hello)
         return hellos
 
-    def measure(self, rank: int, kind: str, batch: int = 1) -> int | None:
-        """Idle service time in ns of a kind's network on a rank, the others waiting.
+    def measure(self, rank: int, kind: str, batch: int = 1) -> Measured | None:
+        """Idle service time of a kind's network on a rank, the others waiting.
 
         None when the rank is lost meanwhile and the job goes on.
         """
         self._tell(rank, {"what": "measure", "kind": kind, "batch": batch})
         answers = self._collect("measured", {rank}, MEASURE_LIMIT_S, lambda: None)
-        return int(answers[rank]["service_ns"]) if rank in answers else None
+        if rank not in answers:
+            return None
+        cpu_ns = answers[rank].get("cpu_ns")
+        return Measured(int(answers[rank]["service_ns"]), None if cpu_ns is None else int(cpu_ns))
 
     def service_times(
         self, who: Mapping[str, Collection[int]], networks: Hashable
-    ) -> tuple[dict[str, int], float | None]:
+    ) -> tuple[dict[str, int], Ratio | None]:
         """Idle service times by kind in ns, and the other network's over the single's.
 
-        The kinds are measured in turn, MEASURE_ROUNDS times, and the shortest time of each
-        is taken: other work on the host can only lengthen one (medians of a busy host gave
-        ratios between 0.96 and 1.49 for networks whose ratio is 1.38). Sessions with the
-        same networks share one measurement: their injected delays are then the same.
+        The kinds are measured in turn, MEASURE_ROUNDS times. As service time the shortest is
+        taken: other work on the host can only lengthen one. Sessions with the same networks
+        share one measurement: their injected delays are then the same.
 
         Args:
             who: ranks that may be measured for each kind; the first that is not lost is.
             networks: what they are, to know them again.
         """
-        services = self.batch_times(who, networks, 1)
-        other = next((kind for kind in services if kind != "single"), None)
-        if other is None or "single" not in services:
-            return services, None
-        return services, services[other] / services["single"]
+        found = self._rounds(who, networks, 1)
+        other = next((kind for kind in found if kind != "single"), None)
+        ratio = None if other is None else ratio_of(found[other], found.get("single", ()))
+        return _shortest_ns(found), ratio
 
     def batch_times(
         self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int
     ) -> dict[str, int]:
         """Idle service times of a batch by kind in ns; see `service_times`."""
+        return _shortest_ns(self._rounds(who, networks, batch))
+
+    def _rounds(
+        self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int
+    ) -> dict[str, list[Measured]]:
         if (networks, batch) not in self._measured:
-            found: dict[str, list[int]] = {}
+            found: dict[str, list[Measured]] = {}
             until_s = self._clock() + MEASURE_ENOUGH_S
             for number in range(MEASURE_ROUNDS):
                 if number and self._clock() > until_s:
                     break
                 for kind, ranks in who.items():
-                    service_ns = self._measure_any(ranks, kind, batch)
-                    if service_ns is not None:
-                        found.setdefault(kind, []).append(service_ns)
-            self._measured[networks, batch] = {kind: min(times) for kind, times in found.items()}
+                    measured = self._measure_any(ranks, kind, batch)
+                    if measured is not None:
+                        found.setdefault(kind, []).append(measured)
+            self._measured[networks, batch] = found
         return self._measured[networks, batch]
 
-    def _measure_any(self, ranks: Collection[int], kind: str, batch: int) -> int | None:
+    def _measure_any(self, ranks: Collection[int], kind: str, batch: int) -> Measured | None:
         """The service time on the first of the ranks that lives to tell it."""
         for rank in ranks:
             if rank in self.present:
-                service_ns = self.measure(rank, kind, batch)
-                if service_ns is not None:
-                    return service_ns
+                measured = self.measure(rank, kind, batch)
+                if measured is not None:
+                    return measured
         return None
 
     def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
@@ -322,6 +329,10 @@ class _Interrupted(CollageError):
 def _fault(rank: int, content: dict[str, Any]) -> CollageError:
     error = _FAULTS.get(ExitCode(content["exit_code"]), EnvironmentFault)
     return error(f"rank {rank}: {content['message']}")
+
+
+def _shortest_ns(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, int]:
+    return {kind: min(m.service_ns for m in found) for kind, found in rounds.items()}
 
 
 def _ns(seconds: float) -> int:

@@ -24,14 +24,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.experiment_grid import (
-    SHIPPED,
     Baselines,
     Draft,
     drafts,
@@ -39,14 +37,14 @@ from collage_mpi.experiment_grid import (
     safe,
     table,
 )
+from collage_mpi.printable import shown
 from collage_mpi.settings_file import read_settings_file
+from collage_mpi.shipped import with_shipped
 
 HOWS = ("run", "simulate")
 SIMULATED = ("images", "groups", "costs", "answers", "rows")  # keys for how = "simulate" alone
 KEYS = ("name", "how", *SIMULATED, "repeat", "baseline", "base", "grid", "point")
 LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some
-_SUFFIXES = (".h5", ".safetensors", ".npy", ".npz")
-PATH_SETTINGS = ("shards", "single", "collage", "parity", "trace_file", "arrival_file")
 
 Json = dict[str, Any]
 
@@ -164,7 +162,7 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
     size = _size(document, how, source)
     name = document.get("name", Path(source).stem)
     if not isinstance(name, str) or not name:
-        raise UsageError(f"{source}: name is {name!r}; it needs some text")
+        raise UsageError(f"{source}: name is {shown(name)}; it needs some text")
     base = table(document.get("base", {}), f"{source} [base]")
     found = drafts(document, source)
     baselines = read_baselines(document, found, source)
@@ -247,8 +245,6 @@ def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str
     if "out" in values:
         raise UsageError(f"{where}: out is given on the command line: --out DIR")
     try:
-        for key in values.keys() & set(PATH_SETTINGS):
-            values[key] = _with_shipped(values[key])
         if isinstance(values.get("singles"), str):
             values["singles"] = _singles(values["singles"], values.get("side", RunSettings.side))
         settings = RunSettings.from_mapping(values, where)
@@ -268,20 +264,6 @@ def _singles(text: str, side: Any) -> Any:
     if match is None or type(side) is not int:
         raise UsageError(f"singles is {text!r}; it needs a number, or N+2 for two more than cells")
     return side * side + int(match[1] or 0)
-
-
-def _with_shipped(value: Any) -> Any:
-    """`shipped:NAME` as the path of a file that comes with the package."""
-    if isinstance(value, list):
-        return [_with_shipped(part) for part in value]
-    if not isinstance(value, str) or not value.startswith(SHIPPED):
-        return value
-    data = Path(str(files("collage_mpi") / "data"))
-    names = sorted(p.name for p in data.iterdir() if p.suffix in _SUFFIXES)
-    name = value.removeprefix(SHIPPED)
-    if "{side}" not in name and name not in names:
-        raise UsageError(f"{value}: the package ships {', '.join(names)}")
-    return str(data / name)
 
 
 def _check_distinct(points: Sequence[Point], source: str) -> None:
@@ -315,12 +297,12 @@ def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise UsageError(f"{where}: unknown key {key!r}{hint} Known: {', '.join(known)}")
+            raise UsageError(f"{where}: unknown key {shown(key)}{hint} Known: {', '.join(known)}")
 
 
 def _one_of(value: Any, known: Sequence[str], where: str) -> str:
     if value not in known:
-        raise UsageError(f"{where} is {value!r:.60}; known are: {', '.join(known)}")
+        raise UsageError(f"{where} is {shown(value, 60)}; known are: {', '.join(known)}")
     return str(value)
 
 
@@ -358,5 +340,5 @@ def _path(value: Any, key: str, how: str, source: str) -> str | None:
     if how == "run":
         raise UsageError(f"{source}: {key} is for how = 'simulate'; a run has its own")
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{source}: {key} is {value!r:.60}; it needs a path")
-    return str(_with_shipped(value))
+        raise UsageError(f"{source}: {key} is {shown(value, 60)}; it needs a path")
+    return str(with_shipped(value))

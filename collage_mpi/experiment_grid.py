@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import UsageError
+from collage_mpi.printable import shown
+from collage_mpi.shipped import SHIPPED
 
 MOST_POINTS = 10_000
-SHIPPED = "shipped:"
 
 Json = dict[str, Any]
 
@@ -62,7 +63,7 @@ def drafts(document: Mapping[str, Any], source: str) -> list[Draft]:
     axes = _axes(table(document.get("grid", {}), f"{source} [grid]"), f"{source} [grid]")
     extra = document.get("point", [])
     if not isinstance(extra, list):
-        raise UsageError(f"{source}: point needs [[point]] tables, not {extra!r:.60}")
+        raise UsageError(f"{source}: point needs [[point]] tables, not {shown(extra, 60)}")
     in_grid = math.prod(len(axis) for axis in axes) if axes or not extra else 0
     total = (in_grid + len(extra)) * len(seeds)
     if total > MOST_POINTS:
@@ -89,14 +90,16 @@ def read_baselines(document: Mapping[str, Any], found: Sequence[Draft], source: 
     values = given[axis] if isinstance(given[axis], list) else [given[axis]]
     choices = [next((c for c in known if c == short(v)), None) for v in values]
     if not choices or None in choices or len(set(choices)) < len(choices):
-        raise UsageError(f"{where}: {axis} is {given[axis]!r:.60}; known are: {', '.join(known)}")
+        raise UsageError(
+            f"{where}: {axis} is {shown(given[axis], 60)}; known are: {', '.join(known)}"
+        )
     return Baselines(axis, tuple(choice for choice in choices if choice is not None))
 
 
 def table(value: Any, where: str) -> Json:
     """The value, a table. Raises UsageError for anything else."""
     if not isinstance(value, dict):
-        raise UsageError(f"{where}: it needs a table of settings, not {value!r:.60}")
+        raise UsageError(f"{where}: it needs a table of settings, not {shown(value, 60)}")
     return value
 
 
@@ -119,7 +122,7 @@ def _axes(grid: Json, where: str) -> list[list[Draft]]:
     axes = []
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise UsageError(f"{where}: {key} is {values!r:.60}; it needs a list of values")
+            raise UsageError(f"{where}: {key} is {shown(values, 60)}; it needs a list of values")
         if all(isinstance(value, dict) for value in values):
             axes.append([_linked(key, n, value) for n, value in enumerate(values)])
         else:
@@ -174,7 +177,7 @@ def _seeds(repeat: Any, source: str) -> list[int | None]:
     good = isinstance(repeat, list) and all(type(seed) is int and seed >= 0 for seed in repeat)
     if not good or not repeat or len(set(repeat)) < len(repeat):
         raise UsageError(
-            f"{source}: repeat is {repeat!r:.60}; it needs how many seeds, or a list of "
+            f"{source}: repeat is {shown(repeat, 60)}; it needs how many seeds, or a list of "
             "different seeds from 0"
         )
     return list(repeat)

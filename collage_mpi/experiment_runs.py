@@ -15,10 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.config import RunSettings
+from collage_mpi.config import PATH_SETTINGS, RunSettings
 from collage_mpi.costs import Costs, read_costs
 from collage_mpi.errors import CollageError, ExitCode, UsageError
-from collage_mpi.experiment import PATH_SETTINGS, Experiment, Point
+from collage_mpi.experiment import Experiment, Point
 from collage_mpi.inputs import digests, named_files
 from collage_mpi.results.manifest import (
     MANIFEST,

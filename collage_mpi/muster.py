@@ -191,12 +191,14 @@ class ServiceCosts:
         idle_ns: kind -> one input.
         batch_ns: kind -> a whole batch; empty for a batch of one.
         ratio: a collage or a stripe over a single image.
+        interval: of that, 95 %; None where it was not measured.
         batch_costs: kind -> a further input of a batch over the first; empty likewise.
     """
 
     idle_ns: dict[str, int]
     batch_ns: dict[str, int]
     ratio: float
+    interval: tuple[float, float] | None
     batch_costs: dict[str, float]
 
     def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
@@ -207,12 +209,14 @@ class ServiceCosts:
         finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
         known: dict[str, Any] = {}
         for found in (*finals, manifest):
-            for name in ("cost_ratio", "batch_costs"):
+            for name in ("cost_ratio", "cost_ratio_interval", "batch_costs"):
                 if found.get(name) is not None:
                     known[name] = found[name]
+        ratio = known.get("cost_ratio")
         return replace(
             self,
-            ratio=known.get("cost_ratio", self.ratio),
+            ratio=self.ratio if ratio is None else ratio,
+            interval=self.interval if ratio is None else known.get("cost_ratio_interval"),
             batch_costs=known.get("batch_costs", self.batch_costs),
         )
 
@@ -222,18 +226,19 @@ def service_costs(plan: Plan, crew: Crew) -> ServiceCosts:
     settings = plan.settings
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
-    idle_ns, ratio = crew.service_times(who, networks)
+    idle_ns, measured = crew.service_times(who, networks)
     measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
+    ratio, interval = 1.0, None
     if settings.cost_ratio is not None:
         ratio = settings.cost_ratio
-    elif ratio is None or not measurable:
-        ratio = 1.0
+    elif measured is not None and measurable:
+        ratio, interval = measured.median, (measured.low, measured.high)
     if settings.batch == 1:
-        return ServiceCosts(idle_ns, {}, ratio, {})
+        return ServiceCosts(idle_ns, {}, ratio, interval, {})
     batch_ns = crew.batch_times(who, networks, settings.batch)
     further = {
         kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (settings.batch - 1))
         for kind in batch_ns
         if measurable and settings.batch_cost is None
     }
-    return ServiceCosts(idle_ns, batch_ns, ratio, {**settings.batch_costs(), **further})
+    return ServiceCosts(idle_ns, batch_ns, ratio, interval, {**settings.batch_costs(), **further})

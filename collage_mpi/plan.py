@@ -19,7 +19,9 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.grid import Grid
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.info import class_mismatch
+from collage_mpi.models.weights import read_tensors
 from collage_mpi.placement import Placement
+from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.shards import ShardSet, as_before
 from collage_mpi.shards.schema import remake_command
 from collage_mpi.stragglers import make_delays
@@ -77,6 +79,9 @@ def make_plan(
     single = describe(settings.single, "single") if settings.uses_single else None
     collage = describe(settings.collage, "collage") if settings.uses_collage else None
     parity = _parity_network(settings, single) if settings.uses_parity else None
+    for network in (single, collage, parity):
+        if network is not None:
+            read_tensors(network)  # damage is found here, before any rank has loaded torch
     shards = ShardSet.open(
         [Path(path) for path in settings.shards], skip_bad=settings.bad_shards == "skip"
     )
@@ -86,6 +91,7 @@ def make_plan(
         grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
         names = _check_fit(settings, shards, single, collage, parity)
         _check_sizes(shards, grid, settings.batch)
+        warn_of_weak_collage(single, collage)
         order = run_order(settings, shards)
         settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
     except BaseException:
@@ -176,6 +182,31 @@ def warn_of_one_class_groups(plan: Plan) -> None:
             "a collage of one class is not what the network was trained on: "
             "consider --order shuffle:0"
         )
+
+
+def warn_of_weak_collage(single: NetworkInfo | None, collage: NetworkInfo | None) -> None:
+    """Both networks' records say how often they were right in validation: tell a large gap."""
+    if single is None or collage is None:
+        return
+    counts = _validated(single), _validated(collage)
+    gap = weaker_by(*counts)
+    if gap is not None:
+        shown = [f"{right / n:.1%}" for right, n in counts]
+        tell(
+            f"warning: in validation the collage network was right on {shown[1]} of the images, "
+            f"the single network on {shown[0]}: each answer of the collage costs about "
+            f"{100 * gap:.0f} points. {ADVICE}"
+        )
+
+
+def _validated(info: NetworkInfo) -> tuple[int, int]:
+    """(right, images) of the network's validation, (0, 0) where its record has none."""
+    record = info.metadata.get("training")
+    training = record if isinstance(record, dict) else {}
+    share, n = training.get("validation_accuracy"), training.get("validation_images")
+    if not isinstance(share, float) or type(n) is not int or not 0 <= share <= 1 or n < 0:
+        return 0, 0
+    return round(share * n), n
 
 
 def _cell_px(

@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from collage_mpi.printable import printable
 from collage_mpi.topology import status_wanted
 
 if TYPE_CHECKING:
@@ -160,7 +162,7 @@ def plain_line(status: dict[str, Any]) -> str:
     else:
         text += f" {unit}"
     notes = _notes(status, unit)
-    return ", ".join([text, *notes])
+    return printable(", ".join([text, *notes]))
 
 
 def _notes(status: dict[str, Any], unit: str) -> list[str]:
@@ -238,7 +240,7 @@ class BarDisplay:
             self._leave_line()
             return
         shown = {
-            "description": str(status.get("phase", "running")),
+            "description": printable(str(status.get("phase", "running"))),
             "completed": status.get("done", 0),
             "total": status.get("total"),
             "notes": ", ".join(_notes(status, str(status.get("unit", "images")))),
@@ -284,3 +286,37 @@ class BarDisplay:
 def display_for(stream: TextIO) -> Display:
     """A bar if `stream` is a terminal, else plain lines."""
     return BarDisplay(stream) if stream.isatty() else LineDisplay(stream)
+
+
+@contextmanager
+def advancing(
+    total: int, phase: str, every_s: float = PLAIN_EVERY_S, unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
+    """Shows a count on stderr: a bar on a terminal, a line every few seconds elsewhere.
+
+    Yields:
+        A function to call with how many more are done; it does nothing where total is 0.
+    """
+    if total == 0:
+        yield lambda more: None
+        return
+    done, lines = 0, not sys.stderr.isatty()
+    display = BarDisplay(sys.stderr)
+    reporter = StatusReporter(total, phase, every_s=every_s, unit=unit)
+    started_s = time.monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if lines:
+            reporter.update(done)
+        else:
+            rate = done / max(time.monotonic() - started_s, 1e-9)
+            display.show(
+                {"phase": phase, "done": done, "total": total, "unit": unit, f"{unit}_s": rate}
+            )
+
+    try:
+        yield advance
+    finally:
+        display.clear()

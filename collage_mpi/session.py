@@ -143,6 +143,7 @@ def _run_plan(
             writer.note(
                 networks={k: v for h in hellos.values() for k, v in h["fingerprints"].items()},
                 cost_ratio=costs.ratio,
+                cost_ratio_interval=costs.interval,
                 batch_costs=costs.batch_costs,
             )
             crew.start(costs.ratio, costs.batch_costs)
@@ -395,6 +396,7 @@ def _final(
             *({"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())),
         ],
         "cost_ratio": costs.ratio,
+        "cost_ratio_interval": costs.interval,
         "batch_costs": costs.batch_costs,
         "idle_service_ns": costs.idle_ns,
         "idle_batch_ns": costs.batch_ns,

@@ -19,6 +19,9 @@ from typing import Any
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.regular import require_regular
+
+MOST_CHARACTERS = 4_000_000  # of a YAML file with its aliases written out
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if path.suffix not in _PARSERS:
         raise UsageError(f"settings file {path}: known endings are {', '.join(_PARSERS)}")
     try:
+        require_regular(path)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EnvironmentFault(f"settings file {path} cannot be read: {error}") from error
@@ -56,12 +60,41 @@ def _toml(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """Plain values only: `safe_load` makes no objects."""
+    """Plain values only: the safe loader makes no objects."""
     yaml = import_module("yaml")
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _check_aliases(node, {})
+        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_aliases(node: Any, sizes: dict[int, int | None]) -> int:
+    """Characters that a YAML node has with its aliases written out.
+
+    Raises ValueError where a few lines of aliases make a value that fills the memory.
+    """
+    if id(node) in sizes:
+        known = sizes[id(node)]
+        if known is None:
+            raise ValueError("an alias (*name) stands within what it names")
+        return known
+    sizes[id(node)] = None
+    parts = getattr(node, "value", None) or ()
+    size = 1 + (len(parts) if isinstance(parts, str) else 0)
+    if not isinstance(parts, str):
+        for part in parts:  # of a list, or pairs of a table
+            for inner in part if isinstance(part, tuple) else (part,):
+                size += _check_aliases(inner, sizes)
+    if size > MOST_CHARACTERS:
+        raise ValueError(
+            f"its aliases (*name) stand for more than {MOST_CHARACTERS:,} characters; write out "
+            "what is meant"
+        )
+    sizes[id(node)] = size
+    return size
 
 
 # ending -> (the format's name, its parser: ValueError for what is not of the format)

@@ -18,6 +18,7 @@ import numpy as np
 from collage_mpi.delays import LONGEST_S
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.npy import UNREADABLE
+from collage_mpi.regular import require_regular
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
@@ -58,6 +59,7 @@ def load_numbers(path: str, what: str) -> np.ndarray:
         DataFault: it is no .npy of numbers; nothing is unpickled.
     """
     try:
+        require_regular(path)
         # Mapped: what the header claims must be there, before memory is taken for it.
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:

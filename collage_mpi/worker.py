@@ -25,6 +25,7 @@ import numpy as np
 
 from collage_mpi import protocol as wire
 from collage_mpi.burner import Burn, Burners
+from collage_mpi.cost_ratio import Measured
 from collage_mpi.decode import decode, summands
 from collage_mpi.delays import DelayModel, service_ns
 from collage_mpi.errors import CollageError, EnvironmentFault
@@ -38,9 +39,9 @@ from collage_mpi.waiting import WORKER_BACKOFF, Backoff
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
-MEASURED_RUNS = 15
-# A slow network, or a busy host, is measured for no longer: 15 calls of one that takes 8 s (417 px
-# on a crowded core) are two minutes in which all other ranks wait. The shortest counts anyway.
+MEASURED_RUNS = 5  # a round: the networks take turns, and few calls keep the turns short
+# A slow network, or a busy host, is measured for no longer: 5 calls of one that takes 8 s (417 px
+# on a crowded core) are 40 s in which all other ranks wait.
 MEASURED_NS, LEAST_MEASURED = 2_000_000_000, 2
 RING_SPARE = 4  # receives beyond the credit, for cancels
 FOR_EVER_NS = 1 << 62  # of the clock: a dead rank's hold
@@ -135,12 +136,13 @@ class Worker:
         *,
         lookout: Lookout,
         clock: Callable[[], int] = time.monotonic_ns,
+        cpu_clock: Callable[[], int] = time.process_time_ns,
         backoff: Backoff | None = None,
     ) -> None:
         """`lookout` is told who rank 0 is, and when it may go."""
         self.endpoint = endpoint
         self.load = load
-        self.clock = clock
+        self.clock, self.cpu_clock = clock, cpu_clock
         self.backoff = backoff or Backoff(WORKER_BACKOFF)
         self.session: Session | None = None
         self.exit_code: int | None = None
@@ -187,8 +189,8 @@ class Worker:
             self._welcome(int(wire.read_header(message)["session"]), content)
         elif what == "measure" and self.session is not None:
             kind, batch = content["kind"], content.get("batch", 1)
-            best_ns = min(self._service_times_ns(self.session, kind, MEASURED_RUNS, batch))
-            self._tell({"what": "measured", "kind": kind, "service_ns": best_ns})
+            found = self._measured(self.session, kind, batch)
+            self._tell({"what": "measured", "kind": kind, **found._asdict()})
         elif what == "start" and self.session is not None:
             self.session.start(content, self.clock())
         elif what == "end":
@@ -252,17 +254,28 @@ class Worker:
 
     def _service_ns(self, session: Session, kind: str, runs: int, batch: int = 1) -> int:
         """Median time of the kind's network for so many inputs."""
-        return int(statistics.median(self._service_times_ns(session, kind, runs, batch)))
+        times = self._times_ns(session, kind, runs, batch)
+        return int(statistics.median(wall for wall, _ in times))
 
-    def _service_times_ns(
+    def _measured(self, session: Session, kind: str, batch: int) -> Measured:
+        """What rank 0 asks for before the tasks come, the other ranks waiting."""
+        times = self._times_ns(session, kind, MEASURED_RUNS, batch)
+        on_cpu = session.predictors[kind].device == "cpu"
+        cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
+        return Measured(min(wall for wall, _ in times), cpu_ns)
+
+    def _times_ns(
         self, session: Session, kind: str, runs: int, batch: int = 1
-    ) -> list[int]:
+    ) -> list[tuple[int, int]]:
+        """Of each call the time on the clock, and the processor time of this process."""
         inputs = np.zeros((batch, *session.input_shape(kind)), np.uint8)  # (n, H, W, C) uint8
-        times: list[int] = []
-        while len(times) < runs and (sum(times) < MEASURED_NS or len(times) < LEAST_MEASURED):
-            start_ns = self.clock()
+        times: list[tuple[int, int]] = []
+        until_ns = self.clock() + MEASURED_NS
+        while len(times) < runs and (self.clock() < until_ns or len(times) < LEAST_MEASURED):
+            start_ns, cpu_ns = self.clock(), self.cpu_clock()
             session.predictors[kind].predict(inputs)
-            times.append(self.clock() - start_ns)
+            cpu_ns = self.cpu_clock() - cpu_ns
+            times.append((self.clock() - start_ns, cpu_ns))
         return times
 
     def _try_batches(self, session: Session, kind: str) -> int:

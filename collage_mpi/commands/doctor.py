@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.scheduler.schemes import PLACEMENTS, SCHEMES
+from collage_mpi.shipped import file_argument
 
 if TYPE_CHECKING:
     from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
@@ -30,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit code: 0, or 3 if a job cannot be expected to run."
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the run will write")
-    parser.add_argument("--shards", nargs="+", default=[], metavar="PATH", help="its input")
+    parser.add_argument(
+        "--shards", type=file_argument, nargs="+", default=[], metavar="PATH", help="its input"
+    )
     parser.add_argument("-n", "--ranks", type=int, help="try so many ranks (default: 2)")
     world = parser.add_argument_group("the run's ranks", "as of `run`; the world's size must fit")
     world.add_argument("--scheme", choices=SCHEMES, help="default: collage")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.info import class_mismatch
+from collage_mpi.progress import advancing
+from collage_mpi.shipped import file_argument, path_argument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +25,20 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One network or several; the price of a collage or a parity is seen beside the single."""
-    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="labelled shards")
-    parser.add_argument("--single", metavar="WEIGHTS", help="weights of the single network")
-    parser.add_argument("--collage", metavar="WEIGHTS", help="weights of the collage-CNN")
     parser.add_argument(
-        "--parity", metavar="WEIGHTS", help="weights of a parity network; needs its --single"
+        "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
+    )
+    parser.add_argument(
+        "--single", type=file_argument, metavar="WEIGHTS", help="weights of the single network"
+    )
+    parser.add_argument(
+        "--collage", type=file_argument, metavar="WEIGHTS", help="weights of the collage-CNN"
+    )
+    parser.add_argument(
+        "--parity",
+        type=file_argument,
+        metavar="WEIGHTS",
+        help="weights of a parity network; needs its --single",
     )
     parser.add_argument("--side", type=int, help="the grid the collage must have")
     parser.add_argument(
@@ -73,7 +84,27 @@ def execute(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         _print_table(report)
+    _warn_of_weak_collage(report["networks"])
     return 0
+
+
+def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
+    """On stderr, so that the JSON stays alone."""
+    from collage_mpi.cli import tell
+    from collage_mpi.results.weak import ADVICE, weaker_by
+
+    if not {"single", "collage"} <= networks.keys():
+        return
+    counts = [
+        (round(networks[kind]["accuracy"] * networks[kind]["images"]), networks[kind]["images"])
+        for kind in ("single", "collage")
+    ]
+    gap = weaker_by(counts[0], counts[1])
+    if gap is not None:
+        tell(
+            f"warning: the collage network is right {100 * gap:.1f} points less often than the "
+            f"single network: each image that it answers in a job costs that. {ADVICE}"
+        )
 
 
 def _check_save(args: argparse.Namespace) -> None:
@@ -164,14 +195,16 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
         read = shards.infos
     finally:
         shards.close()
-    return make_report(
-        predictors,
-        answers,
-        labels,
-        calls=args.calls,
-        order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
-        shards=read,
-    )
+    with advancing(args.calls, "timing", unit="calls") as advance:
+        return make_report(
+            predictors,
+            answers,
+            labels,
+            calls=args.calls,
+            order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
+            shards=read,
+            advance=advance,
+        )
 
 
 def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -> Geometry:
@@ -204,7 +237,8 @@ def _answers(
         raise DataFault("the shards have no labels; accuracy needs labelled shards")
     answers = {}
     if "single" in predictors:
-        scores = single_scores(predictors["single"], shards, order)
+        with advancing(len(order), "single") as advance:
+            scores = single_scores(predictors["single"], shards, order, advance)
         answers["single"] = decode(scores)
     side: int | None = args.side
     if "collage" in predictors:
@@ -213,10 +247,16 @@ def _answers(
         assert info.side is not None
         assert info.cell_px is not None
         grid = Grid(info.side, info.cell_px)
-        answers["collage"] = predict_collage(predictors["collage"], grid, shards, order)
+        with advancing(len(order), "collage") as advance:
+            answers["collage"] = predict_collage(
+                predictors["collage"], grid, shards, order, advance
+            )
     if "parity" in predictors:
         group = None if side is None else side**2
-        answers["parity"] = predict_parity(predictors["parity"], scores, shards, order, group)
+        with advancing(len(order), "parity") as advance:
+            answers["parity"] = predict_parity(
+                predictors["parity"], scores, shards, order, group, advance
+            )
     if args.save_answers is not None:
         info = predictors["collage"].info
         assert info.side is not None

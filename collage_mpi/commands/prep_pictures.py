@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.cli import tell
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.progress import advancing
 
 IN_OUT = ("in", "out")
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
@@ -110,7 +110,8 @@ def execute(args: argparse.Namespace) -> int:
     clear_strangers(jobs, args.prefix, args.overwrite, sweep=rank == 0)
     own = jobs[rank::size]
     started_s = time.monotonic()
-    with _progress(sum(len(job.members) for job in own), rank) as advance, _sigterm_interrupts():
+    total = sum(len(job.members) for job in own) if rank == 0 else 0
+    with advancing(total, "prep", LINE_EVERY_S) as advance, _sigterm_interrupts():
         reports = make_shards(own, _workers(args), args.overwrite, advance)
     _tell(reports, jobs, listing, time.monotonic() - started_s, rank if size > 1 else None)
     left_out = sum(report.unreadable for report in reports)
@@ -194,35 +195,6 @@ def _tell(
     for report in (report for report in reports if report.unreadable):
         lines.append(f"{report.unreadable} unreadable, left out: {report.path}.unreadable.tsv")
     print("\n".join(who + line for line in lines), flush=True)
-
-
-@contextmanager
-def _progress(total: int, rank: int) -> Iterator[Callable[[int], None]]:
-    """A bar on rank 0's terminal, lines elsewhere; yields a function of images done."""
-    from collage_mpi.progress import BarDisplay, StatusReporter
-
-    done = 0
-    if rank != 0 or total == 0:
-        yield lambda images: None
-        return
-    lines = not sys.stderr.isatty()
-    display = BarDisplay(sys.stderr)
-    reporter = StatusReporter(total, "prep", every_s=LINE_EVERY_S)
-    started_s = time.monotonic()
-
-    def advance(images: int) -> None:
-        nonlocal done
-        done += images
-        if lines:
-            reporter.update(done)
-        else:
-            rate = done / max(time.monotonic() - started_s, 1e-9)
-            display.show({"phase": "prep", "done": done, "total": total, "images_s": rate})
-
-    try:
-        yield advance
-    finally:
-        display.clear()
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, ExitCode, UsageError
+from collage_mpi.printable import say
+from collage_mpi.shipped import path_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, line in lines.items():
         child = tasks.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
         child.add_argument(
-            "paths", nargs="+", type=Path, metavar="PATH", help="shards, or folders of *.h5"
+            "paths",
+            nargs="+",
+            type=path_argument,
+            metavar="PATH",
+            help="shards, or folders of *.h5",
         )
         child.add_argument("--json", action="store_true", help="print JSON, an object a line")
     line = "copy them with every image's cell stored beside it, so that no job shrinks it again"
     cells = tasks.add_parser("add-cells", help=line, description=line[0].upper() + line[1:] + ".")
-    cells.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="shards, or folders")
+    cells.add_argument(
+        "paths", nargs="+", type=path_argument, metavar="PATH", help="shards, or folders"
+    )
     cells.add_argument(
         "--cell-px", type=int, required=True, metavar="N", help="edge of a cell, as the network has"
     )
@@ -56,24 +64,24 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     try:
         info = inspect_shard(path)
     except DataFault as fault:
-        print(json.dumps({"path": str(path), "problems": [str(fault)]}) if as_json else fault)
+        say(json.dumps({"path": str(path), "problems": [str(fault)]}) if as_json else str(fault))
         return False
     if as_json:
         print(json.dumps(info.to_json()))
         return True
     names = info.class_names
-    print(info.path)
-    print(f"  images       {info.count:,} of {info.height} x {info.width} x {info.channels}")
+    say(str(info.path))
+    say(f"  images       {info.count:,} of {info.height} x {info.width} x {info.channels}")
     if info.fit is not None:
-        print(f"  stored       as encoded files, decoded when read: {info.fit}")
+        say(f"  stored       as encoded files, decoded when read: {info.fit}")
     if info.layout is not None:
         _tell_layout(info.layout, info.path)
-    print(f"  labels       {'yes' if info.has_labels else 'no'}")
-    print(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
+    say(f"  labels       {'yes' if info.has_labels else 'no'}")
+    say(f"  classes      {f'{len(names)}: ' + _shorten(names) if names else 'not named'}")
     if info.cell_sizes:
-        print(f"  cells        stored for {', '.join(map(str, info.cell_sizes))} px")
-    print(f"  source       {info.source or 'not given'}")
-    print(f"  fingerprint  {info.fingerprint}")
+        say(f"  cells        stored for {', '.join(map(str, info.cell_sizes))} px")
+    say(f"  source       {info.source or 'not given'}")
+    say(f"  fingerprint  {info.fingerprint}")
     return True
 
 
@@ -82,14 +90,14 @@ def _tell_layout(layout: dict[str, Any], path: Path) -> None:
     from collage_mpi.shards.foreign import LABEL_NAMES
     from collage_mpi.shards.schema import remake_command
 
-    print("  format       another program's HDF5, understood as:")
-    print(f"    images     dataset {layout['images']}, axes {layout['axes']}")
+    say("  format       another program's HDF5, understood as:")
+    say(f"    images     dataset {layout['images']}, axes {layout['axes']}")
     found = layout["labels"] or f"none (looked for {', '.join(LABEL_NAMES)})"
-    print(f"    labels     {f'dataset {found}' if layout['labels'] else found}")
+    say(f"    labels     {f'dataset {found}' if layout['labels'] else found}")
     if layout["unused"]:
-        print(f"    not used   {', '.join(layout['unused'])}")
-    print("  integrity    not checked: no checksums in it; a copy that has them:")
-    print(f"               {remake_command([path])}")
+        say(f"    not used   {', '.join(layout['unused'])}")
+    say("  integrity    not checked: no checksums in it; a copy that has them:")
+    say(f"               {remake_command([path])}")
 
 
 def add_cells_to(path: Path, out: Path, px: int) -> None:
@@ -104,7 +112,7 @@ def add_cells_to(path: Path, out: Path, px: int) -> None:
     if not encoder.resizes:
         raise UsageError(f"{path}: its images are {px} px already: a cell is the image itself")
     copy, count = add_cells(path, out, px, encoder.shrink)
-    print(f"{copy}: {count:,} images of {shape[0]} x {shape[1]} with cells of {px} x {px}")
+    say(f"{copy}: {count:,} images of {shape[0]} x {shape[1]} with cells of {px} x {px}")
 
 
 def verify_one(path: Path, as_json: bool) -> bool:
@@ -115,9 +123,9 @@ def verify_one(path: Path, as_json: bool) -> bool:
     if as_json:
         print(json.dumps({"path": str(path), "problems": problems}))
     else:
-        print(f"{path}: {'good' if not problems else 'BAD'}")
+        say(f"{path}: {'good' if not problems else 'BAD'}")
         for problem in problems:
-            print(f"  {problem}")
+            say(f"  {problem}")
     return not problems
 
 

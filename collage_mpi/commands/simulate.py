@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
 from collage_mpi.settings_file import add_setting_flags, settings_from_args
+from collage_mpi.shipped import file_argument
 
 if TYPE_CHECKING:
     from collage_mpi.costs import Costs
@@ -48,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, line in COSTS.items():
         own.add_argument(f"--{name}-us", type=float, metavar="US", help=line)
     own.add_argument(
-        "--answers", metavar="FILE", help="answers of `evaluate --save-answers`, .npz, replayed"
+        "--answers",
+        type=file_argument,
+        metavar="FILE",
+        help="answers of `evaluate --save-answers`, .npz, replayed",
     )
     own.add_argument(
         "--seeds", metavar="A-B", help="one simulation a seed, as 0-23 or 1,5: runs and a table"

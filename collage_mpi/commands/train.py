@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.decode import SUMMED
 from collage_mpi.encode_parity import ENCODERS
@@ -23,6 +24,7 @@ from collage_mpi.models.presets import (
     REFERENCE_COLLAGE_PX,
     preset,
 )
+from collage_mpi.shipped import path_argument
 
 if TYPE_CHECKING:
     from collage_mpi.models.architecture import Architecture
@@ -72,7 +74,7 @@ def _stripe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("stripe")
     group.add_argument(
         "--single",
-        type=Path,
+        type=path_argument,
         required=True,
         metavar="WEIGHTS",
         help="the single network whose answers it sums; it works with no other",
@@ -94,7 +96,9 @@ def _stripe(parser: argparse.ArgumentParser) -> None:
 
 def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
     files = parser.add_argument_group("files")
-    files.add_argument("--shards", type=Path, nargs="+", required=True, help="labelled shards")
+    files.add_argument(
+        "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
+    )
     files.add_argument("--out", type=Path, required=True, help="weights file to write")
     files.add_argument("--checkpoint", type=Path, help="file to go on from (OUT.checkpoint)")
     files.add_argument("--resume", action="store_true", help="go on from the checkpoint")
@@ -111,7 +115,10 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
         help="a network of torchvision instead, resnet34 and so on; a collage takes its trunk",
     )
     net.add_argument(
-        "--init", type=Path, metavar="WEIGHTS", help="start from these: the same trunk, any side"
+        "--init",
+        type=path_argument,
+        metavar="WEIGHTS",
+        help="start from these: the same trunk, any side",
     )
     fit = parser.add_argument_group("training")
     fit.add_argument("--epochs", type=int, default=epochs, help=f"({epochs})")
@@ -137,7 +144,10 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
 def _distillation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("distillation")
     group.add_argument(
-        "--teacher", type=Path, metavar="WEIGHTS", help="single network whose answers to learn too"
+        "--teacher",
+        type=path_argument,
+        metavar="WEIGHTS",
+        help="single network whose answers to learn too",
     )
     group.add_argument("--distill-weight", type=float, default=0.7, help="its part's share (0.7)")
     group.add_argument("--distill-temperature", type=float, default=2.0, help="softens both (2)")
@@ -153,6 +163,12 @@ def execute(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.resume:
         raise UsageError(
             f"{args.out} exists: name another --out, remove it, or go on with --resume"
+        )
+    checkpoint = checkpoint_of(args)
+    if checkpoint.exists() and not args.resume:
+        raise UsageError(
+            f"{checkpoint} exists, of an earlier training: go on with --resume, or remove it: "
+            f"rm {shlex.quote(str(checkpoint))}"
         )
     if args.out.parent.is_dir() and not os.access(args.out.parent, os.W_OK):
         raise EnvironmentFault(f"{args.out.parent}: cannot be written; name another --out")
@@ -176,7 +192,7 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     check_batch(args.batch, peers.size)
     data, facts, settings = load(sources_of(args), lambda shape: settings_of(args, shape), peers)
     usable_device(peers.device)
-    checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint")
+    checkpoint = checkpoint_of(args)
     log = args.log or args.out.with_name(args.out.name + ".csv")
     on_epoch = epoch_logger(log, args.tensorboard) if peers.lead else None
     machine = Machine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
@@ -195,17 +211,33 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
         flush=True,
     )
     info = store(args.out, trainer.run(), settings, data, facts)
-    accuracy = info.metadata["training"].get("validation_accuracy")
-    shown = "n/a" if accuracy is None else f"{accuracy:.2%}"
-    error = info.metadata["training"].get("validation_ece")
-    degraded = "degraded " if args.kind == "parity" else ""
-    print(
-        f"{args.out}: {degraded}validation accuracy {shown}, "
-        f"temperature {info.metadata['temperature']}, "
-        f"calibration error {'n/a' if error is None else format(error, '.4f')}, "
-        f"sha256 {info.fingerprint[:12]}"
-    )
+    print(f"{args.out}: {_worth(args.kind, info.metadata)}, sha256 {info.fingerprint[:12]}")
     return 0
+
+
+def _worth(kind: str, metadata: dict[str, Any]) -> str:
+    """What the validation part said of a network, and why where it said nothing."""
+    from collage_mpi.statistics import wilson_interval
+    from collage_mpi.training.finish import MIN_FOR_TEMPERATURE
+
+    training = metadata["training"]
+    accuracy, n = training.get("validation_accuracy"), training["validation_images"]
+    what = f"{'degraded ' if kind == 'parity' else ''}validation accuracy"
+    if accuracy is None:
+        return f"{what} n/a (no image was kept apart: --validation 0.05 keeps one in 20)"
+    low, high = wilson_interval(round(accuracy * n), n) or (0.0, 1.0)
+    found = f"{what} {accuracy:.2%} ({n:,} images: {low:.1%} to {high:.1%})"
+    if "validation_ece" not in training:
+        few = f"it is fitted to {MIN_FOR_TEMPERATURE} validation images or more: --validation"
+        return f"{found}, temperature 1.0 ({few})"
+    error = f"calibration error {training['validation_ece']:.4f}"
+    return f"{found}, temperature {metadata['temperature']}, {error}"
+
+
+def checkpoint_of(args: argparse.Namespace) -> Path:
+    """Where the checkpoint is, said or not."""
+    given: Path | None = args.checkpoint
+    return given or args.out.with_name(args.out.name + ".checkpoint")
 
 
 def sources_of(args: argparse.Namespace) -> Sources:

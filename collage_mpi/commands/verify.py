@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.printable import say
+
 if TYPE_CHECKING:
     from collage_mpi.results.verify import VerifyReport
 
@@ -48,16 +50,16 @@ def _as_json(report: VerifyReport) -> dict:
 
 
 def _print(report: VerifyReport) -> None:
-    print(f"{report.path}: {report.headline}")
+    say(f"{report.path}: {report.headline}")
     headline = f"{report.headline};"
     problems = [line for line in report.problems if not line.startswith(headline)]
     for line in problems[:_SHOWN]:
-        print(f"  problem: {line}")
+        say(f"  problem: {line}")
     if len(problems) > _SHOWN:
-        print(f"  and {len(problems) - _SHOWN:,} problems more")
+        say(f"  and {len(problems) - _SHOWN:,} problems more")
     for line in report.notes:
-        print(f"  note: {line}")
+        say(f"  note: {line}")
     if report.writing is not None:
-        print(f"  a job is writing here ({report.writing}): look again when it has ended")
+        say(f"  a job is writing here ({report.writing}): look again when it has ended")
     elif report.status == "incomplete":
-        print(f"  to go on: {report.to_go_on}")
+        say(f"  to go on: {report.to_go_on}")

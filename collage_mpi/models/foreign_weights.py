@@ -18,6 +18,7 @@ from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.torch_file import load_tensors
 from collage_mpi.models.vision import VisionSingle
 from collage_mpi.models.weights import save_weights, sha256_of_file
+from collage_mpi.regular import require_regular
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # of training checkpoints
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
@@ -101,6 +102,7 @@ def _load_safetensors(file: Path) -> Any:
     from safetensors.torch import load_file
 
     try:
+        require_regular(file)
         return load_file(file)
     except OSError as error:
         raise EnvironmentFault(f"{file}: cannot be read: {error.strerror or error}") from error

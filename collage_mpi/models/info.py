@@ -57,6 +57,15 @@ class NetworkInfo:
         return 1 if self.side is None else self.side * self.side
 
     @property
+    def origin(self) -> str:
+        """Its file, or the user's function that made it."""
+        return str(self.path or self.architecture.get("function"))
+
+    def noise(self) -> np.ndarray:
+        """(1, H, W, C) uint8: an input of noise, to see what a network's answers are like."""
+        return np.random.default_rng(0).integers(0, 256, (1, *self.shape), np.uint8)
+
+    @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """(H, W, C) of the images of a single or parity network; a collage's may be any."""
         if self.side is not None:

@@ -9,7 +9,8 @@ Does not know: MPI, ranks, weights files. torch is imported only where a network
 
 A Module gets (n, C, H, W) float pixels from 0 to 1 and gives logits: (n, classes) of a
 single; (n, side*side, classes) or (n, classes, side, side) of a collage. `predict` gets
-(n, H, W, C) uint8 and gives (n, cells, classes) float32 probabilities.
+(n, H, W, C) uint8 and gives (n, cells, classes) float32 probabilities; a row of zeros is a cell
+without an answer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.models.info import NetworkInfo, Predictor
 from collage_mpi.models.tuning import Tuning
 
+TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
 HOW = "docs/images.md (A network of your own) has an example"
 
 
@@ -82,7 +84,7 @@ def load_own(
 
     Raises:
         UsageError: no such module or function, or it returns something else.
-        DataFault: its answers have another shape than the kind's.
+        DataFault: its answers have another shape than the kind's, or are no probabilities.
     """
     function = find_function(spec)
     told = {
@@ -103,7 +105,9 @@ def load_own(
             f"{type(error).__name__}: {error}. {HOW}"
         ) from error
     if callable(getattr(made, "predict", None)):
-        return OwnPredictor(spec, kind, geometry, made, device)
+        predictor = OwnPredictor(spec, kind, geometry, made, device)
+        predictor.first_call()
+        return predictor
     if "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module):
         from collage_mpi.models.own_module import module_predictor
 
@@ -179,6 +183,24 @@ class OwnPredictor:
         if scores.shape != needed:
             raise DataFault(f"{self.spec}: predict gave {scores.shape}; needed: {needed}")
         return scores
+
+    def first_call(self) -> None:
+        """Answer a batch of one, made of noise. Raises DataFault: no probabilities."""
+        check_probabilities(self.spec, self.predict(self.info.noise()))
+
+
+def check_probabilities(spec: str, scores: np.ndarray) -> None:
+    """Raise DataFault unless scores (n, cells, classes) can be believed: logits would be taken
+    for a confidence of 18, and where none is above zero for no answer."""
+    low, high = float(scores.min()), float(scores.max())
+    most = float(scores.sum(axis=2).max())
+    if low >= -TOLERANCE and most <= 1 + TOLERANCE:  # both are false for NaN
+        return
+    raise DataFault(
+        f"{spec}: predict gave scores from {low:.3g} to {high:.3g}, those of a cell {most:.3g} in "
+        "all; needed: probabilities from 0 to 1, at most 1 in all: are they logits? Apply softmax "
+        f"over the classes. {HOW}"
+    )
 
 
 def _module(name: str) -> ModuleType:

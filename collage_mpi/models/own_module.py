@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from collage_mpi.errors import DataFault
-from collage_mpi.models.own import Geometry, own_info
+from collage_mpi.models.own import HOW, TOLERANCE, Geometry, own_info
 from collage_mpi.models.predictor import TorchPredictor, told_if_it_does_not_fit, usable_device
 from collage_mpi.models.tuning import Tuning
 
@@ -34,7 +34,7 @@ def module_predictor(
     make tensors of its own that do not follow another precision.
 
     Raises:
-        DataFault: its output has another shape.
+        DataFault: its output has another shape, or is probabilities already.
         EnvironmentFault: the device is not there.
     """
     torch.set_num_threads(max(1, threads))
@@ -44,7 +44,20 @@ def module_predictor(
     with told_if_it_does_not_fit(info, shaped, place, chosen):
         predictor = TorchPredictor(info, shaped, place, chosen)
         predictor.first_call()
+        _check_logits(spec, predictor.outputs(info.noise()))
     return predictor
+
+
+def _check_logits(spec: str, outputs: Tensor) -> None:
+    """Raise DataFault for outputs (n, cells, classes) that a softmax has made: a second one
+    would leave hardly a difference between sure and unsure."""
+    if outputs.shape[2] == 1 or float(outputs.min()) < 0:
+        return
+    if bool(((outputs.sum(dim=2) - 1).abs() <= TOLERANCE).all()):
+        raise DataFault(
+            f"{spec}: the network gave probabilities (from 0 to 1, 1 in all); needed of a "
+            f"torch.nn.Module: logits. Leave out its softmax. {HOW}"
+        )
 
 
 def _as_said(tuning: Tuning) -> Tuning:

@@ -132,17 +132,16 @@ class TorchPredictor:
         Raises:
             EnvironmentFault: the scores are not finite in this precision.
         """
-        noise = np.random.default_rng(0).integers(0, 256, (1, *self.info.shape), np.uint8)
-        if not np.isfinite(self.predict(noise)).all():
+        if not np.isfinite(self.predict(self.info.noise())).all():
             raise EnvironmentFault(
-                f"the {self.kind} network of {self.info.path} gives no finite scores as "
+                f"the {self.kind} network of {self.info.origin} gives no finite scores as "
                 f"{self.tuning} on {self.device}: choose --precision float32 or bfloat16"
             )
 
     def _checked(self, batch: np.ndarray) -> np.ndarray:
         if batch.ndim != 4 or batch.shape[1:] != self.info.shape or batch.dtype != np.uint8:
             raise DataFault(
-                f"the {self.kind} network of {self.info.path} takes (n, "
+                f"the {self.kind} network of {self.info.origin} takes (n, "
                 f"{', '.join(map(str, self.info.shape))}) uint8; it got {batch.shape} {batch.dtype}"
             )
         if not batch.flags.writeable:  # torch warns about read-only buffers, though it only reads

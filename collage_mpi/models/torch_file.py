@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.regular import require_regular
 
 
 def load_tensors(file: Path) -> Any:
@@ -23,6 +24,7 @@ def load_tensors(file: Path) -> Any:
     import torch
 
     try:
+        require_regular(file)
         with file.open("rb") as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:

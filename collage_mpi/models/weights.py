@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -23,11 +24,15 @@ from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import KINDS, NetworkInfo
 from collage_mpi.models.parity_spec import ParitySpec
+from collage_mpi.regular import require_regular
 
 FORMAT = "collage-mpi weights"
 VERSION = 1
 METADATA_KEY = "collage_mpi"
+_METADATA = "__metadata__"  # where safetensors puts it, beside the tensors
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 MAX_HEADER_BYTES = 4 << 20  # our headers are a few kB; a foreign file must not take memory
+MOST_AXES = 16  # of a tensor
 MAX_SIDE_PX, MAX_CHANNELS, MAX_CLASSES = 1 << 14, 64, 1 << 20
 
 _REMEDY = (
@@ -36,7 +41,7 @@ _REMEDY = (
 
 
 def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
-    """Read and check a weights file's header.
+    """Read and check a weights file's header, also that all tensors it names are there.
 
     Args:
         spec: path of the file.
@@ -48,10 +53,13 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
     """
     path = Path(spec)
     try:
+        require_regular(path)
         with path.open("rb") as file:
             header = _read_header(path, file.read(8), file)
+            first = file.tell()
             file.seek(0)
             fingerprint = _sha256(file)
+            tensor_bytes = file.tell() - first
     except OSError as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else f"({error.strerror})"
         raise EnvironmentFault(f"weights {path}: cannot read: {reason}; {_REMEDY}") from error
@@ -61,6 +69,7 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
             f"weights {path} hold a {info.kind} network; a {kind} network is needed here: "
             f"are --{kind} and --{info.kind} the wrong way round?"
         )
+    _check_tensors(path, header, tensor_bytes)
     return info
 
 
@@ -68,7 +77,7 @@ def parse_metadata(
     name: str, header: Mapping[str, Any], fingerprint: str, path: Path | None = None
 ) -> NetworkInfo:
     """Turn a safetensors header into facts. Raises DataFault, naming the file."""
-    metadata = header.get("__metadata__")
+    metadata = header.get(_METADATA)
     text = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
     if not isinstance(text, str):
         raise DataFault(
@@ -167,6 +176,50 @@ def _read_header(path: Path, first: bytes, file: Any) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise DataFault(f"weights {path} are not a safetensors file; {_REMEDY}")
     return header
+
+
+def _check_tensors(path: Path, header: Mapping[str, Any], found_bytes: int) -> None:
+    """Raise DataFault unless the tensors of a header fill the bytes behind it exactly."""
+    spans = []
+    for name, entry in header.items():
+        if name == _METADATA:
+            continue
+        span = _span(entry)
+        if span is None:
+            raise DataFault(
+                f"weights {path} are damaged: the header's entry of tensor {name!r:.80} is no "
+                "dtype, shape and place; copy them again"
+            )
+        spans.append(span)
+    end = 0
+    for first, last in sorted(spans):
+        if first != end:
+            raise DataFault(f"weights {path} are damaged: tensors overlap; copy them again")
+        end = last
+    if end != found_bytes:
+        raise DataFault(
+            f"weights {path} are damaged: {found_bytes:,} bytes of tensors are there, {end:,} are "
+            "needed; copy them again"
+        )
+
+
+def _span(entry: Any) -> tuple[int, int] | None:
+    """First byte of a tensor, and the one behind it; None where its header entry is damaged."""
+    if not isinstance(entry, dict):
+        return None
+    itemsize = ITEM_BYTES.get(str(entry.get("dtype")))
+    shape, place = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+    if itemsize is None or shape is None or place is None or len(place) != 2:
+        return None
+    first, end = place
+    return (first, end) if end - first == itemsize * math.prod(shape) else None
+
+
+def _counts(value: Any) -> list[int] | None:
+    """A short list of numbers from 0, or None."""
+    if not isinstance(value, list) or len(value) > MOST_AXES:
+        return None
+    return value if all(type(n) is int and n >= 0 for n in value) else None
 
 
 def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> NetworkInfo:

@@ -81,7 +81,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 
 def paired_accuracy(run: Results, baseline: Results) -> Json:
-    """Accuracy of both runs on the labelled images that both measured.
+    """Accuracy of both runs on the labelled images that both have a row of.
 
     Images are matched by (shard fingerprint, row); error rows count as wrong.
 
@@ -124,7 +124,7 @@ def _input_of(run: Results) -> str:
 
 def _right_by_key(run: Results, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Keys, (n,) uint64: shard and row in one number; and (n,) bool: answered rightly."""
-    images = run.measured_images
+    images = run.images
     images = images[images["has_label"] & (images["shard"] < len(run.fingerprints))]
     number = np.array([names[name] for name in run.fingerprints] or [0], np.uint64)
     # Rows of a shard stay far below 2**40 (a shard of 10**12 images does not exist).

@@ -16,6 +16,7 @@ import numpy as np
 
 from collage_mpi.config import NOT_OF_ROWS, RunSettings
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.printable import shown
 from collage_mpi.results.atomic import write_atomic
 
 FORMAT = "collage-mpi run"
@@ -33,7 +34,7 @@ SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
 # Of these, what a shard adds that could not be read in an earlier session and now can.
 GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
 # What the first ranks to be ready told, and later sessions keep.
-KEPT_KEYS = ("networks", "cost_ratio", "batch_costs")
+KEPT_KEYS = ("networks", "cost_ratio", "cost_ratio_interval", "batch_costs")
 MOST_SHARD_LINES = 5
 # Settings that a later session may change: where, how loud, by how many ranks, how often an image
 # is tried. Shards are compared by content, so they may have moved.
@@ -108,6 +109,11 @@ def _is_accepted(value: object) -> bool:
     return _dict_of(_dict_of(_list_of(_is_range)))(value)
 
 
+def _is_interval(value: object) -> bool:
+    numbers = value if isinstance(value, list) else []
+    return len(numbers) == 2 and all(isinstance(n, int | float) for n in numbers)
+
+
 _SHARD = _fields(path=_optional(_is_text), fingerprint=_is_text, count=_is_count)
 _BAD_SHARD = _fields(path=_is_text, reason=_is_text)
 _SESSION = _fields(
@@ -143,6 +149,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "status": (_is_text, "a status"),
     "sessions": (_list_of(_SESSION), "a list of sessions"),
     "bad_shards": (_list_of(_BAD_SHARD), "a list of {path, reason}"),
+    "cost_ratio_interval": (_is_interval, "two numbers"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),
@@ -159,20 +166,21 @@ def check_manifest(manifest: object, where: str) -> Json:
     if not isinstance(manifest, dict):
         raise DataFault(f"{where}: not a JSON object, so not the manifest of a run.")
     if manifest.get("format") != FORMAT:
-        raise DataFault(f"{where}: format {manifest.get('format')!r} found, {FORMAT!r} needed.")
+        raise DataFault(
+            f"{where}: format {shown(manifest.get('format'))} found, {FORMAT!r} needed."
+        )
     if manifest.get("version") != VERSION:
         raise DataFault(
-            f"{where}: version {manifest.get('version')!r} found, this collage-mpi reads {VERSION}."
+            f"{where}: version {shown(manifest.get('version'))} found, this collage-mpi reads "
+            f"{VERSION}."
         )
     for key, (check, wanted) in _REQUIRED.items():
         if not check(manifest.get(key)):
-            raise DataFault(
-                f"{where}: {key!r} must be {wanted}; found {_short(manifest.get(key))}."
-            )
+            raise DataFault(f"{where}: {key!r} must be {wanted}; found {shown(manifest.get(key))}.")
     for key, (check, wanted) in _OPTIONAL.items():
         value = manifest.get(key)
         if value is not None and not check(value):
-            raise DataFault(f"{where}: {key!r} must be {wanted}; found {_short(value)}.")
+            raise DataFault(f"{where}: {key!r} must be {wanted}; found {shown(value)}.")
     return manifest
 
 
@@ -263,7 +271,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             continue
         old, new = (manifest.get(key) for manifest in (before, now))
         if old != new:
-            lines.append(f"{key}: {_short(old)} before, {_short(new)} now")
+            lines.append(f"{key}: {shown(old)} before, {shown(new)} now")
     old_settings, new_settings = (_settings(manifest) for manifest in (before, now))
     old_content, new_content = content_of(before), now.get("inputs") or {}
     for key in sorted({*old_settings, *new_settings} - FREE_SETTINGS):
@@ -271,7 +279,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if key in FILE_SETTINGS and key in old_content and key in new_content:
             lines += other_content(key, (old, old_content[key]), (new, new_content[key]))
         elif old != new:
-            lines.append(f"settings.{key}: {_short(old)} before, {_short(new)} now")
+            lines.append(f"settings.{key}: {shown(old)} before, {shown(new)} now")
     return lines
 
 
@@ -337,8 +345,3 @@ def _other_shards(before: list[Json], now: list[Json]) -> list[str]:
             )
     more = len(lines) - MOST_SHARD_LINES
     return lines if more <= 0 else [*lines[:MOST_SHARD_LINES], f"... and {more} more shards"]
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

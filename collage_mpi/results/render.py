@@ -10,10 +10,12 @@ import io
 import sys
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from collage_mpi.printable import printable
+from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.topology import launcher_rank
 
 _MOST_CLASSES = 10  # of a run without labels; all are in summary.json
@@ -53,8 +55,19 @@ def to_text(renderable: RenderableType, width: int | None = None) -> str:
     console = Console(
         file=out, force_terminal=tty, no_color=not tty, width=wide, markup=False, highlight=False
     )
-    console.print(renderable, crop=False)  # a command with a long path stays one line
+    console.print(_Printable(renderable), crop=False)  # a command with a long path stays one line
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+class _Printable:
+    """A renderable whose texts are made fit for a terminal before they are coloured."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def supported(value: float | None, n: int, form: str = ".1f") -> str:
@@ -80,7 +93,7 @@ def _title(summary: Json) -> str:
     return (
         f"{summary['scheme']} - {summary['mode']} - stragglers: {summary['straggler'] or 'none'}\n"
         f"{state}: {rows['found']:,} of {rows['expected']:,} images, {rows['groups']:,} groups "
-        f"({rows['warmup_groups']:,} of them warm-up, excluded below)"
+        f"({rows['warmup_groups']:,} of them warm-up, left out of all below but accuracy)"
     )
 
 
@@ -100,6 +113,7 @@ def _warnings(summary: Json) -> list[Text]:
             f"{arrivals['served_per_s']:.1f} were answered meanwhile: the queue grows, and "
             "latencies with the length of the run."
         )
+    lines += _weak_collage(summary["accuracy"])
     lines += [_loss(loss) for loss in summary.get("lost_ranks", [])]
     first = summary.get("first_errors") or {}
     lines += [
@@ -114,6 +128,22 @@ def _place(first: Json | None, n: int) -> str:
     if first is None:
         return ""
     return f" ({'first: ' if n > 1 else ''}row {first['row']:,} of {first['shard']})"
+
+
+def _weak_collage(accuracy: Json) -> list[str]:
+    """What the collage's answers cost where its network is much the weaker one."""
+    counts = {k: (row["correct"], row["n"]) for k, row in accuracy["by_source"].items()}
+    if not {"single", "collage"} <= counts.keys():
+        return []
+    gap = weaker_by(counts["single"], counts["collage"])
+    if gap is None:
+        return []
+    single, collage = (points(accuracy["by_source"][k]["accuracy"]) for k in ("single", "collage"))
+    lost = 100 * gap * counts["collage"][1] / accuracy["overall"]["n"]
+    return [
+        f"WEAK COLLAGE: {collage} of its answers are right, {single} of the single network's: "
+        f"about {lost:.1f} points of this run's accuracy are lost by it. {ADVICE}."
+    ]
 
 
 def _loss(loss: Json) -> str:
@@ -180,8 +210,7 @@ def _accuracy_table(summary: Json) -> Table:
             ends = f"{100 * low:.2f}-{100 * high:.2f} %"
             table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", ends)
     if not accuracy["overall"]["n"]:
-        why = "no labels" if summary["latency"]["group"]["n"] else "no group but warm-up"
-        table.add_row(why, "n/a", "0", "")
+        table.add_row("no labels" if summary["rows"]["found"] else "no rows", "n/a", "0", "")
     return table
 
 
@@ -218,9 +247,13 @@ def _price_table(summary: Json) -> Table:
     if price["parity_ranks"]:
         note = "of images decoded from a parity answer and those of others"
         table.add_row("parity share", points(price["parity_share"]), note)
-    if price["cost_ratio"] is not None and (price["collage_ranks"] or price["parity_ranks"]):
+    multiplied = price["collage_ranks"] or price["parity_ranks"]
+    if price["cost_ratio"] is not None and price["injected"] and multiplied:
         which = "parity" if price["parity_ranks"] else "collage"
-        note = f"{which} network's service time over the single's, used for injected times"
+        note = f"{which} network's time over the single's, used for injection"
+        if price["cost_ratio_ci95"] is not None:
+            low, high = price["cost_ratio_ci95"]
+            note += f" ({low:.2f}-{high:.2f})"
         table.add_row("cost ratio", f"{price['cost_ratio']:.2f}", note)
     wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
     table.add_row("wasted work", points(price["wasted_work"]), wasted)

@@ -3,8 +3,9 @@
 Owns: which rows enter which number, and the layout of summary.json.
 Does not know: how it is printed (render), other runs (comparison).
 
-Warm-up groups are counted and enter no statistic. Times in the summary are ms or s and
-say so in their names; a number the sample cannot support is None, with the n it needs.
+Warm-up groups enter no time, share or price; accuracy is that of all labelled images. Times
+in the summary are ms or s and say so in their names; a number the sample cannot support is None,
+with the n it needs.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def summarise(results: Results) -> Json:
         "latency": _latency(results),
         "support": {percentile_name(q): support_needed(q) for q in PERCENTILES},
         "parts_ms": _parts_ms(results.measured_images),
-        "accuracy": accuracy(results.measured_images),
+        "accuracy": accuracy(results.images),
         "predictions": predictions(results),
         "price": _price(results),
         "arrivals": _arrivals(results),
@@ -190,6 +191,8 @@ def _price(results: Results) -> Json:
         "collage_share": collage / resolved if resolved else None,
         "parity_share": parity / resolved if resolved else None,
         "cost_ratio": results.manifest.get("cost_ratio"),
+        "cost_ratio_ci95": results.manifest.get("cost_ratio_interval"),
+        "injected": _injected(results.manifest),
         "wasted_work": wasted_s / total_s if total_s else None,
         "wasted_s": wasted_s,
         "work_s": total_s,
@@ -209,6 +212,12 @@ def _price(results: Results) -> Json:
             if name != "answered"
         },
     }
+
+
+def _injected(manifest: Json) -> bool:
+    """Whether service times were drawn; all of them are in a simulation."""
+    drawn = (manifest.get("settings") or {}).get("straggler") != "none"
+    return drawn or "simulated" in manifest
 
 
 def _arrivals(results: Results) -> Json | None:

@@ -55,15 +55,18 @@ def store(
     record = _record(trained, settings, data, facts)
     info = save_weights(out, tensors, record)
     held = _look(out, settings, data)
-    if len(held.labels) < MIN_FOR_TEMPERATURE:
+    if len(held.labels) == 0:
         return info
-    record["temperature"] = fit_temperature(held.scores, held.labels)
+    enough = len(held.labels) >= MIN_FOR_TEMPERATURE
+    if enough:
+        record["temperature"] = fit_temperature(held.scores, held.labels)
     scores = held.scores(record["temperature"])
-    record["training"].update(
-        validation_accuracy=round(accuracy(scores, held.labels), 4),
-        validation_ece=_error(scores, held.labels),
-        validation_ece_untempered=_error(held.scores(1.0), held.labels),
-    )
+    record["training"]["validation_accuracy"] = round(accuracy(scores, held.labels), 4)
+    if enough:
+        record["training"].update(
+            validation_ece=_error(scores, held.labels),
+            validation_ece_untempered=_error(held.scores(1.0), held.labels),
+        )
     return save_weights(out, tensors, record)
 
 

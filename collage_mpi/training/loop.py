@@ -33,6 +33,7 @@ from collage_mpi.training.parts import (
 from collage_mpi.training.progress import TrainingProgress
 from collage_mpi.training.records import Machine, TrainData, Trained
 from collage_mpi.training.settings import TrainSettings, learning_rate_at
+from collage_mpi.training.stop import StopSignals, TrainingStopped
 
 CHECKPOINT_EVERY_S = 60.0
 
@@ -80,6 +81,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}  # the kept weights, once an epoch is validated
         self.done = 0
+        self._stop, self._stopping = StopSignals(), False  # a signal here; one on any process
         self._earlier_s = 0.0
         self._started = self._saved = time.monotonic()
         if machine.resume and machine.checkpoint is not None:
@@ -91,9 +93,11 @@ class Trainer:
 
         Raises:
             DataFault: the loss is no longer finite.
+            TrainingStopped: a signal came; the checkpoint is written.
         """
         quiet = not self.peers.lead
-        with TrainingProgress(self.steps, self.done, self.maker.per_step, quiet=quiet) as progress:
+        shown = TrainingProgress(self.steps, self.done, self.maker.per_step, quiet=quiet)
+        with shown as progress, self._stop:
             while self.done < self.steps:
                 self._epoch(progress)
         self.network.eval()
@@ -131,11 +135,22 @@ class Trainer:
             losses.append(self._step(self.maker.make(order[step], epoch, step, self.part)))
             recent = float(np.mean(losses[-50:]))
             progress.step(self.done, f"epoch {epoch + 1}/{self.settings.epochs}, loss {recent:.3f}")
+            if step + 1 == len(order):
+                break  # no checkpoint between an epoch's last step and its validation
+            if self._stopping:
+                self._leave()
             if time.monotonic() - self._saved >= CHECKPOINT_EVERY_S:
                 self._save()
-        if not self.peers.lead:
-            return
-        rate = (len(order) - first) * self.maker.per_step / max(1e-9, time.monotonic() - begun)
+        if self.peers.lead:
+            made = (len(order) - first) * self.maker.per_step
+            self._end_epoch(epoch, losses, made / max(1e-9, time.monotonic() - begun), progress)
+        if self._stopping and self.done < self.steps:
+            self._leave()
+
+    def _end_epoch(
+        self, epoch: int, losses: list[float], rate: float, progress: TrainingProgress
+    ) -> None:
+        """Validate, keep the best, tell, and write a checkpoint; rate: images a second."""
         loss, accuracy = self.validate()
         self.history.append(
             {
@@ -157,13 +172,30 @@ class Trainer:
         if self.machine.on_epoch is not None:
             self.machine.on_epoch(self.history)
 
+    def _leave(self) -> None:
+        """A signal came to one of the processes: all of them are here, after the same step."""
+        self._save()
+        self.peers.totals([0.0], self.device)  # nobody leaves before the checkpoint is written
+        where = self.machine.checkpoint
+        raise TrainingStopped(
+            f"stopped by {self._stop.reason or 'a signal'} after step {self.done:,} of "
+            f"{self.steps:,}"
+            + (
+                ""
+                if where is None
+                else f"; checkpoint {where} is written: go on with the same command and --resume"
+            )
+        )
+
     def _step(self, batch: Batch) -> float:
         settings = self.settings
         rate = learning_rate_at(self.done, self.steps, settings.learning_rate, settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._loss(batch)
-        value = self.peers.total(float(loss.detach()), self.device)
+        told = [float(loss.detach()), float(self._stop.reason is not None)]
+        value, stopping = self.peers.totals(told, self.device)
+        self._stopping = stopping > 0
         if not np.isfinite(value):
             raise DataFault(f"the loss is {value} at step {self.done}: try a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,11 @@ from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
 
 SINGLE_BATCH = 64
+Advance = Callable[[int], None]  # told how many more images, or calls, are done
+
+
+def _silent(more: int) -> None:
+    """Tell nobody."""
 
 
 class Images(Protocol):
@@ -48,12 +53,15 @@ class ServiceTime:
     calls: int
 
 
-def single_scores(predictor: Predictor, images: Images, order: np.ndarray) -> np.ndarray:
+def single_scores(
+    predictor: Predictor, images: Images, order: np.ndarray, advance: Advance = _silent
+) -> np.ndarray:
     """(n, classes) float32 probabilities, a row an image, in the given order."""
     scores = np.empty((len(order), predictor.classes), np.float32)
     for at in range(0, len(order), SINGLE_BATCH):
         pixels, _ = images.read(order[at : at + SINGLE_BATCH])
         scores[at : at + len(pixels)] = predictor.predict(pixels)[:, 0]
+        advance(len(pixels))
     return scores
 
 
@@ -70,6 +78,7 @@ def predict_parity(
     images: Images,
     order: np.ndarray,
     group: int | None = None,
+    advance: Advance = _silent,
 ) -> list[tuple[int, float] | None]:
     """Each image decoded as if its own answer alone were missing from its stripe.
 
@@ -95,6 +104,7 @@ def predict_parity(
             for missing in range(len(known)):
                 others = known[:missing] + known[missing + 1 :]
                 answers.append(decode_parity(total, others, temperature))
+        advance(sum(stripe.stop - stripe.start for stripe in part))
     return answers
 
 
@@ -112,7 +122,11 @@ def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
 
 
 def predict_collage(
-    predictor: Predictor, grid: Grid, images: Images, order: np.ndarray
+    predictor: Predictor,
+    grid: Grid,
+    images: Images,
+    order: np.ndarray,
+    advance: Advance = _silent,
 ) -> list[tuple[int, float] | None]:
     """One answer an image: groups of side*side in the given order, the last one with blanks.
 
@@ -122,6 +136,7 @@ def predict_collage(
     for collage, used in collages(grid, images, order):
         scores = predictor.predict(collage[None])  # (1, cells, classes)
         answers += decode(scores[0])[:used]
+        advance(used)
     return answers
 
 
@@ -168,14 +183,14 @@ def count_parameters(predictor: TorchPredictor | OwnPredictor) -> int | None:
 
 
 def service_times(
-    predictors: Sequence[TorchPredictor | OwnPredictor], calls: int
+    predictors: Sequence[TorchPredictor | OwnPredictor], calls: int, advance: Advance = _silent
 ) -> list[ServiceTime]:
     """Time predict at batch 1, taking the networks in turn so that noise hits all alike.
 
     Each timed call comes right after one that is not, as in a rank that stays on one
     network. The time covers normalisation and softmax, and on a GPU both copies.
     """
-    inputs = [_noise(predictor) for predictor in predictors]
+    inputs = [predictor.info.noise() for predictor in predictors]
     times = np.empty((len(predictors), calls), dtype=np.int64)
     for call in range(-3, calls):
         for number, (predictor, pixels) in enumerate(zip(predictors, inputs, strict=True)):
@@ -185,6 +200,7 @@ def service_times(
             took = time.perf_counter_ns() - begin
             if call >= 0:
                 times[number, call] = took
+        advance(int(call >= 0))
     low, middle, high = np.percentile(times, [10, 50, 90], axis=1).astype(np.int64)
     return [
         ServiceTime(int(m), int(p10), int(p90), calls)
@@ -205,8 +221,3 @@ def processor_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _noise(predictor: TorchPredictor | OwnPredictor) -> np.ndarray:
-    random = np.random.default_rng(0)
-    return random.integers(0, 256, (1, *predictor.info.shape), dtype=np.uint8)

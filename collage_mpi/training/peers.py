@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.topology import TorchrunPlace, torchrun_place
+from collage_mpi.training.stop import TrainingStopped
 
 # A process waits so long for the others: the lead validates alone, one process a host reads.
 WAIT_LIMIT = timedelta(hours=1)
@@ -72,13 +73,13 @@ class Peers:
         each = inputs // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def total(self, value: float, device: torch.device) -> float:
-        """The sum of a number over the processes, the same on all of them."""
+    def totals(self, values: list[float], device: torch.device) -> list[float]:
+        """The sum of each number over the processes, the same on all of them."""
         if self.size == 1:
-            return value
-        summed = torch.tensor(value, dtype=torch.float64, device=device)
+            return values
+        summed = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(summed)
-        return float(summed)
+        return summed.tolist()
 
     def wrap(self, network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         """The network, its gradients averaged over the processes; itself when alone."""
@@ -147,6 +148,11 @@ def together(device: str, work: Callable[[Peers], int]) -> int:
     try:
         peers = _start_group(peers, place)
         code = work(peers)
+    except TrainingStopped as stopped:  # of all at once: the lead tells it
+        if peers.lead:
+            raise
+        time.sleep(QUIET_S)
+        raise SystemExit(int(stopped.exit_code)) from stopped
     except Exception as error:
         raise _told_by_one(peers, error) from error
     dist.destroy_process_group()

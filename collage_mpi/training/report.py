@@ -5,7 +5,7 @@ Owns: the JSON's layout. Does not know: the command line, how each figure is mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ def make_report(
     calls: int,
     order: str,
     shards: Sequence[Any],
+    advance: Callable[[int], None] = lambda calls: None,
 ) -> dict[str, Any]:
     """Plain values for JSON; the networks are timed here.
 
@@ -44,8 +45,9 @@ def make_report(
         calls: timed calls a network.
         order: of the images, as the user said it.
         shards: their infos: path, source, fingerprint.
+        advance: told how many more timed calls are made, each of all networks.
     """
-    times = service_times(list(predictors.values()), calls)
+    times = service_times(list(predictors.values()), calls, advance)
     networks: dict[str, dict[str, Any]] = {}
     for (kind, predictor), time in zip(predictors.items(), times, strict=True):
         networks[kind] = {
@@ -79,7 +81,7 @@ def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
     """What a network is, for JSON."""
     info = predictor.info
     return {
-        "weights": str(info.path or info.architecture["function"]),
+        "weights": info.origin,
         "fingerprint": info.fingerprint,
         "bytes": 0 if info.path is None else info.path.stat().st_size,
         "side": info.side,

@@ -19,6 +19,7 @@ from collage_mpi.models.info import NetworkInfo, class_mismatch
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights, write_atomically
 from collage_mpi.npy import UNREADABLE_OR_GONE
+from collage_mpi.regular import require_regular
 from collage_mpi.training.parts import resolve_precision
 from collage_mpi.training.progress import TrainingProgress
 
@@ -119,6 +120,7 @@ def _log_probabilities(teacher: TorchPredictor, images: np.ndarray) -> np.ndarra
 def _read(cache: Path, identity: str) -> np.ndarray | None:
     """What the cache holds, if it is whole and of the same teacher and images."""
     try:
+        require_regular(cache)
         with np.load(cache, allow_pickle=False) as kept:
             if str(kept["identity"]) != identity:
                 return None

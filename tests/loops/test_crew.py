@@ -78,7 +78,7 @@ def contents(size: int) -> dict[int, dict[str, Any]]:
 def test_all_hellos_are_collected_by_rank():
     crew = crew_of(Workers(4, polite))
     assert {r: h["rank"] for r, h in crew.welcome(contents(4)).items()} == {1: 1, 2: 2, 3: 3}
-    assert crew.measure(2, "single") == 5
+    assert crew.measure(2, "single") == (5, None)
 
 
 def test_a_rank_that_never_says_hello_is_named_in_bounded_time():
@@ -298,8 +298,24 @@ def test_slow_networks_are_measured_in_fewer_rounds():
     workers = Workers(3, answer)
     crew = Crew(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
     crew.welcome(contents(3))
-    assert crew.service_times({"single": [1], "collage": [2]}, "networks")[1] == 1.0
+    assert crew.service_times({"single": [1], "collage": [2]}, "networks")[1] == (1, 1, 1)
     assert [c["what"] for _, c in workers.told].count("measure") == 2
+
+
+def test_networks_are_measured_in_turn():
+    def answer(rank: int, content: dict[str, Any]) -> dict[str, Any] | None:
+        if content["what"] != "measure":
+            return polite(rank, content)
+        return {"what": "measured", "service_ns": 70 - rank, "cpu_ns": 10 * rank}
+
+    workers = Workers(3, answer)
+    crew, _ = hardy(workers)
+    crew.welcome(contents(3))
+    services, ratio = crew.service_times({"single": [1], "collage": [2]}, "networks")
+    asked = [rank for rank, content in workers.told if content["what"] == "measure"]
+    assert asked == [1, 2] * 15
+    assert services == {"single": 69, "collage": 68}
+    assert ratio == (2, 2, 2)  # of the processor times
 
 
 def test_when_the_measured_rank_dies_the_next_is_measured():
@@ -309,7 +325,7 @@ def test_when_the_measured_rank_dies_the_next_is_measured():
     watches.ended = [Ended(1, "process", "its process has ended")]
     services, ratio = crew.service_times({"single": [1, 2], "collage": [3]}, "networks")
     assert services == {"single": 5, "collage": 5}
-    assert ratio == 1.0
+    assert ratio == (1, 1, 1)
     crew.losses.vigil.lose(3, "process", "gone", 0)
     assert crew.service_times({"single": [1, 2], "collage": [3]}, "others") == ({"single": 5}, None)
 

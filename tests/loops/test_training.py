@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.models import describe
+from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import write_shard
 
 torch = pytest.importorskip("torch")
@@ -56,7 +58,10 @@ def test_both_networks_learn_and_evaluate_says_so(
     words = ["evaluate", "--shards", str(test), "--calls", "5"]
     both = ["--single", str(weights["single"]), "--collage", str(weights["collage"])]
     assert main([*words, *both, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    for line in ("single: 101 of 101 images", "collage: 101 of", "timing: 5 of 5 calls"):
+        assert line in told.err  # how far it is, not in the JSON
     for kind in ("single", "collage"):
         entry = report["networks"][kind]
         assert entry["accuracy"] > 0.9
@@ -206,8 +211,46 @@ def test_metadata_tells_how_it_was_trained(weights: dict[str, Path]) -> None:
     training = info.metadata["training"]
     assert (training["epochs"], training["seed"], training["sources"]) == (8, 0, ["test"])
     assert training["validation_images"] == 30
+    assert training["validation_accuracy"] > 0.7
     assert "validation_ece" not in training  # fewer than 100 images fit no temperature
     assert len(training["history"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("limit", "share", "expected"),
+    [
+        ("40", "0.1", "% (4 images: "),
+        ("40", "0.1", "temperature 1.0 (it is fitted to 100 validation images or more"),
+        ("40", "0", "validation accuracy n/a (no image was kept apart: --validation 0.05"),
+    ],
+)
+def test_few_validation_images_are_said(
+    shard: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    limit: str,
+    share: str,
+    expected: str,
+) -> None:
+    few = ["--epochs", "1", "--limit", limit, "--validation", share]
+    assert train("single", shard, tmp_path / "w", *few) == 0
+    assert expected in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_evaluate_warns_of_a_weak_collage(
+    weights: dict[str, Path], shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = tmp_path / "weak"
+    few = ["--epochs", "1", "--limit", "40", "--lr", "0.0001"]
+    assert train("collage", shard, weak, "--side", "2", *few) == 0
+    words = ["evaluate", "--shards", str(shard), "--calls", "1", "--json"]
+    words += ["--single", str(weights["single"]), "--collage"]
+    capsys.readouterr()
+    for network, warned in ((weak, True), (weights["collage"], False)):
+        assert main([*words, str(network)]) == 0
+        told = capsys.readouterr()
+        json.loads(told.out)
+        assert ("points less often than the single network" in told.err) == warned
 
 
 def test_the_calibration_error_is_recorded_before_and_after(shard: Path, tmp_path: Path) -> None:
@@ -251,6 +294,50 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         _results(row) for row in whole.history[1:]
     ]
     assert resumed.epoch == whole.epoch
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("step", [5, 11])  # in an epoch, and its last: 11 steps of 16 images
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(
+    shard: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    number: signal.Signals,
+) -> None:
+    from collage_mpi.training.loop import Trainer
+
+    few = ["--epochs", "2", "--limit", "200", "--precision", "float32"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train("single", shard, whole, *few) == 0
+    plain, before = Trainer._step, signal.getsignal(number)
+
+    def signalled(self: Trainer, batch: Any) -> float:
+        if self.done + 1 == step:
+            signal.raise_signal(number)
+        return plain(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", signalled)
+    assert train("single", shard, cut, *few) == 6
+    assert signal.getsignal(number) == before
+    told = capsys.readouterr().err
+    checkpoint = tmp_path / "cut.checkpoint"
+    assert f"stopped by {number.name} after step {step} of 22" in told
+    assert str(checkpoint) in told
+    assert "--resume" in told
+    assert not cut.exists()
+    saved = checkpoint.read_bytes()
+    assert train("single", shard, cut, *few) == 2  # not without a word over what was done
+    assert f"go on with --resume, or remove it: rm {checkpoint}" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == saved
+    monkeypatch.undo()
+    assert train("single", shard, cut, *few, "--resume") == 0
+    found, wanted = (read_tensors(describe_weights(path)) for path in (cut, whole))
+    for name in wanted:
+        assert np.array_equal(found[name], wanted[name]), name
+    history = describe_weights(cut).metadata["training"]["history"]
+    assert [row["epoch"] for row in history] == [1, 2]
 
 
 def test_a_teacher_teaches_a_collage_and_its_answers_are_kept(

@@ -109,6 +109,23 @@ def test_a_killed_process_ends_both_and_resume_goes_on_to_the_same_weights(
         assert np.array_equal(found[name], wanted[name]), name
 
 
+@pytest.mark.slow
+def test_a_signal_stops_both_with_one_checkpoint(shard: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cut"
+    checkpoint = out.with_name("cut.checkpoint")
+    job = start([*TORCHRUN, *train("single", shard, out, "--epochs", "400")])
+    limit_s = time.monotonic() + TIMEOUT_S
+    while not checkpoint.exists() and time.monotonic() < limit_s:
+        time.sleep(0.005)
+    job.terminate()
+    code, _, ours = ended(job)
+    assert code != 0
+    assert len(ours) == 1, ours
+    assert "stopped by SIGTERM after step" in ours[0]
+    assert f"checkpoint {checkpoint} is written" in ours[0]
+    assert not out.exists()
+
+
 def second_process(torchrun: int) -> int:
     """The training process of rank 1 below a torchrun."""
     for pid, (parent, _) in process_table().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Bench:
         self.kind = kind
         self.endpoint = FakeEndpoint(rank=3)
         self.network = Network(kind, self.clock)
+        self.cpu_ns: Callable[[], int] = self.clock
         self.load_error: Exception | None = None
         self.lookout = FakeLookout()
         self.worker = Worker(
@@ -69,6 +71,7 @@ class Bench:
             self._load,
             lookout=self.lookout,
             clock=self.clock,
+            cpu_clock=lambda: self.cpu_ns(),
             backoff=Backoff(WORKER_BACKOFF, self.clock.sleep),
         )
         self.content: dict[str, Any] = {
@@ -304,12 +307,24 @@ def test_tasks_wait_for_the_start():
     assert bench.results[0].cells[0].label == 4
 
 
-def test_measure_is_answered_with_the_shortest_time():
+def test_measure_is_answered_with_the_shortest_time_and_the_usual_processor_time():
     bench = Bench()
+    took = iter((9, 5, 2, 2, 3))  # ms of the clock; of the processor always one
+    bench.network.during = lambda: bench.clock.sleep((next(took) - 1) * MS / 1e9)
+    bench.cpu_ns = lambda: MS * bench.network.calls
     bench.endpoint.tell({"what": "measure", "kind": "single"})
     bench.run()
-    assert bench.endpoint.told()[-1] == {"what": "measured", "kind": "single", "service_ns": MS}
-    assert bench.network.calls == 15
+    expected = {"what": "measured", "kind": "single", "service_ns": 2 * MS, "cpu_ns": MS}
+    assert bench.endpoint.told()[-1] == expected
+    assert bench.network.calls == 5
+
+
+def test_on_a_gpu_there_is_no_processor_time_to_tell():
+    bench = Bench()
+    bench.network.device = "cuda:0"
+    bench.endpoint.tell({"what": "measure", "kind": "single"})
+    bench.run()
+    assert bench.endpoint.told()[-1]["cpu_ns"] is None
 
 
 def test_a_slow_network_is_measured_by_few_calls():
@@ -575,7 +590,7 @@ def test_a_batch_is_measured_as_one():
     bench = Bench(batch=4)
     bench.endpoint.tell({"what": "measure", "kind": "single", "batch": 4})
     bench.run()
-    assert set(bench.network.sizes[-15:]) == {4}
+    assert set(bench.network.sizes[-5:]) == {4}
     assert bench.endpoint.told()[-1]["service_ns"] == MS
 
 

@@ -253,3 +253,67 @@ def test_one_parity_rank_for_k_singles(settings, k, ranks, world):
 def test_stripes_that_cannot_be_are_refused(settings, says):
     with pytest.raises(UsageError, match=says):
         RunSettings(scheme="parity", **settings)
+
+
+def test_files_of_the_package_are_known_by_name() -> None:
+    settings = RunSettings(
+        shards=("shipped:fashion_demo.h5", "mine.h5"),
+        single="shipped:fashion_single.safetensors",
+        collage="mine.safetensors",
+    )
+    assert Path(settings.shards[0]).is_file()
+    assert Path(settings.single).is_file()
+    assert (settings.shards[1], settings.collage) == ("mine.h5", "mine.safetensors")
+    with pytest.raises(
+        UsageError, match=r"shipped:single: the package ships fashion_collage_side3"
+    ):
+        RunSettings(single="shipped:single")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "--shards", "a.h5", "--single", "shipped:none"),
+        ("train", "collage", "--shards", "a.h5", "--out", "w", "--teacher", "shipped:none"),
+        ("train", "parity", "--shards", "shipped:none", "--out", "w", "--single", "w"),
+        ("simulate", "--images", "9", "--answers", "shipped:none"),
+        ("run", "--shards", "a.h5", "--single", "w", "--collage", "shipped:none", "--out", "o"),
+        ("shards", "inspect", "shipped:none"),
+        ("doctor", "--shards", "shipped:none"),
+    ],
+)
+def test_a_name_that_is_not_shipped_lists_those_that_are(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(words)
+    except SystemExit as left:
+        code = int(str(left.code))
+    assert code == 2
+    assert "shipped:none: the package ships fashion_collage_side3" in capsys.readouterr().err
+
+
+def test_aliases_of_yaml_cannot_fill_the_memory(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    bomb, good, own = (tmp_path / f"{name}.yaml" for name in ("bomb", "good", "own"))
+    lines = ['- &a0 ["lol", "lol", "lol"]']
+    lines += [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
+    bomb.write_text("side:\n" + "\n".join(lines))
+    with pytest.raises(DataFault, match=r"its aliases .* stand for more than 4,000,000"):
+        read_settings_file(bomb)
+    good.write_text("base: &b {side: 3, depth: 2}\nother: {<<: *b, side: 4}\nlist: [*b, *b]\n")
+    found = read_settings_file(good)
+    assert found["other"] == {"side": 4, "depth": 2}
+    assert found["list"] == [{"side": 3, "depth": 2}] * 2
+    own.write_text("side: &a [*a]")
+    with pytest.raises(DataFault, match="stands within what it names"):
+        read_settings_file(own)
+    (tmp_path / "empty.yaml").write_text("# nothing")
+    with pytest.raises(DataFault, match="does not hold a table"):
+        read_settings_file(tmp_path / "empty.yaml")
+
+
+def test_a_long_value_is_told_in_short() -> None:
+    with pytest.raises(UsageError) as caught:
+        RunSettings.from_mapping({"side": ["x" * 1000] * 1000})
+    assert len(str(caught.value)) < 200

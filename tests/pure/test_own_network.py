@@ -48,6 +48,22 @@ def module(kind, shape, side, cell_px, classes, device):
             return grid if kind == "collage" else grid.mean((2, 3))
     return Net()
 
+class Gives:
+    def __init__(self, row): self.row = row
+    def predict(self, batch): return np.tile(np.float32(self.row), (len(batch), 1, 1))
+
+def logits(**told): return Gives([18.0, -3.0, 2.0, 0.0, 1.0])
+def log_probabilities(**told): return Gives(np.log([0.6, 0.1, 0.1, 0.1, 0.1]))
+def large_sums(**told): return Gives([0.9, 0.9, 0.1, 0.1, 0.1])
+def not_finite(**told): return Gives([np.nan, 1.0, 0.0, 0.0, 0.0])
+def no_answer(**told): return Gives([0.0] * 5)
+def rounded(**told): return Gives([0.6001, 0.4, 0.0, 0.003, 0.0])
+
+def softmax_twice(kind, shape, side, cell_px, classes, device):
+    from torch import nn
+    made = module(kind, shape, side, cell_px, classes, device)
+    return nn.Sequential(made, nn.Softmax(dim=1))
+
 def misshapen(kind, shape, side, cell_px, classes, device):
     from torch import nn
     return nn.Flatten()
@@ -123,9 +139,8 @@ def test_what_is_no_network(own: str, name: str, error: type[Exception], words: 
 
 
 def test_answers_of_another_shape_and_modules_that_break(own: str, tmp_path: Path) -> None:
-    predictor = load_predictor(f"{own}:wrong", "single", geometry=GEOMETRY)
     with pytest.raises(DataFault, match=r"predict gave \(1, 7, 2\); needed: \(1, 1, 5\)"):
-        predictor.predict(np.zeros((1, 8, 8, 3), np.uint8))
+        load_predictor(f"{own}:wrong", "single", geometry=GEOMETRY)
     with pytest.raises(UsageError, match="cannot be imported: ModuleNotFoundError"):
         load_predictor("no_such_module_here:f", "single", geometry=GEOMETRY)
     (tmp_path / "bad.py").write_text("1 / 0")
@@ -133,3 +148,30 @@ def test_answers_of_another_shape_and_modules_that_break(own: str, tmp_path: Pat
         load_predictor(f"{tmp_path / 'bad.py'}:f", "single", geometry=GEOMETRY)
     with pytest.raises(UsageError, match="cannot be used here"):
         load_predictor(f"{own}:network", "single")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("logits", "scores from -3 to 18, those of a cell 18 in all"),
+        ("log_probabilities", "scores from -2.3 to -0.511"),
+        ("large_sums", "scores from 0.1 to 0.9, those of a cell 2.1 in all"),
+        ("not_finite", "scores from nan to nan"),
+    ],
+)
+def test_scores_that_are_no_probabilities_are_refused_at_once(
+    own: str, name: str, found: str
+) -> None:
+    with pytest.raises(DataFault, match=f"{name}: predict gave {found}.*Apply softmax"):
+        load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY)
+
+
+def test_cells_without_an_answer_and_rounding_are_believed(own: str) -> None:
+    for name in ("no_answer", "rounded"):
+        load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY)
+
+
+def test_a_module_that_gives_probabilities_is_refused(own: str) -> None:
+    for kind in ("single", "collage"):
+        with pytest.raises(DataFault, match=r"softmax_twice: the network gave probab.*Leave out"):
+            load_predictor(f"{own}:softmax_twice", kind, geometry=GEOMETRY)

@@ -214,6 +214,7 @@ def test_summary_counts_and_prices(tmp_path: Path) -> None:
     assert summary["latency"]["image"]["n"] == 882
     assert summary["latency"]["image"]["p95_ms"] is not None
     assert summary["latency"]["image"]["p99_ms"] is None  # 98 groups, however many images
+    assert summary["accuracy"]["overall"]["n"] == 900  # of warm-up groups too
     price = summary["price"]
     measured = results.images[~results.images["warmup"]]
     assert price["collage_share"] == pytest.approx((measured["rank"] == COLLAGE_RANK).mean())
@@ -221,6 +222,20 @@ def test_summary_counts_and_prices(tmp_path: Path) -> None:
     assert price["late_answers"] > 0
     assert 0 < price["wasted_work"] < 1
     assert summary["rank0"]["longest_poll_gap_ms"] == 1.5
+
+
+def test_the_cost_ratio_is_printed_where_it_was_used(tmp_path: Path) -> None:
+    known = {"cost_ratio": 0.924, "cost_ratio_interval": [0.89, 0.951]}
+    for model, simulated in (("lognormal", {}), ("none", {}), ("none", {"simulated": {}})):
+        settings = {"straggler": model}
+        folder = tmp_path / f"{model}{len(simulated)}"
+        run = make_run(folder, 90, settings=settings, final=known, **simulated)
+        text = render_summary(summarise(read_results(run)))
+        used = model != "none" or bool(simulated)
+        assert ("cost ratio" in text) == used
+        assert ("0.92 " in text and "used for injection (0.89-0.95)" in text) == used
+    with pytest.raises(DataFault, match="'cost_ratio_interval' must be two numbers"):
+        read_results(make_run(tmp_path / "bad", 90, final={"cost_ratio_interval": [1]}))
 
 
 def test_printed_summary_says_why_a_percentile_is_missing(tmp_path: Path) -> None:
@@ -298,13 +313,13 @@ def test_validity_is_summed_over_sessions(tmp_path: Path) -> None:
 def test_comparison_is_paired_on_the_same_images(tmp_path: Path) -> None:
     runs = [
         read_results(make_run(tmp_path / "none", 900, collage=False)),
-        read_results(make_run(tmp_path / "collage", 450)),
+        read_results(make_run(tmp_path / "collage", 450, warmup_groups=2)),
     ]
     first, second = compare(runs)
     assert first["p50_ratio"] == 1.0
     assert second["p50_ratio"] < 0.5
     assert second["p99_ratio"] is None
-    assert second["paired"]["n"] == 450  # by fingerprint and row, whatever the order
+    assert second["paired"]["n"] == 450  # by fingerprint and row, any order; of warm-up groups too
     difference = second["paired"]["only_this"] - second["paired"]["only_baseline"]
     assert second["paired"]["difference"] == pytest.approx(difference / second["paired"]["n"])
     text = render_comparison([first, second])

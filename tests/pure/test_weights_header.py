@@ -196,6 +196,34 @@ def test_damaged_files_never_crash(tmp_path: Path, at: int, value: int, cut: int
     assert str(path) in message
 
 
+@pytest.mark.parametrize("cut", [1, 10, 136])
+def test_a_file_that_is_cut_short_is_found_by_its_header(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"m": np.ones((8, 8), np.float32), "b": np.ones(2, np.float32)}, record())
+    path.write_bytes(path.read_bytes()[:-cut])
+    found = f"{136 - cut} bytes of tensors are there, 136 are needed"
+    with pytest.raises(DataFault, match=found):
+        describe_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}, "'m' is no dtype"),
+        ({"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}, "'m' is no dtype"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}, "overlap"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, True]}, "'m' is no dtype"),
+        ([], "'m' is no dtype"),
+    ],
+)
+def test_entries_of_tensors_are_checked(tmp_path: Path, entry: Any, message: str) -> None:
+    path = tmp_path / "w.safetensors"
+    text = json.dumps({**header(record()), "m": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(DataFault, match=message):
+        describe_weights(path)
+
+
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="collage-mpi train"):
         describe(str(tmp_path / "none.safetensors"), "single")

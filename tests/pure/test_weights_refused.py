@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from collage_mpi.answers import read_answers
 from collage_mpi.cli import main
 from collage_mpi.config import RunSettings
-from collage_mpi.errors import DataFault
+from collage_mpi.costs import read_costs
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.models.architecture import Architecture, Stage
+from collage_mpi.models.torch_file import load_tensors
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors, save_weights
 from collage_mpi.plan import make_plan
+from collage_mpi.settings_file import read_settings_file
 from collage_mpi.shards import write_shard
 
 NAMES = ("cat", "dog", "cow", "hen", "pig", "owl")
@@ -93,3 +98,55 @@ def test_tensors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         read_tensors(describe_weights(path))
     with pytest.raises(DataFault, match="not finite"):
         save_weights(path, {"a": np.array([np.inf], np.float32)}, {})
+
+
+def test_damage_is_found_before_ranks_load_anything(tmp_path: Path) -> None:
+    import sys
+
+    from safetensors.numpy import save
+
+    whole, nan = weights(tmp_path / "w.safetensors"), tmp_path / "nan.safetensors"
+    record = describe_weights(whole).metadata
+    tensors = {"classifier.bias": np.full(6, np.nan, np.float32)}
+    nan.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(record)}))
+    out = str(tmp_path / "out")
+    settings = RunSettings(
+        shards=(shard(tmp_path),), single="null", collage=str(nan), side=3, out=out
+    )
+    before = "torch" in sys.modules
+    with pytest.raises(DataFault, match="holds NaN or infinity"):
+        make_plan(settings, 11)
+    assert ("torch" in sys.modules) == before
+
+
+def make(sort: str, path: Path) -> Path:
+    if sort == "FIFO":
+        os.mkfifo(path)  # opening it would wait for a writer for ever
+    elif sort == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("sort", ["FIFO", "device", "folder"])
+@pytest.mark.parametrize("flag", ["single", "collage", "parity", "trace_file", "arrival_file"])
+def test_a_job_refuses_what_is_no_regular_file(tmp_path: Path, sort: str, flag: str) -> None:
+    more = {
+        "trace_file": {"straggler": "trace"},
+        "arrival_file": {"arrivals": "file"},
+        "parity": {"scheme": "parity"},
+    }
+    path = make(sort, tmp_path / "file.npy")
+    values = {"single": "null", "collage": "null", **more.get(flag, {}), flag: str(path)}
+    settings = RunSettings(shards=(shard(tmp_path),), side=3, out="out", **values)
+    with pytest.raises(EnvironmentFault, match=f"it is a {sort}; a.* file is needed"):
+        make_plan(settings, settings.world_size)
+
+
+@pytest.mark.parametrize("sort", ["FIFO", "device"])
+def test_other_readers_refuse_it_too(tmp_path: Path, sort: str) -> None:
+    path = make(sort, tmp_path / "file.toml")
+    for read in (read_settings_file, load_tensors, read_costs, lambda p: read_answers(p, 3)):
+        with pytest.raises(EnvironmentFault, match=f"it is a {sort}; a regular file is needed"):
+            read(path)

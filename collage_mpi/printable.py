@@ -1,0 +1,40 @@
+"""Text from files and users, made fit for a terminal.
+
+Owns: which characters are shown by their code, how long a value may be in a message.
+Does not know: what a message says, where it goes.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+
+# Controls (a new line and a tab aside), C1 controls, what turns the direction of text or
+# breaks lines unseen, and halves of characters, which no terminal takes.
+_UNFIT = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 3
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxset = _BRIEF.maxfrozenset = _BRIEF.maxdict = 20
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 120
+
+
+def printable(text: str) -> str:
+    r"""The text with what a terminal would obey, or hide, as its code: \x1b, \u202e."""
+    return _UNFIT.sub(lambda match: _code(ord(match[0])), text)
+
+
+def _code(number: int) -> str:
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def say(text: str) -> None:
+    """Print a line that may hold names from files."""
+    print(printable(text))
+
+
+def shown(value: object, most: int = 120) -> str:
+    """A value for a message, `most` characters at the longest, whatever its own size."""
+    text = _BRIEF.repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,0 +1,87 @@
+"""Names from files reach the terminal as text; values in messages stay short."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.text import Text
+
+from collage_mpi.cli import main, tell
+from collage_mpi.printable import printable, shown
+from collage_mpi.progress import plain_line
+from collage_mpi.results.render import to_text
+from collage_mpi.shards import write_shard
+
+HOSTILE = "cat\x1b[2J\x9b2J\u202egod\r"
+SHOWN = r"cat\x1b[2J\x9b2J\u202egod\x0d"
+
+
+def test_what_a_terminal_obeys_is_shown_by_its_code() -> None:
+    assert printable(HOSTILE) == SHOWN
+    assert printable("a\tb\nc, über, 猫") == "a\tb\nc, über, 猫"
+
+
+@given(st.text(st.characters()))
+def test_no_control_is_left_and_all_can_be_encoded(text: str) -> None:
+    found = printable(text)
+    found.encode()
+    controls = {c for c in found if unicodedata.category(c) == "Cc"}
+    assert controls <= {"\n", "\t"}
+    assert printable(found) == found
+
+
+def test_class_names_and_file_names_are_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"{HOSTILE}.h5"
+    images = np.zeros((4, 4, 4, 1), np.uint8)
+    write_shard(path, images, np.arange(4) % 2, class_names=(HOSTILE, "dog"), source=HOSTILE)
+    assert main(["shards", "inspect", str(path)]) == 0
+    assert main(["shards", "verify", str(path)]) == 0
+    assert main(["evaluate", "--shards", str(path), "--single", f"{HOSTILE}.safetensors"]) == 3
+    assert main(["verify", str(tmp_path / HOSTILE)]) == 3
+    said = capsys.readouterr()
+    assert said.out.count(SHOWN) >= 3  # the path, a class, the source
+    assert said.err.count(SHOWN) >= 2
+    for text in (said.out, said.err):
+        assert not set(text) & set("\x1b\x9b\u202e\r")
+
+
+def test_wrong_flags_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", f"--{HOSTILE}"])
+    assert SHOWN in capsys.readouterr().err
+
+
+def test_a_table_keeps_its_own_colours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = SHOWN.removesuffix("\\x0d")  # rich itself drops it
+    assert to_text(Text(f"error rows: 1 x {HOSTILE}", style="bold red")).endswith(left)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured = to_text(Text(HOSTILE, style="bold red"), 80)
+    assert left in coloured
+    assert coloured.startswith("\x1b[1;31m")
+
+
+def test_progress_lines_are_text() -> None:
+    assert plain_line({"phase": HOSTILE, "done": 1}).startswith(SHOWN)
+
+
+def test_a_name_that_is_not_utf8_can_be_told(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(os.fsdecode(b"shard\xff.h5"))
+    assert capsys.readouterr().err == "shard\\udcff.h5\n"
+
+
+def test_values_in_messages_are_short() -> None:
+    assert shown("a" * 10**6, 60) == shown("a" * 10**6)[:57] + "..."
+    nested: list[object] = ["lol"]
+    for _ in range(40):
+        nested = [nested] * 9  # its repr would have 9**40 words
+    assert len(shown(nested)) <= 120
+    assert shown({"side": 3, "names": ["a", None]}) == "{'names': ['a', None], 'side': 3}"
