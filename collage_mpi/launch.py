@@ -58,6 +58,8 @@ TOLERANT_WRAPPER = Path(__file__).parent / "data" / "rank.sh"
 
 # Prints the family of the library that ranks will load, without starting MPI.
 PROBE = """
+import sys
+sys.path = [entry for entry in sys.path if entry]  # not the current folder
 import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
@@ -136,7 +138,7 @@ def build_command(
     Args:
         mpi: the launcher.
         ranks: world size, at least 1.
-        program: the program and its arguments, e.g. (python, "-m", "collage_mpi", "run").
+        program: the program and its arguments, e.g. ("collage-mpi", "run").
         site: cores, hosts, root.
         environ: variables the user has set already; these are never overridden.
         extra_env: variables every rank must see, set whatever the user has.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,13 +94,14 @@ def launch_ranks(
         EnvironmentFault: no fitting MPI, or this process is a rank already.
     """
     from collage_mpi.launch import build_command, find_mpi, site_here
+    from collage_mpi.processes import own_command
     from collage_mpi.supervise import LEAVE_GRACE_S, Job, exit_code
     from collage_mpi.topology import STATUS_VARIABLE
 
     _check_words(words)
     _check_not_a_rank()
     found = find_mpi(mpi, mpiexec)
-    program = (sys.executable, "-m", "collage_mpi", *words)
+    program = (*own_command(), *words)
     extra = {"PYTHONUNBUFFERED": "1"}
     if not dry_run:  # a line to paste has nobody who reads status lines
         extra[STATUS_VARIABLE] = "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from mortal_jobs import running
 
 from collage_mpi.launch import build_command, site_here
+from collage_mpi.processes import own_command
 from collage_mpi.supervise import Job, exit_code
 from collage_mpi.topology import STATUS_VARIABLE
 
@@ -144,4 +146,4 @@ def test_launch_says_what_it_would_type(mpi):
     )
     assert done.returncode == 0, done.stderr
     assert str(mpi.mpiexec) in done.stdout
-    assert done.stdout.endswith(f"-n 3 {sys.executable} -m collage_mpi verify D\n")
+    assert done.stdout.endswith(f"-n 3 {shlex.join(own_command())} verify D\n")
