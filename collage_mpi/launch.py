@@ -83,10 +83,11 @@ class Mpi:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A command line and the variables to add to the environment for it."""
+    """A command line, the variables to add to the environment for it, how many ranks it starts."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
+    ranks: int = 1
 
     def shell_line(self) -> str:
         """The plan as one line that can be pasted into a shell."""
@@ -165,7 +166,8 @@ def build_command(
     if fault_tolerant:
         # A shell between the launcher and each rank: what for, it says itself.
         flags, wrapper = [*flags, *_tolerant_flags(mpi)], ("sh", str(TOLERANT_WRAPPER))
-    return LaunchPlan((str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program), env)
+    argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
+    return LaunchPlan(argv, env, ranks)
 
 
 def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:

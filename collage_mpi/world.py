@@ -18,8 +18,8 @@ from collage_mpi.crew import Crew
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.loading import NetworkLoader
 from collage_mpi.lookout import Lookout
-from collage_mpi.progress import report_exit, report_up
-from collage_mpi.topology import fault_tolerant_launch, local_size
+from collage_mpi.progress import report_exit, report_there, report_up
+from collage_mpi.topology import fault_tolerant_launch, launcher_rank, local_size
 from collage_mpi.transport import (
     CoordinatorTransport,
     RankFailure,
@@ -65,7 +65,10 @@ def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) 
     tolerant = fault_tolerant_launch()
     if tolerant:
         departure.arm()
+    report_there(launcher_rank() or 0)
     comm, mpi = open_world(fault_tolerant=tolerant)
+    if not tolerant and comm.Get_size() > 1:
+        departure.arm(mpi.Finalize)
 
     def work() -> int:
         if comm.Get_rank() > 0:

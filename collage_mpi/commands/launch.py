@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 
 WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
 START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
+STARTS = 2  # a start that hung is tried once more
 EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
 
 
@@ -95,7 +98,7 @@ def launch_ranks(
     """
     from collage_mpi.launch import build_command, find_mpi, site_here
     from collage_mpi.processes import own_command
-    from collage_mpi.supervise import LEAVE_GRACE_S, Job, exit_code
+    from collage_mpi.supervise import LEAVE_GRACE_S, Job, exit_code, marker_text
     from collage_mpi.topology import STATUS_VARIABLE
 
     _check_words(words)
@@ -104,7 +107,7 @@ def launch_ranks(
     program = (*own_command(), *words)
     extra = {"PYTHONUNBUFFERED": "1"}
     if not dry_run:  # a line to paste has nobody who reads status lines
-        extra[STATUS_VARIABLE] = "1"
+        extra[STATUS_VARIABLE] = uuid.uuid4().hex
     plan = build_command(
         found,
         ranks,
@@ -117,10 +120,19 @@ def launch_ranks(
     if dry_run:
         print(plan.shell_line())
         return 0
+    out = output_folder(words)
+    earlier = marker_text(out)
     limit_s = START_LIMIT_S if words[0] in WORLD_COMMANDS else None
     grace_s = LEAVE_GRACE_S if fault_tolerant else None
-    job = Job(plan, found.family, timeout_s, start_limit_s=limit_s, leave_grace_s=grace_s)
-    code, note = exit_code(job.run(), output_folder(words), must_report=fault_tolerant)
+    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    for more in reversed(range(STARTS)):
+        left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+        job = Job(plan, found.family, left_s, start_limit_s=limit_s, leave_grace_s=grace_s)
+        outcome = job.run()
+        if not (more and outcome.hung and outcome.stopped_by is None):
+            break
+        job.say(f"MPI did not come up: {outcome.never_up}. Nothing had begun: starting once more")
+    code, note = exit_code(outcome, out, must_report=fault_tolerant, earlier=earlier)
     if note:
         job.say(note)
     return code
