@@ -257,15 +257,21 @@ def mpi4py_abi() -> str:
     Asked in a subprocess, so that MPI is never loaded into the launching process.
 
     Raises:
-        EnvironmentFault: mpi4py is missing or finds no MPI library.
+        EnvironmentFault: mpi4py is missing, finds no MPI library, or does not come back.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        capture_output=True,
-        text=True,
-        timeout=PROBE_TIMEOUT_S,
-        stdin=subprocess.DEVNULL,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentFault(
+            f"mpi4py was not imported within {PROBE_TIMEOUT_S:g} s, which takes 0.1 s where all is "
+            "well: its file system is slow or hangs. Try once more; collage-mpi doctor says more"
+        ) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnvironmentFault(f"mpi4py cannot load an MPI library ({last}): {INSTALL_HINT}")

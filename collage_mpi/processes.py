@@ -78,12 +78,13 @@ def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
 
 
 @contextmanager
-def sheltered() -> Iterator[None]:
-    """Children that a rank starts within do not die of what MPICH's proxy tells the rank.
+def sheltered(number: signal.Signals = PROXY_SIGNAL) -> Iterator[None]:
+    """Children that are started within never see a signal that this process takes for them.
 
-    They inherit the signal blocked, which, unlike a handler, outlasts exec.
+    They inherit it blocked, which, unlike a handler, outlasts exec. By default it is what
+    MPICH's proxy tells a rank.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {PROXY_SIGNAL})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:

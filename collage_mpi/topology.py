@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.placement import Placement, placement
-
-__all__ = ["Placement", "placement"]  # re-exported: callers ask topology for both
 
 # First match wins. The launcher of the job itself comes before the batch system: mpiexec
 # inside an sbatch script also shows the script's own SLURM_PROCID=0 to every rank.

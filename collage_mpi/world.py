@@ -15,7 +15,7 @@ from typing import Any
 from collage_mpi import departure
 from collage_mpi.cli import tell
 from collage_mpi.crew import Crew
-from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.errors import CollageError, ExitCode, fault_of
 from collage_mpi.loading import NetworkLoader
 from collage_mpi.lookout import Lookout
 from collage_mpi.progress import report_exit, report_there, report_up
@@ -116,6 +116,12 @@ def _coordinate(
     except CollageError as error:
         tell(f"collage-mpi {name}: {error}")
         code = int(error.exit_code)
+    except OSError as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        tell(f"collage-mpi {name}: {fault}")
+        code = int(fault.exit_code)
     return int(ExitCode(code))
 
 

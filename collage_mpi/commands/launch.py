@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from collage_mpi.cli import COMMANDS, build_parser
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 
 WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
@@ -58,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Start the ranks and wait; the exit code is the job's own."""
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if words and words[0] in COMMANDS and {"-h", "--help"} & {*words}:
+        build_parser(words[0]).parse_args(words)  # says it once, without ranks, and leaves
     if args.timeout is not None and args.timeout <= 0:
         raise UsageError(f"--timeout {args.timeout:g}: seconds, more than 0")
     return launch_ranks(
@@ -178,8 +181,6 @@ def _flag(words: Sequence[str], name: str) -> str | None:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    from collage_mpi.cli import COMMANDS
-
     if not words:
         raise UsageError(f"nothing to launch: give a command after --, e.g. {EXAMPLE}")
     allowed = [name for name in COMMANDS if name != "launch"]

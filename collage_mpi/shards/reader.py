@@ -339,11 +339,12 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
         files.extend(inside)
     if not files:
         raise EnvironmentFault("no shard given; needed: one or more .h5 files or directories")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for file in files:
-        if file.resolve() in seen:
+        real = os.path.realpath(file)  # Path.resolve raises for a loop of links
+        if real in seen:
             raise EnvironmentFault(f"{file}: given twice; each shard may appear once")
-        seen.add(file.resolve())
+        seen.add(real)
     return files
 
 
