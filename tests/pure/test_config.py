@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,12 @@ from hypothesis import strategies as st
 from collage_mpi.cli import main
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
-from collage_mpi.settings_file import add_setting_flags, read_settings_file, settings_from_args
+from collage_mpi.settings_file import (
+    TOPICS,
+    add_setting_flags,
+    read_settings_file,
+    settings_from_args,
+)
 
 
 def parse(*argv: str) -> RunSettings:
@@ -225,3 +231,18 @@ def test_one_parity_rank_for_k_singles(settings, k, ranks, world):
 def test_stripes_that_cannot_be_are_refused(settings, says):
     with pytest.raises(UsageError, match=says):
         RunSettings(scheme="parity", **settings)
+
+
+def test_help_lists_each_setting_once_under_a_topic():
+    names = [name for listed in TOPICS.values() for name in listed]
+    assert sorted(names) == sorted(spec.name for spec in dataclasses.fields(RunSettings))
+
+
+def test_run_s_help_begins_with_what_is_needed(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: collage-mpi run --shards PATH ... --single W --collage W --out")
+    topics = [said.index(f"\n{topic}:\n") for topic in TOPICS]
+    assert topics == sorted(topics)
+    assert "other settings" not in said
