@@ -29,6 +29,11 @@ def arm(finalize: Callable[[], object] = lambda: None) -> None:
     _last_deed = finalize
 
 
+def armed() -> bool:
+    """Whether this process is, or was, a rank."""
+    return _last_deed is not None
+
+
 def leave_if_armed(code: int) -> None:
     """Leave now if this process is a rank, else return."""
     if _last_deed is not None:

@@ -189,6 +189,17 @@ def _help(spec: dataclasses.Field[Any]) -> str:
     return f"{text} (default: {spec.default})".replace("%", "%%")
 
 
+def flags_of(settings: RunSettings) -> list[str]:
+    """The flags that say what is not a default, as `add_setting_flags` reads them."""
+    words: list[str] = []
+    for spec in dataclasses.fields(settings):
+        value, flag = getattr(settings, spec.name), "--" + spec.name.replace("_", "-")
+        if value == spec.default:
+            continue
+        words += [flag, *value] if isinstance(value, tuple) else [f"{flag}={value}"]
+    return words
+
+
 def settings_from_args(args: argparse.Namespace) -> RunSettings:
     """The effective settings: defaults, then the file, then the flags."""
     known = {spec.name for spec in dataclasses.fields(RunSettings)}

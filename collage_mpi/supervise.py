@@ -12,6 +12,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -332,6 +333,13 @@ def exit_code(
     return code, note
 
 
+def script_code(outcome: Outcome) -> tuple[int, str | None]:
+    """The code of a user's own script: what it left with, or, for 0, what its run ended with."""
+    if outcome.timed_out or outcome.launcher < 0:
+        return exit_code(outcome, None)
+    return outcome.launcher or outcome.reported or 0, None
+
+
 def marker_text(out_dir: Path | None) -> str | None:
     """What the marker of a complete run says; None if there is none."""
     try:
@@ -391,6 +399,9 @@ def _handlers(note: Callable[[int], object]) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         note(number)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # they are the main thread's to take
+        return
     old = {number: signal.signal(number, handle) for number in FORWARDED}
     try:
         yield

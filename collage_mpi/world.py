@@ -7,6 +7,7 @@ Does not know: what the job does.
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -65,6 +66,7 @@ def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) 
     tolerant = fault_tolerant_launch()
     if tolerant:
         departure.arm()
+        atexit.register(departure.remove_shared_memory)  # of a script that leaves in its own way
     report_there(launcher_rank() or 0)
     comm, mpi = open_world(fault_tolerant=tolerant)
     if not tolerant and comm.Get_size() > 1:

@@ -18,6 +18,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.settings_file import (
     TOPICS,
     add_setting_flags,
+    flags_of,
     read_settings_file,
     settings_from_args,
 )
@@ -246,3 +247,16 @@ def test_run_s_help_begins_with_what_is_needed(capsys):
     topics = [said.index(f"\n{topic}:\n") for topic in TOPICS]
     assert topics == sorted(topics)
     assert "other settings" not in said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RunSettings(),
+        RunSettings(shards=("a.h5", "b b.h5"), single="null", out="-odd", limit=7),
+        RunSettings(straggler="pareto", straggler_tail=1.1, slow_ranks=("1:2.0", "2:3.0")),
+        RunSettings(arrivals="poisson", rate=1 / 3, on_rank_loss="continue", straggler="none"),
+    ],
+)
+def test_flags_made_of_settings_give_them_again(settings):
+    assert parse(*flags_of(settings)) == settings

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.supervise import COMPLETE_MARKER, FORWARDED, Outcome, exit_code, marker_text
+from collage_mpi.supervise import (
+    COMPLETE_MARKER,
+    FORWARDED,
+    Outcome,
+    exit_code,
+    marker_text,
+    script_code,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,22 @@ from collage_mpi.supervise import COMPLETE_MARKER, FORWARDED, Outcome, exit_code
 )
 def test_codes(outcome, code):
     assert exit_code(outcome, None)[0] == code
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (Outcome(0), 0),
+        (Outcome(7), 7),
+        (Outcome(7, reported=0, begun=True), 7),
+        (Outcome(0, reported=5, begun=True), 5),
+        (Outcome(0, begun=True), 0),
+        (Outcome(-9, begun=True), 6),
+        (Outcome(143, timed_out=True), 6),
+    ],
+)
+def test_a_script_s_own_code_comes_first(outcome, code):
+    assert script_code(outcome)[0] == code
 
 
 def some(values):
