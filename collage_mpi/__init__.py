@@ -18,11 +18,12 @@ __version__ = "0.1.0.dev0"
 
 _PUBLIC = {
     "RunSettings": "collage_mpi.config",
+    "launch_run": "collage_mpi.api",
     "read_results": "collage_mpi.results",
     "run": "collage_mpi.api",
 }
 
-__all__ = ["RunSettings", "__version__", "read_results", "run"]
+__all__ = ["RunSettings", "__version__", "launch_run", "read_results", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,17 +1,20 @@
-"""The Python API behind `collage-mpi run`, for programs started under mpiexec.
+"""The Python API of a run: `launch_run` starts its ranks, `run` is called on each of them.
 
-Owns: the function a user's program calls on every rank.
+Owns: the functions a user's program calls.
 Does not know: how a job is run (session and world do).
 """
 
 from __future__ import annotations
 
 from collage_mpi.config import RunSettings
-from collage_mpi.errors import ExitCode
+from collage_mpi.errors import ExitCode, UsageError
 
 
 def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = False) -> ExitCode:
-    """Run a job; call it on every rank of the world, e.g. under `mpiexec -n 11`.
+    """Run a job; call it on every rank of the world.
+
+    Such a program is started by `collage-mpi launch -n 11 -- script.py`, or by `mpiexec -n 11
+    python script.py`. To start ranks from a program of one process: `launch_run`.
 
     Rank 0 classifies and writes the results to `settings.out` (read them with
     `read_results`); the other ranks serve until the job is over.
@@ -23,10 +26,20 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
 
     Returns:
         The job's exit code, the same on every rank.
+
+    Raises:
+        UsageError: a second call in a world that outlives lost ranks.
     """
+    from collage_mpi import departure
     from collage_mpi.session import run_session
+    from collage_mpi.topology import fault_tolerant_launch
     from collage_mpi.world import run_world
 
+    if fault_tolerant_launch() and departure.armed():
+        raise UsageError(
+            "collage_mpi.run was called a second time where a launch with --on-rank-loss continue "
+            "allows for one: launch the second run anew, or leave the flag out"
+        )
     code = run_world(
         "run",
         lambda crew, stop: int(
@@ -36,3 +49,44 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
         ),
     )
     return ExitCode(code)
+
+
+def launch_run(
+    settings: RunSettings,
+    ranks: int | None = None,
+    *,
+    resume: bool = False,
+    mpi: str = "auto",
+    timeout_s: float | None = None,
+) -> ExitCode | int:
+    """Start the ranks of a run and wait, as `collage-mpi launch -n RANKS -- run ...` does.
+
+    Call it from one process, a notebook say: MPI is started in others. The results are in
+    `settings.out` then (`read_results` reads them).
+
+    Args:
+        settings: of the run; relative paths are of the current folder.
+        ranks: of the world, rank 0 included; by default what the settings need.
+        resume: go on with the run in `settings.out`.
+        mpi: "auto", "mpich", "openmpi" or "intel".
+        timeout_s: end it after so long, as incomplete; None for no limit.
+
+    Returns:
+        The job's exit code; 128 + the signal's number if one came before it had begun.
+
+    Raises:
+        UsageError: settings that cannot be run.
+        EnvironmentFault: no fitting MPI, or this process is a rank itself.
+    """
+    from collage_mpi.commands.launch import launch_ranks
+    from collage_mpi.settings_file import flags_of
+
+    settings.require_inputs()
+    code = launch_ranks(
+        settings.world_size if ranks is None else ranks,
+        ["run", *(["--resume"] if resume else []), *flags_of(settings)],
+        mpi=mpi,
+        timeout_s=timeout_s,
+        fault_tolerant=settings.on_rank_loss == "continue",
+    )
+    return ExitCode(code) if code in set(ExitCode) else code

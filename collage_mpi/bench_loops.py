@@ -236,7 +236,7 @@ class JobBlock:
         writer = RunWriter.create(self.out, make_manifest(plan))
         meter = RoundMeter(self.world.settings)
         metered = MeteredReader(reader, meter, plan.settings.group_size)
-        quiet = StatusReporter(None, "job", every_s=float("inf"), machine=False)
+        quiet = StatusReporter(None, "job", every_s=float("inf"), word="")
         coordinator = build_coordinator(plan, crew, writer, encoder, metered, lambda: None, quiet)
         meter.polls = coordinator.polls
         ready, _ = roll_call(plan, crew, hellos)

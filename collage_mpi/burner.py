@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from collage_mpi.delays import Spells
-from collage_mpi.processes import sheltered
+from collage_mpi.processes import own_command, sheltered
 
 SLICE_S = 0.05
 MOST = 64  # beside one rank
@@ -45,7 +45,7 @@ class Burners:
 
     def __init__(self, burn: Burn) -> None:
         """Start them; they take some tenths of a second to come up."""
-        words = [sys.executable, "-m", "collage_mpi.burner", str(os.getpid())]
+        words = [*own_command("collage_mpi.burner"), str(os.getpid())]
         words += [str(value) for value in (burn.seed, burn.rank, burn.share, burn.spell_s)]
         with sheltered():
             self._processes = [

@@ -14,11 +14,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TextIO
 
 from collage_mpi import __version__
 from collage_mpi.departure import leave_if_armed
-from collage_mpi.errors import CollageError, ExitCode
-from collage_mpi.outlet import Outlet
+from collage_mpi.errors import CollageError, ExitCode, fault_of
+from collage_mpi.outlet import Outlet, abandon
 from collage_mpi.printable import printable
 from collage_mpi.topology import telling_rank
 
@@ -65,6 +66,11 @@ class _Parser(argparse.ArgumentParser):
             print(printable(f"{usage}{self.prog}: error: {message}"), file=sys.stderr)
         _let_rank_0_speak()
         raise SystemExit(int(ExitCode.USAGE))
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:  # type: ignore[override]
+        """Help and version, from one rank only too; a reader that has gone is no error."""
+        if message and telling_rank() in (None, 0):
+            Outlet(sys.stderr if file is None else file).write(message)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """As argparse's, but what is not known is an error of the command that got it."""
@@ -117,22 +123,29 @@ def _print_any_name() -> None:
 
 def _main(argv: list[str]) -> int:
     command = next((word for word in argv if word in COMMANDS), None)
-    args = build_parser(command).parse_args(argv)
+    name = f"collage-mpi {command}" if command else "collage-mpi"
     try:
+        args = build_parser(command).parse_args(argv)
         module = import_module(f"collage_mpi.commands.{COMMANDS[args.command][0]}")
         return int(module.execute(args))
     except CollageError as error:
-        tell(f"collage-mpi {args.command}: {error}")
+        tell(f"{name}: {error}")
         return int(error.exit_code)
     except KeyboardInterrupt:
-        tell(f"collage-mpi {args.command}: interrupted")
+        tell(f"{name}: interrupted")
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone: nothing left to tell
+        abandon(sys.stdout)  # the reader of our output has gone: nothing left to tell
         return 0
-    except Exception:
+    except Exception as error:
+        fault = fault_of(error) if isinstance(error, OSError) else None
+        if fault is not None:
+            tell(f"{name}: {fault}")
+            return int(fault.exit_code)
         tell(traceback.format_exc() + "This is a defect of collage-mpi: please report it.")
         return int(ExitCode.DEFECT)
+    finally:
+        Outlet(sys.stdout).write("")  # flushed here: at exit a failure would be a code of its own
 
 
 def tell(message: str) -> None:

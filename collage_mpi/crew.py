@@ -87,9 +87,11 @@ class Crew:
         contents: dict[int, dict[str, Any]],
         limit_s: float = HELLO_LIMIT_S,
         interrupted: Callable[[], str | None] = lambda: None,
+        heard: Callable[[int], object] = lambda count: None,
     ) -> dict[int, dict[str, Any]]:
         """Begin a session: tell each rank what it is; their hellos, by rank.
 
+        `heard` is told again and again how many ranks are ready.
         When the job goes on without lost ranks, so does this: whoever has not said hello
         within the limit, or cannot work on its host where others can, is lost.
 
@@ -103,7 +105,7 @@ class Crew:
         self.session += 1
         for rank in self.present:
             self._tell(rank, {"what": "welcome", **contents[rank]})
-        hellos = self._collect("hello", set(self.present), limit_s, interrupted)
+        hellos = self._collect("hello", set(self.present), limit_s, interrupted, heard)
         for rank, hello in hellos.items():
             self.losses.met(rank, hello)
         return hellos
@@ -225,6 +227,7 @@ class Crew:
         missing: set[int],
         limit_s: float,
         interrupted: Callable[[], str | None],
+        heard: Callable[[int], object] = lambda count: None,
     ) -> dict[int, dict[str, Any]]:
         """One control message of the wanted sort from each rank in `missing`.
 
@@ -233,7 +236,7 @@ class Crew:
         """
         answers: dict[int, dict[str, Any]] = {}
         self._faults = {}
-        self._gather(what, missing, answers, limit_s, interrupted)
+        self._gather(what, missing, answers, limit_s, interrupted, heard)
         if self.losses.keep_going:
             self._go_on_without(what, missing, limit_s, bool(answers))
         elif missing:
@@ -263,6 +266,7 @@ class Crew:
         answers: dict[int, dict[str, Any]],
         limit_s: float,
         interrupted: Callable[[], str | None],
+        heard: Callable[[int], object] = lambda count: None,
     ) -> None:
         """Move ranks from `missing` to `answers` until none is left or the time is over."""
         until_s = self._clock() + limit_s
@@ -271,6 +275,7 @@ class Crew:
                 self._backoff.reset()
             else:
                 self._backoff.pause()
+            heard(len(answers))
             reason = interrupted()
             if reason is not None:
                 raise _Interrupted(reason)

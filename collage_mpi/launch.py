@@ -58,6 +58,8 @@ TOLERANT_WRAPPER = Path(__file__).parent / "data" / "rank.sh"
 
 # Prints the family of the library that ranks will load, without starting MPI.
 PROBE = """
+import sys
+sys.path = [entry for entry in sys.path if entry]  # not the current folder
 import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
@@ -81,10 +83,11 @@ class Mpi:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A command line and the variables to add to the environment for it."""
+    """A command line, the variables to add to the environment for it, how many ranks it starts."""
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
+    ranks: int = 1
 
     def shell_line(self) -> str:
         """The plan as one line that can be pasted into a shell."""
@@ -136,7 +139,7 @@ def build_command(
     Args:
         mpi: the launcher.
         ranks: world size, at least 1.
-        program: the program and its arguments, e.g. (python, "-m", "collage_mpi", "run").
+        program: the program and its arguments, e.g. ("collage-mpi", "run").
         site: cores, hosts, root.
         environ: variables the user has set already; these are never overridden.
         extra_env: variables every rank must see, set whatever the user has.
@@ -163,7 +166,8 @@ def build_command(
     if fault_tolerant:
         # A shell between the launcher and each rank: what for, it says itself.
         flags, wrapper = [*flags, *_tolerant_flags(mpi)], ("sh", str(TOLERANT_WRAPPER))
-    return LaunchPlan((str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program), env)
+    argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
+    return LaunchPlan(argv, env, ranks)
 
 
 def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
@@ -253,15 +257,21 @@ def mpi4py_abi() -> str:
     Asked in a subprocess, so that MPI is never loaded into the launching process.
 
     Raises:
-        EnvironmentFault: mpi4py is missing or finds no MPI library.
+        EnvironmentFault: mpi4py is missing, finds no MPI library, or does not come back.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        capture_output=True,
-        text=True,
-        timeout=PROBE_TIMEOUT_S,
-        stdin=subprocess.DEVNULL,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentFault(
+            f"mpi4py was not imported within {PROBE_TIMEOUT_S:g} s, which takes 0.1 s where all is "
+            "well: its file system is slow or hangs. Try once more; collage-mpi doctor says more"
+        ) from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnvironmentFault(f"mpi4py cannot load an MPI library ({last}): {INSTALL_HINT}")

@@ -22,6 +22,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.losses import RankGone
 from collage_mpi.models import is_own
 from collage_mpi.plan import Plan
+from collage_mpi.progress import StatusReporter
 from collage_mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 
@@ -51,7 +52,19 @@ def muster(
     if settings.on_rank_loss == "continue" and not losses.fault_tolerant:
         tell(PLAIN_LAUNCH.format(ranks=crew.transport.size))
     crew.transport.expect(answer_bytes(plan, encoder))
-    hellos = crew.welcome(welcomes(plan, encoder), settings.start_timeout_s, interrupted)
+    loading = StatusReporter(
+        len(crew.present),
+        "loading networks",
+        unit="ranks",
+        every_s=settings.status_every_s,
+        passing=True,
+    )
+    try:
+        hellos = crew.welcome(
+            welcomes(plan, encoder), settings.start_timeout_s, interrupted, loading.update
+        )
+    finally:
+        loading.close()
     check_same_weights(hellos)
     warn_of_mixed_tuning(hellos)
     _require_quorum(plan, crew)

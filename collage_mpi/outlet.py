@@ -27,7 +27,7 @@ class Outlet:
                 self._stream.write(text)
                 self._stream.flush()
             except (OSError, ValueError):
-                _abandon(self._stream)
+                abandon(self._stream)
                 self._stream = None
         return len(text)
 
@@ -42,7 +42,7 @@ class Outlet:
         return getattr(self._stream, name)
 
 
-def _abandon(stream: TextIO) -> None:
+def abandon(stream: TextIO) -> None:
     """What Python still holds for the stream goes to nowhere: a failure at exit would be a code."""
     try:
         descriptor = stream.fileno()

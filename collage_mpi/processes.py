@@ -1,6 +1,7 @@
 """A child process, and the end of everything it started.
 
-Owns: finding and killing the descendants of a process; shelter for a rank's children.
+Owns: the command line that starts one of ours; finding and killing the descendants of a
+process; shelter for a rank's children.
 Does not know: MPI, what the processes do.
 
 Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,11 @@ from pathlib import Path
 PROXY_SIGNAL = signal.SIGUSR1
 POLL_S = 0.02
 LOOKS = 50  # at most 1 s of looking for what is left after SIGKILL
+
+
+def own_command(module: str = "collage_mpi") -> tuple[str, ...]:
+    """What starts a module of this package, whatever the current folder holds; arguments follow."""
+    return sys.executable, str(Path(__file__).with_name("start.py")), module
 
 
 def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
@@ -71,12 +78,13 @@ def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
 
 
 @contextmanager
-def sheltered() -> Iterator[None]:
-    """Children that a rank starts within do not die of what MPICH's proxy tells the rank.
+def sheltered(number: signal.Signals = PROXY_SIGNAL) -> Iterator[None]:
+    """Children that are started within never see a signal that this process takes for them.
 
-    They inherit the signal blocked, which, unlike a handler, outlasts exec.
+    They inherit it blocked, which, unlike a handler, outlasts exec. By default it is what
+    MPICH's proxy tells a rank.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {PROXY_SIGNAL})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:

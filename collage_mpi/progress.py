@@ -4,8 +4,9 @@ Owns: the status line's format, its writer (rank 0) and its readers (launch).
 Does not know: what is counted, MPI, the launcher.
 
 Under MPICH no rank has a terminal, so rank 0 cannot draw. Under `collage-mpi launch` it
-writes `@status {json}` lines to stderr, which launch takes out of the stream and draws;
-by hand under mpiexec it writes a plain line every few seconds.
+writes `@status:WORD {json}` lines to stderr, which launch takes out of the stream and draws;
+by hand under mpiexec it writes a plain line every few seconds. The word is the launch's own: what
+ranks print besides, a file's name in a warning, is no status, whatever it looks like.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from collage_mpi.printable import printable
-from collage_mpi.topology import status_wanted
+from collage_mpi.topology import status_word
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-MARK = "@status "
 MACHINE_EVERY_S = 0.25  # what a bar needs to look alive
 PLAIN_EVERY_S = 5.0  # what a batch log can bear
 
@@ -36,9 +36,10 @@ class StatusReporter:
         phase: what is running, e.g. "none", "collage", "train".
         stream: where lines go.
         clock: monotonic seconds.
-        every_s: least seconds between lines; None for a default by kind of line.
-        machine: `@status` lines (True) or plain ones; None to look at the environment.
+        every_s: least seconds between lines that a log shows.
+        word: what marks status lines; "" for plain lines; None to look at the environment.
         unit: what is counted, for the plain line.
+        passing: a wait rather than work: no line is left of it when it is over.
     """
 
     def __init__(
@@ -47,19 +48,24 @@ class StatusReporter:
         phase: str,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
-        every_s: float | None = None,
-        machine: bool | None = None,
+        every_s: float = PLAIN_EVERY_S,
+        word: str | None = None,
         unit: str = "images",
+        passing: bool = False,
     ) -> None:
         self._total, self._phase, self._unit = total, phase, unit
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
-        self._machine = status_wanted() if machine is None else machine
-        default_s = MACHINE_EVERY_S if self._machine else PLAIN_EVERY_S
-        self._every_s = default_s if every_s is None else every_s
+        self._word = status_word() if word is None else word
+        # Launch is told often enough for a bar to look alive, and how often a log is to have it.
+        self._every_s = min(MACHINE_EVERY_S, every_s) if self._word else every_s
+        self._passing = passing
+        self._more: dict[str, Any] = {"every_s": every_s} if self._word else {}
+        if passing:
+            self._more["passing"] = True
         self._start_s = clock()
         # The bar appears at once; a plain line only after the first interval.
-        self._next_s = self._start_s + (0.0 if self._machine else self._every_s)
+        self._next_s = self._start_s + (0.0 if self._word else self._every_s)
         self._last: tuple[int, dict[str, Any]] = (0, {})
         self._written: tuple[int, dict[str, Any]] | None = None
         self._ended = False
@@ -85,6 +91,8 @@ class StatusReporter:
         self._next_s = now_s + self._every_s
         self._ended |= end
         self._written = self._last
+        if end and self._passing and not self._word:
+            return
         done, fields = self._last
         elapsed_s = max(now_s - self._start_s, 1e-9)
         status = {
@@ -92,11 +100,12 @@ class StatusReporter:
             "done": done,
             "total": self._total,
             "unit": self._unit,
-            f"{self._unit}_s": round(done / elapsed_s, 2),
+            **({} if self._passing else {f"{self._unit}_s": round(done / elapsed_s, 2)}),
             **fields,
+            **self._more,
             **({"end": True} if end else {}),
         }
-        line = status_line(status) if self._machine else plain_line(status)
+        line = status_line(status, self._word) if self._word else plain_line(status)
         try:
             self._stream.write(line + "\n")  # one write: lines of other ranks cannot cut it
             self._stream.flush()
@@ -104,15 +113,24 @@ class StatusReporter:
             self._next_s = float("inf")  # the reader has gone; the job goes on
 
 
-def status_line(status: dict[str, Any]) -> str:
+def mark_of(word: str) -> str:
+    """What status lines of a launch begin with."""
+    return f"@status:{word} "
+
+
+def status_line(status: dict[str, Any], word: str) -> str:
     """The machine-readable form, without a newline."""
-    return MARK + json.dumps(status, separators=(",", ":"), default=float)
+    return mark_of(word) + json.dumps(status, separators=(",", ":"), default=float)
+
+
+def report_there(rank: int, stream: TextIO | None = None) -> None:
+    """Tell launch that this rank begins to start MPI. The one word of a rank other than 0."""
+    _report({"there": rank}, stream)
 
 
 def report_up(stream: TextIO | None = None) -> None:
     """Tell launch that MPI has started: every rank is there."""
-    if status_wanted():
-        _write_line(stream or sys.stderr, status_line({"up": True}))
+    _report({"up": True}, stream)
 
 
 def report_exit(code: int, stream: TextIO | None = None) -> None:
@@ -121,25 +139,29 @@ def report_exit(code: int, stream: TextIO | None = None) -> None:
     Launchers mix the codes of several ranks, and some say 0 for a job whose rank 0 was
     killed. Does nothing when no launcher of ours is listening.
     """
-    if status_wanted():
-        _write_line(stream or sys.stderr, status_line({"exit": int(code)}))
+    _report({"exit": int(code)}, stream)
 
 
-def _write_line(stream: TextIO, line: str) -> None:
+def _report(status: dict[str, Any], stream: TextIO | None) -> None:
     """In one piece: `print` writes the newline apart where Python does not buffer."""
-    stream.write(f"{line}\n")
-    stream.flush()
+    word = status_word()
+    if word is not None:
+        stream = stream or sys.stderr
+        stream.write(f"{status_line(status, word)}\n")
+        stream.flush()
 
 
-def split_statuses(line: str) -> tuple[str, list[dict[str, Any]]]:
+def split_statuses(line: str, word: str | None) -> tuple[str, list[dict[str, Any]]]:
     """Take the statuses out of a line: (the rest of the line, the statuses in order).
 
     Output of other ranks may stand before a mark and after a status on the same line, other
     statuses too; it is kept. A damaged status is output like any other.
     """
-    rest, statuses = "", []
-    while MARK in line:
-        before, _, text = line.partition(MARK)
+    if not word:
+        return line, []
+    mark, rest, statuses = mark_of(word), "", []
+    while mark in line:
+        before, _, text = line.partition(mark)
         try:
             status, end = json.JSONDecoder().raw_decode(text)
         except (ValueError, RecursionError):
@@ -148,7 +170,7 @@ def split_statuses(line: str) -> tuple[str, list[dict[str, Any]]]:
             rest, line = rest + before, text[end:]
             statuses.append(status)
         else:
-            rest, line = rest + before + MARK, text
+            rest, line = rest + before + mark, text
     return rest + line, statuses
 
 
@@ -161,20 +183,35 @@ def plain_line(status: dict[str, Any]) -> str:
         text += f" of {total} {unit} ({100 * done / total:.1f} %)"
     else:
         text += f" {unit}"
-    notes = _notes(status, unit)
-    return printable(", ".join([text, *notes]))
+    return printable(", ".join([text, *_notes(status, unit)]))
 
 
 def _notes(status: dict[str, Any], unit: str) -> list[str]:
     notes = []
     for key, value in status.items():
-        if key in ("phase", "done", "total", "unit", "end"):
+        if key in ("phase", "done", "total", "unit", "end", "every_s", "passing"):
             continue
         shown = f"{value:.3g}" if isinstance(value, float) and key != f"{unit}_s" else value
         notes.append(
             f"{value:.1f} {unit}/s" if key == f"{unit}_s" else f"{key.replace('_', ' ')} {shown}"
         )
-    return notes
+    left = _left(status, unit)
+    return [*notes, f"{left} left"] if left else notes
+
+
+def _left(status: dict[str, Any], unit: str) -> str | None:
+    """The time that is left at the pace so far; None where nothing tells it."""
+    done, total, pace = status.get("done", 0), status.get("total"), status.get(f"{unit}_s")
+    if not total or not pace or not 0 < done < total:
+        return None
+    return minutes((total - done) / pace)
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people: "45 s", "12 min", "3.1 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Display(Protocol):
@@ -182,6 +219,9 @@ class Display(Protocol):
 
     def show(self, status: dict[str, Any]) -> None:
         """Show a status; cheap enough for every one that arrives."""
+
+    def tick(self) -> None:
+        """Time has passed."""
 
     def clear(self) -> None:
         """Take away what is drawn, because other output comes now."""
@@ -191,36 +231,44 @@ class Display(Protocol):
 
 
 class LineDisplay:
-    """A plain line every few seconds, and always a phase's last one."""
+    """A plain line as often as the status says, and always the last one of a phase of work."""
 
-    def __init__(
-        self,
-        stream: TextIO,
-        clock: Callable[[], float] = time.monotonic,
-        every_s: float = PLAIN_EVERY_S,
-    ) -> None:
-        self._stream, self._clock, self._every_s = stream, clock, every_s
-        self._next_s = clock() + every_s
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._last_s = clock()  # when a line was written
         self._waiting: dict[str, Any] | None = None
 
     def show(self, status: dict[str, Any]) -> None:
         if self._waiting and self._waiting.get("phase") != status.get("phase"):
-            self._write(self._waiting)
+            self._leave()
         self._waiting = status
-        if status.get("end") or self._clock() >= self._next_s:
-            self._write(status)
+        if status.get("end"):
+            self._leave()
+        self.tick()
+
+    def tick(self) -> None:
+        if self._waiting is None:
+            return
+        if self._clock() >= self._last_s + self._waiting.get("every_s", PLAIN_EVERY_S):
+            self._write()
 
     def clear(self) -> None:
         pass
 
     def close(self) -> None:
-        if self._waiting:
-            self._write(self._waiting)
+        self._leave()
 
-    def _write(self, status: dict[str, Any]) -> None:
-        self._next_s = self._clock() + self._every_s
+    def _leave(self) -> None:
+        """A phase is over: its last line, unless it was only a wait."""
+        if self._waiting and not self._waiting.get("passing"):
+            self._write()
         self._waiting = None
-        print(plain_line(status), file=self._stream, flush=True)
+
+    def _write(self) -> None:
+        assert self._waiting is not None
+        self._last_s = self._clock()
+        print(plain_line(self._waiting), file=self._stream, flush=True)
+        self._waiting = None
 
 
 class BarDisplay:
@@ -239,10 +287,12 @@ class BarDisplay:
         if status.get("end"):  # its line must come before what the ranks print next
             self._leave_line()
             return
+        total = status.get("total")
         shown = {
             "description": printable(str(status.get("phase", "running"))),
             "completed": status.get("done", 0),
-            "total": status.get("total"),
+            "total": total,
+            "percent": f"{100 * status.get('done', 0) / total:.0f} %" if total else "",
             "notes": ", ".join(_notes(status, str(status.get("unit", "images")))),
         }
         if self._progress is None or self._task is None:
@@ -251,6 +301,10 @@ class BarDisplay:
             self._progress.start()
         else:
             self._progress.update(self._task, **shown)
+
+    def tick(self) -> None:
+        if self._progress is None and self._last is not None:
+            self.show(self._last)  # other output had come
 
     def clear(self) -> None:
         if self._progress is not None:
@@ -261,11 +315,11 @@ class BarDisplay:
         self._leave_line()
 
     def _leave_line(self) -> None:
-        """Replace the bar by one line that stays."""
+        """Replace the bar by one line that stays, unless it was only of a wait."""
         self.clear()
-        if self._last is not None:
+        if self._last is not None and not self._last.get("passing"):
             print(plain_line(self._last), file=self._stream, flush=True)
-            self._last = None
+        self._last = None
 
     def _new_bar(self) -> Progress:
         from rich.console import Console
@@ -275,6 +329,7 @@ class BarDisplay:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[percent]}"),
             TextColumn("{task.fields[notes]}", markup=False),
             console=Console(file=self._stream),
             transient=True,

@@ -47,7 +47,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes import Decode
 from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
-from collage_mpi.topology import local_size, status_wanted, threads_per_rank
+from collage_mpi.topology import local_size, threads_per_rank
 from collage_mpi.waiting import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
@@ -148,7 +148,7 @@ def _run_plan(
             )
             crew.start(costs.ratio, costs.batch_costs)
             name = phase or settings.scheme
-            progress = StatusReporter(len(order), name, every_s=_every_s(settings))
+            progress = StatusReporter(len(order), name, every_s=settings.status_every_s)
             coordinator = build_coordinator(
                 plan,
                 crew,
@@ -226,11 +226,6 @@ def cell_maker(plan: Plan, encoder: AnyEncoder) -> CellMaker | None:
     px = height if height == width else None
     stored = encoder.resizes and px in plan.shards.cell_sizes
     return CellMaker(encoder.shrink, px if stored else None)
-
-
-def _every_s(settings: RunSettings) -> float | None:
-    """Seconds between plain progress lines; a launcher of ours sets its own pace."""
-    return None if status_wanted() else settings.status_every_s
 
 
 def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:

@@ -106,25 +106,113 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
+# How --help groups the settings: what every run needs first, what few want last.
+TOPICS: dict[str, tuple[str, ...]] = {
+    "input and output": ("shards", "out", "bad_shards", "order", "limit"),
+    "networks": (
+        "single",
+        "collage",
+        "parity",
+        "cell_px",
+        "device",
+        "precision",
+        "channels_last",
+        "compile",
+        "warmup_tasks",
+    ),
+    "redundancy and ranks": (
+        "scheme",
+        "side",
+        "singles",
+        "collage_ranks",
+        "collage_copies",
+        "replicas",
+        "parity_k",
+        "parity_ranks",
+        "assign",
+        "placement",
+    ),
+    "when a collage's answer counts": (
+        "accept",
+        "grace_ms",
+        "grace_quantile",
+        "confidence",
+        "accept_deadline_ms",
+        "accept_deadline_quantile",
+    ),
+    "late and failed images": (
+        "hedge_ms",
+        "hedge_quantile",
+        "hedge_budget",
+        "linger_ms",
+        "image_timeout_s",
+        "max_attempts",
+    ),
+    "pace": (
+        "between",
+        "depth",
+        "batch",
+        "credit",
+        "arrivals",
+        "rate",
+        "arrival_seed",
+        "arrival_file",
+        "window",
+        "warmup_groups",
+    ),
+    "lost ranks, progress": (
+        "on_rank_loss",
+        "reply_timeout_s",
+        "start_timeout_s",
+        "status_every_s",
+    ),
+    "injected delays, for experiments": (
+        "straggler",
+        "straggler_seed",
+        "straggler_median_ms",
+        "straggler_sigma",
+        "straggler_tail",
+        "straggler_slow_share",
+        "straggler_slow_factor",
+        "straggler_spell_s",
+        "trace_file",
+        "trace_draws",
+        "time_scale",
+        "slow_ranks",
+        "dead_ranks",
+        "burn_ranks",
+        "cost_ratio",
+        "batch_cost",
+    ),
+}
+
+
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting, and --settings FILE. Flags win over the file."""
+    """A flag for every setting, by topic, and --settings FILE. Flags win over the file."""
     parser.add_argument("--settings", metavar="FILE", help="settings file, .toml, .yaml or .json")
     hints = typing.get_type_hints(RunSettings)
-    for spec in dataclasses.fields(RunSettings):
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(spec)}
-        hint = hints[spec.name]
-        args = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        if typing.get_origin(hint) is tuple:
-            options["nargs"] = "+"
-        elif (args[0] if args else hint) is not str:
-            options["type"] = args[0] if args else hint
-        for name in ("choices", "metavar"):
-            if name in spec.metadata:
-                options[name] = spec.metadata[name]
-        if "choices" not in options:
-            kind = options.get("type", str).__name__.upper()
-            options.setdefault("metavar", {"INT": "N", "FLOAT": "X"}.get(kind, kind))
-        parser.add_argument("--" + spec.name.replace("_", "-"), **options)
+    specs = {spec.name: spec for spec in dataclasses.fields(RunSettings)}
+    left = [name for name in specs if not any(name in names for names in TOPICS.values())]
+    for topic, names in {**TOPICS, "other settings": left}.items():
+        group = parser.add_argument_group(topic)
+        for name in names:
+            _add_flag(group, specs[name], hints[name])
+
+
+def _add_flag(group: argparse._ArgumentGroup, spec: dataclasses.Field[Any], hint: Any) -> None:
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(spec)}
+    args = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    if typing.get_origin(hint) is tuple:
+        options["nargs"] = "+"
+    elif (args[0] if args else hint) is not str:
+        options["type"] = args[0] if args else hint
+    for name in ("choices", "metavar"):
+        if name in spec.metadata:
+            options[name] = spec.metadata[name]
+    if "choices" not in options:
+        kind = options.get("type", str).__name__.upper()
+        options.setdefault("metavar", {"INT": "N", "FLOAT": "X"}.get(kind, kind))
+    group.add_argument("--" + spec.name.replace("_", "-"), **options)
 
 
 def _help(spec: dataclasses.Field[Any]) -> str:
@@ -132,6 +220,17 @@ def _help(spec: dataclasses.Field[Any]) -> str:
     if spec.default in (None, "", ()):
         return text
     return f"{text} (default: {spec.default})".replace("%", "%%")
+
+
+def flags_of(settings: RunSettings) -> list[str]:
+    """The flags that say what is not a default, as `add_setting_flags` reads them."""
+    words: list[str] = []
+    for spec in dataclasses.fields(settings):
+        value, flag = getattr(settings, spec.name), "--" + spec.name.replace("_", "-")
+        if value == spec.default:
+            continue
+        words += [flag, *value] if isinstance(value, tuple) else [f"{flag}={value}"]
+    return words
 
 
 def settings_from_args(args: argparse.Namespace) -> RunSettings:

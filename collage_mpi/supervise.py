@@ -12,6 +12,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +28,10 @@ from collage_mpi.launch import LaunchPlan
 from collage_mpi.outlet import Outlet
 from collage_mpi.processes import end_family
 from collage_mpi.progress import Display, display_for, split_statuses
+from collage_mpi.startup import SIGNAL_NAMES, Start
+from collage_mpi.topology import STATUS_VARIABLE
 
 POLL_S = 0.1
-START_GRACE_S = 10.0  # for MPI to be up after all, once a rank has ended before it was
 DRAIN_S = 1.0  # output that comes after the launcher has ended
 LEAVE_GRACE_S = 10.0  # ranks that outlive each other leave within moments of rank 0
 STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
@@ -48,6 +50,7 @@ STOP_SIGNALS = {
 
 # What completes a run besides the code (C7): the marker that results write last.
 COMPLETE_MARKER = "COMPLETE"
+_KNOWN_CODES = frozenset(map(int, ExitCode))
 _COMPLETE_CODES = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 
 
@@ -60,16 +63,20 @@ class Outcome:
         reported: the code rank 0 said it would leave with; None if it said nothing.
         stopped_by: the first signal that asked us to stop.
         timed_out: whether the time limit ended it.
-        never_up: whether it ended since MPI did not come up on all ranks in time.
-        ended_early: the first rank that ended before MPI was up, and its code.
+        never_up: why MPI did not come up on all ranks in time, where that ended it.
+        begun: whether rank 0 has said that MPI is up.
+        heard: ranks that were there before; None where nobody listened for them.
+        hung: whether it ended so though no rank had ended: another start may do.
     """
 
     launcher: int
     reported: int | None = None
     stopped_by: int | None = None
     timed_out: bool = False
-    never_up: bool = False
-    ended_early: tuple[int, int] | None = None
+    never_up: str | None = None
+    begun: bool = False
+    heard: int | None = None
+    hung: bool = False
 
 
 class Job:
@@ -86,7 +93,7 @@ class Job:
             A launcher that makes nothing of lost ranks waits for a stopped one for ever.
         start_limit_s: seconds until rank 0 has said that MPI is up, or anything else that
             launch listens for; None for no limit. A rank that dies before leaves the others
-            waiting in MPI_Init, deaf to signals; where that is told, they wait START_GRACE_S.
+            waiting in MPI_Init, deaf to signals (see startup).
     """
 
     def __init__(
@@ -102,14 +109,17 @@ class Job:
         leave_grace_s: float | None = None,
     ) -> None:
         self._leave_grace_s = leave_grace_s
-        self._start_limit_s, self._up = start_limit_s, False
-        self._up_by_s: float | None = None
+        self._word = plan.env.get(STATUS_VARIABLE)
         self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
         self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
         # A log's full disk, or a reader that has gone, is no reason to end a job.
         self._out = cast(TextIO, Outlet(out or sys.stdout))
         self._err = cast(TextIO, Outlet(err or sys.stderr))
         self._display: Display = display_for(self._err)
+        self._listens, self._startup = (
+            start_limit_s is not None,
+            Start(plan.ranks, start_limit_s, clock),
+        )
         self._signals: list[int] = []
         self._kill_at_s: float | None = None
         self._outcome = Outcome(launcher=0)
@@ -120,12 +130,15 @@ class Job:
             # Known by this word even when the launcher has been killed: nobody's children then.
             word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
             process = _start(self._plan, word)
+            self._show_start()
             try:
                 self._follow(process)
             finally:
                 end_family(process, grace_s=0.0, word=word)
                 self._display.close()
         self._outcome.launcher = process.returncode
+        if self._listens:
+            self._outcome.heard = len(self._startup.there)
         return self._outcome
 
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
@@ -136,7 +149,6 @@ class Job:
             _Stream(process.stderr.fileno(), self._err, self),
         ]
         limit_s = None if self._timeout_s is None else self._clock() + self._timeout_s
-        self._up_by_s = None if self._start_limit_s is None else self._clock() + self._start_limit_s
         drain_until_s: float | None = None
         with selectors.DefaultSelector() as selector:
             for stream in streams:
@@ -150,9 +162,8 @@ class Job:
                 if limit_s is not None and now_s > limit_s:
                     self._outcome.timed_out, limit_s = True, None
                     self._kill_at_s = now_s
-                if self._up_by_s is not None and now_s > self._up_by_s and not self._up:
-                    self._outcome.never_up, self._up_by_s = True, None
-                    self._kill_at_s = now_s
+                self._look_at_start(now_s)
+                self._display.tick()
                 if self._kill_at_s is not None and now_s >= self._kill_at_s:
                     end_family(process, END_GRACE_S)
                 if process.poll() is not None:
@@ -165,6 +176,20 @@ class Job:
         explained |= any(stream.filter.explained for stream in streams)
         for stream in streams:
             stream.finish(show_banners=not explained)
+
+    def _look_at_start(self, now_s: float) -> None:
+        """A start that takes long is told of; one that takes too long is ended."""
+        news = self._startup.news()
+        if news is not None:
+            self.say(news)
+        if self._outcome.never_up is None and self._startup.too_late():
+            self._outcome.never_up = self._startup.who_is_missing()
+            self._outcome.hung = self._startup.ended is None
+            self._kill_at_s = now_s
+
+    def _show_start(self) -> None:
+        if self._startup.watched:
+            self._display.show({**self._startup.status(), "passing": True})
 
     def _wait(self, process: subprocess.Popen[bytes], limit_s: float | None) -> None:
         """Both pipes are closed; the launcher itself may still be at it."""
@@ -197,7 +222,7 @@ class Job:
 
     def line(self, text: str, target: TextIO, filtered: BannerFilter) -> None:
         """One line of output has arrived, without its newline."""
-        rest, statuses = split_statuses(text)
+        rest, statuses = split_statuses(text, self._word)
         for status in statuses:
             self._heed(status)
         if statuses and not rest.strip():
@@ -209,8 +234,13 @@ class Job:
         if isinstance(status.get("ended"), int):
             self._ended(status["ended"], status.get("code", 0))
             return
-        self._up = True
+        if isinstance(status.get("there"), int):
+            self._startup.arrived(status["there"])
+            self._show_start()
+            return
+        self._startup.up = True
         if "up" in status:
+            self._outcome.begun = True
             return
         if isinstance(status.get("exit"), int):
             self._outcome.reported = status["exit"]
@@ -220,16 +250,10 @@ class Job:
             self._display.show(status)
 
     def _ended(self, rank: int, code: int) -> None:
-        """A rank has ended. MPI that is not up yet will not be; unless it was just about to.
-
-        When it is rank 0 the others leave by themselves, but for one that is stopped.
-        """
-        if rank == 0 and self._leave_grace_s is not None and self._up:
+        """A rank has ended. If it is rank 0 the others leave, all but one that is stopped."""
+        if rank == 0 and self._leave_grace_s is not None and self._startup.up:
             self._kill_at_s = self._clock() + self._leave_grace_s
-        if not self._up and self._outcome.ended_early is None:
-            self._outcome.ended_early = rank, code
-            if self._up_by_s is not None:
-                self._up_by_s = min(self._up_by_s, self._clock() + START_GRACE_S)
+        self._startup.has_ended(rank, code)
 
     def show(self, lines: Sequence[str], target: TextIO) -> None:
         """Pass lines on at once."""
@@ -267,34 +291,40 @@ class _Stream:
 
 
 def exit_code(
-    outcome: Outcome, out_dir: Path | None, *, must_report: bool = False
+    outcome: Outcome,
+    out_dir: Path | None,
+    *,
+    must_report: bool = False,
+    earlier: str | None = None,
 ) -> tuple[int, str | None]:
     """The code to leave with, and a line that explains it if the job's own did not.
 
     The launcher's code alone is not trusted: rank 0's word comes first, and a run that
-    says complete must have its marker.
+    says complete must have its marker. It is an `ExitCode`, or 128 and the number of the signal
+    that stopped the launch before the job had begun.
 
     Args:
         outcome: how the job ended.
         out_dir: `--out` of the run, or None if there is none to look at.
         must_report: a job whose rank 0 has not said its code is incomplete: the launcher was
             told to make nothing of lost ranks, rank 0 among them.
+        earlier: what `marker_text` said before the job.
     """
-    incomplete = int(ExitCode.INCOMPLETE)
-    code = outcome.launcher if outcome.reported is None else outcome.reported
+    incomplete, note = int(ExitCode.INCOMPLETE), None
     if outcome.timed_out:
         return incomplete, "the time limit (--timeout) ended the job: incomplete"
-    if outcome.never_up:
-        return int(ExitCode.ENVIRONMENT), _why_never_up(outcome)
-    if must_report and outcome.reported is None and code in _COMPLETE_CODES:
-        return incomplete, "rank 0 ended without a word: the run is incomplete"
-    if code < 0:
-        name = _SIGNAL_NAMES.get(-code, str(-code))
-        code, note = 128 - code, f"the launcher was ended by {name}"
+    if outcome.reported in _KNOWN_CODES:
+        code = outcome.reported
+    elif outcome.never_up is not None:
+        return int(ExitCode.ENVIRONMENT), (
+            f"MPI did not come up on all ranks in time: {outcome.never_up}; "
+            "collage-mpi doctor says more"
+        )
     else:
-        note = None
-    if outcome.stopped_by is not None and code not in (*_COMPLETE_CODES, incomplete):
-        return 128 + outcome.stopped_by, note
+        code, note = _without_a_word(outcome, must_report)
+        marker = marker_text(out_dir) if outcome.begun else None
+        if marker is not None and marker != earlier:  # it had just completed the run
+            return _marked_code(marker), None
     if code in _COMPLETE_CODES and out_dir and not (out_dir / COMPLETE_MARKER).exists():
         return incomplete, (
             f"the launcher says {code}, but {out_dir} has no {COMPLETE_MARKER} marker: "
@@ -303,15 +333,43 @@ def exit_code(
     return code, note
 
 
-_SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
+def script_code(outcome: Outcome) -> tuple[int, str | None]:
+    """The code of a user's own script: what it left with, or, for 0, what its run ended with."""
+    if outcome.timed_out or outcome.launcher < 0:
+        return exit_code(outcome, None)
+    return outcome.launcher or outcome.reported or 0, None
 
 
-def _why_never_up(outcome: Outcome) -> str:
-    who = "a rank has died or hangs before it"
-    if outcome.ended_early is not None:
-        rank, code = outcome.ended_early
-        who = f"rank {rank} has ended before it ({_SIGNAL_NAMES.get(code - 128, f'code {code}')})"
-    return f"MPI did not come up on all ranks in time: {who}; collage-mpi doctor says more"
+def marker_text(out_dir: Path | None) -> str | None:
+    """What the marker of a complete run says; None if there is none."""
+    try:
+        return None if out_dir is None else (out_dir / COMPLETE_MARKER).read_text(errors="replace")
+    except OSError:
+        return None
+
+
+def _marked_code(marker: str) -> int:
+    return int(
+        ExitCode.COMPLETE_WITH_ERRORS if '"complete_with_errors"' in marker else ExitCode.COMPLETE
+    )
+
+
+def _without_a_word(outcome: Outcome, must_report: bool) -> tuple[int, str | None]:
+    """The code of a job whose rank 0 has not said its own: launchers have codes of their own."""
+    code, incomplete = outcome.launcher, int(ExitCode.INCOMPLETE)
+    how = f"the launcher ended with code {code}"
+    if code < 0:
+        how = f"the launcher was ended by {SIGNAL_NAMES.get(-code, f'signal {-code}')}"
+    if outcome.begun or (must_report and code in _COMPLETE_CODES):
+        return incomplete, f"{how}, and rank 0 without a word: the run is incomplete"
+    if outcome.stopped_by is not None and code not in (*_COMPLETE_CODES, incomplete):
+        return 128 + outcome.stopped_by, None
+    if code in _KNOWN_CODES and not (code == ExitCode.DEFECT and outcome.heard == 0):
+        return code, None
+    return int(ExitCode.ENVIRONMENT), (
+        f"{how} before the job had begun: a rank has died, or MPI cannot start; "
+        "collage-mpi doctor says more"
+    )
 
 
 def _start(plan: LaunchPlan, word: str) -> subprocess.Popen[bytes]:
@@ -341,6 +399,9 @@ def _handlers(note: Callable[[int], object]) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         note(number)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # they are the main thread's to take
+        return
     old = {number: signal.signal(number, handle) for number in FORWARDED}
     try:
         yield

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.placement import Placement, placement
-
-__all__ = ["Placement", "placement"]  # re-exported: callers ask topology for both
 
 # First match wins. The launcher of the job itself comes before the batch system: mpiexec
 # inside an sbatch script also shows the script's own SLURM_PROCID=0 to every rank.
@@ -30,7 +27,8 @@ LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LO
 TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
-# The rank's environment under `collage-mpi launch`: machine-readable progress is wanted.
+# The rank's environment under `collage-mpi launch`: machine-readable progress is wanted, in lines
+# that are marked by this word, which nobody else knows: it is another one in every launch.
 STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
 
 # A launch whose ranks outlive each other: data/rank.sh sets the first (lost ranks are not the
@@ -130,9 +128,9 @@ def in_slurm_step(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get(STEP_ID, "").isdecimal()
 
 
-def status_wanted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the launcher of this job reads machine-readable status lines."""
-    return environ.get(STATUS_VARIABLE) == "1"
+def status_word(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What marks the status lines that the launcher of this job reads; None if it reads none."""
+    return environ.get(STATUS_VARIABLE) or None
 
 
 def fault_tolerant_launch(environ: Mapping[str, str] = os.environ) -> bool:

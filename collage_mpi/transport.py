@@ -25,6 +25,7 @@ import numpy as np
 
 from collage_mpi.departure import leave
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
+from collage_mpi.progress import report_exit
 from collage_mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
 
 Clock = Callable[[], int]
@@ -407,6 +408,8 @@ def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False)
         if isinstance(error, CollageError):  # no defect of ours: a foreign peer
             code, detail = error.exit_code, f" {error}"
         print(f"collage-mpi: {where} failed:{detail}", file=sys.stderr, flush=True)
+        if not fault_tolerant or comm.Get_rank() == 0:
+            report_exit(int(code))  # the launcher's own code may be any
         time.sleep(ABORT_PAUSE_S)
         if not fault_tolerant:
             comm.Abort(int(code))

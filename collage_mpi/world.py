@@ -7,6 +7,7 @@ Does not know: what the job does.
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -15,11 +16,11 @@ from typing import Any
 from collage_mpi import departure
 from collage_mpi.cli import tell
 from collage_mpi.crew import Crew
-from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.errors import CollageError, ExitCode, fault_of
 from collage_mpi.loading import NetworkLoader
 from collage_mpi.lookout import Lookout
-from collage_mpi.progress import report_exit, report_up
-from collage_mpi.topology import fault_tolerant_launch, local_size
+from collage_mpi.progress import report_exit, report_there, report_up
+from collage_mpi.topology import fault_tolerant_launch, launcher_rank, local_size
 from collage_mpi.transport import (
     CoordinatorTransport,
     RankFailure,
@@ -65,7 +66,11 @@ def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) 
     tolerant = fault_tolerant_launch()
     if tolerant:
         departure.arm()
+        atexit.register(departure.remove_shared_memory)  # of a script that leaves in its own way
+    report_there(launcher_rank() or 0)
     comm, mpi = open_world(fault_tolerant=tolerant)
+    if not tolerant and comm.Get_size() > 1:
+        departure.arm(mpi.Finalize)
 
     def work() -> int:
         if comm.Get_rank() > 0:
@@ -113,6 +118,12 @@ def _coordinate(
     except CollageError as error:
         tell(f"collage-mpi {name}: {error}")
         code = int(error.exit_code)
+    except OSError as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        tell(f"collage-mpi {name}: {fault}")
+        code = int(fault.exit_code)
     return int(ExitCode(code))
 
 

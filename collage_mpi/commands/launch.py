@@ -9,20 +9,28 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from collage_mpi.cli import COMMANDS, build_parser
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from collage_mpi.launch import LaunchPlan
 
 WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
 START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
+STARTS = 2  # a start that hung is tried once more
 EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of launch."""
     parser.usage = "collage-mpi launch -n RANKS [options] -- COMMAND [arguments of COMMAND]"
+    parser.epilog = f"e.g. {EXAMPLE}, or collage-mpi launch -n 11 -- script.py"
     parser.add_argument("-n", "--ranks", type=int, required=True, help="world size, e.g. 11")
     parser.add_argument(
         "--mpi",
@@ -50,13 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         nargs=argparse.REMAINDER,
         metavar="-- COMMAND ...",
-        help="what every rank runs: a command of collage-mpi and its arguments",
+        help="what every rank runs: a command of collage-mpi, or a Python script that calls "
+        "collage_mpi.run, and its arguments",
     )
 
 
 def execute(args: argparse.Namespace) -> int:
     """Start the ranks and wait; the exit code is the job's own."""
     words = args.words[1:] if args.words[:1] == ["--"] else args.words
+    if words and words[0] in COMMANDS and {"-h", "--help"} & {*words}:
+        build_parser(words[0]).parse_args(words)  # says it once, without ranks, and leaves
     if args.timeout is not None and args.timeout <= 0:
         raise UsageError(f"--timeout {args.timeout:g}: seconds, more than 0")
     return launch_ranks(
@@ -84,7 +95,8 @@ def launch_ranks(
 
     Args:
         ranks: world size.
-        words: a command and its arguments, e.g. ("run", "--shards", "DIR").
+        words: a command and its arguments, e.g. ("run", "--shards", "DIR"), or a Python script
+            and its arguments.
         mpi: "auto" or a family of `collage_mpi.launch.FAMILIES`.
         mpiexec: launcher to use; None to look for one.
         timeout_s: None for no limit.
@@ -96,16 +108,16 @@ def launch_ranks(
         EnvironmentFault: no fitting MPI, or this process is a rank already.
     """
     from collage_mpi.launch import build_command, find_mpi, site_here
-    from collage_mpi.supervise import LEAVE_GRACE_S, Job, exit_code
+    from collage_mpi.processes import own_command
     from collage_mpi.topology import STATUS_VARIABLE
 
     _check_words(words)
     _check_not_a_rank()
     found = find_mpi(mpi, mpiexec)
-    program = (sys.executable, "-m", "collage_mpi", *words)
+    program = (sys.executable, *words) if _is_script(words) else (*own_command(), *words)
     extra = {"PYTHONUNBUFFERED": "1"}
     if not dry_run:  # a line to paste has nobody who reads status lines
-        extra[STATUS_VARIABLE] = "1"
+        extra[STATUS_VARIABLE] = uuid.uuid4().hex
     plan = build_command(
         found,
         ranks,
@@ -118,10 +130,36 @@ def launch_ranks(
     if dry_run:
         print(plan.shell_line())
         return 0
+    return _follow(plan, found.family, words, timeout_s, fault_tolerant)
+
+
+def _follow(
+    plan: LaunchPlan,
+    family: str,
+    words: Sequence[str],
+    timeout_s: float | None,
+    fault_tolerant: bool,
+) -> int:
+    """Run the plan to its end, once more if its start hung; the exit code."""
+    from collage_mpi.supervise import LEAVE_GRACE_S, Job, exit_code, marker_text, script_code
+
+    out = output_folder(words)
+    earlier = marker_text(out)
     limit_s = START_LIMIT_S if words[0] in WORLD_COMMANDS else None
-    grace_s = LEAVE_GRACE_S if fault_tolerant else None
-    job = Job(plan, found.family, timeout_s, start_limit_s=limit_s, leave_grace_s=grace_s)
-    code, note = exit_code(job.run(), output_folder(words), must_report=fault_tolerant)
+    script = _is_script(words)  # it may have more to do once its run is over
+    grace_s = LEAVE_GRACE_S if fault_tolerant and not script else None
+    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    for more in reversed(range(STARTS)):
+        left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+        job = Job(plan, family, left_s, start_limit_s=limit_s, leave_grace_s=grace_s)
+        outcome = job.run()
+        if not (more and outcome.hung and outcome.stopped_by is None):
+            break
+        job.say(f"MPI did not come up: {outcome.never_up}. Nothing had begun: starting once more")
+    if script:
+        code, note = script_code(outcome)
+    else:
+        code, note = exit_code(outcome, out, must_report=fault_tolerant, earlier=earlier)
     if note:
         job.say(note)
     return code
@@ -140,6 +178,8 @@ def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
     Raises:
         UsageError: launch's flag with a command that has no workers to lose.
     """
+    if _is_script(words):
+        return own
     if not words or words[0] not in WORLD_COMMANDS:
         if own == "continue":
             raise UsageError(f"--on-rank-loss continue is for {', '.join(WORLD_COMMANDS)}")
@@ -181,16 +221,22 @@ def _flag(words: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _check_words(words: Sequence[str]) -> None:
-    from collage_mpi.cli import COMMANDS
+def _is_script(words: Sequence[str]) -> bool:
+    return bool(words) and words[0].endswith(".py")
 
+
+def _check_words(words: Sequence[str]) -> None:
     if not words:
         raise UsageError(f"nothing to launch: give a command after --, e.g. {EXAMPLE}")
+    if _is_script(words):
+        if not os.path.isfile(words[0]):
+            raise UsageError(f"{words[0]}: there is no such script to launch")
+        return
     allowed = [name for name in COMMANDS if name != "launch"]
     if words[0] not in allowed:
         raise UsageError(
             f"{words[0]!r} is not a command of collage-mpi: after -- comes one of "
-            f"{', '.join(allowed)}, e.g. {EXAMPLE}"
+            f"{', '.join(allowed)}, e.g. {EXAMPLE}; or a script.py of your own"
         )
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for every setting."""
+    parser.usage = (
+        "collage-mpi run --shards PATH ... --single W --collage W --out DIR [more settings]"
+    )
     parser.epilog = (
         "Start it with: collage-mpi launch -n 11 -- run --shards test.h5 "
         "--single single.safetensors --collage collage.safetensors --out runs/first"

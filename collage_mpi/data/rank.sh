@@ -12,7 +12,8 @@ trap : TERM INT USR2
 COLLAGE_MPI_FAULT_TOLERANT=1 "$@"
 code=$?
 rank=${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-0}}
-[ "$COLLAGE_MPI_STATUS" = 1 ] && echo "@status {\"ended\": $rank, \"code\": $code}" >&2
+[ -n "$COLLAGE_MPI_STATUS" ] &&
+    echo "@status:$COLLAGE_MPI_STATUS {\"ended\": $rank, \"code\": $code}" >&2
 if [ -z "$PMI_RANK" ]; then
     [ "$code" -gt 128 ] && kill -KILL $$
     exit "$code"

@@ -39,6 +39,7 @@ from collage_mpi.doctor.facts import (
 )
 from collage_mpi.doctor.folder import free_bytes, scratch_in
 from collage_mpi.launch import THREAD_VARIABLES, Mpi, inspect_launcher, launcher_candidates
+from collage_mpi.processes import own_command
 from collage_mpi.topology import (
     VISIBLE_VARIABLES,
     allocated_hosts,
@@ -106,7 +107,7 @@ def gather(
 
 def probe(task: str, argument: str = "", env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The answer of one `collage_mpi.doctor.probe`; {"error": ...} if it crashed or hung."""
-    command = [sys.executable, "-m", "collage_mpi.doctor.probe", task, argument]
+    command = [*own_command("collage_mpi.doctor.probe"), task, argument]
     try:
         done = subprocess.run(
             command,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import time
 from typing import Any
 
 from collage_mpi.doctor.facts import Rank, Trial, World
 from collage_mpi.doctor.ranks import MARK
 from collage_mpi.launch import Mpi, build_command, site_here
+from collage_mpi.processes import own_command
 from collage_mpi.supervise import Job
 
 BASE_LIMIT_S, LIMIT_PER_RANK_S = 10.0, 1.0  # a rank is 0.5 s of one core
@@ -26,7 +26,7 @@ OUTPUT_LINES = 12
 def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
     """Start `ranks` ranks that meet and end; never longer than the limit and some seconds."""
     limit_s = min(LONGEST_LIMIT_S, BASE_LIMIT_S + LIMIT_PER_RANK_S * ranks)
-    program = (sys.executable, "-m", "collage_mpi.doctor.ranks", f"{limit_s:g}", device)
+    program = (*own_command("collage_mpi.doctor.ranks"), f"{limit_s:g}", device)
     plan = build_command(mpi, ranks, program, site_here(), environ=os.environ)
     out, err = io.StringIO(), io.StringIO()
     began_s = time.monotonic()

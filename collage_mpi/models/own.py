@@ -21,7 +21,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -203,11 +204,24 @@ def check_probabilities(spec: str, scores: np.ndarray) -> None:
     )
 
 
+@contextmanager
+def _folder_first(folder: str) -> Iterator[None]:
+    """Python looks in a user's folder first while his module is imported, and last from then on.
+
+    So what it imports later is still found there, and nobody else's imports are.
+    """
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
 def _module(name: str) -> ModuleType:
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    return importlib.import_module(name)
+    with _folder_first(os.getcwd()):
+        return importlib.import_module(name)
 
 
 def _file_module(path: Path) -> ModuleType:
@@ -220,7 +234,8 @@ def _file_module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _folder_first(str(path.resolve().parent)):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -20,6 +20,7 @@ from typing import Any
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.prep.plan import ShardJob
 from collage_mpi.prep.work import ShardReport, make_shard, sweep_drafts
+from collage_mpi.processes import sheltered
 
 LOOK_S = 0.2  # how often progress is looked at
 
@@ -61,7 +62,8 @@ def _in_processes(
     told = 0
     with _noted_interrupts() as interrupted:
         try:
-            futures = [pool.submit(_work, job, overwrite) for job in jobs]
+            with sheltered(signal.SIGINT):  # Ctrl-C reaches them too, in the midst of imports
+                futures = [pool.submit(_work, job, overwrite) for job in jobs]
             left: set[Future[ShardReport]] = set(futures)
             while left:
                 ended, left = wait(left, LOOK_S, FIRST_COMPLETED)
@@ -110,7 +112,6 @@ def _start(counter: Any) -> None:
     """A child's beginning: interrupts are the parent's to take, and its end is ours."""
     global _done
     _done = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -5,7 +5,7 @@ crash on damaged files (24 endless loops and a segfault in 7,923 mutated shards)
 rank must not.
 Does not know: what a sound shard is (check.py).
 
-The child is started anew (`python -m collage_mpi.shards.guard`), never forked: a fork
+The child is started anew (as `python -m collage_mpi.shards.guard`), never forked: a fork
 after MPI_Init hangs. It takes one JSON request on stdin and answers a JSON line a shard,
 so one child checks many shards and the one that kills it is known.
 """
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.processes import sheltered
+from collage_mpi.processes import own_command, sheltered
 from collage_mpi.shards.schema import ShardInfo, split_part
 
-CHILD_COMMAND = (sys.executable, "-m", "collage_mpi.shards.guard")
+CHILD_COMMAND = own_command("collage_mpi.shards.guard")
 MEMORY_BYTES = 2 << 30
 START_S = 60.0  # python and h5py from a cold network file system
 BYTES_PER_S = 20e6  # slower than this, hashing and reading count as hung

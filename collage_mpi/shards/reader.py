@@ -361,7 +361,7 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
         raise EnvironmentFault("no shard given; needed: one or more .h5 files or directories")
     seen: set[str] = set()
     for file in files:
-        real = os.path.realpath(file)
+        real = os.path.realpath(file)  # Path.resolve raises for a loop of links
         if real in seen:
             raise EnvironmentFault(f"{file}: given twice; each shard may appear once")
         seen.add(real)

@@ -10,14 +10,9 @@ import sys
 import time
 from types import TracebackType
 
+from collage_mpi.progress import minutes
+
 LINE_EVERY_S = 20.0
-
-
-def minutes(seconds: float) -> str:
-    """A duration for people: "45 s", "12 min", "3.1 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class TrainingProgress:

@@ -9,18 +9,23 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from collage_mpi import supervise
+from collage_mpi import launch, startup
+from collage_mpi.commands import launch as command
 from collage_mpi.launch import LaunchPlan
 from collage_mpi.processes import process_table
 from collage_mpi.supervise import Job, exit_code
+from collage_mpi.topology import STATUS_VARIABLE
 
 
 def job(source: str, **options) -> tuple[Job, io.StringIO, io.StringIO]:
     out, err = io.StringIO(), io.StringIO()
-    plan = LaunchPlan((sys.executable, "-c", source), {"GREETING": "hello"})
+    plan = LaunchPlan(
+        (sys.executable, "-c", source), {"GREETING": "hello", STATUS_VARIABLE: "w"}, 3
+    )
     return Job(plan, "mpich", out=out, err=err, **options), out, err
 
 
@@ -28,7 +33,7 @@ def test_output_passes_and_statuses_are_drawn():
     made, out, err = job(
         "import os, sys\n"
         "print(os.environ['GREETING'])\n"
-        'print(\'@status {"done":1,"total":2,"phase":"none"}\', file=sys.stderr)\n'
+        'print(\'@status:w {"done":1,"total":2,"phase":"none"}\', file=sys.stderr)\n'
         "print('other', file=sys.stderr)\n"
         "print('end without newline', end='')\n"
         "sys.exit(4)"
@@ -40,7 +45,7 @@ def test_output_passes_and_statuses_are_drawn():
 
 
 def test_rank_0s_word_is_kept_apart_from_the_launchers_code():
-    made, _, err = job("import sys; print('@status {\"exit\":6}', file=sys.stderr)")
+    made, _, err = job("import sys; print('@status:w {\"exit\":6}', file=sys.stderr)")
     outcome = made.run()
     assert (outcome.launcher, outcome.reported) == (0, 6)
     assert exit_code(outcome, None)[0] == 6
@@ -58,7 +63,7 @@ def test_a_banner_is_dropped_when_a_rank_has_explained_the_failure():
 
 def test_a_banner_is_dropped_when_rank_0_has_said_its_code():
     made, _, err = job(
-        f"import sys\n{BANNER}\nprint('@status {{\"exit\":6}}', file=sys.stderr); sys.exit(6)"
+        f"import sys\n{BANNER}\nprint('@status:w {{\"exit\":6}}', file=sys.stderr); sys.exit(6)"
     )
     assert exit_code(made.run(), None)[0] == 6
     assert err.getvalue() == ""
@@ -103,16 +108,18 @@ def test_a_launcher_that_is_killed_leaves_nobody():
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     outcome = made.run()
-    assert exit_code(outcome, None) == (137, "the launcher was ended by SIGKILL")
+    code, note = exit_code(outcome, None)
+    assert code == 3
+    assert "the launcher was ended by SIGKILL before the job had begun" in note
     assert int(out.getvalue()) not in process_table()
 
 
-ENDED = 'print(\'@status {"ended":3,"code":137}\', file=sys.stderr, flush=True)\n'
-UP = "print('@status {\"up\":true}', file=sys.stderr, flush=True)\n"
+ENDED = 'print(\'@status:w {"ended":3,"code":137}\', file=sys.stderr, flush=True)\n'
+UP = "print('@status:w {\"up\":true}', file=sys.stderr, flush=True)\n"
 
 
 def test_a_rank_that_ends_before_mpi_is_up_ends_the_start(monkeypatch):
-    monkeypatch.setattr(supervise, "START_GRACE_S", 0.3)
+    monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
     made, _, _ = job(f"import sys, time\n{ENDED}time.sleep(600)", start_limit_s=600.0)
     start_s = time.monotonic()
     code, note = exit_code(made.run(), None)
@@ -123,9 +130,10 @@ def test_a_rank_that_ends_before_mpi_is_up_ends_the_start(monkeypatch):
 
 @pytest.mark.parametrize("said", [UP + ENDED, ENDED + UP])
 def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said):
-    monkeypatch.setattr(supervise, "START_GRACE_S", 0.5)
+    monkeypatch.setattr(startup, "END_GRACE_S", 0.5)
     made, _, err = job(f"import sys, time\n{said}time.sleep(1)", start_limit_s=600.0)
-    assert exit_code(made.run(), None) == (0, None)
+    outcome = made.run()
+    assert (outcome.never_up, outcome.begun) == (None, True)
     assert err.getvalue() == ""
 
 
@@ -138,7 +146,7 @@ def test_who_does_not_leave_when_rank_0_has_died_is_killed():
     start_s = time.monotonic()
     code, _ = exit_code(made.run(), None, must_report=True)
     assert time.monotonic() - start_s < 30
-    assert code == 137
+    assert code == 6
 
 
 LAUNCHING = (
@@ -216,3 +224,70 @@ def test_a_second_signal_ends_it_at_once():
     start_s = time.monotonic()
     assert stopped(STUBBORN, signal.SIGINT, signal.SIGINT, grace_s=60.0) == 130
     assert time.monotonic() - start_s < 10
+
+
+LAUNCHER = """#!{python}
+import os, pathlib, sys, time
+if "--version" in sys.argv:
+    raise SystemExit(print("HYDRA build details:\\n    Version: 5.0.2"))
+folder = pathlib.Path({folder!r})
+number = len(list(folder.glob("start-*")))
+(folder / f"start-{{number}}").touch()
+def say(text):
+    print("@status:" + os.environ["COLLAGE_MPI_STATUS"], text, file=sys.stderr, flush=True)
+say('{{"there":0}}')
+if number < {hang}:
+    time.sleep(600)
+say('{{"up":true}}')
+say('{{"exit":5}}')
+"""
+
+
+def launched(tmp_path: Path, monkeypatch, hang: int) -> int:
+    """The code of a launch whose first `hang` starts hang; how often it started is in tmp_path."""
+    monkeypatch.setattr(startup, "TELL_AFTER_S", 0.2)
+    monkeypatch.setattr(command, "START_LIMIT_S", 0.6)
+    monkeypatch.setattr(launch, "mpi4py_abi", lambda: "mpich")
+    program = tmp_path / "mpiexec"
+    program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=hang))
+    program.chmod(0o755)
+    return command.launch_ranks(2, ["run", "--side", "2"], mpiexec=str(program))
+
+
+def test_a_start_that_hangs_names_who_is_missing_and_is_tried_once_more(
+    tmp_path, monkeypatch, capsys
+):
+    assert launched(tmp_path, monkeypatch, hang=1) == 5
+    said = capsys.readouterr().err
+    assert "MPI is not up after 0 s: 1 of 2 ranks are there; nothing yet of rank(s) 1" in said
+    assert "Nothing had begun: starting once more" in said
+
+
+def test_a_start_that_hangs_again_is_given_up(tmp_path, monkeypatch, capsys):
+    assert launched(tmp_path, monkeypatch, hang=9) == 3
+    assert len(list(tmp_path.glob("start-*"))) == 2
+    assert "MPI did not come up on all ranks in time: 1 of 2" in capsys.readouterr().err
+
+
+def test_a_start_is_tried_once_more_only_within_the_time_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "START_LIMIT_S", 600.0)
+    monkeypatch.setattr(launch, "mpi4py_abi", lambda: "mpich")
+    program = tmp_path / "mpiexec"
+    program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=9))
+    program.chmod(0o755)
+    assert command.launch_ranks(2, ["run"], mpiexec=str(program), timeout_s=0.5) == 6
+    assert len(list(tmp_path.glob("start-*"))) == 1
+
+
+def test_what_looks_like_a_status_of_another_launch_ends_nothing():
+    """A file of such a name in a warning; the words of an older version too."""
+    made, _, err = job(
+        "import sys, time\n"
+        "print('warning: x@status {\"exit\": 0}.h5', file=sys.stderr, flush=True)\n"
+        "print('warning: x@status:v {\"exit\": 0}.h5', file=sys.stderr, flush=True)\n"
+        "time.sleep(0.3); raise SystemExit(4)",
+        leave_grace_s=0.0,
+    )
+    outcome = made.run()
+    assert (outcome.launcher, outcome.reported) == (4, None)
+    assert err.getvalue().count("warning: x@status") == 2

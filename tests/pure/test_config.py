@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,13 @@ from hypothesis import strategies as st
 from collage_mpi.cli import main
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
-from collage_mpi.settings_file import add_setting_flags, read_settings_file, settings_from_args
+from collage_mpi.settings_file import (
+    TOPICS,
+    add_setting_flags,
+    flags_of,
+    read_settings_file,
+    settings_from_args,
+)
 
 
 def parse(*argv: str) -> RunSettings:
@@ -317,3 +324,31 @@ def test_a_long_value_is_told_in_short() -> None:
     with pytest.raises(UsageError) as caught:
         RunSettings.from_mapping({"side": ["x" * 1000] * 1000})
     assert len(str(caught.value)) < 200
+
+
+def test_help_lists_each_setting_once_under_a_topic():
+    names = [name for listed in TOPICS.values() for name in listed]
+    assert sorted(names) == sorted(spec.name for spec in dataclasses.fields(RunSettings))
+
+
+def test_run_s_help_begins_with_what_is_needed(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: collage-mpi run --shards PATH ... --single W --collage W --out")
+    topics = [said.index(f"\n{topic}:\n") for topic in TOPICS]
+    assert topics == sorted(topics)
+    assert "other settings" not in said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RunSettings(),
+        RunSettings(shards=("a.h5", "b b.h5"), single="null", out="-odd", limit=7),
+        RunSettings(straggler="pareto", straggler_tail=1.1, slow_ranks=("1:2.0", "2:3.0")),
+        RunSettings(arrivals="poisson", rate=1 / 3, on_rank_loss="continue", straggler="none"),
+    ],
+)
+def test_flags_made_of_settings_give_them_again(settings):
+    assert parse(*flags_of(settings)) == settings

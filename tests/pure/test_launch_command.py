@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from collage_mpi import launch
-from collage_mpi.commands.launch import output_folder
+from collage_mpi.commands.launch import launch_ranks, output_folder, wanted_on_loss
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.launch import Mpi, Site, build_command
 
@@ -162,3 +162,9 @@ def test_a_launcher_given_by_path_must_be_one(tmp_path):
 )
 def test_where_the_marker_of_a_run_would_be(words, folder):
     assert output_folder(words) == folder
+
+
+def test_a_script_must_be_there(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"none\.py: there is no such script to launch"):
+        launch_ranks(3, [str(tmp_path / "none.py")])
+    assert wanted_on_loss(["none.py"], "continue") == "continue"

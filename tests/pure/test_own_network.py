@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,25 @@ def test_a_module_by_name_from_the_current_folder(
         np.testing.assert_allclose(scores.sum(2), 1, rtol=1e-5)
         again = load_predictor("my_net:module", kind, geometry=GEOMETRY)
         assert again.fingerprint == predictor.fingerprint
+
+
+@pytest.mark.parametrize("spec", ["netted:network", "netted.py:network"])
+def test_its_folder_comes_last_once_it_is_imported(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it imports later is still found; nobody else's `queue` is the user's."""
+    (tmp_path / "netted_part.py").write_text("answer = 42")
+    (tmp_path / "netted.py").write_text(
+        "import netted_part\ndef network(**told): import netted_late; return netted_late.answer"
+    )
+    (tmp_path / "netted_late.py").write_text("from netted_part import answer")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")  # removes what the search adds
+    function = find_function(spec)
+    assert sys.path.index(str(tmp_path)) == len(sys.path) - 1
+    assert function() == 42
+    for name in ("netted", "netted_part", "netted_late"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.mark.parametrize(

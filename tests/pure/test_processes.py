@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collage_mpi.processes import family_of
+import subprocess
+from pathlib import Path
+
+from collage_mpi import __version__
+from collage_mpi.launch import mpi4py_abi
+from collage_mpi.processes import family_of, own_command
 
 # pid: (parent, session)
 TABLE = {
@@ -24,3 +29,30 @@ def test_descendants_and_sessions():
 def test_a_dead_leader_still_has_its_session():
     rest = {pid: entry for pid, entry in TABLE.items() if pid not in (10, 11)}
     assert family_of(10, rest) == {14}
+
+
+def test_what_we_start_imports_nothing_from_the_current_folder(tmp_path: Path):
+    """Beside a checkout, or a user's own queue.py, it is still this package and Python's own."""
+    (tmp_path / "collage_mpi").mkdir()
+    for name in ("queue.py", "platform.py", "collage_mpi/__init__.py"):
+        (tmp_path / name).write_text("raise SystemExit('not ours')")
+    module = tmp_path / "collage_mpi_asked.py"
+    found = [
+        subprocess.run(
+            [*own_command(name), *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        for name, *words in (("collage_mpi", "--version"), ("queue",), (module.stem,))
+    ]
+    assert found[0].stdout == f"collage-mpi {__version__}\n"
+    assert (found[1].returncode, found[1].stderr) == (0, "")
+    assert "No module named collage_mpi_asked" in found[2].stderr
+
+
+def test_nor_does_the_question_what_mpi4py_loads(tmp_path: Path, monkeypatch):
+    (tmp_path / "mpi4py.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    assert mpi4py_abi() in ("mpich", "openmpi")

@@ -9,16 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collage_mpi.progress import (
-    MARK,
     BarDisplay,
     LineDisplay,
     StatusReporter,
+    mark_of,
     plain_line,
     report_exit,
+    report_there,
     split_statuses,
     status_line,
 )
 from collage_mpi.topology import STATUS_VARIABLE
+
+WORD = "4f1a"
 
 
 class Clock:
@@ -33,33 +36,36 @@ class Clock:
 
 def test_machine_lines_come_at_their_interval_and_say_the_last_state():
     stream, clock = io.StringIO(), Clock()
-    reporter = StatusReporter(1800, "collage", stream, clock, every_s=1.0, machine=True)
+    reporter = StatusReporter(1800, "collage", stream, clock, every_s=1.0, word=WORD)
     for done in range(13):
         reporter.update(done, collage_share=0.5)
-        clock.now_s += 0.25
+        clock.now_s += 0.0625
     reporter.update(13)
     reporter.close()
     reporter.close()
     lines = stream.getvalue().splitlines()
-    statuses = [found for line in lines for found in split_statuses(line)[1]]
+    statuses = [found for line in lines for found in split_statuses(line, WORD)[1]]
     assert [status["done"] for status in statuses if status] == [0, 4, 8, 12, 13]
     assert statuses[1] == {
         "phase": "collage",
         "done": 4,
         "total": 1800,
         "unit": "images",
-        "images_s": 4.0,
+        "images_s": 16.0,
         "collage_share": 0.5,
+        "every_s": 1.0,
     }
 
 
 def test_reaching_the_total_is_said_once_and_at_once():
     stream, clock = io.StringIO(), Clock()
-    reporter = StatusReporter(9, "collage", stream, clock, machine=True)
+    reporter = StatusReporter(9, "collage", stream, clock, word=WORD)
     for done in (0, 5, 9, 9):
         reporter.update(done)
     reporter.close()
-    statuses = [(split_statuses(line)[1] or [{}])[0] for line in stream.getvalue().splitlines()]
+    statuses = [
+        (split_statuses(line, WORD)[1] or [{}])[0] for line in stream.getvalue().splitlines()
+    ]
     assert [(status["done"], status.get("end", False)) for status in statuses] == [
         (0, False),
         (9, True),
@@ -68,20 +74,20 @@ def test_reaching_the_total_is_said_once_and_at_once():
 
 def test_plain_lines_wait_for_the_first_interval():
     stream, clock = io.StringIO(), Clock()
-    reporter = StatusReporter(200, "none", stream, clock, machine=False)
+    reporter = StatusReporter(200, "none", stream, clock, word="")
     reporter.update(1)
     assert stream.getvalue() == ""
     clock.now_s += 5.0
     reporter.update(100, collage_share=0.123456)
     assert stream.getvalue() == (
-        "none: 100 of 200 images (50.0 %), 20.0 images/s, collage share 0.123\n"
+        "none: 100 of 200 images (50.0 %), 20.0 images/s, collage share 0.123, 5 s left\n"
     )
 
 
 def test_numpy_numbers_are_welcome():
     np = pytest.importorskip("numpy")
-    line = status_line({"done": np.int64(3), "share": np.float32(0.5)})
-    assert split_statuses(line) == ("", [{"done": 3, "share": 0.5}])
+    line = status_line({"done": np.int64(3), "share": np.float32(0.5)}, WORD)
+    assert split_statuses(line, WORD) == ("", [{"done": 3, "share": 0.5}])
 
 
 def test_a_reader_that_has_gone_does_not_stop_the_job():
@@ -90,7 +96,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_job():
             raise BrokenPipeError
 
     clock = Clock()
-    reporter = StatusReporter(10, "run", Gone(), clock, machine=True)
+    reporter = StatusReporter(10, "run", Gone(), clock, word=WORD)
     reporter.update(1)
     clock.now_s += 100
     reporter.update(2)
@@ -98,27 +104,36 @@ def test_a_reader_that_has_gone_does_not_stop_the_job():
 
 @given(st.text(), st.dictionaries(st.text(), st.one_of(st.integers(), st.none(), st.text())))
 def test_what_was_written_is_read_back_after_any_output(before, status):
-    before = before.replace("\n", "").replace(MARK, "")
-    assert split_statuses(before + status_line(status)) == (before, [status])
+    before = before.replace("\n", "").replace(mark_of(WORD), "")
+    assert split_statuses(before + status_line(status, WORD), WORD) == (before, [status])
 
 
 @given(st.text())
 def test_any_other_line_passes_unchanged(line):
-    rest, statuses = split_statuses(line)
-    assert statuses or rest == line
+    assert split_statuses(line, WORD) == (line, [])
+    assert split_statuses(line + status_line({}, WORD), None)[1] == []
+
+
+@pytest.mark.parametrize("word", ["", "status", "1"])
+def test_a_mark_of_another_launch_is_output(word):
+    """A file's name in a warning may look like a status; its word it cannot know."""
+    line = f"warning: x{status_line({'exit': 0}, word)}.h5: x@status {{}}"
+    assert split_statuses(line, WORD) == (line, [])
 
 
 def test_statuses_that_run_together_are_told_apart():
     """Launchers put pieces of several processes' lines on one line."""
     line = 'half a line@status {"exit":5}@status {"ended": 3, "code": 0} and@status {'
-    rest, statuses = split_statuses(line)
+    line = line.replace("@status ", mark_of(WORD))
+    rest, statuses = split_statuses(line, WORD)
     assert statuses == [{"exit": 5}, {"ended": 3, "code": 0}]
-    assert rest == "half a line and@status {"
+    assert rest == f"half a line and{mark_of(WORD)}{{"
 
 
 @pytest.mark.parametrize("line", ["@status {", '@status {"a":1', "@status [1]", "@status 3"])
 def test_a_damaged_status_is_output(line):
-    assert split_statuses(line) == (line, [])
+    line = line.replace("@status ", mark_of(WORD))
+    assert split_statuses(line, WORD) == (line, [])
 
 
 def test_plain_line_without_a_total():
@@ -160,6 +175,72 @@ def test_exit_is_reported_only_to_a_launcher_of_ours(monkeypatch):
     monkeypatch.delenv(STATUS_VARIABLE, raising=False)
     report_exit(6, stream)
     assert stream.getvalue() == ""
-    monkeypatch.setenv(STATUS_VARIABLE, "1")
+    monkeypatch.setenv(STATUS_VARIABLE, WORD)
+    report_there(3, stream)
     report_exit(6, stream)
-    assert split_statuses(stream.getvalue().rstrip()) == ("", [{"exit": 6}])
+    lines = stream.getvalue().splitlines()
+    assert [split_statuses(line, WORD) for line in lines] == [
+        ("", [{"there": 3}]),
+        ("", [{"exit": 6}]),
+    ]
+
+
+def test_a_log_is_told_as_often_as_the_status_says():
+    stream, clock = io.StringIO(), Clock()
+    display = LineDisplay(stream, clock)
+    for second in range(7):
+        clock.now_s = 100.0 + second
+        display.show({"phase": "none", "done": second, "total": 11, "every_s": 3.0})
+    assert [line.split(" of")[0] for line in stream.getvalue().splitlines()] == [
+        "none: 3",
+        "none: 6",
+    ]
+
+
+def test_a_wait_is_shown_while_it_lasts_and_leaves_no_line():
+    stream, clock = io.StringIO(), Clock()
+    display = LineDisplay(stream, clock)
+    display.show({"phase": "starting", "done": 3, "total": 11, "unit": "ranks", "passing": True})
+    display.tick()
+    assert stream.getvalue() == ""
+    clock.now_s += 5.0
+    display.tick()
+    assert stream.getvalue() == "starting: 3 of 11 ranks (27.3 %)\n"
+    ended = {"phase": "starting", "done": 11, "total": 11, "passing": True, "end": True}
+    for shown in (display, BarDisplay(stream)):
+        shown.show({**ended, "end": False})
+        shown.show(ended)
+        shown.close()
+    assert "11 of 11 ranks" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("word", [WORD, ""])
+def test_waits_have_no_pace_and_no_last_line(word):
+    stream, clock = io.StringIO(), Clock()
+    reporter = StatusReporter(2, "loading", stream, clock, word=word, unit="ranks", passing=True)
+    clock.now_s += 5.0
+    reporter.update(1)
+    reporter.update(2)
+    reporter.close()
+    lines = stream.getvalue().splitlines()
+    if not word:
+        assert lines == ["loading: 1 of 2 ranks (50.0 %)"]
+    else:
+        (last,) = split_statuses(lines[-1], word)[1]
+        assert last["passing"]
+        assert last["end"]
+        assert "ranks_s" not in last
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_shows_part_and_time_left():
+    stream = Terminal()
+    display = BarDisplay(stream)
+    display.show({"phase": "none", "done": 250, "total": 1000, "images_s": 10.0})
+    display.clear()
+    assert "25 %" in stream.getvalue()
+    assert "10.0 images/s, 75 s left" in stream.getvalue()

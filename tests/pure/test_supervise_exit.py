@@ -5,8 +5,17 @@ from __future__ import annotations
 import signal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from collage_mpi.supervise import COMPLETE_MARKER, Outcome, exit_code
+from collage_mpi.supervise import (
+    COMPLETE_MARKER,
+    FORWARDED,
+    Outcome,
+    exit_code,
+    marker_text,
+    script_code,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,8 +26,16 @@ from collage_mpi.supervise import COMPLETE_MARKER, Outcome, exit_code
         (Outcome(7, reported=5), 5),  # MPICH mixes the ranks' codes
         (Outcome(0, reported=6), 6),
         (Outcome(0, reported=0, timed_out=True), 6),
-        (Outcome(-9), 137),
+        (Outcome(-9), 3),  # before the job had begun
+        (Outcome(-9, begun=True), 6),
+        (Outcome(139, begun=True), 6),
+        (Outcome(255), 3),
+        (Outcome(1), 1),
+        (Outcome(1, heard=0), 3),  # the launcher's own: it started nobody
+        (Outcome(0, begun=True), 6),
         (Outcome(143, stopped_by=signal.SIGTERM), 143),
+        (Outcome(143, begun=True, stopped_by=signal.SIGTERM), 6),
+        (Outcome(137, never_up="rank 3 is missing", stopped_by=signal.SIGTERM), 3),
         (Outcome(1, stopped_by=signal.SIGINT), 130),
         (Outcome(6, stopped_by=signal.SIGINT), 6),
         (Outcome(0, stopped_by=signal.SIGUSR2), 0),  # it ended before it saw the request
@@ -26,6 +43,57 @@ from collage_mpi.supervise import COMPLETE_MARKER, Outcome, exit_code
 )
 def test_codes(outcome, code):
     assert exit_code(outcome, None)[0] == code
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (Outcome(0), 0),
+        (Outcome(7), 7),
+        (Outcome(7, reported=0, begun=True), 7),
+        (Outcome(0, reported=5, begun=True), 5),
+        (Outcome(0, begun=True), 0),
+        (Outcome(-9, begun=True), 6),
+        (Outcome(143, timed_out=True), 6),
+    ],
+)
+def test_a_script_s_own_code_comes_first(outcome, code):
+    assert script_code(outcome)[0] == code
+
+
+def some(values):
+    return st.none() | values
+
+
+@given(
+    outcome=st.builds(
+        Outcome,
+        launcher=st.integers(-64, 255),
+        reported=some(st.integers(-1, 300)),
+        stopped_by=some(st.sampled_from(FORWARDED)),
+        timed_out=st.booleans(),
+        never_up=some(st.just("rank 3 is missing")),
+        begun=st.booleans(),
+        heard=some(st.integers(0, 3)),
+        hung=st.booleans(),
+    ),
+    must_report=st.booleans(),
+)
+def test_every_code_is_a_documented_one(outcome, must_report):
+    code, note = exit_code(outcome, None, must_report=must_report)
+    before = {128 + number for number in FORWARDED} if not outcome.begun else set()
+    assert code in {0, 1, 2, 3, 4, 5, 6} | before
+    if code in (0, 5):
+        assert note is None
+        assert code in (outcome.reported, outcome.launcher)
+
+
+def test_a_rank_0_that_died_once_its_run_was_complete_changes_nothing(tmp_path):
+    (tmp_path / COMPLETE_MARKER).write_text('{"status": "complete_with_errors"}')
+    assert exit_code(Outcome(-9, begun=True), tmp_path) == (5, None)
+    earlier = marker_text(tmp_path)  # a marker of another job says nothing of this one
+    assert exit_code(Outcome(-9, begun=True), tmp_path, earlier=earlier)[0] == 6
+    assert exit_code(Outcome(-9), tmp_path)[0] == 3
 
 
 def test_complete_needs_the_marker(tmp_path):

@@ -167,5 +167,6 @@ def test_a_slurm_task_keeps_its_own_cores():
 
 
 def test_status_is_wanted_only_when_asked():
-    assert topology.status_wanted({topology.STATUS_VARIABLE: "1"})
-    assert not topology.status_wanted({})
+    assert topology.status_word({topology.STATUS_VARIABLE: "a1"}) == "a1"
+    assert topology.status_word({topology.STATUS_VARIABLE: ""}) is None
+    assert topology.status_word({}) is None

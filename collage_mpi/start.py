@@ -1,0 +1,29 @@
+"""Start a module of this very copy of the package: `python start.py MODULE [arguments]`.
+
+Owns: what such a process imports from: this copy, and never the folder that it is started in.
+Does not know: what the module does.
+
+`python -m` and `python -c` put the current folder before the standard library, and Python 3.10
+cannot be told not to (3.11 has -P): beside a checkout its code would run instead of the installed
+one, and a user's own queue.py would be everybody's queue.
+"""
+
+import sys
+
+
+def main(file: str) -> None:
+    """Run `sys.argv[1]` as `python -m` would, from the package that `file` lies in."""
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]  # the package's own folder: its modules are no modules of everybody's
+    sys.path.insert(0, file.rpartition("/collage_mpi/")[0])
+    import collage_mpi  # noqa: F401  # its modules are found through it from now on
+
+    del sys.path[0]
+    import runpy
+
+    module = sys.argv.pop(1)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(__file__)

@@ -1,0 +1,98 @@
+"""The time until MPI is up on all ranks: who is there, what to say of it, when it is over.
+
+Owns: the limits of a start, and the words about one that takes long.
+Does not know: processes, streams, which MPI it is.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Collection
+from typing import Any
+
+TELL_AFTER_S = 30.0  # and again after twice as long, and so on
+INIT_LIMIT_S = 120.0  # for MPI to be up once all ranks have begun to start it: it takes some 1 s
+END_GRACE_S = 10.0  # for MPI to be up after all, once a rank has ended before it was
+MOST_NAMED = 12
+
+SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
+
+
+class Start:
+    """What launch knows of a start.
+
+    Args:
+        ranks: of the world.
+        limit_s: until rank 0 has said that MPI is up, or anything else that launch listens
+            for; None where nobody will say so.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, ranks: int, limit_s: float | None, clock: Callable[[], float]) -> None:
+        self.up = False
+        self.there: set[int] = set()  # ranks whose Python runs and begins to start MPI
+        self.ended: tuple[int, int] | None = (
+            None  # the first that ended before MPI was up: its code
+        )
+        self._ranks, self._clock, self._began_s = ranks, clock, clock()
+        self._until_s = None if limit_s is None else self._began_s + limit_s
+        self._tell_after_s = TELL_AFTER_S
+
+    @property
+    def watched(self) -> bool:
+        """Whether MPI is to come up, and has not."""
+        return self._until_s is not None and not self.up
+
+    def arrived(self, rank: int) -> None:
+        """A rank begins to start MPI. Once all do, it is up within moments."""
+        self.there.add(rank)
+        if len(self.there) >= self._ranks:
+            self._at_most(INIT_LIMIT_S)
+
+    def has_ended(self, rank: int, code: int) -> None:
+        """A rank has ended. MPI that is not up yet will not be; unless it was just about to."""
+        if not self.up and self.ended is None:
+            self.ended = rank, code
+            self._at_most(END_GRACE_S)
+
+    def too_late(self) -> bool:
+        """Whether MPI will not come up any more."""
+        return self.watched and self._until_s is not None and self._clock() > self._until_s
+
+    def news(self) -> str | None:
+        """What to say of a start that takes long, now and then."""
+        waited_s = self._clock() - self._began_s
+        if not self.watched or waited_s < self._tell_after_s:
+            return None
+        self._tell_after_s = 2 * waited_s
+        return f"MPI is not up after {waited_s:.0f} s: {self.who_is_missing()}"
+
+    def status(self) -> dict[str, Any]:
+        """For the display."""
+        there = len(self.there)
+        return {"phase": "starting", "done": there, "total": self._ranks, "unit": "ranks"}
+
+    def who_is_missing(self) -> str:
+        """In words, whom the others wait for."""
+        if self.ended is not None:
+            rank, code = self.ended
+            return (
+                f"rank {rank} has ended before it ({SIGNAL_NAMES.get(code - 128, f'code {code}')})"
+            )
+        missing = [rank for rank in range(self._ranks) if rank not in self.there]
+        if not missing:
+            return f"all {self._ranks} ranks have begun to start it, and wait for each other"
+        return (
+            f"{len(self.there)} of {self._ranks} ranks are there; nothing yet of rank(s) "
+            f"{_some(missing)}, which died, hang or are slow to import"
+        )
+
+    def _at_most(self, seconds: float) -> None:
+        if self._until_s is not None:
+            self._until_s = min(self._until_s, self._clock() + seconds)
+
+
+def _some(ranks: Collection[int]) -> str:
+    names = [str(rank) for rank in ranks]
+    more = len(names) - MOST_NAMED
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:MOST_NAMED])} and {more} more"

@@ -1,0 +1,118 @@
+"""The command line itself: one message a failure, whenever and whoever it meets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from collage_mpi import __main__, cli, launch
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.shards.reader import expand_paths
+
+SHARD = Path(cli.__file__).parent / "data" / "fashion_demo.h5"
+LONG = "x" * 300  # a file's name has 255 bytes at most
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["shards", "inspect", LONG],
+        ["train", "single", "--shards", LONG, "--out", "w.safetensors"],
+        ["prep", "images", LONG, "--out", "shards"],
+        ["doctor", "--no-launch", "--out", LONG],
+    ],
+)
+def test_a_name_that_is_too_long_is_one_message(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"collage-mpi {words[0]}: ")
+    assert said.endswith(f"{LONG}: File name too long\n")
+    assert said.count("\n") == 1
+
+
+def test_a_loop_of_links_in_a_folder_of_shards_is_one_message(tmp_path, capsys):
+    (tmp_path / "a.h5").symlink_to("b.h5")
+    (tmp_path / "b.h5").symlink_to("a.h5")
+    assert len(expand_paths([tmp_path])) == 2
+    assert cli.main(["shards", "inspect", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert said.endswith("a.h5: cannot be read: Too many levels of symbolic links\n")
+
+
+def test_an_mpi4py_that_does_not_come_back_is_one_message(monkeypatch):
+    monkeypatch.setattr(launch, "PROBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(launch, "PROBE", "import time; time.sleep(600)")
+    with pytest.raises(EnvironmentFault, match=r"mpi4py was not imported within 0\.1 s"):
+        launch.mpi4py_abi()
+
+
+def interrupted(*_args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_is_a_word_however_early_it_comes(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "build_parser", interrupted)
+    assert cli.main(["prep"]) == 130
+    assert capsys.readouterr().err == "collage-mpi prep: interrupted\n"
+
+    class Finder:
+        find_spec = interrupted
+
+    monkeypatch.delitem(sys.modules, "collage_mpi.cli")
+    monkeypatch.setattr(sys, "meta_path", [Finder])
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "collage-mpi: interrupted\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_comes_from_one_rank(words, monkeypatch, capsys):
+    for rank, expected in (("0", True), ("3", False)):
+        monkeypatch.setenv("PMI_RANK", rank)
+        with pytest.raises(SystemExit) as caught:
+            cli.main(words)
+        assert caught.value.code == 0
+        assert bool(capsys.readouterr().out) == expected
+
+
+def test_launch_helps_without_ranks(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "find_mpi", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["launch", "-n", "11", "--", "run", "--side", "3", "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: collage-mpi run ")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["shards", "inspect", SHARD]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_nothing(words, unbuffered):
+    """As `| head` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "collage_mpi", *map(str, words)],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        timeout=60,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_full_disk_of_the_output_is_one_message():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-um", "collage_mpi", "shards", "inspect", str(SHARD)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    assert done.returncode == 3
+    assert done.stderr == (
+        b"collage-mpi shards: the output cannot be written: No space left on device\n"
+    )

@@ -1,0 +1,63 @@
+"""The time until MPI is up: who is missing is said, and it ends."""
+
+from __future__ import annotations
+
+from collage_mpi.startup import INIT_LIMIT_S, Start
+
+
+class Clock:
+    """Seconds that move when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 50.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def start(ranks: int, limit_s: float | None = 600.0) -> tuple[Start, Clock]:
+    clock = Clock()
+    return Start(ranks, limit_s, clock), clock
+
+
+def test_who_is_missing_is_said_after_30_s_and_again_now_and_then():
+    made, clock = start(5)
+    for rank in (0, 1, 4):
+        made.arrived(rank)
+    said = {}
+    for second in range(601):
+        clock.now_s = 50.0 + second
+        news = made.news()
+        if news:
+            said[second] = news
+    assert list(said) == [30, 60, 120, 240, 480]
+    assert said[30] == (
+        "MPI is not up after 30 s: 3 of 5 ranks are there; nothing yet of rank(s) 2, 3, which "
+        "died, hang or are slow to import"
+    )
+
+
+def test_many_missing_ranks_are_not_all_named():
+    made, _ = start(100)
+    assert "rank(s) 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 88 more" in made.who_is_missing()
+
+
+def test_once_all_are_there_mpi_has_less_time():
+    made, clock = start(2)
+    made.arrived(0)
+    clock.now_s += 100.0
+    made.arrived(1)
+    assert "all 2 ranks have begun to start it" in made.who_is_missing()
+    clock.now_s += INIT_LIMIT_S
+    assert not made.too_late()
+    clock.now_s += 1.0
+    assert made.too_late()
+
+
+def test_a_start_that_is_over_or_not_watched_says_nothing():
+    made, clock = start(2)
+    made.up = True
+    free, other = start(2, None)
+    clock.now_s, other.now_s = 1000.0, 1000.0
+    for one in (made, free):
+        assert (one.news(), one.too_late(), one.watched) == (None, False, False)
