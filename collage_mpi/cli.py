@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 import time
 import traceback
@@ -95,11 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A rank of a fault-tolerant world leaves at once, without returning (see departure).
     """
+    _print_any_name()
     code = _main(list(sys.argv[1:] if argv is None else argv))
     leave_if_armed(code)
     if code:
         _let_rank_0_speak()
     return code
+
+
+def _print_any_name() -> None:
+    """A file's name may be any bytes: what is not UTF-8 is printed as stderr does, not an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _main(argv: list[str]) -> int:

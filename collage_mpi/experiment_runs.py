@@ -26,6 +26,7 @@ from collage_mpi.results.manifest import (
     other_content,
     read_manifest,
 )
+from collage_mpi.results.writer import is_whole
 from collage_mpi.shards import inspect_shards
 from collage_mpi.shards.reader import expand_paths
 from collage_mpi.shards.schema import Stamp, stamp_of
@@ -45,14 +46,14 @@ def state(point: Point, out: Path) -> str:
 
     Raises:
         UsageError: the folder holds a run with other settings than the point's.
-        DataFault: the run's manifest is damaged.
+        DataFault: the run's manifest or a part of it is damaged.
     """
     folder = out / point.name
     alone = summary_alone(folder)
     if alone is None and not (folder / MANIFEST).exists():
         return NEW
     found = read_manifest(folder) if alone is None else alone
-    done = alone is not None or (folder / MARKER).exists()
+    done = alone is not None or ((folder / MARKER).exists() and is_whole(folder, found))
     changed = differences(found, _asked(found, point, out, done)) + _other_input(found, point)
     if changed:
         listed = "\n  ".join(changed)

@@ -89,7 +89,30 @@ def watch_process(process: ProcessId) -> ProcessWatch | None:
     return ProcessWatch(pidfd)
 
 
+def has_ended(process: ProcessId) -> bool | None:
+    """Whether a process has ended, waited for or not; None where this one cannot see it."""
+    here = this_process()
+    if here is None or here.machine != process.machine:
+        return None
+    try:
+        fields = _stat(str(process.pid))
+    except OSError:
+        try:
+            os.kill(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            pass
+        return None  # it is there, but /proc shows only one's own processes
+    return fields[0] in "ZX" or int(fields[19]) != process.started
+
+
 def _started(pid: str) -> int:
     """Start time in clock ticks since boot. Raises OSError when the process has gone."""
-    # "pid (name) state ppid ...": the name may hold anything; the time is field 22.
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return int(_stat(pid)[19])
+
+
+def _stat(pid: str) -> list[str]:
+    """From its state on. Raises OSError when the process has gone."""
+    # "pid (name) state ppid ...": the name may hold anything; the start time is field 22.
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -21,6 +21,7 @@ import numpy as np
 from collage_mpi import plot_style
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.plot_style import COLOURS, MARKERS, STYLES
+from collage_mpi.results.manifest import readable
 from collage_mpi.results.reader import Results, distinct
 from collage_mpi.statistics import PERCENTILES, ecdf, percentile, support_needed
 
@@ -125,7 +126,8 @@ def _curve(run: Results, per: str, name: str) -> _Curve:
     n = f"n = {groups:,} groups" if per == "group" else f"n = {len(rows):,} in {groups:,} groups"
     flags = ("" if run.complete else " (INCOMPLETE)") + (" (INVALID)" if run.invalid else "")
     independent = run.independent(run.measured_groups)
-    return _Curve(f"{name} | {n}{flags}", values_ms, x_ms, share, independent, str(run.path))
+    path = readable(str(run.path))
+    return _Curve(f"{name} | {n}{flags}", values_ms, x_ms, share, independent, path)
 
 
 def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:

@@ -38,7 +38,8 @@ from collage_mpi.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.progress import StatusReporter
 from collage_mpi.provenance import job_facts
 from collage_mpi.recorder import Recorder, Totals
-from collage_mpi.results import RunWriter, input_digest, read_results, write_summary
+from collage_mpi.results import RunWriter, input_digest
+from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
 from collage_mpi.resume import has_run
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
@@ -119,6 +120,7 @@ def _run_plan(
     manifest = {**make_manifest(plan), "job": job}
     # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
     known: dict[str, Any] = {}
+    patience = Patience(stop_reason=stop_reason, tell=tell)
     if resume:
         status = RunWriter.finished(out, manifest, retry_errors=retry_errors)
         if status is not None:
@@ -126,10 +128,10 @@ def _run_plan(
         known = read_manifest(out)
         manifest |= {key: known[key] for key in KEPT_KEYS if key in known}
         manifest["scheme"] = _one_after_the_other(known.get("scheme"), manifest["scheme"])
-        writer, done = RunWriter.reopen(out, manifest, retry_errors=retry_errors)
+        writer, done = RunWriter.reopen(out, manifest, retry_errors=retry_errors, patience=patience)
         order = _not_done(plan, done)
     else:
-        writer, order = RunWriter.create(out, manifest), plan.order
+        writer, order = RunWriter.create(out, manifest, patience=patience), plan.order
     status, final = "incomplete", {}
     try:
         encoder = build_encoder(plan)
@@ -171,9 +173,9 @@ def _run_plan(
             writer.discard()  # the corrected command may use the same --out
         raise
     finally:
-        writer.close(status, **final, lost=crew.losses.describe(), job=job)
-    write_summary(read_results(out))
-    return Outcome(writer.manifest["status"], finish.reason, out, faults)
+        lost = crew.losses.describe()
+        lacking = writer.close(status, summary=True, **final, lost=lost, job=job)
+    return Outcome(writer.manifest["status"], lacking or finish.reason, out, faults)
 
 
 def warn_of_bad_shards(shards: ShardSet) -> None:

@@ -26,7 +26,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.inputs import digests, named_files
 from collage_mpi.npy import UNREADABLE_OR_GONE
 from collage_mpi.recorder import Writer
-from collage_mpi.results import Results, RunWriter, read_results, summarise, write_summary
+from collage_mpi.results import Results, RunWriter, read_results, summarise
 from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.manifest import MANIFEST, plain
 from collage_mpi.results.memory import MemoryWriter
@@ -170,9 +170,8 @@ def simulate(
         status = simulation.run().status
         final = _final(simulation)
     finally:
-        writer.close(status, **final)
-    write_summary(read_results(out))
-    return status, out
+        writer.close(status, summary=True, **final)
+    return writer.manifest["status"], out
 
 
 def simulate_in_memory(job: Job) -> Results:

@@ -61,6 +61,7 @@ def run_and_tell(
 ) -> int:
     """One session on rank 0, its summary printed and saved as summary.json."""
     from collage_mpi.results import read_results, render_summary, summarise
+    from collage_mpi.results.manifest import COMPLETE
     from collage_mpi.session import run_session
 
     outcome = run_session(
@@ -68,7 +69,10 @@ def run_and_tell(
     )
     summary = summarise(read_results(outcome.out))
     print(render_summary(summary), flush=True)
-    print(f"\nresults in {outcome.out}; collage-mpi verify {outcome.out} proves them", flush=True)
+    proof = ""
+    if outcome.status in COMPLETE:
+        proof = f"; collage-mpi verify {outcome.out} proves them"
+    print(f"\nresults in {outcome.out}{proof}", flush=True)
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
     folder = shlex.quote(str(outcome.out))

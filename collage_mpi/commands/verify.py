@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
     parser.epilog = (
         "Exit code: 0 every image has exactly one row (error rows are counted and allowed); "
-        "6 incomplete, resume it; 4 damaged or inconsistent; 3 no run there."
+        "6 incomplete: resume it, or wait for the job that writes to it; 4 damaged or "
+        "inconsistent; 3 no run there."
     )
 
 
@@ -57,5 +58,7 @@ def _print(report: VerifyReport) -> None:
         print(f"  and {len(problems) - _SHOWN:,} problems more")
     for line in report.notes:
         print(f"  note: {line}")
-    if report.status == "incomplete":
+    if report.writing is not None:
+        print(f"  a job is writing here ({report.writing}): look again when it has ended")
+    elif report.status == "incomplete":
         print(f"  to go on: run --resume --out {shlex.quote(str(report.path))}")

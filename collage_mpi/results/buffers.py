@@ -10,9 +10,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from collage_mpi.errors import EnvironmentFault
+from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.rows import TABLES, Table, reason_bytes
 
@@ -62,12 +63,17 @@ class Buffer:
 
 
 class PartThread:
-    """Writes parts in order; after a failure it only empties the queue."""
+    """Writes parts in order; after a failure it only empties the queue.
 
-    def __init__(self, directory: Path) -> None:
-        self.fault: EnvironmentFault | None = None
+    `check` raises once the parts are not this session's to write any more.
+    """
+
+    def __init__(self, directory: Path, session: int, check: Callable[[], object]) -> None:
+        self.fault: CollageError | None = None
         self._directory = directory
-        self._numbers = {table.name: parts.next_number(directory, table) for table in TABLES}
+        self._session = session
+        self._check = check
+        self._numbers = {table.name: 1 for table in TABLES}
         self._queue: queue.Queue[_Part | None] = queue.Queue(QUEUE_PARTS)
         # A daemon: a rank that dies of an exception must not wait for its disk.
         self._thread = threading.Thread(target=self._work, name="collage-mpi rows", daemon=True)
@@ -89,9 +95,11 @@ class PartThread:
             if self.fault is not None:
                 continue
             table, number, payload = part
-            path = parts.part_path(self._directory, table, number)
+            path = parts.part_path(self._directory, table, self._session, number)
             try:
-                parts.write_part(path, table, payload)
+                parts.write_part(path, table, payload, self._check)
+            except CollageError as error:
+                self.fault = error
             except OSError as error:
                 self.fault = unwritable(path, error)
 

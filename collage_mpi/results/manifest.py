@@ -22,6 +22,7 @@ FORMAT = "collage-mpi run"
 VERSION = 1
 MANIFEST = "manifest.json"
 MARKER = "COMPLETE"
+OURS = r"manifest\.json|COMPLETE|summary\.json"  # what a run's folder holds beside parts
 COMPLETE = ("complete", "complete_with_errors")
 STATUSES = (*COMPLETE, "incomplete")
 
@@ -82,6 +83,10 @@ def _list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, list) and all(check(item) for item in value)
 
 
+def _dict_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
 def _fields(**checks: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: (
         isinstance(value, dict) and all(check(value.get(key)) for key, check in checks.items())
@@ -92,6 +97,15 @@ def _is_rank(value: object) -> bool:
     kinds = _optional(_list_of(_is_text))
     fingerprints = _optional(_texts)
     return _fields(rank=_is_count, kinds=kinds, fingerprints=fingerprints)(value)
+
+
+def _is_range(value: object) -> bool:
+    return _list_of(_is_count)(value) and len(value) == 2  # type: ignore[arg-type]
+
+
+def _is_accepted(value: object) -> bool:
+    """The parts of earlier sessions that count (parts.py)."""
+    return _dict_of(_dict_of(_list_of(_is_range)))(value)
 
 
 _SHARD = _fields(path=_optional(_is_text), fingerprint=_is_text, count=_is_count)
@@ -132,6 +146,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),
+    "accepted": (_is_accepted, "session -> table -> [[first, last], ...] of parts"),
 }
 
 
@@ -191,14 +206,17 @@ def read_manifest(out: Path) -> Json:
     return check_manifest(found, str(path))
 
 
-def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(
+    out: Path, manifest: Mapping[str, Any], check: Callable[[], object] | None = None
+) -> None:
     """Write the manifest atomically.
 
     Raises:
         OSError: as the system says; the former manifest is then untouched.
+        CollageError: of `check` (see `write_atomic`).
     """
     text = json.dumps(manifest, indent=1, default=plain)
-    write_atomic(out / MANIFEST, (text.encode(), b"\n"))
+    write_atomic(out / MANIFEST, (text.encode(), b"\n"), check=check)
 
 
 def plain(value: object) -> object:
@@ -210,6 +228,24 @@ def plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"a {type(value).__name__} cannot be written to JSON: {value!r}")
+
+
+def readable(value: Any) -> Any:
+    r"""JSON whose texts can be stored and shown: a file's name may be any bytes.
+
+    Python holds those that are not UTF-8 as half characters. They become `\xe9`: the name no
+    longer opens the file, but no path of a manifest is opened.
+    """
+    if isinstance(value, str) and not value.isascii():
+        try:
+            return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:  # half characters that are no file's
+            return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [readable(item) for item in value]
+    if isinstance(value, dict):
+        return {readable(key): readable(item) for key, item in value.items()}
+    return value
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

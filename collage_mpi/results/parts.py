@@ -1,12 +1,16 @@
 """Parts: the append-only files of a run's rows.
 
-Owns: the format of one part and how damage in it is found.
-Does not know: who writes when, what the columns mean, the manifest.
+Owns: the names of parts, the format of one, how damage in it is found, which of them count.
+Does not know: who writes when, what the columns mean, the manifest's other keys.
 
 A part is a plain `.npy` file (numpy.load reads it) with 20 bytes behind the array: a
 mark, the length and the CRC-32 of all that came before. The checksum travels in the
 same file, so one rename commits both, and there is no moment at which a kill leaves
 rows without their checksum or a checksum without its rows.
+
+Names carry the session, so two sessions never meet in one. When a session goes on with a run
+it says in the manifest which parts of the earlier ones it found (`accepted`). Whatever comes
+later under an earlier session's name does not count: its images were done again.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,31 +32,66 @@ from collage_mpi.results.rows import Table
 
 PARTS_DIRECTORY = "parts"
 
+Accepted = dict[str, dict[str, list[list[int]]]]
+
 _TRAILER = struct.Struct("<8sQI")  # mark, bytes before the trailer, their CRC-32
 _MARK = b"CMPIcrc1"
-_NAME = re.compile(r"(images|groups|tasks)-(\d{6,})\.npy")
+OURS = r"(images|groups|tasks)-(?:(\d{4,5})-)?(\d{6,18})\.npy"  # table, session, number
+_NAME = re.compile(OURS)
 _LARGEST_BYTES = 1 << 30  # a part is about 1 MB: anything like this is foreign
 
 
-def part_path(directory: Path, table: Table, number: int) -> Path:
-    """The name of part `number` (from 1) of a table."""
-    return directory / f"{table.name}-{number:06d}.npy"
+class PartName(NamedTuple):
+    """A part, in the order of writing. Versions before this one named no session: 0."""
+
+    session: int
+    number: int  # from 1, in its session and table
+    table: str
+    path: Path
 
 
-def list_parts(directory: Path, table: Table) -> list[Path]:
-    """The parts of one table in the order they were written."""
+def part_path(directory: Path, table: Table, session: int, number: int) -> Path:
+    """The name of part `number` (from 1) of a table in a session."""
+    return directory / f"{table.name}-{session:04d}-{number:06d}.npy"
+
+
+def list_parts(directory: Path) -> list[PartName]:
+    """The parts of all tables, in the order they were written.
+
+    Raises:
+        OSError: as the system says.
+    """
     found = []
     for path in directory.iterdir():
         match = _NAME.fullmatch(path.name)
-        if match and match[1] == table.name:
-            found.append((int(match[2]), path))
-    return [path for _, path in sorted(found)]
+        if match:
+            found.append(PartName(int(match[2] or 0), int(match[3]), match[1], path))
+    return sorted(found)
 
 
-def next_number(directory: Path, table: Table) -> int:
-    """The first number behind all parts that exist."""
-    parts = list_parts(directory, table)
-    return int(_NAME.fullmatch(parts[-1].name)[2]) + 1 if parts else 1  # type: ignore[index]
+def describe(names: Iterable[PartName]) -> Accepted:
+    """What a manifest says of parts: session -> table -> [[first, last], ...] of numbers."""
+    found: Accepted = {}
+    for part in sorted(names):
+        ranges = found.setdefault(str(part.session), {}).setdefault(part.table, [])
+        if ranges and ranges[-1][1] == part.number - 1:
+            ranges[-1][1] = part.number
+        else:
+            ranges.append([part.number, part.number])
+    return found
+
+
+def counting(manifest: Mapping[str, Any]) -> Callable[[PartName], bool]:
+    """Whether a part counts: one of the last session, or accepted by it."""
+    own, accepted = manifest["session"], manifest.get("accepted")
+
+    def counts(part: PartName) -> bool:
+        if accepted is None or part.session == own:  # None: of a version without the key
+            return True
+        ranges = accepted.get(str(part.session), {}).get(part.table, ())
+        return any(first <= part.number <= last for first, last in ranges)
+
+    return counts
 
 
 def npy_header(dtype: np.dtype, rows: int) -> bytes:
@@ -63,16 +104,19 @@ def npy_header(dtype: np.dtype, rows: int) -> bytes:
     return out.getvalue()
 
 
-def write_part(path: Path, table: Table, payload: memoryview) -> None:
+def write_part(
+    path: Path, table: Table, payload: memoryview, check: Callable[[], object] | None = None
+) -> None:
     """Write the packed rows of one part, whole or not at all.
 
     Raises:
         OSError: disk full, no permission, or the name exists already.
+        CollageError: of `check` (see `write_atomic`).
     """
     header = npy_header(table.dtype, len(payload) // table.dtype.itemsize)
     crc = zlib.crc32(payload, zlib.crc32(header))
     trailer = _TRAILER.pack(_MARK, len(header) + len(payload), crc)
-    write_atomic(path, (header, payload, trailer), replace=False)
+    write_atomic(path, (header, payload, trailer), replace=False, check=check)
 
 
 def read_part(path: Path, table: Table) -> np.ndarray:

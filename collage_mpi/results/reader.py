@@ -8,7 +8,7 @@ Does not know: statistics, whether the rows add up (verify).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import parts
-from collage_mpi.results.manifest import MARKER, Json, read_manifest
+from collage_mpi.results.manifest import MARKER, Json, read_manifest, readable
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -26,6 +26,7 @@ from collage_mpi.results.rows import (
     OUTCOMES,
     SOURCE_CODE,
     SOURCES,
+    TABLES,
     TASKS,
     Table,
 )
@@ -111,7 +112,7 @@ class Results:
 def distinct(names: Sequence[str], runs: Sequence[Results]) -> list[str]:
     """Names of runs, those that occur twice with the run's directory behind them."""
     return [
-        name if names.count(name) == 1 else f"{name} [{run.path.name}]"
+        name if names.count(name) == 1 else f"{name} [{readable(run.path.name)}]"
         for name, run in zip(names, runs, strict=True)
     ]
 
@@ -125,9 +126,17 @@ def read_results(path: Path | str) -> Results:
     """
     path = Path(path)
     manifest = read_manifest(path)
-    images, groups, tasks = (read_table(path, table) for table in (IMAGES, GROUPS, TASKS))
+    found = read_parts(path, manifest)
+    rows = {table.name: _rows(found, table) for table in TABLES}
+    return results_of(path, manifest, rows, complete=(path / MARKER).exists())
+
+
+def results_of(
+    path: Path, manifest: Json, rows: Mapping[str, np.ndarray], *, complete: bool
+) -> Results:
+    """A run of which all rows are in memory, by the names of their tables."""
+    images, groups, tasks = (rows[table.name] for table in (IMAGES, GROUPS, TASKS))
     stand = standing(images)
-    complete = (path / MARKER).exists()
     return Results(path, manifest, images[stand], groups, tasks, complete, images[~stand])
 
 
@@ -153,17 +162,22 @@ def standing(images: np.ndarray) -> np.ndarray:
     return stand
 
 
-def read_table(path: Path, table: Table) -> np.ndarray:
-    """All rows of one table of the run in `path`, (n,) of its dtype. Raises as read_results."""
+def read_parts(path: Path, manifest: Json) -> list[parts.PartName]:
+    """The parts of the run in `path` that count. Raises as read_results."""
     directory = path / parts.PARTS_DIRECTORY
     try:
-        names = parts.list_parts(directory, table)
+        return list(filter(parts.counting(manifest), parts.list_parts(directory)))
     except FileNotFoundError as error:
         raise DataFault(f"{directory}: missing, so the run has no rows. Restore it.") from error
     except OSError as error:
         raise EnvironmentFault(f"{directory}: cannot be read: {error.strerror or error}") from error
-    found = [_checked_codes(name, parts.read_part(name, table), table) for name in names]
-    return np.concatenate(found) if found else np.empty(0, table.dtype)
+
+
+def _rows(found: Sequence[parts.PartName], table: Table) -> np.ndarray:
+    """All rows of one table, (n,) of its dtype. Raises as read_results."""
+    mine = [part.path for part in found if part.table == table.name]
+    read = [_checked_codes(path, parts.read_part(path, table), table) for path in mine]
+    return np.concatenate(read) if read else np.empty(0, table.dtype)
 
 
 def _checked_codes(path: Path, rows: np.ndarray, table: Table) -> np.ndarray:
@@ -176,12 +190,34 @@ def _checked_codes(path: Path, rows: np.ndarray, table: Table) -> np.ndarray:
     return rows
 
 
-def sorted_keys(images: np.ndarray) -> np.ndarray:
-    """The (shard, row) keys of image rows in ascending order, (n,) of KEY_ROW."""
-    order = np.lexsort((images["row"], images["shard"]))
+def keys_of(images: np.ndarray) -> np.ndarray:
+    """The (shard, row) keys of image rows, (n,) of KEY_ROW."""
     keys = np.empty(len(images), KEY_ROW)
-    keys["shard"], keys["row"] = images["shard"][order], images["row"][order]
+    keys["shard"], keys["row"] = images["shard"], images["row"]
     return keys
+
+
+def sorted_keys(images: np.ndarray) -> np.ndarray:
+    """The keys of image rows in ascending order, (n,) of KEY_ROW."""
+    return keys_of(images[np.lexsort((images["row"], images["shard"]))])
+
+
+def inside_input(keys: np.ndarray, manifest: Json) -> np.ndarray:
+    """(n,) bool: which keys, (n,) of KEY_ROW, are of the input, as far as the manifest tells."""
+    counts = np.array([shard["count"] for shard in manifest["shards"]], np.uint64)
+    inside = keys["shard"] < len(counts)
+    inside[inside] = keys["row"][inside] < counts[keys["shard"][inside]]
+    limit = manifest.get("limit")
+    if limit is not None and manifest.get("order") == "file":
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
+        known = keys[inside]
+        inside[inside] = starts[known["shard"]] + known["row"].astype(np.float64) < limit
+    return inside
+
+
+def missing_images(keys: np.ndarray, manifest: Json) -> int:
+    """How many images of the input have none of the keys, (n,) of KEY_ROW."""
+    return max(0, manifest["rows"] - len(np.unique(keys[inside_input(keys, manifest)])))
 
 
 def input_digest(shard: np.ndarray, row: np.ndarray) -> str:

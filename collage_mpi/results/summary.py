@@ -10,6 +10,7 @@ say so in their names; a number the sample cannot support is None, with the n it
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results.atomic import write_atomic
-from collage_mpi.results.manifest import is_int, plain
+from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
     ENCODED,
@@ -52,7 +53,7 @@ def summarise(results: Results) -> Json:
     """
     manifest = results.manifest
     return {
-        "run": str(results.path),
+        "run": readable(str(results.path)),
         "run_id": manifest["run_id"],
         "complete": results.complete,
         "status": manifest.get("status"),
@@ -75,16 +76,20 @@ def summarise(results: Results) -> Json:
     }
 
 
-def write_summary(results: Results, out: Path | None = None) -> Json:
+def write_summary(
+    results: Results, out: Path | None = None, check: Callable[[], object] | None = None
+) -> Json:
     """Summarise and save as summary.json in the run directory (or `out`).
 
     Raises:
         EnvironmentFault: the file cannot be written.
+        CollageError: of `check` (see `write_atomic`).
     """
     summary = summarise(results)
     path = (out or results.path) / SUMMARY
     try:
-        write_atomic(path, (json.dumps(summary, indent=1, default=plain).encode(), b"\n"))
+        text = json.dumps(summary, indent=1, default=plain)
+        write_atomic(path, (text.encode(), b"\n"), check=check)
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
     return summary

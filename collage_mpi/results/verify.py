@@ -15,8 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
+from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.manifest import COMPLETE, Json
-from collage_mpi.results.reader import Results, input_digest, read_results, sorted_keys
+from collage_mpi.results.parts import PARTS_DIRECTORY, counting, list_parts
+from collage_mpi.results.reader import (
+    Results,
+    input_digest,
+    inside_input,
+    missing_images,
+    read_results,
+    sorted_keys,
+)
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, wait_ns
 
 _ERROR = SOURCE_CODE["error"]
@@ -33,6 +42,7 @@ class VerifyReport:
         missing: images without a row.
         problems: one sentence each, [] when the run is proven complete.
         notes: worth knowing, no fault.
+        writing: the job that is writing to an unfinished run, as "host h, pid p".
     """
 
     path: Path
@@ -44,6 +54,7 @@ class VerifyReport:
     error_rows: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    writing: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -73,13 +84,20 @@ def verify_run(path: Path | str) -> VerifyReport:
         EnvironmentFault: there is no run in `path`, or it cannot be read.
     """
     report = VerifyReport(Path(path))
+    _check(report)
+    if not report.ok:
+        _look_for_a_writer(report)
+    return report
+
+
+def _check(report: VerifyReport) -> None:
     try:
-        results = read_results(path)
+        results = read_results(report.path)
     except EnvironmentFault:
         raise
     except CollageError as error:
         report.problems.append(str(error))
-        return report
+        return
     report.rows, report.expected = len(results.images), results.manifest["rows"]
     report.error_rows = int((results.images["source"] == _ERROR).sum())
     _check_keys(results, report)
@@ -87,8 +105,32 @@ def verify_run(path: Path | str) -> VerifyReport:
     for entry in results.manifest.get("sessions") or []:
         if entry["rows"] is not None:
             _check_session(results, entry, report)
+    _note_late_parts(results, report)
     _conclude(results, report)
-    return report
+
+
+def _look_for_a_writer(report: VerifyReport) -> None:
+    """A run that a job is writing to is not to be resumed."""
+    writer, _ = find_writer(report.path, Patience(still_s=LOOK_S))
+    if writer is None:
+        return
+    report.writing = str(writer)
+    what = f"a job is writing here ({writer})"
+    if report.status == "incomplete":
+        report.problems = [f"{report.headline}; {what}"]
+    else:
+        report.notes.append(what)
+
+
+def _note_late_parts(results: Results, report: VerifyReport) -> None:
+    """Parts that do not count: their session was taken over, and their images done again."""
+    counts = counting(results.manifest)
+    late = [part for part in list_parts(results.path / PARTS_DIRECTORY) if not counts(part)]
+    if late:
+        report.notes.append(
+            f"{len(late):,} parts are not counted, since another session had gone on before "
+            f"they came: {late[0].path.name}" + (", ..." if len(late) > 1 else "")
+        )
 
 
 def _check_keys(results: Results, report: VerifyReport) -> None:
@@ -99,20 +141,14 @@ def _check_keys(results: Results, report: VerifyReport) -> None:
     if report.doubles:
         first = keys[1:][double][0]
         report.problems.append(f"{report.doubles:,} doubles, the first is {_name(first)}")
-    counts = np.array([shard["count"] for shard in manifest["shards"]], np.uint64)
-    inside = keys["shard"] < len(counts)
-    inside[inside] = keys["row"][inside] < counts[keys["shard"][inside]]
+    inside = inside_input(keys, manifest)
     limit = manifest.get("limit")
     in_order = limit is not None and manifest.get("order") == "file"
-    if in_order:
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
-        known = keys[inside]
-        inside[inside] = starts[known["shard"]] + known["row"].astype(np.float64) < limit
     foreign = int((~inside).sum())
     if foreign:
         first = keys[~inside][0]
         report.problems.append(f"{foreign:,} rows outside the input, the first is {_name(first)}")
-    report.missing = max(0, report.expected - len(np.unique(keys[inside])))
+    report.missing = missing_images(keys, manifest)
     _check_size(manifest, report)
     digest = manifest.get("input_digest")
     exact = len(keys) == report.expected and not (report.doubles or foreign)

@@ -1,7 +1,7 @@
 """Writing a run: rows in on rank 0's hot path, parts out on a thread of their own.
 
-Owns: create, reopen, close; which sessions vouch for their rows.
-Does not know: MPI, the scheduler, statistics, threads (buffers has the one there is).
+Owns: create, reopen, close; which sessions vouch for their rows, which of their parts count.
+Does not know: MPI, the scheduler, statistics, threads (buffers and claim have theirs).
 
 A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
 preallocated buffer. Full buffers
@@ -14,22 +14,25 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.atomic import remove_leftovers, write_atomic
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
+from collage_mpi.results.claim import PATIENT, Claim, Patience
 from collage_mpi.results.manifest import (
     COMPLETE,
     FORMAT,
     MANIFEST,
     MARKER,
+    OURS,
     STATUSES,
     VERSION,
     Json,
@@ -37,13 +40,13 @@ from collage_mpi.results.manifest import (
     differences,
     plain,
     read_manifest,
+    readable,
     write_manifest,
 )
-from collage_mpi.results.reader import standing
+from collage_mpi.results.reader import keys_of, missing_images, results_of, standing
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
-    KEY_ROW,
     TABLES,
     TASKS,
     Table,
@@ -60,6 +63,7 @@ class RunWriter:
         self,
         out: Path,
         manifest: Json,
+        claim: Claim,
         *,
         rows_per_part: int = ROWS_PER_PART,
         flush_s: float = FLUSH_S,
@@ -68,7 +72,9 @@ class RunWriter:
         self.out = out
         self.manifest = manifest
         self.session: int = manifest["session"]
-        self._thread = PartThread(out / parts.PARTS_DIRECTORY)
+        self._claim = claim
+        directory = out / parts.PARTS_DIRECTORY
+        self._thread = PartThread(directory, self.session, claim.check)
         self._images, self._groups, self._tasks = (
             Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
         )
@@ -76,11 +82,19 @@ class RunWriter:
         self._earlier_errors = False  # error rows of earlier sessions that stay
 
     @classmethod
-    def create(cls, out: Path, manifest: Mapping[str, Any], **options: Any) -> RunWriter:
+    def create(
+        cls,
+        out: Path,
+        manifest: Mapping[str, Any],
+        *,
+        patience: Patience = PATIENT,
+        **options: Any,
+    ) -> RunWriter:
         """Begin a new run in `out`, which is made where it does not exist.
 
         Raises:
-            EnvironmentFault: `out` cannot be written, or holds a run already.
+            EnvironmentFault: `out` cannot be written, holds a run already, or another job
+                writes there.
             DataFault: the manifest lacks a key or has one of a wrong type.
         """
         out = Path(out)
@@ -89,23 +103,29 @@ class RunWriter:
             raise _holds_a_run(out)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            directory = out / parts.PARTS_DIRECTORY
-            directory.mkdir(exist_ok=True)
-            if any(parts.list_parts(directory, table) for table in TABLES):
-                raise EnvironmentFault(
-                    f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a copy, "
-                    "or choose another --out."
-                )
-            remove_leftovers(directory)  # a kill before the manifest was written
-            remove_leftovers(out)
-            write_manifest(out, full)
+            with _claimed(out, patience) as claim:
+                directory = _swept(out)  # a kill before the manifest was written
+                if (out / MANIFEST).exists():
+                    raise _holds_a_run(out)
+                if parts.list_parts(directory):
+                    raise EnvironmentFault(
+                        f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a "
+                        "copy, or choose another --out."
+                    )
+                write_manifest(out, full, claim.check)
+                return cls(out, full, claim, **options)
         except OSError as error:
             raise _no_place(out, error) from error
-        return cls(out, full, **options)
 
     @classmethod
     def reopen(
-        cls, out: Path, manifest: Mapping[str, Any], *, retry_errors: bool = False, **options: Any
+        cls,
+        out: Path,
+        manifest: Mapping[str, Any],
+        *,
+        retry_errors: bool = False,
+        patience: Patience = PATIENT,
+        **options: Any,
     ) -> tuple[RunWriter, np.ndarray]:
         """Go on with the run in `out`: same settings, next session, leftovers repaired.
 
@@ -117,42 +137,31 @@ class RunWriter:
 
         Raises:
             UsageError: the settings differ; the message lists the differences.
-            EnvironmentFault: no run in `out`, or it cannot be written.
+            EnvironmentFault: no run in `out`, it cannot be written, or another job writes there.
             DataFault: a part or the manifest is damaged.
         """
         out = Path(out)
-        before = read_manifest(out)
-        session = before["session"] + 1
-        full = _prepared(manifest, session=session, sessions=before.get("sessions") or [])
-        changed = differences(before, full)
-        if changed:
-            listed = "\n  ".join(changed)
-            raise UsageError(
-                f"{out}: cannot resume with other settings:\n  {listed}\n"
-                f"run --resume --out {shlex.quote(str(out))} alone takes the run's own settings; "
-                "files must hold what they held. Or choose another --out."
-            )
-        full["run_id"] = before["run_id"]
-        full["started"] = before.get("started", full["started"])
-        directory = out / parts.PARTS_DIRECTORY
+        _next_session(out, manifest)  # what is refused is refused before another job is watched
         try:
-            directory.mkdir(exist_ok=True)
-            remove_leftovers(directory)
-            remove_leftovers(out)
-            found = {table.name: _read_all(directory, table) for table in TABLES}
-            _mark_lost_rows(full["sessions"], found)
-            images = found[IMAGES.name]
-            images = images[standing(images)]
-            if retry_errors:
-                images = images[images["answered"]]
-            if len(images) < full["rows"]:
-                (out / MARKER).unlink(missing_ok=True)
-            write_manifest(out, full)
+            with _claimed(out, patience) as claim:
+                directory = _swept(out)  # before it is read: see claim.py
+                before, full = _next_session(out, manifest)
+                here = list(filter(parts.counting(before), parts.list_parts(directory)))
+                full["accepted"] = parts.describe(here)
+                found = _read_all(here)
+                _mark_lost_rows(full["sessions"], found)
+                images = found[IMAGES.name]
+                images = images[standing(images)]
+                if retry_errors:
+                    images = images[images["answered"]]
+                done = keys_of(images)
+                if missing_images(done, full):
+                    claim.check()
+                    (out / MARKER).unlink(missing_ok=True)
+                write_manifest(out, full, claim.check)
+                writer = cls(out, full, claim, **options)
         except OSError as error:
             raise unwritable(out, error) from error
-        done = np.empty(len(images), KEY_ROW)
-        done["shard"], done["row"] = images["shard"], images["row"]
-        writer = cls(out, full, **options)
         writer._earlier_errors = not images["answered"].all()
         return writer, done
 
@@ -162,18 +171,21 @@ class RunWriter:
     ) -> str | None:
         """The status of the run in `out` if it is complete with these settings, else None.
 
+        The rows are counted: a run whose parts were moved away is not complete.
+
         Args:
             retry_errors: a run with error rows is not.
 
         Raises:
             EnvironmentFault: no run in `out`.
-            DataFault: its manifest is damaged.
+            DataFault: its manifest or a part is damaged.
         """
-        before = read_manifest(Path(out))
+        out = Path(out)
+        before = read_manifest(out)
         same = not differences(before, _prepared(manifest, session=1, sessions=[]))
-        whole = (Path(out) / MARKER).exists() and before.get("status") in COMPLETE
-        whole = whole and not (retry_errors and before["status"] != "complete")
-        return before["status"] if same and whole else None
+        marked = (out / MARKER).exists() and before.get("status") in COMPLETE
+        marked = marked and not (retry_errors and before["status"] != "complete")
+        return before["status"] if same and marked and is_whole(out, before) else None
 
     @property
     def written(self) -> bool:
@@ -184,6 +196,8 @@ class RunWriter:
         """Take back a run that has no rows: the folder is as it was, or gone if it is empty."""
         self._closed = True
         self._thread.end()
+        if not self._claim.release():
+            return  # taken over meanwhile
         for path in (self.out / MANIFEST, self.out / parts.PARTS_DIRECTORY, self.out):
             try:
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -198,7 +212,7 @@ class RunWriter:
         """
         self.manifest = _as_read({**self.manifest, **facts})
         try:
-            write_manifest(self.out, self.manifest)
+            write_manifest(self.out, self.manifest, self._claim.check)
         except OSError as error:
             raise unwritable(self.out, error) from error
 
@@ -226,45 +240,82 @@ class RunWriter:
         for buffer in (self._tasks, self._groups, self._images):
             buffer.hand_over()
 
-    def close(self, status: str, **final: Any) -> None:
+    def close(self, status: str, *, summary: bool = False, **final: Any) -> str | None:
         """Write what is buffered, then the manifest, then (if complete) the marker.
+
+        A run is complete only if its rows are found on the disk.
 
         Args:
             status: of this session: complete, complete_with_errors or incomplete. The run's
                 is complete_with_errors too where an earlier session left error rows.
+            summary: write summary.json too.
             **final: merged into the manifest ("poll", "validity", "world", ...) and kept
                 with this session.
 
+        Returns:
+            Why the run is incomplete although `status` says complete, or None.
+
         Raises:
             EnvironmentFault: rows could not be written; the run then says incomplete, and
-                all parts written before are intact.
+                all parts written before are intact. Or another session has taken over.
+            DataFault: a part is damaged.
         """
         if status not in STATUSES:
             raise ValueError(f"status {status!r} is none of {', '.join(STATUSES)}")
         if self._closed:
-            return
+            return None
         self._closed = True
         if status == "complete" and self._earlier_errors:
             status = "complete_with_errors"
-        fault = self._drain()
         try:
-            self._seal("incomplete" if fault else status, final)
+            return self._settle(status, final, summary)
+        finally:
+            self._claim.release()
+
+    def _settle(self, status: str, final: Mapping[str, Any], summary: bool) -> str | None:
+        """All that is left to write; what a fault leaves undone is left to the next session."""
+        fault = self._drain()
+        found: dict[str, np.ndarray] = {}
+        lacking = None
+        try:
+            if fault is None:
+                found = _read_all(_parts_of(self.out, self.manifest))
+                lacking = self._lacking(found) if status in COMPLETE else None
+        except CollageError as error:  # a damaged part
+            fault = error
+        try:
+            self._seal("incomplete" if fault or lacking else status, final, found)
+            if summary and fault is None:
+                self._summarise(found)
+        except CollageError as error:
+            fault = fault or error
         except OSError as error:
             fault = fault or unwritable(self.out, error)
         if fault:
             raise fault
+        return lacking
 
-    def _drain(self) -> EnvironmentFault | None:
+    def _drain(self) -> CollageError | None:
         """Hand over the rest, end the thread; the fault of any write, if there was one."""
-        fault: EnvironmentFault | None = None
+        fault: CollageError | None = None
         try:
             self.flush()
-        except EnvironmentFault as error:
+        except CollageError as error:
             fault = error
         self._thread.end()
         return fault or self._thread.fault
 
-    def _seal(self, status: str, final: Mapping[str, Any]) -> None:
+    def _lacking(self, found: Mapping[str, np.ndarray]) -> str | None:
+        """What to say of images that have no row on the disk; None if there are none."""
+        missing = missing_images(keys_of(found[IMAGES.name]), self.manifest)
+        if not missing:
+            return None
+        return (
+            f"{missing:,} of {self.manifest['rows']:,} images have no row in "
+            f"{self.out / parts.PARTS_DIRECTORY} any more: parts were removed while the job ran"
+        )
+
+    def _seal(self, status: str, final: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:
         """Manifest first, marker last: the marker is never there without its rows."""
         counts = {
             buffer.table.name: buffer.total for buffer in (self._images, self._groups, self._tasks)
@@ -275,11 +326,20 @@ class RunWriter:
         self.manifest.update(final)
         self.manifest["status"] = status
         self.manifest["sessions"] = [*self.manifest["sessions"], entry]
+        if found:
+            _mark_lost_rows(self.manifest["sessions"], found)
         self.manifest = _as_read(self.manifest)
-        write_manifest(self.out, self.manifest)
+        write_manifest(self.out, self.manifest, self._claim.check)
         if status in COMPLETE:
             line = json.dumps({"status": status, "run_id": self.manifest["run_id"]})
-            write_atomic(self.out / MARKER, (line.encode(), b"\n"))
+            write_atomic(self.out / MARKER, (line.encode(), b"\n"), check=self._claim.check)
+
+    def _summarise(self, found: Mapping[str, np.ndarray]) -> None:
+        from collage_mpi.results.summary import write_summary
+
+        complete = self.manifest["status"] in COMPLETE
+        results = results_of(self.out, self.manifest, found, complete=complete)
+        write_summary(results, check=self._claim.check)
 
     def _row(self, table: Table, fields: dict[str, Any]) -> tuple:
         """Fields by name to a row: names to codes, this session as the default."""
@@ -293,27 +353,100 @@ class RunWriter:
 def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list) -> Json:
     """The manifest as it will be read back: format, version, session; types checked."""
     own = {"format": FORMAT, "version": VERSION, "session": session, "sessions": sessions}
-    given = {"started": _now(), **manifest, **own, "status": "incomplete"}
+    given = {"started": _now(), **manifest, **own, "accepted": {}, "status": "incomplete"}
     return _as_read(given)
+
+
+def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
+    """The manifest in `out`, and that of a next session with these settings.
+
+    Raises:
+        UsageError: the settings differ.
+    """
+    before = read_manifest(out)
+    full = _prepared(manifest, session=before["session"] + 1, sessions=before.get("sessions") or [])
+    changed = differences(before, full)
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UsageError(
+            f"{out}: cannot resume with other settings:\n  {listed}\n"
+            f"run --resume --out {shlex.quote(str(out))} alone takes the run's own settings; "
+            "files must hold what they held. Or choose another --out."
+        )
+    full["run_id"] = before["run_id"]
+    full["started"] = before.get("started", full["started"])
+    return before, full
+
+
+@contextmanager
+def _claimed(out: Path, patience: Patience) -> Iterator[Claim]:
+    """The folder's claim; given back if what is done under it fails."""
+    claim = Claim.take(out, patience)
+    try:
+        yield claim
+    except (OSError, CollageError):
+        claim.release()
+        raise
+
+
+def _swept(out: Path) -> Path:
+    """The folder of parts, made where it is missing; no half-written file is left in either."""
+    directory = out / parts.PARTS_DIRECTORY
+    directory.mkdir(exist_ok=True)
+    remove_leftovers(directory, parts.OURS)
+    remove_leftovers(out, OURS)
+    return directory
 
 
 def _as_read(manifest: Mapping[str, Any]) -> Json:
     """The manifest as a reader will find it, refused here rather than there."""
-    return check_manifest(json.loads(json.dumps(manifest, default=plain)), "the run's manifest")
+    found = readable(json.loads(json.dumps(manifest, default=plain)))
+    return check_manifest(found, "the run's manifest")
 
 
-def _read_all(directory: Path, table: Table) -> np.ndarray:
-    found = [parts.read_part(path, table) for path in parts.list_parts(directory, table)]
-    return np.concatenate(found) if found else np.empty(0, table.dtype)
+def _parts_of(out: Path, manifest: Json) -> list[parts.PartName]:
+    """The parts that count; [] where somebody has removed them with their folder."""
+    try:
+        found = parts.list_parts(out / parts.PARTS_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return list(filter(parts.counting(manifest), found))
+
+
+def _read_all(found: Sequence[parts.PartName]) -> dict[str, np.ndarray]:
+    """All rows by the name of their table, (n,) of its dtype."""
+    rows = {}
+    for table in TABLES:
+        mine = [parts.read_part(part.path, table) for part in found if part.table == table.name]
+        rows[table.name] = np.concatenate(mine) if mine else np.empty(0, table.dtype)
+    return rows
+
+
+def is_whole(out: Path, manifest: Json) -> bool:
+    """Whether every image has a row on the disk, and every session all that it vouches for.
+
+    Raises:
+        DataFault: a part is damaged.
+    """
+    found = _read_all(_parts_of(out, manifest))
+    if missing_images(keys_of(found[IMAGES.name]), manifest):
+        return False
+    return not any(_lost_rows(entry, found) for entry in manifest.get("sessions") or [])
+
+
+def _lost_rows(entry: Json, found: Mapping[str, np.ndarray]) -> bool:
+    """Whether a session lacks rows that it once recorded: a part was moved away."""
+    return any(
+        int((found[name]["session"] == entry["session"]).sum()) != count
+        for name, count in (entry.get("rows") or {}).items()
+    )
 
 
 def _mark_lost_rows(sessions: list[Json], found: Mapping[str, np.ndarray]) -> None:
-    """A session that lacks rows it once recorded (a part was moved away) stops vouching."""
+    """A session that has lost rows stops vouching for them."""
     for entry in sessions:
-        for name, count in (entry.get("rows") or {}).items():
-            if int((found[name]["session"] == entry["session"]).sum()) != count:
-                entry["rows"] = None
-                break
+        if _lost_rows(entry, found):
+            entry["rows"] = None
 
 
 def _now() -> str:

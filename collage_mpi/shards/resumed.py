@@ -8,6 +8,7 @@ Does not know: the manifest's other keys, whether a run may be resumed.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,12 @@ def as_before(shards: ShardSet, known: Sequence[Mapping[str, Any]]) -> ShardSet:
 
 def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | None:
     name = Path(entry.get("path") or "").name
-    return next((shard for shard in bad if shard.path.name == name), None)
+    return next((shard for shard in bad if _as_stored(shard.path.name) == name), None)
+
+
+def _as_stored(name: str) -> str:
+    """As a manifest has it: what is not UTF-8 in it is spelt out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _unreadable(like: ShardInfo, bad: BadShard, entry: Mapping[str, Any]) -> ShardInfo:

@@ -76,13 +76,13 @@ def _read_run(run: Path) -> None:
 def _results(folder: Path) -> list[Reader]:
     run = make_run(folder / "run", 27, errors=frozenset({4}))
     manifest = run / "manifest.json"
-    part = run / "parts" / "images-000001.npy"
+    part = run / "parts" / "images-0001-000001.npy"
     readers = []
     for path, name in ((manifest, "manifest, bytes"), (part, "part, bytes")):
         readers.append(_kept(name, path, run, None))
     readers.append(_kept("manifest, values", manifest, run, _json_change))
     for table in TABLES:
-        path = run / "parts" / f"{table.name}-000001.npy"
+        path = run / "parts" / f"{table.name}-0001-000001.npy"
         readers.append(_kept(f"part of {table.name}, rows", path, run, _change_rows))
     return readers
 

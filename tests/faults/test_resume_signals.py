@@ -80,3 +80,29 @@ def test_a_signal_stops_the_job_and_resume_gives_the_same_rows(undisturbed: Path
     assert again.returncode == 0, told
     assert verify_run(out).ok
     assert (answers(out) == answers(undisturbed / "whole")).all()
+
+
+def test_resume_while_the_job_is_alive_is_refused(undisturbed: Path) -> None:
+    out, slow = undisturbed / "alive", ("--straggler-median-ms", "150")  # some 20 s
+    job = launch(undisturbed / "alive-stage", out, *slow)
+    try:
+        until_s = time.monotonic() + 60
+        while not (undisturbed / "alive-stage" / "works-2").exists() and time.monotonic() < until_s:
+            time.sleep(0.01)
+        again = launch(undisturbed / "alive-too", out, *slow, "--resume")
+        told = again.communicate(timeout=120)[0]
+        assert again.returncode == ExitCode.ENVIRONMENT, told
+        assert "another job is writing here" in told
+        report = verify_run(out)
+        assert (report.status, report.exit_code) == ("incomplete", ExitCode.INCOMPLETE)
+        assert report.writing is not None
+        job.send_signal(signal.SIGTERM)
+        told = job.communicate(timeout=60)[0]
+    finally:
+        end_family(job, grace_s=0.0)
+    assert job.returncode == ExitCode.INCOMPLETE, told
+    assert "proves them" not in told
+    report = verify_run(out)
+    assert (report.status, report.writing) == ("incomplete", None)
+    assert len(read_results(out).manifest["sessions"]) == 1
+    assert not list(out.glob("claim-*"))

@@ -17,7 +17,7 @@ import pytest
 from results_harness import InlineThread, Kill, fill, manifest
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.results import RunWriter, atomic, read_results, verify_run, write_summary, writer
+from collage_mpi.results import RunWriter, atomic, verify_run, writer
 
 pytestmark = pytest.mark.faults
 ROWS, FIRST = 27, 14
@@ -90,8 +90,7 @@ def session(out: Path, stop_at: int = ROWS) -> None:
     else:
         run, rows = RunWriter.create(out, full, rows_per_part=10), list(range(ROWS))
     fill(run, full, [row for row in rows if row < stop_at])
-    run.close("complete" if stop_at >= ROWS else "incomplete")
-    write_summary(read_results(out))
+    run.close("complete" if stop_at >= ROWS else "incomplete", summary=True)
 
 
 def story(out: Path) -> None:

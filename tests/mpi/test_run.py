@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -319,6 +321,18 @@ def test_a_full_disk_is_one_message_and_resumable(mpiexec, programs, both, tmp_p
     assert verify_run(tmp_path / "out").status == "incomplete"
     assert mpiexec(4, ["-m", "collage_mpi", *run, "--resume"], env=QUICK).returncode == 0
     check_run(tmp_path / "out")
+
+
+def test_names_of_shards_and_folder_may_be_any_bytes(mpiexec, data, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shard, out = folder / os.fsdecode(b"s\xff.h5"), folder / "out"
+    shutil.copy(data / "a.h5", shard)
+    run = ["-m", "collage_mpi", "run", "--shards", shard, *NULL, *SMALL, "--out", out]
+    strict = {**QUICK, "PYTHONIOENCODING": "utf-8:strict"}
+    done = mpiexec(4, run, env=strict)
+    assert done.returncode == 0, done.stderr
+    check_run(out, 70)
 
 
 def test_a_network_that_fails_on_one_rank_is_retried_elsewhere(mpiexec, programs, both, tmp_path):

@@ -191,15 +191,16 @@ class Kill(BaseException):
 class InlineThread:
     """The writer thread without a thread: parts are written when they are handed over."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, session: int, check: Any) -> None:
         self.fault = None
-        self._directory = directory
-        self._numbers = {t.name: parts.next_number(directory, t) for t in TABLES}
+        self._directory, self._session, self._check = directory, session, check
+        self._numbers = {t.name: 1 for t in TABLES}
 
     def put(self, table: Any, payload: memoryview) -> None:
         number = self._numbers[table.name]
         self._numbers[table.name] = number + 1
-        parts.write_part(parts.part_path(self._directory, table, number), table, payload)
+        path = parts.part_path(self._directory, table, self._session, number)
+        parts.write_part(path, table, payload, self._check)
 
     def end(self) -> None:
         pass

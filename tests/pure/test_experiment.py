@@ -20,6 +20,7 @@ from collage_mpi.experiment import (
     read_experiment,
 )
 from collage_mpi.experiment_runs import launches
+from collage_mpi.results import verify_run
 
 BASE = {"shards": ["a.h5"], "single": "null", "collage": "null"}
 EXAMPLES = sorted((Path(__file__).parents[2] / "analysis" / "experiments").glob("*.toml"))
@@ -288,6 +289,9 @@ def test_a_simulation_that_was_cut_off_or_has_other_input(
     (out / "run" / "COMPLETE").unlink()  # as if it had been killed
     assert main(words) == 0
     assert (out / "run" / "COMPLETE").exists()
+    next((out / "run" / "parts").glob("images-*")).unlink()  # the marker is not believed
+    assert main(words) == 0
+    assert verify_run(out / "run").ok
     capsys.readouterr()
     assert main([*words, "--set", "images=99"]) == 2
     assert "images: 90 before, 99 now" in capsys.readouterr().err

@@ -336,7 +336,7 @@ def test_taking_back_leaves_other_peoples_files(tmp_path: Path) -> None:
 def test_a_complete_run_is_known_as_such(tmp_path: Path) -> None:
     out = tmp_path / "run"
     writer = RunWriter.create(out, manifest(1))
-    writer.image(ROW)
+    fill(writer, manifest(1), range(1))
     assert writer.written
     writer.close("complete")
     assert RunWriter.finished(out, manifest(1)) == "complete"
