@@ -87,8 +87,14 @@ def finished(out: Path, manifest: Json) -> Path:
     run = RunWriter.create(out, manifest)
     for row in range(manifest["rows"]):
         run.image(
-            **{"shard": 0, "row": row, "group": 0, "cell": 0, "source": "single"},
-            **{"answered": True, "t0_ns": 0, "latency_ns": 1},
+            shard=0,
+            row=row,
+            group=0,
+            cell=0,
+            source="single",
+            answered=True,
+            t0_ns=0,
+            latency_ns=1,
         )
     run.close("complete")
     return out
