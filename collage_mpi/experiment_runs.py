@@ -32,8 +32,8 @@ def state(point: Point, out: Path) -> str:
         UsageError: the folder holds a run with other settings than the point's.
         DataFault: the run's manifest or a part of it is damaged.
     """
+    from collage_mpi.results.folder import is_whole
     from collage_mpi.results.manifest import MANIFEST, MARKER, differences, read_manifest
-    from collage_mpi.results.writer import is_whole
 
     folder = out / point.name
     alone = summary_alone(folder)
