@@ -20,6 +20,7 @@ from collage_mpi.costs import Costs, read_costs
 from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.experiment import Experiment, Point
 from collage_mpi.inputs import digests, named_files
+from collage_mpi.results.folder import is_whole
 from collage_mpi.results.manifest import (
     MANIFEST,
     MARKER,
@@ -27,7 +28,6 @@ from collage_mpi.results.manifest import (
     other_content,
     read_manifest,
 )
-from collage_mpi.results.writer import is_whole
 from collage_mpi.shards import inspect_shards
 from collage_mpi.shards.reader import expand_paths
 from collage_mpi.shards.schema import Stamp, stamp_of

@@ -161,7 +161,12 @@ class Claim:
         self.path = path
         self._identity = _identity()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        os.write(self._fd, _COUNTER % 0 + self._identity)
+        try:
+            os.write(self._fd, _COUNTER % 0 + self._identity)
+        except OSError:
+            os.close(self._fd)
+            path.unlink()  # an empty one would be watched by who comes next
+            raise
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="collage-mpi claim", daemon=True)
         self._thread.start()

@@ -1,6 +1,6 @@
 """Writing a run: rows in on rank 0's hot path, parts out on a thread of their own.
 
-Owns: create, reopen, close; which sessions vouch for their rows, which of their parts count.
+Owns: create, reopen, close; when a run is complete.
 Does not know: MPI, the scheduler, statistics, threads (buffers and claim have theirs).
 
 A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,15 +24,15 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
-from collage_mpi.results.atomic import remove_leftovers, write_atomic
+from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
 from collage_mpi.results.claim import PATIENT, Claim, Patience
+from collage_mpi.results.folder import is_whole, mark_lost_rows, parts_of, read_all, swept
 from collage_mpi.results.manifest import (
     COMPLETE,
     FORMAT,
     MANIFEST,
     MARKER,
-    OURS,
     STATUSES,
     VERSION,
     Json,
@@ -104,7 +104,7 @@ class RunWriter:
         try:
             out.mkdir(parents=True, exist_ok=True)
             with _claimed(out, patience) as claim:
-                directory = _swept(out)  # a kill before the manifest was written
+                directory = swept(out)  # a kill before the manifest was written
                 if (out / MANIFEST).exists():
                     raise _holds_a_run(out)
                 if parts.list_parts(directory):
@@ -144,12 +144,12 @@ class RunWriter:
         _next_session(out, manifest)  # what is refused is refused before another job is watched
         try:
             with _claimed(out, patience) as claim:
-                directory = _swept(out)  # before it is read: see claim.py
+                swept(out)  # before it is read: see claim.py
                 before, full = _next_session(out, manifest)
-                here = list(filter(parts.counting(before), parts.list_parts(directory)))
+                here = parts_of(out, before)
                 full["accepted"] = parts.describe(here)
-                found = _read_all(here)
-                _mark_lost_rows(full["sessions"], found)
+                found = read_all(here)
+                mark_lost_rows(full["sessions"], found)
                 images = found[IMAGES.name]
                 images = images[standing(images)]
                 if retry_errors:
@@ -279,7 +279,7 @@ class RunWriter:
         lacking = None
         try:
             if fault is None:
-                found = _read_all(_parts_of(self.out, self.manifest))
+                found = read_all(parts_of(self.out, self.manifest))
                 lacking = self._lacking(found) if status in COMPLETE else None
         except CollageError as error:  # a damaged part
             fault = error
@@ -327,7 +327,7 @@ class RunWriter:
         self.manifest["status"] = status
         self.manifest["sessions"] = [*self.manifest["sessions"], entry]
         if found:
-            _mark_lost_rows(self.manifest["sessions"], found)
+            mark_lost_rows(self.manifest["sessions"], found)
         self.manifest = _as_read(self.manifest)
         write_manifest(self.out, self.manifest, self._claim.check)
         if status in COMPLETE:
@@ -355,6 +355,12 @@ def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list) -> J
     own = {"format": FORMAT, "version": VERSION, "session": session, "sessions": sessions}
     given = {"started": _now(), **manifest, **own, "accepted": {}, "status": "incomplete"}
     return _as_read(given)
+
+
+def _as_read(manifest: Mapping[str, Any]) -> Json:
+    """The manifest as a reader will find it, refused here rather than there."""
+    found = readable(json.loads(json.dumps(manifest, default=plain)))
+    return check_manifest(found, "the run's manifest")
 
 
 def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
@@ -387,66 +393,6 @@ def _claimed(out: Path, patience: Patience) -> Iterator[Claim]:
     except (OSError, CollageError):
         claim.release()
         raise
-
-
-def _swept(out: Path) -> Path:
-    """The folder of parts, made where it is missing; no half-written file is left in either."""
-    directory = out / parts.PARTS_DIRECTORY
-    directory.mkdir(exist_ok=True)
-    remove_leftovers(directory, parts.OURS)
-    remove_leftovers(out, OURS)
-    return directory
-
-
-def _as_read(manifest: Mapping[str, Any]) -> Json:
-    """The manifest as a reader will find it, refused here rather than there."""
-    found = readable(json.loads(json.dumps(manifest, default=plain)))
-    return check_manifest(found, "the run's manifest")
-
-
-def _parts_of(out: Path, manifest: Json) -> list[parts.PartName]:
-    """The parts that count; [] where somebody has removed them with their folder."""
-    try:
-        found = parts.list_parts(out / parts.PARTS_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return list(filter(parts.counting(manifest), found))
-
-
-def _read_all(found: Sequence[parts.PartName]) -> dict[str, np.ndarray]:
-    """All rows by the name of their table, (n,) of its dtype."""
-    rows = {}
-    for table in TABLES:
-        mine = [parts.read_part(part.path, table) for part in found if part.table == table.name]
-        rows[table.name] = np.concatenate(mine) if mine else np.empty(0, table.dtype)
-    return rows
-
-
-def is_whole(out: Path, manifest: Json) -> bool:
-    """Whether every image has a row on the disk, and every session all that it vouches for.
-
-    Raises:
-        DataFault: a part is damaged.
-    """
-    found = _read_all(_parts_of(out, manifest))
-    if missing_images(keys_of(found[IMAGES.name]), manifest):
-        return False
-    return not any(_lost_rows(entry, found) for entry in manifest.get("sessions") or [])
-
-
-def _lost_rows(entry: Json, found: Mapping[str, np.ndarray]) -> bool:
-    """Whether a session lacks rows that it once recorded: a part was moved away."""
-    return any(
-        int((found[name]["session"] == entry["session"]).sum()) != count
-        for name, count in (entry.get("rows") or {}).items()
-    )
-
-
-def _mark_lost_rows(sessions: list[Json], found: Mapping[str, np.ndarray]) -> None:
-    """A session that has lost rows stops vouching for them."""
-    for entry in sessions:
-        if _lost_rows(entry, found):
-            entry["rows"] = None
 
 
 def _now() -> str:

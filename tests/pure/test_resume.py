@@ -83,6 +83,23 @@ def begun(out: Path, manifest: Json) -> Path:
     return out
 
 
+def finished(out: Path, manifest: Json) -> Path:
+    run = RunWriter.create(out, manifest)
+    for row in range(manifest["rows"]):
+        run.image(
+            shard=0,
+            row=row,
+            group=0,
+            cell=0,
+            source="single",
+            answered=True,
+            t0_ns=0,
+            latency_ns=1,
+        )
+    run.close("complete")
+    return out
+
+
 def parity(path: Path, bias: float) -> Path:
     single = weights(path.with_name("teacher"), 0.0)
     told = describe_weights(single).fingerprint
@@ -367,8 +384,7 @@ def test_a_finished_point_of_other_weights_or_shards_is_refused(
     file = weights(tmp_path / "w.safetensors", 1.0)
     base = {"shards": [str(shard)], "single": str(file), "collage": "null", "side": 2}
     (point,) = expand({"base": base}).points
-    out = begun(tmp_path / "e" / point.name, ask(single=str(file))).parent
-    (out / point.name / MARKER).touch()
+    out = finished(tmp_path / "e" / point.name, ask(single=str(file))).parent
     assert state(point, out) == DONE
     weights(file, 2.0)
     with pytest.raises(UsageError, match=rf"single {file}: SHA-256 .*\n.*remove that folder"):

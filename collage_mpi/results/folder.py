@@ -1,0 +1,80 @@
+"""What a run's folder holds, for who writes to it: parts, their rows, what is missing.
+
+Owns: sweeping leftovers, which rows are there, which sessions vouch for theirs.
+Does not know: who writes when, statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.results import parts
+from collage_mpi.results.atomic import remove_leftovers
+from collage_mpi.results.manifest import OURS, Json
+from collage_mpi.results.reader import keys_of, missing_images
+from collage_mpi.results.rows import IMAGES, TABLES
+
+
+def swept(out: Path) -> Path:
+    """The folder of parts, made where it is missing; no half-written file is left in either."""
+    directory = out / parts.PARTS_DIRECTORY
+    directory.mkdir(exist_ok=True)
+    remove_leftovers(directory, parts.OURS)
+    remove_leftovers(out, OURS)
+    return directory
+
+
+def parts_of(out: Path, manifest: Json) -> list[parts.PartName]:
+    """The parts that count; [] where somebody has removed them with their folder.
+
+    Raises:
+        EnvironmentFault: the folder cannot be read.
+    """
+    directory = out / parts.PARTS_DIRECTORY
+    try:
+        return list(filter(parts.counting(manifest), parts.list_parts(directory)))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"{directory}: cannot be read: {error.strerror or error}") from error
+
+
+def read_all(found: Sequence[parts.PartName]) -> dict[str, np.ndarray]:
+    """All rows by the name of their table, (n,) of its dtype."""
+    rows = {}
+    for table in TABLES:
+        mine = [parts.read_part(part.path, table) for part in found if part.table == table.name]
+        rows[table.name] = np.concatenate(mine) if mine else np.empty(0, table.dtype)
+    return rows
+
+
+def is_whole(out: Path, manifest: Json) -> bool:
+    """Whether every image has a row on the disk, and every session all that it vouches for.
+
+    Raises:
+        DataFault: a part is damaged.
+    """
+    found = read_all(parts_of(out, manifest))
+    if missing_images(keys_of(found[IMAGES.name]), manifest):
+        return False
+    return not any(_lost_rows(entry, found) for entry in manifest.get("sessions") or [])
+
+
+def _lost_rows(entry: Json, found: Mapping[str, np.ndarray]) -> bool:
+    """Whether a session lacks rows that it once recorded: a part was moved away."""
+    counts = entry.get("rows")
+    return counts is not None and any(
+        int((rows["session"] == entry["session"]).sum()) != counts[name]
+        for name, rows in found.items()
+    )
+
+
+def mark_lost_rows(sessions: list[Json], found: Mapping[str, np.ndarray]) -> None:
+    """A session that has lost rows stops vouching for them."""
+    for entry in sessions:
+        if _lost_rows(entry, found):
+            entry["rows"] = None
