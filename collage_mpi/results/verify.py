@@ -227,7 +227,8 @@ def _check_session(results: Results, entry: Json, report: VerifyReport) -> None:
         if len(rows) != entry["rows"][name]:
             report.problems.append(
                 f"session {session}: {len(rows):,} rows of {name} found, "
-                f"{entry['rows'][name]:,} were written (a part is gone?)"
+                f"{entry['rows'][name]:,} were written (a part is gone? "
+                "Put it back, or go on with --resume)"
             )
     before = len(report.problems)
     for name, rows, column in (("group", groups, "group"), ("task", tasks, "task")):

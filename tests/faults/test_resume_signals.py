@@ -83,7 +83,7 @@ def test_a_signal_stops_the_job_and_resume_gives_the_same_rows(undisturbed: Path
 
 
 def test_resume_while_the_job_is_alive_is_refused(undisturbed: Path) -> None:
-    out, slow = undisturbed / "alive", ("--straggler-median-ms", "150")  # some 20 s
+    out, slow = undisturbed / "alive", ("--straggler-median-ms", "600")  # a minute and more
     job = launch(undisturbed / "alive-stage", out, *slow)
     try:
         until_s = time.monotonic() + 60

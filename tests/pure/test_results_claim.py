@@ -293,6 +293,30 @@ def test_a_session_suspended_within_any_write_harms_nothing(
     assert not report.notes
 
 
+@pytest.mark.parametrize("begun_before", [False, True])
+def test_a_session_suspended_before_its_first_manifest_harms_nothing(
+    tmp_path: Path, inline: None, monkeypatch, begun_before: bool
+) -> None:
+    out, real = tmp_path / "run", os.replace
+    if begun_before:
+        begun(out).close("incomplete")
+
+    def replace(source: Path, target: Path) -> None:
+        monkeypatch.setattr(atomic.os, "replace", real)
+        if begun_before:
+            overtake(out)
+        else:
+            to_the_end(RunWriter.create(out, FULL))
+        real(source, target)
+
+    monkeypatch.setattr(atomic.os, "replace", replace)
+    with pytest.raises(RunGone):
+        RunWriter.reopen(out, FULL) if begun_before else RunWriter.create(out, FULL)
+    report = verify_run(out)
+    assert report.ok, report.problems
+    assert RunWriter.finished(out, FULL) == "complete"
+
+
 def test_a_part_that_comes_after_the_take_over_does_not_count(tmp_path: Path) -> None:
     """A listing of a file server may be old: a part can be there that the successor did not see."""
     out = tmp_path / "run"
