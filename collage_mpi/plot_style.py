@@ -1,6 +1,6 @@
 """How figures look and are saved: colours told apart by everyone, PNG and PDF.
 
-Owns: the only import of matplotlib, late and with a backend that needs no display.
+Owns: the start of matplotlib, late and with a backend that needs no display.
 Does not know: what is drawn.
 """
 

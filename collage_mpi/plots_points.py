@@ -16,6 +16,7 @@ import numpy as np
 
 from collage_mpi import plot_style
 from collage_mpi.errors import UsageError
+from collage_mpi.plot_labels import NEAR, free_offsets
 from collage_mpi.points_file import AXIS, Row, axis_labels, frontier, need
 
 # First word of a series' label -> colour and marker: schemes keep theirs in all figures.
@@ -33,12 +34,6 @@ _HEADING_IN = 6.4  # a heading's longest line needs so much
 _LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
 _TAILS = (("p99", "group P99, ms (log)"), ("std", "standard deviation, ms (log)"))
 _OTHER = ("#7F7F7F", "h")
-_OFFSETS = (8.5, 10.0, 12.0, 15.0, 19.0, 24.0, 30.0, 37.0, 45.0, 54.0)  # points, to its number
-_MARKER_HALF = 3.6  # points
-_ANGLES = np.deg2rad([30, 150, 330, 210, 90, 270, 0, 180, 60, 120, 300, 240, 15, 165, 345, 195])
-_CANDIDATES = np.array(  # from a marker to its number, the nearest first
-    [(r * np.cos(angle), r * np.sin(angle)) for r in _OFFSETS for angle in _ANGLES]
-)
 
 
 @dataclass(frozen=True)
@@ -283,9 +278,9 @@ def _number(axes: Any, points: Sequence[Point], names: Sequence[str]) -> None:
     scale = 72 / axes.figure.dpi
     places = np.array([axes.transData.transform((x, y)) for _, x, y, _ in points]) * scale  # points
     texts = [str(n + 1) for n, *_ in points]
-    offsets = _free_offsets(places, [len(text) for text in texts], axes.bbox.get_points() * scale)
+    offsets = free_offsets(places, [len(text) for text in texts], axes.bbox.get_points() * scale)
     for (n, x, y, _), text, offset in zip(points, texts, offsets, strict=True):
-        far = np.hypot(*offset) > _OFFSETS[2]
+        far = np.hypot(*offset) > NEAR
         axes.annotate(
             text,
             (x, y),
@@ -299,36 +294,6 @@ def _number(axes: Any, points: Sequence[Point], names: Sequence[str]) -> None:
             path_effects=[withStroke(linewidth=1.6, foreground="white")],
             arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5} if far else None,
         )
-
-
-def _free_offsets(
-    places: np.ndarray, digits: Sequence[int], frame: np.ndarray
-) -> list[tuple[float, float]]:
-    """Where each marker's number goes: near it, clear of all markers and numbers, in the frame.
-
-    Those with most neighbours choose first; where no place is free, the least covered.
-
-    Args:
-        places: (n, 2) of the markers, in points.
-        digits: of each number.
-        frame: (2, 2) lower left and upper right.
-    """
-    halves = np.array([[2.3 * count + 1.0, 4.2] for count in digits])  # (n, 2) of the numbers
-    distances = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))  # (n, n)
-    order = np.argsort(-(distances < 3 * _OFFSETS[0]).sum(axis=1), kind="stable")
-    taken: dict[int, np.ndarray] = {}
-    found: dict[int, tuple[float, float]] = {}
-    for i in order.tolist():
-        spots = places[i] + _CANDIDATES  # (candidates, 2)
-        on_markers = np.abs(spots[:, None] - places) < halves[i] + _MARKER_HALF
-        covered = on_markers.all(axis=2).sum(axis=1)
-        for j, spot in taken.items():
-            covered += (np.abs(spots - spot) < halves[i] + halves[j]).all(axis=1)
-        inside = (spots - halves[i] > frame[0]) & (spots + halves[i] < frame[1])
-        best = int(np.argmin(covered + 10 * ~inside.all(axis=1)))  # the first of the best
-        taken[i] = spots[best]
-        found[i] = (float(_CANDIDATES[best][0]), float(_CANDIDATES[best][1]))
-    return [found[i] for i in range(len(places))]
 
 
 def _bar(row: Row, name: str) -> tuple[float, float] | None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from collage_mpi.results.reader import Results, distinct
-from collage_mpi.results.render import optional, points, supported, to_text
+from collage_mpi.results.render import optional, points, supported, to_text, usable_width
 from collage_mpi.results.summary import summarise
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
@@ -26,6 +26,8 @@ INVALID_NOTE = (
     "these figures are not the model's: the machine was busy with other work, or the time scale is "
     "too small for it."
 )
+
+_WIDE = 1000  # columns: nothing is wrapped
 
 Json = dict[str, Any]
 
@@ -132,26 +134,43 @@ def _right_by_key(run: Results, names: dict[str, int]) -> tuple[np.ndarray, np.n
     return keys, images["answered"] & (images["predicted"] == images["label"])
 
 
-def render_comparison(entries: Sequence[Json]) -> str:
-    """The comparison as text: one line a run, ratios to the first in brackets."""
-    per = entries[0]["per"]
-    latency = _table(
-        f"latency per {per}, ms", *(name.upper() for name in STATISTICS[:-1]), "std", "n"
-    )
+def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> str:
+    """The comparison as text: one line a run, ratios to the first in brackets.
+
+    Where that is too wide for the terminal runs are numbered, and named above the tables.
+    """
+    width = usable_width(width)
+    names = [_name(entry) for entry in entries]
+    tables = _tables(entries, names)
+    above: list[Text] = []
+    if max(map(len, to_text(Group(*tables), _WIDE).splitlines())) > width:
+        above = [Text(f"{i}  {name}") for i, name in enumerate(names, start=1)] + [Text("")]
+        tables = _tables(entries, [str(i + 1) for i in range(len(names))], narrow=True)
+    notes = [Text(line) for line in _notes(entries)]
+    return to_text(Group(*above, tables[0], "", tables[1], "", *notes), width)
+
+
+def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = False) -> list[Table]:
+    """Latency, and accuracy and price."""
     shares = ["collage", "parity"] if _any_of(entries, "parity") else ["collage"]
     columns = [*(f"{kind} share" for kind in shares), "wasted", "ranks", "rank-s/image"]
-    price = _table("accuracy and price", "accuracy", "paired difference", *columns)
-    for i, entry in enumerate(entries):
-        latency.add_row(
-            _name(entry), *(_cell(entry, name, i == 0) for name in STATISTICS), _n(entry)
-        )
-        price.add_row(_name(entry), *_price_cells(entry, i == 0, shares))
-    notes = [Text(line) for line in _notes(entries)]
-    return to_text(Group(latency, "", price, "", *notes))
+    titles = [f"latency per {entries[0]['per']}, ms", "accuracy and price"]
+    latency = _table(titles[0], *(name.upper() for name in STATISTICS[:-1]), "std", "n")
+    price = _table(titles[1], "accuracy", "paired difference", *columns)
+    for table, title in zip((latency, price), titles, strict=True):
+        if narrow:
+            table.title, table.columns[0].header = title, ""
+            for column in table.columns:
+                column.no_wrap = False
+    for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
+        latency.add_row(name, *(_cell(entry, key, i == 0) for key in STATISTICS), _n(entry))
+        price.add_row(name, *_price_cells(entry, i == 0, shares))
+    return [latency, price]
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.title_justify, table.title_style = "left", "bold"
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
     return table

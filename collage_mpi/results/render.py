@@ -49,9 +49,9 @@ def to_text(renderable: RenderableType, width: int | None = None) -> str:
 
     Open MPI gives every rank a pseudo-terminal of 80 columns, which is not one.
     """
-    tty = sys.stdout.isatty() and launcher_rank() is None
+    tty = _is_users_terminal()
     out = io.StringIO()
-    wide = width or (None if tty else 120)
+    wide = usable_width(width)
     console = Console(
         file=out, force_terminal=tty, no_color=not tty, width=wide, markup=False, highlight=False
     )
@@ -68,6 +68,15 @@ class _Printable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for segment in console.render(self._renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def usable_width(width: int | None = None) -> int:
+    """Columns to fill: those asked for, the terminal's, or 120 where there is none."""
+    return width or (Console().width if _is_users_terminal() else 120)
+
+
+def _is_users_terminal() -> bool:
+    return sys.stdout.isatty() and launcher_rank() is None
 
 
 def supported(value: float | None, n: int, form: str = ".1f") -> str:

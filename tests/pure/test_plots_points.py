@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.experiment import expand
+from collage_mpi.plot_labels import free_offsets
 from collage_mpi.points_file import axis_labels, choose, frontier, need, read_points
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "points.py"
@@ -105,13 +106,11 @@ def test_the_figures(
 
 
 def test_numbers_keep_clear_of_markers_and_of_each_other() -> None:
-    from collage_mpi.plots_points import _free_offsets
-
     rng = np.random.default_rng(3)
     crowd = rng.normal(100, 12, (18, 2))  # 18 markers within some 50 points
     places = np.concatenate([crowd, [[6.0, 6.0], [194.0, 194.0]]])  # and two in corners
     digits = [1] * 9 + [2] * 11
-    offsets = np.array(_free_offsets(places, digits, np.array([[0.0, 0.0], [200.0, 200.0]])))
+    offsets = np.array(free_offsets(places, digits, np.array([[0.0, 0.0], [200.0, 200.0]])))
     spots = places + offsets
     halves = np.array([[2.1 * count, 3.6] for count in digits])  # of 7.5 point numbers
     for i in range(len(places)):

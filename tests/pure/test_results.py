@@ -338,6 +338,18 @@ def test_the_summary_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     assert numbers.findall(narrow) == numbers.findall(wide)
 
 
+def test_a_comparison_numbers_its_runs_where_their_names_do_not_fit(tmp_path: Path) -> None:
+    runs = [read_results(make_run(tmp_path / f"{i}", 900, collage=i > 0)) for i in range(3)]
+    entries = compare(runs)
+    wide, narrow = (render_comparison(entries, width=width) for width in (200, 80))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "\u2026" not in narrow
+    assert narrow.startswith("1  none (carry, depth 1)\n2  collage, first (carry, depth 1) [1]\n")
+    assert "1  none" not in wide
+    for name in ("p50", "p95", "std"):
+        assert all(f"{entry[f'{name}_ms']:.1f}" in narrow for entry in entries)
+
+
 def test_runs_of_different_images_are_told_so(tmp_path: Path) -> None:
     other = [{"path": "/data/c.h5", "fingerprint": "cc" * 32, "count": 90}]
     runs = [
