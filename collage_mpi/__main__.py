@@ -4,13 +4,19 @@ import sys
 
 
 def main() -> int:
-    """The command line; Ctrl-C while it is still being imported is a word, not a traceback."""
+    """The command line; Ctrl-C while it is still being imported is a word, not a traceback.
+
+    A rank does not return from here (see departure).
+    """
     try:
         from collage_mpi.cli import main as command
+        from collage_mpi.departure import leave_world
     except KeyboardInterrupt:
         print("collage-mpi: interrupted", file=sys.stderr)
         return 130
-    return command()
+    code = command()
+    leave_world(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -32,10 +32,9 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
     """
     from collage_mpi import departure
     from collage_mpi.session import run_session
-    from collage_mpi.topology import fault_tolerant_launch
     from collage_mpi.world import run_world
 
-    if fault_tolerant_launch() and departure.armed():
+    if departure.armed():
         raise UsageError(
             "collage_mpi.run was called a second time where a launch with --on-rank-loss continue "
             "allows for one: launch the second run anew, or leave the flag out"

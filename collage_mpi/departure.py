@@ -20,36 +20,60 @@ from typing import NoReturn
 FOLDER = "/dev/shm/"
 SHARED = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")  # MPICH's, Open MPI's
 
-_last_deed: Callable[[], object] | None = None
+_armed = False
+_finalize: Callable[[], object] | None = None
 
 
-def arm(finalize: Callable[[], object] = lambda: None) -> None:
-    """From now on this process leaves by `leave`, after `finalize`."""
-    global _last_deed
-    _last_deed = finalize
+def arm() -> None:
+    """From now on this process leaves by `leave`, without MPI_Finalize."""
+    global _armed
+    _armed = True
 
 
 def armed() -> bool:
-    """Whether this process is, or was, a rank."""
-    return _last_deed is not None
+    """Whether this process is, or was, a rank of a fault-tolerant world."""
+    return _armed
 
 
 def leave_if_armed(code: int) -> None:
-    """Leave now if this process is a rank, else return."""
-    if _last_deed is not None:
-        _last_deed()
+    """Leave now if the world is fault-tolerant, else return."""
+    if _armed:
         leave(code)
+
+
+def finalize_by(finalize: Callable[[], object]) -> None:
+    """A plain world is up: what ends MPI before `leave_world` leaves."""
+    global _finalize
+    _finalize = finalize
+
+
+def leave_world(code: int) -> None:
+    """Leave now if this process is a rank of a plain world, else return.
+
+    By C's exit: what libraries do then, MPICH with its launcher above all, is not left out (of
+    ranks that left by _exit the launcher said code 9, one time in eight).
+    """
+    if _finalize is not None:
+        import ctypes
+
+        _flush()
+        _finalize()
+        ctypes.PyDLL(None).exit(int(code))
 
 
 def leave(code: int) -> NoReturn:
     """End this process with `code`; no exit handler runs, MPI's included."""
+    _flush()
+    remove_shared_memory()
+    os._exit(int(code))
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
             pass  # the reader has gone
-    remove_shared_memory()
-    os._exit(int(code))
 
 
 def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> list[Path]:

@@ -70,7 +70,7 @@ def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) 
     report_there(launcher_rank() or 0)
     comm, mpi = open_world(fault_tolerant=tolerant)
     if not tolerant and comm.Get_size() > 1:
-        departure.arm(mpi.Finalize)
+        departure.finalize_by(mpi.Finalize)
 
     def work() -> int:
         if comm.Get_rank() > 0:

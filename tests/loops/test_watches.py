@@ -250,11 +250,11 @@ def test_only_the_mpi_library_s_own_shared_memory_is_removed(tmp_path, monkeypat
 def test_a_rank_leaves_without_taking_python_apart():
     """That takes 0.4 s of a core where torch is loaded, in each rank; MPI's end stays."""
     program = (
-        "import atexit; from collage_mpi.departure import arm, leave_if_armed\n"
-        "leave_if_armed(1)\n"
+        "import atexit; from collage_mpi.departure import finalize_by, leave_world\n"
+        "leave_world(1)\n"
         "atexit.register(print, 'taken apart')\n"
-        "arm(lambda: print('MPI_Finalize'))\n"
-        "leave_if_armed(6)"
+        "finalize_by(lambda: print('MPI_Finalize'))\n"
+        "leave_world(6)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (6, "MPI_Finalize\n")
