@@ -345,9 +345,17 @@ def display_for(stream: TextIO) -> Display:
 
 @contextmanager
 def advancing(
-    total: int, phase: str, every_s: float = PLAIN_EVERY_S, unit: str = "images"
+    total: int,
+    phase: str,
+    every_s: float = PLAIN_EVERY_S,
+    unit: str = "images",
+    *,
+    bar: bool = True,
 ) -> Iterator[Callable[[int], None]]:
     """Shows a count on stderr: a bar on a terminal, a line every few seconds elsewhere.
+
+    Args:
+        bar: False where the thread that draws a bar would disturb what is timed.
 
     Yields:
         A function to call with how many more are done; it does nothing where total is 0.
@@ -355,7 +363,7 @@ def advancing(
     if total == 0:
         yield lambda more: None
         return
-    done, lines = 0, not sys.stderr.isatty()
+    done, lines = 0, not (bar and sys.stderr.isatty())
     display = BarDisplay(sys.stderr)
     reporter = StatusReporter(total, phase, every_s=every_s, unit=unit)
     started_s = time.monotonic()

@@ -195,7 +195,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
         read = shards.infos
     finally:
         shards.close()
-    with advancing(args.calls, "timing", unit="calls") as advance:
+    with advancing(args.calls, "timing", unit="calls", bar=False) as advance:
         return make_report(
             predictors,
             answers,
