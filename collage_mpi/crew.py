@@ -257,9 +257,13 @@ class Crew:
         limit_s: float,
         interrupted: Callable[[], str | None],
     ) -> None:
-        """Move ranks from `missing` to `answers` until none is left or the time is over."""
-        until_s = self._clock() + limit_s
-        while missing and self._clock() <= until_s:
+        """Move ranks from `missing` to `answers` until none is left or the time is over.
+
+        The time that rank 0 watched: a job that was suspended meanwhile has not used it up.
+        """
+        watch = self.losses.vigil.watch
+        until_ns = watch.watched_ns + _ns(limit_s)
+        while missing and watch.watched_ns <= until_ns:
             if self._turn(what, missing, answers):
                 self._backoff.reset()
             else:

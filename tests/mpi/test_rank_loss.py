@@ -145,6 +145,12 @@ def test_a_stopped_rank_is_killed_or_written_off(job, apart):
     assert ("written off" if apart else "killed") in ended.said
 
 
+def test_a_job_that_is_suspended_for_longer_than_the_reply_timeout_loses_nobody(job):
+    """All ranks are stopped for 3 s: their silence meanwhile is rank 0's own."""
+    found = job("0:images:suspend:40", "--reply-timeout-s", "0.5").check()
+    assert found.manifest["lost"] == []
+
+
 def test_ranks_of_other_machines_are_seen_to_die_by_their_connection(job):
     ended = job("1:receive:kill:3,2:load:segv,apart")
     ended.check()
