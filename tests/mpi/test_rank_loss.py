@@ -151,6 +151,12 @@ def test_a_job_that_is_suspended_for_longer_than_the_reply_timeout_loses_nobody(
     assert found.manifest["lost"] == []
 
 
+def test_the_death_of_the_shell_around_a_rank_does_not_end_the_job(job):
+    ended = job("2:receive:bare:3")
+    ended.check()
+    assert told(ended) <= 1  # Open MPI's daemon takes it for the rank's
+
+
 def test_ranks_of_other_machines_are_seen_to_die_by_their_connection(job):
     ended = job("1:receive:kill:3,2:load:segv,apart")
     ended.check()

@@ -82,6 +82,11 @@ def orphan():
     os.kill(pid, signal.SIGKILL)
 
 
+def bare():
+    """The shell around this rank dies, not this rank."""
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
 def suspend():
     """All ranks are stopped for a while, as `scontrol suspend` does; this one wakes first."""
     pids = " ".join(map(str, ranks()))
