@@ -19,7 +19,7 @@ from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.loading import NetworkLoader
 from collage_mpi.lookout import Lookout
 from collage_mpi.progress import report_exit, report_up
-from collage_mpi.topology import fault_tolerant_launch, local_size
+from collage_mpi.topology import fault_tolerant_launch, local_size, told_interface
 from collage_mpi.transport import (
     CoordinatorTransport,
     RankFailure,
@@ -82,7 +82,8 @@ def _crew(name: str, comm: Any, mpi: Any, tolerant: bool) -> Crew:
     """Rank 0's crew, told where rank 0 is."""
     report_up()
     size = comm.Get_size()
-    watches = RankWatches(size, one_host=local_size() == size) if tolerant else None
+    here = local_size() == size
+    watches = RankWatches(size, one_host=here, interface=told_interface()) if tolerant else None
     transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant)
     crew = Crew(transport, watches=watches, name=name)
     crew.greet()

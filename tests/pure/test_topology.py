@@ -169,3 +169,8 @@ def test_a_slurm_task_keeps_its_own_cores():
 def test_status_is_wanted_only_when_asked():
     assert topology.status_wanted({topology.STATUS_VARIABLE: "1"})
     assert not topology.status_wanted({})
+
+
+def test_the_device_that_mpi_was_told_to_use():
+    assert topology.told_interface({"HYDRA_IFACE": "ib0"}) == "ib0"
+    assert topology.told_interface({"HYDRA_IFACE": ""}) is None
