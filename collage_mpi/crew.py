@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 from collage_mpi import protocol as wire
+from collage_mpi.departure import remove_shared_memory
 from collage_mpi.errors import (
     CollageError,
     DataFault,
@@ -165,6 +166,7 @@ class Crew:
     def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
         """Tasks will follow. What a collage or a stripe takes over a single image; by kind, what
         a further input of a batch takes over the first."""
+        remove_shared_memory()  # all have spoken, so that nobody looks for it by name any more
         costs = {"cost_ratio": cost_ratio, "batch_costs": dict(batch_costs or {})}
         for rank in self.present:
             self._tell(rank, {"what": "start", **costs})

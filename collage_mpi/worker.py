@@ -27,6 +27,7 @@ from collage_mpi import protocol as wire
 from collage_mpi.burner import Burn, Burners
 from collage_mpi.decode import decode, summands
 from collage_mpi.delays import DelayModel, service_ns
+from collage_mpi.departure import remove_shared_memory
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.models import Predictor
 from collage_mpi.protocol import WireResult, WireTask
@@ -190,6 +191,7 @@ class Worker:
             best_ns = min(self._service_times_ns(self.session, kind, MEASURED_RUNS, batch))
             self._tell({"what": "measured", "kind": kind, "service_ns": best_ns})
         elif what == "start" and self.session is not None:
+            remove_shared_memory()  # see there: on this host all ranks have it mapped
             self.session.start(content, self.clock())
         elif what == "end":
             self.endpoint.close_tasks()
