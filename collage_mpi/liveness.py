@@ -99,4 +99,5 @@ def watch_process(process: ProcessId) -> ProcessWatch | None:
 def _started(pid: str) -> int:
     """Start time in clock ticks since boot. Raises OSError when the process has gone."""
     # "pid (name) state ppid ...": the name may hold anything; the time is field 22.
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return int(text.rpartition(")")[2].split()[19])

@@ -21,11 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from collage_mpi.banners import BannerFilter
+from collage_mpi.banners import BannerFilter, Death, death_in
 from collage_mpi.errors import ExitCode
+from collage_mpi.kin import LOOK_EVERY_S, Kin
 from collage_mpi.launch import LaunchPlan
 from collage_mpi.outlet import Outlet
-from collage_mpi.processes import end_family
+from collage_mpi.processes import end_family, guarded
 from collage_mpi.progress import Display, display_for, split_statuses
 
 POLL_S = 0.1
@@ -34,6 +35,9 @@ DRAIN_S = 1.0  # output that comes after the launcher has ended
 LEAVE_GRACE_S = 10.0  # ranks that outlive each other leave within moments of rank 0
 STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
 END_GRACE_S = 2.0  # from SIGTERM to SIGKILL
+ASLEEP_S = 5.0  # between two looks: launch itself was suspended, and the job with it
+STILL_NOTICE_S = 30.0  # rank 0 alone is stopped: when to say so,
+STILL_LIMIT_S = 300.0  # and when to end the job
 
 JOB_VARIABLE = "COLLAGE_MPI_JOB"  # a word of its own in the environment of all its processes
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
@@ -62,6 +66,11 @@ class Outcome:
         timed_out: whether the time limit ended it.
         never_up: whether it ended since MPI did not come up on all ranks in time.
         ended_early: the first rank that ended before MPI was up, and its code.
+        up: whether MPI had come up.
+        died: the process that ended the job, as its launcher or the shell around it says, when
+            it said nothing itself.
+        failed: whether a rank has said that and why it failed.
+        stood_still: rank 0's process, when it was stopped for too long while others waited.
     """
 
     launcher: int
@@ -70,6 +79,10 @@ class Outcome:
     timed_out: bool = False
     never_up: bool = False
     ended_early: tuple[int, int] | None = None
+    up: bool = False
+    died: Death | None = None
+    failed: bool = False
+    stood_still: int | None = None
 
 
 class Job:
@@ -102,7 +115,7 @@ class Job:
         leave_grace_s: float | None = None,
     ) -> None:
         self._leave_grace_s = leave_grace_s
-        self._start_limit_s, self._up = start_limit_s, False
+        self._start_limit_s = start_limit_s
         self._up_by_s: float | None = None
         self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
         self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
@@ -113,17 +126,20 @@ class Job:
         self._signals: list[int] = []
         self._kill_at_s: float | None = None
         self._outcome = Outcome(launcher=0)
+        # Known by this word even when the launcher has been killed: nobody's children then.
+        self._word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
+        self._kin = Kin(self._word)
+        self._look_at_s, self._noticed = 0.0, False
 
     def run(self) -> Outcome:
         """Start the job, follow it to its end, leave nothing of it behind."""
-        with _handlers(self._signals.append):
-            # Known by this word even when the launcher has been killed: nobody's children then.
-            word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
-            process = _start(self._plan, word)
+        with _handlers(self._signals.append), guarded(self._word, round(self._stop_grace_s)):
+            process = _start(self._plan, self._word)
             try:
                 self._follow(process)
             finally:
-                end_family(process, grace_s=0.0, word=word)
+                end_family(process, grace_s=0.0, word=self._word)
+                self._kin.tidy()
                 self._display.close()
         self._outcome.launcher = process.returncode
         return self._outcome
@@ -135,8 +151,9 @@ class Job:
             _Stream(process.stdout.fileno(), self._out, self),
             _Stream(process.stderr.fileno(), self._err, self),
         ]
-        limit_s = None if self._timeout_s is None else self._clock() + self._timeout_s
-        self._up_by_s = None if self._start_limit_s is None else self._clock() + self._start_limit_s
+        now_s = self._clock()
+        limit_s = None if self._timeout_s is None else now_s + self._timeout_s
+        self._up_by_s = None if self._start_limit_s is None else now_s + self._start_limit_s
         drain_until_s: float | None = None
         with selectors.DefaultSelector() as selector:
             for stream in streams:
@@ -145,14 +162,16 @@ class Job:
                 for key, _ in selector.select(POLL_S):
                     if not key.data.read():
                         selector.unregister(key.fd)
-                now_s = self._clock()
+                looked_s, now_s = now_s, self._clock()
+                self._forgive(now_s - looked_s)
                 self._pass_signals(process, now_s)
                 if limit_s is not None and now_s > limit_s:
                     self._outcome.timed_out, limit_s = True, None
                     self._kill_at_s = now_s
-                if self._up_by_s is not None and now_s > self._up_by_s and not self._up:
+                if self._up_by_s is not None and now_s > self._up_by_s and not self._outcome.up:
                     self._outcome.never_up, self._up_by_s = True, None
                     self._kill_at_s = now_s
+                self._mind_rank_0(now_s)
                 if self._kill_at_s is not None and now_s >= self._kill_at_s:
                     end_family(process, END_GRACE_S)
                 if process.poll() is not None:
@@ -163,8 +182,38 @@ class Job:
         self._wait(process, limit_s)
         explained = self._outcome.reported is not None  # rank 0 ended in good order
         explained |= any(stream.filter.explained for stream in streams)
-        for stream in streams:
-            stream.finish(show_banners=not explained)
+        self._outcome.failed = any(stream.filter.failed for stream in streams)
+        held = [line for stream in streams for line in stream.finish()]
+        if explained or self._outcome.failed:
+            return
+        died = self._outcome.died or death_in(held)
+        if died is not None and (self._outcome.up or died.by_signal):
+            self._outcome.died = died
+        else:
+            self.show(held, self._err)
+
+    def _forgive(self, gap_s: float) -> None:
+        """Time in which launch was suspended is no time that ranks took."""
+        if gap_s > ASLEEP_S:
+            self._up_by_s = None if self._up_by_s is None else self._up_by_s + gap_s
+            self._kill_at_s = None if self._kill_at_s is None else self._kill_at_s + gap_s
+
+    def _mind_rank_0(self, now_s: float) -> None:
+        """Nobody else ends a job whose rank 0 is stopped for good: its ranks wait for it."""
+        if not self._outcome.up or now_s < self._look_at_s:
+            return
+        self._look_at_s = now_s + LOOK_EVERY_S
+        still_s, pid = self._kin.look(now_s), self._kin.rank_0
+        if still_s < STILL_NOTICE_S:
+            self._noticed = False
+        elif not self._noticed:
+            self._noticed = True
+            self.say(
+                f"rank 0 (pid {pid}) is stopped and the others wait for it: kill -CONT {pid} lets "
+                f"it go on; after {STILL_LIMIT_S:g} s the job is ended as incomplete"
+            )
+        if still_s >= STILL_LIMIT_S and self._outcome.stood_still is None:
+            self._outcome.stood_still, self._kill_at_s = pid, now_s
 
     def _wait(self, process: subprocess.Popen[bytes], limit_s: float | None) -> None:
         """Both pipes are closed; the launcher itself may still be at it."""
@@ -209,7 +258,9 @@ class Job:
         if isinstance(status.get("ended"), int):
             self._ended(status["ended"], status.get("code", 0))
             return
-        self._up = True
+        if not self._outcome.up:
+            self._outcome.up = True
+            self._kin.meet()
         if "up" in status:
             return
         if isinstance(status.get("exit"), int):
@@ -224,9 +275,11 @@ class Job:
 
         When it is rank 0 the others leave by themselves, but for one that is stopped.
         """
-        if rank == 0 and self._leave_grace_s is not None and self._up:
+        if rank == 0 and self._leave_grace_s is not None and self._outcome.up:
             self._kill_at_s = self._clock() + self._leave_grace_s
-        if not self._up and self._outcome.ended_early is None:
+        if rank == 0 and self._outcome.up and code:
+            self._outcome.died = Death(code, rank)
+        if not self._outcome.up and self._outcome.ended_early is None:
             self._outcome.ended_early = rank, code
             if self._up_by_s is not None:
                 self._up_by_s = min(self._up_by_s, self._clock() + START_GRACE_S)
@@ -256,14 +309,12 @@ class _Stream:
             self._job.line(line.decode(errors="replace"), self._target, self.filter)
         return bool(data)
 
-    def finish(self, show_banners: bool) -> None:
-        """The last line may have no newline; banners are shown if they are all there is."""
+    def finish(self) -> list[str]:
+        """The last line may have no newline; the banners that were held back."""
         if self._rest:
             self._job.line(self._rest.decode(errors="replace"), self._target, self.filter)
             self._rest = b""
-        held = self.filter.finish()
-        if show_banners:
-            self._job.show(held, self._target)
+        return self.filter.finish()
 
 
 def exit_code(
@@ -284,6 +335,8 @@ def exit_code(
     code = outcome.launcher if outcome.reported is None else outcome.reported
     if outcome.timed_out:
         return incomplete, "the time limit (--timeout) ended the job: incomplete"
+    if outcome.stood_still is not None:
+        return incomplete, f"rank 0 (pid {outcome.stood_still}) was stopped for good: {_INCOMPLETE}"
     if outcome.never_up:
         return int(ExitCode.ENVIRONMENT), _why_never_up(outcome)
     if must_report and outcome.reported is None and code in _COMPLETE_CODES:
@@ -295,6 +348,13 @@ def exit_code(
         note = None
     if outcome.stopped_by is not None and code not in (*_COMPLETE_CODES, incomplete):
         return 128 + outcome.stopped_by, note
+    alone = outcome.launcher < 0 and outcome.died is None  # the launcher is what was killed
+    if code not in _COMPLETE_CODES and outcome.reported is None and not (outcome.failed or alone):
+        if outcome.up:
+            return incomplete, f"{_who_died(outcome)}: {_INCOMPLETE}"
+        if outcome.died is not None and outcome.died.by_signal:
+            environment = int(ExitCode.ENVIRONMENT)
+            return environment, f"{_who_died(outcome)}; collage-mpi doctor says more"
     if code in _COMPLETE_CODES and out_dir and not (out_dir / COMPLETE_MARKER).exists():
         return incomplete, (
             f"the launcher says {code}, but {out_dir} has no {COMPLETE_MARKER} marker: "
@@ -303,7 +363,20 @@ def exit_code(
     return code, note
 
 
+_INCOMPLETE = "the job is incomplete. Go on with the same command and --resume"
 _SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
+
+
+def _who_died(outcome: Outcome) -> str:
+    death = outcome.died or Death()
+    who = "a rank" if death.rank is None else f"rank {death.rank}"
+    who += "" if death.pid is None else f" (pid {death.pid})"
+    if death.code is None:
+        return f"{who} has ended without a word (the launcher's code is {outcome.launcher})"
+    name = _SIGNAL_NAMES.get(death.code - 128)
+    how = f"was ended by {name}" if name else f"has ended with code {death.code}"
+    full = " (/dev/shm may be full: collage-mpi doctor says more)" if name == "SIGBUS" else ""
+    return f"{who} {how}{full}"
 
 
 def _why_never_up(outcome: Outcome) -> str:

@@ -72,6 +72,11 @@ def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
     return _first_number(RANK_VARIABLES, environ)
 
 
+def mpi_rank(environ: Mapping[str, str]) -> int | None:
+    """A process's rank as its MPI launcher says: a batch script and mpiexec itself have none."""
+    return _first_number([name for name in RANK_VARIABLES if name != "SLURM_PROCID"], environ)
+
+
 @dataclass(frozen=True)
 class TorchrunPlace:
     """One training process among those that torchrun started, on one host or several."""

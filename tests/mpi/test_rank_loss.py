@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mortal_jobs import Ended, run_mortal
 
+from collage_mpi import supervise
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
@@ -210,8 +211,35 @@ def test_when_the_launcher_dies_no_rank_is_left(job, tolerant):
     ended = job("0:images:orphan:40", *mode, tolerant=tolerant)
     assert ended.code == 128 + 9
     assert "the launcher was ended by SIGKILL" in ended.said
-    assert verify_run(ended.out).exit_code is ExitCode.INCOMPLETE
     job("", "--resume", *mode, tolerant=tolerant).check()
+
+
+def test_a_rank_0_that_is_stopped_for_good_ends_the_job(job, monkeypatch):
+    monkeypatch.setattr(supervise, "STILL_NOTICE_S", 0.5)
+    monkeypatch.setattr(supervise, "STILL_LIMIT_S", 2.0)
+    ended = job("0:images:stop:40")
+    assert ended.code == INCOMPLETE
+    assert "was stopped for good: the job is incomplete." in ended.said
+    job("", "--resume").check()
+
+
+@pytest.mark.parametrize("how", ["kill", "leave"])
+def test_a_rank_that_dies_under_a_plain_launch_is_told_in_one_line(job, mpi, how):
+    """MPICH ends all ranks at once, and does not say which was the first."""
+    ended = job(f"2:receive:{how}:3", tolerant=False)
+    assert ended.code == INCOMPLETE
+    assert ("a rank " if mpi.family == "mpich" else "rank 2 ") in ended.said
+    assert "the job is incomplete. Go on with the same command and --resume" in ended.said
+    assert "BAD TERMINATION" not in ended.said
+    assert "prterun" not in ended.said
+
+
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_ranks_that_are_killed_leave_nothing_in_shared_memory(job, tolerant):
+    """They note what the MPI library has there for them when rank 0 has its images."""
+    ended = job("0:images:orphan:40,2:load:note_memory", tolerant=tolerant)
+    (files,) = [file.read_text().split() for file in ended.folder.glob("*.shm")]
+    assert not [file for file in files if Path(file).exists()]
 
 
 def test_abort_ends_the_job_resumably(job):

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from collage_mpi.banners import Death
 from collage_mpi.supervise import COMPLETE_MARKER, Outcome, exit_code
 
 
@@ -36,3 +37,23 @@ def test_complete_needs_the_marker(tmp_path):
     (tmp_path / COMPLETE_MARKER).touch()
     assert exit_code(Outcome(0), tmp_path) == (0, None)
     assert exit_code(Outcome(5), tmp_path) == (5, None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        (Outcome(9, up=True, died=Death(137, 2)), 6, "rank 2 was ended by SIGKILL: the job is inc"),
+        (Outcome(7, up=True, died=Death(3, 1, 40)), 6, "rank 1 (pid 40) has ended with code 3:"),
+        (Outcome(15, up=True), 6, "a rank has ended without a word (the launcher's code is 15)"),
+        (Outcome(7, died=Death(135)), 3, "a rank was ended by SIGBUS (/dev/shm may be full"),
+        (Outcome(1, died=Death(1)), 1, None),  # its traceback and the banner were shown
+        (Outcome(1, up=True, failed=True), 1, None),  # the rank has said so
+        (Outcome(-9, up=True), 137, "the launcher was ended by SIGKILL"),
+        (Outcome(0, stood_still=40), 6, "rank 0 (pid 40) was stopped for good"),
+    ],
+)
+def test_a_rank_that_dies_is_named_in_a_line_of_ours(outcome, code, said):
+    found, note = exit_code(outcome, None)
+    assert found == code
+    assert (note is None) == (said is None)
+    assert said is None or note.startswith(said)
