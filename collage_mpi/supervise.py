@@ -350,6 +350,8 @@ def exit_code(
         return 128 + outcome.stopped_by, note
     alone = outcome.launcher < 0 and outcome.died is None  # the launcher is what was killed
     if code not in _COMPLETE_CODES and outcome.reported is None and not (outcome.failed or alone):
+        if outcome.up and out_dir and (out_dir / COMPLETE_MARKER).exists():
+            return code, f"{_who_died(outcome)}, after the run was complete"
         if outcome.up:
             return incomplete, f"{_who_died(outcome)}: {_INCOMPLETE}"
         if outcome.died is not None and outcome.died.by_signal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collage_mpi.processes import family_of
+from collage_mpi.processes import family_of, process_table
 
 # pid: (parent, session)
 TABLE = {
@@ -24,3 +24,9 @@ def test_descendants_and_sessions():
 def test_a_dead_leader_still_has_its_session():
     rest = {pid: entry for pid, entry in TABLE.items() if pid not in (10, 11)}
     assert family_of(10, rest) == {14}
+
+
+def test_a_process_may_have_any_name(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_bytes(b"7 (caf\xe9) S 1 7 7")
+    assert process_table(tmp_path) == {7: (1, 7)}

@@ -57,3 +57,10 @@ def test_a_rank_that_dies_is_named_in_a_line_of_ours(outcome, code, said):
     assert found == code
     assert (note is None) == (said is None)
     assert said is None or note.startswith(said)
+
+
+def test_a_rank_that_dies_after_the_end_does_not_make_a_run_incomplete(tmp_path):
+    (tmp_path / COMPLETE_MARKER).touch()
+    code, note = exit_code(Outcome(9, up=True, died=Death(137, 0)), tmp_path)
+    assert code == 9
+    assert note == "rank 0 was ended by SIGKILL, after the run was complete"
