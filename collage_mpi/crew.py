@@ -13,6 +13,7 @@ from typing import Any
 
 from collage_mpi import protocol as wire
 from collage_mpi.cost_ratio import Measured, Ratio, ratio_of
+from collage_mpi.departure import remove_shared_memory
 from collage_mpi.errors import (
     CollageError,
     DataFault,
@@ -174,6 +175,7 @@ class Crew:
     def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
         """Tasks will follow. What a collage or a stripe takes over a single image; by kind, what
         a further input of a batch takes over the first."""
+        remove_shared_memory()  # all have spoken, so that nobody looks for it by name any more
         costs = {"cost_ratio": cost_ratio, "batch_costs": dict(batch_costs or {})}
         for rank in self.present:
             self._tell(rank, {"what": "start", **costs})
@@ -268,9 +270,13 @@ class Crew:
         interrupted: Callable[[], str | None],
         heard: Callable[[int], object] = lambda count: None,
     ) -> None:
-        """Move ranks from `missing` to `answers` until none is left or the time is over."""
-        until_s = self._clock() + limit_s
-        while missing and self._clock() <= until_s:
+        """Move ranks from `missing` to `answers` until none is left or the time is over.
+
+        The time that rank 0 watched: a job that was suspended meanwhile has not used it up.
+        """
+        watch = self.losses.vigil.watch
+        until_ns = watch.watched_ns + _ns(limit_s)
+        while missing and watch.watched_ns <= until_ns:
             if self._turn(what, missing, answers):
                 self._backoff.reset()
             else:

@@ -1,19 +1,22 @@
 """Leaving a world: at once, with the right code, and tidily.
 
 Owns: the process's end without Python's own, which takes torch apart for 0.4 s of a core in each
-rank; in a fault-tolerant world without MPI_Finalize, and the shared memory that this leaves behind.
+rank; in a fault-tolerant world without MPI_Finalize; the MPI library's files in shared memory.
 Does not know: who leaves, or why.
 
 There Finalize waits for every rank, so it hangs with a lost one, and now and then with one that
 is lost while it runs. What it is good for is done by hand: sends have been flushed, and
 the shared-memory files that the library has mapped are removed.
+
+They are removed long before, once all ranks have spoken: what is mapped needs no name, and
+nobody else would remove it after ranks that are killed (5 MiB a rank, for ever).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,15 +84,25 @@ def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> list[Path]:
 
     Other ranks keep what they have mapped; only the name goes.
     """
+    ours = shared_memory(maps)
+    unlink(ours)
+    return ours
+
+
+def shared_memory(maps: Path) -> list[Path]:
+    """The files of the MPI library that a process has mapped, from its /proc/PID/maps."""
     try:
         lines = maps.read_text().splitlines()
-    except OSError:
+    except OSError:  # it has ended, or is another user's
         return []
     names = {line.split(maxsplit=5)[5] for line in lines if f" {FOLDER}" in line}
-    ours = sorted(Path(name) for name in names if name.startswith(SHARED))
-    for file in ours:
+    return sorted(Path(name) for name in names if name.startswith(SHARED))
+
+
+def unlink(files: Iterable[Path]) -> None:
+    """Remove those that are still there."""
+    for file in files:
         try:
             file.unlink()
         except OSError:
             pass  # another rank was first ("... (deleted)")
-    return ours

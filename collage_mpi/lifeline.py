@@ -1,7 +1,7 @@
 """A TCP connection between rank 0 and each worker that carries nothing but its own end.
 
 Owns: the listening socket, the addresses it is offered under, the greeting, keep-alive.
-Does not know: MPI, what a rank does, what follows from a loss.
+Does not know: MPI, what a rank does, what follows from a loss, who may connect for how long.
 
 The kernel closes a dead process's sockets at once, whatever killed it, and keeps those of
 a process that is merely busy: so a rank 0 that reads, pastes or waits for a disk is not
@@ -11,6 +11,7 @@ that vanishes is noticed by keep-alive after KEEP_IDLE_S + KEEP_PROBES * KEEP_EV
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 import secrets
@@ -22,7 +23,8 @@ from typing import Any
 KEEP_IDLE_S, KEEP_EVERY_S, KEEP_PROBES = 5, 5, 3
 CONNECT_LIMIT_S = 5.0  # for each address
 GREETING_BYTES = 2048  # at most; it comes in one piece, being far shorter than a segment
-ANY_IPV4 = "0.0.0.0"
+LOOPBACK, ANY_IPV4 = "127.0.0.1", "0.0.0.0"
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # who connects has to wait
 _SIOCGIFADDR = 0x8915
 
 
@@ -32,28 +34,35 @@ class Lifeline:
     Args:
         size: ranks that will connect.
         one_host: whether all of them are on this host; then nobody else can connect.
+        interface: the network device that all hosts reach this one by, if somebody has said so;
+            else those of all devices can connect.
     """
 
-    def __init__(self, size: int, *, one_host: bool) -> None:
+    def __init__(self, size: int, *, one_host: bool, interface: str | None = None) -> None:
         self.token = secrets.token_hex(16)
-        self.listener = socket.create_server(
-            ("127.0.0.1" if one_host else ANY_IPV4, 0), backlog=max(16, size)
-        )
+        told = None if interface is None else _address_of(interface)
+        address = LOOPBACK if one_host else (told or ANY_IPV4)
+        self.listener = socket.create_server((address, 0), backlog=max(16, size))
         self.listener.setblocking(False)
-        self._one_host = one_host
 
     def offer(self) -> dict[str, Any]:
         """What a worker needs to connect; it travels over MPI."""
-        addresses = ["127.0.0.1"] if self._one_host else _own_addresses()
-        port = self.listener.getsockname()[1]
+        address, port = self.listener.getsockname()
+        addresses = _own_addresses() if address == ANY_IPV4 else [address]
         return {"addresses": addresses, "port": port, "token": self.token}
 
     def accept(self) -> socket.socket | None:
-        """A new connection, not yet greeted, or None."""
+        """A new connection, not yet greeted, or None.
+
+        Raises:
+            OSError: one of FULL; whoever wants to connect still does.
+        """
         try:
             line, _ = self.listener.accept()
-        except OSError:  # nobody there any more, or no descriptor left
-            return None
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            return None  # nobody there any more
         line.setblocking(False)
         _keep_alive(line)
         return line
@@ -61,17 +70,27 @@ class Lifeline:
     def greeted(self, line: socket.socket) -> dict[str, Any] | None:
         """Who has connected, read from a readable line; None when it is none of ours."""
         try:
-            content = json.loads(line.recv(GREETING_BYTES))
-        except (OSError, ValueError, RecursionError):
+            return read_greeting(line.recv(GREETING_BYTES), self.token)
+        except OSError:
             return None
-        if not isinstance(content, dict):
-            return None
-        ours = hmac.compare_digest(str(content.get("token")).encode(), self.token.encode())
-        return content if ours and type(content.get("rank")) is int else None
 
     def close(self) -> None:
         """Take no more connections."""
         self.listener.close()
+
+
+def read_greeting(data: bytes, token: str) -> dict[str, Any] | None:
+    """What a worker that knows the token says; None for any other bytes."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    said = content.get("token")
+    told = said.encode(errors="replace") if isinstance(said, str) else b""  # of any text
+    ours = hmac.compare_digest(told, token.encode())
+    return content if ours and type(content.get("rank")) is int else None
 
 
 def connect(offer: Mapping[str, Any], greeting: Mapping[str, Any]) -> socket.socket | None:
@@ -112,17 +131,19 @@ def _keep_alive(line: socket.socket) -> None:
 
 def _own_addresses() -> list[str]:
     """This host's name, then the IPv4 address of each of its interfaces but loopback."""
+    addresses = (_address_of(name) for _, name in socket.if_nameindex())
+    return [socket.gethostname(), *(address for address in addresses if address is not None)]
+
+
+def _address_of(interface: str) -> str | None:
+    """Its IPv4 address; None for loopback, or when it is down, has none or is not there."""
     import fcntl
 
-    found = [socket.gethostname()]
+    request = struct.pack("256s", interface.encode(errors="replace")[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:
-                continue  # down, or without an IPv4 address
-            address = socket.inet_ntoa(answer[20:24])
-            if not address.startswith("127."):
-                found.append(address)
-    return found
+        try:
+            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+        except OSError:
+            return None
+    address = socket.inet_ntoa(answer[20:24])
+    return None if address.startswith("127.") else address

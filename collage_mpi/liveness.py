@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LARGEST_PID = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class ProcessId:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProcessId:
         """Read it back. Raises KeyError, TypeError or ValueError when it is none."""
-        return cls(str(values["machine"]), int(values["pid"]), int(values["started"]))
+        machine, pid, started = values["machine"], values["pid"], values["started"]
+        if type(pid) is not int or not 0 < pid <= LARGEST_PID or type(started) is not int:
+            raise ValueError(f"no process is named by pid {pid!r}, start time {started!r}")
+        return cls(str(machine), pid, started)
 
 
 def this_process() -> ProcessId | None:
@@ -83,9 +87,12 @@ def watch_process(process: ProcessId) -> ProcessWatch | None:
     try:
         if _started(str(process.pid)) != process.started:
             raise ProcessLookupError
-    except OSError as error:
+    except (FileNotFoundError, ProcessLookupError) as error:
         os.close(pidfd)
         raise ProcessLookupError(f"process {process.pid} has ended") from error
+    except OSError:  # no descriptor left to read it by
+        os.close(pidfd)
+        return None
     return ProcessWatch(pidfd)
 
 

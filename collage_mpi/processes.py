@@ -1,7 +1,7 @@
 """A child process, and the end of everything it started.
 
 Owns: the command line that starts one of ours; finding and killing the descendants of a
-process; shelter for a rank's children.
+process, when this one is killed too; shelter for a rank's children.
 Does not know: MPI, what the processes do.
 
 Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session
@@ -22,6 +22,7 @@ from pathlib import Path
 # MPICH's proxy tells a rank's process group of another rank's death by it; the library handles
 # it in the rank itself.
 PROXY_SIGNAL = signal.SIGUSR1
+GUARD = Path(__file__).parent / "data" / "guard.sh"
 POLL_S = 0.02
 LOOKS = 50  # at most 1 s of looking for what is left after SIGKILL
 
@@ -37,7 +38,7 @@ def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
     for entry in proc.glob("[0-9]*/stat"):
         try:
             # "pid (name) state ppid pgrp session ...": the name may hold anything.
-            fields = entry.read_text().rpartition(")")[2].split()
+            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
             continue  # it ended while we looked
         if len(fields) > 3 and fields[0] not in "ZX":
@@ -89,6 +90,28 @@ def sheltered(number: signal.Signals = PROXY_SIGNAL) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def guarded(word: str, grace_s: int) -> Iterator[None]:
+    """All that hold `word` are killed `grace_s` after this process, if that is killed within.
+
+    Their launcher is asked to end then, but it waits for a rank that is stopped.
+    """
+    guard = subprocess.Popen(
+        ["sh", str(GUARD), word, str(grace_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        try:
+            guard.communicate(b"over\n")
+        except BrokenPipeError:
+            guard.wait()
 
 
 def end_family(

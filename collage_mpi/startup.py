@@ -55,13 +55,18 @@ class Start:
             self.ended = rank, code
             self._at_most(END_GRACE_S)
 
-    def too_late(self) -> bool:
+    def too_late(self, now_s: float) -> bool:
         """Whether MPI will not come up any more."""
-        return self.watched and self._until_s is not None and self._clock() > self._until_s
+        return self.watched and self._until_s is not None and now_s > self._until_s
 
-    def news(self) -> str | None:
+    def forgive(self, gap_s: float) -> None:
+        """Launch was suspended, and the ranks with it: that was no time of theirs."""
+        self._began_s += gap_s
+        self._until_s = None if self._until_s is None else self._until_s + gap_s
+
+    def news(self, now_s: float) -> str | None:
         """What to say of a start that takes long, now and then."""
-        waited_s = self._clock() - self._began_s
+        waited_s = now_s - self._began_s
         if not self.watched or waited_s < self._tell_after_s:
             return None
         self._tell_after_s = 2 * waited_s

@@ -22,11 +22,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from collage_mpi.banners import BannerFilter
+from collage_mpi.banners import BannerFilter, Death, death_in
 from collage_mpi.errors import ExitCode
+from collage_mpi.kin import LOOK_EVERY_S, Kin
 from collage_mpi.launch import LaunchPlan
 from collage_mpi.outlet import Outlet
-from collage_mpi.processes import end_family
+from collage_mpi.processes import end_family, guarded
 from collage_mpi.progress import Display, display_for, split_statuses
 from collage_mpi.startup import SIGNAL_NAMES, Start
 from collage_mpi.topology import STATUS_VARIABLE
@@ -36,6 +37,9 @@ DRAIN_S = 1.0  # output that comes after the launcher has ended
 LEAVE_GRACE_S = 10.0  # ranks that outlive each other leave within moments of rank 0
 STOP_GRACE_S = 20.0  # from the request to stop until ranks are killed: time to write results
 END_GRACE_S = 2.0  # from SIGTERM to SIGKILL
+ASLEEP_S = 5.0  # between two looks: launch itself was suspended, and the job with it
+STILL_NOTICE_S = 30.0  # rank 0 alone is stopped: when to say so,
+STILL_LIMIT_S = 300.0  # and when to end the job
 
 JOB_VARIABLE = "COLLAGE_MPI_JOB"  # a word of its own in the environment of all its processes
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
@@ -67,6 +71,10 @@ class Outcome:
         begun: whether rank 0 has said that MPI is up.
         heard: ranks that were there before; None where nobody listened for them.
         hung: whether it ended so though no rank had ended: another start may do.
+        died: the process that ended the job, as its launcher or the shell around it says, when
+            it said nothing itself.
+        failed: whether a rank has said that and why it failed.
+        stood_still: rank 0's process, when it was stopped for too long while others waited.
     """
 
     launcher: int
@@ -77,6 +85,9 @@ class Outcome:
     begun: bool = False
     heard: int | None = None
     hung: bool = False
+    died: Death | None = None
+    failed: bool = False
+    stood_still: int | None = None
 
 
 class Job:
@@ -123,18 +134,21 @@ class Job:
         self._signals: list[int] = []
         self._kill_at_s: float | None = None
         self._outcome = Outcome(launcher=0)
+        # Known by this word even when the launcher has been killed: nobody's children then.
+        self._job = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
+        self._kin = Kin(self._job)
+        self._look_at_s, self._noticed = 0.0, False
 
     def run(self) -> Outcome:
         """Start the job, follow it to its end, leave nothing of it behind."""
-        with _handlers(self._signals.append):
-            # Known by this word even when the launcher has been killed: nobody's children then.
-            word = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
-            process = _start(self._plan, word)
+        with _handlers(self._signals.append), guarded(self._job, round(self._stop_grace_s)):
+            process = _start(self._plan, self._job)
             self._show_start()
             try:
                 self._follow(process)
             finally:
-                end_family(process, grace_s=0.0, word=word)
+                end_family(process, grace_s=0.0, word=self._job)
+                self._kin.tidy()
                 self._display.close()
         self._outcome.launcher = process.returncode
         if self._listens:
@@ -148,7 +162,8 @@ class Job:
             _Stream(process.stdout.fileno(), self._out, self),
             _Stream(process.stderr.fileno(), self._err, self),
         ]
-        limit_s = None if self._timeout_s is None else self._clock() + self._timeout_s
+        now_s = self._clock()
+        limit_s = None if self._timeout_s is None else now_s + self._timeout_s
         drain_until_s: float | None = None
         with selectors.DefaultSelector() as selector:
             for stream in streams:
@@ -157,12 +172,14 @@ class Job:
                 for key, _ in selector.select(POLL_S):
                     if not key.data.read():
                         selector.unregister(key.fd)
-                now_s = self._clock()
+                looked_s, now_s = now_s, self._clock()
+                self._forgive(now_s - looked_s)
                 self._pass_signals(process, now_s)
                 if limit_s is not None and now_s > limit_s:
                     self._outcome.timed_out, limit_s = True, None
                     self._kill_at_s = now_s
                 self._look_at_start(now_s)
+                self._mind_rank_0(now_s)
                 self._display.tick()
                 if self._kill_at_s is not None and now_s >= self._kill_at_s:
                     end_family(process, END_GRACE_S)
@@ -174,15 +191,45 @@ class Job:
         self._wait(process, limit_s)
         explained = self._outcome.reported is not None  # rank 0 ended in good order
         explained |= any(stream.filter.explained for stream in streams)
-        for stream in streams:
-            stream.finish(show_banners=not explained)
+        self._outcome.failed = any(stream.filter.failed for stream in streams)
+        held = [line for stream in streams for line in stream.finish()]
+        if explained or self._outcome.failed:
+            return
+        died = self._outcome.died or death_in(held)
+        if died is not None and (self._outcome.begun or died.by_signal):
+            self._outcome.died = died
+        else:
+            self.show(held, self._err)
+
+    def _forgive(self, gap_s: float) -> None:
+        """Time in which launch was suspended is no time that ranks took."""
+        if gap_s > ASLEEP_S:
+            self._startup.forgive(gap_s)
+            self._kill_at_s = None if self._kill_at_s is None else self._kill_at_s + gap_s
+
+    def _mind_rank_0(self, now_s: float) -> None:
+        """Nobody else ends a job whose rank 0 is stopped for good: its ranks wait for it."""
+        if not self._startup.up or now_s < self._look_at_s:
+            return
+        self._look_at_s = now_s + LOOK_EVERY_S
+        still_s, pid = self._kin.look(now_s), self._kin.rank_0
+        if still_s < STILL_NOTICE_S:
+            self._noticed = False
+        elif not self._noticed:
+            self._noticed = True
+            self.say(
+                f"rank 0 (pid {pid}) is stopped and the others wait for it: kill -CONT {pid} lets "
+                f"it go on; after {STILL_LIMIT_S:g} s the job is ended as incomplete"
+            )
+        if still_s >= STILL_LIMIT_S and self._outcome.stood_still is None:
+            self._outcome.stood_still, self._kill_at_s = pid, now_s
 
     def _look_at_start(self, now_s: float) -> None:
         """A start that takes long is told of; one that takes too long is ended."""
-        news = self._startup.news()
+        news = self._startup.news(now_s)
         if news is not None:
             self.say(news)
-        if self._outcome.never_up is None and self._startup.too_late():
+        if self._outcome.never_up is None and self._startup.too_late(now_s):
             self._outcome.never_up = self._startup.who_is_missing()
             self._outcome.hung = self._startup.ended is None
             self._kill_at_s = now_s
@@ -238,7 +285,9 @@ class Job:
             self._startup.arrived(status["there"])
             self._show_start()
             return
-        self._startup.up = True
+        if not self._startup.up:
+            self._startup.up = True
+            self._kin.meet()
         if "up" in status:
             self._outcome.begun = True
             return
@@ -251,8 +300,11 @@ class Job:
 
     def _ended(self, rank: int, code: int) -> None:
         """A rank has ended. If it is rank 0 the others leave, all but one that is stopped."""
-        if rank == 0 and self._leave_grace_s is not None and self._startup.up:
-            self._kill_at_s = self._clock() + self._leave_grace_s
+        if rank == 0 and self._startup.up:
+            if self._leave_grace_s is not None:
+                self._kill_at_s = self._clock() + self._leave_grace_s
+            if code:
+                self._outcome.died = Death(code, rank)
         self._startup.has_ended(rank, code)
 
     def show(self, lines: Sequence[str], target: TextIO) -> None:
@@ -280,14 +332,12 @@ class _Stream:
             self._job.line(line.decode(errors="replace"), self._target, self.filter)
         return bool(data)
 
-    def finish(self, show_banners: bool) -> None:
-        """The last line may have no newline; banners are shown if they are all there is."""
+    def finish(self) -> list[str]:
+        """The last line may have no newline; the banners that were held back."""
         if self._rest:
             self._job.line(self._rest.decode(errors="replace"), self._target, self.filter)
             self._rest = b""
-        held = self.filter.finish()
-        if show_banners:
-            self._job.show(held, self._target)
+        return self.filter.finish()
 
 
 def exit_code(
@@ -313,6 +363,8 @@ def exit_code(
     incomplete, note = int(ExitCode.INCOMPLETE), None
     if outcome.timed_out:
         return incomplete, "the time limit (--timeout) ended the job: incomplete"
+    if outcome.stood_still is not None:
+        return incomplete, f"rank 0 (pid {outcome.stood_still}) was stopped for good: {_INCOMPLETE}"
     if outcome.reported in _KNOWN_CODES:
         code = outcome.reported
     elif outcome.never_up is not None:
@@ -324,7 +376,7 @@ def exit_code(
         code, note = _without_a_word(outcome, must_report)
         marker = marker_text(out_dir) if outcome.begun else None
         if marker is not None and marker != earlier:  # it had just completed the run
-            return _marked_code(marker), None
+            return _marked_code(marker), f"{_who_ended(outcome)}, after the run was complete"
     if code in _COMPLETE_CODES and out_dir and not (out_dir / COMPLETE_MARKER).exists():
         return incomplete, (
             f"the launcher says {code}, but {out_dir} has no {COMPLETE_MARKER} marker: "
@@ -335,7 +387,7 @@ def exit_code(
 
 def script_code(outcome: Outcome) -> tuple[int, str | None]:
     """The code of a user's own script: what it left with, or, for 0, what its run ended with."""
-    if outcome.timed_out or outcome.launcher < 0:
+    if outcome.timed_out or outcome.stood_still is not None or outcome.launcher < 0:
         return exit_code(outcome, None)
     return outcome.launcher or outcome.reported or 0, None
 
@@ -354,22 +406,39 @@ def _marked_code(marker: str) -> int:
     )
 
 
+_INCOMPLETE = "the job is incomplete. Go on with the same command and --resume"
+
+
 def _without_a_word(outcome: Outcome, must_report: bool) -> tuple[int, str | None]:
     """The code of a job whose rank 0 has not said its own: launchers have codes of their own."""
     code, incomplete = outcome.launcher, int(ExitCode.INCOMPLETE)
-    how = f"the launcher ended with code {code}"
-    if code < 0:
-        how = f"the launcher was ended by {SIGNAL_NAMES.get(-code, f'signal {-code}')}"
     if outcome.begun or (must_report and code in _COMPLETE_CODES):
-        return incomplete, f"{how}, and rank 0 without a word: the run is incomplete"
+        return incomplete, None if outcome.failed else f"{_who_ended(outcome)}: {_INCOMPLETE}"
     if outcome.stopped_by is not None and code not in (*_COMPLETE_CODES, incomplete):
         return 128 + outcome.stopped_by, None
-    if code in _KNOWN_CODES and not (code == ExitCode.DEFECT and outcome.heard == 0):
+    killed = outcome.died is not None and outcome.died.by_signal
+    never_there = code == ExitCode.DEFECT and outcome.heard == 0
+    if code in _KNOWN_CODES and not (killed or never_there):
         return code, None
     return int(ExitCode.ENVIRONMENT), (
-        f"{how} before the job had begun: a rank has died, or MPI cannot start; "
+        f"{_who_ended(outcome)} before the job had begun: a rank has died, or MPI cannot start; "
         "collage-mpi doctor says more"
     )
+
+
+def _who_ended(outcome: Outcome) -> str:
+    """Which process ended the job, and how, as far as that is known."""
+    death, code = outcome.died, outcome.launcher
+    if death is None and code < 0:
+        return f"the launcher was ended by {SIGNAL_NAMES.get(-code, f'signal {-code}')}"
+    if death is None or death.code is None:
+        return f"a rank has ended without a word (the launcher's code is {code})"
+    who = "a rank" if death.rank is None else f"rank {death.rank}"
+    who += "" if death.pid is None else f" (pid {death.pid})"
+    name = SIGNAL_NAMES.get(death.code - 128)
+    how = f"was ended by {name}" if name else f"has ended with code {death.code}"
+    full = " (/dev/shm may be full: collage-mpi doctor says more)" if name == "SIGBUS" else ""
+    return f"{who} {how}{full}"
 
 
 def _start(plan: LaunchPlan, word: str) -> subprocess.Popen[bytes]:

@@ -37,6 +37,9 @@ FAULT_TOLERANT_VARIABLE = "COLLAGE_MPI_FAULT_TOLERANT"
 ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"
 MPIRUN_VARIABLE = "OMPI_COMM_WORLD_RANK"
 
+# Who has several networks tells MPI by these which device the hosts reach each other by.
+INTERFACE_VARIABLES = ("FI_TCP_IFACE", "HYDRA_IFACE", "OMPI_MCA_btl_tcp_if_include")
+
 HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
 CPUS_ON_NODE = "SLURM_CPUS_ON_NODE"
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
@@ -65,6 +68,11 @@ def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
     Usable before MPI is imported, so that one rank alone prints a usage error.
     """
     return _first_number(RANK_VARIABLES, environ)
+
+
+def mpi_rank(environ: Mapping[str, str]) -> int | None:
+    """A process's rank as its MPI launcher says: a batch script and mpiexec itself have none."""
+    return _first_number([name for name in RANK_VARIABLES if name != "SLURM_PROCID"], environ)
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,11 @@ def fault_tolerant_launch(environ: Mapping[str, str] = os.environ) -> bool:
     if environ.get(FAULT_TOLERANT_VARIABLE) == "1":
         return True
     return MPIRUN_VARIABLE in environ and environ.get(ULFM_VARIABLE) in ("1", "true")
+
+
+def told_interface(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The network device that MPI was told to use, or None."""
+    return next((environ[name] for name in INTERFACE_VARIABLES if environ.get(name)), None)
 
 
 def expand_tasks_per_node(text: str) -> list[int]:

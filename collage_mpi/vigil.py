@@ -5,6 +5,10 @@ Does not know: MPI, processes, sockets, what a lost rank's tasks are.
 
 A rank is *silent* when it has owed an answer and sent nothing for the reply timeout; it may
 recover. After the same time again it is *lost*, and a lost rank stays lost.
+
+Only time that rank 0 spent watching counts. When it was stopped or stalled itself (a job that
+is suspended, a disk that hangs), what its ranks said meanwhile is still to be read, and they may
+have been stopped as well.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ SECOND_NS = 1_000_000_000
 LEAST_REPLY_NS = 30 * SECOND_NS  # a GPU that is reset, a page that comes from a slow disk
 TIMES_LONGEST = 10  # of the longest service time seen: no healthy rank has ever been slower
 SCAN_EVERY_NS = SECOND_NS // 10
+LONGEST_LOOK_NS = 2 * SCAN_EVERY_NS  # rank 0 looks thousands of times a second: else it was away
 
 TIMEOUT, START, MPI_ERROR = "timeout", "start", "mpi"  # layers of detection, with watches'
 
@@ -64,12 +69,29 @@ class Loss:
         }
 
 
+class Watch:
+    """The time that rank 0 spent watching: of each gap between looks LONGEST_LOOK_NS at most."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.watched_ns = 0  # at the last look
+        self._looked_ns = now_ns
+
+    def at(self, now_ns: int) -> int:
+        """The time watched until now."""
+        return self.watched_ns + min(now_ns - self._looked_ns, LONGEST_LOOK_NS)
+
+    def look(self, now_ns: int) -> int:
+        """Rank 0 looks now; the time watched."""
+        self.watched_ns, self._looked_ns = self.at(now_ns), now_ns
+        return self.watched_ns
+
+
 @dataclass
 class _Member:
     heard_ns: int
     owed: int = 0
-    since_ns: int = 0  # of the silence, while something is owed
-    suspected: bool = False
+    since_ns: int = 0  # of the silence, while something is owed, in time watched
+    suspected_ns: int | None = None  # likewise
 
 
 class Vigil:
@@ -81,6 +103,7 @@ class Vigil:
         """`reply_timeout_ns` None: LEAST_REPLY_NS, or TIMES_LONGEST the longest service time."""
         self.reply_timeout_ns = reply_timeout_ns
         self.losses: dict[int, Loss] = {}
+        self.watch = Watch(now_ns)
         self._members = {rank: _Member(now_ns) for rank in ranks}
         self._longest_ns = 0
         self._scan_at_ns = 0
@@ -93,7 +116,7 @@ class Vigil:
     @property
     def silent(self) -> list[int]:
         """Those of them that owe an answer for too long."""
-        return [rank for rank, member in self._members.items() if member.suspected]
+        return [rank for rank, m in self._members.items() if m.suspected_ns is not None]
 
     @property
     def patience_ns(self) -> int:
@@ -107,7 +130,7 @@ class Vigil:
         member = self._members.get(rank)
         if member is not None:
             if member.owed == 0:
-                member.since_ns = now_ns
+                member.since_ns = self.watch.at(now_ns)
             member.owed += tasks
 
     def heard(self, rank: int, now_ns: int, answers: int = 0) -> None:
@@ -115,13 +138,13 @@ class Vigil:
         member = self._members.get(rank)
         if member is not None:
             member.owed = max(0, member.owed - answers)
-            member.heard_ns = member.since_ns = now_ns
-            member.suspected = False
+            member.heard_ns, member.since_ns = now_ns, self.watch.at(now_ns)
+            member.suspected_ns = None
 
     def settle(self) -> None:
         """A session is over: what was owed is owed no more."""
         for member in self._members.values():
-            member.owed, member.suspected = 0, False
+            member.owed, member.suspected_ns = 0, None
 
     def served(self, service_ns: int) -> None:
         """A network took so long for a task, injected delay included."""
@@ -141,20 +164,24 @@ class Vigil:
         self._members.pop(rank, None)
 
     def overdue(self, now_ns: int) -> list[Suspicion | Overdue]:
-        """Ranks that have just become silent, and those that stayed it; a scan now and then."""
+        """Ranks that have just become silent, and those that stayed it; a scan now and then.
+
+        To be called at every look: it tells how long rank 0 has watched.
+        """
+        watched_ns = self.watch.look(now_ns)
         if now_ns < self._scan_at_ns:
             return []
         self._scan_at_ns = now_ns + SCAN_EVERY_NS
         found: list[Suspicion | Overdue] = []
         patience_ns = self.patience_ns
         for rank, member in self._members.items():
-            silent_ns = now_ns - member.since_ns
+            silent_ns = watched_ns - member.since_ns
             if member.owed == 0 or silent_ns < patience_ns:
                 continue
             why = f"no answer for {silent_ns / SECOND_NS:.1f} s"
-            if not member.suspected:
-                member.suspected = True
+            if member.suspected_ns is None:
+                member.suspected_ns = watched_ns
                 found.append(Suspicion(rank, why))
-            elif silent_ns >= 2 * patience_ns:
+            elif watched_ns - member.suspected_ns >= patience_ns:
                 found.append(Overdue(rank, why))
         return found

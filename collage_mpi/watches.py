@@ -1,19 +1,30 @@
 """Rank 0's watch over the workers' processes: one look costs a system call.
 
 Owns: a pidfd for each worker of this machine, a lifeline for each of another, which of
-them have ended since the last look.
+them have ended since the last look; how many may knock at the port, and for how long.
 Does not know: MPI, tasks, what a loss means for the job.
+
+Anybody who reaches the port can connect. So whoever has not said in time that it is one of ours
+is shown the door, those that wait are few, and the port closes as soon as all ranks are there.
 """
 
 from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from collage_mpi.lifeline import Lifeline, ended
 from collage_mpi.liveness import ProcessId, ProcessWatch, watch_process
+from collage_mpi.vigil import SECOND_NS, Watch
+
+# In time that rank 0 watched: while it opens its shards, say, nobody has been let in.
+GREETING_LIMIT_NS = 10 * SECOND_NS  # a worker greets as soon as it is connected
+PORT_LIMIT_NS = 300 * SECOND_NS  # a rank connects as soon as MPI is up
+AGAIN_NS = SECOND_NS  # until the port is looked at again, when no descriptor was left
+STRANGERS = 16  # connections that have not greeted yet, besides one for each rank
 
 PROCESS, CONNECTION = "process", "connection"  # layers of detection
 WORDS = {
@@ -33,10 +44,23 @@ class Ended(NamedTuple):
 class RankWatches:
     """Give workers `offer`; they connect and say who they are; `look` now and then."""
 
-    def __init__(self, size: int, *, one_host: bool) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        one_host: bool,
+        interface: str | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """`one_host`, `interface`: see `Lifeline`."""
         _raise_descriptor_limit()
-        self._lifeline = Lifeline(size, one_host=one_host)
+        self._lifeline = Lifeline(size, one_host=one_host, interface=interface)
         self._size = size
+        self._clock = clock
+        self._awaited = set(range(1, size))  # neither connected nor given up
+        self._watched = Watch(clock())
+        self._open, self._again_ns = True, 0
+        self._strangers: dict[socket.socket, int] = {}  # until when, the oldest first
         self._epoll = select.epoll()
         self._processes: dict[int, ProcessWatch] = {}
         self._lines: dict[int, socket.socket] = {}
@@ -55,10 +79,13 @@ class RankWatches:
             result = act() if act is not None else None
             if result is not None:
                 found.append(result)
+        if self._open:
+            self._mind_the_door(self._watched.look(self._clock()))
         return found
 
     def kill(self, rank: int) -> bool:
-        """SIGKILL a rank of this machine; False when it is not here."""
+        """SIGKILL a rank of this machine; False when it is not here. It is not waited for."""
+        self._awaited.discard(rank)
         process = self._processes.get(rank)
         if process is None:
             return False
@@ -67,8 +94,8 @@ class RankWatches:
 
     def close(self) -> None:
         """Stop watching; the workers' ends of the lines see it."""
+        self._close_the_door()
         self._epoll.close()
-        self._lifeline.close()
         for process in self._processes.values():
             process.close()
         for line in self._lines.values():
@@ -82,21 +109,57 @@ class RankWatches:
         self._epoll.unregister(descriptor)
         del self._acts[descriptor]
 
+    def _mind_the_door(self, now_ns: int) -> None:
+        """Who has not greeted in time has to go; so has, where too many wait, the first of them:
+        ours greet at once. When nobody is awaited any more the port closes."""
+        if self._again_ns and now_ns >= self._again_ns:
+            self._again_ns = 0
+            self._watch(self._lifeline.listener.fileno(), self._accept)
+        crowd = len(self._strangers) - self._size - STRANGERS
+        for number, (line, until_ns) in enumerate(list(self._strangers.items())):
+            if number < crowd or now_ns > until_ns:
+                self._turn_away(line)
+        if not self._awaited or now_ns > PORT_LIMIT_NS:
+            self._close_the_door()
+
+    def _close_the_door(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if not self._again_ns:
+            self._forget(self._lifeline.listener.fileno())
+        self._lifeline.close()
+        for line in list(self._strangers):
+            self._turn_away(line)
+
     def _accept(self) -> None:
-        line = self._lifeline.accept()
+        now_ns = self._watched.at(self._clock())
+        try:
+            line = self._lifeline.accept()
+        except OSError:  # no descriptor is left: the port would be readable at every look
+            self._forget(self._lifeline.listener.fileno())
+            self._again_ns = now_ns + AGAIN_NS
+            return
         if line is not None:
+            self._strangers[line] = now_ns + GREETING_LIMIT_NS
             self._watch(line.fileno(), lambda: self._greet(line))
+
+    def _turn_away(self, line: socket.socket) -> None:
+        del self._strangers[line]
+        self._forget(line.fileno())
+        line.close()
 
     def _greet(self, line: socket.socket) -> Ended | None:
         """A new line says who it is; a stranger's is closed."""
-        descriptor = line.fileno()
-        self._forget(descriptor)
         greeting = self._lifeline.greeted(line)
         rank = greeting["rank"] if greeting else 0
         if greeting is None or not 0 < rank < self._size or rank in self._lines:
-            line.close()
+            self._turn_away(line)
             return None
+        del self._strangers[line]
+        self._forget(line.fileno())
         self._lines[rank] = line
+        self._awaited.discard(rank)
         try:
             process = watch_process(ProcessId.from_dict(greeting["process"]))
         except (KeyError, TypeError, ValueError):  # its system does not tell
@@ -104,7 +167,7 @@ class RankWatches:
         except ProcessLookupError:
             return Ended(rank, PROCESS, WORDS[PROCESS])
         if process is None:
-            self._watch(descriptor, lambda: self._closed(rank, line))
+            self._watch(line.fileno(), lambda: self._closed(rank, line))
         else:
             self._processes[rank] = process
             self._watch(process.pidfd, lambda: self._process_ended(rank, process.pidfd))

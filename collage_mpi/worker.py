@@ -28,6 +28,7 @@ from collage_mpi.burner import Burn, Burners
 from collage_mpi.cost_ratio import Measured
 from collage_mpi.decode import decode, summands
 from collage_mpi.delays import DelayModel, service_ns
+from collage_mpi.departure import remove_shared_memory
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.models import Predictor
 from collage_mpi.protocol import WireResult, WireTask
@@ -192,6 +193,7 @@ class Worker:
             found = self._measured(self.session, kind, batch)
             self._tell({"what": "measured", "kind": kind, **found._asdict()})
         elif what == "start" and self.session is not None:
+            remove_shared_memory()  # see there: on this host all ranks have it mapped
             self.session.start(content, self.clock())
         elif what == "end":
             self.endpoint.close_tasks()

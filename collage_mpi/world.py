@@ -20,7 +20,12 @@ from collage_mpi.errors import CollageError, ExitCode, fault_of
 from collage_mpi.loading import NetworkLoader
 from collage_mpi.lookout import Lookout
 from collage_mpi.progress import report_exit, report_there, report_up
-from collage_mpi.topology import fault_tolerant_launch, launcher_rank, local_size
+from collage_mpi.topology import (
+    fault_tolerant_launch,
+    launcher_rank,
+    local_size,
+    told_interface,
+)
 from collage_mpi.transport import (
     CoordinatorTransport,
     RankFailure,
@@ -87,7 +92,8 @@ def _crew(name: str, comm: Any, mpi: Any, tolerant: bool) -> Crew:
     """Rank 0's crew, told where rank 0 is."""
     report_up()
     size = comm.Get_size()
-    watches = RankWatches(size, one_host=local_size() == size) if tolerant else None
+    here = local_size() == size
+    watches = RankWatches(size, one_host=here, interface=told_interface()) if tolerant else None
     transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant)
     crew = Crew(transport, watches=watches, name=name)
     crew.greet()

@@ -109,7 +109,7 @@ def running(word: Path) -> list[str]:
     lines = []
     for pid in process_table():
         try:
-            lines.append(Path(f"/proc/{pid}/cmdline").read_text())
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace"))
         except OSError:
             continue  # it ended while we looked
     return [line for line in lines if str(word) in line]

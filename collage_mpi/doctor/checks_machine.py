@@ -83,7 +83,8 @@ def check_shared_memory(facts: Facts) -> Iterator[Finding]:
             f"{free} free; {name} needs {size_text(needed)} for {machine.ranks_here} ranks: "
             + ("they would die of a bus error" if dies else "it takes slower ways else"),
             "give the container more (docker run --shm-size=1g, --ipc=host), or "
-            "mount -o remount,size=1g /dev/shm",
+            "mount -o remount,size=1g /dev/shm; when no MPI job runs here, remove what killed ones "
+            "left: rm -f /dev/shm/mpich_shm_* /dev/shm/sm_segment.*",
         )
     else:
         yield Finding("/dev/shm", OK, f"{free} free")

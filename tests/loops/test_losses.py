@@ -42,36 +42,80 @@ def losses_of(watches=None, keep_going=True, kinds=("single", "single", "collage
     return found
 
 
+def watched(vigil: Vigil, from_ns: int, to_ns: int) -> list[Suspicion | Overdue]:
+    """What a rank 0 finds that looks all the time, the last time at `to_ns`."""
+    looks = range(from_ns, to_ns, SCAN_EVERY_NS // 2)
+    return [sign for now_ns in (*looks, to_ns) for sign in vigil.overdue(now_ns)]
+
+
+def looked(losses: Losses, from_ns: int, to_ns: int) -> list[RankSuspected | RankLost]:
+    looks = range(from_ns, to_ns, SCAN_EVERY_NS // 2)
+    return [sign for now_ns in (*looks, to_ns) for sign in losses.look(now_ns)]
+
+
 # ---- silence ------------------------------------------------------------------
 
 
 def test_a_rank_that_owes_nothing_is_never_silent():
     vigil = Vigil([1], 0, S)
-    assert vigil.overdue(100 * S) == []
+    assert watched(vigil, 0, 100 * S) == []
     vigil.sent(1, 100 * S)
     vigil.heard(1, 101 * S, answers=1)
-    assert vigil.overdue(1000 * S) == []
+    assert watched(vigil, 100 * S, 200 * S) == []
 
 
 def test_silence_counts_from_the_first_debt_or_the_last_word():
     vigil = Vigil([1], 0, S)
+    assert watched(vigil, 0, 10 * S) == []
     vigil.sent(1, 10 * S)
+    assert watched(vigil, 10 * S, 10 * S + S // 2) == []
     vigil.sent(1, 10 * S + S // 2)
-    assert vigil.overdue(11 * S - 1) == []
+    assert watched(vigil, 10 * S + S // 2, 11 * S - 1) == []
     vigil.heard(1, 11 * S - 1, answers=1)  # one is still owed
-    assert vigil.overdue(11 * S + SCAN_EVERY_NS) == []
-    assert vigil.overdue(12 * S) == [Suspicion(1, "no answer for 1.0 s")]
-    assert vigil.overdue(12 * S + SCAN_EVERY_NS) == []  # once
-    assert vigil.overdue(13 * S) == [Overdue(1, "no answer for 2.0 s")]
+    assert watched(vigil, 11 * S, 12 * S - 2) == []
+    assert watched(vigil, 12 * S, 12 * S + SCAN_EVERY_NS) == [Suspicion(1, "no answer for 1.0 s")]
+    assert watched(vigil, 12 * S + SCAN_EVERY_NS, 13 * S - 2) == []  # once
+    assert isinstance(watched(vigil, 13 * S, 13 * S + 2 * SCAN_EVERY_NS)[0], Overdue)
 
 
 def test_a_suspect_that_speaks_is_trusted_again():
     vigil = Vigil([1], 0, S)
     vigil.sent(1, 0)
-    assert vigil.overdue(S) == [Suspicion(1, "no answer for 1.0 s")]
+    assert watched(vigil, 0, S) == [Suspicion(1, "no answer for 1.0 s")]
+    assert watched(vigil, S, 2 * S - 1) == []
     vigil.heard(1, 2 * S - 1)  # still owed, but it lives
-    assert vigil.overdue(2 * S) == []
-    assert vigil.overdue(3 * S) == [Suspicion(1, "no answer for 1.0 s")]
+    assert watched(vigil, 2 * S, 3 * S - 2) == []
+    (sign,) = watched(vigil, 3 * S, 3 * S + S // 2)
+    assert isinstance(sign, Suspicion)
+
+
+def test_the_time_that_rank_0_was_stopped_itself_is_no_silence():
+    """A job that is suspended as a whole, for an hour: nobody is silent, nobody lost."""
+    vigil = Vigil([1, 2], 0, S)
+    vigil.sent(1, 0)
+    vigil.sent(2, 0)
+    assert watched(vigil, 0, S // 2) == []
+    hour = 3600 * S
+    assert vigil.overdue(hour) == []  # rank 0 wakes; their answers are still to be read
+    vigil.heard(1, hour, answers=1)
+    assert watched(vigil, hour, hour + S // 4) == []
+    assert watched(vigil, hour + S // 4, hour + S) == [Suspicion(2, "no answer for 1.0 s")]
+
+
+def test_a_whole_timeout_lies_between_silence_and_loss():
+    """Rank 0 sleeps while a rank is silent: it has all of its second chance after that."""
+    vigil = Vigil([1], 0, S)
+    vigil.sent(1, 0)
+    assert len(watched(vigil, 0, S)) == 1
+    assert watched(vigil, 100 * S, 100 * S + S // 2) == []
+    assert isinstance(watched(vigil, 100 * S + S // 2, 101 * S)[0], Overdue)
+
+
+def test_a_rank_0_that_stalls_at_every_turn_still_notices():
+    vigil = Vigil([1], 0, S)
+    vigil.sent(1, 0)
+    found = [sign for now_s in range(1, 11) for sign in vigil.overdue(now_s * S)]
+    assert list(map(type, found)) == [Suspicion, Overdue]
 
 
 def test_patience_grows_with_the_longest_service_time():
@@ -87,16 +131,17 @@ def test_patience_grows_with_the_longest_service_time():
 def test_a_scan_is_not_made_at_every_turn():
     vigil = Vigil([1], 0, S)
     vigil.sent(1, 0)
-    assert vigil.overdue(S - 1) == []
+    for number in range(10):
+        assert vigil.overdue(number * SCAN_EVERY_NS + SCAN_EVERY_NS // 2) == []
     assert vigil.overdue(S) == []
-    assert vigil.overdue(S - 1 + SCAN_EVERY_NS) != []
+    assert vigil.overdue(S + SCAN_EVERY_NS // 2) != []
 
 
 def test_a_session_s_debts_end_with_it():
     vigil = Vigil([1], 0, S)
     vigil.sent(1, 0)
     vigil.settle()
-    assert vigil.overdue(100 * S) == []
+    assert watched(vigil, 0, 100 * S) == []
 
 
 def test_a_lost_rank_is_lost_once_and_for_good():
@@ -136,9 +181,9 @@ def test_a_silent_rank_is_suspected_then_ended(here, end):
     watches = FakeWatches(here)
     losses = losses_of(watches)
     losses.sent(2, 0)
-    assert losses.look(S) == [RankSuspected(S, 2, "no answer for 1.0 s")]
+    assert looked(losses, 0, S) == [RankSuspected(S, 2, "no answer for 1.0 s")]
     assert watches.killed == []
-    assert losses.look(2 * S) == [RankLost(2 * S, 2, f"no answer for 2.0 s; {end}")]
+    assert looked(losses, S, 2 * S) == [RankLost(2 * S, 2, f"no answer for 2.0 s; {end}")]
     assert watches.killed == here
     assert losses.describe()[0]["layer"] == "timeout"
 
@@ -146,8 +191,8 @@ def test_a_silent_rank_is_suspected_then_ended(here, end):
 def test_a_plain_world_suspects_and_kills_nobody():
     losses = losses_of(None, keep_going=False)
     losses.sent(1, 0)
-    assert losses.look(S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
-    assert losses.look(100 * S) == []
+    assert looked(losses, 0, S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
+    assert looked(losses, S, 100 * S) == []
     losses.heard(1, 101 * S, [S])
     assert losses.vigil.present == [1, 2, 3]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi import launch, startup
+from collage_mpi import launch, startup, supervise
 from collage_mpi.commands import launch as command
 from collage_mpi.launch import LaunchPlan
 from collage_mpi.processes import process_table
@@ -137,6 +138,18 @@ def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said)
     assert err.getvalue() == ""
 
 
+def test_a_start_that_is_suspended_has_not_used_up_its_time():
+    """launch's clock jumps by an hour, once, as if all had been stopped meanwhile."""
+    hours = []
+
+    def clock() -> float:
+        hours.append(1)
+        return time.monotonic() + (3600 if len(hours) > 4 else 0)
+
+    made, _, _ = job(f"import sys, time\ntime.sleep(1)\n{UP}", start_limit_s=60.0, clock=clock)
+    assert exit_code(made.run(), None) == (0, None)
+
+
 def test_who_does_not_leave_when_rank_0_has_died_is_killed():
     said = UP + ENDED.replace("3", "0", 1)
     made, _, _ = job(
@@ -144,9 +157,50 @@ def test_who_does_not_leave_when_rank_0_has_died_is_killed():
         leave_grace_s=0.3,
     )
     start_s = time.monotonic()
-    code, _ = exit_code(made.run(), None, must_report=True)
+    code, note = exit_code(made.run(), None, must_report=True)
     assert time.monotonic() - start_s < 30
     assert code == 6
+    assert note.startswith("rank 0 was ended by SIGKILL: the job is incomplete.")
+
+
+def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch):
+    monkeypatch.setattr(supervise, "STILL_NOTICE_S", 1.0)
+    monkeypatch.setattr(supervise, "STILL_LIMIT_S", 3.0)
+    monkeypatch.setattr(supervise, "LOOK_EVERY_S", 0.05)
+    made, _, err = job(
+        "import os, signal, subprocess, sys, time\n"
+        "for rank in '01':\n"
+        "    child = subprocess.Popen(['sleep', '600'], env={**os.environ, 'PMI_RANK': rank})\n"
+        "    if rank == '0': os.kill(child.pid, signal.SIGSTOP)\n"
+        f"{UP}"
+        "time.sleep(600)"
+    )
+    code, note = exit_code(made.run(), None)
+    assert code == 6
+    assert "was stopped for good" in note
+    assert err.getvalue().count("is stopped and the others wait for it: kill -CONT") == 1
+
+
+KILLED = (
+    "import sys\n"
+    "from collage_mpi.launch import LaunchPlan\n"
+    "from collage_mpi.supervise import Job\n"
+    "source = 'import os, signal, time; signal.signal(15, signal.SIG_IGN); '\n"
+    "source += 'print(os.getpid(), flush=True); time.sleep(600)'\n"
+    "Job(LaunchPlan((sys.executable, '-uc', source)), 'mpich', stop_grace_s=1.0).run()\n"
+)
+
+
+def test_when_launch_is_killed_nothing_of_the_job_stays():
+    """The launcher is asked to end and does not, as MPICH's with a rank 0 that is stopped."""
+    launch = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
+    pid = int(launch.stdout.readline())
+    pidfd = os.pidfd_open(pid)
+    launch.kill()
+    launch.wait()
+    launch.stdout.close()
+    assert select.select([pidfd], [], [], 30.0)[0]
+    os.close(pidfd)
 
 
 LAUNCHING = (

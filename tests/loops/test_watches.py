@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
 import os
 import select
 import signal
@@ -11,13 +13,17 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from collage_mpi import departure, lifeline, liveness
+from collage_mpi.lifeline import Lifeline
 from collage_mpi.liveness import ProcessId, this_process, watch_process
 from collage_mpi.lookout import Lookout
-from collage_mpi.watches import RankWatches
+from collage_mpi.watches import STRANGERS, RankWatches
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and epoll are Linux's")
 LIMIT_S = 10.0
@@ -140,6 +146,8 @@ def test_a_rank_that_ended_before_it_could_be_watched_is_lost(watches, child):
         b'{"rank": 1}',
         b"\xff",
         b"[" * 2000,
+        b'{"token": "\\ud800", "rank": 1}',
+        b'{"token": 1e400, "rank": 1}',
     ],
 )
 def test_a_stranger_is_shown_the_door(watches, greeting):
@@ -158,6 +166,166 @@ def test_a_stranger_is_shown_the_door(watches, greeting):
 
         assert until(closed)
     assert watches._lines == {}
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@example(b'{"token": "\\ud800", "rank": 1}')
+def test_no_bytes_but_those_of_one_who_knows_the_token_are_a_greeting(data):
+    assert lifeline.read_greeting(data, "a token") is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(["machine", "pid", "started"])
+
+
+@given(JSON | st.dictionaries(NAMES, JSON))
+@example({"machine": "m", "pid": 10**400, "started": 1})
+@example({"machine": "m", "pid": 1, "started": float("inf")})
+def test_whatever_a_worker_says_of_its_process_is_read_or_refused(said):
+    greeting = json.dumps({"token": "a token", "rank": 1, "process": said}).encode()
+    read = lifeline.read_greeting(greeting, "a token")
+    assert read["rank"] == 1
+    try:
+        assert watch_process(ProcessId.from_dict(read["process"])) is None
+    except (KeyError, TypeError, ValueError):
+        pass
+
+
+class Time:
+    """ns; each look takes 0.1 s."""
+
+    now_ns = 0
+
+    def __call__(self) -> int:
+        self.now_ns += 10**8
+        return self.now_ns
+
+
+@pytest.fixture
+def slow_watches():
+    found = RankWatches(4, one_host=True, clock=Time())
+    yield found
+    found.close()
+
+
+def knock(watches) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", watches.offer()["port"]), timeout=LIMIT_S)
+
+
+def closed(line: socket.socket) -> bool:
+    return bool(select.select([line], [], [], 0)[0])
+
+
+def test_who_says_nothing_is_shown_the_door(slow_watches):
+    idle = knock(slow_watches)
+    for _ in range(90):
+        slow_watches.look()
+    assert not closed(idle)
+    for _ in range(30):
+        slow_watches.look()
+    assert closed(idle)
+    assert not slow_watches._strangers
+    idle.close()
+
+
+def test_idle_connections_cannot_use_up_the_descriptors(watches):
+    idle = []
+    for _ in range(3 * STRANGERS):
+        idle.append(knock(watches))
+        watches.look()
+        watches.look()
+    assert len(watches._strangers) <= 4 + STRANGERS
+    assert closed(idle[0])
+    assert not closed(idle[-1])
+    joined(watches, 2, None).close()  # ours is let in
+    for line in idle:
+        line.close()
+
+
+def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(watches):
+    port = watches.offer()["port"]
+    lines = [joined(watches, rank, None) for rank in (1, 3)]
+    idle = knock(watches)
+    watches.look()
+    assert not watches.kill(2)
+    assert watches.look() == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
+    assert closed(idle)
+    assert not any(closed(line) for line in lines)
+    for line in (idle, *lines):
+        line.close()
+
+
+def test_the_port_closes_after_a_time_in_any_case(slow_watches):
+    port = slow_watches.offer()["port"]
+    slow_watches._clock.now_ns += 3600 * 10**9  # rank 0 was busy elsewhere: ours may be waiting
+    for _ in range(100):
+        slow_watches.look()
+    socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S).close()
+    for _ in range(3000):
+        slow_watches.look()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
+
+
+def test_without_a_descriptor_the_port_is_not_looked_at_for_a_while(slow_watches, monkeypatch):
+    """It stays readable: at every look rank 0 would try in vain."""
+    tries = []
+
+    def full(listener):
+        tries.append(listener)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    plain = slow_watches._lifeline.listener
+    listener = SimpleNamespace(accept=lambda: full(plain), fileno=plain.fileno, close=plain.close)
+    monkeypatch.setattr(slow_watches._lifeline, "listener", listener)
+    line = socket.create_connection(plain.getsockname(), timeout=LIMIT_S)
+    greeting = {"token": slow_watches._lifeline.token, "rank": 1}
+    line.sendall(json.dumps(greeting).encode())
+    until(lambda: slow_watches.look() or tries)
+    for _ in range(50):
+        slow_watches.look()
+    assert 2 <= len(tries) <= 7
+    listener.accept = plain.accept  # descriptors are free again
+    until(lambda: slow_watches.look() or 1 in slow_watches._lines)
+    line.close()
+
+
+def test_no_descriptor_to_look_at_a_process_by_is_no_end_of_it(child, monkeypatch):
+    _, name = child
+    real = liveness._started
+    none_left = OSError(errno.EMFILE, "Too many open files")
+
+    def started(pid):
+        if pid == "self":
+            return real(pid)
+        raise none_left
+
+    monkeypatch.setattr(liveness, "_started", started)
+    assert watch_process(name) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "bound"), [(None, "0.0.0.0"), ("eth7", "0.0.0.0"), ("fab0", "10.1.2.3")]
+)
+def test_on_several_hosts_the_port_is_open_on_the_device_that_was_told(monkeypatch, told, bound):
+    asked = []
+
+    def server(address, backlog):
+        asked.append(address[0])
+        return SimpleNamespace(setblocking=bool, getsockname=lambda: (address[0], 7))
+
+    addresses = {"fab0": "10.1.2.3"}
+    monkeypatch.setattr(lifeline, "_address_of", addresses.get)
+    monkeypatch.setattr(lifeline.socket, "create_server", server)
+    offer = Lifeline(3, one_host=False, interface=told).offer()
+    assert asked == [bound]
+    assert (offer["addresses"] == [bound]) == (bound != "0.0.0.0")
 
 
 @pytest.mark.parametrize("rank", [0, 4, -1, True, "1"])

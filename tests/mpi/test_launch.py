@@ -50,13 +50,14 @@ def test_a_hang_is_killed_whole_within_the_timeout(mpiexec, programs, tmp_path):
 
 
 def supervised(mpi, ranks: int, *words: object, **options) -> tuple[int, str, str]:
-    """The exit code and output of a program under launch's supervision."""
+    """The exit code and output of a program under launch's supervision, launch's own line last."""
     program = [sys.executable, *map(str, words)]
     extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
     plan = build_command(mpi, ranks, program, site_here(), environ=os.environ, extra_env=extra)
     out, err = io.StringIO(), io.StringIO()
     outcome = Job(plan, mpi.family, out=out, err=err, **options).run()
-    return exit_code(outcome, None)[0], out.getvalue(), err.getvalue()
+    code, note = exit_code(outcome, None)
+    return code, out.getvalue(), err.getvalue() + (f"{note}\n" if note else "")
 
 
 def when_there(file: Path, number: signal.Signals) -> None:
@@ -92,10 +93,14 @@ def test_an_abort_leaves_one_message(mpi, programs, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_killed_rank_ends_the_job_and_the_launcher_is_heard(mpi, programs, rank):
+def test_a_killed_rank_ends_the_job_and_what_the_launcher_says_is_told_in_a_line(
+    mpi, programs, rank
+):
     code, out, err = supervised(mpi, 3, programs / "fails.py", "kill", rank, timeout_s=40.0)
     assert code == 3  # this program never says that MPI is up
-    assert "signal 9" in out + err
+    assert "was ended by SIGKILL" in err
+    assert "BAD TERMINATION" not in out + err
+    assert "prterun" not in out + err
 
 
 def test_a_hang_ends_with_the_time_limit(mpi, programs, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mortal_jobs import Ended, run_mortal
 
+from collage_mpi import supervise
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
@@ -145,6 +146,18 @@ def test_a_stopped_rank_is_killed_or_written_off(job, apart):
     assert ("written off" if apart else "killed") in ended.said
 
 
+def test_a_job_that_is_suspended_for_longer_than_the_reply_timeout_loses_nobody(job):
+    """All ranks are stopped for 3 s: their silence meanwhile is rank 0's own."""
+    found = job("0:images:suspend:40", "--reply-timeout-s", "0.5").check()
+    assert found.manifest["lost"] == []
+
+
+def test_the_death_of_the_shell_around_a_rank_does_not_end_the_job(job):
+    ended = job("2:receive:bare:3")
+    ended.check()
+    assert told(ended) <= 1  # Open MPI's daemon takes it for the rank's
+
+
 def test_ranks_of_other_machines_are_seen_to_die_by_their_connection(job):
     ended = job("1:receive:kill:3,2:load:segv,apart")
     ended.check()
@@ -199,8 +212,35 @@ def test_when_the_launcher_dies_no_rank_is_left(job, tolerant):
     assert ended.code == INCOMPLETE
     assert "the launcher was ended by SIGKILL, and rank 0 without a word" in ended.said
     assert "the launcher was ended by SIGKILL" in ended.said
-    assert verify_run(ended.out).exit_code is ExitCode.INCOMPLETE
     job("", "--resume", *mode, tolerant=tolerant).check()
+
+
+def test_a_rank_0_that_is_stopped_for_good_ends_the_job(job, monkeypatch):
+    monkeypatch.setattr(supervise, "STILL_NOTICE_S", 0.5)
+    monkeypatch.setattr(supervise, "STILL_LIMIT_S", 2.0)
+    ended = job("0:images:stop:40")
+    assert ended.code == INCOMPLETE
+    assert "was stopped for good: the job is incomplete." in ended.said
+    job("", "--resume").check()
+
+
+@pytest.mark.parametrize("how", ["kill", "leave"])
+def test_a_rank_that_dies_under_a_plain_launch_is_told_in_one_line(job, mpi, how):
+    """MPICH ends all ranks at once, and does not say which was the first."""
+    ended = job(f"2:receive:{how}:3", tolerant=False)
+    assert ended.code == INCOMPLETE
+    assert ("a rank " if mpi.family == "mpich" else "rank 2 ") in ended.said
+    assert "the job is incomplete. Go on with the same command and --resume" in ended.said
+    assert "BAD TERMINATION" not in ended.said
+    assert "prterun" not in ended.said
+
+
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_ranks_that_are_killed_leave_nothing_in_shared_memory(job, tolerant):
+    """They note what the MPI library has there for them when rank 0 has its images."""
+    ended = job("0:images:orphan:40,2:load:note_memory", tolerant=tolerant)
+    (files,) = [file.read_text().split() for file in ended.folder.glob("*.shm")]
+    assert not [file for file in files if Path(file).exists()]
 
 
 def test_abort_ends_the_job_resumably(job):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.banners import BannerFilter
+from collage_mpi.banners import BannerFilter, Death, death_in
 
 RULE = "-" * 74
 OPENMPI = f"""{RULE}
@@ -87,3 +87,33 @@ def test_no_line_is_ever_lost(lines):
     found = BannerFilter()
     shown = [line for given in lines for line in found.feed(given)]
     assert sorted(shown + found.finish()) == sorted(lines)
+
+
+KILLED = """prterun noticed that process rank 2 with PID 28605 on node vm exited on
+signal 9 (Killed)."""
+SEGV = MPICH.replace("Killed (signal 9)", "Segmentation fault (signal 11)")
+ORED = MPICH.replace("Killed (signal 9)", "Terminated (signal 15)")  # of SIGBUS and SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("banner", "death"),
+    [
+        (OPENMPI, Death(1, 1)),
+        (KILLED, Death(137, 2, 28605)),
+        (MPICH, Death(137)),
+        (SEGV, Death(139)),
+        (ORED, Death()),
+        (MPICH.replace("EXIT CODE: 9", "EXIT CODE: 7").replace("signal 9", "signal 7"), Death(135)),
+        ("nothing", None),
+    ],
+)
+def test_what_banners_say_of_a_death(banner, death):
+    assert death_in(banner.split("\n")) == death
+
+
+def test_a_rank_that_says_why_it_failed_is_heard():
+    found = BannerFilter()
+    found.feed("collage-mpi: rank 1 on vm cannot connect to rank 0")
+    assert not found.failed
+    found.feed("collage-mpi: rank 2 on vm (pid 7) failed:")
+    assert found.failed

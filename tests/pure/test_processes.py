@@ -7,7 +7,7 @@ from pathlib import Path
 
 from collage_mpi import __version__
 from collage_mpi.launch import mpi4py_abi
-from collage_mpi.processes import family_of, own_command
+from collage_mpi.processes import family_of, own_command, process_table
 
 # pid: (parent, session)
 TABLE = {
@@ -56,3 +56,9 @@ def test_nor_does_the_question_what_mpi4py_loads(tmp_path: Path, monkeypatch):
     (tmp_path / "mpi4py.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)
     assert mpi4py_abi() in ("mpich", "openmpi")
+
+
+def test_a_process_may_have_any_name(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_bytes(b"7 (caf\xe9) S 1 7 7")
+    assert process_table(tmp_path) == {7: (1, 7)}

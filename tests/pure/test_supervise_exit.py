@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collage_mpi.banners import Death
 from collage_mpi.supervise import (
     COMPLETE_MARKER,
     FORWARDED,
@@ -90,7 +91,9 @@ def test_every_code_is_a_documented_one(outcome, must_report):
 
 def test_a_rank_0_that_died_once_its_run_was_complete_changes_nothing(tmp_path):
     (tmp_path / COMPLETE_MARKER).write_text('{"status": "complete_with_errors"}')
-    assert exit_code(Outcome(-9, begun=True), tmp_path) == (5, None)
+    died = Outcome(9, begun=True, died=Death(137, 0))
+    said = "rank 0 was ended by SIGKILL, after the run was complete"
+    assert exit_code(died, tmp_path) == (5, said)
     earlier = marker_text(tmp_path)  # a marker of another job says nothing of this one
     assert exit_code(Outcome(-9, begun=True), tmp_path, earlier=earlier)[0] == 6
     assert exit_code(Outcome(-9), tmp_path)[0] == 3
@@ -104,3 +107,27 @@ def test_complete_needs_the_marker(tmp_path):
     (tmp_path / COMPLETE_MARKER).touch()
     assert exit_code(Outcome(0), tmp_path) == (0, None)
     assert exit_code(Outcome(5), tmp_path) == (5, None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        (
+            Outcome(9, begun=True, died=Death(137, 2)),
+            6,
+            "rank 2 was ended by SIGKILL: the ",
+        ),
+        (Outcome(7, begun=True, died=Death(3, 1, 40)), 6, "rank 1 (pid 40) has ended with code 3:"),
+        (Outcome(15, begun=True), 6, "a rank has ended without a word (the launcher's code is 15)"),
+        (Outcome(7, died=Death(135)), 3, "a rank was ended by SIGBUS (/dev/shm may be full"),
+        (Outcome(1, died=Death(1)), 1, None),  # its traceback and the banner were shown
+        (Outcome(1, begun=True, failed=True), 6, None),  # the rank has said so
+        (Outcome(-9, begun=True), 6, "the launcher was ended by SIGKILL"),
+        (Outcome(0, stood_still=40), 6, "rank 0 (pid 40) was stopped for good"),
+    ],
+)
+def test_a_rank_that_dies_is_named_in_a_line_of_ours(outcome, code, said):
+    found, note = exit_code(outcome, None)
+    assert found == code
+    assert (note is None) == (said is None)
+    assert said is None or note.startswith(said)

@@ -170,3 +170,8 @@ def test_status_is_wanted_only_when_asked():
     assert topology.status_word({topology.STATUS_VARIABLE: "a1"}) == "a1"
     assert topology.status_word({topology.STATUS_VARIABLE: ""}) is None
     assert topology.status_word({}) is None
+
+
+def test_the_device_that_mpi_was_told_to_use():
+    assert topology.told_interface({"HYDRA_IFACE": "ib0"}) == "ib0"
+    assert topology.told_interface({"HYDRA_IFACE": ""}) is None

@@ -13,6 +13,7 @@ FOLDER/silences one for each rank that it finds silent.
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from collage_mpi import (
     cli,
     crew,
+    departure,
     liveness,
     loading,
     losses,
@@ -33,6 +35,19 @@ from collage_mpi.topology import launcher_rank
 
 FOLDER, DEATHS, ARGUMENTS = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
 RANK = launcher_rank()
+
+
+def ranks():
+    """The processes of this job's ranks on this machine."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended while we looked
+        if words[1:3] == [sys.argv[0].encode(), str(FOLDER).encode()]:
+            found.append(int(file.parent.name))
+    return found
 
 
 # ---- ways ---------------------------------------------------------------------
@@ -66,6 +81,24 @@ def orphan():
     while Path(f"/proc/{pid}/comm").read_text().strip() not in ("mpiexec", "mpirun", "prterun"):
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(pid, signal.SIGKILL)
+
+
+def note_memory():
+    """Nobody dies: FOLDER/RANK.shm holds the files of the MPI library in shared memory."""
+    files = departure.shared_memory(Path("/proc/self/maps"))
+    Path(FOLDER, f"{RANK}.shm").write_text("\n".join(map(str, files)))
+
+
+def bare():
+    """The shell around this rank dies, not this rank."""
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
+def suspend():
+    """All ranks are stopped for a while, as `scontrol suspend` does; this one wakes first."""
+    pids = " ".join(map(str, ranks()))
+    stop = f"kill -STOP {pids}; sleep 3; kill -CONT {os.getpid()}; sleep 0.3; kill -CONT {pids}"
+    subprocess.Popen(["sh", "-c", stop], start_new_session=True)
 
 
 def throw():
