@@ -166,7 +166,7 @@ def draw(points: Sequence[Point], out: Path) -> None:
 
     A colour a side, a line along its frontier, presets by their names; a yolo head is hollow.
     """
-    from collage_mpi.plot_style import STYLE, pyplot, save
+    from collage_mpi.figures.style import STYLE, pyplot, save
 
     plt = pyplot()
     panels = {
@@ -188,7 +188,7 @@ def draw(points: Sequence[Point], out: Path) -> None:
 
 def _panel(ax: Any, points: Sequence[Point]) -> None:
     """The points of one panel."""
-    from collage_mpi.plot_style import COLOURS, MARKERS
+    from collage_mpi.figures.style import COLOURS, MARKERS
 
     for side in sorted({p.side for p in points}):
         mine = [p for p in points if p.side == side]

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from collage_mpi.encode import Encoder
-from collage_mpi.grid import Grid
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.shards.cells import add_cells
 

@@ -19,9 +19,9 @@ from importlib.resources import files
 
 import numpy as np
 
-from collage_mpi.encode import Encoder
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError
-from collage_mpi.grid import Grid
 from collage_mpi.models import NetworkInfo, Predictor, Tuning, describe, load_predictor
 from collage_mpi.shards import ShardSet
 

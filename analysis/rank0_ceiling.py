@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from collage_mpi.bench import BenchSettings
-from collage_mpi.encode import Encoder
-from collage_mpi.pictures import Fit
+from collage_mpi.bench.report import BenchSettings
+from collage_mpi.encoding.collage import Encoder
 from collage_mpi.shards import CellMaker, ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.cells import add_cells
 from collage_mpi.shards.encoded import EncodedWriter
+from collage_mpi.shards.pictures import Fit
 
 IMAGES = {28: 9_000, 224: 450}
 REPEATS = 5

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collage_mpi.api import run
-    from collage_mpi.config import RunSettings
     from collage_mpi.results import read_results
+    from collage_mpi.settings.run_settings import RunSettings
 
 __version__ = "0.1.0.dev0"
 
 _PUBLIC = {
-    "RunSettings": "collage_mpi.config",
+    "RunSettings": "collage_mpi.settings.run_settings",
     "launch_run": "collage_mpi.api",
     "read_results": "collage_mpi.results",
     "run": "collage_mpi.api",

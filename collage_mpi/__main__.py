@@ -10,7 +10,7 @@ def main() -> int:
     """
     try:
         from collage_mpi.cli import main as command
-        from collage_mpi.departure import leave_world
+        from collage_mpi.system.hard_exit import leave_world
     except KeyboardInterrupt:
         print("collage-mpi: interrupted", file=sys.stderr)
         return 130

@@ -6,8 +6,8 @@ Does not know: how a job is run (session and world do).
 
 from __future__ import annotations
 
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.settings.run_settings import RunSettings
 
 
 def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = False) -> ExitCode:
@@ -30,11 +30,11 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
     Raises:
         UsageError: a second call in a world that outlives lost ranks.
     """
-    from collage_mpi import departure
-    from collage_mpi.session import run_session
-    from collage_mpi.world import run_world
+    from collage_mpi.job.main import run_world
+    from collage_mpi.job.session import run_session
+    from collage_mpi.system import hard_exit
 
-    if departure.armed():
+    if hard_exit.armed():
         raise UsageError(
             "collage_mpi.run was called a second time where a launch with --on-rank-loss continue "
             "allows for one: launch the second run anew, or leave the flag out"
@@ -78,7 +78,7 @@ def launch_run(
         EnvironmentFault: no fitting MPI, or this process is a rank itself.
     """
     from collage_mpi.commands.launch import launch_ranks
-    from collage_mpi.settings_file import flags_of
+    from collage_mpi.settings.files import flags_of
 
     settings.require_inputs()
     code = launch_ranks(

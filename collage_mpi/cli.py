@@ -17,11 +17,11 @@ from importlib import import_module
 from typing import TextIO
 
 from collage_mpi import __version__
-from collage_mpi.departure import leave_if_armed
 from collage_mpi.errors import CollageError, ExitCode, fault_of
-from collage_mpi.outlet import Outlet, abandon
-from collage_mpi.printable import printable
-from collage_mpi.topology import telling_rank
+from collage_mpi.system.environment import telling_rank
+from collage_mpi.system.hard_exit import leave_if_armed
+from collage_mpi.system.printable import printable
+from collage_mpi.system.safe_stream import Outlet, abandon
 
 # name -> (module below collage_mpi.commands, line in --help)
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi.launch import Mpi, build_command, find_mpi, site_here
-from collage_mpi.processes import end_family
+from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
+from collage_mpi.system.process_tree import end_family
 
 # Only a hang takes so long: the ranks of a job started in 40 s on cores that five others shared.
 RANKS_LIMIT_S = 120.0

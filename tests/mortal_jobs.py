@@ -13,10 +13,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from collage_mpi.launch import Mpi, build_command, site_here
-from collage_mpi.processes import process_table
-from collage_mpi.supervise import Job, exit_code
-from collage_mpi.topology import STATUS_VARIABLE
+from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
+from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.process_tree import process_table
 
 MORTAL = Path(__file__).parent / "mpi" / "programs" / "mortal.py"
 LIMIT_S = 120.0  # a hang; on an idle machine a job takes 3 s

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.bench import WORLDS, BenchSettings, full_report, render
+from collage_mpi.bench.report import WORLDS, BenchSettings, full_report, render
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
-from collage_mpi.topology import launcher_size
+from collage_mpi.system.environment import launcher_size
 
 MPIS = ("auto", "mpich", "openmpi", "intel")
 
@@ -62,8 +62,8 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _costs(args: argparse.Namespace) -> int:
-    from collage_mpi.costs import costs_of, save_costs
     from collage_mpi.results import read_results
+    from collage_mpi.simulation.costs import costs_of, save_costs
 
     run = read_results(args.run)
     costs = costs_of(run)
@@ -114,9 +114,9 @@ def _check_size(size: int) -> None:
 
 
 def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
-    from collage_mpi.bench_loops import bench_world
-    from collage_mpi.progress import report_exit
-    from collage_mpi.transport import guarded, open_world
+    from collage_mpi.bench.job_loop import bench_world
+    from collage_mpi.mpi.transport import guarded, open_world
+    from collage_mpi.system.progress import report_exit
 
     comm, mpi = open_world()
     size, launched = comm.Get_size(), launcher_size()

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.demo import GROUPS, RANKS, check_before, run_all, tell_and_draw
-from collage_mpi.topology import launcher_size
+from collage_mpi.experiments.demo import GROUPS, RANKS, check_before, run_all, tell_and_draw
+from collage_mpi.system.environment import launcher_size
 
 if TYPE_CHECKING:
-    from collage_mpi.crew import Crew
+    from collage_mpi.job.worker_group import Crew
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _as_ranks(args: argparse.Namespace) -> int:
-    from collage_mpi.world import run_world
+    from collage_mpi.job.main import run_world
 
     def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
         return run_all(Path(args.out), args.device, crew, stop_reason, args.groups)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.scheduler.schemes import PLACEMENTS, SCHEMES
-from collage_mpi.shipped import file_argument
+from collage_mpi.settings.shipped import file_argument
 
 if TYPE_CHECKING:
     from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Look, say, and tell by the exit code whether anything is bad."""
     from collage_mpi.doctor.facts import OF_THE_WORLD, Wanted
-    from collage_mpi.topology import launcher_rank, launcher_size
+    from collage_mpi.system.environment import launcher_rank, launcher_size
 
     if args.ranks is not None and args.ranks < 1:
         raise UsageError(f"-n {args.ranks}: at least 1 rank")
@@ -85,7 +85,7 @@ class Doctor:
         """Everything, in the order of the screen."""
         from collage_mpi import __version__
         from collage_mpi.doctor.ranks import open_meeting
-        from collage_mpi.topology import launcher_size
+        from collage_mpi.system.environment import launcher_size
 
         if self._screen:
             self._screen.line(f"collage-mpi {__version__} doctor on {socket.gethostname()}")
@@ -98,7 +98,7 @@ class Doctor:
     def _look(self, meeting: Meeting | None = None) -> int:
         from collage_mpi.doctor.examine import examine
         from collage_mpi.doctor.gather import gather
-        from collage_mpi.progress import report_exit
+        from collage_mpi.system.progress import report_exit
 
         world = meeting.gather() if meeting else None
         facts = gather(self._wanted, self._args.out, self._args.shards)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.info import class_mismatch
-from collage_mpi.progress import advancing
-from collage_mpi.shipped import file_argument, path_argument
+from collage_mpi.settings.shipped import file_argument, path_argument
+from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,8 +223,8 @@ def _answers(
     """kind -> n answers, and (n,) labels: the same images in the same order."""
     import numpy as np
 
-    from collage_mpi.decode import decode
-    from collage_mpi.grid import Grid
+    from collage_mpi.encoding.decode import decode
+    from collage_mpi.encoding.grid import Grid
     from collage_mpi.training.answers import save_answers
     from collage_mpi.training.measure import predict_collage, predict_parity, single_scores
 

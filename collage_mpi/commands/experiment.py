@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.topology import allowed_cores, launcher_size
+from collage_mpi.system.environment import allowed_cores, launcher_size
 
 if TYPE_CHECKING:
-    from collage_mpi.crew import Crew
-    from collage_mpi.experiment import Experiment, Point
+    from collage_mpi.experiments.spec import Experiment, Point
+    from collage_mpi.job.worker_group import Crew
 
 _GOES_ON = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """List, tabulate, or run what is not done yet."""
-    from collage_mpi.experiment import parse_indices, read_experiment
+    from collage_mpi.experiments.spec import parse_indices, read_experiment
 
     experiment = read_experiment(args.file, args.sets)
     if args.list:
@@ -85,7 +85,7 @@ def _list(experiment: Experiment) -> int:
 
 
 def _table(experiment: Experiment, out: Path) -> int:
-    from collage_mpi.experiment_table import write_tables
+    from collage_mpi.experiments.table import write_tables
 
     found = write_tables(experiment, out)
     print(f"wrote {found.table}: {found.runs} of {len(experiment.points)} runs")
@@ -98,8 +98,8 @@ def _table(experiment: Experiment, out: Path) -> int:
 
 
 def _as_ranks(experiment: Experiment, points: Sequence[Point], out: Path) -> int:
-    from collage_mpi.experiment_runs import run_points
-    from collage_mpi.world import run_world
+    from collage_mpi.experiments.runner import run_points
+    from collage_mpi.job.main import run_world
 
     if experiment.how != "run":
         raise UsageError(f"how = {experiment.how!r} needs no ranks: leave out the launcher")
@@ -113,8 +113,8 @@ def _as_ranks(experiment: Experiment, points: Sequence[Point], out: Path) -> int
 def _by_hand(args: argparse.Namespace, experiment: Experiment, points: Sequence[Point]) -> int:
     """Start ranks for the points that are not done, as few times as the world sizes allow."""
     from collage_mpi.commands.launch import launch_ranks
-    from collage_mpi.experiment import format_indices
-    from collage_mpi.experiment_runs import DONE, check_plans, launches, simulate_points, state
+    from collage_mpi.experiments.runner import DONE, check_plans, launches, simulate_points, state
+    from collage_mpi.experiments.spec import format_indices
 
     todo = [point for point in points if state(point, args.out) != DONE]
     if len(todo) < len(points):

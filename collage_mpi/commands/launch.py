@@ -19,7 +19,7 @@ from collage_mpi.cli import COMMANDS, build_parser
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    from collage_mpi.launch import LaunchPlan
+    from collage_mpi.launch.mpiexec import LaunchPlan
 
 WORLD_COMMANDS = ("run", "demo", "experiment")  # a coordinator and workers
 START_LIMIT_S = 600.0  # until MPI is up on all ranks: imports from a cold, shared file system
@@ -97,7 +97,7 @@ def launch_ranks(
         ranks: world size.
         words: a command and its arguments, e.g. ("run", "--shards", "DIR"), or a Python script
             and its arguments.
-        mpi: "auto" or a family of `collage_mpi.launch.FAMILIES`.
+        mpi: "auto" or a family of `collage_mpi.launch.mpiexec.FAMILIES`.
         mpiexec: launcher to use; None to look for one.
         timeout_s: None for no limit.
         dry_run: print the line, run nothing.
@@ -107,9 +107,9 @@ def launch_ranks(
         UsageError: nothing to run, not a command, or ranks < 1.
         EnvironmentFault: no fitting MPI, or this process is a rank already.
     """
-    from collage_mpi.launch import build_command, find_mpi, site_here
-    from collage_mpi.processes import own_command
-    from collage_mpi.topology import STATUS_VARIABLE
+    from collage_mpi.launch.mpiexec import build_command, find_mpi, site_here
+    from collage_mpi.system.environment import STATUS_VARIABLE
+    from collage_mpi.system.process_tree import own_command
 
     _check_words(words)
     _check_not_a_rank()
@@ -141,7 +141,13 @@ def _follow(
     fault_tolerant: bool,
 ) -> int:
     """Run the plan to its end, once more if its start hung; the exit code."""
-    from collage_mpi.supervise import LEAVE_GRACE_S, Job, exit_code, marker_text, script_code
+    from collage_mpi.launch.supervisor import (
+        LEAVE_GRACE_S,
+        Job,
+        exit_code,
+        marker_text,
+        script_code,
+    )
 
     out = output_folder(words)
     earlier = marker_text(out)
@@ -206,7 +212,7 @@ def _settings_of(file: str | None, words: Sequence[str]) -> Mapping[str, Any]:
         if (out / MANIFEST).exists():
             found |= read_manifest(out).get("settings") or {}
     if file is not None:
-        from collage_mpi.settings_file import read_settings_file
+        from collage_mpi.settings.files import read_settings_file
 
         found |= read_settings_file(Path(file))
     return found
@@ -241,7 +247,7 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _check_not_a_rank() -> None:
-    from collage_mpi.topology import launcher_rank, launcher_size
+    from collage_mpi.system.environment import launcher_rank, launcher_size
 
     size = launcher_size() or 1
     if size > 1:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.errors import UsageError
 
 if TYPE_CHECKING:
-    from collage_mpi.points_file import Row
+    from collage_mpi.figures.points_csv import Row
     from collage_mpi.results import Results
 
 FLOOR = "what is below 1 ms is drawn at 1"
@@ -74,7 +74,7 @@ def _cdf_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _cdf(args: argparse.Namespace) -> Sequence[Path]:
     """The runs overlaid, and the table of them; the first is the baseline of all ratios."""
-    from collage_mpi.plots import plot_latency_cdf
+    from collage_mpi.figures.latency_cdf import plot_latency_cdf
     from collage_mpi.results import compare, read_results, render_comparison
 
     runs = [read_results(path) for path in args.runs]
@@ -93,9 +93,9 @@ def _timeline_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _timeline(args: argparse.Namespace) -> Sequence[Path]:
-    from collage_mpi.plots_timeline import plot_timeline
+    from collage_mpi.figures.timeline import plot_timeline
     from collage_mpi.results import read_results
-    from collage_mpi.timeline import make_timeline, write_trace
+    from collage_mpi.results.timeline import make_timeline, write_trace
 
     run = read_results(args.run)
     first, last = parse_groups(args.groups)
@@ -132,7 +132,7 @@ def _throughput_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _throughput(args: argparse.Namespace) -> Sequence[Path]:
     """A line a scheme and mode, a point a batch size, repeats as medians; and the table."""
-    from collage_mpi.plots_throughput import batch_points, plot_throughput, render_batches
+    from collage_mpi.figures.throughput import batch_points, plot_throughput, render_batches
     from collage_mpi.results import read_results
     from collage_mpi.results.manifest import MANIFEST
 
@@ -175,8 +175,8 @@ def _points_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _points(args: argparse.Namespace) -> Sequence[Path]:
-    from collage_mpi.plots_points import plot_against_ranks, plot_frontier, plot_heat
-    from collage_mpi.points_file import choose, read_points
+    from collage_mpi.figures.points import plot_against_ranks, plot_frontier, plot_heat
+    from collage_mpi.figures.points_csv import choose, read_points
 
     rows = choose(read_points(args.points), args.where)
     if args.kind == "heat":

@@ -20,10 +20,10 @@ from collage_mpi.commands import prep_hdf5, prep_pictures, prep_shards
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    from collage_mpi.pictures import Fit
     from collage_mpi.prep.arrays import PixelRows
     from collage_mpi.prep.reshard import ShardRows
     from collage_mpi.shards import ShardWriter
+    from collage_mpi.shards.pictures import Fit
 
 ROWS_PER_SHARD = 10_000
 BATCH = 1_000
@@ -138,8 +138,8 @@ def read_table(args: argparse.Namespace) -> Table:
         UsageError: a number or name that cannot work.
         DataFault: files that are damaged or do not fit together.
     """
-    from collage_mpi.idx import read_idx
     from collage_mpi.prep.arrays import squeezed
+    from collage_mpi.prep.idx import read_idx
     from collage_mpi.shards.schema import label_problem
 
     names = class_names(args)

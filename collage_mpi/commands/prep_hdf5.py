@@ -18,8 +18,8 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     from collage_mpi.commands.prep import Table
-    from collage_mpi.pictures import Fit
     from collage_mpi.shards.foreign import Layout, Told
+    from collage_mpi.shards.pictures import Fit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +127,6 @@ def _table(args: argparse.Namespace, file: Any, layout: Layout, elsewhere: bool)
 
 
 def _fit(args: argparse.Namespace, channels: int) -> Fit | None:
-    from collage_mpi.pictures import Fit
+    from collage_mpi.shards.pictures import Fit
 
     return None if args.size is None else Fit(args.size, args.fit, None, channels)

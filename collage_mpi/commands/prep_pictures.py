@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.cli import tell
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.progress import advancing
+from collage_mpi.system.progress import advancing
 
 IN_OUT = ("in", "out")
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal
@@ -100,7 +100,7 @@ def execute(args: argparse.Namespace) -> int:
     """Make this process's shards; 0, or 5 if pictures were left out."""
     from collage_mpi.prep.plan import clear_strangers, plan_shards
     from collage_mpi.prep.pool import make_shards
-    from collage_mpi.topology import launcher_rank, launcher_size
+    from collage_mpi.system.environment import launcher_rank, launcher_size
 
     rank, size = launcher_rank() or 0, launcher_size() or 1
     recipe, listing = _recipe(args), _listing(args)
@@ -120,8 +120,8 @@ def execute(args: argparse.Namespace) -> int:
 
 def _recipe(args: argparse.Namespace) -> Recipe:
     from collage_mpi.commands.prep import check_prefix
-    from collage_mpi.pictures import Fit
     from collage_mpi.prep.plan import Recipe
+    from collage_mpi.shards.pictures import Fit
 
     check_prefix(args.prefix)
     given = args.root if args.kind == "images" else args.tars[0]
@@ -149,7 +149,7 @@ def _listing(args: argparse.Namespace) -> Listing:
 
 
 def _workers(args: argparse.Namespace) -> int:
-    from collage_mpi.topology import launcher_size, local_size, threads_per_rank
+    from collage_mpi.system.environment import launcher_size, local_size, threads_per_rank
 
     if args.workers is None:
         return threads_per_rank(local_size() or launcher_size() or 1)

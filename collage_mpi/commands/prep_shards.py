@@ -17,8 +17,8 @@ from collage_mpi.errors import DataFault, UsageError
 
 if TYPE_CHECKING:
     from collage_mpi.commands.prep import Table
-    from collage_mpi.pictures import Fit
     from collage_mpi.shards import ShardSet
+    from collage_mpi.shards.pictures import Fit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +67,8 @@ def table_of(args: argparse.Namespace) -> Iterator[Table]:
 
 
 def _fit(args: argparse.Namespace, paths: list[Path]) -> Fit | None:
-    from collage_mpi.pictures import Fit
     from collage_mpi.shards import inspect_shard
+    from collage_mpi.shards.pictures import Fit
 
     if args.size is None:
         if args.channels is not None:

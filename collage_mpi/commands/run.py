@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import ExitCode
-from collage_mpi.settings_file import add_setting_flags, given_settings
+from collage_mpi.settings.files import add_setting_flags, given_settings
+from collage_mpi.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
-    from collage_mpi.crew import Crew
+    from collage_mpi.job.worker_group import Crew
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +43,10 @@ def execute(args: argparse.Namespace) -> int:
     given, source = given_settings(args)
     resume = args.resume or args.retry_errors
     settings = None if resume else RunSettings.from_mapping(given, source)
-    from collage_mpi.world import run_world
+    from collage_mpi.job.main import run_world
 
     def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
-        from collage_mpi.resume import resumed_settings
+        from collage_mpi.job.resume import resumed_settings
 
         found = settings or resumed_settings(given, source, crew.transport.size)
         return run_and_tell(found, crew, stop_reason, resume=resume, retry_errors=args.retry_errors)
@@ -63,9 +63,9 @@ def run_and_tell(
     retry_errors: bool = False,
 ) -> int:
     """One session on rank 0, its summary printed and saved as summary.json."""
+    from collage_mpi.job.session import run_session
     from collage_mpi.results import read_results, render_summary, summarise
     from collage_mpi.results.manifest import COMPLETE
-    from collage_mpi.session import run_session
 
     outcome = run_session(
         settings, crew, resume=resume, retry_errors=retry_errors, stop_reason=stop_reason

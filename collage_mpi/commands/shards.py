@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, ExitCode, UsageError
-from collage_mpi.printable import say
-from collage_mpi.shipped import path_argument
+from collage_mpi.settings.shipped import path_argument
+from collage_mpi.system.printable import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,8 +102,8 @@ def _tell_layout(layout: dict[str, Any], path: Path) -> None:
 
 def add_cells_to(path: Path, out: Path, px: int) -> None:
     """Write a copy with cells and say so. Raises UsageError, DataFault, EnvironmentFault."""
-    from collage_mpi.encode import Encoder
-    from collage_mpi.grid import MIN_SIDE, Grid
+    from collage_mpi.encoding.collage import Encoder
+    from collage_mpi.encoding.grid import MIN_SIDE, Grid
     from collage_mpi.shards import inspect_shard
     from collage_mpi.shards.cells import add_cells
 

@@ -11,15 +11,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
-from collage_mpi.settings_file import add_setting_flags, settings_from_args
-from collage_mpi.shipped import file_argument
+from collage_mpi.settings.files import add_setting_flags, settings_from_args
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.shipped import file_argument
 
 if TYPE_CHECKING:
-    from collage_mpi.costs import Costs
     from collage_mpi.results import Results
-    from collage_mpi.simulate_runs import Job
+    from collage_mpi.simulation.costs import Costs
+    from collage_mpi.simulation.runs import Job
 
 COSTS = {
     "receive": "us that taking an answer occupies rank 0 (default: 60)",
@@ -74,14 +74,14 @@ def execute(args: argparse.Namespace) -> int:
     if args.seeds:
         return _seeds(args, job)
     from collage_mpi.results import render_summary
-    from collage_mpi.simulate_runs import run_job
+    from collage_mpi.simulation.runs import run_job
 
     print(render_summary(run_job(job)))
     return 0
 
 
 def _job(args: argparse.Namespace) -> Job:
-    from collage_mpi.simulate_runs import Job
+    from collage_mpi.simulation.runs import Job
 
     settings = settings_from_args(args)
     if not settings.out and not args.summary_only:
@@ -99,7 +99,7 @@ def _images(args: argparse.Namespace) -> int:
 
 def _costs(args: argparse.Namespace, run: Results | None = None) -> Costs:
     """Those of --costs, of the run that is simulated, or the defaults; flags win."""
-    from collage_mpi.costs import Costs, costs_of, read_costs
+    from collage_mpi.simulation.costs import Costs, costs_of, read_costs
 
     if args.costs:
         costs = read_costs(Path(args.costs))
@@ -115,8 +115,8 @@ def _costs(args: argparse.Namespace, run: Results | None = None) -> Costs:
 
 def _like(args: argparse.Namespace) -> int:
     from collage_mpi.results import read_results, summarise
-    from collage_mpi.simulate_report import compare, render_comparison
-    from collage_mpi.simulate_runs import like, run_job
+    from collage_mpi.simulation.report import compare, render_comparison
+    from collage_mpi.simulation.runs import like, run_job
 
     for flag in ("seeds", "settings"):
         if getattr(args, flag):
@@ -139,9 +139,9 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _seeds(args: argparse.Namespace, job: Job) -> int:
-    from collage_mpi.simulate_report import render_seeds, seed_row, write_seeds
-    from collage_mpi.simulate_runs import check_job, run_jobs, with_seed
-    from collage_mpi.topology import allowed_cores
+    from collage_mpi.simulation.report import render_seeds, seed_row, write_seeds
+    from collage_mpi.simulation.runs import check_job, run_jobs, with_seed
+    from collage_mpi.system.environment import allowed_cores
 
     seeds = parse_seeds(args.seeds)
     out = Path(job.settings.out) if job.settings.out else None
@@ -170,6 +170,6 @@ def _in_a_line(row: dict[str, Any]) -> str:
 
 def parse_seeds(text: str) -> list[int]:
     """Read "0-23", "7" or "0-3,9" as seeds, ascending. Raises UsageError when it is none."""
-    from collage_mpi.experiment import parse_numbers
+    from collage_mpi.experiments.spec import parse_numbers
 
     return parse_numbers(text, MOST_SEEDS, "--seeds", f"seeds are 0 to {MOST_SEEDS - 1}")

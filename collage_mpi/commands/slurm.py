@@ -1,7 +1,7 @@
 """`collage-mpi slurm render KIND`: a job script from settings, so that nobody edits one.
 
 Owns: the flags and where the script goes.
-Does not know: what is in a script (collage_mpi.slurm).
+Does not know: what is in a script (collage_mpi.slurm.job_script).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collage_mpi.errors import EnvironmentFault
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`render`, with a flag for every setting."""
-    from collage_mpi.slurm import KINDS, SlurmSettings
+    from collage_mpi.slurm.job_script import KINDS, SlurmSettings
 
     kinds = parser.add_subparsers(dest="action", metavar="render", required=True)
     child = kinds.add_parser("render", help="print a job script")
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the script, or write it."""
-    from collage_mpi.settings_file import read_settings_file
-    from collage_mpi.slurm import SlurmSettings, render
+    from collage_mpi.settings.files import read_settings_file
+    from collage_mpi.slurm.job_script import SlurmSettings, render
 
     known = {spec.name for spec in dataclasses.fields(SlurmSettings)}
     values = read_settings_file(args.settings) if args.settings else {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from collage_mpi.fitting import Fit
+    from collage_mpi.workload.fitting import Fit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def execute(args: argparse.Namespace) -> int:
 def _record(args: argparse.Namespace) -> int:
     from collage_mpi.errors import UsageError
     from collage_mpi.results import read_results
-    from collage_mpi.traces import record_trace, save_trace
+    from collage_mpi.workload.trace import record_trace, save_trace
 
     if not args.out.endswith(".npy"):
         raise UsageError(f"--out {args.out}: a trace is a .npy file")
@@ -66,8 +66,8 @@ def _record(args: argparse.Namespace) -> int:
 
 def _fit(args: argparse.Namespace) -> int:
     from collage_mpi.errors import UsageError
-    from collage_mpi.fitting import fit_trace
-    from collage_mpi.traces import load_trace
+    from collage_mpi.workload.fitting import fit_trace
+    from collage_mpi.workload.trace import load_trace
 
     times_s = load_trace(args.file)
     if args.row is not None:

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.decode import SUMMED
-from collage_mpi.encode_parity import ENCODERS
+from collage_mpi.encoding.decode import SUMMED
+from collage_mpi.encoding.stripe import ENCODERS
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.models.presets import (
     BY_SIDE,
@@ -24,7 +24,7 @@ from collage_mpi.models.presets import (
     REFERENCE_COLLAGE_PX,
     preset,
 )
-from collage_mpi.shipped import path_argument
+from collage_mpi.settings.shipped import path_argument
 
 if TYPE_CHECKING:
     from collage_mpi.models.architecture import Architecture
@@ -217,7 +217,7 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
 
 def _worth(kind: str, metadata: dict[str, Any]) -> str:
     """What the validation part said of a network, and why where it said nothing."""
-    from collage_mpi.statistics import wilson_interval
+    from collage_mpi.results.statistics import wilson_interval
     from collage_mpi.training.finish import MIN_FOR_TEMPERATURE
 
     training = metadata["training"]

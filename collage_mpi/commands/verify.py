@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.printable import say
+from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
     from collage_mpi.results.verify import VerifyReport

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Gpus
-from collage_mpi.topology import visible_entries
+from collage_mpi.system.environment import visible_entries
 
 
 def check_gpus(facts: Facts) -> Iterator[Finding]:

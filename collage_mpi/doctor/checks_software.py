@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, MpiFacts, Package, Wanted
-from collage_mpi.launch import Mpi
+from collage_mpi.launch.mpiexec import Mpi
 
 SRUN_LINES = "srun --mpi=pmi2 ... (MPICH) or srun --mpi=pmix ... (Open MPI)"
 INSTALL_MPI = (

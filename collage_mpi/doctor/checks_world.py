@@ -26,12 +26,12 @@ from collage_mpi.doctor.facts import (
     counted,
 )
 from collage_mpi.doctor.rankmap import numbers_text
+from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import CollageError
-from collage_mpi.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.placement import Placement
+from collage_mpi.settings.placement import Placement
 
 if TYPE_CHECKING:
-    from collage_mpi.config import RunSettings
+    from collage_mpi.settings.run_settings import RunSettings
 
 # What MPI prints when ranks do not start, what that means, and the fix; first match wins.
 _TELLTALES = (
@@ -158,7 +158,7 @@ def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int
 
 def _settings(wanted: Wanted, **numbers: int) -> RunSettings:
     """Those of `run` that decide which ranks there are. Raises UsageError as they do."""
-    from collage_mpi.config import RunSettings  # needs numpy, as ranks that meet do
+    from collage_mpi.settings.run_settings import RunSettings  # needs numpy, as ranks that meet do
 
     given = {name: getattr(wanted, name) for name in OF_THE_WORLD}
     return RunSettings.from_mapping({k: v for k, v in given.items() if v is not None} | numbers)

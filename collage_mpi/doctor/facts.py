@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from collage_mpi.launch import Mpi
+from collage_mpi.launch.mpiexec import Mpi
 
 OK, WARN, BAD = "ok", "warn", "bad"
 

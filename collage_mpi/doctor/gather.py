@@ -38,9 +38,8 @@ from collage_mpi.doctor.facts import (
     Wanted,
 )
 from collage_mpi.doctor.folder import free_bytes, scratch_in
-from collage_mpi.launch import THREAD_VARIABLES, Mpi, inspect_launcher, launcher_candidates
-from collage_mpi.processes import own_command
-from collage_mpi.topology import (
+from collage_mpi.launch.mpiexec import THREAD_VARIABLES, Mpi, inspect_launcher, launcher_candidates
+from collage_mpi.system.environment import (
     VISIBLE_VARIABLES,
     allocated_hosts,
     allowed_cores,
@@ -48,6 +47,7 @@ from collage_mpi.topology import (
     launcher_size,
     local_size,
 )
+from collage_mpi.system.process_tree import own_command
 
 PACKAGES = ("numpy", "h5py", "mpi4py", "torch", "pillow", "safetensors", "rich")
 PROBE_LIMIT_S = 60.0  # torch from a cold network file system

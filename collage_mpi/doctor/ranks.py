@@ -25,7 +25,7 @@ from collage_mpi.doctor.facts import MpiFacts, Rank, Wanted, World
 from collage_mpi.doctor.gather import library_of, probe, started_by
 from collage_mpi.doctor.rankmap import numbers_text
 from collage_mpi.errors import EnvironmentFault, ExitCode
-from collage_mpi.topology import (
+from collage_mpi.system.environment import (
     allowed_cores,
     assign_device,
     launcher_rank,
@@ -105,7 +105,7 @@ class Meeting:
         Raises:
             ImportError, RuntimeError: MPI cannot be loaded (then `answer` says why).
         """
-        from collage_mpi.transport import PendingSends, open_world
+        from collage_mpi.mpi.transport import PendingSends, open_world
 
         signal.alarm(START_LIMIT_S)  # the process dies of it: nothing else ends MPI_Init
         self._comm, self._mpi = open_world()
@@ -117,7 +117,7 @@ class Meeting:
 
     def guard(self, body: Callable[[], int]) -> int:
         """Run `body`; an exception ends the whole world, which would wait for us else."""
-        from collage_mpi.transport import guarded
+        from collage_mpi.mpi.transport import guarded
 
         return guarded(self._comm, body)
 
@@ -174,13 +174,13 @@ class Meeting:
         return said[0]
 
     def _ring(self, peer: int) -> Any:
-        from collage_mpi.protocol import TAG_CONTROL
-        from collage_mpi.transport import ReceiveRing
+        from collage_mpi.mpi.protocol import TAG_CONTROL
+        from collage_mpi.mpi.transport import ReceiveRing
 
         return ReceiveRing(self._comm, self._mpi, peer, TAG_CONTROL, REPORT_BYTES, 1)
 
     def _send(self, peer: int, content: dict[str, Any]) -> None:
-        from collage_mpi.protocol import TAG_CONTROL
+        from collage_mpi.mpi.protocol import TAG_CONTROL
 
         data = json.dumps(content).encode()
         assert len(data) <= REPORT_BYTES, len(data)
@@ -208,7 +208,7 @@ def open_meeting(wanted: Wanted) -> Meeting | None:
 
 def _until(done: Callable[[], bool], look: Callable[[], bool], limit_s: float) -> bool:
     """Look, with a back-off, until done or the time is over; whether it is done."""
-    from collage_mpi.waiting import WORKER_BACKOFF, Backoff
+    from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 
     backoff = Backoff(WORKER_BACKOFF)
     until_s = time.monotonic() + limit_s

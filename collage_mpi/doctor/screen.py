@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
 from collage_mpi.doctor.facts import BAD, OK, WARN, Finding, counted
-from collage_mpi.topology import launcher_size
+from collage_mpi.system.environment import launcher_size
 
 COLOURS = {OK: "\033[32m", WARN: "\033[33m", BAD: "\033[1;31m"}
 PLAIN = "\033[0m"

@@ -14,9 +14,9 @@ from typing import Any
 
 from collage_mpi.doctor.facts import Rank, Trial, World
 from collage_mpi.doctor.ranks import MARK
-from collage_mpi.launch import Mpi, build_command, site_here
-from collage_mpi.processes import own_command
-from collage_mpi.supervise import Job
+from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
+from collage_mpi.launch.supervisor import Job
+from collage_mpi.system.process_tree import own_command
 
 BASE_LIMIT_S, LIMIT_PER_RANK_S = 10.0, 1.0  # a rank is 0.5 s of one core
 LONGEST_LIMIT_S = 120.0

@@ -10,8 +10,8 @@ import hashlib
 
 import numpy as np
 
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
-from collage_mpi.grid import Grid
 from collage_mpi.models.info import check_kind
 
 # key -> default of "null:key=value,..."

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from collage_mpi.decode import SUMMED
-from collage_mpi.encode_parity import ENCODERS, MAX_K, MIN_K
+from collage_mpi.encoding.decode import SUMMED
+from collage_mpi.encoding.stripe import ENCODERS, MAX_K, MIN_K
 from collage_mpi.errors import DataFault, UsageError
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encode_parity import make_stripe_encoder
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.grid import Grid
 from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import KINDS, NetworkInfo
 from collage_mpi.models.parity_spec import ParitySpec
-from collage_mpi.regular import require_regular
+from collage_mpi.system.regular_file import require_regular
 
 FORMAT = "collage-mpi weights"
 VERSION = 1

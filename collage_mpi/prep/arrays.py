@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.npy import UNREADABLE
-from collage_mpi.pictures import Fit, fit_pixels
 from collage_mpi.shards.advice import range_of
 from collage_mpi.shards.check import opened
 from collage_mpi.shards.contents import ForeignFault
 from collage_mpi.shards.foreign import Layout, find_labels
 from collage_mpi.shards.hdf5 import H5_LOCK
+from collage_mpi.shards.pictures import Fit, fit_pixels
 from collage_mpi.shards.schema import CHANNELS, label_problem
+from collage_mpi.system.npy import UNREADABLE
 
 
 class PixelRows:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.pictures import SUFFIXES
+from collage_mpi.shards.pictures import SUFFIXES
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.pictures import Fit
 from collage_mpi.prep.listing import Listing, Member
+from collage_mpi.shards.pictures import Fit
 
 STORES = ("raw", "encoded")
 UNREADABLE = ("skip", "stop")

@@ -20,7 +20,7 @@ from typing import Any
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.prep.plan import ShardJob
 from collage_mpi.prep.work import ShardReport, make_shard, sweep_drafts
-from collage_mpi.processes import sheltered
+from collage_mpi.system.process_tree import sheltered
 
 LOOK_S = 0.2  # how often progress is looked at
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import UsageError
-from collage_mpi.pictures import Fit, fit_pixels, parse_fit
 from collage_mpi.shards.ids import read_ids
+from collage_mpi.shards.pictures import Fit, fit_pixels, parse_fit
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import split_part
 

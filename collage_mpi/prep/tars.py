@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.pictures import SUFFIXES
 from collage_mpi.prep.listing import Listing, Member, printable
+from collage_mpi.shards.pictures import SUFFIXES
 
 LABEL_KEYS = ("cls", "label", "class", "class_name")  # of a .json, the first that is there
 LARGEST_LABEL_BYTES = 1 << 20

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.pictures import UnreadablePicture, picture_pixels
 from collage_mpi.prep.listing import Member
 from collage_mpi.prep.plan import ShardJob, remove_shard
 from collage_mpi.shards.encoded import EncodedWriter
 from collage_mpi.shards.hdf5 import H5_LOCK, open_file
+from collage_mpi.shards.pictures import UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import read_sidecar, sha256_of
 from collage_mpi.shards.writer import ShardWriter
 

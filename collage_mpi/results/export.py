@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.results.atomic import TEMP_MARK, write_atomic
 from collage_mpi.results.manifest import MANIFEST
 from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names
 from collage_mpi.results.reader import Results
@@ -30,6 +29,7 @@ from collage_mpi.results.rows import (
     WAIT_FORMULA,
     wait_ns,
 )
+from collage_mpi.system.files import TEMP_MARK, write_atomic
 
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 # Columns of images that say something only where the mask column is true.

@@ -13,10 +13,10 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results import parts
-from collage_mpi.results.atomic import remove_leftovers
 from collage_mpi.results.manifest import OURS, Json
 from collage_mpi.results.reader import keys_of, missing_images
 from collage_mpi.results.rows import IMAGES, TABLES
+from collage_mpi.system.files import remove_leftovers
 
 
 def swept(out: Path) -> Path:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.config import NOT_OF_ROWS, RunSettings
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.printable import shown
-from collage_mpi.results.atomic import write_atomic
+from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
+from collage_mpi.system.files import write_atomic
+from collage_mpi.system.printable import shown
 
 FORMAT = "collage-mpi run"
 VERSION = 1

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.npy import UNREADABLE
-from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.rows import Table
+from collage_mpi.system.files import write_atomic
+from collage_mpi.system.npy import UNREADABLE
 
 PARTS_DIRECTORY = "parts"
 

@@ -14,9 +14,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from collage_mpi.printable import printable
 from collage_mpi.results.weak import ADVICE, weaker_by
-from collage_mpi.topology import launcher_rank
+from collage_mpi.system.environment import launcher_rank
+from collage_mpi.system.printable import printable
 
 _MOST_CLASSES = 10  # of a run without labels; all are in summary.json
 _STATISTICS = ("p50", "p95", "p99", "p99.9")

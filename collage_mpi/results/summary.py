@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.predictions import predictions
 from collage_mpi.results.reader import Results
@@ -31,7 +30,7 @@ from collage_mpi.results.rows import (
     ran_together,
     wait_ns,
 )
-from collage_mpi.statistics import (
+from collage_mpi.results.statistics import (
     PERCENTILES,
     Spread,
     describe,
@@ -39,6 +38,7 @@ from collage_mpi.statistics import (
     support_needed,
     wilson_interval,
 )
+from collage_mpi.system.files import write_atomic
 
 SUMMARY = "summary.json"
 SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded

@@ -6,7 +6,7 @@ Does not know: where the counts come from.
 
 from __future__ import annotations
 
-from collage_mpi.statistics import wilson_interval
+from collage_mpi.results.statistics import wilson_interval
 
 LARGE_GAP = 0.05  # the shipped networks are within 0.01 of the single
 ADVICE = (

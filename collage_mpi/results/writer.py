@@ -24,7 +24,6 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
-from collage_mpi.results.atomic import write_atomic
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
 from collage_mpi.results.claim import PATIENT, Claim, Patience
 from collage_mpi.results.folder import is_whole, mark_lost_rows, parts_of, read_all, swept
@@ -51,6 +50,7 @@ from collage_mpi.results.rows import (
     TASKS,
     Table,
 )
+from collage_mpi.system.files import write_atomic
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
 FLUSH_S = 10.0  # a kill costs the rows of the last ten seconds: they are done again

@@ -16,9 +16,9 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import SINGLE, Dispatch
 from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.groups import Groups
-from collage_mpi.scheduler.health import Health
 from collage_mpi.scheduler.quantiles import RunningQuantile
-from collage_mpi.scheduler.rescue import NOBODY, Rescue
+from collage_mpi.scheduler.rank_speed import Health
+from collage_mpi.scheduler.retries import NOBODY, Rescue
 from collage_mpi.scheduler.schemes import Later, Scheme
 from collage_mpi.scheduler.settings import SECOND_NS, SchedulerSettings
 from collage_mpi.scheduler.state import (

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encode import FILTER
+from collage_mpi.encoding.collage import FILTER
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, import_h5py
 from collage_mpi.shards.reader import ShardSet

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encode import FILTER
+from collage_mpi.encoding.collage import FILTER
 from collage_mpi.errors import DataFault
-from collage_mpi.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.contents import ForeignFault
 from collage_mpi.shards.foreign import Layout, is_foreign, understand
 from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
+from collage_mpi.shards.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.schema import (
     CHANNELS,
     FORMAT,

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.pictures import Fit
 from collage_mpi.shards.hdf5 import H5_LOCK, text_array
+from collage_mpi.shards.pictures import Fit
 from collage_mpi.shards.schema import row_crc32
 from collage_mpi.shards.writer import ShardWriter
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.processes import own_command, sheltered
 from collage_mpi.shards.schema import ShardInfo, split_part
+from collage_mpi.system.process_tree import own_command, sheltered
 
 CHILD_COMMAND = own_command("collage_mpi.shards.guard")
 MEMORY_BYTES = 2 << 30

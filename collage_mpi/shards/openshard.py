@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.check import opened
 from collage_mpi.shards.encoded import read_files
 from collage_mpi.shards.foreign import Layout
 from collage_mpi.shards.hdf5 import H5_LOCK, cause_of
+from collage_mpi.shards.pictures import UnreadablePicture, parse_fit, picture_pixels
 from collage_mpi.shards.schema import (
     ShardInfo,
     cells_name,
@@ -28,7 +28,7 @@ from collage_mpi.shards.schema import (
     row_crc32,
     rows_crc32,
 )
-from collage_mpi.topology import allowed_cores
+from collage_mpi.system.environment import allowed_cores
 
 MOST_DECODERS = 4  # threads; beside them are the loop, the writer and other ranks
 BAD_FILE = "checksum does not match its bytes and label"

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.pictures import Fit
 from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file, text_array
+from collage_mpi.shards.pictures import Fit
 from collage_mpi.shards.schema import (
     CHANNELS,
     FORMAT,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from collage_mpi.encode import BLANK, Encoder
-from collage_mpi.encode_parity import StripeEncoder, make_stripe_encoder
+from collage_mpi.encoding.collage import BLANK, Encoder
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.stripe import StripeEncoder, make_stripe_encoder
 from collage_mpi.errors import DataFault
-from collage_mpi.grid import Grid
 from collage_mpi.training.settings import TrainSettings
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from collage_mpi.decode import decode, decode_parity, summands
-from collage_mpi.encode import Encoder
-from collage_mpi.encode_parity import StripeEncoder, make_stripe_encoder
-from collage_mpi.grid import Grid
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.decode import decode, decode_parity, summands
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.stripe import StripeEncoder, make_stripe_encoder
 from collage_mpi.models.info import Predictor
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
-from collage_mpi.topology import TorchrunPlace, torchrun_place
+from collage_mpi.system.environment import TorchrunPlace, torchrun_place
 from collage_mpi.training.stop import TrainingStopped
 
 # A process waits so long for the others: the lead validates alone, one process a host reads.

@@ -10,7 +10,7 @@ import sys
 import time
 from types import TracebackType
 
-from collage_mpi.progress import minutes
+from collage_mpi.system.progress import minutes
 
 LINE_EVERY_S = 20.0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.decode import summands
+from collage_mpi.encoding.decode import summands
 from collage_mpi.errors import DataFault
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import ShardSet

@@ -18,8 +18,8 @@ from collage_mpi.errors import DataFault
 from collage_mpi.models.info import NetworkInfo, class_mismatch
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights, write_atomically
-from collage_mpi.npy import UNREADABLE_OR_GONE
-from collage_mpi.regular import require_regular
+from collage_mpi.system.npy import UNREADABLE_OR_GONE
+from collage_mpi.system.regular_file import require_regular
 from collage_mpi.training.parts import resolve_precision
 from collage_mpi.training.progress import TrainingProgress
 

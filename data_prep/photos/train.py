@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from efficientnet_lite import Net
 
-from collage_mpi.encode import Encoder
-from collage_mpi.grid import Grid
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.shards import ShardSet
 
 TAUGHT = ("trunk._blocks.15.", "trunk._conv_head.", "trunk._bn1.", "classifier.")

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from chaos_plan import SCHEMES, WEIGHTS, Round, make_round
 from chaos_round import Verdict, run_round
 
-from collage_mpi.config import RunSettings
+from collage_mpi.settings.run_settings import RunSettings
 
 
 def modes() -> tuple[str, ...]:

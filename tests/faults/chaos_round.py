@@ -25,9 +25,9 @@ import numpy as np
 from chaos_plan import OUTLIVED, ROWS, SHARDS, SIGNALS, Fault, Round
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
-from collage_mpi.processes import end_family, holders_of, process_table
 from collage_mpi.results import SOURCES, VerifyReport, read_results, verify_run
 from collage_mpi.shards import write_shard
+from collage_mpi.system.process_tree import end_family, holders_of, process_table
 
 INSIDE = Path(__file__).parent / "inside"
 CLASSES = 251

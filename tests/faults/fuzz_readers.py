@@ -20,19 +20,19 @@ import numpy as np
 from fuzz import Reader, change_json, damage
 from results_harness import make_run
 
-from collage_mpi import protocol as wire
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError
-from collage_mpi.experiment import expand, read_experiment
-from collage_mpi.idx import read_idx
+from collage_mpi.experiments.spec import expand, read_experiment
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.prep.idx import read_idx
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.rows import TABLES
 from collage_mpi.scheduler.events import Score
-from collage_mpi.settings_file import read_settings_file
-from collage_mpi.slurm import SlurmSettings, render
-from collage_mpi.traces import load_trace
+from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.slurm.job_script import SlurmSettings, render
+from collage_mpi.workload.trace import load_trace
 
 USER = (CollageError,)
 
@@ -350,12 +350,12 @@ def _bytes_of(state: Any) -> bytes:
 
 
 def _simulation(folder: Path) -> list[Reader]:
-    from collage_mpi.answers import read_answers
-    from collage_mpi.arrivals import load_times_ns
-    from collage_mpi.costs import FORMAT, VERSION, Costs, read_costs
     from collage_mpi.results.summary import SUMMARY
-    from collage_mpi.simulate_runs import LATENCIES, read_latencies_ns, read_summary
+    from collage_mpi.simulation.costs import FORMAT, VERSION, Costs, read_costs
+    from collage_mpi.simulation.replayed_answers import read_answers
+    from collage_mpi.simulation.runs import LATENCIES, read_latencies_ns, read_summary
     from collage_mpi.training.answers import save_answers
+    from collage_mpi.workload.arrivals import load_times_ns
 
     given = [(1, 0.5)] * 12
     path = folder / "a.npz"
@@ -392,8 +392,8 @@ def _pictures(folder: Path) -> list[Reader]:
 
     from PIL import Image
 
-    from collage_mpi.pictures import Fit, UnreadablePicture, picture_pixels
     from collage_mpi.prep.tars import list_tars
+    from collage_mpi.shards.pictures import Fit, UnreadablePicture, picture_pixels
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     files = []

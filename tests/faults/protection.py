@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mortal_jobs import STATUS_VARIABLE, run_mortal
 
-from collage_mpi.launch import Mpi, build_command, find_mpi, site_here
+from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
 from collage_mpi.results import read_results
 from collage_mpi.shards import write_shard
 

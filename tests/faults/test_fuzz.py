@@ -10,12 +10,12 @@ import pytest
 from fuzz import Reader, Tally, fuzz, table
 from fuzz_readers import make_readers
 
-from collage_mpi import protocol as wire
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.slurm import SlurmSettings
-from collage_mpi.traces import load_trace
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.slurm.job_script import SlurmSettings
 from collage_mpi.training.checkpoint import VERSION, load_checkpoint
+from collage_mpi.workload.trace import load_trace
 
 pytestmark = pytest.mark.faults
 FEW = 20

@@ -13,8 +13,8 @@ import pytest
 from chaos_round import environment, make_shards
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.processes import end_family
 from collage_mpi.results import read_results, verify_run
+from collage_mpi.system.process_tree import end_family
 
 pytestmark = [pytest.mark.faults, pytest.mark.mpi]
 STOP_LIMIT_S = 20.0

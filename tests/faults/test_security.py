@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from results_harness import make_run
 
-from collage_mpi import protocol as wire
 from collage_mpi.commands import prep
 from collage_mpi.errors import CollageError, ExitCode, UsageError
-from collage_mpi.experiment import expand
+from collage_mpi.experiments.spec import expand
+from collage_mpi.mpi import protocol as wire
 from collage_mpi.prep.plan import shard_paths
 from collage_mpi.results import export_run, read_results
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards import write_shard
-from collage_mpi.slurm import KINDS, SlurmSettings, render
+from collage_mpi.slurm.job_script import KINDS, SlurmSettings, render
 from collage_mpi.training.cards import card_name
 
 pytestmark = pytest.mark.faults
@@ -207,7 +207,7 @@ def test_a_directive_of_several_lines_is_refused() -> None:
 
 
 def test_the_launch_line_to_paste_is_quoted() -> None:
-    from collage_mpi.launch import LaunchPlan
+    from collage_mpi.launch.mpiexec import LaunchPlan
 
     line = LaunchPlan(("mpiexec", "a b", "$(touch pwned)"), {"X": "`id`"}).shell_line()
     assert "'a b'" in line

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi import protocol as wire
-from collage_mpi.protocol import WireResult, WireTask
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.protocol import WireResult, WireTask
+from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards.readahead import ImageRecord
-from collage_mpi.transport import Received, Sent
 
 MS = 1_000_000
 SESSION = 7

@@ -22,14 +22,15 @@ from fakes import (
     truthful,
 )
 
-from collage_mpi import protocol as wire
-from collage_mpi.coordinator import Coordinator, Ready
-from collage_mpi.encode import Encoder
-from collage_mpi.feed import Feed
-from collage_mpi.grid import Grid
-from collage_mpi.losses import Losses
-from collage_mpi.protocol import WireResult, WireTask
-from collage_mpi.recorder import Recorder
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.faults.failure_detector import Losses
+from collage_mpi.faults.process_monitor import Ended
+from collage_mpi.job.coordinator import Coordinator, Ready
+from collage_mpi.job.image_buffer import Feed
+from collage_mpi.job.recorder import Recorder
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.protocol import WireResult, WireTask
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler import (
     PolicySettings,
@@ -41,8 +42,7 @@ from collage_mpi.scheduler import (
 )
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
-from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
-from collage_mpi.watches import Ended
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 
 
 class Deaths:

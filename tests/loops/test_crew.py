@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from fakes import Clock
 
-from collage_mpi import protocol as wire
-from collage_mpi.crew import Crew
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
-from collage_mpi.transport import Gone, Received, Sent
-from collage_mpi.waiting import COORDINATOR_BACKOFF, Backoff
-from collage_mpi.watches import Ended
+from collage_mpi.faults.process_monitor import Ended
+from collage_mpi.job.worker_group import Crew
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.transport import Gone, Received, Sent
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 
 
 class Workers:

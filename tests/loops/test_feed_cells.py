@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from fakes import Clock, ListReader
 
-from collage_mpi.encode import Encoder
-from collage_mpi.encode_parity import ENCODERS, make_stripe_encoder
-from collage_mpi.feed import Feed
-from collage_mpi.grid import Grid
-from collage_mpi.protocol import unpack_tasks
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.stripe import ENCODERS, make_stripe_encoder
+from collage_mpi.job.image_buffer import Feed
+from collage_mpi.mpi.protocol import unpack_tasks
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collage_mpi.encode import Encoder
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.grid import Grid
 from collage_mpi.models import Tuning, load_predictor
 from collage_mpi.shards import ShardSet
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from collage_mpi.losses import LOOK_EVERY_NS, Losses, RankGone
+from collage_mpi.faults.failure_detector import LOOK_EVERY_NS, Losses, RankGone
+from collage_mpi.faults.process_monitor import Ended
+from collage_mpi.faults.reply_timeout import (
+    LEAST_REPLY_NS,
+    SCAN_EVERY_NS,
+    SECOND_NS,
+    Overdue,
+    Suspicion,
+    Vigil,
+)
+from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
-from collage_mpi.transport import Gone
-from collage_mpi.vigil import LEAST_REPLY_NS, SCAN_EVERY_NS, SECOND_NS, Overdue, Suspicion, Vigil
-from collage_mpi.watches import Ended
 
 S = SECOND_NS
 

@@ -7,7 +7,7 @@ import pytest
 from fakes import MS
 from test_coordinator import Job
 
-from collage_mpi.arrivals import OpenLoop, poisson_times_ns
+from collage_mpi.workload.arrivals import OpenLoop, poisson_times_ns
 
 
 def open_job(times_ns: np.ndarray, **settings) -> Job:

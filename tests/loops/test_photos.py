@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from collage_mpi.cli import main
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import ExitCode
-from collage_mpi.grid import Grid
 from collage_mpi.models import Geometry, load_predictor
 from collage_mpi.shards import ShardSet
 

@@ -76,7 +76,7 @@ def test_prediction_is_the_networks_softmax(tmp_path: Path, side: int | None, no
 
 def test_cells_are_numbered_as_the_grid(tmp_path: Path) -> None:
     """A change in one cell changes that cell's scores most."""
-    from collage_mpi.grid import Grid
+    from collage_mpi.encoding.grid import Grid
 
     make_weights(tmp_path / "w", 3)
     predictor = load_predictor(str(tmp_path / "w"), "collage")

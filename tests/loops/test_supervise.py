@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi import launch, startup, supervise
 from collage_mpi.commands import launch as command
-from collage_mpi.launch import LaunchPlan
-from collage_mpi.processes import process_table
-from collage_mpi.supervise import Job, exit_code
-from collage_mpi.topology import STATUS_VARIABLE
+from collage_mpi.launch import mpiexec, startup, supervisor
+from collage_mpi.launch.mpiexec import LaunchPlan
+from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.process_tree import process_table
 
 
 def job(source: str, **options) -> tuple[Job, io.StringIO, io.StringIO]:
@@ -164,9 +164,9 @@ def test_who_does_not_leave_when_rank_0_has_died_is_killed():
 
 
 def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch):
-    monkeypatch.setattr(supervise, "STILL_NOTICE_S", 1.0)
-    monkeypatch.setattr(supervise, "STILL_LIMIT_S", 3.0)
-    monkeypatch.setattr(supervise, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(supervisor, "STILL_NOTICE_S", 1.0)
+    monkeypatch.setattr(supervisor, "STILL_LIMIT_S", 3.0)
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.05)
     made, _, err = job(
         "import os, signal, subprocess, sys, time\n"
         "for rank in '01':\n"
@@ -183,8 +183,8 @@ def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch):
 
 KILLED = (
     "import sys\n"
-    "from collage_mpi.launch import LaunchPlan\n"
-    "from collage_mpi.supervise import Job\n"
+    "from collage_mpi.launch.mpiexec import LaunchPlan\n"
+    "from collage_mpi.launch.supervisor import Job\n"
     "source = 'import os, signal, time; signal.signal(15, signal.SIG_IGN); '\n"
     "source += 'print(os.getpid(), flush=True); time.sleep(600)'\n"
     "Job(LaunchPlan((sys.executable, '-uc', source)), 'mpich', stop_grace_s=1.0).run()\n"
@@ -193,20 +193,20 @@ KILLED = (
 
 def test_when_launch_is_killed_nothing_of_the_job_stays():
     """The launcher is asked to end and does not, as MPICH's with a rank 0 that is stopped."""
-    launch = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
-    pid = int(launch.stdout.readline())
+    process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
+    pid = int(process.stdout.readline())
     pidfd = os.pidfd_open(pid)
-    launch.kill()
-    launch.wait()
-    launch.stdout.close()
+    process.kill()
+    process.wait()
+    process.stdout.close()
     assert select.select([pidfd], [], [], 30.0)[0]
     os.close(pidfd)
 
 
 LAUNCHING = (
     "import sys\n"
-    "from collage_mpi.launch import LaunchPlan\n"
-    "from collage_mpi.supervise import Job, exit_code\n"
+    "from collage_mpi.launch.mpiexec import LaunchPlan\n"
+    "from collage_mpi.launch.supervisor import Job, exit_code\n"
     "source = 'import time; print(1); time.sleep(0.5); print(2); raise SystemExit(4)'\n"
     "plan = LaunchPlan((sys.executable, '-uc', source))\n"
     "sys.exit(exit_code(Job(plan, 'mpich').run(), None)[0])\n"
@@ -301,7 +301,7 @@ def launched(tmp_path: Path, monkeypatch, hang: int) -> int:
     """The code of a launch whose first `hang` starts hang; how often it started is in tmp_path."""
     monkeypatch.setattr(startup, "TELL_AFTER_S", 0.2)
     monkeypatch.setattr(command, "START_LIMIT_S", 0.6)
-    monkeypatch.setattr(launch, "mpi4py_abi", lambda: "mpich")
+    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: "mpich")
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=hang))
     program.chmod(0o755)
@@ -325,7 +325,7 @@ def test_a_start_that_hangs_again_is_given_up(tmp_path, monkeypatch, capsys):
 
 def test_a_start_is_tried_once_more_only_within_the_time_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "START_LIMIT_S", 600.0)
-    monkeypatch.setattr(launch, "mpi4py_abi", lambda: "mpich")
+    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: "mpich")
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=9))
     program.chmod(0o755)

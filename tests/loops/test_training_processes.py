@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.processes import end_family, process_table
 from collage_mpi.shards import write_shard
-from collage_mpi.topology import TorchrunPlace
+from collage_mpi.system.environment import TorchrunPlace
+from collage_mpi.system.process_tree import end_family, process_table
 
 pytest.importorskip("torch")
 from collage_mpi.training.peers import Peers, check_batch, own_device

@@ -19,11 +19,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from collage_mpi import departure, lifeline, liveness
-from collage_mpi.lifeline import Lifeline
-from collage_mpi.liveness import ProcessId, this_process, watch_process
-from collage_mpi.lookout import Lookout
-from collage_mpi.watches import STRANGERS, RankWatches
+from collage_mpi.faults import pidfd, tcp_link
+from collage_mpi.faults.coordinator_monitor import Lookout
+from collage_mpi.faults.pidfd import ProcessId, this_process, watch_process
+from collage_mpi.faults.process_monitor import STRANGERS, RankWatches
+from collage_mpi.faults.tcp_link import Lifeline
+from collage_mpi.system import hard_exit
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and epoll are Linux's")
 LIMIT_S = 10.0
@@ -34,7 +35,7 @@ def child():
     """A process that does nothing, and what names it."""
     process = subprocess.Popen(["sleep", "60"])
     machine = this_process().machine
-    started = liveness._started(str(process.pid))
+    started = pidfd._started(str(process.pid))
     yield process, ProcessId(machine, process.pid, started)
     process.kill()
     process.wait()
@@ -100,7 +101,7 @@ def watches():
 def joined(watches, rank: int, process: ProcessId | None) -> socket.socket:
     """A worker's line, known to rank 0."""
     greeting = {"rank": rank, "process": process.to_dict() if process else None}
-    line = lifeline.connect(watches.offer(), greeting)
+    line = tcp_link.connect(watches.offer(), greeting)
     until(lambda: watches.look() or rank in watches._lines)
     return line
 
@@ -131,7 +132,7 @@ def test_a_rank_that_ended_before_it_could_be_watched_is_lost(watches, child):
     process, name = child
     process.kill()
     process.wait()
-    lifeline.connect(watches.offer(), {"rank": 1, "process": name.to_dict()})
+    tcp_link.connect(watches.offer(), {"rank": 1, "process": name.to_dict()})
     (ended,) = until(watches.look)
     assert (ended.rank, ended.layer) == (1, "process")
 
@@ -171,7 +172,7 @@ def test_a_stranger_is_shown_the_door(watches, greeting):
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @example(b'{"token": "\\ud800", "rank": 1}')
 def test_no_bytes_but_those_of_one_who_knows_the_token_are_a_greeting(data):
-    assert lifeline.read_greeting(data, "a token") is None
+    assert tcp_link.read_greeting(data, "a token") is None
 
 
 JSON = st.recursive(
@@ -187,7 +188,7 @@ NAMES = st.sampled_from(["machine", "pid", "started"])
 @example({"machine": "m", "pid": 1, "started": float("inf")})
 def test_whatever_a_worker_says_of_its_process_is_read_or_refused(said):
     greeting = json.dumps({"token": "a token", "rank": 1, "process": said}).encode()
-    read = lifeline.read_greeting(greeting, "a token")
+    read = tcp_link.read_greeting(greeting, "a token")
     assert read["rank"] == 1
     try:
         assert watch_process(ProcessId.from_dict(read["process"])) is None
@@ -298,7 +299,7 @@ def test_without_a_descriptor_the_port_is_not_looked_at_for_a_while(slow_watches
 
 def test_no_descriptor_to_look_at_a_process_by_is_no_end_of_it(child, monkeypatch):
     _, name = child
-    real = liveness._started
+    real = pidfd._started
     none_left = OSError(errno.EMFILE, "Too many open files")
 
     def started(pid):
@@ -306,7 +307,7 @@ def test_no_descriptor_to_look_at_a_process_by_is_no_end_of_it(child, monkeypatc
             return real(pid)
         raise none_left
 
-    monkeypatch.setattr(liveness, "_started", started)
+    monkeypatch.setattr(pidfd, "_started", started)
     assert watch_process(name) is None
 
 
@@ -321,8 +322,8 @@ def test_on_several_hosts_the_port_is_open_on_the_device_that_was_told(monkeypat
         return SimpleNamespace(setblocking=bool, getsockname=lambda: (address[0], 7))
 
     addresses = {"fab0": "10.1.2.3"}
-    monkeypatch.setattr(lifeline, "_address_of", addresses.get)
-    monkeypatch.setattr(lifeline.socket, "create_server", server)
+    monkeypatch.setattr(tcp_link, "_address_of", addresses.get)
+    monkeypatch.setattr(tcp_link.socket, "create_server", server)
     offer = Lifeline(3, one_host=False, interface=told).offer()
     assert asked == [bound]
     assert (offer["addresses"] == [bound]) == (bound != "0.0.0.0")
@@ -331,7 +332,7 @@ def test_on_several_hosts_the_port_is_open_on_the_device_that_was_told(monkeypat
 @pytest.mark.parametrize("rank", [0, 4, -1, True, "1"])
 def test_a_rank_that_is_none_is_a_stranger(watches, rank):
     offer = watches.offer()
-    line = lifeline.connect(offer, {"rank": rank, "process": None})
+    line = tcp_link.connect(offer, {"rank": rank, "process": None})
     assert until(lambda: watches.look() or select.select([line], [], [], 0)[0])
     assert watches._lines == {}
     line.close()
@@ -404,21 +405,21 @@ def test_only_the_mpi_library_s_own_shared_memory_is_removed(tmp_path, monkeypat
     for name in names:
         (tmp_path / name).touch()
     shared = tuple(f"{tmp_path}/{start}" for start in ("mpich_shm_", "sm_segment."))
-    monkeypatch.setattr(departure, "SHARED", shared)
-    monkeypatch.setattr(departure, "FOLDER", f"{tmp_path}/")
+    monkeypatch.setattr(hard_exit, "SHARED", shared)
+    monkeypatch.setattr(hard_exit, "FOLDER", f"{tmp_path}/")
     maps = tmp_path / "maps"
     maps.write_text(
         "".join(f"7f00-7f01 rw-s 00000000 00:19 12 {tmp_path}/{n}\n" for n in names[:3])
         + "7f01-7f02 rw-p 00000000 00:00 0\n7f02-7f03 r--p 0 00:00 0 [heap]\n"
     )
-    departure.remove_shared_memory(maps)
+    hard_exit.remove_shared_memory(maps)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["maps", "mpich_shm_other", "torch_123"]
 
 
 def test_a_rank_leaves_without_taking_python_apart():
     """That takes 0.4 s of a core where torch is loaded, in each rank; MPI's end stays."""
     program = (
-        "import atexit; from collage_mpi.departure import finalize_by, leave_world\n"
+        "import atexit; from collage_mpi.system.hard_exit import finalize_by, leave_world\n"
         "leave_world(1)\n"
         "atexit.register(print, 'taken apart')\n"
         "finalize_by(lambda: print('MPI_Finalize'))\n"

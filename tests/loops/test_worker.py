@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeLookout
 
-from collage_mpi import protocol as wire
 from collage_mpi.errors import DataFault, ExitCode
+from collage_mpi.job.worker import RING_SPARE, Worker
 from collage_mpi.models import NullPredictor
-from collage_mpi.protocol import WireTask
-from collage_mpi.waiting import WORKER_BACKOFF, Backoff
-from collage_mpi.worker import RING_SPARE, Worker
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.protocol import WireTask
+from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 
 SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
@@ -546,7 +546,7 @@ def test_one_network_without_finite_scores_in_a_batch_fails_alone():
 
 @pytest.mark.parametrize(("cost", "kind"), [(0.5, "single"), (0.0, "single"), (1.0, "collage")])
 def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
-    from collage_mpi.stragglers import StragglerSettings, make_delays
+    from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
     model = {"model": "lognormal", "median_ms": 50.0, "sigma": 0.5}
     bench = Bench(kind, start=False, straggler=model, batch=3)

@@ -11,9 +11,9 @@ import numpy as np
 from fakes import MS
 from test_worker import Bench
 
-from collage_mpi import protocol as wire
-from collage_mpi.burner import Burn, Burners
+from collage_mpi.mpi import protocol as wire
 from collage_mpi.scheduler.events import Item
+from collage_mpi.workload.background_load import Burn, Burners
 
 BURN = {"processes": 2, "seed": 0, "rank": 3, "share": 1.0, "spell_s": 1.0}
 
@@ -100,7 +100,7 @@ def test_burners_start_with_the_session_and_end_with_it():
 
 def test_no_burner_outlives_its_rank():
     program = (
-        "import sys; from collage_mpi.burner import Burn, Burners; "
+        "import sys; from collage_mpi.workload.background_load import Burn, Burners; "
         f"b = Burners(Burn(**{BURN})); print(*[p.pid for p in b._processes], flush=True); "
         "sys.stdin.read()"
     )

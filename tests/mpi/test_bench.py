@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from collage_mpi.bench import FORMAT, VARIANTS
+from collage_mpi.bench.report import FORMAT, VARIANTS
 
 pytestmark = pytest.mark.mpi
 

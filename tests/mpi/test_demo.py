@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi.demo import CASES, SCHEMES
+from collage_mpi.experiments.demo import CASES, SCHEMES
 from collage_mpi.results import read_results, verify_run
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]

@@ -20,11 +20,11 @@ from mortal_jobs import running
 import collage_mpi
 from collage_mpi.cli import main
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch import build_command, site_here
-from collage_mpi.processes import own_command
+from collage_mpi.launch.mpiexec import build_command, site_here
+from collage_mpi.launch.supervisor import Job, exit_code
 from collage_mpi.results import read_results
-from collage_mpi.supervise import Job, exit_code
-from collage_mpi.topology import STATUS_VARIABLE
+from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.process_tree import own_command
 
 pytestmark = pytest.mark.mpi
 DATA = Path(collage_mpi.__file__).parent / "data"
@@ -115,7 +115,8 @@ def test_a_killed_launch_leaves_no_ranks(programs, tmp_path):
     program, ready = tmp_path / "left_alone.py", tmp_path / "ready"
     shutil.copy(programs / "stoppable.py", program)
     source = (
-        "import sys; from collage_mpi.launch import *; from collage_mpi.supervise import Job\n"
+        "import sys; from collage_mpi.launch.mpiexec import *\n"
+        "from collage_mpi.launch.supervisor import Job\n"
         "mpi = find_mpi()\n"
         "plan = build_command(mpi, 3, [sys.executable, *sys.argv[1:]], site_here())\n"
         "Job(plan, mpi.family).run()"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.costs import costs_of
 from collage_mpi.results import read_results, summarise
 from collage_mpi.shards import write_shard
-from collage_mpi.simulate_report import compare
-from collage_mpi.simulate_runs import like, run_job
+from collage_mpi.simulation.costs import costs_of
+from collage_mpi.simulation.report import compare
+from collage_mpi.simulation.runs import like, run_job
 
 pytestmark = pytest.mark.mpi
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.arrivals import poisson_times_ns
 from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.shards import write_shard
+from collage_mpi.workload.arrivals import poisson_times_ns
 
 pytestmark = pytest.mark.mpi
 

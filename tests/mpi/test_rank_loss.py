@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from mortal_jobs import Ended, run_mortal
 
-from collage_mpi import supervise
 from collage_mpi.errors import ExitCode
+from collage_mpi.launch import supervisor
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
 
@@ -216,8 +216,8 @@ def test_when_the_launcher_dies_no_rank_is_left(job, tolerant):
 
 
 def test_a_rank_0_that_is_stopped_for_good_ends_the_job(job, monkeypatch):
-    monkeypatch.setattr(supervise, "STILL_NOTICE_S", 0.5)
-    monkeypatch.setattr(supervise, "STILL_LIMIT_S", 2.0)
+    monkeypatch.setattr(supervisor, "STILL_NOTICE_S", 0.5)
+    monkeypatch.setattr(supervisor, "STILL_LIMIT_S", 2.0)
     ended = job("0:images:stop:40")
     assert ended.code == INCOMPLETE
     assert "was stopped for good: the job is incomplete." in ended.said

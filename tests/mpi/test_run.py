@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from conftest import run_ranks
 
-from collage_mpi.banners import BannerFilter
 from collage_mpi.errors import ExitCode
+from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.results import KINDS, OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collage_mpi.arrivals import ClosedLoop, OpenLoop, load_times_ns, poisson_times_ns
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings
-from collage_mpi.costs import Costs
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.experiment import expand
+from collage_mpi.experiments.spec import expand
 from collage_mpi.results import read_results, summarise, verify_run
-from collage_mpi.simulate_runs import simulate
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.runs import simulate
+from collage_mpi.workload.arrivals import ClosedLoop, OpenLoop, load_times_ns, poisson_times_ns
 
 FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
 S_NS = 1_000_000_000

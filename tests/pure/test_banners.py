@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.banners import BannerFilter, Death, death_in
+from collage_mpi.launch.mpi_banners import BannerFilter, Death, death_in
 
 RULE = "-" * 74
 OPENMPI = f"""{RULE}

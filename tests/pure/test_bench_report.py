@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collage_mpi import protocol as wire
-from collage_mpi.bench import (
+from collage_mpi.bench.report import (
     VARIANTS,
     BenchSettings,
     Block,
@@ -17,8 +16,9 @@ from collage_mpi.bench import (
     summarise,
     world_report,
 )
-from collage_mpi.coordinator import PollWatch
 from collage_mpi.errors import UsageError
+from collage_mpi.job.coordinator import PollWatch
+from collage_mpi.mpi import protocol as wire
 from collage_mpi.scheduler.events import Score
 
 MS = 1_000_000

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi import __main__, cli, launch
+from collage_mpi import __main__, cli
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.launch import mpiexec
 from collage_mpi.shards.reader import expand_paths
 
 SHARD = Path(cli.__file__).parent / "data" / "fashion_demo.h5"
@@ -46,10 +47,10 @@ def test_a_loop_of_links_in_a_folder_of_shards_is_one_message(tmp_path, capsys):
 
 
 def test_an_mpi4py_that_does_not_come_back_is_one_message(monkeypatch):
-    monkeypatch.setattr(launch, "PROBE_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(launch, "PROBE", "import time; time.sleep(600)")
+    monkeypatch.setattr(mpiexec, "PROBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(mpiexec, "PROBE", "import time; time.sleep(600)")
     with pytest.raises(EnvironmentFault, match=r"mpi4py was not imported within 0\.1 s"):
-        launch.mpi4py_abi()
+        mpiexec.mpi4py_abi()
 
 
 def interrupted(*_args: object) -> None:
@@ -81,7 +82,7 @@ def test_help_comes_from_one_rank(words, monkeypatch, capsys):
 
 
 def test_launch_helps_without_ranks(monkeypatch, capsys):
-    monkeypatch.setattr(launch, "find_mpi", interrupted)
+    monkeypatch.setattr(mpiexec, "find_mpi", interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["launch", "-n", "11", "--", "run", "--side", "3", "--help"])
     assert caught.value.code == 0

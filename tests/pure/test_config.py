@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
-from collage_mpi.settings_file import (
+from collage_mpi.settings.files import (
     TOPICS,
     add_setting_flags,
     flags_of,
     read_settings_file,
     settings_from_args,
 )
+from collage_mpi.settings.run_settings import RunSettings
 
 
 def parse(*argv: str) -> RunSettings:

@@ -12,13 +12,18 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from collage_mpi.burner import burn
-from collage_mpi.config import RunSettings
-from collage_mpi.costs import Costs
-from collage_mpi.delays import Spells, uniform
 from collage_mpi.errors import UsageError
-from collage_mpi.simulate import Simulation
-from collage_mpi.stragglers import StragglerSettings, make_delays, parse_dead, read_back
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.simulator import Simulation
+from collage_mpi.workload.background_load import burn
+from collage_mpi.workload.service_times import Spells, uniform
+from collage_mpi.workload.straggler_settings import (
+    StragglerSettings,
+    make_delays,
+    parse_dead,
+    read_back,
+)
 
 DRAWN = ("lognormal", "pareto", "bimodal", "markov")
 

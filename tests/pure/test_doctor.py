@@ -53,7 +53,7 @@ from collage_mpi.doctor.rankmap import (
     render_map,
 )
 from collage_mpi.doctor.screen import Screen
-from collage_mpi.launch import Mpi
+from collage_mpi.launch.mpiexec import Mpi
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.encode import BLANK, Encoder
+from collage_mpi.encoding.collage import BLANK, Encoder
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault
-from collage_mpi.grid import Grid
 
 pytest.importorskip("torch")  # imported here: a timed test must not wait for it
 

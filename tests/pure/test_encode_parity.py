@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.decode import FLOOR, SUMMED, decode, decode_parity, summands
-from collage_mpi.encode import Encoder
-from collage_mpi.encode_parity import ENCODERS, make_stripe_encoder
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.decode import FLOOR, SUMMED, decode, decode_parity, summands
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.stripe import ENCODERS, make_stripe_encoder
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.grid import Grid
 
 SHAPE = (8, 8, 3)
 

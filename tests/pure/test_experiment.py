@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
-from collage_mpi.experiment import (
+from collage_mpi.experiments.runner import check_plans, launches
+from collage_mpi.experiments.spec import (
     LONGEST_NAME,
     expand,
     format_indices,
     parse_indices,
     read_experiment,
 )
-from collage_mpi.experiment_runs import check_plans, launches
 from collage_mpi.results import verify_run
 
 BASE = {"shards": ["a.h5"], "single": "null", "collage": "null"}

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collage_mpi.experiment import Experiment, expand
-from collage_mpi.experiment_points import Run, aggregate
-from collage_mpi.statistics import describe
+from collage_mpi.experiments.aggregate import Run, aggregate
+from collage_mpi.experiments.spec import Experiment, expand
+from collage_mpi.results.statistics import describe
 
 SEEDS = 6
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
-from collage_mpi.grid import Grid
 
 grids = st.builds(Grid, side=st.integers(2, 6), cell_px=st.integers(1, 9))
 

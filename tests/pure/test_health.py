@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import COLLAGE, SINGLE, Dispatch, Order
-from collage_mpi.scheduler.health import PROBE_AFTER, WINDOW, Health, Pace
+from collage_mpi.scheduler.rank_speed import PROBE_AFTER, WINDOW, Health, Pace
 from collage_mpi.scheduler.state import GroupState, ImageState, RankState
 
 MS = 1_000_000

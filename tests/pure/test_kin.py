@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi import departure
-from collage_mpi.kin import LONGEST_LOOK_S, Kin
+from collage_mpi.launch.job_ranks import LONGEST_LOOK_S, Kin
+from collage_mpi.system import hard_exit
 
 WORD = "COLLAGE_MPI_JOB=abc"
 
@@ -94,8 +94,8 @@ def test_where_rank_0_is_elsewhere_nothing_is_said_of_it(proc):
 
 
 def test_only_what_its_ranks_had_mapped_is_removed(proc, tmp_path, monkeypatch):
-    monkeypatch.setattr(departure, "SHARED", (f"{tmp_path}/mpich_shm_",))
-    monkeypatch.setattr(departure, "FOLDER", f"{tmp_path}/")
+    monkeypatch.setattr(hard_exit, "SHARED", (f"{tmp_path}/mpich_shm_",))
+    monkeypatch.setattr(hard_exit, "FOLDER", f"{tmp_path}/")
     line = "7f00-7f01 rw-s 00000000 00:19 12 {}\n"
     for name in ("ours", "others"):
         (tmp_path / f"mpich_shm_{name}").touch()

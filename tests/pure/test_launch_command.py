@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi import launch
 from collage_mpi.commands.launch import launch_ranks, output_folder, wanted_on_loss
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
-from collage_mpi.launch import Mpi, Site, build_command
+from collage_mpi.launch import mpiexec
+from collage_mpi.launch.mpiexec import Mpi, Site, build_command
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/v/bin/mpiexec"), "openmpi", "5.0.11")
@@ -82,7 +82,7 @@ def test_nothing_to_launch(ranks, program):
 
 
 def test_the_shell_line_can_be_pasted():
-    plan = launch.LaunchPlan(("mpiexec", "-n", "2", "a b"), {"X": "1 2"})
+    plan = mpiexec.LaunchPlan(("mpiexec", "-n", "2", "a b"), {"X": "1 2"})
     assert plan.shell_line() == "X='1 2' mpiexec -n 2 'a b'"
 
 
@@ -102,14 +102,14 @@ def test_the_shell_line_can_be_pasted():
     ],
 )
 def test_identify(text, known):
-    assert launch.identify(text) == known
+    assert mpiexec.identify(text) == known
 
 
 def found_here(monkeypatch, launchers: list[Mpi], abi: str) -> None:
-    monkeypatch.setattr(launch, "launcher_candidates", lambda: iter(m.mpiexec for m in launchers))
+    monkeypatch.setattr(mpiexec, "launcher_candidates", lambda: iter(m.mpiexec for m in launchers))
     by_path = {m.mpiexec: m for m in launchers}
-    monkeypatch.setattr(launch, "inspect_launcher", by_path.get)
-    monkeypatch.setattr(launch, "mpi4py_abi", lambda: abi)
+    monkeypatch.setattr(mpiexec, "inspect_launcher", by_path.get)
+    monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: abi)
 
 
 SYSTEM = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
@@ -117,36 +117,36 @@ SYSTEM = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
 
 def test_the_one_that_mpi4py_loads_is_taken(monkeypatch):
     found_here(monkeypatch, [MPICH, SYSTEM], "openmpi")
-    assert launch.find_mpi() == SYSTEM
+    assert mpiexec.find_mpi() == SYSTEM
     found_here(monkeypatch, [MPICH, SYSTEM], "mpich")
-    assert launch.find_mpi() == MPICH
+    assert mpiexec.find_mpi() == MPICH
 
 
 def test_intel_launches_what_speaks_mpichs_abi(monkeypatch):
     found_here(monkeypatch, [INTEL], "mpich")
-    assert launch.find_mpi("intel") == INTEL
+    assert mpiexec.find_mpi("intel") == INTEL
 
 
 def test_no_mpi_says_what_to_install(monkeypatch):
     found_here(monkeypatch, [], "mpich")
     with pytest.raises(EnvironmentFault, match=r"pip install 'collage-mpi\[mpich\]'") as caught:
-        launch.find_mpi()
+        mpiexec.find_mpi()
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_a_launcher_that_does_not_fit_is_refused(monkeypatch):
     found_here(monkeypatch, [SYSTEM], "mpich")
     with pytest.raises(EnvironmentFault, match="mpi4py loads an mpich library"):
-        launch.find_mpi()
+        mpiexec.find_mpi()
     with pytest.raises(EnvironmentFault, match=r"at hand: openmpi 4\.1\.4"):
-        launch.find_mpi("mpich")
+        mpiexec.find_mpi("mpich")
 
 
 def test_a_launcher_given_by_path_must_be_one(tmp_path):
     with pytest.raises(UsageError, match="no such program"):
-        launch.find_mpi(mpiexec=str(tmp_path / "none"))
+        mpiexec.find_mpi(mpiexec=str(tmp_path / "none"))
     with pytest.raises(UsageError, match="names no MPI known here"):
-        launch.find_mpi(mpiexec="/bin/ls")
+        mpiexec.find_mpi(mpiexec="/bin/ls")
 
 
 @pytest.mark.parametrize(

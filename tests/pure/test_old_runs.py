@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import DataFault
-from collage_mpi.plan import make_plan
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.session import make_manifest
 from collage_mpi.results import RunWriter, parts, read_results, verify_run
 from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, Table
-from collage_mpi.session import make_manifest
+from collage_mpi.settings.run_settings import RunSettings
 
 OLD = Path(__file__).parent.parent / "fixtures" / "run_0_1_0"
 WORLD = 4

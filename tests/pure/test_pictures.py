@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.pictures import Fit, UnreadablePicture, parse_fit, picture_pixels
+from collage_mpi.shards.pictures import Fit, UnreadablePicture, parse_fit, picture_pixels
 
 HALVES = np.zeros((20, 40, 3), np.uint8)  # left red, right blue: a rotation is seen
 HALVES[:, :20], HALVES[:, 20:] = (250, 0, 0), (0, 0, 250)

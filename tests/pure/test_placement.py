@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.placement import Placement, placement
+from collage_mpi.settings.placement import Placement, placement
 
 
 def test_the_default_is_one_coordinator_nine_singles_one_collage():

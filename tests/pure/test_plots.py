@@ -13,7 +13,7 @@ import pytest
 from results_harness import make_run, valid
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.plots import plot_latency_cdf
+from collage_mpi.figures.latency_cdf import plot_latency_cdf
 from collage_mpi.results import Results, read_results
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "latency_cdf.py"
@@ -87,7 +87,8 @@ def test_without_matplotlib_the_extra_is_named(
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, collage_mpi.plots, collage_mpi.results.writer, collage_mpi.commands.verify, "
+        "import sys, collage_mpi.figures.latency_cdf, collage_mpi.results.writer; "
+        "import collage_mpi.commands.verify, "
         "collage_mpi.commands.export, collage_mpi.results.verify, collage_mpi.results.export;"
         "print([m for m in ('matplotlib', 'torch', 'h5py', 'mpi4py', 'pyarrow') "
         "if m in sys.modules])"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
-from collage_mpi.plots_throughput import batch_points, render_batches
+from collage_mpi.figures.throughput import batch_points, render_batches
 from collage_mpi.results import read_results
-from collage_mpi.simulate_runs import simulate
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.runs import simulate
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "throughput_latency.py"
 GROUPS = 96

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import DataFault, ExitCode
+from collage_mpi.job.plan import _check_fit
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.pictures import Fit, fit_pixels, picture_pixels
-from collage_mpi.plan import _check_fit
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import EncodedWriter, ShardSet, inspect_shard, verify_shard, write_shard
 from collage_mpi.shards.ids import read_ids
+from collage_mpi.shards.pictures import Fit, fit_pixels, picture_pixels
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (7, 12, 12, 3), dtype=np.uint8)

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 from collage_mpi import __version__
-from collage_mpi.launch import mpi4py_abi
-from collage_mpi.processes import family_of, own_command, process_table
+from collage_mpi.launch.mpiexec import mpi4py_abi
+from collage_mpi.system.process_tree import family_of, own_command, process_table
 
 # pid: (parent, session)
 TABLE = {

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.progress import (
+from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.progress import (
     BarDisplay,
     LineDisplay,
     StatusReporter,
@@ -19,7 +20,6 @@ from collage_mpi.progress import (
     split_statuses,
     status_line,
 )
-from collage_mpi.topology import STATUS_VARIABLE
 
 WORD = "4f1a"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi import protocol as wire
+from collage_mpi.mpi import protocol as wire
 from collage_mpi.scheduler.events import Score
 
 ids = st.integers(0, 2**62)

@@ -15,22 +15,22 @@ from results_harness import fill, locate
 from results_harness import manifest as rows_manifest
 
 from collage_mpi.commands.launch import wanted_on_loss
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
-from collage_mpi.experiment import expand
-from collage_mpi.experiment_runs import DONE, _other_answers, simulate_points, state
-from collage_mpi.inputs import digests
+from collage_mpi.experiments.runner import DONE, _other_answers, simulate_points, state
+from collage_mpi.experiments.spec import expand
+from collage_mpi.job.handshake import ServiceCosts, refuse_other_networks
+from collage_mpi.job.inputs import digests
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.provenance import command_line, job_facts
+from collage_mpi.job.resume import fitted, resumed_settings
+from collage_mpi.job.session import make_manifest
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import describe_weights, save_weights
-from collage_mpi.muster import ServiceCosts, refuse_other_networks
-from collage_mpi.plan import make_plan
-from collage_mpi.provenance import command_line, job_facts
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
 from collage_mpi.results.manifest import MARKER, differences, held, read_manifest
 from collage_mpi.results.reader import standing
 from collage_mpi.results.rows import IMAGES, SOURCE_CODE
-from collage_mpi.resume import fitted, resumed_settings
-from collage_mpi.session import make_manifest
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 
 Json = dict[str, Any]

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.job.handshake import check_same_weights
+from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
+from collage_mpi.job.recorder import Totals
+from collage_mpi.job.session import _not_done, make_manifest, scheduler_settings, validity
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
-from collage_mpi.muster import check_same_weights
-from collage_mpi.plan import make_plan, warn_of_one_class_groups
-from collage_mpi.recorder import Totals
 from collage_mpi.results import input_digest
 from collage_mpi.results.rows import KEY_ROW
-from collage_mpi.session import _not_done, make_manifest, scheduler_settings, validity
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 
 

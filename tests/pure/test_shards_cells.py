@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from collage_mpi.cli import main
-from collage_mpi.encode import Encoder
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.grid import Grid
 from collage_mpi.shards import CellMaker, ReadAhead, ShardSet, verify_shard, write_shard
 from collage_mpi.shards.cells import add_cells
 from collage_mpi.shards.check import inspect_here

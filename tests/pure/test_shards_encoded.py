@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from collage_mpi.errors import DataFault
-from collage_mpi.pictures import Fit, picture_pixels
 from collage_mpi.shards import EncodedWriter, ReadAhead, ShardSet, inspect_shard, verify_shard
 from collage_mpi.shards.check import inspect_here, verify_here
+from collage_mpi.shards.pictures import Fit, picture_pixels
 from collage_mpi.shards.schema import row_crc32
 
 FIT = Fit(16)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings
-from collage_mpi.costs import Costs
 from collage_mpi.errors import UsageError
 from collage_mpi.results import read_results, verify_run
-from collage_mpi.simulate import Simulation
-from collage_mpi.simulate_runs import simulate
-from collage_mpi.stragglers import make_delays
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.runs import simulate
+from collage_mpi.simulation.simulator import Simulation
+from collage_mpi.workload.straggler_settings import make_delays
 
 FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
 MS = 1_000_000

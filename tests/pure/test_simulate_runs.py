@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.answers import read_answers
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings
-from collage_mpi.costs import Costs, costs_of, read_costs, save_costs
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.recorder import Recorder
+from collage_mpi.job.recorder import Recorder
 from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.results.memory import MemoryWriter
 from collage_mpi.results.rows import SOURCE_CODE
-from collage_mpi.simulate_report import compare, render_comparison
-from collage_mpi.simulate_runs import Job, like, run_job, simulate, simulate_in_memory
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs, costs_of, read_costs, save_costs
+from collage_mpi.simulation.replayed_answers import read_answers
+from collage_mpi.simulation.report import compare, render_comparison
+from collage_mpi.simulation.runs import Job, like, run_job, simulate, simulate_in_memory
 from collage_mpi.training.answers import save_answers
 
 COLLAGE = SOURCE_CODE["collage"]
@@ -348,7 +348,7 @@ def test_an_experiment_of_simulations_in_parallel_without_rows(tmp_path, capsys)
 
 
 def test_keys_of_simulations_are_refused_for_runs():
-    from collage_mpi.experiment import expand
+    from collage_mpi.experiments.spec import expand
 
     base = {"shards": ["s"], "single": "null", "collage": "null"}
     for key, value in (("costs", "c"), ("answers", "a"), ("rows", False)):

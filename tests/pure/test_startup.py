@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collage_mpi.startup import INIT_LIMIT_S, Start
+from collage_mpi.launch.startup import INIT_LIMIT_S, Start
 
 
 class Clock:

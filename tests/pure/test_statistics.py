@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.statistics import (
+from collage_mpi.results.statistics import (
     PERCENTILES,
     Interval,
     describe,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.stragglers import StragglerSettings, load_trace, make_delays
+from collage_mpi.workload.straggler_settings import StragglerSettings, load_trace, make_delays
 
 
 def draws_ms(settings: StragglerSettings, ranks=range(1, 6), groups=range(400)) -> np.ndarray:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.banners import Death
-from collage_mpi.supervise import (
+from collage_mpi.launch.mpi_banners import Death
+from collage_mpi.launch.supervisor import (
     COMPLETE_MARKER,
     FORWARDED,
     Outcome,

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from results_harness import make_run
 
-from collage_mpi.config import RunSettings
-from collage_mpi.costs import Costs
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.plots_timeline import _look
+from collage_mpi.figures.timeline import _look
 from collage_mpi.results import Results, read_results
 from collage_mpi.results.rows import OUTCOME_CODE
-from collage_mpi.simulate_runs import Job, simulate_in_memory
-from collage_mpi.timeline import STATES, Timeline, make_timeline, trace_events, write_trace
+from collage_mpi.results.timeline import STATES, Timeline, make_timeline, trace_events, write_trace
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.runs import Job, simulate_in_memory
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "timeline.py"
 # Trace Event Format: what an event of each phase must have beside ph, pid, tid and name.

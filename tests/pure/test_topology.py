@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from collage_mpi import topology
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.system import environment
 
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "11"}
 OPENMPI = {
@@ -39,10 +39,10 @@ BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "11", "SLURM_LOCALID": "0"}
     ],
 )
 def test_what_the_launcher_says(environ, rank, size, local, local_size):
-    assert topology.launcher_rank(environ) == rank
-    assert topology.launcher_size(environ) == size
-    assert topology.local_rank(environ) == local
-    assert topology.local_size(environ) == local_size
+    assert environment.launcher_rank(environ) == rank
+    assert environment.launcher_size(environ) == size
+    assert environment.local_rank(environ) == local
+    assert environment.local_size(environ) == local_size
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_the_launcher_says(environ, rank, size, local, local_size):
     [("", []), ("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,2", [1, 2]), ("x", []), ("2(x", [])],
 )
 def test_tasks_per_node(text, counts):
-    assert topology.expand_tasks_per_node(text) == counts
+    assert environment.expand_tasks_per_node(text) == counts
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_tasks_per_node(text, counts):
     ],
 )
 def test_visible_entries_stay_text(visible, entries):
-    assert topology.visible_entries(visible) == entries
+    assert environment.visible_entries(visible) == entries
 
 
 @pytest.mark.parametrize(
@@ -83,20 +83,20 @@ def test_visible_entries_stay_text(visible, entries):
     ],
 )
 def test_devices(local, visible, device, count, expected):
-    assert topology.assign_device(local, visible, device, count) == expected
+    assert environment.assign_device(local, visible, device, count) == expected
 
 
 def test_cuda_asked_for_and_none_visible():
     with pytest.raises(EnvironmentFault, match=r"sees no GPU.*is ''"):
-        topology.assign_device(0, "", "cuda", 0)
+        environment.assign_device(0, "", "cuda", 0)
     with pytest.raises(UsageError, match="allowed are auto, cpu, cuda"):
-        topology.assign_device(0, None, "tpu", 0)
+        environment.assign_device(0, None, "tpu", 0)
 
 
 def test_visible_devices_knows_rocm():
-    assert topology.visible_devices({}) is None
-    assert topology.visible_devices({"ROCR_VISIBLE_DEVICES": "2,3"}) == "2,3"
-    assert topology.visible_devices({"HIP_VISIBLE_DEVICES": "1"}) == "1"
+    assert environment.visible_devices({}) is None
+    assert environment.visible_devices({"ROCR_VISIBLE_DEVICES": "2,3"}) == "2,3"
+    assert environment.visible_devices({"HIP_VISIBLE_DEVICES": "1"}) == "1"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_visible_devices_knows_rocm():
     ],
 )
 def test_gpu_ranks_are_counted_without_the_coordinator(rank, environ, expected):
-    assert topology.local_gpu_rank(rank, environ) == expected
+    assert environment.local_gpu_rank(rank, environ) == expected
 
 
 @pytest.mark.parametrize("batch", [{}, {"SLURM_NODEID": "0", "SLURM_PROCID": "0"}])
@@ -119,7 +119,7 @@ def test_ranks_that_mpirun_numbers_across_sockets_share_the_gpus_evenly(batch):
     local_of = [0, 2, 1, 3, 4]  # as mpirun does on two sockets: ranks 3 and 4 look in order
     world = {"OMPI_COMM_WORLD_SIZE": "5", "OMPI_COMM_WORLD_LOCAL_SIZE": "5"}
     numbers = [
-        topology.local_gpu_rank(
+        environment.local_gpu_rank(
             rank,
             {
                 **batch,
@@ -136,42 +136,42 @@ def test_ranks_that_mpirun_numbers_across_sockets_share_the_gpus_evenly(batch):
 
 def test_cores_obey_the_quota_and_slurm(tmp_path):
     none = tmp_path / "none"
-    free = topology.allowed_cores({}, none)
+    free = environment.allowed_cores({}, none)
     assert free >= 1
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert topology.allowed_cores({}, tmp_path) == 1
+    assert environment.allowed_cores({}, tmp_path) == 1
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert topology.allowed_cores({}, tmp_path) == free
-    assert topology.allowed_cores({"SLURM_CPUS_ON_NODE": "1"}, none) == 1
+    assert environment.allowed_cores({}, tmp_path) == free
+    assert environment.allowed_cores({"SLURM_CPUS_ON_NODE": "1"}, none) == 1
 
 
 def test_cgroup_version_1(tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000\n")
-    assert topology.allowed_cores({}, tmp_path) == 1
+    assert environment.allowed_cores({}, tmp_path) == 1
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
-    assert topology.allowed_cores({}, tmp_path) == topology.allowed_cores({}, tmp_path / "no")
+    assert environment.allowed_cores({}, tmp_path) == environment.allowed_cores({}, tmp_path / "no")
 
 
 @pytest.mark.parametrize(
     ("ranks", "cores", "threads"), [(11, 2, 1), (11, 64, 5), (1, 8, 8), (0, 4, 4)]
 )
 def test_threads_share_the_cores(ranks, cores, threads):
-    assert topology.threads_per_rank(ranks, cores) == threads
+    assert environment.threads_per_rank(ranks, cores) == threads
 
 
 def test_a_slurm_task_keeps_its_own_cores():
     environ = {"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "1"}
-    assert topology.threads_per_rank(1, environ=environ) == 1
+    assert environment.threads_per_rank(1, environ=environ) == 1
 
 
 def test_status_is_wanted_only_when_asked():
-    assert topology.status_word({topology.STATUS_VARIABLE: "a1"}) == "a1"
-    assert topology.status_word({topology.STATUS_VARIABLE: ""}) is None
-    assert topology.status_word({}) is None
+    assert environment.status_word({environment.STATUS_VARIABLE: "a1"}) == "a1"
+    assert environment.status_word({environment.STATUS_VARIABLE: ""}) is None
+    assert environment.status_word({}) is None
 
 
 def test_the_device_that_mpi_was_told_to_use():
-    assert topology.told_interface({"HYDRA_IFACE": "ib0"}) == "ib0"
-    assert topology.told_interface({"HYDRA_IFACE": ""}) is None
+    assert environment.told_interface({"HYDRA_IFACE": "ib0"}) == "ib0"
+    assert environment.told_interface({"HYDRA_IFACE": ""}) is None

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings
-from collage_mpi.costs import Costs
 from collage_mpi.errors import DataFault
-from collage_mpi.fitting import fit_trace, ks_distance
 from collage_mpi.results import read_results
-from collage_mpi.settings_file import read_settings_file
-from collage_mpi.simulate_runs import simulate
-from collage_mpi.stragglers import StragglerSettings, make_delays
-from collage_mpi.traces import load_trace, record_trace
+from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.runs import simulate
+from collage_mpi.workload.fitting import fit_trace, ks_distance
+from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
+from collage_mpi.workload.trace import load_trace, record_trace
 
 
 @pytest.fixture

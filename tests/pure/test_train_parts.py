@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from collage_mpi.models.architecture import default_architecture
-from collage_mpi.topology import TorchrunPlace, launcher_rank, telling_rank, torchrun_place
+from collage_mpi.system.environment import (
+    TorchrunPlace,
+    launcher_rank,
+    telling_rank,
+    torchrun_place,
+)
 from collage_mpi.training.batches import BatchMaker
 from collage_mpi.training.settings import TrainSettings
 

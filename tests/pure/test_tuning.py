@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi.config import RunSettings
 from collage_mpi.errors import UsageError
+from collage_mpi.job.handshake import warn_of_mixed_tuning
 from collage_mpi.models.tuning import Tuning, bfloat16_pays, memory_fault
-from collage_mpi.muster import warn_of_mixed_tuning
+from collage_mpi.settings.run_settings import RunSettings
 
 AUTO = RunSettings().tuning()
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.answers import read_answers
 from collage_mpi.cli import main
-from collage_mpi.config import RunSettings
-from collage_mpi.costs import read_costs
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.job.plan import make_plan
 from collage_mpi.models.architecture import Architecture, Stage
 from collage_mpi.models.torch_file import load_tensors
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors, save_weights
-from collage_mpi.plan import make_plan
-from collage_mpi.settings_file import read_settings_file
+from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
+from collage_mpi.simulation.costs import read_costs
+from collage_mpi.simulation.replayed_answers import read_answers
 
 NAMES = ("cat", "dog", "cow", "hen", "pig", "owl")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from slurm_cluster import ROOT, Cluster, cluster, missing
 
-from collage_mpi.launch import Mpi
+from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.results import verify_run
 
 WHY_NOT = missing()

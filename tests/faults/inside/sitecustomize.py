@@ -13,7 +13,8 @@ from pathlib import Path
 
 def install(folder: Path, rank: str) -> None:
     (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
-    from collage_mpi import coordinator, results, world
+    from collage_mpi import results
+    from collage_mpi.job import coordinator, main
     from collage_mpi.models import NullPredictor
 
     def mark_first(owner, name, mark, wanted=lambda *args: True):
@@ -27,14 +28,14 @@ def install(folder: Path, rank: str) -> None:
 
         setattr(owner, name, first)
 
-    plain_open = world.open_world
+    plain_open = main.open_world
 
     def open_world(*args, **options):
         found = plain_open(*args, **options)
         (folder / f"up-{rank}").touch()
         return found
 
-    world.open_world = open_world
+    main.open_world = open_world
     mark_first(NullPredictor, "predict", f"works-{rank}", lambda self, batch: batch.any())
     if rank == "0":
         mark_first(coordinator.Coordinator, "run", "works-0")

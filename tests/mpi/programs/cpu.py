@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from collage_mpi import cli, coordinator, worker
-from collage_mpi.topology import launcher_rank
+from collage_mpi import cli
+from collage_mpi.job import coordinator, worker
+from collage_mpi.system.environment import launcher_rank
 
 begun = []
 plain_control, plain_run = worker.Worker._control, coordinator.Coordinator.run

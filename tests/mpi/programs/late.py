@@ -4,7 +4,7 @@ import sys
 import time
 
 from collage_mpi import cli
-from collage_mpi.topology import launcher_rank
+from collage_mpi.system.environment import launcher_rank
 
 if launcher_rank() == 0:
     time.sleep(0.7)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from collage_mpi.cli import main
-from collage_mpi.topology import launcher_rank
+from collage_mpi.system.environment import launcher_rank
 
 cases = json.loads(Path(sys.argv[1]).read_text())
 found = []

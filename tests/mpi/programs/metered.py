@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from collage_mpi import cli, coordinator
+from collage_mpi import cli
+from collage_mpi.job import coordinator
 
 FILE = Path(sys.argv[1])
 plain = coordinator.Coordinator.run

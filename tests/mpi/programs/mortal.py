@@ -18,20 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-from collage_mpi import (
-    cli,
-    crew,
-    departure,
-    liveness,
-    loading,
-    losses,
-    models,
-    transport,
-    watches,
-    worker,
-    world,
-)
-from collage_mpi.topology import launcher_rank
+from collage_mpi import cli, models
+from collage_mpi.faults import failure_detector, pidfd, process_monitor
+from collage_mpi.job import main, network_loader, worker, worker_group
+from collage_mpi.mpi import transport
+from collage_mpi.system import hard_exit
+from collage_mpi.system.environment import launcher_rank
 
 FOLDER, DEATHS, ARGUMENTS = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
 RANK = launcher_rank()
@@ -85,7 +77,7 @@ def orphan():
 
 def note_memory():
     """Nobody dies: FOLDER/RANK.shm holds the files of the MPI library in shared memory."""
-    files = departure.shared_memory(Path("/proc/self/maps"))
+    files = hard_exit.shared_memory(Path("/proc/self/maps"))
     Path(FOLDER, f"{RANK}.shm").write_text("\n".join(map(str, files)))
 
 
@@ -129,11 +121,11 @@ def mpi(act, count):
 
 def start(act, count):
     """MPI is up, nothing has been said."""
-    before(world, "_work", act, count)
+    before(main, "_work", act, count)
 
 
 def load(act, count):
-    before(loading.NetworkLoader, "__call__", act, count)
+    before(network_loader.NetworkLoader, "__call__", act, count)
 
 
 def warm(act, count):
@@ -187,7 +179,7 @@ def shutdown(act, count):
 
 def images(act, count):
     """Rank 0, once so many images have their rows."""
-    from collage_mpi import coordinator
+    from collage_mpi.job import coordinator
 
     before(
         coordinator.Coordinator,
@@ -212,7 +204,7 @@ def note(what, rank, layer):
 
 
 def note_losses():
-    plain, look = losses.Losses._lose, losses.Losses.look
+    plain, look = failure_detector.Losses._lose, failure_detector.Losses.look
 
     def noting(self, ended, now_ns):
         known = plain(self, ended, now_ns)
@@ -223,29 +215,32 @@ def note_losses():
     def looking(self, now_ns):
         signs = look(self, now_ns)
         for sign in signs:
-            if isinstance(sign, losses.RankSuspected):
-                note("silences", sign.rank, losses.TIMEOUT)
+            if isinstance(sign, failure_detector.RankSuspected):
+                note("silences", sign.rank, failure_detector.TIMEOUT)
         return signs
 
-    losses.Losses._lose, losses.Losses.look = noting, looking
+    failure_detector.Losses._lose, failure_detector.Losses.look = noting, looking
 
 
 def only_mpi():
-    watches.RankWatches.look = lambda self: []
+    process_monitor.RankWatches.look = lambda self: []
 
 
 def only_watches():
-    losses.Losses.gone = lambda self, found: None
+    failure_detector.Losses.gone = lambda self, found: None
 
 
 def apart():
-    plain = liveness.this_process
+    plain = pidfd.this_process
 
     def elsewhere():
         return dataclasses.replace(plain(), machine=f"machine {RANK}")
 
-    liveness.this_process = elsewhere
-    for module in (sys.modules["collage_mpi.crew"], sys.modules["collage_mpi.lookout"]):
+    pidfd.this_process = elsewhere
+    for module in (
+        sys.modules["collage_mpi.job.worker_group"],
+        sys.modules["collage_mpi.faults.coordinator_monitor"],
+    ):
         module.this_process = elsewhere
 
 
@@ -255,6 +250,6 @@ for death in DEATHS:
     elif death and int(death.split(":")[0]) == RANK:
         _, moment, how, *count = death.split(":")
         globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)
-crew.HERE_LIMIT_S = world.SHORT_STOP_S = 2.0
+worker_group.HERE_LIMIT_S = main.SHORT_STOP_S = 2.0
 note_losses()
 sys.exit(cli.main(ARGUMENTS))

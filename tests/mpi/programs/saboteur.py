@@ -11,20 +11,12 @@ import time
 
 import numpy as np
 
-from collage_mpi import (
-    cli,
-    coordinator,
-    crew,
-    loading,
-    models,
-    protocol,
-    results,
-    session,
-    transport,
-)
+from collage_mpi import cli, models, results
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job import coordinator, network_loader, session, worker_group
+from collage_mpi.mpi import protocol, transport
 from collage_mpi.scheduler import Scheduler
-from collage_mpi.topology import launcher_rank
+from collage_mpi.system.environment import launcher_rank
 
 AFTER_IMAGES = 30
 
@@ -78,7 +70,7 @@ def at_real(batch, act, count):
 
 
 def load():
-    loading.NetworkLoader.__call__ = boom
+    network_loader.NetworkLoader.__call__ = boom
 
 
 def receive():
@@ -147,7 +139,7 @@ def stop(name="SIGUSR2"):
 
 def early_stop():
     """A signal while the workers load."""
-    patch(crew.Crew, "welcome", lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM))
+    patch(worker_group.Crew, "welcome", lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def freeze():
@@ -160,7 +152,7 @@ def freeze():
         plain(self, dataclasses.replace(settings, end_ns=500_000_000), scheme)
 
     Scheduler.__init__ = impatient
-    crew.Crew.stop.__defaults__ = (2.0,)
+    worker_group.Crew.stop.__defaults__ = (2.0,)
 
 
 def slow():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from collage_mpi.progress import StatusReporter, report_exit
+from collage_mpi.system.progress import StatusReporter, report_exit
 
 comm = MPI.COMM_WORLD
 stop: list[int] = []

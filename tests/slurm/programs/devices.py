@@ -10,17 +10,17 @@ from __future__ import annotations
 import os
 import sys
 
-from collage_mpi import topology
+from collage_mpi.system import environment
 
 
 def main() -> None:
     os.environ.update(word.partition("=")[::2] for word in sys.argv[1:])
-    rank = topology.launcher_rank() or 0
-    visible = topology.visible_devices()
-    count = len(topology.visible_entries(visible) or [])
-    local = topology.local_gpu_rank(rank)
-    device = topology.assign_device(local, visible, "auto", count)
-    threads = topology.threads_per_rank(topology.local_size() or 1)
+    rank = environment.launcher_rank() or 0
+    visible = environment.visible_devices()
+    count = len(environment.visible_entries(visible) or [])
+    local = environment.local_gpu_rank(rank)
+    device = environment.assign_device(local, visible, "auto", count)
+    threads = environment.threads_per_rank(environment.local_size() or 1)
     host = os.environ.get("SLURMD_NODENAME", "?")
     print(f"rank={rank} host={host} device={device} visible={visible} threads={threads}\n", end="")
 

@@ -1,0 +1,268 @@
+"""The bench on the ranks of one world: the job's own loop, and whose turn it is.
+
+Owns: the turns of the variants, the job's blocks.
+Does not know: how figures are reported, the bare loops, what the job does inside.
+
+Every rank knows the number of rounds, so that no message says which variant comes
+next. Job and bare loops have a communicator each: their messages cannot mix.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collage_mpi.bench.bare_mpi import BareBlock, World, answer_blocking, answer_polling
+from collage_mpi.bench.report import VARIANTS, BenchSettings, Block, RoundMeter, world_report
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.errors import ExitCode
+from collage_mpi.faults.coordinator_monitor import Lookout
+from collage_mpi.job.handshake import roll_call, welcomes
+from collage_mpi.job.network_loader import NetworkLoader
+from collage_mpi.job.plan import Plan, make_plan
+from collage_mpi.job.session import build_coordinator, build_encoder, make_manifest
+from collage_mpi.job.worker import Worker
+from collage_mpi.job.worker_group import Crew
+from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, library_version
+from collage_mpi.results import RunWriter, read_results
+from collage_mpi.scheduler.events import COMPLETE
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import CellMaker, ImageRecord, ReadAhead, write_shard
+from collage_mpi.shards.cells import add_cells
+from collage_mpi.system.hard_exit import leave
+from collage_mpi.system.progress import StatusReporter
+
+if TYPE_CHECKING:
+    from cProfile import Profile
+
+    from collage_mpi.job.image_buffer import Reader
+
+IMAGES = 128  # distinct ones, used again and again: 19 MB at 224 px, beyond most caches
+GRACE_MS = 60_000.0  # the collage never wins: all nine single answers are always awaited
+
+
+def bench_world(
+    settings: BenchSettings, comm: Any, mpi: Any, profile: Profile | None = None
+) -> dict[str, Any] | None:
+    """All variants in turns; the report on rank 0, None on the others.
+
+    Raises:
+        UsageError, EnvironmentFault: on rank 0, the world or the temporary folder.
+    """
+    world = World(settings, comm.Dup(), comm.Dup(), mpi, profile)
+    if world.rank > 0:
+        serve(world)
+        return None
+    with tempfile.TemporaryDirectory(prefix="collage-mpi-bench-") as folder:
+        return measure(world, Path(folder))
+
+
+def turns(settings: BenchSettings) -> list[tuple[int, str]]:
+    """(block, variant) in order; each block starts with another variant."""
+    names = list(VARIANTS)
+    return [
+        (block, names[(block + i) % len(names)])
+        for block in range(settings.blocks)
+        for i in range(len(names))
+    ]
+
+
+# ---- rank 0 -----------------------------------------------------------------
+
+
+def measure(world: World, folder: Path) -> dict[str, Any]:
+    """Rank 0's part of every turn, and the report."""
+    from os import getloadavg
+
+    load, settings = getloadavg(), world.settings
+    plan = bench_plan(world, folder)
+    order = turns(settings)
+    status = StatusReporter(len(order), f"{world.size - 2}+1 ranks", unit="blocks")
+    measured: dict[str, list[Block]] = {name: [] for name in VARIANTS}
+    try:
+        images, _ = plan.shards.read_all()  # (IMAGES, H, W, C) uint8
+        for done, (block, name) in enumerate(order):
+            status.update(done)
+            world.meet()
+            if name.startswith("job"):
+                found = JobBlock(world, plan, images, folder / f"{name}-{block}").play(name)
+            else:
+                made = images if name == "bare-encode" else None
+                found = BareBlock(world, made).play(blocks=name == "blocking")
+            measured[name].append(found)
+        status.update(len(order))
+    finally:
+        plan.shards.close()
+    library = library_version(world.mpi)
+    return world_report(settings, world.size, measured, _shortened(library), load)
+
+
+def _shortened(library: str) -> str:
+    """`MPICH Version:   5.0.1` and `Open MPI v5.0.10, package: ...` as one short name."""
+    return " ".join(library.partition(",")[0].replace("Version:", " ").split())
+
+
+def bench_plan(world: World, folder: Path) -> Plan:
+    """The job's plan on a shard of random images that is written for it."""
+    settings = world.settings
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (IMAGES, *settings.image_shape), np.uint8)
+    shard = folder / "images.h5"
+    write_shard(shard, pixels, np.arange(IMAGES) % 10, class_names=[str(i) for i in range(10)])
+    encoder = Encoder(settings.grid, settings.image_shape)
+    if encoder.resizes:
+        shard, _ = add_cells(shard, folder / "cells", settings.grid.cell_px, encoder.shrink)
+    asked = RunSettings(
+        shards=(str(shard),),
+        single="null",
+        collage="null",
+        out=str(folder / "run"),
+        side=settings.side,
+        cell_px=settings.grid.cell_px,
+        singles=world.size - 2,
+        accept="grace",
+        grace_ms=GRACE_MS,
+        between="drain",
+        device="cpu",
+        warmup_groups=settings.warmup,
+    )
+    plan = make_plan(asked, world.size)
+    order = np.arange(settings.played_rounds * settings.grid.cells, dtype=np.int64) % IMAGES
+    return replace(plan, order=order)
+
+
+class MemoryReader:
+    """Images and their cells that are there already, in the order of a plan."""
+
+    def __init__(self, images: np.ndarray, cells: np.ndarray, order: np.ndarray) -> None:
+        """Images: (n, H, W, C) uint8; cells: theirs; order: (k,) indices into both."""
+        self._images, self._cells, self._order = images, cells, order.tolist()
+        self._next = 0
+
+    @property
+    def remaining(self) -> int:
+        """Images not yet taken."""
+        return len(self._order) - self._next
+
+    @property
+    def ready(self) -> int:
+        """All of them can be had at once."""
+        return self.remaining
+
+    @property
+    def failed(self) -> bool:
+        """Memory does not fail."""
+        return False
+
+    def take(self, n: int) -> list[ImageRecord]:
+        """The next n images."""
+        chosen = self._order[self._next : self._next + n]
+        self._next += len(chosen)
+        return [ImageRecord(i, 0, i, self._images[i], i % 10, cell=self._cells[i]) for i in chosen]
+
+
+class MeteredReader:
+    """Any reader; the first image of a group that is asked for begins a round."""
+
+    def __init__(self, reader: Reader, meter: RoundMeter, group_size: int) -> None:
+        self._reader, self._meter, self._group_size = reader, meter, group_size
+        self._taken = 0
+
+    @property
+    def remaining(self) -> int:
+        """Images not yet taken."""
+        return self._reader.remaining
+
+    @property
+    def ready(self) -> int:
+        """Images that can be had at once."""
+        return self._reader.ready
+
+    @property
+    def failed(self) -> bool:
+        """Whether the reader has met a failure."""
+        return self._reader.failed
+
+    def take(self, n: int) -> list[ImageRecord]:
+        """The next images; right after the coordinator has read t0."""
+        if self._taken % self._group_size == 0:
+            self._meter.begin_round()
+        records = self._reader.take(n)
+        self._taken += len(records)
+        return records
+
+
+class JobBlock:
+    """One block of the job itself, exactly as a run builds it."""
+
+    def __init__(self, world: World, plan: Plan, images: np.ndarray, out: Path) -> None:
+        self.world, self.plan, self.images, self.out = world, plan, images, out
+
+    def play(self, name: str) -> Block:
+        """Start a crew, run all rounds, let the crew go."""
+        plan = self.plan
+        if name == "job-carry":
+            plan = replace(plan, settings=replace(plan.settings, between="carry", accept="first"))
+        encoder = build_encoder(plan)
+        crew = Crew(CoordinatorTransport(self.world.job_comm, self.world.mpi))
+        try:
+            profile = self.world.profile if name == "job-memory" else None
+            if name == "job-memory":
+                cells = encoder.shrink(self.images)
+                reader_here = MemoryReader(self.images, cells, plan.order)
+                meter = self._run(plan, crew, encoder, reader_here, profile)
+            else:
+                stored = plan.grid.cell_px if name == "job-cells" and encoder.resizes else None
+                maker = CellMaker(encoder.shrink, stored)
+                with ReadAhead(plan.shards, plan.order, cells=maker) as reader:
+                    meter = self._run(plan, crew, encoder, reader, profile)
+        finally:
+            crew.stop(0)
+        groups = read_results(self.out).groups
+        measured = np.sort(groups, order="group")[self.world.settings.warmup : -1]
+        return meter.block(measured["encode_ns"])
+
+    def _run(
+        self, plan: Plan, crew: Crew, encoder: AnyEncoder, reader: Reader, profile: Profile | None
+    ) -> RoundMeter:
+        crew.greet()
+        hellos = crew.welcome(welcomes(plan, encoder))
+        crew.start(1.0)
+        writer = RunWriter.create(self.out, make_manifest(plan))
+        meter = RoundMeter(self.world.settings)
+        metered = MeteredReader(reader, meter, plan.settings.group_size)
+        quiet = StatusReporter(None, "job", every_s=float("inf"), word="")
+        coordinator = build_coordinator(plan, crew, writer, encoder, metered, lambda: None, quiet)
+        meter.polls = coordinator.polls
+        ready, _ = roll_call(plan, crew, hellos)
+        if profile is not None:
+            finish = profile.runcall(coordinator.run, ready)
+        else:
+            finish = coordinator.run(ready)
+        writer.close(finish.status)
+        assert finish.status == COMPLETE, finish
+        return meter
+
+
+# ---- workers ----------------------------------------------------------------
+
+
+def serve(world: World) -> None:
+    """A worker's part of every turn."""
+    loader = NetworkLoader(world.rank, world.size)
+    for _, name in turns(world.settings):
+        world.meet()
+        if name.startswith("job"):
+            transport = WorkerTransport(world.job_comm, world.mpi)
+            lookout = Lookout(world.rank, lambda: leave(ExitCode.INCOMPLETE))
+            Worker(transport, loader, lookout=lookout).serve()
+            transport.close()
+        elif name == "blocking":
+            answer_blocking(world)
+        else:
+            answer_polling(world)

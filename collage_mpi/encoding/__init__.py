@@ -1,0 +1,1 @@
+"""Images into a collage or a stripe, scores into answers."""

@@ -1,0 +1,171 @@
+"""Points of an experiment over their placements: medians, ranges, gains, pooled figures.
+
+Owns: which runs are repeats of one point, the statistics over them (docs/experiments.md).
+Does not know: folders, how a run is made or read, figures.
+
+A seed is a *placement*: which machine is which rank. It is the unit of replication: per
+placement a percentile or a gain, then the median over placements and their 10-90 % range;
+beside it the pooled figure, of the groups of all placements together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.experiments.spec import Experiment, Point
+from collage_mpi.results.statistics import PERCENTILES, percentile, percentile_name
+
+STATISTICS = (*(percentile_name(q) for q in PERCENTILES), "std")
+COMPARED = ("p50", "p99", "std")
+LEAST_FOR_RANGE = 5  # placements; a 10-90 % range of fewer says nothing
+_Q = {percentile_name(q): q for q in PERCENTILES}
+_MEANS = ("collage_share", "parity_share", "wasted_work", "rank_seconds_per_image", "cost_ratio")
+_REPLICATES, _BOOTSTRAP_SEED = 400, 20190426
+
+Json = dict[str, Any]
+Key = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a point.
+
+    Attributes:
+        point: of the experiment.
+        row: its line of table.csv.
+        latencies_ms: (groups,) of its measured groups; None where only a summary was kept.
+    """
+
+    point: Point
+    row: Mapping[str, Any]
+    latencies_ms: np.ndarray | None
+
+
+def aggregate(experiment: Experiment, runs: Iterable[Run]) -> list[Json]:
+    """One row a point: its repeats together, compared with the experiment's baselines.
+
+    A gain `p99_vs_B` is B's figure over this point's, so 2 means half of B's; it is taken per
+    placement, over the seeds that both have. Accuracy differences are of the same images.
+    """
+    families: dict[str, list[Run]] = {}
+    for run in runs:
+        families.setdefault(run.point.family, []).append(run)
+    places = {_place(members[0].point): members for members in families.values()}
+    settings = [key for key in experiment.varied if key != "straggler_seed"]
+    rows = []
+    for family, members in families.items():
+        row = _own(family, members, settings)
+        for choice in experiment.baselines.choices:
+            place = _moved(members[0].point, experiment.baselines.axis, choice)
+            row |= _compared(choice, members, places.get(place, []) if place else [])
+        rows.append(row)
+    return rows
+
+
+def _place(point: Point) -> Key:
+    """Where in the grid the point is; a [[point]] by its own name."""
+    return tuple(point.draft.axes.items()) or (("", point.family),)
+
+
+def _moved(point: Point, axis: str | None, choice: str) -> Key | None:
+    """The place with another choice on one axis; None for a [[point]], which has no axes."""
+    if axis not in point.draft.axes:
+        return None
+    return tuple({**point.draft.axes, axis: choice}.items())
+
+
+def _own(family: str, runs: Sequence[Run], settings: Sequence[str]) -> Json:
+    first = runs[0]
+    row: Json = {
+        "name": family,
+        "how": first.row["how"],
+        **{f"axis:{axis}": label for axis, label in first.point.draft.axes.items()},
+        **{key: first.row[key] for key in settings},
+        "placements": len(runs),
+        "invalid": sum(run.row["valid"] is False for run in runs),
+        "groups": sum(run.row["groups"] for run in runs),
+        "ranks": first.row["ranks"],
+    }
+    for name in STATISTICS:
+        values = _known(run.row[f"{name}_ms"] for run in runs)
+        row |= _spread(f"{name}_ms", values, of=len(runs))
+        row[f"{name}_pooled_ms"] = pooled(name, runs)
+    row["p99_pooled_low_ms"], row["p99_pooled_high_ms"] = _pooled_range(runs)
+    row["accuracy"] = _mean(run.row["accuracy"] for run in runs)
+    return row | {name: _mean(run.row[name] for run in runs) for name in _MEANS}
+
+
+def _compared(choice: str, runs: Sequence[Run], bases: Sequence[Run]) -> Json:
+    """This point beside a baseline, placement by placement."""
+    theirs = {base.point.draft.seed: base for base in bases}
+    pairs = [(r, theirs[r.point.draft.seed]) for r in runs if r.point.draft.seed in theirs]
+    row: Json = {}
+    for name in COMPARED:
+        both = [(r.row[f"{name}_ms"], b.row[f"{name}_ms"]) for r, b in pairs]
+        gains = [base / own for own, base in both if own and base is not None]
+        row |= _spread(f"{name}_vs_{choice}", gains, of=len(runs))
+        own, base = (pooled(name, [pair[i] for pair in pairs]) for i in (0, 1))
+        row[f"{name}_pooled_vs_{choice}"] = base / own if own and base is not None else None
+    paired = [(r.row["accuracy"], b.row["accuracy"]) for r, b in pairs]
+    row[f"accuracy_vs_{choice}"] = _mean(
+        None if own is None or base is None else own - base for own, base in paired
+    )
+    return row
+
+
+def pooled(name: str, runs: Sequence[Run]) -> float | None:
+    """A statistic over the groups of all runs together, in ms; None where it is unsupported."""
+    samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
+    if not samples or len(samples) < len(runs):
+        return None
+    values = np.concatenate(samples)  # (groups of all runs,)
+    if name == "std":
+        return float(values.std(ddof=1)) if len(values) > 1 else None
+    together = runs[0].point.settings.released_together  # groups let in at a time
+    return percentile(values, _Q[name], sum(-(-len(sample) // together) for sample in samples))
+
+
+def _pooled_range(runs: Sequence[Run]) -> tuple[float | None, float | None]:
+    """Where 95 % of pooled P99s lie when whole placements are drawn again, with replacement.
+
+    Too narrow for a 95 % interval of few placements that differ much (docs/experiments.md).
+    """
+    samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
+    if len(samples) < max(len(runs), LEAST_FOR_RANGE) or pooled("p99", runs) is None:
+        return None, None
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    found = []
+    for _ in range(_REPLICATES):
+        drawn = rng.integers(len(samples), size=len(samples))
+        values = np.concatenate([samples[i] for i in drawn])
+        found.append(np.quantile(values, 0.99, method="inverted_cdf"))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _spread(name: str, values: Sequence[float], of: int) -> Json:
+    """Median and 10-90 % range under `name`, `name`_low and `name`_high.
+
+    The median wants a value from every placement: without the worst it would flatter.
+    """
+    median = float(np.median(values)) if values and len(values) == of else None
+    low, high = (
+        (float(q) for q in np.quantile(values, (0.1, 0.9)))
+        if median is not None and len(values) >= LEAST_FOR_RANGE
+        else (None, None)
+    )
+    stem, unit = (name[:-3], "_ms") if name.endswith("_ms") else (name, "")
+    return {name: median, f"{stem}_low{unit}": low, f"{stem}_high{unit}": high}
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = _known(values)
+    return float(np.mean(known)) if known else None

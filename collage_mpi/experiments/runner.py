@@ -1,0 +1,243 @@
+"""The runs of an experiment: which are done, which go on.
+
+Owns: the state of a point's folder, one session after the other on a crew, simulations.
+Does not know: how points are expanded, how ranks are started, tables.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collage_mpi.errors import CollageError, ExitCode, UsageError
+from collage_mpi.experiments.spec import Experiment, Point
+from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.results.folder import is_whole
+from collage_mpi.results.manifest import (
+    MANIFEST,
+    MARKER,
+    differences,
+    other_content,
+    read_manifest,
+)
+from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
+from collage_mpi.shards import inspect_shards
+from collage_mpi.shards.reader import expand_paths
+from collage_mpi.shards.schema import Stamp, stamp_of
+from collage_mpi.simulation.costs import Costs, read_costs
+from collage_mpi.simulation.runs import Job, check_job, read_summary, run_jobs, simulated_inputs
+
+if TYPE_CHECKING:
+    from collage_mpi.job.worker_group import Crew
+
+SEVERITY = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.DATA)
+# Settings that decide which files a plan opens and whether they fit together.
+_DECIDE_A_PLAN = (
+    *PATH_SETTINGS,
+    *("scheme", "side", "cell_px", "parity_k", "batch", "bad_shards", "order", "limit", "arrivals"),
+)
+NEW, STARTED, DONE = "new", "started", "done"
+
+Json = dict[str, Any]
+
+
+def state(point: Point, out: Path) -> str:
+    """How far the point's run in `out` is: NEW, STARTED or DONE.
+
+    Raises:
+        UsageError: the folder holds a run with other settings than the point's.
+        DataFault: the run's manifest or a part of it is damaged.
+    """
+    folder = out / point.name
+    alone = summary_alone(folder)
+    if alone is None and not (folder / MANIFEST).exists():
+        return NEW
+    found = read_manifest(folder) if alone is None else alone
+    done = alone is not None or ((folder / MARKER).exists() and is_whole(folder, found))
+    changed = differences(found, _asked(found, point, out, done)) + _other_input(found, point)
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UsageError(
+            f"{folder} holds a run with other settings than the experiment:\n  {listed}\n"
+            "Choose another --out, or remove that folder: its run is then made anew."
+        )
+    return DONE if done else STARTED
+
+
+def _asked(found: Json, point: Point, out: Path, done: bool) -> Json:
+    """The manifest as the point would have it now, as far as that needs no ranks.
+
+    A finished run is held against its shards too; an unfinished one is by its next session.
+    A file that is gone makes no result stale.
+    """
+    settings = point.settings_in(out)
+    simulated = point.images is not None
+    files = simulated_inputs(settings, point.answers) if simulated else named_files(settings)
+    inputs = digests({name: path for name, path in files.items() if path.exists()})
+    asked = {**found, "settings": settings.to_dict(), "inputs": inputs}
+    shards = _shards_now(settings.shards) if done and not simulated else None
+    if shards is None or _contents(shards) == _contents(found["shards"]):
+        return asked
+    return {**asked, "shards": shards}
+
+
+def _contents(shards: Sequence[Json]) -> list[tuple[str, int]]:
+    return sorted((shard["fingerprint"], shard["count"]) for shard in shards)
+
+
+def _shards_now(paths: Sequence[str]) -> list[Json] | None:
+    """Path, fingerprint and count of each shard; None if one cannot be read."""
+    try:
+        files = expand_paths([Path(path) for path in paths])
+        return _opened(tuple((path, stamp_of(path)) for path in files))
+    except (CollageError, OSError):
+        return None
+
+
+@lru_cache(maxsize=64)
+def _opened(files: tuple[tuple[Path, Stamp], ...]) -> list[Json]:
+    """Of the files as they are: points of one experiment share their shards."""
+    return [
+        {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
+        for info in inspect_shards([path for path, _ in files])
+    ]
+
+
+def _other_input(found: Json, point: Point) -> list[str]:
+    """What else decides a simulated run, where it is not what the run had: a line each."""
+    if point.images is None:
+        return []
+    simulated = found.get("simulated") or {}
+    had = {"images": found["rows"], "costs": simulated.get("costs")}
+    if isinstance(had["images"], dict):  # a summary's
+        had["images"] = had["images"]["expected"]
+    wanted: Json = {"images": point.images}
+    if point.costs is not None:
+        path = Path(point.costs)
+        wanted["costs"] = _costs(path, path.stat().st_mtime_ns if path.exists() else 0)
+    lines = [f"{k}: {had[k]!r} before, {v!r} now" for k, v in wanted.items() if had[k] != v]
+    return lines + _other_answers(found, simulated.get("answers"), point)
+
+
+@lru_cache(maxsize=8)
+def _costs(path: Path, stamp: int) -> Json:
+    """Of a file or a run's folder, which takes a while, as a manifest has them."""
+    return asdict(read_costs(path))
+
+
+def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
+    """A line if the answers are others than the run's: by content where that is known."""
+    had = (found.get("inputs") or {}).get("answers")
+    path = simulated_inputs(point.settings, point.answers).get("answers")
+    if had is None or path is None or not path.exists():
+        same = before == point.answers
+        return [] if same else [f"answers: {before!r} before, {point.answers!r} now"]
+    has = digests({"answers": path})["answers"]
+    return other_content("answers", (str(before), had), (str(point.answers), has))
+
+
+def summary_alone(folder: Path) -> Json | None:
+    """What a simulation without rows left; its settings are in it."""
+    if not (folder / "summary.json").exists() or (folder / "manifest.json").exists():
+        return None
+    found = read_summary(folder)
+    return None if found is None else {"shards": [], **found}
+
+
+def launches(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
+    """(ranks, points that follow each other and need so many): each is one start of ranks."""
+    for ranks, members in groupby(points, key=lambda point: point.ranks):
+        yield ranks, list(members)
+
+
+def check_plans(points: Sequence[Point], out: Path) -> None:
+    """Open the shards and read the networks' headers of all points, each combination once.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the first point that cannot be run.
+    """
+    from collage_mpi.job.plan import make_plan
+
+    seen: set[tuple[str, ...]] = set()
+    for point in points:
+        values = point.settings.to_dict()
+        key = tuple(json.dumps(values[name]) for name in _DECIDE_A_PLAN)
+        if key not in seen:
+            seen.add(key)
+            make_plan(point.settings_in(out), point.ranks).shards.close()
+
+
+def run_points(
+    points: Sequence[Point], out: Path, crew: Crew, stop_reason: Callable[[], str | None]
+) -> int:
+    """On rank 0: the points one after the other on the same ranks; the exit code of the worst.
+
+    Finished runs are skipped, unfinished ones go on. Ends at the first run that stays
+    incomplete: it was stopped, or its ranks are gone.
+    """
+    from collage_mpi.job.session import run_session
+
+    worst = ExitCode.COMPLETE
+    for number, point in enumerate(points, start=1):
+        found = state(point, out)
+        if found == DONE:
+            continue
+        settings = point.settings_in(out)
+        print(f"[{number}/{len(points)}] {point.name}", flush=True)
+        outcome = run_session(settings, crew, resume=found == STARTED, stop_reason=stop_reason)
+        print(f"[{number}/{len(points)}] {outcome.status}: {_in_a_line(settings)}", flush=True)
+        if outcome.exit_code is ExitCode.INCOMPLETE:
+            print(f"incomplete: {outcome.reason}; the same command goes on", flush=True)
+            return int(outcome.exit_code)
+        worst = max(worst, outcome.exit_code, key=SEVERITY.index)
+    return int(worst)
+
+
+def simulate_points(
+    experiment: Experiment, points: Sequence[Point], out: Path, processes: int = 1
+) -> None:
+    """Every point on virtual time. One that was cut off begins anew.
+
+    The images of a seed's runs begin where those of the seed before end, so that repeats
+    are not all of the same answers; runs of one seed are of the same images.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the first point that cannot be simulated,
+            before any is; a file that cannot be read or written.
+    """
+    costs = read_costs(Path(experiment.costs)) if experiment.costs else Costs()
+    todo = [point for point in points if state(point, out) != DONE]
+    jobs = []
+    for point in todo:
+        assert point.images is not None
+        settings = point.settings_in(out)
+        first = (point.draft.seed or 0) * point.images
+        job = Job(settings, point.images, costs, point.answers, experiment.rows, first)
+        check_job(job)
+        jobs.append(job)
+    for job in jobs:
+        if Path(job.settings.out).is_dir():
+            shutil.rmtree(job.settings.out)
+    for number, (job, summary) in enumerate(run_jobs(jobs, processes), start=1):
+        name = Path(job.settings.out).name
+        print(f"[{number}/{len(todo)}] {name}: {_told(summary)}", flush=True)
+
+
+def _in_a_line(settings: RunSettings) -> str:
+    from collage_mpi.results import read_results, summarise
+
+    return _told(summarise(read_results(settings.out)))
+
+
+def _told(summary: Json) -> str:
+    group, share = summary["latency"]["group"], summary["price"]["collage_share"]
+    numbers = {name: group[f"{name}_ms"] for name in ("p50", "p95", "p99")}
+    shown = ", ".join(f"{n} {'n/a' if v is None else f'{v:.1f} ms'}" for n, v in numbers.items())
+    collage = "" if share is None else f", collage share {share:.1%}"
+    return f"{group['groups']} groups, {shown}{collage}"

@@ -1,0 +1,344 @@
+"""An experiment: a file that names many runs, expanded to an ordered list of settings.
+
+Owns: the file's keys, points with their settings, checks that need no data.
+Does not know: how a grid is expanded (experiment_grid), how a point is run, MPI, results.
+
+    name = "schemes"                 # how = "run" is the default; repeat = 3: seeds 0, 1, 2
+    repeat = [1, 2]
+    [baseline]                       # what points.csv compares with, all else the same
+    scheme = "none"
+    [base]                           # settings of every point, as in `collage-mpi run`
+    shards = ["shipped:fashion_demo.h5"]
+    [grid]                           # every combination; the last key changes fastest
+    side = [3, 4]
+    scheme = [{ name = "none", scheme = "none" }, { name = "first", accept = "first" }]
+    [[point]]                        # more points: base and these settings
+    collage_ranks = 2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.experiments.grid import (
+    Baselines,
+    Draft,
+    drafts,
+    read_baselines,
+    safe,
+    table,
+)
+from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.shipped import with_shipped
+from collage_mpi.system.printable import shown
+
+HOWS = ("run", "simulate")
+SIMULATED = ("images", "groups", "costs", "answers", "rows")  # keys for how = "simulate" alone
+KEYS = ("name", "how", *SIMULATED, "repeat", "baseline", "base", "grid", "point")
+LONGEST_NAME = 180  # characters; file systems take 255 bytes, parts of a run want some
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of an experiment.
+
+    Attributes:
+        index: its place in the list, from 0: what a Slurm array calls it by.
+        name: its folder's name; unlike any other's, safe for every file system.
+        settings: without `out`.
+        ranks: world size that it needs, rank 0 included.
+        images: that a simulated run has; None for real runs, which have shards.
+        answers: file of `evaluate --save-answers`, "{side}" in it for the side; or None.
+        costs: the experiment's, below.
+        draft: where in the grid it is, and its seed.
+        family: its name without the seed: runs of one family are repeats.
+    """
+
+    index: int
+    name: str
+    settings: RunSettings
+    ranks: int
+    images: int | None
+    answers: str | None
+    draft: Draft
+    family: str
+    costs: str | None = None
+
+    def settings_in(self, out: Path) -> RunSettings:
+        """The settings with `out`, the folder of this point in the experiment's."""
+        return dataclasses.replace(self.settings, out=str(out / self.name))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a file asks for.
+
+    Attributes:
+        name: of the experiment.
+        how: one of HOWS.
+        points: in the order of the file.
+        baselines: what points are compared with.
+        costs: file of what things take, or a real run's folder; None for the defaults.
+        rows: whether a simulated run has rows, or a summary alone.
+    """
+
+    name: str
+    how: str
+    points: tuple[Point, ...]
+    baselines: Baselines
+    costs: str | None = None
+    rows: bool = True
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """Settings that are not the same in all points, in the order of RunSettings."""
+        rows = [point.settings.to_dict() for point in self.points]
+        return tuple(
+            key
+            for key in rows[0]
+            if len({json.dumps(row[key], sort_keys=True) for row in rows}) > 1
+        )
+
+
+def read_experiment(path: Path, sets: Sequence[str] = ()) -> Experiment:
+    """Read and expand a .toml, .yaml or .json file.
+
+    Args:
+        path: the file.
+        sets: KEY=VALUE that win over its [base], or over its keys beside the tables.
+
+    Raises:
+        EnvironmentFault, DataFault: it cannot be read, or is no such file.
+        UsageError: as `expand`; a set that is none, or of what the grid or a point sets.
+    """
+    document = read_settings_file(path)
+    for text in sets:
+        document = _with_set(document, text, str(path))
+    return expand(document, str(path))
+
+
+def _with_set(document: Mapping[str, Any], text: str, source: str) -> Json:
+    """The document with KEY=VALUE in it; the value is read as JSON where it is some."""
+    key, equals, raw = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: it needs KEY=VALUE, as in --set trace_file=times.npy")
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        value = raw
+    if key in (*SIMULATED, "repeat"):
+        other = {"images": "groups", "groups": "images"}.get(key)
+        return {**{k: v for k, v in document.items() if k != other}, key: value}
+    for draft in drafts({**document, "repeat": None}, source):
+        if key in draft.values:
+            raise UsageError(f"--set {text}: point {draft.label} of {source} sets {key} itself")
+    base = table(document.get("base", {}), f"{source} [base]")
+    return {**document, "base": {**base, key: value}}
+
+
+def expand(document: Mapping[str, Any], source: str = "experiment") -> Experiment:
+    """All points of an experiment, each checked as far as it can be without its data.
+
+    Args:
+        document: what the file holds.
+        source: its name, for messages.
+
+    Raises:
+        UsageError: an unknown key, a value that does not fit, a point that cannot run.
+    """
+    _known(document, KEYS, source)
+    how = _one_of(document.get("how", "run"), HOWS, f"{source}: how")
+    size = _size(document, how, source)
+    name = document.get("name", Path(source).stem)
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{source}: name is {shown(name)}; it needs some text")
+    base = table(document.get("base", {}), f"{source} [base]")
+    found = drafts(document, source)
+    baselines = read_baselines(document, found, source)
+    costs, answers = (_path(document.get(key), key, how, source) for key in ("costs", "answers"))
+    points = [
+        dataclasses.replace(_point(index, draft, base, size, source), answers=answers, costs=costs)
+        for index, draft in enumerate(found)
+    ]
+    _check_distinct(points, source)
+    rows = document.get("rows", True)
+    if not isinstance(rows, bool) or (how == "run" and not rows):
+        raise UsageError(f"{source}: rows is true or false, and false for how = 'simulate' alone")
+    return Experiment(name, how, tuple(points), baselines, costs, rows)
+
+
+def ranks_needed(settings: RunSettings) -> int:
+    """World size that the settings need, rank 0 included.
+
+    Raises:
+        UsageError: the scheme cannot be placed, or a slow rank is outside the world.
+    """
+    world = settings.world_size
+    settings.place(world)
+    settings.check_slow_ranks(world)
+    return world
+
+
+def parse_indices(text: str, count: int) -> list[int]:
+    """Read "3", "0-5" or "0-5,9" as point numbers, each below `count`, ascending.
+
+    Raises:
+        UsageError: not of that form, or no such point.
+    """
+    return parse_numbers(text, count, "--index", f"the experiment has points 0 to {count - 1}")
+
+
+def parse_numbers(text: str, count: int, flag: str, known: str) -> list[int]:
+    """Read "3", "0-5" or "0-5,9" as numbers below `count`, ascending.
+
+    Args:
+        flag: what was typed, for messages.
+        known: which numbers there are, for messages.
+
+    Raises:
+        UsageError: not of that form, or no such number.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if match is None:
+            raise UsageError(f"{flag} {text}: it needs a number, a range or a list, as in 0-5,9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < count:
+            raise UsageError(f"{flag} {text}: {known}")
+        found.update(range(first, last + 1))
+    return sorted(found)
+
+
+def format_indices(indices: Sequence[int]) -> str:
+    """The inverse of `parse_indices`, runs of numbers as ranges."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and index == parts[-1][-1] + 1:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+# ---- one point --------------------------------------------------------------
+
+
+def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str) -> Point:
+    """The point of a draft, checked; `size` is None for real runs."""
+    family = draft.label or ("" if draft.seed is not None else "run")
+    seed = "" if draft.seed is None else f"seed-{draft.seed}"
+    label = "_".join(part for part in (family, seed) if part)
+    where = f"{source}, point {index} ({label})"
+    values = {**base, **draft.values}
+    if "out" in values:
+        raise UsageError(f"{where}: out is given on the command line: --out DIR")
+    try:
+        if isinstance(values.get("singles"), str):
+            values["singles"] = _singles(values["singles"], values.get("side", RunSettings.side))
+        settings = RunSettings.from_mapping(values, where)
+        if size is None:
+            dataclasses.replace(settings, out="set later").require_inputs()
+        ranks = ranks_needed(settings)
+    except CollageError as error:
+        told = str(error)
+        raise UsageError(told if told.startswith(where) else f"{where}: {told}") from error
+    images = size.images(settings) if size else None
+    return Point(index, safe(label), settings, ranks, images, None, draft, family or "run")
+
+
+def _singles(text: str, side: Any) -> Any:
+    """`N+2` as a number of single ranks, where N is one a cell of the point's side."""
+    match = re.fullmatch(r"\s*N\s*(?:\+\s*(\d{1,6}))?\s*", text)
+    if match is None or type(side) is not int:
+        raise UsageError(f"singles is {text!r}; it needs a number, or N+2 for two more than cells")
+    return side * side + int(match[1] or 0)
+
+
+def _check_distinct(points: Sequence[Point], source: str) -> None:
+    named: dict[str, int] = {}
+    same: dict[str, int] = {}
+    for point in points:
+        if len(point.name) > LONGEST_NAME:
+            raise UsageError(
+                f"{source}: the name of point {point.index} has {len(point.name)} characters, more "
+                f"than {LONGEST_NAME}: give shorter ones, with name = ... in tables"
+            )
+        # Case does not tell folders apart on every file system.
+        for kind, key, seen in (
+            ("name", point.name.lower(), named),
+            ("settings", point.settings.digest(), same),
+        ):
+            if key in seen:
+                raise UsageError(
+                    f"{source}: points {seen[key]} and {point.index} have the same {kind} "
+                    f"({point.name}): remove one"
+                    + (", or name them with name = ..." if kind == "name" else "")
+                )
+            seen[key] = point.index
+
+
+# ---- checks of shape --------------------------------------------------------
+
+
+def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise UsageError(f"{where}: unknown key {shown(key)}{hint} Known: {', '.join(known)}")
+
+
+def _one_of(value: Any, known: Sequence[str], where: str) -> str:
+    if value not in known:
+        raise UsageError(f"{where} is {shown(value, 60)}; known are: {', '.join(known)}")
+    return str(value)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How many images a simulated run has: so many, or those of the groups after the warm-up."""
+
+    key: str
+    count: int
+
+    def images(self, settings: RunSettings) -> int:
+        if self.key == "images":
+            return self.count
+        return (self.count + settings.warm_groups) * settings.group_size
+
+
+def _size(document: Mapping[str, Any], how: str, source: str) -> _Size | None:
+    """None for real runs, whose shards say it."""
+    given = [key for key in ("images", "groups") if document.get(key) is not None]
+    if how == "run":
+        if given:
+            raise UsageError(f"{source}: {given[0]} is for how = 'simulate'; a run has limit")
+        return None
+    if len(given) != 1 or type(document[given[0]]) is not int or document[given[0]] < 1:
+        raise UsageError(
+            f"{source}: how = 'simulate' needs images, or groups beside the warm-up, a number "
+            "from 1"
+        )
+    return _Size(given[0], document[given[0]])
+
+
+def _path(value: Any, key: str, how: str, source: str) -> str | None:
+    if value is None:
+        return None
+    if how == "run":
+        raise UsageError(f"{source}: {key} is for how = 'simulate'; a run has its own")
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{source}: {key} is {shown(value, 60)}; it needs a path")
+    return str(with_shipped(value))

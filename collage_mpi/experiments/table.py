@@ -1,0 +1,126 @@
+"""What the finished runs of an experiment say: table.csv, a line a run; points.csv, a line a point.
+
+Owns: the columns of table.csv, how both files are written.
+Does not know: statistics over repeats (experiment_points), how a run is made.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.experiments.aggregate import Run, aggregate
+from collage_mpi.experiments.runner import DONE, NEW, state, summary_alone
+from collage_mpi.experiments.spec import Experiment, Point
+from collage_mpi.results import read_results, summarise
+from collage_mpi.simulation.runs import read_latencies_ns
+from collage_mpi.system.files import write_atomic
+
+TABLE, POINTS = "table.csv", "points.csv"
+LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
+PRICE = (
+    "collage_share",
+    "parity_share",
+    "cost_ratio",
+    "wasted_work",
+    "ranks",
+    "rank_seconds_per_image",
+)
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What was written.
+
+    Attributes:
+        table, points: the files.
+        runs: in the table.
+        missing: points of the experiment that have no run yet.
+    """
+
+    table: Path
+    points: Path
+    runs: int
+    missing: list[Point]
+
+
+def write_tables(experiment: Experiment, out: Path) -> Tables:
+    """Write `out`/table.csv and `out`/points.csv, each whole or not at all.
+
+    Points are of complete runs only; the table has incomplete ones too.
+
+    Raises:
+        EnvironmentFault: no run is there, or a file cannot be written.
+    """
+    runs, missing = read_runs(experiment, out)
+    if not runs:
+        raise EnvironmentFault(f"{out} holds no run of this experiment yet: leave out --table")
+    rows = [run.row for run in runs]
+    _write(out / TABLE, rows)
+    done = [run for run in runs if state(run.point, out) == DONE]
+    _write(out / POINTS, aggregate(experiment, done))
+    return Tables(out / TABLE, out / POINTS, len(rows), missing)
+
+
+def read_runs(experiment: Experiment, out: Path) -> tuple[list[Run], list[Point]]:
+    """The runs that are there, and the points that have none yet."""
+    runs, missing = [], []
+    for point in experiment.points:
+        if state(point, out) == NEW:
+            missing.append(point)
+        else:
+            runs.append(_read_run(experiment, point, out / point.name))
+    return runs, missing
+
+
+def _read_run(experiment: Experiment, point: Point, folder: Path) -> Run:
+    summary = summary_alone(folder)
+    if summary is not None:
+        latencies_ns = read_latencies_ns(folder)
+    else:
+        results = read_results(folder)
+        summary, latencies_ns = summarise(results), results.measured_groups["latency_ns"]
+    latencies_ms = None if latencies_ns is None else np.asarray(latencies_ns) / 1e6
+    return Run(point, _row(experiment, point, summary), latencies_ms)
+
+
+def _row(experiment: Experiment, point: Point, summary: Json) -> Json:
+    """A line of the table, with None where the sample does not support a number."""
+    group, values = summary["latency"]["group"], point.settings.to_dict()
+    return {
+        "index": point.index,
+        "name": point.name,
+        "how": experiment.how,
+        "status": summary["status"],
+        **{key: _cell(values[key]) for key in experiment.varied},
+        "groups": group["groups"],
+        **{key: group[key] for key in LATENCY},
+        "accuracy": summary["accuracy"]["overall"]["accuracy"],
+        **{key: summary["price"].get(key) for key in PRICE},
+        "valid": summary["validity"]["valid"],
+    }
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _write(path: Path, rows: Sequence[Any]) -> None:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        write_atomic(path, (text.getvalue().encode(),))
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error

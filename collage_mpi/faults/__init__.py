@@ -1,0 +1,1 @@
+"""Which ranks have gone, noticed in layers."""

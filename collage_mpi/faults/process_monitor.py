@@ -1,0 +1,196 @@
+"""Rank 0's watch over the workers' processes: one look costs a system call.
+
+Owns: a pidfd for each worker of this machine, a lifeline for each of another, which of
+them have ended since the last look; how many may knock at the port, and for how long.
+Does not know: MPI, tasks, what a loss means for the job.
+
+Anybody who reaches the port can connect. So whoever has not said in time that it is one of ours
+is shown the door, those that wait are few, and the port closes as soon as all ranks are there.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from collage_mpi.faults.pidfd import ProcessId, ProcessWatch, watch_process
+from collage_mpi.faults.reply_timeout import SECOND_NS, Watch
+from collage_mpi.faults.tcp_link import Lifeline, ended
+
+# In time that rank 0 watched: while it opens its shards, say, nobody has been let in.
+GREETING_LIMIT_NS = 10 * SECOND_NS  # a worker greets as soon as it is connected
+PORT_LIMIT_NS = 300 * SECOND_NS  # a rank connects as soon as MPI is up
+AGAIN_NS = SECOND_NS  # until the port is looked at again, when no descriptor was left
+STRANGERS = 16  # connections that have not greeted yet, besides one for each rank
+
+PROCESS, CONNECTION = "process", "connection"  # layers of detection
+WORDS = {
+    PROCESS: "its process has ended",
+    CONNECTION: "its connection to rank 0 has closed: its process or its host has gone",
+}
+
+
+class Ended(NamedTuple):
+    """A rank has gone, and which layer saw it."""
+
+    rank: int
+    layer: str
+    why: str
+
+
+class RankWatches:
+    """Give workers `offer`; they connect and say who they are; `look` now and then."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        one_host: bool,
+        interface: str | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """`one_host`, `interface`: see `Lifeline`."""
+        _raise_descriptor_limit()
+        self._lifeline = Lifeline(size, one_host=one_host, interface=interface)
+        self._size = size
+        self._clock = clock
+        self._awaited = set(range(1, size))  # neither connected nor given up
+        self._watched = Watch(clock())
+        self._open, self._again_ns = True, 0
+        self._strangers: dict[socket.socket, int] = {}  # until when, the oldest first
+        self._epoll = select.epoll()
+        self._processes: dict[int, ProcessWatch] = {}
+        self._lines: dict[int, socket.socket] = {}
+        self._acts: dict[int, Callable[[], Ended | None]] = {}  # by descriptor
+        self._watch(self._lifeline.listener.fileno(), self._accept)
+
+    def offer(self) -> dict[str, Any]:
+        """What to tell the workers."""
+        return self._lifeline.offer()
+
+    def look(self) -> list[Ended]:
+        """Ranks that have ended since; never blocks."""
+        found = []
+        for descriptor, _ in self._epoll.poll(0):
+            act = self._acts.get(descriptor)
+            result = act() if act is not None else None
+            if result is not None:
+                found.append(result)
+        if self._open:
+            self._mind_the_door(self._watched.look(self._clock()))
+        return found
+
+    def kill(self, rank: int) -> bool:
+        """SIGKILL a rank of this machine; False when it is not here. It is not waited for."""
+        self._awaited.discard(rank)
+        process = self._processes.get(rank)
+        if process is None:
+            return False
+        process.kill()
+        return True
+
+    def close(self) -> None:
+        """Stop watching; the workers' ends of the lines see it."""
+        self._close_the_door()
+        self._epoll.close()
+        for process in self._processes.values():
+            process.close()
+        for line in self._lines.values():
+            line.close()
+
+    def _watch(self, descriptor: int, act: Callable[[], Ended | None]) -> None:
+        self._acts[descriptor] = act
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def _forget(self, descriptor: int) -> None:
+        self._epoll.unregister(descriptor)
+        del self._acts[descriptor]
+
+    def _mind_the_door(self, now_ns: int) -> None:
+        """Who has not greeted in time has to go; so has, where too many wait, the first of them:
+        ours greet at once. When nobody is awaited any more the port closes."""
+        if self._again_ns and now_ns >= self._again_ns:
+            self._again_ns = 0
+            self._watch(self._lifeline.listener.fileno(), self._accept)
+        crowd = len(self._strangers) - self._size - STRANGERS
+        for number, (line, until_ns) in enumerate(list(self._strangers.items())):
+            if number < crowd or now_ns > until_ns:
+                self._turn_away(line)
+        if not self._awaited or now_ns > PORT_LIMIT_NS:
+            self._close_the_door()
+
+    def _close_the_door(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if not self._again_ns:
+            self._forget(self._lifeline.listener.fileno())
+        self._lifeline.close()
+        for line in list(self._strangers):
+            self._turn_away(line)
+
+    def _accept(self) -> None:
+        now_ns = self._watched.at(self._clock())
+        try:
+            line = self._lifeline.accept()
+        except OSError:  # no descriptor is left: the port would be readable at every look
+            self._forget(self._lifeline.listener.fileno())
+            self._again_ns = now_ns + AGAIN_NS
+            return
+        if line is not None:
+            self._strangers[line] = now_ns + GREETING_LIMIT_NS
+            self._watch(line.fileno(), lambda: self._greet(line))
+
+    def _turn_away(self, line: socket.socket) -> None:
+        del self._strangers[line]
+        self._forget(line.fileno())
+        line.close()
+
+    def _greet(self, line: socket.socket) -> Ended | None:
+        """A new line says who it is; a stranger's is closed."""
+        greeting = self._lifeline.greeted(line)
+        rank = greeting["rank"] if greeting else 0
+        if greeting is None or not 0 < rank < self._size or rank in self._lines:
+            self._turn_away(line)
+            return None
+        del self._strangers[line]
+        self._forget(line.fileno())
+        self._lines[rank] = line
+        self._awaited.discard(rank)
+        try:
+            process = watch_process(ProcessId.from_dict(greeting["process"]))
+        except (KeyError, TypeError, ValueError):  # its system does not tell
+            process = None
+        except ProcessLookupError:
+            return Ended(rank, PROCESS, WORDS[PROCESS])
+        if process is None:
+            self._watch(line.fileno(), lambda: self._closed(rank, line))
+        else:
+            self._processes[rank] = process
+            self._watch(process.pidfd, lambda: self._process_ended(rank, process.pidfd))
+        return None
+
+    def _closed(self, rank: int, line: socket.socket) -> Ended | None:
+        if not ended(line):
+            return None
+        self._forget(line.fileno())
+        return Ended(rank, CONNECTION, WORDS[CONNECTION])
+
+    def _process_ended(self, rank: int, pidfd: int) -> Ended:
+        self._forget(pidfd)
+        return Ended(rank, PROCESS, WORDS[PROCESS])
+
+
+def _raise_descriptor_limit() -> None:
+    """A thousand workers need more than the usual 1,024 descriptors."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            pass  # those beyond the limit are watched by reply_timeout alone

@@ -1,0 +1,271 @@
+"""The figure: latency distributions of runs, and their tails, side by side.
+
+Owns: the drawing (matplotlib), its PNG and PDF, and the CSV of every step drawn.
+Does not know: how a run came about, tables, ratios.
+
+Matplotlib is imported inside the functions only, with the Agg backend: no display, and
+nothing of it in the figure's caller.
+"""
+
+from __future__ import annotations
+
+import csv
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.figures import style
+from collage_mpi.figures.style import COLOURS, MARKERS, STYLES
+from collage_mpi.results.manifest import readable
+from collage_mpi.results.reader import Results, distinct
+from collage_mpi.results.statistics import PERCENTILES, ecdf, percentile, support_needed
+
+_LOG_RANGE = 10.0  # x is logarithmic where the largest latency is over 10 x the smallest
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """One run's empirical distribution: x ms ascending, share F of values <= x."""
+
+    name: str
+    values_ms: np.ndarray
+    x_ms: np.ndarray
+    share: np.ndarray
+    independent: int
+    run: str
+
+    def at(self, q: float) -> float | None:
+        """The percentile, or None where the number of groups, or batches, is too small for it."""
+        return percentile(self.values_ms, q, self.independent)
+
+
+def plot_latency_cdf(
+    runs: Sequence[Results],
+    out_stem: Path,
+    *,
+    per: str = "group",
+    title: str | None = None,
+    names: Sequence[str] | None = None,
+    dpi: int = 200,
+) -> list[Path]:
+    """Overlay the latency distributions of runs: CDF left, tail (log 1 - F) right.
+
+    Args:
+        runs: one or more; warm-up groups are left out.
+        out_stem: path without suffix; .png, .pdf and .csv are written, directories made.
+        per: "group" (release to last image) or "image".
+        title: first line above the figure; by default what is shown and the straggler model.
+        names: one a run, to replace scheme and mode in the legend.
+        dpi: of the PNG.
+
+    Returns:
+        The PNG, the PDF and the CSV.
+
+    Raises:
+        UsageError: no runs, or an unknown `per`.
+        DataFault: a run without a measured group.
+        EnvironmentFault: matplotlib is missing, or the files cannot be written.
+    """
+    if per not in ("group", "image"):
+        raise UsageError(f"latency per {per!r} is unknown; choose group or image")
+    if not runs:
+        raise UsageError("no runs to draw; name at least one run directory")
+    pyplot = style.pyplot()
+    names = names or _legends(runs)
+    curves = [_curve(run, per, name) for run, name in zip(runs, names, strict=True)]
+    with pyplot.rc_context(style.STYLE):
+        figure = _draw(pyplot, curves, title or _title(runs, per), per)
+        png, pdf = style.save(figure, Path(out_stem), dpi)
+    table = png.with_suffix(".csv")
+    try:
+        _write_csv(table, curves, per)
+    except OSError as error:
+        raise EnvironmentFault(f"{table}: cannot be written: {error.strerror or error}") from error
+    return [png, pdf, table]
+
+
+def _straggler(run: Results) -> str:
+    return run.manifest.get("straggler") or "none"
+
+
+def _legends(runs: Sequence[Results]) -> list[str]:
+    """Scheme and mode; the straggler model and the directory where runs differ only there."""
+    stragglers = len({_straggler(run) for run in runs}) > 1
+    names = [
+        f"{run.scheme} | {run.mode}" + (f" | stragglers: {_straggler(run)}" if stragglers else "")
+        for run in runs
+    ]
+    return distinct(names, runs)
+
+
+def _title(runs: Sequence[Results], per: str) -> str:
+    """What is shown and under which stragglers: without them a latency means nothing."""
+    models = {_straggler(run) for run in runs}
+    model = models.pop() if len(models) == 1 else "differ, see legend"
+    side = {run.manifest.get("side") for run in runs}
+    images = f" of {n * n} images" if len(side) == 1 and (n := side.pop()) else ""
+    subject = f"Latency of a group{images}" if per == "group" else "Latency of an image"
+    return f"{subject}\nStragglers: {model}"
+
+
+def _curve(run: Results, per: str, name: str) -> _Curve:
+    rows = run.measured_groups if per == "group" else run.measured_images
+    if not len(rows):
+        raise DataFault(
+            f"{run.path}: no measured {per} in this run (only warm-up, or nothing yet); "
+            "leave it out or let it run longer."
+        )
+    groups = len(run.measured_groups)
+    values_ms = rows["latency_ns"] / 1e6
+    x_ms, share = ecdf(values_ms)
+    n = f"n = {groups:,} groups" if per == "group" else f"n = {len(rows):,} in {groups:,} groups"
+    flags = ("" if run.complete else " (INCOMPLETE)") + (" (INVALID)" if run.invalid else "")
+    independent = run.independent(run.measured_groups)
+    path = readable(str(run.path))
+    return _Curve(f"{name} | {n}{flags}", values_ms, x_ms, share, independent, path)
+
+
+def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
+    """Both panels, the legend below them with one line a run."""
+    first, *rest = title.split("\n")
+    heading = textwrap.wrap(first, 76) or [""]  # bold: 0.1 inch a letter
+    under = [line for part in rest for line in textwrap.wrap(part, 108)]
+    head_in = 0.14 + 0.2 * len(heading)
+    top_in = head_in + 0.24 + 0.18 * len(under)
+    texts = [textwrap.fill(curve.name, 118) for curve in curves]
+    bottom_in = 0.68 + 0.18 * sum(text.count("\n") + 1 for text in texts)
+    height_in = top_in + 3.1 + bottom_in
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.6, height_in))
+    figure.subplots_adjust(
+        left=0.075,
+        right=0.95,
+        wspace=0.3,
+        top=1 - top_in / height_in,
+        bottom=bottom_in / height_in,
+    )
+    for i, curve in enumerate(curves):
+        look = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": STYLES[i % len(STYLES)],
+            "linewidth": 1.7,
+        }
+        _draw_cdf(left, curve, look, i)
+        _draw_tail(right, curve, look, i)
+    _finish(left, right, curves, per)
+    bold = {"fontsize": 11, "fontweight": "bold", "linespacing": 1.1}
+    figure.text(0.012, 1 - 0.12 / height_in, "\n".join(heading), va="top", **bold)
+    figure.text(0.012, 1 - head_in / height_in, "\n".join(under), va="top", color="0.25")
+    handles, _ = left.get_legend_handles_labels()
+    figure.legend(
+        handles, texts, loc="lower left", bbox_to_anchor=(0.06, 0.0), handlelength=4.2, fontsize=8.8
+    )
+    return figure
+
+
+def _draw_cdf(axes: Any, curve: _Curve, look: dict[str, Any], i: int) -> None:
+    """F as steps: 0 before the smallest value, a jump at every value."""
+    x = np.concatenate([curve.x_ms[:1], curve.x_ms])
+    share = np.concatenate([[0.0], curve.share])
+    marker = MARKERS[i % len(MARKERS)]
+    axes.plot(
+        x, share, drawstyle="steps-post", label=curve.name, marker=marker, markevery=[], **look
+    )
+    _mark(axes, curve, (0.5, 0.95), look["color"], marker, tail=False)
+
+
+def _draw_tail(axes: Any, curve: _Curve, look: dict[str, Any], i: int) -> None:
+    """1 - F as steps. Its last step, at the maximum, falls to zero: off a log axis."""
+    x = np.concatenate([curve.x_ms[:1], curve.x_ms])
+    tail = np.concatenate([[1.0], np.maximum(1.0 - curve.share, 0.0)])
+    tail[-1] = 1e-12  # drawn to the frame: it stands for 0, below any share 1/n
+    axes.plot(x, tail, drawstyle="steps-post", **look)
+    _mark(axes, curve, PERCENTILES, look["color"], MARKERS[i % len(MARKERS)], tail=True)
+
+
+def _mark(
+    axes: Any, curve: _Curve, wanted: Sequence[float], colour: str, marker: str, *, tail: bool
+) -> None:
+    """A marker on the curve at each percentile that the run supports."""
+    found = [(value, q) for q in wanted if (value := curve.at(q)) is not None]
+    if found:
+        x, q = np.array(found).T
+        y = 1 - q if tail else q
+        axes.plot(x, y, linestyle="", marker=marker, color=colour, markersize=5, mec="white")
+
+
+def _finish(left: Any, right: Any, curves: list[_Curve], per: str) -> None:
+    """Axes, guides at the percentiles and their names."""
+    most = max(curve.independent for curve in curves)
+    smallest = min(1.0 / len(curve.values_ms) for curve in curves)
+    left.set(ylim=(0, 1.005), ylabel=f"share of {per}s done")
+    left.set_title("Distribution", pad=8)
+    right.set(yscale="log", ylim=(smallest / 1.6, 1.05), ylabel=f"share of {per}s still waiting")
+    right.set_title("Tail", pad=8)
+    for axes, wanted in ((left, PERCENTILES[:2]), (right, PERCENTILES)):
+        _x_axis(axes, curves)
+        for q in wanted:
+            if most >= support_needed(q):
+                _guide(axes, q, 1 - q if axes is right else q)
+    _plain_shares(right)
+
+
+def _guide(axes: Any, q: float, y: float) -> None:
+    """A horizontal line at a percentile, named at its right end beside the frame."""
+    axes.axhline(y, color="0.75", linewidth=0.7, zorder=0)
+    axes.annotate(
+        f"P{100 * q:.4g}",
+        (1.0, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 0),
+        textcoords="offset points",
+        ha="left",
+        va="center",
+        fontsize=7.8,
+        color="0.35",
+    )
+
+
+def _x_axis(axes: Any, curves: list[_Curve]) -> None:
+    """Latency in ms, logarithmic where the ranges need it, with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low = min(float(curve.x_ms[0]) for curve in curves)
+    high = max(float(curve.x_ms[-1]) for curve in curves)
+    axes.set_xlabel("latency, ms (log scale)" if _is_log(low, high) else "latency, ms")
+    if _is_log(low, high):
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.12, high * 1.25)
+        subs = (1.0, 2.0, 5.0) if high / low < 2000 else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=30))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+    else:
+        axes.set_xlim(0, high * 1.08 if high > 0 else 1.0)
+
+
+def _is_log(low: float, high: float) -> bool:
+    return low > 0 and high / low > _LOG_RANGE
+
+
+def _plain_shares(axes: Any) -> None:
+    """1, 0.1, 0.01: shares as a reader says them."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _write_csv(path: Path, curves: list[_Curve], per: str) -> None:
+    """Every step of every curve: run, legend text, latency, shares done and still waiting."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("run", "legend", "per", "latency_ms", "share_done", "share_waiting"))
+        for curve in curves:
+            for x, share in zip(curve.x_ms.tolist(), curve.share.tolist(), strict=True):
+                row = (curve.run, curve.name, per, f"{x:.6f}", f"{share:.8f}", f"{1 - share:.8f}")
+                writer.writerow(row)

@@ -1,0 +1,328 @@
+"""Figures of an experiment's points: against ranks, accuracy against P99, a heat map.
+
+Owns: the drawing; every point bears a number that the legend explains.
+Does not know: where points come from (points_file), statistics.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import UsageError
+from collage_mpi.figures import style
+from collage_mpi.figures.labels import NEAR, free_offsets
+from collage_mpi.figures.points_csv import AXIS, Row, axis_labels, frontier, need
+
+# First word of a series' label -> colour and marker: schemes keep theirs in all figures.
+_FAMILIES = {
+    "none": ("#000000", "o"),
+    "replicate": ("#D55E00", "s"),
+    "hedge": ("#E69F00", "D"),
+    "parity": ("#CC79A7", "X"),
+    "collage-only": ("#56B4E9", "v"),
+    "collage": ("#0072B2", "^"),
+    "collage-hedge": ("#0072B2", "<"),
+    "fastest": ("#009E73", "P"),
+}
+_HEADING_IN = 6.4  # a heading's longest line needs so much
+_LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
+_TAILS = (("p99", "group P99, ms (log)"), ("std", "standard deviation, ms (log)"))
+_OTHER = ("#7F7F7F", "h")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: a title and the points in it, by number."""
+
+    title: str
+    rows: Sequence[tuple[int, Row]]
+
+
+def plot_against_ranks(
+    rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str, dpi: int = 200
+) -> list[Path]:
+    """P99 above, standard deviation below, against worker ranks; a column a panel.
+
+    Args:
+        rows: of points.csv; medians over placements are drawn, bars are their 10-90 %.
+        out_stem: path without suffix; .png and .pdf are written.
+        series: axis whose choices are numbered.
+        panels: axis with a column a choice.
+        title: first line bold, the others below it.
+
+    Raises:
+        UsageError: no such axis.
+        DataFault: a point without the figure.
+        EnvironmentFault: matplotlib is missing, or the files cannot be written.
+    """
+    names, columns = _columns(rows, series, panels)
+    pyplot = style.pyplot()
+    with pyplot.rc_context(style.STYLE):
+        figure, grid, height_in = _figure(pyplot, len(columns), 2, names, title)
+        for column, panel in enumerate(columns):
+            for axes, (name, label) in zip(grid[:, column], _TAILS, strict=True):
+                points = [
+                    (n, need(row, "ranks") - 1, _floored(need(row, f"{name}_ms")), _bar(row, name))
+                    for n, row in panel.rows
+                ]
+                _scatter(axes, points, names, lambda row: False, panel)
+                axes.set_yscale("log")
+                _plain(axes.yaxis)
+                _number(axes, points, names)
+                if column == 0:
+                    axes.set_ylabel(label)
+            grid[0, column].set_title(panel.title)
+            grid[1, column].set_xlabel("worker ranks")
+        style.heading(figure, title, height_in)
+        return style.save(figure, Path(out_stem), dpi)
+
+
+def plot_frontier(
+    rows: Sequence[Row],
+    out_stem: Path,
+    *,
+    series: str,
+    panels: str,
+    title: str,
+    spare: int = 2,
+    dpi: int = 200,
+) -> list[Path]:
+    """Accuracy against P99, a panel a choice, with the frontier of all points in it.
+
+    Args: as `plot_against_ranks`.
+        spare: points with more worker ranks than side x side + spare are drawn hollow.
+
+    Raises: as `plot_against_ranks`.
+    """
+    names, columns = _columns(rows, series, panels)
+    pyplot = style.pyplot()
+    with pyplot.rc_context(style.STYLE):
+        figure, grid, height_in = _figure(pyplot, len(columns), 1, names, title)
+        for axes, panel in zip(grid[0], columns, strict=True):
+            p99 = [need(row, "p99_ms") for _, row in panel.rows]
+            accuracy = [100 * need(row, "accuracy") for _, row in panel.rows]
+            best = frontier(p99, accuracy)
+            axes.plot(
+                [p99[i] for i in best],
+                [accuracy[i] for i in best],
+                drawstyle="steps-post",
+                color="0.6",
+                linewidth=1.2,
+                zorder=1,
+            )
+            points = [
+                (n, x, y, None) for (n, _), x, y in zip(panel.rows, p99, accuracy, strict=True)
+            ]
+            _scatter(axes, points, names, _more_than(spare), panel)
+            axes.set_xscale("log")
+            _plain(axes.xaxis)
+            _number(axes, points, names)
+            axes.set_title(panel.title)
+            axes.set_xlabel("group P99, ms (log)")
+        grid[0, 0].set_ylabel("accuracy, %")
+        style.heading(figure, title, height_in)
+        return style.save(figure, Path(out_stem), dpi)
+
+
+def plot_heat(
+    rows: Sequence[Row],
+    out_stem: Path,
+    *,
+    value: str,
+    across: str,
+    down: str,
+    title: str,
+    dpi: int = 200,
+) -> list[Path]:
+    """A gain as a heat map: 1 is white, better green, worse purple; medians with 10-90 %.
+
+    Args:
+        rows: one a cell.
+        value: column, such as "p99_vs_replicate".
+        across, down: axes of the map.
+
+    Raises: as `plot_against_ranks`.
+    """
+    xs, ys = axis_labels(rows, across), axis_labels(rows, down)
+    cells = {(row[AXIS + across], row[AXIS + down]): row for row in rows}
+    if len(cells) < len(rows):
+        raise UsageError(f"several points in one cell of {across} x {down}: choose with --where")
+    gains = np.array([[need(cells[x, y], value) for x in xs] for y in ys])  # (down, across)
+    pyplot = style.pyplot()
+    labels = [textwrap.fill(y, 24) for y in ys]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    top_in, left_in = 0.55 + 0.16 * title.count("\n"), 0.3 + 0.085 * longest
+    height_in = top_in + 0.55 * len(ys) + 0.62
+    width_in = max(left_in + 1.35 * len(xs) + 0.15, _HEADING_IN)
+    with pyplot.rc_context(style.STYLE):
+        figure, axes = pyplot.subplots(figsize=(width_in, height_in))
+        figure.subplots_adjust(
+            left=left_in / width_in,
+            right=1 - 0.15 / width_in,
+            top=1 - top_in / height_in,
+            bottom=0.62 / height_in,
+        )
+        limit = max(abs(np.log2(gains)).max(), 0.1)
+        axes.imshow(np.log2(gains), cmap="PRGn", vmin=-limit, vmax=limit, aspect="auto")
+        for j, y in enumerate(ys):
+            for i, x in enumerate(xs):
+                _cell(axes, i, j, cells[x, y], value, abs(np.log2(gains[j, i])) > 0.7 * limit)
+        axes.set_xticks(range(len(xs)), xs)
+        axes.set_yticks(range(len(ys)), labels)
+        axes.set_xlabel(across)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        style.heading(figure, title, height_in)
+        return style.save(figure, Path(out_stem), dpi)
+
+
+def _cell(axes: Any, i: int, j: int, row: Row, value: str, strong: bool) -> None:
+    colour = "white" if strong else "black"
+    axes.text(i, j, f"{need(row, value):.2f}x", ha="center", va="bottom", color=colour, fontsize=11)
+    low, high = row.get(f"{value}_low"), row.get(f"{value}_high")
+    if low is not None and high is not None:
+        text = f"{low:.2f} to {high:.2f}"
+        axes.text(i, j + 0.08, text, ha="center", va="top", color=colour, fontsize=7.5)
+
+
+# ---- what the scatter figures share -----------------------------------------
+
+Point = tuple[int, float, float, tuple[float, float] | None]  # number, x, y, bar
+
+
+def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], list[Panel]]:
+    """The numbered names, and the panels with their numbered rows."""
+    names = axis_labels(rows, series)
+    number = {name: n for n, name in enumerate(names)}
+    columns = []
+    for label in axis_labels(rows, panels):
+        mine = [row for row in rows if row[AXIS + panels] == label]
+        shown = f"{panels} {label}" if label.isdecimal() else label
+        columns.append(Panel(shown, [(number[row[AXIS + series]], row) for row in mine]))
+    return names, columns
+
+
+def _figure(
+    pyplot: Any, columns: int, lines: int, names: Sequence[str], title: str
+) -> tuple[Any, Any, float]:
+    """Panels and below them the legend, in three columns."""
+    legend_lines = -(-len(names) // 3)
+    top_in = 0.62 + 0.16 * title.count("\n")
+    bottom_in = 0.62 + 0.17 * legend_lines
+    height_in = top_in + 2.75 * lines + 0.1 * (lines - 1) + bottom_in
+    width_in = 1.1 + 2.75 * max(columns, 2)
+    figure, grid = pyplot.subplots(
+        lines, columns, figsize=(width_in, height_in), squeeze=False, sharex="col"
+    )
+    figure.subplots_adjust(
+        left=0.74 / width_in,
+        right=1 - 0.24 / width_in,
+        top=1 - top_in / height_in,
+        bottom=bottom_in / height_in,
+        wspace=0.24,
+        hspace=0.08,
+    )
+    _legend(figure, names)
+    return figure, grid, height_in
+
+
+def _legend(figure: Any, names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for n, name in enumerate(names):
+        colour, marker = _look(name)
+        look: dict[str, Any] = {"marker": marker, "color": colour, "linestyle": ""}
+        handles.append(Line2D([], [], label=f"{n + 1}  {name}", markersize=5, **look))
+    figure.legend(
+        handles=handles, loc="lower left", ncols=3, fontsize=7.6, bbox_to_anchor=(0.02, 0.0)
+    )
+
+
+def _look(name: str) -> tuple[str, str]:
+    first = name.split(",")[0].split(" ")[0]
+    return _FAMILIES.get(first, _OTHER)
+
+
+def _scatter(
+    axes: Any,
+    points: Sequence[Point],
+    names: Sequence[str],
+    hollow: Callable[[Row], bool],
+    panel: Panel,
+) -> None:
+    """Markers, bars and numbers beside them."""
+    rows = dict(panel.rows)
+    for n, x, y, bar in points:
+        colour, marker = _look(names[n])
+        if bar is not None:
+            axes.plot([x, x], bar, color=colour, linewidth=0.8, alpha=0.5, zorder=1)
+        face = "white" if hollow(rows[n]) else colour
+        axes.plot(x, y, marker=marker, color=colour, mfc=face, markersize=6, linestyle="", zorder=2)
+    axes.margins(0.12)
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _number(axes: Any, points: Sequence[Point], names: Sequence[str]) -> None:
+    """Each point's number beside it, where no other number or marker is; axes are final."""
+    from matplotlib.patheffects import withStroke
+
+    axes.get_xlim(), axes.get_ylim()  # settles the limits, so that places on paper are known
+    scale = 72 / axes.figure.dpi
+    places = np.array([axes.transData.transform((x, y)) for _, x, y, _ in points]) * scale  # points
+    texts = [str(n + 1) for n, *_ in points]
+    offsets = free_offsets(places, [len(text) for text in texts], axes.bbox.get_points() * scale)
+    for (n, x, y, _), text, offset in zip(points, texts, offsets, strict=True):
+        far = np.hypot(*offset) > NEAR
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=offset,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=_look(names[n])[0],
+            zorder=3,
+            path_effects=[withStroke(linewidth=1.6, foreground="white")],
+            arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5} if far else None,
+        )
+
+
+def _bar(row: Row, name: str) -> tuple[float, float] | None:
+    low, high = row.get(f"{name}_low_ms"), row.get(f"{name}_high_ms")
+    if isinstance(low, float) and isinstance(high, float):
+        return _floored(low), _floored(high)
+    return None
+
+
+def _floored(value_ms: float) -> float:
+    return max(value_ms, _LEAST_MS)
+
+
+def _more_than(spare: int) -> Callable[[Row], bool]:
+    def hollow(row: Row) -> bool:
+        return need(row, "ranks") - 1 > need(row, "side") ** 2 + spare
+
+    return hollow
+
+
+def _plain(axis: Any) -> None:
+    """1, 2, 5, 10 ... as plain numbers on a logarithmic axis; even steps on a short one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    if high < 2 * low:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 10 * low else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))

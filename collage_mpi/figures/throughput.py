@@ -1,0 +1,239 @@
+"""The figure: throughput against latency, a line a scheme, a point a batch size.
+
+Owns: the drawing, its PNG and PDF, the CSV and the table of what is drawn.
+Does not know: how a run came about, how percentiles are taken (summary).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.figures import style
+from collage_mpi.figures.style import COLOURS, MARKERS
+from collage_mpi.results import Results, summarise
+from collage_mpi.results.render import optional, supported, to_text
+from collage_mpi.system.files import write_atomic
+
+PERS = ("group", "image")
+TAIL = "p99"
+
+
+@dataclass(frozen=True)
+class BatchPoint:
+    """One run, or several alike: how much was answered, and how long that took.
+
+    Of several runs each number is the median. None where a run had too few batches for it.
+
+    Attributes:
+        runs: how many.
+        series: scheme and policy, with what else sets it apart.
+        batch: groups that travelled together.
+        images_per_s: from the first measured release to the last measured end.
+        batches: independent samples behind the percentiles of a run.
+        batch_cost_single, batch_cost_collage: what a further input of a batch took over the
+            first, measured on an idle rank; None where it was not.
+    """
+
+    series: str
+    batch: int
+    runs: int
+    images_per_s: float
+    group_p50_ms: float | None
+    group_p95_ms: float | None
+    group_p99_ms: float | None
+    image_p50_ms: float | None
+    image_p95_ms: float | None
+    image_p99_ms: float | None
+    batches: float
+    accuracy: float | None
+    collage_share: float | None
+    batch_cost_single: float | None
+    batch_cost_collage: float | None
+
+
+def batch_points(runs: Sequence[Results]) -> list[BatchPoint]:
+    """The runs' points, by series as they come, then by batch.
+
+    Raises:
+        UsageError: no runs.
+        DataFault: one without measured groups.
+    """
+    if not runs:
+        raise UsageError("no runs to draw; name at least one run directory")
+    alike: dict[str, dict[int, list[BatchPoint]]] = {}
+    for point in map(_point, runs):
+        alike.setdefault(point.series, {}).setdefault(point.batch, []).append(point)
+    return [_medians(batches[size]) for batches in alike.values() for size in sorted(batches)]
+
+
+def _medians(points: Sequence[BatchPoint]) -> BatchPoint:
+    """Runs of one series and batch together."""
+    found: dict[str, Any] = {"runs": len(points)}
+    for name, value in asdict(points[0]).items():
+        if name not in ("series", "batch", "runs") and value is not None:
+            values = [getattr(point, name) for point in points]
+            found[name] = None if None in values else float(np.median(values))
+    return replace(points[0], **found)
+
+
+def _point(run: Results) -> BatchPoint:
+    summary = summarise(run)
+    latency, price = summary["latency"], summary["price"]
+    if not price["images_per_s"]:
+        raise DataFault(
+            f"{run.path}: no measured group in this run (only warm-up, or nothing yet); leave it "
+            "out or let it run longer."
+        )
+    batch = int(run.manifest.get("batch") or 1)
+    mode = run.mode.removesuffix(f", batch {batch}")
+    costs = run.manifest.get("batch_costs") or {}
+    return BatchPoint(
+        series=f"{run.scheme} ({mode})" + (" (INVALID)" if run.invalid else ""),
+        batch=batch,
+        runs=1,
+        images_per_s=price["images_per_s"],
+        **{
+            f"{per}_{name}_ms": latency[per][f"{name}_ms"]
+            for per in PERS
+            for name in ("p50", "p95", TAIL)
+        },
+        batches=latency["group"]["independent"],
+        accuracy=summary["accuracy"]["overall"]["accuracy"],
+        collage_share=price["collage_share"],
+        batch_cost_single=costs.get("single"),
+        batch_cost_collage=costs.get("collage"),
+    )
+
+
+def render_batches(points: Sequence[BatchPoint]) -> str:
+    """The points as text, throughput with the ratio to the first of its series."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    latencies = [f"{per} {name.upper()}" for per in PERS for name in ("p50", "p95", TAIL)]
+    columns = ("", "batch", "images/s", *latencies, "batches", "runs", "accuracy")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    first: dict[str, float] = {}
+    for point in points:
+        base = first.setdefault(point.series, point.images_per_s)
+        values = asdict(point)
+        table.add_row(
+            point.series if base is point.images_per_s else "",
+            str(point.batch),
+            f"{point.images_per_s:,.0f} ({point.images_per_s / base:.2f}x)",
+            *(
+                supported(values[f"{per}_{name}_ms"], round(point.batches))
+                for per in PERS
+                for name in ("p50", "p95", TAIL)
+            ),
+            f"{point.batches:,.0f}",
+            str(point.runs),
+            optional(None if point.accuracy is None else 100 * point.accuracy, ".2f", " %"),
+        )
+    return to_text(table, 150)
+
+
+def plot_throughput(
+    points: Sequence[BatchPoint], out_stem: Path, *, title: str, dpi: int = 200
+) -> list[Path]:
+    """Images a second against the latency of a group (left) and of an image (right).
+
+    Filled markers are medians, hollow ones P99, each with its batch size; better is up and left.
+
+    Args:
+        points: of `batch_points`.
+        out_stem: path without suffix; .png, .pdf and .csv are written.
+        title: first line bold, the others below it.
+
+    Raises:
+        EnvironmentFault: matplotlib is missing, or the files cannot be written.
+    """
+    pyplot = style.pyplot()
+    out_stem = Path(out_stem)
+    series = list(dict.fromkeys(point.series for point in points))
+    top_in = 0.62 + 0.16 * title.count("\n")
+    bottom_in = 0.66 + 0.18 * len(series)
+    height_in = top_in + 3.0 + bottom_in
+    with pyplot.rc_context(style.STYLE):
+        figure, panels = pyplot.subplots(1, 2, figsize=(8.6, height_in), sharey=True)
+        figure.subplots_adjust(
+            left=0.085,
+            right=0.985,
+            top=1 - top_in / height_in,
+            bottom=bottom_in / height_in,
+            wspace=0.06,
+        )
+        for axes, per in zip(panels, PERS, strict=True):
+            for number, name in enumerate(series):
+                _line(axes, [p for p in points if p.series == name], per, number)
+            axes.set_xlabel(f"latency of {'a group' if per == 'group' else 'an image'}, ms")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            axes.grid(color="0.92", linewidth=0.6)
+            axes.set_axisbelow(True)
+        panels[0].set_ylabel("images/s")
+        _legend(figure, series)
+        style.heading(figure, title, height_in)
+        paths = style.save(figure, out_stem, dpi)
+    table = paths[0].with_suffix(".csv")
+    try:
+        write_atomic(table, (_csv(points),))
+    except OSError as error:
+        raise EnvironmentFault(f"{table}: cannot be written: {error.strerror or error}") from error
+    return [*paths, table]
+
+
+def _line(axes: Any, points: Sequence[BatchPoint], per: str, number: int) -> None:
+    """A series in one panel: medians joined, P99 beside them."""
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    for name, line, face in (("p50", "-", colour), (TAIL, ":", "white")):
+        known = [(p, ms) for p in points if (ms := asdict(p)[f"{per}_{name}_ms"]) is not None]
+        xs, ys = [ms for _, ms in known], [p.images_per_s for p, _ in known]
+        look = {"color": colour, "marker": marker, "mfc": face, "markersize": 6, "linewidth": 1.3}
+        axes.plot(xs, ys, linestyle=line, **look)
+        for (point, _), x, y in zip(known, xs, ys, strict=True):
+            axes.annotate(
+                str(point.batch),
+                (x, y),
+                xytext=(0, 7 if number % 2 == 0 else -7),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if number % 2 == 0 else "top",
+                fontsize=7.5,
+                color=colour,
+            )
+
+
+def _legend(figure: Any, series: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for number, name in enumerate(series):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        for label, line, face in (
+            (f"{name}: P50", "-", colour),
+            (f"{name}: P99, where enough batches ran", ":", "white"),
+        ):
+            look: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face}
+            look |= {"linestyle": line, "markersize": 6}
+            handles.append(Line2D([], [], label=label, **look))
+    # matplotlib fills columns: P50 left, P99 right
+    handles = handles[::2] + handles[1::2]
+    figure.legend(handles=handles, loc="lower left", ncols=2, bbox_to_anchor=(0.04, 0.0))
+
+
+def _csv(points: Sequence[BatchPoint]) -> bytes:
+    text = io.StringIO()
+    rows = [asdict(point) for point in points]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

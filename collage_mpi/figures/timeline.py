@@ -1,0 +1,135 @@
+"""The timeline of a run as a figure: ranks as rows, tasks as bars.
+
+Owns: the drawing.
+Does not know: rows of runs, what a straggler is (timeline).
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.figures import style
+from collage_mpi.results.timeline import STRAGGLER, Bar, Timeline
+
+_LOOK: dict[str, tuple[str, str]] = {  # state -> colour, legend
+    "used": ("#0072B2", "single answer that resolved its image"),
+    "collage": ("#009E73", "collage answer that resolved images"),
+    "parity": ("#56B4E9", "parity answer that decoded images"),
+    "late": ("#E69F00", "late answer, resolved nothing"),
+    "skipped": ("#000000", "skipped: cancelled before it began"),
+    "failed": ("#D55E00", "failed"),
+    "lost": ("#D55E00", "lost with its rank"),
+    "unfinished": ("#CC79A7", "unfinished"),
+}
+_HELPED = "late, or used to decode another"
+_WAIT = "0.7"
+_HEIGHT = 0.66  # of a bar, in rows
+
+
+def plot_timeline(timeline: Timeline, out_stem: Path, title: str, dpi: int = 200) -> list[Path]:
+    """Draw bars by rank over ms since the first group's release.
+
+    Args:
+        timeline: some groups of a run; about ten read well.
+        out_stem: path without suffix; .png and .pdf are written.
+        title: first line bold, the others below it.
+
+    Returns:
+        The PNG and the PDF.
+
+    Raises:
+        EnvironmentFault: matplotlib is missing, or the files cannot be written.
+    """
+    pyplot = style.pyplot()
+    rows = {rank: row for row, rank in enumerate(timeline.ranks)}
+    under = title.count("\n")
+    height_in = 1.75 + 0.16 * under + 0.24 * len(rows)
+    with pyplot.rc_context(style.STYLE):
+        figure, axes = pyplot.subplots(figsize=(8.6, height_in))
+        top_in = 0.5 + 0.16 * under
+        figure.subplots_adjust(
+            left=0.095, right=0.985, top=1 - top_in / height_in, bottom=0.95 / height_in
+        )
+        for bar in timeline.bars:
+            _draw_bar(axes, bar, rows[bar.rank], timeline)
+        _finish(axes, timeline, rows)
+        _legend(figure, timeline)
+        style.heading(figure, title, height_in)
+        return style.save(figure, Path(out_stem), dpi)
+
+
+def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline) -> None:
+    """Waiting thin and grey, service thick in its state's colour; a straggler is outlined."""
+    low, high = timeline.begin_ns, timeline.end_ns
+    sent, start, end = (
+        min(max(t, low), high) - low for t in (bar.sent_ns, bar.start_ns, bar.end_ns)
+    )
+    if start > sent:
+        left, width = sent / 1e6, (start - sent) / 1e6
+        axes.barh(row + 0.41, width, left=left, height=0.1, color=_WAIT, zorder=1)
+    colour = _LOOK[_look(bar)][0]
+    if bar.end_ns == bar.start_ns:  # skipped, lost: it did not run
+        axes.plot(end / 1e6, row, marker="x", markersize=4, color=colour, linestyle="", zorder=3)
+        return
+    height = _HEIGHT / bar.lanes
+    look = {"edgecolor": "black", "linewidth": 1.1, "hatch": "////"} if bar.straggler else {}
+    axes.barh(
+        row - _HEIGHT / 2 + (bar.lane + 0.5) * height,
+        (end - start) / 1e6,
+        left=start / 1e6,
+        height=height,
+        color=colour,
+        zorder=2,
+        **{"edgecolor": "white", "linewidth": 0.4, **look},
+    )
+
+
+def _look(bar: Bar) -> str:
+    return bar.kind if bar.state == "used" and bar.kind != "single" else bar.state
+
+
+def _finish(axes: Any, timeline: Timeline, rows: dict[int, int]) -> None:
+    begin_ns = timeline.begin_ns
+    for t0_ns, together in groupby(timeline.releases, key=lambda release: release.t0_ns):
+        numbers = [release.group for release in together]
+        x = (t0_ns - begin_ns) / 1e6
+        axes.axvline(x, color="0.45", linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
+        axes.annotate(
+            str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}",
+            (x, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(1, 1),
+            textcoords="offset points",
+            fontsize=7,
+            color="0.35",
+        )
+    axes.set_yticks(list(rows.values()), list(timeline.ranks.values()))
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # rank 1 above
+    axes.set_xlim(0, (timeline.end_ns - begin_ns) / 1e6)
+    axes.set_xlabel(f"ms since the release of group {timeline.releases[0].group}; dashed: releases")
+    axes.tick_params(axis="y", length=0)
+
+
+def _legend(figure: Any, timeline: Timeline) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    found = {_look(bar) for bar in timeline.bars}
+    helped = {"late": _HELPED} if any(bar.kind == "parity" for bar in timeline.bars) else {}
+    handles: list[Any] = [
+        Line2D([], [], marker="x", color=colour, linestyle="", label=label)
+        if state in ("skipped", "lost")
+        else Patch(color=colour, label=helped.get(state, label))
+        for state, (colour, label) in _LOOK.items()
+        if state in found
+    ]
+    if any(bar.start_ns > bar.sent_ns for bar in timeline.bars):
+        handles.append(Patch(color=_WAIT, label="waits at its rank (thin, below)"))
+    if any(bar.straggler for bar in timeline.bars):
+        label = f"straggler: over {STRAGGLER:g} x the median service"
+        handles.append(Patch(facecolor="white", edgecolor="black", hatch="////", label=label))
+    figure.legend(
+        handles=handles, loc="lower left", ncols=3, fontsize=8, bbox_to_anchor=(0.07, 0.0)
+    )

@@ -1,0 +1,1 @@
+"""The job on its ranks: rank 0 and the workers."""

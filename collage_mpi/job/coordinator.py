@@ -1,0 +1,375 @@
+"""Rank 0's loop: events in, actions out.
+
+Owns: the order of events, timers, the clock's stamps, what each action means here.
+Does not know: MPI calls (the transport does), pixels (the feed does), networks,
+rows (the recorder does), scheduling decisions.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from collage_mpi.job.image_buffer import Feed
+from collage_mpi.job.recorder import Recorder
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.transport import Gone, Received, Sent
+from collage_mpi.scheduler import Scheduler
+from collage_mpi.scheduler import events as ev
+from collage_mpi.system.backoff import Backoff
+from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
+
+DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it for an hour
+
+OUTCOMES = {wire.ANSWERED: "answered", wire.FAILED: "failed", wire.SKIPPED: "skipped"}
+
+
+class Transport(Protocol):
+    """What the loop needs of the transport; tests give it a scripted one."""
+
+    def poll(self) -> list[Received | Sent | Gone]: ...
+    def buffer(self, nbytes: int) -> np.ndarray: ...
+    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None: ...
+    def drop(self, rank: int) -> None: ...
+
+
+class Ranks(Protocol):
+    """What the loop needs of the watch over ranks."""
+
+    def sent(self, rank: int, now_ns: int, tasks: int) -> None: ...
+    def heard(self, rank: int, now_ns: int, service_ns: list[int]) -> None: ...
+    def gone(self, found: Gone) -> None: ...
+    def look(self, now_ns: int) -> list[ev.RankSuspected | ev.RankLost]: ...
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker that said hello."""
+
+    rank: int
+    kinds: frozenset[str]
+    host: str
+
+
+class PollWatch:
+    """The longest time rank 0 went without polling: what bounds its time stamps."""
+
+    def __init__(self) -> None:
+        self.longest_ns = 0
+        self.polls = 0
+        self._last_ns: int | None = None
+
+    def polled(self, now_ns: int) -> None:
+        """Rank 0 polls now."""
+        if self._last_ns is not None:
+            self.longest_ns = max(self.longest_ns, now_ns - self._last_ns)
+        self._last_ns = now_ns
+        self.polls += 1
+
+
+class WorkMeter:
+    """What rank 0's own work took: mean ns of taking an answer, a message sent, pasting a collage.
+
+    Taking an answer, a task's, is all that follows from it but sends and pasting: the poll
+    that found it, decoding, deciding, recording.
+    """
+
+    def __init__(self) -> None:
+        self.receives = self.sends = self.encodes = 0
+        self.receive_ns = self.send_ns = self.encode_ns = 0
+
+    def sent(self, took_ns: int, encodes_ns: Sequence[int]) -> None:
+        """A message took so long, for its tasks so much of it for pasting their collages."""
+        encode_ns = sum(encodes_ns)
+        self.sends += 1
+        self.send_ns += took_ns - encode_ns
+        if encode_ns:
+            self.encodes += len(encodes_ns)
+            self.encode_ns += encode_ns
+
+    def means(self) -> dict[str, float]:
+        """Per answer, message and collage; 0 where there was none."""
+        return {
+            "receive_ns": self.receive_ns / max(1, self.receives),
+            "send_ns": self.send_ns / max(1, self.sends),
+            "encode_ns": self.encode_ns / max(1, self.encodes),
+        }
+
+
+class Coordinator:
+    """Runs one session from the first RankReady to Finish."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        transport: Transport,
+        feed: Feed,
+        recorder: Recorder,
+        ranks: Ranks,
+        *,
+        session: int,
+        credit: int,
+        clock: Callable[[], int],
+        backoff: Backoff,
+        stop_reason: Callable[[], str | None] = lambda: None,
+        report: Callable[[Recorder], None] = lambda recorder: None,
+        arrivals: Arrivals | None = None,
+    ) -> None:
+        """`arrivals` are a closed loop by default.
+
+        `stop_reason()` says why to stop, or None; `report` is called at every turn.
+        """
+        self.scheduler = scheduler
+        self.transport = transport
+        self.feed = feed
+        self.recorder = recorder
+        self.ranks = ranks
+        self.session = session
+        self.credit = credit
+        self.clock = clock
+        self.backoff = backoff
+        self.polls = PollWatch()
+        self.work = WorkMeter()
+        self.finish: ev.Finish | None = None
+        self.retired: dict[int, str] = {}
+        self._stop_reason = stop_reason
+        self._stopped = False
+        self._input_closed = False
+        self._report = report
+        self._events: deque[ev.Event] = deque()  # that came while one was dealt with
+        self._handling = False
+        # A message under way, by its first task -> its tasks, and pasting each one's collage
+        self._leaving: dict[int, list[tuple[int, int]]] = {}
+        self._cancels: dict[int, list[int]] = {}  # by rank, not sent yet
+        self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
+        self._dropped_timers: set[int] = set()
+        self._arrivals: Arrivals = arrivals or ClosedLoop()
+        self._letting_in = False
+        self._last_ns = 0
+        self._stamp_ns = 0
+        self._actions: Mapping[type, Callable[[Any], None]] = {
+            ev.Admit: self._admit,
+            ev.Send: lambda a: self._send((a,)),
+            ev.SendBatch: lambda a: self._send(a.sends),
+            ev.Cancel: self._cancel,
+            ev.Resolve: self._resolve,
+            ev.SetTimer: lambda a: heapq.heappush(self._timers, (a.at_ns, a.timer)),
+            ev.CancelTimer: self._drop_timer,
+            ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
+            ev.Recall: self._recall,
+            ev.Release: lambda a: self.feed.release(a.image),
+            ev.Finish: self._finished,
+        }
+
+    def run(self, ready: list[Ready], lost: Mapping[int, str] | None = None) -> ev.Finish:
+        """Everything from the first admission to the end of the job.
+
+        `lost` are ranks that were expected and are gone before it begins, and why.
+        """
+        self._arrivals.start(self.clock())
+        for worker in ready:
+            now_ns = self.clock()
+            kinds = worker.kinds
+            self._handle(ev.RankReady(now_ns, worker.rank, kinds, worker.host, self.credit))
+        for rank, why in (lost or {}).items():
+            self._handle(ev.RankLost(self.clock(), rank, why))
+        try:
+            while self.finish is None:
+                if self.turn():
+                    self.backoff.reset()
+                else:
+                    self.backoff.pause(self._until_timer_ns())
+        finally:
+            self.recorder.finish()  # also after an error: groups and tasks must match the images
+        return self.finish
+
+    def turn(self) -> bool:
+        """Poll once and act; answers before losses before timers. Whether anything happened."""
+        now_ns = self.clock()
+        self.polls.polled(now_ns)
+        signs = self.ranks.look(now_ns)  # before the poll: a dead rank's last answers count
+        found = self.transport.poll()
+        if found:
+            self.work.receive_ns += self.clock() - now_ns
+        for arrival in found:
+            if isinstance(arrival, Sent):
+                for task, encode_ns in self._leaving.pop(arrival.token, ()):
+                    self._handle(ev.SendDone(arrival.at_ns, task, encode_ns))
+            elif isinstance(arrival, Received):
+                self._received(arrival)
+            else:
+                self.ranks.gone(arrival)
+        for sign in signs:
+            self._missed(sign)
+        arrived = self._let_in() if self._arrivals.waiting else False
+        fired = self._fire_timers()
+        reason = None if self._stopped else self._stop_reason()
+        if reason is not None:
+            self._stopped = True
+            self._handle(ev.StopRequested(self.clock(), reason))
+        if self._cancels:
+            self._send_cancels()
+        self._report(self.recorder)
+        return bool(found or signs) or arrived or fired or reason is not None
+
+    # ---- events -------------------------------------------------------------
+
+    def _handle(self, event: ev.Event) -> None:
+        """Feed one event and whatever its actions cause, in order."""
+        if self._handling:
+            self._events.append(event)
+            return  # the loop below, further up the stack, takes it
+        self._handling = True
+        self._act_upon(event)
+        while self._events:
+            self._act_upon(self._events.popleft())
+        self._handling = False
+
+    def _act_upon(self, event: ev.Event) -> None:
+        if self.finish is not None:
+            return
+        # A stamp may be older than what was done since; the scheduler's time may not.
+        self._stamp_ns = event.now_ns
+        if event.now_ns < self._last_ns:
+            event = event._replace(now_ns=self._last_ns)
+        self._last_ns = event.now_ns
+        for action in self.scheduler.handle(event):
+            self._actions[type(action)](action)
+
+    def _received(self, arrival: Received) -> None:
+        start_ns = self.clock()
+        header = wire.read_header(arrival.message)
+        if header["session"] != self.session:
+            return  # a straggler's answer to a session that is over
+        if header["type"] != wire.ANSWERS:
+            raise wire.WireFault(f"rank {arrival.rank} sent type {header['type']} in mid-run")
+        results = wire.unpack_results(arrival.message)
+        decode_ns = self.clock() - start_ns
+        services_ns = [result.compute_ns + result.held_ns for result in results]
+        self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
+        before_ns = self.work.send_ns + self.work.encode_ns
+        for result in results:
+            self.recorder.ended(result, OUTCOMES[result.status], arrival.at_ns, decode_ns)
+            self._handle(_terminal(arrival, result))
+            self.recorder.settled(result.task)
+        if self._cancels:
+            self._send_cancels()
+        sending_ns = self.work.send_ns + self.work.encode_ns - before_ns
+        self.work.receive_ns += self.clock() - start_ns - sending_ns
+        self.work.receives += len(results)
+
+    def _missed(self, sign: ev.RankSuspected | ev.RankLost) -> None:
+        """A rank is silent, or gone with its tasks."""
+        self._handle(sign)
+        if isinstance(sign, ev.RankLost):
+            self.recorder.lost(sign.rank, sign.now_ns, sign.why)
+            self.transport.drop(sign.rank)
+
+    def _fire_timers(self) -> bool:
+        fired = False
+        while self._timers and self.finish is None:
+            at_ns, timer = self._timers[0]
+            now_ns = self.clock()
+            if at_ns > now_ns:
+                break
+            heapq.heappop(self._timers)
+            if timer in self._dropped_timers:
+                self._dropped_timers.discard(timer)
+            else:
+                self._handle(ev.TimerFired(now_ns, timer))
+                fired = True
+        return fired
+
+    def _drop_timer(self, action: ev.CancelTimer) -> None:
+        """Forget it; the heap is cleared of such once they are the larger part of it."""
+        dropped = self._dropped_timers
+        dropped.add(action.timer)
+        if len(dropped) > DROPPED_TIMERS and 2 * len(dropped) > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[1] not in dropped]
+            heapq.heapify(self._timers)
+            dropped.clear()
+
+    def _until_timer_ns(self) -> int | None:
+        """Until the next timer or arrival."""
+        now_ns = self.clock()
+        next_ns = self._arrivals.next_ns(now_ns)
+        if self._timers and (next_ns is None or self._timers[0][0] < next_ns):
+            next_ns = self._timers[0][0]
+        return None if next_ns is None else max(0, next_ns - now_ns)
+
+    # ---- actions ------------------------------------------------------------
+
+    def _admit(self, action: ev.Admit) -> None:
+        """Closed loop: t0 is now, before the images are read (C3)."""
+        self._arrivals.admit(self.clock(), action.images)
+        if not self._letting_in:  # else the loop below, further up the stack, goes on with it
+            self._let_in()
+
+    def _let_in(self) -> bool:
+        """Images that are due and read by now arrive; rank 0 never waits for the disk."""
+        self._letting_in = True
+        arrived = False
+        while not self.feed.exhausted and (count := self._arrivals.due(self.clock())):
+            admitted = self.feed.admit(count)
+            if not admitted:
+                break
+            now_ns = self.clock()
+            entries = self._arrivals.enter(now_ns, len(admitted))
+            for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
+                self.recorder.admitted(image, record, t0_ns, now_ns - asked_ns)
+                self._handle(ev.ImageArrived(self.clock(), image, t0_ns, record.fault or ""))
+            arrived = True
+        if self.feed.exhausted and not self._input_closed:
+            self._input_closed = True
+            self._handle(ev.InputClosed(self.clock()))
+        self._letting_in = False
+        return arrived
+
+    def _send(self, sends: Sequence[ev.Send]) -> None:
+        """One message; its tasks leave together."""
+        start_ns = self.clock()
+        packed = self.feed.pack(sends, self.transport.buffer)
+        rank, token, now_ns = sends[0].rank, sends[0].task, self.clock()
+        leaving = self._leaving[token] = []
+        for send, encode_ns in zip(sends, packed.encodes_ns, strict=True):
+            leaving.append((send.task, encode_ns))
+            self.recorder.sent(send, now_ns, encode_ns)
+        self.ranks.sent(rank, now_ns, len(sends))
+        self.transport.send_task(rank, packed.buffer, packed.nbytes, token)
+        self.work.sent(self.clock() - start_ns, packed.encodes_ns)
+
+    def _cancel(self, action: ev.Cancel) -> None:
+        self._cancels.setdefault(action.rank, []).append(action.task)
+
+    def _send_cancels(self) -> None:
+        """A message a rank: what follows from one message of answers, or one turn, is together."""
+        cancels, self._cancels = self._cancels, {}
+        for rank, tasks in cancels.items():
+            buffer = self.transport.buffer(wire.cancel_message_bytes(len(tasks)))
+            nbytes = wire.pack_cancel(buffer, self.session, tasks)
+            self.transport.send_task(rank, buffer, nbytes, None)
+
+    def _resolve(self, action: ev.Resolve) -> None:
+        self.recorder.resolved(action, self._stamp_ns)
+
+    def _recall(self, action: ev.Recall) -> None:
+        self.retired.pop(action.rank, None)
+
+    def _finished(self, action: ev.Finish) -> None:
+        self.finish = action
+
+
+def _terminal(arrival: Received, result: wire.WireResult) -> ev.Event:
+    """The event that a worker's result is."""
+    now_ns, task, rank = arrival.at_ns, result.task, arrival.rank
+    if result.status == wire.ANSWERED:
+        took_ns = result.compute_ns, result.held_ns
+        return ev.Answered(now_ns, task, rank, result.cells, *took_ns, result.vectors)
+    if result.status == wire.FAILED:
+        return ev.Failed(now_ns, task, rank, result.reason, result.retryable)
+    return ev.Skipped(now_ns, task, rank)

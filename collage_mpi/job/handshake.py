@@ -1,0 +1,257 @@
+"""The start of a session's ranks: what each is told, who is there, how fast its networks are.
+
+Owns: welcomes, the quorum, the check that ranks hold the same weights, the cost ratio.
+Does not know: MPI calls, scheduling, results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.cli import tell
+from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.faults.failure_detector import RankGone
+from collage_mpi.job.coordinator import Ready
+from collage_mpi.job.plan import Plan
+from collage_mpi.job.worker_group import Crew
+from collage_mpi.models import is_own
+from collage_mpi.mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
+from collage_mpi.scheduler import make_scheme
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.progress import StatusReporter
+from collage_mpi.workload.background_load import Burn
+
+MEASURABLE_NS = 50_000  # a network faster than this is a null network: no costs to measure
+
+PLAIN_LAUNCH = (
+    "warning: --on-rank-loss continue needs a launch that leaves the other ranks alone when one "
+    "dies, and this is none: a lost rank ends the job (--resume goes on). Start it with\n"
+    "  collage-mpi launch -n {ranks} --on-rank-loss continue -- run ...\n"
+    "which adds what mpiexec needs; --dry-run shows the line. srun cannot do it."
+)
+
+
+def muster(
+    plan: Plan, crew: Crew, encoder: AnyEncoder, interrupted: Callable[[], str | None]
+) -> dict[int, dict[str, Any]]:
+    """Welcome all ranks and wait until they are ready; their hellos, by rank.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: what a rank cannot do, or ranks differ.
+        RankGone: too few are there to begin.
+    """
+    settings, losses = plan.settings, crew.losses
+    losses.keep_going = losses.fault_tolerant and settings.on_rank_loss != "abort"
+    timeout_s = settings.reply_timeout_s
+    losses.vigil.reply_timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
+    if settings.on_rank_loss == "continue" and not losses.fault_tolerant:
+        tell(PLAIN_LAUNCH.format(ranks=crew.transport.size))
+    crew.transport.expect(answer_bytes(plan, encoder))
+    loading = StatusReporter(
+        len(crew.present),
+        "loading networks",
+        unit="ranks",
+        every_s=settings.status_every_s,
+        passing=True,
+    )
+    try:
+        hellos = crew.welcome(
+            welcomes(plan, encoder), settings.start_timeout_s, interrupted, loading.update
+        )
+    finally:
+        loading.close()
+    check_same_weights(hellos)
+    warn_of_mixed_tuning(hellos)
+    _require_quorum(plan, crew)
+    return hellos
+
+
+def roll_call(
+    plan: Plan, crew: Crew, hellos: Mapping[int, Mapping[str, Any]]
+) -> tuple[list[Ready], dict[int, str]]:
+    """The ranks that are ready, and those of the plan that are lost, with the reason."""
+    losses = crew.losses.vigil.losses
+    workers = plan.placement.workers
+    ready = [
+        Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
+        for rank in workers
+        if rank not in losses
+    ]
+    return ready, {rank: losses[rank].why for rank in workers if rank in losses}
+
+
+def _require_quorum(plan: Plan, crew: Crew) -> None:
+    """At least one single rank, or one of each kind where the scheme uses no single ranks."""
+    kinds = make_scheme(plan.settings.scheme_settings()).kinds
+    for kind in {"single"} & kinds or kinds:
+        if not set(plan.placement.ranks_of(kind)) & set(crew.present):
+            raise RankGone(
+                f"no {kind} rank is left to begin with; the output is kept: go on with the "
+                "same command and --resume"
+            )
+
+
+def check_same_weights(hellos: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise DataFault unless all ranks that hold a kind of network hold the same one."""
+    first: dict[str, tuple[int, str]] = {}  # kind -> (rank, fingerprint)
+    for rank, hello in sorted(hellos.items()):
+        for kind, fingerprint in hello["fingerprints"].items():
+            other, expected = first.setdefault(kind, (rank, fingerprint))
+            if fingerprint != expected:
+                raise DataFault(
+                    f"rank {rank} on {hello['host']} holds another {kind} network "
+                    f"(SHA-256 {fingerprint[:12]}...) than rank {other} on "
+                    f"{hellos[other]['host']} ({expected[:12]}...): make the weights the same "
+                    "file on every host"
+                )
+
+
+def refuse_other_networks(
+    plan: Plan, hellos: Mapping[int, Mapping[str, Any]], known: Mapping[str, str]
+) -> None:
+    """Raise UsageError where a user's own network is another than in the run's earlier sessions.
+
+    Args:
+        known: kind -> fingerprint then. Weights files were compared before ranks loaded them.
+    """
+    for kind, spec in plan.networks.items():
+        found = {hello["fingerprints"].get(kind) for hello in hellos.values()} - {None}
+        if is_own(spec) and kind in known and found - {known[kind]}:
+            raise UsageError(
+                f"{plan.settings.out}: cannot resume with another {kind} network: {spec} has "
+                f"fingerprint {known[kind][:12]}... before, {found.pop()[:12]}... now. Make it as "
+                "it was, or choose another --out."
+            )
+
+
+def warn_of_mixed_tuning(hellos: Mapping[int, Mapping[str, Any]]) -> None:
+    """Ranks on unlike devices may run one network in unlike precisions: say so."""
+    found: dict[str, dict[str, list[int]]] = {}  # kind -> tuning -> ranks
+    for rank, hello in sorted(hellos.items()):
+        for kind, how in hello["tuning"].items():
+            found.setdefault(kind, {}).setdefault(how, []).append(rank)
+    for kind, ways in found.items():
+        if len(ways) > 1:
+            shown = "; ".join(
+                f"{how} on rank(s) {', '.join(map(str, ranks))}" for how, ranks in ways.items()
+            )
+            tell(
+                f"warning: the {kind} network runs as {shown}: answers may differ a little from "
+                "rank to rank; --precision sets one for all"
+            )
+
+
+def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
+    """What burns beside the rank, as its welcome says it."""
+    cores, found = settings.burning().get(rank), settings.stragglers()
+    if cores is None:
+        return None
+    return asdict(Burn(cores, found.seed, rank, found.slow_share, found.spell_s))
+
+
+def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, dict[str, Any]]:
+    """What each rank is told at the start of the session."""
+    settings, batch = plan.settings, plan.settings.batch
+    image_bytes = int(np.prod(plan.shards.shape))
+    encoded_bytes = int(np.prod(encoder.input_shape))
+    common = {
+        "image_shape": plan.shards.shape,
+        "encoded_shape": encoder.input_shape,
+        "side": plan.grid.side,
+        "cell_px": plan.grid.cell_px,
+        "classes": plan.classes,
+        "device": settings.device,
+        "tuning": asdict(settings.tuning()),
+        "credit": settings.credit,
+        "batch": batch,
+        "task_bytes": max(
+            task_message_bytes(batch, batch, batch * image_bytes),
+            task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
+        ),
+        "summed": None if plan.parity is None else plan.parity.summed,
+        "answer_bytes": answer_bytes(plan, encoder),
+        "warmup_tasks": settings.warmup_tasks,
+        "straggler": asdict(settings.stragglers()),
+    }
+    networks = plan.networks
+    return {
+        rank: {
+            **common,
+            "networks": {kind: networks[kind] for kind in sorted(held)},
+            "burn": _burn(settings, rank),
+        }
+        for rank, held in enumerate(plan.placement.kinds)
+        if rank > 0
+    }
+
+
+def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
+    """Room for a message of answers: of one task at least, with vectors where they travel."""
+    vectors = 0 if plan.parity is None else 1
+    return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, plan.classes))
+
+
+@dataclass(frozen=True)
+class ServiceCosts:
+    """What networks take, measured one rank after the other while all others wait.
+
+    Attributes:
+        idle_ns: kind -> one input.
+        batch_ns: kind -> a whole batch; empty for a batch of one.
+        ratio: a collage or a stripe over a single image.
+        interval: of that, 95 %; None where it was not measured.
+        batch_costs: kind -> a further input of a batch over the first; empty likewise.
+    """
+
+    idle_ns: dict[str, int]
+    batch_ns: dict[str, int]
+    ratio: float
+    interval: tuple[float, float] | None
+    batch_costs: dict[str, float]
+
+    def as_known(self, manifest: Mapping[str, Any]) -> ServiceCosts:
+        """With the costs that an earlier session of the run injected by: one run, one ratio.
+
+        The last session may have been killed: what an earlier one closed with counts then.
+        """
+        finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
+        known: dict[str, Any] = {}
+        for found in (*finals, manifest):
+            for name in ("cost_ratio", "cost_ratio_interval", "batch_costs"):
+                if found.get(name) is not None:
+                    known[name] = found[name]
+        ratio = known.get("cost_ratio")
+        return replace(
+            self,
+            ratio=self.ratio if ratio is None else ratio,
+            interval=self.interval if ratio is None else known.get("cost_ratio_interval"),
+            batch_costs=known.get("batch_costs", self.batch_costs),
+        )
+
+
+def service_costs(plan: Plan, crew: Crew) -> ServiceCosts:
+    """Measure them. What the settings say wins; a null network has no costs of its own."""
+    settings = plan.settings
+    who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
+    networks = tuple(plan.networks.items())
+    idle_ns, measured = crew.service_times(who, networks)
+    measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
+    ratio, interval = 1.0, None
+    if settings.cost_ratio is not None:
+        ratio = settings.cost_ratio
+    elif measured is not None and measurable:
+        ratio, interval = measured.median, (measured.low, measured.high)
+    if settings.batch == 1:
+        return ServiceCosts(idle_ns, {}, ratio, interval, {})
+    batch_ns = crew.batch_times(who, networks, settings.batch)
+    further = {
+        kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (settings.batch - 1))
+        for kind in batch_ns
+        if measurable and settings.batch_cost is None
+    }
+    return ServiceCosts(idle_ns, batch_ns, ratio, interval, {**settings.batch_costs(), **further})

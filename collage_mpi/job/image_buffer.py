@@ -1,0 +1,133 @@
+"""The images of a run between the shards and the wire.
+
+Owns: which image has which id, the pixels and cells of images in flight, packing tasks.
+Does not know: MPI, who is sent what and why, answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.mpi.protocol import WireTask, pack_task_records, pack_tasks, task_message_bytes
+from collage_mpi.scheduler.events import Send
+from collage_mpi.shards.readahead import ImageRecord
+
+Clock = Callable[[], int]
+
+
+class Reader(Protocol):
+    """Where images come from, in the order of the run."""
+
+    @property
+    def remaining(self) -> int: ...
+    @property
+    def ready(self) -> int: ...
+    @property
+    def failed(self) -> bool: ...
+    def take(self, n: int) -> list[ImageRecord]: ...
+
+
+class Packed(NamedTuple):
+    """A message, and what encoding each task cost: pasting, and shrinking if it was late."""
+
+    buffer: np.ndarray
+    nbytes: int
+    encodes_ns: tuple[int, ...]
+
+
+class Feed:
+    """Hands out images by id and packs what the scheduler wants sent."""
+
+    def __init__(self, reader: Reader, encoder: AnyEncoder, session: int, clock: Clock) -> None:
+        """`encoder` is for the tasks of a kind that is not single: collages, or stripes."""
+        self.reader = reader
+        self.encoder = encoder
+        self.session = session
+        self.clock = clock
+        self._next = 0
+        self._pixels: dict[int, np.ndarray] = {}
+        self._cells: dict[int, np.ndarray] = {}  # of those shrunk so far
+
+    @property
+    def exhausted(self) -> bool:
+        """No further image will come."""
+        return self.reader.remaining == 0
+
+    def admit(self, count: int) -> list[tuple[int, ImageRecord]]:
+        """The next images with their ids, at most `count`, as many as can be had at once.
+
+        It does not wait for the disk: fewer come, or none, while they are being read. The
+        reader's own failure is raised here.
+        """
+        count = min(count, max(1, self.reader.ready))
+        if not (self.reader.ready or self.reader.failed):
+            return []
+        admitted: list[tuple[int, ImageRecord]] = []
+        for record in self.reader.take(count):
+            if record.fault is None:
+                self._pixels[self._next] = record.pixels
+                if record.cell is not None:
+                    self._cells[self._next] = record.cell
+            admitted.append((self._next, record))
+            self._next += 1
+        return admitted
+
+    def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
+        """Tasks of one kind as a message, encoded unless they are single images.
+
+        Args:
+            sends: what the scheduler wants sent together.
+            buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
+        """
+        tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items) for s in sends]
+        if sends[0].kind != "single":
+            return self._pack_encoded(tasks, buffer_for)
+        pixels = [self._pixels[image] for send in sends for image, _ in send.items]
+        nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))
+        buffer = buffer_for(nbytes)
+        nbytes = pack_tasks(buffer, self.session, tasks, pixels)
+        return Packed(buffer, nbytes, (0,) * len(tasks))
+
+    def _pack_encoded(
+        self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]
+    ) -> Packed:
+        """Pasted where they are sent from."""
+        now_ns = self.clock()
+        shape, places = self.encoder.input_shape, self.encoder.places
+        each = math.prod(shape)
+        nbytes = task_message_bytes(
+            len(tasks), sum(len(task.items) for task in tasks), len(tasks) * each
+        )
+        buffer = buffer_for(nbytes)
+        at = pack_task_records(buffer, self.session, tasks, len(tasks) * each)
+        encodes_ns = []
+        for task in tasks:
+            cells: list[np.ndarray | None] = [None] * places
+            for image, cell in task.items:  # a stripe's cells are consecutive ones of its group
+                cells[cell % places] = self._cell(image)
+            self.encoder.paste(cells, out=buffer[at : at + each].reshape(shape))
+            at += each
+            start_ns, now_ns = now_ns, self.clock()
+            encodes_ns.append(now_ns - start_ns)
+        return Packed(buffer, nbytes, tuple(encodes_ns))
+
+    def _cell(self, image: int) -> np.ndarray:
+        """(h, w, C) uint8, what is pasted: from the reader, or shrunk now and kept."""
+        if image not in self._cells:
+            self._cells[image] = self.encoder.shrink(self._pixels[image])
+        return self._cells[image]
+
+    def release(self, image: int) -> None:
+        """No task needs the pixels any more."""
+        self._pixels.pop(image, None)
+        self._cells.pop(image, None)
+
+    @property
+    def held(self) -> int:
+        """Images whose pixels are kept."""
+        return len(self._pixels)

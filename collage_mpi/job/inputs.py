@@ -1,0 +1,63 @@
+"""The content of the files that settings name: what a run was made from, whatever it is called.
+
+Owns: which settings name files that decide the rows, and their SHA-256.
+Does not know: shards (they have fingerprints of their own), what is in the files, manifests.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.models.null import is_null
+from collage_mpi.models.own import is_own
+from collage_mpi.models.weights import sha256_of_file
+from collage_mpi.settings.run_settings import RunSettings
+
+
+def named_files(settings: RunSettings, *, networks: bool = True) -> dict[str, Path]:
+    """Setting -> the file that it names, of those that the run reads.
+
+    A null network and a user's own are no files: they are known by their names, and the
+    latter by the fingerprints that the ranks tell.
+
+    Args:
+        networks: False for a simulation, which reads none.
+    """
+    used = {"trace_file": settings.straggler == "trace", "arrival_file": True}
+    if networks:
+        used["single"] = settings.uses_single
+        used["collage"] = settings.uses_collage
+        used["parity"] = settings.uses_parity
+    named = {name: getattr(settings, name) for name, wanted in used.items() if wanted}
+    return {
+        name: Path(spec)
+        for name, spec in named.items()
+        if spec and not (is_null(spec) or is_own(spec))
+    }
+
+
+def digests(files: dict[str, Path]) -> dict[str, str]:
+    """Setting -> SHA-256 of its file, 64 hex digits.
+
+    Raises:
+        EnvironmentFault: a file cannot be read.
+    """
+    found = {}
+    for name, path in files.items():
+        try:
+            stat = path.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            found[name] = _digest(path.absolute(), stamp)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{name} {path}: cannot be read: {error.strerror or error}"
+            ) from error
+    return found
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, stamp: tuple[int, int, int]) -> str:
+    """Of the file as it is: read again only after it was written to or replaced."""
+    return sha256_of_file(path)

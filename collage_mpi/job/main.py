@@ -1,0 +1,146 @@
+"""The ranks of a job from start to end: who coordinates, who works, how all leave.
+
+Owns: rank 0's and the workers' main functions, signals, one message per failure,
+one exit code for all ranks.
+Does not know: what the job does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from collage_mpi.cli import tell
+from collage_mpi.errors import CollageError, ExitCode, fault_of
+from collage_mpi.faults.coordinator_monitor import Lookout
+from collage_mpi.faults.process_monitor import RankWatches
+from collage_mpi.job.network_loader import NetworkLoader
+from collage_mpi.job.worker import Worker
+from collage_mpi.job.worker_group import Crew
+from collage_mpi.mpi.transport import (
+    CoordinatorTransport,
+    RankFailure,
+    WorkerTransport,
+    guarded,
+    open_world,
+)
+from collage_mpi.system import hard_exit
+from collage_mpi.system.environment import (
+    fault_tolerant_launch,
+    launcher_rank,
+    local_size,
+    told_interface,
+)
+from collage_mpi.system.progress import report_exit, report_there, report_up
+
+SHORT_STOP_S = 10.0  # in a fault-tolerant world: a rank that does not end is left behind
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Set by a signal; rank 0 stops dispatching, the others wait to be told."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+
+    def install(self) -> None:
+        """Take over SIGTERM, SIGINT and SIGUSR2."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._caught)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self._reason = f"stopped by {signal.Signals(number).name}"
+
+    def reason(self) -> str | None:
+        """Why to stop, or None."""
+        return self._reason
+
+
+def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) -> int:
+    """Run `body` on rank 0 with the other ranks at work; the exit code of every rank.
+
+    Args:
+        name: of the command, for messages.
+        body: given the crew and a function that says why to stop, if anything does.
+    """
+    stop = StopFlag()
+    stop.install()  # before MPI and torch: a signal during a slow start counts too
+    tolerant = fault_tolerant_launch()
+    if tolerant:
+        hard_exit.arm()
+        atexit.register(hard_exit.remove_shared_memory)  # of a script that leaves in its own way
+    report_there(launcher_rank() or 0)
+    comm, mpi = open_world(fault_tolerant=tolerant)
+    if not tolerant and comm.Get_size() > 1:
+        hard_exit.finalize_by(mpi.Finalize)
+
+    def work() -> int:
+        if comm.Get_rank() > 0:
+            return _work(comm, mpi, tolerant)
+        crew = _crew(name, comm, mpi, tolerant)
+        code = _coordinate(name, crew, body, stop)
+        _part(name, comm, crew, code)
+        return code
+
+    return guarded(comm, work, fault_tolerant=tolerant)
+
+
+def _crew(name: str, comm: Any, mpi: Any, tolerant: bool) -> Crew:
+    """Rank 0's crew, told where rank 0 is."""
+    report_up()
+    size = comm.Get_size()
+    here = local_size() == size
+    watches = RankWatches(size, one_host=here, interface=told_interface()) if tolerant else None
+    transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant)
+    crew = Crew(transport, watches=watches, name=name)
+    crew.greet()
+    return crew
+
+
+def _work(comm: Any, mpi: Any, tolerant: bool) -> int:
+    """A worker's life. It does not outlive rank 0: MPI could not end without it."""
+    transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant)
+    loader = NetworkLoader(comm.Get_rank(), comm.Get_size())
+    lookout = Lookout(comm.Get_rank(), lambda: hard_exit.leave(ExitCode.INCOMPLETE))
+    try:
+        code = Worker(transport, loader, lookout=lookout).serve()
+    except RankFailure:
+        hard_exit.leave(ExitCode.INCOMPLETE)
+    transport.close()
+    return code
+
+
+def _coordinate(
+    name: str,
+    crew: Crew,
+    body: Callable[[Crew, Callable[[], str | None]], int],
+    stop: StopFlag,
+) -> int:
+    try:
+        code = body(crew, stop.reason)
+    except CollageError as error:
+        tell(f"collage-mpi {name}: {error}")
+        code = int(error.exit_code)
+    except OSError as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        tell(f"collage-mpi {name}: {fault}")
+        code = int(fault.exit_code)
+    return int(ExitCode(code))
+
+
+def _part(name: str, comm: Any, crew: Crew, code: int) -> None:
+    """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
+    tolerant = crew.losses.fault_tolerant
+    silent = crew.stop(code, SHORT_STOP_S) if tolerant else crew.stop(code)
+    report_exit(code)
+    if silent:
+        names = ", ".join(map(str, silent))
+        how = "left behind" if tolerant else "ending the job by force"
+        tell(f"collage-mpi {name}: rank(s) {names} did not end when told to; {how}")
+        if not tolerant:
+            comm.Abort(code)

@@ -1,0 +1,81 @@
+"""A worker's networks: from a welcome to a predictor on this rank's device.
+
+Owns: the choice of device and threads for this rank.
+Does not know: MPI, sessions, how a network is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from collage_mpi.models import (
+    Geometry,
+    NullPredictor,
+    Predictor,
+    Tuning,
+    is_own,
+    load_predictor,
+)
+from collage_mpi.system.environment import (
+    assign_device,
+    local_gpu_rank,
+    local_size,
+    threads_per_rank,
+    visible_devices,
+)
+
+
+class NetworkLoader:
+    """Loads each network once, however many sessions use it."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._loaded: dict[tuple[Any, ...], Predictor] = {}
+
+    def __call__(self, spec: str, kind: str, welcome: dict[str, Any]) -> Predictor:
+        """The predictor of a network spec.
+
+        Raises:
+            UsageError, EnvironmentFault, DataFault: as `models.load_predictor`.
+        """
+        shape = tuple(welcome["image_shape"])
+        geometry = (shape, welcome["side"], welcome["cell_px"], welcome["classes"])
+        tuning = Tuning(**welcome["tuning"])
+        told = spec == "null" or is_own(spec)  # others know their shapes
+        key = (spec, kind, welcome["device"], tuning, *(geometry if told else ()))
+        if key not in self._loaded:
+            self._loaded[key] = self._load(spec, kind, welcome["device"], tuning, geometry)
+        return self._loaded[key]
+
+    def _load(
+        self,
+        spec: str,
+        kind: str,
+        device: str,
+        tuning: Tuning,
+        geometry: tuple[Any, int, int, int],
+    ) -> Predictor:
+        if spec == "null":
+            return NullPredictor(kind, *geometry)
+        threads = threads_per_rank(local_size() or self.world_size)
+        return load_predictor(
+            spec,
+            kind,
+            device=self._device(device),
+            threads=threads,
+            tuning=tuning,
+            geometry=Geometry(*geometry),
+        )
+
+    def _device(self, device: str) -> str:
+        if device == "cpu":
+            return "cpu"
+        import torch
+
+        from collage_mpi.models.predictor import usable_device
+
+        gpus = torch.cuda.device_count()
+        chosen = assign_device(local_gpu_rank(self.rank), visible_devices(), device, gpus)
+        usable_device(chosen)  # current from now on, for a user's own network too
+        return chosen

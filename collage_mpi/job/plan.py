@@ -1,0 +1,293 @@
+"""What a run will do, every piece checked against every other before anything starts.
+
+Owns: the checks of settings, world, shards and networks; the order of the images.
+Does not know: MPI calls, ranks' answers, results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.cli import tell
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
+from collage_mpi.models.info import class_mismatch
+from collage_mpi.models.weights import read_tensors
+from collage_mpi.results.weak import ADVICE, weaker_by
+from collage_mpi.settings.placement import Placement
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import ShardSet, as_before
+from collage_mpi.shards.schema import remake_command
+from collage_mpi.system.environment import launcher_size
+from collage_mpi.workload.straggler_settings import make_delays
+
+NULL_CLASSES = 10
+NULL_PARITY = ("sum", "probabilities", "null")  # encoder, summed, single
+LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
+LARGEST_LABEL = 2**31 - 1  # what a row of the results holds
+ONE_CLASS_SHARE = 0.25  # mixed classes give such a group once in 10**8 at 10 classes, side 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, every piece checked against every other."""
+
+    settings: RunSettings
+    shards: ShardSet
+    order: np.ndarray  # (n,) int64, global indices in the order of the run
+    grid: Grid
+    placement: Placement
+    class_names: tuple[str, ...] | None
+    classes: int
+    parity: ParitySpec | None = None  # what answers are decoded by; None where none are
+    parity_temperature: float = 1.0
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Network spec of each kind that the scheme uses."""
+        settings = self.settings
+        specs = {"single": settings.single, "collage": settings.collage, "parity": settings.parity}
+        used = {kind for held in self.placement.kinds for kind in held}
+        return {kind: spec for kind, spec in specs.items() if kind in used}
+
+
+def make_plan(
+    settings: RunSettings,
+    world_size: int,
+    known_shards: Sequence[Mapping[str, Any]] | None = None,
+) -> Plan:
+    """Check settings, world, shards and networks against each other.
+
+    Args:
+        settings: of the run.
+        world_size: ranks there are.
+        known_shards: of a run to be resumed, the shards of its manifest.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
+    """
+    settings.require_inputs()
+    placement = settings.place(world_size, launcher_size())
+    make_delays(settings.stragglers())  # reads the trace: a bad one ends here
+    settings.check_slow_ranks(world_size)
+    single = describe(settings.single, "single") if settings.uses_single else None
+    collage = describe(settings.collage, "collage") if settings.uses_collage else None
+    parity = _parity_network(settings, single) if settings.uses_parity else None
+    for network in (single, collage, parity):
+        if network is not None:
+            read_tensors(network)  # damage is found here, before any rank has loaded torch
+    shards = ShardSet.open(
+        [Path(path) for path in settings.shards], skip_bad=settings.bad_shards == "skip"
+    )
+    if known_shards is not None:
+        shards = as_before(shards, known_shards)
+    try:
+        grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
+        names = _check_fit(settings, shards, single, collage, parity)
+        _check_sizes(shards, grid, settings.batch)
+        warn_of_weak_collage(single, collage)
+        order = run_order(settings, shards)
+        settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
+    except BaseException:
+        shards.close()
+        raise
+    classes = len(names) if names else _unnamed_classes(settings, shards)
+    plan = Plan(settings, shards, order, grid, placement, names, classes)
+    if not settings.uses_parity:
+        return plan
+    if parity is None:  # a null network: what it is to learn nobody has written down
+        return replace(plan, parity=ParitySpec(settings.n_stripe, *NULL_PARITY))
+    temperature = float(parity.metadata["temperature"])
+    return replace(plan, parity=parity.parity, parity_temperature=temperature)
+
+
+def _parity_network(settings: RunSettings, single: NetworkInfo | None) -> NetworkInfo | None:
+    """The facts of the parity network, held against the job's k and single network.
+
+    Raises:
+        UsageError, DataFault: it cannot decode what this job's single network leaves out.
+    """
+    if is_own(settings.parity):
+        raise UsageError(
+            f"--parity {settings.parity}: a parity network is trained for its single network; "
+            "name the weights that collage-mpi train parity wrote"
+        )
+    parity = describe(settings.parity, "parity")
+    if parity is None or parity.parity is None:
+        return None
+    spec = parity.parity
+    if spec.k != settings.n_stripe:
+        raise DataFault(
+            f"--parity-k is {settings.n_stripe}, parity network {settings.parity} is for stripes "
+            f"of {spec.k}: say --parity-k {spec.k}, or train one with --k {settings.n_stripe}"
+        )
+    if single is None or spec.single != single.fingerprint:
+        other = settings.single if single is None else f"SHA-256 {single.fingerprint[:12]}..."
+        raise DataFault(
+            f"parity network {settings.parity} sums the answers of the single network "
+            f"{spec.single[:12]}..., the job's single network {settings.single} is another "
+            f"({other}): name that one, or train one with collage-mpi train parity --single "
+            f"{settings.single}"
+        )
+    return parity
+
+
+def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int:
+    """How many classes there are where nobody names them: what networks without weights are told.
+
+    Raises:
+        UsageError: a network of the user's own must be told, and nothing says it.
+    """
+    if not (is_own(settings.single) or is_own(settings.collage)):
+        return NULL_CLASSES
+    labels = shards.labels()
+    if labels is None:
+        raise UsageError(
+            "a network of your own is told the number of classes, and the shards have neither "
+            "class names nor labels: make them with --class-names or --class-names-file"
+        )
+    return int(labels.max()) + 1
+
+
+def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
+    """(n,) int64 global indices: file order or shuffled by seed, cut at the limit (C5)."""
+    order = np.arange(len(shards), dtype=np.int64)
+    seed = settings.shuffle_seed()
+    if seed is not None:
+        np.random.default_rng(seed).shuffle(order)
+    return order[: settings.limit]
+
+
+def warn_of_one_class_groups(plan: Plan) -> None:
+    """Class-sorted shards in file order make one-class collages: say so (C5).
+
+    Not where no collage is made, nor where all images are of one class: then no order helps.
+    """
+    labels = plan.shards.labels() if plan.settings.uses_collage else None
+    size = plan.settings.group_size
+    full = len(plan.order) // size
+    if labels is None or full == 0 or plan.classes < 2 or plan.shards.lost:
+        return
+    groups = labels[plan.order[: full * size]].reshape(full, size)  # (groups, s*s) int64
+    share = float((groups == groups[:, :1]).all(axis=1).mean())
+    if share > ONE_CLASS_SHARE and (groups != groups[0, 0]).any():
+        tell(
+            f"warning: {share:.0%} of the groups hold one class only (shards sorted by class?); "
+            "a collage of one class is not what the network was trained on: "
+            "consider --order shuffle:0"
+        )
+
+
+def warn_of_weak_collage(single: NetworkInfo | None, collage: NetworkInfo | None) -> None:
+    """Both networks' records say how often they were right in validation: tell a large gap."""
+    if single is None or collage is None:
+        return
+    counts = _validated(single), _validated(collage)
+    gap = weaker_by(*counts)
+    if gap is not None:
+        shown = [f"{right / n:.1%}" for right, n in counts]
+        tell(
+            f"warning: in validation the collage network was right on {shown[1]} of the images, "
+            f"the single network on {shown[0]}: each answer of the collage costs about "
+            f"{100 * gap:.0f} points. {ADVICE}"
+        )
+
+
+def _validated(info: NetworkInfo) -> tuple[int, int]:
+    """(right, images) of the network's validation, (0, 0) where its record has none."""
+    record = info.metadata.get("training")
+    training = record if isinstance(record, dict) else {}
+    share, n = training.get("validation_accuracy"), training.get("validation_images")
+    if not isinstance(share, float) or type(n) is not int or not 0 <= share <= 1 or n < 0:
+        return 0, 0
+    return round(share * n), n
+
+
+def _cell_px(
+    settings: RunSettings, shape: tuple[int, int, int], collage: NetworkInfo | None
+) -> int:
+    if collage is None:
+        return settings.cell_px or shape[0]
+    if settings.cell_px not in (None, collage.cell_px):
+        raise DataFault(
+            f"--cell-px is {settings.cell_px}, collage network {settings.collage} has cells of "
+            f"{collage.cell_px} px: leave --cell-px out, or train one with that cell size"
+        )
+    assert collage.cell_px is not None
+    return collage.cell_px
+
+
+def _check_fit(
+    settings: RunSettings,
+    shards: ShardSet,
+    single: NetworkInfo | None,
+    collage: NetworkInfo | None,
+    parity: NetworkInfo | None,
+) -> tuple[str, ...] | None:
+    """Shapes and classes of shards and networks; the class names they agree on."""
+    for network, spec in ((single, settings.single), (parity, settings.parity)):
+        if network is not None and network.image_shape != tuple(shards.shape):
+            raise DataFault(
+                f"shards hold images of {shards.shape} (H, W, C), {network.kind} network {spec} "
+                f"needs {network.image_shape}: {_remake(settings, network.image_shape)}"
+            )
+    if collage is not None:
+        if collage.side != settings.side:
+            raise DataFault(
+                f"--side is {settings.side}, collage network {settings.collage} is of side "
+                f"{collage.side}: say --side {collage.side}, or name weights of side "
+                f"{settings.side}"
+            )
+        if collage.shape[2] != shards.shape[2]:
+            wanted = (*shards.shape[:2], collage.shape[2])
+            raise DataFault(
+                f"shards hold {shards.shape[2]} channel(s), collage network {settings.collage} "
+                f"needs {collage.shape[2]}: {_remake(settings, wanted)}"
+            )
+    named = {
+        "shards": shards.class_names,
+        f"single network {settings.single}": single.class_names if single else None,
+        f"collage network {settings.collage}": collage.class_names if collage else None,
+        f"parity network {settings.parity}": parity.class_names if parity else None,
+    }
+    known = [(where, tuple(names)) for where, names in named.items() if names]
+    for where, names in known[1:]:
+        if names != known[0][1]:
+            raise DataFault(class_mismatch(*known[0], where, names))
+    return known[0][1] if known else None
+
+
+def _remake(settings: RunSettings, shape: tuple[int, int, int] | None) -> str:
+    """What to do where the images have another shape than a network needs."""
+    if shape is None or shape[0] != shape[1]:
+        return "make the shards anew in that shape, or train for this one"
+    return f"`{remake_command(settings.shards, shape)}` makes such, or train for this shape"
+
+
+def _check_sizes(shards: ShardSet, grid: Grid, batch: int) -> None:
+    """What is sent fits a message, and labels fit a row."""
+    nbytes = grid.px * grid.px * shards.shape[2]
+    largest = max(nbytes, int(np.prod(shards.shape)))
+    fit = LARGEST_INPUT_BYTES // largest
+    if batch > fit >= 1:
+        raise UsageError(
+            f"a batch of {batch} takes {batch * largest:,} bytes in one message; the most is "
+            f"{LARGEST_INPUT_BYTES:,}: --batch {fit} fits"
+        )
+    if nbytes > LARGEST_INPUT_BYTES:
+        raise UsageError(
+            f"a collage of side {grid.side} with cells of {grid.cell_px} px takes {nbytes:,} "
+            f"bytes; the most is {LARGEST_INPUT_BYTES:,}: choose a smaller --cell-px"
+        )
+    labels = shards.labels()
+    if labels is not None and len(labels) and int(labels.max()) > LARGEST_LABEL:
+        raise DataFault(
+            f"shards hold the label {int(labels.max())}; labels are class numbers "
+            f"from 0 to {LARGEST_LABEL} at most"
+        )

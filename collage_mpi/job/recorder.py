@@ -1,0 +1,262 @@
+"""From what happens to the rows of a run.
+
+Owns: what is remembered of images, groups and tasks until their rows are written.
+Does not know: files (the writer does), MPI, scheduling, statistics.
+
+A group's row is written when its last image is resolved (and, if it was closed part-filled,
+the next group is seen), a task's when it has ended and its group is done, since until then
+a held answer of it may still resolve an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from collage_mpi.mpi.protocol import WireResult
+from collage_mpi.results.rows import (
+    KIND_CODE,
+    OUTCOME_CODE,
+    SOURCE_CODE,
+    GroupRow,
+    ImageRow,
+    TaskRow,
+)
+from collage_mpi.scheduler.events import Resolve, Send
+from collage_mpi.shards.readahead import ImageRecord
+
+
+class Writer(Protocol):
+    """Where rows go."""
+
+    session: int
+
+    def image(self, row: ImageRow, /) -> None: ...
+    def group(self, row: GroupRow, /) -> None: ...
+    def task(self, row: TaskRow, /) -> None: ...
+
+
+# A task whose compute + held is over this times its draw met no delay of the model: the network
+# computed too long, or the rank was not given its core back in time (docs/stragglers.md).
+TOLERATED = 1.1
+
+NO_RESULT = WireResult(0, 0)  # of a task that has not ended
+
+
+class _Image(NamedTuple):
+    record: ImageRecord
+    t0_ns: int
+    read_ns: int
+
+
+@dataclass(slots=True)
+class _Task:
+    send: Send
+    sent_ns: int
+    done_ns: int = 0
+    decode_ns: int = 0
+    outcome: str = "unfinished"
+    resolved: int = 0
+    result: WireResult = field(default_factory=lambda: NO_RESULT)
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Group:
+    first: int  # image in cell 0
+    size: int  # images it has, or may have while nothing is known of the next group
+    t0_ns: int
+    read_ns: int
+    encode_ns: int = 0
+    images: int = 0
+    last_ns: int = 0
+    collage_cells: int = 0
+    labels: set[int] = field(default_factory=set)
+    ended: list[_Task] = field(default_factory=list)
+
+
+@dataclass
+class Totals:
+    """Counts for the status line and the validity of injected delays."""
+
+    images: int = 0
+    errors: int = 0
+    collage: int = 0
+    drawn_tasks: int = 0
+    exceeded: int = 0
+
+
+class Recorder:
+    """Told of every admission, send, end and outcome; writes rows. Times are rank 0's."""
+
+    def __init__(
+        self, writer: Writer, *, start_ns: int, group_size: int, warmup_groups: int
+    ) -> None:
+        self.totals = Totals()
+        self._writer = writer
+        self._start_ns = start_ns
+        self._group_size = group_size
+        self._warmup_groups = warmup_groups
+        self._images: dict[int, _Image] = {}
+        self._tasks: dict[int, _Task] = {}
+        self._groups: dict[int, _Group] = {}
+
+    def admitted(self, image: int, record: ImageRecord, t0_ns: int, read_ns: int) -> None:
+        """An image of the input entered at t0_ns; reading its group took read_ns."""
+        self._images[image] = _Image(record, t0_ns, read_ns)
+
+    def sent(self, send: Send, now_ns: int, encode_ns: int) -> None:
+        """A task left; for a collage or a stripe, encoding it took encode_ns."""
+        self._tasks[send.task] = _Task(send, now_ns)
+        self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
+
+    def ended(self, result: WireResult, outcome: str, now_ns: int, decode_ns: int) -> None:
+        """A task ended on its rank: outcome answered, failed or skipped."""
+        task = self._tasks[result.task]
+        task.result, task.outcome, task.done_ns = result, outcome, now_ns
+        task.decode_ns, task.reason = decode_ns, result.reason
+        if outcome == "answered" and result.drawn_ns > 0:
+            self.totals.drawn_tasks += 1
+            took_ns = result.compute_ns + result.held_ns
+            self.totals.exceeded += took_ns > TOLERATED * result.drawn_ns
+
+    def settled(self, task_id: int) -> None:
+        """The scheduler has acted on the end of the task: file it, or keep it for its group."""
+        task = self._tasks.pop(task_id)
+        group = self._groups.get(task.send.group)
+        if group is not None:
+            group.ended.append(task)
+            self._tasks[task_id] = task  # a reserved answer may still resolve an image
+        else:
+            self._write_task(task)
+
+    def lost(self, rank: int, now_ns: int, why: str) -> None:
+        """The rank is gone: its tasks ended without an answer."""
+        for task_id, task in list(self._tasks.items()):
+            if task.send.rank == rank and task.outcome == "unfinished":
+                task.outcome, task.done_ns, task.reason = "lost", now_ns, why
+                self.settled(task_id)
+
+    def resolved(self, resolve: Resolve, now_ns: int) -> None:
+        """An image has its outcome, known at now_ns."""
+        group = self._group_of(resolve.group, resolve.image, resolve.cell)
+        image = self._images[resolve.image]
+        task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
+        # First: a writer that raises leaves everything as if this had not happened.
+        self._writer.image(self._image_row(resolve, image, task, group, now_ns))
+        del self._images[resolve.image]
+        if task is not None:  # of several the first: the others resolved images of their own
+            task.resolved += 1
+        group.images += 1
+        group.last_ns = max(group.last_ns, now_ns)
+        group.collage_cells += resolve.source == "collage"
+        if image.record.label is not None:
+            group.labels.add(image.record.label)
+        self.totals.images += 1
+        self.totals.collage += resolve.source == "collage"
+        self.totals.errors += resolve.outcome == "error"
+        if group.images == group.size:
+            self._close_group(resolve.group)
+
+    def finish(self) -> None:
+        """File what is left: part-filled groups, tasks without an end."""
+        for number in list(self._groups):
+            self._close_group(number)
+        for task in self._tasks.values():
+            self._write_task(task)
+        self._tasks.clear()
+
+    def _group_of(self, number: int, image: int, cell: int) -> _Group:
+        """The group, made at the first sight of one of its images.
+
+        Images and groups are numbered in order of arrival: where the next group begins, this
+        one ends, which tells the size of a group that was closed part-filled.
+        """
+        group = self._groups.get(number)
+        if group is not None:
+            return group
+        first = image - cell
+        member = self._images.get(first) or self._images[image]  # all one t0 in a closed loop
+        group = _Group(first, self._group_size, member.t0_ns, member.read_ns)
+        self._groups[number] = group
+        following, previous = self._groups.get(number + 1), self._groups.get(number - 1)
+        if following is not None:
+            group.size = following.first - first
+        if previous is not None:
+            previous.size = first - previous.first
+            if previous.images == previous.size:
+                self._close_group(number - 1)
+        return group
+
+    def _close_group(self, number: int) -> None:
+        group = self._groups.pop(number)
+        for task in group.ended:
+            self._tasks.pop(task.send.task, None)
+            self._write_task(task)
+        if group.images == 0:
+            return  # no image of it was resolved: it will be done again
+        row = GroupRow(
+            group=number,
+            images=group.images,
+            t0_ns=group.t0_ns - self._start_ns,
+            latency_ns=group.last_ns - group.t0_ns,
+            read_ns=group.read_ns,
+            encode_ns=group.encode_ns,
+            classes=len(group.labels),
+            collage_cells=group.collage_cells,
+            session=self._writer.session,
+            warmup=number < self._warmup_groups,
+        )
+        self._writer.group(row)
+
+    def _image_row(
+        self, resolve: Resolve, image: _Image, task: _Task | None, group: _Group, now_ns: int
+    ) -> ImageRow:
+        label, score = resolve.score if resolve.score is not None else (0, 0.0)
+        known = image.record.label
+        return ImageRow(
+            shard=image.record.shard,
+            row=image.record.row,
+            group=resolve.group,
+            cell=resolve.cell,
+            source=SOURCE_CODE[resolve.source],
+            answered=resolve.score is not None,
+            predicted=label,
+            score=score,
+            has_label=known is not None,
+            label=known if known is not None else 0,
+            rank=task.send.rank if task else 0,
+            attempt=task.send.attempt if task else 0,
+            t0_ns=image.t0_ns - self._start_ns,
+            latency_ns=now_ns - image.t0_ns,
+            read_ns=image.read_ns,
+            encode_ns=group.encode_ns,
+            decode_ns=task.decode_ns if task else 0,
+            compute_ns=task.result.compute_ns if task else 0,
+            held_ns=task.result.held_ns if task else 0,
+            session=self._writer.session,
+            warmup=resolve.group < self._warmup_groups,
+            reason=resolve.reason,
+        )
+
+    def _write_task(self, task: _Task) -> None:
+        send, result = task.send, task.result
+        row = TaskRow(
+            task=send.task,
+            rank=send.rank,
+            kind=KIND_CODE[send.kind],
+            group=send.group,
+            attempt=send.attempt,
+            items=len(send.items),
+            resolved=task.resolved,
+            sent_ns=task.sent_ns - self._start_ns,
+            done_ns=max(task.done_ns, task.sent_ns) - self._start_ns,
+            compute_ns=result.compute_ns,
+            held_ns=result.held_ns,
+            drawn_ns=result.drawn_ns,
+            outcome=OUTCOME_CODE[task.outcome],
+            session=self._writer.session,
+            warmup=send.group < self._warmup_groups,
+            reason=task.reason,
+        )
+        self._writer.task(row)

@@ -1,0 +1,104 @@
+"""The settings of a session that goes on: what the run's manifest knows, and what is given anew.
+
+Owns: whether there is a run to go on with, which of its settings are taken, what another
+world size means.
+Does not know: which differences are refused (results/manifest), ranks, rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.cli import tell
+from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.results.manifest import FILE_SETTINGS, MANIFEST, read_manifest
+from collage_mpi.settings.run_settings import RunSettings
+
+Json = dict[str, Any]
+
+
+def has_run(out: str) -> bool:
+    """Whether a run was begun in the folder."""
+    return (Path(out) / MANIFEST).exists()
+
+
+def resumed_settings(given: Mapping[str, Any], source: str, world_size: int) -> RunSettings:
+    """Those of the run in the given `out`, with the given ones over them.
+
+    Where no run is yet, those given alone: `--resume` then begins one, so that a job script
+    may always say it.
+
+    Args:
+        given: settings from flags and a file, as `from_mapping` takes them.
+        source: their name, for messages.
+        world_size: ranks there are; the number of single ranks follows it unless given.
+
+    Raises:
+        UsageError: `out` is missing; there is no run yet, and settings are missing; as
+            RunSettings.
+        EnvironmentFault, DataFault: the manifest cannot be read, or is damaged.
+    """
+    out = given.get("out")
+    if not out:
+        raise UsageError("--out is missing: --resume goes on with the run in that folder")
+    if not has_run(out):
+        settings = RunSettings.from_mapping(given, source)
+        try:
+            settings.require_inputs()
+        except UsageError as error:
+            raise UsageError(
+                f"{out}: no run here yet, so --resume begins one and needs all settings: {error}"
+            ) from error
+        return settings
+    manifest = read_manifest(Path(out))
+    values = {**_known(manifest), **given}
+    settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")
+    return settings if "singles" in given else fitted(settings, world_size)
+
+
+def _known(manifest: Json) -> Json:
+    """The run's settings. A relative path is that of the folder it was begun in, if it is not
+    found from here."""
+    settings = dict(manifest.get("settings") or {})
+    folder = (manifest.get("job") or {}).get("folder")
+
+    def found(path: Any) -> Any:
+        there = os.path.join(folder or "", path) if isinstance(path, str) and path else path
+        return there if there and not os.path.exists(path) and os.path.exists(there) else path
+
+    for name in FILE_SETTINGS:
+        if name in settings:
+            settings[name] = found(settings[name])
+    if isinstance(settings.get("shards"), list):
+        settings["shards"] = [found(path) for path in settings["shards"]]
+    return settings
+
+
+def fitted(settings: RunSettings, world_size: int) -> RunSettings:
+    """With as many single ranks as the world has room for, where its size is another.
+
+    Where no number of them fits, the settings as they are: placing them will say what does.
+    """
+    if _fits(settings, world_size):
+        return settings
+    for singles in range(1, world_size):
+        try:
+            other = replace(settings, singles=singles)
+        except UsageError:  # each copy of scheme replicate needs a rank of its own
+            continue
+        if other.world_size == world_size:
+            tell(f"going on with {singles} single rank(s); there were {settings.n_singles}")
+            return other
+    return settings
+
+
+def _fits(settings: RunSettings, world_size: int) -> bool:
+    try:
+        settings.place(world_size)
+    except CollageError:
+        return False
+    return True

@@ -1,0 +1,426 @@
+"""One run from its settings to its results, on rank 0.
+
+Owns: the order of the steps: plan, claim the output, start the crew, run, close.
+Does not know: MPI calls, scheduling, how rows are stored.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.cli import tell
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.decode import decode_parity
+from collage_mpi.encoding.stripe import AnyEncoder, make_stripe_encoder
+from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.job.coordinator import Coordinator
+from collage_mpi.job.handshake import (
+    ServiceCosts,
+    muster,
+    refuse_other_networks,
+    roll_call,
+    service_costs,
+)
+from collage_mpi.job.image_buffer import Feed, Reader
+from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
+from collage_mpi.job.provenance import job_facts
+from collage_mpi.job.recorder import Recorder, Totals
+from collage_mpi.job.resume import has_run
+from collage_mpi.job.worker_group import Crew
+from collage_mpi.results import RunWriter, input_digest
+from collage_mpi.results.claim import Patience
+from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
+from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.schemes import Decode
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
+from collage_mpi.system.environment import local_size, threads_per_rank
+from collage_mpi.system.progress import StatusReporter
+from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
+
+LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
+
+EXIT_CODES = {
+    ev.COMPLETE: ExitCode.COMPLETE,
+    ev.COMPLETE_WITH_ERRORS: ExitCode.COMPLETE_WITH_ERRORS,
+    ev.INCOMPLETE: ExitCode.INCOMPLETE,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended."""
+
+    status: str  # of the whole run: errors of a resumed run's earlier sessions count
+    reason: str
+    out: Path
+    input_faults: tuple[str, ...] = ()  # shards that were not read in full, or have changed
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that tells it; bad input outranks all but being stopped."""
+        return ExitCode.DATA if self.input_faults else EXIT_CODES[self.status]
+
+
+def run_session(
+    settings: RunSettings,
+    crew: Crew,
+    *,
+    resume: bool = False,
+    retry_errors: bool = False,
+    stop_reason: Callable[[], str | None] = lambda: None,
+    phase: str | None = None,
+) -> Outcome:
+    """One run on a world that is up: plan, start, classify, close.
+
+    Args:
+        resume: go on with the run in the settings' `out`, if one was begun there.
+        retry_errors: likewise, and do the images of error rows again.
+        phase: names it in progress lines; its scheme by default.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: something does not fit or fails; rows
+            written before are kept.
+    """
+    settings.require_inputs()
+    resume = (resume or retry_errors) and has_run(settings.out)
+    known = read_manifest(Path(settings.out))["shards"] if resume else None
+    plan = make_plan(settings, crew.transport.size, known)
+    try:
+        return _run_plan(plan, crew, resume, retry_errors, stop_reason, phase)
+    finally:
+        plan.shards.close()
+
+
+def _run_plan(
+    plan: Plan,
+    crew: Crew,
+    resume: bool,
+    retry_errors: bool,
+    stop_reason: Callable[[], str | None],
+    phase: str | None,
+) -> Outcome:
+    settings = plan.settings
+    out = Path(settings.out)
+    warn_of_one_class_groups(plan)
+    warn_of_bad_shards(plan.shards)
+    job = job_facts(crew.transport.library)
+    manifest = {**make_manifest(plan), "job": job}
+    # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
+    known: dict[str, Any] = {}
+    patience = Patience(stop_reason=stop_reason, tell=tell)
+    if resume:
+        status = RunWriter.finished(out, manifest, retry_errors=retry_errors)
+        if status is not None:
+            return Outcome(status, "every image had its row already", out)
+        known = read_manifest(out)
+        manifest |= {key: known[key] for key in KEPT_KEYS if key in known}
+        manifest["scheme"] = _one_after_the_other(known.get("scheme"), manifest["scheme"])
+        writer, done = RunWriter.reopen(out, manifest, retry_errors=retry_errors, patience=patience)
+        order = _not_done(plan, done)
+    else:
+        writer, order = RunWriter.create(out, manifest, patience=patience), plan.order
+    status, final = "incomplete", {}
+    try:
+        encoder = build_encoder(plan)
+        # Opened first: the first images are read and shrunk while the ranks load.
+        with ReadAhead(plan.shards, order, cells=cell_maker(plan, encoder)) as reader:
+            hellos = muster(plan, crew, encoder, stop_reason)
+            refuse_other_networks(plan, hellos, held(known))
+            costs = service_costs(plan, crew).as_known(known)
+            writer.note(
+                networks={k: v for h in hellos.values() for k, v in h["fingerprints"].items()},
+                cost_ratio=costs.ratio,
+                cost_ratio_interval=costs.interval,
+                batch_costs=costs.batch_costs,
+            )
+            crew.start(costs.ratio, costs.batch_costs)
+            name = phase or settings.scheme
+            progress = StatusReporter(len(order), name, every_s=settings.status_every_s)
+            coordinator = build_coordinator(
+                plan,
+                crew,
+                writer,
+                encoder,
+                reader,
+                stop_reason,
+                progress,
+                arrivals=_arrivals(plan, order),
+                costs=costs,
+            )
+            try:
+                finish = coordinator.run(*roll_call(plan, crew, hellos))
+            finally:
+                progress.close()
+        crew.end()
+        status, faults = judge_input(plan.shards, finish.status)
+        final = _final(plan, coordinator, hellos, costs, job)
+        final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
+    except CollageError as error:
+        mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
+        if mistaken and not resume and not writer.written:
+            writer.discard()  # the corrected command may use the same --out
+        raise
+    finally:
+        lacking = writer.close(status, summary=True, **final, lost=crew.losses.describe(), job=job)
+    return Outcome(writer.manifest["status"], lacking or finish.reason, out, faults)
+
+
+def warn_of_bad_shards(shards: ShardSet) -> None:
+    """Tell at once, not only at the end, what the run will do without."""
+    for reason in _unread(shards):
+        tell(f"warning: {reason}\n  The rest is done, and the exit code will be 4.")
+
+
+def judge_input(shards: ShardSet, status: str) -> tuple[str, tuple[str, ...]]:
+    """The session's status and what to tell, after all was done that could be done.
+
+    Without all of its shards a run is incomplete; one that was stopped says just that.
+    """
+    unread = _unread(shards)
+    if status == ev.INCOMPLETE:
+        return status, ()
+    changed = (
+        f"{why}; its rows are those of the file as it was at the start"
+        for why in shards.changed().values()
+    )
+    return ev.INCOMPLETE if unread else status, (*unread, *changed)
+
+
+def _unread(shards: ShardSet) -> tuple[str, ...]:
+    return (*(shard.reason for shard in shards.bad), *shards.lost.values())
+
+
+def build_encoder(plan: Plan) -> AnyEncoder:
+    """Rank 0's encoder, of stripes under scheme parity, else of collages.
+
+    It takes as many cores as any rank of this host may.
+    """
+    threads = threads_per_rank(local_size() or len(plan.placement.kinds))
+    if plan.parity is not None:
+        spec = plan.parity
+        return make_stripe_encoder(spec.encoder, spec.k, plan.shards.shape, threads)
+    return Encoder(plan.grid, plan.shards.shape, threads)
+
+
+def cell_maker(plan: Plan, encoder: AnyEncoder) -> CellMaker | None:
+    """How the images' cells are made while they are read; None where nobody needs them.
+
+    Cells that the shards store are used where they fit the network.
+    """
+    if not {"collage", "parity"} & set(plan.networks):
+        return None
+    height, width, _ = encoder.cell_shape
+    px = height if height == width else None
+    stored = encoder.resizes and px in plan.shards.cell_sizes
+    return CellMaker(encoder.shrink, px if stored else None)
+
+
+def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
+    """The part of the order that has no row yet; done: (k,) of (shard u4, row u8)."""
+    finished = _starts(plan)[done["shard"]] + done["row"].astype(np.int64)
+    return plan.order[~np.isin(plan.order, finished)]
+
+
+def _one_after_the_other(before: str | None, now: str) -> str:
+    """The label of a run whose sessions had other numbers of ranks: "N = 9 then N = 4"."""
+    return now if before is None or before.split(" then ")[-1] == now else f"{before} then {now}"
+
+
+def _arrivals(plan: Plan, order: np.ndarray) -> Arrivals:
+    """When the images of `order` come; of a resumed run's rest the first comes at once."""
+    times_ns = plan.settings.arrival_times_ns(len(plan.order))  # (n,) int64
+    if times_ns is None:
+        return ClosedLoop()
+    if len(order) < len(plan.order):
+        times_ns = times_ns[np.isin(plan.order, order)]
+        times_ns = times_ns - times_ns[:1]
+    return OpenLoop(times_ns)
+
+
+def _starts(plan: Plan) -> np.ndarray:
+    """(shards + 1,) int64: the global index of each shard's first row, and the end."""
+    return np.cumsum([0, *(info.count for info in plan.shards.infos)], dtype=np.int64)
+
+
+def make_manifest(plan: Plan) -> dict[str, Any]:
+    """What the run was asked to do, for its manifest."""
+    settings = plan.settings
+    starts = _starts(plan)
+    shard = np.searchsorted(starts, plan.order, side="right") - 1  # (n,) int64; none is empty
+    return {
+        "run_id": uuid.uuid4().hex,
+        "settings": settings.to_dict(),
+        "inputs": digests(named_files(settings)),
+        "shards": [
+            {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
+            for info in plan.shards.infos
+        ],
+        "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
+        "rows": len(plan.order),
+        "order": settings.order,
+        "limit": settings.limit,
+        "input_digest": input_digest(shard, plan.order - starts[shard]),
+        "class_names": list(plan.class_names) if plan.class_names else None,
+        **settings.labels(),
+        "mode": settings.mode,
+        "open_loop": settings.open_loop,
+        "batch": settings.batch,
+        "side": settings.side,
+        "straggler": _straggling(settings),
+        "placement": plan.placement.describe(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "warmup_groups": settings.warm_groups,
+    }
+
+
+def _straggling(settings: RunSettings) -> str:
+    burning = "".join(
+        f", {n} core(s) burned beside rank {rank}" for rank, n in settings.burning().items()
+    )
+    return settings.stragglers().describe() + burning
+
+
+def build_coordinator(
+    plan: Plan,
+    crew: Crew,
+    writer: RunWriter,
+    encoder: AnyEncoder,
+    reader: Reader,
+    stop_reason: Callable[[], str | None],
+    status: StatusReporter,
+    *,
+    arrivals: Arrivals | None = None,
+    costs: ServiceCosts | None = None,
+) -> Coordinator:
+    """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
+    settings, clock = plan.settings, time.monotonic_ns
+    scheme = make_scheme(settings.scheme_settings(), parity_decoder(plan))
+    known = (costs.ratio, costs.batch_costs) if costs is not None else ()
+    workers = len(plan.placement.workers)
+    scheduler = Scheduler(scheduler_settings(settings, workers, *known), scheme)
+    recorder = Recorder(
+        writer,
+        start_ns=clock(),
+        group_size=settings.group_size,
+        warmup_groups=settings.warm_groups,
+    )
+
+    def report(recorder: Recorder) -> None:
+        done = recorder.totals.images
+        share = recorder.totals.collage / done if done else 0.0
+        lost = len(crew.losses.vigil.losses)
+        fields = {"lost_ranks": lost} if lost else {}
+        status.update(done, collage_share=round(share, 3), **fields)
+
+    return Coordinator(
+        scheduler,
+        crew.transport,
+        Feed(reader, encoder, crew.session, clock),
+        recorder,
+        crew.losses,
+        session=crew.session,
+        credit=settings.credit,
+        clock=clock,
+        backoff=Backoff(COORDINATOR_BACKOFF),
+        stop_reason=stop_reason,
+        report=report,
+        arrivals=arrivals,
+    )
+
+
+def parity_decoder(plan: Plan) -> Decode:
+    """How scheme parity makes an image's record from the vectors that answers carry."""
+
+    def decode(image: int, evidence: Any, others: Sequence[Any]) -> Score | None:
+        found = decode_parity(evidence[0], others, plan.parity_temperature)
+        return None if found is None else Score(*found)
+
+    return decode
+
+
+def scheduler_settings(
+    settings: RunSettings,
+    workers: int,
+    ratio: float = 1.0,
+    batch_costs: Mapping[str, float] | None = None,
+) -> SchedulerSettings:
+    """The scheduler's part of the settings, in its units; ratio: collage over single."""
+
+    def ns(value: float | None, unit: float) -> int | None:
+        return None if value is None else round(value * unit)
+
+    return SchedulerSettings(
+        group_size=settings.group_size,
+        ranks=workers,
+        costs={"collage": ratio, "parity": ratio},
+        batch_costs=batch_costs or {},
+        batch=settings.batch,
+        together=not settings.open_loop,
+        depth=settings.groups_in_flight,
+        drain=settings.between == "drain",
+        linger_ns=ns(settings.linger_ms, 1e6),
+        image_timeout_ns=ns(settings.image_timeout_s, 1e9),
+        max_attempts=settings.max_attempts,
+    )
+
+
+def _final(
+    plan: Plan,
+    coordinator: Coordinator,
+    hellos: dict[int, dict[str, Any]],
+    costs: ServiceCosts,
+    job: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is known only at the end, for the manifest."""
+    return {
+        "world": [
+            {"rank": 0, "host": job["host"], "pid": job["pid"], "kinds": [], "role": "coordinator"},
+            *({"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())),
+        ],
+        "cost_ratio": costs.ratio,
+        "cost_ratio_interval": costs.interval,
+        "batch_costs": costs.batch_costs,
+        "idle_service_ns": costs.idle_ns,
+        "idle_batch_ns": costs.batch_ns,
+        "rank0": coordinator.work.means(),
+        "poll": {
+            "longest_gap_ns": coordinator.polls.longest_ns,
+            "polls": coordinator.polls.polls,
+            "coordinator_backoff": asdict(COORDINATOR_BACKOFF),
+            "worker_backoff": asdict(WORKER_BACKOFF),
+        },
+        "validity": validity(coordinator.recorder.totals, plan.settings),
+        "retired": coordinator.retired,
+    }
+
+
+def validity(totals: Totals, settings: RunSettings) -> dict[str, Any]:
+    """Whether the injected delays were those of the model (docs/stragglers.md).
+
+    Burnt ranks are meant to be slower than their draws: with them there is no such rule.
+    """
+    share = totals.exceeded / totals.drawn_tasks if totals.drawn_tasks else 0.0
+    return {
+        "valid": share <= LARGEST_EXCEEDED_SHARE or bool(settings.burn_ranks),
+        "exceeded": totals.exceeded,
+        "tasks": totals.drawn_tasks,
+        "share": share,
+    }
+
+
+def _member(hello: dict[str, Any]) -> dict[str, Any]:
+    keys = ("host", "pid", "kinds", "devices", "tuning", "fingerprints", "service_ns")
+    return {key: hello[key] for key in keys}

@@ -1,0 +1,472 @@
+"""A worker rank: receive, skip what is cancelled, predict, hold, reply.
+
+Owns: the worker's loop and its session: load, warm up, measure, serve, end.
+Does not know: whether it is a single or a collage rank, other ranks, MPI calls,
+how a network is built.
+
+It reports durations only (C3): compute_ns in the network, held_ns injected on
+top. A network that raises fails its task, not the job. The tasks of a message are one batch;
+each reports the batch's durations, which are what its image waited for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from typing import Any, Protocol
+
+import numpy as np
+
+from collage_mpi.encoding.decode import decode, summands
+from collage_mpi.errors import CollageError, EnvironmentFault
+from collage_mpi.job.cost_ratio import Measured
+from collage_mpi.models import Predictor
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.protocol import WireResult, WireTask
+from collage_mpi.scheduler import batch_factor
+from collage_mpi.scheduler.events import Score
+from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
+from collage_mpi.system.hard_exit import remove_shared_memory
+from collage_mpi.workload.background_load import Burn, Burners
+from collage_mpi.workload.service_times import DelayModel, service_ns
+from collage_mpi.workload.straggler_settings import make_delays, read_back
+
+NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
+# Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
+DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
+MEASURED_RUNS = 5  # a round: the networks take turns, and few calls keep the turns short
+# A slow network, or a busy host, is measured for no longer: 5 calls of one that takes 8 s (417 px
+# on a crowded core) are 40 s in which all other ranks wait.
+MEASURED_NS, LEAST_MEASURED = 2_000_000_000, 2
+RING_SPARE = 4  # receives beyond the credit, for cancels
+FOR_EVER_NS = 1 << 62  # of the clock: a dead rank's hold
+
+
+class Endpoint(Protocol):
+    """What a worker needs of the transport."""
+
+    rank: int
+
+    def open_tasks(self, nbytes: int, slots: int) -> None: ...
+    def close_tasks(self) -> None: ...
+    def poll_control(self) -> np.ndarray | None: ...
+    def poll_tasks(self) -> list[np.ndarray]: ...
+    def buffer(self, nbytes: int) -> np.ndarray: ...
+    def send(self, buffer: np.ndarray, nbytes: int) -> None: ...
+
+
+Cells = tuple[Score | None, ...]  # a record an item
+Outcome = tuple[Cells, np.ndarray | None]  # and the vectors, where the scheme needs them
+
+# (network spec, kind, welcome) -> predictor
+Loader = Callable[[str, str, dict[str, Any]], Predictor]
+
+
+class Lookout(Protocol):
+    """What watches rank 0."""
+
+    def meet(self, content: Mapping[str, Any]) -> None: ...
+    def release(self) -> None: ...
+
+
+class Session:
+    """What a worker knows between a welcome and the end of that session."""
+
+    def __init__(self, number: int, welcome: dict[str, Any]) -> None:
+        self.number = number
+        encoded = tuple(welcome["encoded_shape"])  # (P, P, C), of a collage or a stripe
+        self._shapes = {  # of one input
+            "single": tuple(welcome["image_shape"]),  # (H, W, C)
+            "collage": encoded,
+            "parity": encoded,
+        }
+        self._nbytes = {kind: math.prod(shape) for kind, shape in self._shapes.items()}
+        self.summed: str | None = welcome.get("summed")  # what answers carry for others, if so
+        self.answer_bytes = int(welcome.get("answer_bytes", wire.UP_BYTES))  # of a message
+        self.predictors: dict[str, Predictor] = {}
+        self.delays: DelayModel = make_delays(read_back(welcome["straggler"]))
+        self.burn = Burn(**welcome["burn"]) if welcome.get("burn") else None
+        self.burners: Burners | None = None
+        self.batch = int(welcome.get("batch", 1))  # inputs, at most
+        # What "start" tells, which tasks wait for: kind -> over a single image; kind -> what a
+        # further input of a batch takes over the first; since when.
+        self.ratios: dict[str, float] | None = None
+        self.batch_costs: dict[str, float] = {}
+        self.start_ns = 0
+        self.answered = 0  # tasks
+        self.queue: deque[tuple[list[WireTask], np.ndarray]] = deque()
+        self.open: set[int] = set()  # tasks queued or in work
+        self.cancelled: set[int] = set()  # of these
+
+    def input_shape(self, kind: str) -> tuple[int, ...]:
+        """Shape of one input of the kind's network."""
+        return self._shapes[kind]
+
+    def input_bytes(self, kind: str) -> int:
+        """Size of one input of the kind's network."""
+        return self._nbytes[kind]
+
+    def start(self, content: Mapping[str, Any], now_ns: int) -> None:
+        """Tasks may come: the delay model's time begins."""
+        self.ratios = {"collage": content["cost_ratio"], "parity": content["cost_ratio"]}
+        self.batch_costs = content.get("batch_costs", {})
+        self.start_ns = now_ns
+        if self.burn is not None:
+            self.burners = Burners(self.burn)
+
+    def end(self) -> None:
+        """Nothing burns any more."""
+        if self.burners is not None:
+            self.burners.end()
+            self.burners = None
+
+
+class Worker:
+    """Serves rank 0 until it is told to stop."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        load: Loader,
+        *,
+        lookout: Lookout,
+        clock: Callable[[], int] = time.monotonic_ns,
+        cpu_clock: Callable[[], int] = time.process_time_ns,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """`lookout` is told who rank 0 is, and when it may go."""
+        self.endpoint = endpoint
+        self.load = load
+        self.clock, self.cpu_clock = clock, cpu_clock
+        self.backoff = backoff or Backoff(WORKER_BACKOFF)
+        self.session: Session | None = None
+        self.exit_code: int | None = None
+        self._lookout = lookout
+        self._next_control: np.ndarray | None = None  # seen during a hold
+
+    def serve(self) -> int:
+        """Work until rank 0 says stop; the exit code it gave."""
+        while self.exit_code is None:
+            if self.step():
+                self.backoff.reset()
+            else:
+                self.backoff.pause()
+        return self.exit_code
+
+    def step(self) -> bool:
+        """One turn: take what has come, do one piece of work; whether there was any."""
+        if self._control_waits():
+            message, self._next_control = self._next_control, None
+            assert message is not None
+            self._control(message)
+            return True
+        self._take_tasks()
+        session = self.session
+        if session is not None and session.queue and session.ratios is not None:
+            self._work(session, *session.queue.popleft())
+            return True
+        return False
+
+    def _control_waits(self) -> bool:
+        if self._next_control is None:
+            self._next_control = self.endpoint.poll_control()
+        return self._next_control is not None
+
+    # ---- control ------------------------------------------------------------
+
+    def _control(self, message: np.ndarray) -> None:
+        content = wire.unpack_control(message)
+        what = content["what"]
+        if what == "rank 0":
+            self._lookout.meet(content)
+            self._tell({"what": "here"})
+        elif what == "welcome":
+            self._welcome(int(wire.read_header(message)["session"]), content)
+        elif what == "measure" and self.session is not None:
+            kind, batch = content["kind"], content.get("batch", 1)
+            found = self._measured(self.session, kind, batch)
+            self._tell({"what": "measured", "kind": kind, **found._asdict()})
+        elif what == "start" and self.session is not None:
+            remove_shared_memory()  # see there: on this host all ranks have it mapped
+            self.session.start(content, self.clock())
+        elif what == "end":
+            self.endpoint.close_tasks()
+            self._end_session()
+        elif what == "stop":
+            self._lookout.release()
+            self._tell({"what": "bye"}, int(wire.read_header(message)["session"]))
+            self._end_session()
+            self.exit_code = int(content["exit_code"])
+
+    def _end_session(self) -> None:
+        if self.session is not None:
+            self.session.end()
+        self.session = None
+
+    def _welcome(self, number: int, welcome: dict[str, Any]) -> None:
+        """Load and warm up; say hello, or what is wrong. Rank 0 tells the user."""
+        try:
+            session = Session(number, welcome)
+            for kind, spec in welcome["networks"].items():
+                session.predictors[kind] = self.load(spec, kind, welcome)
+            for kind in session.predictors:
+                for _ in range(welcome["warmup_tasks"]):
+                    self._service_ns(session, kind, 1)
+            single_ns = {k: self._service_ns(session, k, 3) for k in session.predictors}
+            batch_ns = [self._try_batches(session, k) for k in session.predictors]
+        except CollageError as error:
+            self._cannot(error, number)
+            return
+        except Exception as error:
+            if not _is_of_device(error):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            self._cannot(EnvironmentFault(f"its device cannot run the networks: {what}"), number)
+            return
+        self.session = session
+        self.endpoint.open_tasks(welcome["task_bytes"], welcome["credit"] + RING_SPARE)
+        self._tell(
+            {
+                "what": "hello",
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "kinds": sorted(session.predictors),
+                "devices": sorted({p.device for p in session.predictors.values()}),
+                "tuning": {k: p.tuning for k, p in session.predictors.items()},
+                "fingerprints": {k: p.fingerprint for k, p in session.predictors.items()},
+                "classes": {k: p.classes for k, p in session.predictors.items()},
+                "cells": {k: p.cells for k, p in session.predictors.items()},
+                "service_ns": single_ns,
+                "longest_ns": max([*batch_ns, *single_ns.values()], default=0),
+            },
+            number,
+        )
+
+    def _cannot(self, error: CollageError, number: int) -> None:
+        """Say what keeps this rank from working; rank 0 decides what follows."""
+        self.session = None
+        message, code = str(error)[:2000], int(error.exit_code)
+        self._tell({"what": "fault", "message": message, "exit_code": code}, number)
+
+    def _service_ns(self, session: Session, kind: str, runs: int, batch: int = 1) -> int:
+        """Median time of the kind's network for so many inputs."""
+        times = self._times_ns(session, kind, runs, batch)
+        return int(statistics.median(wall for wall, _ in times))
+
+    def _measured(self, session: Session, kind: str, batch: int) -> Measured:
+        """What rank 0 asks for before the tasks come, the other ranks waiting."""
+        times = self._times_ns(session, kind, MEASURED_RUNS, batch)
+        on_cpu = session.predictors[kind].device == "cpu"
+        cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
+        return Measured(min(wall for wall, _ in times), cpu_ns)
+
+    def _times_ns(
+        self, session: Session, kind: str, runs: int, batch: int = 1
+    ) -> list[tuple[int, int]]:
+        """Of each call the time on the clock, and the processor time of this process."""
+        inputs = np.zeros((batch, *session.input_shape(kind)), np.uint8)  # (n, H, W, C) uint8
+        times: list[tuple[int, int]] = []
+        until_ns = self.clock() + MEASURED_NS
+        while len(times) < runs and (self.clock() < until_ns or len(times) < LEAST_MEASURED):
+            start_ns, cpu_ns = self.clock(), self.cpu_clock()
+            session.predictors[kind].predict(inputs)
+            cpu_ns = self.cpu_clock() - cpu_ns
+            times.append((self.clock() - start_ns, cpu_ns))
+        return times
+
+    def _try_batches(self, session: Session, kind: str) -> int:
+        """Run batches of 2, 4, 8 ... up to the largest, which warms them up; ns of the last.
+
+        Raises:
+            EnvironmentFault: one does not fit the device, where smaller ones did.
+        """
+        took_ns, fits = 0, 1
+        while fits < session.batch:
+            size = min(2 * fits, session.batch)
+            try:
+                took_ns = self._service_ns(session, kind, 1, size)
+            except Exception as error:
+                if not _is_of_device(error):
+                    raise
+                raise EnvironmentFault(
+                    f"its device cannot run the {kind} network with a batch of {size} "
+                    f"({type(error).__name__}: {error}); {fits} fit: --batch {fits}"
+                ) from error
+            fits = size
+        return took_ns
+
+    def _tell(self, content: dict[str, Any], session: int | None = None) -> None:
+        number = session if session is not None else self.session.number if self.session else 0
+        buffer = self.endpoint.buffer(wire.UP_BYTES)
+        self.endpoint.send(buffer, wire.pack_control(buffer, number, content))
+
+    # ---- tasks --------------------------------------------------------------
+
+    def _take_tasks(self) -> None:
+        """Queue what has come and note what is cancelled; stale sessions are dropped."""
+        for message in self.endpoint.poll_tasks():
+            header = wire.read_header(message)
+            session = self.session
+            if session is None or header["session"] != session.number:
+                continue
+            if header["type"] == wire.CANCEL:
+                # Behind its task on the same channel: one that is not open has ended.
+                session.cancelled.update(session.open.intersection(wire.unpack_cancel(message)))
+            else:
+                tasks, pixels = wire.unpack_tasks(message)
+                session.open.update(task.task for task in tasks)
+                session.queue.append((tasks, pixels))
+
+    def _work(self, session: Session, tasks: list[WireTask], pixels: np.ndarray) -> None:
+        """One message's tasks, those cancelled left out, as one batch of one kind."""
+        self._take_tasks()  # a cancel may be right behind
+        if self._dead(session):
+            self._hold(FOR_EVER_NS)
+            return
+        inputs = self._inputs(session, tasks, pixels)
+        skipped = [task for task in tasks if task.task in session.cancelled]
+        wanted = [i for i, task in enumerate(tasks) if task.task not in session.cancelled]
+        results = [WireResult(task.task, wire.SKIPPED) for task in skipped]
+        if wanted:
+            results += self._classify(
+                session, [tasks[i] for i in wanted], [inputs[i] for i in wanted]
+            )
+            if self._dead(session):
+                self._hold(FOR_EVER_NS)
+                return
+            session.answered += len(wanted)
+        ended = [task.task for task in tasks]
+        session.open.difference_update(ended)
+        session.cancelled.difference_update(ended)
+        for part in wire.in_messages(results, session.answer_bytes):
+            buffer = self.endpoint.buffer(session.answer_bytes)
+            self.endpoint.send(buffer, wire.pack_results(buffer, session.number, part))
+
+    def _inputs(
+        self, session: Session, tasks: list[WireTask], pixels: np.ndarray
+    ) -> list[np.ndarray]:
+        """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage."""
+        inputs, at = [], 0
+        for task in tasks:
+            count = len(task.items) if task.kind == "single" else 1
+            end = at + count * session.input_bytes(task.kind)
+            if end > pixels.nbytes:
+                raise wire.WireFault(f"task {task.task} has fewer pixels than its items need")
+            inputs.append(pixels[at:end].reshape(count, *session.input_shape(task.kind)))
+            at = end
+        return inputs
+
+    def _classify(
+        self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
+    ) -> list[WireResult]:
+        """Predict, decode, hold: the batch's durations are those of each task.
+
+        Where a network that raises has failed all of them nobody waits for a hold.
+        """
+        start_ns = self.clock()
+        outcomes = self._outcomes(session, tasks, inputs)
+        compute_ns = self.clock() - start_ns
+        held_ns = drawn_ns = 0
+        if any(not isinstance(outcome, str) for outcome in outcomes):
+            drawn_ns = self._drawn_ns(session, tasks, start_ns - session.start_ns)
+            if drawn_ns > compute_ns:
+                self._hold(start_ns + drawn_ns)
+                held_ns = max(0, self.clock() - start_ns - compute_ns)
+        return [
+            _failed(task, outcome)
+            if isinstance(outcome, str)
+            else _answered(task, outcome, (compute_ns, held_ns, drawn_ns))
+            for task, outcome in zip(tasks, outcomes, strict=True)
+        ]
+
+    def _outcomes(
+        self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
+    ) -> list[Outcome | str]:
+        """Each task's records, or why it failed; an exception fails a task, not the job.
+
+        A batch that raises is done again one by one, so that one bad input, or a batch that
+        does not fit the device's memory now, fails none of the others. Scores that are not
+        finite fail a task too when none of its items has others: a GPU that has begun to
+        compute nonsense is found out by its failures in a row.
+        """
+        try:
+            batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
+            scores = session.predictors[tasks[0].kind].predict(batch)  # (n, cells, classes)
+            ends = accumulate(len(part) for part in inputs)
+            return [
+                _outcome_of(task, scores[end - len(part) : end], session.summed)
+                for task, part, end in zip(tasks, inputs, ends, strict=True)
+            ]
+        except Exception as error:
+            if len(tasks) == 1:
+                return [f"{type(error).__name__}: {error}"]
+        return [
+            self._outcomes(session, [task], [own])[0]
+            for task, own in zip(tasks, inputs, strict=True)
+        ]
+
+    def _drawn_ns(self, session: Session, tasks: list[WireTask], at_ns: int) -> int:
+        assert session.ratios is not None
+        kind = tasks[0].kind
+        batch = batch_factor(len(tasks), session.batch_costs.get(kind, 1.0))
+        keys = [(task.group, task.attempt) for task in tasks]
+        factor = session.ratios.get(kind, 1.0) * batch
+        return service_ns(session.delays, self.endpoint.rank, keys, at_ns, factor)
+
+    def _dead(self, session: Session) -> bool:
+        """Whether the delay model lets this rank answer nothing any more."""
+        at_ns = self.clock() - session.start_ns
+        return session.delays.dead(self.endpoint.rank, at_ns, session.answered)
+
+    def _hold(self, until_ns: int) -> None:
+        """Keep the answer back, testing MPI meanwhile so that messages go on flowing.
+
+        A control message ends the hold: the session is over, nobody waits for the answer.
+        """
+        self.backoff.reset()
+        while (left_ns := until_ns - self.clock()) > 0 and not self._control_waits():
+            self._take_tasks()
+            self.backoff.pause(left_ns)
+        self.backoff.reset()
+
+
+def _answered(task: WireTask, outcome: Outcome, took_ns: tuple[int, int, int]) -> WireResult:
+    cells, vectors = outcome
+    return WireResult(task.task, wire.ANSWERED, cells, *took_ns, vectors=vectors)
+
+
+def _failed(task: WireTask, reason: str) -> WireResult:
+    return WireResult(task.task, wire.FAILED, reason=reason, retryable=True)
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Whether a device or its memory is at fault; by name, since torch is not known here."""
+    return any(base.__name__ in DEVICE_ERRORS for base in type(error).__mro__)
+
+
+def _outcome_of(task: WireTask, scores: np.ndarray, summed: str | None) -> Outcome | str:
+    """The records of a task's items, or why it failed: no row of the scores is finite.
+
+    A parity network's sums say nothing of any one image: they travel as they are.
+
+    Args:
+        scores: (n, 1, classes) for a single task, a row an item; (1, cells, classes) for a
+            collage, a row a cell; (1, 1, classes) for a parity task.
+        summed: what of a single's scores its answer carries for others; None for nothing.
+    """
+    if task.kind == "parity":
+        finite = bool(np.isfinite(scores).all())
+        return ((None,) * len(task.items), scores[:, 0]) if finite else NOT_FINITE
+    flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
+    records = [None if found is None else Score(*found) for found in decode(flat)]
+    if not any(records) and not np.isfinite(flat).all(axis=1).any():
+        return NOT_FINITE
+    places = range(len(task.items)) if task.kind == "single" else [c for _, c in task.items]
+    vectors = None if summed is None else summands(scores[:, 0], summed)
+    return tuple([records[place] for place in places]), vectors

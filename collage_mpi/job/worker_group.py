@@ -1,0 +1,350 @@
+"""The workers as rank 0 sees them: start-up, measuring, losses and the end.
+
+Owns: who has said hello, the bounds on waiting for it, telling all of them to stop.
+Does not know: tasks, images, rows, how a loss is noticed.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+from collage_mpi.errors import (
+    CollageError,
+    DataFault,
+    EnvironmentFault,
+    ExitCode,
+    UsageError,
+)
+from collage_mpi.faults.failure_detector import Losses, Watches
+from collage_mpi.faults.pidfd import this_process
+from collage_mpi.job.cost_ratio import Measured, Ratio, ratio_of
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
+from collage_mpi.scheduler.events import RankLost
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.system.hard_exit import remove_shared_memory
+
+HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
+HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
+MEASURE_LIMIT_S = 120.0
+STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or in the midst of a network
+SILENT_STOP_S = 5.0  # and one that has owed an answer for too long has had its time
+MEASURE_ROUNDS = 15
+MEASURE_ENOUGH_S = 20.0  # slow networks get fewer rounds
+# What a rank owes when its control message of a sort does not come.
+OWED = {"here": "sign of life", "measured": "service time of its network"}
+
+_FAULTS = {error.exit_code: error for error in (UsageError, EnvironmentFault, DataFault)}
+
+
+class Crew:
+    """All worker ranks of the world, over one or several sessions."""
+
+    def __init__(
+        self,
+        transport: CoordinatorTransport,
+        clock: Callable[[], float] = time.monotonic,
+        backoff: Backoff | None = None,
+        watches: Watches | None = None,
+        name: str = "run",
+    ) -> None:
+        """`clock` in seconds; `watches` in a fault-tolerant world; `name` of the command."""
+        self.transport = transport
+        self.session = 0
+        self.losses = Losses(self.ranks, _ns(clock()), watches, name)
+        self._clock = clock
+        self._backoff = backoff or Backoff(COORDINATOR_BACKOFF)
+        self._stopped = False
+        self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
+        self._measured: dict[tuple[Hashable, int], dict[str, list[Measured]]] = {}
+
+    @property
+    def ranks(self) -> range:
+        """Every rank but 0, lost ones too."""
+        return range(1, self.transport.size)
+
+    @property
+    def present(self) -> list[int]:
+        """Those that are not lost."""
+        return self.losses.vigil.present
+
+    def greet(self) -> None:
+        """Tell every rank who and where rank 0 is, so that none outlives it for long."""
+        process = this_process()
+        content = {
+            "what": "rank 0",
+            "host": socket.gethostname(),
+            "process": process.to_dict() if process else None,
+            "lifeline": self.losses.offer(),
+        }
+        for rank in self.ranks:
+            self._tell(rank, content)
+
+    def welcome(
+        self,
+        contents: dict[int, dict[str, Any]],
+        limit_s: float = HELLO_LIMIT_S,
+        interrupted: Callable[[], str | None] = lambda: None,
+        heard: Callable[[int], object] = lambda count: None,
+    ) -> dict[int, dict[str, Any]]:
+        """Begin a session: tell each rank what it is; their hellos, by rank.
+
+        `heard` is told again and again how many ranks are ready.
+        When the job goes on without lost ranks, so does this: whoever has not said hello
+        within the limit, or cannot work on its host where others can, is lost.
+
+        Raises:
+            UsageError, EnvironmentFault, DataFault: what a rank could not do; with the
+                rank and its host named.
+        """
+        self.losses.begin({rank: content["networks"] for rank, content in contents.items()})
+        if self.session == 0 and self.losses.keep_going:
+            self._collect("here", set(self.present), HERE_LIMIT_S, interrupted)
+        self.session += 1
+        for rank in self.present:
+            self._tell(rank, {"what": "welcome", **contents[rank]})
+        hellos = self._collect("hello", set(self.present), limit_s, interrupted, heard)
+        for rank, hello in hellos.items():
+            self.losses.met(rank, hello)
+        return hellos
+
+    def measure(self, rank: int, kind: str, batch: int = 1) -> Measured | None:
+        """Idle service time of a kind's network on a rank, the others waiting.
+
+        None when the rank is lost meanwhile and the job goes on.
+        """
+        self._tell(rank, {"what": "measure", "kind": kind, "batch": batch})
+        answers = self._collect("measured", {rank}, MEASURE_LIMIT_S, lambda: None)
+        if rank not in answers:
+            return None
+        cpu_ns = answers[rank].get("cpu_ns")
+        return Measured(int(answers[rank]["service_ns"]), None if cpu_ns is None else int(cpu_ns))
+
+    def service_times(
+        self, who: Mapping[str, Collection[int]], networks: Hashable
+    ) -> tuple[dict[str, int], Ratio | None]:
+        """Idle service times by kind in ns, and the other network's over the single's.
+
+        The kinds are measured in turn, MEASURE_ROUNDS times. As service time the shortest is
+        taken: other work on the host can only lengthen one. Sessions with the same networks
+        share one measurement: their injected delays are then the same.
+
+        Args:
+            who: ranks that may be measured for each kind; the first that is not lost is.
+            networks: what they are, to know them again.
+        """
+        found = self._rounds(who, networks, 1)
+        other = next((kind for kind in found if kind != "single"), None)
+        ratio = None if other is None else ratio_of(found[other], found.get("single", ()))
+        return _shortest_ns(found), ratio
+
+    def batch_times(
+        self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int
+    ) -> dict[str, int]:
+        """Idle service times of a batch by kind in ns; see `service_times`."""
+        return _shortest_ns(self._rounds(who, networks, batch))
+
+    def _rounds(
+        self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int
+    ) -> dict[str, list[Measured]]:
+        if (networks, batch) not in self._measured:
+            found: dict[str, list[Measured]] = {}
+            until_s = self._clock() + MEASURE_ENOUGH_S
+            for number in range(MEASURE_ROUNDS):
+                if number and self._clock() > until_s:
+                    break
+                for kind, ranks in who.items():
+                    measured = self._measure_any(ranks, kind, batch)
+                    if measured is not None:
+                        found.setdefault(kind, []).append(measured)
+            self._measured[networks, batch] = found
+        return self._measured[networks, batch]
+
+    def _measure_any(self, ranks: Collection[int], kind: str, batch: int) -> Measured | None:
+        """The service time on the first of the ranks that lives to tell it."""
+        for rank in ranks:
+            if rank in self.present:
+                measured = self.measure(rank, kind, batch)
+                if measured is not None:
+                    return measured
+        return None
+
+    def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
+        """Tasks will follow. What a collage or a stripe takes over a single image; by kind, what
+        a further input of a batch takes over the first."""
+        remove_shared_memory()  # all have spoken, so that nobody looks for it by name any more
+        costs = {"cost_ratio": cost_ratio, "batch_costs": dict(batch_costs or {})}
+        for rank in self.present:
+            self._tell(rank, {"what": "start", **costs})
+
+    def end(self) -> None:
+        """The session is over; another may follow."""
+        for rank in self.present:
+            self._tell(rank, {"what": "end"})
+
+    def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
+        """Everybody ends with this exit code.
+
+        Returns:
+            The ranks that did not say that they end within limit_s: with one of them MPI
+            itself could not end. A rank that has ended without a word is none of them.
+        """
+        if self._stopped:
+            return []
+        self._stopped = self.losses.leaving = True
+        for rank in self.present:
+            self._tell(rank, {"what": "stop", "exit_code": int(exit_code)})
+        silent = self._not_parting(limit_s)
+        if silent:
+            for rank in silent:
+                self.losses.kill(rank)
+            return sorted(silent)
+        if not self.transport.flush(limit_s):
+            return self.present
+        if not self.losses.fault_tolerant:  # such a world has no MPI_Finalize to prepare for
+            self.transport.close()
+        return []
+
+    def _not_parting(self, limit_s: float) -> set[int]:
+        """Ranks that do not say goodbye in their time."""
+        answers: dict[int, dict[str, Any]] = {}
+        late = set(self.losses.vigil.silent)
+        missing = set(self.present) - late
+        self._gather("bye", missing, answers, limit_s, lambda: None)
+        late -= answers.keys()
+        self._gather("bye", late, answers, min(limit_s, SILENT_STOP_S), lambda: None)
+        return (missing | late) & set(self.present)
+
+    def _tell(self, rank: int, content: dict[str, Any]) -> None:
+        buffer = self.transport.buffer(wire.CONTROL_BYTES)
+        nbytes = wire.pack_control(buffer, self.session, content)
+        self.transport.send_control(rank, buffer, nbytes)
+
+    def _collect(
+        self,
+        what: str,
+        missing: set[int],
+        limit_s: float,
+        interrupted: Callable[[], str | None],
+        heard: Callable[[int], object] = lambda count: None,
+    ) -> dict[int, dict[str, Any]]:
+        """One control message of the wanted sort from each rank in `missing`.
+
+        Raises:
+            CollageError: a rank's fault; EnvironmentFault when the time is over.
+        """
+        answers: dict[int, dict[str, Any]] = {}
+        self._faults = {}
+        self._gather(what, missing, answers, limit_s, interrupted, heard)
+        if self.losses.keep_going:
+            self._go_on_without(what, missing, limit_s, bool(answers))
+        elif missing:
+            names = ", ".join(map(str, sorted(missing)))
+            hint = "are their hosts up, and can they read the weights?"
+            if what == "measured":
+                hint = "the network is too slow there, or the host busy with other work"
+            raise EnvironmentFault(
+                f"no {OWED.get(what, what)} from rank(s) {names} within {limit_s:g} s; {hint}"
+            )
+        return answers
+
+    def _go_on_without(self, what: str, missing: set[int], limit_s: float, quorum: bool) -> None:
+        """Those that are silent or cannot work are lost. Raises a fault that all ranks have."""
+        if self._faults and not quorum:
+            raise next(iter(self._faults.values()))
+        reasons = {rank: f"no {OWED.get(what, what)} within {limit_s:g} s" for rank in missing}
+        reasons |= {rank: f"it cannot work: {fault}" for rank, fault in self._faults.items()}
+        for rank, why in sorted(reasons.items()):
+            self.losses.end(rank, why, _ns(self._clock()))
+            self.transport.drop(rank)
+
+    def _gather(
+        self,
+        what: str,
+        missing: set[int],
+        answers: dict[int, dict[str, Any]],
+        limit_s: float,
+        interrupted: Callable[[], str | None],
+        heard: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        """Move ranks from `missing` to `answers` until none is left or the time is over.
+
+        The time that rank 0 watched: a job that was suspended meanwhile has not used it up.
+        """
+        watch = self.losses.vigil.watch
+        until_ns = watch.watched_ns + _ns(limit_s)
+        while missing and watch.watched_ns <= until_ns:
+            if self._turn(what, missing, answers):
+                self._backoff.reset()
+            else:
+                self._backoff.pause()
+            heard(len(answers))
+            reason = interrupted()
+            if reason is not None:
+                raise _Interrupted(reason)
+
+    def _turn(self, what: str, missing: set[int], answers: dict[int, dict[str, Any]]) -> bool:
+        """Poll once; lost ranks leave `missing`. Whether a message has come."""
+        signs = self.losses.look(_ns(self._clock()))
+        found = self.transport.poll()
+        for arrival in found:
+            if isinstance(arrival, Gone):
+                self.losses.gone(arrival)
+            elif isinstance(arrival, Received):
+                self._take(arrival, what, missing, answers)
+        for sign in signs:
+            if isinstance(sign, RankLost):
+                self.transport.drop(sign.rank)
+        missing.intersection_update(self.present)
+        return any(isinstance(arrival, Received) for arrival in found)
+
+    def _take(
+        self,
+        arrival: Received,
+        what: str,
+        missing: set[int],
+        answers: dict[int, dict[str, Any]],
+    ) -> None:
+        """A message that may be the one that is waited for."""
+        self.losses.heard(arrival.rank, _ns(self._clock()), ())
+        content = self._content(arrival)
+        if content is None:
+            return
+        if content["what"] == "fault" and not self._stopped:
+            error = _fault(arrival.rank, content)
+            if not (self.losses.keep_going and isinstance(error, EnvironmentFault)):
+                raise error
+            self._faults[arrival.rank] = error
+            missing.discard(arrival.rank)
+        elif content["what"] == what:
+            answers[arrival.rank] = content
+            missing.discard(arrival.rank)
+
+    def _content(self, arrival: Received) -> dict[str, Any] | None:
+        """A control message of this session; anything else is a late answer."""
+        header = wire.read_header(arrival.message)
+        if header["session"] != self.session or header["type"] != wire.CONTROL:
+            return None
+        return wire.unpack_control(arrival.message)
+
+
+class _Interrupted(CollageError):
+    """A signal came before the job had begun."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+def _fault(rank: int, content: dict[str, Any]) -> CollageError:
+    error = _FAULTS.get(ExitCode(content["exit_code"]), EnvironmentFault)
+    return error(f"rank {rank}: {content['message']}")
+
+
+def _shortest_ns(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, int]:
+    return {kind: min(m.service_ns for m in found) for kind, found in rounds.items()}
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -1,0 +1,1 @@
+"""Starting ranks and seeing a job to its end."""

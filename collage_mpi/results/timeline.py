@@ -1,0 +1,247 @@
+"""What each rank did when, from the rows of a run; also as Chrome trace events.
+
+Owns: bars of service and of waiting, what counts as a straggler, the trace's JSON.
+Does not know: figures, statistics.
+
+A bar is as long as the rank's own clock said (compute + held). Where it lies is rank 0's: it
+ends when the answer was noticed, or, as a rank does one thing at a time, when the rank's next
+one began if that was earlier. So it lies late by the answer's way and rank 0's polling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.results.reader import Results
+from collage_mpi.results.rows import KINDS, OUTCOMES, ran_together
+from collage_mpi.system.files import write_atomic
+
+STRAGGLER = 3.0  # times the median service time of the rank's kind
+STATES = ("used", "late", "skipped", "failed", "lost", "unfinished")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One task on its rank; times in ns since the session began.
+
+    Attributes:
+        state: of STATES; used: it resolved an image, late: answered, but resolved none.
+        sent_ns, start_ns, end_ns: rank 0 sent it, the rank began, the answer was there.
+        straggler: its service took over three times the median of its kind.
+        lane, lanes: which of how many tasks that ran together as one batch.
+    """
+
+    task: int
+    rank: int
+    kind: str
+    group: int
+    attempt: int
+    items: int
+    state: str
+    sent_ns: int
+    start_ns: int
+    end_ns: int
+    straggler: bool
+    lane: int = 0
+    lanes: int = 1
+
+
+@dataclass(frozen=True)
+class Release:
+    """A group's release and its last answer, in ns since the session began."""
+
+    group: int
+    t0_ns: int
+    end_ns: int
+    collage_cells: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Part of a run: the bars of some groups, ascending by rank and time.
+
+    Attributes:
+        ranks: rank -> what it is called: "collage 10", "parity 10", else "rank 3".
+    """
+
+    ranks: Mapping[int, str]
+    bars: tuple[Bar, ...]
+    releases: tuple[Release, ...]
+
+    @property
+    def begin_ns(self) -> int:
+        """Release of the first group."""
+        return min(release.t0_ns for release in self.releases)
+
+    @property
+    def end_ns(self) -> int:
+        """End of the last group."""
+        return max(release.end_ns for release in self.releases)
+
+
+def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Timeline:
+    """The tasks of groups `first` to `last`, both included, and what else ranks did meanwhile.
+
+    Raises:
+        UsageError: no such groups in that session.
+        DataFault: the run kept no tasks.
+    """
+    if not len(run.tasks):
+        raise DataFault(f"{run.path}: no tasks in this run; an experiment needs rows = true")
+    groups = run.groups[run.groups["session"] == session]
+    chosen = np.sort(groups[(groups["group"] >= first) & (groups["group"] <= last)], order="group")
+    if not len(chosen):
+        known = f"{groups['group'].min()} to {groups['group'].max()}" if len(groups) else "none"
+        raise UsageError(f"{run.path}: no groups {first} to {last}; session {session} has {known}")
+    ends_ns = chosen["t0_ns"] + chosen["latency_ns"]
+    tasks = run.tasks[run.tasks["session"] == session]
+    begin_ns, end_ns = int(chosen["t0_ns"].min()), int(ends_ns.max())
+    shown = tasks[(tasks["done_ns"] >= begin_ns) & (tasks["sent_ns"] <= end_ns)]
+    holders = [member for member in run.manifest.get("world") or () if member.get("kinds")]
+    ranks = {int(member["rank"]) for member in holders} | {int(r) for r in shown["rank"]}
+    only = {
+        int(m["rank"]): m["kinds"][0] for m in holders if m["kinds"] in (["collage"], ["parity"])
+    }
+    releases = zip(chosen, ends_ns.tolist(), strict=True)
+    return Timeline(
+        ranks={rank: f"{only.get(rank, 'rank')} {rank}" for rank in sorted(ranks)},
+        bars=tuple(_bars(np.sort(shown, order=("rank", "done_ns", "sent_ns", "task")), tasks)),
+        releases=tuple(
+            Release(int(g["group"]), int(g["t0_ns"]), end, int(g["collage_cells"]))
+            for g, end in releases
+        ),
+    )
+
+
+def _bars(shown: np.ndarray, tasks: np.ndarray) -> Iterator[Bar]:
+    service_ns = _service_ns(tasks)
+    answered = tasks["outcome"] == OUTCOMES.index("answered")
+    limits = {
+        code: STRAGGLER * float(np.median(service_ns[answered & (tasks["kind"] == code)]))
+        for code in np.unique(tasks["kind"][answered]).tolist()
+    }
+    lanes = dict.fromkeys(map(_message, shown), 0)  # tasks seen of each batch
+    for row, end_ns, size in zip(shown, _ends_ns(shown), ran_together(shown), strict=True):
+        service = int(_service_ns(row))
+        outcome = OUTCOMES[row["outcome"]]
+        lane = lanes[_message(row)] if size > 1 else 0
+        lanes[_message(row)] += size > 1 and service > 0
+        yield Bar(
+            task=int(row["task"]),
+            rank=int(row["rank"]),
+            kind=KINDS[row["kind"]],
+            group=int(row["group"]),
+            attempt=int(row["attempt"]),
+            items=int(row["items"]),
+            state=outcome if outcome != "answered" else "used" if row["resolved"] else "late",
+            sent_ns=int(row["sent_ns"]),
+            start_ns=max(int(row["sent_ns"]), end_ns - service),
+            end_ns=end_ns,
+            straggler=outcome == "answered" and service > limits[int(row["kind"])],
+            lane=lane,
+            lanes=int(size),
+        )
+
+
+def _ends_ns(tasks: np.ndarray) -> list[int]:
+    """When each task's service ended: at the notice, or when its rank's next service began.
+
+    Args:
+        tasks: (n,) ascending by rank, notice and sending.
+    """
+    ends = tasks["done_ns"].tolist()
+    last, free_ns = None, 0
+    for i in range(len(tasks) - 1, -1, -1):
+        service = int(_service_ns(tasks[i]))
+        if service == 0:
+            continue  # it did not run
+        message = _message(tasks[i])
+        if last is None or message[0] != last[0]:
+            free_ns = ends[i]
+        if message != last:  # else of the same batch: both end together
+            end_ns = max(message[1], min(ends[i], free_ns))
+            free_ns = end_ns - service
+        ends[i], last = end_ns, message
+    return ends
+
+
+def _message(task: np.ndarray) -> tuple[int, int, int]:
+    """What tasks that ran together share."""
+    return int(task["rank"]), int(task["sent_ns"]), int(task["done_ns"])
+
+
+def _service_ns(tasks: np.ndarray) -> np.ndarray:
+    return tasks["compute_ns"] + tasks["held_ns"]
+
+
+def trace_events(timeline: Timeline) -> Json:
+    """The timeline in Chrome's Trace Event Format (JSON object), for Perfetto.
+
+    Process 0 holds the groups, process 1 the ranks, a thread a rank. Service is a complete
+    event (X), waiting at the rank an asynchronous one (b, e), since waits may overlap; what
+    was skipped is an instant (i). `ts` and `dur` are microseconds.
+    """
+    events: list[Json] = [_named(0, None, "groups"), _named(1, None, "ranks")]
+    events += [_named(1, rank, name) for rank, name in timeline.ranks.items()]
+    for release in timeline.releases:
+        about = {"name": f"group {release.group}", "cat": "group", "pid": 0, "tid": 0}
+        about["id"] = release.group
+        args = {"collage_cells": release.collage_cells}
+        events.append({**about, "ph": "b", "ts": _us(release.t0_ns), "args": args})
+        events.append({**about, "ph": "e", "ts": _us(release.end_ns)})
+    for bar in timeline.bars:
+        events += _task_events(bar)
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _task_events(bar: Bar) -> Iterator[Json]:
+    shown = f"{bar.kind}, group {bar.group}"
+    about = {"pid": 1, "tid": bar.rank, "name": shown}
+    args = {
+        "task": bar.task,
+        "attempt": bar.attempt,
+        "items": bar.items,
+        "state": bar.state,
+        "straggler": bar.straggler,
+    }
+    if bar.start_ns > bar.sent_ns:
+        wait = {**about, "cat": "wait", "id": bar.task, "name": f"wait: {shown}"}
+        yield {**wait, "ph": "b", "ts": _us(bar.sent_ns), "args": args}
+        yield {**wait, "ph": "e", "ts": _us(bar.start_ns)}
+    if bar.state == "skipped":
+        yield {**about, "cat": bar.state, "ph": "i", "s": "t", "ts": _us(bar.end_ns), "args": args}
+        return
+    length = {"ts": _us(bar.start_ns), "dur": _us(bar.end_ns - bar.start_ns)}
+    yield {**about, "cat": bar.state, "ph": "X", **length, "args": args}
+
+
+def _named(pid: int, tid: int | None, name: str) -> Json:
+    """The name of a process, or of one of its threads."""
+    what = "process_name" if tid is None else "thread_name"
+    return {"ph": "M", "pid": pid, "tid": tid or 0, "name": what, "args": {"name": name}}
+
+
+def _us(ns: int) -> float:
+    return ns / 1e3
+
+
+def write_trace(path: Path, timeline: Timeline) -> None:
+    """Write the trace events as JSON; open it in ui.perfetto.dev or chrome://tracing.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    text = json.dumps(trace_events(timeline), separators=(",", ":"), allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (text.encode(),))
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error

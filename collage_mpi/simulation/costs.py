@@ -1,0 +1,144 @@
+"""What things take on rank 0 and on the way: stated, read from a file, or from a real run.
+
+Owns: the costs of a simulation, their file, how they are measured from a run's rows.
+Does not know: the simulator, how a run measures its own rank 0 (coordinator).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.system.regular_file import require_regular
+
+if TYPE_CHECKING:
+    from collage_mpi.results import Results
+
+FORMAT, VERSION = "collage-mpi costs", 1
+LEAST_TASKS = 20  # that found their rank idle: what a message's way is measured by
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What things take, in ns. The defaults are a busy two-core host's at 28 px.
+
+    Attributes:
+        receive_ns: taking an answer, on rank 0: poll, decode, decide, record.
+        send_ns: a send, on rank 0: pack and start it; a cancel too.
+        encode_ns: pasting a collage, on rank 0.
+        network_ns: a message's way, the wait until it is noticed included.
+        single_ns: the single network, where no delay model is set.
+    """
+
+    receive_ns: int = 60_000
+    send_ns: int = 40_000
+    encode_ns: int = 30_000
+    network_ns: int = 50_000
+    single_ns: int = 5_000_000
+
+    def describe(self) -> str:
+        """One line, in us."""
+        parts = [f"{name.removesuffix('_ns')} {ns / 1e3:.4g}" for name, ns in asdict(self).items()]
+        return ", ".join(parts) + " us"
+
+
+def read_costs(path: Path) -> Costs:
+    """From a file that `save_costs` wrote, or from the folder of a real run.
+
+    Raises:
+        EnvironmentFault: it cannot be read.
+        DataFault: it is no file of costs, or the run measured none.
+    """
+    if path.is_dir():
+        from collage_mpi.results import read_results
+
+        return costs_of(read_results(path))
+    try:
+        require_regular(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EnvironmentFault(f"costs {path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"costs {path} is no JSON: {error}") from error
+    return _checked(content, path)
+
+
+def _checked(content: Any, path: Path) -> Costs:
+    names = [spec.name for spec in fields(Costs)]
+    head = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
+    if head != (FORMAT, VERSION):
+        raise DataFault(
+            f"costs {path}: no {FORMAT!r} of version {VERSION}: collage-mpi bench costs RUN --out "
+            "FILE writes one"
+        )
+    found = {name: content.get(name) for name in names}
+    for name, value in found.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 <= value < 1e15):
+            raise DataFault(f"costs {path}: {name} is {value!r}; it needs ns, 0 or more")
+    return Costs(**{name: round(value) for name, value in found.items()})
+
+
+def save_costs(path: Path, costs: Costs, source: str) -> None:
+    """Write them as JSON.
+
+    Raises:
+        EnvironmentFault: the file cannot be written.
+    """
+    from collage_mpi.system.files import write_atomic
+
+    content = {"format": FORMAT, "version": VERSION, "measured_on": source, **asdict(costs)}
+    try:
+        write_atomic(path, (json.dumps(content, indent=1).encode(), b"\n"))
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def costs_of(run: Results) -> Costs:
+    """A real run's own costs.
+
+    Receive, send and encode are means that its rank 0 took down. A message's way is half of
+    the median time from send to answer less the rank's own service time (draw or compute, the
+    longer), over tasks that found their rank idle.
+
+    Raises:
+        DataFault: the run did not measure them, or has too few such tasks.
+    """
+    rank0, service = run.manifest.get("rank0"), run.manifest.get("idle_service_ns") or {}
+    if not isinstance(rank0, dict):
+        raise DataFault(
+            f"{run.path} measured no costs of rank 0 (simulated, cut off, or of an older version): "
+            "name a complete real run"
+        )
+    return Costs(
+        receive_ns=round(rank0["receive_ns"]),
+        send_ns=round(rank0["send_ns"]),
+        encode_ns=round(rank0["encode_ns"]),
+        network_ns=max(0, round(_way_ns(run))),
+        single_ns=round(service.get("single", Costs.single_ns)),
+    )
+
+
+def _way_ns(run: Results) -> float:
+    from collage_mpi.results.rows import OUTCOME_CODE
+
+    tasks = np.sort(run.measured_tasks, order=("session", "rank", "sent_ns"))
+    same = (tasks["rank"][1:] == tasks["rank"][:-1]) & (
+        tasks["session"][1:] == tasks["session"][:-1]
+    )
+    # A rank's tasks end in the order they were sent, so the one before tells when it was free.
+    idle = np.ones(len(tasks), bool)
+    idle[1:] = ~same | (tasks["done_ns"][:-1] <= tasks["sent_ns"][1:])
+    wanted = tasks[idle & (tasks["outcome"] == OUTCOME_CODE["answered"])]
+    if len(wanted) < LEAST_TASKS:
+        raise DataFault(
+            f"{run.path} has {len(wanted)} measured tasks that found their rank idle; a message's "
+            f"way needs {LEAST_TASKS}: run longer, or with --between drain"
+        )
+    service_ns = np.maximum(wanted["drawn_ns"], wanted["compute_ns"])
+    return float(np.median(wanted["done_ns"] - wanted["sent_ns"] - service_ns)) / 2

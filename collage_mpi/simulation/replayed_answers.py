@@ -1,0 +1,157 @@
+"""Real answers for a simulation: what the networks said of the same images.
+
+Owns: reading and checking the file of `evaluate --save-answers`, which row an image takes.
+Does not know: networks, how the file was made, when an answer comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.scheduler.events import Item, Score
+from collage_mpi.system.npy import UNREADABLE
+from collage_mpi.system.regular_file import require_regular
+
+VERSION = 1
+# name -> kinds of dtype, dimensions
+_ARRAYS = {
+    "labels": ("iu", 1),
+    "single_class": ("iu", 1),
+    "single_score": ("f", 1),
+    "collage_class": ("iu", 1),
+    "collage_score": ("f", 1),
+    "collage_absent": ("b", 1),
+    "class_names": ("U", 1),
+}
+# Of a parity network, where one was evaluated: what is decoded with all others present.
+_PARITY_ARRAYS = {"parity_class": ("iu", 1), "parity_score": ("f", 1), "parity_absent": ("b", 1)}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Per image of a data set: label, what the single network and its collage's cell say.
+
+    Image i of a simulation takes row start + i modulo the images in full groups, so that
+    images of a full group were in one collage together.
+
+    Attributes:
+        side: of the collages.
+        start: row of the first image, a multiple of side x side.
+        labels, single, collage: n each; a collage's answer is None where it was absent.
+        parity: n, likewise; None where no parity network was evaluated.
+        parity_k: images of its stripes; None likewise.
+    """
+
+    side: int
+    class_names: tuple[str, ...]
+    labels: Sequence[int]
+    single: Sequence[Score]
+    collage: Sequence[Score | None]
+    parity: Sequence[Score | None] | None = None
+    parity_k: int | None = None
+    start: int = 0
+
+    def label(self, image: int) -> int:
+        """True class of a simulated image."""
+        return self.labels[(self.start + image) % len(self.labels)]
+
+    def cells(self, kind: str, items: Sequence[Item]) -> tuple[Score | None, ...]:
+        """What the network of the kind says of each item; a parity network alone says nothing."""
+        if kind == "parity":
+            return (None,) * len(items)
+        known = self.single if kind == "single" else self.collage
+        return tuple(known[(self.start + image) % len(known)] for image, _ in items)
+
+    def decoded(self, image: int) -> Score | None:
+        """What a stripe's parity answer less those of the others says of an image."""
+        known = self.parity
+        return None if known is None else known[(self.start + image) % len(known)]
+
+
+def read_answers(path: Path, side: int) -> Answers:
+    """Read a file of `evaluate --save-answers` for groups of `side` x `side`.
+
+    Raises:
+        EnvironmentFault: it cannot be read.
+        DataFault: another file, damaged, of another side, or without one full group.
+    """
+    try:
+        require_regular(path)
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it holds a single array")
+        with file:
+            arrays = {name: file[name] for name in ("version", "side", *_ARRAYS)}
+            if "parity_k" in file:
+                arrays |= {name: file[name] for name in ("parity_k", *_PARITY_ARRAYS)}
+    except OSError as error:
+        raise EnvironmentFault(
+            f"answers {path} cannot be read: {error.strerror or error}"
+        ) from error
+    except UNREADABLE as error:
+        raise DataFault(f"answers {path} is no file of evaluate --save-answers: {error}") from error
+    _check(arrays, path, side)
+    n = len(arrays["labels"]) // side**2 * side**2  # images in full groups
+    if n == 0:
+        raise DataFault(
+            f"answers {path} has {len(arrays['labels'])} images; a group of side {side} needs "
+            f"{side**2}"
+        )
+    parity = "parity_k" in arrays
+    return Answers(
+        side=side,
+        class_names=tuple(arrays["class_names"].tolist()),
+        labels=arrays["labels"][:n].tolist(),
+        single=_scores(arrays["single_class"], arrays["single_score"], n),
+        collage=_where_present(arrays, "collage", n),
+        parity=_where_present(arrays, "parity", n) if parity else None,
+        parity_k=int(arrays["parity_k"]) if parity else None,
+    )
+
+
+def _where_present(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> list[Score | None]:
+    scores = _scores(arrays[f"{kind}_class"], arrays[f"{kind}_score"], n)
+    absent = arrays[f"{kind}_absent"][:n].tolist()
+    return [None if gone else score for gone, score in zip(absent, scores, strict=True)]
+
+
+def _scores(classes: np.ndarray, scores: np.ndarray, n: int) -> list[Score]:
+    return [
+        Score(label, score)
+        for label, score in zip(classes[:n].tolist(), scores[:n].tolist(), strict=True)
+    ]
+
+
+def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
+    for name in ("version", "side", *(("parity_k",) if "parity_k" in arrays else ())):
+        if arrays[name].ndim or arrays[name].dtype.kind not in "iu":
+            raise DataFault(f"answers {path}: {name} is no whole number")
+    if int(arrays["version"]) != VERSION:
+        raise DataFault(f"answers {path}: version {int(arrays['version'])}; known is {VERSION}")
+    if int(arrays["side"]) != side:
+        raise DataFault(
+            f"answers {path} are of side {int(arrays['side'])}, the settings say --side {side}"
+        )
+    n = len(arrays["labels"]) if arrays["labels"].ndim == 1 else -1
+    expected = {**_ARRAYS, **(_PARITY_ARRAYS if "parity_k" in arrays else {})}
+    for name, (kinds, dimensions) in expected.items():
+        array = arrays[name]
+        sized = name == "class_names" or len(np.atleast_1d(array)) == n
+        if array.dtype.kind not in kinds or array.ndim != dimensions or not sized:
+            raise DataFault(
+                f"answers {path}: {name} is {array.dtype} of shape {array.shape}; it does not fit "
+                f"{n} images"
+            )
+    known = len(arrays["class_names"])
+    for name in ("labels", "single_class", "collage_class", "parity_class"):
+        if name not in arrays:
+            continue
+        absent = arrays.get(name.replace("class", "absent"))
+        chosen = arrays[name] if name == "labels" or absent is None else arrays[name][~absent]
+        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < known:
+            raise DataFault(f"answers {path}: {name} is outside of the {known} classes")

@@ -1,0 +1,386 @@
+"""Simulated runs: one or many, with rows on disk or a summary alone, beside a real run.
+
+Owns: what can be simulated, the folder of a simulated run, seeds in parallel processes, the
+comparison with a real run.
+Does not know: virtual time (simulate does), flags.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.job.recorder import Writer
+from collage_mpi.results import Results, RunWriter, read_results, summarise
+from collage_mpi.results.manifest import MANIFEST, plain
+from collage_mpi.results.memory import MemoryWriter
+from collage_mpi.results.summary import SUMMARY
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs, costs_of
+from collage_mpi.simulation.replayed_answers import Answers, read_answers
+from collage_mpi.simulation.simulator import Simulation
+from collage_mpi.system.files import write_atomic
+from collage_mpi.system.npy import UNREADABLE_OR_GONE
+from collage_mpi.workload.straggler_settings import make_delays
+
+LATENCIES = "latencies_ns.npy"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One simulation.
+
+    Attributes:
+        settings: those of a run; shards, networks and device do not matter. The cost ratio
+            and a batch's cost are 1.0 unless set: there is no network here to measure.
+        images: how many are classified.
+        costs: what things take.
+        answers: a file of `evaluate --save-answers`; "{side}" in it stands for the side.
+        rows: write a row for every image, group and task; else the summary and the groups'
+            latencies alone.
+        first: the answers' row that the first image takes, whole groups rounded up.
+        measured_batch_costs: by kind, in place of the settings' one.
+    """
+
+    settings: RunSettings
+    images: int
+    costs: Costs = field(default_factory=Costs)
+    answers: str | None = None
+    rows: bool = True
+    first: int = 0
+    measured_batch_costs: Mapping[str, float] | None = None
+
+    @property
+    def batch_costs(self) -> dict[str, float]:
+        """Kind -> what a further input of a batch takes over the first one."""
+        if self.settings.batch_cost is None and self.measured_batch_costs:
+            return dict(self.measured_batch_costs)
+        return self.settings.batch_costs()
+
+    def simulation(self, writer: Writer, answers: Answers | None) -> Simulation:
+        """Ready to run."""
+        return Simulation(
+            self.settings,
+            self.images,
+            self.costs,
+            writer,
+            self.ratio,
+            answers,
+            batch_costs=self.batch_costs,
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Collage or parity network's service time over the single's."""
+        return 1.0 if self.settings.cost_ratio is None else self.settings.cost_ratio
+
+    def load_answers(self) -> Answers | None:
+        """Raises as `read_answers`."""
+        if self.answers is None:
+            return None
+        side = self.settings.side
+        answers = _cached_answers(answers_file(self.answers, side), side)
+        return replace(answers, start=-(-self.first // side**2) * side**2)
+
+
+def answers_file(name: str, side: int) -> str:
+    """The file that a job's answers of that side are in."""
+    return name.replace("{side}", str(side))
+
+
+def simulated_inputs(settings: RunSettings, answers: str | None) -> dict[str, Path]:
+    """The files that decide what is simulated, by setting, and the answers."""
+    files = named_files(settings, networks=False)
+    if answers is not None:
+        files["answers"] = Path(answers_file(answers, settings.side))
+    return files
+
+
+@lru_cache(maxsize=8)
+def _cached_answers(path: str, side: int) -> Answers:
+    return read_answers(Path(path), side)
+
+
+def check_job(job: Job) -> None:
+    """Everything that can be known before it starts.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: settings that cannot be simulated, a bad
+            trace, file of arrivals or of answers.
+    """
+    settings = job.settings
+    settings.check_slow_ranks(settings.world_size)
+    if settings.burn_ranks:
+        raise UsageError("--burn-ranks burns real cores; simulate with --straggler markov")
+    if settings.uses_collage and settings.accept_policy().needs_scores and job.answers is None:
+        raise UsageError(
+            f"--accept {settings.accept} decides by scores, and a simulation has none without "
+            "--answers FILE: collage-mpi evaluate --save-answers FILE writes them"
+        )
+    make_delays(settings.stragglers())
+    settings.arrival_times_ns(job.images)
+    answers = job.load_answers()
+    if settings.uses_parity and answers is not None and answers.parity_k != settings.n_stripe:
+        k = answers.parity_k
+        found = "no parity network" if k is None else f"stripes of {k}"
+        raise DataFault(
+            f"answers {job.answers} are of {found}, the settings say --parity-k "
+            f"{settings.n_stripe}: collage-mpi evaluate --parity W --save-answers FILE writes them"
+        )
+
+
+def simulate(
+    settings: RunSettings,
+    out: Path,
+    images: int,
+    costs: Costs | None = None,
+    answers: str | None = None,
+) -> tuple[str, Path]:
+    """Simulate a run and write its rows to `out`, as a real run would.
+
+    Args: as `Job`.
+
+    Returns:
+        The status of the job, and `out`.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: as `check_job`; an output folder that
+            cannot be written or holds a run.
+        KeyboardInterrupt: as ever, but after the rows so far were closed as an incomplete run.
+    """
+    _refuse_a_run(out)
+    job = Job(replace(settings, out=str(out)), images, costs or Costs(), answers)
+    check_job(job)
+    loaded = job.load_answers()
+    writer = RunWriter.create(out, _manifest(job, loaded))
+    status, final = "incomplete", {}
+    try:
+        simulation = job.simulation(writer, loaded)
+        with _stopped_by_interrupt(simulation):
+            status = simulation.run().status
+        final = _final(simulation)
+    finally:
+        writer.close(status, summary=True, **final)
+    if simulation.stopped is not None:
+        raise KeyboardInterrupt(simulation.stopped)
+    return writer.manifest["status"], out
+
+
+def _refuse_a_run(out: Path) -> None:
+    if any((out / name).exists() for name in (MANIFEST, SUMMARY)):
+        raise EnvironmentFault(
+            f"{out} holds a run already: choose another --out, or remove it (a simulation begins "
+            "anew)"
+        )
+
+
+@contextmanager
+def _stopped_by_interrupt(simulation: Simulation) -> Iterator[None]:
+    """A first Ctrl-C ends the simulation between two events, so that its tables agree; a
+    second one is as ever. Only the main thread hears of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: object) -> None:
+        simulation.stop("interrupted")
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def simulate_in_memory(job: Job) -> Results:
+    """The rows of a simulated run, nothing on disk.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: as `check_job`.
+    """
+    check_job(job)
+    answers, writer = job.load_answers(), MemoryWriter()
+    simulation = job.simulation(writer, answers)
+    status = simulation.run().status
+    manifest = {**_manifest(job, answers), "status": status, **_final(simulation)}
+    return writer.results(Path(job.settings.out or "."), manifest)
+
+
+def run_job(job: Job) -> Json:
+    """Simulate; leave rows or the summary in the job's `out`, if it has one.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: as `check_job`; `out` cannot be written.
+    """
+    out = Path(job.settings.out) if job.settings.out else None
+    if job.rows and out is not None:
+        simulate(job.settings, out, job.images, job.costs, job.answers)
+        return summarise(read_results(out))
+    if out is not None:
+        _refuse_a_run(out)
+    results = simulate_in_memory(job)
+    kept = {key: results.manifest[key] for key in ("settings", "inputs", "simulated")}
+    summary = {**summarise(results), **kept}
+    if out is not None:
+        _save(out, summary, results.measured_groups["latency_ns"])
+    return summary
+
+
+def _save(out: Path, summary: Json, latencies_ns: np.ndarray) -> None:
+    """The summary last: where it is, the run is done."""
+    buffer = io.BytesIO()
+    np.save(buffer, latencies_ns)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / LATENCIES, (buffer.getvalue(),))
+        text = json.dumps(summary, indent=1, default=plain)
+        write_atomic(out / SUMMARY, (text.encode(), b"\n"))
+    except OSError as error:
+        raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
+
+
+def read_latencies_ns(folder: Path) -> np.ndarray:
+    """(groups,) int64 of the measured groups of a simulation without rows.
+
+    Raises:
+        DataFault: they are missing or damaged.
+    """
+    path = folder / LATENCIES
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind != "i":
+            raise ValueError(f"{found.dtype} of shape {found.shape}")
+    except UNREADABLE_OR_GONE as error:
+        raise DataFault(f"{path}: no latencies of groups: {error}; remove the folder") from error
+    return np.asarray(found)
+
+
+def read_summary(folder: Path) -> Json | None:
+    """What a simulation without rows left in a folder; None where there is none.
+
+    Raises:
+        DataFault: it is damaged.
+    """
+    path = folder / SUMMARY
+    if not path.exists() or (folder / MANIFEST).exists():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or not isinstance(summary.get("settings"), dict):
+            raise ValueError("it has no settings")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataFault(f"{path}: {error}; remove the folder") from error
+    return summary
+
+
+def run_jobs(jobs: Sequence[Job], processes: int = 1) -> Iterator[tuple[Job, Json]]:
+    """All jobs, in order, at most so many at a time; each with its summary when it is there.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: of the first job that fails; those begun
+            are finished, the others are not begun.
+    """
+    if min(processes, len(jobs)) <= 1:
+        for job in jobs:
+            yield job, run_job(job)
+        return
+    pool = ProcessPoolExecutor(min(processes, len(jobs)))
+    try:
+        yield from zip(jobs, pool.map(run_job, jobs), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def with_seed(job: Job, seed: int, out: Path | None) -> Job:
+    """The job with other draws: of service times, and of Poisson arrivals; in a folder of its
+    own below `out`."""
+    settings = replace(
+        job.settings,
+        straggler_seed=seed,
+        arrival_seed=seed if job.settings.arrivals == "poisson" else job.settings.arrival_seed,
+        out="" if out is None else str(out / f"seed-{seed}"),
+    )
+    return replace(job, settings=settings)
+
+
+def like(
+    run: Results, changes: Json, images: int | None, costs: Costs | None, answers: str | None
+) -> Job:
+    """A simulation of a finished real run: its settings, images, cost ratio and costs.
+
+    Args:
+        run: the real one.
+        changes: settings that are to differ.
+        images, costs, answers: if not the run's own.
+
+    Raises:
+        UsageError, DataFault: its settings are of another version; it measured no costs.
+    """
+    manifest = run.manifest
+    ratio = {"cost_ratio": manifest.get("cost_ratio"), "out": ""}
+    values = {**manifest["settings"], **ratio, **changes}
+    settings = RunSettings.from_mapping(values, f"settings of {run.path}")
+    batch_costs = manifest.get("batch_costs")
+    return Job(
+        settings,
+        images or manifest["rows"],
+        costs or costs_of(run),
+        answers,
+        measured_batch_costs=batch_costs,
+    )
+
+
+def _final(simulation: Simulation) -> Json:
+    world = [{"rank": rank, "kinds": sorted(s.kinds)} for rank, s in simulation.ranks.items()]
+    return {
+        "world": [{"rank": 0, "kinds": []}, *world],
+        "cost_ratio": simulation.ratio,
+        "batch_costs": simulation.batch_costs,
+        "placement": simulation.placement.describe(),
+    }
+
+
+def _manifest(job: Job, answers: Answers | None) -> Json:
+    settings = job.settings
+    return {
+        "run_id": uuid.uuid4().hex,
+        "settings": settings.to_dict(),
+        "inputs": digests(simulated_inputs(settings, job.answers)),
+        "shards": [{"path": None, "fingerprint": "simulated", "count": job.images}],
+        "rows": job.images,
+        "order": "file",
+        **settings.labels(),
+        "mode": f"{settings.mode}, simulated",
+        "open_loop": settings.open_loop,
+        "batch": settings.batch,
+        "side": settings.side,
+        "straggler": settings.stragglers().describe(),
+        "warmup_groups": settings.warm_groups,
+        "class_names": list(answers.class_names) if answers else None,
+        "simulated": {
+            "costs": asdict(job.costs),
+            "cost_ratio": job.ratio,
+            "answers": job.answers,
+        },
+    }

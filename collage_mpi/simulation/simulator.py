@@ -1,0 +1,321 @@
+"""The same scheduler on virtual time: a discrete-event simulation of a run.
+
+Owns: virtual time, the model of workers (first come, first served; what is cancelled
+is skipped) and of rank 0 as a serial server with stated costs.
+Does not know: MPI, torch, shards. What it shares with a real run is the scheduler, the
+delay models and the rows, so that verify, summary and figures read both alike.
+
+The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
+come and it is free; a message sent occupies it for `send_ns`, a collage or a stripe for
+`encode_ns` more. A message travels for `network_ns`. A rank's service time is its draw, times
+the cost ratio for a collage or a stripe; without a delay model it is `single_ns`. The tasks of
+a message are one batch: what was cancelled is left out of it, the largest draw counts, times
+what such a batch takes over one input. What it answers is replayed from a file of the networks'
+answers, or made up. Not modelled: shared network links, a rank's compute slowed by its
+neighbours, the disk.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, Suspicion, Vigil
+from collage_mpi.job.recorder import Recorder, Writer
+from collage_mpi.job.session import scheduler_settings
+from collage_mpi.mpi.protocol import ANSWERED, SKIPPED, WireResult
+from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import Score
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.readahead import ImageRecord
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.replayed_answers import Answers
+from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
+from collage_mpi.workload.service_times import service_ns
+from collage_mpi.workload.straggler_settings import make_delays
+
+# At equal times answers come before timers, as the scheduler asks; work on ranks is in between.
+ANSWER, RANK, TIMER = 0, 1, 2
+NO_PIXELS = np.empty((0, 0, 0), np.uint8)
+ANY_SCORE = Score(0, 1.0)
+
+
+@dataclass
+class _Rank:
+    """A worker: messages that wait, what is cancelled, whether it is at work."""
+
+    id: int
+    kinds: frozenset[str]
+    queue: deque[Sequence[ev.Send]] = field(default_factory=deque)
+    cancelled: set[int] = field(default_factory=set)
+    busy: bool = False
+    answered: int = 0  # tasks
+
+
+class Simulation:
+    """One run on virtual time."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        images: int,
+        costs: Costs,
+        writer: Writer,
+        ratio: float,
+        answers: Answers | None = None,
+        *,
+        batch_costs: Mapping[str, float] | None = None,
+    ) -> None:
+        """`ratio` is the collage or parity network's service time over the single's; by kind,
+        `batch_costs` is what a further input of a batch takes over the first."""
+        self.batch_costs = dict(batch_costs or {})
+        self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
+        self.placement = settings.place(settings.world_size)
+        kinds = self.placement.kinds
+        self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
+        scheme = make_scheme(settings.scheme_settings(), self._decode)
+        workers = len(self.ranks)
+        self.scheduler = Scheduler(
+            scheduler_settings(settings, workers, ratio, self.batch_costs), scheme
+        )
+        self.recorder = Recorder(
+            writer,
+            start_ns=0,
+            group_size=settings.group_size,
+            warmup_groups=settings.warm_groups,
+        )
+        self.finish: ev.Finish | None = None
+        self.stopped: str | None = None  # why, once `stop` was called
+        self._answers = answers
+        self._delays = make_delays(settings.stragglers())
+        # Without a rank that may fall silent nobody need listen for it.
+        self._vigil = make_vigil(settings, self.ranks) if settings.dead_ranks else None
+        self._injected = settings.straggler != "none"
+        self._heap: list[tuple[int, int, int, Any, Any]] = []
+        self._sequence = 0
+        self._free_ns = 0  # when rank 0 has done what it is doing
+        self._stamp_ns = 0
+        self._next_image = 0
+        self._input_closed = False
+        times_ns = settings.arrival_times_ns(images)  # (images,) int64
+        self._arrivals: Arrivals = ClosedLoop() if times_ns is None else OpenLoop(times_ns)
+        self._awaited_ns: int | None = None
+        self._events: deque[ev.Event] = deque()
+        self._dropped_timers: set[int] = set()
+        self._actions = {
+            ev.Send: lambda a: self._send((a,)),
+            ev.SendBatch: lambda a: self._send(a.sends),
+            ev.Resolve: lambda a: self.recorder.resolved(a, self._stamp_ns),
+            ev.Admit: self._admit,
+            ev.Cancel: self._cancel,
+            ev.SetTimer: lambda a: self._at(a.at_ns, TIMER, self._timer, a.timer),
+            ev.CancelTimer: lambda a: self._dropped_timers.add(a.timer),
+            ev.Release: lambda a: None,
+            ev.Retire: lambda a: None,
+            ev.Recall: lambda a: None,
+            ev.Finish: self._finished,
+        }
+
+    def run(self) -> ev.Finish:
+        """Everything, from the first admission to the end."""
+        for rank, state in self.ranks.items():
+            self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.credit))
+        if self._vigil is not None:
+            self._at(SCAN_EVERY_NS, TIMER, self._scan, self._vigil)
+        told = False
+        while self.finish is None:
+            at_ns, _, _, call, argument = heapq.heappop(self._heap)
+            if self.stopped is not None and not told:
+                told = True
+                self._handle(ev.StopRequested(self._begin(at_ns), self.stopped))
+            call(at_ns, argument)
+        self.recorder.finish()
+        return self.finish
+
+    def stop(self, reason: str) -> None:
+        """Let nothing more in; may be called at any moment, as by a signal."""
+        self.stopped = reason
+
+    def _at(self, at_ns: int, order: int, call: Any, argument: Any) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (at_ns, order, self._sequence, call, argument))
+
+    # ---- rank 0 -------------------------------------------------------------
+
+    def _handle(self, event: ev.Event) -> None:
+        self._events.append(event)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Feed what waits, and what that causes, in order."""
+        while self._events:
+            current = self._events[0]
+            if self.finish is None:
+                self._stamp_ns = current.now_ns
+                for action in self.scheduler.handle(current):
+                    self._actions[type(action)](action)
+            self._events.popleft()
+
+    def _begin(self, at_ns: int) -> int:
+        """When rank 0 turns to something that came at at_ns."""
+        self._free_ns = max(self._free_ns, at_ns)
+        return self._free_ns
+
+    def _answer(self, at_ns: int, answer: tuple[int, Sequence[WireResult]]) -> None:
+        """A message: all its answers have come at the same time, and are taken in turn."""
+        rank, results = answer
+        now_ns = self._begin(at_ns)
+        if self._vigil is not None:
+            self._vigil.served(max(result.held_ns for result in results))
+            self._vigil.heard(rank, now_ns, len(results))
+        for result in results:
+            self._take(now_ns, rank, result)
+
+    def _take(self, now_ns: int, rank: int, result: WireResult) -> None:
+        self._free_ns += self.costs.receive_ns
+        skipped = result.status == SKIPPED
+        self.recorder.ended(result, "skipped" if skipped else "answered", now_ns, 0)
+        if skipped:
+            self._handle(ev.Skipped(now_ns, result.task, rank))
+        else:
+            self._handle(ev.Answered(now_ns, result.task, rank, result.cells, 0, result.held_ns))
+        self.recorder.settled(result.task)
+
+    def _timer(self, at_ns: int, timer: int) -> None:
+        if timer in self._dropped_timers:
+            self._dropped_timers.discard(timer)
+        else:
+            self._handle(ev.TimerFired(self._begin(at_ns), timer))
+
+    def _scan(self, at_ns: int, vigil: Vigil) -> None:
+        """Silent ranks, and those that are to be counted as lost."""
+        now_ns = self._begin(at_ns)
+        for sign in vigil.overdue(now_ns):
+            if isinstance(sign, Suspicion):
+                self._handle(ev.RankSuspected(now_ns, sign.rank, sign.why))
+                continue
+            if self.settings.on_rank_loss == "abort":
+                continue  # as in a real run: its process is there, and it may still answer
+            vigil.lose(sign.rank, TIMEOUT, sign.why, now_ns)
+            self._handle(ev.RankLost(now_ns, sign.rank, sign.why))
+            self.recorder.lost(sign.rank, now_ns, sign.why)
+        self._at(now_ns + SCAN_EVERY_NS, TIMER, self._scan, vigil)
+
+    def _admit(self, action: ev.Admit) -> None:
+        # Closed loop: t0 is when rank 0 comes to it, as in a real run.
+        self._arrivals.admit(max(self._stamp_ns, self._free_ns), action.images)
+        self._let_in(self._stamp_ns)
+
+    def _let_in(self, now_ns: int) -> None:
+        """Images that are due by now arrive; the next one that comes by its time is awaited."""
+        while count := min(self._arrivals.due(now_ns), self.images - self._next_image):
+            for t0_ns, _ in self._arrivals.enter(now_ns, count):
+                image = self._next_image
+                label = None if self._answers is None else self._answers.label(image)
+                record = ImageRecord(image, 0, image, NO_PIXELS, label)
+                self.recorder.admitted(image, record, t0_ns, 0)
+                self._events.append(ev.ImageArrived(now_ns, image, t0_ns))
+                self._next_image += 1
+        if self._next_image == self.images and not self._input_closed:
+            self._input_closed = True
+            self._events.append(ev.InputClosed(now_ns))
+        next_ns = self._arrivals.next_ns(now_ns)
+        if next_ns is not None and next_ns != self._awaited_ns:
+            self._awaited_ns = next_ns
+            self._at(next_ns, RANK, self._arrival, None)
+
+    def _arrival(self, at_ns: int, _: None) -> None:
+        self._let_in(self._begin(at_ns))
+        self._drain()
+
+    def _send(self, sends: Sequence[ev.Send]) -> None:
+        """One message."""
+        encode_ns = self.costs.encode_ns if sends[0].kind != "single" else 0
+        self._free_ns += self.costs.send_ns + len(sends) * encode_ns
+        if self._vigil is not None:
+            self._vigil.sent(sends[0].rank, self._free_ns, len(sends))
+        for send in sends:
+            self.recorder.sent(send, self._free_ns, encode_ns)
+            self._events.append(ev.SendDone(self._stamp_ns, send.task, encode_ns))
+        self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, sends)
+
+    def _cancel(self, action: ev.Cancel) -> None:
+        self._free_ns += self.costs.send_ns
+        self._at(self._free_ns + self.costs.network_ns, RANK, self._cancelled, action)
+
+    def _finished(self, action: ev.Finish) -> None:
+        self.finish = action
+
+    # ---- the workers --------------------------------------------------------
+
+    def _arrives(self, at_ns: int, sends: Sequence[ev.Send]) -> None:
+        rank = self.ranks[sends[0].rank]
+        rank.queue.append(sends)
+        if not rank.busy:
+            self._next_task(at_ns, rank)
+
+    def _cancelled(self, at_ns: int, cancel: ev.Cancel) -> None:
+        self.ranks[cancel.rank].cancelled.add(cancel.task)
+
+    def _next_task(self, at_ns: int, rank: _Rank) -> None:
+        """The rank is free: skip what is cancelled, begin the first message that is not."""
+        rank.busy = self._delays.dead(rank.id, at_ns, rank.answered)
+        while rank.queue and not rank.busy:
+            sends = rank.queue.popleft()
+            results, wanted = [], sends
+            if rank.cancelled:
+                results = [WireResult(s.task, SKIPPED) for s in sends if s.task in rank.cancelled]
+                wanted = [send for send in sends if send.task not in rank.cancelled]
+            if not wanted:
+                self._reply(at_ns, rank, results)
+                continue
+            rank.busy = True
+            took_ns = self._service_ns(wanted, at_ns)
+            for send in wanted:
+                cells = self._cells(send)
+                results.append(WireResult(send.task, ANSWERED, cells, 0, took_ns, took_ns))
+            self._at(at_ns + took_ns, RANK, self._done, (rank, results, len(wanted)))
+
+    def _cells(self, send: ev.Send) -> tuple[Score | None, ...]:
+        if self._answers is None:
+            return (ANY_SCORE,) * len(send.items)
+        return self._answers.cells(send.kind, send.items)
+
+    def _decode(self, image: int, evidence: Any, others: Sequence[Any]) -> Score | None:
+        """What a parity answer says of the only image that is not known of its stripe."""
+        return ANY_SCORE if self._answers is None else self._answers.decoded(image)
+
+    def _done(self, at_ns: int, done: tuple[_Rank, list[WireResult], int]) -> None:
+        rank, results, answered = done
+        if self._delays.dead(rank.id, at_ns, rank.answered):
+            return  # and it stays busy: it takes nothing more
+        rank.answered += answered
+        self._reply(at_ns, rank, results)
+        self._next_task(at_ns, rank)
+
+    def _reply(self, at_ns: int, rank: _Rank, results: list[WireResult]) -> None:
+        if rank.cancelled:
+            rank.cancelled.difference_update(result.task for result in results)
+        self._at(at_ns + self.costs.network_ns, ANSWER, self._answer, (rank.id, results))
+
+    def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
+        """Of tasks of one kind, run as a batch."""
+        rank, kind = sends[0].rank, sends[0].kind
+        ratio = self.ratio if kind != "single" else 1.0
+        factor = ratio * batch_factor(len(sends), self.batch_costs.get(kind, 1.0))
+        if not self._injected:
+            return round(self.costs.single_ns * factor)
+        keys = [(send.group, send.attempt) for send in sends]
+        return service_ns(self._delays, rank, keys, at_ns, factor)
+
+
+def make_vigil(settings: RunSettings, ranks: Iterable[int]) -> Vigil:
+    """Who listens for silent ranks, from time 0."""
+    patience_s = settings.reply_timeout_s
+    return Vigil(ranks, 0, None if patience_s is None else round(patience_s * 1e9))

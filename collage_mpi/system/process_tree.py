@@ -1,0 +1,155 @@
+"""A child process, and the end of everything it started.
+
+Owns: the command line that starts one of ours; finding and killing the descendants of a
+process, when this one is killed too; shelter for a rank's children.
+Does not know: MPI, what the processes do.
+
+Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session
+of its own, and Open MPI's gives every rank a process group of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# MPICH's proxy tells a rank's process group of another rank's death by it; the library handles
+# it in the rank itself.
+PROXY_SIGNAL = signal.SIGUSR1
+GUARD = Path(__file__).parents[1] / "data" / "guard.sh"
+POLL_S = 0.02
+LOOKS = 50  # at most 1 s of looking for what is left after SIGKILL
+
+
+def own_command(module: str = "collage_mpi") -> tuple[str, ...]:
+    """What starts a module of this package, whatever the current folder holds; arguments follow."""
+    return sys.executable, str(Path(__file__).with_name("start.py")), module
+
+
+def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
+    """Live processes as {pid: (parent, session)}, zombies left out; {} without /proc."""
+    table: dict[int, tuple[int, int]] = {}
+    for entry in proc.glob("[0-9]*/stat"):
+        try:
+            # "pid (name) state ppid pgrp session ...": the name may hold anything.
+            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended while we looked
+        if len(fields) > 3 and fields[0] not in "ZX":
+            table[int(entry.parent.name)] = (int(fields[1]), int(fields[3]))
+    return table
+
+
+def family_of(root: int, table: dict[int, tuple[int, int]]) -> set[int]:
+    """Processes below `root`, or in a session that one of them (or `root`) leads.
+
+    The session finds those whose parent has ended already.
+    """
+    found = {root}
+    while True:
+        more = {
+            pid
+            for pid, (parent, session) in table.items()
+            if pid not in found and (parent in found or session in found)
+        }
+        if not more:
+            return found & set(table)
+        found |= more
+
+
+def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
+    """Live processes that were started with `word` (NAME=value) in their environment.
+
+    It finds those whose parents are gone, in whatever session; not those of other users.
+    """
+    found = set()
+    for pid in process_table(proc):
+        try:
+            if word.encode() in (proc / str(pid) / "environ").read_bytes().split(b"\0"):
+                found.add(pid)
+        except OSError:
+            continue  # it has ended, or is another user's
+    return found
+
+
+@contextmanager
+def sheltered(number: signal.Signals = PROXY_SIGNAL) -> Iterator[None]:
+    """Children that are started within never see a signal that this process takes for them.
+
+    They inherit it blocked, which, unlike a handler, outlasts exec. By default it is what
+    MPICH's proxy tells a rank.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def guarded(word: str, grace_s: int) -> Iterator[None]:
+    """All that hold `word` are killed `grace_s` after this process, if that is killed within.
+
+    Their launcher is asked to end then, but it waits for a rank that is stopped.
+    """
+    guard = subprocess.Popen(
+        ["sh", str(GUARD), word, str(grace_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        try:
+            guard.communicate(b"over\n")
+        except BrokenPipeError:
+            guard.wait()
+
+
+def end_family(
+    process: subprocess.Popen[str] | subprocess.Popen[bytes],
+    grace_s: float,
+    word: str | None = None,
+) -> None:
+    """End a child started with start_new_session=True, and all that it started.
+
+    The child gets SIGTERM and `grace_s` seconds; then what is left gets SIGKILL. Returns
+    at once when nothing is left. `word`: see `holders_of`; these end too.
+    """
+    # Looked up first: once the launcher has gone, its ranks' parent is no longer known.
+    known = family_of(process.pid, process_table())
+    if word is not None:
+        known |= holders_of(word)
+    if process.poll() is None and grace_s > 0:
+        process.terminate()
+        try:
+            process.wait(timeout=grace_s)
+        except subprocess.TimeoutExpired:
+            pass
+    for _ in range(LOOKS):
+        table = process_table()
+        known = {pid for root in {*known, process.pid} for pid in family_of(root, table)}
+        for pid in known:
+            _kill(pid)
+        process.poll()  # reaps it, so that its own entry goes
+        if not known:
+            break
+        time.sleep(POLL_S)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

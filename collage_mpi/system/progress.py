@@ -1,0 +1,385 @@
+"""How far the job is: status lines from rank 0, a bar or plain lines for the reader.
+
+Owns: the status line's format, its writer (rank 0) and its readers (launch).
+Does not know: what is counted, MPI, the launcher.
+
+Under MPICH no rank has a terminal, so rank 0 cannot draw. Under `collage-mpi launch` it
+writes `@status:WORD {json}` lines to stderr, which launch takes out of the stream and draws;
+by hand under mpiexec it writes a plain line every few seconds. The word is the launch's own: what
+ranks print besides, a file's name in a warning, is no status, whatever it looks like.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from collage_mpi.system.environment import status_word
+from collage_mpi.system.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+MACHINE_EVERY_S = 0.25  # what a bar needs to look alive
+PLAIN_EVERY_S = 5.0  # what a batch log can bear
+
+
+class StatusReporter:
+    """Rank 0's side: call `update` as often as you like, it writes now and then.
+
+    Args:
+        total: how many are to be done, or None if not known.
+        phase: what is running, e.g. "none", "collage", "train".
+        stream: where lines go.
+        clock: monotonic seconds.
+        every_s: least seconds between lines that a log shows.
+        word: what marks status lines; "" for plain lines; None to look at the environment.
+        unit: what is counted, for the plain line.
+        passing: a wait rather than work: no line is left of it when it is over.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        phase: str,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        every_s: float = PLAIN_EVERY_S,
+        word: str | None = None,
+        unit: str = "images",
+        passing: bool = False,
+    ) -> None:
+        self._total, self._phase, self._unit = total, phase, unit
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._word = status_word() if word is None else word
+        # Launch is told often enough for a bar to look alive, and how often a log is to have it.
+        self._every_s = min(MACHINE_EVERY_S, every_s) if self._word else every_s
+        self._passing = passing
+        self._more: dict[str, Any] = {"every_s": every_s} if self._word else {}
+        if passing:
+            self._more["passing"] = True
+        self._start_s = clock()
+        # The bar appears at once; a plain line only after the first interval.
+        self._next_s = self._start_s + (0.0 if self._word else self._every_s)
+        self._last: tuple[int, dict[str, Any]] = (0, {})
+        self._written: tuple[int, dict[str, Any]] | None = None
+        self._ended = False
+
+    def update(self, done: int, **fields: Any) -> None:
+        """Say that `done` are done. Costs under 1 us when no line is due.
+
+        The first call that reaches the total writes a line at once, due or not.
+        """
+        self._last = (done, fields)
+        now_s = self._clock()
+        if done == self._total and not self._ended:
+            self._write(now_s, end=True)
+        elif now_s >= self._next_s:
+            self._write(now_s)
+
+    def close(self) -> None:
+        """Write the last state, if no line has said it yet."""
+        if self._written != self._last or not self._ended:
+            self._write(self._clock(), end=True)
+
+    def _write(self, now_s: float, end: bool = False) -> None:
+        self._next_s = now_s + self._every_s
+        self._ended |= end
+        self._written = self._last
+        if end and self._passing and not self._word:
+            return
+        done, fields = self._last
+        elapsed_s = max(now_s - self._start_s, 1e-9)
+        status = {
+            "phase": self._phase,
+            "done": done,
+            "total": self._total,
+            "unit": self._unit,
+            **({} if self._passing else {f"{self._unit}_s": round(done / elapsed_s, 2)}),
+            **fields,
+            **self._more,
+            **({"end": True} if end else {}),
+        }
+        line = status_line(status, self._word) if self._word else plain_line(status)
+        try:
+            self._stream.write(line + "\n")  # one write: lines of other ranks cannot cut it
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._next_s = float("inf")  # the reader has gone; the job goes on
+
+
+def mark_of(word: str) -> str:
+    """What status lines of a launch begin with."""
+    return f"@status:{word} "
+
+
+def status_line(status: dict[str, Any], word: str) -> str:
+    """The machine-readable form, without a newline."""
+    return mark_of(word) + json.dumps(status, separators=(",", ":"), default=float)
+
+
+def report_there(rank: int, stream: TextIO | None = None) -> None:
+    """Tell launch that this rank begins to start MPI. The one word of a rank other than 0."""
+    _report({"there": rank}, stream)
+
+
+def report_up(stream: TextIO | None = None) -> None:
+    """Tell launch that MPI has started: every rank is there."""
+    _report({"up": True}, stream)
+
+
+def report_exit(code: int, stream: TextIO | None = None) -> None:
+    """Tell launch the exit code that rank 0 means, just before it leaves with it.
+
+    Launchers mix the codes of several ranks, and some say 0 for a job whose rank 0 was
+    killed. Does nothing when no launcher of ours is listening.
+    """
+    _report({"exit": int(code)}, stream)
+
+
+def _report(status: dict[str, Any], stream: TextIO | None) -> None:
+    """In one piece: `print` writes the newline apart where Python does not buffer."""
+    word = status_word()
+    if word is not None:
+        stream = stream or sys.stderr
+        stream.write(f"{status_line(status, word)}\n")
+        stream.flush()
+
+
+def split_statuses(line: str, word: str | None) -> tuple[str, list[dict[str, Any]]]:
+    """Take the statuses out of a line: (the rest of the line, the statuses in order).
+
+    Output of other ranks may stand before a mark and after a status on the same line, other
+    statuses too; it is kept. A damaged status is output like any other.
+    """
+    if not word:
+        return line, []
+    mark, rest, statuses = mark_of(word), "", []
+    while mark in line:
+        before, _, text = line.partition(mark)
+        try:
+            status, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError):
+            status, end = None, 0
+        if isinstance(status, dict):
+            rest, line = rest + before, text[end:]
+            statuses.append(status)
+        else:
+            rest, line = rest + before + mark, text
+    return rest + line, statuses
+
+
+def plain_line(status: dict[str, Any]) -> str:
+    """One line for a log: `collage: 120 of 1800 images (6.7 %), 52.1 images/s, ...`."""
+    unit = str(status.get("unit", "images"))
+    done, total = status.get("done", 0), status.get("total")
+    text = f"{status.get('phase', 'running')}: {done}"
+    if total:
+        text += f" of {total} {unit} ({100 * done / total:.1f} %)"
+    else:
+        text += f" {unit}"
+    return printable(", ".join([text, *_notes(status, unit)]))
+
+
+def _notes(status: dict[str, Any], unit: str) -> list[str]:
+    notes = []
+    for key, value in status.items():
+        if key in ("phase", "done", "total", "unit", "end", "every_s", "passing"):
+            continue
+        shown = f"{value:.3g}" if isinstance(value, float) and key != f"{unit}_s" else value
+        notes.append(
+            f"{value:.1f} {unit}/s" if key == f"{unit}_s" else f"{key.replace('_', ' ')} {shown}"
+        )
+    left = _left(status, unit)
+    return [*notes, f"{left} left"] if left else notes
+
+
+def _left(status: dict[str, Any], unit: str) -> str | None:
+    """The time that is left at the pace so far; None where nothing tells it."""
+    done, total, pace = status.get("done", 0), status.get("total"), status.get(f"{unit}_s")
+    if not total or not pace or not 0 < done < total:
+        return None
+    return minutes((total - done) / pace)
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people: "45 s", "12 min", "3.1 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Display(Protocol):
+    """Shows statuses to a person."""
+
+    def show(self, status: dict[str, Any]) -> None:
+        """Show a status; cheap enough for every one that arrives."""
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+    def clear(self) -> None:
+        """Take away what is drawn, because other output comes now."""
+
+    def close(self) -> None:
+        """Show the last status, and end."""
+
+
+class LineDisplay:
+    """A plain line as often as the status says, and always the last one of a phase of work."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._last_s = clock()  # when a line was written
+        self._waiting: dict[str, Any] | None = None
+
+    def show(self, status: dict[str, Any]) -> None:
+        if self._waiting and self._waiting.get("phase") != status.get("phase"):
+            self._leave()
+        self._waiting = status
+        if status.get("end"):
+            self._leave()
+        self.tick()
+
+    def tick(self) -> None:
+        if self._waiting is None:
+            return
+        if self._clock() >= self._last_s + self._waiting.get("every_s", PLAIN_EVERY_S):
+            self._write()
+
+    def clear(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """A phase is over: its last line, unless it was only a wait."""
+        if self._waiting and not self._waiting.get("passing"):
+            self._write()
+        self._waiting = None
+
+    def _write(self) -> None:
+        assert self._waiting is not None
+        self._last_s = self._clock()
+        print(plain_line(self._waiting), file=self._stream, flush=True)
+        self._waiting = None
+
+
+class BarDisplay:
+    """A progress bar on a terminal; erased whenever other output comes, drawn again after."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._last: dict[str, Any] | None = None
+
+    def show(self, status: dict[str, Any]) -> None:
+        if self._last and self._last.get("phase") != status.get("phase"):
+            self._leave_line()
+        self._last = status
+        if status.get("end"):  # its line must come before what the ranks print next
+            self._leave_line()
+            return
+        total = status.get("total")
+        shown = {
+            "description": printable(str(status.get("phase", "running"))),
+            "completed": status.get("done", 0),
+            "total": total,
+            "percent": f"{100 * status.get('done', 0) / total:.0f} %" if total else "",
+            "notes": ", ".join(_notes(status, str(status.get("unit", "images")))),
+        }
+        if self._progress is None or self._task is None:
+            self._progress = self._new_bar()
+            self._task = self._progress.add_task(**shown)
+            self._progress.start()
+        else:
+            self._progress.update(self._task, **shown)
+
+    def tick(self) -> None:
+        if self._progress is None and self._last is not None:
+            self.show(self._last)  # other output had come
+
+    def clear(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def close(self) -> None:
+        self._leave_line()
+
+    def _leave_line(self) -> None:
+        """Replace the bar by one line that stays, unless it was only of a wait."""
+        self.clear()
+        if self._last is not None and not self._last.get("passing"):
+            print(plain_line(self._last), file=self._stream, flush=True)
+        self._last = None
+
+    def _new_bar(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[percent]}"),
+            TextColumn("{task.fields[notes]}", markup=False),
+            console=Console(file=self._stream),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+
+def display_for(stream: TextIO) -> Display:
+    """A bar if `stream` is a terminal, else plain lines."""
+    return BarDisplay(stream) if stream.isatty() else LineDisplay(stream)
+
+
+@contextmanager
+def advancing(
+    total: int,
+    phase: str,
+    every_s: float = PLAIN_EVERY_S,
+    unit: str = "images",
+    *,
+    bar: bool = True,
+) -> Iterator[Callable[[int], None]]:
+    """Shows a count on stderr: a bar on a terminal, a line every few seconds elsewhere.
+
+    Args:
+        bar: False where the thread that draws a bar would disturb what is timed.
+
+    Yields:
+        A function to call with how many more are done; it does nothing where total is 0.
+    """
+    if total == 0:
+        yield lambda more: None
+        return
+    done, lines = 0, not (bar and sys.stderr.isatty())
+    display = BarDisplay(sys.stderr)
+    reporter = StatusReporter(total, phase, every_s=every_s, unit=unit)
+    started_s = time.monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if lines:
+            reporter.update(done)
+        else:
+            rate = done / max(time.monotonic() - started_s, 1e-9)
+            display.show(
+                {"phase": phase, "done": done, "total": total, "unit": unit, f"{unit}_s": rate}
+            )
+
+    try:
+        yield advance
+    finally:
+        display.clear()

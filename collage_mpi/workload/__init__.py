@@ -1,0 +1,1 @@
+"""When images come and how long ranks take: models of both."""

@@ -1,0 +1,204 @@
+"""When images come: as groups end (closed loop), or at times of their own (open loop).
+
+Owns: which images may enter now, from when each one's latency counts (C3), the times of
+an open loop: Poisson, or from a file.
+Does not know: where images come from, groups, clocks, MPI.
+
+Open loop: an image's latency counts from its *intended* arrival, whatever kept rank 0 from
+it, else a system that cannot keep up would look fast (coordinated omission). What is not
+let in yet waits as a time, without pixels: memory is bounded by the window, and a queue that
+grows, grows in time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.system.regular_file import require_regular
+from collage_mpi.workload.trace import load_numbers
+
+ARRIVALS = ("closed", "poisson", "file")
+LARGEST_S = 1e9
+
+
+class Entry(NamedTuple):
+    """An image that enters: its t0, and since when it could have been read."""
+
+    t0_ns: int
+    asked_ns: int
+
+
+class Arrivals(Protocol):
+    """Decides which images may enter. Times are the driver's clock."""
+
+    def start(self, now_ns: int) -> None:
+        """The job begins."""
+        ...
+
+    def admit(self, now_ns: int, images: int) -> None:
+        """The scheduler takes so many more."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any image might enter now or by time alone."""
+        ...
+
+    def due(self, now_ns: int) -> int:
+        """How many of the next images may enter now, at once."""
+        ...
+
+    def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
+        """The next images enter: at most as many as are due."""
+        ...
+
+    def next_ns(self, now_ns: int) -> int | None:
+        """When the next one is due by time alone; None if one is, or that needs more."""
+        ...
+
+
+class ClosedLoop:
+    """Images enter when the scheduler asks for them: t0 is then, one for all it asked for."""
+
+    def __init__(self) -> None:
+        self._wanted: deque[tuple[int, int]] = deque()  # (t0_ns, images)
+
+    def start(self, now_ns: int) -> None:
+        """Nothing to remember."""
+
+    def admit(self, now_ns: int, images: int) -> None:
+        """Before they are read (C3)."""
+        self._wanted.append((now_ns, images))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any was asked for and has not come."""
+        return bool(self._wanted)
+
+    def due(self, now_ns: int) -> int:
+        """Those of the oldest request."""
+        return self._wanted[0][1] if self._wanted else 0
+
+    def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
+        """They answer the oldest request."""
+        t0_ns, wanted = self._wanted.popleft()
+        if wanted > images:
+            self._wanted.appendleft((t0_ns, wanted - images))
+        return iter([Entry(t0_ns, t0_ns)] * images)
+
+    def next_ns(self, now_ns: int) -> int | None:
+        """Never by time alone."""
+        return None
+
+
+class OpenLoop:
+    """Images enter at their times, at most a window of them in the job.
+
+    Args:
+        times_ns: (n,) int64, non-decreasing, since the start.
+    """
+
+    def __init__(self, times_ns: np.ndarray) -> None:
+        self._times_ns = times_ns
+        self._start_ns = 0
+        self._entered = 0
+        self._room = 0  # images that the scheduler takes now
+        self._asked_ns: int | None = None  # since when the next one could have been read
+
+    def start(self, now_ns: int) -> None:
+        """The times count from here."""
+        self._start_ns = now_ns
+
+    def admit(self, now_ns: int, images: int) -> None:
+        """Room in the window."""
+        self._room += images
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is room."""
+        return self._room > 0
+
+    def due(self, now_ns: int) -> int:
+        """Those whose time has come and for which there is room."""
+        ahead = self._times_ns[self._entered : self._entered + self._room]
+        count = int(np.searchsorted(ahead, now_ns - self._start_ns, side="right"))
+        if count and self._asked_ns is None:
+            self._asked_ns = now_ns
+        return count
+
+    def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
+        """Each with its own intended arrival."""
+        asked_ns = now_ns if self._asked_ns is None else self._asked_ns
+        times_ns = self._times_ns[self._entered : self._entered + images].tolist()
+        self._entered += images
+        self._room -= images
+        self._asked_ns = None
+        return (Entry(self._start_ns + at_ns, asked_ns) for at_ns in times_ns)
+
+    def next_ns(self, now_ns: int) -> int | None:
+        """The next intended arrival, if it is to come and there is room for it."""
+        if self._room == 0 or self._entered == len(self._times_ns):
+            return None
+        at_ns = self._start_ns + int(self._times_ns[self._entered])
+        return at_ns if at_ns > now_ns else None
+
+
+def poisson_times_ns(rate: float, seed: int, images: int) -> np.ndarray:
+    """(images,) int64: a Poisson process of `rate` a second; a prefix for fewer images."""
+    gaps_s = np.random.default_rng(seed).exponential(1 / rate, images)
+    return np.round(np.cumsum(gaps_s) * 1e9).astype(np.int64)
+
+
+def load_times_ns(path: str, images: int) -> np.ndarray:
+    """Intended arrivals from a file: seconds since the start, .npy or a number a line.
+
+    Returns:
+        (images,) int64 ns: the first ones of the file.
+
+    Raises:
+        EnvironmentFault: it cannot be read.
+        DataFault: no numbers, decreasing, negative, or fewer than `images`.
+    """
+    times_s = load_numbers(path, "arrival file") if path.endswith(".npy") else _text(path)
+    if times_s.ndim != 1:
+        raise DataFault(f"arrival file {path} has shape {times_s.shape}; needed is (images,)")
+    bad = ~((times_s >= 0) & (times_s <= LARGEST_S))
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise DataFault(
+            f"arrival file {path}, time {first} is {times_s[first]}; they are seconds since the "
+            "start, 0 or more"
+        )
+    falls = np.flatnonzero(np.diff(times_s) < 0)
+    if len(falls):
+        i = int(falls[0])
+        raise DataFault(
+            f"arrival file {path}: time {i + 1} ({times_s[i + 1]:g} s) is before time {i} "
+            f"({times_s[i]:g} s); sort them"
+        )
+    if len(times_s) < images:
+        raise DataFault(
+            f"arrival file {path} has {len(times_s):,} times for {images:,} images: say --limit "
+            f"{len(times_s)}, or name a longer file"
+        )
+    return np.round(times_s[:images] * 1e9).astype(np.int64)
+
+
+def _text(path: str) -> np.ndarray:
+    try:
+        require_regular(path)
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        words = [line.partition("#")[0].strip() for line in lines]
+        return np.array([float(word) for word in words if word])
+    except OSError as error:
+        raise EnvironmentFault(
+            f"arrival file {path} cannot be read: {error.strerror or error}"
+        ) from error
+    except ValueError as error:
+        raise DataFault(f"arrival file {path} is no list of numbers: {error}") from error
