@@ -21,7 +21,7 @@ from collage_mpi.errors import CollageError, ExitCode, fault_of
 from collage_mpi.system.environment import telling_rank
 from collage_mpi.system.hard_exit import leave_if_armed
 from collage_mpi.system.printable import printable
-from collage_mpi.system.safe_stream import Outlet, abandon
+from collage_mpi.system.safe_stream import SafeStream, abandon
 
 # name -> (module below collage_mpi.commands, line in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: TextIO | None = None) -> None:  # type: ignore[override]
         """Help and version, from one rank only too; a reader that has gone is no error."""
         if message and telling_rank() in (None, 0):
-            Outlet(sys.stderr if file is None else file).write(message)
+            SafeStream(sys.stderr if file is None else file).write(message)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """As argparse's, but what is not known is an error of the command that got it."""
@@ -145,13 +145,15 @@ def _main(argv: list[str]) -> int:
         tell(traceback.format_exc() + "This is a defect of collage-mpi: please report it.")
         return int(ExitCode.DEFECT)
     finally:
-        Outlet(sys.stdout).write("")  # flushed here: at exit a failure would be a code of its own
+        SafeStream(sys.stdout).write(
+            ""
+        )  # flushed here: at exit a failure would be a code of its own
 
 
 def tell(message: str) -> None:
     """Print to stderr, from one rank only; see `printable`. A reader that has gone ends no job."""
     if telling_rank() in (None, 0):
-        Outlet(sys.stderr).write(printable(f"{message}\n"))
+        SafeStream(sys.stderr).write(printable(f"{message}\n"))
 
 
 def _let_rank_0_speak() -> None:

@@ -21,13 +21,13 @@ from collage_mpi.bench.report import VARIANTS, BenchSettings, Block, RoundMeter,
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode
-from collage_mpi.faults.coordinator_monitor import Lookout
+from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
 from collage_mpi.job.handshake import roll_call, welcomes
 from collage_mpi.job.network_loader import NetworkLoader
 from collage_mpi.job.plan import Plan, make_plan
 from collage_mpi.job.session import build_coordinator, build_encoder, make_manifest
 from collage_mpi.job.worker import Worker
-from collage_mpi.job.worker_group import Crew
+from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, library_version
 from collage_mpi.results import RunWriter, read_results
 from collage_mpi.scheduler.events import COMPLETE
@@ -209,7 +209,7 @@ class JobBlock:
         if name == "job-carry":
             plan = replace(plan, settings=replace(plan.settings, between="carry", accept="first"))
         encoder = build_encoder(plan)
-        crew = Crew(CoordinatorTransport(self.world.job_comm, self.world.mpi))
+        crew = WorkerGroup(CoordinatorTransport(self.world.job_comm, self.world.mpi))
         try:
             profile = self.world.profile if name == "job-memory" else None
             if name == "job-memory":
@@ -228,7 +228,12 @@ class JobBlock:
         return meter.block(measured["encode_ns"])
 
     def _run(
-        self, plan: Plan, crew: Crew, encoder: AnyEncoder, reader: Reader, profile: Profile | None
+        self,
+        plan: Plan,
+        crew: WorkerGroup,
+        encoder: AnyEncoder,
+        reader: Reader,
+        profile: Profile | None,
     ) -> RoundMeter:
         crew.greet()
         hellos = crew.welcome(welcomes(plan, encoder))
@@ -259,7 +264,7 @@ def serve(world: World) -> None:
         world.meet()
         if name.startswith("job"):
             transport = WorkerTransport(world.job_comm, world.mpi)
-            lookout = Lookout(world.rank, lambda: leave(ExitCode.INCOMPLETE))
+            lookout = CoordinatorMonitor(world.rank, lambda: leave(ExitCode.INCOMPLETE))
             Worker(transport, loader, lookout=lookout).serve()
             transport.close()
         elif name == "blocking":

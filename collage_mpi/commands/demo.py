@@ -11,7 +11,7 @@ from collage_mpi.experiments.demo import GROUPS, RANKS, check_before, run_all, t
 from collage_mpi.system.environment import launcher_size
 
 if TYPE_CHECKING:
-    from collage_mpi.job.worker_group import Crew
+    from collage_mpi.job.worker_group import WorkerGroup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def execute(args: argparse.Namespace) -> int:
 def _as_ranks(args: argparse.Namespace) -> int:
     from collage_mpi.job.main import run_world
 
-    def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
+    def body(crew: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
         return run_all(Path(args.out), args.device, crew, stop_reason, args.groups)
 
     return run_world("demo", body)

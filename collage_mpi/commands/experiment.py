@@ -17,7 +17,7 @@ from collage_mpi.system.environment import allowed_cores, launcher_size
 
 if TYPE_CHECKING:
     from collage_mpi.experiments.spec import Experiment, Point
-    from collage_mpi.job.worker_group import Crew
+    from collage_mpi.job.worker_group import WorkerGroup
 
 _GOES_ON = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 
@@ -104,7 +104,7 @@ def _as_ranks(experiment: Experiment, points: Sequence[Point], out: Path) -> int
     if experiment.how != "run":
         raise UsageError(f"how = {experiment.how!r} needs no ranks: leave out the launcher")
 
-    def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
+    def body(crew: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
         return run_points(points, out, crew, stop_reason)
 
     return run_world("experiment", body)

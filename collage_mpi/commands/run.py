@@ -12,7 +12,7 @@ from collage_mpi.settings.files import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
-    from collage_mpi.job.worker_group import Crew
+    from collage_mpi.job.worker_group import WorkerGroup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace) -> int:
     settings = None if resume else RunSettings.from_mapping(given, source)
     from collage_mpi.job.main import run_world
 
-    def body(crew: Crew, stop_reason: Callable[[], str | None]) -> int:
+    def body(crew: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
         from collage_mpi.job.resume import resumed_settings
 
         found = settings or resumed_settings(given, source, crew.transport.size)
@@ -56,7 +56,7 @@ def execute(args: argparse.Namespace) -> int:
 
 def run_and_tell(
     settings: RunSettings,
-    crew: Crew,
+    crew: WorkerGroup,
     stop_reason: Callable[[], str | None],
     *,
     resume: bool = False,

@@ -23,7 +23,7 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
-    from collage_mpi.job.worker_group import Crew
+    from collage_mpi.job.worker_group import WorkerGroup
 
 RANKS = 11
 GROUPS = 82  # 80 beside the warm-up: enough for a p95 (72), far too few for a p99 (368)
@@ -83,7 +83,7 @@ def check_before(out: Path, groups: int) -> None:
 
 
 def run_all(
-    out: Path, device: str, crew: Crew, stop_reason: Callable[[], str | None], groups: int
+    out: Path, device: str, crew: WorkerGroup, stop_reason: Callable[[], str | None], groups: int
 ) -> int:
     """On rank 0: every case with every scheme, one after the other on the same ranks."""
     from collage_mpi.job.session import run_session

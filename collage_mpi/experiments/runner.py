@@ -34,7 +34,7 @@ from collage_mpi.simulation.costs import Costs, read_costs
 from collage_mpi.simulation.runs import Job, check_job, read_summary, run_jobs, simulated_inputs
 
 if TYPE_CHECKING:
-    from collage_mpi.job.worker_group import Crew
+    from collage_mpi.job.worker_group import WorkerGroup
 
 SEVERITY = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.DATA)
 # Settings that decide which files a plan opens and whether they fit together.
@@ -174,7 +174,7 @@ def check_plans(points: Sequence[Point], out: Path) -> None:
 
 
 def run_points(
-    points: Sequence[Point], out: Path, crew: Crew, stop_reason: Callable[[], str | None]
+    points: Sequence[Point], out: Path, crew: WorkerGroup, stop_reason: Callable[[], str | None]
 ) -> int:
     """On rank 0: the points one after the other on the same ranks; the exit code of the worst.
 

@@ -21,7 +21,7 @@ from collage_mpi.faults.pidfd import ProcessId, ProcessWatch, this_process, watc
 from collage_mpi.faults.tcp_link import connect, ended
 
 
-class Lookout:
+class CoordinatorMonitor:
     """`meet` rank 0, `release` when it has said that the job is over.
 
     Args:

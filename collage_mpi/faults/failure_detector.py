@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from collage_mpi.cli import tell
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.faults.process_monitor import Ended
-from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, Suspicion, Vigil
+from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts, Suspicion
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
 
@@ -37,7 +37,7 @@ class Watches(Protocol):
     def kill(self, rank: int) -> bool: ...
 
 
-class Losses:
+class FailureDetector:
     """The worker ranks of a world, present and lost, over one or several sessions.
 
     Attributes:
@@ -49,7 +49,7 @@ class Losses:
         self, ranks: Iterable[int], now_ns: int, watches: Watches | None = None, name: str = "run"
     ) -> None:
         """`watches`: in a fault-tolerant world only; `name` of the command, for messages."""
-        self.vigil = Vigil(ranks, now_ns)
+        self.vigil = ReplyTimeouts(ranks, now_ns)
         self.keep_going = False
         self.leaving = False
         self._watches = watches

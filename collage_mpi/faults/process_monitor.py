@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from collage_mpi.faults.pidfd import ProcessId, ProcessWatch, watch_process
 from collage_mpi.faults.reply_timeout import SECOND_NS, Watch
-from collage_mpi.faults.tcp_link import Lifeline, ended
+from collage_mpi.faults.tcp_link import TcpLink, ended
 
 # In time that rank 0 watched: while it opens its shards, say, nobody has been let in.
 GREETING_LIMIT_NS = 10 * SECOND_NS  # a worker greets as soon as it is connected
@@ -41,7 +41,7 @@ class Ended(NamedTuple):
     why: str
 
 
-class RankWatches:
+class ProcessMonitor:
     """Give workers `offer`; they connect and say who they are; `look` now and then."""
 
     def __init__(
@@ -52,9 +52,9 @@ class RankWatches:
         interface: str | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`one_host`, `interface`: see `Lifeline`."""
+        """`one_host`, `interface`: see `TcpLink`."""
         _raise_descriptor_limit()
-        self._lifeline = Lifeline(size, one_host=one_host, interface=interface)
+        self._lifeline = TcpLink(size, one_host=one_host, interface=interface)
         self._size = size
         self._clock = clock
         self._awaited = set(range(1, size))  # neither connected nor given up

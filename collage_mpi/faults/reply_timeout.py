@@ -94,7 +94,7 @@ class _Member:
     suspected_ns: int | None = None  # likewise
 
 
-class Vigil:
+class ReplyTimeouts:
     """Told of every send and message; `overdue` says who has been silent for too long."""
 
     def __init__(

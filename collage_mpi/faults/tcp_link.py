@@ -28,7 +28,7 @@ FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # who connects
 _SIOCGIFADDR = 0x8915
 
 
-class Lifeline:
+class TcpLink:
     """Rank 0's listening socket.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from collage_mpi.job.image_buffer import Feed
+from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
@@ -108,7 +108,7 @@ class Coordinator:
         self,
         scheduler: Scheduler,
         transport: Transport,
-        feed: Feed,
+        feed: ImageBuffer,
         recorder: Recorder,
         ranks: Ranks,
         *,

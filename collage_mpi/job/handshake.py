@@ -18,7 +18,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import Ready
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.worker_group import Crew
+from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.models import is_own
 from collage_mpi.mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
@@ -36,8 +36,8 @@ PLAIN_LAUNCH = (
 )
 
 
-def muster(
-    plan: Plan, crew: Crew, encoder: AnyEncoder, interrupted: Callable[[], str | None]
+def handshake(
+    plan: Plan, crew: WorkerGroup, encoder: AnyEncoder, interrupted: Callable[[], str | None]
 ) -> dict[int, dict[str, Any]]:
     """Welcome all ranks and wait until they are ready; their hellos, by rank.
 
@@ -72,7 +72,7 @@ def muster(
 
 
 def roll_call(
-    plan: Plan, crew: Crew, hellos: Mapping[int, Mapping[str, Any]]
+    plan: Plan, crew: WorkerGroup, hellos: Mapping[int, Mapping[str, Any]]
 ) -> tuple[list[Ready], dict[int, str]]:
     """The ranks that are ready, and those of the plan that are lost, with the reason."""
     losses = crew.losses.vigil.losses
@@ -85,7 +85,7 @@ def roll_call(
     return ready, {rank: losses[rank].why for rank in workers if rank in losses}
 
 
-def _require_quorum(plan: Plan, crew: Crew) -> None:
+def _require_quorum(plan: Plan, crew: WorkerGroup) -> None:
     """At least one single rank, or one of each kind where the scheme uses no single ranks."""
     kinds = make_scheme(plan.settings.scheme_settings()).kinds
     for kind in {"single"} & kinds or kinds:
@@ -234,7 +234,7 @@ class ServiceCosts:
         )
 
 
-def service_costs(plan: Plan, crew: Crew) -> ServiceCosts:
+def service_costs(plan: Plan, crew: WorkerGroup) -> ServiceCosts:
     """Measure them. What the settings say wins; a null network has no costs of its own."""
     settings = plan.settings
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}

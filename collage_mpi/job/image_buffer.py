@@ -40,7 +40,7 @@ class Packed(NamedTuple):
     encodes_ns: tuple[int, ...]
 
 
-class Feed:
+class ImageBuffer:
     """Hands out images by id and packs what the scheduler wants sent."""
 
     def __init__(self, reader: Reader, encoder: AnyEncoder, session: int, clock: Clock) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 from collage_mpi.cli import tell
 from collage_mpi.errors import CollageError, ExitCode, fault_of
-from collage_mpi.faults.coordinator_monitor import Lookout
-from collage_mpi.faults.process_monitor import RankWatches
+from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
+from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.job.network_loader import NetworkLoader
 from collage_mpi.job.worker import Worker
-from collage_mpi.job.worker_group import Crew
+from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.transport import (
     CoordinatorTransport,
     RankFailure,
@@ -59,7 +59,7 @@ class StopFlag:
         return self._reason
 
 
-def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) -> int:
+def run_world(name: str, body: Callable[[WorkerGroup, Callable[[], str | None]], int]) -> int:
     """Run `body` on rank 0 with the other ranks at work; the exit code of every rank.
 
     Args:
@@ -88,14 +88,14 @@ def run_world(name: str, body: Callable[[Crew, Callable[[], str | None]], int]) 
     return guarded(comm, work, fault_tolerant=tolerant)
 
 
-def _crew(name: str, comm: Any, mpi: Any, tolerant: bool) -> Crew:
+def _crew(name: str, comm: Any, mpi: Any, tolerant: bool) -> WorkerGroup:
     """Rank 0's crew, told where rank 0 is."""
     report_up()
     size = comm.Get_size()
     here = local_size() == size
-    watches = RankWatches(size, one_host=here, interface=told_interface()) if tolerant else None
+    watches = ProcessMonitor(size, one_host=here, interface=told_interface()) if tolerant else None
     transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant)
-    crew = Crew(transport, watches=watches, name=name)
+    crew = WorkerGroup(transport, watches=watches, name=name)
     crew.greet()
     return crew
 
@@ -104,7 +104,7 @@ def _work(comm: Any, mpi: Any, tolerant: bool) -> int:
     """A worker's life. It does not outlive rank 0: MPI could not end without it."""
     transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant)
     loader = NetworkLoader(comm.Get_rank(), comm.Get_size())
-    lookout = Lookout(comm.Get_rank(), lambda: hard_exit.leave(ExitCode.INCOMPLETE))
+    lookout = CoordinatorMonitor(comm.Get_rank(), lambda: hard_exit.leave(ExitCode.INCOMPLETE))
     try:
         code = Worker(transport, loader, lookout=lookout).serve()
     except RankFailure:
@@ -115,8 +115,8 @@ def _work(comm: Any, mpi: Any, tolerant: bool) -> int:
 
 def _coordinate(
     name: str,
-    crew: Crew,
-    body: Callable[[Crew, Callable[[], str | None]], int],
+    crew: WorkerGroup,
+    body: Callable[[WorkerGroup, Callable[[], str | None]], int],
     stop: StopFlag,
 ) -> int:
     try:
@@ -133,7 +133,7 @@ def _coordinate(
     return int(ExitCode(code))
 
 
-def _part(name: str, comm: Any, crew: Crew, code: int) -> None:
+def _part(name: str, comm: Any, crew: WorkerGroup, code: int) -> None:
     """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
     tolerant = crew.losses.fault_tolerant
     silent = crew.stop(code, SHORT_STOP_S) if tolerant else crew.stop(code)

@@ -24,18 +24,18 @@ from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job.coordinator import Coordinator
 from collage_mpi.job.handshake import (
     ServiceCosts,
-    muster,
+    handshake,
     refuse_other_networks,
     roll_call,
     service_costs,
 )
-from collage_mpi.job.image_buffer import Feed, Reader
+from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals
 from collage_mpi.job.resume import has_run
-from collage_mpi.job.worker_group import Crew
+from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.results import RunWriter, input_digest
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
@@ -76,7 +76,7 @@ class Outcome:
 
 def run_session(
     settings: RunSettings,
-    crew: Crew,
+    crew: WorkerGroup,
     *,
     resume: bool = False,
     retry_errors: bool = False,
@@ -106,7 +106,7 @@ def run_session(
 
 def _run_plan(
     plan: Plan,
-    crew: Crew,
+    crew: WorkerGroup,
     resume: bool,
     retry_errors: bool,
     stop_reason: Callable[[], str | None],
@@ -137,7 +137,7 @@ def _run_plan(
         encoder = build_encoder(plan)
         # Opened first: the first images are read and shrunk while the ranks load.
         with ReadAhead(plan.shards, order, cells=cell_maker(plan, encoder)) as reader:
-            hellos = muster(plan, crew, encoder, stop_reason)
+            hellos = handshake(plan, crew, encoder, stop_reason)
             refuse_other_networks(plan, hellos, held(known))
             costs = service_costs(plan, crew).as_known(known)
             writer.note(
@@ -295,7 +295,7 @@ def _straggling(settings: RunSettings) -> str:
 
 def build_coordinator(
     plan: Plan,
-    crew: Crew,
+    crew: WorkerGroup,
     writer: RunWriter,
     encoder: AnyEncoder,
     reader: Reader,
@@ -328,7 +328,7 @@ def build_coordinator(
     return Coordinator(
         scheduler,
         crew.transport,
-        Feed(reader, encoder, crew.session, clock),
+        ImageBuffer(reader, encoder, crew.session, clock),
         recorder,
         crew.losses,
         session=crew.session,

@@ -68,7 +68,7 @@ Outcome = tuple[Cells, np.ndarray | None]  # and the vectors, where the scheme n
 Loader = Callable[[str, str, dict[str, Any]], Predictor]
 
 
-class Lookout(Protocol):
+class CoordinatorMonitor(Protocol):
     """What watches rank 0."""
 
     def meet(self, content: Mapping[str, Any]) -> None: ...
@@ -135,7 +135,7 @@ class Worker:
         endpoint: Endpoint,
         load: Loader,
         *,
-        lookout: Lookout,
+        lookout: CoordinatorMonitor,
         clock: Callable[[], int] = time.monotonic_ns,
         cpu_clock: Callable[[], int] = time.process_time_ns,
         backoff: Backoff | None = None,

@@ -18,7 +18,7 @@ from collage_mpi.errors import (
     ExitCode,
     UsageError,
 )
-from collage_mpi.faults.failure_detector import Losses, Watches
+from collage_mpi.faults.failure_detector import FailureDetector, Watches
 from collage_mpi.faults.pidfd import this_process
 from collage_mpi.job.cost_ratio import Measured, Ratio, ratio_of
 from collage_mpi.mpi import protocol as wire
@@ -40,7 +40,7 @@ OWED = {"here": "sign of life", "measured": "service time of its network"}
 _FAULTS = {error.exit_code: error for error in (UsageError, EnvironmentFault, DataFault)}
 
 
-class Crew:
+class WorkerGroup:
     """All worker ranks of the world, over one or several sessions."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Crew:
         """`clock` in seconds; `watches` in a fault-tolerant world; `name` of the command."""
         self.transport = transport
         self.session = 0
-        self.losses = Losses(self.ranks, _ns(clock()), watches, name)
+        self.losses = FailureDetector(self.ranks, _ns(clock()), watches, name)
         self._clock = clock
         self._backoff = backoff or Backoff(COORDINATOR_BACKOFF)
         self._stopped = False

@@ -30,7 +30,7 @@ from collage_mpi.launch.startup import SIGNAL_NAMES, Start
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.process_tree import end_family, guarded
 from collage_mpi.system.progress import Display, display_for, split_statuses
-from collage_mpi.system.safe_stream import Outlet
+from collage_mpi.system.safe_stream import SafeStream
 
 POLL_S = 0.1
 DRAIN_S = 1.0  # output that comes after the launcher has ended
@@ -124,8 +124,8 @@ class Job:
         self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
         self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
         # A log's full disk, or a reader that has gone, is no reason to end a job.
-        self._out = cast(TextIO, Outlet(out or sys.stdout))
-        self._err = cast(TextIO, Outlet(err or sys.stderr))
+        self._out = cast(TextIO, SafeStream(out or sys.stdout))
+        self._err = cast(TextIO, SafeStream(err or sys.stderr))
         self._display: Display = display_for(self._err)
         self._listens, self._startup = (
             start_limit_s is not None,

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, Suspicion, Vigil
+from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts, Suspicion
 from collage_mpi.job.recorder import Recorder, Writer
 from collage_mpi.job.session import scheduler_settings
 from collage_mpi.mpi.protocol import ANSWERED, SKIPPED, WireResult
@@ -193,7 +193,7 @@ class Simulation:
         else:
             self._handle(ev.TimerFired(self._begin(at_ns), timer))
 
-    def _scan(self, at_ns: int, vigil: Vigil) -> None:
+    def _scan(self, at_ns: int, vigil: ReplyTimeouts) -> None:
         """Silent ranks, and those that are to be counted as lost."""
         now_ns = self._begin(at_ns)
         for sign in vigil.overdue(now_ns):
@@ -315,7 +315,7 @@ class Simulation:
         return service_ns(self._delays, rank, keys, at_ns, factor)
 
 
-def make_vigil(settings: RunSettings, ranks: Iterable[int]) -> Vigil:
+def make_vigil(settings: RunSettings, ranks: Iterable[int]) -> ReplyTimeouts:
     """Who listens for silent ranks, from time 0."""
     patience_s = settings.reply_timeout_s
-    return Vigil(ranks, 0, None if patience_s is None else round(patience_s * 1e9))
+    return ReplyTimeouts(ranks, 0, None if patience_s is None else round(patience_s * 1e9))

@@ -10,7 +10,7 @@ import os
 from typing import Any, TextIO
 
 
-class Outlet:
+class SafeStream:
     """Writes through to a stream until that fails; from then on to nowhere.
 
     Args:

@@ -24,10 +24,10 @@ from fakes import (
 
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.faults.failure_detector import Losses
+from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.job.coordinator import Coordinator, Ready
-from collage_mpi.job.image_buffer import Feed
+from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireResult, WireTask
@@ -96,7 +96,7 @@ class Job:
         self.start_ns = self.clock.now_ns
         self.cluster = Cluster(self.clock, side=side, **(cluster or {}))
         self.writer = ListWriter()
-        self.feed = Feed(
+        self.feed = ImageBuffer(
             ListReader(list(self.records), self.clock, every_ns, reads),
             Encoder(Grid(side, SHAPE[0]), SHAPE),
             SESSION,
@@ -117,7 +117,9 @@ class Job:
             ),
         )
         self.deaths = Deaths(self.clock, deaths or {})
-        self.losses = Losses(range(1, singles + collages + 1), self.clock.now_ns, self.deaths)
+        self.losses = FailureDetector(
+            range(1, singles + collages + 1), self.clock.now_ns, self.deaths
+        )
         self.losses.keep_going = True
         self.credit = credit
         kinds = ["single"] * singles + ["collage"] * collages

@@ -10,7 +10,7 @@ from fakes import Clock
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.faults.process_monitor import Ended
-from collage_mpi.job.worker_group import Crew
+from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
@@ -58,9 +58,9 @@ class Workers:
         self.closed = True
 
 
-def crew_of(transport: Workers) -> Crew:
+def crew_of(transport: Workers) -> WorkerGroup:
     clock = Clock(tick_ns=1000)
-    return Crew(transport, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
+    return WorkerGroup(transport, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
 
 
 def polite(rank: int, content: dict[str, Any]) -> dict[str, Any] | None:
@@ -145,7 +145,7 @@ def test_stop_names_the_ranks_that_do_not_end():
 def test_a_rank_that_was_silent_already_has_had_its_time():
     workers = Workers(4, lambda rank, content: polite(rank, content) if rank != 2 else None)
     clock = Clock(tick_ns=1000)
-    crew = Crew(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
+    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
     crew.losses.sent(2, clock())
     while not crew.losses.vigil.silent:
         clock.sleep(0.1)
@@ -202,11 +202,11 @@ class NoWatches:
         return False
 
 
-def hardy(transport: Workers) -> tuple[Crew, NoWatches]:
+def hardy(transport: Workers) -> tuple[WorkerGroup, NoWatches]:
     """A crew that goes on without lost ranks."""
     clock, watches = Clock(tick_ns=1000), NoWatches()
     backoff = Backoff(COORDINATOR_BACKOFF, clock.sleep)
-    crew = Crew(transport, lambda: clock() / 1e9, backoff, watches)
+    crew = WorkerGroup(transport, lambda: clock() / 1e9, backoff, watches)
     crew.losses.keep_going = True
     crew.session = 1  # whoever is there has said so
     return crew, watches
@@ -269,7 +269,7 @@ def test_a_start_that_was_suspended_has_not_used_up_its_time():
             for rank in (1, 2):
                 workers.push(rank, 1, {"what": "hello"})
 
-    crew = Crew(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, sleep))
+    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, sleep))
     assert crew.welcome(contents(3), limit_s=5.0).keys() == {1, 2}
 
 
@@ -317,7 +317,7 @@ def test_slow_networks_are_measured_in_fewer_rounds():
         return polite(rank, content)
 
     workers = Workers(3, answer)
-    crew = Crew(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
+    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
     crew.welcome(contents(3))
     assert crew.service_times({"single": [1], "collage": [2]}, "networks")[1] == (1, 1, 1)
     assert [c["what"] for _, c in workers.told].count("measure") == 2

@@ -9,7 +9,7 @@ from fakes import Clock, ListReader
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import ENCODERS, make_stripe_encoder
-from collage_mpi.job.image_buffer import Feed
+from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.mpi.protocol import unpack_tasks
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
@@ -35,7 +35,7 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
         for i, image in enumerate(images)
     ]
     clock, encoder = Clock(tick_ns=7), CountingEncoder(Grid(2, 3), SHAPE)
-    feed = Feed(ListReader(records, clock), encoder, 5, clock)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock)
     assert [image for image, _ in feed.admit(4)] == [0, 1, 2, 3]
     for rank in (1, 2):
         send = Send(rank, rank, "collage", ((0, 0), (3, 2)), 0, 0)
@@ -59,7 +59,7 @@ def test_a_stripe_is_made_of_its_images_wherever_it_is_in_the_group(name: str) -
     images = np.random.default_rng(0).integers(1, 256, (4, *SHAPE), dtype=np.uint8)
     records = [ImageRecord(i, 0, i, image, None) for i, image in enumerate(images)]
     clock, encoder = Clock(tick_ns=7), make_stripe_encoder(name, 3, SHAPE)
-    feed = Feed(ListReader(records, clock), encoder, 5, clock)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock)
     feed.admit(4)
     send = Send(1, 1, "parity", ((1, 3), (3, 5)), 0, 0)  # the second stripe, its middle left out
     packed = feed.pack([send], lambda nbytes: np.full(nbytes + 9, 99, np.uint8))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from collage_mpi.faults.failure_detector import LOOK_EVERY_NS, Losses, RankGone
+from collage_mpi.faults.failure_detector import LOOK_EVERY_NS, FailureDetector, RankGone
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.reply_timeout import (
     LEAST_REPLY_NS,
     SCAN_EVERY_NS,
     SECOND_NS,
     Overdue,
+    ReplyTimeouts,
     Suspicion,
-    Vigil,
 )
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
@@ -41,21 +41,23 @@ class FakeWatches:
         return rank in self.here
 
 
-def losses_of(watches=None, keep_going=True, kinds=("single", "single", "collage")) -> Losses:
-    found = Losses(range(1, len(kinds) + 1), 0, watches)
+def losses_of(
+    watches=None, keep_going=True, kinds=("single", "single", "collage")
+) -> FailureDetector:
+    found = FailureDetector(range(1, len(kinds) + 1), 0, watches)
     found.keep_going = keep_going
     found.begin({rank: [kind] for rank, kind in enumerate(kinds, start=1)})
     found.vigil.reply_timeout_ns = S
     return found
 
 
-def watched(vigil: Vigil, from_ns: int, to_ns: int) -> list[Suspicion | Overdue]:
+def watched(vigil: ReplyTimeouts, from_ns: int, to_ns: int) -> list[Suspicion | Overdue]:
     """What a rank 0 finds that looks all the time, the last time at `to_ns`."""
     looks = range(from_ns, to_ns, SCAN_EVERY_NS // 2)
     return [sign for now_ns in (*looks, to_ns) for sign in vigil.overdue(now_ns)]
 
 
-def looked(losses: Losses, from_ns: int, to_ns: int) -> list[RankSuspected | RankLost]:
+def looked(losses: FailureDetector, from_ns: int, to_ns: int) -> list[RankSuspected | RankLost]:
     looks = range(from_ns, to_ns, SCAN_EVERY_NS // 2)
     return [sign for now_ns in (*looks, to_ns) for sign in losses.look(now_ns)]
 
@@ -64,7 +66,7 @@ def looked(losses: Losses, from_ns: int, to_ns: int) -> list[RankSuspected | Ran
 
 
 def test_a_rank_that_owes_nothing_is_never_silent():
-    vigil = Vigil([1], 0, S)
+    vigil = ReplyTimeouts([1], 0, S)
     assert watched(vigil, 0, 100 * S) == []
     vigil.sent(1, 100 * S)
     vigil.heard(1, 101 * S, answers=1)
@@ -72,7 +74,7 @@ def test_a_rank_that_owes_nothing_is_never_silent():
 
 
 def test_silence_counts_from_the_first_debt_or_the_last_word():
-    vigil = Vigil([1], 0, S)
+    vigil = ReplyTimeouts([1], 0, S)
     assert watched(vigil, 0, 10 * S) == []
     vigil.sent(1, 10 * S)
     assert watched(vigil, 10 * S, 10 * S + S // 2) == []
@@ -86,7 +88,7 @@ def test_silence_counts_from_the_first_debt_or_the_last_word():
 
 
 def test_a_suspect_that_speaks_is_trusted_again():
-    vigil = Vigil([1], 0, S)
+    vigil = ReplyTimeouts([1], 0, S)
     vigil.sent(1, 0)
     assert watched(vigil, 0, S) == [Suspicion(1, "no answer for 1.0 s")]
     assert watched(vigil, S, 2 * S - 1) == []
@@ -98,7 +100,7 @@ def test_a_suspect_that_speaks_is_trusted_again():
 
 def test_the_time_that_rank_0_was_stopped_itself_is_no_silence():
     """A job that is suspended as a whole, for an hour: nobody is silent, nobody lost."""
-    vigil = Vigil([1, 2], 0, S)
+    vigil = ReplyTimeouts([1, 2], 0, S)
     vigil.sent(1, 0)
     vigil.sent(2, 0)
     assert watched(vigil, 0, S // 2) == []
@@ -111,7 +113,7 @@ def test_the_time_that_rank_0_was_stopped_itself_is_no_silence():
 
 def test_a_whole_timeout_lies_between_silence_and_loss():
     """Rank 0 sleeps while a rank is silent: it has all of its second chance after that."""
-    vigil = Vigil([1], 0, S)
+    vigil = ReplyTimeouts([1], 0, S)
     vigil.sent(1, 0)
     assert len(watched(vigil, 0, S)) == 1
     assert watched(vigil, 100 * S, 100 * S + S // 2) == []
@@ -119,14 +121,14 @@ def test_a_whole_timeout_lies_between_silence_and_loss():
 
 
 def test_a_rank_0_that_stalls_at_every_turn_still_notices():
-    vigil = Vigil([1], 0, S)
+    vigil = ReplyTimeouts([1], 0, S)
     vigil.sent(1, 0)
     found = [sign for now_s in range(1, 11) for sign in vigil.overdue(now_s * S)]
     assert list(map(type, found)) == [Suspicion, Overdue]
 
 
 def test_patience_grows_with_the_longest_service_time():
-    vigil = Vigil([1], 0)
+    vigil = ReplyTimeouts([1], 0)
     assert vigil.patience_ns == LEAST_REPLY_NS == 30 * S
     vigil.served(2 * S)
     assert vigil.patience_ns == 30 * S
@@ -136,7 +138,7 @@ def test_patience_grows_with_the_longest_service_time():
 
 
 def test_a_scan_is_not_made_at_every_turn():
-    vigil = Vigil([1], 0, S)
+    vigil = ReplyTimeouts([1], 0, S)
     vigil.sent(1, 0)
     for number in range(10):
         assert vigil.overdue(number * SCAN_EVERY_NS + SCAN_EVERY_NS // 2) == []
@@ -145,14 +147,14 @@ def test_a_scan_is_not_made_at_every_turn():
 
 
 def test_a_session_s_debts_end_with_it():
-    vigil = Vigil([1], 0, S)
+    vigil = ReplyTimeouts([1], 0, S)
     vigil.sent(1, 0)
     vigil.settle()
     assert watched(vigil, 0, 100 * S) == []
 
 
 def test_a_lost_rank_is_lost_once_and_for_good():
-    vigil = Vigil([1, 2], 0, S)
+    vigil = ReplyTimeouts([1, 2], 0, S)
     vigil.heard(1, 3 * S)
     loss = vigil.lose(1, "process", "why", 5 * S)
     assert loss is not None

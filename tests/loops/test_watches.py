@@ -20,10 +20,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from collage_mpi.faults import pidfd, tcp_link
-from collage_mpi.faults.coordinator_monitor import Lookout
+from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
 from collage_mpi.faults.pidfd import ProcessId, this_process, watch_process
-from collage_mpi.faults.process_monitor import STRANGERS, RankWatches
-from collage_mpi.faults.tcp_link import Lifeline
+from collage_mpi.faults.process_monitor import STRANGERS, ProcessMonitor
+from collage_mpi.faults.tcp_link import TcpLink
 from collage_mpi.system import hard_exit
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and epoll are Linux's")
@@ -93,7 +93,7 @@ def test_its_name_survives_a_message():
 
 @pytest.fixture
 def watches():
-    found = RankWatches(4, one_host=True)
+    found = ProcessMonitor(4, one_host=True)
     yield found
     found.close()
 
@@ -208,7 +208,7 @@ class Time:
 
 @pytest.fixture
 def slow_watches():
-    found = RankWatches(4, one_host=True, clock=Time())
+    found = ProcessMonitor(4, one_host=True, clock=Time())
     yield found
     found.close()
 
@@ -324,7 +324,7 @@ def test_on_several_hosts_the_port_is_open_on_the_device_that_was_told(monkeypat
     addresses = {"fab0": "10.1.2.3"}
     monkeypatch.setattr(tcp_link, "_address_of", addresses.get)
     monkeypatch.setattr(tcp_link.socket, "create_server", server)
-    offer = Lifeline(3, one_host=False, interface=told).offer()
+    offer = TcpLink(3, one_host=False, interface=told).offer()
     assert asked == [bound]
     assert (offer["addresses"] == [bound]) == (bound != "0.0.0.0")
 
@@ -346,9 +346,9 @@ def test_a_job_on_one_host_opens_no_port_to_others(watches):
 # ---- a worker's side ------------------------------------------------------------
 
 
-def lookout_over(content) -> tuple[Lookout, threading.Event]:
+def lookout_over(content) -> tuple[CoordinatorMonitor, threading.Event]:
     gone = threading.Event()
-    lookout = Lookout(1, gone.set)
+    lookout = CoordinatorMonitor(1, gone.set)
     lookout.meet({"host": "node0", "process": None, "lifeline": None, **content})
     return lookout, gone
 

@@ -204,7 +204,7 @@ def note(what, rank, layer):
 
 
 def note_losses():
-    plain, look = failure_detector.Losses._lose, failure_detector.Losses.look
+    plain, look = failure_detector.FailureDetector._lose, failure_detector.FailureDetector.look
 
     def noting(self, ended, now_ns):
         known = plain(self, ended, now_ns)
@@ -219,15 +219,15 @@ def note_losses():
                 note("silences", sign.rank, failure_detector.TIMEOUT)
         return signs
 
-    failure_detector.Losses._lose, failure_detector.Losses.look = noting, looking
+    failure_detector.FailureDetector._lose, failure_detector.FailureDetector.look = noting, looking
 
 
 def only_mpi():
-    process_monitor.RankWatches.look = lambda self: []
+    process_monitor.ProcessMonitor.look = lambda self: []
 
 
 def only_watches():
-    failure_detector.Losses.gone = lambda self, found: None
+    failure_detector.FailureDetector.gone = lambda self, found: None
 
 
 def apart():

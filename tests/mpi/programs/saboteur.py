@@ -139,7 +139,7 @@ def stop(name="SIGUSR2"):
 
 def early_stop():
     """A signal while the workers load."""
-    patch(worker_group.Crew, "welcome", lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM))
+    patch(worker_group.WorkerGroup, "welcome", lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def freeze():
@@ -152,7 +152,7 @@ def freeze():
         plain(self, dataclasses.replace(settings, end_ns=500_000_000), scheme)
 
     Scheduler.__init__ = impatient
-    worker_group.Crew.stop.__defaults__ = (2.0,)
+    worker_group.WorkerGroup.stop.__defaults__ = (2.0,)
 
 
 def slow():
