@@ -4,3 +4,28 @@ Each has `add_arguments(parser)` and `execute(args) -> int` (an exit code), and
 imports what is heavy (torch, h5py, MPI) inside `execute`, so that `--help`
 answers at once.
 """
+
+# name -> (module below collage_mpi.commands, line in --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "real images with and without the collage, table and picture, one command"),
+    "launch": ("launch", "find the MPI at hand and start ranks: launch -n 11 -- run ..."),
+    "run": ("run", "the job: classify every image of the shards (under mpiexec or launch)"),
+    "simulate": ("simulate", "the same job on virtual time: any number of ranks, no MPI"),
+    "trace": ("trace", "service times of a run as a trace; delay models fitted to a trace"),
+    "experiment": ("experiment", "many runs from one file: grid, seeds, resumed, one table"),
+    "verify": ("verify", "prove that a run holds every image exactly once"),
+    "export": ("export", "write a run's rows as csv, parquet or hdf5"),
+    "plot": (
+        "plot",
+        "figures of runs: latency CDFs, timelines, throughput, an experiment's points",
+    ),
+    "shards": ("shards", "inspect or verify HDF5 shards"),
+    "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
+    "train": ("train", "train the single classifier or the collage-CNN"),
+    "weights": ("weights", "make a weights file of a .pth or .safetensors file of torchvision's"),
+    "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
+    "card": ("card", "model cards from the reports of evaluate"),
+    "slurm": ("slurm", "render job scripts for Slurm from settings"),
+    "bench": ("bench", "measure the harness itself with a null network"),
+    "doctor": ("doctor", "what keeps a job from starting here, and the fix; which rank is where"),
+}

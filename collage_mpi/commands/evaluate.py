@@ -90,8 +90,8 @@ def execute(args: argparse.Namespace) -> int:
 
 def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
     """On stderr, so that the JSON stays alone."""
-    from collage_mpi.cli import tell
     from collage_mpi.results.weak import ADVICE, weaker_by
+    from collage_mpi.system.tell import tell
 
     if not {"single", "collage"} <= networks.keys():
         return

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.cli import COMMANDS, build_parser
+from collage_mpi.commands import COMMANDS
+from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:

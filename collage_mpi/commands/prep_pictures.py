@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.cli import tell
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.system.progress import advancing
+from collage_mpi.system.tell import tell
 
 IN_OUT = ("in", "out")
 LINE_EVERY_S = 15.0  # between progress lines where there is no terminal

@@ -92,7 +92,7 @@ def run_and_tell(
 
 def tell_of_input(faults: Sequence[str]) -> None:
     """The last words of a run whose input was not sound, and what to do."""
-    from collage_mpi.cli import tell
+    from collage_mpi.system.tell import tell
 
     listed = "\n  ".join(faults)
     tell(

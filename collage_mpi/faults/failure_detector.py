@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
-from collage_mpi.cli import tell
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts, Suspicion
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
+from collage_mpi.system.tell import tell
 
 LOOK_EVERY_NS = 1_000_000  # at processes: a system call of 1 us
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.cli import tell
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
@@ -24,6 +23,7 @@ from collage_mpi.mpi.protocol import UP_BYTES, answer_message_bytes, task_messag
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.progress import StatusReporter
+from collage_mpi.system.tell import tell
 from collage_mpi.workload.background_load import Burn
 
 MEASURABLE_NS = 50_000  # a network faster than this is a null network: no costs to measure

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from collage_mpi.cli import tell
 from collage_mpi.errors import CollageError, ExitCode, fault_of
 from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
 from collage_mpi.faults.process_monitor import ProcessMonitor
@@ -35,6 +34,7 @@ from collage_mpi.system.environment import (
     told_interface,
 )
 from collage_mpi.system.progress import report_exit, report_there, report_up
+from collage_mpi.system.tell import tell
 
 SHORT_STOP_S = 10.0  # in a fault-tolerant world: a rank that does not end is left behind
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)

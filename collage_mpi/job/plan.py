@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.cli import tell
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
@@ -25,6 +24,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, as_before
 from collage_mpi.shards.schema import remake_command
 from collage_mpi.system.environment import launcher_size
+from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import make_delays
 
 NULL_CLASSES = 10

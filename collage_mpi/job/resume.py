@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.cli import tell
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.results.manifest import FILE_SETTINGS, MANIFEST, read_manifest
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.tell import tell
 
 Json = dict[str, Any]
 

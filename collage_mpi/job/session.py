@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.cli import tell
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.decode import decode_parity
 from collage_mpi.encoding.stripe import AnyEncoder, make_stripe_encoder
@@ -48,6 +47,7 @@ from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
 from collage_mpi.system.environment import local_size, threads_per_rank
 from collage_mpi.system.progress import StatusReporter
+from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated

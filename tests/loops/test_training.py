@@ -524,7 +524,7 @@ def _results(row: dict[str, float]) -> dict[str, float]:
 
 
 def _arguments(shard: Path, out: Path, *more: str) -> Any:
-    from collage_mpi.cli import build_parser
+    from collage_mpi.commands.parser import build_parser
 
     words = ["train", "single", "--shards", str(shard), "--out", str(out), *NET]
     return build_parser("train").parse_args(

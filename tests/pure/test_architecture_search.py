@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from collage_mpi.cli import build_parser
+from collage_mpi.commands.parser import build_parser
 from collage_mpi.commands.train import settings_of
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Stage, default_architecture

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from collage_mpi.cli import build_parser, main
+from collage_mpi.cli import main
+from collage_mpi.commands.parser import build_parser
 from collage_mpi.training.cards import render_card, render_index, train_command
 
 

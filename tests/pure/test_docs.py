@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi.cli import COMMANDS, build_parser
+from collage_mpi.commands import COMMANDS
+from collage_mpi.commands.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])

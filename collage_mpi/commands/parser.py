@@ -1,0 +1,70 @@
+"""The parser of the whole tool: every command by name, the arguments of the one that is asked for.
+
+Owns: usage errors, help and version, said by one rank only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TextIO
+
+from collage_mpi import __version__
+from collage_mpi.commands import COMMANDS
+from collage_mpi.errors import ExitCode
+from collage_mpi.system.environment import telling_rank
+from collage_mpi.system.printable import printable
+from collage_mpi.system.safe_stream import SafeStream
+from collage_mpi.system.tell import let_rank_0_speak
+
+MOST_USAGE_LINES = 8  # of a usage shown with an error: more would hide the message
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints usage errors from one rank only: under a launcher all parse argv."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        if telling_rank() in (None, 0):
+            usage = self.format_usage()
+            if usage.count("\n") > MOST_USAGE_LINES:
+                usage = f"usage: {self.prog} ...; {self.prog} --help lists its flags\n"
+            print(printable(f"{usage}{self.prog}: error: {message}"), file=sys.stderr)
+        let_rank_0_speak()
+        raise SystemExit(int(ExitCode.USAGE))
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:  # type: ignore[override]
+        """Help and version, from one rank only too; a reader that has gone is no error."""
+        if message and telling_rank() in (None, 0):
+            SafeStream(sys.stderr if file is None else file).write(message)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """As argparse's, but what is not known is an error of the command that got it."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return found, unknown
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        flag = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+        near = difflib.get_close_matches(flag or "", self._option_string_actions, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"unrecognized arguments: {' '.join(words)}{hint}"
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole tool, with the full arguments of one command only."""
+    parser = _Parser(
+        prog="collage-mpi",
+        description="Classify very many images over MPI with no slow tail and nothing lost.",
+        epilog="Start with: collage-mpi demo --out demo-out",
+    )
+    parser.add_argument("--version", action="version", version=f"collage-mpi {__version__}")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, line) in COMMANDS.items():
+        child = sub.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        if name == command:
+            import_module(f"collage_mpi.commands.{module}").add_arguments(child)
+    return parser
