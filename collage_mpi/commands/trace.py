@@ -47,7 +47,8 @@ def execute(args: argparse.Namespace) -> int:
 def _record(args: argparse.Namespace) -> int:
     from collage_mpi.errors import UsageError
     from collage_mpi.results import read_results
-    from collage_mpi.workload.trace import record_trace, save_trace
+    from collage_mpi.results.recorded_trace import record_trace
+    from collage_mpi.workload.trace import save_trace
 
     if not args.out.endswith(".npy"):
         raise UsageError(f"--out {args.out}: a trace is a .npy file")

@@ -10,13 +10,14 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results
+from collage_mpi.results.recorded_trace import record_trace
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import simulate
 from collage_mpi.workload.fitting import fit_trace, ks_distance
 from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
-from collage_mpi.workload.trace import load_trace, record_trace
+from collage_mpi.workload.trace import load_trace
 
 
 @pytest.fixture
