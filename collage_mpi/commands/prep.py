@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from collage_mpi.commands import prep_hdf5, prep_pictures, prep_shards
+from collage_mpi.commands.prep_rows import Table, check_prefix, class_names, pick_rows
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    from collage_mpi.prep.arrays import PixelRows
-    from collage_mpi.prep.reshard import ShardRows
     from collage_mpi.shards import ShardWriter
-    from collage_mpi.shards.pictures import Fit
 
 ROWS_PER_SHARD = 10_000
 BATCH = 1_000
@@ -73,34 +70,6 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N, after shuffling")
     parser.add_argument("--overwrite", action="store_true", help="replace shards of this prefix")
-
-
-@dataclass(frozen=True)
-class Table:
-    """All rows to be written, in order.
-
-    Attributes:
-        images: (n, H, W, C) uint8, or what gives such rows when indexed with them.
-        labels: (n,) integers, or None.
-        rows: (m,) rows of those to write, in this order.
-        ids: of all images, or a text: an id is then this, a colon, and the image's row.
-        class_names, source: as in a shard.
-        fit: of images that are to be stored encoded; None for pixels.
-    """
-
-    images: np.ndarray | PixelRows | ShardRows
-    labels: np.ndarray | None
-    rows: np.ndarray
-    ids: str | Sequence[str]
-    class_names: tuple[str, ...] | None
-    source: str
-    fit: Fit | None = None
-
-    def ids_at(self, rows: np.ndarray) -> list[str]:
-        """The ids of some rows."""
-        if isinstance(self.ids, str):
-            return [f"{self.ids}:{row}" for row in rows.tolist()]
-        return [self.ids[row] for row in rows.tolist()]
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -175,42 +144,9 @@ def check_numbers(args: argparse.Namespace) -> None:
     check_prefix(args.prefix)
 
 
-def class_names(args: argparse.Namespace) -> tuple[str, ...] | None:
-    """The names from either flag, or None. Raises UsageError, EnvironmentFault."""
-    if args.class_names is not None:
-        names = [name.strip() for name in args.class_names.split(",")]
-    elif args.class_names_file is not None:
-        try:
-            lines = args.class_names_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EnvironmentFault(f"{args.class_names_file}: cannot be read: {error}") from error
-        names = [line.strip() for line in lines if line.strip()]
-    else:
-        return None
-    if not names or not all(names) or len(set(names)) != len(names):
-        raise UsageError(f"class names {names}: needed: one or more, each different, none empty")
-    return tuple(names)
-
-
-def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:
-    """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
-    rows = np.arange(count)
-    if args.seed is not None:
-        if args.seed < 0:
-            raise UsageError(f"--seed {args.seed}: needed: 0 or more")
-        rows = np.random.default_rng(args.seed).permutation(count)
-    return rows[: args.limit]
-
-
 def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
     """Consecutive pieces of at most `rows_per_shard`."""
     return [rows[start : start + rows_per_shard] for start in range(0, len(rows), rows_per_shard)]
-
-
-def check_prefix(prefix: str) -> None:
-    """Raise UsageError unless shards' names can start with it."""
-    if not prefix or "/" in prefix or prefix.startswith("."):
-        raise UsageError(f"--prefix {prefix!r}: needed: the start of a file name")
 
 
 def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:

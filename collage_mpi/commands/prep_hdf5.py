@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    from collage_mpi.commands.prep import Table
+    from collage_mpi.commands.prep_rows import Table
     from collage_mpi.shards.foreign import Layout, Told
     from collage_mpi.shards.pictures import Fit
 
@@ -106,7 +106,7 @@ def _labels_elsewhere(labels: str | None, file: Any) -> bool:
 
 
 def _table(args: argparse.Namespace, file: Any, layout: Layout, elsewhere: bool) -> Table:
-    from collage_mpi.commands.prep import Table, class_names, pick_rows
+    from collage_mpi.commands.prep_rows import Table, class_names, pick_rows
     from collage_mpi.prep.arrays import PixelRows, labels_for, parse_range, read_labels
     from collage_mpi.shards.foreign import class_names_of
 

@@ -119,7 +119,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    from collage_mpi.commands.prep import check_prefix
+    from collage_mpi.commands.prep_rows import check_prefix
     from collage_mpi.prep.plan import Recipe
     from collage_mpi.shards.pictures import Fit
 
@@ -138,7 +138,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _listing(args: argparse.Namespace) -> Listing:
-    from collage_mpi.commands.prep import class_names
+    from collage_mpi.commands.prep_rows import class_names
     from collage_mpi.prep.listing import list_folder
     from collage_mpi.prep.tars import list_tars
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.errors import DataFault, UsageError
 
 if TYPE_CHECKING:
-    from collage_mpi.commands.prep import Table
+    from collage_mpi.commands.prep_rows import Table
     from collage_mpi.shards import ShardSet
     from collage_mpi.shards.pictures import Fit
 
@@ -78,7 +78,7 @@ def _fit(args: argparse.Namespace, paths: list[Path]) -> Fit | None:
 
 
 def _table(args: argparse.Namespace, shards: ShardSet, fit: Fit | None) -> Table:
-    from collage_mpi.commands.prep import Table, class_names, pick_rows
+    from collage_mpi.commands.prep_rows import Table, class_names, pick_rows
     from collage_mpi.prep.arrays import labels_for, read_labels
     from collage_mpi.prep.reshard import ShardRows, ids_of, stored_fit
     from collage_mpi.shards.schema import label_problem

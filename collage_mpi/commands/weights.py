@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Convert and say what was made."""
-    from collage_mpi.commands.prep import class_names
+    from collage_mpi.commands.prep_rows import class_names
     from collage_mpi.models.backbone import Backbone
     from collage_mpi.models.foreign_weights import import_weights
 

@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from collage_mpi.faults.pidfd import ProcessId, ProcessWatch, this_process, watch_process
 from collage_mpi.faults.tcp_link import connect, ended
+from collage_mpi.system.pidfd import ProcessId, ProcessWatch, this_process, watch_process
 
 
 class CoordinatorMonitor:

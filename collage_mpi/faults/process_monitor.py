@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from collage_mpi.faults.pidfd import ProcessId, ProcessWatch, watch_process
 from collage_mpi.faults.reply_timeout import SECOND_NS, Watch
 from collage_mpi.faults.tcp_link import TcpLink, ended
+from collage_mpi.system.pidfd import ProcessId, ProcessWatch, watch_process
 
 # In time that rank 0 watched: while it opens its shards, say, nobody has been let in.
 GREETING_LIMIT_NS = 10 * SECOND_NS  # a worker greets as soon as it is connected

@@ -19,13 +19,13 @@ from collage_mpi.errors import (
     UsageError,
 )
 from collage_mpi.faults.failure_detector import FailureDetector, Watches
-from collage_mpi.faults.pidfd import this_process
 from collage_mpi.job.cost_ratio import Measured, Ratio, ratio_of
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
 from collage_mpi.scheduler.events import RankLost
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
+from collage_mpi.system.pidfd import this_process
 
 HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
 HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system

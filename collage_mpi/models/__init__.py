@@ -11,7 +11,8 @@ from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.info import KINDS, NetworkInfo, Predictor, check_kind
 from collage_mpi.models.null import NullPredictor, is_null, parse_null
-from collage_mpi.models.own import Geometry, is_own, load_own
+from collage_mpi.models.own import is_own, load_own
+from collage_mpi.models.own_info import Geometry
 from collage_mpi.models.parity_spec import ParitySpec
 from collage_mpi.models.tuning import Tuning
 from collage_mpi.models.weights import describe_weights

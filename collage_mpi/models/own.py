@@ -23,7 +23,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,38 +30,9 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, UsageError
-from collage_mpi.models.info import NetworkInfo, Predictor
+from collage_mpi.models.info import Predictor
+from collage_mpi.models.own_info import HOW, TOLERANCE, Geometry, own_info
 from collage_mpi.models.tuning import Tuning
-
-TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
-HOW = "docs/images.md (A network of your own) has an example"
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a network without a weights file must be told.
-
-    Attributes:
-        image_shape: (H, W, C) of an image.
-        side, cell_px: of the collage.
-        classes: at least 1.
-    """
-
-    image_shape: tuple[int, int, int]
-    side: int
-    cell_px: int
-    classes: int
-
-    def input_shape(self, kind: str) -> tuple[int, int, int]:
-        """(H, W, C) of one input of the kind's network."""
-        if kind == "single":
-            return self.image_shape
-        px = self.side * self.cell_px
-        return (px, px, self.image_shape[2])
-
-    def cells(self, kind: str) -> int:
-        """Answers per input."""
-        return 1 if kind == "single" else self.side * self.side
 
 
 def is_own(spec: str) -> bool:
@@ -140,25 +110,6 @@ def find_function(spec: str) -> Callable[..., Any]:
         known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
         raise UsageError(f"{place} has no function {name!r}; it has {', '.join(known) or 'none'}")
     return function
-
-
-def own_info(spec: str, kind: str, geometry: Geometry, fingerprint: str) -> NetworkInfo:
-    """The facts of such a network, as those of a weights file."""
-    collage = kind == "collage"
-    channels = geometry.image_shape[2]
-    return NetworkInfo(
-        kind=kind,
-        architecture={"function": spec},
-        shape=geometry.input_shape(kind),
-        side=geometry.side if collage else None,
-        cell_px=geometry.cell_px if collage else None,
-        class_names=tuple(str(number) for number in range(geometry.classes)),
-        fingerprint=fingerprint,
-        metadata={
-            "normalisation": {"mean": [0.0] * channels, "std": [1.0] * channels},
-            "temperature": 1.0,
-        },
-    )
 
 
 class OwnPredictor:

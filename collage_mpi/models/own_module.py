@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from collage_mpi.errors import DataFault
-from collage_mpi.models.own import HOW, TOLERANCE, Geometry, own_info
+from collage_mpi.models.own_info import HOW, TOLERANCE, Geometry, own_info
 from collage_mpi.models.predictor import TorchPredictor, told_if_it_does_not_fit, usable_device
 from collage_mpi.models.tuning import Tuning
 

@@ -19,12 +19,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from collage_mpi.faults import pidfd, tcp_link
 from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
-from collage_mpi.faults.pidfd import ProcessId, this_process, watch_process
 from collage_mpi.faults.process_monitor import STRANGERS, ProcessMonitor
 from collage_mpi.faults.tcp_link import TcpLink
-from collage_mpi.system import hard_exit
+from collage_mpi.system import hard_exit, pidfd, tcp_link
+from collage_mpi.system.pidfd import ProcessId, this_process, watch_process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and epoll are Linux's")
 LIMIT_S = 10.0

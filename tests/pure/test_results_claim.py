@@ -18,7 +18,6 @@ from results_harness import InlineThread, fill, make_run, manifest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
-from collage_mpi.faults.pidfd import has_ended, this_process
 from collage_mpi.results import (
     RunWriter,
     atomic,
@@ -38,6 +37,7 @@ from collage_mpi.results.claim import (
     RunGone,
     find_writer,
 )
+from collage_mpi.system.pidfd import has_ended, this_process
 
 ROWS = 27
 WHO = ("host", "pid", "process", "token")
@@ -126,7 +126,7 @@ def test_any_claim_is_read(raw: bytes, who: dict[str, Any]) -> None:
 def test_the_claim_of_a_process_of_this_machine_that_has_ended_is_dead_at_once(
     tmp_path: Path,
 ) -> None:
-    program = "import json\nfrom collage_mpi.faults.pidfd import this_process as t\n"
+    program = "import json\nfrom collage_mpi.system.pidfd import this_process as t\n"
     program += "print(json.dumps(t().to_dict()))"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     process = json.loads(said.stdout)

@@ -1,0 +1,81 @@
+"""What the kinds of `collage-mpi prep` share: a table of rows to write, and flags of all of them.
+
+Owns: `Table`, the class names, the order and number of rows, what a prefix may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from collage_mpi.prep.arrays import PixelRows
+    from collage_mpi.prep.reshard import ShardRows
+    from collage_mpi.shards.pictures import Fit
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows to be written, in order.
+
+    Attributes:
+        images: (n, H, W, C) uint8, or what gives such rows when indexed with them.
+        labels: (n,) integers, or None.
+        rows: (m,) rows of those to write, in this order.
+        ids: of all images, or a text: an id is then this, a colon, and the image's row.
+        class_names, source: as in a shard.
+        fit: of images that are to be stored encoded; None for pixels.
+    """
+
+    images: np.ndarray | PixelRows | ShardRows
+    labels: np.ndarray | None
+    rows: np.ndarray
+    ids: str | Sequence[str]
+    class_names: tuple[str, ...] | None
+    source: str
+    fit: Fit | None = None
+
+    def ids_at(self, rows: np.ndarray) -> list[str]:
+        """The ids of some rows."""
+        if isinstance(self.ids, str):
+            return [f"{self.ids}:{row}" for row in rows.tolist()]
+        return [self.ids[row] for row in rows.tolist()]
+
+
+def class_names(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """The names from either flag, or None. Raises UsageError, EnvironmentFault."""
+    if args.class_names is not None:
+        names = [name.strip() for name in args.class_names.split(",")]
+    elif args.class_names_file is not None:
+        try:
+            lines = args.class_names_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise EnvironmentFault(f"{args.class_names_file}: cannot be read: {error}") from error
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        return None
+    if not names or not all(names) or len(set(names)) != len(names):
+        raise UsageError(f"class names {names}: needed: one or more, each different, none empty")
+    return tuple(names)
+
+
+def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:
+    """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
+    rows = np.arange(count)
+    if args.seed is not None:
+        if args.seed < 0:
+            raise UsageError(f"--seed {args.seed}: needed: 0 or more")
+        rows = np.random.default_rng(args.seed).permutation(count)
+    return rows[: args.limit]
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise UsageError unless shards' names can start with it."""
+    if not prefix or "/" in prefix or prefix.startswith("."):
+        raise UsageError(f"--prefix {prefix!r}: needed: the start of a file name")

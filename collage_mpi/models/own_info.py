@@ -1,0 +1,59 @@
+"""What is said to a user's own network, and the facts of one.
+
+Owns: `Geometry`, what stands in the place of a weights file's metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from collage_mpi.models.info import NetworkInfo
+
+TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
+HOW = "docs/images.md (A network of your own) has an example"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a network without a weights file must be told.
+
+    Attributes:
+        image_shape: (H, W, C) of an image.
+        side, cell_px: of the collage.
+        classes: at least 1.
+    """
+
+    image_shape: tuple[int, int, int]
+    side: int
+    cell_px: int
+    classes: int
+
+    def input_shape(self, kind: str) -> tuple[int, int, int]:
+        """(H, W, C) of one input of the kind's network."""
+        if kind == "single":
+            return self.image_shape
+        px = self.side * self.cell_px
+        return (px, px, self.image_shape[2])
+
+    def cells(self, kind: str) -> int:
+        """Answers per input."""
+        return 1 if kind == "single" else self.side * self.side
+
+
+def own_info(spec: str, kind: str, geometry: Geometry, fingerprint: str) -> NetworkInfo:
+    """The facts of such a network, as those of a weights file."""
+    collage = kind == "collage"
+    channels = geometry.image_shape[2]
+    return NetworkInfo(
+        kind=kind,
+        architecture={"function": spec},
+        shape=geometry.input_shape(kind),
+        side=geometry.side if collage else None,
+        cell_px=geometry.cell_px if collage else None,
+        class_names=tuple(str(number) for number in range(geometry.classes)),
+        fingerprint=fingerprint,
+        metadata={
+            "normalisation": {"mean": [0.0] * channels, "std": [1.0] * channels},
+            "temperature": 1.0,
+        },
+    )
