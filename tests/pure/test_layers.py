@@ -1,0 +1,42 @@
+"""The page of the architecture shows the folders as they are: import-linter holds the layers."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "collage_mpi"
+
+
+def rows_of_the_map() -> list[tuple[set[str], set[str]]]:
+    """Of each line of the map, from the top: its layer, and the modules that it names."""
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    lines = page.partition("| from the top |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [line.split("|") for line in lines]
+    names = [
+        (re.findall(r"`([\w*]+)/?`", row[1]), re.findall(r"`([\w*]+)`", row[3])) for row in cells
+    ]
+    return [(set(layer), set(modules)) for layer, modules in names]
+
+
+def test_the_map_is_the_layers():
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    layers = contracts["importlinter:contract:layers"]["layers"].split("\n")
+    held = [set(re.split(r"\s*[|:]\s*", line.strip())) for line in layers if line.strip()]
+    assert [layer for layer, _ in rows_of_the_map()] == [
+        layer for layer in held if layer != {"__main__"}
+    ]
+
+
+def test_the_map_names_modules_that_are_there():
+    for layer, modules in rows_of_the_map():
+        there = {path.stem for name in layer for path in (PACKAGE / name).glob("*.py")}
+        missing = {name for name in modules if "*" not in name} - there
+        assert not missing, f"{layer}: {missing}"
+
+
+def test_few_modules_lie_at_the_top():
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
