@@ -21,6 +21,7 @@ from collage_mpi import (
     results,
     session,
     transport,
+    worker,
 )
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.scheduler import Scheduler
@@ -153,15 +154,13 @@ def early_stop():
 def freeze():
     """A worker that stops for good; rank 0 shows less patience than by default."""
     if launcher_rank() == RANK:
-        poll_tasks = transport.WorkerTransport.poll_tasks
+        begin = worker.Session.start
 
-        def stopped(self):  # on receipt: on a busy machine its tasks are cancelled, not computed
-            tasks = poll_tasks(self)
-            if tasks:
-                os.kill(os.getpid(), signal.SIGSTOP)
-            return tasks
+        def stopped(self, *told):  # not at a task: on a busy machine it may compute none
+            begin(self, *told)
+            os.kill(os.getpid(), signal.SIGSTOP)
 
-        transport.WorkerTransport.poll_tasks = stopped
+        worker.Session.start = stopped
     plain = Scheduler.__init__
 
     def impatient(self, settings, scheme):
