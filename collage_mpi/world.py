@@ -19,6 +19,7 @@ from collage_mpi.crew import Crew
 from collage_mpi.errors import CollageError, ExitCode, fault_of
 from collage_mpi.loading import NetworkLoader
 from collage_mpi.lookout import Lookout
+from collage_mpi.processes import STOP_SIGNALS
 from collage_mpi.progress import report_exit, report_there, report_up
 from collage_mpi.topology import (
     fault_tolerant_launch,
@@ -37,7 +38,6 @@ from collage_mpi.watches import RankWatches
 from collage_mpi.worker import Worker
 
 SHORT_STOP_S = 10.0  # in a fault-tolerant world: a rank that does not end is left behind
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopFlag:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.config import RunSettings
 from collage_mpi.errors import ExitCode
+from collage_mpi.printable import say
 from collage_mpi.settings_file import add_setting_flags, given_settings
 
 if TYPE_CHECKING:
@@ -75,17 +76,16 @@ def run_and_tell(
     proof = ""
     if outcome.status in COMPLETE:
         proof = f"; collage-mpi verify {outcome.out} proves them"
-    print(f"\nresults in {outcome.out}{proof}", flush=True)
+    say(f"\nresults in {outcome.out}{proof}")
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
     folder = shlex.quote(str(outcome.out))
     if outcome.exit_code is ExitCode.INCOMPLETE:
-        print(f"incomplete: {outcome.reason}; go on with: run --resume --out {folder}", flush=True)
+        say(f"incomplete: {outcome.reason}; go on with: run --resume --out {folder}")
     elif errors := summary["rows"]["errors"]:
-        print(
+        say(
             f"{errors:,} image(s) have error rows. When the cause is mended, do them again with: "
-            f"run --retry-errors --out {folder}",
-            flush=True,
+            f"run --retry-errors --out {folder}"
         )
     return int(outcome.exit_code)
 
