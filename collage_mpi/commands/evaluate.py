@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,9 @@ def _check_save(args: argparse.Namespace) -> None:
         )
 
 
-def check_fits(info: NetworkInfo, shards: Any, side: int | None) -> None:
+def check_fits(
+    info: NetworkInfo, shards: Any, paths: Sequence[Path | str], side: int | None
+) -> None:
     """Raise DataFault unless the network fits the shards and the side that is asked for."""
     if side is not None and info.side is not None and info.side != side:
         raise DataFault(
@@ -128,10 +131,16 @@ def check_fits(info: NetworkInfo, shards: Any, side: int | None) -> None:
             f"network with --side {side}, or ask for side {info.side}"
         )
     height, width, channels = shards.shape
-    if info.image_shape not in (None, (height, width, channels)):
+    from collage_mpi.shards.schema import remake_command
+
+    wanted = info.image_shape
+    if wanted not in (None, (height, width, channels)):
+        how = ""
+        if wanted and wanted[0] == wanted[1]:
+            how = f", or make such: `{remake_command(paths, wanted)}`"
         raise DataFault(
-            f"weights {info.path} take images of {_times(info.image_shape or ())}; the shards hold "
-            f"{_times(shards.shape)}: use weights trained on such images"
+            f"weights {info.path} take images of {_times(wanted or ())}; the shards hold "
+            f"{_times(shards.shape)}: use weights trained on such images{how}"
         )
     if info.shape[2] != channels:
         raise DataFault(
@@ -180,7 +189,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
     shards = ShardSet.open(args.shards)
     try:
         for info in infos:
-            check_fits(info, shards, args.side)
+            check_fits(info, shards, args.shards, args.side)
         predictors: dict[str, Any] = {
             kind: load_predictor(
                 spec,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from collage_mpi.errors import ExitCode
+from collage_mpi.system.printable import printable, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,7 @@ def execute(args: argparse.Namespace) -> int:
         print(f"note: incomplete run, {found:,} of {expected:,} rows", file=sys.stderr)
     names = image_names(results, args.shards)
     for note in names.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(printable(f"note: {note}"), file=sys.stderr)
     for path in export_run(results, args.to, args.out, names):
-        print(path)
+        say(str(path))
     return int(ExitCode.COMPLETE)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import UsageError
+from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
     from collage_mpi.figures.points_csv import Row
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Draw; print the files."""
     for path in FIGURES[args.figure].draw(args):
-        print(path)
+        say(str(path))
     return 0
 
 

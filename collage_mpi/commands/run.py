@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.errors import ExitCode
 from collage_mpi.settings.files import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
@@ -75,17 +76,16 @@ def run_and_tell(
     proof = ""
     if outcome.status in COMPLETE:
         proof = f"; collage-mpi verify {outcome.out} proves them"
-    print(f"\nresults in {outcome.out}{proof}", flush=True)
+    say(f"\nresults in {outcome.out}{proof}")
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
     folder = shlex.quote(str(outcome.out))
     if outcome.exit_code is ExitCode.INCOMPLETE:
-        print(f"incomplete: {outcome.reason}; go on with: run --resume --out {folder}", flush=True)
+        say(f"incomplete: {outcome.reason}; go on with: run --resume --out {folder}")
     elif errors := summary["rows"]["errors"]:
-        print(
+        say(
             f"{errors:,} image(s) have error rows. When the cause is mended, do them again with: "
-            f"run --retry-errors --out {folder}",
-            flush=True,
+            f"run --retry-errors --out {folder}"
         )
     return int(outcome.exit_code)
 

@@ -33,11 +33,11 @@ from collage_mpi.system.environment import (
     local_size,
     told_interface,
 )
+from collage_mpi.system.process_tree import STOP_SIGNALS
 from collage_mpi.system.progress import report_exit, report_there, report_up
 from collage_mpi.system.tell import tell
 
 SHORT_STOP_S = 10.0  # in a fault-tolerant world: a rank that does not end is left behind
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopFlag:

@@ -61,7 +61,7 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
             fingerprint = _sha256(file)
             tensor_bytes = file.tell() - first
     except OSError as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else f"({error.strerror})"
+        reason = "it is not there" if isinstance(error, FileNotFoundError) else error.strerror
         raise EnvironmentFault(f"weights {path}: cannot read: {reason}; {_REMEDY}") from error
     info = parse_metadata(str(path), header, fingerprint, path)
     if kind is not None and info.kind != kind:

@@ -102,9 +102,11 @@ class RunSettings:
         metavar="W",
     )
     collage: str = _setting(
-        "", "collage-CNN: a .safetensors file, MODULE:FUNCTION, or null", metavar="W"
+        "", "collage-CNN: a .safetensors file, shipped:NAME, MODULE:FUNCTION, or null", metavar="W"
     )
-    parity: str = _setting("", "parity network: a .safetensors file, or null", metavar="W")
+    parity: str = _setting(
+        "", "parity network: a .safetensors file, shipped:NAME, or null", metavar="W"
+    )
     out: str = _setting("", "folder for the results", metavar="DIR")
     scheme: str = _setting("collage", "how redundancy is added", choices=SCHEMES)
     side: int = _setting(3, "cells along an edge of the collage; side*side images a group")

@@ -23,7 +23,7 @@ from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.schema import ShardInfo, split_part
-from collage_mpi.system.process_tree import own_command, sheltered
+from collage_mpi.system.process_tree import STOP_SIGNALS, own_command, sheltered
 
 CHILD_COMMAND = own_command("collage_mpi.shards.guard")
 MEMORY_BYTES = 2 << 30
@@ -109,7 +109,7 @@ def _run_child(
 ) -> tuple[list[dict[str, Any]], str]:
     request = {"task": task, "paths": [str(path) for path in paths], "cpu_s": int(limit_s) + 5}
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    with sheltered():
+    with sheltered(*STOP_SIGNALS):  # launchers pass them on to a rank's children too
         child = subprocess.Popen(
             CHILD_COMMAND,
             stdin=subprocess.PIPE,

@@ -30,8 +30,8 @@ def _code(number: int) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line that may hold names from files."""
-    print(printable(text))
+    """Print lines that may hold names from files, at once."""
+    print(printable(text), flush=True)
 
 
 def shown(value: object, most: int = 120) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 # it in the rank itself.
 PROXY_SIGNAL = signal.SIGUSR1
 GUARD = Path(__file__).parents[1] / "data" / "guard.sh"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 POLL_S = 0.02
 LOOKS = 50  # at most 1 s of looking for what is left after SIGKILL
 
@@ -79,13 +80,13 @@ def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
 
 
 @contextmanager
-def sheltered(number: signal.Signals = PROXY_SIGNAL) -> Iterator[None]:
-    """Children that are started within never see a signal that this process takes for them.
+def sheltered(*numbers: signal.Signals) -> Iterator[None]:
+    """Children that are started within never see signals that this process takes for them.
 
-    They inherit it blocked, which, unlike a handler, outlasts exec. By default it is what
-    MPICH's proxy tells a rank.
+    They inherit them blocked, which, unlike a handler, outlasts exec. What MPICH's proxy
+    tells a rank is always among them.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {PROXY_SIGNAL, *numbers})
     try:
         yield
     finally:

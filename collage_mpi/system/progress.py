@@ -77,7 +77,9 @@ class StatusReporter:
         """
         self._last = (done, fields)
         now_s = self._clock()
-        if done == self._total and not self._ended:
+        if self._ended:
+            return  # late answers are waited for; another line would come after the summary
+        if done == self._total:
             self._write(now_s, end=True)
         elif now_s >= self._next_s:
             self._write(now_s)

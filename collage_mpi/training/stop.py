@@ -10,8 +10,7 @@ import signal
 from types import FrameType, TracebackType
 
 from collage_mpi.errors import CollageError, ExitCode
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+from collage_mpi.system.process_tree import STOP_SIGNALS
 
 
 class TrainingStopped(CollageError):

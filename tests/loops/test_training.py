@@ -466,6 +466,7 @@ def test_evaluate_refuses_what_does_not_fit(
         ([shard, "--collage", collage, "--side", "3"], 4, "side 2"),
         ([other, "--single", single], 4, "class 0 is 'a' in the shards and 'dark' in"),
         ([wide, "--single", single], 4, "8 x 9 x 1"),
+        ([wide, "--single", single], 4, f"`collage-mpi prep shards {wide} --size "),
         ([shard, "--single", str(shard)], 4, "not a safetensors"),
         ([shard, "--single", str(tmp_path / "none")], 3, "collage-mpi train"),
         ([shard, "--single", "null"], 2, "null network"),

@@ -15,7 +15,7 @@ import pytest
 from mortal_jobs import Ended, run_mortal
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch import supervisor
+from collage_mpi.launch.mpiexec import supervisor
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from results_harness import make_run
 from rich.text import Text
 
 from collage_mpi.cli import main, tell
@@ -51,6 +52,15 @@ def test_class_names_and_file_names_are_text(
     assert said.err.count(SHOWN) >= 2
     for text in (said.out, said.err):
         assert not set(text) & set("\x1b\x9b\u202e\r")
+
+
+def test_names_of_exports_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", 18)
+    out = tmp_path / HOSTILE
+    assert main(["export", str(run), "--to", "csv", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.out.count(SHOWN) == 4
+    assert not set(said.out + said.err) & set("\x1b\x9b\u202e\r")
 
 
 def test_wrong_flags_are_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,8 @@ def test_reaching_the_total_is_said_once_and_at_once():
     reporter = StatusReporter(9, "collage", stream, clock, word=WORD)
     for done in (0, 5, 9, 9):
         reporter.update(done)
+    clock.now_s += 60.0  # late answers are waited for
+    reporter.update(9)
     reporter.close()
     statuses = [
         (split_statuses(line, WORD)[1] or [{}])[0] for line in stream.getvalue().splitlines()

@@ -214,15 +214,16 @@ def test_a_crash_is_blamed_on_its_file_and_the_rest_go_on(
     assert "crashed" in verify_shard(paths[1])[0]
 
 
-def test_the_child_outlives_what_the_proxy_tells_a_rank(tmp_path, monkeypatch):
-    """MPICH's sends SIGUSR1 to a rank's process group when another rank dies."""
+@pytest.mark.parametrize("number", ["SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT"])
+def test_the_child_outlives_what_a_rank_is_told(tmp_path, monkeypatch, number):
+    """Launchers tell a rank's process group to stop; MPICH's sends it SIGUSR1 when a rank dies."""
     told = (
-        "import os, signal; os.kill(os.getpid(), signal.SIGUSR1); "
+        f"import os, signal; os.kill(os.getpid(), signal.{number}); "
         "from collage_mpi.shards.guard import main; raise SystemExit(main())"
     )
     monkeypatch.setattr(guard_module, "CHILD_COMMAND", (sys.executable, "-c", told))
     assert inspect_shard(make_shard(tmp_path)).count == 20
-    assert signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert signal.Signals[number] not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
