@@ -22,6 +22,7 @@ from collage_mpi.experiment import Experiment, Point
 from collage_mpi.inputs import digests, named_files
 from collage_mpi.results.folder import is_whole
 from collage_mpi.results.manifest import (
+    COMPLETE,
     MANIFEST,
     MARKER,
     differences,
@@ -59,7 +60,8 @@ def state(point: Point, out: Path) -> str:
     if alone is None and not (folder / MANIFEST).exists():
         return NEW
     found = read_manifest(folder) if alone is None else alone
-    done = alone is not None or ((folder / MARKER).exists() and is_whole(folder, found))
+    marked = (folder / MARKER).exists() and found.get("status") in COMPLETE
+    done = alone is not None or (marked and is_whole(folder, found))
     changed = differences(found, _asked(found, point, out, done)) + _other_input(found, point)
     if changed:
         listed = "\n  ".join(changed)
