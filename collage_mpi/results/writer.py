@@ -50,7 +50,7 @@ from collage_mpi.results.manifest import (
     readable,
     write_manifest,
 )
-from collage_mpi.results.reader import keys_of, missing_images, results_of, standing
+from collage_mpi.results.reader import keys_of, missing_images, results_of
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -161,7 +161,6 @@ class RunWriter:
                 found = read_all(here)
                 mark_lost_rows(full["sessions"], found)
                 images = found[IMAGES.name]
-                images = images[standing(images)]
                 if retry_errors:
                     images = images[images["answered"]]
                 done = keys_of(images)

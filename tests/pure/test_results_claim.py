@@ -232,6 +232,16 @@ def test_a_run_that_was_taken_over_is_not_taken_back(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "manifest.json").exists()
 
 
+def test_a_claim_of_the_same_name_is_not_the_same(tmp_path: Path) -> None:
+    mine = Claim.take(tmp_path, Clock().patience())
+    mine.path.unlink()  # taken over by one that has ended, then made anew
+    theirs = foreign(tmp_path)
+    with pytest.raises(ClaimLost, match="host far"):
+        mine.check()
+    assert not mine.release()
+    assert theirs.exists()
+
+
 def test_the_counter_moves_by_itself(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(claim, "BEAT_S", 0.001)
     mine = Claim.take(tmp_path, Clock().patience())
