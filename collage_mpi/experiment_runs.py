@@ -81,7 +81,7 @@ def _asked(found: Json, point: Point, out: Path, done: bool) -> Json:
     settings = point.settings_in(out)
     simulated = point.images is not None
     files = simulated_inputs(settings, point.answers) if simulated else named_files(settings)
-    inputs = digests({name: path for name, path in files.items() if path.exists()})
+    inputs = digests({name: path for name, path in files.items() if path.is_file()})
     asked = {**found, "settings": settings.to_dict(), "inputs": inputs}
     shards = _shards_now(settings.shards) if done and not simulated else None
     if shards is None or _contents(shards) == _contents(found["shards"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -420,6 +421,8 @@ def test_a_finished_point_of_other_weights_or_shards_is_refused(
         state(point, out)
     file.unlink()
     assert state(point, out) == DONE  # nothing to be stale against
+    os.mkfifo(file)
+    assert state(point, out) == DONE  # nor is a pipe, which is not waited for
     shard.unlink()
     write_shard(shard, np.ones((8, 6, 6, 1), np.uint8), np.arange(8) % 3)
     with pytest.raises(UsageError, match=rf"shard {shard}: SHA-256 .* before"):
