@@ -20,6 +20,7 @@ from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.results.folder import is_whole
 from collage_mpi.results.manifest import (
+    COMPLETE,
     MANIFEST,
     MARKER,
     differences,
@@ -59,7 +60,8 @@ def state(point: Point, out: Path) -> str:
     if alone is None and not (folder / MANIFEST).exists():
         return NEW
     found = read_manifest(folder) if alone is None else alone
-    done = alone is not None or ((folder / MARKER).exists() and is_whole(folder, found))
+    marked = (folder / MARKER).exists() and found.get("status") in COMPLETE
+    done = alone is not None or (marked and is_whole(folder, found))
     changed = differences(found, _asked(found, point, out, done)) + _other_input(found, point)
     if changed:
         listed = "\n  ".join(changed)
@@ -79,7 +81,7 @@ def _asked(found: Json, point: Point, out: Path, done: bool) -> Json:
     settings = point.settings_in(out)
     simulated = point.images is not None
     files = simulated_inputs(settings, point.answers) if simulated else named_files(settings)
-    inputs = digests({name: path for name, path in files.items() if path.exists()})
+    inputs = digests({name: path for name, path in files.items() if path.is_file()})
     asked = {**found, "settings": settings.to_dict(), "inputs": inputs}
     shards = _shards_now(settings.shards) if done and not simulated else None
     if shards is None or _contents(shards) == _contents(found["shards"]):

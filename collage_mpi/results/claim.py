@@ -113,8 +113,8 @@ def find_writer(out: Path, patience: Patience) -> tuple[Holder | None, dict[Path
     """
     found = read_claims(out)
     waiting = {path: raw for path, raw in found.items() if not Holder.read(raw).ended}
-    start_s, told = patience.clock(), False
-    while waiting and (watched_s := patience.clock() - start_s) < patience.still_s:
+    watched_s, looked_s, told = 0.0, patience.clock(), False
+    while waiting and watched_s < patience.still_s:
         stop = patience.stop_reason()
         if stop is not None:
             raise _Stopped(f"{out}: {stop} before it was known whether another job writes there")
@@ -126,6 +126,10 @@ def find_writer(out: Path, patience: Patience) -> tuple[Holder | None, dict[Path
                 f"counts as dead when it has given none for {patience.still_s:g} s."
             )
         patience.sleep(_POLL_S)
+        # Time through which this process itself was suspended was not watched: a look counts
+        # for one beat at most, and one comes behind all time that counts.
+        now_s = patience.clock()
+        watched_s, looked_s = watched_s + min(now_s - looked_s, BEAT_S), now_s
         now = read_claims(out)
         for path, raw in list(waiting.items()):
             if path in now and now[path] != raw:
@@ -182,7 +186,8 @@ class Claim:
         writer, found = find_writer(out, patience)
         if writer is not None:
             raise _held(out, writer)
-        last = max((int(path.name.partition("-")[2]) for path in found), default=0)
+        taken = [*found, *_no_claims(out)]
+        last = max((int(path.name.partition("-")[2]) for path in taken), default=0)
         try:
             claim = cls(out / f"claim-{last + 1}")
         except FileExistsError:
@@ -251,8 +256,20 @@ class Claim:
         os.close(self._fd)
 
 
+def _no_claims(out: Path) -> list[Path]:
+    """What has a claim's name and is no file (a folder, a pipe): it stays, its number is used."""
+    return [path for path in out.iterdir() if _NAME.fullmatch(path.name) and not _may_be_file(path)]
+
+
+def _may_be_file(path: Path) -> bool:
+    """True for one that is gone as well."""
+    return path.is_file() or not os.path.lexists(path)
+
+
 def _read(path: Path) -> bytes | None:
-    """A claim's content; None where it is gone."""
+    """A claim's content; None where it is gone, or no file: to open a pipe would wait."""
+    if not _may_be_file(path):
+        return None
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(_LARGEST_BYTES) or b""

@@ -14,7 +14,7 @@ import numpy as np
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.manifest import OURS, Json
-from collage_mpi.results.reader import keys_of, missing_images
+from collage_mpi.results.reader import keys_of, missing_images, standing
 from collage_mpi.results.rows import IMAGES, TABLES
 from collage_mpi.system.files import remove_leftovers
 
@@ -52,14 +52,25 @@ def read_all(found: Sequence[parts.PartName]) -> dict[str, np.ndarray]:
     return rows
 
 
+def has_errors(found: Mapping[str, np.ndarray]) -> bool:
+    """Whether an error row stands, of this session or an earlier one."""
+    images = found[IMAGES.name]
+    return not images["answered"][standing(images)].all()
+
+
 def is_whole(out: Path, manifest: Json) -> bool:
     """Whether every image has a row on the disk, and every session all that it vouches for.
+
+    Where the status says that there are no error rows, none stands either: those of a retry
+    that was killed are vouched for by nobody.
 
     Raises:
         DataFault: a part is damaged.
     """
     found = read_all(parts_of(out, manifest))
     if missing_images(keys_of(found[IMAGES.name]), manifest):
+        return False
+    if manifest.get("status") == "complete" and has_errors(found):
         return False
     return not any(_lost_rows(entry, found) for entry in manifest.get("sessions") or [])
 

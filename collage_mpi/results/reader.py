@@ -130,10 +130,11 @@ def read_results(path: Path | str) -> Results:
         DataFault: the manifest or a part is damaged, or holds unknown codes.
     """
     path = Path(path)
+    complete = (path / MARKER).exists()  # first: a job may close while its rows are read
     manifest = read_manifest(path)
     found = read_parts(path, manifest)
     rows = {table.name: _rows(found, table) for table in TABLES}
-    return results_of(path, manifest, rows, complete=(path / MARKER).exists())
+    return results_of(path, manifest, rows, complete=complete)
 
 
 def standing(images: np.ndarray) -> np.ndarray:

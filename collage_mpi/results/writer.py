@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,14 @@ from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
 from collage_mpi.results.claim import PATIENT, Claim, Patience
-from collage_mpi.results.folder import is_whole, mark_lost_rows, parts_of, read_all, swept
+from collage_mpi.results.folder import (
+    has_errors,
+    is_whole,
+    mark_lost_rows,
+    parts_of,
+    read_all,
+    swept,
+)
 from collage_mpi.results.manifest import (
     COMPLETE,
     FORMAT,
@@ -42,7 +49,7 @@ from collage_mpi.results.manifest import (
     readable,
     write_manifest,
 )
-from collage_mpi.results.reader import keys_of, missing_images, results_of, standing
+from collage_mpi.results.reader import keys_of, missing_images, results_of
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -79,7 +86,6 @@ class RunWriter:
             Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
         )
         self._closed = False
-        self._earlier_errors = False  # error rows of earlier sessions that stay
 
     @classmethod
     def create(
@@ -144,14 +150,17 @@ class RunWriter:
         _next_session(out, manifest)  # what is refused is refused before another job is watched
         try:
             with _claimed(out, patience) as claim:
-                swept(out)  # before it is read: see claim.py
+                directory = swept(out)  # before it is read: see claim.py
                 before, full = _next_session(out, manifest)
+                # A manifest restored from an older copy knows less than the parts' names.
+                last = max((part.session for part in parts.list_parts(directory)), default=0)
+                full["session"] = max(full["session"], last + 1)
+                check_manifest(full, str(out / MANIFEST))
                 here = parts_of(out, before)
                 full["accepted"] = parts.describe(here)
                 found = read_all(here)
                 mark_lost_rows(full["sessions"], found)
                 images = found[IMAGES.name]
-                images = images[standing(images)]
                 if retry_errors:
                     images = images[images["answered"]]
                 done = keys_of(images)
@@ -162,7 +171,6 @@ class RunWriter:
                 writer = cls(out, full, claim, **options)
         except OSError as error:
             raise unwritable(out, error) from error
-        writer._earlier_errors = not images["answered"].all()
         return writer, done
 
     @classmethod
@@ -196,13 +204,16 @@ class RunWriter:
         """Take back a run that has no rows: the folder is as it was, or gone if it is empty."""
         self._closed = True
         self._thread.end()
-        if not self._claim.release():
-            return  # taken over meanwhile
-        for path in (self.out / MANIFEST, self.out / parts.PARTS_DIRECTORY, self.out):
-            try:
-                path.rmdir() if path.is_dir() else path.unlink()
-            except OSError:
-                return  # somebody else's files: leave them
+        try:
+            self._claim.check()
+            (self.out / MANIFEST).unlink()  # under the claim: the next one's is not ours to take
+            (self.out / parts.PARTS_DIRECTORY).rmdir()
+        except (OSError, CollageError):
+            self._claim.release()
+            return  # taken over meanwhile, or somebody else's files: leave them
+        if self._claim.release():
+            with suppress(OSError):
+                self.out.rmdir()
 
     def note(self, **facts: Any) -> None:
         """Keep in the manifest, at once, what is known when the ranks are ready.
@@ -265,8 +276,6 @@ class RunWriter:
         if self._closed:
             return None
         self._closed = True
-        if status == "complete" and self._earlier_errors:
-            status = "complete_with_errors"
         try:
             return self._settle(status, final, summary)
         finally:
@@ -281,6 +290,8 @@ class RunWriter:
             if fault is None:
                 found = read_all(parts_of(self.out, self.manifest))
                 lacking = self._lacking(found) if status in COMPLETE else None
+                if status == "complete" and has_errors(found):
+                    status = "complete_with_errors"
         except CollageError as error:  # a damaged part
             fault = error
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -318,6 +319,11 @@ def test_a_simulation_that_was_cut_off_or_has_other_input(
     (out / "run" / "COMPLETE").unlink()  # as if it had been killed
     assert main(words) == 0
     assert (out / "run" / "COMPLETE").exists()
+    manifest = json.loads((out / "run" / "manifest.json").read_text())
+    unclosed = json.dumps({**manifest, "status": "incomplete"})
+    (out / "run" / "manifest.json").write_text(unclosed)  # killed as it went on
+    assert main(words) == 0
+    assert verify_run(out / "run").ok
     next((out / "run" / "parts").glob("images-*")).unlink()  # the marker is not believed
     assert main(words) == 0
     assert verify_run(out / "run").ok

@@ -25,6 +25,7 @@ from collage_mpi.results import (
     export_run,
     parts,
     read_results,
+    reader,
     verify_run,
     writer,
 )
@@ -183,6 +184,62 @@ def test_a_claim_that_came_between_is_left_alone(tmp_path: Path, monkeypatch) ->
     with pytest.raises(EnvironmentFault, match="host far"):
         Claim.take(tmp_path, Clock().patience())
     assert [path.name for path in tmp_path.iterdir()] == ["claim-7"]
+
+
+def test_what_the_watcher_slept_through_it_did_not_watch(tmp_path: Path) -> None:
+    path = foreign(tmp_path)
+
+    def suspended(pause: int) -> None:  # both are, and the watcher wakes first
+        clock.now_s += 100 if pause == 1 else 0
+        if pause == 5:
+            foreign(tmp_path, count=1)
+
+    clock = Clock(suspended)
+    writer, _ = find_writer(tmp_path, clock.patience())
+    assert writer == Holder.read(path.read_bytes())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone")])
+def test_what_is_no_file_is_no_claim(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "claim-3")
+    clock = Clock()
+    mine = Claim.take(tmp_path, clock.patience())
+    assert (mine.path.name, clock.pauses) == ("claim-4", 0)
+    mine.check()
+    assert mine.release()
+    assert os.path.lexists(tmp_path / "claim-3")
+
+
+def test_a_run_is_taken_back_before_its_claim(tmp_path: Path, monkeypatch) -> None:
+    run = RunWriter.create(tmp_path / "run", FULL)
+    release, left = Claim.release, []
+
+    def watched(self: Claim) -> bool:
+        left.extend(path.name for path in (tmp_path / "run").iterdir())
+        return release(self)
+
+    monkeypatch.setattr(Claim, "release", watched)
+    run.discard()
+    assert left == ["claim-1"]  # whoever claims it next finds nothing that is still to go
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_taken_over_is_not_taken_back(tmp_path: Path) -> None:
+    run = RunWriter.create(tmp_path / "run", FULL)
+    (tmp_path / "run" / "claim-1").rename(tmp_path / "run" / "claim-2")
+    run.discard()
+    assert (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_claim_of_the_same_name_is_not_the_same(tmp_path: Path) -> None:
+    mine = Claim.take(tmp_path, Clock().patience())
+    mine.path.unlink()  # taken over by one that has ended, then made anew
+    theirs = foreign(tmp_path)
+    with pytest.raises(ClaimLost, match="host far"):
+        mine.check()
+    assert not mine.release()
+    assert theirs.exists()
 
 
 def test_the_counter_moves_by_itself(tmp_path: Path, monkeypatch) -> None:
@@ -378,6 +435,42 @@ def test_a_complete_run_without_its_folder_of_parts_is_done_again(tmp_path: Path
     assert RunWriter.finished(out, FULL) is None
     assert len(RunWriter.reopen(out, FULL)[1]) == 0
     assert not (out / "COMPLETE").exists()
+
+
+def test_a_job_that_closes_while_its_rows_are_read_damages_nothing(
+    tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    run = RunWriter.create(out, FULL)
+    fill(run, FULL, range(ROWS))
+    read_parts = reader.read_parts
+
+    def read_then_close(path: Path, manifest: Any) -> Any:
+        found = read_parts(path, manifest)
+        run.close("complete")
+        return found
+
+    monkeypatch.setattr(reader, "read_parts", read_then_close)
+    assert verify_run(out).status == "incomplete"  # as it was when it was asked
+    monkeypatch.undo()
+    assert verify_run(out).ok
+
+
+def test_a_manifest_restored_from_an_older_copy_can_be_gone_on_with(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = RunWriter.create(out, FULL)
+    old = (out / "manifest.json").read_bytes()
+    fill(run, FULL, range(9))
+    run.close("incomplete")
+    run, _ = RunWriter.reopen(out, FULL)
+    fill(run, FULL, range(9, 18))
+    run.close("incomplete")
+    (out / "manifest.json").write_bytes(old)
+    run, done = RunWriter.reopen(out, FULL)
+    assert (run.session, len(done)) == (3, 9)  # session 2 is known to nobody
+    fill(run, FULL, range(9, ROWS))
+    assert run.close("complete") is None
+    assert verify_run(out).ok, verify_run(out).problems
 
 
 @pytest.mark.parametrize("with_folder", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,6 +261,35 @@ def test_a_retry_that_was_cut_off_loses_nothing(tmp_path: Path) -> None:
     assert verify_run(out).ok
 
 
+def test_a_complete_run_whose_retry_lost_its_part_is_done_again(tmp_path: Path) -> None:
+    out, full = tmp_path / "run", rows_manifest(18)
+    session(out, list(range(18)), {3, 5})
+    retry, _ = RunWriter.reopen(out, full, retry_errors=True)
+    fill(retry, full, [3, 5])
+    retry.flush()
+    retry._thread.end()  # killed: no session vouches for these rows
+    assert session(out, []) == "complete"
+    (out / "parts" / "images-0002-000001.npy").unlink()
+    assert RunWriter.finished(out, full) is None
+    assert session(out, []) == "complete_with_errors"  # the error rows stand again
+    assert verify_run(out).ok, verify_run(out).problems
+    assert session(out, [3, 5], retry_errors=True) == "complete"
+    assert verify_run(out).ok
+
+
+def test_a_retry_whose_part_vanishes_before_it_ends_keeps_the_errors(tmp_path: Path) -> None:
+    out, full = tmp_path / "run", rows_manifest(18)
+    session(out, list(range(18)), {3, 5})
+    retry, _ = RunWriter.reopen(out, full, retry_errors=True)
+    fill(retry, full, [3, 5])
+    retry._drain()
+    (out / "parts" / "images-0002-000001.npy").unlink()
+    retry._drain = lambda: None
+    retry.close("complete")
+    assert retry.manifest["status"] == "complete_with_errors"
+    assert verify_run(out).ok, verify_run(out).problems
+
+
 def test_nothing_hides_an_answer(tmp_path: Path) -> None:
     """Whatever rows a key has, an answer of it stands; two of them, or a later error, are told."""
     error, answer = SOURCE_CODE["error"], SOURCE_CODE["single"]
@@ -391,6 +421,8 @@ def test_a_finished_point_of_other_weights_or_shards_is_refused(
         state(point, out)
     file.unlink()
     assert state(point, out) == DONE  # nothing to be stale against
+    os.mkfifo(file)
+    assert state(point, out) == DONE  # nor is a pipe, which is not waited for
     shard.unlink()
     write_shard(shard, np.ones((8, 6, 6, 1), np.uint8), np.arange(8) % 3)
     with pytest.raises(UsageError, match=rf"shard {shard}: SHA-256 .* before"):
