@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -66,12 +65,13 @@ def run_and_tell(
     """One session on rank 0, its summary printed and saved as summary.json."""
     from collage_mpi.job.session import run_session
     from collage_mpi.results import read_results, render_summary, summarise
-    from collage_mpi.results.manifest import COMPLETE
+    from collage_mpi.results.manifest import COMPLETE, to_go_on
 
     outcome = run_session(
         settings, crew, resume=resume, retry_errors=retry_errors, stop_reason=stop_reason
     )
-    summary = summarise(read_results(outcome.out))
+    results = read_results(outcome.out)
+    summary = summarise(results)
     print(render_summary(summary), flush=True)
     proof = ""
     if outcome.status in COMPLETE:
@@ -79,13 +79,13 @@ def run_and_tell(
     say(f"\nresults in {outcome.out}{proof}")
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
-    folder = shlex.quote(str(outcome.out))
     if outcome.exit_code is ExitCode.INCOMPLETE:
-        say(f"incomplete: {outcome.reason}; go on with: run --resume --out {folder}")
+        go_on = to_go_on(results.manifest, outcome.out)
+        say(f"incomplete: {outcome.reason}; go on with: {go_on}")
     elif errors := summary["rows"]["errors"]:
         say(
             f"{errors:,} image(s) have error rows. When the cause is mended, do them again with: "
-            f"run --retry-errors --out {folder}"
+            + to_go_on(results.manifest, outcome.out, "--retry-errors")
         )
     return int(outcome.exit_code)
 

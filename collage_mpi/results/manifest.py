@@ -8,6 +8,7 @@ Does not know: rows, threads, statistics.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,12 @@ def readable(value: Any) -> Any:
     if isinstance(value, dict):
         return {readable(key): readable(item) for key, item in value.items()}
     return value
+
+
+def to_go_on(manifest: Mapping[str, Any], out: Path, flag: str = "--resume") -> str:
+    """The command that goes on with the run in `out`, on as many ranks as it had."""
+    ranks = len(manifest.get("world") or ()) or "RANKS"
+    return f"collage-mpi launch -n {ranks} -- run {flag} --out {shlex.quote(str(out))}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ the last seconds of any table, and its lost images were done again by the next o
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
-from collage_mpi.results.manifest import COMPLETE, Json
+from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
 from collage_mpi.results.parts import PARTS_DIRECTORY, counting, list_parts
 from collage_mpi.results.reader import (
     Results,
@@ -102,7 +101,7 @@ def _check(report: VerifyReport) -> None:
         report.problems.append(str(error))
         return
     report.rows, report.expected = len(results.images), results.manifest["rows"]
-    report.to_go_on = f"run --resume --out {shlex.quote(str(report.path))}"
+    report.to_go_on = to_go_on(results.manifest, report.path)
     if "simulated" in results.manifest:
         report.to_go_on = "remove this folder and simulate again: a simulation begins anew"
     report.error_rows = int((results.images["source"] == _ERROR).sum())

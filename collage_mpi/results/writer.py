@@ -13,7 +13,6 @@ that the queue fills, the caller waits: bounded memory comes first.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -47,6 +46,7 @@ from collage_mpi.results.manifest import (
     plain,
     read_manifest,
     readable,
+    to_go_on,
     write_manifest,
 )
 from collage_mpi.results.reader import keys_of, missing_images, results_of
@@ -387,8 +387,8 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
         listed = "\n  ".join(changed)
         raise UsageError(
             f"{out}: cannot resume with other settings:\n  {listed}\n"
-            f"run --resume --out {shlex.quote(str(out))} alone takes the run's own settings; "
-            "files must hold what they held. Or choose another --out."
+            f"{to_go_on(before, out)} takes the run's own settings; files must hold what they "
+            "held. Or choose another --out."
         )
     full["run_id"] = before["run_id"]
     full["started"] = before.get("started", full["started"])

@@ -17,7 +17,8 @@ import pytest
 from results_harness import InlineThread, Kill, fill, manifest
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.results import RunWriter, atomic, verify_run, writer
+from collage_mpi.results import RunWriter, verify_run, writer
+from collage_mpi.system import files
 
 pytestmark = pytest.mark.faults
 ROWS, FIRST = 27, 14
@@ -52,7 +53,7 @@ class Cut:
                     plain(bytes(chunk)[:room])
                     raise Kill
                 cut.written += len(chunk)
-                name = Path(path).name[1:].partition(atomic.TEMP_MARK)[0]
+                name = Path(path).name[1:].partition(files.TEMP_MARK)[0]
                 cut.files[name] = cut.files.get(name, 0) + len(chunk)
                 return plain(chunk)
 
@@ -63,11 +64,11 @@ class Cut:
 def cut_at(monkeypatch: pytest.MonkeyPatch):
     """`cut_at(byte)` arms the next kill."""
     monkeypatch.setattr(writer, "PartThread", InlineThread)
-    monkeypatch.setattr(atomic.os, "fsync", lambda _fd: None)  # not waited for
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # not waited for
 
     def arm(at: int | None) -> Cut:
         cut = Cut(at)
-        monkeypatch.setattr(atomic, "open", cut.open, raising=False)
+        monkeypatch.setattr(files, "open", cut.open, raising=False)
         return cut
 
     return arm
@@ -141,14 +142,14 @@ def test_a_kill_at_any_byte(tmp_path: Path, cut_at, request) -> None:
             states.add(look(out))
         cut_at(None)
         finish(out)
-        assert not list((out / "parts").glob(f".*{atomic.TEMP_MARK}*"))
+        assert not list((out / "parts").glob(f".*{files.TEMP_MARK}*"))
     assert states >= {"no run", "incomplete"}
 
 
 def test_every_file_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch) -> None:
     """A power cut, too, leaves nothing under a final name that is not whole."""
     events: list[tuple[str, str]] = []
-    real_open, real_fsync, real_replace = builtins.open, atomic.os.fsync, atomic.os.replace
+    real_open, real_fsync, real_replace = builtins.open, files.os.fsync, files.os.replace
     names: dict[int, str] = {}
 
     def opened(path: Path, mode: str) -> Any:
@@ -166,9 +167,9 @@ def test_every_file_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch
         real_replace(source, target)
 
     monkeypatch.setattr(writer, "PartThread", InlineThread)
-    monkeypatch.setattr(atomic, "open", opened, raising=False)
-    monkeypatch.setattr(atomic.os, "fsync", fsync)
-    monkeypatch.setattr(atomic.os, "replace", replace)
+    monkeypatch.setattr(files, "open", opened, raising=False)
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
     story(tmp_path / "run")
     renames = [i for i, event in enumerate(events) if event[0] == "rename"]
     assert len(renames) > 8

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.commands import launch as command
-from collage_mpi.launch.mpiexec import LaunchPlan, mpiexec, startup, supervisor
+from collage_mpi.launch import mpiexec, startup, supervisor
+from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Job, exit_code
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.process_tree import process_table

@@ -11,7 +11,7 @@ import pytest
 
 from collage_mpi import __main__, cli
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.launch.mpiexec import mpiexec
+from collage_mpi.launch import mpiexec
 from collage_mpi.shards.reader import expand_paths
 
 SHARD = Path(cli.__file__).parent / "data" / "fashion_demo.h5"

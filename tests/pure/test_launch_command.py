@@ -8,7 +8,8 @@ import pytest
 
 from collage_mpi.commands.launch import launch_ranks, output_folder, wanted_on_loss
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
-from collage_mpi.launch.mpiexec import Mpi, Site, build_command, mpiexec
+from collage_mpi.launch import mpiexec
+from collage_mpi.launch.mpiexec import Mpi, Site, build_command
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/v/bin/mpiexec"), "openmpi", "5.0.11")

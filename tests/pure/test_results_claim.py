@@ -20,7 +20,6 @@ from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.results import (
     RunWriter,
-    atomic,
     claim,
     export_run,
     parts,
@@ -38,6 +37,7 @@ from collage_mpi.results.claim import (
     RunGone,
     find_writer,
 )
+from collage_mpi.system import files
 from collage_mpi.system.pidfd import has_ended, this_process
 
 ROWS = 27
@@ -337,11 +337,11 @@ def test_a_session_suspended_within_any_write_harms_nothing(
     def replace(source: Path, target: Path) -> None:
         renames.append(target)
         if len(renames) == step:
-            monkeypatch.setattr(atomic.os, "replace", real)
+            monkeypatch.setattr(files.os, "replace", real)
             overtake(out)
         real(source, target)
 
-    monkeypatch.setattr(atomic.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     with pytest.raises(RunGone):
         to_the_end(asleep)
     report = verify_run(out)
@@ -359,14 +359,14 @@ def test_a_session_suspended_before_its_first_manifest_harms_nothing(
         begun(out).close("incomplete")
 
     def replace(source: Path, target: Path) -> None:
-        monkeypatch.setattr(atomic.os, "replace", real)
+        monkeypatch.setattr(files.os, "replace", real)
         if begun_before:
             overtake(out)
         else:
             to_the_end(RunWriter.create(out, FULL))
         real(source, target)
 
-    monkeypatch.setattr(atomic.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     with pytest.raises(RunGone):
         RunWriter.reopen(out, FULL) if begun_before else RunWriter.create(out, FULL)
     report = verify_run(out)

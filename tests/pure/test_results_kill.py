@@ -16,7 +16,6 @@ from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.results import (
     RunWriter,
-    atomic,
     compare,
     parts,
     read_results,
@@ -26,6 +25,7 @@ from collage_mpi.results import (
     verify_run,
     writer,
 )
+from collage_mpi.system import files
 
 ROWS = 27
 
@@ -34,7 +34,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise Kill in place of the `step`-th of fsync, rename and their like."""
     count = 0
     for name in ("fsync", "replace", "open"):
-        real = getattr(atomic.os, name)
+        real = getattr(files.os, name)
 
         def call(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
             nonlocal count
@@ -43,7 +43,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise Kill
             return _real(*args, **kwargs)
 
-        monkeypatch.setattr(atomic.os, name, call)
+        monkeypatch.setattr(files.os, name, call)
 
 
 def whole_run(out: Path) -> None:
@@ -55,7 +55,7 @@ def whole_run(out: Path) -> None:
 
 def test_a_kill_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "PartThread", InlineThread)
-    monkeypatch.setattr(atomic.os, "fsync", lambda _fd: None)  # counted, but not waited for
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
     states = set()
     for step in range(1, 200):
         out = tmp_path / f"kill-{step}"
@@ -91,7 +91,7 @@ def _state_after_kill(out: Path) -> str:
     run.close("complete")
     after = verify_run(out)
     assert after.ok, after.problems
-    assert not [path for path in out.rglob("*") if atomic.TEMP_MARK in path.name]
+    assert not [path for path in out.rglob("*") if files.TEMP_MARK in path.name]
     return before.status
 
 

@@ -48,7 +48,7 @@ def fill_disk(step: int) -> None:
     """From the step-th fsync of results on there is no room."""
     import errno
 
-    from collage_mpi.results import atomic
+    from collage_mpi.system import files
 
     plain, count = os.fsync, iter(range(1, 1 << 30))
 
@@ -61,7 +61,7 @@ def fill_disk(step: int) -> None:
                 raise OSError(errno.ENOSPC, "No space left on device")
             plain(fd)
 
-    atomic.os = Os()
+    files.os = Os()
 
 
 FOLDER, RANK = os.environ.get("CHAOS_FOLDER"), None

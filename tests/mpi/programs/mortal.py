@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 from collage_mpi import cli, models
-from collage_mpi.faults import failure_detector, pidfd, process_monitor
+from collage_mpi.faults import failure_detector, process_monitor
 from collage_mpi.job import main, network_loader, worker, worker_group
 from collage_mpi.mpi import transport
-from collage_mpi.system import hard_exit
+from collage_mpi.system import hard_exit, pidfd
 from collage_mpi.system.environment import launcher_rank
 
 FOLDER, DEATHS, ARGUMENTS = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
