@@ -28,8 +28,8 @@ def job_facts(mpi_library: str) -> dict[str, Any]:
     """
     packages = {name: _version(name) for name in PACKAGES}
     return {
-        "command": [_printable(word) for word in command_line(sys.argv)],
-        "folder": _printable(os.getcwd()),
+        "command": command_line(sys.argv),
+        "folder": os.getcwd(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "versions": {
@@ -54,8 +54,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _printable(text: str) -> str:
-    """Names that are no text, as bytes of another encoding are, escaped: JSON must hold them."""
-    return text.encode("utf-8", "backslashreplace").decode()

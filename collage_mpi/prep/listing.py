@@ -13,6 +13,7 @@ from pathlib import Path
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.pictures import SUFFIXES
+from collage_mpi.system.printable import storable
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
 
@@ -80,7 +81,7 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
     classes = _classes(root, sorted(found), names)
     numbers = {name: number for number, name in enumerate(classes)}
     members = [
-        _member(entry, root, numbers[printable(name)])
+        _member(entry, root, numbers[name_text(name)])
         for name in sorted(found)
         for entry in found[name]
     ]
@@ -88,7 +89,7 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
 
 
 def _classes(root: Path, folders: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
-    classes = tuple(printable(name) for name in folders)
+    classes = tuple(name_text(name) for name in folders)
     if names is None:
         return classes
     unknown = [name for name in classes if name not in set(names)]
@@ -139,7 +140,7 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 def _member(entry: os.DirEntry[str], root: Path, label: int | None) -> Member:
     relative = Path(entry.path).relative_to(root).as_posix()
-    return Member(printable(relative), entry.path, entry.stat().st_size, 0, label)
+    return Member(name_text(relative), entry.path, entry.stat().st_size, 0, label)
 
 
 def is_picture(name: str) -> bool:
@@ -147,7 +148,6 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def printable(name: str) -> str:
-    r"""A file's name as text that UTF-8 can hold: other bytes and NUL as \xNN."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return text.replace("\0", "\\x00")
+def name_text(name: str) -> str:
+    r"""A file's name as text that a shard can hold: other bytes and NUL as \xNN."""
+    return storable(name).replace("\0", "\\x00")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.prep.listing import Listing, Member, printable
+from collage_mpi.prep.listing import Listing, Member, name_text
 from collage_mpi.shards.pictures import SUFFIXES
 
 LABEL_KEYS = ("cls", "label", "class", "class_name")  # of a .json, the first that is there
@@ -77,7 +77,7 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
                 if picture is not None and extension != picture.lower().lstrip("."):
                     continue
                 _only_one(path, key, extension, pictures)
-                name = printable(f"{path.name}:{info.name}")
+                name = name_text(f"{path.name}:{info.name}")
                 where = Member(name, str(path), info.size, info.offset_data)
                 pictures[key] = (extension, where)
             elif extension.rpartition(".")[2] in ("cls", "json"):
@@ -96,7 +96,7 @@ def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header
                 if info.offset_data + info.size > size:
-                    raise DataFault(f"{path}: cut off within {printable(info.name)!r}. Copy it.")
+                    raise DataFault(f"{path}: cut off within {name_text(info.name)!r}. Copy it.")
                 if info.isreg() and not info.issparse():
                     yield info
             stream.seek(tar.offset)
@@ -132,7 +132,7 @@ def _only_one(
             else f"say which is the image with --picture {other} or --picture {extension}"
         )
         raise DataFault(
-            f"{path}: key {printable(key)!r} has two pictures, .{other} and .{extension}: {how}"
+            f"{path}: key {name_text(key)!r} has two pictures, .{other} and .{extension}: {how}"
         )
 
 
@@ -140,7 +140,7 @@ def _answer(
     path: Path, stream: BinaryIO, info: tarfile.TarInfo, extension: str, label_key: str | None
 ) -> int | str | None:
     """The class that a .cls or .json member names. Raises DataFault."""
-    name = f"{path}: {printable(info.name)}"
+    name = f"{path}: {name_text(info.name)}"
     if info.size > LARGEST_LABEL_BYTES:
         raise DataFault(f"{name} has {info.size:,} bytes; that is no label")
     here = stream.tell()  # the walk over the headers goes on from there

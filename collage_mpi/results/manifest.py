@@ -18,7 +18,7 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
 from collage_mpi.system.files import write_atomic
-from collage_mpi.system.printable import shown
+from collage_mpi.system.printable import shown, storable
 
 FORMAT = "collage-mpi run"
 VERSION = 1
@@ -240,16 +240,9 @@ def plain(value: object) -> object:
 
 
 def readable(value: Any) -> Any:
-    r"""JSON whose texts can be stored and shown: a file's name may be any bytes.
-
-    Python holds those that are not UTF-8 as half characters. They become `\xe9`: the name no
-    longer opens the file, but no path of a manifest is opened.
-    """
-    if isinstance(value, str) and not value.isascii():
-        try:
-            return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        except UnicodeEncodeError:  # half characters that are no file's
-            return value.encode("utf-8", "backslashreplace").decode()
+    """JSON whose texts can be stored and shown (`storable`): no path of a manifest is opened."""
+    if isinstance(value, str):
+        return value if value.isascii() else storable(value)
     if isinstance(value, list):
         return [readable(item) for item in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Text from files and users, made fit for a terminal.
+"""Text from files and users, made fit for a terminal, and for files of ours.
 
 Owns: which characters are shown by their code, how long a value may be in a message.
 Does not know: what a message says, where it goes.
@@ -27,6 +27,17 @@ def printable(text: str) -> str:
 
 def _code(number: int) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def storable(text: str) -> str:
+    r"""The text as UTF-8 can hold it: a file's name may be any bytes, those that are none as \xe9.
+
+    Python holds them as half characters. What is made of them names no file any more.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half characters that are no file's
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def say(text: str) -> None:
