@@ -283,7 +283,7 @@ fi
 
 collage-mpi verify "${runs[@]}"
 for run in "${runs[@]}"; do collage-mpi export "$run" --to csv; done
-python analysis/latency_cdf.py "${runs[@]}" --out "$figures"
+collage-mpi plot cdf "${runs[@]}" --out "$figures"
 """
 
 CHAIN = """\
