@@ -12,7 +12,7 @@ from collage_mpi.commands.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
-PAGES += sorted(ROOT.glob("jobs/slurm/*.md"))
+PAGES += [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("jobs/slurm/*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -47,3 +47,12 @@ def test_commands_and_their_flags_exist(page):
         known = set().union(*(flags_of(command) for command in commands))
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line):
             assert flag in known, f"{page.name}: collage-mpi {words[0]} has no {flag}"
+
+
+def test_files_that_a_change_touches_are_there():
+    """The modules in the table of CONTRIBUTING.md, which are named without the package."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    table = page.partition("| change | files |")[2].partition("\n\n")[0]
+    for name in re.findall(r"`([a-z_]+/[a-z_/]*)`", table):
+        path = ROOT / "collage_mpi" / name
+        assert path.is_dir() or path.with_suffix(".py").is_file(), name
