@@ -1,0 +1,33 @@
+"""Simulated runs of version 0.1.0, kept: the paper's layout schedules as it did, byte for byte.
+
+`fixtures/simulated_0_1_0/rows.npz` holds the rows that version 0.1.0 simulated for each case of
+cases.json, beside which stand all of its settings' defaults (numpy 2; no costs of rank 0). Who
+must change a row says so in the CHANGELOG and makes a new file beside this one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.runs import Job, simulate_in_memory
+
+FOLDER = Path(__file__).parent.parent / "fixtures" / "simulated_0_1_0"
+KEPT = json.loads((FOLDER / "cases.json").read_text())
+CASES = KEPT["cases"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_are_those_of_0_1_0(name: str) -> None:
+    case = CASES[name]
+    settings = RunSettings.from_mapping({**KEPT["settings"], **case["settings"]})
+    run = simulate_in_memory(Job(settings, case["images"]))
+    with np.load(FOLDER / "rows.npz") as kept:
+        for table in ("images", "groups", "tasks"):
+            before, now = kept[f"{name}.{table}"], getattr(run, table)
+            for column in before.dtype.names or ():
+                assert np.array_equal(before[column], now[column]), f"{table}.{column}"
