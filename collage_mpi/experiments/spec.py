@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Experiment:
     costs: str | None = None
     rows: bool = True
 
-    @property
+    @cached_property  # asked for at each row of a table of thousands
     def varied(self) -> tuple[str, ...]:
         """Settings that are not the same in all points, in the order of RunSettings."""
         rows = [point.settings.to_dict() for point in self.points]
