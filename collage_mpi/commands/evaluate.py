@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.kinds import KINDS
 from collage_mpi.models.info import class_mismatch
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
@@ -63,11 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Measure and print."""
-    specs = {
-        kind: getattr(args, kind)
-        for kind in ("single", "collage", "parity")
-        if getattr(args, kind) is not None
-    }
+    specs = {kind: getattr(args, kind) for kind in KINDS if getattr(args, kind) is not None}
     if not specs:
         raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
     if "parity" in specs and "single" not in specs:

@@ -35,6 +35,7 @@ from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.kinds import ENCODED_KINDS
 from collage_mpi.results import RunWriter, input_digest
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
@@ -220,7 +221,7 @@ def cell_maker(plan: Plan, encoder: AnyEncoder) -> CellMaker | None:
 
     Cells that the shards store are used where they fit the network.
     """
-    if not {"collage", "parity"} & set(plan.networks):
+    if not set(ENCODED_KINDS) & set(plan.networks):
         return None
     height, width, _ = encoder.cell_shape
     px = height if height == width else None
@@ -365,7 +366,7 @@ def scheduler_settings(
     return SchedulerSettings(
         group_size=settings.group_size,
         ranks=workers,
-        costs={"collage": ratio, "parity": ratio},
+        costs=dict.fromkeys(ENCODED_KINDS, ratio),
         batch_costs=batch_costs or {},
         batch=settings.batch,
         together=not settings.open_loop,

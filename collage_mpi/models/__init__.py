@@ -8,8 +8,9 @@ one with weights. Does not know: MPI, ranks, shards. Importing it imports no tor
 from __future__ import annotations
 
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import KINDS
 from collage_mpi.models.architecture import Architecture
-from collage_mpi.models.info import KINDS, NetworkInfo, Predictor, check_kind
+from collage_mpi.models.info import NetworkInfo, Predictor, check_kind
 from collage_mpi.models.null import NullPredictor, is_null, parse_null
 from collage_mpi.models.own import is_own, load_own
 from collage_mpi.models.own_info import Geometry

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import KINDS
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.parity_spec import ParitySpec
-
-KINDS = ("single", "collage", "parity")
 
 
 @dataclass(frozen=True)

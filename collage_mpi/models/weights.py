@@ -20,9 +20,10 @@ import numpy as np
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.kinds import KINDS
 from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
-from collage_mpi.models.info import KINDS, NetworkInfo
+from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.parity_spec import ParitySpec
 from collage_mpi.system.regular_file import require_regular
 

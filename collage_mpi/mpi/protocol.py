@@ -28,6 +28,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.kinds import KINDS
 from collage_mpi.scheduler.events import Score
 
 VERSION = 2
@@ -40,7 +41,6 @@ CONTROL_BYTES = 64 * 1024
 UP_BYTES = 16 * 1024
 
 TASKS, CANCEL, ANSWERS, CONTROL = 1, 2, 3, 4
-KINDS = ("single", "collage", "parity")
 ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
 REASON_BYTES = 480
 

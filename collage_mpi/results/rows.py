@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from collage_mpi.kinds import ENCODED_KINDS, KINDS
+
 SOURCES = ("single", "collage", "replica", "hedge", "parity", "retry", "error")
-KINDS = ("single", "collage", "parity")
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 
 SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
 KIND_CODE = {name: code for code, name in enumerate(KINDS)}
 OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 
-ENCODED = (SOURCE_CODE["collage"], SOURCE_CODE["parity"])  # sources whose task was encoded
+ENCODED = tuple(SOURCE_CODE[kind] for kind in ENCODED_KINDS)  # sources whose task was encoded
 
 REASON_BYTES = 96
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.dispatch import SINGLE, Dispatch
+from collage_mpi.scheduler.dispatch import Dispatch
 from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.groups import Groups
 from collage_mpi.scheduler.quantiles import RunningQuantile

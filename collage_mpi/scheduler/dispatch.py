@@ -16,12 +16,11 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Action, Item
 from collage_mpi.scheduler.rank_speed import Health
 from collage_mpi.scheduler.state import ImageState, Message, Pool, RankState, TaskState
-
-SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
 
 
 class Order(NamedTuple):

@@ -29,9 +29,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler import schemes
-from collage_mpi.scheduler.dispatch import SINGLE, Order
+from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import ImageState, RankState, RankStatus, TaskState
 

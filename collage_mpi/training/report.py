@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from collage_mpi import __version__
+from collage_mpi.kinds import ENCODED_KINDS
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.training.answers import Answers
@@ -71,7 +72,7 @@ def make_report(
         "networks": networks,
     }
     correct = {kind: right(each, labels) for kind, each in answers.items()}
-    for kind in ("collage", "parity"):
+    for kind in ENCODED_KINDS:
         if {"single", kind} <= set(networks):
             report[f"{kind}_over_single"] = _ratios(networks, correct, kind)
     return report

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.dispatch import COLLAGE, SINGLE, Dispatch, Order
+from collage_mpi.scheduler.dispatch import Dispatch, Order
 from collage_mpi.scheduler.rank_speed import PROBE_AFTER, WINDOW, Health, Pace
 from collage_mpi.scheduler.state import GroupState, ImageState, RankState
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from collage_mpi.errors import UsageError
-from collage_mpi.scheduler.dispatch import COLLAGE, SINGLE, Dispatch, Order
+from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.scheduler.dispatch import Dispatch, Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState

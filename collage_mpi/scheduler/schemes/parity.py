@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from collage_mpi.errors import UsageError
-from collage_mpi.scheduler.dispatch import PARITY, Order
+from collage_mpi.kinds import PARITY
+from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes.base import Core, Scheme
 from collage_mpi.scheduler.state import GroupState, ImageState, RankStatus, TaskState
