@@ -23,6 +23,7 @@ from collage_mpi.mpi.transport import (
     CoordinatorTransport,
     RankFailure,
     WorkerTransport,
+    abort,
     guarded,
     open_world,
 )
@@ -143,4 +144,4 @@ def _part(name: str, comm: Any, crew: WorkerGroup, code: int) -> None:
         how = "left behind" if tolerant else "ending the job by force"
         tell(f"collage-mpi {name}: rank(s) {names} did not end when told to; {how}")
         if not tolerant:
-            comm.Abort(code)
+            abort(comm, code)

@@ -391,6 +391,12 @@ def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
     return MPI.COMM_WORLD, MPI
 
 
+def abort(comm: Any, code: int) -> None:
+    """End the job by force, once what was said has left: launchers drop what they still hold."""
+    time.sleep(ABORT_PAUSE_S)
+    comm.Abort(code)
+
+
 def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False) -> int:
     """Run a rank's whole work; an exception is told in one message and ends it.
 
@@ -410,10 +416,10 @@ def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False)
         print(f"collage-mpi: {where} failed:{detail}", file=sys.stderr, flush=True)
         if not fault_tolerant or comm.Get_rank() == 0:
             report_exit(int(code))  # the launcher's own code may be any
-        time.sleep(ABORT_PAUSE_S)
         if not fault_tolerant:
-            comm.Abort(int(code))
-        elif comm.Get_rank() == 0:
+            abort(comm, int(code))
+        time.sleep(ABORT_PAUSE_S)
+        if comm.Get_rank() == 0:
             leave(code)
         else:
             os.kill(os.getpid(), signal.SIGKILL)

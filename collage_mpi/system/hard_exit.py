@@ -25,6 +25,7 @@ SHARED = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")  # MPICH's, Open MPI's
 
 _armed = False
 _finalize: Callable[[], object] | None = None
+_at_once = False
 
 
 def arm() -> None:
@@ -50,12 +51,20 @@ def finalize_by(finalize: Callable[[], object]) -> None:
     _finalize = finalize
 
 
+def leave_at_once() -> None:
+    """What is left of this process is its teardown, in which torch's threads may abort it."""
+    global _at_once
+    _at_once = True
+
+
 def leave_world(code: int) -> None:
-    """Leave now if this process is a rank of a plain world, else return.
+    """Leave now if this process is a rank of a plain world, or one of torchrun's; else return.
 
     By C's exit: what libraries do then, MPICH with its launcher above all, is not left out (of
     ranks that left by _exit the launcher said code 9, one time in eight).
     """
+    if _at_once:
+        leave(code)
     if _finalize is not None:
         import ctypes
 

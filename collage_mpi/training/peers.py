@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.system.environment import TorchrunPlace, torchrun_place
+from collage_mpi.system.hard_exit import leave_at_once
 from collage_mpi.training.stop import TrainingStopped
 
 # A process waits so long for the others: the lead validates alone, one process a host reads.
@@ -156,6 +157,7 @@ def together(device: str, work: Callable[[Peers], int]) -> int:
     except Exception as error:
         raise _told_by_one(peers, error) from error
     dist.destroy_process_group()
+    leave_at_once()  # one in some thirty aborts else: "terminate called without an active ..."
     return code
 
 
