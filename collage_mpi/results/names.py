@@ -99,8 +99,7 @@ def _ids(
     for number, entry in sought.items():
         info = infos.get(entry["fingerprint"])
         if info is None:
-            other = f"{entry['path']}: is not the file that the run read: its SHA-256 is another"
-            missing.append(why.get(entry["path"], other))
+            missing.append(why.get(entry["path"]) or _not_found(entry["path"], shards, why))
             continue
         try:
             own = read_ids(info)
@@ -119,6 +118,13 @@ def _ids(
     if bare:
         notes.append(f"{bare:,} of {len(sought):,} shards hold no ids")
     return ids, tuple(notes)
+
+
+def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, str]) -> str:
+    if shards is None:
+        return f"{path}: is not the file that the run read: its SHA-256 is another"
+    unread = f" ({next(iter(why.values()))})" if why else ""
+    return f"{path}: no file given has its SHA-256{unread}"
 
 
 def _find(

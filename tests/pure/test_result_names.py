@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def test_shards_that_moved_are_named(run: Path, tmp_path: Path) -> None:
     names = image_names(results, [tmp_path / "moved"])
     assert names.id[:9].tolist() == IDS
     assert names.shard_name[0] == "a.h5"  # as the run had it
+    (note,) = image_names(results, [tmp_path / "gone"]).notes
+    assert re.search(r"a\.h5: no file given has its SHA-256 \(.*gone: cannot be read", note)
     words = ["export", str(run), "--to", "csv", "--shards", str(tmp_path / "moved")]
     assert main(words) == 0
 
