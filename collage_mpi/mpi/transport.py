@@ -418,6 +418,7 @@ def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False)
             report_exit(int(code))  # the launcher's own code may be any
         if not fault_tolerant:
             abort(comm, int(code))
+            raise
         time.sleep(ABORT_PAUSE_S)
         if comm.Get_rank() == 0:
             leave(code)
