@@ -53,7 +53,9 @@ class Ended:
 
     def death_ns(self, rank: int) -> int:
         """The clock just before the rank died or stopped."""
-        return int((self.folder / f"{rank}.death").read_text())
+        file = self.folder / f"{rank}.death"
+        assert file.exists(), f"rank {rank} lived; code {self.code}, {self.said}"
+        return int(file.read_text())
 
 
 def run_mortal(

@@ -209,8 +209,7 @@ def test_when_the_launcher_dies_no_rank_is_left(job, tolerant):
     """`running`, which looks after each job, finds nobody."""
     mode = ("--on-rank-loss", "continue") if tolerant else ()
     ended = job("0:images:orphan:40", *mode, tolerant=tolerant)
-    complete = (ended.folder / "run" / "COMPLETE").exists()  # it had just ended, on a busy machine
-    assert ended.code == (0 if complete else INCOMPLETE)
+    assert ended.code == INCOMPLETE, ended.said
     assert "the launcher was ended by SIGKILL" in ended.said
     job("", "--resume", *mode, tolerant=tolerant).check()
 

@@ -68,11 +68,12 @@ def leave0():
 
 
 def orphan():
-    """The launcher dies, not this rank."""
+    """The launcher dies, not this rank; its job cannot end before that is noticed."""
     pid = os.getppid()
     while Path(f"/proc/{pid}/comm").read_text().strip() not in ("mpiexec", "mpirun", "prterun"):
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(pid, signal.SIGKILL)
+    time.sleep(1.0)
 
 
 def note_memory():
