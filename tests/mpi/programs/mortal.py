@@ -251,6 +251,6 @@ for death in DEATHS:
     elif death and int(death.split(":")[0]) == RANK:
         _, moment, how, *count = death.split(":")
         globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)
-worker_group.HERE_LIMIT_S = main.SHORT_STOP_S = 2.0
+worker_group.HERE_LIMIT_S, main.SHORT_STOP_S = 5.0, 2.0
 note_losses()
 sys.exit(cli.main(ARGUMENTS))
