@@ -6,6 +6,7 @@ import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system import environment
+from collage_mpi.system.launchers.srun import expand_tasks_per_node
 
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "11"}
 OPENMPI = {
@@ -50,7 +51,7 @@ def test_what_the_launcher_says(environ, rank, size, local, local_size):
     [("", []), ("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,2", [1, 2]), ("x", []), ("2(x", [])],
 )
 def test_tasks_per_node(text, counts):
-    assert environment.expand_tasks_per_node(text) == counts
+    assert expand_tasks_per_node(text) == counts
 
 
 @pytest.mark.parametrize(
