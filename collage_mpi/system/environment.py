@@ -29,6 +29,7 @@ STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
 FAULT_TOLERANT_VARIABLE = "COLLAGE_MPI_FAULT_TOLERANT"
 
 HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+PBS_HOSTS_FILE = "PBS_NODEFILE"
 CPUS_ON_NODE = "SLURM_CPUS_ON_NODE"
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
 
@@ -120,7 +121,15 @@ def told_interface(environ: Mapping[str, str] = os.environ) -> str | None:
 
 def allocated_hosts(environ: Mapping[str, str] = os.environ) -> int:
     """Hosts of the batch allocation this process is in; 1 outside of one."""
-    return max(1, first_number(HOSTS_VARIABLES, environ) or 1)
+    return max(1, first_number(HOSTS_VARIABLES, environ) or _pbs_hosts(environ))
+
+
+def _pbs_hosts(environ: Mapping[str, str]) -> int:
+    """Hosts of a PBS job, whose file names each as often as it has slots; 0 outside of one."""
+    try:
+        return len(set(Path(environ[PBS_HOSTS_FILE]).read_text(errors="replace").split()))
+    except (KeyError, OSError):
+        return 0
 
 
 def allowed_cores(

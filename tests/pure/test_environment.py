@@ -54,6 +54,16 @@ def test_tasks_per_node(text, counts):
     assert expand_tasks_per_node(text) == counts
 
 
+def test_hosts_of_the_allocation(tmp_path):
+    hosts = tmp_path / "nodes"
+    hosts.write_text("x1000\nx1000\nx1001\nx1001\nx1002\n")
+    pbs = {"PBS_NODEFILE": str(hosts)}
+    assert environment.allocated_hosts({}) == 1
+    assert environment.allocated_hosts(pbs) == 3
+    assert environment.allocated_hosts({"PBS_NODEFILE": str(tmp_path / "none")}) == 1
+    assert environment.allocated_hosts({**pbs, "SLURM_NNODES": "2"}) == 2
+
+
 @pytest.mark.parametrize(
     ("visible", "entries"),
     [
