@@ -282,6 +282,9 @@ def test_open_mpi_wants_less_shared_memory_and_does_without():
         ("mpich", "openmpi", True, False),
         ("mpich with pmix", "openmpi", True, True),
         ("mpich with pmix", "srun", True, True),
+        ("mpich", "pals", False, True),
+        ("mpich", "pals", True, False),
+        ("openmpi", "pals", True, True),
         ("mpich", None, False, True),
     ],
 )
@@ -305,6 +308,8 @@ def test_mpi_is_not_started_where_it_would_abort():
         ({"HYDI_CONTROL_FD": "9", "PMI_SIZE": "2", "SLURM_STEP_ID": "0"}, "hydra"),
         ({"SLURM_STEP_ID": "0", "PMI_SIZE": "2"}, "srun"),
         ({"PMI_SIZE": "2"}, "hydra"),
+        ({"PALS_RANKID": "0", "PMI_SIZE": "2"}, "pals"),
+        ({"PALS_RANKID": "0", "PMI_SIZE": "2", "SLURM_STEP_ID": "0"}, "srun"),
     ],
 )
 def test_who_started_this_process(environ, family):

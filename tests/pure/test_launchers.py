@@ -11,7 +11,7 @@ from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, MPIS
 
 
 def test_launch_offers_what_it_can_start_and_srun_is_not_of_those():
-    assert set(MPIS) == {"auto", "mpich", "openmpi", "intel"}
+    assert set(MPIS) == {"auto", "mpich", "openmpi", "intel", "pals"}
     assert {launcher.name for launcher in LAUNCHERS} - set(MPIS) == {"srun"}
 
 
@@ -20,6 +20,7 @@ def test_a_stop_is_passed_on_by_the_signal_that_the_launcher_forwards():
         "mpich": signal.SIGTERM,
         "intel": signal.SIGTERM,
         "openmpi": signal.SIGUSR2,
+        "pals": signal.SIGTERM,
     }
 
 

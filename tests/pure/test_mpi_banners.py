@@ -42,6 +42,10 @@ Please see the FAQ page for debugging suggestions"""
 MPICH_ABORT = (
     "Abort(6) on node 0 (rank 0 in comm 0): application called MPI_Abort(MPI_COMM_WORLD, 6)"
 )
+# As on Aurora (github.com/pmodels/mpich, issue 7569) and Polaris.
+PALS = """x4006c0s6b0n0.hsn.cm.aurora.alcf.anl.gov: rank 256 died from signal 11
+x3006c0s19b1n0.hsn.cm.polaris.alcf.anl.gov: rank 7 died from signal 6 and dumped core
+x4001c5s4b0n0.hsn.cm.aurora.alcf.anl.gov: rank 0 exited with code 1"""
 
 
 def run(text: str, family: str = "openmpi") -> tuple[list[str], list[str], BannerFilter]:
@@ -56,6 +60,7 @@ BANNERS = [
     ("mpich", MPICH),
     ("mpich", MPICH_ABORT),
     ("intel", MPICH),
+    ("pals", PALS),
 ]
 
 
@@ -125,6 +130,8 @@ BUS = MPICH.replace("EXIT CODE: 9", "EXIT CODE: 7").replace("signal 9", "signal 
         ("mpich", SEGV, Death(139)),
         ("mpich", ORED, Death()),
         ("intel", BUS, Death(135)),
+        ("pals", PALS, Death(139, 256)),
+        ("pals", PALS.rpartition("\n")[2], Death(1, 0)),
         *((family, "nothing", None) for family in FAMILIES),
     ],
 )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from collage_mpi.system.launchers.base import Death, Launcher, Site, first_number
 from collage_mpi.system.launchers.mpich import Intel, Mpich
 from collage_mpi.system.launchers.openmpi import OpenMpi
+from collage_mpi.system.launchers.pals import Pals
 from collage_mpi.system.launchers.srun import Srun
 
 __all__ = ["FAMILIES", "LAUNCHERS", "MPIS", "SRUN", "Death", "Launcher", "Site", "first_number"]
@@ -19,8 +20,8 @@ SRUN = Srun()
 
 # Where several have left their variables the first counts: one that starts its ranks through
 # another comes before it. Slurm is last of those: mpiexec inside an sbatch script also shows the
-# script's own SLURM_PROCID=0 to every rank.
-LAUNCHERS: tuple[Launcher, ...] = (OpenMpi(), Mpich(), Intel(), SRUN)
+# script's own SLURM_PROCID=0 to every rank. On a Cray Slurm sets PALS's variables as well.
+LAUNCHERS: tuple[Launcher, ...] = (OpenMpi(), Mpich(), Intel(), SRUN, Pals())
 
 FAMILIES = {launcher.name: launcher for launcher in LAUNCHERS if launcher.versions}
 MPIS = ("auto", *FAMILIES)  # the choices of --mpi
