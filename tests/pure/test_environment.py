@@ -129,7 +129,7 @@ def test_visible_devices_knows_rocm():
         (4, {"SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}, 0),  # cyclic
         (3, {"SLURM_LOCALID": "3", "SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}, 3),
         (5, PALS, 2),
-        (2, {**PALS, "PALS_RANKID": "2", "PALS_NODEID": "0"}, 1),
+        (4, {**PALS, "PALS_LOCAL_RANKID": "1", "PALS_NODEID": "0"}, 0),
     ],
 )
 def test_gpu_ranks_are_counted_without_the_coordinator(rank, environ, expected):
