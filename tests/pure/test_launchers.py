@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 
 import pytest
+from test_environment import MPICH, OPENMPI, PALS
 
 from collage_mpi.system.environment import fault_tolerant_launch
-from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, MPIS
+from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, MPIS, first_number
 
 
 def test_launch_offers_what_it_can_start_and_srun_is_not_of_those():
@@ -36,6 +37,14 @@ def test_a_stop_is_passed_on_by_the_signal_that_the_launcher_forwards():
 )
 def test_who_says_that_ranks_outlive_each_other(environ, outlives):
     assert fault_tolerant_launch(environ) is outlives
+
+
+@pytest.mark.parametrize(
+    ("name", "environ"), [("mpich", MPICH), ("intel", MPICH), ("openmpi", OPENMPI), ("pals", PALS)]
+)
+def test_each_reads_its_own_variables(name, environ):
+    assert FAMILIES[name].size(environ) == 11
+    assert first_number(FAMILIES[name].ranks, environ) == (5 if name == "pals" else 3)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda launcher: launcher.name)
