@@ -67,7 +67,7 @@ def launch_run(
         settings: of the run; relative paths are of the current folder.
         ranks: of the world, rank 0 included; by default what the settings need.
         resume: go on with the run in `settings.out`.
-        mpi: "auto", "mpich", "openmpi" or "intel".
+        mpi: as of `collage-mpi launch --mpi`.
         timeout_s: end it after so long, as incomplete; None for no limit.
 
     Returns:

@@ -48,6 +48,9 @@ check "ruff check" $bin/ruff check .
 check "ruff format" $bin/ruff format --check .
 check "mypy" $bin/mypy
 check "import-linter" $bin/lint-imports
+# Job scripts as they are rendered; a template alone is no whole script.
+check "shellcheck" $bin/shellcheck .ci/run tests/run.sh collage_mpi/data/*.sh data_prep/*.sh \
+    data_prep/*/*.sh jobs/slurm/*.sh jobs/slurm/*.sbatch tests/pure/golden/*.sbatch
 # pytest leaves with 5 when it collects nothing, so a marker that matches no test fails too.
 check "pytest, MPICH" \
     $bin/python -m pytest -q -m "not slurm and not faults" --durations=10 \

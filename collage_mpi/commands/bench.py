@@ -11,8 +11,7 @@ from typing import Any
 from collage_mpi.bench.report import WORLDS, BenchSettings, full_report, render
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.system.environment import launcher_size
-
-MPIS = ("auto", "mpich", "openmpi", "intel")
+from collage_mpi.system.launchers import MPIS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

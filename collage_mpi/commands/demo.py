@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.experiments.demo import GROUPS, RANKS, check_before, run_all, tell_and_draw
 from collage_mpi.system.environment import launcher_size
+from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to, with which MPI, on what device."""
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for runs and pictures")
-    parser.add_argument(
-        "--mpi", choices=("auto", "mpich", "openmpi", "intel"), default="auto", help="which MPI"
-    )
+    parser.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--groups", type=int, default=GROUPS, help=f"groups of 9 images a run (default: {GROUPS})"

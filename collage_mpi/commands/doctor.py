@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.scheduler.schemes import PLACEMENTS, SCHEMES
 from collage_mpi.settings.shipped import file_argument
+from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
     from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     world.add_argument("--parity-k", type=int, metavar="N", help="of scheme parity")
     world.add_argument("--parity-ranks", type=int, metavar="N", help="of scheme parity")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--mpi", choices=("auto", "mpich", "openmpi", "intel"), default="auto")
+    parser.add_argument("--mpi", choices=MPIS, default="auto")
     parser.add_argument("--mpiexec", metavar="PATH", help="launcher to use (default: look for it)")
     parser.add_argument("--no-launch", action="store_true", help="start no ranks")
     parser.add_argument("--json", action="store_true", help="everything, for programs")

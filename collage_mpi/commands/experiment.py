@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.system.environment import allowed_cores, launcher_size
+from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
     from collage_mpi.experiments.spec import Experiment, Point
@@ -45,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs simulated at a time (default: all cores)"
     )
-    parser.add_argument(
-        "--mpi", choices=("auto", "mpich", "openmpi", "intel"), default="auto", help="which MPI"
-    )
+    parser.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
     from collage_mpi.launch.mpiexec import LaunchPlan
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--ranks", type=int, required=True, help="world size, e.g. 11")
     parser.add_argument(
         "--mpi",
-        choices=("auto", "mpich", "openmpi", "intel"),
+        choices=MPIS,
         default="auto",
         help="which MPI; auto takes the one mpi4py loads (default)",
     )
@@ -98,7 +99,7 @@ def launch_ranks(
         ranks: world size.
         words: a command and its arguments, e.g. ("run", "--shards", "DIR"), or a Python script
             and its arguments.
-        mpi: "auto" or a family of `collage_mpi.launch.mpiexec.FAMILIES`.
+        mpi: "auto" or a family of `collage_mpi.system.launchers.FAMILIES`.
         mpiexec: launcher to use; None to look for one.
         timeout_s: None for no limit.
         dry_run: print the line, run nothing.

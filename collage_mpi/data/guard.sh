@@ -4,7 +4,7 @@
 # the job has so long to end by itself; then all processes that were started with NAME=VALUE in
 # their environment are killed, stopped ones too.
 trap '' HUP INT TERM USR1 USR2
-read -r over && exit 0
+read -r _ && exit 0
 left=$2
 while [ "$left" -gt -10 ]; do
     holders=$(cd /proc && grep -lszxF -e "$1" [0-9]*/environ)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, MpiFacts, Package, Wanted
 from collage_mpi.launch.mpiexec import Mpi
+from collage_mpi.system.launchers import FAMILIES, by_word
 
 SRUN_LINES = "srun --mpi=pmi2 ... (MPICH) or srun --mpi=pmix ... (Open MPI)"
 INSTALL_MPI = (
@@ -97,15 +98,14 @@ def check_library(facts: Facts) -> Iterator[Finding]:
 
 
 def launcher_fits(mpi: MpiFacts) -> bool:
-    """Whether the launcher that started this process can serve the library; True if unknown.
-
-    Most MPICHs are built without PMIx, and abort where they are started over it.
-    """
+    """Whether the launcher that started this process can serve the library; True if unknown."""
     if mpi.library is None:
         return True
+    launcher = by_word(mpi.started_by)
+    wire_up = launcher.wire_up if launcher else "either"
     if mpi.library.abi == "openmpi":
-        return mpi.started_by != "hydra"
-    return mpi.library.pmix or not (mpi.pmix or mpi.started_by == "openmpi")
+        return wire_up != "pmi"
+    return mpi.library.pmix or not (mpi.pmix or wire_up == "pmix")
 
 
 def choose_launcher(mpi: MpiFacts, wanted: Wanted) -> Mpi | None:
@@ -144,17 +144,17 @@ def _name(launcher: Mpi) -> str:
 
 
 def _started_by(mpi: MpiFacts) -> Finding:
-    names = {"openmpi": "Open MPI's mpirun", "hydra": "MPICH's or Intel's mpiexec", "srun": "srun"}
-    who = names.get(mpi.started_by or "", "a launcher of unknown make")
+    launcher = by_word(mpi.started_by)
+    who = launcher.who if launcher else "a launcher of unknown make"
     if launcher_fits(mpi):
         return Finding("launcher", OK, f"started by {who}")
     assert mpi.library is not None
-    if mpi.started_by == "srun":
+    if launcher and launcher.by_pmix:
         return Finding(
             "launcher",
             BAD,
-            f"srun --mpi=pmix, but {mpi.library.name} was built without PMIx: it would abort",
-            "srun --mpi=pmi2 ...",
+            f"{launcher.by_pmix}, but {mpi.library.name} was built without PMIx: it would abort",
+            launcher.by_pmi,
         )
     return Finding(
         "launcher",
@@ -206,8 +206,9 @@ def check_fault_tolerance(facts: Facts) -> Iterator[Finding]:
             False: "no ULFM in this Open MPI: one ends the job, run --resume goes on",
             None: "ULFM not known: launch --on-rank-loss continue may not outlive one",
         }[facts.mpi.ulfm]
-    elif any(launcher.family == "mpich" for launcher in facts.mpi.launchers):
-        there = f"{OUTLIVES} (by MPICH's flag and a wrapper)"
     else:
+        families = (FAMILIES[launcher.family] for launcher in facts.mpi.launchers)
+        how = next((family.tolerant_how for family in families if family.tolerant_how), None)
         there = "one ends the job with this MPI; run --resume goes on"
+        there = f"{OUTLIVES} ({how})" if how else there
     yield Finding("lost ranks", OK, there)

@@ -29,39 +29,14 @@ from collage_mpi.doctor.rankmap import numbers_text
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import CollageError
 from collage_mpi.settings.placement import Placement
+from collage_mpi.system.launchers import FAMILIES
 
 if TYPE_CHECKING:
     from collage_mpi.settings.run_settings import RunSettings
 
 # What MPI prints when ranks do not start, what that means, and the fix; first match wins.
 _TELLTALES = (
-    (
-        "attempt to run as root",
-        "Open MPI refuses to start ranks as root",
-        "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
-        "PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-    ),
-    (
-        "not enough slots",
-        "Open MPI counts fewer slots than ranks",
-        "ask the batch system for as many tasks as ranks, or "
-        "export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe",
-    ),
-    (
-        "not enough space for /dev/shm",
-        "/dev/shm is too small",
-        "docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm",
-    ),
-    (
-        "EXIT CODE: 7",
-        "a rank died of a bus error: /dev/shm is full or too small",
-        "docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm",
-    ),
-    (
-        "unable to find a suitable interface",
-        "the launcher finds no usable network interface",
-        "on one host: export HYDRA_IFACE=lo FI_TCP_IFACE=lo OMPI_MCA_btl_tcp_if_include=lo",
-    ),
+    *(telltale for launcher in FAMILIES.values() for telltale in launcher.telltales),
     (
         "unsupported PMI version",
         "launcher and MPI library are of different MPIs",

@@ -106,8 +106,7 @@ class MpiFacts:
         overrides: variables that choose mpi4py's library, as set here.
         launchers: those at hand, best first.
         on_path: what `mpiexec` typed by hand is.
-        started_by: under a launcher, its family ("openmpi", "hydra", "srun"); None if the
-            family cannot be told.
+        started_by: under a launcher, its `word` in system/launchers; None if that is not told.
         pmix: whether it started it over PMIx.
         under_launcher: whether a launcher started this process.
         ulfm: whether this Open MPI was built with fault tolerance; None if not told.

@@ -38,15 +38,21 @@ from collage_mpi.doctor.facts import (
     Wanted,
 )
 from collage_mpi.doctor.folder import free_bytes, scratch_in
-from collage_mpi.launch.mpiexec import THREAD_VARIABLES, Mpi, inspect_launcher, launcher_candidates
+from collage_mpi.launch.mpiexec import (
+    THREAD_VARIABLES,
+    Mpi,
+    abi_of,
+    inspect_launcher,
+    launcher_candidates,
+)
 from collage_mpi.system.environment import (
     VISIBLE_VARIABLES,
     allocated_hosts,
     allowed_cores,
-    in_slurm_step,
     launcher_size,
     local_size,
 )
+from collage_mpi.system.launchers import over_pmix, starter
 from collage_mpi.system.process_tree import own_command
 
 PACKAGES = ("numpy", "h5py", "mpi4py", "torch", "pillow", "safetensors", "rich")
@@ -208,7 +214,7 @@ def _mpi(
         launchers=launchers[0],
         on_path=launchers[1],
         started_by=started_by(environ),
-        pmix="PMIX_RANK" in environ,
+        pmix=over_pmix(environ),
         under_launcher=launcher_size(environ) is not None,
         ulfm=ulfm,
     )
@@ -218,22 +224,13 @@ def library_of(answer: Mapping[str, Any]) -> Library | None:
     """The MPI library in the answer of a probe of mpi4py."""
     if "library" not in answer:
         return None
-    abi = "openmpi" if answer["vendor"] == "Open MPI" else "mpich"
-    return Library(abi, answer["library"], bool(answer.get("pmix")))
+    return Library(abi_of(answer["vendor"]), answer["library"], bool(answer.get("pmix")))
 
 
 def started_by(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The family of the launcher that started this process: openmpi, hydra, srun, or None.
-
-    Both mpiexecs may start their ranks through srun, so they are looked for first.
-    """
-    if "OMPI_COMM_WORLD_SIZE" in environ:
-        return "openmpi"
-    if "HYDI_CONTROL_FD" in environ or "MPI_LOCALNRANKS" in environ:
-        return "hydra"
-    if in_slurm_step(environ):
-        return "srun"
-    return "hydra" if "PMI_SIZE" in environ else None
+    """The launcher that started this process, as one word: openmpi, hydra, srun, or None."""
+    launcher = starter(environ)
+    return None if launcher is None else launcher.word
 
 
 def _gpus(

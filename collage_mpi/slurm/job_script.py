@@ -1,8 +1,8 @@
-"""Slurm job scripts from settings: a pure function from a dataclass to text.
+"""Slurm job scripts from settings: from a dataclass and templates/ to text.
 
 Owns: the settings of a job script, what follows from them (tasks a node, GPUs, cost), the
 #SBATCH lines and why each is there.
-Does not know: the cluster, the bodies of the scripts (slurm_bodies), how a job runs.
+Does not know: the cluster, what the scripts say and do (templates/), how a job runs.
 
 The scripts in jobs/slurm are what `render` gives by default; a test holds them equal.
 """
@@ -14,15 +14,16 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import UsageError
-from collage_mpi.slurm.templates import BODIES
 
 MOST = 1_000_000  # nodes, ranks, cores: no cluster has more
 LAUNCHERS = ("pmix", "pmi2", "mpiexec")
 DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
+_TEMPLATES = Path(__file__).with_name("templates")  # shell, with @NAMES@ where settings go
 RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "sweep")
 
 _LISTS = ("setup", "directives")
@@ -35,7 +36,7 @@ class Kind:
     """One of the scripts: its file and the defaults that are its own.
 
     Attributes:
-        file: name in jobs/slurm.
+        file: name in jobs/slurm, and in templates/.
         nodes: that hold networks.
         gpus_per_node: None: one for each rank of the fullest node.
         time: limit, as Slurm writes it.
@@ -229,7 +230,13 @@ def render(kind: str, settings: SlurmSettings | None = None) -> str:
         "SINGLES": "$((side * side))" if settings.singles is None else str(settings.singles),
         "COLLAGE_RANKS": str(settings.collage_ranks),
     }
-    return re.sub(r"@([A-Z_]+)@", lambda found: tokens[found.group(1)], BODIES[kind])
+    return re.sub(r"@([A-Z_]+)@", lambda found: tokens[found[1]], _template(KINDS[kind].file))
+
+
+def _template(file: str) -> str:
+    """A template, with the lines `@include OTHER@` replaced by what the others hold."""
+    text = (_TEMPLATES / file).read_text("utf-8")
+    return re.sub(r"^@include (\S+)@\n", lambda found: _template(found[1]), text, flags=re.M)
 
 
 def _cost(kind: str, settings: SlurmSettings, plan: Layout) -> str:

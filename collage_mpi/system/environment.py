@@ -1,26 +1,19 @@
-"""Where a rank is: launcher variables, local rank, device, cores. Reads the environment.
+"""Where a rank is: its number, local rank, device, cores. Reads the environment.
 
-Owns: the names of launcher and Slurm variables (all of them are here), the cores a
-process may use, which device a GPU rank takes.
+Owns: what the launchers' variables say together, the names of torchrun's and the allocation's,
+the cores a process may use, which device a GPU rank takes.
 Does not know: communicators, torch, settings, roles (see placement).
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-
-# First match wins. The launcher of the job itself comes before the batch system: mpiexec
-# inside an sbatch script also shows the script's own SLURM_PROCID=0 to every rank.
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
-LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
+from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, SRUN, first_number
 
 # What torchrun tells a training process. RANK alone may be anybody's, and other launchers
 # set it too: these count only where TORCHELASTIC_RUN_ID says that torchrun is there.
@@ -31,21 +24,14 @@ TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "G
 # that are marked by this word, which nobody else knows: it is another one in every launch.
 STATUS_VARIABLE = "COLLAGE_MPI_STATUS"
 
-# A launch whose ranks outlive each other: data/rank.sh sets the first (lost ranks are not the
-# launcher's business there); Open MPI's mpirun --with-ft ulfm the second.
+# A launch whose ranks outlive each other, as data/rank.sh tells them: lost ranks are not the
+# launcher's business there.
 FAULT_TOLERANT_VARIABLE = "COLLAGE_MPI_FAULT_TOLERANT"
-ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"
-MPIRUN_VARIABLE = "OMPI_COMM_WORLD_RANK"
-
-# Who has several networks tells MPI by these which device the hosts reach each other by.
-INTERFACE_VARIABLES = ("FI_TCP_IFACE", "HYDRA_IFACE", "OMPI_MCA_btl_tcp_if_include")
 
 HOSTS_VARIABLES = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES")
+PBS_HOSTS_FILE = "PBS_NODEFILE"
 CPUS_ON_NODE = "SLURM_CPUS_ON_NODE"
 CPUS_PER_TASK = "SLURM_CPUS_PER_TASK"
-TASKS_PER_NODE = "SLURM_TASKS_PER_NODE"
-NODE_ID = "SLURM_NODEID"
-STEP_ID = "SLURM_STEP_ID"
 
 # What hides GPUs from a process. ROCm applies ROCR_ first and HIP_ within what is left;
 # torch on ROCm reads CUDA_VISIBLE_DEVICES as an alias of HIP_VISIBLE_DEVICES.
@@ -54,25 +40,21 @@ VISIBLE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBL
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def _first_number(names: Sequence[str], environ: Mapping[str, str]) -> int | None:
-    for name in names:
-        value = environ.get(name, "")
-        if value.isdecimal():
-            return int(value)
-    return None
-
-
 def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
     """This process's rank as its launcher says, or None outside a launcher.
 
     Usable before MPI is imported, so that one rank alone prints a usage error.
     """
-    return _first_number(RANK_VARIABLES, environ)
+    return _first(first_number(launcher.ranks, environ) for launcher in LAUNCHERS)
 
 
 def mpi_rank(environ: Mapping[str, str]) -> int | None:
     """A process's rank as its MPI launcher says: a batch script and mpiexec itself have none."""
-    return _first_number([name for name in RANK_VARIABLES if name != "SLURM_PROCID"], environ)
+    return _first(first_number(launcher.ranks, environ) for launcher in FAMILIES.values())
+
+
+def _first(numbers: Iterable[int | None]) -> int | None:
+    return next((number for number in numbers if number is not None), None)
 
 
 @dataclass(frozen=True)
@@ -105,35 +87,18 @@ def telling_rank(environ: Mapping[str, str] = os.environ) -> int | None:
 
 
 def launcher_size(environ: Mapping[str, str] = os.environ) -> int | None:
-    """The world size as the launcher says, or None outside a launcher.
-
-    Slurm's word is taken only inside a job step (srun): in a batch script the same
-    variable says what was asked for, not what was started.
-    """
-    found = _first_number(SIZE_VARIABLES[:-1], environ)
-    if found is None and in_slurm_step(environ):
-        found = _first_number(SIZE_VARIABLES[-1:], environ)
-    return found
+    """The world size as the launcher says, or None outside a launcher."""
+    return _first(launcher.size(environ) for launcher in LAUNCHERS)
 
 
 def local_rank(environ: Mapping[str, str] = os.environ) -> int | None:
     """This process's number among the ranks of its host, or None if not told."""
-    return _first_number(LOCAL_RANK_VARIABLES, environ)
+    return _first(first_number(launcher.local_ranks, environ) for launcher in LAUNCHERS)
 
 
 def local_size(environ: Mapping[str, str] = os.environ) -> int | None:
     """How many ranks the launcher put on this host, or None if not told."""
-    found = _first_number(LOCAL_SIZE_VARIABLES, environ)
-    if found is None and in_slurm_step(environ):
-        node = _first_number((NODE_ID,), environ) or 0
-        counts = expand_tasks_per_node(environ.get(TASKS_PER_NODE, ""))
-        found = counts[node] if node < len(counts) else None
-    return found
-
-
-def in_slurm_step(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether srun started this process (a batch script is not in a step)."""
-    return environ.get(STEP_ID, "").isdecimal()
+    return _first(launcher.local_size(environ) for launcher in LAUNCHERS)
 
 
 def status_word(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -142,34 +107,29 @@ def status_word(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def fault_tolerant_launch(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the death of a rank leaves the others alone, as the launcher says.
-
-    ULFM needs Open MPI's own mpirun: under srun the variable alone means nothing.
-    """
+    """Whether the death of a rank leaves the others alone, as the launcher says."""
     if environ.get(FAULT_TOLERANT_VARIABLE) == "1":
         return True
-    return MPIRUN_VARIABLE in environ and environ.get(ULFM_VARIABLE) in ("1", "true")
+    return any(launcher.tolerates(environ) for launcher in LAUNCHERS)
 
 
 def told_interface(environ: Mapping[str, str] = os.environ) -> str | None:
     """The network device that MPI was told to use, or None."""
-    return next((environ[name] for name in INTERFACE_VARIABLES if environ.get(name)), None)
-
-
-def expand_tasks_per_node(text: str) -> list[int]:
-    """Slurm's `2(x3),1` as [2, 2, 2, 1]; [] if it is not of that form."""
-    counts: list[int] = []
-    for part in text.split(",") if text else []:
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
-        if not found:
-            return []
-        counts += [int(found.group(1))] * int(found.group(2) or 1)
-    return counts
+    names = (name for launcher in LAUNCHERS for name in launcher.interfaces)
+    return next((environ[name] for name in names if environ.get(name)), None)
 
 
 def allocated_hosts(environ: Mapping[str, str] = os.environ) -> int:
     """Hosts of the batch allocation this process is in; 1 outside of one."""
-    return max(1, _first_number(HOSTS_VARIABLES, environ) or 1)
+    return max(1, first_number(HOSTS_VARIABLES, environ) or _pbs_hosts(environ))
+
+
+def _pbs_hosts(environ: Mapping[str, str]) -> int:
+    """Hosts of a PBS job, whose file names each as often as it has slots; 0 outside of one."""
+    try:
+        return len(set(Path(environ[PBS_HOSTS_FILE]).read_text(errors="replace").split()))
+    except (KeyError, OSError):
+        return 0
 
 
 def allowed_cores(
@@ -183,7 +143,7 @@ def allowed_cores(
     quota = _cgroup_cores(cgroup)
     if quota is not None:
         cores = min(cores, quota)
-    on_node = _first_number((CPUS_ON_NODE,), environ)  # binds where affinity is not enforced
+    on_node = first_number((CPUS_ON_NODE,), environ)  # binds where affinity is not enforced
     if on_node:
         cores = min(cores, on_node)
     return max(1, cores)
@@ -213,8 +173,8 @@ def threads_per_rank(
     task's own cores already, and must not be divided again.
     """
     if cores is None:
-        per_task = _first_number((CPUS_PER_TASK,), environ)
-        if per_task and in_slurm_step(environ):
+        per_task = first_number((CPUS_PER_TASK,), environ)
+        if per_task and SRUN.started(environ):
             return max(1, min(per_task, allowed_cores(environ)))
         cores = allowed_cores(environ)
     return max(1, cores // max(1, ranks_on_host))
@@ -265,9 +225,8 @@ def _beside_rank_0(rank: int, local: int, environ: Mapping[str, str]) -> bool:
     size = launcher_size(environ)
     if size is not None and size == local_size(environ):
         return True
-    if NODE_ID in environ:  # of the step, or of the batch script that mpirun was typed in
-        return environ[NODE_ID] == "0"
-    return rank == local
+    host = _first(first_number(launcher.host_numbers, environ) for launcher in LAUNCHERS)
+    return rank == local if host is None else host == 0
 
 
 def assign_device(

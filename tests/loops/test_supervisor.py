@@ -22,12 +22,12 @@ from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.process_tree import process_table
 
 
-def job(source: str, **options) -> tuple[Job, io.StringIO, io.StringIO]:
+def job(source: str, family="mpich", **options) -> tuple[Job, io.StringIO, io.StringIO]:
     out, err = io.StringIO(), io.StringIO()
     plan = LaunchPlan(
         (sys.executable, "-c", source), {"GREETING": "hello", STATUS_VARIABLE: "w"}, 3
     )
-    return Job(plan, "mpich", out=out, err=err, **options), out, err
+    return Job(plan, family, out=out, err=err, **options), out, err
 
 
 def test_output_passes_and_statuses_are_drawn():
@@ -57,21 +57,24 @@ BANNER = "print('-' * 74 + chr(10) + 'prterun detected that' + chr(10) + '-' * 7
 
 
 def test_a_banner_is_dropped_when_a_rank_has_explained_the_failure():
-    made, _, err = job(f"import sys\n{BANNER}\nprint('collage-mpi run: why', file=sys.stderr)")
+    made, _, err = job(
+        f"import sys\n{BANNER}\nprint('collage-mpi run: why', file=sys.stderr)", "openmpi"
+    )
     made.run()
     assert err.getvalue() == "collage-mpi run: why\n"
 
 
 def test_a_banner_is_dropped_when_rank_0_has_said_its_code():
     made, _, err = job(
-        f"import sys\n{BANNER}\nprint('@status:w {{\"exit\":6}}', file=sys.stderr); sys.exit(6)"
+        f"import sys\n{BANNER}\nprint('@status:w {{\"exit\":6}}', file=sys.stderr); sys.exit(6)",
+        "openmpi",
     )
     assert exit_code(made.run(), None)[0] == 6
     assert err.getvalue() == ""
 
 
 def test_a_banner_is_shown_when_it_is_all_there_is():
-    made, _, err = job(f"import sys\n{BANNER}\nprint('some traceback', file=sys.stderr)")
+    made, _, err = job(f"import sys\n{BANNER}\nprint('some traceback', file=sys.stderr)", "openmpi")
     made.run()
     assert err.getvalue().splitlines()[:3] == ["some traceback", "-" * 74, "prterun detected that"]
 

@@ -24,6 +24,7 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.results import KINDS, OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.shards import write_shard
+from collage_mpi.system.launchers import FAMILIES
 
 pytestmark = pytest.mark.mpi
 
@@ -100,8 +101,11 @@ def run_many(mpiexec, programs, folder: Path, n: int, cases: list) -> list:
 
 def said_by_ranks(stderr: str) -> list[str]:
     """The lines without launchers' banners; Open MPI ends one with a NUL and no newline."""
-    banners = BannerFilter()
-    return [told for line in stderr.splitlines() for told in banners.feed(line.lstrip("\0 "))]
+    lines = [line.lstrip("\0 ") for line in stderr.splitlines()]
+    for launcher in FAMILIES.values():
+        banners = BannerFilter(launcher)
+        lines = [told for line in lines for told in banners.feed(line)]
+    return lines
 
 
 def one_message(stderr: str, start: str = "collage-mpi run: ") -> str:

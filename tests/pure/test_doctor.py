@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.doctor.checks_machine import size_text
-from collage_mpi.doctor.checks_software import launcher_fits, version_key
+from collage_mpi.doctor.checks_software import (
+    check_fault_tolerance,
+    check_launcher,
+    launcher_fits,
+    version_key,
+)
 from collage_mpi.doctor.checks_world import (
     check_host_cores,
     check_shared_gpus,
@@ -57,6 +62,7 @@ from collage_mpi.launch.mpiexec import Mpi
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
+INTEL = Mpi(Path("/opt/intel/bin/mpiexec"), "intel", "2021.14")
 
 SOUND = Facts(
     wanted=Wanted(),
@@ -282,6 +288,9 @@ def test_open_mpi_wants_less_shared_memory_and_does_without():
         ("mpich", "openmpi", True, False),
         ("mpich with pmix", "openmpi", True, True),
         ("mpich with pmix", "srun", True, True),
+        ("mpich", "pals", False, True),
+        ("mpich", "pals", True, False),
+        ("openmpi", "pals", True, True),
         ("mpich", None, False, True),
     ],
 )
@@ -289,6 +298,36 @@ def test_which_launcher_can_serve_which_library(library, started, pmix, fits):
     abi, _, built = library.partition(" with ")
     facts = MpiFacts(Library(abi, "MPI", bool(built)), started_by=started, pmix=pmix)
     assert launcher_fits(facts) == fits
+
+
+@pytest.mark.parametrize(
+    ("started", "who"),
+    [
+        ("openmpi", "Open MPI's mpirun"),
+        ("hydra", "MPICH's or Intel's mpiexec"),
+        ("srun", "srun"),
+        ("pals", "PALS's mpiexec or aprun"),
+        (None, "a launcher of unknown make"),
+    ],
+)
+def test_who_started_it_is_named(started, who):
+    facts = changed(mpi={"library": None, "under_launcher": True, "started_by": started})
+    (finding,) = check_launcher(facts)
+    assert finding.found == f"started by {who}"
+
+
+@pytest.mark.parametrize(
+    ("launchers", "said"),
+    [
+        ((MPICH,), "outlives one (by MPICH's flag and a wrapper)"),
+        ((OPENMPI, MPICH), "outlives one (by MPICH's flag and a wrapper)"),
+        ((INTEL,), "one ends the job with this MPI"),
+        ((), "one ends the job with this MPI"),
+    ],
+)
+def test_what_a_lost_rank_means_is_told(launchers, said):
+    (finding,) = check_fault_tolerance(changed(mpi={"launchers": launchers}))
+    assert said in finding.found
 
 
 def test_mpi_is_not_started_where_it_would_abort():
@@ -305,6 +344,8 @@ def test_mpi_is_not_started_where_it_would_abort():
         ({"HYDI_CONTROL_FD": "9", "PMI_SIZE": "2", "SLURM_STEP_ID": "0"}, "hydra"),
         ({"SLURM_STEP_ID": "0", "PMI_SIZE": "2"}, "srun"),
         ({"PMI_SIZE": "2"}, "hydra"),
+        ({"PALS_RANKID": "0", "PMI_SIZE": "2"}, "pals"),
+        ({"PALS_RANKID": "0", "PMI_SIZE": "2", "SLURM_STEP_ID": "0"}, "srun"),
     ],
 )
 def test_who_started_this_process(environ, family):

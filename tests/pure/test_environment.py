@@ -6,6 +6,7 @@ import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system import environment
+from collage_mpi.system.launchers.srun import expand_tasks_per_node
 
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "11"}
 OPENMPI = {
@@ -23,6 +24,11 @@ SRUN = {
     "SLURM_NODEID": "1",
     "SLURM_TASKS_PER_NODE": "3(x3),2",
 }
+# PALS with its own PMI, with PMIx as on Aurora, and Slurm in its place.
+PALS_PLACE = {"PALS_RANKID": "5", "PALS_LOCAL_RANKID": "2", "PALS_NODEID": "1"}
+PALS = {**PALS_PLACE, "PMI_RANK": "5", "PMI_SIZE": "11", "PMI_LOCAL_SIZE": "3"}
+PALS_PMIX = {**PALS_PLACE, "PALS_LOCAL_SIZE": "3", "PALS_PMI": "pmix", "PMIX_RANK": "5"}
+CRAY_SRUN = {**PALS, "SLURM_PROCID": "5", "SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}
 BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "11", "SLURM_LOCALID": "0"}
 
 
@@ -34,6 +40,10 @@ BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "11", "SLURM_LOCALID": "0"}
         (OPENMPI, 3, 11, 1, 6),
         (SRUN, 3, 11, 0, 3),
         ({**BATCH_SCRIPT, **MPICH}, 3, 11, 3, 11),
+        (PALS, 5, 11, 2, 3),
+        (PALS_PMIX, 5, None, 2, 3),
+        ({**PALS_PMIX, "COLLAGE_MPI_PALS_SIZE": "11"}, 5, 11, 2, 3),
+        (CRAY_SRUN, 5, 11, 2, 3),
         (BATCH_SCRIPT, 0, None, 0, None),
         ({"PMI_RANK": "-1", "PMI_SIZE": ""}, None, None, None, None),
     ],
@@ -50,7 +60,17 @@ def test_what_the_launcher_says(environ, rank, size, local, local_size):
     [("", []), ("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,2", [1, 2]), ("x", []), ("2(x", [])],
 )
 def test_tasks_per_node(text, counts):
-    assert environment.expand_tasks_per_node(text) == counts
+    assert expand_tasks_per_node(text) == counts
+
+
+def test_hosts_of_the_allocation(tmp_path):
+    hosts = tmp_path / "nodes"
+    hosts.write_text("x1000\nx1000\nx1001\nx1001\nx1002\n")
+    pbs = {"PBS_NODEFILE": str(hosts)}
+    assert environment.allocated_hosts({}) == 1
+    assert environment.allocated_hosts(pbs) == 3
+    assert environment.allocated_hosts({"PBS_NODEFILE": str(tmp_path / "none")}) == 1
+    assert environment.allocated_hosts({**pbs, "SLURM_NNODES": "2"}) == 2
 
 
 @pytest.mark.parametrize(
@@ -108,6 +128,8 @@ def test_visible_devices_knows_rocm():
         (6, {"PMI_RANK": "6", "MPI_LOCALRANKID": "0"}, 0),  # another host
         (4, {"SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}, 0),  # cyclic
         (3, {"SLURM_LOCALID": "3", "SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}, 3),
+        (5, PALS, 2),
+        (4, {**PALS, "PALS_LOCAL_RANKID": "1", "PALS_NODEID": "0"}, 0),
     ],
 )
 def test_gpu_ranks_are_counted_without_the_coordinator(rank, environ, expected):

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.launch.mpi_banners import Death
 from collage_mpi.launch.supervisor import (
     COMPLETE_MARKER,
     FORWARDED,
@@ -17,6 +16,7 @@ from collage_mpi.launch.supervisor import (
     marker_text,
     script_code,
 )
+from collage_mpi.system.launchers import Death
 
 
 @pytest.mark.parametrize(

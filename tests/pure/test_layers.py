@@ -40,3 +40,14 @@ def test_the_map_names_modules_that_are_there():
 
 def test_few_modules_lie_at_the_top():
     assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+def test_all_that_is_no_module_is_shipped():
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    line = re.search(r"\[tool.setuptools.package-data\]\ncollage_mpi = \[(.*)\]", project)
+    shipped = {
+        file for pattern in re.findall(r'"(.*?)"', line[1]) for file in PACKAGE.glob(pattern)
+    }
+    assert PACKAGE / "slurm/templates/launch.sh" in shipped
+    files = {file for file in PACKAGE.rglob("*") if file.is_file()}
+    assert {file for file in files - shipped if file.suffix not in (".py", ".pyc")} == set()

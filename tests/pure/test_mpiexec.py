@@ -14,6 +14,7 @@ from collage_mpi.launch.mpiexec import Mpi, Site, build_command
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/v/bin/mpiexec"), "openmpi", "5.0.11")
 INTEL = Mpi(Path("/v/bin/mpiexec"), "intel", "2021.14")
+PALS = Mpi(Path("/opt/cray/pals/1.8/bin/mpiexec"), "pals", "1.8.0")
 PROGRAM = ("python", "-m", "collage_mpi", "run")
 
 
@@ -36,7 +37,7 @@ def test_openmpi_as_root_on_a_small_machine():
     assert plan.argv == ("/v/bin/mpiexec", *flags, "-n", "11", *PROGRAM)
     assert plan.env["OMPI_MCA_mpi_yield_when_idle"] == "1"
     assert plan.env["OMPI_ALLOW_RUN_AS_ROOT"] == plan.env["PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
-    assert plan.env["OMPI_MCA_btl_tcp_if_include"] == "lo"
+    assert plan.env["OMPI_MCA_btl_tcp_if_include"] == plan.env["UCX_NET_DEVICES"] == "lo"
 
 
 def test_openmpi_as_a_user_on_a_large_machine():
@@ -45,7 +46,17 @@ def test_openmpi_as_a_user_on_a_large_machine():
     assert plan.env["OMP_NUM_THREADS"] == "5"
 
 
-@pytest.mark.parametrize("mpi", [MPICH, OPENMPI, INTEL])
+def test_pals_spreads_ranks_and_binds_them_to_nothing():
+    plan = build_command(PALS, 11, PROGRAM, Site(cores=16, hosts=4))
+    flags = ("--ppn", "3", "--cpu-bind", "none")
+    assert plan.argv == (str(PALS.mpiexec), *flags, "-n", "11", *PROGRAM)
+    own = {name: value for name, value in plan.env.items() if "PALS" in name}
+    assert own == {"PALS_TRANSFER": "0", "PALS_LINE_BUFFER": "1", "COLLAGE_MPI_PALS_SIZE": "11"}
+    with pytest.raises(EnvironmentFault, match=r"pals 1\.8\.0 ends all ranks.*openmpi, mpich\."):
+        build_command(PALS, 11, PROGRAM, Site(cores=16), fault_tolerant=True)
+
+
+@pytest.mark.parametrize("mpi", [MPICH, OPENMPI, INTEL, PALS])
 def test_several_hosts_keep_their_network_and_slots(mpi):
     plan = build_command(
         mpi, 11, PROGRAM, Site(cores=16, hosts=4), extra_env={"COLLAGE_MPI_STATUS": "1"}
@@ -97,6 +108,7 @@ def test_the_shell_line_can_be_pasted():
             "Intel(R) MPI Library for Linux* OS, Version 2021.14 Build 20241121 (id: e7829d6)\n",
             ("intel", "2021.14"),
         ),
+        ("mpiexec version 1.8.0 revision 3f1a\n", ("pals", "1.8.0")),
         ("ls (GNU coreutils) 9.1\n", None),
         ("", None),
     ],

@@ -1,0 +1,2 @@
+# --- site: what makes collage-mpi and its MPI available -------------------------------------
+@SETUP@

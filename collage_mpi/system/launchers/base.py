@@ -1,0 +1,143 @@
+"""What a launcher is: the class that each of them fills in.
+
+Owns: what there is to say of one, and what holds for those that say nothing else.
+Does not know: which launchers there are, how a process is started.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+NEVER = r"(?!)"  # matches no line
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the command line depends on besides the MPI.
+
+    Args:
+        cores: cores this process may use.
+        hosts: hosts of the allocation; 1 outside a batch system.
+        root: whether the user is root.
+        loopback: whether the network device of this host's loopback is `lo` (Linux).
+    """
+
+    cores: int
+    hosts: int = 1
+    root: bool = False
+    loopback: bool = True
+
+
+@dataclass(frozen=True)
+class Death:
+    """A process that ended badly: None is what nobody has said. `code` is 128 + a signal's."""
+
+    code: int | None = None
+    rank: int | None = None
+    pid: int | None = None
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether it is certain that it was killed."""
+        return self.code is not None and self.code > 128
+
+
+class Launcher:
+    """One launcher. A class of its own for each; it has no state.
+
+    Attributes:
+        name: as of `--mpi`.
+        word, who: what started a process, in the doctor's --json and for people.
+        abi: of the library that its ranks load, "mpich" or "openmpi".
+        wire_up: how its ranks meet: "pmi", "pmix", or "either", as PMIX_RANK tells; then
+            `by_pmix` and `by_pmi` are what to type for each.
+        versions: what `mpiexec --version` prints, the version as the pattern's group; none
+            where `collage-mpi launch` cannot start ranks with it.
+        marks, hints: variables of which one tells that it started a process: for certain, or
+            where no other launcher is certain.
+        ranks, sizes, local_ranks, local_sizes, host_numbers: the variables that tell a rank its
+            number, the world's size, its number and how many there are on its host, its host's
+            number; the first that is there counts.
+        interfaces, devices: variables that name the network device to use; the first are read
+            too, to learn which one the hosts reach each other by.
+        stop_signal: what makes it pass a stop on to its ranks.
+        tolerant_flags, tolerant_how: what makes it leave the other ranks alone when one dies.
+        banner, lone_line: patterns of what it prints when a rank ends badly: the first line of a
+            text between two rules, and a line that stands alone.
+        telltales: what it prints when ranks do not start, what that means, and the fix.
+    """
+
+    name: str
+    word: str
+    who: str
+    abi = "mpich"
+    wire_up = "pmi"
+    by_pmix = by_pmi = ""
+    versions: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+    ranks: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    local_ranks: tuple[str, ...] = ()
+    local_sizes: tuple[str, ...] = ()
+    host_numbers: tuple[str, ...] = ()
+    interfaces: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    stop_signal = signal.SIGTERM
+    tolerant_flags: tuple[str, ...] = ()
+    tolerant_how = ""
+    banner = lone_line = NEVER
+    telltales: tuple[tuple[str, str, str], ...] = ()
+
+    def version(self, text: str) -> str | None:
+        """Its version, where `text` is what it prints about itself; else None."""
+        found = (re.search(pattern, text) for pattern in self.versions)
+        return next((match.group(1) for match in found if match), None)
+
+    def started(self, environ: Mapping[str, str]) -> bool:
+        """Whether it is certain that it started the process of this environment."""
+        return any(name in environ for name in self.marks)
+
+    def size(self, environ: Mapping[str, str]) -> int | None:
+        """The world's size as it tells its ranks."""
+        return first_number(self.sizes, environ)
+
+    def local_size(self, environ: Mapping[str, str]) -> int | None:
+        """How many of its ranks there are on this host."""
+        return first_number(self.local_sizes, environ)
+
+    def tolerates(self, environ: Mapping[str, str]) -> bool:
+        """Whether its own variables say that the death of a rank leaves the others alone."""
+        return False
+
+    def loopback(self) -> dict[str, str]:
+        """What keeps a job of one host off the network: it then starts on machines without one,
+        behind a firewall, or with an interface that goes away."""
+        return dict.fromkeys((*self.interfaces, *self.devices), "lo")
+
+    def variables(self, ranks: int, site: Site) -> dict[str, str]:
+        """What else to set for `ranks` ranks, where the user has not."""
+        return {}
+
+    def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
+        """What to type before `-n`; `env` is what will be set for the job."""
+        return []
+
+    def death(self, text: str) -> Death | None:
+        """The death that its banners tell of; None when they tell of none."""
+        return None
+
+
+def first_number(names: Iterable[str], environ: Mapping[str, str]) -> int | None:
+    """The value of the first of these variables that holds a number."""
+    values = (environ.get(name, "") for name in names)
+    return next((int(value) for value in values if value.isdecimal()), None)
+
+
+def number_in(text: str, pattern: str) -> int | None:
+    """The number that the pattern's group finds."""
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else None
