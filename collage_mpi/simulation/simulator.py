@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ class Simulation:
         self.placement = settings.place(settings.world_size)
         kinds = self.placement.kinds
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
-        scheme = make_scheme(settings.scheme_settings(), self._decode)
+        scheme = make_scheme(replace(settings.scheme_settings(), decode=self._decode))
         workers = len(self.ranks)
         self.scheduler = Scheduler(
             scheduler_settings(settings, workers, ratio, self.batch_costs), scheme
