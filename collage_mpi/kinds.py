@@ -76,4 +76,5 @@ TABLE = (
 KIND = {kind.name: kind for kind in TABLE}
 KINDS = tuple(kind.name for kind in sorted(TABLE, key=lambda kind: kind.code))  # by code
 ENCODED_KINDS = tuple(kind.name for kind in TABLE if kind.encoded)
+SHARED_KINDS = tuple(kind.name for kind in TABLE if kind.share)
 RESOLVING_KINDS = frozenset(kind.name for kind in TABLE if kind.resolves)
