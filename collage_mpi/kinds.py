@@ -15,21 +15,66 @@ class Kind:
     """A kind of network.
 
     Attributes:
-        name: as settings, manifests and messages say it; the setting that names its weights too.
+        name: as settings, manifests and messages say it; also the setting that names its
+            weights, the source of an image that it resolved, and what its ranks are called.
         code: in messages and rows; one that was given is never given again.
+        source: the code of its answers as an image's source, in rows; likewise.
+        ranks: the setting that says how many ranks hold it.
         encoded: rank 0 makes its input of the images of a group, so that it costs what
-            `cost_ratio` says, and its answers are of a share of the images.
+            `cost_ratio` says, and its answers are of a share of the images. Else a task's
+            images are an input each.
+        resolves: its answer resolves an image by itself, not only with the answers of others.
+        colour, legend: in a timeline, of its answers that resolved an image.
+        share: what its share of the images is a share of, in the table of the price.
     """
 
     name: str
     code: int
+    source: int
+    ranks: str
     encoded: bool
+    resolves: bool
+    colour: str
+    legend: str
+    share: str | None = None
 
 
 TABLE = (
-    Kind(SINGLE, 0, encoded=False),
-    Kind(COLLAGE, 1, encoded=True),
-    Kind(PARITY, 2, encoded=True),
+    Kind(
+        SINGLE,
+        code=0,
+        source=0,
+        ranks="singles",
+        encoded=False,
+        resolves=True,
+        colour="#0072B2",
+        legend="single answer that resolved its image",
+    ),
+    Kind(
+        COLLAGE,
+        code=1,
+        source=1,
+        ranks="collage_ranks",
+        encoded=True,
+        resolves=True,
+        colour="#009E73",
+        legend="collage answer that resolved images",
+        share="of images the collage resolved",
+    ),
+    Kind(
+        PARITY,
+        code=2,
+        source=4,
+        ranks="parity_ranks",
+        encoded=True,
+        resolves=False,
+        colour="#56B4E9",
+        legend="parity answer that decoded images",
+        share="of images decoded from a parity answer and those of others",
+    ),
 )
+KIND = {kind.name: kind for kind in TABLE}
 KINDS = tuple(kind.name for kind in sorted(TABLE, key=lambda kind: kind.code))  # by code
 ENCODED_KINDS = tuple(kind.name for kind in TABLE if kind.encoded)
+SHARED_KINDS = tuple(kind.name for kind in TABLE if kind.share)
+RESOLVING_KINDS = frozenset(kind.name for kind in TABLE if kind.resolves)

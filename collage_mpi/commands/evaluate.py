@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import KINDS
+from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.models.info import class_mismatch
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace) -> int:
     specs = {kind: getattr(args, kind) for kind in KINDS if getattr(args, kind) is not None}
     if not specs:
         raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
-    if "parity" in specs and "single" not in specs:
+    if PARITY in specs and SINGLE not in specs:
         raise UsageError(
             "--parity needs --single: what it is worth is decoded from that network's answers"
         )
@@ -91,11 +91,11 @@ def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
     from collage_mpi.results.weak import ADVICE, weaker_by
     from collage_mpi.system.tell import tell
 
-    if not {"single", "collage"} <= networks.keys():
+    if not {SINGLE, COLLAGE} <= networks.keys():
         return
     counts = [
         (round(networks[kind]["accuracy"] * networks[kind]["images"]), networks[kind]["images"])
-        for kind in ("single", "collage")
+        for kind in (SINGLE, COLLAGE)
     ]
     gap = weaker_by(counts[0], counts[1])
     if gap is not None:
@@ -161,7 +161,7 @@ def _check_agree(infos: list[NetworkInfo]) -> None:
 def _check_parity(args: argparse.Namespace, infos: list[NetworkInfo]) -> None:
     """Raise DataFault unless a parity network is the single's own."""
     parity = next((info.parity for info in infos if info.parity is not None), None)
-    single = next((info.fingerprint for info in infos if info.kind == "single"), "")
+    single = next((info.fingerprint for info in infos if info.kind == SINGLE), "")
     if parity is not None and parity.single != single:
         raise DataFault(
             f"weights {args.parity} sum the answers of the single network {parity.single[:12]}...; "
@@ -242,31 +242,29 @@ def _answers(
     if labels is None:
         raise DataFault("the shards have no labels; accuracy needs labelled shards")
     answers = {}
-    if "single" in predictors:
-        with advancing(len(order), "single") as advance:
-            scores = single_scores(predictors["single"], shards, order, advance)
-        answers["single"] = decode(scores)
+    if SINGLE in predictors:
+        with advancing(len(order), SINGLE) as advance:
+            scores = single_scores(predictors[SINGLE], shards, order, advance)
+        answers[SINGLE] = decode(scores)
     side: int | None = args.side
-    if "collage" in predictors:
-        info = predictors["collage"].info
+    if COLLAGE in predictors:
+        info = predictors[COLLAGE].info
         side = info.side
         assert info.side is not None
         assert info.cell_px is not None
         grid = Grid(info.side, info.cell_px)
-        with advancing(len(order), "collage") as advance:
-            answers["collage"] = predict_collage(
-                predictors["collage"], grid, shards, order, advance
-            )
-    if "parity" in predictors:
+        with advancing(len(order), COLLAGE) as advance:
+            answers[COLLAGE] = predict_collage(predictors[COLLAGE], grid, shards, order, advance)
+    if PARITY in predictors:
         group = None if side is None else side**2
-        with advancing(len(order), "parity") as advance:
-            answers["parity"] = predict_parity(
-                predictors["parity"], scores, shards, order, group, advance
+        with advancing(len(order), PARITY) as advance:
+            answers[PARITY] = predict_parity(
+                predictors[PARITY], scores, shards, order, group, advance
             )
     if args.save_answers is not None:
-        info = predictors["collage"].info
+        info = predictors[COLLAGE].info
         assert info.side is not None
-        spec = predictors["parity"].info.parity if "parity" in predictors else None
+        spec = predictors[PARITY].info.parity if PARITY in predictors else None
         k = None if spec is None else spec.k
         names = info.class_names
         save_answers(args.save_answers, info.side, labels[order], answers, names, k)
@@ -329,7 +327,7 @@ def _print_table(report: dict[str, Any]) -> None:
             f"{ratio[f'only_{kind}_right']:.2%}.",
             soft_wrap=True,
         )
-    if "parity" in networks:
+    if PARITY in networks:
         console.print(
             "Parity: each image as if its own answer alone were missing from its stripe "
             "(degraded accuracy).",
@@ -338,7 +336,7 @@ def _print_table(report: dict[str, Any]) -> None:
 
 
 def _title(kind: str, entry: dict[str, Any]) -> str:
-    if kind == "parity":
+    if kind == PARITY:
         return f"parity k={entry['parity']['k']} {entry['parity']['encoder']}"
     return f"{kind} {entry['side']}x{entry['side']}" if entry["side"] else kind
 
@@ -351,7 +349,7 @@ def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:
     """A row of the table for each place in the collage."""
     from collage_mpi.training.judge import AT
 
-    places = networks.get("collage", {}).get("places", {})
+    places = networks.get(COLLAGE, {}).get("places", {})
     return [
         (
             f"  {AT[place]}",

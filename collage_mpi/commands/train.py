@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.encoding.decode import SUMMED
 from collage_mpi.encoding.stripe import ENCODERS
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.models.presets import (
     BY_SIDE,
     PRESETS,
@@ -40,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Several processes train together with: torchrun --standalone --nproc-per-node=2 "
         "-m collage_mpi train single --shards train.h5 --out single.safetensors"
     )
-    kinds = parser.add_subparsers(dest="kind", metavar="single|collage|parity", required=True)
-    single = kinds.add_parser("single", help="the classifier of one image")
-    collage = kinds.add_parser("collage", help="the collage-CNN: side*side images at once")
-    parity = kinds.add_parser("parity", help="ParM's network: k images at once, to make up for one")
+    kinds = parser.add_subparsers(dest="kind", metavar="|".join(KINDS), required=True)
+    single = kinds.add_parser(SINGLE, help="the classifier of one image")
+    collage = kinds.add_parser(COLLAGE, help="the collage-CNN: side*side images at once")
+    parity = kinds.add_parser(PARITY, help="ParM's network: k images at once, to make up for one")
     for child, epochs, batch in ((single, 12, 128), (collage, 40, 16), (parity, 10, 32)):
         _common(child, epochs, batch)
     # Its targets are the single's answers to images that are mirrored, but not shifted.
@@ -222,7 +223,7 @@ def _worth(kind: str, metadata: dict[str, Any]) -> str:
 
     training = metadata["training"]
     accuracy, n = training.get("validation_accuracy"), training["validation_images"]
-    what = f"{'degraded ' if kind == 'parity' else ''}validation accuracy"
+    what = f"{'degraded ' if kind == PARITY else ''}validation accuracy"
     if accuracy is None:
         return f"{what} n/a (no image was kept apart: --validation 0.05 keeps one in 20)"
     low, high = wilson_interval(round(accuracy * n), n) or (0.0, 1.0)
@@ -256,7 +257,7 @@ def sources_of(args: argparse.Namespace) -> Sources:
 
 def teacher_of(args: argparse.Namespace) -> Path | None:
     """The single network whose answers are learned, if there is one."""
-    teacher: Path | None = args.single if args.kind == "parity" else args.teacher
+    teacher: Path | None = args.single if args.kind == PARITY else args.teacher
     return teacher
 
 
@@ -268,15 +269,15 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
     from collage_mpi.training.settings import TrainSettings
 
     path = teacher_of(args)
-    teacher = None if path is None else describe_weights(path, "single")
+    teacher = None if path is None else describe_weights(path, SINGLE)
     init = None if args.init is None else describe_weights(args.init)
     side = cell_px = None
-    if args.kind == "collage":
+    if args.kind == COLLAGE:
         side, cell_px = args.side, args.cell_px or default_cell_px(args, int(shape[0]))
         if not 2 <= side <= 5:
             raise UsageError(f"--side is {side}; collage networks are trained for 2 to 5")
     parity = None
-    if args.kind == "parity":
+    if args.kind == PARITY:
         assert teacher is not None
         parity = ParitySpec(args.k, args.encoder, args.summed, teacher.fingerprint)
     return TrainSettings(
@@ -326,7 +327,7 @@ def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
         raise UsageError(f"{' and '.join(several)}: give one of them")
     if backbone is not None:
         return Backbone(backbone)
-    if args.kind == "collage" and name is None and args.width is None:
+    if args.kind == COLLAGE and name is None and args.width is None:
         name = BY_SIDE.get(args.side)
     architecture = (
         default_architecture(args.kind, args.width, args.norm)

@@ -28,6 +28,7 @@ from collage_mpi.doctor.facts import (
 from collage_mpi.doctor.rankmap import numbers_text
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import CollageError
+from collage_mpi.kinds import SINGLE
 from collage_mpi.settings.placement import Placement
 from collage_mpi.system.launchers import FAMILIES
 
@@ -150,7 +151,7 @@ def check_size(wanted: Wanted, size: int) -> Finding:
             found, needed = f"too few: {counted(size, 'rank')}", _sides_near(wanted, size)
         return Finding("world size", BAD, found.splitlines()[0], needed)
     if guessed and side is None:
-        n_single = len(placed.ranks_of("single"))
+        n_single = len(placed.ranks_of(SINGLE))
         return Finding(
             "world size",
             WARN,

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.experiments.spec import Experiment, Point
+from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results.statistics import PERCENTILES, percentile, percentile_name
 
 STATISTICS = (*(percentile_name(q) for q in PERCENTILES), "std")
 COMPARED = ("p50", "p99", "std")
 LEAST_FOR_RANGE = 5  # placements; a 10-90 % range of fewer says nothing
 _Q = {percentile_name(q): q for q in PERCENTILES}
-_MEANS = ("collage_share", "parity_share", "wasted_work", "rank_seconds_per_image", "cost_ratio")
+_SHARES = tuple(f"{kind}_share" for kind in SHARED_KINDS)
+_MEANS = (*_SHARES, "wasted_work", "rank_seconds_per_image", "cost_ratio")
 _REPLICATES, _BOOTSTRAP_SEED = 400, 20190426
 
 Json = dict[str, Any]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
 
 def _costs(manifest: dict[str, Any]) -> str:
     """What the injected times of the collage rank are multiplied by, and from what."""
-    single, collage = (manifest["idle_service_ns"][kind] / 1e6 for kind in ("single", "collage"))
+    single, collage = (manifest["idle_service_ns"][kind] / 1e6 for kind in (SINGLE, COLLAGE))
     low, high = manifest.get("cost_ratio_interval") or (manifest["cost_ratio"],) * 2
     return (
         f"Measured here before the run: single network {single:.1f} ms, collage network "
@@ -139,7 +140,7 @@ def _costs(manifest: dict[str, Any]) -> str:
 
 
 def _title(case: str, slow: int) -> str:
-    role = "single" if case == "slow-single" else "collage"
+    role = SINGLE if case == "slow-single" else COLLAGE
     return (
         f"Fashion-MNIST on 9 + 1 ranks; {role} rank {slow} is {FACTOR:g}x slower throughout\n"
         f"injected service times: lognormal, median {MEDIAN_MS * TIME_SCALE:.0f} ms, "

@@ -19,6 +19,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.experiments.aggregate import Run, aggregate
 from collage_mpi.experiments.runner import DONE, NEW, state, summary_alone
 from collage_mpi.experiments.spec import Experiment, Point
+from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results import read_results, summarise
 from collage_mpi.simulation.runs import read_latencies_ns
 from collage_mpi.system.files import write_atomic
@@ -26,8 +27,7 @@ from collage_mpi.system.files import write_atomic
 TABLE, POINTS = "table.csv", "points.csv"
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
 PRICE = (
-    "collage_share",
-    "parity_share",
+    *(f"{kind}_share" for kind in SHARED_KINDS),
     "cost_ratio",
     "wasted_work",
     "ranks",

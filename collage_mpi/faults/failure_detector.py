@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts, Suspicion
+from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
 from collage_mpi.system.tell import tell
@@ -157,8 +158,7 @@ class FailureDetector:
             kind: sum(kind in self._kinds.get(rank, ()) for rank in self.vigil.present)
             for kind in self._kinds.get(lost, ())
         }
-        if left.get("collage") == 0:
-            return "; no collage rank is left: the job goes on as scheme none"
-        if left.get("parity") == 0:
-            return "; no parity rank is left: the job goes on as scheme none"
+        for kind, n in left.items():
+            if n == 0 and kind != SINGLE:
+                return f"; no {kind} rank is left: the job goes on as scheme none"
         return "".join(f"; {n} {kind} rank(s) left" for kind, n in left.items())

@@ -18,18 +18,10 @@ from collage_mpi.errors import UsageError
 from collage_mpi.figures import style
 from collage_mpi.figures.labels import NEAR, free_offsets
 from collage_mpi.figures.points_csv import AXIS, Row, axis_labels, frontier, need
+from collage_mpi.scheduler.schemes import SCHEMES, scheme_class
 
 # First word of a series' label -> colour and marker: schemes keep theirs in all figures.
-_FAMILIES = {
-    "none": ("#000000", "o"),
-    "replicate": ("#D55E00", "s"),
-    "hedge": ("#E69F00", "D"),
-    "parity": ("#CC79A7", "X"),
-    "collage-only": ("#56B4E9", "v"),
-    "collage": ("#0072B2", "^"),
-    "collage-hedge": ("#0072B2", "<"),
-    "fastest": ("#009E73", "P"),
-}
+_FAMILIES = {name: scheme_class(name).mark for name in SCHEMES} | {"fastest": ("#009E73", "P")}
 _HEADING_IN = 6.4  # a heading's longest line needs so much
 _LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
 _TAILS = (("p99", "group P99, ms (log)"), ("std", "standard deviation, ms (log)"))

@@ -19,6 +19,7 @@ from rich.table import Table
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.figures import style
 from collage_mpi.figures.style import COLOURS, MARKERS
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.results import Results, summarise
 from collage_mpi.results.render import optional, supported, to_text
 from collage_mpi.system.files import write_atomic
@@ -109,8 +110,8 @@ def _point(run: Results) -> BatchPoint:
         batches=latency["group"]["independent"],
         accuracy=summary["accuracy"]["overall"]["accuracy"],
         collage_share=price["collage_share"],
-        batch_cost_single=costs.get("single"),
-        batch_cost_collage=costs.get("collage"),
+        batch_cost_single=costs.get(SINGLE),
+        batch_cost_collage=costs.get(COLLAGE),
     )
 
 

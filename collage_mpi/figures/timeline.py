@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.figures import style
+from collage_mpi.kinds import KIND, TABLE
 from collage_mpi.results.timeline import STRAGGLER, Bar, Timeline
 
-_LOOK: dict[str, tuple[str, str]] = {  # state -> colour, legend
-    "used": ("#0072B2", "single answer that resolved its image"),
-    "collage": ("#009E73", "collage answer that resolved images"),
-    "parity": ("#56B4E9", "parity answer that decoded images"),
+_LOOK: dict[str, tuple[str, str]] = {  # kind of what was used, or state -> colour, legend
+    **{kind.name: (kind.colour, kind.legend) for kind in TABLE},
     "late": ("#E69F00", "late answer, resolved nothing"),
     "skipped": ("#000000", "skipped: cancelled before it began"),
     "failed": ("#D55E00", "failed"),
@@ -87,7 +86,7 @@ def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline) -> None:
 
 
 def _look(bar: Bar) -> str:
-    return bar.kind if bar.state == "used" and bar.kind != "single" else bar.state
+    return bar.kind if bar.state == "used" else bar.state
 
 
 def _finish(axes: Any, timeline: Timeline, rows: dict[int, int]) -> None:
@@ -117,7 +116,7 @@ def _legend(figure: Any, timeline: Timeline) -> None:
     from matplotlib.patches import Patch
 
     found = {_look(bar) for bar in timeline.bars}
-    helped = {"late": _HELPED} if any(bar.kind == "parity" for bar in timeline.bars) else {}
+    helped = {"late": _HELPED} if any(not KIND[bar.kind].resolves for bar in timeline.bars) else {}
     handles: list[Any] = [
         Line2D([], [], marker="x", color=colour, linestyle="", label=label)
         if state in ("skipped", "lost")

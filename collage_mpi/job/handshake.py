@@ -18,6 +18,7 @@ from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import Ready
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.kinds import SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
@@ -88,7 +89,7 @@ def roll_call(
 def _require_quorum(plan: Plan, crew: WorkerGroup) -> None:
     """At least one single rank, or one of each kind where the scheme uses no single ranks."""
     kinds = make_scheme(plan.settings.scheme_settings()).kinds
-    for kind in {"single"} & kinds or kinds:
+    for kind in {SINGLE} & kinds or kinds:
         if not set(plan.placement.ranks_of(kind)) & set(crew.present):
             raise RankGone(
                 f"no {kind} rank is left to begin with; the output is kept: go on with the "

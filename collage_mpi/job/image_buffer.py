@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.kinds import KIND
 from collage_mpi.mpi.protocol import WireTask, pack_task_records, pack_tasks, task_message_bytes
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
@@ -85,7 +86,7 @@ class ImageBuffer:
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
         tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items) for s in sends]
-        if sends[0].kind != "single":
+        if KIND[sends[0].kind].encoded:
             return self._pack_encoded(tasks, buffer_for)
         pixels = [self._pixels[image] for send in sends for image, _ in send.items]
         nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))

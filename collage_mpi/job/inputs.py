@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.kinds import KINDS
 from collage_mpi.models.null import is_null
 from collage_mpi.models.own import is_own
 from collage_mpi.models.weights import sha256_of_file
@@ -27,9 +28,7 @@ def named_files(settings: RunSettings, *, networks: bool = True) -> dict[str, Pa
     """
     used = {"trace_file": settings.straggler == "trace", "arrival_file": True}
     if networks:
-        used["single"] = settings.uses_single
-        used["collage"] = settings.uses_collage
-        used["parity"] = settings.uses_parity
+        used |= {kind: settings.uses(kind) for kind in KINDS}
     named = {name: getattr(settings, name) for name, wanted in used.items() if wanted}
     return {
         name: Path(spec)

@@ -15,6 +15,7 @@ import numpy as np
 
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.info import class_mismatch
 from collage_mpi.models.weights import read_tensors
@@ -52,9 +53,8 @@ class Plan:
     def networks(self) -> dict[str, str]:
         """Network spec of each kind that the scheme uses."""
         settings = self.settings
-        specs = {"single": settings.single, "collage": settings.collage, "parity": settings.parity}
         used = {kind for held in self.placement.kinds for kind in held}
-        return {kind: spec for kind, spec in specs.items() if kind in used}
+        return {kind: getattr(settings, kind) for kind in KINDS if kind in used}
 
 
 def make_plan(
@@ -76,12 +76,10 @@ def make_plan(
     placement = settings.place(world_size, launcher_size())
     make_delays(settings.stragglers())  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
-    single = describe(settings.single, "single") if settings.uses_single else None
-    collage = describe(settings.collage, "collage") if settings.uses_collage else None
-    parity = _parity_network(settings, single) if settings.uses_parity else None
-    for network in (single, collage, parity):
-        if network is not None:
-            read_tensors(network)  # damage is found here, before any rank has loaded torch
+    networks = _networks(settings)
+    for network in networks.values():
+        read_tensors(network)  # damage is found here, before any rank has loaded torch
+    single, collage, parity = (networks.get(kind) for kind in (SINGLE, COLLAGE, PARITY))
     shards = ShardSet.open(
         [Path(path) for path in settings.shards], skip_bad=settings.bad_shards == "skip"
     )
@@ -89,7 +87,7 @@ def make_plan(
         shards = as_before(shards, known_shards)
     try:
         grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
-        names = _check_fit(settings, shards, single, collage, parity)
+        names = _check_fit(settings, shards, networks)
         _check_sizes(shards, grid, settings.batch)
         warn_of_weak_collage(single, collage)
         order = run_order(settings, shards)
@@ -107,21 +105,32 @@ def make_plan(
     return replace(plan, parity=parity.parity, parity_temperature=temperature)
 
 
-def _parity_network(settings: RunSettings, single: NetworkInfo | None) -> NetworkInfo | None:
-    """The facts of the parity network, held against the job's k and single network.
+def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
+    """The facts of the networks that the scheme needs, by kind; null ones have none.
 
     Raises:
-        UsageError, DataFault: it cannot decode what this job's single network leaves out.
+        UsageError, DataFault: as `describe`, or a parity network does not fit the job.
     """
-    if is_own(settings.parity):
+    if settings.uses_parity and is_own(settings.parity):
         raise UsageError(
             f"--parity {settings.parity}: a parity network is trained for its single network; "
             "name the weights that collage-mpi train parity wrote"
         )
-    parity = describe(settings.parity, "parity")
-    if parity is None or parity.parity is None:
-        return None
-    spec = parity.parity
+    used = [kind for kind in KINDS if settings.uses(kind)]
+    described = {kind: describe(getattr(settings, kind), kind) for kind in used}
+    networks = {kind: info for kind, info in described.items() if info is not None}
+    parity = networks.get(PARITY)
+    if parity is not None and parity.parity is not None:
+        _check_parity(settings, parity.parity, networks.get(SINGLE))
+    return networks
+
+
+def _check_parity(settings: RunSettings, spec: ParitySpec, single: NetworkInfo | None) -> None:
+    """A parity network held against the job's k and single network.
+
+    Raises:
+        DataFault: it cannot decode what this job's single network leaves out.
+    """
     if spec.k != settings.n_stripe:
         raise DataFault(
             f"--parity-k is {settings.n_stripe}, parity network {settings.parity} is for stripes "
@@ -135,7 +144,6 @@ def _parity_network(settings: RunSettings, single: NetworkInfo | None) -> Networ
             f"({other}): name that one, or train one with collage-mpi train parity --single "
             f"{settings.single}"
         )
-    return parity
 
 
 def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int:
@@ -226,16 +234,16 @@ def _cell_px(
 def _check_fit(
     settings: RunSettings,
     shards: ShardSet,
-    single: NetworkInfo | None,
-    collage: NetworkInfo | None,
-    parity: NetworkInfo | None,
+    networks: Mapping[str, NetworkInfo],
 ) -> tuple[str, ...] | None:
     """Shapes and classes of shards and networks; the class names they agree on."""
-    for network, spec in ((single, settings.single), (parity, settings.parity)):
-        if network is not None and network.image_shape != tuple(shards.shape):
+    collage = networks.get(COLLAGE)
+    for kind, network in networks.items():
+        if kind != COLLAGE and network.image_shape != tuple(shards.shape):
             raise DataFault(
-                f"shards hold images of {shards.shape} (H, W, C), {network.kind} network {spec} "
-                f"needs {network.image_shape}: {_remake(settings, network.image_shape)}"
+                f"shards hold images of {shards.shape} (H, W, C), {kind} network "
+                f"{getattr(settings, kind)} needs {network.image_shape}: "
+                f"{_remake(settings, network.image_shape)}"
             )
     if collage is not None:
         if collage.side != settings.side:
@@ -252,9 +260,10 @@ def _check_fit(
             )
     named = {
         "shards": shards.class_names,
-        f"single network {settings.single}": single.class_names if single else None,
-        f"collage network {settings.collage}": collage.class_names if collage else None,
-        f"parity network {settings.parity}": parity.class_names if parity else None,
+        **{
+            f"{kind} network {getattr(settings, kind)}": network.class_names
+            for kind, network in networks.items()
+        },
     }
     known = [(where, tuple(names)) for where, names in named.items() if names]
     for where, names in known[1:]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from collage_mpi.kinds import COLLAGE
 from collage_mpi.mpi.protocol import WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
@@ -149,11 +150,11 @@ class Recorder:
             task.resolved += 1
         group.images += 1
         group.last_ns = max(group.last_ns, now_ns)
-        group.collage_cells += resolve.source == "collage"
+        group.collage_cells += resolve.source == COLLAGE
         if image.record.label is not None:
             group.labels.add(image.record.label)
         self.totals.images += 1
-        self.totals.collage += resolve.source == "collage"
+        self.totals.collage += resolve.source == COLLAGE
         self.totals.errors += resolve.outcome == "error"
         if group.images == group.size:
             self._close_group(resolve.group)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -308,7 +308,7 @@ def build_coordinator(
 ) -> Coordinator:
     """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
     settings, clock = plan.settings, time.monotonic_ns
-    scheme = make_scheme(settings.scheme_settings(), parity_decoder(plan))
+    scheme = make_scheme(replace(settings.scheme_settings(), decode=parity_decoder(plan)))
     known = (costs.ratio, costs.batch_costs) if costs is not None else ()
     workers = len(plan.placement.workers)
     scheduler = Scheduler(scheduler_settings(settings, workers, *known), scheme)

@@ -26,6 +26,7 @@ import numpy as np
 from collage_mpi.encoding.decode import decode, summands
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.job.cost_ratio import Measured
+from collage_mpi.kinds import ENCODED_KINDS, KIND, TABLE
 from collage_mpi.models import Predictor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireResult, WireTask
@@ -81,11 +82,8 @@ class Session:
     def __init__(self, number: int, welcome: dict[str, Any]) -> None:
         self.number = number
         encoded = tuple(welcome["encoded_shape"])  # (P, P, C), of a collage or a stripe
-        self._shapes = {  # of one input
-            "single": tuple(welcome["image_shape"]),  # (H, W, C)
-            "collage": encoded,
-            "parity": encoded,
-        }
+        image = tuple(welcome["image_shape"])  # (H, W, C)
+        self._shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
         self._nbytes = {kind: math.prod(shape) for kind, shape in self._shapes.items()}
         self.summed: str | None = welcome.get("summed")  # what answers carry for others, if so
         self.answer_bytes = int(welcome.get("answer_bytes", wire.UP_BYTES))  # of a message
@@ -114,7 +112,7 @@ class Session:
 
     def start(self, content: Mapping[str, Any], now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
-        self.ratios = {"collage": content["cost_ratio"], "parity": content["cost_ratio"]}
+        self.ratios = dict.fromkeys(ENCODED_KINDS, content["cost_ratio"])
         self.batch_costs = content.get("batch_costs", {})
         self.start_ns = now_ns
         if self.burn is not None:
@@ -354,7 +352,7 @@ class Worker:
         """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage."""
         inputs, at = [], 0
         for task in tasks:
-            count = len(task.items) if task.kind == "single" else 1
+            count = 1 if KIND[task.kind].encoded else len(task.items)
             end = at + count * session.input_bytes(task.kind)
             if end > pixels.nbytes:
                 raise wire.WireFault(f"task {task.task} has fewer pixels than its items need")
@@ -453,20 +451,21 @@ def _is_of_device(error: Exception) -> bool:
 def _outcome_of(task: WireTask, scores: np.ndarray, summed: str | None) -> Outcome | str:
     """The records of a task's items, or why it failed: no row of the scores is finite.
 
-    A parity network's sums say nothing of any one image: they travel as they are.
+    What resolves no image by itself, a parity network's sums, travels as it is.
 
     Args:
         scores: (n, 1, classes) for a single task, a row an item; (1, cells, classes) for a
             collage, a row a cell; (1, 1, classes) for a parity task.
         summed: what of a single's scores its answer carries for others; None for nothing.
     """
-    if task.kind == "parity":
+    kind = KIND[task.kind]
+    if not kind.resolves:
         finite = bool(np.isfinite(scores).all())
         return ((None,) * len(task.items), scores[:, 0]) if finite else NOT_FINITE
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
     records = [None if found is None else Score(*found) for found in decode(flat)]
     if not any(records) and not np.isfinite(flat).all(axis=1).any():
         return NOT_FINITE
-    places = range(len(task.items)) if task.kind == "single" else [c for _, c in task.items]
+    places = [c for _, c in task.items] if kind.encoded else range(len(task.items))
     vectors = None if summed is None else summands(scores[:, 0], summed)
     return tuple([records[place] for place in places]), vectors

@@ -20,6 +20,7 @@ from collage_mpi.errors import (
 )
 from collage_mpi.faults.failure_detector import FailureDetector, Watches
 from collage_mpi.job.cost_ratio import Measured, Ratio, ratio_of
+from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
 from collage_mpi.scheduler.events import RankLost
@@ -137,8 +138,8 @@ class WorkerGroup:
             networks: what they are, to know them again.
         """
         found = self._rounds(who, networks, 1)
-        other = next((kind for kind in found if kind != "single"), None)
-        ratio = None if other is None else ratio_of(found[other], found.get("single", ()))
+        other = next((kind for kind in found if kind != SINGLE), None)
+        ratio = None if other is None else ratio_of(found[other], found.get(SINGLE, ()))
         return _shortest_ns(found), ratio
 
     def batch_times(

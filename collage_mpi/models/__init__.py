@@ -8,7 +8,7 @@ one with weights. Does not know: MPI, ranks, shards. Importing it imports no tor
 from __future__ import annotations
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import KINDS
+from collage_mpi.kinds import KINDS, PARITY
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.info import NetworkInfo, Predictor, check_kind
 from collage_mpi.models.null import NullPredictor, is_null, parse_null
@@ -86,7 +86,7 @@ def load_predictor(
     if is_null(spec):
         return parse_null(spec, kind)
     if is_own(spec):
-        if kind == "parity":
+        if kind == PARITY:
             raise UsageError(f"{spec}: a parity network is trained, and so has weights; name them")
         if geometry is None:
             raise UsageError(f"{spec}: a network of your own cannot be used here; name weights")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.kinds import PARITY, SINGLE
 
 NORMS = ("batch", "group")
 MAX_WIDTH, MAX_BLOCKS, MAX_STRIDE, MAX_STAGES, MAX_KERNEL = 4096, 64, 4, 8, 15
@@ -125,15 +126,15 @@ def default_architecture(kind: str, width: int | None = None, norm: str = "batch
     image and its rank should be no slower than a single's: narrower, and a block less.
 
     Args:
-        kind: "single", "collage" or "parity".
+        kind: one of KINDS.
         width: channels of the stem and the first stage; 48 unless given, 32 of a parity network.
     """
-    if kind == "parity":
+    if kind == PARITY:
         base = 32 if width is None else width
         stages = (Stage(base, 1), Stage(2 * base, 2, 2), Stage(4 * base, 1, 2))
         return Architecture(base, 3, 1, stages, norm)
     base = 48 if width is None else width
-    if kind == "single":
+    if kind == SINGLE:
         stages = (Stage(base, 1), Stage(2 * base, 2, 2), Stage(4 * base, 2, 2))
         return Architecture(base, 3, 1, stages, norm)
     wide = (8 * base // 3 + 15) // 16 * 16  # 128 for 48: vector units like multiples of 16

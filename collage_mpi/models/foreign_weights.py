@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.kinds import SINGLE
 from collage_mpi.models.backbone import Backbone
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.torch_file import load_tensors
@@ -60,7 +61,7 @@ def import_weights(
         if not name.endswith("num_batches_tracked")
     }
     record = {
-        "kind": "single",
+        "kind": SINGLE,
         "architecture": backbone.to_dict(),
         "side": None,
         "cell_px": None,

@@ -24,7 +24,7 @@ class NetworkInfo:
     """The facts of a weights file.
 
     Attributes:
-        kind: "single", "collage" or "parity".
+        kind: one of KINDS.
         architecture: the settings of `Architecture`, as a plain dict.
         shape: (H, W, C) of one input; a collage's is (side*cell_px, side*cell_px, C), a parity
             network's that of its encoder.

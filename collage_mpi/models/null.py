@@ -12,6 +12,7 @@ import numpy as np
 
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import COLLAGE
 from collage_mpi.models.info import check_kind
 
 # key -> default of "null:key=value,..."
@@ -22,7 +23,7 @@ class NullPredictor:
     """Class of a cell = its top-left pixel, channel 0, modulo classes; probability 1 there.
 
     Args:
-        kind: "single", "collage", or "parity", which reads its picture as a single does.
+        kind: one of KINDS; a parity network reads its picture as a single does.
         shape: (H, W, C) of one single image; a collage's input follows from the grid.
         side: cells along an edge of the collage (ignored for a single).
         cell_px: pixels along an edge of a cell (ignored for a single).
@@ -37,7 +38,7 @@ class NullPredictor:
         self.classes = classes
         self.device = "cpu"
         self.tuning = "null"
-        if kind == "collage":
+        if kind == COLLAGE:
             grid = Grid(side, cell_px)
             self.cells = grid.cells
             self.shape = (grid.px, grid.px, shape[2])

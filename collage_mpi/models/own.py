@@ -4,7 +4,7 @@ Owns: finding the function, what it is told, what may come back, the checks of b
 Does not know: MPI, ranks, weights files. torch is imported only where a network needs it.
 
     def network(kind, shape, side, cell_px, classes, device):
-        # kind "single": shape (H, W, C) of an image; "collage": (P, P, C), P = side * cell_px
+        # single: shape (H, W, C) of an image; collage: (P, P, C), P = side * cell_px
         return a torch.nn.Module, or an object with predict(batch)
 
 A Module gets (n, C, H, W) float pixels from 0 to 1 and gives logits: (n, classes) of a

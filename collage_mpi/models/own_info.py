@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.info import NetworkInfo
 
 TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
@@ -30,19 +31,19 @@ class Geometry:
 
     def input_shape(self, kind: str) -> tuple[int, int, int]:
         """(H, W, C) of one input of the kind's network."""
-        if kind == "single":
+        if kind == SINGLE:
             return self.image_shape
         px = self.side * self.cell_px
         return (px, px, self.image_shape[2])
 
     def cells(self, kind: str) -> int:
         """Answers per input."""
-        return 1 if kind == "single" else self.side * self.side
+        return 1 if kind == SINGLE else self.side * self.side
 
 
 def own_info(spec: str, kind: str, geometry: Geometry, fingerprint: str) -> NetworkInfo:
     """The facts of such a network, as those of a weights file."""
-    collage = kind == "collage"
+    collage = kind == COLLAGE
     channels = geometry.image_shape[2]
     return NetworkInfo(
         kind=kind,

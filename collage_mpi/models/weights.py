@@ -20,7 +20,7 @@ import numpy as np
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.kinds import KINDS
+from collage_mpi.kinds import COLLAGE, KINDS, PARITY
 from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import NetworkInfo
@@ -234,7 +234,7 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
         raise DataFault(f"kind is {kind!r:.60}; the kinds are {', '.join(KINDS)}")
     channels = _whole(record, "channels", MAX_CHANNELS)
     side = cell_px = None
-    if kind == "collage":
+    if kind == COLLAGE:
         side, cell_px = _whole(record, "side", 16), _whole(record, "cell_px", MAX_SIDE_PX)
         px = Grid(side, cell_px).px
         shape = (px, px, channels)
@@ -242,7 +242,7 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
         height, width = _whole(record, "height", MAX_SIDE_PX), _whole(record, "width", MAX_SIDE_PX)
         shape = (height, width, channels)
     parity = None
-    if kind == "parity":
+    if kind == PARITY:
         parity = ParitySpec.from_dict(record.get("parity"))
         shape = make_stripe_encoder(parity.encoder, parity.k, shape).input_shape
     _check_normalisation(record, channels)

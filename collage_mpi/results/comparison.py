@@ -16,7 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from collage_mpi.results.reader import Results, distinct
-from collage_mpi.results.render import optional, points, supported, to_text, usable_width
+from collage_mpi.results.render import (
+    optional,
+    points,
+    shares_shown,
+    supported,
+    to_text,
+    usable_width,
+)
 from collage_mpi.results.summary import summarise
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
@@ -152,7 +159,7 @@ def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> s
 
 def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = False) -> list[Table]:
     """Latency, and accuracy and price."""
-    shares = ["collage", "parity"] if _any_of(entries, "parity") else ["collage"]
+    shares = shares_shown([entry["price"] for entry in entries])
     columns = [*(f"{kind} share" for kind in shares), "wasted", "ranks", "rank-s/image"]
     titles = [f"latency per {entries[0]['per']}, ms", "accuracy and price"]
     latency = _table(titles[0], *(name.upper() for name in STATISTICS[:-1]), "std", "n")
@@ -189,10 +196,6 @@ def _cell(entry: Json, name: str, first: bool) -> str:
 
 def _n(entry: Json) -> str:
     return f"{entry['n']:,}" if entry["per"] == "group" else f"{entry['n']:,}/{entry['groups']:,}"
-
-
-def _any_of(entries: Sequence[Json], kind: str) -> bool:
-    return any(entry["price"][f"{kind}_ranks"] for entry in entries)
 
 
 def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:

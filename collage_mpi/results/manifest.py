@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.kinds import KINDS, TABLE
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.printable import shown, storable
@@ -42,12 +43,12 @@ MOST_SHARD_LINES = 5
 FREE_SETTINGS = frozenset(
     {
         *("resume", "shards", "device", *NOT_OF_ROWS),
-        *("singles", "collage_ranks", "parity_ranks"),
+        *(kind.ranks for kind in TABLE),
         *("image_timeout_s", "max_attempts"),
     }
 )
 # Settings that name files: another path is the same where the content is.
-FILE_SETTINGS = ("single", "collage", "parity", "trace_file", "arrival_file")
+FILE_SETTINGS = (*KINDS, "trace_file", "arrival_file")
 
 Json = dict[str, Any]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from collage_mpi.errors import DataFault
+from collage_mpi.kinds import SINGLE
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import KIND_CODE, OUTCOME_CODE
 
@@ -49,7 +50,7 @@ def record_trace(runs: Sequence[Results], least: int = 1) -> Recorded:
     for run in runs:
         tasks = run.measured_tasks
         wanted = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (
-            tasks["kind"] == KIND_CODE["single"]
+            tasks["kind"] == KIND_CODE[SINGLE]
         )
         tasks = np.sort(tasks[wanted], order=("session", "done_ns"))
         service_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9  # (tasks,) float64

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, SHARED_KINDS, SINGLE
 from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.printable import printable
@@ -142,13 +144,13 @@ def _place(first: Json | None, n: int) -> str:
 def _weak_collage(accuracy: Json) -> list[str]:
     """What the collage's answers cost where its network is much the weaker one."""
     counts = {k: (row["correct"], row["n"]) for k, row in accuracy["by_source"].items()}
-    if not {"single", "collage"} <= counts.keys():
+    if not {SINGLE, COLLAGE} <= counts.keys():
         return []
-    gap = weaker_by(counts["single"], counts["collage"])
+    gap = weaker_by(counts[SINGLE], counts[COLLAGE])
     if gap is None:
         return []
-    single, collage = (points(accuracy["by_source"][k]["accuracy"]) for k in ("single", "collage"))
-    lost = 100 * gap * counts["collage"][1] / accuracy["overall"]["n"]
+    single, collage = (points(accuracy["by_source"][k]["accuracy"]) for k in (SINGLE, COLLAGE))
+    lost = 100 * gap * counts[COLLAGE][1] / accuracy["overall"]["n"]
     return [
         f"WEAK COLLAGE: {collage} of its answers are right, {single} of the single network's: "
         f"about {lost:.1f} points of this run's accuracy are lost by it. {ADVICE}."
@@ -249,26 +251,29 @@ def _class(one: Json) -> str:
     return str(one["class"]) if one["name"] is None else str(one["name"])
 
 
+def shares_shown(prices: Sequence[Json]) -> list[str]:
+    """Kinds whose share of the images is shown: collages', and of others where ranks held them."""
+    return [k for k in SHARED_KINDS if k == COLLAGE or any(p[f"{k}_ranks"] for p in prices)]
+
+
 def _price_table(summary: Json) -> Table:
     price, rank0 = summary["price"], summary["rank0"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_row("collage share", points(price["collage_share"]), "of images the collage resolved")
-    if price["parity_ranks"]:
-        note = "of images decoded from a parity answer and those of others"
-        table.add_row("parity share", points(price["parity_share"]), note)
-    multiplied = price["collage_ranks"] or price["parity_ranks"]
+    for kind in shares_shown([price]):
+        table.add_row(f"{kind} share", points(price[f"{kind}_share"]), KIND[kind].share)
+    multiplied = [kind for kind in ENCODED_KINDS if price[f"{kind}_ranks"]]
     if price["cost_ratio"] is not None and price["injected"] and multiplied:
-        which = "parity" if price["parity_ranks"] else "collage"
-        note = f"{which} network's time over the single's, used for injection"
+        note = f"{multiplied[-1]} network's time over the single's, used for injection"
         if price["cost_ratio_ci95"] is not None:
             low, high = price["cost_ratio_ci95"]
             note += f" ({low:.2f}-{high:.2f})"
         table.add_row("cost ratio", f"{price['cost_ratio']:.2f}", note)
     wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
     table.add_row("wasted work", points(price["wasted_work"]), wasted)
-    ranks = f"{price['ranks']} ranks: 1 coordinator, {price['single_ranks']} hold the single "
-    ranks += f"network, {price['collage_ranks']} the collage network"
-    ranks += f", {price['parity_ranks']} the parity network" if price["parity_ranks"] else ""
+    ranks = f"{price['ranks']} ranks: 1 coordinator"
+    ranks += f", {price['single_ranks']} hold the single network"
+    for kind in shares_shown([price]):
+        ranks += f", {price[f'{kind}_ranks']} the {kind} network"
     cost = optional(price["rank_seconds_per_image"], ".4f")
     table.add_row("rank-seconds per image", cost, ranks)
     rate = optional(price["images_per_s"], ".1f", " images/s")

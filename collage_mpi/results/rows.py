@@ -17,9 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.kinds import ENCODED_KINDS, KINDS
+from collage_mpi.kinds import ENCODED_KINDS, KINDS, TABLE
 
-SOURCES = ("single", "collage", "replica", "hedge", "parity", "retry", "error")
+# The kind whose answer it was, or why it was asked: codes that were given stay.
+_SOURCES = {kind.source: kind.name for kind in TABLE}
+_SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error"}
+SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 
 SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.kinds import COLLAGE, KINDS, SHARED_KINDS
 from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.predictions import predictions
 from collage_mpi.results.reader import Results
@@ -182,14 +183,11 @@ def _price(results: Results) -> Json:
     ranks, rank_s = ranks_used(results), _measured_span_s(results)
     n = len(images)
     resolved = int(images["answered"].sum())
-    collage, parity = (
-        int((images["source"] == SOURCE_CODE[source]).sum()) for source in ("collage", "parity")
-    )
+    by_kind = {kind: int((images["source"] == SOURCE_CODE[kind]).sum()) for kind in SHARED_KINDS}
     total_s = float(work_s.sum())
     wasted_s = float(work_s[useless].sum())
     return {
-        "collage_share": collage / resolved if resolved else None,
-        "parity_share": parity / resolved if resolved else None,
+        **{f"{kind}_share": n / resolved if resolved else None for kind, n in by_kind.items()},
         "cost_ratio": results.manifest.get("cost_ratio"),
         "cost_ratio_ci95": results.manifest.get("cost_ratio_interval"),
         "injected": _injected(results.manifest),
@@ -197,14 +195,12 @@ def _price(results: Results) -> Json:
         "wasted_s": wasted_s,
         "work_s": total_s,
         "ranks": ranks["all"],
-        "single_ranks": ranks["single"],
-        "collage_ranks": ranks["collage"],
-        "parity_ranks": ranks["parity"],
+        **{f"{kind}_ranks": ranks[kind] for kind in KINDS},
         "rank_seconds_per_image": rank_s * ranks["all"] / n if n else None,
         "busy_seconds_per_image": total_s / n if n else None,
         "images_per_s": n / rank_s if rank_s else None,
         "tasks": len(tasks),
-        "collage_tasks": int((tasks["kind"] == KIND_CODE["collage"]).sum()),
+        "collage_tasks": int((tasks["kind"] == KIND_CODE[COLLAGE]).sum()),
         "late_answers": int((answered & useless).sum()),
         **{
             f"{name}_tasks": int((tasks["outcome"] == code).sum())

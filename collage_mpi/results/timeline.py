@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.kinds import KINDS, SINGLE
 from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import KINDS, OUTCOMES, ran_together
+from collage_mpi.results.rows import OUTCOMES, ran_together
 from collage_mpi.system.files import write_atomic
 
 STRAGGLER = 3.0  # times the median service time of the rank's kind
@@ -107,9 +108,8 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
     shown = tasks[(tasks["done_ns"] >= begin_ns) & (tasks["sent_ns"] <= end_ns)]
     holders = [member for member in run.manifest.get("world") or () if member.get("kinds")]
     ranks = {int(member["rank"]) for member in holders} | {int(r) for r in shown["rank"]}
-    only = {
-        int(m["rank"]): m["kinds"][0] for m in holders if m["kinds"] in (["collage"], ["parity"])
-    }
+    called = [[kind] for kind in KINDS if kind != SINGLE]
+    only = {int(m["rank"]): m["kinds"][0] for m in holders if m["kinds"] in called}
     releases = zip(chosen, ends_ns.tolist(), strict=True)
     return Timeline(
         ranks={rank: f"{only.get(rank, 'rank')} {rank}" for rank in sorted(ranks)},

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
+from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
 from collage_mpi.results.parts import PARTS_DIRECTORY, counting, list_parts
@@ -252,7 +253,7 @@ def _check_groups(
     images, place = images[known], place[known]
     found = np.bincount(place, minlength=len(groups))
     _count(report, found != groups["images"], of + "groups with another number of image rows")
-    from_collage = images["source"] == SOURCE_CODE["collage"]
+    from_collage = images["source"] == SOURCE_CODE[COLLAGE]
     cells = np.bincount(place[from_collage], minlength=len(groups))
     _count(report, cells != groups["collage_cells"], of + "groups with other collage_cells")
     last = np.full(len(groups), np.iinfo(np.int64).min)

@@ -15,12 +15,11 @@ from collage_mpi.scheduler.policies import (
     PolicySettings,
     make_policy,
 )
-from collage_mpi.scheduler.schemes import CollageScheme, Scheme, SchemeSettings, make_scheme
+from collage_mpi.scheduler.schemes import Scheme, SchemeSettings, make_scheme
 from collage_mpi.scheduler.settings import SchedulerSettings, batch_factor
 
 __all__ = [
     "AcceptPolicy",
-    "CollageScheme",
     "Confident",
     "First",
     "Grace",

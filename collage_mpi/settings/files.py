@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.kinds import KINDS
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.regular_file import require_regular
 
@@ -110,9 +111,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 TOPICS: dict[str, tuple[str, ...]] = {
     "input and output": ("shards", "out", "bad_shards", "order", "limit"),
     "networks": (
-        "single",
-        "collage",
-        "parity",
+        *KINDS,
         "cell_px",
         "device",
         "precision",

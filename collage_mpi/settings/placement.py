@@ -6,10 +6,12 @@ Does not know: hosts, devices, MPI objects, environment variables.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.scheduler.schemes import USE_COLLAGE, USE_PARITY, USE_SINGLE
+from collage_mpi.kinds import COLLAGE, KIND, SINGLE
+from collage_mpi.scheduler.schemes import scheme_class
 
 COORDINATOR = 0
 
@@ -18,7 +20,7 @@ COORDINATOR = 0
 class Placement:
     """Capabilities per rank: `kinds[rank]` is the set of network kinds it holds.
 
-    A set, not a role: a rank may hold several kinds ("single" and "collage"), one, or none
+    A set, not a role: a rank may hold several kinds (single and collage), one, or none
     (rank 0, and ranks that a scheme leaves idle).
     """
 
@@ -60,82 +62,79 @@ class Placement:
 def placement(
     world_size: int,
     singles: int | None,
-    collage_ranks: int,
+    ranks: Mapping[str, int],
     *,
     side: int,
     scheme: str = "collage",
     layout: str = "fixed",
     launcher_size: int | None = None,
-    parity_ranks: int = 0,
 ) -> Placement:
-    """Rank 0 coordinator, 1..N single, N+1..N+M collage; layout fastest: 1..N+M hold both.
+    """Rank 0 coordinator, 1..N single, then those of each further kind that the scheme needs.
 
-    With scheme parity the ranks after N are the parity ranks, and no others.
+    With layout fastest all ranks but rank 0 hold all of them.
 
-    A scheme without collages needs no collage rank: worlds of 1+N and of 1+N+M are both
+    A scheme without any needs no collage rank either: worlds of 1+N and of 1+N+M are both
     right, and in the larger one the last M ranks stay idle. So do the N singles where a
     scheme has no use for them: there, worlds of 1+M and of 1+N+M are right.
 
     Args:
         world_size: what MPI says.
         singles: N, or None for side * side.
-        collage_ranks: M, at least 0; at least 1 for a scheme that uses collages.
+        ranks: how many ranks hold each further kind; M of collages; at least 1 of what the
+            scheme needs.
         side: cells along an edge of the collage; only the default of N and messages use it.
-        scheme: name of the scheme; USE_SINGLE and USE_COLLAGE say which ranks it needs.
+        scheme: name of the scheme, which says what it needs.
         layout: one of PLACEMENTS.
         launcher_size: ranks the launcher says it started; None outside a launcher.
-        parity_ranks: of scheme parity, at least 1 there.
 
     Raises:
         UsageError: N or M cannot work.
         EnvironmentFault: the world is of the wrong size, or is N worlds of one rank.
     """
-    uses_single = scheme in USE_SINGLE
-    kind, others, uses_others = "collage", collage_ranks, scheme in USE_COLLAGE
-    if scheme in USE_PARITY:
-        kind, others, uses_others = "parity", parity_ranks, True
+    needs = scheme_class(scheme).needs
     n_single = side * side if singles is None else singles
     if n_single < 1:
         raise UsageError(f"--singles {n_single}: at least one single rank is needed")
-    if others < (1 if uses_others else 0):
-        raise UsageError(f"--{kind}-ranks {others}: --scheme {scheme} needs at least 1")
-    least = 1 + n_single * uses_single + others * uses_others
-    needed = least if uses_others else 1 + n_single + others  # what to launch
+    others = {kind: n for kind, n in ranks.items() if kind in needs}
+    for kind, n in (others or {COLLAGE: ranks[COLLAGE]}).items():
+        if n < (1 if kind in needs else 0):
+            raise UsageError(f"{_flag(kind)} {n}: --scheme {scheme} needs at least 1")
+    beside = [frozenset({kind}) for kind, n in others.items() for _ in range(n)]
+    least = 1 + n_single * (SINGLE in needs) + len(beside)
+    most = 1 + n_single + (len(beside) or ranks[COLLAGE])
+    needed = least if beside else most  # what to launch
     if world_size == 1 or (launcher_size or world_size) != world_size:
         raise _one_world_is_missing(world_size, launcher_size, needed)
-    if world_size not in (least, 1 + n_single + others):
-        raise _wrong_size(world_size, singles, n_single, kind, others, side, scheme)
-    single = frozenset({"single"} if uses_single else ())
-    other = frozenset({kind} if uses_others else ())
-    n_first = n_single if uses_single or world_size > least else 0
+    if world_size not in (least, most):
+        counts = {SINGLE: n_single, **others} if SINGLE in needs else others
+        who = f"--side {side}" if singles is None else f"--singles {singles}"
+        raise _wrong_size(world_size, who, counts, scheme)
+    n_first = n_single if SINGLE in needs or world_size > least else 0
+    held = [needs & {SINGLE}] * n_first + beside
     if layout == "fastest":
-        single = other = single | other
-    last = [other] * (world_size - 1 - n_first)
-    return Placement((frozenset(), *[single] * n_first, *last))
+        held = [needs if kinds else kinds for kinds in held]
+    idle = [frozenset[str]()] * (world_size - 1 - len(held))
+    return Placement((frozenset(), *held, *idle))
 
 
-def _wrong_size(
-    world: int,
-    singles: int | None,
-    n_single: int,
-    kind: str,
-    others: int,
-    side: int,
-    scheme: str,
-) -> EnvironmentFault:
-    who = f"--side {side}" if singles is None else f"--singles {singles}"
-    n_needed = n_single if scheme in USE_SINGLE else 0
-    m_needed = others if scheme in USE_COLLAGE | USE_PARITY else 0
-    beside = f"{m_needed} {kind} rank" + ("" if m_needed == 1 else "s")
-    needed = 1 + n_needed + m_needed
-    counts = {"single": n_needed, kind: m_needed}
-    parts = " + ".join(["1 coordinator", *[f"{n} {held}" for held, n in counts.items() if n]])
-    possible = world - 1 - (m_needed if n_needed else 0)
-    flag = "--singles" if n_needed else f"--{kind}-ranks"
-    other = f", or pass {flag} {possible}" if possible >= 1 else ""
-    what = f"with {beside}" if m_needed and n_needed else f"with --scheme {scheme}"
+def _flag(kind: str) -> str:
+    """The flag that says how many ranks hold it."""
+    return "--" + KIND[kind].ranks.replace("_", "-")
+
+
+def _wrong_size(world: int, who: str, counts: Mapping[str, int], scheme: str) -> EnvironmentFault:
+    """What to type instead; counts: ranks needed of each kind, who: what N comes from."""
+    needed = 1 + sum(counts.values())
+    parts = " + ".join(["1 coordinator", *[f"{n} {kind}" for kind, n in counts.items()]])
+    beside = [
+        f"{n} {kind} rank" + ("" if n == 1 else "s") for kind, n in counts.items() if kind != SINGLE
+    ]
+    by = " and ".join(beside) if beside and SINGLE in counts else f"--scheme {scheme}"
+    first = next(iter(counts))
+    possible = world - needed + counts[first]
+    other = f", or pass {_flag(first)} {possible}" if possible >= 1 else ""
     return EnvironmentFault(
-        f"the world has {world} ranks; {who} {what} needs {needed} ({parts}): "
+        f"the world has {world} ranks; {who} with {by} needs {needed} ({parts}): "
         f"launch with -n {needed}{other}"
     )
 

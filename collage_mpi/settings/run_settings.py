@@ -24,6 +24,7 @@ import numpy as np
 
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.scheduler.policies import (
     POLICIES,
@@ -36,13 +37,9 @@ from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
     PLACEMENTS,
     SCHEMES,
-    USE_COLLAGE,
-    USE_HEDGE,
-    USE_PARITY,
-    USE_POLICY,
-    USE_SINGLE,
     SchemeSettings,
     make_scheme,
+    scheme_class,
 )
 from collage_mpi.settings.placement import Placement, placement
 from collage_mpi.settings.shipped import with_shipped
@@ -70,7 +67,7 @@ NOT_OF_ROWS = (
     "start_timeout_s",
 )
 # They may name a file that comes with the package: shipped:NAME.
-PATH_SETTINGS = ("shards", "single", "collage", "parity", "trace_file", "arrival_file")
+PATH_SETTINGS = ("shards", *KINDS, "trace_file", "arrival_file")
 LARGEST = 1e9  # of any number: times then fit 63 bits of ns
 # An attempt is one byte of a row; batches beyond this gain nothing that is known.
 MOST = {"max_attempts": 255, "limit": float("inf"), "batch": 1024}
@@ -373,7 +370,7 @@ class RunSettings:
             parts.append(f"M = {self.collage_ranks}")
         if self.uses_parity and self.parity_ranks not in (None, self._usual_parities):
             parts.append(f"{self.parity_ranks} parity ranks")
-        with_policy = self.scheme in USE_POLICY
+        with_policy = "policy" in scheme_class(self.scheme).takes
         accept = {"accept": self.accept_policy().name} if with_policy else {}
         return {"scheme": ", ".join(parts), **accept}
 
@@ -395,40 +392,41 @@ class RunSettings:
         return placement(
             world_size,
             self.n_singles if self.scheme == "replicate" else self.singles,
-            self.collage_ranks,
+            {kind: self.n_ranks(kind) for kind in KINDS if kind != SINGLE},
             side=self.side,
             scheme=self.scheme,
             layout=self.placement,
             launcher_size=launcher_size,
-            parity_ranks=self.n_parities,
         )
 
     @property
     def world_size(self) -> int:
         """Ranks of a world of just the right size, rank 0 included."""
-        singles = self.n_singles if self.uses_single else 0
-        collages = self.collage_ranks if self.uses_collage else 0
-        return 1 + singles + collages + (self.n_parities if self.uses_parity else 0)
+        return 1 + sum(self.n_ranks(kind) for kind in KINDS if self.uses(kind))
+
+    def n_ranks(self, kind: str) -> int:
+        """Ranks that hold the kind, where the scheme needs it."""
+        usual = {SINGLE: self.n_singles, PARITY: self.n_parities}
+        return usual[kind] if kind in usual else int(getattr(self, KIND[kind].ranks))
+
+    def uses(self, kind: str) -> bool:
+        """Whether the scheme needs a network of the kind."""
+        return kind in scheme_class(self.scheme).needs
 
     @property
     def uses_single(self) -> bool:
         """Whether the scheme needs a single network."""
-        return self.scheme in USE_SINGLE
+        return self.uses(SINGLE)
 
     @property
     def uses_collage(self) -> bool:
         """Whether the scheme needs a collage network."""
-        return self.scheme in USE_COLLAGE
+        return self.uses(COLLAGE)
 
     @property
     def uses_parity(self) -> bool:
         """Whether the scheme needs a parity network."""
-        return self.scheme in USE_PARITY
-
-    @property
-    def encodes(self) -> bool:
-        """Whether rank 0 makes one input of several images: a collage or a stripe's picture."""
-        return self.uses_collage or self.uses_parity
+        return self.uses(PARITY)
 
     @property
     def n_stripe(self) -> int:
@@ -482,7 +480,7 @@ class RunSettings:
         if self.batch == 1:
             return {}
         cost = 1.0 if self.batch_cost is None else self.batch_cost
-        return {"single": cost, "collage": cost, "parity": cost}
+        return dict.fromkeys(KINDS, cost)
 
     @property
     def groups_in_flight(self) -> int:
@@ -520,7 +518,7 @@ class RunSettings:
     def scheme_settings(self) -> SchemeSettings:
         """What the scheme is made from."""
         hedge = None
-        if self.scheme in USE_HEDGE:
+        if "hedge_delay" in scheme_class(self.scheme).takes:
             hedge = make_delay("hedge", _ms_to_ns(self.hedge_ms), self.hedge_quantile)
         return SchemeSettings(
             self.scheme,
@@ -582,8 +580,8 @@ class RunSettings:
 
     def require_inputs(self) -> None:
         """Raise UsageError unless shards, networks and the output are named."""
-        for name in ("shards", "single", "out"):
-            if not getattr(self, name) and (self.uses_single or name != "single"):
+        for name in ("shards", SINGLE, "out"):
+            if not getattr(self, name) and (self.uses_single or name != SINGLE):
                 raise UsageError(f"--{name} is missing: collage-mpi run --help shows an example")
         if not self.uses_single and self.straggler != "none" and self.cost_ratio is None:
             raise UsageError(
@@ -591,13 +589,13 @@ class RunSettings:
                 "the collage network against, and injected delays would hide its extra cost; "
                 "take the ratio that a run of scheme collage printed"
             )
-        if self.uses_collage and not self.collage:
-            raise UsageError(f"--collage is missing: scheme {self.scheme} needs a collage network")
-        if self.uses_parity and not self.parity:
-            raise UsageError(
-                f"--parity is missing: scheme {self.scheme} needs a parity network, which "
-                "collage-mpi train parity --single W makes for the single network"
-            )
+        made = {PARITY: ", which collage-mpi train parity --single W makes for the single network"}
+        for kind in KINDS:
+            if self.uses(kind) and not getattr(self, kind):
+                raise UsageError(
+                    f"--{kind} is missing: scheme {self.scheme} needs a {kind} network"
+                    f"{made.get(kind, '')}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values; `from_mapping` reads them back."""

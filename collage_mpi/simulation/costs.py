@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.kinds import SINGLE
 from collage_mpi.system.regular_file import require_regular
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def costs_of(run: Results) -> Costs:
         send_ns=round(rank0["send_ns"]),
         encode_ns=round(rank0["encode_ns"]),
         network_ns=max(0, round(_way_ns(run))),
-        single_ns=round(service.get("single", Costs.single_ns)),
+        single_ns=round(service.get(SINGLE, Costs.single_ns)),
     )
 
 

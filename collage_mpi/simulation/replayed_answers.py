@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.kinds import COLLAGE, KIND, PARITY, SINGLE
 from collage_mpi.scheduler.events import Item, Score
 from collage_mpi.system.npy import UNREADABLE
 from collage_mpi.system.regular_file import require_regular
@@ -62,9 +63,9 @@ class Answers:
 
     def cells(self, kind: str, items: Sequence[Item]) -> tuple[Score | None, ...]:
         """What the network of the kind says of each item; a parity network alone says nothing."""
-        if kind == "parity":
+        if not KIND[kind].resolves:
             return (None,) * len(items)
-        known = self.single if kind == "single" else self.collage
+        known = self.single if kind == SINGLE else self.collage
         return tuple(known[(self.start + image) % len(known)] for image, _ in items)
 
     def decoded(self, image: int) -> Score | None:
@@ -108,8 +109,8 @@ def read_answers(path: Path, side: int) -> Answers:
         class_names=tuple(arrays["class_names"].tolist()),
         labels=arrays["labels"][:n].tolist(),
         single=_scores(arrays["single_class"], arrays["single_score"], n),
-        collage=_where_present(arrays, "collage", n),
-        parity=_where_present(arrays, "parity", n) if parity else None,
+        collage=_where_present(arrays, COLLAGE, n),
+        parity=_where_present(arrays, PARITY, n) if parity else None,
         parity_k=int(arrays["parity_k"]) if parity else None,
     )
 

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.kinds import SHARED_KINDS
 
 Json = dict[str, Any]
 
 TABLE = "table.csv"
 _GROUP = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
 _PRICE = (
-    "collage_share",
-    "parity_share",
+    *(f"{kind}_share" for kind in SHARED_KINDS),
     "wasted_work",
     "ranks",
     "rank_seconds_per_image",
@@ -32,8 +32,7 @@ _PRICE = (
 _SIDES = (
     ("group p50, ms", ("latency", "group", "p50_ms")),
     ("group p99, ms", ("latency", "group", "p99_ms")),
-    ("collage share", ("price", "collage_share")),
-    ("parity share", ("price", "parity_share")),
+    *((f"{kind} share", ("price", f"{kind}_share")) for kind in SHARED_KINDS),
     ("skipped tasks", ("price", "skipped_tasks")),
     ("group p95, ms", ("latency", "group", "p95_ms")),
     ("group std, ms", ("latency", "group", "std_ms")),

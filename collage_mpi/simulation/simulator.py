@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ import numpy as np
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts, Suspicion
 from collage_mpi.job.recorder import Recorder, Writer
 from collage_mpi.job.session import scheduler_settings
+from collage_mpi.kinds import KIND
 from collage_mpi.mpi.protocol import ANSWERED, SKIPPED, WireResult
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
@@ -79,7 +80,7 @@ class Simulation:
         self.placement = settings.place(settings.world_size)
         kinds = self.placement.kinds
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
-        scheme = make_scheme(settings.scheme_settings(), self._decode)
+        scheme = make_scheme(replace(settings.scheme_settings(), decode=self._decode))
         workers = len(self.ranks)
         self.scheduler = Scheduler(
             scheduler_settings(settings, workers, ratio, self.batch_costs), scheme
@@ -236,7 +237,7 @@ class Simulation:
 
     def _send(self, sends: Sequence[ev.Send]) -> None:
         """One message."""
-        encode_ns = self.costs.encode_ns if sends[0].kind != "single" else 0
+        encode_ns = self.costs.encode_ns if KIND[sends[0].kind].encoded else 0
         self._free_ns += self.costs.send_ns + len(sends) * encode_ns
         if self._vigil is not None:
             self._vigil.sent(sends[0].rank, self._free_ns, len(sends))
@@ -307,7 +308,7 @@ class Simulation:
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
         """Of tasks of one kind, run as a batch."""
         rank, kind = sends[0].rank, sends[0].kind
-        ratio = self.ratio if kind != "single" else 1.0
+        ratio = self.ratio if KIND[kind].encoded else 1.0
         factor = ratio * batch_factor(len(sends), self.batch_costs.get(kind, 1.0))
         if not self._injected:
             return round(self.costs.single_ns * factor)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
 from collage_mpi.models.weights import write_atomically
 
 VERSION = 1
@@ -44,19 +45,19 @@ def save_answers(
 
     Args:
         labels: (n,) int64.
-        answers: of "single" and "collage", n each, and of "parity" if there is one; scores are
+        answers: of single and collage, n each, and of parity if there is one; scores are
             calibrated probabilities.
         parity_k: of that one.
 
     Raises:
         EnvironmentFault: the place is not writable.
     """
-    single_class, single_score, _ = _columns(answers["single"])
-    collage_class, collage_score, absent = _columns(answers["collage"])
+    single_class, single_score, _ = _columns(answers[SINGLE])
+    collage_class, collage_score, absent = _columns(answers[COLLAGE])
     more: dict[str, Any] = {}
-    if "parity" in answers:
+    if PARITY in answers:
         names = ("parity_class", "parity_score", "parity_absent")
-        more = dict(zip(names, _columns(answers["parity"]), strict=True))
+        more = dict(zip(names, _columns(answers[PARITY]), strict=True))
         more["parity_k"] = parity_k
     buffer = io.BytesIO()
     np.savez_compressed(

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from collage_mpi.errors import DataFault
+from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
 from collage_mpi.training.judge import AT
 
 Report = Mapping[str, Any]
@@ -109,10 +110,10 @@ def train_command(entry: Mapping[str, Any]) -> str:
     # a record without `keep` is from before there was a choice: the last epoch was kept
     training = {"keep": "last", **(entry["training"] or {})}
     architecture, parity = entry["architecture"], entry.get("parity")
-    kind = "parity" if parity else "single" if entry["side"] is None else "collage"
+    kind = PARITY if parity else SINGLE if entry["side"] is None else COLLAGE
     words = [f"collage-mpi train {kind} --shards train-*.h5 --out {card_name(entry)}.safetensors"]
     flags = dict(_FLAGS)
-    if kind == "collage":
+    if kind == COLLAGE:
         words.append(f"--side {entry['side']} --cell-px {entry['cell_px']}")
         flags |= _COLLAGE_FLAGS
         if entry["head"]["name"] != "grid":
@@ -189,7 +190,7 @@ def _worth(
 ) -> list[list[str]]:
     rows = [["accuracy", f"**{entry['accuracy']:.2%}** of {entry['images']:,}"]]
     if ratio:
-        single = report["networks"]["single"]["accuracy"]
+        single = report["networks"][SINGLE]["accuracy"]
         rows[0][1] += f" (the single {single:.2%}: {ratio['accuracy_points']:+.2f} points)"
     for place, found in entry.get("places", {}).items():
         rows.append([AT[place], f"{found['accuracy']:.2%} of {found['images']:,}"])
@@ -201,7 +202,7 @@ def _worth(
     if ratio:
         rows.append(["service time : single's", f"**{ratio['service']:.2f}**"])
         rows.append(["MFLOP : single's", f"{ratio['flops']:.2f}"])
-        kind = "parity" if entry.get("parity") else "collage"
+        kind = PARITY if entry.get("parity") else COLLAGE
         both = [ratio[k] for k in ("both_right", "only_single_right", f"only_{kind}_right")]
         rows.append(
             [

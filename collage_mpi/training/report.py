@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from collage_mpi import __version__
-from collage_mpi.kinds import ENCODED_KINDS
+from collage_mpi.kinds import ENCODED_KINDS, SINGLE
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.training.answers import Answers
@@ -40,7 +40,7 @@ def make_report(
     """Plain values for JSON; the networks are timed here.
 
     Args:
-        predictors: kind -> network, of "single", "collage" and "parity".
+        predictors: kind -> network.
         answers: kind -> n answers, in the order of the labels.
         labels: (n,) int64.
         calls: timed calls a network.
@@ -73,7 +73,7 @@ def make_report(
     }
     correct = {kind: right(each, labels) for kind, each in answers.items()}
     for kind in ENCODED_KINDS:
-        if {"single", kind} <= set(networks):
+        if {SINGLE, kind} <= set(networks):
             report[f"{kind}_over_single"] = _ratios(networks, correct, kind)
     return report
 
@@ -106,13 +106,13 @@ def _over(other: int | None, single: int | None) -> float | None:
 def _ratios(
     networks: dict[str, dict[str, Any]], correct: dict[str, np.ndarray], kind: str
 ) -> dict[str, float | None]:
-    single, other = networks["single"], networks[kind]
+    single, other = networks[SINGLE], networks[kind]
     return {
         "accuracy_points": 100 * (other["accuracy"] - single["accuracy"]),
         "flops": _over(other["flops"], single["flops"]),
         "parameters": _over(other["parameters"], single["parameters"]),
         "service": other["service_ns"] / single["service_ns"],
-        "both_right": float((correct["single"] & correct[kind]).mean()),
-        "only_single_right": float((correct["single"] & ~correct[kind]).mean()),
-        f"only_{kind}_right": float((correct[kind] & ~correct["single"]).mean()),
+        "both_right": float((correct[SINGLE] & correct[kind]).mean()),
+        "only_single_right": float((correct[SINGLE] & ~correct[kind]).mean()),
+        f"only_{kind}_right": float((correct[kind] & ~correct[SINGLE]).mean()),
     }

@@ -27,7 +27,7 @@ class TrainSettings:
     """Everything that decides the weights; two runs with equal settings train alike.
 
     Attributes:
-        kind: "single", "collage" or "parity".
+        kind: one of KINDS.
         architecture: the network.
         side, cell_px: the collage's grid; None for others.
         head: of a collage network.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from collage_mpi.errors import DataFault
+from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import NetworkInfo, class_mismatch
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights, write_atomically
@@ -32,7 +33,7 @@ def check_teacher(path: Path, shape: tuple[int, ...], class_names: Sequence[str]
     Raises:
         EnvironmentFault, DataFault: no weights of a single network, other images or classes.
     """
-    info = describe_weights(path, "single")
+    info = describe_weights(path, SINGLE)
     if info.shape != tuple(shape):
         raise DataFault(
             f"the teacher {path} takes images of {info.shape}; the shards hold {tuple(shape)}: "
@@ -79,7 +80,7 @@ def teacher_views(
     Raises:
         EnvironmentFault: the cache cannot be written.
     """
-    info = describe_weights(path, "single")
+    info = describe_weights(path, SINGLE)
     identity = json.dumps(["views", info.fingerprint, mirror, len(images), *origin])
     if cache is not None and (kept := _read(cache, identity)) is not None:
         return kept
@@ -92,7 +93,7 @@ def teacher_views(
 
 
 def _compute(path: Path, images: np.ndarray, mirror: bool, device: str, threads: int) -> np.ndarray:
-    teacher = TorchPredictor.load(str(path), "single", device=device, threads=threads)
+    teacher = TorchPredictor.load(str(path), SINGLE, device=device, threads=threads)
     rows = np.empty((len(images), 2 if mirror else 1, teacher.classes), dtype=np.float32)
     steps = -(-len(images) // BATCH)
     kind = torch.device(device).type

@@ -70,8 +70,12 @@ def fill(
     errors: frozenset[int] = frozenset(),
     seed: int = 1,
     labels: bool = True,
+    kind: str = "collage",
 ) -> None:
-    """Write image, group and task rows of the given images, nine a group."""
+    """Write image, group and task rows of the given images, nine a group.
+
+    `kind` is what the last rank holds, in place of the collage network.
+    """
     indices = list(indices)
     groups = [indices[i : i + CELLS] for i in range(0, len(indices), CELLS)]
     times = times_ms(len(groups), slow_rank, seed)
@@ -96,7 +100,7 @@ def fill(
                 shard=shard,
                 row=row,
                 cell=cell,
-                source="error" if failed else "collage" if wins else "single",
+                source="error" if failed else kind if wins else "single",
                 answered=not failed,
                 predicted=label if right else (label + 1) % 10,
                 score=0.9,
@@ -133,7 +137,7 @@ def fill(
             writer.task(
                 task=task,
                 rank=COLLAGE_RANK,
-                kind="collage",
+                kind=kind,
                 attempt=0,
                 items=len(members),
                 resolved=by_collage,
@@ -151,7 +155,7 @@ def fill(
             t0_ns=clock_ns,
             latency_ns=max(latencies),
             classes=len(members),
-            collage_cells=by_collage,
+            collage_cells=by_collage if kind == "collage" else 0,
             **common,
         )
         clock_ns += max(latencies)
@@ -168,14 +172,16 @@ def make_run(
     final: dict[str, Any] | None = None,
     seed: int = 1,
     labels: bool = True,
+    kind: str = "collage",
     **changes: Any,
 ) -> Path:
     """A whole run directory with consistent tables."""
     scheme = {} if collage else {"scheme": "none", "accept": None}
     full = manifest(rows, **{**scheme, **changes})
+    full["world"][COLLAGE_RANK]["kinds"] = [kind]
     writer = RunWriter.create(out, full, rows_per_part=512)
     how = {"collage": collage, "slow_rank": slow_rank, "errors": errors, "seed": seed}
-    fill(writer, full, range(rows), labels=labels, **how)
+    fill(writer, full, range(rows), labels=labels, kind=kind, **how)
     end = {"poll": {"longest_gap_ns": 1_500_000}, "validity": valid()}
     writer.close(status, **{**end, **(final or {})})
     return out

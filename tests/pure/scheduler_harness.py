@@ -16,7 +16,7 @@ from collage_mpi.scheduler import (
 )
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.policies import Delay
-from collage_mpi.scheduler.schemes import USE_COLLAGE
+from collage_mpi.scheduler.schemes import scheme_class
 
 SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
 
@@ -71,10 +71,10 @@ class Harness:
                 replicas,
                 Delay(hedge_ns),
                 hedge_budget,
-                placement if scheme in USE_COLLAGE else "fixed",
+                placement if "placement" in scheme_class(scheme).takes else "fixed",
                 parity_k,
-            ),
-            self._decode,
+                self._decode,
+            )
         )
         self.scheduler = Scheduler(
             SchedulerSettings(

@@ -1,10 +1,30 @@
-"""The table of kinds of network: what is on the wire and on disk stays."""
+"""The table of kinds of network: what is on the wire and on disk stays, and nobody keeps a list."""
 
 from __future__ import annotations
 
+import ast
+import re
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import collage_mpi
 from collage_mpi import kinds
+from collage_mpi.commands import evaluate, train
+from collage_mpi.doctor.facts import OF_THE_WORLD
+from collage_mpi.figures import timeline
 from collage_mpi.mpi import protocol
-from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCES
+from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
+from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
+from collage_mpi.settings.files import TOPICS
+from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
+
+PACKAGE = Path(collage_mpi.__file__).parent
 
 
 def test_codes_stay():
@@ -15,8 +35,187 @@ def test_codes_stay():
     }
     assert [kind.code for kind in kinds.TABLE] == list(range(len(kinds.TABLE)))
     assert kinds.KINDS is protocol.KINDS
+    assert SOURCES == ("single", "collage", "replica", "hedge", "parity", "retry", "error")
 
 
 def test_rows_and_sources_are_of_the_table():
     assert KIND_CODE == {"single": 0, "collage": 1, "parity": 2}
     assert [SOURCES[code] for code in ENCODED] == ["collage", "parity"] == [*kinds.ENCODED_KINDS]
+    assert {kind.name: kind.source for kind in kinds.TABLE}.items() <= SOURCE_CODE.items()
+
+
+def test_settings_of_a_kind_are_there():
+    names = {spec.name for spec in fields(RunSettings)}
+    shown = {name for topic in TOPICS.values() for name in topic}
+    for kind in kinds.TABLE:
+        assert {kind.name, kind.ranks} <= names & shown
+        assert kind.name in PATH_SETTINGS
+        assert kind.name in FILE_SETTINGS
+        assert kind.ranks in FREE_SETTINGS  # a resumed run may have lost some
+        assert kind.ranks in OF_THE_WORLD
+
+
+def test_every_kind_is_trained_and_evaluated():
+    parsers = {command: ArgumentParser() for command in (train, evaluate)}
+    for command, parser in parsers.items():
+        command.add_arguments(parser)
+    trained = next(a for a in parsers[train]._actions if a.dest == "kind")
+    assert tuple(trained.choices) == kinds.KINDS
+    assert set(kinds.KINDS) <= {action.dest for action in parsers[evaluate]._actions}
+
+
+def test_figures_tell_kinds_and_states_apart():
+    looks = timeline._LOOK
+    assert tuple(looks)[: len(kinds.TABLE)] == tuple(kind.name for kind in kinds.TABLE)
+    colours = [kind.colour for kind in kinds.TABLE]
+    others = {colour for name, (colour, _) in looks.items() if name not in kinds.KIND}
+    assert len({*colours, *others}) == len(colours) + len(others)
+
+
+def _spelt(node: ast.AST) -> bool:
+    """Whether the code names several kinds in one literal, or compares with the name of one."""
+    if isinstance(node, ast.Dict):
+        parts, most = node.keys, 1
+    elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+        parts, most = node.elts, 1
+    elif isinstance(node, ast.Compare):
+        parts, most = [node.left, *node.comparators], 0
+    else:
+        return False
+    words = [part.value for part in parts if isinstance(part, ast.Constant)]
+    return sum(word in kinds.KINDS for word in words) > most
+
+
+def test_no_list_and_no_question_of_kinds_is_kept_elsewhere():
+    word = re.compile("[\"'](" + "|".join(kinds.KINDS) + ")[\"']")
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text()
+        if path.name != "kinds.py" and word.search(text):
+            nodes = ast.walk(ast.parse(text))
+            found += [f"{path.relative_to(PACKAGE)}:{n.lineno}" for n in nodes if _spelt(n)]
+    assert not found, "import SINGLE, COLLAGE, PARITY or KINDS from collage_mpi.kinds"
+
+
+# ---- a fourth kind -----------------------------------------------------------
+
+SKETCH = """\
+    Kind(
+        "sketch",
+        code=3,
+        source=7,
+        ranks="sketch_ranks",
+        encoded=True,
+        resolves=True,
+        colour="#F0E442",
+        legend="sketch answer that resolved images",
+        share="of images the sketch resolved",
+    ),
+)
+KIND = """
+SCHEME = '''
+from collage_mpi.kinds import SINGLE
+from collage_mpi.scheduler.schemes.base import Scheme, register
+
+
+@register
+class SketchScheme(Scheme):
+    """Singles, and a rank of another kind."""
+
+    name = "sketch"
+    needs = frozenset({SINGLE, "sketch"})
+    takes = frozenset({"assign"})
+    mark = ("#F0E442", "*")
+'''
+OURS = ("collage_mpi", "results_harness")
+
+
+def _ours() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] in OURS]
+
+
+@pytest.fixture
+def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package as it is with one entry more in the table, and one file more in schemes/."""
+    copy = tmp_path / "edited" / "collage_mpi"
+    for folder in ("", "scheduler", "scheduler/schemes"):
+        (copy / folder).mkdir(parents=True)
+        for path in (PACKAGE / folder).iterdir():
+            if path.name not in ("kinds.py", "scheduler", "schemes", "__pycache__"):
+                (copy / folder / path.name).symlink_to(path)
+    table = (PACKAGE / "kinds.py").read_text().split(")\nKIND = ")
+    (copy / "kinds.py").write_text(SKETCH.join(table))
+    (copy / "scheduler" / "schemes" / "sketch.py").write_text(SCHEME)
+    monkeypatch.syspath_prepend(copy.parent)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    known = {name: sys.modules.pop(name) for name in _ours()}
+    try:
+        yield
+    finally:
+        for name in _ours():
+            del sys.modules[name]
+        sys.modules.update(known)
+
+
+@pytest.mark.usefixtures("four_kinds")
+def test_a_fourth_kind_travels_and_is_filed():
+    from collage_mpi.mpi import protocol as wire
+    from collage_mpi.results import rows
+
+    task = wire.WireTask(5, 1, 1, "sketch", ((7, 0), (8, 1)))
+    out = np.zeros(256, np.uint8)
+    length = wire.pack_tasks(out, 1, [task], [np.zeros(4, np.uint8)])
+    assert wire.unpack_tasks(out[:length])[0] == [task]
+    assert (rows.KIND_CODE["sketch"], rows.SOURCE_CODE["sketch"]) == (3, 7)
+    assert rows.SOURCES[:7] == SOURCES
+    assert rows.SOURCE_CODE["sketch"] in rows.ENCODED
+
+
+@pytest.mark.usefixtures("four_kinds")
+def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
+    from collage_mpi.errors import EnvironmentFault, UsageError
+    from collage_mpi.figures.points import _look
+    from collage_mpi.scheduler import SchemeSettings, make_scheme
+    from collage_mpi.scheduler.schemes import SCHEMES
+    from collage_mpi.settings.placement import placement
+
+    assert SCHEMES[-2:] == ("parity", "sketch")
+    assert make_scheme(SchemeSettings("sketch")).kinds == {"single", "sketch"}
+    ranks = {"collage": 1, "parity": 1, "sketch": 2}
+    found = placement(7, None, ranks, side=2, scheme="sketch")
+    assert found.describe() == "0 coordinator, 1-4 single, 5-6 sketch"
+    with pytest.raises(EnvironmentFault, match=r"2 sketch ranks needs 7 .*4 single \+ 2 sketch"):
+        placement(6, None, ranks, side=2, scheme="sketch")
+    with pytest.raises(UsageError, match="--sketch-ranks 0: --scheme sketch needs at least 1"):
+        placement(6, None, {**ranks, "sketch": 0}, side=2, scheme="sketch")
+    assert _look("sketch") == ("#F0E442", "*")
+
+
+@pytest.mark.usefixtures("four_kinds")
+def test_a_fourth_kind_is_in_summary_tables_timeline_and_figures(tmp_path):
+    from results_harness import make_run
+
+    from collage_mpi.figures import timeline as figure
+    from collage_mpi.results import read_results, summarise
+    from collage_mpi.results.comparison import compare, render_comparison
+    from collage_mpi.results.render import render_summary
+    from collage_mpi.results.timeline import make_timeline
+    from collage_mpi.results.verify import verify_run
+
+    path = make_run(tmp_path / "run", 90, kind="sketch")
+    run = read_results(path)
+    assert verify_run(path).ok
+    price = summarise(run)["price"]
+    assert price["sketch_share"] > 0
+    assert price["collage_share"] == price["parity_share"] == 0
+    assert (price["single_ranks"], price["sketch_ranks"], price["collage_ranks"]) == (9, 1, 0)
+    shown = render_summary(summarise(run), width=200)
+    assert "of images the sketch resolved" in shown
+    assert "0 the collage network, 1 the sketch network" in shown
+    assert "parity" not in shown
+    assert "sketch share" in render_comparison(compare([run]), width=200)
+    found = make_timeline(run, 3, 5)
+    assert found.ranks[10] == "sketch 10"
+    used = {figure._look(bar) for bar in found.bars if bar.rank == 10 and bar.state == "used"}
+    assert used == {"sketch"}
+    assert figure._LOOK["sketch"] == ("#F0E442", "sketch answer that resolved images")

@@ -9,7 +9,7 @@ from collage_mpi.settings.placement import Placement, placement
 
 
 def test_the_default_is_one_coordinator_nine_singles_one_collage():
-    found = placement(11, None, 1, side=3)
+    found = placement(11, None, {"collage": 1}, side=3)
     assert found.world_size == 11
     assert found.kinds[0] == frozenset()
     assert found.ranks_of("single") == tuple(range(1, 10))
@@ -23,7 +23,7 @@ def test_the_default_is_one_coordinator_nine_singles_one_collage():
     ("world", "idle"), [(10, ()), (11, (10,))], ids=["without", "with the idle rank"]
 )
 def test_scheme_none_needs_no_collage_rank(world, idle):
-    found = placement(world, 9, 1, side=3, scheme="none")
+    found = placement(world, 9, {"collage": 1}, side=3, scheme="none")
     assert found.ranks_of("single") == tuple(range(1, 10))
     assert found.ranks_of("collage") == ()
     assert found.idle == idle
@@ -31,25 +31,25 @@ def test_scheme_none_needs_no_collage_rank(world, idle):
 
 @pytest.mark.parametrize(("world", "idle"), [(3, ()), (12, tuple(range(1, 10)))])
 def test_collages_alone_need_no_single_rank(world, idle):
-    found = placement(world, None, 2, side=3, scheme="collage-only")
+    found = placement(world, None, {"collage": 2}, side=3, scheme="collage-only")
     assert found.ranks_of("collage") == (world - 2, world - 1)
     assert found.ranks_of("single") == ()
     assert found.idle == idle
 
 
 def test_parity_ranks_come_after_the_singles():
-    found = placement(13, None, 1, side=3, scheme="parity", parity_ranks=3)
+    found = placement(13, None, {"collage": 1, "parity": 3}, side=3, scheme="parity")
     assert found.describe() == "0 coordinator, 1-9 single, 10-12 parity"
     with pytest.raises(EnvironmentFault, match=r"3 parity ranks needs 13 .*launch with -n 13"):
-        placement(11, None, 1, side=3, scheme="parity", parity_ranks=3)
+        placement(11, None, {"collage": 1, "parity": 3}, side=3, scheme="parity")
     with pytest.raises(UsageError, match="--parity-ranks 0"):
-        placement(10, None, 1, side=3, scheme="parity", parity_ranks=0)
+        placement(10, None, {"collage": 1, "parity": 0}, side=3, scheme="parity")
 
 
 def test_with_fastest_every_rank_holds_both_networks():
-    found = placement(12, None, 2, side=3, layout="fastest")
+    found = placement(12, None, {"collage": 2}, side=3, layout="fastest")
     assert found.ranks_of("collage") == found.ranks_of("single") == tuple(range(1, 12))
-    only = placement(3, None, 2, side=3, scheme="collage-only", layout="fastest")
+    only = placement(3, None, {"collage": 2}, side=3, scheme="collage-only", layout="fastest")
     assert only.describe() == "0 coordinator, 1-2 collage"
 
 
@@ -107,23 +107,23 @@ def test_a_rank_may_hold_both():
 )
 def test_a_wrong_world_says_what_to_type(world, singles, collages, scheme, message):
     with pytest.raises(EnvironmentFault) as caught:
-        placement(world, singles, collages, side=3, scheme=scheme)
+        placement(world, singles, {"collage": collages}, side=3, scheme=scheme)
     assert str(caught.value) == message
 
 
 def test_one_process_alone_is_told_how_to_launch():
     with pytest.raises(EnvironmentFault, match=r"on its own.*\n.*launch -n 11 -- run"):
-        placement(1, None, 1, side=3)
+        placement(1, None, {"collage": 1}, side=3)
 
 
 def test_singletons_are_told_apart_from_a_small_world():
     with pytest.raises(
         EnvironmentFault, match="started 11 ranks, but MPI says this is rank 0 of 1"
     ):
-        placement(1, None, 1, side=3, launcher_size=11)
+        placement(1, None, {"collage": 1}, side=3, launcher_size=11)
 
 
 @pytest.mark.parametrize(("singles", "collages"), [(0, 1), (-1, 1), (9, 0), (9, -1)])
 def test_impossible_numbers(singles, collages):
     with pytest.raises(UsageError):
-        placement(11, singles, collages, side=3)
+        placement(11, singles, {"collage": collages}, side=3)

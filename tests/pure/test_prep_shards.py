@@ -173,7 +173,7 @@ def test_what_a_job_says_of_another_size_works_as_typed(
     network = NetworkInfo("single", {}, wanted, None, None, NAMES, "f" * 64)
     settings = RunSettings(shards="in", single="w.safetensors", scheme="none")
     with ShardSet.open(["in"]) as shards, pytest.raises(DataFault) as caught:
-        _check_fit(settings, shards, network, None, None)
+        _check_fit(settings, shards, {"single": network})
     assert typed(str(caught.value)) == 0
     with ShardSet.open(["shards-{}x{}x{}".format(*wanted)]) as shards:
         assert shards.shape == wanted

@@ -1,28 +1,29 @@
 """What a scheme is, and the one without redundancy.
 
-Owns: the interface between the core and the schemes; scheme `none`.
+Owns: the interface between the core and the schemes, the register of these; scheme `none`.
 Does not know: credit, queues, lost ranks, retries (the core does those).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.kinds import COLLAGE, RESOLVING_KINDS, SINGLE
 from collage_mpi.scheduler.dispatch import Dispatch, Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
+from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 
 ASSIGNMENTS = ("turn", "least", "finish")
 ASSIGNED = {"turn": "", "least": ", least loaded", "finish": ", first to finish"}
 
-PLAIN = Order(SINGLE, "single")
+PLAIN = Order(SINGLE, SINGLE)
 REPLICA = Order(SINGLE, "replica")
 HEDGE = Order(SINGLE, "hedge")
-WHOLE = Order(COLLAGE, "collage")
+WHOLE = Order(COLLAGE, COLLAGE)
 
 
 class Core(Protocol):
@@ -57,22 +58,46 @@ class Core(Protocol):
 Later = Callable[[Any, ImageState], None]
 
 
+REGISTERED: dict[str, type[Scheme]] = {}
+SchemeClass = TypeVar("SchemeClass", bound="type[Scheme]")
+
+
+def register(scheme: SchemeClass) -> SchemeClass:
+    """Make a scheme known by its name; a decorator of its class."""
+    assert scheme.name not in REGISTERED, f"two schemes {scheme.name}"
+    REGISTERED[scheme.name] = scheme
+    return scheme
+
+
+@register
 class Scheme:
     """Every image to one single rank; no redundancy. The base of all schemes.
 
     `assign` says to which: the next in turn, as in the paper; the least loaded, the fair
     baseline where there are more ranks than images of a group; or the one that would
     finish first, by the ranks' running service times.
+
+    Attributes:
+        name: as settings and messages say it.
+        needs: kinds of network; ranks that hold no other are left idle.
+        takes: of the settings, by name; the others have their defaults.
+        mark: colour and marker of its points in figures.
+        main: the kind whose failures count, and that is tried again.
+        kinds: those needed whose answers resolve images by themselves.
     """
 
-    name = "none"
-    kinds = frozenset({SINGLE})  # of network whose answers resolve images by themselves
-    main = SINGLE  # the kind whose failures count, and that is tried again
+    name: ClassVar[str] = "none"
+    needs: ClassVar[frozenset[str]] = frozenset({SINGLE})
+    takes: ClassVar[frozenset[str]] = frozenset({"assign"})
+    mark: ClassVar[tuple[str, str]] = ("#000000", "o")
+    main: ClassVar[str] = SINGLE
 
-    def __init__(self, assign: str = "turn") -> None:
+    def __init__(self, settings: SchemeSettings) -> None:
+        assign = settings.assign
         if assign not in ASSIGNMENTS:
             raise UsageError(f"assign is {assign!r}; known are: {', '.join(ASSIGNMENTS)}")
         self.assign = assign
+        self.kinds = self.needs & RESOLVING_KINDS
 
     @property
     def label(self) -> str:
@@ -138,4 +163,4 @@ class Scheme:
 
     def retry(self, image: ImageState) -> Order:
         """What to try next for an image that nobody is at work on."""
-        return Order(SINGLE, "retry" if image.sends else "single", image.sends + 1)
+        return Order(SINGLE, "retry" if image.sends else SINGLE, image.sends + 1)

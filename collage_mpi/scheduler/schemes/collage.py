@@ -10,34 +10,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.policies import AcceptPolicy, First
-from collage_mpi.scheduler.schemes.base import COLLAGE, SINGLE, WHOLE, Core, Scheme
-from collage_mpi.scheduler.schemes.copies import Hedger
+from collage_mpi.scheduler.schemes.base import WHOLE, Core, Scheme, register
+from collage_mpi.scheduler.schemes.copies import HedgeScheme
+from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 
 
+@register
 class CollageScheme(Scheme):
     """Singles at once, and the group's collage when the group is full.
 
-    arXiv 1904.12222; `copies` > 1 sends the same collage to several ranks. With `fastest`,
-    where ranks hold both networks, it goes to those that would finish it first when the
-    group begins, and the group's singles to the others.
+    arXiv 1904.12222; `collage_copies` > 1 sends the same collage to several ranks. With
+    placement `fastest`, where ranks hold both networks, it goes to those that would finish it
+    first when the group begins, and the group's singles to the others.
     """
 
     name = "collage"
-    kinds = frozenset({SINGLE, COLLAGE})
+    needs = frozenset({SINGLE, COLLAGE})
+    takes = frozenset({"assign", "policy", "collage_copies", "placement"})
+    mark = ("#0072B2", "^")
 
-    def __init__(
-        self, policy: AcceptPolicy, copies: int = 1, assign: str = "turn", fastest: bool = False
-    ) -> None:
-        super().__init__(assign)
-        if copies < 1:
-            raise UsageError(f"collage copies is {copies}; at least 1 is needed")
-        self.policy = policy
-        self.copies = copies
-        self.fastest = fastest
+    def __init__(self, settings: SchemeSettings) -> None:
+        super().__init__(settings)
+        self.policy = settings.policy
+        self.copies = settings.collage_copies
+        self.fastest = settings.placement == "fastest"
+        if self.copies < 1:
+            raise UsageError(f"collage copies is {self.copies}; at least 1 is needed")
 
     @property
     def label(self) -> str:
@@ -90,6 +92,7 @@ class CollageScheme(Scheme):
         return not group.closed and core.dispatch.has_rank(COLLAGE)
 
 
+@register
 class CollageOnlyScheme(CollageScheme):
     """Every image by its cell of the collage alone: the cheapest, and the least accurate.
 
@@ -98,21 +101,21 @@ class CollageOnlyScheme(CollageScheme):
     """
 
     name = "collage-only"
-    kinds = frozenset({COLLAGE})
+    needs = frozenset({COLLAGE})
+    takes = frozenset({"collage_copies", "placement"})
+    mark = ("#56B4E9", "v")
     main = COLLAGE
-
-    def __init__(self, copies: int = 1, fastest: bool = False) -> None:
-        super().__init__(First(), copies, fastest=fastest)
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """Its group's collage will cover it."""
 
     def retry(self, image: ImageState) -> Order:
         """Another collage."""
-        return Order(COLLAGE, "collage", image.sends + 1)
+        return Order(COLLAGE, COLLAGE, image.sends + 1)
 
 
-class CollageHedgeScheme(CollageScheme):
+@register
+class CollageHedgeScheme(HedgeScheme, CollageScheme):
     """A collage, and a second single copy of what nobody has answered in time.
 
     An image whose single and whose collage are late goes to an idle single rank; so does
@@ -120,32 +123,6 @@ class CollageHedgeScheme(CollageScheme):
     """
 
     name = "collage-hedge"
-
-    def __init__(
-        self,
-        policy: AcceptPolicy,
-        hedger: Hedger,
-        copies: int = 1,
-        assign: str = "turn",
-        fastest: bool = False,
-    ) -> None:
-        super().__init__(policy, copies, assign, fastest)
-        self.hedger = hedger
-
-    @property
-    def label(self) -> str:
-        """As shown in tables and legends."""
-        return f"{super().label} {self.hedger.label}"
-
-    def image_arrived(self, core: Core, image: ImageState) -> None:
-        """The first copy, and a time for the second."""
-        super().image_arrived(core, image)
-        self.hedger.watch(core, image)
-
-    def rank_free(self, core: Core) -> None:
-        """An idle rank may take a copy."""
-        self.hedger.copy(core)
-
-    def resolved(self, image: ImageState) -> None:
-        """Nobody waits for a copy of it."""
-        self.hedger.forget(image)
+    needs = CollageScheme.needs
+    takes = HedgeScheme.takes | CollageScheme.takes
+    mark = ("#0072B2", "<")

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler.policies import Delay
-from collage_mpi.scheduler.schemes.base import HEDGE, PLAIN, REPLICA, SINGLE, Core, Scheme
+from collage_mpi.scheduler.schemes.base import HEDGE, PLAIN, REPLICA, Core, Scheme, register
+from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import ImageState
 
 
+@register
 class ReplicateScheme(Scheme):
     """Every image to several single ranks; the first answer wins.
 
@@ -22,9 +25,12 @@ class ReplicateScheme(Scheme):
     """
 
     name = "replicate"
+    takes = frozenset({"replicas"})
+    mark = ("#D55E00", "s")
 
-    def __init__(self, copies: int) -> None:
-        super().__init__()
+    def __init__(self, settings: SchemeSettings) -> None:
+        super().__init__(settings)
+        copies = settings.replicas
         if copies < 2:
             raise UsageError(f"replicas is {copies}; scheme replicate needs at least 2")
         self._orders = [PLAIN, *[REPLICA] * (copies - 1)]
@@ -91,14 +97,22 @@ class Hedger:
         self._late.pop(image.id, None)
 
 
+@register
 class HedgeScheme(Scheme):
-    """A second copy to an idle rank once the first is late, within a budget."""
+    """A second copy to an idle rank once the first is late, within a budget.
+
+    Beside another scheme it adds the copies to it.
+    """
 
     name = "hedge"
+    takes = frozenset({"assign", "hedge_delay", "hedge_budget"})
+    mark = ("#E69F00", "D")
 
-    def __init__(self, hedger: Hedger, assign: str = "turn") -> None:
-        super().__init__(assign)
-        self.hedger = hedger
+    def __init__(self, settings: SchemeSettings) -> None:
+        super().__init__(settings)
+        if settings.hedge_delay is None:
+            raise UsageError(f"scheme {self.name} needs --hedge-ms or --hedge-quantile")
+        self.hedger = Hedger(settings.hedge_delay, settings.hedge_budget)
 
     @property
     def label(self) -> str:

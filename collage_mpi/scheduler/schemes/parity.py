@@ -7,21 +7,18 @@ credit, queues, retries, lost ranks (the core does those).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import PARITY
+from collage_mpi.kinds import PARITY, SINGLE
 from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.schemes.base import Core, Scheme
+from collage_mpi.scheduler.schemes.base import Core, Scheme, register
+from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, RankStatus, TaskState
 
-STRIPE = Order(PARITY, "parity")
-
-# (image, evidence of the parity task, evidence of each other image in it) -> its record, or
-# None where they say nothing
-Decode = Callable[[int, Any, Sequence[Any]], Score | None]
+STRIPE = Order(PARITY, PARITY)
 
 
 class Stripe:
@@ -36,6 +33,7 @@ class Stripe:
         self.answers: list[tuple[TaskState, Any]] = []  # of parity tasks, with their evidence
 
 
+@register
 class ParityScheme(Scheme):
     """Every image to its single rank, every k images by arrival also to a parity rank.
 
@@ -43,20 +41,18 @@ class ParityScheme(Scheme):
     by its single rank, or by the parity answer less those of the other images in its task,
     whichever is there first. A parity task leaves out what is resolved before it is sent, so
     the equation of each is its own.
-
-    Args:
-        k: images of a full stripe, at least 2.
-        decode: how an image's record is made from the answers of others.
-        assign: as of the base.
     """
 
     name = "parity"
+    needs = frozenset({SINGLE, PARITY})
+    takes = frozenset({"assign", "parity_k", "decode"})
+    mark = ("#CC79A7", "X")
 
-    def __init__(self, k: int, decode: Decode, assign: str = "turn") -> None:
-        super().__init__(assign)
-        if k < 2:
-            raise UsageError(f"parity k is {k}; a stripe needs at least 2 images")
-        self.k, self._decode = k, decode
+    def __init__(self, settings: SchemeSettings) -> None:
+        super().__init__(settings)
+        self.k, self._decode = settings.parity_k, settings.decode
+        if self.k < 2:
+            raise UsageError(f"parity k is {self.k}; a stripe needs at least 2 images")
         self._filling = Stripe()
         self._stripes: dict[int, Stripe] = {}  # of each image until all of its stripe are resolved
 

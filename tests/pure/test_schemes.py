@@ -1,0 +1,126 @@
+"""The register of schemes: what each needs and takes, and that one more is one class."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from collage_mpi.errors import UsageError
+from collage_mpi.figures.points import _look
+from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
+from collage_mpi.scheduler import SchemeSettings, make_policy, make_scheme
+from collage_mpi.scheduler.policies import Delay, PolicySettings
+from collage_mpi.scheduler.schemes import SCHEMES, Scheme, base, scheme_class
+from collage_mpi.settings.placement import placement
+
+ASKED = SchemeSettings(
+    "none",
+    assign="least",
+    policy=make_policy(PolicySettings("confident", confidence=0.5, deadline_ns=9_000_000)),
+    collage_copies=2,
+    replicas=3,
+    hedge_delay=Delay(5_000_000),
+    hedge_budget=0.5,
+    placement="fixed",
+    parity_k=2,
+)
+
+
+def asked(name: str, **changes: object) -> SchemeSettings:
+    given = {each.name: getattr(ASKED, each.name) for each in fields(ASKED)}
+    return SchemeSettings(**{**given, "name": name, **changes})
+
+
+def test_schemes_are_in_the_order_that_help_and_errors_list_them():
+    listed = "none, replicate, hedge, collage, collage-only, collage-hedge, parity"
+    assert ", ".join(SCHEMES) == listed
+    with pytest.raises(UsageError, match=f"known are: {listed}"):
+        scheme_class("nine")
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "resolve"),
+    [
+        ("none", {SINGLE}, {SINGLE}),
+        ("replicate", {SINGLE}, {SINGLE}),
+        ("hedge", {SINGLE}, {SINGLE}),
+        ("collage", {SINGLE, COLLAGE}, {SINGLE, COLLAGE}),
+        ("collage-only", {COLLAGE}, {COLLAGE}),
+        ("collage-hedge", {SINGLE, COLLAGE}, {SINGLE, COLLAGE}),
+        ("parity", {SINGLE, PARITY}, {SINGLE}),  # a parity answer resolves nothing by itself
+    ],
+)
+def test_what_a_scheme_needs_and_which_answers_resolve(name, needs, resolve):
+    assert scheme_class(name).needs == needs
+    made = make_scheme(asked(name))
+    assert (made.name, made.kinds) == (name, resolve)
+    assert made.main in resolve
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("none", "none, least loaded"),
+        ("replicate", "replicate 3"),
+        ("hedge", "hedge, least loaded after 5 ms, at most 50%"),
+        ("collage", "collage, least loaded"),
+        ("collage-only", "collage-only"),
+        ("collage-hedge", "collage-hedge, least loaded after 5 ms, at most 50%"),
+        ("parity", "parity, least loaded, k = 2"),
+    ],
+)
+def test_a_scheme_shows_the_settings_that_it_takes_and_no_others(name, label):
+    assert make_scheme(asked(name)).label == label
+
+
+def test_collages_alone_wait_for_nobody():
+    """An accept policy would hold their cells back for singles that do not come."""
+    assert make_scheme(asked("collage-only")).policy.name == "first"
+    assert make_scheme(asked("collage-hedge")).policy.name == "confident 0.5, else 9 ms"
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_needs_and_takes_are_names_that_there_are(name):
+    scheme = scheme_class(name)
+    assert scheme.needs <= set(KINDS)
+    assert scheme.takes <= {each.name for each in fields(SchemeSettings)} - {"name"}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_only_who_makes_collages_places_them_by_speed(name):
+    if COLLAGE in scheme_class(name).needs:
+        assert make_scheme(asked(name, placement="fastest")).watches_health
+    else:
+        with pytest.raises(UsageError, match=f"scheme {name} makes none"):
+            make_scheme(asked(name, placement="fastest"))
+
+
+@pytest.mark.parametrize("name", ["hedge", "collage-hedge"])
+def test_hedging_needs_a_time(name):
+    with pytest.raises(UsageError, match=f"scheme {name} needs --hedge-ms or --hedge-quantile"):
+        make_scheme(asked(name, hedge_delay=None))
+
+
+def test_one_more_scheme_is_one_class():
+    @base.register
+    class Spare(Scheme):
+        """Singles, and collage ranks that do nothing."""
+
+        name = "spare"
+        needs = frozenset({SINGLE, COLLAGE})
+
+    try:
+        assert make_scheme(asked("spare")).label == "spare, least loaded"
+        found = placement(7, None, {COLLAGE: 2, PARITY: 1}, side=2, scheme="spare")
+        assert found.describe() == "0 coordinator, 1-4 single, 5-6 collage"
+        with pytest.raises(AssertionError, match="two schemes spare"):
+            base.register(Spare)
+    finally:
+        del base.REGISTERED["spare"]
+
+
+def test_each_scheme_has_a_mark_of_its_own():
+    marks = [scheme_class(name).mark for name in SCHEMES]
+    assert len(set(marks)) == len(SCHEMES)
+    assert [_look(f"{name}, least loaded") for name in SCHEMES] == marks
