@@ -14,11 +14,10 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from collage_mpi.faults.tcp_link import connect, ended
-from collage_mpi.system.pidfd import ProcessId, ProcessWatch, this_process, watch_process
+from collage_mpi.faults.tcp_link import Offer, connect, ended
+from collage_mpi.system.pidfd import ProcessId, this_process, watch_process
 
 
 class CoordinatorMonitor:
@@ -34,22 +33,23 @@ class CoordinatorMonitor:
         self._released = threading.Event()
         self._wake_read, self._wake_write = os.pipe()
 
-    def meet(self, content: Mapping[str, Any]) -> None:
-        """Watch the rank 0 that this message tells of."""
-        threading.Thread(target=self._keep, args=(content,), daemon=True).start()
+    def meet(self, host: str, process: ProcessId | None, offer: Offer | None) -> None:
+        """Watch the rank 0 of that host and process, and over a connection if one is offered."""
+        threading.Thread(target=self._keep, args=(host, process, offer), daemon=True).start()
 
     def release(self) -> None:
         """Rank 0 may go now."""
         self._released.set()
         os.write(self._wake_write, b"x")
 
-    def _keep(self, content: Mapping[str, Any]) -> None:
+    def _keep(self, host: str, name: ProcessId | None, offer: Offer | None) -> None:
         try:
-            process = _process_of(content)
-        except ProcessLookupError:
+            process = None if name is None else watch_process(name)
+        except ProcessLookupError:  # it ended
             self._leave()
             return
-        line = self._connect(content)
+        # Without an offer the end of any rank is the launcher's business.
+        line = None if offer is None else self._connect(host, offer)
         watched = {self._wake_read: None, **({process.pidfd: None} if process else {})}
         poller = select.poll()
         for descriptor in watched:
@@ -66,25 +66,16 @@ class CoordinatorMonitor:
         if not self._released.is_set():
             self._gone()
 
-    def _connect(self, content: Mapping[str, Any]) -> socket.socket | None:
-        offer = content.get("lifeline")
-        if offer is None:  # an end of any rank is the launcher's business
-            return None
+    def _connect(self, host: str, offer: Offer) -> socket.socket | None:
         here = this_process()
         greeting = {"rank": self._rank, "process": here.to_dict() if here else None}
         line = connect(offer, greeting)
         if line is None:
             print(
                 f"collage-mpi: rank {self._rank} on {socket.gethostname()} cannot connect to rank "
-                f"0 on {content['host']} (tried {', '.join(offer['addresses'])} port "
-                f"{offer['port']}): a loss of either is noticed by MPI or by time limits only",
+                f"0 on {host} (tried {', '.join(offer.addresses)} port "
+                f"{offer.port}): a loss of either is noticed by MPI or by time limits only",
                 file=sys.stderr,
                 flush=True,
             )
         return line
-
-
-def _process_of(content: Mapping[str, Any]) -> ProcessWatch | None:
-    """A watch over rank 0 where it is on this machine. Raises ProcessLookupError: it ended."""
-    values = content.get("process")
-    return None if values is None else watch_process(ProcessId.from_dict(values))

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.reply_timeout import MPI_ERROR, START, TIMEOUT, ReplyTimeouts, Suspicion
+from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
@@ -33,7 +34,7 @@ class RankGone(CollageError):
 class Watches(Protocol):
     """What is needed of the watch over processes."""
 
-    def offer(self) -> dict[str, Any]: ...
+    def offer(self) -> Offer: ...
     def look(self) -> list[Ended]: ...
     def kill(self, rank: int) -> bool: ...
 
@@ -66,7 +67,7 @@ class FailureDetector:
         """Whether the world outlives its workers."""
         return self._watches is not None
 
-    def offer(self) -> dict[str, Any] | None:
+    def offer(self) -> Offer | None:
         """How workers let themselves be watched."""
         return self._watches.offer() if self._watches else None
 
@@ -75,10 +76,10 @@ class FailureDetector:
         self.vigil.settle()
         self._kinds = {rank: sorted(held) for rank, held in kinds.items()}
 
-    def met(self, rank: int, hello: Mapping[str, Any]) -> None:
-        """The rank has said hello."""
-        self._hosts[rank] = hello.get("host", "")
-        self.vigil.served(hello.get("longest_ns", 0))
+    def met(self, rank: int, host: str, longest_ns: int) -> None:
+        """The rank is ready; the longest batch that it has tried took so long."""
+        self._hosts[rank] = host
+        self.vigil.served(longest_ns)
 
     def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
         """The rank has been sent so many tasks."""

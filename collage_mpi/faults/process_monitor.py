@@ -14,10 +14,10 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from collage_mpi.faults.reply_timeout import SECOND_NS, Watch
-from collage_mpi.faults.tcp_link import TcpLink, ended
+from collage_mpi.faults.tcp_link import Offer, TcpLink, ended
 from collage_mpi.system.pidfd import ProcessId, ProcessWatch, watch_process
 
 # In time that rank 0 watched: while it opens its shards, say, nobody has been let in.
@@ -67,7 +67,7 @@ class ProcessMonitor:
         self._acts: dict[int, Callable[[], Ended | None]] = {}  # by descriptor
         self._watch(self._lifeline.listener.fileno(), self._accept)
 
-    def offer(self) -> dict[str, Any]:
+    def offer(self) -> Offer:
         """What to tell the workers."""
         return self._lifeline.offer()
 

@@ -18,6 +18,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 KEEP_IDLE_S, KEEP_EVERY_S, KEEP_PROBES = 5, 5, 3
@@ -26,6 +27,15 @@ GREETING_BYTES = 2048  # at most; it comes in one piece, being far shorter than 
 LOOPBACK, ANY_IPV4 = "127.0.0.1", "0.0.0.0"
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # who connects has to wait
 _SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a worker needs to connect; it travels over MPI."""
+
+    addresses: tuple[str, ...]
+    port: int
+    token: str
 
 
 class TcpLink:
@@ -45,11 +55,11 @@ class TcpLink:
         self.listener = socket.create_server((address, 0), backlog=max(16, size))
         self.listener.setblocking(False)
 
-    def offer(self) -> dict[str, Any]:
-        """What a worker needs to connect; it travels over MPI."""
+    def offer(self) -> Offer:
+        """What to tell the workers."""
         address, port = self.listener.getsockname()
         addresses = _own_addresses() if address == ANY_IPV4 else [address]
-        return {"addresses": addresses, "port": port, "token": self.token}
+        return Offer(tuple(addresses), port, self.token)
 
     def accept(self) -> socket.socket | None:
         """A new connection, not yet greeted, or None.
@@ -93,12 +103,12 @@ def read_greeting(data: bytes, token: str) -> dict[str, Any] | None:
     return content if ours and type(content.get("rank")) is int else None
 
 
-def connect(offer: Mapping[str, Any], greeting: Mapping[str, Any]) -> socket.socket | None:
+def connect(offer: Offer, greeting: Mapping[str, Any]) -> socket.socket | None:
     """A worker's end: the first address that answers, greeted; None when none does."""
-    message = json.dumps({**greeting, "token": offer["token"]}).encode()
-    for address in offer["addresses"]:
+    message = json.dumps({**greeting, "token": offer.token}).encode()
+    for address in offer.addresses:
         try:
-            line = socket.create_connection((address, offer["port"]), timeout=CONNECT_LIMIT_S)
+            line = socket.create_connection((address, offer.port), timeout=CONNECT_LIMIT_S)
             line.sendall(message)
         except OSError:
             continue

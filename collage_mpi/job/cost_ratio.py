@@ -11,19 +11,9 @@ from math import comb
 from statistics import median
 from typing import NamedTuple
 
+from collage_mpi.job.messages import Measured
+
 SURE = 0.95  # of the interval
-
-
-class Measured(NamedTuple):
-    """A few calls of a network in a row.
-
-    Attributes:
-        service_ns: the shortest of them on the clock.
-        cpu_ns: processor time of the usual one, the median; None where a GPU does the work.
-    """
-
-    service_ns: int
-    cpu_ns: int | None
 
 
 class Ratio(NamedTuple):

@@ -7,7 +7,7 @@ Does not know: MPI calls, scheduling, results.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import Ready
+from collage_mpi.job.messages import Hello, Welcome
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import SINGLE
@@ -39,7 +40,7 @@ PLAIN_LAUNCH = (
 
 def handshake(
     plan: Plan, crew: WorkerGroup, encoder: AnyEncoder, interrupted: Callable[[], str | None]
-) -> dict[int, dict[str, Any]]:
+) -> dict[int, Hello]:
     """Welcome all ranks and wait until they are ready; their hellos, by rank.
 
     Raises:
@@ -73,13 +74,13 @@ def handshake(
 
 
 def roll_call(
-    plan: Plan, crew: WorkerGroup, hellos: Mapping[int, Mapping[str, Any]]
+    plan: Plan, crew: WorkerGroup, hellos: Mapping[int, Hello]
 ) -> tuple[list[Ready], dict[int, str]]:
     """The ranks that are ready, and those of the plan that are lost, with the reason."""
     losses = crew.losses.vigil.losses
     workers = plan.placement.workers
     ready = [
-        Ready(rank, frozenset(hellos[rank]["kinds"]), hellos[rank]["host"])
+        Ready(rank, frozenset(hellos[rank].kinds), hellos[rank].host)
         for rank in workers
         if rank not in losses
     ]
@@ -97,23 +98,23 @@ def _require_quorum(plan: Plan, crew: WorkerGroup) -> None:
             )
 
 
-def check_same_weights(hellos: Mapping[int, Mapping[str, Any]]) -> None:
+def check_same_weights(hellos: Mapping[int, Hello]) -> None:
     """Raise DataFault unless all ranks that hold a kind of network hold the same one."""
     first: dict[str, tuple[int, str]] = {}  # kind -> (rank, fingerprint)
     for rank, hello in sorted(hellos.items()):
-        for kind, fingerprint in hello["fingerprints"].items():
+        for kind, fingerprint in hello.fingerprints.items():
             other, expected = first.setdefault(kind, (rank, fingerprint))
             if fingerprint != expected:
                 raise DataFault(
-                    f"rank {rank} on {hello['host']} holds another {kind} network "
+                    f"rank {rank} on {hello.host} holds another {kind} network "
                     f"(SHA-256 {fingerprint[:12]}...) than rank {other} on "
-                    f"{hellos[other]['host']} ({expected[:12]}...): make the weights the same "
+                    f"{hellos[other].host} ({expected[:12]}...): make the weights the same "
                     "file on every host"
                 )
 
 
 def refuse_other_networks(
-    plan: Plan, hellos: Mapping[int, Mapping[str, Any]], known: Mapping[str, str]
+    plan: Plan, hellos: Mapping[int, Hello], known: Mapping[str, str]
 ) -> None:
     """Raise UsageError where a user's own network is another than in the run's earlier sessions.
 
@@ -121,7 +122,7 @@ def refuse_other_networks(
         known: kind -> fingerprint then. Weights files were compared before ranks loaded them.
     """
     for kind, spec in plan.networks.items():
-        found = {hello["fingerprints"].get(kind) for hello in hellos.values()} - {None}
+        found = {h.fingerprints[kind] for h in hellos.values() if kind in h.fingerprints}
         if is_own(spec) and kind in known and found - {known[kind]}:
             raise UsageError(
                 f"{plan.settings.out}: cannot resume with another {kind} network: {spec} has "
@@ -130,11 +131,11 @@ def refuse_other_networks(
             )
 
 
-def warn_of_mixed_tuning(hellos: Mapping[int, Mapping[str, Any]]) -> None:
+def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
     """Ranks on unlike devices may run one network in unlike precisions: say so."""
     found: dict[str, dict[str, list[int]]] = {}  # kind -> tuning -> ranks
     for rank, hello in sorted(hellos.items()):
-        for kind, how in hello["tuning"].items():
+        for kind, how in hello.tuning.items():
             found.setdefault(kind, {}).setdefault(how, []).append(rank)
     for kind, ways in found.items():
         if len(ways) > 1:
@@ -147,45 +148,46 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Mapping[str, Any]]) -> None:
             )
 
 
-def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
-    """What burns beside the rank, as its welcome says it."""
+def _burn(settings: RunSettings, rank: int) -> Burn | None:
+    """What burns beside the rank."""
     cores, found = settings.burning().get(rank), settings.stragglers()
     if cores is None:
         return None
-    return asdict(Burn(cores, found.seed, rank, found.slow_share, found.spell_s))
+    return Burn(cores, found.seed, rank, found.slow_share, found.spell_s)
 
 
-def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, dict[str, Any]]:
+def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     """What each rank is told at the start of the session."""
     settings, batch = plan.settings, plan.settings.batch
     image_bytes = int(np.prod(plan.shards.shape))
     encoded_bytes = int(np.prod(encoder.input_shape))
-    common = {
-        "image_shape": plan.shards.shape,
-        "encoded_shape": encoder.input_shape,
-        "side": plan.grid.side,
-        "cell_px": plan.grid.cell_px,
-        "classes": plan.classes,
-        "device": settings.device,
-        "tuning": asdict(settings.tuning()),
-        "credit": settings.credit,
-        "batch": batch,
-        "task_bytes": max(
+    common = Welcome(
+        networks={},
+        image_shape=plan.shards.shape,
+        encoded_shape=encoder.input_shape,
+        side=plan.grid.side,
+        cell_px=plan.grid.cell_px,
+        classes=plan.classes,
+        device=settings.device,
+        tuning=settings.tuning(),
+        credit=settings.credit,
+        batch=batch,
+        task_bytes=max(
             task_message_bytes(batch, batch, batch * image_bytes),
             task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
         ),
-        "summed": None if plan.parity is None else plan.parity.summed,
-        "answer_bytes": answer_bytes(plan, encoder),
-        "warmup_tasks": settings.warmup_tasks,
-        "straggler": asdict(settings.stragglers()),
-    }
-    networks = plan.networks
+        answer_bytes=answer_bytes(plan, encoder),
+        summed=None if plan.parity is None else plan.parity.summed,
+        warmup_tasks=settings.warmup_tasks,
+        straggler=settings.stragglers(),
+        burn=None,
+    )
     return {
-        rank: {
-            **common,
-            "networks": {kind: networks[kind] for kind in sorted(held)},
-            "burn": _burn(settings, rank),
-        }
+        rank: replace(
+            common,
+            networks={kind: plan.networks[kind] for kind in sorted(held)},
+            burn=_burn(settings, rank),
+        )
         for rank, held in enumerate(plan.placement.kinds)
         if rank > 0
     }

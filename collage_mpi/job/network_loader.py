@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from collage_mpi.job.messages import Welcome
 from collage_mpi.models import (
     Geometry,
     NullPredictor,
@@ -33,19 +34,17 @@ class NetworkLoader:
         self.world_size = world_size
         self._loaded: dict[tuple[Any, ...], Predictor] = {}
 
-    def __call__(self, spec: str, kind: str, welcome: dict[str, Any]) -> Predictor:
+    def __call__(self, spec: str, kind: str, welcome: Welcome) -> Predictor:
         """The predictor of a network spec.
 
         Raises:
             UsageError, EnvironmentFault, DataFault: as `models.load_predictor`.
         """
-        shape = tuple(welcome["image_shape"])
-        geometry = (shape, welcome["side"], welcome["cell_px"], welcome["classes"])
-        tuning = Tuning(**welcome["tuning"])
+        geometry = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
         told = spec == "null" or is_own(spec)  # others know their shapes
-        key = (spec, kind, welcome["device"], tuning, *(geometry if told else ()))
+        key = (spec, kind, welcome.device, welcome.tuning, *(geometry if told else ()))
         if key not in self._loaded:
-            self._loaded[key] = self._load(spec, kind, welcome["device"], tuning, geometry)
+            self._loaded[key] = self._load(spec, kind, welcome.device, welcome.tuning, geometry)
         return self._loaded[key]
 
     def _load(

@@ -30,6 +30,7 @@ from collage_mpi.job.handshake import (
 )
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals
@@ -142,7 +143,7 @@ def _run_plan(
             refuse_other_networks(plan, hellos, held(known))
             costs = service_costs(plan, crew).as_known(known)
             writer.note(
-                networks={k: v for h in hellos.values() for k, v in h["fingerprints"].items()},
+                networks={k: v for h in hellos.values() for k, v in h.fingerprints.items()},
                 cost_ratio=costs.ratio,
                 cost_ratio_interval=costs.interval,
                 batch_costs=costs.batch_costs,
@@ -381,7 +382,7 @@ def scheduler_settings(
 def _final(
     plan: Plan,
     coordinator: Coordinator,
-    hellos: dict[int, dict[str, Any]],
+    hellos: dict[int, Hello],
     costs: ServiceCosts,
     job: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -422,6 +423,13 @@ def validity(totals: Totals, settings: RunSettings) -> dict[str, Any]:
     }
 
 
-def _member(hello: dict[str, Any]) -> dict[str, Any]:
-    keys = ("host", "pid", "kinds", "devices", "tuning", "fingerprints", "service_ns")
-    return {key: hello[key] for key in keys}
+def _member(hello: Hello) -> dict[str, Any]:
+    return {
+        "host": hello.host,
+        "pid": hello.pid,
+        "kinds": hello.kinds,
+        "devices": hello.devices,
+        "tuning": hello.tuning,
+        "fingerprints": hello.fingerprints,
+        "service_ns": hello.service_ns,
+    }

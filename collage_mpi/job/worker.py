@@ -17,15 +17,17 @@ import socket
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from collage_mpi.encoding.decode import decode, summands
 from collage_mpi.errors import CollageError, EnvironmentFault
-from collage_mpi.job.cost_ratio import Measured
+from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.job import messages
+from collage_mpi.job.messages import Hello, Measured, Message, Rank0, Start, Welcome
 from collage_mpi.kinds import ENCODED_KINDS, KIND, TABLE
 from collage_mpi.models import Predictor
 from collage_mpi.mpi import protocol as wire
@@ -34,9 +36,10 @@ from collage_mpi.scheduler import batch_factor
 from collage_mpi.scheduler.events import Score
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
-from collage_mpi.workload.background_load import Burn, Burners
+from collage_mpi.system.pidfd import ProcessId
+from collage_mpi.workload.background_load import Burners
 from collage_mpi.workload.service_times import DelayModel, service_ns
-from collage_mpi.workload.straggler_settings import make_delays, read_back
+from collage_mpi.workload.straggler_settings import make_delays
 
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
@@ -66,32 +69,31 @@ Cells = tuple[Score | None, ...]  # a record an item
 Outcome = tuple[Cells, np.ndarray | None]  # and the vectors, where the scheme needs them
 
 # (network spec, kind, welcome) -> predictor
-Loader = Callable[[str, str, dict[str, Any]], Predictor]
+Loader = Callable[[str, str, Welcome], Predictor]
 
 
 class CoordinatorMonitor(Protocol):
     """What watches rank 0."""
 
-    def meet(self, content: Mapping[str, Any]) -> None: ...
+    def meet(self, host: str, process: ProcessId | None, offer: Offer | None) -> None: ...
     def release(self) -> None: ...
 
 
 class Session:
     """What a worker knows between a welcome and the end of that session."""
 
-    def __init__(self, number: int, welcome: dict[str, Any]) -> None:
+    def __init__(self, number: int, welcome: Welcome) -> None:
         self.number = number
-        encoded = tuple(welcome["encoded_shape"])  # (P, P, C), of a collage or a stripe
-        image = tuple(welcome["image_shape"])  # (H, W, C)
+        encoded, image = welcome.encoded_shape, welcome.image_shape
         self._shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
         self._nbytes = {kind: math.prod(shape) for kind, shape in self._shapes.items()}
-        self.summed: str | None = welcome.get("summed")  # what answers carry for others, if so
-        self.answer_bytes = int(welcome.get("answer_bytes", wire.UP_BYTES))  # of a message
+        self.summed = welcome.summed
+        self.answer_bytes = welcome.answer_bytes
         self.predictors: dict[str, Predictor] = {}
-        self.delays: DelayModel = make_delays(read_back(welcome["straggler"]))
-        self.burn = Burn(**welcome["burn"]) if welcome.get("burn") else None
+        self.delays: DelayModel = make_delays(welcome.straggler)
+        self.burn = welcome.burn
         self.burners: Burners | None = None
-        self.batch = int(welcome.get("batch", 1))  # inputs, at most
+        self.batch = welcome.batch
         # What "start" tells, which tasks wait for: kind -> over a single image; kind -> what a
         # further input of a batch takes over the first; since when.
         self.ratios: dict[str, float] | None = None
@@ -110,10 +112,10 @@ class Session:
         """Size of one input of the kind's network."""
         return self._nbytes[kind]
 
-    def start(self, content: Mapping[str, Any], now_ns: int) -> None:
+    def start(self, told: Start, now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
-        self.ratios = dict.fromkeys(ENCODED_KINDS, content["cost_ratio"])
-        self.batch_costs = content.get("batch_costs", {})
+        self.ratios = dict.fromkeys(ENCODED_KINDS, told.cost_ratio)
+        self.batch_costs = told.batch_costs
         self.start_ns = now_ns
         if self.burn is not None:
             self.burners = Burners(self.burn)
@@ -179,42 +181,39 @@ class Worker:
     # ---- control ------------------------------------------------------------
 
     def _control(self, message: np.ndarray) -> None:
-        content = wire.unpack_control(message)
-        what = content["what"]
-        if what == "rank 0":
-            self._lookout.meet(content)
-            self._tell({"what": "here"})
-        elif what == "welcome":
-            self._welcome(int(wire.read_header(message)["session"]), content)
-        elif what == "measure" and self.session is not None:
-            kind, batch = content["kind"], content.get("batch", 1)
-            found = self._measured(self.session, kind, batch)
-            self._tell({"what": "measured", "kind": kind, **found._asdict()})
-        elif what == "start" and self.session is not None:
+        number, told = wire.read_header(message)["session"], messages.unpack(message, 0)
+        if isinstance(told, Rank0):
+            self._lookout.meet(told.host, told.process, told.lifeline)
+            self._tell(messages.Here())
+        elif isinstance(told, Welcome):
+            self._welcome(number, told)
+        elif isinstance(told, messages.Measure) and self.session is not None:
+            self._tell(self._measured(self.session, told.kind, told.batch))
+        elif isinstance(told, Start) and self.session is not None:
             remove_shared_memory()  # see there: on this host all ranks have it mapped
-            self.session.start(content, self.clock())
-        elif what == "end":
+            self.session.start(told, self.clock())
+        elif isinstance(told, messages.End):
             self.endpoint.close_tasks()
             self._end_session()
-        elif what == "stop":
+        elif isinstance(told, messages.Stop):
             self._lookout.release()
-            self._tell({"what": "bye"}, int(wire.read_header(message)["session"]))
+            self._tell(messages.Bye(), number)
             self._end_session()
-            self.exit_code = int(content["exit_code"])
+            self.exit_code = told.exit_code
 
     def _end_session(self) -> None:
         if self.session is not None:
             self.session.end()
         self.session = None
 
-    def _welcome(self, number: int, welcome: dict[str, Any]) -> None:
+    def _welcome(self, number: int, welcome: Welcome) -> None:
         """Load and warm up; say hello, or what is wrong. Rank 0 tells the user."""
         try:
             session = Session(number, welcome)
-            for kind, spec in welcome["networks"].items():
+            for kind, spec in welcome.networks.items():
                 session.predictors[kind] = self.load(spec, kind, welcome)
             for kind in session.predictors:
-                for _ in range(welcome["warmup_tasks"]):
+                for _ in range(welcome.warmup_tasks):
                     self._service_ns(session, kind, 1)
             single_ns = {k: self._service_ns(session, k, 3) for k in session.predictors}
             batch_ns = [self._try_batches(session, k) for k in session.predictors]
@@ -228,29 +227,23 @@ class Worker:
             self._cannot(EnvironmentFault(f"its device cannot run the networks: {what}"), number)
             return
         self.session = session
-        self.endpoint.open_tasks(welcome["task_bytes"], welcome["credit"] + RING_SPARE)
-        self._tell(
-            {
-                "what": "hello",
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "kinds": sorted(session.predictors),
-                "devices": sorted({p.device for p in session.predictors.values()}),
-                "tuning": {k: p.tuning for k, p in session.predictors.items()},
-                "fingerprints": {k: p.fingerprint for k, p in session.predictors.items()},
-                "classes": {k: p.classes for k, p in session.predictors.items()},
-                "cells": {k: p.cells for k, p in session.predictors.items()},
-                "service_ns": single_ns,
-                "longest_ns": max([*batch_ns, *single_ns.values()], default=0),
-            },
-            number,
+        self.endpoint.open_tasks(welcome.task_bytes, welcome.credit + RING_SPARE)
+        hello = Hello(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            kinds=tuple(sorted(session.predictors)),
+            devices=tuple(sorted({p.device for p in session.predictors.values()})),
+            tuning={k: p.tuning for k, p in session.predictors.items()},
+            fingerprints={k: p.fingerprint for k, p in session.predictors.items()},
+            service_ns=single_ns,
+            longest_ns=max([*batch_ns, *single_ns.values()], default=0),
         )
+        self._tell(hello, number)
 
     def _cannot(self, error: CollageError, number: int) -> None:
         """Say what keeps this rank from working; rank 0 decides what follows."""
         self.session = None
-        message, code = str(error)[:2000], int(error.exit_code)
-        self._tell({"what": "fault", "message": message, "exit_code": code}, number)
+        self._tell(messages.Fault(str(error)[:2000], int(error.exit_code)), number)
 
     def _service_ns(self, session: Session, kind: str, runs: int, batch: int = 1) -> int:
         """Median time of the kind's network for so many inputs."""
@@ -299,10 +292,10 @@ class Worker:
             fits = size
         return took_ns
 
-    def _tell(self, content: dict[str, Any], session: int | None = None) -> None:
+    def _tell(self, message: Message, session: int | None = None) -> None:
         number = session if session is not None else self.session.number if self.session else 0
         buffer = self.endpoint.buffer(wire.UP_BYTES)
-        self.endpoint.send(buffer, wire.pack_control(buffer, number, content))
+        self.endpoint.send(buffer, messages.pack(buffer, number, message))
 
     # ---- tasks --------------------------------------------------------------
 

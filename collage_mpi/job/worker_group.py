@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 from collage_mpi.errors import (
     CollageError,
@@ -19,7 +19,9 @@ from collage_mpi.errors import (
     UsageError,
 )
 from collage_mpi.faults.failure_detector import FailureDetector, Watches
-from collage_mpi.job.cost_ratio import Measured, Ratio, ratio_of
+from collage_mpi.job import messages
+from collage_mpi.job.cost_ratio import Ratio, ratio_of
+from collage_mpi.job.messages import Bye, Fault, Hello, Here, Measured, Message, Welcome
 from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
@@ -36,9 +38,15 @@ SILENT_STOP_S = 5.0  # and one that has owed an answer for too long has had its 
 MEASURE_ROUNDS = 15
 MEASURE_ENOUGH_S = 20.0  # slow networks get fewer rounds
 # What a rank owes when its control message of a sort does not come.
-OWED = {"here": "sign of life", "measured": "service time of its network"}
+OWED: dict[type[Message], str] = {
+    Here: "sign of life",
+    Hello: "hello",
+    Measured: "service time of its network",
+}
 
-_FAULTS = {error.exit_code: error for error in (UsageError, EnvironmentFault, DataFault)}
+_FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
+
+Answer = TypeVar("Answer", Here, Hello, Measured, Bye)
 
 
 class WorkerGroup:
@@ -74,23 +82,17 @@ class WorkerGroup:
 
     def greet(self) -> None:
         """Tell every rank who and where rank 0 is, so that none outlives it for long."""
-        process = this_process()
-        content = {
-            "what": "rank 0",
-            "host": socket.gethostname(),
-            "process": process.to_dict() if process else None,
-            "lifeline": self.losses.offer(),
-        }
+        rank_0 = messages.Rank0(socket.gethostname(), this_process(), self.losses.offer())
         for rank in self.ranks:
-            self._tell(rank, content)
+            self._tell(rank, rank_0)
 
     def welcome(
         self,
-        contents: dict[int, dict[str, Any]],
+        welcomes: Mapping[int, Welcome],
         limit_s: float = HELLO_LIMIT_S,
         interrupted: Callable[[], str | None] = lambda: None,
         heard: Callable[[int], object] = lambda count: None,
-    ) -> dict[int, dict[str, Any]]:
+    ) -> dict[int, Hello]:
         """Begin a session: tell each rank what it is; their hellos, by rank.
 
         `heard` is told again and again how many ranks are ready.
@@ -101,15 +103,15 @@ class WorkerGroup:
             UsageError, EnvironmentFault, DataFault: what a rank could not do; with the
                 rank and its host named.
         """
-        self.losses.begin({rank: content["networks"] for rank, content in contents.items()})
+        self.losses.begin({rank: welcome.networks for rank, welcome in welcomes.items()})
         if self.session == 0 and self.losses.keep_going:
-            self._collect("here", set(self.present), HERE_LIMIT_S, interrupted)
+            self._collect(Here, set(self.present), HERE_LIMIT_S, interrupted)
         self.session += 1
         for rank in self.present:
-            self._tell(rank, {"what": "welcome", **contents[rank]})
-        hellos = self._collect("hello", set(self.present), limit_s, interrupted, heard)
+            self._tell(rank, welcomes[rank])
+        hellos = self._collect(Hello, set(self.present), limit_s, interrupted, heard)
         for rank, hello in hellos.items():
-            self.losses.met(rank, hello)
+            self.losses.met(rank, hello.host, hello.longest_ns)
         return hellos
 
     def measure(self, rank: int, kind: str, batch: int = 1) -> Measured | None:
@@ -117,12 +119,8 @@ class WorkerGroup:
 
         None when the rank is lost meanwhile and the job goes on.
         """
-        self._tell(rank, {"what": "measure", "kind": kind, "batch": batch})
-        answers = self._collect("measured", {rank}, MEASURE_LIMIT_S, lambda: None)
-        if rank not in answers:
-            return None
-        cpu_ns = answers[rank].get("cpu_ns")
-        return Measured(int(answers[rank]["service_ns"]), None if cpu_ns is None else int(cpu_ns))
+        self._tell(rank, messages.Measure(kind, batch))
+        return self._collect(Measured, {rank}, MEASURE_LIMIT_S, lambda: None).get(rank)
 
     def service_times(
         self, who: Mapping[str, Collection[int]], networks: Hashable
@@ -174,17 +172,15 @@ class WorkerGroup:
         return None
 
     def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
-        """Tasks will follow. What a collage or a stripe takes over a single image; by kind, what
-        a further input of a batch takes over the first."""
+        """Tasks will follow; see `messages.Start`."""
         remove_shared_memory()  # all have spoken, so that nobody looks for it by name any more
-        costs = {"cost_ratio": cost_ratio, "batch_costs": dict(batch_costs or {})}
         for rank in self.present:
-            self._tell(rank, {"what": "start", **costs})
+            self._tell(rank, messages.Start(cost_ratio, dict(batch_costs or {})))
 
     def end(self) -> None:
         """The session is over; another may follow."""
         for rank in self.present:
-            self._tell(rank, {"what": "end"})
+            self._tell(rank, messages.End())
 
     def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
         """Everybody ends with this exit code.
@@ -197,7 +193,7 @@ class WorkerGroup:
             return []
         self._stopped = self.losses.leaving = True
         for rank in self.present:
-            self._tell(rank, {"what": "stop", "exit_code": int(exit_code)})
+            self._tell(rank, messages.Stop(int(exit_code)))
         silent = self._not_parting(limit_s)
         if silent:
             for rank in silent:
@@ -211,33 +207,33 @@ class WorkerGroup:
 
     def _not_parting(self, limit_s: float) -> set[int]:
         """Ranks that do not say goodbye in their time."""
-        answers: dict[int, dict[str, Any]] = {}
+        answers: dict[int, Bye] = {}
         late = set(self.losses.vigil.silent)
         missing = set(self.present) - late
-        self._gather("bye", missing, answers, limit_s, lambda: None)
+        self._gather(Bye, missing, answers, limit_s, lambda: None)
         late -= answers.keys()
-        self._gather("bye", late, answers, min(limit_s, SILENT_STOP_S), lambda: None)
+        self._gather(Bye, late, answers, min(limit_s, SILENT_STOP_S), lambda: None)
         return (missing | late) & set(self.present)
 
-    def _tell(self, rank: int, content: dict[str, Any]) -> None:
+    def _tell(self, rank: int, message: Message) -> None:
         buffer = self.transport.buffer(wire.CONTROL_BYTES)
-        nbytes = wire.pack_control(buffer, self.session, content)
+        nbytes = messages.pack(buffer, self.session, message)
         self.transport.send_control(rank, buffer, nbytes)
 
     def _collect(
         self,
-        what: str,
+        what: type[Answer],
         missing: set[int],
         limit_s: float,
         interrupted: Callable[[], str | None],
         heard: Callable[[int], object] = lambda count: None,
-    ) -> dict[int, dict[str, Any]]:
+    ) -> dict[int, Answer]:
         """One control message of the wanted sort from each rank in `missing`.
 
         Raises:
             CollageError: a rank's fault; EnvironmentFault when the time is over.
         """
-        answers: dict[int, dict[str, Any]] = {}
+        answers: dict[int, Answer] = {}
         self._faults = {}
         self._gather(what, missing, answers, limit_s, interrupted, heard)
         if self.losses.keep_going:
@@ -245,18 +241,20 @@ class WorkerGroup:
         elif missing:
             names = ", ".join(map(str, sorted(missing)))
             hint = "are their hosts up, and can they read the weights?"
-            if what == "measured":
+            if what is Measured:
                 hint = "the network is too slow there, or the host busy with other work"
             raise EnvironmentFault(
-                f"no {OWED.get(what, what)} from rank(s) {names} within {limit_s:g} s; {hint}"
+                f"no {OWED[what]} from rank(s) {names} within {limit_s:g} s; {hint}"
             )
         return answers
 
-    def _go_on_without(self, what: str, missing: set[int], limit_s: float, quorum: bool) -> None:
+    def _go_on_without(
+        self, what: type[Message], missing: set[int], limit_s: float, quorum: bool
+    ) -> None:
         """Those that are silent or cannot work are lost. Raises a fault that all ranks have."""
         if self._faults and not quorum:
             raise next(iter(self._faults.values()))
-        reasons = {rank: f"no {OWED.get(what, what)} within {limit_s:g} s" for rank in missing}
+        reasons = {rank: f"no {OWED[what]} within {limit_s:g} s" for rank in missing}
         reasons |= {rank: f"it cannot work: {fault}" for rank, fault in self._faults.items()}
         for rank, why in sorted(reasons.items()):
             self.losses.end(rank, why, _ns(self._clock()))
@@ -264,9 +262,9 @@ class WorkerGroup:
 
     def _gather(
         self,
-        what: str,
+        what: type[Answer],
         missing: set[int],
-        answers: dict[int, dict[str, Any]],
+        answers: dict[int, Answer],
         limit_s: float,
         interrupted: Callable[[], str | None],
         heard: Callable[[int], object] = lambda count: None,
@@ -287,7 +285,7 @@ class WorkerGroup:
             if reason is not None:
                 raise _Interrupted(reason)
 
-    def _turn(self, what: str, missing: set[int], answers: dict[int, dict[str, Any]]) -> bool:
+    def _turn(self, what: type[Answer], missing: set[int], answers: dict[int, Answer]) -> bool:
         """Poll once; lost ranks leave `missing`. Whether a message has come."""
         signs = self.losses.look(_ns(self._clock()))
         found = self.transport.poll()
@@ -305,31 +303,29 @@ class WorkerGroup:
     def _take(
         self,
         arrival: Received,
-        what: str,
+        what: type[Answer],
         missing: set[int],
-        answers: dict[int, dict[str, Any]],
+        answers: dict[int, Answer],
     ) -> None:
         """A message that may be the one that is waited for."""
         self.losses.heard(arrival.rank, _ns(self._clock()), ())
-        content = self._content(arrival)
-        if content is None:
-            return
-        if content["what"] == "fault" and not self._stopped:
-            error = _fault(arrival.rank, content)
+        said = self._said(arrival)
+        if isinstance(said, Fault) and not self._stopped:
+            error = _fault(arrival.rank, said)
             if not (self.losses.keep_going and isinstance(error, EnvironmentFault)):
                 raise error
             self._faults[arrival.rank] = error
             missing.discard(arrival.rank)
-        elif content["what"] == what:
-            answers[arrival.rank] = content
+        elif isinstance(said, what):
+            answers[arrival.rank] = said
             missing.discard(arrival.rank)
 
-    def _content(self, arrival: Received) -> dict[str, Any] | None:
+    def _said(self, arrival: Received) -> Message | None:
         """A control message of this session; anything else is a late answer."""
         header = wire.read_header(arrival.message)
         if header["session"] != self.session or header["type"] != wire.CONTROL:
             return None
-        return wire.unpack_control(arrival.message)
+        return messages.unpack(arrival.message, arrival.rank)
 
 
 class _Interrupted(CollageError):
@@ -338,9 +334,8 @@ class _Interrupted(CollageError):
     exit_code = ExitCode.INCOMPLETE
 
 
-def _fault(rank: int, content: dict[str, Any]) -> CollageError:
-    error = _FAULTS.get(ExitCode(content["exit_code"]), EnvironmentFault)
-    return error(f"rank {rank}: {content['message']}")
+def _fault(rank: int, told: Fault) -> CollageError:
+    return _FAULTS.get(told.exit_code, EnvironmentFault)(f"rank {rank}: {told.message}")
 
 
 def _shortest_ns(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, int]:

@@ -3,8 +3,8 @@
 Owns: the bytes of every message, typed and versioned, and their checks.
 Does not know: MPI objects, sockets, policy, what an answer is good for.
 
-Two channels go down (rank 0 to a worker) and one goes up. CONTROL carries JSON
-in a buffer of fixed size: start-up, measuring, the end. TASK and ANSWER carry
+Two channels go down (rank 0 to a worker) and one goes up. CONTROL carries text
+in a buffer of fixed size: start-up, measuring, the end (job/messages). TASK and ANSWER carry
 binary messages; both have room for several tasks, of one group or of several,
 so that a batch needs no new layout:
 
@@ -19,11 +19,10 @@ WireFault; nothing is unpickled.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.kinds import KINDS
 from collage_mpi.scheduler.events import Score
 
-VERSION = 2
+VERSION = 3
 MAGIC = 0xC011A6E1
 TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
 
@@ -391,13 +390,12 @@ def _vectors(raw: np.ndarray, count: int, header: Header) -> np.ndarray | None:
     return raw.view(VECTOR).reshape(count, -1) if raw.nbytes else None
 
 
-def pack_control(out: np.ndarray, session: int, content: dict[str, Any]) -> int:
-    """Write a CONTROL message (JSON) into `out` and return its length in bytes.
+def pack_control(out: np.ndarray, session: int, text: bytes) -> int:
+    """Write a CONTROL message into `out` and return its length in bytes.
 
     Raises:
         WireFault: it does not fit `out`.
     """
-    text = json.dumps(content).encode()
     end = HEADER.itemsize + len(text)
     if end > out.nbytes:
         raise WireFault(f"a control message of {end} bytes for a buffer of {out.nbytes}")
@@ -406,16 +404,13 @@ def pack_control(out: np.ndarray, session: int, content: dict[str, Any]) -> int:
     return end
 
 
-def unpack_control(message: np.ndarray) -> dict[str, Any]:
-    """The content of a CONTROL message. Raises WireFault when it is no JSON object."""
-    read_header(message)
-    try:
-        content = json.loads(message[HEADER.itemsize :].tobytes())
-    except (ValueError, RecursionError) as error:
-        raise WireFault(f"a control message that is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WireFault("a control message that is no JSON object")
-    return content
+def unpack_control(message: np.ndarray) -> bytes:
+    """The text of a CONTROL message. Raises WireFault on another type or a wrong size."""
+    header = read_header(message)
+    text = message[HEADER.itemsize :].tobytes()
+    if header["type"] != CONTROL or len(text) != header["payload_bytes"]:
+        raise WireFault(f"a message of type {header['type']} and {len(text)} bytes is no CONTROL")
+    return text
 
 
 def read_header(message: np.ndarray) -> Header:

@@ -23,11 +23,20 @@ LARGEST_PID = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process: `machine` is the boot and the pid namespace, `started` in clock ticks."""
+    """A process: `machine` is the boot and the pid namespace, `started` in clock ticks.
+
+    Raises:
+        ValueError: what can be none.
+    """
 
     machine: str
     pid: int
     started: int
+
+    def __post_init__(self) -> None:
+        pid, started = self.pid, self.started
+        if type(pid) is not int or not 0 < pid <= LARGEST_PID or type(started) is not int:
+            raise ValueError(f"no process is named by pid {pid!r}, start time {started!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """For a message."""
@@ -36,10 +45,7 @@ class ProcessId:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProcessId:
         """Read it back. Raises KeyError, TypeError or ValueError when it is none."""
-        machine, pid, started = values["machine"], values["pid"], values["started"]
-        if type(pid) is not int or not 0 < pid <= LARGEST_PID or type(started) is not int:
-            raise ValueError(f"no process is named by pid {pid!r}, start time {started!r}")
-        return cls(str(machine), pid, started)
+        return cls(str(values["machine"]), values["pid"], values["started"])
 
 
 def this_process() -> ProcessId | None:

@@ -14,6 +14,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -80,7 +81,8 @@ class Spells:
         self._ends_s.append((self._ends_s[-1] if self._ends_s else 0.0) + length_s)
 
 
-class Death(NamedTuple):
+@dataclass(frozen=True)
+class Death:
     """From when a rank answers nothing any more: a time since the start, or a task count."""
 
     at_s: float | None = None

@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from collage_mpi.errors import UsageError
 from collage_mpi.workload import service_times
@@ -207,11 +206,3 @@ def parse_burn(text: str) -> tuple[int, int]:
             "cores, as in 3:2"
         )
     return int(rank), int(cores)
-
-
-def read_back(values: Mapping[str, Any]) -> StragglerSettings:
-    """The settings from `dataclasses.asdict` after a way through JSON, which has made the
-    ranks' numbers text."""
-    slow = {int(rank): factor for rank, factor in (values.get("slow") or {}).items()}
-    dead = {int(rank): Death(*when) for rank, when in (values.get("dead") or {}).items()}
-    return StragglerSettings(**{**values, "slow": slow, "dead": dead})

@@ -13,15 +13,18 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fuzz import Reader, change_json, damage
+from job_messages import HELLO, WELCOME
 from results_harness import make_run
 
 from collage_mpi.errors import CollageError
 from collage_mpi.experiments.spec import expand, read_experiment
+from collage_mpi.job import messages
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
 from collage_mpi.mpi import protocol as wire
@@ -32,6 +35,7 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm.job_script import SlurmSettings, render
+from collage_mpi.workload.straggler_settings import StragglerSettings
 from collage_mpi.workload.trace import load_trace
 
 USER = (CollageError,)
@@ -291,15 +295,24 @@ def _messages() -> list[Reader]:
         wire.WireResult(1, wire.ANSWERED, (Score(3, 0.5), None), 10, 5, 7),
         wire.WireResult(2, wire.FAILED, reason="out of memory", retryable=True),
     ]
-    hello = {"what": "hello", "host": "h", "pid": 3, "kinds": ["single"], "service_ns": {}}
+    told = replace(WELCOME, networks={"single": "null"}, straggler=StragglerSettings(seed=3))
+
+    def read_text(raw: bytes) -> Any:
+        out = np.zeros(wire.HEADER.itemsize + len(raw), np.uint8)
+        return messages.unpack(out[: wire.pack_control(out, 1, raw)], 1)
+
     pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8)]
     cases = (
         ("tasks", wire.unpack_tasks, message(wire.pack_tasks, tasks, pixels)),
         ("results", wire.unpack_results, message(wire.pack_results, results)),
         ("cancel", wire.unpack_cancel, message(wire.pack_cancel, [4, 5, 6])),
-        ("control", wire.unpack_control, message(wire.pack_control, hello)),
+        ("control", lambda raw: messages.unpack(raw, 1), message(messages.pack, HELLO)),
     )
-    return [Reader(f"message: {name}", [raw], reading(u), refused) for name, u, raw in cases]
+    texts = [message(messages.pack, each)[wire.HEADER.itemsize :] for each in (HELLO, told)]
+    return [
+        *(Reader(f"message: {name}", [raw], reading(u), refused) for name, u, raw in cases),
+        Reader("message: control, values", texts, read_text, refused, _json_change),
+    ]
 
 
 # ---- training ---------------------------------------------------------------

@@ -11,6 +11,7 @@ from fuzz import Reader, Tally, fuzz, table
 from fuzz_readers import make_readers
 
 from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.job import messages
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm.job_script import SlurmSettings
@@ -121,12 +122,9 @@ def test_a_checkpoint_whose_pickle_pops_from_nothing(tmp_path) -> None:
 
 def test_a_control_message_nested_too_deep() -> None:
     buffer = np.zeros(wire.CONTROL_BYTES, np.uint8)
-    wire.pack_control(buffer, 1, {})
-    text = b"[" * 60_000
-    message = buffer[: wire.HEADER.itemsize + len(text)]
-    message[wire.HEADER.itemsize :] = np.frombuffer(text, np.uint8)
-    with pytest.raises(wire.WireFault):
-        wire.unpack_control(message)
+    message = buffer[: wire.pack_control(buffer, 1, b"[" * 60_000)]
+    with pytest.raises(wire.WireFault, match="rank 1"):
+        messages.unpack(message, 1)
 
 
 def test_damage_is_the_same_for_the_same_seed(readers) -> None:

@@ -231,7 +231,7 @@ def messages() -> dict[str, tuple[Any, np.ndarray]]:
         "tasks": (wire.unpack_tasks, sound(wire.pack_tasks, tasks, [np.ones(16, np.uint8)])),
         "results": (wire.unpack_results, sound(wire.pack_results, results)),
         "cancel": (wire.unpack_cancel, sound(wire.pack_cancel, [1, 2])),
-        "control": (wire.unpack_control, sound(wire.pack_control, {"what": "stop"})),
+        "control": (wire.unpack_control, sound(wire.pack_control, b"{}")),
     }
 
 

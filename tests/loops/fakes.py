@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.job import messages
+from collage_mpi.job.messages import Message
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireResult, WireTask
 from collage_mpi.mpi.transport import Received, Sent
@@ -239,8 +241,8 @@ class FakeLookout:
         self.met: list[Any] = []
         self.released = False
 
-    def meet(self, content: Any) -> None:
-        self.met.append(content)
+    def meet(self, *rank_0: Any) -> None:
+        self.met.append(rank_0)
 
     def release(self) -> None:
         self.released = True
@@ -281,10 +283,10 @@ class FakeEndpoint:
 
     # ---- for the test -------------------------------------------------------
 
-    def tell(self, content: dict[str, Any], session: int = SESSION) -> None:
+    def tell(self, message: Message, session: int = SESSION) -> None:
         """A control message from rank 0."""
         out = np.zeros(wire.CONTROL_BYTES, np.uint8)
-        self.control.append(out[: wire.pack_control(out, session, content)])
+        self.control.append(out[: messages.pack(out, session, message)])
 
     def give(self, tasks: list[WireTask], pixels: list[np.ndarray], session: int = SESSION) -> None:
         """A task message from rank 0."""
@@ -301,7 +303,7 @@ class FakeEndpoint:
         answers = [m for m in self.sent if wire.read_header(m)["type"] == wire.ANSWERS]
         return [result for message in answers for result in wire.unpack_results(message)]
 
-    def told(self) -> list[dict[str, Any]]:
+    def told(self) -> list[Message]:
         """All control messages sent so far."""
         found = [m for m in self.sent if wire.read_header(m)["type"] == wire.CONTROL]
-        return [wire.unpack_control(message) for message in found]
+        return [messages.unpack(message, self.rank) for message in found]

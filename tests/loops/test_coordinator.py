@@ -26,6 +26,7 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
+from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job.coordinator import Coordinator, Ready
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
@@ -52,8 +53,8 @@ class Deaths:
         self._clock = clock
         self._at_ns = {rank: clock.now_ns + round(ms * MS) for rank, ms in at_ms.items()}
 
-    def offer(self) -> dict[str, Any]:
-        return {}
+    def offer(self) -> Offer:
+        return Offer((), 0, "")
 
     def dead(self, rank: int) -> bool:
         return self._clock.now_ns >= self._at_ns.get(rank, 1 << 62)
@@ -516,7 +517,7 @@ def test_a_damaged_message_is_a_wire_fault():
 def test_a_foreign_type_in_mid_run_is_a_wire_fault():
     job = Job(4)
     out = np.zeros(256, np.uint8)
-    job.cluster.push(1, out[: wire.pack_control(out, SESSION, {"what": "hello"})])
+    job.cluster.push(1, out[: wire.pack_control(out, SESSION, b"{}")])
     with pytest.raises(wire.WireFault, match="rank 1"):
         job.coordinator.run(job.ready)
 

@@ -14,6 +14,7 @@ from collage_mpi.faults.reply_timeout import (
     ReplyTimeouts,
     Suspicion,
 )
+from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
 
@@ -28,7 +29,7 @@ class FakeWatches:
         self.here, self.killed, self.looks = set(here), [], 0
 
     def offer(self):
-        return {"port": 1}
+        return Offer((), 1, "")
 
     def look(self):
         self.looks += 1

@@ -152,7 +152,7 @@ def test_a_rank_that_ended_before_it_could_be_watched_is_lost(watches, child):
     ],
 )
 def test_a_stranger_is_shown_the_door(watches, greeting):
-    address = ("127.0.0.1", watches.offer()["port"])
+    address = ("127.0.0.1", watches.offer().port)
     with socket.create_connection(address, timeout=LIMIT_S) as line:
         line.sendall(greeting)
         line.shutdown(socket.SHUT_WR)
@@ -214,7 +214,7 @@ def slow_watches():
 
 
 def knock(watches) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", watches.offer()["port"]), timeout=LIMIT_S)
+    return socket.create_connection(("127.0.0.1", watches.offer().port), timeout=LIMIT_S)
 
 
 def closed(line: socket.socket) -> bool:
@@ -248,7 +248,7 @@ def test_idle_connections_cannot_use_up_the_descriptors(watches):
 
 
 def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(watches):
-    port = watches.offer()["port"]
+    port = watches.offer().port
     lines = [joined(watches, rank, None) for rank in (1, 3)]
     idle = knock(watches)
     watches.look()
@@ -263,7 +263,7 @@ def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(watches):
 
 
 def test_the_port_closes_after_a_time_in_any_case(slow_watches):
-    port = slow_watches.offer()["port"]
+    port = slow_watches.offer().port
     slow_watches._clock.now_ns += 3600 * 10**9  # rank 0 was busy elsewhere: ours may be waiting
     for _ in range(100):
         slow_watches.look()
@@ -326,7 +326,7 @@ def test_on_several_hosts_the_port_is_open_on_the_device_that_was_told(monkeypat
     monkeypatch.setattr(tcp_link.socket, "create_server", server)
     offer = TcpLink(3, one_host=False, interface=told).offer()
     assert asked == [bound]
-    assert (offer["addresses"] == [bound]) == (bound != "0.0.0.0")
+    assert (offer.addresses == (bound,)) == (bound != "0.0.0.0")
 
 
 @pytest.mark.parametrize("rank", [0, 4, -1, True, "1"])
@@ -340,29 +340,29 @@ def test_a_rank_that_is_none_is_a_stranger(watches, rank):
 
 def test_a_job_on_one_host_opens_no_port_to_others(watches):
     assert watches._lifeline.listener.getsockname()[0] == "127.0.0.1"
-    assert watches.offer()["addresses"] == ["127.0.0.1"]
+    assert watches.offer().addresses == ("127.0.0.1",)
 
 
 # ---- a worker's side ------------------------------------------------------------
 
 
-def lookout_over(content) -> tuple[CoordinatorMonitor, threading.Event]:
+def lookout_over(process=None, offer=None) -> tuple[CoordinatorMonitor, threading.Event]:
     gone = threading.Event()
     lookout = CoordinatorMonitor(1, gone.set)
-    lookout.meet({"host": "node0", "process": None, "lifeline": None, **content})
+    lookout.meet("node0", process, offer)
     return lookout, gone
 
 
 def test_it_sees_rank_0_s_process_end(child):
     process, name = child
-    _, gone = lookout_over({"process": name.to_dict()})
+    _, gone = lookout_over(name)
     assert not gone.wait(0.05)
     process.kill()
     assert gone.wait(LIMIT_S)
 
 
 def test_it_sees_rank_0_s_connection_close(watches):
-    _, gone = lookout_over({"lifeline": watches.offer()})
+    _, gone = lookout_over(offer=watches.offer())
     until(lambda: watches.look() or 1 in watches._lines)
     assert not gone.wait(0.05)
     watches._lines[1].shutdown(socket.SHUT_RDWR)
@@ -371,7 +371,7 @@ def test_it_sees_rank_0_s_connection_close(watches):
 
 def test_once_released_it_does_not_mind(child):
     process, name = child
-    lookout, gone = lookout_over({"process": name.to_dict()})
+    lookout, gone = lookout_over(name)
     lookout.release()
     process.kill()
     process.wait()
@@ -382,15 +382,14 @@ def test_a_rank_0_that_ended_at_once_is_noticed(child):
     process, name = child
     process.kill()
     process.wait()
-    _, gone = lookout_over({"process": name.to_dict()})
+    _, gone = lookout_over(name)
     assert gone.wait(LIMIT_S)
 
 
 def test_who_cannot_connect_says_so_and_works_on(capsys):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # nobody listens there in a moment
-    offer = {"addresses": ["127.0.0.1"], "port": port, "token": "x"}
-    _, gone = lookout_over({"lifeline": offer})
+    _, gone = lookout_over(offer=tcp_link.Offer(("127.0.0.1",), port, "x"))
     said = until(lambda: capsys.readouterr().err)
     assert "rank 1" in said
     assert "cannot connect to rank 0 on node0" in said

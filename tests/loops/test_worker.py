@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeLookout
+from job_messages import WELCOME
 
 from collage_mpi.errors import DataFault, ExitCode
+from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.job.messages import (
+    Bye,
+    End,
+    Fault,
+    Hello,
+    Here,
+    Measure,
+    Measured,
+    Rank0,
+    Start,
+    Stop,
+    Welcome,
+)
 from collage_mpi.job.worker import RING_SPARE, Worker
 from collage_mpi.models import NullPredictor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireTask
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
+from collage_mpi.system.pidfd import ProcessId
+from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
 SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
@@ -74,27 +94,21 @@ class Bench:
             cpu_clock=lambda: self.cpu_ns(),
             backoff=Backoff(WORKER_BACKOFF, self.clock.sleep),
         )
-        self.content: dict[str, Any] = {
-            "what": "welcome",
-            "image_shape": SHAPE,
-            "encoded_shape": COLLAGE,
-            "networks": {kind: "null"},
-            "credit": 2,
-            "task_bytes": 4096,
-            "warmup_tasks": 2,
-            "straggler": {"model": "none"},
-            **welcome,
-        }
+        self.welcome = replace(
+            WELCOME,
+            image_shape=SHAPE,
+            **{"encoded_shape": COLLAGE, "networks": {kind: "null"}, **welcome},
+        )
         if start:
             self.start()
 
     def start(self, cost_ratio: float = 1.0) -> None:
-        self.endpoint.tell(self.content)
-        self.endpoint.tell({"what": "start", "cost_ratio": cost_ratio})
+        self.endpoint.tell(self.welcome)
+        self.endpoint.tell(Start(cost_ratio, {}))
         self.run()
         self.network.calls = 0
 
-    def _load(self, spec: str, kind: str, welcome: dict[str, Any]) -> Network:
+    def _load(self, spec: str, kind: str, welcome: Welcome) -> Network:
         if self.load_error is not None:
             raise self.load_error
         assert (spec, kind) == ("null", self.kind)
@@ -119,18 +133,20 @@ class Bench:
 def test_it_says_who_it_is_once_it_is_warm():
     bench = Bench()
     (hello,) = bench.endpoint.told()
-    assert hello["what"] == "hello"
-    assert hello["kinds"] == ["single"]
-    assert hello["fingerprints"] == {"single": bench.network.fingerprint}
-    assert hello["service_ns"] == {"single": MS}
+    assert isinstance(hello, Hello)
+    assert (hello.kinds, hello.devices) == (("single",), ("cpu",))
+    assert hello.fingerprints == {"single": bench.network.fingerprint}
+    assert hello.tuning == {"single": bench.network.tuning}
+    assert hello.service_ns == {"single": MS}
+    assert (hello.host, hello.pid) == (socket.gethostname(), os.getpid())
     assert bench.endpoint.ring == (4096, 2 + RING_SPARE)
 
 
 @pytest.mark.parametrize(
     ("straggler", "load_error", "code"),
     [
-        ({"model": "none"}, DataFault("w.safetensors: damaged"), ExitCode.DATA),
-        ({"model": "trace", "trace": "/no/such.npy"}, None, ExitCode.ENVIRONMENT),
+        (StragglerSettings(), DataFault("w.safetensors: damaged"), ExitCode.DATA),
+        (StragglerSettings("trace", trace="/no/such.npy"), None, ExitCode.ENVIRONMENT),
     ],
 )
 def test_what_it_cannot_load_it_tells_rank_0(straggler, load_error, code):
@@ -138,8 +154,8 @@ def test_what_it_cannot_load_it_tells_rank_0(straggler, load_error, code):
     bench.load_error = load_error
     bench.start()
     (fault,) = bench.endpoint.told()
-    assert fault["what"] == "fault"
-    assert fault["exit_code"] == code
+    assert isinstance(fault, Fault)
+    assert fault.exit_code == code
     assert bench.endpoint.ring is None
 
 
@@ -250,7 +266,7 @@ def test_scores_of_a_wrong_shape_fail_the_task():
 
 @pytest.mark.parametrize("kind", ["single", "collage"])
 def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
-    pinned = {"model": "pinned", "median_ms": 20.0, "slow": {"3": 5.0}}  # rank 3; JSON's keys
+    pinned = StragglerSettings("pinned", median_ms=20.0, slow={3: 5.0})  # this is rank 3
     bench = Bench(kind, start=False, straggler=pinned)
     bench.start(cost_ratio=1.5)
     shape = SHAPE if kind == "single" else COLLAGE
@@ -264,7 +280,7 @@ def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
 
 
 def test_a_draw_below_the_compute_holds_nothing():
-    bench = Bench(straggler={"model": "pinned", "median_ms": 0.5})
+    bench = Bench(straggler=StragglerSettings("pinned", median_ms=0.5))
     bench.single(0)
     bench.run()
     assert bench.results[0].held_ns == 0
@@ -272,7 +288,7 @@ def test_a_draw_below_the_compute_holds_nothing():
 
 
 def test_a_held_rank_goes_on_testing_mpi():
-    bench = Bench(straggler={"model": "pinned", "median_ms": 100})
+    bench = Bench(straggler=StragglerSettings("pinned", median_ms=100))
     polls = []
     bench.endpoint.at_poll = lambda: polls.append(bench.clock.now_ns)
     bench.single(0)
@@ -282,12 +298,12 @@ def test_a_held_rank_goes_on_testing_mpi():
     assert gaps_ns.max() <= MS + WORKER_BACKOFF.longest_ns
 
 
-@pytest.mark.parametrize("what", ["end", "stop"])
-def test_a_hold_ends_with_the_session(what):
+@pytest.mark.parametrize("last", [End(), Stop(6)])
+def test_a_hold_ends_with_the_session(last):
     """A rank drawn for ten minutes does not keep the whole job from ending."""
-    bench = Bench(straggler={"model": "pinned", "median_ms": 600_000})
+    bench = Bench(straggler=StragglerSettings("pinned", median_ms=600_000))
     bench.single(0)
-    bench.network.during = lambda: bench.endpoint.tell({"what": what, "exit_code": 6})
+    bench.network.during = lambda: bench.endpoint.tell(last)
     start_ns = bench.clock.now_ns
     bench.run()
     assert bench.clock.now_ns - start_ns < 10 * MS
@@ -297,12 +313,12 @@ def test_a_hold_ends_with_the_session(what):
 def test_tasks_wait_for_the_start():
     """Start and tasks come on two channels: a task that overtakes has no cost ratio yet."""
     bench = Bench(start=False)
-    bench.endpoint.tell(bench.content)
+    bench.endpoint.tell(bench.welcome)
     bench.run()
     bench.single(0, 4)
     bench.run()
     assert bench.results == []
-    bench.endpoint.tell({"what": "start", "cost_ratio": 2.0})
+    bench.endpoint.tell(Start(2.0, {}))
     bench.run()
     assert bench.results[0].cells[0].label == 4
 
@@ -312,28 +328,27 @@ def test_measure_is_answered_with_the_shortest_time_and_the_usual_processor_time
     took = iter((9, 5, 2, 2, 3))  # ms of the clock; of the processor always one
     bench.network.during = lambda: bench.clock.sleep((next(took) - 1) * MS / 1e9)
     bench.cpu_ns = lambda: MS * bench.network.calls
-    bench.endpoint.tell({"what": "measure", "kind": "single"})
+    bench.endpoint.tell(Measure("single", 1))
     bench.run()
-    expected = {"what": "measured", "kind": "single", "service_ns": 2 * MS, "cpu_ns": MS}
-    assert bench.endpoint.told()[-1] == expected
+    assert bench.endpoint.told()[-1] == Measured(2 * MS, MS)
     assert bench.network.calls == 5
 
 
 def test_on_a_gpu_there_is_no_processor_time_to_tell():
     bench = Bench()
     bench.network.device = "cuda:0"
-    bench.endpoint.tell({"what": "measure", "kind": "single"})
+    bench.endpoint.tell(Measure("single", 1))
     bench.run()
-    assert bench.endpoint.told()[-1]["cpu_ns"] is None
+    assert bench.endpoint.told()[-1].cpu_ns is None
 
 
 def test_a_slow_network_is_measured_by_few_calls():
     """All other ranks wait meanwhile, and rank 0 waits for no more than two minutes."""
     bench = Bench()
     bench.network.service_ns = 8000 * MS
-    bench.endpoint.tell({"what": "measure", "kind": "single"})
+    bench.endpoint.tell(Measure("single", 1))
     bench.run()
-    assert bench.endpoint.told()[-1]["service_ns"] == 8000 * MS
+    assert bench.endpoint.told()[-1].service_ns == 8000 * MS
     assert bench.network.calls == 2
 
 
@@ -353,11 +368,11 @@ def test_messages_of_another_session_are_dropped():
 def test_a_second_session_starts_clean():
     bench = Bench()
     bench.single(0)
-    bench.endpoint.tell({"what": "end"})
+    bench.endpoint.tell(End())
     bench.run()
     assert bench.endpoint.ring is None
-    bench.endpoint.tell(bench.content, session=SESSION + 1)
-    bench.endpoint.tell({"what": "start", "cost_ratio": 1.0}, session=SESSION + 1)
+    bench.endpoint.tell(bench.welcome, session=SESSION + 1)
+    bench.endpoint.tell(Start(1.0, {}), session=SESSION + 1)
     bench.run()
     task = WireTask(0, 0, 1, "single", ((0, 0),))
     bench.endpoint.give([task], [np.full(SHAPE, 8, np.uint8)], session=SESSION + 1)
@@ -367,19 +382,20 @@ def test_a_second_session_starts_clean():
 
 def test_stop_is_acknowledged_and_its_code_is_the_rank_s():
     bench = Bench(start=False)
-    bench.endpoint.tell({"what": "stop", "exit_code": 3}, session=0)  # before any welcome
+    bench.endpoint.tell(Stop(3), session=0)  # before any welcome
     assert bench.worker.serve() == 3
-    assert bench.endpoint.told() == [{"what": "bye"}]
+    assert bench.endpoint.told() == [Bye()]
 
 
 def test_rank_0_is_watched_until_it_says_stop():
     bench = Bench(start=False)
-    bench.endpoint.tell({"what": "rank 0", "host": "node0"}, session=0)
+    rank_0 = Rank0("node0", ProcessId("boot ns", 5, 7), Offer(("node0", "10.0.0.1"), 4000, "x"))
+    bench.endpoint.tell(rank_0, session=0)
     bench.run()
-    assert bench.lookout.met == [{"what": "rank 0", "host": "node0"}]
-    assert bench.endpoint.told() == [{"what": "here"}]
+    assert bench.lookout.met == [("node0", rank_0.process, rank_0.lifeline)]
+    assert bench.endpoint.told() == [Here()]
     assert not bench.lookout.released
-    bench.endpoint.tell({"what": "stop", "exit_code": 0}, session=0)
+    bench.endpoint.tell(Stop(0), session=0)
     bench.worker.serve()
     assert bench.lookout.released
 
@@ -459,18 +475,18 @@ def test_a_device_that_fails_at_the_start_is_told_to_rank_0(moment):
         bench.load_error = error
     else:
         bench.network.error = error
-    bench.endpoint.tell(bench.content)
+    bench.endpoint.tell(bench.welcome)
     bench.run()
     (fault,) = bench.endpoint.told()
-    assert fault["what"] == "fault"
-    assert fault["exit_code"] == ExitCode.ENVIRONMENT
-    assert "OutOfMemoryError: CUDA out of memory" in fault["message"]
+    assert isinstance(fault, Fault)
+    assert fault.exit_code == ExitCode.ENVIRONMENT
+    assert "OutOfMemoryError: CUDA out of memory" in fault.message
 
 
 def test_a_defect_at_the_start_is_no_fault_of_the_device():
     bench = Bench(start=False)
     bench.load_error = RuntimeError("boom")
-    bench.endpoint.tell(bench.content)
+    bench.endpoint.tell(bench.welcome)
     with pytest.raises(RuntimeError, match="boom"):
         bench.run()
 
@@ -488,18 +504,18 @@ def test_batches_up_to_the_largest_are_warm_before_the_rank_is_ready():
     bench.start()
     assert bench.network.sizes == [1, 1, 1, 1, 2, 4, 6]  # a dummy, three timed, the batches
     (hello,) = bench.endpoint.told()
-    assert hello["longest_ns"] == MS
+    assert hello.longest_ns == MS
 
 
 def test_a_batch_that_does_not_fit_the_device_is_told_with_what_fits():
     bench = Bench(start=False, batch=16)
     bench.network.most = 5
-    bench.endpoint.tell(bench.content)
+    bench.endpoint.tell(bench.welcome)
     bench.run()
     (fault,) = bench.endpoint.told()
-    assert fault["exit_code"] == ExitCode.ENVIRONMENT
-    assert "batch of 8" in fault["message"]
-    assert "--batch 4" in fault["message"]
+    assert fault.exit_code == ExitCode.ENVIRONMENT
+    assert "batch of 8" in fault.message
+    assert "--batch 4" in fault.message
 
 
 def test_one_bad_image_fails_its_task_alone():
@@ -546,19 +562,16 @@ def test_one_network_without_finite_scores_in_a_batch_fails_alone():
 
 @pytest.mark.parametrize(("cost", "kind"), [(0.5, "single"), (0.0, "single"), (1.0, "collage")])
 def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
-    from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
-
-    model = {"model": "lognormal", "median_ms": 50.0, "sigma": 0.5}
+    model = StragglerSettings("lognormal", median_ms=50.0, sigma=0.5)
     bench = Bench(kind, start=False, straggler=model, batch=3)
-    bench.endpoint.tell(bench.content)
-    costs = {"cost_ratio": 1.5, "batch_costs": {kind: cost}}
-    bench.endpoint.tell({"what": "start", **costs})
+    bench.endpoint.tell(bench.welcome)
+    bench.endpoint.tell(Start(1.5, {kind: cost}))
     bench.run()
     shape = SHAPE if kind == "single" else COLLAGE
     tasks = [WireTask(t, 4 + t, 1, kind, ((t, 0),)) for t in range(3)]
     bench.endpoint.give(tasks, [np.zeros(shape, np.uint8)] * 3)
     bench.run()
-    draw = make_delays(StragglerSettings("lognormal", median_ms=50.0, sigma=0.5)).draw_ns
+    draw = make_delays(model).draw_ns
     slowest_ns = max(draw(3, group, 1) for group in (4, 5, 6))
     drawn_ns = slowest_ns * (1 + 2 * cost) * (1.5 if kind == "collage" else 1)
     assert [r.drawn_ns for r in bench.results] == [round(drawn_ns)] * 3
@@ -566,7 +579,7 @@ def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
 
 
 def test_a_skipped_task_does_not_lengthen_its_batch():
-    bench = Bench(batch=2, straggler={"model": "pinned", "median_ms": 20.0})
+    bench = Bench(batch=2, straggler=StragglerSettings("pinned", median_ms=20.0))
     batch_of(bench, [3, 4])
     bench.endpoint.cancel(0)
     bench.run()
@@ -588,10 +601,10 @@ def test_answers_that_fill_more_than_a_message_go_in_several():
 
 def test_a_batch_is_measured_as_one():
     bench = Bench(batch=4)
-    bench.endpoint.tell({"what": "measure", "kind": "single", "batch": 4})
+    bench.endpoint.tell(Measure("single", 4))
     bench.run()
     assert set(bench.network.sizes[-5:]) == {4}
-    assert bench.endpoint.told()[-1]["service_ns"] == MS
+    assert bench.endpoint.told()[-1].service_ns == MS
 
 
 def test_under_parity_a_single_says_what_is_summed_beside_its_record():
@@ -634,7 +647,7 @@ def test_without_parity_no_vectors_travel():
 
 def test_the_parity_network_is_held_by_its_cost_ratio():
     bench = Bench("parity", start=False, summed="logits", encoded_shape=SHAPE,
-                  straggler={"model": "pinned", "median_ms": 100.0})  # fmt: skip
+                  straggler=StragglerSettings("pinned", median_ms=100.0))  # fmt: skip
     bench.start(cost_ratio=1.5)
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
     bench.run()

@@ -11,11 +11,14 @@ import numpy as np
 from fakes import MS
 from test_worker import Bench
 
+from collage_mpi.job.messages import End
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.scheduler.events import Item
 from collage_mpi.workload.background_load import Burn, Burners
+from collage_mpi.workload.service_times import Death
+from collage_mpi.workload.straggler_settings import StragglerSettings
 
-BURN = {"processes": 2, "seed": 0, "rank": 3, "share": 1.0, "spell_s": 1.0}
+BURN = Burn(2, seed=0, rank=3, share=1.0, spell_s=1.0)
 
 
 def ends_after(bench: Bench, polls: int) -> None:
@@ -25,13 +28,13 @@ def ends_after(bench: Bench, polls: int) -> None:
     def count() -> None:
         left[0] -= 1
         if left[0] == 0:
-            bench.endpoint.tell({"what": "end"})
+            bench.endpoint.tell(End())
 
     bench.endpoint.at_poll = count
 
 
 def test_it_answers_its_tasks_and_then_nothing_but_it_polls_and_the_session_ends():
-    bench = Bench(straggler={"model": "none", "dead": {"3": [None, 2]}})
+    bench = Bench(straggler=StragglerSettings(dead={3: Death(tasks=2)}))
     for task in range(4):
         bench.single(task)
     ends_after(bench, 400)
@@ -42,7 +45,7 @@ def test_it_answers_its_tasks_and_then_nothing_but_it_polls_and_the_session_ends
 
 
 def test_a_task_in_work_at_the_time_of_death_is_not_answered():
-    bench = Bench(straggler={"model": "pinned", "median_ms": 50, "dead": {"3": [0.12, None]}})
+    bench = Bench(straggler=StragglerSettings("pinned", median_ms=50, dead={3: Death(at_s=0.12)}))
     for task in range(4):
         bench.single(task)
     ends_after(bench, 400)
@@ -51,14 +54,14 @@ def test_a_task_in_work_at_the_time_of_death_is_not_answered():
 
 
 def test_another_rank_lives():
-    bench = Bench(straggler={"model": "none", "dead": {"2": [None, 0]}})
+    bench = Bench(straggler=StragglerSettings(dead={2: Death(tasks=0)}))
     bench.single(0)
     bench.run()
     assert len(bench.results) == 1
 
 
 def test_a_slow_spell_is_a_matter_of_the_time_since_start():
-    markov = {"model": "markov", "median_ms": 10, "sigma": 0.0, "slow_share": 0.5, "spell_s": 0.2}
+    markov = StragglerSettings("markov", median_ms=10, sigma=0.0, slow_share=0.5, spell_s=0.2)
     bench = Bench(straggler=markov)
     session = bench.worker.session
     assert session is not None
@@ -91,7 +94,7 @@ def test_burners_start_with_the_session_and_end_with_it():
     try:
         assert len(pids) == 2
         assert all(map(alive, pids))
-        bench.endpoint.tell({"what": "end"})
+        bench.endpoint.tell(End())
         bench.run()
         assert not any(map(alive, pids))
     finally:
@@ -101,7 +104,7 @@ def test_burners_start_with_the_session_and_end_with_it():
 def test_no_burner_outlives_its_rank():
     program = (
         "import sys; from collage_mpi.workload.background_load import Burn, Burners; "
-        f"b = Burners(Burn(**{BURN})); print(*[p.pid for p in b._processes], flush=True); "
+        f"b = Burners({BURN}); print(*[p.pid for p in b._processes], flush=True); "
         "sys.stdin.read()"
     )
     rank = subprocess.Popen(

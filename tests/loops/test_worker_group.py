@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import socket
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import Clock
+from job_messages import HELLO, WELCOME
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.faults.process_monitor import Ended
+from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.job import messages
+from collage_mpi.job.messages import (
+    Bye,
+    Fault,
+    Hello,
+    Here,
+    Measure,
+    Measured,
+    Message,
+    Rank0,
+    Stop,
+    Welcome,
+)
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.system.pidfd import this_process
 
 
 class Workers:
     """The crew's transport: each rank answers by a function of what it was told."""
 
-    def __init__(self, size: int, answer=lambda rank, content: None) -> None:
+    def __init__(self, size: int, answer=lambda rank, told: None) -> None:
         self.size = size
         self.answer = answer
-        self.told: list[tuple[int, dict[str, Any]]] = []
+        self.told: list[tuple[int, Message]] = []
         self.found: list[Any] = []
         self.flushes, self.flushed, self.closed = True, False, False
         self.dropped: list[int] = []
@@ -32,16 +50,16 @@ class Workers:
 
     def send_control(self, rank: int, buffer: np.ndarray, nbytes: int) -> None:
         message = buffer[:nbytes]
-        content = wire.unpack_control(message)
-        self.told.append((rank, content))
+        told = messages.unpack(message, 0)
+        self.told.append((rank, told))
         session = int(wire.read_header(message)["session"])
-        reply = self.answer(rank, content)
+        reply = self.answer(rank, told)
         if reply is not None:
             self.push(rank, session, reply)
 
-    def push(self, rank: int, session: int, content: dict[str, Any]) -> None:
+    def push(self, rank: int, session: int, message: Message) -> None:
         out = np.zeros(4096, np.uint8)
-        self.found.append(Received(rank, out[: wire.pack_control(out, session, content)], 0))
+        self.found.append(Received(rank, out[: messages.pack(out, session, message)], 0))
 
     def poll(self) -> list[Received | Sent]:
         found, self.found = self.found, []
@@ -63,43 +81,43 @@ def crew_of(transport: Workers) -> WorkerGroup:
     return WorkerGroup(transport, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
 
 
-def polite(rank: int, content: dict[str, Any]) -> dict[str, Any] | None:
-    return {
-        "welcome": {"what": "hello", "rank": rank},
-        "measure": {"what": "measured", "service_ns": 5},
-        "stop": {"what": "bye"},
-    }.get(content["what"])
+def hello(rank: int) -> Hello:
+    return replace(HELLO, host=f"node{rank}")
 
 
-def contents(size: int) -> dict[int, dict[str, Any]]:
-    return {rank: {"networks": {}} for rank in range(1, size)}
+def polite(rank: int, told: Message) -> Message | None:
+    return {Welcome: hello(rank), Measure: Measured(5, None), Stop: Bye()}.get(type(told))
+
+
+def welcomes(size: int) -> dict[int, Welcome]:
+    return dict.fromkeys(range(1, size), WELCOME)
 
 
 def test_all_hellos_are_collected_by_rank():
     crew = crew_of(Workers(4, polite))
-    assert {r: h["rank"] for r, h in crew.welcome(contents(4)).items()} == {1: 1, 2: 2, 3: 3}
-    assert crew.measure(2, "single") == (5, None)
+    assert crew.welcome(welcomes(4)) == {rank: hello(rank) for rank in (1, 2, 3)}
+    assert crew.measure(2, "single") == Measured(5, None)
 
 
 def test_a_rank_that_never_says_hello_is_named_in_bounded_time():
     crew = crew_of(Workers(4, lambda r, c: polite(r, c) if r == 2 else None))
     with pytest.raises(EnvironmentFault, match=r"no hello from rank\(s\) 1, 3 within 5 s"):
-        crew.welcome(contents(4), limit_s=5.0)
+        crew.welcome(welcomes(4), limit_s=5.0)
 
 
 @pytest.mark.parametrize(
     ("code", "kind"), [(4, DataFault), (3, EnvironmentFault), (1, EnvironmentFault)]
 )
 def test_a_rank_s_fault_is_told_with_its_rank(code, kind):
-    def answer(rank, content):
-        if rank == 3 and content["what"] == "welcome":
-            return {"what": "fault", "message": "w: damaged", "exit_code": code}
-        return polite(rank, content)
+    def answer(rank, told):
+        if rank == 3 and isinstance(told, Welcome):
+            return Fault("w: damaged", code)
+        return polite(rank, told)
 
     workers = Workers(4, answer)
     crew = crew_of(workers)
     with pytest.raises(kind, match="rank 3: w: damaged"):
-        crew.welcome(contents(4))
+        crew.welcome(welcomes(4))
     assert crew.stop(code) == []
     assert workers.closed
 
@@ -107,23 +125,23 @@ def test_a_rank_s_fault_is_told_with_its_rank(code, kind):
 def test_a_second_fault_does_not_disturb_the_end():
     workers = Workers(3, polite)
     crew = crew_of(workers)
-    crew.welcome(contents(3))
-    workers.push(1, 1, {"what": "fault", "message": "late", "exit_code": 4})
+    crew.welcome(welcomes(3))
+    workers.push(1, 1, Fault("late", 4))
     assert crew.stop(4) == []
 
 
 def test_a_late_answer_of_the_last_session_is_no_hello():
     workers = Workers(2, polite)
     crew = crew_of(workers)
-    crew.welcome(contents(2))
-    workers.push(1, 1, {"what": "hello", "rank": "stale"})
-    assert crew.welcome(contents(2))[1]["rank"] == 1
+    crew.welcome(welcomes(2))
+    workers.push(1, 1, replace(HELLO, host="stale"))
+    assert crew.welcome(welcomes(2))[1].host == "node1"
 
 
 def test_a_signal_ends_the_wait():
     crew = crew_of(Workers(3))
     with pytest.raises(CollageError, match="SIGTERM") as caught:
-        crew.welcome(contents(3), interrupted=lambda: "stopped by SIGTERM")
+        crew.welcome(welcomes(3), interrupted=lambda: "stopped by SIGTERM")
     assert caught.value.exit_code is ExitCode.INCOMPLETE
 
 
@@ -131,19 +149,19 @@ def test_stop_tells_everybody_once():
     workers = Workers(4, polite)
     crew = crew_of(workers)
     assert crew.stop(5) == crew.stop(5) == []
-    assert workers.told == [(r, {"what": "stop", "exit_code": 5}) for r in (1, 2, 3)]
+    assert workers.told == [(r, Stop(5)) for r in (1, 2, 3)]
     assert workers.flushed
     assert workers.closed
 
 
 def test_stop_names_the_ranks_that_do_not_end():
-    workers = Workers(4, lambda rank, content: polite(rank, content) if rank != 2 else None)
+    workers = Workers(4, lambda rank, told: polite(rank, told) if rank != 2 else None)
     assert crew_of(workers).stop(0) == [2]
     assert not workers.closed
 
 
 def test_a_rank_that_was_silent_already_has_had_its_time():
-    workers = Workers(4, lambda rank, content: polite(rank, content) if rank != 2 else None)
+    workers = Workers(4, lambda rank, told: polite(rank, told) if rank != 2 else None)
     clock = Clock(tick_ns=1000)
     crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
     crew.losses.sent(2, clock())
@@ -179,10 +197,13 @@ def test_a_damaged_message_is_a_wire_fault():
     workers = Workers(2)
     workers.found.append(Received(1, np.zeros(64, np.uint8), 0))
     with pytest.raises(wire.WireFault):
-        crew_of(workers).welcome(contents(2))
+        crew_of(workers).welcome(welcomes(2))
 
 
 # ---- without some of the ranks ------------------------------------------------
+
+
+OFFER = Offer(("node0", "10.0.0.1"), 4000, "x")
 
 
 class NoWatches:
@@ -191,8 +212,8 @@ class NoWatches:
     def __init__(self) -> None:
         self.ended: list[Ended] = []
 
-    def offer(self) -> dict[str, Any]:
-        return {}
+    def offer(self) -> Offer:
+        return OFFER
 
     def look(self) -> list[Ended]:
         ended, self.ended = self.ended, []
@@ -216,13 +237,13 @@ def test_everybody_is_told_where_rank_0_is():
     workers = Workers(3)
     crew, _ = hardy(workers)
     crew.greet()
-    assert [(rank, told["what"]) for rank, told in workers.told] == [(1, "rank 0"), (2, "rank 0")]
-    assert workers.told[0][1]["lifeline"] == {}
+    rank_0 = Rank0(socket.gethostname(), this_process(), OFFER)
+    assert workers.told == [(1, rank_0), (2, rank_0)]
 
 
 def test_ranks_that_say_nothing_are_lost_and_the_others_begin(capsys):
     crew, _ = hardy(Workers(4, lambda r, c: polite(r, c) if r == 2 else None))
-    assert crew.welcome(contents(4), limit_s=5.0).keys() == {2}
+    assert crew.welcome(welcomes(4), limit_s=5.0).keys() == {2}
     assert crew.present == [2]
     assert crew.transport.dropped == [1, 3]
     assert capsys.readouterr().err.count("is lost: no hello within 5 s; written off") == 2
@@ -230,21 +251,21 @@ def test_ranks_that_say_nothing_are_lost_and_the_others_begin(capsys):
 
 
 def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
-    def answer(rank, content):
-        return {"what": "here"} if content["what"] == "rank 0" and rank == 1 else None
+    def answer(rank, told):
+        return Here() if isinstance(told, Rank0) and rank == 1 else None
 
     workers = Workers(3, lambda r, c: answer(r, c) or polite(r, c))
     crew, _ = hardy(workers)
     crew.session = 0
     crew.greet()
-    assert crew.welcome(contents(3)).keys() == {1}
+    assert crew.welcome(welcomes(3)).keys() == {1}
     assert crew.losses.vigil.losses[2].why == "no sign of life within 30 s; written off"
 
 
 def test_a_rank_that_dies_while_it_loads_is_not_waited_for():
     crew, watches = hardy(Workers(3, lambda r, c: polite(r, c) if r == 1 else None))
     watches.ended = [Ended(2, "process", "its process has ended")]
-    assert crew.welcome(contents(3)).keys() == {1}
+    assert crew.welcome(welcomes(3)).keys() == {1}
     assert crew.losses.vigil.losses[2].layer == "process"
 
 
@@ -252,7 +273,7 @@ def test_mpi_s_word_on_a_rank_is_taken():
     workers = Workers(3, lambda r, c: polite(r, c) if r == 1 else None)
     crew, _ = hardy(workers)
     workers.found.append(Gone(2, "MPI says: ERR_PROC_FAILED", 0))
-    assert crew.welcome(contents(3)).keys() == {1}
+    assert crew.welcome(welcomes(3)).keys() == {1}
     assert crew.losses.vigil.losses[2].layer == "mpi"
 
 
@@ -267,43 +288,43 @@ def test_a_start_that_was_suspended_has_not_used_up_its_time():
             clock.sleep(3600)
         elif len(found) == 200:
             for rank in (1, 2):
-                workers.push(rank, 1, {"what": "hello"})
+                workers.push(rank, 1, hello(rank))
 
     crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, sleep))
-    assert crew.welcome(contents(3), limit_s=5.0).keys() == {1, 2}
+    assert crew.welcome(welcomes(3), limit_s=5.0).keys() == {1, 2}
 
 
 @pytest.mark.parametrize("others", [True, False])
 def test_a_rank_whose_host_cannot_work_is_lost_unless_all_are_so(others):
-    def answer(rank, content):
-        if content["what"] == "welcome" and (rank == 2 or not others):
-            return {"what": "fault", "message": "no CUDA device", "exit_code": 3}
-        return polite(rank, content)
+    def answer(rank, told):
+        if isinstance(told, Welcome) and (rank == 2 or not others):
+            return Fault("no CUDA device", 3)
+        return polite(rank, told)
 
     crew, _ = hardy(Workers(3, answer))
     if others:
-        assert crew.welcome(contents(3)).keys() == {1}
+        assert crew.welcome(welcomes(3)).keys() == {1}
         why = crew.losses.vigil.losses[2].why
         assert why == "it cannot work: rank 2: no CUDA device; written off"
     else:
         with pytest.raises(EnvironmentFault, match="rank 1: no CUDA device"):
-            crew.welcome(contents(3))
+            crew.welcome(welcomes(3))
 
 
 def test_damaged_weights_end_the_start_in_any_case():
-    def answer(rank, content):
-        if content["what"] == "welcome" and rank == 2:
-            return {"what": "fault", "message": "w: damaged", "exit_code": 4}
-        return polite(rank, content)
+    def answer(rank, told):
+        if isinstance(told, Welcome) and rank == 2:
+            return Fault("w: damaged", 4)
+        return polite(rank, told)
 
     crew, _ = hardy(Workers(3, answer))
     with pytest.raises(DataFault, match="rank 2: w: damaged"):
-        crew.welcome(contents(3))
+        crew.welcome(welcomes(3))
 
 
 def test_a_network_that_is_too_slow_to_measure_is_told_as_that():
-    crew = crew_of(Workers(2, lambda r, c: polite(r, c) if c["what"] == "welcome" else None))
-    crew.welcome(contents(2))
+    crew = crew_of(Workers(2, lambda r, c: polite(r, c) if isinstance(c, Welcome) else None))
+    crew.welcome(welcomes(2))
     with pytest.raises(EnvironmentFault, match=r"no service time .* rank\(s\) 1 .* too slow there"):
         crew.measure(1, "single")
 
@@ -311,38 +332,41 @@ def test_a_network_that_is_too_slow_to_measure_is_told_as_that():
 def test_slow_networks_are_measured_in_fewer_rounds():
     clock = Clock(tick_ns=1000)
 
-    def answer(rank: int, content: dict[str, Any]) -> dict[str, Any] | None:
-        if content["what"] == "measure":
+    def answer(rank: int, told: Message) -> Message | None:
+        if isinstance(told, Measure):
             clock.now_ns += 12 * 10**9
-        return polite(rank, content)
+        return polite(rank, told)
 
     workers = Workers(3, answer)
     crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
-    crew.welcome(contents(3))
+    crew.welcome(welcomes(3))
     assert crew.service_times({"single": [1], "collage": [2]}, "networks")[1] == (1, 1, 1)
-    assert [c["what"] for _, c in workers.told].count("measure") == 2
+    assert [told for _, told in workers.told if isinstance(told, Measure)] == [
+        Measure("single", 1),
+        Measure("collage", 1),
+    ]
 
 
 def test_networks_are_measured_in_turn():
-    def answer(rank: int, content: dict[str, Any]) -> dict[str, Any] | None:
-        if content["what"] != "measure":
-            return polite(rank, content)
-        return {"what": "measured", "service_ns": 70 - rank, "cpu_ns": 10 * rank}
+    def answer(rank: int, told: Message) -> Message | None:
+        if not isinstance(told, Measure):
+            return polite(rank, told)
+        return Measured(70 - rank, 10 * rank)
 
     workers = Workers(3, answer)
     crew, _ = hardy(workers)
-    crew.welcome(contents(3))
+    crew.welcome(welcomes(3))
     services, ratio = crew.service_times({"single": [1], "collage": [2]}, "networks")
-    asked = [rank for rank, content in workers.told if content["what"] == "measure"]
+    asked = [rank for rank, told in workers.told if isinstance(told, Measure)]
     assert asked == [1, 2] * 15
     assert services == {"single": 69, "collage": 68}
     assert ratio == (2, 2, 2)  # of the processor times
 
 
 def test_when_the_measured_rank_dies_the_next_is_measured():
-    workers = Workers(4, lambda r, c: None if (r, c["what"]) == (1, "measure") else polite(r, c))
+    workers = Workers(4, lambda r, c: None if (r, type(c)) == (1, Measure) else polite(r, c))
     crew, watches = hardy(workers)
-    crew.welcome(contents(4))
+    crew.welcome(welcomes(4))
     watches.ended = [Ended(1, "process", "its process has ended")]
     services, ratio = crew.service_times({"single": [1, 2], "collage": [3]}, "networks")
     assert services == {"single": 5, "collage": 5}

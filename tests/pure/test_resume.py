@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from job_messages import HELLO
 from results_harness import fill, locate
 from results_harness import manifest as rows_manifest
 
@@ -184,7 +185,7 @@ def test_a_setting_that_came_later_had_its_default(ask: Callable[..., Json]) -> 
 
 
 def test_a_network_of_ones_own_is_held_against_what_its_ranks_told() -> None:
-    hellos = {1: {"fingerprints": {"single": "b" * 64}}, 2: {"fingerprints": {"collage": "c" * 64}}}
+    hellos = {1: HELLO, 2: dataclasses.replace(HELLO, fingerprints={"collage": "c" * 64})}
     plan: Any = SimpleNamespace(
         networks={"single": "mine:net", "collage": "null"}, settings=SimpleNamespace(out="runs/a")
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -22,7 +20,6 @@ from collage_mpi.workload.straggler_settings import (
     StragglerSettings,
     make_delays,
     parse_dead,
-    read_back,
 )
 
 DRAWN = ("lognormal", "pareto", "bimodal", "markov")
@@ -160,11 +157,8 @@ def test_a_dead_rank_by_time_or_by_tasks():
     assert not model.dead(5, 10**15, 10**9)
 
 
-def test_settings_survive_the_way_to_the_ranks():
-    settings = StragglerSettings(
-        "markov", slow={3: 2.0}, dead=dict(map(parse_dead, ("3:2.5s", "4:7")))
-    )
-    assert read_back(json.loads(json.dumps(asdict(settings)))) == settings
+def test_dead_ranks_are_told_as_they_were_typed():
+    settings = StragglerSettings("markov", dead=dict(map(parse_dead, ("3:2.5s", "4:7"))))
     assert "rank 3 dead after 2.5 s, rank 4 dead after 7 tasks" in settings.describe()
 
 

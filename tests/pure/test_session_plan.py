@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from job_messages import HELLO
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.handshake import check_same_weights
+from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.session import _not_done, make_manifest, scheduler_settings, validity
@@ -165,8 +168,8 @@ def test_one_class_groups_are_said(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def hello(host: str, **fingerprints: str) -> dict:
-    return {"host": host, "fingerprints": fingerprints}
+def hello(host: str, **fingerprints: str) -> Hello:
+    return replace(HELLO, host=host, fingerprints=fingerprints)
 
 
 def test_ranks_of_a_kind_must_hold_the_same_weights():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from job_messages import HELLO
 
 from collage_mpi.errors import UsageError
 from collage_mpi.job.handshake import warn_of_mixed_tuning
@@ -66,10 +68,10 @@ def test_a_gpu_that_is_too_small_is_told_with_what_would_fit() -> None:
 
 
 def test_ranks_that_run_a_network_in_two_ways_are_told(capsys: pytest.CaptureFixture) -> None:
-    hello = {"tuning": {"single": "float32, channels-last"}}
-    warn_of_mixed_tuning({1: hello, 2: hello})
+    warn_of_mixed_tuning({1: HELLO, 2: HELLO})
     assert capsys.readouterr().err == ""
-    warn_of_mixed_tuning({1: hello, 2: {"tuning": {"single": "bfloat16"}}, 3: hello})
+    other = replace(HELLO, tuning={"single": "bfloat16"})
+    warn_of_mixed_tuning({1: HELLO, 2: other, 3: HELLO})
     assert (
         "float32, channels-last on rank(s) 1, 3; bfloat16 on rank(s) 2" in capsys.readouterr().err
     )

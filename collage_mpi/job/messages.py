@@ -1,0 +1,246 @@
+"""What rank 0 and the workers tell each other besides tasks and answers.
+
+Owns: the control messages and all their fields, as JSON and back.
+Does not know: who sends which when, what follows from one, how the bytes travel.
+
+Here alone a field is declared; whoever sends or reads one names an attribute. A message lacks no
+field and has no other, each of its type: anything else is refused with WireFault, which names the
+rank and the field. Records of other modules travel as they are declared there.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from collage_mpi.errors import CollageError
+from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.models import Tuning
+from collage_mpi.mpi.protocol import WireFault, pack_control, unpack_control
+from collage_mpi.system.pidfd import ProcessId
+from collage_mpi.workload.background_load import Burn
+from collage_mpi.workload.straggler_settings import StragglerSettings
+
+Shape = tuple[int, int, int]  # (H, W, C)
+
+# ---- down: rank 0 to a worker -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rank0:
+    """Who and where rank 0 is, so that no rank outlives it for long; answered by Here.
+
+    Attributes:
+        process: None where the system does not tell.
+        lifeline: where to connect; None where the launcher ends all ranks with any of them.
+    """
+
+    host: str
+    process: ProcessId | None
+    lifeline: Offer | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Welcome:
+    """A session begins, and this is the rank's part; answered by Hello, or by Fault.
+
+    Attributes:
+        networks: kind -> what the rank loads.
+        image_shape, encoded_shape: of one input: (H, W, C) of a single network, (P, P, C) of
+            one for collages or stripes.
+        side, cell_px, classes: of a network that does not know them itself.
+        credit: messages of tasks that may be under way to the rank.
+        batch: inputs of one message, at most.
+        task_bytes, answer_bytes: of a message of tasks, and of answers, at most.
+        summed: what of a single's scores its answer carries for others; None for nothing.
+        warmup_tasks: of each network, before it is ready.
+        burn: what burns beside the rank.
+    """
+
+    networks: dict[str, str]
+    image_shape: Shape
+    encoded_shape: Shape
+    side: int
+    cell_px: int
+    classes: int
+    device: str
+    tuning: Tuning
+    credit: int
+    batch: int
+    task_bytes: int
+    answer_bytes: int
+    summed: str | None
+    warmup_tasks: int
+    straggler: StragglerSettings
+    burn: Burn | None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Time the kind's network with so many inputs, the other ranks waiting; see Measured."""
+
+    kind: str
+    batch: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Tasks may come: the delay model's time begins.
+
+    Attributes:
+        cost_ratio: what a collage or a stripe takes over a single image.
+        batch_costs: kind -> what a further input of a batch takes over the first.
+    """
+
+    cost_ratio: float
+    batch_costs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class End:
+    """The session is over; another may follow."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The job is over, with this exit code for all ranks; answered by Bye."""
+
+    exit_code: int
+
+
+# ---- up: a worker to rank 0 -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Here:
+    """MPI works, and so does this rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """The rank's networks are loaded and warm.
+
+    Attributes:
+        devices: that they are on.
+        tuning, fingerprints: by kind, of its network.
+        service_ns: kind -> one input, while other ranks may be at work too.
+        longest_ns: of any batch that was tried.
+    """
+
+    host: str
+    pid: int
+    kinds: tuple[str, ...]
+    devices: tuple[str, ...]
+    tuning: dict[str, str]
+    fingerprints: dict[str, str]
+    service_ns: dict[str, int]
+    longest_ns: int
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What keeps the rank from working, and the exit code that tells its sort."""
+
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A few calls of a network in a row.
+
+    Attributes:
+        service_ns: the shortest of them on the clock.
+        cpu_ns: processor time of the usual one, the median; None where a GPU does the work.
+    """
+
+    service_ns: int
+    cpu_ns: int | None
+
+
+@dataclass(frozen=True)
+class Bye:
+    """The rank ends now."""
+
+
+# ---- as bytes ---------------------------------------------------------------
+
+Message = Rank0 | Welcome | Measure | Start | End | Stop | Here | Hello | Fault | Measured | Bye
+TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
+
+
+def pack(out: np.ndarray, session: int, message: Message) -> int:
+    """Write a control message into `out`, (capacity,) uint8; its length in bytes.
+
+    Raises:
+        WireFault: it does not fit `out`.
+    """
+    content = {"what": type(message).__name__.lower(), **asdict(message)}
+    return pack_control(out, session, json.dumps(content).encode())
+
+
+def unpack(data: np.ndarray, rank: int) -> Message:
+    """The control message that has come from a rank, (n,) uint8.
+
+    Raises:
+        WireFault: bytes that are none, or a message that this version does not know as it is.
+    """
+    try:
+        content = json.loads(unpack_control(data))
+        what = content.pop("what", None) if isinstance(content, dict) else None
+        if not isinstance(what, str) or what not in TYPES:
+            known = ", ".join(TYPES)
+            raise ValueError(f"a control message {reprlib.repr(what)}; known are: {known}")
+        return _record(TYPES[what], content, what)
+    except (ValueError, RecursionError) as error:
+        raise WireFault(f"rank {rank} sent {error}") from error
+
+
+def _record(kind: type[Any], values: dict[str, Any], name: str) -> Any:
+    """A dataclass of exactly these fields. Raises ValueError, naming the field."""
+    hints = get_type_hints(kind)
+    lacking, foreign = hints.keys() - values, values.keys() - hints
+    if lacking or foreign:
+        how = [f"without {each}" for each in sorted(lacking)]
+        how += [f"with an unknown {reprlib.repr(each)}" for each in sorted(foreign)]
+        raise ValueError(f"{name} {' and '.join(how)}")
+    found = {each: _read(hints[each], values[each], f"{name}.{each}") for each in hints}
+    try:
+        return kind(**found)
+    except (CollageError, ValueError) as error:
+        raise ValueError(f"{name} that cannot be: {error}") from error
+
+
+def _read(hint: Any, value: Any, name: str) -> Any:
+    """What JSON gave, as its type says. Raises ValueError, naming the field."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):  # X | None
+        return None if value is None else _read(inner[0], value, name)
+    if isinstance(value, dict) and is_dataclass(hint):
+        return _record(hint, value, name)  # type: ignore[arg-type]
+    if isinstance(value, dict) and origin in (dict, Mapping):
+        named, each = inner
+        return {_key(named, k, name): _read(each, v, f"{name}.{k}") for k, v in value.items()}
+    if isinstance(value, list) and origin is tuple:
+        hints = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(hints) == len(value):
+            return tuple(_read(each, one, name) for each, one in zip(hints, value, strict=True))
+    if type(value) is hint:
+        return value
+    if hint is float and type(value) is int and abs(value) < 1 << 53:
+        return float(value)
+    raise ValueError(f"{name} = {reprlib.repr(value)}; needed: {getattr(hint, '__name__', hint)}")
+
+
+def _key(hint: type[Any], text: str, name: str) -> Any:
+    """A mapping's key: JSON makes text of a number. Raises ValueError, naming the field."""
+    try:
+        return hint(text)
+    except ValueError:
+        raise ValueError(f"{name} of {reprlib.repr(text)}; needed: {hint.__name__}") from None

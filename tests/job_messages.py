@@ -1,0 +1,37 @@
+"""Sound control messages, for what several rings of tests need of them."""
+
+from __future__ import annotations
+
+from collage_mpi.job.messages import Hello, Welcome
+from collage_mpi.models import Tuning
+from collage_mpi.mpi.protocol import UP_BYTES
+from collage_mpi.workload.straggler_settings import StragglerSettings
+
+WELCOME = Welcome(
+    networks={},
+    image_shape=(4, 4, 1),
+    encoded_shape=(8, 8, 1),
+    side=2,
+    cell_px=4,
+    classes=10,
+    device="cpu",
+    tuning=Tuning(),
+    credit=2,
+    batch=1,
+    task_bytes=4096,
+    answer_bytes=UP_BYTES,
+    summed=None,
+    warmup_tasks=2,
+    straggler=StragglerSettings(),
+    burn=None,
+)
+HELLO = Hello(
+    host="node1",
+    pid=40,
+    kinds=("single",),
+    devices=("cpu",),
+    tuning={"single": "float32, channels-last"},
+    fingerprints={"single": "b" * 64},
+    service_ns={"single": 1_000_000},
+    longest_ns=1_000_000,
+)

@@ -1,0 +1,171 @@
+"""Every control message reads back as it was sent; any other is refused, rank and field named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from job_messages import HELLO, WELCOME
+
+from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.job import messages
+from collage_mpi.job.messages import TYPES, Bye, Measured, Rank0, Start, Stop, Welcome
+from collage_mpi.models import Tuning
+from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.protocol import WireFault
+from collage_mpi.system.pidfd import LARGEST_PID, ProcessId
+from collage_mpi.workload.background_load import Burn
+from collage_mpi.workload.service_times import Death
+from collage_mpi.workload.straggler_settings import MODELS, StragglerSettings
+
+numbers = st.floats(allow_nan=False)  # NaN is no other NaN
+ranks = st.integers(1, 10**6)
+deaths = st.builds(Death, at_s=numbers) | st.builds(Death, tasks=st.integers())
+stragglers = st.builds(
+    StragglerSettings,
+    model=st.sampled_from(MODELS[2:]),  # the others need a file, or suffer no slow ranks
+    seed=st.integers(),
+    median_ms=st.floats(0.1, 100) | st.integers(1, 100),
+    slow=st.none() | st.dictionaries(ranks, st.floats(0.1, 10)),
+    dead=st.none() | st.dictionaries(ranks, deaths),
+)
+tunings = st.builds(
+    Tuning, st.sampled_from(PRECISIONS), st.sampled_from(LAYOUTS), st.sampled_from(COMPILES)
+)
+burns = st.builds(
+    Burn, st.integers(), seed=st.integers(), rank=st.integers(), share=numbers, spell_s=numbers
+)
+processes = st.builds(ProcessId, pid=st.integers(1, LARGEST_PID))
+SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
+    Rank0: st.builds(Rank0, process=st.none() | processes),
+    Welcome: st.builds(Welcome, tuning=tunings, straggler=stragglers, burn=st.none() | burns),
+    Start: st.builds(Start, numbers, st.dictionaries(st.text(), numbers)),
+}
+EXAMPLES = [
+    Rank0("node0", ProcessId("boot ns", 5, 7), Offer(("node0", "10.0.0.1"), 4000, "x")),
+    replace(
+        WELCOME,
+        burn=Burn(2, 0, 3, 1.0, 2.0),
+        straggler=StragglerSettings("pinned", slow={3: 2.0}, dead={4: Death(tasks=7)}),
+    ),
+    messages.Measure("single", 4),
+    Start(1.5, {"collage": 0.5}),
+    Stop(6),
+    HELLO,
+    messages.Fault("no CUDA device", 3),
+    Measured(5, None),
+]
+
+
+def back(message: Any) -> Any:
+    out = np.zeros(wire.CONTROL_BYTES, np.uint8)
+    return messages.unpack(out[: messages.pack(out, 1, message)], 3)
+
+
+def changed(message: Any, change: Callable[[dict[str, Any]], object]) -> Any:
+    """What comes of a message whose JSON somebody has changed."""
+    out = np.zeros(wire.CONTROL_BYTES, np.uint8)
+    content = json.loads(wire.unpack_control(out[: messages.pack(out, 1, message)]))
+    change(content)
+    return messages.unpack(out[: wire.pack_control(out, 1, json.dumps(content).encode())], 3)
+
+
+@pytest.mark.parametrize("kind", TYPES.values())
+@given(data=st.data())
+def test_every_message_reads_back(kind, data):
+    message = data.draw(SOUND[kind])
+    assert back(message) == message
+
+
+@pytest.mark.parametrize("message", EXAMPLES)
+def test_of_what_is_read_back_all_is_of_its_type(message):
+    assert repr(back(message)) == repr(message)  # a list is no tuple, 3 no "3", 1 no 1.0
+
+
+EACH = [(message, each.name) for message in EXAMPLES for each in fields(message)]
+
+
+@pytest.mark.parametrize(("message", "name"), EACH)
+def test_a_field_that_lacks_is_named_and_so_is_its_rank(message, name):
+    with pytest.raises(WireFault, match=rf"^rank 3 sent \w+ without {name}$"):
+        changed(message, lambda content: content.pop(name))
+
+
+@pytest.mark.parametrize(("message", "name"), EACH)
+def test_a_field_of_another_type_is_named_and_so_is_its_rank(message, name):
+    with pytest.raises(WireFault, match=rf"^rank 3 sent \w+\.{name} = True; needed: "):
+        changed(message, lambda content: content.update({name: True}))
+
+
+@pytest.mark.parametrize("message", [*EXAMPLES, Bye()])
+def test_a_field_that_nobody_declared_is_refused(message):
+    with pytest.raises(WireFault, match=r"^rank 3 sent \w+ with an unknown 'more'$"):
+        changed(message, lambda content: content.update(more=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("side", True, r"welcome\.side = True; needed: int"),
+        ("side", 3.0, r"welcome\.side = 3\.0; needed: int"),
+        ("image_shape", [4, 4], r"welcome\.image_shape = \[4, 4\]; needed: tuple"),
+        ("image_shape", [4, 4, "1"], r"welcome\.image_shape = '1'; needed: int"),
+        ("networks", {"single": None}, r"welcome\.networks\.single = None; needed: str"),
+        ("straggler", {"slow": {"x": 2.0}}, r"welcome\.straggler\.slow of 'x'; needed: int"),
+        ("straggler", {"median_ms": 10**400}, r"welcome\.straggler\.median_ms = 1000"),
+        ("straggler", {"model": "snail"}, r"welcome\.straggler that cannot be: .* 'snail'"),
+        ("tuning", {"compile": "please"}, r"welcome\.tuning that cannot be: compile is 'please'"),
+        ("tuning", {"more": 1}, r"welcome\.tuning with an unknown 'more'"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, value, says):
+    def change(content: dict[str, Any]) -> None:
+        content[name] = {**content[name], **value} if name in ("straggler", "tuning") else value
+
+    with pytest.raises(WireFault, match=f"^rank 3 sent {says}"):
+        changed(WELCOME, change)
+
+
+def test_a_process_that_cannot_be_is_refused():
+    with pytest.raises(WireFault, match=r"rank0\.process that cannot be: .* pid 0,"):
+        changed(EXAMPLES[0], lambda content: content["process"].update(pid=0))
+
+
+def test_a_whole_number_is_a_float_too():
+    found = changed(Start(1.5, {}), lambda content: content.update(cost_ratio=2))
+    assert repr(found) == "Start(cost_ratio=2.0, batch_costs={})"
+
+
+@pytest.mark.parametrize("text", [b'{"what": "helo"}', b'{"what": ["stop"]}', b"{}", b"[3]", b"3"])
+def test_a_message_of_no_known_sort_is_refused(text):
+    out = np.zeros(256, np.uint8)
+    with pytest.raises(WireFault, match=r"rank 3 sent a control message .*; known are: rank0, "):
+        messages.unpack(out[: wire.pack_control(out, 1, text)], 3)
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("message", EXAMPLES)
+def test_damaged_bytes_never_do_worse_than_wire_fault(message, data):
+    out = np.zeros(4096, np.uint8)
+    sent = out[: messages.pack(out, 1, message)]
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(wire.HEADER.itemsize, len(sent) - 1))
+        sent[at] = data.draw(st.integers(0, 255))
+    try:
+        messages.unpack(sent, 3)
+    except WireFault:
+        pass
+
+
+@given(text=st.binary(max_size=200))
+def test_bytes_of_any_sort_are_refused(text):
+    out = np.zeros(512, np.uint8)
+    with pytest.raises(WireFault):
+        messages.unpack(out[: wire.pack_control(out, 1, text)], 3)
