@@ -17,7 +17,8 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
     python script.py`. To start ranks from a program of one process: `launch_run`.
 
     Rank 0 classifies and writes the results to `settings.out` (read them with
-    `read_results`); the other ranks serve until the job is over.
+    `read_results`); the other ranks serve until the job is over. What there is to say goes to
+    the logger `collage_mpi` (`logging`).
 
     Args:
         settings: of the run.

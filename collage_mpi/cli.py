@@ -7,6 +7,7 @@ Does not know: what any command does. Imports nothing heavy.
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import CollageError, ExitCode, fault_of
 from collage_mpi.system.hard_exit import leave_if_armed
 from collage_mpi.system.safe_stream import SafeStream, abandon
-from collage_mpi.system.tell import let_rank_0_speak, tell
+from collage_mpi.system.tell import let_rank_0_speak, tell, told_on_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     A rank of a fault-tolerant world leaves at once, without returning (see departure).
     """
     _print_any_name()
-    code = _main(list(sys.argv[1:] if argv is None else argv))
+    with told_on_stderr():
+        code = _main(list(sys.argv[1:] if argv is None else argv))
     leave_if_armed(code)
     if code:
         let_rank_0_speak()
@@ -47,10 +49,10 @@ def _main(argv: list[str]) -> int:
         module = import_module(f"collage_mpi.commands.{COMMANDS[args.command][0]}")
         return int(module.execute(args))
     except CollageError as error:
-        tell(f"{name}: {error}")
+        tell(f"{name}: {error}", logging.ERROR)
         return int(error.exit_code)
     except KeyboardInterrupt:
-        tell(f"{name}: interrupted")
+        tell(f"{name}: interrupted", logging.ERROR)
         return 130
     except BrokenPipeError:
         abandon(sys.stdout)  # the reader of our output has gone: nothing left to tell
@@ -58,9 +60,10 @@ def _main(argv: list[str]) -> int:
     except Exception as error:
         fault = fault_of(error) if isinstance(error, OSError) else None
         if fault is not None:
-            tell(f"{name}: {fault}")
+            tell(f"{name}: {fault}", logging.ERROR)
             return int(fault.exit_code)
-        tell(traceback.format_exc() + "This is a defect of collage-mpi: please report it.")
+        report = "This is a defect of collage-mpi: please report it."
+        tell(traceback.format_exc() + report, logging.CRITICAL)
         return int(ExitCode.DEFECT)
     finally:
         SafeStream(sys.stdout).write("")  # flushed: at exit a failure would be a code of its own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -98,5 +99,6 @@ def tell_of_input(faults: Sequence[str]) -> None:
     tell(
         f"collage-mpi run: {len(faults)} shard(s) were not read in full, or have changed; all "
         f"other images have their rows:\n  {listed}\n"
-        "Mend or copy them, then the same command with --resume does what is left."
+        "Mend or copy them, then the same command with --resume does what is left.",
+        logging.ERROR,
     )

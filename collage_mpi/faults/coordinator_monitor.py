@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 import select
 import socket
-import sys
 import threading
 from collections.abc import Callable
 
 from collage_mpi.faults.tcp_link import Offer, connect, ended
 from collage_mpi.system.pidfd import ProcessId, this_process, watch_process
+from collage_mpi.system.tell import tell
 
 
 class CoordinatorMonitor:
@@ -71,11 +71,10 @@ class CoordinatorMonitor:
         greeting = {"rank": self._rank, "process": here.to_dict() if here else None}
         line = connect(offer, greeting)
         if line is None:
-            print(
+            tell(
                 f"collage-mpi: rank {self._rank} on {socket.gethostname()} cannot connect to rank "
                 f"0 on {host} (tried {', '.join(offer.addresses)} port "
                 f"{offer.port}): a loss of either is noticed by MPI or by time limits only",
-                file=sys.stderr,
-                flush=True,
+                any_rank=True,
             )
         return line

@@ -8,6 +8,7 @@ Does not know: what the job does.
 from __future__ import annotations
 
 import atexit
+import logging
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -123,13 +124,13 @@ def _coordinate(
     try:
         code = body(crew, stop.reason)
     except CollageError as error:
-        tell(f"collage-mpi {name}: {error}")
+        tell(f"collage-mpi {name}: {error}", logging.ERROR)
         code = int(error.exit_code)
     except OSError as error:
         fault = fault_of(error)
         if fault is None:
             raise
-        tell(f"collage-mpi {name}: {fault}")
+        tell(f"collage-mpi {name}: {fault}", logging.ERROR)
         code = int(fault.exit_code)
     return int(ExitCode(code))
 

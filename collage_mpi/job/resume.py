@@ -7,6 +7,7 @@ Does not know: which differences are refused (results/manifest), ranks, rows.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -91,7 +92,8 @@ def fitted(settings: RunSettings, world_size: int) -> RunSettings:
         except UsageError:  # each copy of scheme replicate needs a rank of its own
             continue
         if other.world_size == world_size:
-            tell(f"going on with {singles} single rank(s); there were {settings.n_singles}")
+            ranks = f"{singles} single rank(s); there were {settings.n_singles}"
+            tell(f"going on with {ranks}", logging.INFO)
             return other
     return settings
 

@@ -11,10 +11,10 @@ alone keeps messages in order and costs one Test.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections import deque
@@ -27,6 +27,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.progress import report_exit
+from collage_mpi.system.tell import tell
 
 Clock = Callable[[], int]
 
@@ -413,7 +414,7 @@ def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False)
         code, detail = ExitCode.DEFECT, "\n" + "".join(traceback.format_exception(error))
         if isinstance(error, CollageError):  # no defect of ours: a foreign peer
             code, detail = error.exit_code, f" {error}"
-        print(f"collage-mpi: {where} failed:{detail}", file=sys.stderr, flush=True)
+        tell(f"collage-mpi: {where} failed:{detail}", logging.CRITICAL, any_rank=True)
         if not fault_tolerant or comm.Get_rank() == 0:
             report_exit(int(code))  # the launcher's own code may be any
         if not fault_tolerant:

@@ -5,13 +5,14 @@ Does not know: what is counted, MPI, the launcher.
 
 Under MPICH no rank has a terminal, so rank 0 cannot draw. Under `collage-mpi launch` it
 writes `@status:WORD {json}` lines to stderr, which launch takes out of the stream and draws;
-by hand under mpiexec it writes a plain line every few seconds. The word is the launch's own: what
+by hand under mpiexec it logs a plain line every few seconds. The word is the launch's own: what
 ranks print besides, a file's name in a warning, is no status, whatever it looks like.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from collage_mpi.system.environment import status_word
 from collage_mpi.system.printable import printable
+from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -34,7 +36,7 @@ class StatusReporter:
     Args:
         total: how many are to be done, or None if not known.
         phase: what is running, e.g. "none", "collage", "train".
-        stream: where lines go.
+        stream: where marked lines go; plain ones are logged.
         clock: monotonic seconds.
         every_s: least seconds between lines that a log shows.
         word: what marks status lines; "" for plain lines; None to look at the environment.
@@ -107,9 +109,11 @@ class StatusReporter:
             **self._more,
             **({"end": True} if end else {}),
         }
-        line = status_line(status, self._word) if self._word else plain_line(status)
-        try:
-            self._stream.write(line + "\n")  # one write: lines of other ranks cannot cut it
+        if not self._word:
+            tell(plain_line(status), logging.INFO, any_rank=True)
+            return
+        try:  # in one write: lines of other ranks cannot cut it
+            self._stream.write(status_line(status, self._word) + "\n")
             self._stream.flush()
         except (OSError, ValueError):
             self._next_s = float("inf")  # the reader has gone; the job goes on

@@ -8,9 +8,9 @@ Does not know: the loop, networks, shards, the command line.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -25,6 +25,7 @@ import torch.distributed as dist
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.system.environment import TorchrunPlace, torchrun_place
 from collage_mpi.system.hard_exit import leave_at_once
+from collage_mpi.system.tell import tell
 from collage_mpi.training.stop import TrainingStopped
 
 # A process waits so long for the others: the lead validates alone, one process a host reads.
@@ -201,7 +202,7 @@ def _told_by_one(peers: Peers, error: Exception) -> Exception | SystemExit:
         return fault
     told = str(fault) if known else "".join(traceback.format_exception(error))
     where = f"process {peers.rank} of {peers.size} on host {socket.gethostname()}"
-    print(f"collage-mpi train: {where}: {told}", file=sys.stderr, flush=True)
+    tell(f"collage-mpi train: {where}: {told}", logging.ERROR, any_rank=True)
     return leave
 
 

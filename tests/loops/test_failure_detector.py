@@ -170,14 +170,14 @@ def test_a_lost_rank_is_lost_once_and_for_good():
 # ---- layers -------------------------------------------------------------------
 
 
-def test_each_layer_makes_one_loss_and_the_first_counts(capsys):
+def test_each_layer_makes_one_loss_and_the_first_counts(caplog):
     watches = FakeWatches(here=[1])
     losses = losses_of(watches)
     watches.ended = [Ended(1, "process", "its process has ended")]
     losses.gone(Gone(1, "MPI says: ERR_PROC_FAILED", 5))
     assert losses.look(S) == [RankLost(S, 1, "MPI says: ERR_PROC_FAILED")]
     assert losses.look(2 * S) == []
-    (told,) = capsys.readouterr().err.splitlines()
+    (told,) = caplog.messages
     assert told == (
         "collage-mpi run: rank 1 (single) is lost: MPI says: ERR_PROC_FAILED; 1 single rank(s) left"
     )
@@ -215,17 +215,17 @@ def test_abort_ends_the_job_at_the_first_loss():
         losses.look(S)
 
 
-def test_the_end_of_collages_is_said_once(capsys):
+def test_the_end_of_collages_is_said_once(caplog):
     watches = FakeWatches()
     losses = losses_of(watches, kinds=("single", "collage", "collage"))
     watches.ended = [Ended(2, "process", "gone"), Ended(3, "process", "gone")]
     losses.look(S)
-    first, second = capsys.readouterr().err.splitlines()
+    first, second = caplog.messages
     assert first.endswith("1 collage rank(s) left")
     assert second.endswith("no collage rank is left: the job goes on as scheme none")
 
 
-def test_a_rank_that_leaves_at_the_end_is_no_loss(capsys):
+def test_a_rank_that_leaves_at_the_end_is_no_loss(caplog):
     watches = FakeWatches()
     losses = losses_of(watches)
     losses.leaving = True
@@ -233,7 +233,7 @@ def test_a_rank_that_leaves_at_the_end_is_no_loss(capsys):
     assert losses.look(S) == []
     assert losses.vigil.present == [2, 3]
     assert losses.describe() == []
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 def test_processes_are_looked_at_a_thousand_times_a_second_at_most():

@@ -241,12 +241,12 @@ def test_everybody_is_told_where_rank_0_is():
     assert workers.told == [(1, rank_0), (2, rank_0)]
 
 
-def test_ranks_that_say_nothing_are_lost_and_the_others_begin(capsys):
+def test_ranks_that_say_nothing_are_lost_and_the_others_begin(caplog):
     crew, _ = hardy(Workers(4, lambda r, c: polite(r, c) if r == 2 else None))
     assert crew.welcome(welcomes(4), limit_s=5.0).keys() == {2}
     assert crew.present == [2]
     assert crew.transport.dropped == [1, 3]
-    assert capsys.readouterr().err.count("is lost: no hello within 5 s; written off") == 2
+    assert caplog.text.count("is lost: no hello within 5 s; written off") == 2
     assert [loss["layer"] for loss in crew.losses.describe()] == ["start", "start"]
 
 

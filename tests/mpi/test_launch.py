@@ -139,8 +139,11 @@ def test_a_killed_launch_leaves_no_ranks(programs, tmp_path):
 
 
 SCRIPT = """
+import logging
 import sys
 import collage_mpi
+if "--log" in sys.argv:
+    logging.basicConfig(filename=sys.argv[-1], format="%(levelname)s of %(name)s: %(message)s")
 from part_of_mine import settings
 code = collage_mpi.run(settings(sys.argv[1]))
 print("ended with", int(code))
@@ -168,6 +171,9 @@ def test_a_script_of_ones_own_is_launched(script, tmp_path, capfd):
     assert len(read_results(tmp_path / "out").images) == 24
     assert main(words) == 3, "what its run said"
     assert "holds a run already" in capfd.readouterr().err
+    assert main([*words, "--log", str(tmp_path / "log")]) == 3
+    assert "holds a run already" not in capfd.readouterr().err
+    assert (tmp_path / "log").read_text().startswith("ERROR of collage_mpi: collage-mpi run: ")
 
 
 def test_such_a_script_outlives_lost_ranks_too(script, tmp_path):

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from results_harness import make_run
 from rich.text import Text
 
-from collage_mpi.cli import main, tell
+from collage_mpi.cli import main
 from collage_mpi.results.render import to_text
 from collage_mpi.shards import write_shard
 from collage_mpi.system.printable import printable, shown
 from collage_mpi.system.progress import plain_line
+from collage_mpi.system.tell import tell, told_on_stderr
 
 HOSTILE = "cat\x1b[2J\x9b2J\u202egod\r"
 SHOWN = r"cat\x1b[2J\x9b2J\u202egod\x0d"
@@ -84,7 +85,8 @@ def test_progress_lines_are_text() -> None:
 
 
 def test_a_name_that_is_not_utf8_can_be_told(capsys: pytest.CaptureFixture[str]) -> None:
-    tell(os.fsdecode(b"shard\xff.h5"))
+    with told_on_stderr():
+        tell(os.fsdecode(b"shard\xff.h5"))
     assert capsys.readouterr().err == "shard\\udcff.h5\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 
 import pytest
 from hypothesis import given
@@ -74,16 +75,17 @@ def test_reaching_the_total_is_said_once_and_at_once():
     ]
 
 
-def test_plain_lines_wait_for_the_first_interval():
-    stream, clock = io.StringIO(), Clock()
-    reporter = StatusReporter(200, "none", stream, clock, word="")
+def test_plain_lines_wait_for_the_first_interval(caplog):
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    reporter = StatusReporter(200, "none", clock=clock, word="")
     reporter.update(1)
-    assert stream.getvalue() == ""
+    assert caplog.messages == []
     clock.now_s += 5.0
     reporter.update(100, collage_share=0.123456)
-    assert stream.getvalue() == (
-        "none: 100 of 200 images (50.0 %), 20.0 images/s, collage share 0.123, 5 s left\n"
-    )
+    assert caplog.messages == [
+        "none: 100 of 200 images (50.0 %), 20.0 images/s, collage share 0.123, 5 s left"
+    ]
 
 
 def test_numpy_numbers_are_welcome():
@@ -217,7 +219,8 @@ def test_a_wait_is_shown_while_it_lasts_and_leaves_no_line():
 
 
 @pytest.mark.parametrize("word", [WORD, ""])
-def test_waits_have_no_pace_and_no_last_line(word):
+def test_waits_have_no_pace_and_no_last_line(word, caplog):
+    caplog.set_level(logging.INFO)
     stream, clock = io.StringIO(), Clock()
     reporter = StatusReporter(2, "loading", stream, clock, word=word, unit="ranks", passing=True)
     clock.now_s += 5.0
@@ -226,7 +229,8 @@ def test_waits_have_no_pace_and_no_last_line(word):
     reporter.close()
     lines = stream.getvalue().splitlines()
     if not word:
-        assert lines == ["loading: 1 of 2 ranks (50.0 %)"]
+        assert lines == []
+        assert caplog.messages == ["loading: 1 of 2 ranks (50.0 %)"]
     else:
         (last,) = split_statuses(lines[-1], word)[1]
         assert last["passing"]

@@ -43,14 +43,15 @@ def shipped(kind: str, name: str, **training: Any) -> NetworkInfo:
 
 
 def test_a_run_says_at_its_start_what_the_records_know(
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     single = shipped("single", "fashion_single")
     warn_of_weak_collage(single, shipped("collage", "fashion_collage_side3"))
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     weak = shipped("collage", "fashion_collage_side3", validation_accuracy=0.56)
     warn_of_weak_collage(single, weak)
-    told = capsys.readouterr().err
+    (told,) = caplog.messages
+    caplog.clear()
     assert (
         "the collage network was right on 56.0% of the images, the single network on 94.3%" in told
     )
@@ -59,7 +60,7 @@ def test_a_run_says_at_its_start_what_the_records_know(
     for odd in ({"validation_accuracy": "high"}, {"validation_images": -1}):
         warn_of_weak_collage(single, replace(weak, metadata={"training": odd}))
     warn_of_weak_collage(single, replace(weak, metadata={"training": None}))
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 def test_the_summary_says_what_it_cost(tmp_path: Path) -> None:

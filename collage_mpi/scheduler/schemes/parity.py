@@ -16,7 +16,8 @@ from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes.base import Core, Scheme, register
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
-from collage_mpi.scheduler.state import GroupState, ImageState, RankStatus, TaskState
+from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
+from collage_mpi.scheduler.transitions import SILENT
 
 STRIPE = Order(PARITY, PARITY)
 
@@ -170,4 +171,4 @@ def _is_coming(image: ImageState, silent: bool) -> bool:
 
 
 def _may_come(task: TaskState, silent: bool) -> bool:
-    return silent or task.rank.status is not RankStatus.SUSPECTED
+    return silent or task.rank.status not in SILENT
