@@ -206,12 +206,12 @@ def mpi4py_abi() -> str:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EnvironmentFault(f"mpi4py cannot load an MPI library ({last}): {INSTALL_HINT}")
-    return abi_of(done.stdout.strip())
+    return abi_of(done.stdout)
 
 
 def abi_of(vendor: str) -> str:
-    """The family of a library, by the vendor that mpi4py names."""
-    return "openmpi" if vendor == "Open MPI" else "mpich"
+    """The family of a library, by the vendor that mpi4py names, whatever is printed around it."""
+    return "openmpi" if "Open MPI" in vendor else "mpich"
 
 
 def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
