@@ -157,8 +157,9 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
             one.
     """
     from collage_mpi.prep.plan import old_shards, remove_shard
+    from collage_mpi.system.files import writing
 
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         old = old_shards(out, prefix)
         if old and not overwrite:
@@ -167,8 +168,6 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
             )
         for path in old:
             remove_shard(path)
-    except OSError as error:
-        raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def write_rows(path: Path, table: Table, rows: np.ndarray, advance: Callable[[int], None]) -> None:

@@ -6,9 +6,6 @@ Does not know: statistics over repeats (experiment_points), how a run is made.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from collage_mpi.experiments.runner import DONE, NEW, state, summary_alone
 from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.results import read_results, summarise
 from collage_mpi.simulation.runs import read_latencies_ns
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import save_records
 
 TABLE, POINTS = "table.csv", "points.csv"
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
@@ -65,9 +62,9 @@ def write_tables(experiment: Experiment, out: Path) -> Tables:
     if not runs:
         raise EnvironmentFault(f"{out} holds no run of this experiment yet: leave out --table")
     rows = [run.row for run in runs]
-    _write(out / TABLE, rows)
+    save_records(out / TABLE, rows)
     done = [run for run in runs if state(run.point, out) == DONE]
-    _write(out / POINTS, aggregate(experiment, done))
+    save_records(out / POINTS, aggregate(experiment, done))
     return Tables(out / TABLE, out / POINTS, len(rows), missing)
 
 
@@ -112,15 +109,3 @@ def _row(experiment: Experiment, point: Point, summary: Json) -> Json:
 
 def _cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _write(path: Path, rows: Sequence[Any]) -> None:
-    columns = dict.fromkeys(key for row in rows for key in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    try:
-        write_atomic(path, (text.getvalue().encode(),))
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -6,15 +6,11 @@ Does not know: how a number came about.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from collage_mpi.errors import EnvironmentFault
 
 Json = dict[str, Any]
 
@@ -66,18 +62,12 @@ def write_seeds(out: Path, rows: Sequence[Json]) -> Path:
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    from collage_mpi.system.files import write_atomic
+    from collage_mpi.system.files import save_records, writing
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     path = out / TABLE
-    try:
+    with writing(path):
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (text.getvalue().encode(),))
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    save_records(path, rows)
     return path
 
 

@@ -33,7 +33,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
 from collage_mpi.simulation.simulator import Simulation
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
 from collage_mpi.workload.straggler_settings import make_delays
 
@@ -251,13 +251,11 @@ def _save(out: Path, summary: Json, latencies_ns: np.ndarray) -> None:
     """The summary last: where it is, the run is done."""
     buffer = io.BytesIO()
     np.save(buffer, latencies_ns)
-    try:
+    text = json.dumps(summary, indent=1, default=plain)
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / LATENCIES, (buffer.getvalue(),))
-        text = json.dumps(summary, indent=1, default=plain)
         write_atomic(out / SUMMARY, (text.encode(), b"\n"))
-    except OSError as error:
-        raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def read_latencies_ns(folder: Path) -> np.ndarray:

@@ -17,7 +17,8 @@ import torch
 from collage_mpi.errors import DataFault
 from collage_mpi.models.info import NetworkInfo, class_mismatch
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.weights import describe_weights, write_atomically
+from collage_mpi.models.weights import describe_weights
+from collage_mpi.system.files import save_file
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
 from collage_mpi.system.regular_file import require_regular
 from collage_mpi.training.parts import resolve_precision
@@ -87,7 +88,7 @@ def teacher_views(
     if cache is not None:
         buffer = io.BytesIO()
         np.savez(buffer, identity=np.array(identity), views=views)
-        write_atomically(cache, buffer.getvalue())
+        save_file(cache, buffer.getvalue())
     return views
 
 
