@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.folder import is_whole
 from collage_mpi.results.manifest import (
     COMPLETE,
-    MANIFEST,
-    MARKER,
     differences,
     other_content,
     read_manifest,
@@ -146,8 +145,6 @@ def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
 
 def summary_alone(folder: Path) -> Json | None:
     """What a simulation without rows left; its settings are in it."""
-    if not (folder / "summary.json").exists() or (folder / "manifest.json").exists():
-        return None
     found = read_summary(folder)
     return None if found is None else {"shards": [], **found}
 

@@ -17,10 +17,10 @@ from collage_mpi.experiments.aggregate import Run, aggregate
 from collage_mpi.experiments.runner import DONE, NEW, state, summary_alone
 from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.results import read_results, summarise
+from collage_mpi.results.file_names import POINTS, TABLE
 from collage_mpi.simulation.runs import read_latencies_ns
 from collage_mpi.system.files import save_records
 
-TABLE, POINTS = "table.csv", "points.csv"
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
 PRICE = (
     "collage_share",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.results.manifest import MANIFEST
+from collage_mpi.results.file_names import EXPORT, MANIFEST
 from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
@@ -68,7 +68,7 @@ def export_run(
     """
     if to not in FORMATS:
         raise UsageError(f"export format {to!r} is unknown; choose one of {', '.join(FORMATS)}")
-    out = out or results.path / "export"
+    out = out or results.path / EXPORT
     manifest = out / MANIFEST
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.predictions import predictions
 from collage_mpi.results.reader import Results
@@ -39,7 +40,6 @@ from collage_mpi.results.statistics import (
 )
 from collage_mpi.system.files import write_atomic, writing
 
-SUMMARY = "summary.json"
 SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
 ENOUGH_IMAGES = 200  # below, those still under way at the end weigh too much to say so
 PARTS = ("read", "encode", "wait", "compute", "held", "decode")

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.results.file_names import TABLE
+
 Json = dict[str, Any]
 
-TABLE = "table.csv"
 _GROUP = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
 _PRICE = (
     "collage_share",

@@ -26,9 +26,9 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.recorder import Writer
 from collage_mpi.results import Results, RunWriter, read_results, summarise
-from collage_mpi.results.manifest import MANIFEST, plain
+from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
+from collage_mpi.results.manifest import plain
 from collage_mpi.results.memory import MemoryWriter
-from collage_mpi.results.summary import SUMMARY
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
@@ -36,8 +36,6 @@ from collage_mpi.simulation.simulator import Simulation
 from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
 from collage_mpi.workload.straggler_settings import make_delays
-
-LATENCIES = "latencies_ns.npy"
 
 Json = dict[str, Any]
 

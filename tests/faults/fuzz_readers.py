@@ -350,10 +350,10 @@ def _bytes_of(state: Any) -> bytes:
 
 
 def _simulation(folder: Path) -> list[Reader]:
-    from collage_mpi.results.summary import SUMMARY
+    from collage_mpi.results.file_names import LATENCIES, SUMMARY
     from collage_mpi.simulation.costs import FORMAT, VERSION, Costs, read_costs
     from collage_mpi.simulation.replayed_answers import read_answers
-    from collage_mpi.simulation.runs import LATENCIES, read_latencies_ns, read_summary
+    from collage_mpi.simulation.runs import read_latencies_ns, read_summary
     from collage_mpi.training.answers import save_answers
     from collage_mpi.workload.arrivals import load_times_ns
 
