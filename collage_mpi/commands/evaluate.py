@@ -274,17 +274,12 @@ def _answers(
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from collage_mpi.system.terminal import make_table, to_text
 
-    table = Table(title=None)
     networks = report["networks"]
     ratios = {k: r for k in networks if (r := report.get(f"{k}_over_single")) is not None}
-    table.add_column("")
-    for kind, entry in networks.items():
-        table.add_column(_title(kind, entry))
-    for kind in ratios:
-        table.add_column(f"{kind} : single")
+    titles = [_title(kind, entry) for kind, entry in networks.items()]
+    table = make_table("", *titles, *(f"{kind} : single" for kind in ratios))
     for title, cell, ratio_cell in (
         ("images", lambda e: f"{e['images']:,}", lambda r: ""),
         (
@@ -314,26 +309,22 @@ def _print_table(report: dict[str, Any]) -> None:
     ):
         row = [title, *(cell(entry) for entry in networks.values())]
         table.add_row(*row, *(ratio_cell(ratio) for ratio in ratios.values()))
-    console = Console()
-    console.print(table)
-    console.print(
+    print(to_text(table))
+    print(
         f"Service time: median of {report['calls']} calls of batch 1, networks in turn, on "
         f"{report['device']} with {report['threads']} thread(s). FLOP: "
-        f"{report['flops_counted_by']}. Images in {report['order']} order.",
-        soft_wrap=True,
+        f"{report['flops_counted_by']}. Images in {report['order']} order."
     )
     for kind, ratio in ratios.items():
-        console.print(
+        print(
             f"Same images: both right {ratio['both_right']:.2%}, only the single "
             f"{ratio['only_single_right']:.2%}, only the {kind} "
-            f"{ratio[f'only_{kind}_right']:.2%}.",
-            soft_wrap=True,
+            f"{ratio[f'only_{kind}_right']:.2%}."
         )
     if "parity" in networks:
-        console.print(
+        print(
             "Parity: each image as if its own answer alone were missing from its stripe "
-            "(degraded accuracy).",
-            soft_wrap=True,
+            "(degraded accuracy)."
         )
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures import style
 from collage_mpi.figures.style import COLOURS, MARKERS
 from collage_mpi.results import Results, summarise
-from collage_mpi.results.render import optional, supported, to_text
+from collage_mpi.results.render import optional, supported
 from collage_mpi.system.files import save_records
+from collage_mpi.system.terminal import make_table, to_text
 
 PERS = ("group", "image")
 TAIL = "p99"
@@ -114,11 +114,8 @@ def _point(run: Results) -> BatchPoint:
 
 def render_batches(points: Sequence[BatchPoint]) -> str:
     """The points as text, throughput with the ratio to the first of its series."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     latencies = [f"{per} {name.upper()}" for per in PERS for name in ("p50", "p95", TAIL)]
-    columns = ("", "batch", "images/s", *latencies, "batches", "runs", "accuracy")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    table = make_table("", "batch", "images/s", *latencies, "batches", "runs", "accuracy")
     first: dict[str, float] = {}
     for point in points:
         base = first.setdefault(point.series, point.images_per_s)

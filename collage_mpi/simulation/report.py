@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.results.file_names import TABLE
+from collage_mpi.system.files import save_records, writing
+from collage_mpi.system.terminal import make_table, to_text
 
 Json = dict[str, Any]
 
@@ -63,8 +65,6 @@ def write_seeds(out: Path, rows: Sequence[Json]) -> Path:
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    from collage_mpi.system.files import save_records, writing
-
     path = out / TABLE
     with writing(path):
         out.mkdir(parents=True, exist_ok=True)
@@ -75,15 +75,15 @@ def write_seeds(out: Path, rows: Sequence[Json]) -> Path:
 def render_seeds(rows: Sequence[Json]) -> str:
     """Median and 10-90 % range over the seeds; the seed (a placement) is the unit."""
     shown = [name for name in rows[0] if name not in ("seed", "status")]
-    lines = [["over seeds", "median", "10 %", "90 %", "seeds"]]
+    table = make_table("over seeds", "median", "10 %", "90 %", "seeds")
     for name in shown:
         values = [row[name] for row in rows if row[name] is not None]
         if not values:
-            lines.append([name, "n/a", "", "", "0"])
+            table.add_row(name, "n/a", "", "", "0")
             continue
         low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
-        lines.append([name, *(f"{value:.5g}" for value in (middle, low, high)), str(len(values))])
-    return _columns(lines)
+        table.add_row(name, *(f"{value:.5g}" for value in (middle, low, high)), str(len(values)))
+    return to_text(table)
 
 
 def compare(real: Json, simulated: Json) -> list[Json]:
@@ -99,12 +99,12 @@ def compare(real: Json, simulated: Json) -> list[Json]:
 
 def render_comparison(entries: Sequence[Json]) -> str:
     """The comparison as text."""
-    lines = [["", "real", "simulated", "simulated / real"]]
+    table = make_table("", "real", "simulated", "simulated / real")
     for entry in entries:
         numbers = [_shown(entry[key]) for key in ("real", "simulated")]
         ratio = "n/a" if entry["ratio"] is None else f"{entry['ratio']:.3f}"
-        lines.append([entry["name"], *numbers, ratio])
-    return _columns(lines)
+        table.add_row(entry["name"], *numbers, ratio)
+    return to_text(table)
 
 
 def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
@@ -116,9 +116,3 @@ def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
 
 def _shown(value: float | None) -> str:
     return "n/a" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
-
-
-def _columns(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    forms = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
-    return "\n".join("  ".join(forms).format(*line).rstrip() for line in lines)
