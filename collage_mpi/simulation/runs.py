@@ -308,18 +308,6 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1) -> Iterator[tuple[Job, Jso
         pool.shutdown(cancel_futures=True)
 
 
-def with_seed(job: Job, seed: int, out: Path | None) -> Job:
-    """The job with other draws: of service times, and of Poisson arrivals; in a folder of its
-    own below `out`."""
-    settings = replace(
-        job.settings,
-        straggler_seed=seed,
-        arrival_seed=seed if job.settings.arrivals == "poisson" else job.settings.arrival_seed,
-        out="" if out is None else str(out / f"seed-{seed}"),
-    )
-    return replace(job, settings=settings)
-
-
 def like(
     run: Results, changes: Json, images: int | None, costs: Costs | None, answers: str | None
 ) -> Job:
