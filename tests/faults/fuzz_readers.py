@@ -308,7 +308,6 @@ def _messages() -> list[Reader]:
 def _training(folder: Path) -> list[Reader]:
     import torch
 
-    from collage_mpi.commands.card import _read as read_report
     from collage_mpi.models.foreign_weights import read_state
     from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -319,8 +318,6 @@ def _training(folder: Path) -> list[Reader]:
     path = folder / "c.pt"
     save_checkpoint(path, state, {"identity": identity, "step": 3})
     checkpoint = path.read_bytes()
-    entry = {"confusion": [[1]], "flops": 3, "training": {}, "input": [1], "weights": "a"}
-    report = json.dumps({"networks": {"single": entry}}).encode()
     return [
         Reader(
             "checkpoint",
@@ -334,7 +331,6 @@ def _training(folder: Path) -> list[Reader]:
             _from_file(folder / "w.pth", read_state),
             USER,
         ),
-        Reader("report of evaluate", [report], _from_file(folder / "r.json", read_report), USER),
     ]
 
 
