@@ -2,7 +2,7 @@
 
     python analysis/model_cards.py REPORT.json ... --out DIR
 
-Writes a card for each network of the reports, and README.md with a line each: docs/cards are made so.
+Writes a card for each network of the reports, and README.md with a line each, as in docs/cards.
 """
 
 from __future__ import annotations
@@ -47,12 +47,8 @@ _TEACHER_FLAGS: dict[str, tuple[str, object]] = {
 def main(words: Sequence[str] | None = None) -> int:
     """Reports in, a folder of Markdown out; the exit code."""
     parser = argparse.ArgumentParser(prog="model_cards", description="Model cards from reports.")
-    parser.add_argument(
-        "reports", nargs="+", type=Path, metavar="REPORT.json", help="evaluate --json"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the cards"
-    )
+    parser.add_argument("reports", nargs="+", type=Path, help="files of evaluate --json")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cards")
     args = parser.parse_args(words)
     try:
         names = write_cards(args.reports, args.out)
@@ -153,8 +149,8 @@ def render_index(reports: Sequence[Report]) -> str:
     titles += ["accuracy", "- single", "corner / edge / centre", "no answer", "ECE", "MB"]
     parts = [
         "# Model cards",
-        "Made by `analysis/model_cards.py`; each row is a card. Service: median of a call at batch 1, "
-        "and its ratio to the single network's in the same run.",
+        "Made by `analysis/model_cards.py`; each row is a card. Service: median of a call at batch "
+        "1, and its ratio to the single network's in the same run.",
         _table(titles, [row for _, _, row in rows]),
         _measured(reports[0]),
     ]

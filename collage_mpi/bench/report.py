@@ -316,6 +316,7 @@ _RATIOS = {
 
 
 def _world_lines(world: dict[str, Any]) -> list[str]:
+    from collage_mpi.results.render import optional
     from collage_mpi.system.terminal import make_table, to_text
 
     down = world["down_bytes_per_round"] / 1e6
@@ -330,12 +331,8 @@ def _world_lines(world: dict[str, Any]) -> list[str]:
         blocks = found["block_p50_ms"]
         table.add_row(
             name,
-            *(_shown(found[key], form) for _, form, key in _COLUMNS),
-            *(_shown(found[base][key], ".2f") for base, key in _RATIOS.values()),
+            *(optional(found[key], form) for _, form, key in _COLUMNS),
+            *(optional(found[base][key], ".2f") for base, key in _RATIOS.values()),
             f"{min(blocks):.2f}-{max(blocks):.2f}",
         )
     return [head, to_text(table, _WIDTH)]
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "n/a" if value is None else format(value, form)
