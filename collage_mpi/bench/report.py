@@ -306,6 +306,7 @@ _COLUMNS = (
     ("encode ms", ".2f", "encode_p50_ms"),
 )
 
+_WIDTH = 200  # columns that the table may take
 _RATIOS = {
     "p50/bare": ("ratio_to_bare", "round_p50_ms"),
     "p50/encode": ("ratio_to_bare_encode", "round_p50_ms"),
@@ -315,6 +316,9 @@ _RATIOS = {
 
 
 def _world_lines(world: dict[str, Any]) -> list[str]:
+    from collage_mpi.results.render import optional
+    from collage_mpi.system.terminal import make_table, to_text
+
     down = world["down_bytes_per_round"] / 1e6
     head = (
         f"{world['singles']} single + {world['collage_ranks']} collage ranks and rank 0, "
@@ -322,21 +326,13 @@ def _world_lines(world: dict[str, Any]) -> list[str]:
         f"{world['load_after'][0]:.1f} after"
     )
     titles = [title for title, _, _ in _COLUMNS]
-    rows = [["", *titles, *_RATIOS, "p50 of blocks"]]
+    table = make_table("", *titles, *_RATIOS, "p50 of blocks")
     for name, found in world["variants"].items():
         blocks = found["block_p50_ms"]
-        rows.append(
-            [
-                name,
-                *(_shown(found[key], form) for _, form, key in _COLUMNS),
-                *(_shown(found[base][key], ".2f") for base, key in _RATIOS.values()),
-                f"{min(blocks):.2f}-{max(blocks):.2f}",
-            ]
+        table.add_row(
+            name,
+            *(optional(found[key], form) for _, form, key in _COLUMNS),
+            *(optional(found[base][key], ".2f") for base, key in _RATIOS.values()),
+            f"{min(blocks):.2f}-{max(blocks):.2f}",
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    forms = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
-    return [head, *("  ".join(forms).format(*row) for row in rows)]
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "n/a" if value is None else format(value, form)
+    return [head, to_text(table, _WIDTH)]

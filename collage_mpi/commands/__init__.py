@@ -24,7 +24,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train the single classifier or the collage-CNN"),
     "weights": ("weights", "make a weights file of a .pth or .safetensors file of torchvision's"),
     "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
-    "card": ("card", "model cards from the reports of evaluate"),
     "slurm": ("slurm", "render job scripts for Slurm from settings"),
     "bench": ("bench", "measure the harness itself with a null network"),
     "doctor": ("doctor", "what keeps a job from starting here, and the fix; which rank is where"),

@@ -1,6 +1,6 @@
 """`collage-mpi evaluate`: networks side by side on labelled shards.
 
-Owns: the flags, the checks that shards and networks fit, the table and the JSON.
+Owns: the flags, the table and the JSON.
 Does not know: how anything is measured (training.measure).
 """
 
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
-from collage_mpi.models.info import class_mismatch
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
 
@@ -118,59 +116,9 @@ def _check_save(args: argparse.Namespace) -> None:
         )
 
 
-def check_fits(
-    info: NetworkInfo, shards: Any, paths: Sequence[Path | str], side: int | None
-) -> None:
-    """Raise DataFault unless the network fits the shards and the side that is asked for."""
-    if side is not None and info.side is not None and info.side != side:
-        raise DataFault(
-            f"weights {info.path} are for side {info.side}; --side is {side}: train a collage "
-            f"network with --side {side}, or ask for side {info.side}"
-        )
-    height, width, channels = shards.shape
-    from collage_mpi.shards.schema import remake_command
-
-    wanted = info.image_shape
-    if wanted not in (None, (height, width, channels)):
-        how = ""
-        if wanted and wanted[0] == wanted[1]:
-            how = f", or make such: `{remake_command(paths, wanted)}`"
-        raise DataFault(
-            f"weights {info.path} take images of {_times(wanted or ())}; the shards hold "
-            f"{_times(shards.shape)}: use weights trained on such images{how}"
-        )
-    if info.shape[2] != channels:
-        raise DataFault(
-            f"weights {info.path} take {info.shape[2]} channel(s); the shards have {channels}"
-        )
-    names = shards.class_names
-    if names is not None and tuple(names) != info.class_names:
-        raise DataFault(
-            class_mismatch("the shards", names, f"weights {info.path}", info.class_names)
-        )
-
-
-def _check_agree(infos: list[NetworkInfo]) -> None:
-    """Raise DataFault unless the networks know the same classes: shards may name none."""
-    for info in infos[1:]:
-        if info.class_names != infos[0].class_names:
-            one, other = (f"weights {i.path}" for i in (infos[0], info))
-            raise DataFault(class_mismatch(one, infos[0].class_names, other, info.class_names))
-
-
-def _check_parity(args: argparse.Namespace, infos: list[NetworkInfo]) -> None:
-    """Raise DataFault unless a parity network is the single's own."""
-    parity = next((info.parity for info in infos if info.parity is not None), None)
-    single = next((info.fingerprint for info in infos if info.kind == SINGLE), "")
-    if parity is not None and parity.single != single:
-        raise DataFault(
-            f"weights {args.parity} sum the answers of the single network {parity.single[:12]}...; "
-            f"{args.single} is another: name that one, or train a parity network for this one"
-        )
-
-
 def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.models import describe, is_own, load_predictor
+    from collage_mpi.models.fit import check_fit, check_parity
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.report import make_report
 
@@ -181,12 +129,12 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
             infos.append(info)
         elif not is_own(spec):
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
-    _check_agree(infos)
-    _check_parity(args, infos)
+    single = next((info for info in infos if info.kind == SINGLE), None)
+    for info in infos:
+        check_parity(info, single, args.single)
     shards = ShardSet.open(args.shards)
     try:
-        for info in infos:
-            check_fits(info, shards, args.shards, args.side)
+        check_fit(infos, shards.shape, shards.class_names, args.shards, args.side, args.cell_px)
         predictors: dict[str, Any] = {
             kind: load_predictor(
                 spec,
@@ -272,17 +220,12 @@ def _answers(
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from collage_mpi.system.terminal import make_table, to_text
 
-    table = Table(title=None)
     networks = report["networks"]
     ratios = {k: r for k in networks if (r := report.get(f"{k}_over_single")) is not None}
-    table.add_column("")
-    for kind, entry in networks.items():
-        table.add_column(_title(kind, entry))
-    for kind in ratios:
-        table.add_column(f"{kind} : single")
+    titles = [_title(kind, entry) for kind, entry in networks.items()]
+    table = make_table("", *titles, *(f"{kind} : single" for kind in ratios))
     for title, cell, ratio_cell in (
         ("images", lambda e: f"{e['images']:,}", lambda r: ""),
         (
@@ -312,26 +255,22 @@ def _print_table(report: dict[str, Any]) -> None:
     ):
         row = [title, *(cell(entry) for entry in networks.values())]
         table.add_row(*row, *(ratio_cell(ratio) for ratio in ratios.values()))
-    console = Console()
-    console.print(table)
-    console.print(
+    print(to_text(table))
+    print(
         f"Service time: median of {report['calls']} calls of batch 1, networks in turn, on "
         f"{report['device']} with {report['threads']} thread(s). FLOP: "
-        f"{report['flops_counted_by']}. Images in {report['order']} order.",
-        soft_wrap=True,
+        f"{report['flops_counted_by']}. Images in {report['order']} order."
     )
     for kind, ratio in ratios.items():
-        console.print(
+        print(
             f"Same images: both right {ratio['both_right']:.2%}, only the single "
             f"{ratio['only_single_right']:.2%}, only the {kind} "
-            f"{ratio[f'only_{kind}_right']:.2%}.",
-            soft_wrap=True,
+            f"{ratio[f'only_{kind}_right']:.2%}."
         )
     if PARITY in networks:
-        console.print(
+        print(
             "Parity: each image as if its own answer alone were missing from its stripe "
-            "(degraded accuracy).",
-            soft_wrap=True,
+            "(degraded accuracy)."
         )
 
 
@@ -358,7 +297,3 @@ def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:
         )
         for place in places
     ]
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

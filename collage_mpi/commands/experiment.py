@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.system.environment import allowed_cores, launcher_size
+from collage_mpi.system.environment import launcher_size, processes_wanted
 from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ def _by_hand(args: argparse.Namespace, experiment: Experiment, points: Sequence[
     if len(todo) < len(points):
         print(f"{len(points) - len(todo)} of {len(points)} runs are done already", flush=True)
     if experiment.how == "simulate":
-        processes = allowed_cores() if args.jobs is None else args.jobs
-        simulate_points(experiment, todo, args.out, max(1, processes))
+        simulate_points(experiment, todo, args.out, processes_wanted("--jobs", args.jobs))
         return 0
     check_plans(todo, args.out)
     worst = 0

@@ -150,9 +150,11 @@ def _follow(
         marker_text,
         script_code,
     )
+    from collage_mpi.results.file_names import MARKER
 
     out = output_folder(words)
-    earlier = marker_text(out)
+    marker = None if out is None else out / MARKER
+    earlier = marker_text(marker)
     limit_s = START_LIMIT_S if words[0] in WORLD_COMMANDS else None
     script = _is_script(words)  # it may have more to do once its run is over
     grace_s = LEAVE_GRACE_S if fault_tolerant and not script else None
@@ -167,7 +169,7 @@ def _follow(
     if script:
         code, note = script_code(outcome)
     else:
-        code, note = exit_code(outcome, out, must_report=fault_tolerant, earlier=earlier)
+        code, note = exit_code(outcome, marker, must_report=fault_tolerant, earlier=earlier)
     if note:
         job.say(note)
     return code
@@ -209,7 +211,8 @@ def _settings_of(file: str | None, words: Sequence[str]) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     out = output_folder(words)
     if out is not None and {"--resume", "--retry-errors"} & set(words):
-        from collage_mpi.results.manifest import MANIFEST, read_manifest
+        from collage_mpi.results.file_names import MANIFEST
+        from collage_mpi.results.manifest import read_manifest
 
         if (out / MANIFEST).exists():
             found |= read_manifest(out).get("settings") or {}

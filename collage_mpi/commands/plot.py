@@ -135,7 +135,7 @@ def _throughput(args: argparse.Namespace) -> Sequence[Path]:
     """A line a scheme and mode, a point a batch size, repeats as medians; and the table."""
     from collage_mpi.figures.throughput import batch_points, plot_throughput, render_batches
     from collage_mpi.results import read_results
-    from collage_mpi.results.manifest import MANIFEST
+    from collage_mpi.results.file_names import MANIFEST
 
     runs = [read_results(path) for path in args.runs if (path / MANIFEST).exists()]
     points = batch_points(runs)

@@ -1,15 +1,14 @@
 """`collage-mpi prep`: make shards from other formats, and from shards.
 
-Owns: the kinds of input; of `prep idx` the flags, the rows of each shard, the progress bar.
+Owns: the kinds of input; of `prep idx` the flags, the rows of each shard.
 Does not know: the shard format (shards), the IDX format (idx), pictures (prep_pictures).
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from collage_mpi.commands import prep_hdf5, prep_pictures, prep_shards
 from collage_mpi.commands.prep_rows import Table, check_prefix, class_names, pick_rows
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
     from collage_mpi.shards import ShardWriter
@@ -88,7 +88,7 @@ def write_all(args: argparse.Namespace, table: Table) -> int:
 
     paths = shard_paths(args.out, args.prefix, len(table.rows), args.rows_per_shard)
     clear_old_shards(args.out, args.prefix, args.overwrite)
-    with progress(len(table.rows)) as advance:
+    with advancing(len(table.rows), "prep") as advance:
         for path, rows in zip(paths, split_rows(table.rows, args.rows_per_shard), strict=True):
             write_rows(path, table, rows, advance)
     height, width, channels = table.images.shape[1:]
@@ -157,8 +157,9 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
             one.
     """
     from collage_mpi.prep.plan import old_shards, remove_shard
+    from collage_mpi.system.files import writing
 
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         old = old_shards(out, prefix)
         if old and not overwrite:
@@ -167,8 +168,6 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
             )
         for path in old:
             remove_shard(path)
-    except OSError as error:
-        raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def write_rows(path: Path, table: Table, rows: np.ndarray, advance: Callable[[int], None]) -> None:
@@ -196,18 +195,3 @@ def _writer(path: Path, table: Table, count: int) -> ShardWriter:
     if table.fit is not None:
         return EncodedWriter(path, table.fit, **common)
     return ShardWriter(path, (height, width, channels), count=count, **common)
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere; yields a function to call with images done."""
-    if not sys.stderr.isatty():
-        yield lambda images: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("images", total=total)
-        yield lambda images: bar.advance(task, images)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.errors import ExitCode
 from collage_mpi.system.progress import advancing
 from collage_mpi.system.tell import tell
 
@@ -100,7 +100,7 @@ def execute(args: argparse.Namespace) -> int:
     """Make this process's shards; 0, or 5 if pictures were left out."""
     from collage_mpi.prep.plan import clear_strangers, plan_shards
     from collage_mpi.prep.pool import make_shards
-    from collage_mpi.system.environment import launcher_rank, launcher_size
+    from collage_mpi.system.environment import launcher_rank, launcher_size, processes_wanted
 
     rank, size = launcher_rank() or 0, launcher_size() or 1
     recipe, listing = _recipe(args), _listing(args)
@@ -111,8 +111,9 @@ def execute(args: argparse.Namespace) -> int:
     own = jobs[rank::size]
     started_s = time.monotonic()
     total = sum(len(job.members) for job in own) if rank == 0 else 0
+    workers = processes_wanted("--workers", args.workers)
     with advancing(total, "prep", LINE_EVERY_S) as advance, _sigterm_interrupts():
-        reports = make_shards(own, _workers(args), args.overwrite, advance)
+        reports = make_shards(own, workers, args.overwrite, advance)
     _tell(reports, jobs, listing, time.monotonic() - started_s, rank if size > 1 else None)
     left_out = sum(report.unreadable for report in reports)
     return int(ExitCode.COMPLETE_WITH_ERRORS if left_out else ExitCode.COMPLETE)
@@ -146,16 +147,6 @@ def _listing(args: argparse.Namespace) -> Listing:
     if args.kind == "images":
         return list_folder(args.root, names)
     return list_tars(args.tars, names, label_key=args.label_key, picture=args.picture)
-
-
-def _workers(args: argparse.Namespace) -> int:
-    from collage_mpi.system.environment import launcher_size, local_size, threads_per_rank
-
-    if args.workers is None:
-        return threads_per_rank(local_size() or launcher_size() or 1)
-    if args.workers < 1:
-        raise UsageError(f"--workers {args.workers}; needed: at least 1")
-    return int(args.workers)
 
 
 def _tell(

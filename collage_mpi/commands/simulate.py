@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import UsageError
@@ -55,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answers of `evaluate --save-answers`, .npz, replayed",
     )
     own.add_argument(
-        "--seeds", metavar="A-B", help="one simulation a seed, as 0-23 or 1,5: runs and a table"
+        "--seeds",
+        metavar="A-B",
+        help="an experiment: a run a seed, as 0-23 or 1,5, and tables",
     )
     own.add_argument(
         "--jobs", type=int, metavar="N", help="seeds simulated at a time (default: all cores)"
@@ -139,37 +142,18 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _seeds(args: argparse.Namespace, job: Job) -> int:
-    from collage_mpi.simulation.report import render_seeds, seed_row, write_seeds
-    from collage_mpi.simulation.runs import check_job, run_jobs, with_seed
-    from collage_mpi.system.environment import allowed_cores
+    from collage_mpi.experiments.runner import simulate_points
+    from collage_mpi.experiments.spec import parse_numbers, repeats
+    from collage_mpi.experiments.table import render_point, write_tables
+    from collage_mpi.system.environment import processes_wanted
 
-    seeds = parse_seeds(args.seeds)
-    out = Path(job.settings.out) if job.settings.out else None
-    jobs = [with_seed(job, seed, out) for seed in seeds]
-    for each in jobs[:1]:
-        check_job(each)  # one message before anything starts
-    processes = allowed_cores() if args.jobs is None else args.jobs
-    if processes < 1:
-        raise UsageError(f"--jobs {processes}: at least 1 is needed")
-    rows = []
-    for seed, (_, summary) in zip(seeds, run_jobs(jobs, processes), strict=True):
-        rows.append(seed_row(seed, summary))
-        print(f"seed {seed}: {_in_a_line(rows[-1])}", flush=True)
-    print()
-    print(render_seeds(rows))
-    if out is not None:
-        print(f"\nwrote {write_seeds(out, rows)}")
+    known = f"seeds are 0 to {MOST_SEEDS - 1}"
+    experiment = repeats(job, parse_numbers(args.seeds, MOST_SEEDS, "--seeds", known))
+    with TemporaryDirectory(prefix="collage-mpi-simulate-") as scratch:
+        out = Path(job.settings.out or scratch)
+        simulate_points(experiment, experiment.points, out, processes_wanted("--jobs", args.jobs))
+        found = write_tables(experiment, out)
+    print(f"\n{render_point(found.rows[0])}")
+    if job.settings.out:
+        print(f"\nwrote {found.table} and {found.points}")
     return 0
-
-
-def _in_a_line(row: dict[str, Any]) -> str:
-    shown = [(name, row[f"{name}_ms"]) for name in ("p50", "p99", "std")]
-    parts = [f"{n} {'n/a' if v is None else f'{v:.1f} ms'}" for n, v in shown]
-    return f"{row['groups']:,} groups, " + ", ".join(parts)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Read "0-23", "7" or "0-3,9" as seeds, ascending. Raises UsageError when it is none."""
-    from collage_mpi.experiments.spec import parse_numbers
-
-    return parse_numbers(text, MOST_SEEDS, "--seeds", f"seeds are 0 to {MOST_SEEDS - 1}")

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from collage_mpi.errors import EnvironmentFault
+from collage_mpi.system.files import writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +60,8 @@ def execute(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text, end="")
         return 0
-    try:
+    with writing(args.out):
         args.out.write_text(text, encoding="utf-8")
         args.out.chmod(0o755)
-    except OSError as error:
-        raise EnvironmentFault(f"{args.out} cannot be written: {error}") from error
     print(args.out)
     return 0

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.system.files import writing
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -109,7 +111,7 @@ def _describe(times_s: np.ndarray) -> str:
 
 
 def _write(path: Path, fit: Fit, source: str) -> None:
-    from collage_mpi.errors import EnvironmentFault, UsageError
+    from collage_mpi.errors import UsageError
 
     if path.suffix != ".toml":
         raise UsageError(f"--out {path}: settings are a .toml file")
@@ -118,8 +120,5 @@ def _write(path: Path, fit: Fit, source: str) -> None:
         f"{name} = " + (json.dumps(value) if isinstance(value, str) else f"{value:.6g}")
         for name, value in fit.settings.items()
     ]
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    with writing(path), path.open("x", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")

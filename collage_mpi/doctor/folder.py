@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from collage_mpi.results.file_names import MANIFEST, MARKER
+
 
 def free_bytes(path: Path) -> int | None:
     """Room for this user on the file system of `path`; None if it is not there."""
@@ -63,9 +65,9 @@ def _write_a_part(scratch: Path) -> float:
 
 
 def _holds(out: Path) -> str | None:
-    if (out / "COMPLETE").exists():
+    if (out / MARKER).exists():
         return "complete"
-    return "run" if (out / "manifest.json").exists() else None
+    return "run" if (out / MANIFEST).exists() else None
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:

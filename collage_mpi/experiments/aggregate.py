@@ -23,9 +23,10 @@ from collage_mpi.results.statistics import PERCENTILES, percentile, percentile_n
 STATISTICS = (*(percentile_name(q) for q in PERCENTILES), "std")
 COMPARED = ("p50", "p99", "std")
 LEAST_FOR_RANGE = 5  # placements; a 10-90 % range of fewer says nothing
+SEEDS = ("straggler_seed", "arrival_seed")  # what repeats differ in
 _Q = {percentile_name(q): q for q in PERCENTILES}
 _SHARES = tuple(f"{kind}_share" for kind in SHARED_KINDS)
-_MEANS = (*_SHARES, "wasted_work", "rank_seconds_per_image", "cost_ratio")
+MEANS = (*_SHARES, "wasted_work", "rank_seconds_per_image", "cost_ratio")
 _REPLICATES, _BOOTSTRAP_SEED = 400, 20190426
 
 Json = dict[str, Any]
@@ -57,7 +58,7 @@ def aggregate(experiment: Experiment, runs: Iterable[Run]) -> list[Json]:
     for run in runs:
         families.setdefault(run.point.family, []).append(run)
     places = {_place(members[0].point): members for members in families.values()}
-    settings = [key for key in experiment.varied if key != "straggler_seed"]
+    settings = [key for key in experiment.varied if key not in SEEDS]
     rows = []
     for family, members in families.items():
         row = _own(family, members, settings)
@@ -98,7 +99,7 @@ def _own(family: str, runs: Sequence[Run], settings: Sequence[str]) -> Json:
         row[f"{name}_pooled_ms"] = pooled(name, runs)
     row["p99_pooled_low_ms"], row["p99_pooled_high_ms"] = _pooled_range(runs)
     row["accuracy"] = _mean(run.row["accuracy"] for run in runs)
-    return row | {name: _mean(run.row[name] for run in runs) for name in _MEANS}
+    return row | {name: _mean(run.row[name] for run in runs) for name in MEANS}
 
 
 def _compared(choice: str, runs: Sequence[Run], bases: Sequence[Run]) -> Json:

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.folder import is_whole
 from collage_mpi.results.manifest import (
     COMPLETE,
-    MANIFEST,
-    MARKER,
     differences,
     other_content,
     read_manifest,
@@ -120,17 +119,24 @@ def _other_input(found: Json, point: Point) -> list[str]:
     if isinstance(had["images"], dict):  # a summary's
         had["images"] = had["images"]["expected"]
     wanted: Json = {"images": point.images}
-    if point.costs is not None:
-        path = Path(point.costs)
-        wanted["costs"] = _costs(path, path.stat().st_mtime_ns if path.exists() else 0)
+    costs = _costs(point)
+    if costs is not None:
+        wanted["costs"] = asdict(costs)
     lines = [f"{k}: {had[k]!r} before, {v!r} now" for k, v in wanted.items() if had[k] != v]
     return lines + _other_answers(found, simulated.get("answers"), point)
 
 
+def _costs(point: Point) -> Costs | None:
+    if not isinstance(point.costs, str):
+        return point.costs
+    path = Path(point.costs)
+    return _costs_in(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
 @lru_cache(maxsize=8)
-def _costs(path: Path, stamp: int) -> Json:
-    """Of a file or a run's folder, which takes a while, as a manifest has them."""
-    return asdict(read_costs(path))
+def _costs_in(path: Path, stamp: int) -> Costs:
+    """Of a file or a run's folder, which takes a while."""
+    return read_costs(path)
 
 
 def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
@@ -146,8 +152,6 @@ def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
 
 def summary_alone(folder: Path) -> Json | None:
     """What a simulation without rows left; its settings are in it."""
-    if not (folder / "summary.json").exists() or (folder / "manifest.json").exists():
-        return None
     found = read_summary(folder)
     return None if found is None else {"shards": [], **found}
 
@@ -213,19 +217,19 @@ def simulate_points(
         UsageError, EnvironmentFault, DataFault: the first point that cannot be simulated,
             before any is; a file that cannot be read or written.
     """
-    costs = read_costs(Path(experiment.costs)) if experiment.costs else Costs()
-    todo = [point for point in points if state(point, out) != DONE]
+    todo = [(point, found) for point in points if (found := state(point, out)) != DONE]
     jobs = []
-    for point in todo:
+    for point, _ in todo:
         assert point.images is not None
         settings = point.settings_in(out)
         first = (point.draft.seed or 0) * point.images
+        costs = _costs(point) or Costs()
         job = Job(settings, point.images, costs, point.answers, experiment.rows, first)
         check_job(job)
         jobs.append(job)
-    for job in jobs:
-        if Path(job.settings.out).is_dir():
-            shutil.rmtree(job.settings.out)
+    for point, found in todo:
+        if found == STARTED:  # a folder without a run is not ours to remove
+            shutil.rmtree(out / point.name)
     for number, (job, summary) in enumerate(run_jobs(jobs, processes), start=1):
         name = Path(job.settings.out).name
         print(f"[{number}/{len(todo)}] {name}: {_told(summary)}", flush=True)

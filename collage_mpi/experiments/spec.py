@@ -1,7 +1,7 @@
 """An experiment: a file that names many runs, expanded to an ordered list of settings.
 
 Owns: the file's keys, points with their settings, checks that need no data.
-Does not know: how a grid is expanded (experiment_grid), how a point is run, MPI, results.
+Does not know: how a grid is expanded (grid), how a point is run, MPI, results.
 
     name = "schemes"                 # how = "run" is the default; repeat = 3: seeds 0, 1, 2
     repeat = [1, 2]
@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.experiments.grid import (
@@ -41,6 +41,10 @@ from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.system.printable import shown
+
+if TYPE_CHECKING:
+    from collage_mpi.simulation.costs import Costs
+    from collage_mpi.simulation.runs import Job
 
 HOWS = ("run", "simulate")
 SIMULATED = ("images", "groups", "costs", "answers", "rows")  # keys for how = "simulate" alone
@@ -61,7 +65,8 @@ class Point:
         ranks: world size that it needs, rank 0 included.
         images: that a simulated run has; None for real runs, which have shards.
         answers: file of `evaluate --save-answers`, "{side}" in it for the side; or None.
-        costs: the experiment's, below.
+        costs: what things take, or the file or real run's folder that says it; None for the
+            defaults.
         draft: where in the grid it is, and its seed.
         family: its name without the seed: runs of one family are repeats.
     """
@@ -74,7 +79,7 @@ class Point:
     answers: str | None
     draft: Draft
     family: str
-    costs: str | None = None
+    costs: str | Costs | None = None
 
     def settings_in(self, out: Path) -> RunSettings:
         """The settings with `out`, the folder of this point in the experiment's."""
@@ -90,7 +95,6 @@ class Experiment:
         how: one of HOWS.
         points: in the order of the file.
         baselines: what points are compared with.
-        costs: file of what things take, or a real run's folder; None for the defaults.
         rows: whether a simulated run has rows, or a summary alone.
     """
 
@@ -98,7 +102,6 @@ class Experiment:
     how: str
     points: tuple[Point, ...]
     baselines: Baselines
-    costs: str | None = None
     rows: bool = True
 
     @cached_property  # asked for at each row of a table of thousands
@@ -176,7 +179,25 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
     rows = document.get("rows", True)
     if not isinstance(rows, bool) or (how == "run" and not rows):
         raise UsageError(f"{source}: rows is true or false, and false for how = 'simulate' alone")
-    return Experiment(name, how, tuple(points), baselines, costs, rows)
+    return Experiment(name, how, tuple(points), baselines, rows)
+
+
+def repeats(job: Job, seeds: Sequence[int]) -> Experiment:
+    """One simulation as an experiment: once a seed, of service times and of Poisson arrivals.
+
+    Raises:
+        UsageError: its scheme cannot be placed.
+    """
+    ranks = ranks_needed(job.settings)
+    points = []
+    for index, seed in enumerate(seeds):
+        drawn = dataclasses.replace(job.settings, out="", straggler_seed=seed)
+        if drawn.arrivals == "poisson":
+            drawn = dataclasses.replace(drawn, arrival_seed=seed)
+        draft = Draft("", {}, {}, seed)
+        found = (f"seed-{seed}", drawn, ranks, job.images, job.answers, draft, "run", job.costs)
+        points.append(Point(index, *found))
+    return Experiment("seeds", "simulate", tuple(points), Baselines(), job.rows)
 
 
 def ranks_needed(settings: RunSettings) -> int:

@@ -1,14 +1,11 @@
 """What the finished runs of an experiment say: table.csv, a line a run; points.csv, a line a point.
 
 Owns: the columns of table.csv, how both files are written.
-Does not know: statistics over repeats (experiment_points), how a run is made.
+Does not know: statistics over repeats (aggregate), how a run is made.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.experiments.aggregate import Run, aggregate
+from collage_mpi.experiments.aggregate import MEANS, STATISTICS, Run, aggregate
 from collage_mpi.experiments.runner import DONE, NEW, state, summary_alone
 from collage_mpi.experiments.spec import Experiment, Point
 from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results import read_results, summarise
+from collage_mpi.results.file_names import POINTS, TABLE
+from collage_mpi.results.render import optional
 from collage_mpi.simulation.runs import read_latencies_ns
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import save_records
+from collage_mpi.system.terminal import make_table, to_text
 
-TABLE, POINTS = "table.csv", "points.csv"
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
 PRICE = (
     *(f"{kind}_share" for kind in SHARED_KINDS),
@@ -32,6 +31,7 @@ PRICE = (
     "wasted_work",
     "ranks",
     "rank_seconds_per_image",
+    "images_per_s",
 )
 
 Json = dict[str, Any]
@@ -43,12 +43,14 @@ class Tables:
 
     Attributes:
         table, points: the files.
+        rows: of points.csv.
         runs: in the table.
         missing: points of the experiment that have no run yet.
     """
 
     table: Path
     points: Path
+    rows: list[Json]
     runs: int
     missing: list[Point]
 
@@ -65,10 +67,23 @@ def write_tables(experiment: Experiment, out: Path) -> Tables:
     if not runs:
         raise EnvironmentFault(f"{out} holds no run of this experiment yet: leave out --table")
     rows = [run.row for run in runs]
-    _write(out / TABLE, rows)
+    save_records(out / TABLE, rows)
     done = [run for run in runs if state(run.point, out) == DONE]
-    _write(out / POINTS, aggregate(experiment, done))
-    return Tables(out / TABLE, out / POINTS, len(rows), missing)
+    points = aggregate(experiment, done)
+    save_records(out / POINTS, points)
+    return Tables(out / TABLE, out / POINTS, points, len(rows), missing)
+
+
+def render_point(row: Json) -> str:
+    """A line of points.csv as text: what its placements say."""
+    table = make_table(f"over {row['placements']} seeds", "median", "10 %", "90 %", "pooled")
+    for name in STATISTICS:
+        keys = ("_ms", "_low_ms", "_high_ms", "_pooled_ms")
+        table.add_row(f"{name}_ms", *(optional(row[name + key], ".5g") for key in keys))
+    means = make_table("", "mean")
+    for name in ("accuracy", *MEANS):
+        means.add_row(name, optional(row[name], ".5g"))
+    return f"{to_text(table)}\n\n{to_text(means)}\n\n{row['groups']:,} groups"
 
 
 def read_runs(experiment: Experiment, out: Path) -> tuple[list[Run], list[Point]]:
@@ -104,6 +119,7 @@ def _row(experiment: Experiment, point: Point, summary: Json) -> Json:
         **{key: _cell(values[key]) for key in experiment.varied},
         "groups": group["groups"],
         **{key: group[key] for key in LATENCY},
+        **{f"image_{key}": summary["latency"]["image"][key] for key in ("p50_ms", "p99_ms")},
         "accuracy": summary["accuracy"]["overall"]["accuracy"],
         **{key: summary["price"].get(key) for key in PRICE},
         "valid": summary["validity"]["valid"],
@@ -112,15 +128,3 @@ def _row(experiment: Experiment, point: Point, summary: Json) -> Json:
 
 def _cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _write(path: Path, rows: Sequence[Any]) -> None:
-    columns = dict.fromkeys(key for row in rows for key in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    try:
-        write_atomic(path, (text.getvalue().encode(),))
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -9,21 +9,21 @@ nothing of it in the figure's caller.
 
 from __future__ import annotations
 
-import csv
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures import style
 from collage_mpi.figures.style import COLOURS, MARKERS, STYLES
 from collage_mpi.results.manifest import readable
 from collage_mpi.results.reader import Results, distinct
 from collage_mpi.results.statistics import PERCENTILES, ecdf, percentile, support_needed
+from collage_mpi.system.files import save_csv
 
 _LOG_RANGE = 10.0  # x is logarithmic where the largest latency is over 10 x the smallest
 
@@ -82,10 +82,8 @@ def plot_latency_cdf(
         figure = _draw(pyplot, curves, title or _title(runs, per), per)
         png, pdf = style.save(figure, Path(out_stem), dpi)
     table = png.with_suffix(".csv")
-    try:
-        _write_csv(table, curves, per)
-    except OSError as error:
-        raise EnvironmentFault(f"{table}: cannot be written: {error.strerror or error}") from error
+    columns = ("run", "legend", "per", "latency_ms", "share_done", "share_waiting")
+    save_csv(table, columns, _steps(curves, per), line_end="\r\n")
     return [png, pdf, table]
 
 
@@ -260,12 +258,8 @@ def _plain_shares(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _write_csv(path: Path, curves: list[_Curve], per: str) -> None:
+def _steps(curves: list[_Curve], per: str) -> Iterator[tuple[str, ...]]:
     """Every step of every curve: run, legend text, latency, shares done and still waiting."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("run", "legend", "per", "latency_ms", "share_done", "share_waiting"))
-        for curve in curves:
-            for x, share in zip(curve.x_ms.tolist(), curve.share.tolist(), strict=True):
-                row = (curve.run, curve.name, per, f"{x:.6f}", f"{share:.8f}", f"{1 - share:.8f}")
-                writer.writerow(row)
+    for curve in curves:
+        for x, share in zip(curve.x_ms.tolist(), curve.share.tolist(), strict=True):
+            yield curve.run, curve.name, per, f"{x:.6f}", f"{share:.8f}", f"{1 - share:.8f}"

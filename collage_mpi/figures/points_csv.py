@@ -1,7 +1,7 @@
 """Reading points.csv back: the points of an experiment as plain rows.
 
 Owns: the reader and its checks, which points lie on a frontier.
-Does not know: figures, how the file came about (experiment_table).
+Does not know: figures, how the file came about (experiments.table).
 """
 
 from __future__ import annotations

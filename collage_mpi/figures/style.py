@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.system.files import writing
 
 # Okabe and Ito (2008), without the yellow that vanishes on white: told apart with every
 # common colour blindness. Line styles differ too, for prints in grey.
@@ -54,13 +55,10 @@ def save(figure: Any, out_stem: Path, dpi: int = 200) -> list[Path]:
     """
     paths = [out_stem.with_name(out_stem.name + suffix) for suffix in (".png", ".pdf")]
     try:
-        out_stem.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], dpi=dpi)
-        figure.savefig(paths[1])
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{out_stem}: the figure cannot be written: {error.strerror or error}"
-        ) from error
+        with writing(out_stem):
+            out_stem.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(paths[0], dpi=dpi)
+            figure.savefig(paths[1])
     finally:
         pyplot().close(figure)
     return paths

@@ -6,23 +6,21 @@ Does not know: how a run came about, how percentiles are taken (summary).
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures import style
 from collage_mpi.figures.style import COLOURS, MARKERS
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.results import Results, summarise
-from collage_mpi.results.render import optional, supported, to_text
-from collage_mpi.system.files import write_atomic
+from collage_mpi.results.render import optional, supported
+from collage_mpi.system.files import save_records
+from collage_mpi.system.terminal import make_table, to_text
 
 PERS = ("group", "image")
 TAIL = "p99"
@@ -117,11 +115,8 @@ def _point(run: Results) -> BatchPoint:
 
 def render_batches(points: Sequence[BatchPoint]) -> str:
     """The points as text, throughput with the ratio to the first of its series."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     latencies = [f"{per} {name.upper()}" for per in PERS for name in ("p50", "p95", TAIL)]
-    columns = ("", "batch", "images/s", *latencies, "batches", "runs", "accuracy")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    table = make_table("", "batch", "images/s", *latencies, "batches", "runs", "accuracy")
     first: dict[str, float] = {}
     for point in points:
         base = first.setdefault(point.series, point.images_per_s)
@@ -185,10 +180,7 @@ def plot_throughput(
         style.heading(figure, title, height_in)
         paths = style.save(figure, out_stem, dpi)
     table = paths[0].with_suffix(".csv")
-    try:
-        write_atomic(table, (_csv(points),))
-    except OSError as error:
-        raise EnvironmentFault(f"{table}: cannot be written: {error.strerror or error}") from error
+    save_records(table, [asdict(point) for point in points])
     return [*paths, table]
 
 
@@ -229,12 +221,3 @@ def _legend(figure: Any, series: Sequence[str]) -> None:
     # matplotlib fills columns: P50 left, P99 right
     handles = handles[::2] + handles[1::2]
     figure.legend(handles=handles, loc="lower left", ncols=2, bbox_to_anchor=(0.04, 0.0))
-
-
-def _csv(points: Sequence[BatchPoint]) -> bytes:
-    text = io.StringIO()
-    rows = [asdict(point) for point in points]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -17,13 +17,12 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
-from collage_mpi.models.info import class_mismatch
+from collage_mpi.models.fit import check_fit, check_parity
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, as_before
-from collage_mpi.shards.schema import remake_command
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import make_delays
@@ -86,8 +85,16 @@ def make_plan(
     if known_shards is not None:
         shards = as_before(shards, known_shards)
     try:
-        grid = Grid(settings.side, _cell_px(settings, shards.shape, collage))
-        names = _check_fit(settings, shards, networks)
+        names = check_fit(
+            networks.values(),
+            shards.shape,
+            shards.class_names,
+            settings.shards,
+            settings.side,
+            settings.cell_px,
+        )
+        cell_px = settings.cell_px if collage is None else collage.cell_px
+        grid = Grid(settings.side, cell_px or shards.shape[0])
         _check_sizes(shards, grid, settings.batch)
         warn_of_weak_collage(single, collage)
         order = run_order(settings, shards)
@@ -121,29 +128,14 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
     networks = {kind: info for kind, info in described.items() if info is not None}
     parity = networks.get(PARITY)
     if parity is not None and parity.parity is not None:
-        _check_parity(settings, parity.parity, networks.get(SINGLE))
+        if parity.parity.k != settings.n_stripe:
+            k, other = parity.parity.k, settings.n_stripe
+            raise DataFault(
+                f"--parity-k is {other}, parity network {settings.parity} is for stripes of {k}: "
+                f"say --parity-k {k}, or train one with --k {other}"
+            )
+        check_parity(parity, networks.get(SINGLE), settings.single)
     return networks
-
-
-def _check_parity(settings: RunSettings, spec: ParitySpec, single: NetworkInfo | None) -> None:
-    """A parity network held against the job's k and single network.
-
-    Raises:
-        DataFault: it cannot decode what this job's single network leaves out.
-    """
-    if spec.k != settings.n_stripe:
-        raise DataFault(
-            f"--parity-k is {settings.n_stripe}, parity network {settings.parity} is for stripes "
-            f"of {spec.k}: say --parity-k {spec.k}, or train one with --k {settings.n_stripe}"
-        )
-    if single is None or spec.single != single.fingerprint:
-        other = settings.single if single is None else f"SHA-256 {single.fingerprint[:12]}..."
-        raise DataFault(
-            f"parity network {settings.parity} sums the answers of the single network "
-            f"{spec.single[:12]}..., the job's single network {settings.single} is another "
-            f"({other}): name that one, or train one with collage-mpi train parity --single "
-            f"{settings.single}"
-        )
 
 
 def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int:
@@ -215,68 +207,6 @@ def _validated(info: NetworkInfo) -> tuple[int, int]:
     if not isinstance(share, float) or type(n) is not int or not 0 <= share <= 1 or n < 0:
         return 0, 0
     return round(share * n), n
-
-
-def _cell_px(
-    settings: RunSettings, shape: tuple[int, int, int], collage: NetworkInfo | None
-) -> int:
-    if collage is None:
-        return settings.cell_px or shape[0]
-    if settings.cell_px not in (None, collage.cell_px):
-        raise DataFault(
-            f"--cell-px is {settings.cell_px}, collage network {settings.collage} has cells of "
-            f"{collage.cell_px} px: leave --cell-px out, or train one with that cell size"
-        )
-    assert collage.cell_px is not None
-    return collage.cell_px
-
-
-def _check_fit(
-    settings: RunSettings,
-    shards: ShardSet,
-    networks: Mapping[str, NetworkInfo],
-) -> tuple[str, ...] | None:
-    """Shapes and classes of shards and networks; the class names they agree on."""
-    collage = networks.get(COLLAGE)
-    for kind, network in networks.items():
-        if kind != COLLAGE and network.image_shape != tuple(shards.shape):
-            raise DataFault(
-                f"shards hold images of {shards.shape} (H, W, C), {kind} network "
-                f"{getattr(settings, kind)} needs {network.image_shape}: "
-                f"{_remake(settings, network.image_shape)}"
-            )
-    if collage is not None:
-        if collage.side != settings.side:
-            raise DataFault(
-                f"--side is {settings.side}, collage network {settings.collage} is of side "
-                f"{collage.side}: say --side {collage.side}, or name weights of side "
-                f"{settings.side}"
-            )
-        if collage.shape[2] != shards.shape[2]:
-            wanted = (*shards.shape[:2], collage.shape[2])
-            raise DataFault(
-                f"shards hold {shards.shape[2]} channel(s), collage network {settings.collage} "
-                f"needs {collage.shape[2]}: {_remake(settings, wanted)}"
-            )
-    named = {
-        "shards": shards.class_names,
-        **{
-            f"{kind} network {getattr(settings, kind)}": network.class_names
-            for kind, network in networks.items()
-        },
-    }
-    known = [(where, tuple(names)) for where, names in named.items() if names]
-    for where, names in known[1:]:
-        if names != known[0][1]:
-            raise DataFault(class_mismatch(*known[0], where, names))
-    return known[0][1] if known else None
-
-
-def _remake(settings: RunSettings, shape: tuple[int, int, int] | None) -> str:
-    """What to do where the images have another shape than a network needs."""
-    if shape is None or shape[0] != shape[1]:
-        return "make the shards anew in that shape, or train for this one"
-    return f"`{remake_command(settings.shards, shape)}` makes such, or train for this shape"
 
 
 def _check_sizes(shards: ShardSet, grid: Grid, batch: int) -> None:

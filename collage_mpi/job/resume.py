@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
-from collage_mpi.results.manifest import FILE_SETTINGS, MANIFEST, read_manifest
+from collage_mpi.results.file_names import MANIFEST
+from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.tell import tell
 

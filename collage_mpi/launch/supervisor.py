@@ -46,7 +46,6 @@ JOB_VARIABLE = "COLLAGE_MPI_JOB"  # a word of its own in the environment of all 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 # What completes a run besides the code (C7): the marker that results write last.
-COMPLETE_MARKER = "COMPLETE"
 _KNOWN_CODES = frozenset(map(int, ExitCode))
 _COMPLETE_CODES = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 
@@ -335,7 +334,7 @@ class _Stream:
 
 def exit_code(
     outcome: Outcome,
-    out_dir: Path | None,
+    marker: Path | None,
     *,
     must_report: bool = False,
     earlier: str | None = None,
@@ -348,7 +347,8 @@ def exit_code(
 
     Args:
         outcome: how the job ended.
-        out_dir: `--out` of the run, or None if there is none to look at.
+        marker: the file that says in `--out` that the run is complete, or None if there is no
+            `--out` to look at.
         must_report: a job whose rank 0 has not said its code is incomplete: the launcher was
             told to make nothing of lost ranks, rank 0 among them.
         earlier: what `marker_text` said before the job.
@@ -367,12 +367,12 @@ def exit_code(
         )
     else:
         code, note = _without_a_word(outcome, must_report)
-        marker = marker_text(out_dir) if outcome.begun else None
-        if marker is not None and marker != earlier:  # it had just completed the run
-            return _marked_code(marker), f"{_who_ended(outcome)}, after the run was complete"
-    if code in _COMPLETE_CODES and out_dir and not (out_dir / COMPLETE_MARKER).exists():
+        text = marker_text(marker) if outcome.begun else None
+        if text is not None and text != earlier:  # it had just completed the run
+            return _marked_code(text), f"{_who_ended(outcome)}, after the run was complete"
+    if code in _COMPLETE_CODES and marker is not None and not marker.exists():
         return incomplete, (
-            f"the launcher says {code}, but {out_dir} has no {COMPLETE_MARKER} marker: "
+            f"the launcher says {code}, but {marker.parent} has no {marker.name} marker: "
             "the run is incomplete"
         )
     return code, note
@@ -385,17 +385,17 @@ def script_code(outcome: Outcome) -> tuple[int, str | None]:
     return outcome.launcher or outcome.reported or 0, None
 
 
-def marker_text(out_dir: Path | None) -> str | None:
+def marker_text(marker: Path | None) -> str | None:
     """What the marker of a complete run says; None if there is none."""
     try:
-        return None if out_dir is None else (out_dir / COMPLETE_MARKER).read_text(errors="replace")
+        return None if marker is None else marker.read_text(errors="replace")
     except OSError:
         return None
 
 
-def _marked_code(marker: str) -> int:
+def _marked_code(text: str) -> int:
     return int(
-        ExitCode.COMPLETE_WITH_ERRORS if '"complete_with_errors"' in marker else ExitCode.COMPLETE
+        ExitCode.COMPLETE_WITH_ERRORS if '"complete_with_errors"' in text else ExitCode.COMPLETE
     )
 
 

@@ -6,7 +6,6 @@ Does not know: torch, files, how a network is built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,14 +101,3 @@ def check_kind(kind: str) -> None:
     """Raise UsageError unless kind is one of KINDS."""
     if kind not in KINDS:
         raise UsageError(f"a network is of kind {kind!r}; the kinds are {', '.join(KINDS)}")
-
-
-def class_mismatch(where: str, names: Sequence[str], elsewhere: str, others: Sequence[str]) -> str:
-    """What to say of two lists of class names that differ: their lengths, or the first pair."""
-    if len(names) != len(others):
-        return f"{where} has {len(names)} classes, {elsewhere} has {len(others)}; they must agree"
-    first = next(i for i, (a, b) in enumerate(zip(names, others, strict=True)) if a != b)
-    return (
-        f"class {first} is {names[first]!r} in {where} and {others[first]!r} in {elsewhere}; "
-        "they must have the same classes in the same order"
-    )

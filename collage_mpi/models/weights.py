@@ -1,6 +1,6 @@
 """Weights files: safetensors with the settings as JSON in the header.
 
-Owns: the header's layout and checks, and the atomic write. Nothing is unpickled.
+Owns: the header's layout and checks; nothing is unpickled.
 Does not know: torch (tensors come and go as numpy arrays), what a network computes.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.parity_spec import ParitySpec
+from collage_mpi.system.files import save_file
 from collage_mpi.system.regular_file import require_regular
 
 FORMAT = "collage-mpi weights"
@@ -116,7 +116,7 @@ def save_weights(
     record = {"format": FORMAT, "version": VERSION, **metadata}
     _info(record, "", None)
     payload = save(stored, metadata={METADATA_KEY: json.dumps(record)})
-    write_atomically(path, payload)
+    save_file(path, payload)
     return describe_weights(path)
 
 
@@ -144,26 +144,6 @@ def read_tensors(info: NetworkInfo) -> dict[str, np.ndarray]:
                 "(a lower --lr helps when training diverged)"
             )
     return result
-
-
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one.
-
-    Raises:
-        EnvironmentFault: the place is not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise EnvironmentFault(
-            f"cannot write {path}: {error.strerror}; give another place or make room"
-        ) from error
 
 
 def _read_header(path: Path, first: bytes, file: Any) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.prep.listing import Listing, Member
 from collage_mpi.shards.pictures import Fit
+from collage_mpi.shards.schema import sidecar_path
+from collage_mpi.system.files import writing
 
 STORES = ("raw", "encoded")
 UNREADABLE = ("skip", "stop")
@@ -141,8 +143,18 @@ def old_shards(out: Path, prefix: str) -> list[Path]:
 
 def remove_shard(path: Path) -> None:
     """A shard and what lies beside it. Raises OSError."""
-    for name in (path.name, f"{path.name}.sha256", f"{path.name}.unreadable.tsv"):
-        path.with_name(name).unlink(missing_ok=True)
+    for file in names_of(path):
+        file.unlink(missing_ok=True)
+
+
+def names_of(shard: Path) -> tuple[Path, ...]:
+    """A shard and what may lie beside it."""
+    return shard, sidecar_path(shard), unreadable_path(shard)
+
+
+def unreadable_path(shard: Path) -> Path:
+    """The list beside a shard of what is not in it."""
+    return shard.with_name(f"{shard.name}.unreadable.tsv")
 
 
 def clear_strangers(jobs: Sequence[ShardJob], prefix: str, overwrite: bool, sweep: bool) -> None:
@@ -157,7 +169,7 @@ def clear_strangers(jobs: Sequence[ShardJob], prefix: str, overwrite: bool, swee
     """
     wanted = {job.path for job in jobs}
     for folder in sorted({job.path.parent for job in jobs}):
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             strangers = [path for path in old_shards(folder, prefix) if path not in wanted]
             if strangers and not overwrite:
@@ -167,6 +179,3 @@ def clear_strangers(jobs: Sequence[ShardJob], prefix: str, overwrite: bool, swee
                 )
             for path in strangers if sweep else ():
                 remove_shard(path)
-        except OSError as error:
-            reason = error.strerror or error
-            raise EnvironmentFault(f"{folder}: cannot be written: {reason}") from error

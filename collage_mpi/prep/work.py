@@ -6,8 +6,7 @@ Does not know: other shards, processes, the command line.
 
 from __future__ import annotations
 
-import glob
-import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.prep.listing import Member
-from collage_mpi.prep.plan import ShardJob, remove_shard
+from collage_mpi.prep.plan import ShardJob, names_of, remove_shard, unreadable_path
 from collage_mpi.shards.encoded import EncodedWriter
 from collage_mpi.shards.hdf5 import H5_LOCK, open_file
 from collage_mpi.shards.pictures import UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import read_sidecar, sha256_of
 from collage_mpi.shards.writer import ShardWriter
+from collage_mpi.system.files import remove_leftovers, write_atomic, writing
 
 BATCH = 64  # pictures in memory at once
 LARGEST_PICTURE_BYTES = 1 << 29
@@ -67,22 +67,18 @@ def make_shard(
         return ShardReport(job.path, False, images, bad, 0, job.path.stat().st_size)
     unreadable: list[tuple[str, str]] = []
     bytes_in = 0
-    try:
-        with _writer(job) as writer:
-            for start in range(0, len(job.members), BATCH):
-                members = job.members[start : start + BATCH]
-                bytes_in += _append(writer, members, job, unreadable)
-                advance(len(members))
-            _list_unreadable(job, unreadable)
-            if writer.count == 0:
-                raise DataFault(
-                    f"{job.path}: none of its {len(job.members)} pictures can be read "
-                    f"(listed in {unreadable_path(job.path)}): a shard needs one at least. Give "
-                    "a larger --images-per-shard, or take them away"
-                )
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EnvironmentFault(f"{job.path}: cannot be written: {reason}") from error
+    with writing(job.path), _writer(job) as writer:
+        for start in range(0, len(job.members), BATCH):
+            members = job.members[start : start + BATCH]
+            bytes_in += _append(writer, members, job, unreadable)
+            advance(len(members))
+        _list_unreadable(job, unreadable)
+        if writer.count == 0:
+            raise DataFault(
+                f"{job.path}: none of its {len(job.members)} pictures can be read "
+                f"(listed in {unreadable_path(job.path)}): a shard needs one at least. Give "
+                "a larger --images-per-shard, or take them away"
+            )
     images = len(job.members) - len(unreadable)
     return ShardReport(job.path, True, images, len(unreadable), bytes_in, job.path.stat().st_size)
 
@@ -115,13 +111,9 @@ def is_finished(job: ShardJob, overwrite: bool) -> bool:
 
 def sweep_drafts(path: Path) -> None:
     """Remove what a killed process left of this shard; nothing else has this name."""
-    for beside in path.parent.glob(f".{glob.escape(path.name)}*.tmp"):
-        beside.unlink(missing_ok=True)
-
-
-def unreadable_path(shard: Path) -> Path:
-    """The list beside a shard of what is not in it."""
-    return shard.with_name(f"{shard.name}.unreadable.tsv")
+    if path.parent.is_dir():
+        beside = "|".join(re.escape(name.name) for name in names_of(path))
+        remove_leftovers(path.parent, beside)
 
 
 def read_member(member: Member) -> bytes:
@@ -195,9 +187,7 @@ def _list_unreadable(job: ShardJob, unreadable: Sequence[tuple[str, str]]) -> No
         path.unlink(missing_ok=True)
         return
     lines = ["id\treason", *(f"{_cell(name)}\t{_cell(why)}" for name, why in unreadable)]
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_atomic(path, ("\n".join(lines).encode(), b"\n"))
 
 
 def _cell(text: str) -> str:

@@ -16,15 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from collage_mpi.results.reader import Results, distinct
-from collage_mpi.results.render import (
-    optional,
-    points,
-    shares_shown,
-    supported,
-    to_text,
-    usable_width,
-)
+from collage_mpi.results.render import optional, points, shares_shown, supported
 from collage_mpi.results.summary import summarise
+from collage_mpi.system.terminal import make_table, to_text, usable_width
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
 
@@ -162,8 +156,8 @@ def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = Fal
     shares = shares_shown([entry["price"] for entry in entries])
     columns = [*(f"{kind} share" for kind in shares), "wasted", "ranks", "rank-s/image"]
     titles = [f"latency per {entries[0]['per']}, ms", "accuracy and price"]
-    latency = _table(titles[0], *(name.upper() for name in STATISTICS[:-1]), "std", "n")
-    price = _table(titles[1], "accuracy", "paired difference", *columns)
+    latency = make_table(titles[0], *(name.upper() for name in STATISTICS[:-1]), "std", "n")
+    price = make_table(titles[1], "accuracy", "paired difference", *columns)
     for table, title in zip((latency, price), titles, strict=True):
         if narrow:
             table.title, table.columns[0].header = title, ""
@@ -173,14 +167,6 @@ def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = Fal
         latency.add_row(name, *(_cell(entry, key, i == 0) for key in STATISTICS), _n(entry))
         price.add_row(name, *_price_cells(entry, i == 0, shares))
     return [latency, price]
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.title_justify, table.title_style = "left", "bold"
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
-    return table
 
 
 def _name(entry: Json) -> str:

@@ -7,9 +7,8 @@ Does not know: how a run is verified; it exports incomplete runs as well.
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.results.manifest import MANIFEST
+from collage_mpi.results.file_names import EXPORT, MANIFEST
 from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
@@ -29,7 +28,7 @@ from collage_mpi.results.rows import (
     WAIT_FORMULA,
     wait_ns,
 )
-from collage_mpi.system.files import TEMP_MARK, write_atomic
+from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
 
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 # Columns of images that say something only where the mask column is true.
@@ -69,15 +68,13 @@ def export_run(
     """
     if to not in FORMATS:
         raise UsageError(f"export format {to!r} is unknown; choose one of {', '.join(FORMATS)}")
-    out = out or results.path / "export"
-    try:
+    out = out or results.path / EXPORT
+    manifest = out / MANIFEST
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         files = FORMATS[to](results, out, names or image_names(results))
-        manifest = out / MANIFEST
         if out.resolve() != results.path.resolve():
             write_atomic(manifest, ((results.path / MANIFEST).read_bytes(),))
-    except OSError as error:
-        raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
     return [*files, manifest]
 
 
@@ -110,7 +107,7 @@ def columns(results: Results, table: str, named: ImageNames) -> dict[str, np.ma.
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary name for a writer that wants a path; renamed to `path` on success."""
-    temp = path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}")
+    temp = temporary_name(path)
     try:
         yield temp
         os.replace(temp, path)
@@ -124,15 +121,15 @@ def _to_csv(results: Results, out: Path, names: ImageNames) -> list[Path]:
     for table in TABLES:
         path = out / f"{table.name}.csv"
         found = columns(results, table.name, names)
-        n = len(getattr(results, table.name))
-        with _replacing(path) as temp, open(temp, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(found)
-            for start in range(0, n, _CSV_ROWS):
-                part = slice(start, start + _CSV_ROWS)
-                writer.writerows(zip(*(_csv_cells(v[part]) for v in found.values()), strict=True))
+        save_csv(path, list(found), _csv_rows(found), line_end="\r\n")
         files.append(path)
     return files
+
+
+def _csv_rows(found: Mapping[str, np.ma.MaskedArray]) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, len(next(iter(found.values()))), _CSV_ROWS):
+        part = slice(start, start + _CSV_ROWS)
+        yield from zip(*(_csv_cells(values[part]) for values in found.values()), strict=True)
 
 
 def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:

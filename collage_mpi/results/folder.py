@@ -6,6 +6,7 @@ Does not know: who writes when, statistics.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results import parts
-from collage_mpi.results.manifest import OURS, Json
+from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER, SUMMARY
+from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import keys_of, missing_images, standing
 from collage_mpi.results.rows import IMAGES, TABLES
 from collage_mpi.system.files import remove_leftovers
@@ -21,10 +23,10 @@ from collage_mpi.system.files import remove_leftovers
 
 def swept(out: Path) -> Path:
     """The folder of parts, made where it is missing; no half-written file is left in either."""
-    directory = out / parts.PARTS_DIRECTORY
+    directory = out / PARTS_FOLDER
     directory.mkdir(exist_ok=True)
     remove_leftovers(directory, parts.OURS)
-    remove_leftovers(out, OURS)
+    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY))))
     return directory
 
 
@@ -34,7 +36,7 @@ def parts_of(out: Path, manifest: Json) -> list[parts.PartName]:
     Raises:
         EnvironmentFault: the folder cannot be read.
     """
-    directory = out / parts.PARTS_DIRECTORY
+    directory = out / PARTS_FOLDER
     try:
         return list(filter(parts.counting(manifest), parts.list_parts(directory)))
     except FileNotFoundError:

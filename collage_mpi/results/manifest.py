@@ -17,15 +17,13 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import KINDS, TABLE
+from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.printable import shown, storable
 
 FORMAT = "collage-mpi run"
 VERSION = 1
-MANIFEST = "manifest.json"
-MARKER = "COMPLETE"
-OURS = r"manifest\.json|COMPLETE|summary\.json"  # what a run's folder holds beside parts
 COMPLETE = ("complete", "complete_with_errors")
 STATUSES = (*COMPLETE, "incomplete")
 

@@ -30,8 +30,6 @@ from collage_mpi.results.rows import Table
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.npy import UNREADABLE
 
-PARTS_DIRECTORY = "parts"
-
 Accepted = dict[str, dict[str, list[list[int]]]]
 
 _TRAILER = struct.Struct("<8sQI")  # mark, bytes before the trailer, their CRC-32

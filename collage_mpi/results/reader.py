@@ -17,7 +17,8 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import parts
-from collage_mpi.results.manifest import MARKER, Json, read_manifest, readable
+from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
+from collage_mpi.results.manifest import Json, read_manifest, readable
 from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
@@ -170,7 +171,7 @@ def results_of(
 
 def read_parts(path: Path, manifest: Json) -> list[parts.PartName]:
     """The parts of the run in `path` that count. Raises as read_results."""
-    directory = path / parts.PARTS_DIRECTORY
+    directory = path / PARTS_FOLDER
     try:
         return list(filter(parts.counting(manifest), parts.list_parts(directory)))
     except FileNotFoundError as error:

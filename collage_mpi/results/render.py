@@ -6,19 +6,16 @@ Does not know: how a number came about.
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, SHARED_KINDS, SINGLE
 from collage_mpi.results.weak import ADVICE, weaker_by
-from collage_mpi.system.environment import launcher_rank
-from collage_mpi.system.printable import printable
+from collage_mpi.system.terminal import make_table, to_text
 
 _MOST_CLASSES = 10  # of a run without labels; all are in summary.json
 _STATISTICS = ("p50", "p95", "p99", "p99.9")
@@ -44,41 +41,6 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
         ),
         width,
     )
-
-
-def to_text(renderable: RenderableType, width: int | None = None) -> str:
-    """Anything rich can draw, as text; plain when stdout is not a terminal of the user's.
-
-    Open MPI gives every rank a pseudo-terminal of 80 columns, which is not one.
-    """
-    tty = _is_users_terminal()
-    out = io.StringIO()
-    wide = usable_width(width)
-    console = Console(
-        file=out, force_terminal=tty, no_color=not tty, width=wide, markup=False, highlight=False
-    )
-    console.print(_Printable(renderable), crop=False)  # a command with a long path stays one line
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-class _Printable:
-    """A renderable whose texts are made fit for a terminal before they are coloured."""
-
-    def __init__(self, renderable: RenderableType) -> None:
-        self._renderable = renderable
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for segment in console.render(self._renderable, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
-
-
-def usable_width(width: int | None = None) -> int:
-    """Columns to fill: those asked for, the terminal's, or 120 where there is none."""
-    return width or (Console().width if _is_users_terminal() else 120)
-
-
-def _is_users_terminal() -> bool:
-    return sys.stdout.isatty() and launcher_rank() is None
 
 
 def supported(value: float | None, n: int, form: str = ".1f") -> str:
@@ -167,17 +129,10 @@ def _loss(loss: Json) -> str:
     )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    return table
-
-
 def _latency_table(summary: Json) -> Table:
     """A line a statistic: it fits 80 columns whatever the numbers."""
     group, image = (summary["latency"][per] for per in ("group", "image"))
-    table = _table("latency, ms", "per group", "95 % within run", "per image")
+    table = make_table("latency, ms", "per group", "95 % within run", "per image")
     for name in _STATISTICS:
         cells = [supported(row[f"{name}_ms"], row["independent"]) for row in (group, image)]
         table.add_row(name.upper(), cells[0], _interval(group, name), cells[1])
@@ -205,7 +160,7 @@ def _interval(row: Json, name: str) -> str:
 
 
 def _parts_table(summary: Json) -> Table:
-    table = _table("where an image's time goes, ms", *summary["parts_ms"])
+    table = make_table("where an image's time goes, ms", *summary["parts_ms"])
     for name in ("median", "mean"):
         cells = [optional(part[name], ".2f") for part in summary["parts_ms"].values()]
         table.add_row(name, *cells)
@@ -214,7 +169,7 @@ def _parts_table(summary: Json) -> Table:
 
 def _accuracy_table(summary: Json) -> Table:
     accuracy = summary["accuracy"]
-    table = _table("accuracy", "correct", "of n", "95 % interval")
+    table = make_table("accuracy", "correct", "of n", "95 % interval")
     for name, row in {"overall": accuracy["overall"], **accuracy["by_source"]}.items():
         if row["n"]:
             low, high = row["ci95"]
@@ -230,7 +185,7 @@ def _predictions(summary: Json) -> list[RenderableType]:
     found = summary.get("predictions")
     if not found:
         return []
-    table = _table("predictions (no labels)", "images", "share", "mean score")
+    table = make_table("predictions (no labels)", "images", "share", "mean score")
     for one in found["classes"][:_MOST_CLASSES]:
         score = f"{one['mean_score']:.3f}"
         table.add_row(_class(one), f"{one['n']:,}", points(one["share"]), score)
@@ -239,7 +194,7 @@ def _predictions(summary: Json) -> list[RenderableType]:
         rest = sum(one["n"] for one in more)
         table.add_row(f"{len(more):,} other classes", f"{rest:,}", points(rest / found["n"]), "")
     table.add_row("all", f"{found['n']:,}", "", f"{found['mean_score']:.3f}")
-    examples = _table("such as", "shard", "row", "score")
+    examples = make_table("such as", "shard", "row", "score")
     for one in found["examples"]:
         examples.add_row(_class(one), one["shard"], f"{one['row']:,}", f"{one['score']:.3f}")
     line = f"collage-mpi export {summary['run']} --to csv writes a line an image, with its id"
@@ -258,7 +213,7 @@ def shares_shown(prices: Sequence[Json]) -> list[str]:
 
 def _price_table(summary: Json) -> Table:
     price, rank0 = summary["price"], summary["rank0"]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table = make_table()
     for kind in shares_shown([price]):
         table.add_row(f"{kind} share", points(price[f"{kind}_share"]), KIND[kind].share)
     multiplied = [kind for kind in ENCODED_KINDS if price[f"{kind}_ranks"]]

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import EnvironmentFault
 from collage_mpi.kinds import COLLAGE, KINDS, SHARED_KINDS
+from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.predictions import predictions
 from collage_mpi.results.reader import Results
@@ -39,9 +39,8 @@ from collage_mpi.results.statistics import (
     support_needed,
     wilson_interval,
 )
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import write_atomic, writing
 
-SUMMARY = "summary.json"
 SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
 ENOUGH_IMAGES = 200  # below, those still under way at the end weigh too much to say so
 PARTS = ("read", "encode", "wait", "compute", "held", "decode")
@@ -92,11 +91,9 @@ def write_summary(
     """
     summary = summarise(results)
     path = (out or results.path) / SUMMARY
-    try:
-        text = json.dumps(summary, indent=1, default=plain)
+    text = json.dumps(summary, indent=1, default=plain)
+    with writing(path):
         write_atomic(path, (text.encode(), b"\n"), check=check)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
     return summary
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import KINDS, SINGLE
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import OUTCOMES, ran_together
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import write_atomic, writing
 
 STRAGGLER = 3.0  # times the median service time of the rank's kind
 STATES = ("used", "late", "skipped", "failed", "lost", "unfinished")
@@ -240,8 +240,6 @@ def write_trace(path: Path, timeline: Timeline) -> None:
         EnvironmentFault: it cannot be written.
     """
     text = json.dumps(trace_events(timeline), separators=(",", ":"), allow_nan=False)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (text.encode(),))
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error

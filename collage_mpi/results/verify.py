@@ -17,8 +17,9 @@ import numpy as np
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
+from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
-from collage_mpi.results.parts import PARTS_DIRECTORY, counting, list_parts
+from collage_mpi.results.parts import counting, list_parts
 from collage_mpi.results.reader import (
     Results,
     input_digest,
@@ -131,7 +132,7 @@ def _look_for_a_writer(report: VerifyReport) -> None:
 def _note_late_parts(results: Results, report: VerifyReport) -> None:
     """Parts that do not count: their session was taken over, and their images done again."""
     counts = counting(results.manifest)
-    late = [part for part in list_parts(results.path / PARTS_DIRECTORY) if not counts(part)]
+    late = [part for part in list_parts(results.path / PARTS_FOLDER) if not counts(part)]
     if late:
         report.notes.append(
             f"{len(late):,} parts are not counted, since another session had gone on before "

@@ -25,6 +25,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
 from collage_mpi.results.claim import PATIENT, Claim, Patience
+from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER
 from collage_mpi.results.folder import (
     has_errors,
     is_whole,
@@ -36,8 +37,6 @@ from collage_mpi.results.folder import (
 from collage_mpi.results.manifest import (
     COMPLETE,
     FORMAT,
-    MANIFEST,
-    MARKER,
     STATUSES,
     VERSION,
     Json,
@@ -80,7 +79,7 @@ class RunWriter:
         self.manifest = manifest
         self.session: int = manifest["session"]
         self._claim = claim
-        directory = out / parts.PARTS_DIRECTORY
+        directory = out / PARTS_FOLDER
         self._thread = PartThread(directory, self.session, claim.check)
         self._images, self._groups, self._tasks = (
             Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
@@ -207,7 +206,7 @@ class RunWriter:
         try:
             self._claim.check()
             (self.out / MANIFEST).unlink()  # under the claim: the next one's is not ours to take
-            (self.out / parts.PARTS_DIRECTORY).rmdir()
+            (self.out / PARTS_FOLDER).rmdir()
         except (OSError, CollageError):
             self._claim.release()
             return  # taken over meanwhile, or somebody else's files: leave them
@@ -323,7 +322,7 @@ class RunWriter:
             return None
         return (
             f"{missing:,} of {self.manifest['rows']:,} images have no row in "
-            f"{self.out / parts.PARTS_DIRECTORY} any more: parts were removed while the job ran"
+            f"{self.out / PARTS_FOLDER} any more: parts were removed while the job ran"
         )
 
     def _seal(self, status: str, final: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:

@@ -22,6 +22,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, import_h5py
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import cells_name, chunk_rows, publish, remake_command, rows_crc32
+from collage_mpi.system.files import temporary_name, writing
 
 BATCH_BYTES = 16 << 20  # of images read at a time
 
@@ -45,7 +46,7 @@ def add_cells(
         EnvironmentFault: the folder cannot be written, or holds a file of that name.
     """
     target = out / path.name
-    temporary = out / f".{path.name}.{os.getpid()}.tmp"
+    temporary = temporary_name(target)
     if target.exists():
         raise EnvironmentFault(f"{target}: exists. Give another --out, or remove it.")
     with ShardSet.open([path]) as shards:
@@ -57,13 +58,11 @@ def add_cells(
         if px in shards.cell_sizes:
             raise DataFault(f"{path}: has cells of {px} px already; it can be used as it is.")
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, temporary)
-            _append(temporary, shards, px, shrink)
-            publish(temporary, target)
-        except OSError as error:
-            reason = error.strerror or error
-            raise EnvironmentFault(f"{target}: cannot be written: {reason}") from error
+            with writing(target):
+                out.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, temporary)
+                _append(temporary, shards, px, shrink)
+                publish(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
         return target, len(shards)

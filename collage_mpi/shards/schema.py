@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.system.files import write_atomic
 
 FORMAT = "collage-mpi shard"
 VERSION = 1
@@ -254,20 +255,5 @@ def publish(temporary: Path, path: Path) -> str:
     beside = sidecar_path(path)
     beside.unlink(missing_ok=True)  # an older shard's: none is better than a wrong one
     os.replace(temporary, path)
-    draft = beside.with_name(f".{beside.name}.{os.getpid()}.tmp")
-    with draft.open("w", encoding="utf-8") as stream:
-        stream.write(sidecar_text(path, fingerprint))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(draft, beside)
-    sync_folder(path.parent)
+    write_atomic(beside, (sidecar_text(path, fingerprint).encode(),))  # syncs the folder for both
     return fingerprint
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

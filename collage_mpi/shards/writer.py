@@ -1,6 +1,6 @@
 """Writing shards: whole or not at all, with a checksum for each row and for the file.
 
-Owns: `ShardWriter`, `write_shard`, the temporary name, sync and rename.
+Owns: `ShardWriter`, `write_shard`, when it is whole.
 Does not know: where the images come from, how they are read.
 """
 
@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.shards.hdf5 import H5_LOCK, FileToWrite, create_file, text_array
 from collage_mpi.shards.pictures import Fit
 from collage_mpi.shards.schema import (
@@ -27,6 +26,7 @@ from collage_mpi.shards.schema import (
     publish,
     rows_crc32,
 )
+from collage_mpi.system.files import temporary_name, writing
 
 
 class ShardWriter:
@@ -71,13 +71,11 @@ class ShardWriter:
         self._labels: list[np.ndarray] = []
         self._ids: list[str] = []
         self._crcs: list[np.ndarray] = []
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_name(self.path)
         rows = rows_per_chunk or chunk_rows(int(np.prod(self.shape)), count)
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = FileToWrite(self._temporary, "w+")
-        except OSError as error:
-            raise self._unwritable(error) from error
         self._file: Any = self._start_file(rows)
 
     def append(
@@ -115,10 +113,9 @@ class ShardWriter:
             self.abandon()
             raise DataFault(f"{self.path}: a shard needs at least one image; none was given")
         try:
-            self._finish_file()
-            fingerprint = publish(self._temporary, self.path)
-        except OSError as error:
-            raise self._unwritable(error) from error
+            with writing(self.path):
+                self._finish_file()
+                fingerprint = publish(self._temporary, self.path)
         finally:
             self.abandon()  # no effect after a rename
         return ShardInfo(
@@ -145,13 +142,8 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
+    def __exit__(self, *raised: object) -> None:
+        if raised[0] is not None:
             self.abandon()
         elif not self._stream.closed:
             self.close()
@@ -205,14 +197,8 @@ class ShardWriter:
             dataset[stored:] = block
         if self._stream.failure is not None:
             self.abandon()
-            raise self._unwritable(self._stream.failure)
-
-    def _unwritable(self, error: OSError) -> EnvironmentFault:
-        reason = error.strerror or str(error)
-        return EnvironmentFault(
-            f"{self.path}: cannot be written: {reason}. Choose a folder with room for it that "
-            "you can write to."
-        )
+            with writing(self.path):
+                raise self._stream.failure
 
     def _check_all_or_none(self, what: str, given: bool, before: bool) -> None:
         if self.count and given != before:

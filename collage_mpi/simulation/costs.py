@@ -91,13 +91,10 @@ def save_costs(path: Path, costs: Costs, source: str) -> None:
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    from collage_mpi.system.files import write_atomic
+    from collage_mpi.system.files import save_file
 
     content = {"format": FORMAT, "version": VERSION, "measured_on": source, **asdict(costs)}
-    try:
-        write_atomic(path, (json.dumps(content, indent=1).encode(), b"\n"))
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    save_file(path, json.dumps(content, indent=1).encode(), b"\n")
 
 
 def costs_of(run: Results) -> Costs:

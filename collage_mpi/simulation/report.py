@@ -1,33 +1,19 @@
-"""Summaries of simulations side by side: a table over seeds, and beside a real run.
+"""A simulation beside a real run.
 
-Owns: which numbers are shown, medians and ranges over seeds, table.csv.
+Owns: which numbers are shown.
 Does not know: how a number came about.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from collage_mpi.errors import EnvironmentFault
 from collage_mpi.kinds import SHARED_KINDS
+from collage_mpi.system.terminal import make_table, to_text
 
 Json = dict[str, Any]
 
-TABLE = "table.csv"
-_GROUP = ("p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "std_ms", "over_3_medians")
-_PRICE = (
-    *(f"{kind}_share" for kind in SHARED_KINDS),
-    "wasted_work",
-    "ranks",
-    "rank_seconds_per_image",
-    "images_per_s",
-)
 # name, where in a summary; what a simulation must tell of a real run comes first
 _SIDES = (
     ("group p50, ms", ("latency", "group", "p50_ms")),
@@ -44,56 +30,6 @@ _SIDES = (
 )
 
 
-def seed_row(seed: int, summary: Json) -> Json:
-    """One simulation as a row of the table; None where its sample does not support a number."""
-    group, price = summary["latency"]["group"], summary["price"]
-    return {
-        "seed": seed,
-        "status": summary["status"],
-        "groups": group["groups"],
-        **{name: group[name] for name in _GROUP},
-        "image_p50_ms": summary["latency"]["image"]["p50_ms"],
-        "image_p99_ms": summary["latency"]["image"]["p99_ms"],
-        "accuracy": summary["accuracy"]["overall"]["accuracy"],
-        **{name: price[name] for name in _PRICE},
-    }
-
-
-def write_seeds(out: Path, rows: Sequence[Json]) -> Path:
-    """The table as `out`/table.csv, whole or not at all.
-
-    Raises:
-        EnvironmentFault: it cannot be written.
-    """
-    from collage_mpi.system.files import write_atomic
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path = out / TABLE
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (text.getvalue().encode(),))
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
-
-
-def render_seeds(rows: Sequence[Json]) -> str:
-    """Median and 10-90 % range over the seeds; the seed (a placement) is the unit."""
-    shown = [name for name in rows[0] if name not in ("seed", "status")]
-    lines = [["over seeds", "median", "10 %", "90 %", "seeds"]]
-    for name in shown:
-        values = [row[name] for row in rows if row[name] is not None]
-        if not values:
-            lines.append([name, "n/a", "", "", "0"])
-            continue
-        low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
-        lines.append([name, *(f"{value:.5g}" for value in (middle, low, high)), str(len(values))])
-    return _columns(lines)
-
-
 def compare(real: Json, simulated: Json) -> list[Json]:
     """name, real, simulated and their ratio (None where there is none), the figures that a
     simulation must tell first."""
@@ -107,12 +43,12 @@ def compare(real: Json, simulated: Json) -> list[Json]:
 
 def render_comparison(entries: Sequence[Json]) -> str:
     """The comparison as text."""
-    lines = [["", "real", "simulated", "simulated / real"]]
+    table = make_table("", "real", "simulated", "simulated / real")
     for entry in entries:
         numbers = [_shown(entry[key]) for key in ("real", "simulated")]
         ratio = "n/a" if entry["ratio"] is None else f"{entry['ratio']:.3f}"
-        lines.append([entry["name"], *numbers, ratio])
-    return _columns(lines)
+        table.add_row(entry["name"], *numbers, ratio)
+    return to_text(table)
 
 
 def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
@@ -124,9 +60,3 @@ def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
 
 def _shown(value: float | None) -> str:
     return "n/a" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
-
-
-def _columns(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    forms = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
-    return "\n".join("  ".join(forms).format(*line).rstrip() for line in lines)

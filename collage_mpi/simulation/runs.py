@@ -26,18 +26,16 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.recorder import Writer
 from collage_mpi.results import Results, RunWriter, read_results, summarise
-from collage_mpi.results.manifest import MANIFEST, plain
+from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
+from collage_mpi.results.manifest import plain
 from collage_mpi.results.memory import MemoryWriter
-from collage_mpi.results.summary import SUMMARY
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
 from collage_mpi.simulation.simulator import Simulation
-from collage_mpi.system.files import write_atomic
+from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
 from collage_mpi.workload.straggler_settings import make_delays
-
-LATENCIES = "latencies_ns.npy"
 
 Json = dict[str, Any]
 
@@ -251,13 +249,11 @@ def _save(out: Path, summary: Json, latencies_ns: np.ndarray) -> None:
     """The summary last: where it is, the run is done."""
     buffer = io.BytesIO()
     np.save(buffer, latencies_ns)
-    try:
+    text = json.dumps(summary, indent=1, default=plain)
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / LATENCIES, (buffer.getvalue(),))
-        text = json.dumps(summary, indent=1, default=plain)
         write_atomic(out / SUMMARY, (text.encode(), b"\n"))
-    except OSError as error:
-        raise EnvironmentFault(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def read_latencies_ns(folder: Path) -> np.ndarray:
@@ -310,18 +306,6 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1) -> Iterator[tuple[Job, Jso
         yield from zip(jobs, pool.map(run_job, jobs), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def with_seed(job: Job, seed: int, out: Path | None) -> Job:
-    """The job with other draws: of service times, and of Poisson arrivals; in a folder of its
-    own below `out`."""
-    settings = replace(
-        job.settings,
-        straggler_seed=seed,
-        arrival_seed=seed if job.settings.arrivals == "poisson" else job.settings.arrival_seed,
-        out="" if out is None else str(out / f"seed-{seed}"),
-    )
-    return replace(job, settings=settings)
 
 
 def like(

@@ -180,6 +180,19 @@ def threads_per_rank(
     return max(1, cores // max(1, ranks_on_host))
 
 
+def processes_wanted(flag: str, given: int | None) -> int:
+    """How many processes of a command work at a time: those asked for, or the cores at hand.
+
+    Raises:
+        UsageError: fewer than one are asked for; `flag` is how.
+    """
+    if given is None:
+        return threads_per_rank(local_size() or launcher_size() or 1)
+    if given < 1:
+        raise UsageError(f"{flag} {given}: at least 1 is needed")
+    return given
+
+
 def visible_devices(environ: Mapping[str, str] = os.environ) -> str | None:
     """What this process's environment says of the GPUs it may see; None if nothing."""
     for name in VISIBLE_VARIABLES:

@@ -1,21 +1,27 @@
 """Files that are there whole or not at all.
 
 Owns: temporary name, write, fsync, rename, fsync of the directory; what a leftover of a
-kill is called.
+kill is called; the message of a file that cannot be written; CSV.
 Does not know: what is in the files.
 """
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from collage_mpi.errors import CollageError
+from collage_mpi.errors import CollageError, EnvironmentFault
 
 TEMP_MARK = ".tmp-"
+_CSV_ROWS = 4096  # in memory as text at a time
 
 
 def write_atomic(
@@ -37,8 +43,7 @@ def write_atomic(
     Raises:
         OSError: as the system says; the temporary file is removed where that is possible.
     """
-    # Pids of two hosts may be the same, so the name is drawn as well.
-    temp = path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}")
+    temp = temporary_name(path)
     try:
         with open(temp, "wb") as file:
             for chunk in chunks:
@@ -50,12 +55,65 @@ def write_atomic(
         if check is not None:
             check()
         os.replace(temp, path)
-    except (OSError, CollageError):
+    except (Exception, KeyboardInterrupt) as error:
         _remove(temp)
-        if check is not None:
+        if check is not None and isinstance(error, OSError | CollageError):
             check()
         raise
     sync_directory(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it is renamed; `remove_leftovers` knows such names."""
+    # Pids of two hosts may be the same, so the name is drawn as well.
+    return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises EnvironmentFault, with the file's or folder's name, for an OSError inside."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}: cannot be written: {error.strerror or error}. Choose a folder with room for "
+            "it that you can write to"
+        ) from error
+
+
+def save_file(path: Path, *chunks: bytes) -> None:
+    """`write_atomic` of a file that the user named.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    with writing(path):
+        write_atomic(path, chunks)
+
+
+def save_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]], line_end: str = "\n"
+) -> None:
+    """A line a row below the columns' names, whole or not at all; None is an empty field.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    with writing(path):
+        write_atomic(path, _csv(itertools.chain((columns,), rows), line_end))
+
+
+def save_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """`save_csv` of mappings: their keys are the columns, those that one lacks are empty."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    save_csv(path, columns, ([record.get(key) for key in columns] for record in records))
+
+
+def _csv(lines: Iterator[Iterable[Any]], line_end: str) -> Iterator[bytes]:
+    while some := list(itertools.islice(lines, _CSV_ROWS)):
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator=line_end).writerows(some)
+        yield text.getvalue().encode()
 
 
 def sync_directory(directory: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
-from collage_mpi.models.weights import write_atomically
+from collage_mpi.system.files import save_file
 
 VERSION = 1
 
@@ -73,7 +73,7 @@ def save_answers(
         class_names=np.array(list(class_names), dtype=np.str_),
         **more,
     )
-    write_atomically(path, buffer.getvalue())
+    save_file(path, buffer.getvalue())
 
 
 def _columns(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import torch
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.torch_file import load_tensors
-from collage_mpi.models.weights import write_atomically
+from collage_mpi.system.files import save_file
 
 VERSION = 2
 
@@ -29,7 +29,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], progress: dict[str, Any])
     """
     buffer = io.BytesIO()
     torch.save({**state, "version": VERSION, "progress": json.dumps(progress)}, buffer)
-    write_atomically(path, buffer.getvalue())
+    save_file(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

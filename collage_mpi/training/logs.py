@@ -6,13 +6,11 @@ Does not know: the loop, what the numbers mean.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.models.weights import write_atomically
+from collage_mpi.system.files import save_records
 
 History = list[dict[str, float]]
 
@@ -30,20 +28,11 @@ def epoch_logger(table: Path, events: Path | None) -> Callable[[History], None]:
     write_events = None if events is None else _tensorboard(events)
 
     def log(history: History) -> None:
-        write_atomically(table, as_csv(history).encode())
+        save_records(table, history)
         if write_events is not None:
             write_events(history[-1])
 
     return log
-
-
-def as_csv(history: History) -> str:
-    """One line an epoch, the columns of the first."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()
 
 
 def _tensorboard(folder: Path) -> Callable[[dict[str, float]], None]:

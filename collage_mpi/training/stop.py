@@ -7,7 +7,7 @@ Does not know: steps, checkpoints, other processes.
 from __future__ import annotations
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.system.process_tree import STOP_SIGNALS
@@ -34,12 +34,7 @@ class StopSignals:
         }
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from collage_mpi.errors import DataFault
 from collage_mpi.kinds import SINGLE
-from collage_mpi.models.info import NetworkInfo, class_mismatch
+from collage_mpi.models.fit import check_fit
+from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.weights import describe_weights, write_atomically
+from collage_mpi.models.weights import describe_weights
+from collage_mpi.system.files import save_file
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
 from collage_mpi.system.regular_file import require_regular
 from collage_mpi.training.parts import resolve_precision
@@ -34,15 +35,7 @@ def check_teacher(path: Path, shape: tuple[int, ...], class_names: Sequence[str]
         EnvironmentFault, DataFault: no weights of a single network, other images or classes.
     """
     info = describe_weights(path, SINGLE)
-    if info.shape != tuple(shape):
-        raise DataFault(
-            f"the teacher {path} takes images of {info.shape}; the shards hold {tuple(shape)}: "
-            "train a single network on these shards first"
-        )
-    if info.class_names != tuple(class_names):
-        raise DataFault(
-            class_mismatch("the shards", class_names, f"the teacher {path}", info.class_names)
-        )
+    check_fit([info], shape, class_names)
     return info
 
 
@@ -88,7 +81,7 @@ def teacher_views(
     if cache is not None:
         buffer = io.BytesIO()
         np.savez(buffer, identity=np.array(identity), views=views)
-        write_atomically(cache, buffer.getvalue())
+        save_file(cache, buffer.getvalue())
     return views
 
 

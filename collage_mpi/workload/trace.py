@@ -78,13 +78,10 @@ def save_trace(path: Path, times_s: np.ndarray) -> None:
     """
     import io
 
-    from collage_mpi.system.files import write_atomic
+    from collage_mpi.system.files import save_file
 
     if path.exists():
         raise EnvironmentFault(f"{path} is there already: name another --out, or remove it")
     content = io.BytesIO()
     np.save(content, times_s, allow_pickle=False)
-    try:
-        write_atomic(path, (content.getvalue(),))
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    save_file(path, content.getvalue())

@@ -321,7 +321,6 @@ def _messages() -> list[Reader]:
 def _training(folder: Path) -> list[Reader]:
     import torch
 
-    from collage_mpi.commands.card import _read as read_report
     from collage_mpi.models.foreign_weights import read_state
     from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -332,8 +331,6 @@ def _training(folder: Path) -> list[Reader]:
     path = folder / "c.pt"
     save_checkpoint(path, state, {"identity": identity, "step": 3})
     checkpoint = path.read_bytes()
-    entry = {"confusion": [[1]], "flops": 3, "training": {}, "input": [1], "weights": "a"}
-    report = json.dumps({"networks": {"single": entry}}).encode()
     return [
         Reader(
             "checkpoint",
@@ -347,7 +344,6 @@ def _training(folder: Path) -> list[Reader]:
             _from_file(folder / "w.pth", read_state),
             USER,
         ),
-        Reader("report of evaluate", [report], _from_file(folder / "r.json", read_report), USER),
     ]
 
 
@@ -363,10 +359,10 @@ def _bytes_of(state: Any) -> bytes:
 
 
 def _simulation(folder: Path) -> list[Reader]:
-    from collage_mpi.results.summary import SUMMARY
+    from collage_mpi.results.file_names import LATENCIES, SUMMARY
     from collage_mpi.simulation.costs import FORMAT, VERSION, Costs, read_costs
     from collage_mpi.simulation.replayed_answers import read_answers
-    from collage_mpi.simulation.runs import LATENCIES, read_latencies_ns, read_summary
+    from collage_mpi.simulation.runs import read_latencies_ns, read_summary
     from collage_mpi.training.answers import save_answers
     from collage_mpi.workload.arrivals import load_times_ns
 

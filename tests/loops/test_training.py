@@ -371,7 +371,7 @@ def test_a_teacher_that_does_not_fit_is_refused(
     images = np.zeros((40, 8, 9, 1), np.uint8)
     write_shard(wide, images, np.zeros(40, np.int64), class_names=NAMES)
     for shard, teacher, message in (
-        (other, weights["single"], "class 0 is 'a' in the shards and 'dark' in the teacher"),
+        (other, weights["single"], "class 0 is 'a' in the shards and 'dark' in single network"),
         (wide, weights["single"], "(8, 9, 1)"),
         (other, weights["collage"], "wrong way round"),
     ):
@@ -465,7 +465,7 @@ def test_evaluate_refuses_what_does_not_fit(
         ([shard, "--single", collage], 4, "wrong way round"),
         ([shard, "--collage", collage, "--side", "3"], 4, "side 2"),
         ([other, "--single", single], 4, "class 0 is 'a' in the shards and 'dark' in"),
-        ([wide, "--single", single], 4, "8 x 9 x 1"),
+        ([wide, "--single", single], 4, "(8, 9, 1)"),
         ([wide, "--single", single], 4, f"`collage-mpi prep shards {wide} --size "),
         ([shard, "--single", str(shard)], 4, "not a safetensors"),
         ([shard, "--single", str(tmp_path / "none")], 3, "collage-mpi train"),

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from collage_mpi.cli import main
 from collage_mpi.commands.parser import build_parser
-from collage_mpi.training.cards import render_card, render_index, train_command
+from collage_mpi.models.architecture import parse_stages, stages_text
+
+SCRIPT = Path(__file__).parents[2] / "analysis" / "model_cards.py"
+SPEC = importlib.util.spec_from_file_location("model_cards", SCRIPT)
+assert SPEC is not None
+assert SPEC.loader is not None
+cards = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(cards)
 
 
 def make_entry(name: str, side: int | None) -> dict[str, Any]:
@@ -93,19 +101,19 @@ def make_report() -> dict[str, Any]:
 
 
 def test_a_card_says_what_was_measured() -> None:
-    card = render_card(make_report(), "collage")
+    card = cards.render_card(make_report(), "collage")
     for text in ("**90.00%** of 100", "-0.50 points", "**1.25**", "0.0123", "at a corner"):
         assert text in card
     for text in ("| **shirt** | 45 | 5 |", "t10k.h5 (test images)", "A Processor", "epoch 6"):
         assert text in card
     assert "the error was 0.0777 before and 0.0111 after" in " ".join(card.split())
     assert "/somewhere" not in card  # where a file lay is nobody's business
-    assert ": single" not in render_card(make_report(), "single").replace("single's", "")
+    assert ": single" not in cards.render_card(make_report(), "single").replace("single's", "")
 
 
 @pytest.mark.parametrize("kind", ["single", "collage"])
 def test_the_command_of_a_card_can_be_typed(kind: str) -> None:
-    command = train_command(make_report()["networks"][kind]).replace("\\\n", " ")
+    command = cards.train_command(make_report()["networks"][kind]).replace("\\\n", " ")
     words = command.split()[1:]
     args = build_parser("train").parse_args(words)
     assert (args.kind, args.epochs, args.seed, args.ema) == (kind, 7, 1, 0.998)
@@ -117,18 +125,18 @@ def test_the_command_of_a_card_can_be_typed(kind: str) -> None:
 
 
 def test_the_table_has_each_network_once() -> None:
-    index = render_index([make_report(), make_report()])
+    index = cards.render_index([make_report(), make_report()])
     rows = [line for line in index.splitlines() if line.startswith("| [")]
     assert [row.split("]")[0] for row in rows] == ["| [one", "| [many"]
     assert "**1.25**" in rows[1]
 
 
-def test_the_command_writes_cards_and_refuses_other_files(
+def test_the_script_writes_cards_and_refuses_other_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "r.json"
     report.write_text(json.dumps(make_report()))
-    assert main(["card", str(report), "--out", str(tmp_path / "cards")]) == 0
+    assert cards.main([str(report), "--out", str(tmp_path / "cards")]) == 0
     assert sorted(p.name for p in (tmp_path / "cards").iterdir()) == [
         "README.md",
         "many.md",
@@ -136,9 +144,21 @@ def test_the_command_writes_cards_and_refuses_other_files(
     ]
     for text, code in (("{}", 4), ("no", 4), ("[]", 4)):
         report.write_text(text)
-        assert main(["card", str(report), "--out", str(tmp_path / "x")]) == code
-    assert main(["card", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 3
+        assert cards.main([str(report), "--out", str(tmp_path / "x")]) == code
+    assert cards.main([str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 3
     assert "collage-mpi evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../../escape", "/tmp/x", "..", ".", "a/../b", "/", ""])
+def test_a_card_stays_in_its_folder(name: str) -> None:
+    file = f"{cards.card_name({'weights': name})}.md"
+    assert "/" not in file
+    assert file not in ("", ".", "..")
+
+
+def test_stages_are_written_as_they_are_read() -> None:
+    text = "48x1,96x2/2,192x2/2"
+    assert stages_text({"stages": [asdict(stage) for stage in parse_stages(text)]}) == text
 
 
 SHIPPED = sorted((Path(__file__).parents[2] / "collage_mpi" / "data").glob("*.safetensors"))
@@ -146,8 +166,8 @@ SHIPPED = sorted((Path(__file__).parents[2] / "collage_mpi" / "data").glob("*.sa
 
 @pytest.mark.parametrize("weights", SHIPPED, ids=lambda path: path.stem)
 def test_a_network_that_ships_has_its_card(weights: Path) -> None:
-    cards = Path(__file__).parents[2] / "docs" / "cards"
-    card = (cards / f"{weights.stem}.md").read_text(encoding="utf-8")
+    folder = Path(__file__).parents[2] / "docs" / "cards"
+    card = (folder / f"{weights.stem}.md").read_text(encoding="utf-8")
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
-    assert f"[{weights.stem}]({weights.stem}.md)" in (cards / "README.md").read_text("utf-8")
-    assert f"`{weights.stem}`" in (cards.parent / "weights.md").read_text("utf-8")
+    assert f"[{weights.stem}]({weights.stem}.md)" in (folder / "README.md").read_text("utf-8")
+    assert f"`{weights.stem}`" in (folder.parent / "weights.md").read_text("utf-8")

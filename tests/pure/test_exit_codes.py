@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collage_mpi.launch.supervisor import (
-    COMPLETE_MARKER,
     FORWARDED,
     Outcome,
     exit_code,
@@ -90,23 +89,25 @@ def test_every_code_is_a_documented_one(outcome, must_report):
 
 
 def test_a_rank_0_that_died_once_its_run_was_complete_changes_nothing(tmp_path):
-    (tmp_path / COMPLETE_MARKER).write_text('{"status": "complete_with_errors"}')
+    marker = tmp_path / "COMPLETE"
+    marker.write_text('{"status": "complete_with_errors"}')
     died = Outcome(9, begun=True, died=Death(137, 0))
     said = "rank 0 was ended by SIGKILL, after the run was complete"
-    assert exit_code(died, tmp_path) == (5, said)
-    earlier = marker_text(tmp_path)  # a marker of another job says nothing of this one
-    assert exit_code(Outcome(-9, begun=True), tmp_path, earlier=earlier)[0] == 6
-    assert exit_code(Outcome(-9), tmp_path)[0] == 3
+    assert exit_code(died, marker) == (5, said)
+    earlier = marker_text(marker)  # a marker of another job says nothing of this one
+    assert exit_code(Outcome(-9, begun=True), marker, earlier=earlier)[0] == 6
+    assert exit_code(Outcome(-9), marker)[0] == 3
 
 
 def test_complete_needs_the_marker(tmp_path):
-    code, note = exit_code(Outcome(0), tmp_path)
+    marker = tmp_path / "COMPLETE"
+    code, note = exit_code(Outcome(0), marker)
     assert code == 6
     assert note
-    assert "no COMPLETE marker" in note
-    (tmp_path / COMPLETE_MARKER).touch()
-    assert exit_code(Outcome(0), tmp_path) == (0, None)
-    assert exit_code(Outcome(5), tmp_path) == (5, None)
+    assert f"{tmp_path} has no COMPLETE marker" in note
+    marker.touch()
+    assert exit_code(Outcome(0), marker) == (0, None)
+    assert exit_code(Outcome(5), marker) == (5, None)
 
 
 @pytest.mark.parametrize(

@@ -108,12 +108,14 @@ def test_what_is_done_is_not_done_again(
     first, second, third = sorted(out.glob("*.h5"))
     stamps = {path: path.stat().st_mtime_ns for path in (first, second, third)}
     second.write_bytes(second.read_bytes()[:-9])  # damaged since
-    draft = out / f".{third.name}.4711.tmp"
-    draft.write_bytes(b"of a process that was killed")
+    beside = (third.name, f"{third.name}.sha256", f"{third.name}.unreadable.tsv")
+    drafts = [out / f".{name}.tmp-4711" for name in beside]
+    for draft in drafts:
+        draft.write_bytes(b"of a process that was killed")
     capsys.readouterr()
     assert main(flags) == 0
     assert "2 of them were there already, whole" in capsys.readouterr().out
-    assert not draft.exists()
+    assert not any(draft.exists() for draft in drafts)
     assert [p.stat().st_mtime_ns == stamps[p] for p in (first, second, third)] == [1, 0, 1]
     assert verify_here(second) == []
     assert main([*flags, "--seed=1"]) == ExitCode.ENVIRONMENT
@@ -355,14 +357,14 @@ def test_a_killed_preparation_leaves_whole_shards_and_goes_on(
     done = sorted(out.glob("*.h5"))
     assert 1 <= len(done) < 10
     if how is signal.SIGTERM:
-        assert list(out.glob(".*.tmp")) == []
+        assert list(out.glob(".*.tmp*")) == []
     whole = sum(path.with_name(f"{path.name}.sha256").exists() for path in done)
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r"(\d+) of them were there already, whole", again.stdout)
     assert found
     assert int(found[1]) >= whole  # a child may finish one while its parent dies
     assert len(list(out.glob("*.h5"))) == 10
-    assert list(out.glob(".*.tmp")) == []
+    assert list(out.glob(".*.tmp*")) == []
     assert all(verify_here(path) == [] for path in out.glob("*.h5"))
 
 

@@ -14,9 +14,8 @@ from PIL import Image
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
-from collage_mpi.job.plan import _check_fit
+from collage_mpi.models.fit import check_fit
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import EncodedWriter, ShardSet, inspect_shard, verify_shard, write_shard
 from collage_mpi.shards.ids import read_ids
 from collage_mpi.shards.pictures import Fit, fit_pixels, picture_pixels
@@ -171,9 +170,8 @@ def test_what_a_job_says_of_another_size_works_as_typed(
 ) -> None:
     monkeypatch.chdir(raw.parent)
     network = NetworkInfo("single", {}, wanted, None, None, NAMES, "f" * 64)
-    settings = RunSettings(shards="in", single="w.safetensors", scheme="none")
     with ShardSet.open(["in"]) as shards, pytest.raises(DataFault) as caught:
-        _check_fit(settings, shards, {"single": network})
+        check_fit([network], shards.shape, shards.class_names, ["in"])
     assert typed(str(caught.value)) == 0
     with ShardSet.open(["shards-{}x{}x{}".format(*wanted)]) as shards:
         assert shards.shape == wanted

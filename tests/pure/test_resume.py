@@ -29,7 +29,8 @@ from collage_mpi.job.session import make_manifest
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import describe_weights, save_weights
 from collage_mpi.results import RunWriter, export_run, read_results, summarise, verify_run
-from collage_mpi.results.manifest import MARKER, differences, held, read_manifest
+from collage_mpi.results.file_names import MARKER
+from collage_mpi.results.manifest import differences, held, read_manifest
 from collage_mpi.results.reader import standing
 from collage_mpi.results.rows import IMAGES, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings

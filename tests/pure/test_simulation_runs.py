@@ -14,6 +14,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.experiments.spec import repeats
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.results.memory import MemoryWriter
@@ -227,12 +228,51 @@ def test_seeds_in_parallel_make_runs_and_a_table(tmp_path, capsys):
         with (tmp_path / name / "table.csv").open(newline="") as lines:
             tables.append(list(csv.DictReader(lines)))
     assert tables[0] == tables[1]
-    assert [row["seed"] for row in tables[0]] == ["0", "1", "5"]
+    assert [row["straggler_seed"] for row in tables[0]] == ["0", "1", "5"]
     assert len({row["p50_ms"] for row in tables[0]}) == 3
     assert (tmp_path / "rows" / "seed-5" / "COMPLETE").exists()
     kept = {p.name for p in (tmp_path / "alone" / "seed-5").iterdir()}
     assert kept == {"summary.json", "latencies_ns.npy"}
-    assert main([*words, "--out", str(tmp_path / "alone"), "--summary-only"]) == 3
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "alone"), "--summary-only"]) == 0
+    assert "[1/" not in capsys.readouterr().out  # as an experiment: what is done is done
+    others = ([*words, "--receive-us", "61"], [word.replace("180", "360") for word in words])
+    for other in others:
+        assert main([*other, "--out", str(tmp_path / "alone"), "--summary-only"]) == 2
+        assert "other settings" in capsys.readouterr().err
+
+
+def test_a_seed_draws_service_times_and_poisson_arrivals():
+    job = Job(RunSettings(out="x", straggler="lognormal"), 90)
+    poisson = Job(RunSettings(arrivals="poisson", rate=9.0, arrival_seed=3), 90)
+    closed = repeats(job, [4, 7]).points
+    opened = repeats(poisson, [4, 7]).points
+    assert [(p.name, p.settings.straggler_seed) for p in closed] == [("seed-4", 4), ("seed-7", 7)]
+    assert [p.settings.arrival_seed for p in closed] == [job.settings.arrival_seed] * 2
+    assert [p.settings.arrival_seed for p in opened] == [4, 7]
+    assert {p.settings.out for p in closed} == {""}
+
+
+def test_seeds_leave_a_folder_that_holds_no_run(tmp_path):
+    mine = tmp_path / "seed-0" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    words = ["simulate", "--images", "90", "--seeds", "0", "--summary-only", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert mine.read_text() == "mine"
+
+
+def test_what_seeds_say_together_is_printed_without_a_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["simulate", "--images", "900", "--straggler", "lognormal", "--summary-only"]
+    assert main([*words, "--seeds", "0-4", "--jobs", "1"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["over", "5", "seeds", "median", "10", "%", "90", "%", "pooled"] in lines
+    _, *figures = next(line for line in lines if line and line[0] == "p50_ms")
+    median, low, high, pooled = map(float, figures)
+    assert low < median < high
+    assert low < pooled < high
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -255,5 +255,5 @@ def test_a_file_with_nan_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unwritable_place_is_told(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="cannot write"):
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
         save_weights(tmp_path / "none" / "w.safetensors", {}, record())

@@ -53,7 +53,7 @@ def shard(folder: Path) -> str:
         ({"side": 2}, {}, ("--side is 3", "side 2")),
         ({"cell_px": 10}, {"cell_px": 12}, ("--cell-px is 12", "10 px")),
         ({"channels": 3, "normalisation": {"mean": [0] * 3, "std": [1] * 3}}, {}, ("1 ch", "3")),
-        ({"class_names": list(NAMES[:5])}, {}, ("6 classes", "has 5")),
+        ({"class_names": list(NAMES[:5])}, {}, ("6 classes in the shards, 5 in",)),
         ({"class_names": [*NAMES[:5], "emu"]}, {}, ("class 5 is 'owl'", "'emu'")),
         ({"class_names": list(NAMES[::-1])}, {}, ("class 0 is 'cat'", "'owl'")),
     ],
@@ -81,8 +81,10 @@ def test_evaluate_refuses_them_too(tmp_path: Path, capsys: pytest.CaptureFixture
     late = weights(tmp_path / "late", class_names=[*NAMES[:5], "emu"])
     assert main([*words, "--collage", str(late)]) == 4
     assert "class 5 is 'owl' in the shards and 'emu' in" in capsys.readouterr().err
-    assert main([*words, "--collage", str(weights(tmp_path / "w")), "--side", "4"]) == 4
-    assert "side 3" in capsys.readouterr().err
+    whole = ["--collage", str(weights(tmp_path / "w"))]
+    for more, says in ((["--side", "4"], "--side is 4"), (["--cell-px", "10"], "--cell-px is 10")):
+        assert main([*words, *whole, *more]) == 4
+        assert says in capsys.readouterr().err
 
 
 def test_tensors_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -126,7 +126,6 @@ class HedgeScheme(Scheme):
 
     def rank_free(self, core: Core) -> None:
         """An idle rank may take a copy."""
-        self.hedger.copy(core)
 
     def resolved(self, image: ImageState) -> None:
         """Nobody waits for a copy of it."""

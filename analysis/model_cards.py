@@ -1,17 +1,23 @@
 """Model cards: what a network is, how it was made, what it is worth, from `evaluate --json`.
 
-Owns: the text of a card and of the table of many. Pure: dicts in, Markdown out.
-Does not know: networks, shards, how a figure was measured.
+    python analysis/model_cards.py REPORT.json ... --out DIR
+
+Writes a card for each network of the reports, and README.md with a line each, as in docs/cards.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
+from collage_mpi.models.architecture import stages_text, stem_text
+from collage_mpi.system.files import save_file, writing
 from collage_mpi.training.judge import AT
 
 Report = Mapping[str, Any]
@@ -39,6 +45,53 @@ _TEACHER_FLAGS: dict[str, tuple[str, object]] = {
 }
 
 
+def main(words: Sequence[str] | None = None) -> int:
+    """Reports in, a folder of Markdown out; the exit code."""
+    parser = argparse.ArgumentParser(prog="model_cards", description="Model cards from reports.")
+    parser.add_argument("reports", nargs="+", type=Path, help="files of evaluate --json")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cards")
+    args = parser.parse_args(words)
+    try:
+        names = write_cards(args.reports, args.out)
+    except CollageError as error:
+        print(f"model_cards: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    print("\n".join(str(args.out / name) for name in names))
+    return 0
+
+
+def write_cards(paths: Sequence[Path], out: Path) -> list[str]:
+    """Write a card for each network, and README.md with one table of all; the files' names.
+
+    Raises:
+        EnvironmentFault, DataFault: a report cannot be read, or is none; `out` cannot be written.
+    """
+    reports = [read_report(path) for path in paths]
+    texts = {
+        f"{card_name(entry)}.md": render_card(report, kind)
+        for report in reports
+        for kind, entry in report["networks"].items()
+    }
+    texts["README.md"] = render_index(reports)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        save_file(out / name, text.encode())
+    return list(texts)
+
+
+def read_report(path: Path) -> Any:
+    """What `evaluate --json` printed. Raises EnvironmentFault, DataFault."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EnvironmentFault(f"report {path}: cannot read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"report {path} is not JSON: {error}") from error
+    check_report(report, str(path))
+    return report
+
+
 def check_report(report: Any, name: str) -> None:
     """Raise DataFault unless this is what `evaluate --json` of this version prints."""
     entries = report.get("networks") if isinstance(report, dict) else None
@@ -64,7 +117,7 @@ def render_card(report: Report, kind: str) -> str:
     ratio = report.get(f"{kind}_over_single")
     parts = [
         f"# {card_name(entry)}",
-        "Made by `collage-mpi card` from the JSON of `collage-mpi evaluate`; do not edit.",
+        "Made by `analysis/model_cards.py` from the JSON of `collage-mpi evaluate`; do not edit.",
         "## What it is",
         _table(["", ""], _what(entry)),
         "## How it was made",
@@ -97,8 +150,8 @@ def render_index(reports: Sequence[Report]) -> str:
     titles += ["accuracy", "- single", "corner / edge / centre", "no answer", "ECE", "MB"]
     parts = [
         "# Model cards",
-        "Made by `collage-mpi card`; each row is a card. Service: median of a call at batch 1, "
-        "and its ratio to the single network's in the same run.",
+        "Made by `analysis/model_cards.py`; each row is a card. Service: median of a call at batch "
+        "1, and its ratio to the single network's in the same run.",
         _table(titles, [row for _, _, row in rows]),
         _measured(reports[0]),
     ]
@@ -279,19 +332,6 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def stem_text(architecture: Mapping[str, Any]) -> str:
-    """The form that `--stem` takes."""
-    return "{stem_width}x{stem_kernel}/{stem_stride}".format_map(architecture)
-
-
-def stages_text(architecture: Mapping[str, Any]) -> str:
-    """The form that `--stages` takes."""
-    return ",".join(
-        f"{s['width']}x{s['blocks']}" + (f"/{s['stride']}" if s["stride"] != 1 else "")
-        for s in architecture["stages"]
-    )
-
-
 def _score(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
@@ -313,3 +353,7 @@ def _wrapped(words: Sequence[str]) -> str:
         else:
             lines[-1] += " " + word
     return " \\\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,14 @@
+"""What the files of a run and of an experiment are called.
+
+Owns: the names, which never change: runs of older versions are read by them.
+"""
+
+from __future__ import annotations
+
+MANIFEST = "manifest.json"
+MARKER = "COMPLETE"  # written last, where every image has a row
+SUMMARY = "summary.json"
+PARTS_FOLDER = "parts"  # the folder of rows
+EXPORT = "export"  # a folder, where `export` writes by default
+LATENCIES = "latencies_ns.npy"  # of a simulation without rows
+TABLE, POINTS = "table.csv", "points.csv"  # of many runs: a line a run, a line a point

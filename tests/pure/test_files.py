@@ -1,0 +1,49 @@
+"""Files that are whole or not there: CSV, the message of one that cannot be written."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.system import files
+from collage_mpi.system.files import remove_leftovers, save_csv, save_file, save_records
+
+
+def test_records_have_the_columns_of_all_and_none_is_an_empty_field(tmp_path: Path) -> None:
+    save_records(tmp_path / "t.csv", [{"a": 1, "b": None}, {"c": 'x, "y"', "a": 0.5}])
+    assert (tmp_path / "t.csv").read_bytes() == b'a,b,c\n1,,\n0.5,,"x, ""y"""\n'
+
+
+def test_many_rows_are_written_in_pieces_and_in_order(tmp_path: Path) -> None:
+    rows = [(str(n), "é") for n in range(3 * files._CSV_ROWS)]
+    save_csv(tmp_path / "t.csv", ("n", "t"), rows, line_end="\r\n")
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        assert [tuple(row) for row in csv.reader(file)] == [("n", "t"), *rows]
+    assert (tmp_path / "t.csv").read_bytes().startswith(b"n,t\r\n0,")
+
+
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "t.csv"
+    for write in (lambda: save_file(path, b"x"), lambda: save_records(path, [{"a": 1}])):
+        with pytest.raises(EnvironmentFault, match=r"t\.csv: cannot be written: No such.*room"):
+            write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_fails_leaves_the_old_table(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    save_csv(path, ("a",), [(1,)])
+    with pytest.raises(ZeroDivisionError):
+        save_csv(path, ("a",), ((1 // n,) for n in (1, 0)))
+    assert [name.name for name in tmp_path.iterdir()] == ["t.csv"]
+    assert path.read_text() == "a\n1\n"
+
+
+def test_a_temporary_name_is_one_that_is_swept(tmp_path: Path) -> None:
+    files.temporary_name(tmp_path / "a.h5").touch()
+    files.temporary_name(tmp_path / "b.h5").touch()
+    assert remove_leftovers(tmp_path, r"a\.h5") == 1
+    assert [path.name.startswith(".b.h5") for path in tmp_path.iterdir()] == [True]
