@@ -127,6 +127,21 @@ class SketchScheme(Scheme):
     takes = frozenset({"assign"})
     mark = ("#F0E442", "*")
 '''
+TWICE = '''
+from collage_mpi.scheduler.schemes.base import register
+from collage_mpi.scheduler.schemes.collage import CollageScheme
+from collage_mpi.scheduler.schemes.copies import ReplicateScheme
+
+
+@register
+class CollageReplicateScheme(ReplicateScheme, CollageScheme):
+    """Several copies of every single at once, and the group's collage."""
+
+    name = "collage-replicate"
+    needs = CollageScheme.needs
+    takes = ReplicateScheme.takes | CollageScheme.takes
+    mark = ("#009E73", "*")
+'''
 OURS = ("collage_mpi", "results_harness")
 
 
@@ -136,7 +151,7 @@ def _ours() -> list[str]:
 
 @pytest.fixture
 def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package as it is with one entry more in the table, and one file more in schemes/."""
+    """The package as it is with one entry more in the table, and two files more in schemes/."""
     copy = tmp_path / "edited" / "collage_mpi"
     for folder in ("", "scheduler", "scheduler/schemes"):
         (copy / folder).mkdir(parents=True)
@@ -146,6 +161,7 @@ def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     table = (PACKAGE / "kinds.py").read_text().split(")\nKIND = ")
     (copy / "kinds.py").write_text(SKETCH.join(table))
     (copy / "scheduler" / "schemes" / "sketch.py").write_text(SCHEME)
+    (copy / "scheduler" / "schemes" / "twice.py").write_text(TWICE)
     monkeypatch.syspath_prepend(copy.parent)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     known = {name: sys.modules.pop(name) for name in _ours()}
@@ -179,7 +195,7 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     from collage_mpi.scheduler.schemes import SCHEMES
     from collage_mpi.settings.placement import placement
 
-    assert SCHEMES[-2:] == ("parity", "sketch")
+    assert SCHEMES[-3:] == ("parity", "sketch", "collage-replicate")
     assert make_scheme(SchemeSettings("sketch")).kinds == {"single", "sketch"}
     ranks = {"collage": 1, "parity": 1, "sketch": 2}
     found = placement(7, None, ranks, side=2, scheme="sketch")
@@ -189,6 +205,18 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     with pytest.raises(UsageError, match="--sketch-ranks 0: --scheme sketch needs at least 1"):
         placement(6, None, {**ranks, "sketch": 0}, side=2, scheme="sketch")
     assert _look("sketch") == ("#F0E442", "*")
+
+
+@pytest.mark.usefixtures("four_kinds")
+def test_a_scheme_of_known_kinds_is_one_file():
+    from collage_mpi.errors import UsageError
+    from collage_mpi.settings.run_settings import RunSettings
+
+    settings = RunSettings(scheme="collage-replicate", replicas=3)
+    assert (settings.n_singles, settings.world_size) == (27, 29)
+    assert settings.labels() == {"scheme": "collage-replicate 3", "accept": "first"}
+    with pytest.raises(UsageError, match="each copy needs a rank of its own"):
+        RunSettings(scheme="collage-replicate", replicas=3, singles=2)
 
 
 @pytest.mark.usefixtures("four_kinds")

@@ -38,7 +38,7 @@ class ReplicateScheme(Scheme):
     @property
     def label(self) -> str:
         """As shown in tables and legends."""
-        return f"replicate {len(self._orders)}"
+        return f"{self.name} {len(self._orders)}"
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """All copies at once."""
