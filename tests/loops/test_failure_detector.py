@@ -224,6 +224,16 @@ def test_the_end_of_collages_is_said_once(capsys):
     assert second.endswith("no collage rank is left: the job goes on as scheme none")
 
 
+def test_without_single_ranks_there_is_no_scheme_to_go_on_as(capsys):
+    watches = FakeWatches()
+    losses = losses_of(watches, kinds=("single", "parity", "parity"))
+    watches.ended = [Ended(1, "process", "gone"), Ended(2, "process", "gone")]
+    losses.look(S)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("0 single rank(s) left")
+    assert second.endswith("1 parity rank(s) left")
+
+
 def test_a_rank_that_leaves_at_the_end_is_no_loss(capsys):
     watches = FakeWatches()
     losses = losses_of(watches)

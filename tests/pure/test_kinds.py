@@ -12,17 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from results_harness import make_run
 
 import collage_mpi
 from collage_mpi import kinds
 from collage_mpi.commands import evaluate, train
 from collage_mpi.doctor.facts import OF_THE_WORLD
 from collage_mpi.figures import timeline
+from collage_mpi.job.inputs import named_files
 from collage_mpi.mpi import protocol
+from collage_mpi.results import read_results, summarise
 from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
+from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
+from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.files import TOPICS
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
+from collage_mpi.simulation.replayed_answers import Answers
 
 PACKAGE = Path(collage_mpi.__file__).parent
 
@@ -70,6 +76,30 @@ def test_figures_tell_kinds_and_states_apart():
     colours = [kind.colour for kind in kinds.TABLE]
     others = {colour for name, (colour, _) in looks.items() if name not in kinds.KIND}
     assert len({*colours, *others}) == len(colours) + len(others)
+
+
+@pytest.mark.parametrize(("scheme", "kept"), [("none", "single"), ("collage-only", "collage")])
+def test_files_of_kinds_that_a_scheme_leaves_idle_are_not_the_runs(scheme, kept):
+    given = {kind: f"{kind}.safetensors" for kind in kinds.KINDS}
+    files = named_files(RunSettings(scheme=scheme, **given))
+    assert files == {kept: Path(f"{kept}.safetensors")}
+
+
+@pytest.mark.parametrize(("kind", "shares"), [("collage", 1), ("parity", 2)])
+def test_the_price_names_the_kind_that_cost_more(tmp_path, kind, shares):
+    final = {"cost_ratio": 1.5}
+    shown = render_summary(summarise(read_results(make_run(tmp_path, 90, kind=kind, final=final))))
+    assert f"{kind} network's time over the single's, used for injection" in shown
+    assert shown.count(" share  ") == shares
+    assert "collage share" in shown
+
+
+def test_an_answer_that_resolves_nothing_alone_holds_no_record():
+    said = Score(3, 0.5)
+    answers = Answers(2, ("a",), [0] * 4, [said] * 4, [said] * 4, parity=[said] * 4, parity_k=2)
+    assert answers.cells("parity", [(0, 0), (1, 1)]) == (None, None)
+    assert answers.cells("single", [(0, 0)]) == (said,)
+    assert answers.decoded(1) == said
 
 
 def _spelt(node: ast.AST) -> bool:
