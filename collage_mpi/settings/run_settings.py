@@ -270,7 +270,7 @@ class RunSettings:
                 f"parity_k is {self.n_stripe} with groups of {self.group_size}; a stripe is part "
                 "of one group: choose a smaller k, or a larger --side"
             )
-        if self.scheme == "replicate" and self.replicas > self.n_singles:
+        if self._takes("replicas") and self.replicas > self.n_singles:
             raise UsageError(
                 f"replicas is {self.replicas} with {self.n_singles} single rank(s); each copy "
                 "needs a rank of its own"
@@ -370,7 +370,7 @@ class RunSettings:
             parts.append(f"M = {self.collage_ranks}")
         if self.uses_parity and self.parity_ranks not in (None, self._usual_parities):
             parts.append(f"{self.parity_ranks} parity ranks")
-        with_policy = "policy" in scheme_class(self.scheme).takes
+        with_policy = self._takes("policy")
         accept = {"accept": self.accept_policy().name} if with_policy else {}
         return {"scheme": ", ".join(parts), **accept}
 
@@ -381,7 +381,7 @@ class RunSettings:
 
     @property
     def _usual_singles(self) -> int:
-        return self.group_size * (self.replicas if self.scheme == "replicate" else 1)
+        return self.group_size * (self.replicas if self._takes("replicas") else 1)
 
     def place(self, world_size: int, launcher_size: int | None = None) -> Placement:
         """Which rank of the world holds what.
@@ -391,7 +391,7 @@ class RunSettings:
         """
         return placement(
             world_size,
-            self.n_singles if self.scheme == "replicate" else self.singles,
+            self.n_singles if self._takes("replicas") else self.singles,
             {kind: self.n_ranks(kind) for kind in KINDS if kind != SINGLE},
             side=self.side,
             scheme=self.scheme,
@@ -408,6 +408,9 @@ class RunSettings:
         """Ranks that hold the kind, where the scheme needs it."""
         usual = {SINGLE: self.n_singles, PARITY: self.n_parities}
         return usual[kind] if kind in usual else int(getattr(self, KIND[kind].ranks))
+
+    def _takes(self, setting: str) -> bool:
+        return setting in scheme_class(self.scheme).takes
 
     def uses(self, kind: str) -> bool:
         """Whether the scheme needs a network of the kind."""
@@ -447,7 +450,7 @@ class RunSettings:
         """Collage ranks that get the same collage."""
         if self.collage_copies is not None:
             return self.collage_copies
-        return 1 if self.scheme == "collage-only" else max(1, self.collage_ranks)
+        return max(1, self.collage_ranks) if self.uses_single else 1
 
     @property
     def mode(self) -> str:
@@ -518,7 +521,7 @@ class RunSettings:
     def scheme_settings(self) -> SchemeSettings:
         """What the scheme is made from."""
         hedge = None
-        if "hedge_delay" in scheme_class(self.scheme).takes:
+        if self._takes("hedge_delay"):
             hedge = make_delay("hedge", _ms_to_ns(self.hedge_ms), self.hedge_quantile)
         return SchemeSettings(
             self.scheme,

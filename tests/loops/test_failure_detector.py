@@ -225,6 +225,16 @@ def test_the_end_of_collages_is_said_once(caplog):
     assert second.endswith("no collage rank is left: the job goes on as scheme none")
 
 
+def test_without_single_ranks_there_is_no_scheme_to_go_on_as(caplog):
+    watches = FakeWatches()
+    losses = losses_of(watches, kinds=("single", "parity", "parity"))
+    watches.ended = [Ended(1, "process", "gone"), Ended(2, "process", "gone")]
+    losses.look(S)
+    first, second = caplog.messages
+    assert first.endswith("0 single rank(s) left")
+    assert second.endswith("1 parity rank(s) left")
+
+
 def test_a_rank_that_leaves_at_the_end_is_no_loss(caplog):
     watches = FakeWatches()
     losses = losses_of(watches)

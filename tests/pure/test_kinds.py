@@ -12,17 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from results_harness import make_run
 
 import collage_mpi
 from collage_mpi import kinds
 from collage_mpi.commands import evaluate, train
 from collage_mpi.doctor.facts import OF_THE_WORLD
 from collage_mpi.figures import timeline
+from collage_mpi.job.inputs import named_files
 from collage_mpi.mpi import protocol
+from collage_mpi.results import read_results, summarise
 from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
+from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
+from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.files import TOPICS
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
+from collage_mpi.simulation.replayed_answers import Answers
 
 PACKAGE = Path(collage_mpi.__file__).parent
 
@@ -70,6 +76,30 @@ def test_figures_tell_kinds_and_states_apart():
     colours = [kind.colour for kind in kinds.TABLE]
     others = {colour for name, (colour, _) in looks.items() if name not in kinds.KIND}
     assert len({*colours, *others}) == len(colours) + len(others)
+
+
+@pytest.mark.parametrize(("scheme", "kept"), [("none", "single"), ("collage-only", "collage")])
+def test_files_of_kinds_that_a_scheme_leaves_idle_are_not_the_runs(scheme, kept):
+    given = {kind: f"{kind}.safetensors" for kind in kinds.KINDS}
+    files = named_files(RunSettings(scheme=scheme, **given))
+    assert files == {kept: Path(f"{kept}.safetensors")}
+
+
+@pytest.mark.parametrize(("kind", "shares"), [("collage", 1), ("parity", 2)])
+def test_the_price_names_the_kind_that_cost_more(tmp_path, kind, shares):
+    final = {"cost_ratio": 1.5}
+    shown = render_summary(summarise(read_results(make_run(tmp_path, 90, kind=kind, final=final))))
+    assert f"{kind} network's time over the single's, used for injection" in shown
+    assert shown.count(" share  ") == shares
+    assert "collage share" in shown
+
+
+def test_an_answer_that_resolves_nothing_alone_holds_no_record():
+    said = Score(3, 0.5)
+    answers = Answers(2, ("a",), [0] * 4, [said] * 4, [said] * 4, parity=[said] * 4, parity_k=2)
+    assert answers.cells("parity", [(0, 0), (1, 1)]) == (None, None)
+    assert answers.cells("single", [(0, 0)]) == (said,)
+    assert answers.decoded(1) == said
 
 
 def _spelt(node: ast.AST) -> bool:
@@ -127,6 +157,21 @@ class SketchScheme(Scheme):
     takes = frozenset({"assign"})
     mark = ("#F0E442", "*")
 '''
+TWICE = '''
+from collage_mpi.scheduler.schemes.base import register
+from collage_mpi.scheduler.schemes.collage import CollageScheme
+from collage_mpi.scheduler.schemes.copies import ReplicateScheme
+
+
+@register
+class CollageReplicateScheme(ReplicateScheme, CollageScheme):
+    """Several copies of every single at once, and the group's collage."""
+
+    name = "collage-replicate"
+    needs = CollageScheme.needs
+    takes = ReplicateScheme.takes | CollageScheme.takes
+    mark = ("#009E73", "*")
+'''
 OURS = ("collage_mpi", "results_harness")
 
 
@@ -136,7 +181,7 @@ def _ours() -> list[str]:
 
 @pytest.fixture
 def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package as it is with one entry more in the table, and one file more in schemes/."""
+    """The package as it is with one entry more in the table, and two files more in schemes/."""
     copy = tmp_path / "edited" / "collage_mpi"
     for folder in ("", "scheduler", "scheduler/schemes"):
         (copy / folder).mkdir(parents=True)
@@ -146,6 +191,7 @@ def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     table = (PACKAGE / "kinds.py").read_text().split(")\nKIND = ")
     (copy / "kinds.py").write_text(SKETCH.join(table))
     (copy / "scheduler" / "schemes" / "sketch.py").write_text(SCHEME)
+    (copy / "scheduler" / "schemes" / "twice.py").write_text(TWICE)
     monkeypatch.syspath_prepend(copy.parent)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     known = {name: sys.modules.pop(name) for name in _ours()}
@@ -179,7 +225,7 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     from collage_mpi.scheduler.schemes import SCHEMES
     from collage_mpi.settings.placement import placement
 
-    assert SCHEMES[-2:] == ("parity", "sketch")
+    assert SCHEMES[-3:] == ("parity", "sketch", "collage-replicate")
     assert make_scheme(SchemeSettings("sketch")).kinds == {"single", "sketch"}
     ranks = {"collage": 1, "parity": 1, "sketch": 2}
     found = placement(7, None, ranks, side=2, scheme="sketch")
@@ -189,6 +235,18 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     with pytest.raises(UsageError, match="--sketch-ranks 0: --scheme sketch needs at least 1"):
         placement(6, None, {**ranks, "sketch": 0}, side=2, scheme="sketch")
     assert _look("sketch") == ("#F0E442", "*")
+
+
+@pytest.mark.usefixtures("four_kinds")
+def test_a_scheme_of_known_kinds_is_one_file():
+    from collage_mpi.errors import UsageError
+    from collage_mpi.settings.run_settings import RunSettings
+
+    settings = RunSettings(scheme="collage-replicate", replicas=3)
+    assert (settings.n_singles, settings.world_size) == (27, 29)
+    assert settings.labels() == {"scheme": "collage-replicate 3", "accept": "first"}
+    with pytest.raises(UsageError, match="each copy needs a rank of its own"):
+        RunSettings(scheme="collage-replicate", replicas=3, singles=2)
 
 
 @pytest.mark.usefixtures("four_kinds")

@@ -164,12 +164,14 @@ def typed(message: str) -> int:
     return main(shlex.split(found.group(1))[1:])
 
 
-@pytest.mark.parametrize("wanted", [(8, 8, 3), (12, 12, 1), (30, 30, 1)])
+@pytest.mark.parametrize(
+    ("kind", "wanted"), [("single", (8, 8, 3)), ("parity", (12, 12, 1)), ("single", (30, 30, 1))]
+)
 def test_what_a_job_says_of_another_size_works_as_typed(
-    raw: Path, monkeypatch: pytest.MonkeyPatch, wanted: tuple[int, int, int]
+    raw: Path, monkeypatch: pytest.MonkeyPatch, kind: str, wanted: tuple[int, int, int]
 ) -> None:
     monkeypatch.chdir(raw.parent)
-    network = NetworkInfo("single", {}, wanted, None, None, NAMES, "f" * 64)
+    network = NetworkInfo(kind, {}, wanted, None, None, NAMES, "f" * 64)
     with ShardSet.open(["in"]) as shards, pytest.raises(DataFault) as caught:
         check_fit([network], shards.shape, shards.class_names, ["in"])
     assert typed(str(caught.value)) == 0

@@ -7,13 +7,14 @@ import runpy
 import sys
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from results_harness import make_run
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.figures.timeline import _look
+from collage_mpi.figures.timeline import _legend, _look
 from collage_mpi.results import Results, read_results
 from collage_mpi.results.rows import OUTCOME_CODE
 from collage_mpi.results.timeline import STATES, Timeline, make_timeline, trace_events, write_trace
@@ -128,7 +129,19 @@ def test_parity_ranks_and_their_answers_are_called_so() -> None:
     ]
     looks = {_look(bar) for bar in timeline.bars if bar.rank >= 10}
     assert "parity" in looks
-    assert "used" not in looks  # that is a single answer's colour
+    assert "single" not in looks  # that is a single answer's colour
+    legend = Mock()
+    _legend(legend, timeline)
+    labels = [handle.get_label() for handle in legend.legend.call_args.kwargs["handles"]]
+    assert "parity answer that decoded images" in labels
+    assert "late, or used to decode another" in labels
+    _legend(legend, make_timeline(simulated(slow_ranks=["1:9"]), 0, 59))
+    labels = [handle.get_label() for handle in legend.legend.call_args.kwargs["handles"]]
+    assert labels[:2] == [
+        "single answer that resolved its image",
+        "collage answer that resolved images",
+    ]
+    assert "late answer, resolved nothing" in labels
     named = [e["args"]["name"] for e in trace_events(timeline)["traceEvents"] if e["ph"] == "M"]
     assert "parity 12" in named
 

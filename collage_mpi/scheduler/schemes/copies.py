@@ -38,7 +38,7 @@ class ReplicateScheme(Scheme):
     @property
     def label(self) -> str:
         """As shown in tables and legends."""
-        return f"replicate {len(self._orders)}"
+        return f"{self.name} {len(self._orders)}"
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """All copies at once."""
@@ -126,6 +126,7 @@ class HedgeScheme(Scheme):
 
     def rank_free(self, core: Core) -> None:
         """An idle rank may take a copy."""
+        self.hedger.copy(core)
 
     def resolved(self, image: ImageState) -> None:
         """Nobody waits for a copy of it."""
