@@ -21,10 +21,10 @@ from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.models import is_own
 from collage_mpi.mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
-from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.background_load import Burn
+from collage_mpi.workload.straggler_settings import StragglerSettings
 
 MEASURABLE_NS = 50_000  # a network faster than this is a null network: no costs to measure
 
@@ -146,12 +146,13 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Mapping[str, Any]]) -> None:
             )
 
 
-def _burn(settings: RunSettings, rank: int) -> dict[str, Any] | None:
+def _burn(settings: StragglerSettings, rank: int) -> dict[str, Any] | None:
     """What burns beside the rank, as its welcome says it."""
-    cores, found = settings.burning().get(rank), settings.stragglers()
+    cores, share = settings.burning().get(rank), settings.straggler_slow_share
     if cores is None:
         return None
-    return asdict(Burn(cores, found.seed, rank, found.slow_share, found.spell_s))
+    seed, spell_s = settings.straggler_seed, settings.straggler_spell_s
+    return asdict(Burn(cores, seed, rank, share, spell_s))
 
 
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, dict[str, Any]]:
@@ -176,7 +177,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, dict[str, Any]]:
         "summed": None if plan.parity is None else plan.parity.summed,
         "answer_bytes": answer_bytes(plan, encoder),
         "warmup_tasks": settings.warmup_tasks,
-        "straggler": asdict(settings.stragglers()),
+        "straggler": settings.to_dict(StragglerSettings),
     }
     networks = plan.networks
     return {

@@ -74,7 +74,7 @@ def make_plan(
     """
     settings.require_inputs()
     placement = settings.place(world_size, launcher_size())
-    make_delays(settings.stragglers())  # reads the trace: a bad one ends here
+    make_delays(settings)  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
     single = describe(settings.single, "single") if settings.uses_single else None
     collage = describe(settings.collage, "collage") if settings.uses_collage else None

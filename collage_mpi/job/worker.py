@@ -35,7 +35,7 @@ from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.workload.background_load import Burn, Burners
 from collage_mpi.workload.service_times import DelayModel, service_ns
-from collage_mpi.workload.straggler_settings import make_delays, read_back
+from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Of torch (out of memory; a GPU that fails, since torch 2.8), and Python's own.
@@ -90,7 +90,9 @@ class Session:
         self.summed: str | None = welcome.get("summed")  # what answers carry for others, if so
         self.answer_bytes = int(welcome.get("answer_bytes", wire.UP_BYTES))  # of a message
         self.predictors: dict[str, Predictor] = {}
-        self.delays: DelayModel = make_delays(read_back(welcome["straggler"]))
+        self.delays: DelayModel = make_delays(
+            StragglerSettings.from_mapping(welcome["straggler"], "welcome")
+        )
         self.burn = Burn(**welcome["burn"]) if welcome.get("burn") else None
         self.burners: Burners | None = None
         self.batch = int(welcome.get("batch", 1))  # inputs, at most

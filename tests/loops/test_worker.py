@@ -82,7 +82,7 @@ class Bench:
             "credit": 2,
             "task_bytes": 4096,
             "warmup_tasks": 2,
-            "straggler": {"model": "none"},
+            "straggler": {"straggler": "none"},
             **welcome,
         }
         if start:
@@ -129,8 +129,8 @@ def test_it_says_who_it_is_once_it_is_warm():
 @pytest.mark.parametrize(
     ("straggler", "load_error", "code"),
     [
-        ({"model": "none"}, DataFault("w.safetensors: damaged"), ExitCode.DATA),
-        ({"model": "trace", "trace": "/no/such.npy"}, None, ExitCode.ENVIRONMENT),
+        ({"straggler": "none"}, DataFault("w.safetensors: damaged"), ExitCode.DATA),
+        ({"straggler": "trace", "trace_file": "/no/such.npy"}, None, ExitCode.ENVIRONMENT),
     ],
 )
 def test_what_it_cannot_load_it_tells_rank_0(straggler, load_error, code):
@@ -250,7 +250,7 @@ def test_scores_of_a_wrong_shape_fail_the_task():
 
 @pytest.mark.parametrize("kind", ["single", "collage"])
 def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
-    pinned = {"model": "pinned", "median_ms": 20.0, "slow": {"3": 5.0}}  # rank 3; JSON's keys
+    pinned = {"straggler": "pinned", "straggler_median_ms": 20.0, "slow_ranks": ["3:5"]}
     bench = Bench(kind, start=False, straggler=pinned)
     bench.start(cost_ratio=1.5)
     shape = SHAPE if kind == "single" else COLLAGE
@@ -264,7 +264,7 @@ def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
 
 
 def test_a_draw_below_the_compute_holds_nothing():
-    bench = Bench(straggler={"model": "pinned", "median_ms": 0.5})
+    bench = Bench(straggler={"straggler": "pinned", "straggler_median_ms": 0.5})
     bench.single(0)
     bench.run()
     assert bench.results[0].held_ns == 0
@@ -272,7 +272,7 @@ def test_a_draw_below_the_compute_holds_nothing():
 
 
 def test_a_held_rank_goes_on_testing_mpi():
-    bench = Bench(straggler={"model": "pinned", "median_ms": 100})
+    bench = Bench(straggler={"straggler": "pinned", "straggler_median_ms": 100})
     polls = []
     bench.endpoint.at_poll = lambda: polls.append(bench.clock.now_ns)
     bench.single(0)
@@ -285,7 +285,7 @@ def test_a_held_rank_goes_on_testing_mpi():
 @pytest.mark.parametrize("what", ["end", "stop"])
 def test_a_hold_ends_with_the_session(what):
     """A rank drawn for ten minutes does not keep the whole job from ending."""
-    bench = Bench(straggler={"model": "pinned", "median_ms": 600_000})
+    bench = Bench(straggler={"straggler": "pinned", "straggler_median_ms": 600_000})
     bench.single(0)
     bench.network.during = lambda: bench.endpoint.tell({"what": what, "exit_code": 6})
     start_ns = bench.clock.now_ns
@@ -548,7 +548,7 @@ def test_one_network_without_finite_scores_in_a_batch_fails_alone():
 def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
     from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
-    model = {"model": "lognormal", "median_ms": 50.0, "sigma": 0.5}
+    model = {"straggler": "lognormal", "straggler_median_ms": 50.0, "straggler_sigma": 0.5}
     bench = Bench(kind, start=False, straggler=model, batch=3)
     bench.endpoint.tell(bench.content)
     costs = {"cost_ratio": 1.5, "batch_costs": {kind: cost}}
@@ -558,7 +558,9 @@ def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
     tasks = [WireTask(t, 4 + t, 1, kind, ((t, 0),)) for t in range(3)]
     bench.endpoint.give(tasks, [np.zeros(shape, np.uint8)] * 3)
     bench.run()
-    draw = make_delays(StragglerSettings("lognormal", median_ms=50.0, sigma=0.5)).draw_ns
+    draw = make_delays(
+        StragglerSettings("lognormal", straggler_median_ms=50.0, straggler_sigma=0.5)
+    ).draw_ns
     slowest_ns = max(draw(3, group, 1) for group in (4, 5, 6))
     drawn_ns = slowest_ns * (1 + 2 * cost) * (1.5 if kind == "collage" else 1)
     assert [r.drawn_ns for r in bench.results] == [round(drawn_ns)] * 3
@@ -566,7 +568,7 @@ def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
 
 
 def test_a_skipped_task_does_not_lengthen_its_batch():
-    bench = Bench(batch=2, straggler={"model": "pinned", "median_ms": 20.0})
+    bench = Bench(batch=2, straggler={"straggler": "pinned", "straggler_median_ms": 20.0})
     batch_of(bench, [3, 4])
     bench.endpoint.cancel(0)
     bench.run()
@@ -634,7 +636,7 @@ def test_without_parity_no_vectors_travel():
 
 def test_the_parity_network_is_held_by_its_cost_ratio():
     bench = Bench("parity", start=False, summed="logits", encoded_shape=SHAPE,
-                  straggler={"model": "pinned", "median_ms": 100.0})  # fmt: skip
+                  straggler={"straggler": "pinned", "straggler_median_ms": 100.0})  # fmt: skip
     bench.start(cost_ratio=1.5)
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
     bench.run()

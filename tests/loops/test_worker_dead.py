@@ -31,7 +31,7 @@ def ends_after(bench: Bench, polls: int) -> None:
 
 
 def test_it_answers_its_tasks_and_then_nothing_but_it_polls_and_the_session_ends():
-    bench = Bench(straggler={"model": "none", "dead": {"3": [None, 2]}})
+    bench = Bench(straggler={"straggler": "none", "dead_ranks": ["3:2"]})
     for task in range(4):
         bench.single(task)
     ends_after(bench, 400)
@@ -42,7 +42,9 @@ def test_it_answers_its_tasks_and_then_nothing_but_it_polls_and_the_session_ends
 
 
 def test_a_task_in_work_at_the_time_of_death_is_not_answered():
-    bench = Bench(straggler={"model": "pinned", "median_ms": 50, "dead": {"3": [0.12, None]}})
+    bench = Bench(
+        straggler={"straggler": "pinned", "straggler_median_ms": 50, "dead_ranks": ["3:0.12s"]}
+    )
     for task in range(4):
         bench.single(task)
     ends_after(bench, 400)
@@ -51,14 +53,20 @@ def test_a_task_in_work_at_the_time_of_death_is_not_answered():
 
 
 def test_another_rank_lives():
-    bench = Bench(straggler={"model": "none", "dead": {"2": [None, 0]}})
+    bench = Bench(straggler={"straggler": "none", "dead_ranks": ["2:0"]})
     bench.single(0)
     bench.run()
     assert len(bench.results) == 1
 
 
 def test_a_slow_spell_is_a_matter_of_the_time_since_start():
-    markov = {"model": "markov", "median_ms": 10, "sigma": 0.0, "slow_share": 0.5, "spell_s": 0.2}
+    markov = {
+        "straggler": "markov",
+        "straggler_median_ms": 10,
+        "straggler_sigma": 0.0,
+        "straggler_slow_share": 0.5,
+        "straggler_spell_s": 0.2,
+    }
     bench = Bench(straggler=markov)
     session = bench.worker.session
     assert session is not None
