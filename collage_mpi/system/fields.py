@@ -38,6 +38,7 @@ class About:
         metavar: how --help calls its value; by its unit or type where not said.
         flag: where it is not the name's.
         repeated: a list whose flag is given once for each value.
+        kinds: of network that have it as a flag; all of them if there is none.
         by_kind: kind of network -> its default, where that is not the field's own.
     """
 
@@ -52,6 +53,7 @@ class About:
     metavar: str = ""
     flag: str = ""
     repeated: bool = False
+    kinds: tuple[str, ...] = ()
     by_kind: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -13,17 +13,30 @@ import pytest
 
 from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import UsageError
+from collage_mpi.models.architecture import default_architecture
 from collage_mpi.settings.flags import flag, shown_default
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm.job_script import SlurmSettings
-from collage_mpi.system.fields import About, Settings, about, check_value, setting, unit
+from collage_mpi.system.fields import (
+    About,
+    Settings,
+    about,
+    check_value,
+    default_of,
+    setting,
+    unit,
+)
+from collage_mpi.training.settings import TrainSettings
 
 CLASSES = {"run": RunSettings, "simulate": RunSettings, "slurm render": SlurmSettings}
+TRAINED = ("single", "collage", "parity")
 SPECS = {
     f"{of.__name__}.{spec.name}": (of, spec)
-    for of in dict.fromkeys(CLASSES.values())
+    for of in (*dict.fromkeys(CLASSES.values()), TrainSettings)
     for spec in dataclasses.fields(of)
+    if "about" in spec.metadata
 }
+NEEDED = {TrainSettings: {"kind": "single", "architecture": default_architecture("single")}}
 
 
 def edges(spec: dataclasses.Field[Any]) -> Iterator[tuple[float, float]]:
@@ -53,7 +66,7 @@ def test_a_bound_is_checked_on_both_sides(name: str) -> None:
         check_value(spec, inside)
         for wrong in (outside, math.nan):
             with pytest.raises(UsageError, match=rf"^{spec.name} is .*; it needs ") as caught:
-                of(**{spec.name: wrong})
+                of(**NEEDED.get(of, {}), **{spec.name: wrong})
             assert "None" not in str(caught.value)
 
 
@@ -70,7 +83,7 @@ def test_what_is_no_choice_is_told_those_there_are(name: str) -> None:
     for choice in choices:
         check_value(spec, choice)
     with pytest.raises(UsageError, match=f"^{spec.name} is 'none such'; known are: {choices[0]}"):
-        of(**{spec.name: "none such"})
+        of(**NEEDED.get(of, {}), **{spec.name: "none such"})
 
 
 def commands(parser: argparse.ArgumentParser, words: list[str]) -> argparse.ArgumentParser:
@@ -80,23 +93,27 @@ def commands(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Argu
     return parser
 
 
-@pytest.mark.parametrize("command", CLASSES)
+@pytest.mark.parametrize("command", [*CLASSES, *(f"train {kind}" for kind in TRAINED)])
 def test_help_shows_each_setting_as_its_field_says_it(command: str) -> None:
     words = command.split()
+    kind = words[1] if words[0] == "train" else ""
     parser = commands(build_parser(words[0]), words)
     of_flag = {option: action for action in parser._actions for option in action.option_strings}
     title = {id(a): group.title for group in parser._action_groups for a in group._group_actions}
-    for spec in dataclasses.fields(CLASSES[command]):
-        known, action = about(spec), of_flag[flag(spec)]
-        told = shown_default(spec, spec.default)
+    of = TrainSettings if kind else CLASSES[command]
+    for spec in (spec for spec in dataclasses.fields(of) if "about" in spec.metadata):
+        known, default = about(spec), default_of(of, spec.name, kind)
+        assert (flag(spec) in of_flag) == (not kind or kind in (known.kinds or TRAINED))
+        if flag(spec) not in of_flag:
+            continue
+        action, told = of_flag[flag(spec)], shown_default(spec, default)
+        assert action.default == (default if kind else argparse.SUPPRESS)
         assert action.dest == spec.name
         assert action.help == action.help.strip()
         assert action.help.replace("%%", "%").startswith(known.help)
         assert action.help.endswith(f" (default: {told})") == bool(told), spec.name
-        if spec.default and isinstance(spec.default, int | float | str):
-            assert told == f"{spec.default:{'g' if isinstance(spec.default, float) else ''}}" + (
-                f" {unit(spec.name)}" if unit(spec.name) else ""
-            )
+        if isinstance(default, (int, float)) and not isinstance(default, bool):
+            assert told == f"{default:g} {unit(spec.name)}".strip()
         if unit(spec.name):
             assert action.metavar == unit(spec.name).upper()
         assert title[id(action)] == (known.group or "options")
