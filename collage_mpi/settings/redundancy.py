@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.encoding.stripe import MIN_K
 from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
@@ -56,7 +55,7 @@ class RankSettings(Settings):
         None,
         "scheme parity: images of a stripe, for which the network was trained",
         unset="side",
-        at_least=MIN_K,
+        at_least=2,
     )
     parity_ranks: int | None = _setting(
         None, "scheme parity: parity ranks", unset="one for k single ranks", at_least=1
