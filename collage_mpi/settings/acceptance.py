@@ -31,8 +31,8 @@ class AcceptSettings(Settings):
     )
     grace_quantile: float | None = _accept(
         None,
-        "or a running quantile of the singles' latencies (until 50 are known: --grace-ms, or as "
-        "first)",
+        "or once a running quantile of the singles' latencies has passed (until 50 are known: "
+        "--grace-ms, or as first)",
         above=0,
         below=1,
     )
@@ -45,7 +45,10 @@ class AcceptSettings(Settings):
         at_least=0,
     )
     accept_deadline_quantile: float | None = _accept(
-        None, "or a running quantile of the singles' latencies", above=0, below=1
+        None,
+        "or once a running quantile of the singles' latencies has passed",
+        above=0,
+        below=1,
     )
 
     def accept_policy(self) -> AcceptPolicy:
@@ -67,7 +70,7 @@ class LateSettings(Settings):
     """When an image is late, and when it is given up."""
 
     hedge_ms: float | None = _late(
-        None, "hedge, collage-hedge: an image is late after this", at_least=0
+        None, "hedge, collage-hedge: an image is late after this long", at_least=0
     )
     hedge_quantile: float | None = _late(
         None, "or after a running quantile of the singles' latencies", above=0, below=1

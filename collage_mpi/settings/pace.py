@@ -22,17 +22,17 @@ class PaceSettings(ArrivalSettings):
 
     between: str = _pace(
         "carry",
-        "carry: a busy rank stays busy; drain: all ranks are idle first",
+        "before the next group: a busy rank stays busy (carry), or all ranks are idle (drain)",
         choices=("carry", "drain"),
     )
     depth: int = _pace(1, "groups in flight, or batches of groups (closed loop)", at_least=1)
     batch: int = _pace(
         1,
-        "groups that travel together: a rank gets its tasks of so many at once, as one batch",
+        "groups that travel together: a rank gets its tasks of all of them as one batch",
         at_least=1,
         at_most=MOST_BATCH,
     )
-    credit: int = _pace(2, "messages a rank may have at a time, of a batch each", at_least=1)
+    credit: int = _pace(2, "messages that a rank may have at a time, each of a batch", at_least=1)
     window: int | None = _pace(
         None,
         "open loop: images in the job at a time; at least a group",

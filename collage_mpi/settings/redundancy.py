@@ -53,22 +53,22 @@ class RankSettings(Settings):
     replicas: int = _setting(2, "scheme replicate: ranks that get the same image", at_least=2)
     parity_k: int | None = _setting(
         None,
-        "scheme parity: images of a stripe, for which the network was trained",
+        "scheme parity: images of a stripe, as the network was trained for",
         unset="side",
         at_least=2,
     )
     parity_ranks: int | None = _setting(
-        None, "scheme parity: parity ranks", unset="one for k single ranks", at_least=1
+        None, "scheme parity: parity ranks", unset="one for every k single ranks", at_least=1
     )
     assign: str = _setting(
         "turn",
-        "image to the next single rank in turn, to the least loaded, or to the one that would "
-        "finish first by the ranks' running service times",
+        "single rank that gets an image: the next in turn, the least loaded, or the one that "
+        "would finish first by recent service times",
         choices=ASSIGNMENTS,
     )
     placement: str = _setting(
         "fixed",
-        "collages to M ranks of their own, or to the currently fastest of N+M ranks that hold "
+        "ranks that get collages: M of their own, or the currently fastest of N+M that all hold "
         "both networks",
         choices=PLACEMENTS,
     )
