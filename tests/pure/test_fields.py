@@ -26,7 +26,13 @@ from collage_mpi.system.fields import (
     setting,
     unit,
 )
-from collage_mpi.training.settings import TrainSettings
+from collage_mpi.training.settings import (
+    DISTILLATION,
+    GRID,
+    TRAINING,
+    TrainSettings,
+    flagged,
+)
 
 CLASSES = {"run": RunSettings, "simulate": RunSettings, "slurm render": SlurmSettings}
 TRAINED = ("single", "collage", "parity")
@@ -117,6 +123,16 @@ def test_help_shows_each_setting_as_its_field_says_it(command: str) -> None:
         if unit(spec.name):
             assert action.metavar == unit(spec.name).upper()
         assert title[id(action)] == (known.group or "options")
+
+
+def test_a_kind_of_network_has_no_flag_that_means_nothing_to_it() -> None:
+    has = {
+        kind: {spec.name for spec in flagged(kind, TRAINING, GRID, DISTILLATION)}
+        for kind in TRAINED
+    }
+    grid, taught = {"side", "cell_px"}, {"distill_weight", "distill_temperature"}
+    assert has["collage"] - has["single"] == grid | {"blank_share"}
+    assert has["collage"] - has["parity"] == grid | taught
 
 
 @pytest.mark.parametrize("name", SPECS)
