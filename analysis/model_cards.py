@@ -17,32 +17,16 @@ from typing import Any
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
 from collage_mpi.models.architecture import stages_text, stem_text
+from collage_mpi.settings.flags import flag
+from collage_mpi.system.fields import default_of
 from collage_mpi.system.files import save_file, writing
 from collage_mpi.training.judge import AT
+from collage_mpi.training.settings import DISTILLATION, TRAINING, TrainSettings, flagged
 
 Report = Mapping[str, Any]
 
-# setting -> (flag, default); what a card's command leaves out is the default. Those that
-# differ between the kinds are always said.
-_FLAGS: dict[str, tuple[str, object]] = {
-    "epochs": ("--epochs", None),
-    "batch": ("--batch", None),
-    "seed": ("--seed", None),
-    "learning_rate": ("--lr", 0.1),
-    "weight_decay": ("--weight-decay", 5e-4),
-    "label_smoothing": ("--label-smoothing", 0.1),
-    "shift_px": ("--shift-px", 2),
-    "validation_share": ("--validation", 0.05),
-    "schedule": ("--schedule", "one-cycle"),
-    "ema": ("--ema", 0.0),
-    "keep": ("--keep", "best"),
-    "limit": ("--limit", None),
-}
-_COLLAGE_FLAGS: dict[str, tuple[str, object]] = {"blank_share": ("--blank-share", 0.1)}
-_TEACHER_FLAGS: dict[str, tuple[str, object]] = {
-    "distill_weight": ("--distill-weight", 0.7),
-    "distill_temperature": ("--distill-temperature", 2.0),
-}
+_ALWAYS = ("epochs", "batch", "seed")  # said in a card's command; others where no default
+_SAID_APART = ("flips", "precision")  # by another flag; what auto made of it
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -165,31 +149,33 @@ def train_command(entry: Mapping[str, Any]) -> str:
     architecture, parity = entry["architecture"], entry.get("parity")
     kind = PARITY if parity else SINGLE if entry["side"] is None else COLLAGE
     words = [f"collage-mpi train {kind} --shards train-*.h5 --out {card_name(entry)}.safetensors"]
-    flags = dict(_FLAGS)
     if kind == COLLAGE:
         words.append(f"--side {entry['side']} --cell-px {entry['cell_px']}")
-        flags |= _COLLAGE_FLAGS
         if entry["head"]["name"] != "grid":
             words.append(f"--head {entry['head']['name']}")
     if parity:
         words.append(f"--single {training.get('teacher_weights', 'single.safetensors')}")
         words.append(f"--k {parity['k']} --encoder {parity['encoder']}")
         words.append(f"--summed {parity['summed']}")
-        flags |= _COLLAGE_FLAGS
     if "backbone" in architecture:
         words.append(f"--backbone {architecture['backbone']}")
     else:
         words.append(f"--stem {stem_text(architecture)} --stages {stages_text(architecture)}")
     if architecture.get("norm", "batch") != "batch":
         words.append(f"--norm {architecture['norm']}")
-    if training.get("teacher") is not None and not parity:
+    taught = training.get("teacher") is not None and not parity
+    if taught:
         words.append(f"--teacher {training.get('teacher_weights', 'single.safetensors')}")
-        flags |= _TEACHER_FLAGS
     if training.get("init") is not None:
         words.append(f"--init {training.get('init_weights', 'first.safetensors')}")
-    for name, (flag, default) in flags.items():
-        if training.get(name) is not None and training[name] != default:
-            words.append(f"{flag} {training[name]}")
+    for spec in flagged(kind, TRAINING, *([DISTILLATION] if taught else [])):
+        value, default = training.get(spec.name), default_of(TrainSettings, spec.name, kind)
+        if spec.name in _SAID_APART or value is None:
+            continue
+        if spec.name in _ALWAYS or value != default:
+            words.append(f"{flag(spec)} {value}")
+    if training.get("limit") is not None:
+        words.append(f"--limit {training['limit']}")
     if training.get("flips") is False:
         words.append("--no-flips")
     return _wrapped(words)

@@ -79,7 +79,7 @@ def launch_run(
         EnvironmentFault: no fitting MPI, or this process is a rank itself.
     """
     from collage_mpi.commands.launch import launch_ranks
-    from collage_mpi.settings.files import flags_of
+    from collage_mpi.settings.flags import flags_of
 
     settings.require_inputs()
     code = launch_ranks(

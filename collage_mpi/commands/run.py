@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.settings.files import add_setting_flags, given_settings
+from collage_mpi.settings.flags import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.printable import say
 

@@ -10,25 +10,18 @@ import argparse
 import dataclasses
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from collage_mpi.errors import UsageError
-from collage_mpi.settings.files import add_setting_flags, settings_from_args
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.flags import add_setting_flags, given_settings, settings_from_args
 from collage_mpi.settings.shipped import file_argument
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.system.fields import about
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
-    from collage_mpi.simulation.costs import Costs
     from collage_mpi.simulation.runs import Job
 
-COSTS = {
-    "receive": "us that taking an answer occupies rank 0 (default: 60)",
-    "send": "us that a send occupies rank 0 (default: 40)",
-    "encode": "us that pasting a collage occupies rank 0 (default: 30)",
-    "network": "us that a message travels (default: 50)",
-    "single": "us of the single network, where no delay model is set (default: 5000)",
-}
 MOST_SEEDS = 10_000
 
 
@@ -47,8 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--costs", metavar="FILE", help="what things take: of `bench costs`, or a real run's folder"
     )
-    for name, line in COSTS.items():
-        own.add_argument(f"--{name}-us", type=float, metavar="US", help=line)
+    for spec in dataclasses.fields(Costs):
+        default_ns: int = getattr(Costs, spec.name)
+        line = f"{about(spec).help} (default: {default_ns / 1e3:g} us)"
+        own.add_argument(_cost_flag(spec.name), type=float, metavar="US", help=line)
     own.add_argument(
         "--answers",
         type=file_argument,
@@ -102,18 +97,26 @@ def _images(args: argparse.Namespace) -> int:
 
 def _costs(args: argparse.Namespace, run: Results | None = None) -> Costs:
     """Those of --costs, of the run that is simulated, or the defaults; flags win."""
-    from collage_mpi.simulation.costs import Costs, costs_of, read_costs
+    from collage_mpi.simulation.costs import costs_of, read_costs
 
     if args.costs:
         costs = read_costs(Path(args.costs))
     else:
         costs = Costs() if run is None else costs_of(run)
-    given = {name: getattr(args, f"{name}_us") for name in COSTS}
-    for name, value in given.items():
-        if value is not None and not 0 <= value < 1e12:
-            raise UsageError(f"--{name}-us {value}: it needs a time in us, 0 or more")
-    changes = {f"{name}_ns": round(v * 1e3) for name, v in given.items() if v is not None}
+    changes = {}
+    for spec in dataclasses.fields(Costs):
+        flag = _cost_flag(spec.name)
+        value = getattr(args, flag[2:].replace("-", "_"))
+        if value is None:
+            continue
+        if not 0 <= value < 1e12:
+            raise UsageError(f"{flag} {value}: it needs a time in us, 0 or more")
+        changes[spec.name] = round(value * 1e3)
     return dataclasses.replace(costs, **changes)
+
+
+def _cost_flag(name: str) -> str:
+    return f"--{name.removesuffix('_ns')}-us"
 
 
 def _like(args: argparse.Namespace) -> int:
@@ -128,17 +131,12 @@ def _like(args: argparse.Namespace) -> int:
     if not run.complete:
         raise UsageError(f"--like {args.like}: the run is not complete")
     images = None if args.images is None else _images(args)
-    job = like(run, _changes(args), images, _costs(args, run), args.answers)
+    job = like(run, given_settings(args)[0], images, _costs(args, run), args.answers)
     job = dataclasses.replace(job, rows=not args.summary_only)
     print(f"{run.label}, {run.manifest.get('straggler')}; cost ratio {job.ratio:.3f}")
     print(f"costs: {job.costs.describe()}\n")
     print(render_comparison(compare(summarise(run), run_job(job))))
     return 0
-
-
-def _changes(args: argparse.Namespace) -> dict[str, Any]:
-    known = {spec.name for spec in dataclasses.fields(RunSettings)}
-    return {key: value for key, value in vars(args).items() if key in known}
 
 
 def _seeds(args: argparse.Namespace, job: Job) -> int:

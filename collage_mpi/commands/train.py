@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from collage_mpi.encoding.decode import SUMMED
 from collage_mpi.encoding.stripe import ENCODERS
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
+from collage_mpi.models.architecture import NORMS, default_architecture
+from collage_mpi.models.heads import HEADS, HeadSpec
 from collage_mpi.models.presets import (
     BY_SIDE,
     PRESETS,
@@ -25,14 +27,18 @@ from collage_mpi.models.presets import (
     REFERENCE_COLLAGE_PX,
     preset,
 )
+from collage_mpi.settings.flags import add_flags, group_of
 from collage_mpi.settings.shipped import path_argument
+from collage_mpi.system.fields import about, default_of
+from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSettings, flagged
 
 if TYPE_CHECKING:
     from collage_mpi.models.architecture import Architecture
     from collage_mpi.models.backbone import Backbone
     from collage_mpi.training.peers import Peers
-    from collage_mpi.training.settings import TrainSettings
     from collage_mpi.training.sources import Sources
+
+DEFAULT = "(default: %(default)s)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,28 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     single = kinds.add_parser(SINGLE, help="the classifier of one image")
     collage = kinds.add_parser(COLLAGE, help="the collage-CNN: side*side images at once")
     parity = kinds.add_parser(PARITY, help="ParM's network: k images at once, to make up for one")
-    for child, epochs, batch in ((single, 12, 128), (collage, 40, 16), (parity, 10, 32)):
-        _common(child, epochs, batch)
-    # Its targets are the single's answers to images that are mirrored, but not shifted.
-    parity.set_defaults(shift_px=0, lr=0.05)
-    for child in (single, collage):
-        _distillation(child)
+    for kind, child in kinds.choices.items():
+        _common(child, kind)
+    for kind, child in ((SINGLE, single), (COLLAGE, collage)):
+        _distillation(child, kind)
     single.add_argument(
         "--preset", choices=(REFERENCE,), help="a named network: resnet34, for images of 224 px"
     )
-    grid = collage.add_argument_group("grid")
-    grid.add_argument("--side", type=int, default=3, help="cells along an edge, 2 to 5 (3)")
+    _settings(collage, COLLAGE, GRID)
+    grid = group_of(collage, GRID)
     grid.add_argument(
-        "--head", choices=("grid", "yolo"), default="grid", help="how cells are answered (grid)"
+        "--head", choices=HEADS, default=HeadSpec.name, help=f"how cells are answered {DEFAULT}"
     )
     grid.add_argument(
         "--preset",
         choices=(*PRESETS, REFERENCE),
-        help="a named network (by side; see docs/weights.md)",
-    )
-    grid.add_argument("--cell-px", type=int, help="pixels of a cell (the images' height)")
-    grid.add_argument(
-        "--blank-share", type=float, default=0.1, help="share of collages with blank cells (0.1)"
+        help="a named network (default: by side; see docs/weights.md)",
     )
     _stripe(parity)
 
@@ -80,36 +80,53 @@ def _stripe(parser: argparse.ArgumentParser) -> None:
         metavar="WEIGHTS",
         help="the single network whose answers it sums; it works with no other",
     )
-    group.add_argument("--k", type=int, default=3, help="images of a stripe (3)")
     group.add_argument(
-        "--encoder", choices=ENCODERS, default="concat", help="how they become one (concat)"
+        "--k", type=int, default=3, metavar="N", help=f"images of a stripe {DEFAULT}"
     )
     group.add_argument(
-        "--summed", choices=SUMMED, default="logits", help="what of the answers is summed (logits)"
+        "--encoder", choices=ENCODERS, default="concat", help=f"how they become one {DEFAULT}"
     )
     group.add_argument(
-        "--blank-share", type=float, default=0.1, help="share of stripes with blanks (0.1)"
+        "--summed",
+        choices=SUMMED,
+        default="logits",
+        help=f"what of the answers is summed {DEFAULT}",
     )
-    group.add_argument(
-        "--teacher-cache", type=Path, metavar="NPZ", help="its answers, kept (OUT.teacher.npz)"
-    )
+    _teacher_cache(group)
 
 
-def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
+def _common(parser: argparse.ArgumentParser, kind: str) -> None:
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
+        "--shards",
+        type=path_argument,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="labelled shards",
     )
-    files.add_argument("--out", type=Path, required=True, help="weights file to write")
-    files.add_argument("--checkpoint", type=Path, help="file to go on from (OUT.checkpoint)")
+    files.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="weights file to write"
+    )
+    files.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="file to go on from (default: OUT.checkpoint)",
+    )
     files.add_argument("--resume", action="store_true", help="go on from the checkpoint")
-    files.add_argument("--log", type=Path, metavar="CSV", help="a line an epoch (OUT.csv)")
+    files.add_argument(
+        "--log", type=Path, metavar="CSV", help="a line for each epoch (default: OUT.csv)"
+    )
     files.add_argument("--tensorboard", type=Path, metavar="DIR", help="events for TensorBoard too")
     net = parser.add_argument_group("network")
-    net.add_argument("--width", type=int, help="channels of the first stage (48)")
+    width = "by --side" if kind == COLLAGE else default_architecture(kind).stem_width
+    net.add_argument(
+        "--width", type=int, metavar="N", help=f"channels of the first stage (default: {width})"
+    )
     net.add_argument("--stem", metavar="WxK/S", help="stem channels x kernel / stride, 64x4/2")
     net.add_argument("--stages", help='WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"')
-    net.add_argument("--norm", choices=("batch", "group"), default="batch")
+    net.add_argument("--norm", choices=NORMS, default=NORMS[0], help=f"normalisation {DEFAULT}")
     net.add_argument(
         "--backbone",
         metavar="torchvision:NAME",
@@ -121,39 +138,40 @@ def _common(parser: argparse.ArgumentParser, epochs: int, batch: int) -> None:
         metavar="WEIGHTS",
         help="start from these: the same trunk, any side",
     )
-    fit = parser.add_argument_group("training")
-    fit.add_argument("--epochs", type=int, default=epochs, help=f"({epochs})")
+    _settings(parser, kind, TRAINING)
+    fit = group_of(parser, TRAINING)
     fit.add_argument(
-        "--batch", type=int, default=batch, help=f"inputs a step, all processes ({batch})"
+        "--limit", type=int, metavar="N", help="use only the first images: for a quick try"
     )
-    fit.add_argument("--lr", type=float, default=0.1, help="peak learning rate (0.1; parity 0.05)")
-    fit.add_argument("--schedule", choices=("one-cycle", "cosine", "constant"), default="one-cycle")
-    fit.add_argument("--ema", type=float, default=0.0, help="decay of a running average, 0: none")
-    fit.add_argument("--keep", choices=("best", "last"), default="best", help="epoch to keep")
-    fit.add_argument("--weight-decay", type=float, default=5e-4, help="(0.0005)")
-    fit.add_argument("--label-smoothing", type=float, default=0.1, help="(0.1)")
-    fit.add_argument("--flips", action=argparse.BooleanOptionalAction, default=True)
-    fit.add_argument("--shift-px", type=int, default=2, help="largest random shift (2; parity 0)")
-    fit.add_argument("--validation", type=float, default=0.05, help="share kept apart (0.05)")
-    fit.add_argument("--seed", type=int, default=0, help="(0)")
-    fit.add_argument("--limit", type=int, help="use only the first images: for a quick try")
-    fit.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    fit.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    fit.add_argument("--threads", type=int, default=1, help="CPU threads a process (1)")
+    fit.add_argument("--device", default="cpu", help=f"cpu, cuda or cuda:N {DEFAULT}")
+    fit.add_argument(
+        "--threads", type=int, default=1, metavar="N", help=f"CPU threads of a process {DEFAULT}"
+    )
 
 
-def _distillation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("distillation")
+def _settings(parser: argparse.ArgumentParser, kind: str, group: str) -> None:
+    """The flags of one group of settings, with the defaults of that kind of network."""
+    add_flags(parser, TrainSettings, [spec.name for spec in flagged(kind, group)], kind)
+
+
+def _distillation(parser: argparse.ArgumentParser, kind: str) -> None:
+    group = group_of(parser, DISTILLATION)
     group.add_argument(
         "--teacher",
         type=path_argument,
         metavar="WEIGHTS",
         help="single network whose answers to learn too",
     )
-    group.add_argument("--distill-weight", type=float, default=0.7, help="its part's share (0.7)")
-    group.add_argument("--distill-temperature", type=float, default=2.0, help="softens both (2)")
+    _settings(parser, kind, DISTILLATION)
+    _teacher_cache(group)
+
+
+def _teacher_cache(group: argparse._ActionsContainer) -> None:
     group.add_argument(
-        "--teacher-cache", type=Path, metavar="NPZ", help="its answers, kept (OUT.teacher.npz)"
+        "--teacher-cache",
+        type=Path,
+        metavar="NPZ",
+        help="its answers, kept (default: OUT.teacher.npz)",
     )
 
 
@@ -263,46 +281,30 @@ def teacher_of(args: argparse.Namespace) -> Path | None:
 
 def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
     """What the flags say, for images of a shape (H, W, C)."""
-    from collage_mpi.models.heads import HeadSpec
     from collage_mpi.models.parity_spec import ParitySpec
     from collage_mpi.models.weights import describe_weights
-    from collage_mpi.training.settings import TrainSettings
 
     path = teacher_of(args)
     teacher = None if path is None else describe_weights(path, SINGLE)
     init = None if args.init is None else describe_weights(args.init)
-    side = cell_px = None
-    if args.kind == COLLAGE:
-        side, cell_px = args.side, args.cell_px or default_cell_px(args, int(shape[0]))
-        if not 2 <= side <= 5:
-            raise UsageError(f"--side is {side}; collage networks are trained for 2 to 5")
     parity = None
     if args.kind == PARITY:
         assert teacher is not None
         parity = ParitySpec(args.k, args.encoder, args.summed, teacher.fingerprint)
+    # What the kind has no flag for is as its default says.
+    chosen = {
+        spec.name: getattr(args, spec.name, default_of(TrainSettings, spec.name, args.kind))
+        for spec in fields(TrainSettings)
+        if about(spec).group
+    }
+    if args.kind == COLLAGE and args.cell_px is None:
+        chosen["cell_px"] = default_cell_px(args, int(shape[0]))
     return TrainSettings(
-        kind=args.kind,
-        architecture=architecture_of(args),
-        side=side,
-        cell_px=cell_px,
-        epochs=args.epochs,
-        batch=args.batch,
-        learning_rate=args.lr,
-        weight_decay=args.weight_decay,
-        label_smoothing=args.label_smoothing,
-        flips=args.flips,
-        shift_px=args.shift_px,
-        blank_share=getattr(args, "blank_share", 0.0),
-        validation_share=args.validation,
-        seed=args.seed,
-        precision=args.precision,
-        schedule=args.schedule,
-        ema=args.ema,
-        keep=args.keep,
+        args.kind,
+        architecture_of(args),
+        **chosen,
         teacher=None if teacher is None else teacher.fingerprint,
-        distill_weight=getattr(args, "distill_weight", 0.7),
-        distill_temperature=getattr(args, "distill_temperature", 2.0),
-        head=HeadSpec(getattr(args, "head", "grid")),
+        head=HeadSpec(getattr(args, "head", HeadSpec.name)),
         init=None if init is None else init.fingerprint,
         parity=parity,
     )
@@ -310,7 +312,7 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
 
 def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
     """The network that the flags name. Raises UsageError where they contradict each other."""
-    from collage_mpi.models.architecture import default_architecture, parse_stages, parse_stem
+    from collage_mpi.models.architecture import parse_stages, parse_stem
     from collage_mpi.models.backbone import Backbone
 
     name = getattr(args, "preset", None)

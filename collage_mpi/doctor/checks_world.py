@@ -134,7 +134,7 @@ def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int
 
 def _settings(wanted: Wanted, **numbers: int) -> RunSettings:
     """Those of `run` that decide which ranks there are. Raises UsageError as they do."""
-    from collage_mpi.settings.run_settings import RunSettings  # needs numpy, as ranks that meet do
+    from collage_mpi.settings.run_settings import RunSettings
 
     given = {name: getattr(wanted, name) for name in OF_THE_WORLD}
     return RunSettings.from_mapping({k: v for k, v in given.items() if v is not None} | numbers)

@@ -23,10 +23,10 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
-from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.background_load import Burn
+from collage_mpi.workload.straggler_settings import StragglerSettings
 
 MEASURABLE_NS = 50_000  # a network faster than this is a null network: no costs to measure
 
@@ -148,12 +148,12 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
             )
 
 
-def _burn(settings: RunSettings, rank: int) -> Burn | None:
+def _burn(settings: StragglerSettings, rank: int) -> Burn | None:
     """What burns beside the rank."""
-    cores, found = settings.burning().get(rank), settings.stragglers()
+    cores, share = settings.burning().get(rank), settings.straggler_slow_share
     if cores is None:
         return None
-    return Burn(cores, found.seed, rank, found.slow_share, found.spell_s)
+    return Burn(cores, settings.straggler_seed, rank, share, settings.straggler_spell_s)
 
 
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
@@ -179,7 +179,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         answer_bytes=answer_bytes(plan, encoder),
         summed=None if plan.parity is None else plan.parity.summed,
         warmup_tasks=settings.warmup_tasks,
-        straggler=settings.stragglers(),
+        straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         burn=None,
     )
     return {

@@ -73,7 +73,7 @@ def make_plan(
     """
     settings.require_inputs()
     placement = settings.place(world_size, launcher_size())
-    make_delays(settings.stragglers())  # reads the trace: a bad one ends here
+    make_delays(settings)  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
     networks = _networks(settings)
     for network in networks.values():

@@ -281,18 +281,11 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "open_loop": settings.open_loop,
         "batch": settings.batch,
         "side": settings.side,
-        "straggler": _straggling(settings),
+        "straggler": settings.describe_delays(),
         "placement": plan.placement.describe(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "warmup_groups": settings.warm_groups,
     }
-
-
-def _straggling(settings: RunSettings) -> str:
-    burning = "".join(
-        f", {n} core(s) burned beside rank {rank}" for rank, n in settings.burning().items()
-    )
-    return settings.stragglers().describe() + burning
 
 
 def build_coordinator(

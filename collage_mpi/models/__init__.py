@@ -1,25 +1,38 @@
 """The networks: what they are, how they are stored, how they are asked.
 
-Owns: the public names of this package and the choice between a null network and
-one with weights. Does not know: MPI, ranks, shards. Importing it imports no torch;
-`load_predictor` does, when the network has weights.
+Owns: the public names of this package, resolved on first use, and the choice between a null
+network and one with weights. Does not know: MPI, ranks, shards. Importing it imports neither
+torch nor numpy; `load_predictor` imports torch when the network has weights.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import KINDS, PARITY
-from collage_mpi.models.architecture import Architecture
-from collage_mpi.models.info import NetworkInfo, Predictor, check_kind
-from collage_mpi.models.null import NullPredictor, is_null, parse_null
-from collage_mpi.models.own import is_own, load_own
-from collage_mpi.models.own_info import Geometry
-from collage_mpi.models.parity_spec import ParitySpec
-from collage_mpi.models.tuning import Tuning
-from collage_mpi.models.weights import describe_weights
+from collage_mpi.kinds import PARITY
+
+if TYPE_CHECKING:
+    from collage_mpi.models.architecture import Architecture
+    from collage_mpi.models.info import NetworkInfo, Predictor
+    from collage_mpi.models.null import NullPredictor
+    from collage_mpi.models.own import is_own
+    from collage_mpi.models.own_info import Geometry
+    from collage_mpi.models.parity_spec import ParitySpec
+    from collage_mpi.models.tuning import Tuning
+
+_HOMES = {
+    "Architecture": "architecture",
+    "Geometry": "own_info",
+    "NetworkInfo": "info",
+    "NullPredictor": "null",
+    "ParitySpec": "parity_spec",
+    "Predictor": "info",
+    "Tuning": "tuning",
+    "is_own": "own",
+}
 
 __all__ = [
-    "KINDS",
     "Architecture",
     "Geometry",
     "NetworkInfo",
@@ -49,6 +62,11 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
         EnvironmentFault: the file is missing or unreadable.
         DataFault: not weights of this package, or of the other kind.
     """
+    from collage_mpi.models.info import check_kind
+    from collage_mpi.models.null import is_null, parse_null
+    from collage_mpi.models.own import is_own
+    from collage_mpi.models.weights import describe_weights
+
     check_kind(kind)
     if is_null(spec):
         parse_null(spec, kind)
@@ -82,6 +100,10 @@ def load_predictor(
             not there or too small, tensors that do not fit the architecture, or are not
             finite.
     """
+    from collage_mpi.models.info import check_kind
+    from collage_mpi.models.null import is_null, parse_null
+    from collage_mpi.models.own import is_own, load_own
+
     check_kind(kind)
     if is_null(spec):
         return parse_null(spec, kind)
@@ -94,3 +116,15 @@ def load_predictor(
     from collage_mpi.models.predictor import TorchPredictor
 
     return TorchPredictor.load(spec, kind, device=device, threads=threads, tuning=tuning)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'collage_mpi.models' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"collage_mpi.models.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

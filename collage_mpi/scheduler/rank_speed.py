@@ -1,4 +1,4 @@
-"""How fast the ranks are of late, and which would finish a task first.
+"""How fast the ranks have been lately, and which would finish a task first.
 
 Owns: running service times by rank, censored by what is under way; the order of the ranks
 by the time at which one more task would be done.

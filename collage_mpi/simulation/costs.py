@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import SINGLE
+from collage_mpi.system.fields import setting
 from collage_mpi.system.regular_file import require_regular
 
 if TYPE_CHECKING:
@@ -26,21 +25,19 @@ LEAST_TASKS = 20  # that found their rank idle: what a message's way is measured
 
 @dataclass(frozen=True)
 class Costs:
-    """What things take, in ns. The defaults are a busy two-core host's at 28 px.
+    """What things take, in ns. The defaults are a busy two-core host's at 28 px."""
 
-    Attributes:
-        receive_ns: taking an answer, on rank 0: poll, decode, decide, record.
-        send_ns: a send, on rank 0: pack and start it; a cancel too.
-        encode_ns: pasting a collage, on rank 0.
-        network_ns: a message's way, the wait until it is noticed included.
-        single_ns: the single network, where no delay model is set.
-    """
-
-    receive_ns: int = 60_000
-    send_ns: int = 40_000
-    encode_ns: int = 30_000
-    network_ns: int = 50_000
-    single_ns: int = 5_000_000
+    receive_ns: int = setting(
+        60_000, "time that an answer occupies rank 0: poll, decode, decide, record"
+    )
+    send_ns: int = setting(40_000, "time that a send occupies rank 0; a cancel too")
+    encode_ns: int = setting(30_000, "time that pasting a collage occupies rank 0")
+    network_ns: int = setting(
+        50_000, "time that a message travels, the wait until it is noticed included"
+    )
+    single_ns: int = setting(
+        5_000_000, "service time of the single network, where no delay model is set"
+    )
 
     def describe(self) -> str:
         """One line, in us."""
@@ -123,6 +120,8 @@ def costs_of(run: Results) -> Costs:
 
 
 def _way_ns(run: Results) -> float:
+    import numpy as np  # not for --help
+
     from collage_mpi.results.rows import OUTCOME_CODE
 
     tasks = np.sort(run.measured_tasks, order=("session", "rank", "sent_ns"))

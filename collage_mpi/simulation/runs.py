@@ -131,7 +131,7 @@ def check_job(job: Job) -> None:
             f"--accept {settings.accept} decides by scores, and a simulation has none without "
             "--answers FILE: collage-mpi evaluate --save-answers FILE writes them"
         )
-    make_delays(settings.stragglers())
+    make_delays(settings)
     settings.arrival_times_ns(job.images)
     answers = job.load_answers()
     if settings.uses_parity and answers is not None and answers.parity_k != settings.n_stripe:
@@ -359,7 +359,7 @@ def _manifest(job: Job, answers: Answers | None) -> Json:
         "open_loop": settings.open_loop,
         "batch": settings.batch,
         "side": settings.side,
-        "straggler": settings.stragglers().describe(),
+        "straggler": settings.describe_delays(),
         "warmup_groups": settings.warm_groups,
         "class_names": list(answers.class_names) if answers else None,
         "simulated": {

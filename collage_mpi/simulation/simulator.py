@@ -94,7 +94,7 @@ class Simulation:
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None  # why, once `stop` was called
         self._answers = answers
-        self._delays = make_delays(settings.stragglers())
+        self._delays = make_delays(settings)
         # Without a rank that may fall silent nobody need listen for it.
         self._vigil = make_vigil(settings, self.ranks) if settings.dead_ranks else None
         self._injected = settings.straggler != "none"

@@ -9,24 +9,18 @@ The scripts in jobs/slurm are what `render` gives by default; a test holds them 
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import UsageError
+from collage_mpi.settings.redundancy import RankSettings
+from collage_mpi.system.fields import Settings, same, setting
 
-MOST = 1_000_000  # nodes, ranks, cores: no cluster has more
-LAUNCHERS = ("pmix", "pmi2", "mpiexec")
 DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
 _TEMPLATES = Path(__file__).with_name("templates")  # shell, with @NAMES@ where settings go
 RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "sweep")
 
-_LISTS = ("setup", "directives")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _COMMENT_COLUMN = 38
 
@@ -69,56 +63,49 @@ _ARRAY_NOTE = {
 }
 
 
-def _setting(default: Any, help_line: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help_line})
-
-
-@dataclass(frozen=True)
-class SlurmSettings:
+@dataclass(frozen=True, repr=False)
+class SlurmSettings(Settings):
     """What a job script is made from. See each field's help line.
 
     Raises:
         UsageError: a value that Slurm or the job could not take.
     """
 
-    account: str = _setting("<account>", "who pays")
-    partition: str = _setting("<partition>", "where the nodes are")
-    nodes: int | None = _setting(None, "nodes that hold networks")
-    gpus_per_node: int | None = _setting(
-        None, "GPUs of a node, shared by its ranks; 0 for none (default: one a rank)"
+    account: str = setting("<account>", "who pays")
+    partition: str = setting("<partition>", "where the nodes are")
+    nodes: int | None = setting(None, "nodes that hold networks", unset="the script's", at_least=1)
+    gpus_per_node: int | None = setting(
+        None,
+        "GPUs of a node, shared by its ranks; 0 for none",
+        unset="one for each rank",
+        at_least=0,
     )
-    cpus_per_task: int = _setting(4, "cores of a rank")
-    coordinator_cpus: int = _setting(8, "cores of rank 0 in run_het")
-    time: str | None = _setting(None, "time limit, e.g. 02:00:00")
-    mem_per_cpu: str | None = _setting(None, "memory a core, e.g. 4G (default: the site's)")
-    array: str | None = _setting(None, "array tasks, e.g. 0-11%2")
-    side: int = _setting(3, "cells along an edge of the collage")
-    singles: int | None = _setting(None, "single ranks N (default: side*side)")
-    collage_ranks: int = _setting(1, "collage ranks M")
-    launcher: str = _setting("pmix", f"how ranks are started: {', '.join(LAUNCHERS)}")
-    setup: tuple[str, ...] = _setting(
-        DEFAULT_SETUP, "shell lines that make collage-mpi and its MPI available"
+    cpus_per_task: int = setting(4, "cores of a rank", at_least=1)
+    coordinator_cpus: int = setting(8, "cores of rank 0 in run_het", at_least=1)
+    time: str | None = setting(None, "time limit, e.g. 02:00:00", unset="the script's")
+    mem_per_cpu: str | None = setting(None, "memory of a core, e.g. 4G", unset="the site's")
+    array: str | None = setting(None, "array tasks, e.g. 0-11%2", unset="the script's")
+    side: int = same(RankSettings, "side")
+    singles: int | None = same(RankSettings, "singles")
+    collage_ranks: int = same(RankSettings, "collage_ranks")
+    launcher: str = setting("pmix", "how ranks are started", choices=("pmix", "pmi2", "mpiexec"))
+    setup: tuple[str, ...] = setting(
+        DEFAULT_SETUP,
+        "shell line that makes collage-mpi and its MPI available",
+        metavar="LINE",
+        repeated=True,
     )
-    directives: tuple[str, ...] = _setting((), "more #SBATCH options, e.g. --qos=long")
+    directives: tuple[str, ...] = setting(
+        (),
+        "one more #SBATCH option, e.g. --qos=long",
+        metavar="LINE",
+        flag="--directive",
+        repeated=True,
+    )
 
-    def __post_init__(self) -> None:
-        if self.launcher not in LAUNCHERS:
-            raise UsageError(f"launcher is {self.launcher!r}; known are: {', '.join(LAUNCHERS)}")
-        if not MIN_SIDE <= self.side <= MAX_SIDE:
-            raise UsageError(f"side is {self.side}; a collage needs {MIN_SIDE} to {MAX_SIDE}")
-        for name, least in (
-            ("nodes", 1),
-            ("gpus_per_node", 0),
-            ("cpus_per_task", 1),
-            ("coordinator_cpus", 1),
-            ("singles", 1),
-            ("collage_ranks", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not least <= value <= MOST:
-                raise UsageError(
-                    f"{name} is {value!r:.40}; it needs at least {least}, at most {MOST:,}"
-                )
+    def _check(self) -> None:
+        if self.collage_ranks < 1:
+            raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
         for name in ("account", "partition", "time", "mem_per_cpu", "array"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[^\s#]+", value):
@@ -133,26 +120,6 @@ class SlurmSettings:
     def workers(self) -> int:
         """Ranks that hold a network."""
         return (self.side**2 if self.singles is None else self.singles) + self.collage_ranks
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], source: str = "settings") -> SlurmSettings:
-        """Build from plain values, as a settings file gives them.
-
-        Raises:
-            UsageError: an unknown key, a value of the wrong type, or as the class itself.
-        """
-        hints = typing.get_type_hints(cls)
-        for key, value in values.items():
-            if key not in hints:
-                raise UsageError(f"{source}: unknown setting {key!r}. Known: {', '.join(hints)}")
-            if key in _LISTS:
-                good = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
-            else:
-                good = not isinstance(value, bool) and isinstance(value, hints[key])
-            if not good:
-                raise UsageError(f"{source}: {key} is {value!r}, which is of the wrong type")
-        plain: dict[str, Any] = {k: tuple(v) if k in _LISTS else v for k, v in values.items()}
-        return cls(**plain)
 
 
 @dataclass(frozen=True)

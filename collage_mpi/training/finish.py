@@ -103,7 +103,7 @@ def _record(
     trained: Trained, settings: TrainSettings, data: TrainData, facts: dict[str, Any]
 ) -> dict[str, Any]:
     _, height, width, channels = data.images.shape
-    chosen = settings.to_dict()
+    chosen = settings.record()
     for name in ("architecture", "head", "kind", "side", "cell_px", "parity"):  # said above
         del chosen[name]
     return {

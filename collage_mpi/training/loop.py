@@ -236,7 +236,7 @@ class Trainer:
         return (loss / count, right / count) if count else (float("nan"), float("nan"))
 
     def _identity(self) -> dict[str, Any]:
-        return {**self.settings.to_dict(), "origin": list(self.data.origin)}
+        return {**self.settings.record(), "origin": list(self.data.origin)}
 
     def _seconds(self) -> float:
         return self._earlier_s + time.monotonic() - self._started

@@ -7,94 +7,135 @@ Does not know: torch, shards, the command line.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field, fields
+from functools import partial
 from typing import Any
 
-from collage_mpi.errors import UsageError
+from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.backbone import Backbone
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import check_kind
 from collage_mpi.models.parity_spec import ParitySpec
+from collage_mpi.system.fields import Settings, about, setting
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-SCHEDULES = ("one-cycle", "cosine", "constant")
-KEEPS = ("best", "last")
+TRAINING, DISTILLATION, GRID = "training", "distillation", "grid"  # groups of --help
+
+_training = partial(setting, group=TRAINING)
+_distillation = partial(setting, group=DISTILLATION, kinds=(SINGLE, COLLAGE))
+_grid = partial(setting, group=GRID, kinds=(COLLAGE,))
 
 
-@dataclass(frozen=True)
-class TrainSettings:
+@dataclass(frozen=True, repr=False)
+class TrainSettings(Settings):
     """Everything that decides the weights; two runs with equal settings train alike.
+
+    What a flag says is a `setting`: see its help line. An own default of a kind is for the flags.
 
     Attributes:
         kind: one of KINDS.
         architecture: the network.
-        side, cell_px: the collage's grid; None for others.
         head: of a collage network.
-        epochs: passes over the training part of the shards.
-        batch: inputs per step: images of a single, collages, stripes of a parity network.
-        learning_rate: the peak of the schedule.
-        schedule: how the rate moves; see `learning_rate_at`.
-        weight_decay: on matrices only, not on norms and biases.
-        label_smoothing: Szegedy et al. 2015, arXiv 1512.00567.
-        flips: mirror half of the images left to right.
-        shift_px: largest random shift of an image in pixels, both axes.
-        blank_share: share of collages or stripes with some blank cells, as in the last group of
-            a job.
-        validation_share: part of the shards kept apart to measure on; never trained on.
-        seed: of the split, the initial weights, the order and the augmentation.
-        precision: "bfloat16" uses autocast; "auto" takes it where the processor has it.
-        ema: decay a step of the running average of the weights that is validated and kept
-            (Polyak and Juditsky 1992); 0 for none.
-        keep: the weights to end with: "best" of the validated epochs, or "last".
         teacher: fingerprint of the single network whose answers are learned too, or None.
-        distill_weight: share of the teacher's part in the loss.
-        distill_temperature: softens both sides of that part.
         init: fingerprint of the weights that training starts from, or None.
         parity: what a parity network is made for; None for others.
     """
 
     kind: str
     architecture: Architecture | Backbone
-    side: int | None = None
-    cell_px: int | None = None
-    epochs: int = 12
-    batch: int = 128
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    flips: bool = True
-    shift_px: int = 2
-    blank_share: float = 0.1
-    validation_share: float = 0.05
-    seed: int = 0
-    precision: str = "auto"
-    schedule: str = "one-cycle"
-    ema: float = 0.0
-    keep: str = "best"
+    side: int | None = _grid(
+        None, "cells along an edge of the collage", at_least=2, at_most=5, by_kind={COLLAGE: 3}
+    )
+    cell_px: int | None = _grid(
+        None, "pixels along an edge of a cell", unset="the images' height", at_least=1
+    )
+    epochs: int = _training(
+        12,
+        "passes over the training part of the shards",
+        at_least=1,
+        by_kind={COLLAGE: 40, PARITY: 10},
+    )
+    batch: int = _training(
+        128,
+        "inputs in a step, over all processes: images, collages or stripes",
+        at_least=1,
+        by_kind={COLLAGE: 16, PARITY: 32},
+    )
+    seed: int = _training(
+        0,
+        "seed of the split, the initial weights, the order and the augmentation",
+        at_least=0,
+        at_most=math.inf,
+    )
+    # A parity network's targets are answers to images that are mirrored, but not shifted.
+    learning_rate: float = _training(
+        0.1,
+        "peak learning rate",
+        flag="--lr",
+        above=0,
+        at_most=math.inf,
+        by_kind={PARITY: 0.05},
+    )
+    weight_decay: float = _training(
+        5e-4, "weight decay of matrices; norms and biases have none", at_least=0
+    )
+    label_smoothing: float = _training(
+        0.1, "label smoothing (arXiv 1512.00567)", at_least=0, below=1
+    )
+    flips: bool = _training(True, "mirror half of the images left to right")
+    shift_px: int = _training(
+        2, "largest random shift of an image, both axes", at_least=0, by_kind={PARITY: 0}
+    )
+    blank_share: float = _training(
+        0.1,
+        "share of inputs with some blank cells, as in the last group of a job",
+        at_least=0,
+        below=1,
+        kinds=(COLLAGE, PARITY),
+        by_kind={SINGLE: 0.0},
+    )
+    validation_share: float = _training(
+        0.05,
+        "share of the images kept apart to measure on, never trained on",
+        flag="--validation",
+        at_least=0,
+        below=1,
+    )
+    precision: str = _training(
+        "auto",
+        "bfloat16 uses autocast; auto takes it where the processor has it",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    schedule: str = _training(
+        "one-cycle",
+        "how the learning rate moves",
+        choices=("one-cycle", "cosine", "constant"),
+    )
+    ema: float = _training(
+        0.0,
+        "decay in a step of the running average of the weights, which is validated and kept "
+        "(Polyak and Juditsky 1992); 0 for none",
+        at_least=0,
+        below=1,
+    )
+    keep: str = _training(
+        "best",
+        "weights to end with: of the best validated epoch, or the last",
+        choices=("best", "last"),
+    )
     teacher: str | None = None
-    distill_weight: float = 0.7
-    distill_temperature: float = 2.0
+    distill_weight: float = _distillation(
+        0.7, "share of the teacher's part in the loss", at_least=0, at_most=1
+    )
+    distill_temperature: float = _distillation(
+        2.0, "temperature that softens both sides of that part", above=0
+    )
     head: HeadSpec = field(default_factory=HeadSpec)
     init: str | None = None
     parity: ParitySpec | None = None
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_kind(self.kind)
-        for name in ("epochs", "batch"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a number from 1")
-        for name in ("learning_rate", "distill_temperature"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("blank_share", "validation_share", "label_smoothing", "ema"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, name, value, "a share from 0 to below 1")
-        for name in ("weight_decay", "shift_px", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number from 0")
-        weight = self.distill_weight
-        _require(0 <= weight <= 1, "distill_weight", weight, "a share from 0 to 1")
-        for name, allowed in (("precision", PRECISIONS), ("schedule", SCHEDULES), ("keep", KEEPS)):
-            value = getattr(self, name)
-            _require(value in allowed, name, value, " or ".join(allowed))
 
     @property
     def cells(self) -> int:
@@ -103,9 +144,15 @@ class TrainSettings:
             return self.parity.k
         return 1 if self.side is None else self.side * self.side
 
-    def to_dict(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """A plain dict for JSON and checkpoints."""
         return {**asdict(self), "head": self.head.to_dict()}
+
+
+def flagged(kind: str, *groups: str) -> list[Field[Any]]:
+    """The settings of those groups that a kind of network has as flags."""
+    known = ((spec, about(spec)) for spec in fields(TrainSettings))
+    return [spec for spec, of in known if of.group in groups and kind in (of.kinds or (kind,))]
 
 
 def learning_rate_at(step: int, steps: int, peak: float, schedule: str = "one-cycle") -> float:
@@ -127,8 +174,3 @@ def learning_rate_at(step: int, steps: int, peak: float, schedule: str = "one-cy
         return peak
     cosine = 0.5 * (1 + math.cos(math.pi * (fraction - rising) / (1 - rising)))
     return peak * (0.001 + 0.999 * cosine)
-
-
-def _require(good: bool, name: str, value: object, needed: str) -> None:
-    if not good:
-        raise UsageError(f"{name} is {value!r}; it needs {needed}")

@@ -2,7 +2,8 @@
 
 Owns: which images may enter now, from when each one's latency counts (C3), the times of
 an open loop: Poisson, or from a file.
-Does not know: where images come from, groups, clocks, MPI.
+Does not know: where images come from, groups, clocks; which of them is asked for
+(arrival_settings).
 
 Open loop: an image's latency counts from its *intended* arrival, whatever kept rank 0 from
 it, else a system that cannot keep up would look fast (coordinated omission). What is not
@@ -23,7 +24,6 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.system.regular_file import require_regular
 from collage_mpi.workload.trace import load_numbers
 
-ARRIVALS = ("closed", "poisson", "file")
 LARGEST_S = 1e9
 
 

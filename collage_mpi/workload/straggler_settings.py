@@ -1,135 +1,171 @@
-"""Which delays are injected: the settings of the delay models, checked.
+"""Which delays are injected: the settings of the delay models, and the model that they make.
 
-Owns: names, meaning and checks of the settings, the model that they make.
-Does not know: the models' formulas (service_times), MPI, networks, how a rank spends the time.
+Does not know: the models' formulas (service_times), how a rank spends the time.
 
 A draw is the service time of one single image. A collage rank multiplies it by
 the cost ratio of its network, and each rank *holds* its answer until the drawn
 time has passed since it began, its own compute included. docs/stragglers.md has each
 model's formula and key.
 
-`slow` and `dead` concern named ranks, whatever the model.
+`slow_ranks` and `dead_ranks` concern named ranks, whatever the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from collage_mpi.errors import UsageError
+from collage_mpi.system.fields import Settings, setting
 from collage_mpi.workload import service_times
 from collage_mpi.workload.background_load import MOST as MOST_BURNING
 from collage_mpi.workload.service_times import Body, Death, DelayModel, Delays, Spells
-from collage_mpi.workload.trace import load_trace
 
 MODELS = ("none", "trace", "lognormal", "pareto", "bimodal", "markov", "pinned")
 TRACE_DRAWS = ("rows", "independent")
-# name -> lowest and highest value, the lowest excluded
-_ABOVE = {
-    "median_ms": (0.0, 1e9),
-    "time_scale": (0.0, 1e9),
-    "tail": (0.0, 1e3),
-    "spell_s": (0.0, 1e9),
-    "slow_factor": (0.0, 1e6),
-}
-# both included
-_WITHIN = {"sigma": (0.0, 100.0), "slow_share": (0.0, 1.0)}
+
+_setting = partial(setting, group="injected delays, for experiments")
 
 
-@dataclass(frozen=True)
-class StragglerSettings:
-    """Which delays are injected.
+@dataclass(frozen=True, repr=False)
+class StragglerSettings(Settings):
+    """Which delays are injected. See each field's help line."""
 
-    Attributes:
-        model: one of MODELS.
-        seed: of every draw.
-        median_ms: median (lognormal, pareto), of usual tasks (bimodal, markov), or constant
-            (pinned) service time.
-        sigma: standard deviation of the logarithm (lognormal, bimodal, markov).
-        trace: a .npy of measured service times, (machines, requests) float, seconds.
-        trace_draws: "rows" or "independent".
-        time_scale: multiplies every draw, and the length of slow spells.
-        slow: rank -> factor on its draws.
-        tail: index of the power law (pareto): the smaller, the heavier; no variance up to 2.
-        slow_share: part of the tasks (bimodal) or of the time (markov) that is slow.
-        slow_factor: how much slower that is (bimodal, markov).
-        spell_s: mean length of a slow spell (markov).
-        dead: rank -> from when it answers nothing.
-    """
+    straggler: str = _setting("none", "model of the injected service times", choices=MODELS)
+    straggler_seed: int = _setting(0, "seed of the injected service times")
+    straggler_median_ms: float = _setting(
+        100.0,
+        "median service time (lognormal, pareto), that of usual tasks (bimodal, markov), or the "
+        "constant one (pinned)",
+        above=0,
+    )
+    straggler_sigma: float = _setting(
+        0.2,
+        "standard deviation of the logarithm (lognormal, bimodal, markov)",
+        at_least=0,
+        at_most=100,
+    )
+    straggler_tail: float = _setting(
+        3.0,
+        "index of the power law (pareto): the smaller, the heavier; no variance up to 2",
+        above=0,
+        at_most=1e3,
+    )
+    straggler_slow_share: float = _setting(
+        0.05,
+        "share of the tasks (bimodal) or of the time (markov) that is slow",
+        at_least=0,
+        at_most=1,
+    )
+    straggler_slow_factor: float = _setting(
+        5.0, "how many times slower that is (bimodal, markov)", above=0, at_most=1e6
+    )
+    straggler_spell_s: float = _setting(
+        2.0, "mean length of a slow spell (markov, --burn-ranks)", above=0
+    )
+    trace_file: str | None = _setting(
+        None,
+        "measured service times in seconds (trace), .npy of (machines, requests)",
+        metavar="FILE",
+    )
+    trace_draws: str = _setting(
+        "rows",
+        "how a trace is drawn from: a row for each rank, in order, or independently",
+        choices=TRACE_DRAWS,
+    )
+    time_scale: float = _setting(
+        1.0, "multiplies every injected service time, and the length of slow spells", above=0
+    )
+    slow_ranks: tuple[str, ...] = _setting(
+        (), "ranks that are FACTOR times slower throughout", metavar="RANK:FACTOR"
+    )
+    dead_ranks: tuple[str, ...] = _setting(
+        (),
+        "ranks that answer nothing after so many seconds (3:2.5s) or tasks (3:20)",
+        metavar="RANK:WHEN",
+    )
+    burn_ranks: tuple[str, ...] = _setting(
+        (),
+        "ranks beside which so many cores are kept busy, in slow spells",
+        metavar="RANK:CORES",
+    )
+    cost_ratio: float | None = _setting(
+        None,
+        "service time of the collage or parity network over the single's, which injected times "
+        "are multiplied by",
+        unset="measured",
+        above=0,
+        at_most=1e6,
+    )
+    batch_cost: float | None = _setting(
+        None,
+        "what a further input of a batch takes over the first one, for injected times",
+        unset="measured",
+        at_least=0,
+    )
 
-    model: str = "none"
-    seed: int = 0
-    median_ms: float = 100.0
-    sigma: float = 0.2
-    trace: str | None = None
-    trace_draws: str = "rows"
-    time_scale: float = 1.0
-    slow: Mapping[int, float] | None = None
-    tail: float = 3.0
-    slow_share: float = 0.05
-    slow_factor: float = 5.0
-    spell_s: float = 2.0
-    dead: Mapping[int, Death] | None = None
-
-    def __post_init__(self) -> None:
-        if self.model not in MODELS:
-            raise UsageError(f"straggler model is {self.model!r}; known: {', '.join(MODELS)}")
-        if self.trace_draws not in TRACE_DRAWS:
-            raise UsageError(
-                f"trace draws is {self.trace_draws!r}; known: {', '.join(TRACE_DRAWS)}"
-            )
-        for name, (least, most) in (_ABOVE | _WITHIN).items():
-            value = getattr(self, name)
-            low = value > least if name in _ABOVE else value >= least
-            if not (low and value <= most):  # a NaN too
-                above = "above" if name in _ABOVE else "from"
-                raise UsageError(
-                    f"straggler {name} is {value}; it needs a number {above} {least:g} to {most:g}"
-                )
-        self._check_ranks()
-        if self.model == "trace" and not self.trace:
-            raise UsageError("straggler model trace needs a file: --trace-file TIMES.npy")
-
-    def _check_ranks(self) -> None:
-        for rank, factor in (self.slow or {}).items():
+    def _check(self) -> None:
+        for rank, factor in self.slowed().items():
             if rank < 1 or not (math.isfinite(factor) and 0 < factor <= 1e6):
                 raise UsageError(
                     f"slow rank {rank}:{factor:g}; it needs a worker rank (1 or more) "
                     "and a positive factor, as in 3:5"
                 )
-        if self.model == "none" and self.slow:
+        if self.straggler == "none" and self.slow_ranks:
             raise UsageError("slow ranks need a straggler model to slow: --straggler pinned")
-        for rank in self.dead or {}:
+        for rank in self.dying():
             if rank < 1:
                 raise UsageError(f"dead rank {rank}; it needs a worker rank, 1 or more")
+        self.burning()
+        if self.straggler == "trace" and not self.trace_file:
+            raise UsageError("straggler model trace needs a file: --trace-file TIMES.npy")
 
-    @property
-    def injects(self) -> bool:
-        """Whether service times are drawn."""
-        return self.model != "none"
+    def slowed(self) -> dict[int, float]:
+        """Rank -> factor on its draws."""
+        return dict(parse_slow(text) for text in self.slow_ranks)
 
-    def describe(self) -> str:
+    def dying(self) -> dict[int, Death]:
+        """Rank -> from when it answers nothing."""
+        return dict(parse_dead(text) for text in self.dead_ranks)
+
+    def burning(self) -> dict[int, int]:
+        """Rank -> cores burned beside it."""
+        return dict(parse_burn(text) for text in self.burn_ranks)
+
+    def check_slow_ranks(self, world_size: int) -> None:
+        """Raise UsageError for a slow, dead or burnt rank that the world does not have."""
+        named = {"slow": [*self.slowed()], "dead": [*self.dying()], "burn": [*self.burning()]}
+        for what, ranks in named.items():
+            for rank in ranks:
+                if rank >= world_size:
+                    raise UsageError(
+                        f"{what} rank {rank}; the world has worker ranks 1 to {world_size - 1}"
+                    )
+
+    def describe_delays(self) -> str:
         """One line for tables and titles."""
-        scale = "" if self.time_scale == 1 else f" x {self.time_scale:g}"
-        slow = "".join(f", rank {r} {f:g}x slower" for r, f in (self.slow or {}).items())
-        usual = f"median {self.median_ms:g} ms, sigma {self.sigma:g}"
+        name, median = self.straggler, f"{self.straggler_median_ms:g} ms"
+        usual = f"median {median}, sigma {self.straggler_sigma:g}"
+        share, times = f"{self.straggler_slow_share:.3g}", f"{self.straggler_slow_factor:g}x"
         bodies = {
             "none": "no injected delay",
             "lognormal": f"lognormal, {usual}",
-            "pareto": f"pareto, median {self.median_ms:g} ms, tail {self.tail:g}",
-            "bimodal": f"bimodal, {usual}, {self.slow_share:.3g} of tasks {self.slow_factor:g}x",
-            "markov": f"markov, {usual}, {self.slow_share:.3g} of the time {self.slow_factor:g}x "
-            f"in spells of {self.spell_s:g} s",
-            "pinned": f"constant {self.median_ms:g} ms",
-            "trace": f"trace {Path(self.trace or '').name}, {self.trace_draws}",
+            "pareto": f"pareto, median {median}, tail {self.straggler_tail:g}",
+            "bimodal": f"bimodal, {usual}, {share} of tasks {times}",
+            "markov": f"markov, {usual}, {share} of the time {times} in spells of "
+            f"{self.straggler_spell_s:g} s",
+            "pinned": f"constant {median}",
+            "trace": f"trace {Path(self.trace_file or '').name}, {self.trace_draws}",
         }
-        seed = "" if self.model in ("none", "pinned") else f", seed {self.seed}"
-        dead = "".join(
-            f", rank {rank} dead after {_after(death)}" for rank, death in (self.dead or {}).items()
-        )
-        return bodies[self.model] + scale + slow + dead + seed
+        parts = [bodies[name], "" if self.time_scale == 1 else f" x {self.time_scale:g}"]
+        parts += [f", rank {rank} {factor:g}x slower" for rank, factor in self.slowed().items()]
+        parts += [f", rank {rank} dead after {_after(d)}" for rank, d in self.dying().items()]
+        parts.append("" if name in ("none", "pinned") else f", seed {self.straggler_seed}")
+        parts += [f", {n} core(s) burned beside rank {r}" for r, n in self.burning().items()]
+        return "".join(parts)
 
 
 def _after(death: Death) -> str:
@@ -142,30 +178,30 @@ def make_delays(settings: StragglerSettings) -> DelayModel:
     Raises:
         EnvironmentFault, DataFault: the trace cannot be read or is no trace.
     """
-    s = settings
-    median_s = s.median_ms / 1e3
+    s, seed = settings, settings.straggler_seed
+    median_s, sigma = s.straggler_median_ms / 1e3, s.straggler_sigma
+    share, factor = s.straggler_slow_share, s.straggler_slow_factor
 
     def spells(rank: int) -> Spells:
-        return Spells(s.seed, rank, s.slow_share, s.spell_s * s.time_scale)
+        return Spells(seed, rank, share, s.straggler_spell_s * s.time_scale)
 
     def trace() -> Body:
-        draws = (
-            service_times.trace_rows if s.trace_draws == "rows" else service_times.trace_independent
-        )
-        return draws(s.seed, load_trace(s.trace or ""))
+        from collage_mpi.workload.trace import load_trace  # numpy: not for --help
+
+        rows = s.trace_draws == "rows"
+        draws = service_times.trace_rows if rows else service_times.trace_independent
+        return draws(seed, load_trace(s.trace_file or ""))
 
     bodies: dict[str, Callable[[], Body | None]] = {
         "none": lambda: None,
         "pinned": lambda: service_times.pinned(median_s),
-        "lognormal": lambda: service_times.lognormal(s.seed, median_s, s.sigma),
-        "pareto": lambda: service_times.pareto(s.seed, median_s, s.tail),
-        "bimodal": lambda: service_times.bimodal(
-            s.seed, median_s, s.sigma, s.slow_share, s.slow_factor
-        ),
-        "markov": lambda: service_times.markov(s.seed, median_s, s.sigma, s.slow_factor, spells),
+        "lognormal": lambda: service_times.lognormal(seed, median_s, sigma),
+        "pareto": lambda: service_times.pareto(seed, median_s, s.straggler_tail),
+        "bimodal": lambda: service_times.bimodal(seed, median_s, sigma, share, factor),
+        "markov": lambda: service_times.markov(seed, median_s, sigma, factor, spells),
         "trace": trace,
     }
-    return Delays(bodies[s.model](), s.time_scale, s.slow or {}, s.dead or {})
+    return Delays(bodies[s.straggler](), s.time_scale, s.slowed(), s.dying())
 
 
 def parse_slow(text: str) -> tuple[int, float]:

@@ -295,7 +295,9 @@ def _messages() -> list[Reader]:
         wire.WireResult(1, wire.ANSWERED, (Score(3, 0.5), None), 10, 5, 7),
         wire.WireResult(2, wire.FAILED, reason="out of memory", retryable=True),
     ]
-    told = replace(WELCOME, networks={"single": "null"}, straggler=StragglerSettings(seed=3))
+    told = replace(
+        WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)
+    )
 
     def read_text(raw: bytes) -> Any:
         out = np.zeros(wire.HEADER.itemsize + len(raw), np.uint8)

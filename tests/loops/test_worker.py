@@ -146,7 +146,7 @@ def test_it_says_who_it_is_once_it_is_warm():
     ("straggler", "load_error", "code"),
     [
         (StragglerSettings(), DataFault("w.safetensors: damaged"), ExitCode.DATA),
-        (StragglerSettings("trace", trace="/no/such.npy"), None, ExitCode.ENVIRONMENT),
+        (StragglerSettings("trace", trace_file="/no/such.npy"), None, ExitCode.ENVIRONMENT),
     ],
 )
 def test_what_it_cannot_load_it_tells_rank_0(straggler, load_error, code):
@@ -266,7 +266,9 @@ def test_scores_of_a_wrong_shape_fail_the_task():
 
 @pytest.mark.parametrize("kind", ["single", "collage"])
 def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
-    pinned = StragglerSettings("pinned", median_ms=20.0, slow={3: 5.0})  # this is rank 3
+    pinned = StragglerSettings(
+        "pinned", straggler_median_ms=20.0, slow_ranks=("3:5",)
+    )  # this is rank 3
     bench = Bench(kind, start=False, straggler=pinned)
     bench.start(cost_ratio=1.5)
     shape = SHAPE if kind == "single" else COLLAGE
@@ -280,7 +282,7 @@ def test_a_hold_lasts_to_the_draw_and_is_told_apart(kind):
 
 
 def test_a_draw_below_the_compute_holds_nothing():
-    bench = Bench(straggler=StragglerSettings("pinned", median_ms=0.5))
+    bench = Bench(straggler=StragglerSettings("pinned", straggler_median_ms=0.5))
     bench.single(0)
     bench.run()
     assert bench.results[0].held_ns == 0
@@ -288,7 +290,7 @@ def test_a_draw_below_the_compute_holds_nothing():
 
 
 def test_a_held_rank_goes_on_testing_mpi():
-    bench = Bench(straggler=StragglerSettings("pinned", median_ms=100))
+    bench = Bench(straggler=StragglerSettings("pinned", straggler_median_ms=100))
     polls = []
     bench.endpoint.at_poll = lambda: polls.append(bench.clock.now_ns)
     bench.single(0)
@@ -301,7 +303,7 @@ def test_a_held_rank_goes_on_testing_mpi():
 @pytest.mark.parametrize("last", [End(), Stop(6)])
 def test_a_hold_ends_with_the_session(last):
     """A rank drawn for ten minutes does not keep the whole job from ending."""
-    bench = Bench(straggler=StragglerSettings("pinned", median_ms=600_000))
+    bench = Bench(straggler=StragglerSettings("pinned", straggler_median_ms=600_000))
     bench.single(0)
     bench.network.during = lambda: bench.endpoint.tell(last)
     start_ns = bench.clock.now_ns
@@ -562,7 +564,7 @@ def test_one_network_without_finite_scores_in_a_batch_fails_alone():
 
 @pytest.mark.parametrize(("cost", "kind"), [(0.5, "single"), (0.0, "single"), (1.0, "collage")])
 def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
-    model = StragglerSettings("lognormal", median_ms=50.0, sigma=0.5)
+    model = StragglerSettings("lognormal", straggler_median_ms=50.0, straggler_sigma=0.5)
     bench = Bench(kind, start=False, straggler=model, batch=3)
     bench.endpoint.tell(bench.welcome)
     bench.endpoint.tell(Start(1.5, {kind: cost}))
@@ -579,7 +581,7 @@ def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
 
 
 def test_a_skipped_task_does_not_lengthen_its_batch():
-    bench = Bench(batch=2, straggler=StragglerSettings("pinned", median_ms=20.0))
+    bench = Bench(batch=2, straggler=StragglerSettings("pinned", straggler_median_ms=20.0))
     batch_of(bench, [3, 4])
     bench.endpoint.cancel(0)
     bench.run()
@@ -647,7 +649,7 @@ def test_without_parity_no_vectors_travel():
 
 def test_the_parity_network_is_held_by_its_cost_ratio():
     bench = Bench("parity", start=False, summed="logits", encoded_shape=SHAPE,
-                  straggler=StragglerSettings("pinned", median_ms=100.0))  # fmt: skip
+                  straggler=StragglerSettings("pinned", straggler_median_ms=100.0))  # fmt: skip
     bench.start(cost_ratio=1.5)
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
     bench.run()

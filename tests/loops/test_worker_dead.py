@@ -15,7 +15,6 @@ from collage_mpi.job.messages import End
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.scheduler.events import Item
 from collage_mpi.workload.background_load import Burn, Burners
-from collage_mpi.workload.service_times import Death
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 BURN = Burn(2, seed=0, rank=3, share=1.0, spell_s=1.0)
@@ -34,7 +33,7 @@ def ends_after(bench: Bench, polls: int) -> None:
 
 
 def test_it_answers_its_tasks_and_then_nothing_but_it_polls_and_the_session_ends():
-    bench = Bench(straggler=StragglerSettings(dead={3: Death(tasks=2)}))
+    bench = Bench(straggler=StragglerSettings(dead_ranks=("3:2",)))
     for task in range(4):
         bench.single(task)
     ends_after(bench, 400)
@@ -45,7 +44,9 @@ def test_it_answers_its_tasks_and_then_nothing_but_it_polls_and_the_session_ends
 
 
 def test_a_task_in_work_at_the_time_of_death_is_not_answered():
-    bench = Bench(straggler=StragglerSettings("pinned", median_ms=50, dead={3: Death(at_s=0.12)}))
+    bench = Bench(
+        straggler=StragglerSettings("pinned", straggler_median_ms=50, dead_ranks=("3:0.12s",))
+    )
     for task in range(4):
         bench.single(task)
     ends_after(bench, 400)
@@ -54,14 +55,20 @@ def test_a_task_in_work_at_the_time_of_death_is_not_answered():
 
 
 def test_another_rank_lives():
-    bench = Bench(straggler=StragglerSettings(dead={2: Death(tasks=0)}))
+    bench = Bench(straggler=StragglerSettings(dead_ranks=("2:0",)))
     bench.single(0)
     bench.run()
     assert len(bench.results) == 1
 
 
 def test_a_slow_spell_is_a_matter_of_the_time_since_start():
-    markov = StragglerSettings("markov", median_ms=10, sigma=0.0, slow_share=0.5, spell_s=0.2)
+    markov = StragglerSettings(
+        "markov",
+        straggler_median_ms=10,
+        straggler_sigma=0.0,
+        straggler_slow_share=0.5,
+        straggler_spell_s=0.2,
+    )
     bench = Bench(straggler=markov)
     session = bench.worker.session
     assert session is not None

@@ -124,6 +124,17 @@ def test_the_command_of_a_card_can_be_typed(kind: str) -> None:
         assert (args.side, args.head, args.blank_share) == (2, "yolo", 0.25)
 
 
+def test_a_card_s_command_leaves_out_what_its_kind_has_by_default() -> None:
+    parity = {"k": 3, "encoder": "concat", "summed": "logits", "single": "abc"}
+    entry = {**make_entry("sum", None), "parity": parity}
+    for rate, said in ((0.05, False), (0.1, True)):  # 0.1 is a single's default
+        entry["training"] = {**entry["training"], "learning_rate": rate, "shift_px": 0}
+        words = cards.train_command(entry).replace("\\\n", " ").split()[1:]
+        assert ("--lr" in words) == said
+        assert "--shift-px" not in words
+        assert build_parser("train").parse_args(words).learning_rate == rate
+
+
 def test_the_table_has_each_network_once() -> None:
     index = cards.render_index([make_report(), make_report()])
     rows = [line for line in index.splitlines() if line.startswith("| [")]

@@ -26,9 +26,9 @@ from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler.events import Score
-from collage_mpi.settings.files import TOPICS
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
 from collage_mpi.simulation.replayed_answers import Answers
+from collage_mpi.system.fields import about
 
 PACKAGE = Path(collage_mpi.__file__).parent
 
@@ -52,7 +52,7 @@ def test_rows_and_sources_are_of_the_table():
 
 def test_settings_of_a_kind_are_there():
     names = {spec.name for spec in fields(RunSettings)}
-    shown = {name for topic in TOPICS.values() for name in topic}
+    shown = {spec.name for spec in fields(RunSettings) if about(spec).group}
     for kind in kinds.TABLE:
         assert {kind.name, kind.ranks} <= names & shown
         assert kind.name in PATH_SETTINGS

@@ -22,19 +22,19 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.system.pidfd import LARGEST_PID, ProcessId
 from collage_mpi.workload.background_load import Burn
-from collage_mpi.workload.service_times import Death
 from collage_mpi.workload.straggler_settings import MODELS, StragglerSettings
 
 numbers = st.floats(allow_nan=False)  # NaN is no other NaN
 ranks = st.integers(1, 10**6)
-deaths = st.builds(Death, at_s=numbers) | st.builds(Death, tasks=st.integers())
+slowed = st.builds("{}:{}".format, ranks, st.floats(0.1, 10))
+dying = st.builds("{}:{}".format, ranks, st.integers(0, 10**6))
 stragglers = st.builds(
     StragglerSettings,
-    model=st.sampled_from(MODELS[2:]),  # the others need a file, or suffer no slow ranks
-    seed=st.integers(),
-    median_ms=st.floats(0.1, 100) | st.integers(1, 100),
-    slow=st.none() | st.dictionaries(ranks, st.floats(0.1, 10)),
-    dead=st.none() | st.dictionaries(ranks, deaths),
+    straggler=st.sampled_from(MODELS[2:]),  # the others need a file, or suffer no slow ranks
+    straggler_seed=st.integers(0, 10**9),
+    straggler_median_ms=st.floats(0.1, 100) | st.integers(1, 100),
+    slow_ranks=st.lists(slowed).map(tuple),
+    dead_ranks=st.lists(dying).map(tuple),
 )
 tunings = st.builds(
     Tuning, st.sampled_from(PRECISIONS), st.sampled_from(LAYOUTS), st.sampled_from(COMPILES)
@@ -53,7 +53,7 @@ EXAMPLES = [
     replace(
         WELCOME,
         burn=Burn(2, 0, 3, 1.0, 2.0),
-        straggler=StragglerSettings("pinned", slow={3: 2.0}, dead={4: Death(tasks=7)}),
+        straggler=StragglerSettings("pinned", slow_ranks=("3:2",), dead_ranks=("4:7",)),
     ),
     messages.Measure("single", 4),
     Start(1.5, {"collage": 0.5}),
@@ -118,9 +118,9 @@ def test_a_field_that_nobody_declared_is_refused(message):
         ("image_shape", [4, 4], r"welcome\.image_shape = \[4, 4\]; needed: tuple"),
         ("image_shape", [4, 4, "1"], r"welcome\.image_shape = '1'; needed: int"),
         ("networks", {"single": None}, r"welcome\.networks\.single = None; needed: str"),
-        ("straggler", {"slow": {"x": 2.0}}, r"welcome\.straggler\.slow of 'x'; needed: int"),
-        ("straggler", {"median_ms": 10**400}, r"welcome\.straggler\.median_ms = 1000"),
-        ("straggler", {"model": "snail"}, r"welcome\.straggler that cannot be: .* 'snail'"),
+        ("straggler", {"slow_ranks": [3]}, r"welcome\.straggler\.slow_ranks = 3; needed: str"),
+        ("straggler", {"time_scale": 10**400}, r"welcome\.straggler\.time_scale = 1000"),
+        ("straggler", {"straggler": "snail"}, r"welcome\.straggler that cannot be: .* 'snail'"),
         ("tuning", {"compile": "please"}, r"welcome\.tuning that cannot be: compile is 'please'"),
         ("tuning", {"more": 1}, r"welcome\.tuning with an unknown 'more'"),
     ],

@@ -19,7 +19,6 @@ from collage_mpi.workload.service_times import Spells, uniform
 from collage_mpi.workload.straggler_settings import (
     StragglerSettings,
     make_delays,
-    parse_dead,
 )
 
 DRAWN = ("lognormal", "pareto", "bimodal", "markov")
@@ -48,7 +47,11 @@ def test_uniform_is_uniform_and_keyed():
 @hypothesis_settings(max_examples=8, deadline=None)
 @given(st.floats(1, 1e4), st.floats(1.5, 8), st.integers(0, 9))
 def test_pareto_has_its_median_and_tail(median_ms, tail, seed):
-    found = draws_ms(StragglerSettings("pareto", seed=seed, median_ms=median_ms, tail=tail))
+    found = draws_ms(
+        StragglerSettings(
+            "pareto", straggler_seed=seed, straggler_median_ms=median_ms, straggler_tail=tail
+        )
+    )
     assert np.median(found) == pytest.approx(median_ms, rel=0.05)
     least = median_ms * 2 ** (-1 / tail)
     assert found.min() == pytest.approx(least, rel=0.01)
@@ -60,7 +63,13 @@ def test_pareto_has_its_median_and_tail(median_ms, tail, seed):
 @given(st.floats(0.02, 0.5), st.floats(3, 10), st.integers(0, 9))
 def test_bimodal_has_its_share_and_factor(share, factor, seed):
     found = draws_ms(
-        StragglerSettings("bimodal", seed=seed, sigma=0.1, slow_share=share, slow_factor=factor)
+        StragglerSettings(
+            "bimodal",
+            straggler_seed=seed,
+            straggler_sigma=0.1,
+            straggler_slow_share=share,
+            straggler_slow_factor=factor,
+        )
     )
     slow = found > 100 * math.sqrt(factor)
     assert slow.mean() == pytest.approx(share, abs=0.03)
@@ -72,7 +81,13 @@ def test_bimodal_has_its_share_and_factor(share, factor, seed):
 
 
 def test_markov_is_slow_in_spells_of_the_stated_length_and_share():
-    settings = StragglerSettings("markov", sigma=0.0, slow_share=0.2, slow_factor=4, spell_s=3)
+    settings = StragglerSettings(
+        "markov",
+        straggler_sigma=0.0,
+        straggler_slow_share=0.2,
+        straggler_slow_factor=4,
+        straggler_spell_s=3,
+    )
     found = draws_ms(settings, ranks=40, groups=2000)
     assert set(found.ravel()) == {100.0, 400.0}
     slow = found == 400
@@ -95,20 +110,20 @@ def test_spells_are_a_function_of_time_whatever_was_asked_before():
 
 
 def test_the_time_scale_is_a_zoom_of_spells_too():
-    plain = draws_ms(StragglerSettings("markov", seed=2), every_ms=100)
-    small = draws_ms(StragglerSettings("markov", seed=2, time_scale=0.1), every_ms=10)
+    plain = draws_ms(StragglerSettings("markov", straggler_seed=2), every_ms=100)
+    small = draws_ms(StragglerSettings("markov", straggler_seed=2, time_scale=0.1), every_ms=10)
     assert small * 10 == pytest.approx(plain, rel=1e-6)
 
 
 @pytest.mark.parametrize("model", DRAWN)
 def test_draws_depend_on_seed_and_key_only(model):
-    settings = StragglerSettings(model, seed=4, slow_share=0.3)
+    settings = StragglerSettings(model, straggler_seed=4, straggler_slow_share=0.3)
     first, again = make_delays(settings), make_delays(settings)
     keys = [(r, g, a, 10**8 * g) for r in (1, 5) for g in range(30) for a in (1, 2)]
     found = [first.draw_ns(*key) for key in keys]
     assert [again.draw_ns(*key) for key in reversed(keys)] == found[::-1]
     assert len(set(found)) == len(found)
-    other = make_delays(StragglerSettings(model, seed=5, slow_share=0.3))
+    other = make_delays(StragglerSettings(model, straggler_seed=5, straggler_slow_share=0.3))
     assert [other.draw_ns(*key) for key in keys] != found
 
 
@@ -149,7 +164,7 @@ def test_schemes_meet_the_same_draws(model, tmp_path):
 
 
 def test_a_dead_rank_by_time_or_by_tasks():
-    model = make_delays(StragglerSettings(dead=dict(map(parse_dead, ("3:2.5s", "4:7")))))
+    model = make_delays(StragglerSettings(dead_ranks=("3:2.5s", "4:7")))
     assert not model.dead(3, 2_499_999_999, 10**6)
     assert model.dead(3, 2_500_000_000, 0)
     assert not model.dead(4, 10**12, 6)
@@ -158,8 +173,8 @@ def test_a_dead_rank_by_time_or_by_tasks():
 
 
 def test_dead_ranks_are_told_as_they_were_typed():
-    settings = StragglerSettings("markov", dead=dict(map(parse_dead, ("3:2.5s", "4:7"))))
-    assert "rank 3 dead after 2.5 s, rank 4 dead after 7 tasks" in settings.describe()
+    settings = StragglerSettings("markov", dead_ranks=("3:2.5s", "4:7"))
+    assert "rank 3 dead after 2.5 s, rank 4 dead after 7 tasks" in settings.describe_delays()
 
 
 @pytest.mark.parametrize(
@@ -189,8 +204,8 @@ def test_what_cannot_work_is_one_message(wrong):
 
 def test_extreme_draws_fit_a_column():
     for settings in (
-        StragglerSettings("lognormal", median_ms=1e9, sigma=100),
-        StragglerSettings("pareto", median_ms=1e9, tail=1e-6),
+        StragglerSettings("lognormal", straggler_median_ms=1e9, straggler_sigma=100),
+        StragglerSettings("pareto", straggler_median_ms=1e9, straggler_tail=1e-6),
     ):
         assert 0 <= draws_ms(settings, groups=50).max() <= 1e12
 

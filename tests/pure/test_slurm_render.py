@@ -117,11 +117,11 @@ def test_time_limits(text: str, expected: float) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"nodez": 3}, "unknown setting 'nodez'.*Known: account"),
-        ({"nodes": "3"}, "wrong type"),
-        ({"nodes": True}, "wrong type"),
+        ({"nodez": 3}, "unknown setting 'nodez'; did you mean 'nodes'.*Known: account"),
+        ({"nodes": "3"}, "it needs int"),
+        ({"nodes": True}, "it needs int"),
         ({"nodes": 0}, "at least 1"),
-        ({"setup": "module load x"}, "wrong type"),
+        ({"setup": [3]}, "it needs a list of strings"),
         ({"account": "a b"}, "one word"),
         ({"account": "a\n#SBATCH --x"}, "one word"),
         ({"directives": ["qos"]}, "option of sbatch"),
@@ -164,5 +164,8 @@ def test_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_wrong_flag_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["slurm", "render", "run_nodes", "--launcher", "mpirun"]) == 2
-    assert "pmix, pmi2, mpiexec" in capsys.readouterr().err
+    assert main(["slurm", "render", "run_nodes", "--cpus-per-task", "0"]) == 2
+    assert "cpus_per_task is 0; it needs at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["slurm", "render", "run_nodes", "--launcher", "mpirun"])
+    assert re.search("pmix.*pmi2.*mpiexec", capsys.readouterr().err)

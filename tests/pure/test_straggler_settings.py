@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.workload.straggler_settings import StragglerSettings, load_trace, make_delays
+from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
+from collage_mpi.workload.trace import load_trace
 
 
 def draws_ms(settings: StragglerSettings, ranks=range(1, 6), groups=range(400)) -> np.ndarray:
@@ -19,29 +20,35 @@ def test_none_injects_nothing():
 
 
 def test_lognormal_has_its_median_and_sigma():
-    found = draws_ms(StragglerSettings("lognormal", seed=3, median_ms=80, sigma=0.3))
+    found = draws_ms(
+        StragglerSettings(
+            "lognormal", straggler_seed=3, straggler_median_ms=80, straggler_sigma=0.3
+        )
+    )
     assert np.median(found) == pytest.approx(80, rel=0.03)
     assert np.log(found).std() == pytest.approx(0.3, rel=0.06)
 
 
 def test_a_draw_depends_on_its_key_only():
-    settings = StragglerSettings("lognormal", seed=3)
+    settings = StragglerSettings("lognormal", straggler_seed=3)
     first, again = make_delays(settings), make_delays(settings)
     assert first.draw_ns(2, 7, 1) == again.draw_ns(2, 7, 1)
     assert first.draw_ns(2, 7, 1) != first.draw_ns(2, 7, 2)
-    other = make_delays(StragglerSettings("lognormal", seed=4))
+    other = make_delays(StragglerSettings("lognormal", straggler_seed=4))
     assert first.draw_ns(2, 7, 1) != other.draw_ns(2, 7, 1)
 
 
 def test_slow_ranks_are_slower_by_their_factor():
-    plain = draws_ms(StragglerSettings("lognormal", seed=1))
-    slow = draws_ms(StragglerSettings("lognormal", seed=1, slow={2: 5.0}))
+    plain = draws_ms(StragglerSettings("lognormal", straggler_seed=1))
+    slow = draws_ms(StragglerSettings("lognormal", straggler_seed=1, slow_ranks=("2:5.0",)))
     assert slow[1] == pytest.approx(5 * plain[1], rel=1e-6)
     assert (slow[[0, 2, 3, 4]] == plain[[0, 2, 3, 4]]).all()
 
 
 def test_pinned_is_constant():
-    found = draws_ms(StragglerSettings("pinned", median_ms=30, slow={1: 2.0}, time_scale=0.5))
+    found = draws_ms(
+        StragglerSettings("pinned", straggler_median_ms=30, slow_ranks=("1:2.0",), time_scale=0.5)
+    )
     assert (found[0] == 30).all()
     assert (found[1] == 15).all()
 
@@ -54,7 +61,9 @@ def trace(tmp_path):
 
 
 def test_trace_rows_are_followed_in_order_one_machine_a_rank(trace):
-    found = draws_ms(StragglerSettings("trace", trace=str(trace)), range(1, 4), range(40)) / 1e3
+    found = (
+        draws_ms(StragglerSettings("trace", trace_file=str(trace)), range(1, 4), range(40)) / 1e3
+    )
     machines = ((found - 1) // 20).astype(int)
     assert sorted(machines[:, 0]) == [0, 1, 2]
     assert (machines == machines[:, :1]).all()
@@ -64,7 +73,11 @@ def test_trace_rows_are_followed_in_order_one_machine_a_rank(trace):
 def test_another_seed_is_another_placement(trace):
     seen = {
         tuple(
-            draws_ms(StragglerSettings("trace", trace=str(trace), seed=s), range(1, 4), [0])[:, 0]
+            draws_ms(
+                StragglerSettings("trace", trace_file=str(trace), straggler_seed=s),
+                range(1, 4),
+                [0],
+            )[:, 0]
         )
         for s in range(10)
     }
@@ -74,7 +87,7 @@ def test_another_seed_is_another_placement(trace):
 def test_more_ranks_than_machines_reuse_the_rows_elsewhere_in_an_order_of_its_own(trace):
     same = 0
     for seed in range(30):
-        settings = StragglerSettings("trace", trace=str(trace), seed=seed)
+        settings = StragglerSettings("trace", trace_file=str(trace), straggler_seed=seed)
         times = draws_ms(settings, range(1, 7), range(5)) / 1e3
         first, second = times[:3], times[3:]  # (3, 5) each: laps
         machines, again = (first[:, 0] - 1) // 20, (second[:, 0] - 1) // 20
@@ -85,7 +98,7 @@ def test_more_ranks_than_machines_reuse_the_rows_elsewhere_in_an_order_of_its_ow
 
 
 def test_independent_draws_use_all_machines(trace):
-    settings = StragglerSettings("trace", trace=str(trace), trace_draws="independent")
+    settings = StragglerSettings("trace", trace_file=str(trace), trace_draws="independent")
     assert len(set(((draws_ms(settings) / 1e3 - 1) // 20).ravel())) == 3
 
 
@@ -116,14 +129,14 @@ def test_a_missing_or_foreign_trace_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"model": "cauchy"},
-        {"model": "trace"},
-        {"model": "lognormal", "median_ms": 0.0},
-        {"model": "lognormal", "sigma": float("nan")},
-        {"model": "pinned", "slow": {0: 5.0}},
-        {"model": "pinned", "slow": {1: -5.0}},
-        {"slow": {1: 5.0}},
-        {"model": "trace", "trace": "x", "trace_draws": "columns"},
+        {"straggler": "cauchy"},
+        {"straggler": "trace"},
+        {"straggler": "lognormal", "straggler_median_ms": 0.0},
+        {"straggler": "lognormal", "straggler_sigma": float("nan")},
+        {"straggler": "pinned", "slow_ranks": ("0:5",)},
+        {"straggler": "pinned", "slow_ranks": ("1:-5",)},
+        {"slow_ranks": ("1:5",)},
+        {"straggler": "trace", "trace_file": "x", "trace_draws": "columns"},
     ],
 )
 def test_bad_settings_are_usage_errors(settings):

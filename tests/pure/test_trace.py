@@ -36,7 +36,7 @@ def test_a_recorded_run_is_the_trace_that_it_followed(trace, tmp_path):
     simulate(job, tmp_path / "run", 4 * 30, Costs())
     assert main(["trace", "record", str(tmp_path / "run"), "--out", str(tmp_path / "r.npy")]) == 0
     found = load_trace(str(tmp_path / "r.npy"))
-    draw = make_delays(job.stragglers()).draw_ns
+    draw = make_delays(job).draw_ns
     expected = [[draw(rank, group, 1) / 1e9 for group in range(3, 30)] for rank in range(1, 5)]
     assert found == pytest.approx(np.array(expected), rel=1e-6)
     # the recorded trace drives a run in its turn
@@ -70,7 +70,9 @@ def test_rows_are_cut_to_the_shortest_and_short_ones_can_be_left_out(tmp_path, c
     ],
 )
 def test_a_fit_finds_the_parameters_that_made_a_trace(model, more, seed):
-    settings = StragglerSettings(model, seed=seed, median_ms=120, **more)
+    settings = StragglerSettings(
+        model, seed, 120, **{f"straggler_{name}": value for name, value in more.items()}
+    )
     draw = make_delays(settings).draw_ns
     times = np.empty((25, 800))
     for rank in range(25):

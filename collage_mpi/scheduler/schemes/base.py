@@ -106,7 +106,7 @@ class Scheme:
 
     @property
     def watches_health(self) -> bool:
-        """Whether it needs to know how fast the ranks are of late."""
+        """Whether it needs to know how fast the ranks have been lately."""
         return self.assign == "finish"
 
     def group_opened(self, core: Core, group: GroupState) -> None:

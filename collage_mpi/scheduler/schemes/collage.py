@@ -48,7 +48,7 @@ class CollageScheme(Scheme):
 
     @property
     def watches_health(self) -> bool:
-        """Whether it needs to know how fast the ranks are of late."""
+        """Whether it needs to know how fast the ranks have been lately."""
         return self.fastest or super().watches_health
 
     def group_opened(self, core: Core, group: GroupState) -> None:

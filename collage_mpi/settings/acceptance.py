@@ -1,0 +1,100 @@
+"""When a collage's answer counts, when an image is late, when it is given up: the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from collage_mpi.scheduler.policies import (
+    POLICIES,
+    AcceptPolicy,
+    Delay,
+    PolicySettings,
+    make_delay,
+    make_policy,
+)
+from collage_mpi.system.fields import Settings, setting
+
+MOST_ATTEMPTS = 255  # an attempt is one byte of a row
+
+_accept = partial(setting, group="when a collage's answer counts")
+_late = partial(setting, group="late and failed images")
+
+
+@dataclass(frozen=True, repr=False)
+class AcceptSettings(Settings):
+    """When a collage's answer counts."""
+
+    accept: str = _accept("first", "when a collage's answer counts", choices=POLICIES)
+    grace_ms: float | None = _accept(
+        None, "accept grace: the collage counts once this long has passed since t0", at_least=0
+    )
+    grace_quantile: float | None = _accept(
+        None,
+        "or once a running quantile of the singles' latencies has passed (until 50 are known: "
+        "--grace-ms, or as first)",
+        above=0,
+        below=1,
+    )
+    confidence: float = _accept(
+        0.9, "accept confident: the least score that counts at once", at_least=0, at_most=1
+    )
+    accept_deadline_ms: float | None = _accept(
+        None,
+        "accept confident: a less sure cell counts once this long has passed since t0",
+        at_least=0,
+    )
+    accept_deadline_quantile: float | None = _accept(
+        None,
+        "or once a running quantile of the singles' latencies has passed",
+        above=0,
+        below=1,
+    )
+
+    def accept_policy(self) -> AcceptPolicy:
+        """The accept policy of the collage."""
+        return make_policy(
+            PolicySettings(
+                self.accept,
+                _ms_to_ns(self.grace_ms),
+                self.grace_quantile,
+                self.confidence,
+                _ms_to_ns(self.accept_deadline_ms),
+                self.accept_deadline_quantile,
+            )
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class LateSettings(Settings):
+    """When an image is late, and when it is given up."""
+
+    hedge_ms: float | None = _late(
+        None, "hedge, collage-hedge: an image is late after this long", at_least=0
+    )
+    hedge_quantile: float | None = _late(
+        None, "or after a running quantile of the singles' latencies", above=0, below=1
+    )
+    hedge_budget: float = _late(
+        0.25, "hedge, collage-hedge: second copies for each image, at most", at_least=0, at_most=1
+    )
+    linger_ms: float | None = _late(
+        None, "send a part-filled collage after this long", unset="when it is full", at_least=0
+    )
+    image_timeout_s: float | None = _late(
+        None, "give an image up as an error row after this long", unset="never", at_least=0
+    )
+    max_attempts: int = _late(
+        3,
+        "times an image is sent to single ranks before it is an error",
+        at_least=1,
+        at_most=MOST_ATTEMPTS,
+    )
+
+    def hedge_delay(self) -> Delay:
+        """When an image is late. Raises UsageError where neither time is given."""
+        return make_delay("hedge", _ms_to_ns(self.hedge_ms), self.hedge_quantile)
+
+
+def _ms_to_ns(value_ms: float | None) -> int | None:
+    return None if value_ms is None else round(value_ms * 1e6)

@@ -1,0 +1,125 @@
+"""Settings as flags: made from the fields of a class of settings, read back, written again.
+
+Owns: a flag's name, type, help and group, which follow from its field; that flags win over a file.
+Does not know: what a setting means, which values it may have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Iterable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.fields import Settings, about, default_of, names, unit
+
+_METAVARS = {int: "N", float: "X", str: "WORD"}
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting of a run, and --settings FILE. Flags win over the file."""
+    parser.add_argument("--settings", metavar="FILE", help="settings file, .toml, .yaml or .json")
+    add_flags(parser, RunSettings)
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    of: type[Settings],
+    only: Iterable[str] | None = None,
+    kind: str | None = None,
+) -> None:
+    """A flag for each field, in its group; one that is not given leaves nothing behind.
+
+    Args:
+        of: the class.
+        only: these fields, in their order there; all of them if None.
+        kind: of network, whose defaults these are; flags that are not given then have them.
+    """
+    hints = typing.get_type_hints(of)
+    specs = {spec.name: spec for spec in fields(of)}
+    for name in specs if only is None else only:
+        default = default_of(of, name, kind or "")
+        options = _options(specs[name], hints[name], default)
+        if kind is None:
+            options["default"] = argparse.SUPPRESS
+        known = about(specs[name])
+        group_of(parser, known.group).add_argument(flag(specs[name]), dest=name, **options)
+
+
+def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsContainer:
+    """The group of --help with that title, made where there is none; "" is the parser's own."""
+    if not title:
+        return parser
+    groups = (group for group in parser._action_groups if group.title == title)
+    return next(groups, None) or parser.add_argument_group(title)
+
+
+def flag(spec: Field[Any]) -> str:
+    """`--its-name`, or what it says itself."""
+    return about(spec).flag or "--" + spec.name.replace("_", "-")
+
+
+def shown_default(spec: Field[Any], default: Any) -> str:
+    """A default as --help says it, with its unit; "" where there is none to tell."""
+    if default in (None, "") or isinstance(default, tuple):
+        return about(spec).unset
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    number = f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{number} {unit(spec.name)}".rstrip()
+
+
+def _options(spec: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
+    known, args = about(spec), [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    of_type = args[0] if args else hint
+    told = shown_default(spec, default)
+    text = known.help + ("; may be given several times" if known.repeated else "")
+    options: dict[str, Any] = {
+        "default": default,
+        "help": (f"{text} (default: {told})" if told else text).replace("%", "%%"),
+    }
+    if of_type is bool:
+        return {**options, "action": argparse.BooleanOptionalAction}
+    if known.repeated:
+        options["action"] = "append"
+    elif typing.get_origin(hint) is tuple:
+        options["nargs"] = "+"
+    elif of_type is not str:
+        options["type"] = of_type
+    if known.choices:
+        return {**options, "choices": known.choices}
+    metavar = known.metavar or unit(spec.name).upper() or _METAVARS[of_type]
+    return {**options, "metavar": metavar}
+
+
+def flags_of(settings: Settings) -> list[str]:
+    """The flags that say what is not a default, as `add_flags` reads them."""
+    words: list[str] = []
+    for spec in fields(settings):
+        value = getattr(settings, spec.name)
+        if value == spec.default:
+            continue
+        words += [flag(spec), *value] if isinstance(value, tuple) else [f"{flag(spec)}={value}"]
+    return words
+
+
+def settings_from_args(args: argparse.Namespace) -> RunSettings:
+    """The effective settings: defaults, then the file, then the flags."""
+    return RunSettings.from_mapping(*given_settings(args))
+
+
+def given_settings(
+    args: argparse.Namespace, of: type[Settings] = RunSettings
+) -> tuple[dict[str, Any], str]:
+    """The settings that were given, flags over the file, and where they come from."""
+    values: dict[str, Any] = {}
+    source = "flags"
+    if getattr(args, "settings", None):
+        values = read_settings_file(Path(args.settings))
+        source = str(args.settings)
+    known = names(of)
+    return values | {key: value for key, value in vars(args).items() if key in known}, source

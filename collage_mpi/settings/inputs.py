@@ -1,0 +1,81 @@
+"""What is classified, by which networks, and where the results go: the settings of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from collage_mpi.errors import UsageError
+from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
+from collage_mpi.system.fields import Settings, setting
+
+_setting = partial(setting, group="input and output")
+_network = partial(setting, group="networks")
+
+
+@dataclass(frozen=True, repr=False)
+class InputSettings(Settings):
+    """Which images are classified, and where the results go."""
+
+    shards: tuple[str, ...] = _setting((), "shard files, or folders of them", metavar="PATH")
+    out: str = _setting("", "folder for the results", metavar="DIR")
+    bad_shards: str = _setting(
+        "skip",
+        "a shard that cannot be read: do the rest and end with code 4, or refuse to start",
+        choices=("skip", "refuse"),
+    )
+    order: str = _setting("file", "order of the images: file, or shuffle:SEED", metavar="ORDER")
+    limit: int | None = _setting(
+        None, "classify at most this many images", at_least=1, at_most=math.inf
+    )
+
+    def _check(self) -> None:
+        self.shuffle_seed()
+
+    def shuffle_seed(self) -> int | None:
+        """Seed of `order = shuffle:SEED`, None for file order."""
+        if self.order == "file":
+            return None
+        word, _, seed = self.order.partition(":")
+        if word != "shuffle" or not seed.isdecimal():
+            raise UsageError(f"order is {self.order!r}; known are: file, shuffle:SEED")
+        return int(seed)
+
+
+@dataclass(frozen=True, repr=False)
+class NetworkSettings(Settings):
+    """Which networks, and how the workers run them."""
+
+    single: str = _network(
+        "",
+        "single classifier: a .safetensors file, shipped:NAME, MODULE:FUNCTION, or null",
+        metavar="W",
+    )
+    collage: str = _network(
+        "", "collage-CNN: a .safetensors file, shipped:NAME, MODULE:FUNCTION, or null", metavar="W"
+    )
+    parity: str = _network(
+        "", "parity network: a .safetensors file, shipped:NAME, or null", metavar="W"
+    )
+    cell_px: int | None = _network(
+        None, "pixels along an edge of a cell", unset="what the collage network says", at_least=1
+    )
+    device: str = _network("auto", "device of the workers", choices=("auto", "cpu", "cuda"))
+    precision: str = _network(
+        "auto",
+        "number format of the networks; auto is float16 on GPUs, bfloat16 on CPUs where it is "
+        "faster (docs/speed.md)",
+        choices=PRECISIONS,
+    )
+    channels_last: str = _network(
+        "on", "networks in the channels-last memory format", choices=LAYOUTS
+    )
+    compile: str = _network(
+        "auto", "how kernels are launched; auto is CUDA graphs on GPUs", choices=COMPILES
+    )
+    warmup_tasks: int = _network(3, "dummy tasks a rank runs before it is ready", at_least=0)
+
+    def tuning(self) -> Tuning:
+        """How the workers run their networks."""
+        return Tuning(self.precision, self.channels_last, self.compile)

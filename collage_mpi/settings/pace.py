@@ -1,0 +1,92 @@
+"""How groups follow each other, and how the job survives: the settings of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from collage_mpi.errors import UsageError
+from collage_mpi.system.fields import Settings, setting
+from collage_mpi.workload.arrival_settings import ArrivalSettings
+
+MOST_BATCH = 1024  # larger batches gain nothing that is known
+
+_pace = partial(setting, group="pace")
+_survival = partial(setting, group="lost ranks, progress")
+
+
+@dataclass(frozen=True, repr=False)
+class PaceSettings(ArrivalSettings):
+    """How groups follow each other."""
+
+    between: str = _pace(
+        "carry",
+        "before the next group: a busy rank stays busy (carry), or all ranks are idle (drain)",
+        choices=("carry", "drain"),
+    )
+    depth: int = _pace(1, "groups in flight, or batches of groups (closed loop)", at_least=1)
+    batch: int = _pace(
+        1,
+        "groups that travel together: a rank gets its tasks of all of them as one batch",
+        at_least=1,
+        at_most=MOST_BATCH,
+    )
+    credit: int = _pace(2, "messages that a rank may have at a time, each of a batch", at_least=1)
+    window: int | None = _pace(
+        None,
+        "open loop: images in the job at a time; at least a group",
+        unset="4096, or 8 for each single rank",
+        at_least=1,
+    )
+    warmup_groups: int = _pace(2, "first groups that statistics leave out", at_least=0)
+
+    def _check(self) -> None:
+        if self.open_loop and self.between == "drain":
+            raise UsageError("between drain is for the closed loop: leave it out with arrivals")
+
+    @property
+    def mode(self) -> str:
+        """How groups follow each other, as shown in every table and legend (C6)."""
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        if self.arrivals == "poisson":
+            return f"open loop, poisson {self.rate:g}/s, seed {self.arrival_seed}{batch}"
+        if self.arrivals == "file":
+            return f"open loop, times of {Path(self.arrival_file or '').name}{batch}"
+        return f"{self.between}, depth {self.depth}{batch}"
+
+    @property
+    def warm_groups(self) -> int:
+        """Groups that statistics leave out: whole batches of them."""
+        return -(-self.warmup_groups // self.released_together) * self.released_together
+
+    @property
+    def released_together(self) -> int:
+        """Groups that come in at a time, with one t0: a batch in a closed loop."""
+        return 1 if self.open_loop else self.batch
+
+
+@dataclass(frozen=True, repr=False)
+class SurvivalSettings(Settings):
+    """How the job survives the loss of ranks, and tells how far it is: nothing of its rows."""
+
+    on_rank_loss: str | None = _survival(
+        None,
+        "a rank is lost: go on without it, or end the job so that it can be resumed",
+        unset="continue, where the launch can, as collage-mpi launch --on-rank-loss continue can",
+        choices=("continue", "abort"),
+    )
+    reply_timeout_s: float | None = _survival(
+        None,
+        "a rank that has owed an answer for this long counts as silent, and its images go to "
+        "other ranks; after twice as long it is lost",
+        unset="30 s, or 10 times the longest service time seen",
+        at_least=0.1,
+    )
+    start_timeout_s: float = _survival(
+        600.0,
+        "time that a rank may take to be ready; after it the rank counts as lost, or the start "
+        "fails where a lost rank ends the job",
+        at_least=0.1,
+    )
+    status_every_s: float = _survival(5.0, "time between progress lines", at_least=0.1)

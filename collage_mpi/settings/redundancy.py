@@ -1,0 +1,214 @@
+"""How redundancy is added, and by which ranks: the settings of it, and the scheme they make.
+
+Owns: the settings of schemes and ranks, and what they mean together: how many ranks and copies,
+the scheme, its name in tables.
+Does not know: what a scheme does (scheduler/schemes), which rank holds what (placement).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
+from collage_mpi.errors import UsageError
+from collage_mpi.kinds import COLLAGE, KIND, KINDS, PARITY, SINGLE
+from collage_mpi.scheduler.schemes import (
+    ASSIGNMENTS,
+    PLACEMENTS,
+    SCHEMES,
+    SchemeSettings,
+    make_scheme,
+    scheme_class,
+)
+from collage_mpi.settings.acceptance import AcceptSettings, LateSettings
+from collage_mpi.settings.placement import Placement, placement
+from collage_mpi.system.fields import Settings, setting
+
+_setting = partial(setting, group="redundancy and ranks")
+
+
+@dataclass(frozen=True, repr=False)
+class RankSettings(Settings):
+    """The scheme, and how many ranks and copies it has."""
+
+    scheme: str = _setting("collage", "how redundancy is added", choices=SCHEMES)
+    side: int = _setting(
+        3,
+        "cells along an edge of the collage; side*side images in a group",
+        at_least=MIN_SIDE,
+        at_most=MAX_SIDE,
+    )
+    singles: int | None = _setting(None, "single ranks N", unset="side*side", at_least=1)
+    collage_ranks: int = _setting(1, "collage ranks M", at_least=0)
+    collage_copies: int | None = _setting(
+        None,
+        "collage ranks that get the same collage",
+        unset="all M; collage-only: 1",
+        at_least=1,
+    )
+    replicas: int = _setting(2, "scheme replicate: ranks that get the same image", at_least=2)
+    parity_k: int | None = _setting(
+        None,
+        "scheme parity: images of a stripe, as the network was trained for",
+        unset="side",
+        at_least=2,
+    )
+    parity_ranks: int | None = _setting(
+        None, "scheme parity: parity ranks", unset="one for every k single ranks", at_least=1
+    )
+    assign: str = _setting(
+        "turn",
+        "single rank that gets an image: the next in turn, the least loaded, or the one that "
+        "would finish first by recent service times",
+        choices=ASSIGNMENTS,
+    )
+    placement: str = _setting(
+        "fixed",
+        "ranks that get collages: M of their own, or the currently fastest of N+M that all hold "
+        "both networks",
+        choices=PLACEMENTS,
+    )
+
+    def _check(self) -> None:
+        if self.uses_collage and self.collage_ranks < 1:
+            raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
+        if self.uses_parity and self.n_stripe > self.group_size:
+            raise UsageError(
+                f"parity_k is {self.n_stripe} with groups of {self.group_size}; a stripe is part "
+                "of one group: choose a smaller k, or a larger --side"
+            )
+        if self._takes("replicas") and self.replicas > self.n_singles:
+            raise UsageError(
+                f"replicas is {self.replicas} with {self.n_singles} single rank(s); each copy "
+                "needs a rank of its own"
+            )
+        if self.n_copies > self.collage_ranks > 0:
+            raise UsageError(
+                f"collage_copies is {self.collage_copies} with {self.collage_ranks} collage "
+                "rank(s); each copy needs a rank of its own"
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Images of a full group."""
+        return self.side * self.side
+
+    def _takes(self, setting: str) -> bool:
+        return setting in scheme_class(self.scheme).takes
+
+    def uses(self, kind: str) -> bool:
+        """Whether the scheme needs a network of the kind."""
+        return kind in scheme_class(self.scheme).needs
+
+    @property
+    def uses_single(self) -> bool:
+        """Whether the scheme needs a single network."""
+        return self.uses(SINGLE)
+
+    @property
+    def uses_collage(self) -> bool:
+        """Whether the scheme needs a collage network."""
+        return self.uses(COLLAGE)
+
+    @property
+    def uses_parity(self) -> bool:
+        """Whether the scheme needs a parity network."""
+        return self.uses(PARITY)
+
+    @property
+    def usual_singles(self) -> int:
+        """Single ranks where none are said; scheme replicate needs as many for each copy."""
+        return self.group_size * (self.replicas if self._takes("replicas") else 1)
+
+    @property
+    def n_singles(self) -> int:
+        """Single ranks, N."""
+        return self.usual_singles if self.singles is None else self.singles
+
+    @property
+    def n_stripe(self) -> int:
+        """Images of a full stripe, k (scheme parity)."""
+        return self.side if self.parity_k is None else self.parity_k
+
+    @property
+    def usual_parities(self) -> int:
+        """Parity ranks where none are said."""
+        return -(-self.n_singles // self.n_stripe)
+
+    @property
+    def n_parities(self) -> int:
+        """Parity ranks of scheme parity."""
+        return self.usual_parities if self.parity_ranks is None else self.parity_ranks
+
+    @property
+    def n_copies(self) -> int:
+        """Collage ranks that get the same collage."""
+        if self.collage_copies is not None:
+            return self.collage_copies
+        return max(1, self.collage_ranks) if self.uses_single else 1
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of a world of just the right size, rank 0 included."""
+        return 1 + sum(self.n_ranks(kind) for kind in KINDS if self.uses(kind))
+
+    def n_ranks(self, kind: str) -> int:
+        """Ranks that hold the kind, where the scheme needs it."""
+        usual = {SINGLE: self.n_singles, PARITY: self.n_parities}
+        return usual[kind] if kind in usual else int(getattr(self, KIND[kind].ranks))
+
+    def place(self, world_size: int, launcher_size: int | None = None) -> Placement:
+        """Which rank of the world holds what.
+
+        Raises:
+            UsageError, EnvironmentFault: as `placement.placement`.
+        """
+        return placement(
+            world_size,
+            self.n_singles if self._takes("replicas") else self.singles,
+            {kind: self.n_ranks(kind) for kind in KINDS if kind != SINGLE},
+            side=self.side,
+            scheme=self.scheme,
+            layout=self.placement,
+            launcher_size=launcher_size,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
+    """All that the scheme is made from."""
+
+    def _check(self) -> None:
+        make_scheme(self.scheme_settings())
+
+    def scheme_settings(self) -> SchemeSettings:
+        """What the scheme is made from."""
+        return SchemeSettings(
+            self.scheme,
+            self.assign,
+            self.accept_policy(),
+            self.n_copies,
+            self.replicas,
+            self.hedge_delay() if self._takes("hedge_delay") else None,
+            self.hedge_budget,
+            self.placement,
+            self.n_stripe,
+        )
+
+    def labels(self) -> dict[str, str]:
+        """Scheme and accept policy, as shown in tables and legends.
+
+        Ranks are named where they are not the usual ones: N other than one a cell (and
+        copy), M other than 1.
+        """
+        parts = [make_scheme(self.scheme_settings()).label]
+        if self.uses_single and self.singles not in (None, self.usual_singles):
+            parts.append(f"N = {self.singles}")
+        if self.uses_collage and self.collage_ranks != 1:
+            parts.append(f"M = {self.collage_ranks}")
+        if self.uses_parity and self.parity_ranks not in (None, self.usual_parities):
+            parts.append(f"{self.parity_ranks} parity ranks")
+        with_policy = self._takes("policy")
+        accept = {"accept": self.accept_policy().name} if with_policy else {}
+        return {"scheme": ", ".join(parts), **accept}

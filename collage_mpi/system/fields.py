@@ -1,0 +1,217 @@
+"""Settings as dataclass fields: what is known of a setting stands where it is declared.
+
+Owns: how a field says its default, help, group, bounds and choices; the checks that follow, each
+with one form of message; plain values in (from files, flags, JSON) and out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from collage_mpi.errors import UsageError
+from collage_mpi.system.printable import shown
+
+LARGEST = 1e9  # of a number that names no bound of its own: times then fit 63 bits of ns
+T = TypeVar("T", bound="Settings")
+UNITS = {"_ms": "ms", "_s": "s", "_px": "px", "_us": "us"}  # by which names end
+
+
+@dataclass(frozen=True)
+class About:
+    """What a setting's declaration says, beside its name, type and default.
+
+    Attributes:
+        help: what it does, in a line; without its default and its bounds.
+        group: under which title --help shows it.
+        at_least, above, below, at_most: bounds of a number, a lower one of them (`above` is
+            0, if anything); `at_most` is LARGEST where a lower bound stands alone.
+        choices: the texts it may be.
+        unset: what None stands for, in words.
+        metavar: how --help calls its value; by its unit or type where not said.
+        flag: where it is not the name's.
+        repeated: a list whose flag is given once for each value.
+        kinds: of network that have it as a flag; all of them if there is none.
+        by_kind: kind of network -> its default, where that is not the field's own.
+    """
+
+    help: str
+    group: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    choices: tuple[str, ...] = ()
+    unset: str = ""
+    metavar: str = ""
+    flag: str = ""
+    repeated: bool = False
+    kinds: tuple[str, ...] = ()
+    by_kind: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is a number with bounds."""
+        return (self.at_least, self.above, self.below, self.at_most) != (None,) * 4
+
+    @property
+    def most(self) -> float:
+        """The highest number that it may be, or `below`, which it may not."""
+        bounds = (self.below, self.at_most, LARGEST)
+        return next(bound for bound in bounds if bound is not None)
+
+    def wants(self, value: float) -> str | None:
+        """What the number would have to be; None where it is that. A NaN never is."""
+        low = self.at_least is None or value >= self.at_least
+        low = low and (self.above is None or value > self.above)
+        if low and (value < self.most if self.below is not None else value <= self.most):
+            return None
+        if self.above is not None and self.below is not None:
+            return f"a number between {self.above:g} and {self.below:g}"
+        if self.below is not None:
+            return f"{self.at_least:g} to below {self.below:g}"
+        if self.at_most not in (None, math.inf) and self.above is None:
+            return f"{self.at_least:g} to {self.at_most:g}"
+        if low:
+            return f"at most {self.most:g}"
+        return f"at least {self.at_least:g}" if self.above is None else "a positive number"
+
+
+def setting(default: Any, help_line: str, **about: Any) -> Any:
+    """A field of a class of settings, with what `About` takes.
+
+    In a module whose settings share a group: `_setting = partial(setting, group="pace")`.
+    """
+    return field(default=default, metadata={"about": About(help_line, **about)})
+
+
+def about(spec: Field[Any]) -> About:
+    """What its declaration says; of a field that is no `setting`, nothing."""
+    return spec.metadata.get("about") or About("")
+
+
+def unit(name: str) -> str:
+    """The unit that a setting's name ends with, or nothing."""
+    return next((said for suffix, said in UNITS.items() if name.endswith(suffix)), "")
+
+
+def check_value(spec: Field[Any], value: Any) -> None:
+    """Raise UsageError unless the value is within the field's bounds, or one of its choices."""
+    if value is None:
+        return
+    known = about(spec)
+    if known.choices and value not in known.choices:
+        raise UsageError(f"{spec.name} is {shown(value)}; known are: {', '.join(known.choices)}")
+    if known.bounded and (wanted := known.wants(value)):
+        raise UsageError(f"{spec.name} is {shown(value, 40)}; it needs {wanted}")
+
+
+@dataclass(frozen=True, repr=False)
+class Settings:
+    """What a class of settings inherits; a class may be put together from several such parts.
+
+    A part's `_check`, if it has one, looks at what its fields mean together. All parts' are
+    called, after every field's own check.
+
+    Raises:
+        UsageError: a value that is out of bounds, or contradicts another.
+    """
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = _plain(spec, getattr(self, spec.name))
+            object.__setattr__(self, spec.name, value)
+            check_value(spec, value)
+        for part in reversed(type(self).__mro__):
+            if "_check" in vars(part):
+                vars(part)["_check"](self)
+
+    def __repr__(self) -> str:
+        """What differs from the defaults: enough to build it again."""
+        given = ((spec, getattr(self, spec.name)) for spec in fields(self))
+        differing = (f"{spec.name}={value!r}" for spec, value in given if value != spec.default)
+        return f"{type(self).__name__}({', '.join(differing)})"
+
+    def to_dict(self, part: type[Settings] | None = None) -> dict[str, Any]:
+        """All settings, or those of a part, as plain JSON values; `from_mapping` reads them."""
+        values = {spec.name: getattr(self, spec.name) for spec in fields(part or self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+    @classmethod
+    def from_mapping(cls: type[T], values: Mapping[str, Any], source: str = "settings") -> T:
+        """Build from plain values.
+
+        Raises:
+            UsageError: an unknown key (named, with the nearest known one), a value of
+                the wrong type, or as the class itself.
+        """
+        hints = typing.get_type_hints(cls)
+        known = names(cls)
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise UsageError(
+                    f"{source}: unknown setting {shown(key)}{hint} "
+                    f"Known: {', '.join(sorted(known))}"
+                )
+        return cls(**{key: _typed(key, v, hints[key], source) for key, v in values.items()})
+
+
+def names(part: type[Settings]) -> tuple[str, ...]:
+    """Of its fields, those that it inherits included."""
+    return tuple(spec.name for spec in fields(part))
+
+
+def same(part: type[Settings], name: str) -> Any:
+    """A field as that of another class, which declares it."""
+    spec = part.__dataclass_fields__[name]
+    return field(default=spec.default, metadata=spec.metadata)
+
+
+def default_of(part: type[Settings], name: str, kind: str = "") -> Any:
+    """A field's default, for a kind of network where that has its own."""
+    spec = part.__dataclass_fields__[name]
+    return about(spec).by_kind.get(kind, spec.default)
+
+
+def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
+    """Paths as text, and a tuple of texts where the field is one. Raises UsageError."""
+    if not isinstance(spec.default, tuple):
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    parts = [value] if isinstance(value, (str, os.PathLike)) else value
+    if isinstance(parts, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in parts):
+        return tuple(map(os.fspath, parts))
+    raise UsageError(f"{spec.name} is {value!r}; it needs {about(spec).metavar}, or a list")
+
+
+def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
+    """The value as the field's type, or UsageError. Integers pass as floats."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if origin is tuple:
+        parts = [value] if isinstance(value, str) else value
+        if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
+            return tuple(parts)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(f"{source}: {key} is a number of over 300 digits") from None
+    elif hint in (int, str) and type(value) is hint:  # a bool is no int here
+        return value
+    wanted = "a list of strings" if origin is tuple else getattr(hint, "__name__", str(hint))
+    raise UsageError(f"{source}: {key} is {shown(value)}; it needs {wanted}")
