@@ -20,7 +20,9 @@ from collage_mpi.job.messages import Hello, Welcome
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.models import is_own
-from collage_mpi.mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
+from collage_mpi.mpi.answers import answer_message_bytes
+from collage_mpi.mpi.protocol import UP_BYTES
+from collage_mpi.mpi.tasks import task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.progress import StatusReporter

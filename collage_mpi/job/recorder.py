@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from collage_mpi.mpi.protocol import WireResult
+from collage_mpi.mpi.answers import WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
     OUTCOME_CODE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collage_mpi import kinds
-from collage_mpi.mpi import protocol
+from collage_mpi.mpi import tasks
 from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCES
 
 
@@ -14,7 +14,7 @@ def test_codes_stay():
         "parity": 2,
     }
     assert [kind.code for kind in kinds.TABLE] == list(range(len(kinds.TABLE)))
-    assert kinds.KINDS is protocol.KINDS
+    assert kinds.KINDS is tasks.KINDS
 
 
 def test_rows_and_sources_are_of_the_table():
