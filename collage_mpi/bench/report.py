@@ -24,6 +24,8 @@ import numpy as np
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
 from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.answers import CELL, RESULT
+from collage_mpi.mpi.tasks import task_message_bytes
 from collage_mpi.results.statistics import percentile
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF
 
@@ -109,12 +111,12 @@ class Exchange:
 
 def exchanges(settings: BenchSettings, singles: int) -> list[Exchange]:
     """The messages of a round, of exactly the job's sizes: images in turn, then the collage."""
-    image = wire.task_message_bytes(1, 1, int(np.prod(settings.image_shape)))
-    answer = wire.HEADER.itemsize + wire.RESULT.itemsize
+    image = task_message_bytes(1, 1, int(np.prod(settings.image_shape)))
+    answer = wire.HEADER.itemsize + RESULT.itemsize
     cells = settings.grid.cells
-    collage = wire.task_message_bytes(1, cells, settings.grid.px**2 * settings.channels)
-    return [Exchange(1 + i % singles, image, answer + wire.CELL.itemsize) for i in range(cells)] + [
-        Exchange(singles + 1, collage, answer + cells * wire.CELL.itemsize)
+    collage = task_message_bytes(1, cells, settings.grid.px**2 * settings.channels)
+    return [Exchange(1 + i % singles, image, answer + CELL.itemsize) for i in range(cells)] + [
+        Exchange(singles + 1, collage, answer + cells * CELL.itemsize)
     ]
 
 

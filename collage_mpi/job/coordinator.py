@@ -18,6 +18,8 @@ import numpy as np
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, unpack_results
+from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
 from collage_mpi.mpi.transport import Gone, Received, Sent
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.scheduler import events as ev
@@ -26,7 +28,7 @@ from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 
 DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it for an hour
 
-OUTCOMES = {wire.ANSWERED: "answered", wire.FAILED: "failed", wire.SKIPPED: "skipped"}
+OUTCOMES = {ANSWERED: "answered", FAILED: "failed", SKIPPED: "skipped"}
 
 
 class Transport(Protocol):
@@ -248,7 +250,7 @@ class Coordinator:
             return  # a straggler's answer to a session that is over
         if header["type"] != wire.ANSWERS:
             raise wire.WireFault(f"rank {arrival.rank} sent type {header['type']} in mid-run")
-        results = wire.unpack_results(arrival.message)
+        results = unpack_results(arrival.message)
         decode_ns = self.clock() - start_ns
         services_ns = [result.compute_ns + result.held_ns for result in results]
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
@@ -350,8 +352,8 @@ class Coordinator:
         """A message a rank: what follows from one message of answers, or one turn, is together."""
         cancels, self._cancels = self._cancels, {}
         for rank, tasks in cancels.items():
-            buffer = self.transport.buffer(wire.cancel_message_bytes(len(tasks)))
-            nbytes = wire.pack_cancel(buffer, self.session, tasks)
+            buffer = self.transport.buffer(cancel_message_bytes(len(tasks)))
+            nbytes = pack_cancel(buffer, self.session, tasks)
             self.transport.send_task(rank, buffer, nbytes, None)
 
     def _resolve(self, action: ev.Resolve) -> None:
@@ -364,12 +366,12 @@ class Coordinator:
         self.finish = action
 
 
-def _terminal(arrival: Received, result: wire.WireResult) -> ev.Event:
+def _terminal(arrival: Received, result: WireResult) -> ev.Event:
     """The event that a worker's result is."""
     now_ns, task, rank = arrival.at_ns, result.task, arrival.rank
-    if result.status == wire.ANSWERED:
+    if result.status == ANSWERED:
         took_ns = result.compute_ns, result.held_ns
         return ev.Answered(now_ns, task, rank, result.cells, *took_ns, result.vectors)
-    if result.status == wire.FAILED:
+    if result.status == FAILED:
         return ev.Failed(now_ns, task, rank, result.reason, result.retryable)
     return ev.Skipped(now_ns, task, rank)

@@ -21,7 +21,9 @@ from collage_mpi.job.plan import Plan
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models import is_own
-from collage_mpi.mpi.protocol import UP_BYTES, answer_message_bytes, task_message_bytes
+from collage_mpi.mpi.answers import answer_message_bytes
+from collage_mpi.mpi.protocol import UP_BYTES
+from collage_mpi.mpi.tasks import task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell

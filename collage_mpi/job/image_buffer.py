@@ -14,7 +14,7 @@ import numpy as np
 
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.kinds import KIND
-from collage_mpi.mpi.protocol import WireTask, pack_task_records, pack_tasks, task_message_bytes
+from collage_mpi.mpi.tasks import WireTask, pack_task_records, pack_tasks, task_message_bytes
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 

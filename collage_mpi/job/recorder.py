@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from collage_mpi.kinds import COLLAGE
-from collage_mpi.mpi.protocol import WireResult
+from collage_mpi.mpi.answers import WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
     OUTCOME_CODE,

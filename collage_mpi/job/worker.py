@@ -31,7 +31,8 @@ from collage_mpi.job.messages import Hello, Measured, Message, Rank0, Start, Wel
 from collage_mpi.kinds import ENCODED_KINDS, KIND, TABLE
 from collage_mpi.models import Predictor
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.protocol import WireResult, WireTask
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, in_messages, pack_results
+from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_tasks
 from collage_mpi.scheduler import batch_factor
 from collage_mpi.scheduler.events import Score
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
@@ -308,9 +309,9 @@ class Worker:
                 continue
             if header["type"] == wire.CANCEL:
                 # Behind its task on the same channel: one that is not open has ended.
-                session.cancelled.update(session.open.intersection(wire.unpack_cancel(message)))
+                session.cancelled.update(session.open.intersection(unpack_cancel(message)))
             else:
-                tasks, pixels = wire.unpack_tasks(message)
+                tasks, pixels = unpack_tasks(message)
                 session.open.update(task.task for task in tasks)
                 session.queue.append((tasks, pixels))
 
@@ -323,7 +324,7 @@ class Worker:
         inputs = self._inputs(session, tasks, pixels)
         skipped = [task for task in tasks if task.task in session.cancelled]
         wanted = [i for i, task in enumerate(tasks) if task.task not in session.cancelled]
-        results = [WireResult(task.task, wire.SKIPPED) for task in skipped]
+        results = [WireResult(task.task, SKIPPED) for task in skipped]
         if wanted:
             results += self._classify(
                 session, [tasks[i] for i in wanted], [inputs[i] for i in wanted]
@@ -335,9 +336,9 @@ class Worker:
         ended = [task.task for task in tasks]
         session.open.difference_update(ended)
         session.cancelled.difference_update(ended)
-        for part in wire.in_messages(results, session.answer_bytes):
+        for part in in_messages(results, session.answer_bytes):
             buffer = self.endpoint.buffer(session.answer_bytes)
-            self.endpoint.send(buffer, wire.pack_results(buffer, session.number, part))
+            self.endpoint.send(buffer, pack_results(buffer, session.number, part))
 
     def _inputs(
         self, session: Session, tasks: list[WireTask], pixels: np.ndarray
@@ -429,11 +430,11 @@ class Worker:
 
 def _answered(task: WireTask, outcome: Outcome, took_ns: tuple[int, int, int]) -> WireResult:
     cells, vectors = outcome
-    return WireResult(task.task, wire.ANSWERED, cells, *took_ns, vectors=vectors)
+    return WireResult(task.task, ANSWERED, *took_ns, cells=cells, vectors=vectors)
 
 
 def _failed(task: WireTask, reason: str) -> WireResult:
-    return WireResult(task.task, wire.FAILED, reason=reason, retryable=True)
+    return WireResult(task.task, FAILED, reason=reason, retryable=True)
 
 
 def _is_of_device(error: Exception) -> bool:

@@ -29,7 +29,7 @@ from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeou
 from collage_mpi.job.recorder import Recorder, Writer
 from collage_mpi.job.session import scheduler_settings
 from collage_mpi.kinds import KIND
-from collage_mpi.mpi.protocol import ANSWERED, SKIPPED, WireResult
+from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
@@ -280,7 +280,7 @@ class Simulation:
             took_ns = self._service_ns(wanted, at_ns)
             for send in wanted:
                 cells = self._cells(send)
-                results.append(WireResult(send.task, ANSWERED, cells, 0, took_ns, took_ns))
+                results.append(WireResult(send.task, ANSWERED, 0, took_ns, took_ns, cells=cells))
             self._at(at_ns + took_ns, RANK, self._done, (rank, results, len(wanted)))
 
     def _cells(self, send: ev.Send) -> tuple[Score | None, ...]:

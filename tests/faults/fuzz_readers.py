@@ -28,6 +28,8 @@ from collage_mpi.job import messages
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
 from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, unpack_results
+from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
 from collage_mpi.prep.idx import read_idx
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.rows import TABLES
@@ -288,12 +290,12 @@ def _messages() -> list[Reader]:
         return lambda raw: unpack(np.frombuffer(raw, np.uint8))
 
     tasks = [
-        wire.WireTask(1, 0, 1, "single", ((0, 0),)),
-        wire.WireTask(2, 0, 1, "collage", tuple((i, i) for i in range(9))),
+        WireTask(1, 0, 1, "single", ((0, 0),)),
+        WireTask(2, 0, 1, "collage", tuple((i, i) for i in range(9))),
     ]
     results = [
-        wire.WireResult(1, wire.ANSWERED, (Score(3, 0.5), None), 10, 5, 7),
-        wire.WireResult(2, wire.FAILED, reason="out of memory", retryable=True),
+        WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
+        WireResult(2, FAILED, reason="out of memory", retryable=True),
     ]
     told = replace(
         WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)
@@ -305,9 +307,9 @@ def _messages() -> list[Reader]:
 
     pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8)]
     cases = (
-        ("tasks", wire.unpack_tasks, message(wire.pack_tasks, tasks, pixels)),
-        ("results", wire.unpack_results, message(wire.pack_results, results)),
-        ("cancel", wire.unpack_cancel, message(wire.pack_cancel, [4, 5, 6])),
+        ("tasks", unpack_tasks, message(pack_tasks, tasks, pixels)),
+        ("results", unpack_results, message(pack_results, results)),
+        ("cancel", unpack_cancel, message(pack_cancel, [4, 5, 6])),
         ("control", lambda raw: messages.unpack(raw, 1), message(messages.pack, HELLO)),
     )
     texts = [message(messages.pack, each)[wire.HEADER.itemsize :] for each in (HELLO, told)]

@@ -26,7 +26,7 @@ NAMES = (
     *(f"{of}{how}" for of in ("settings", "experiment", "slurm settings")
       for how in (" .toml", " .json", ", values")),
     *("trace .npy", "idx", "idx.gz", "weights, bytes", "weights, header", "weights, record"),
-    *(f"message: {what}" for what in ("tasks", "results", "cancel", "control")),
+    *(f"message: {what}" for what in ("tasks", "results", "cancel", "control", "control, values")),
     *("checkpoint", "weights of other programs", "report of evaluate", "answers .npz"),
     *("costs", "costs, values"),
     *("arrivals .npy", "arrivals .txt", "latencies", "summary without rows", "pictures", "tar"),

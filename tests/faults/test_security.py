@@ -17,6 +17,8 @@ from collage_mpi.commands import prep
 from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.experiments.spec import expand
 from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results, unpack_results
+from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
 from collage_mpi.prep.plan import shard_paths
 from collage_mpi.results import export_run, read_results
 from collage_mpi.scheduler.events import Score
@@ -217,12 +219,12 @@ def messages() -> dict[str, tuple[Any, np.ndarray]]:
     def sound(pack: Any, *content: Any) -> np.ndarray:
         return buffer[: pack(buffer, 1, *content)].copy()
 
-    tasks = [wire.WireTask(1, 0, 1, "single", ((0, 0),))]
-    results = [wire.WireResult(1, wire.ANSWERED, (Score(3, 0.5), None), 10, 5, 7)]
+    tasks = [WireTask(1, 0, 1, "single", ((0, 0),))]
+    results = [WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None))]
     return {
-        "tasks": (wire.unpack_tasks, sound(wire.pack_tasks, tasks, [np.ones(16, np.uint8)])),
-        "results": (wire.unpack_results, sound(wire.pack_results, results)),
-        "cancel": (wire.unpack_cancel, sound(wire.pack_cancel, [1, 2])),
+        "tasks": (unpack_tasks, sound(pack_tasks, tasks, [np.ones(16, np.uint8)])),
+        "results": (unpack_results, sound(pack_results, results)),
+        "cancel": (unpack_cancel, sound(pack_cancel, [1, 2])),
         "control": (wire.unpack_control, sound(wire.pack_control, b"{}")),
     }
 

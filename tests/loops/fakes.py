@@ -18,7 +18,8 @@ import numpy as np
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Message
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.protocol import WireResult, WireTask
+from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, pack_results, unpack_results
+from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards.readahead import ImageRecord
@@ -109,7 +110,7 @@ Behave = Callable[[int, WireTask, list[int]], "WireResult | None"]
 
 def truthful(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
     """Every item's class is its top-left pixel."""
-    return WireResult(task.task, wire.ANSWERED, tuple(Score(p, 0.9) for p in pixels))
+    return WireResult(task.task, ANSWERED, cells=tuple(Score(p, 0.9) for p in pixels))
 
 
 class Cluster:
@@ -153,10 +154,10 @@ class Cluster:
         assert wire.read_header(message)["session"] == SESSION
         if wire.read_header(message)["type"] == wire.CANCEL:
             self.cancels += 1
-            for cancelled in wire.unpack_cancel(message):
+            for cancelled in unpack_cancel(message):
                 self.cancelled[cancelled] = arrives_ns
             return
-        tasks, pixels = wire.unpack_tasks(message)
+        tasks, pixels = unpack_tasks(message)
         assert token == tasks[0].task
         assert len({task.kind for task in tasks}) == 1
         self.messages.append((rank, len(tasks)))
@@ -201,7 +202,7 @@ class Cluster:
 
     def _end(self, rank: int, batch: list[tuple[WireTask, list[int]]], start_ns: int) -> None:
         stale = {t.task for t, _ in batch if self.cancelled.get(t.task, start_ns + 1) <= start_ns}
-        results = [WireResult(task, wire.SKIPPED) for task in stale]
+        results = [WireResult(task, SKIPPED) for task in stale]
         end_ns = start_ns
         for task, corners in batch:
             if task.task not in stale:
@@ -224,7 +225,7 @@ class Cluster:
         """Results in one message that arrives at a time, by default now."""
         out = np.zeros(16384, np.uint8)
         results = results if isinstance(results, list) else [results]
-        message = out[: wire.pack_results(out, session, results)]
+        message = out[: pack_results(out, session, results)]
         self.push(rank, message, at_ns)
 
     def push(self, rank: int, message: np.ndarray, at_ns: int | None = None) -> None:
@@ -291,17 +292,17 @@ class FakeEndpoint:
     def give(self, tasks: list[WireTask], pixels: list[np.ndarray], session: int = SESSION) -> None:
         """A task message from rank 0."""
         out = np.zeros(65536, np.uint8)
-        self.inbox.append(out[: wire.pack_tasks(out, session, tasks, pixels)])
+        self.inbox.append(out[: pack_tasks(out, session, tasks, pixels)])
 
     def cancel(self, *tasks: int, session: int = SESSION) -> None:
         """A cancel message from rank 0."""
         out = np.zeros(256, np.uint8)
-        self.inbox.append(out[: wire.pack_cancel(out, session, tasks)])
+        self.inbox.append(out[: pack_cancel(out, session, tasks)])
 
     def results(self) -> list[WireResult]:
         """All task ends sent so far."""
         answers = [m for m in self.sent if wire.read_header(m)["type"] == wire.ANSWERS]
-        return [result for message in answers for result in wire.unpack_results(message)]
+        return [result for message in answers for result in unpack_results(message)]
 
     def told(self) -> list[Message]:
         """All control messages sent so far."""

@@ -31,7 +31,8 @@ from collage_mpi.job.coordinator import Coordinator, Ready
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.protocol import WireResult, WireTask
+from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
+from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler import (
     PolicySettings,
@@ -222,7 +223,7 @@ def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         lot = chance.random()
         if lot < 0.15:
-            return WireResult(task.task, wire.FAILED, reason="boom", retryable=lot < 0.12)
+            return WireResult(task.task, FAILED, reason="boom", retryable=lot < 0.12)
         result = truthful(rank, task, pixels)
         cells = tuple(None if chance.random() < 0.1 else cell for cell in result.cells)
         return dataclasses.replace(result, cells=cells)
@@ -277,7 +278,7 @@ def test_the_last_batch_does_not_wait_for_images_that_do_not_come():
 def test_a_failed_task_of_a_batch_is_done_again_and_the_others_stay():
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         if task.attempt == 1 and rank == 2 and task.group == 1:
-            return WireResult(task.task, wire.FAILED, reason="boom", retryable=True)
+            return WireResult(task.task, FAILED, reason="boom", retryable=True)
         return truthful(rank, task, pixels)
 
     job = Job(16, scheme="none", batch=4, cluster={"behave": behave})
@@ -319,7 +320,7 @@ def test_nothing_but_bad_rows_ends():
 def test_a_rank_that_always_fails_costs_retries_only():
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         if rank == 2:
-            return WireResult(task.task, wire.FAILED, reason="CUDA error", retryable=True)
+            return WireResult(task.task, FAILED, reason="CUDA error", retryable=True)
         return truthful(rank, task, pixels)
 
     job = Job(64, scheme="none", cluster={"behave": behave})
@@ -487,15 +488,15 @@ def test_what_was_written_before_an_error_is_consistent(row):
 
 def test_answers_to_another_session_are_dropped():
     job = Job(4)
-    job.cluster.answer(1, WireResult(0, wire.ANSWERED), session=SESSION - 1)
+    job.cluster.answer(1, WireResult(0, ANSWERED), session=SESSION - 1)
     job.complete()
 
 
 @pytest.mark.parametrize(
     ("result", "error"),
     [
-        (WireResult(999, wire.ANSWERED, (None,)), KeyError),
-        (WireResult(0, wire.ANSWERED, (None, None, None)), ProtocolViolation),
+        (WireResult(999, ANSWERED, cells=(None,)), KeyError),
+        (WireResult(0, ANSWERED, cells=(None, None, None)), ProtocolViolation),
     ],
 )
 def test_an_answer_nobody_asked_for_is_a_defect(result, error):

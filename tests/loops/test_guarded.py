@@ -86,10 +86,11 @@ def test_in_a_fault_tolerant_world_it_ends_alone(world, rank, done):
     assert seen.done == done
 
 
-def test_a_defect_is_told_with_its_traceback_and_a_foreign_peer_in_a_line(world, capsys):
+def test_a_defect_is_told_with_its_traceback_and_a_foreign_peer_in_a_line(world, caplog):
     for error in (KeyError("x"), EnvironmentFault("another version")):
         with pytest.raises(type(error)):
             guarded(world(2), fails(error))
-    defect, peer = capsys.readouterr().err.split("collage-mpi: rank 2 on ")[1:]
+    defect, peer = caplog.messages
+    assert defect.startswith("collage-mpi: rank 2 on ")
     assert "Traceback" in defect
-    assert peer.endswith("failed: another version\n")
+    assert peer.endswith("failed: another version")

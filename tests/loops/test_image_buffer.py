@@ -10,7 +10,7 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import ENCODERS, make_stripe_encoder
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.mpi.protocol import unpack_tasks
+from collage_mpi.mpi.tasks import unpack_tasks
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 

@@ -31,7 +31,8 @@ from collage_mpi.job.messages import (
 from collage_mpi.job.worker import RING_SPARE, Worker
 from collage_mpi.models import NullPredictor
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.protocol import WireTask
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
+from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.pidfd import ProcessId
 from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
@@ -126,7 +127,7 @@ class Bench:
         return sent
 
     @property
-    def results(self) -> list[wire.WireResult]:
+    def results(self) -> list[WireResult]:
         return self.endpoint.results()
 
 
@@ -196,9 +197,9 @@ def test_a_batch_of_tasks_is_one_predict_and_one_message():
     bench.run()
     assert bench.network.calls == 1
     assert {r.task: r.status for r in bench.results} == {
-        0: wire.ANSWERED,
-        1: wire.SKIPPED,
-        2: wire.ANSWERED,
+        0: ANSWERED,
+        1: SKIPPED,
+        2: ANSWERED,
     }
     labels = {r.task: r.cells[0].label for r in bench.results if r.cells}
     assert labels == {0: 5, 2: 7}
@@ -211,7 +212,7 @@ def test_a_task_cancelled_in_its_queue_is_skipped_not_computed():
     bench.single(1)
     bench.network.during = lambda: bench.endpoint.cancel(1)
     bench.run()
-    assert [r.status for r in bench.results] == [wire.ANSWERED, wire.SKIPPED]
+    assert [r.status for r in bench.results] == [ANSWERED, SKIPPED]
     assert bench.network.calls == 1
 
 
@@ -221,7 +222,7 @@ def test_a_cancel_right_behind_its_task_is_seen():
     bench.worker._take_tasks()
     bench.endpoint.cancel(0)
     bench.run()
-    assert [r.status for r in bench.results] == [wire.SKIPPED]
+    assert [r.status for r in bench.results] == [SKIPPED]
 
 
 def test_cancels_that_come_too_late_are_forgotten():
@@ -250,7 +251,7 @@ def test_a_network_that_raises_fails_its_task_not_the_job(error):
     bench.single(1, 2)
     bench.run()
     failed, fine = bench.results
-    assert (failed.status, failed.retryable) == (wire.FAILED, True)
+    assert (failed.status, failed.retryable) == (FAILED, True)
     assert type(error).__name__ in failed.reason
     assert fine.cells[0].label == 2
 
@@ -261,7 +262,7 @@ def test_scores_of_a_wrong_shape_fail_the_task():
     items = ((0, 0), (1, 3))
     bench.endpoint.give([WireTask(0, 0, 1, "collage", items)], [np.zeros(COLLAGE, np.uint8)])
     bench.run()
-    assert bench.results[0].status == wire.FAILED
+    assert bench.results[0].status == FAILED
 
 
 @pytest.mark.parametrize("kind", ["single", "collage"])
@@ -364,7 +365,7 @@ def test_messages_of_another_session_are_dropped():
     assert bench.results == []
     bench.endpoint.give([task], [image])
     bench.run()
-    assert bench.results[0].status == wire.ANSWERED
+    assert bench.results[0].status == ANSWERED
 
 
 def test_a_second_session_starts_clean():
@@ -439,7 +440,7 @@ def test_what_a_network_raises_is_the_reason_of_its_task_s_failure(error):
     bench.single(1, pixel=6)
     bench.run()
     failed, answered = bench.results
-    assert (failed.status, failed.retryable) == (wire.FAILED, True)
+    assert (failed.status, failed.retryable) == (FAILED, True)
     assert failed.reason == f"{type(error).__name__}: {error}"
     assert answered.cells[0].label == 6
 
@@ -451,7 +452,7 @@ def test_scores_that_are_not_finite_fail_the_task(value):
     bench.single(0)
     bench.run()
     (failed,) = bench.results
-    assert (failed.status, failed.retryable) == (wire.FAILED, True)
+    assert (failed.status, failed.retryable) == (FAILED, True)
     assert "not finite" in failed.reason
 
 
@@ -464,7 +465,7 @@ def test_a_collage_fails_when_no_cell_of_it_is_finite(spoilt):
     bench.run()
     (result,) = bench.results
     if spoilt == 4:
-        assert result.status == wire.FAILED
+        assert result.status == FAILED
     else:
         assert [cell is None for cell in result.cells] == [True, False, False, False]
 
@@ -528,10 +529,10 @@ def test_one_bad_image_fails_its_task_alone():
     assert bench.network.calls == 1 + 4
     by_task = {r.task: r for r in bench.results}
     assert [by_task[t].status for t in range(4)] == [
-        wire.ANSWERED,
-        wire.FAILED,
-        wire.ANSWERED,
-        wire.ANSWERED,
+        ANSWERED,
+        FAILED,
+        ANSWERED,
+        ANSWERED,
     ]
     assert by_task[1].reason == "ValueError: class 7"
     assert [by_task[t].cells[0].label for t in (0, 2, 3)] == [3, 5, 1]
@@ -544,7 +545,7 @@ def test_a_batch_that_does_not_fit_any_more_is_done_one_by_one():
     bench.network.most = 2
     batch_of(bench, [3, 7, 5])
     bench.run()
-    assert [r.status for r in bench.results] == [wire.ANSWERED] * 3
+    assert [r.status for r in bench.results] == [ANSWERED] * 3
 
 
 def test_one_network_without_finite_scores_in_a_batch_fails_alone():
@@ -559,7 +560,7 @@ def test_one_network_without_finite_scores_in_a_batch_fails_alone():
     bench.network.predict = predict
     batch_of(bench, [3, 4])
     bench.run()
-    assert [r.status for r in bench.results] == [wire.FAILED, wire.ANSWERED]
+    assert [r.status for r in bench.results] == [FAILED, ANSWERED]
 
 
 @pytest.mark.parametrize(("cost", "kind"), [(0.5, "single"), (0.0, "single"), (1.0, "collage")])
@@ -586,7 +587,7 @@ def test_a_skipped_task_does_not_lengthen_its_batch():
     bench.endpoint.cancel(0)
     bench.run()
     skipped, answered = bench.results
-    assert skipped.status == wire.SKIPPED
+    assert skipped.status == SKIPPED
     assert answered.drawn_ns == 20 * MS
     assert bench.network.sizes[-1] == 1
 
@@ -636,7 +637,7 @@ def test_a_sum_that_is_not_finite_fails_its_task():
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
     bench.run()
     (result,) = bench.results
-    assert (result.status, result.retryable) == (wire.FAILED, True)
+    assert (result.status, result.retryable) == (FAILED, True)
     assert "not finite" in result.reason
 
 

@@ -12,7 +12,7 @@ from fakes import MS
 from test_worker import Bench
 
 from collage_mpi.job.messages import End
-from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.scheduler.events import Item
 from collage_mpi.workload.background_load import Burn, Burners
 from collage_mpi.workload.straggler_settings import StragglerSettings
@@ -77,7 +77,7 @@ def test_a_slow_spell_is_a_matter_of_the_time_since_start():
         at_ns = bench.clock.now_ns - session.start_ns
         expected.append(session.delays.draw_ns(3, 0, 1, at_ns))
         bench.endpoint.give(
-            [wire.WireTask(task, 0, 1, "single", (Item(task, 0),))], [np.zeros((4, 4, 1), np.uint8)]
+            [WireTask(task, 0, 1, "single", (Item(task, 0),))], [np.zeros((4, 4, 1), np.uint8)]
         )
         bench.run()
     assert [result.drawn_ns for result in bench.results] == expected

@@ -18,7 +18,8 @@ from collage_mpi.bench.report import (
 )
 from collage_mpi.errors import UsageError
 from collage_mpi.job.coordinator import PollWatch
-from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
+from collage_mpi.mpi.tasks import WireTask, pack_tasks
 from collage_mpi.scheduler.events import Score
 
 MS = 1_000_000
@@ -36,14 +37,14 @@ def test_a_round_moves_the_bytes_of_the_jobs_own_messages():
     assert collage.rank == 5
     out = np.empty(1 << 16, np.uint8)
     pixels = np.zeros(settings.image_shape, np.uint8)
-    task = wire.WireTask(0, 0, 1, "single", ((0, 0),))
-    assert images[0].down_bytes == wire.pack_tasks(out, 1, [task], [pixels])
+    task = WireTask(0, 0, 1, "single", ((0, 0),))
+    assert images[0].down_bytes == pack_tasks(out, 1, [task], [pixels])
     pasted = np.zeros((settings.grid.px, settings.grid.px, 3), np.uint8)
-    task = wire.WireTask(0, 0, 1, "collage", tuple((i, i) for i in range(9)))
-    assert collage.down_bytes == wire.pack_tasks(out, 1, [task], [pasted])
+    task = WireTask(0, 0, 1, "collage", tuple((i, i) for i in range(9)))
+    assert collage.down_bytes == pack_tasks(out, 1, [task], [pasted])
     for exchange, cells in ((images[0], 1), (collage, 9)):
-        result = wire.WireResult(0, wire.ANSWERED, (Score(1, 0.5),) * cells)
-        assert exchange.up_bytes == wire.pack_results(out, 1, [result])
+        result = WireResult(0, ANSWERED, cells=(Score(1, 0.5),) * cells)
+        assert exchange.up_bytes == pack_results(out, 1, [result])
 
 
 @pytest.mark.parametrize(

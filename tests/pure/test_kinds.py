@@ -20,7 +20,7 @@ from collage_mpi.commands import evaluate, train
 from collage_mpi.doctor.facts import OF_THE_WORLD
 from collage_mpi.figures import timeline
 from collage_mpi.job.inputs import named_files
-from collage_mpi.mpi import protocol
+from collage_mpi.mpi import tasks
 from collage_mpi.results import read_results, summarise
 from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
 from collage_mpi.results.render import render_summary
@@ -40,7 +40,7 @@ def test_codes_stay():
         "parity": 2,
     }
     assert [kind.code for kind in kinds.TABLE] == list(range(len(kinds.TABLE)))
-    assert kinds.KINDS is protocol.KINDS
+    assert kinds.KINDS is tasks.KINDS
     assert SOURCES == ("single", "collage", "replica", "hedge", "parity", "retry", "error")
 
 
@@ -205,7 +205,7 @@ def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.mark.usefixtures("four_kinds")
 def test_a_fourth_kind_travels_and_is_filed():
-    from collage_mpi.mpi import protocol as wire
+    from collage_mpi.mpi import tasks as wire
     from collage_mpi.results import rows
 
     task = wire.WireTask(5, 1, 1, "sketch", ((7, 0), (8, 1)))

@@ -9,23 +9,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collage_mpi.kinds import KINDS
 from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.answers import (
+    ANSWERED,
+    FAILED,
+    REASON_BYTES,
+    RESULT,
+    SKIPPED,
+    WireResult,
+    _bytes_of,
+    in_messages,
+    pack_results,
+    unpack_results,
+)
+from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
 from collage_mpi.scheduler.events import Score
 
 ids = st.integers(0, 2**62)
 tasks = st.builds(
-    wire.WireTask,
+    WireTask,
     task=ids,
     group=ids,
     attempt=st.integers(1, 60),
-    kind=st.sampled_from(wire.KINDS),
+    kind=st.sampled_from(KINDS),
     items=st.lists(st.tuples(ids, st.integers(0, 255)), min_size=1, max_size=9).map(tuple),
 )
 scores = st.builds(Score, st.integers(0, 2**31 - 1), st.floats(0, 1, width=32))
 results = st.builds(
-    wire.WireResult,
+    WireResult,
     task=ids,
-    status=st.sampled_from([wire.ANSWERED, wire.FAILED, wire.SKIPPED]),
+    status=st.sampled_from([ANSWERED, FAILED, SKIPPED]),
     cells=st.lists(st.none() | scores, max_size=9).map(tuple),
     compute_ns=ids,
     held_ns=ids,
@@ -39,8 +53,8 @@ results = st.builds(
 def test_tasks_of_several_groups_travel_together(batch, session):
     pixels = [np.full((2, 3, 1), i, np.uint8) for i in range(len(batch))]
     out = np.zeros(4096, np.uint8)
-    length = wire.pack_tasks(out, session, batch, pixels)
-    found, payload = wire.unpack_tasks(out[:length])
+    length = pack_tasks(out, session, batch, pixels)
+    found, payload = unpack_tasks(out[:length])
     assert found == batch
     assert payload.tobytes() == b"".join(p.tobytes() for p in pixels)
     assert wire.read_header(out[:length])["session"] == session
@@ -49,7 +63,7 @@ def test_tasks_of_several_groups_travel_together(batch, session):
 @given(batch=st.lists(results, min_size=1, max_size=4))
 def test_results_read_back(batch):
     out = np.zeros(8192, np.uint8)
-    assert wire.unpack_results(out[: wire.pack_results(out, 1, batch)]) == batch
+    assert unpack_results(out[: pack_results(out, 1, batch)]) == batch
 
 
 @given(
@@ -62,9 +76,9 @@ def test_vectors_travel_with_the_results_that_have_them(batch, counts, floats):
         vectors = np.random.default_rng(count).normal(size=(count, floats)).astype(np.float32)
         result.vectors = vectors if count else None
     out = np.zeros(8192, np.uint8)
-    length = wire.pack_results(out, 1, batch)
-    assert length <= wire.HEADER.itemsize + sum(map(wire._bytes_of, batch))
-    found = wire.unpack_results(out[:length])
+    length = pack_results(out, 1, batch)
+    assert length <= wire.HEADER.itemsize + sum(map(_bytes_of, batch))
+    found = unpack_results(out[:length])
     for result, back in zip(batch, found, strict=True):
         sent, came = result.vectors, back.vectors
         assert (sent is None) == (came is None)
@@ -75,18 +89,18 @@ def test_vectors_travel_with_the_results_that_have_them(batch, counts, floats):
 
 def test_counts_of_vectors_that_do_not_add_up_are_refused():
     out = np.zeros(256, np.uint8)
-    result = wire.WireResult(7, wire.ANSWERED, (None,), vectors=np.ones((1, 3), np.float32))
-    length = wire.pack_results(out, 1, [result])
-    record = out[wire.HEADER.itemsize :][: wire.RESULT.itemsize].view(wire.RESULT)
+    result = WireResult(7, ANSWERED, cells=(None,), vectors=np.ones((1, 3), np.float32))
+    length = pack_results(out, 1, [result])
+    record = out[wire.HEADER.itemsize :][: RESULT.itemsize].view(RESULT)
     record["n_vectors"] = 2
     with pytest.raises(wire.WireFault, match="vectors"):
-        wire.unpack_results(out[:length])
+        unpack_results(out[:length])
 
 
 @given(st.lists(ids, max_size=20))
 def test_cancels_read_back(batch):
     out = np.zeros(1024, np.uint8)
-    assert wire.unpack_cancel(out[: wire.pack_cancel(out, 1, batch)]) == batch
+    assert unpack_cancel(out[: pack_cancel(out, 1, batch)]) == batch
 
 
 @given(st.binary(max_size=99))
@@ -98,38 +112,38 @@ def test_controls_read_back(text):
 def test_another_type_is_no_control():
     out = np.zeros(64, np.uint8)
     with pytest.raises(wire.WireFault, match="type 2"):
-        wire.unpack_control(out[: wire.pack_cancel(out, 1, [])])
+        wire.unpack_control(out[: pack_cancel(out, 1, [])])
 
 
 def test_a_message_that_does_not_fit_is_refused():
     small = np.zeros(64, np.uint8)
-    task = wire.WireTask(1, 0, 1, "single", ((0, 0),))
+    task = WireTask(1, 0, 1, "single", ((0, 0),))
     with pytest.raises(wire.WireFault, match="64"):
-        wire.pack_tasks(small, 1, [task], [np.zeros(100, np.uint8)])
+        pack_tasks(small, 1, [task], [np.zeros(100, np.uint8)])
     with pytest.raises(wire.WireFault, match="64"):
         wire.pack_control(small, 1, b"x" * 100)
 
 
 def test_another_version_is_refused_by_name():
     out = np.zeros(64, np.uint8)
-    length = wire.pack_cancel(out, 1, [5])
+    length = pack_cancel(out, 1, [5])
     out[4] = 99
     with pytest.raises(wire.WireFault, match="version 99"):
-        wire.unpack_cancel(out[:length])
+        unpack_cancel(out[:length])
 
 
 def test_a_reason_that_is_no_text_travels_all_the_same():
     out = np.zeros(2048, np.uint8)
-    result = wire.WireResult(1, wire.FAILED, reason="bad \ud800 text")
-    (found,) = wire.unpack_results(out[: wire.pack_results(out, 1, [result])])
+    result = WireResult(1, FAILED, reason="bad \ud800 text")
+    (found,) = unpack_results(out[: pack_results(out, 1, [result])])
     assert found.reason == "bad ? text"
 
 
 def test_a_long_reason_is_cut():
     out = np.zeros(2048, np.uint8)
-    result = wire.WireResult(1, wire.FAILED, reason="x" * 5000)
-    (found,) = wire.unpack_results(out[: wire.pack_results(out, 1, [result])])
-    assert len(found.reason) == wire.REASON_BYTES
+    result = WireResult(1, FAILED, reason="x" * 5000)
+    (found,) = unpack_results(out[: pack_results(out, 1, [result])])
+    assert len(found.reason) == REASON_BYTES
 
 
 @pytest.mark.parametrize(
@@ -138,15 +152,15 @@ def test_a_long_reason_is_cut():
 )
 def test_a_result_that_does_not_add_up_is_refused(field, value, words):
     out = np.zeros(256, np.uint8)
-    result = wire.WireResult(7, wire.ANSWERED, (Score(3, 0.5),))
-    length = wire.pack_results(out, 1, [result])
-    record = out[wire.HEADER.itemsize :][: wire.RESULT.itemsize].view(wire.RESULT)
+    result = WireResult(7, ANSWERED, cells=(Score(3, 0.5),))
+    length = pack_results(out, 1, [result])
+    record = out[wire.HEADER.itemsize :][: RESULT.itemsize].view(RESULT)
     record[field] = value
     with pytest.raises(wire.WireFault, match=words):
-        wire.unpack_results(out[:length])
+        unpack_results(out[:length])
 
 
-READERS = [wire.unpack_tasks, wire.unpack_results, wire.unpack_cancel, wire.unpack_control]
+READERS = [unpack_tasks, unpack_results, unpack_cancel, wire.unpack_control]
 
 
 @given(st.binary(max_size=300))
@@ -160,7 +174,7 @@ def test_foreign_bytes_are_refused(reader, data):
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_messages_never_do_worse_than_wire_fault(reader, batch, data):
     out = np.zeros(4096, np.uint8)
-    message = out[: wire.pack_results(out, 1, batch)]
+    message = out[: pack_results(out, 1, batch)]
     for _ in range(3):
         at = data.draw(st.integers(8, len(message) - 1))
         message[at] = data.draw(st.integers(0, 255))
@@ -174,11 +188,11 @@ def test_damaged_messages_never_do_worse_than_wire_fault(reader, batch, data):
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 600)), max_size=60))
 def test_results_are_split_into_messages_that_fit(wanted):
     results = [
-        wire.WireResult(i, wire.ANSWERED, (None,) * cells, reason="x" * reason)
+        WireResult(i, ANSWERED, cells=(None,) * cells, reason="x" * reason)
         for i, (cells, reason) in enumerate(wanted)
     ]
-    parts = wire.in_messages(results)
+    parts = in_messages(results)
     assert [result for part in parts for result in part] == results
     out = np.zeros(wire.UP_BYTES, np.uint8)
-    lengths = [wire.pack_results(out, 1, part) for part in parts]
+    lengths = [pack_results(out, 1, part) for part in parts]
     assert all(a + b > wire.UP_BYTES for a, b in pairwise(lengths))

@@ -1,0 +1,160 @@
+"""Tasks as they travel from rank 0 to a worker, and their cancels.
+
+Owns: the bytes of TASKS and CANCEL messages, and their checks.
+Does not know: MPI objects, policy, what the pixels show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
+
+from collage_mpi.kinds import KINDS
+from collage_mpi.mpi.protocol import (
+    CANCEL,
+    HEADER,
+    TASKS,
+    WireFault,
+    packer,
+    put_header,
+    read_header,
+)
+
+TASK = np.dtype(
+    [
+        # A WireTask's first fields, in their order; a new one stands here and there.
+        ("task", "<i8"),
+        ("group", "<i8"),
+        ("attempt", "<u2"),
+        # The kind's code, and how many of the items are its own.
+        ("kind", "u1"),
+        ("reserved", "u1"),
+        ("n_items", "<u4"),
+    ]
+)
+ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("reserved", "<u4")])
+
+_TASK, _ITEM = map(packer, (TASK, ITEM))
+_said = attrgetter(*(TASK.names or ())[:-3])
+
+
+@dataclass(slots=True)  # not frozen: that takes four times as long to make
+class WireTask:
+    """One task as it travels.
+
+    Attributes:
+        items: (image, cell) pairs; of a collage, cells that are not named are blank.
+    """
+
+    task: int
+    group: int
+    attempt: int
+    kind: str
+    items: tuple[tuple[int, int], ...]
+
+
+def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
+    """Size of a TASKS message."""
+    return HEADER.itemsize + tasks * TASK.itemsize + items * ITEM.itemsize + pixels_bytes
+
+
+def pack_tasks(
+    out: np.ndarray, session: int, tasks: Sequence[WireTask], pixels: Sequence[np.ndarray]
+) -> int:
+    """Write a TASKS message into `out` and return its length in bytes.
+
+    Args:
+        out: (capacity,) uint8.
+        session: number of the session it belongs to.
+        tasks: one or more, of any groups.
+        pixels: the networks' inputs in task order, each a C-contiguous uint8 array:
+            one (H, W, C) per item of a single task, one (P, P, C) per collage task.
+
+    Raises:
+        WireFault: it does not fit `out`.
+    """
+    at = pack_task_records(out, session, tasks, sum(array.nbytes for array in pixels))
+    for array in pixels:
+        out[at : at + array.nbytes] = array.reshape(-1)
+        at += array.nbytes
+    return at
+
+
+def pack_task_records(
+    out: np.ndarray, session: int, tasks: Sequence[WireTask], payload: int
+) -> int:
+    """The part of a TASKS message before its pixels; where those, `payload` bytes, begin.
+
+    Raises:
+        WireFault: it does not fit `out`.
+    """
+    n_items = sum(len(task.items) for task in tasks)
+    total = task_message_bytes(len(tasks), n_items, payload)
+    if total > out.nbytes:
+        raise WireFault(f"a message of {total} bytes for a buffer of {out.nbytes}")
+    data = out.data
+    at = put_header(data, TASKS, session, len(tasks), n_items, payload)
+    for task in tasks:
+        kind = KINDS.index(task.kind)
+        _TASK.pack_into(data, at, *_said(task), kind, len(task.items))
+        at += _TASK.size
+    for task in tasks:
+        for image, cell in task.items:
+            _ITEM.pack_into(data, at, image, cell)
+            at += _ITEM.size
+    return at
+
+
+def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
+    """The tasks of a TASKS message and a view of their pixels.
+
+    Args:
+        message: (n,) uint8, exactly the bytes received.
+
+    Returns:
+        The tasks and (payload_bytes,) uint8, a view into `message`.
+
+    Raises:
+        WireFault: the counts do not match the size, or a kind is unknown.
+    """
+    header = read_header(message)
+    n_tasks, n_items, payload = header["n_tasks"], header["n_items"], header["payload_bytes"]
+    if task_message_bytes(n_tasks, n_items, payload) != message.nbytes:
+        raise WireFault(f"a TASKS message of {message.nbytes} bytes does not match its counts")
+    items_at = HEADER.itemsize + n_tasks * _TASK.size
+    pixels_at = items_at + n_items * _ITEM.size
+    records = list(_TASK.iter_unpack(message[HEADER.itemsize : items_at].data))
+    if sum(record[-1] for record in records) != n_items:
+        raise WireFault("the tasks of a message do not add up to its items")
+    pairs = list(_ITEM.iter_unpack(message[items_at:pixels_at].data))
+    tasks, first = [], 0
+    for *said, kind, count in records:
+        if kind >= len(KINDS):
+            raise WireFault(f"task {said[0]} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
+        tasks.append(WireTask(*(*said, KINDS[kind], tuple(pairs[first : first + count]))))
+        first += count
+    return tasks, message[pixels_at:]
+
+
+def cancel_message_bytes(tasks: int) -> int:
+    """Size of a CANCEL message."""
+    return HEADER.itemsize + 8 * tasks
+
+
+def pack_cancel(out: np.ndarray, session: int, tasks: Sequence[int]) -> int:
+    """Write a CANCEL message for task ids into `out`; return its length in bytes."""
+    at = put_header(out.data, CANCEL, session, len(tasks), 0, 0)
+    end = at + 8 * len(tasks)
+    out[at:end].view("<i8")[:] = tasks
+    return end
+
+
+def unpack_cancel(message: np.ndarray) -> list[int]:
+    """The task ids of a CANCEL message. Raises WireFault on a wrong size."""
+    header = read_header(message)
+    if message.nbytes != HEADER.itemsize + 8 * header["n_tasks"]:
+        raise WireFault(f"a CANCEL message of {message.nbytes} bytes does not match its count")
+    return list(message[HEADER.itemsize :].view("<i8").tolist())
