@@ -23,7 +23,7 @@ from collage_mpi.job.cost_ratio import Measured, Ratio, ratio_of
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
 from collage_mpi.scheduler.events import RankLost
-from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.pidfd import this_process
 
@@ -56,7 +56,7 @@ class WorkerGroup:
         self.session = 0
         self.losses = FailureDetector(self.ranks, _ns(clock()), watches, name)
         self._clock = clock
-        self._backoff = backoff or Backoff(COORDINATOR_BACKOFF)
+        self._backoff = backoff or Backoff(GROUP_BACKOFF)
         self._stopped = False
         self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
         self._measured: dict[tuple[Hashable, int], dict[str, list[Measured]]] = {}

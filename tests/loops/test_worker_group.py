@@ -13,7 +13,7 @@ from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
-from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, GROUP_BACKOFF, Backoff
 
 
 class Workers:
@@ -337,6 +337,24 @@ def test_networks_are_measured_in_turn():
     assert asked == [1, 2] * 15
     assert services == {"single": 69, "collage": 68}
     assert ratio == (2, 2, 2)  # of the processor times
+
+
+def test_ranks_that_load_are_left_the_cores():
+    workers, clock = Workers(2), Clock(tick_ns=1000)
+    polls = 0
+
+    def poll() -> list[Received | Sent]:
+        nonlocal polls
+        polls += 1
+        if clock.now_ns > 2 * 10**9:  # it takes a second
+            workers.push(1, 1, {"what": "hello"})
+        return Workers.poll(workers)
+
+    workers.poll = poll
+    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(GROUP_BACKOFF, clock.sleep))
+    assert crew.welcome(contents(2)) == {1: {"what": "hello"}}
+    assert polls <= 220
+    assert WorkerGroup(workers)._backoff.settings is GROUP_BACKOFF
 
 
 def test_when_the_measured_rank_dies_the_next_is_measured():
