@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from fakes import Clock
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.faults.process_monitor import Ended
+from collage_mpi.job.handshake import service_costs
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, GROUP_BACKOFF, Backoff
 
 
@@ -337,6 +340,32 @@ def test_networks_are_measured_in_turn():
     assert asked == [1, 2] * 15
     assert services == {"single": 69, "collage": 68}
     assert ratio == (2, 2, 2)  # of the processor times
+
+
+@pytest.mark.parametrize(
+    ("straggler", "batch", "turns"), [("none", 1, 3), ("pinned", 1, 15), ("none", 4, 6)]
+)
+def test_what_is_only_recorded_is_measured_in_few_rounds(straggler, batch, turns):
+    workers = Workers(3, polite)
+    crew = crew_of(workers)
+    crew.welcome(contents(3))
+    plan = SimpleNamespace(
+        settings=RunSettings.from_mapping({"straggler": straggler, "batch": batch}, "a test"),
+        placement=SimpleNamespace(ranks_of=lambda kind: [1] if kind == "single" else [2]),
+        networks={"single": "null", "collage": "null"},
+    )
+    service_costs(plan, crew)
+    asked = [rank for rank, content in workers.told if content["what"] == "measure"]
+    assert asked == [1, 2] * turns
+
+
+def test_few_rounds_do_not_stand_for_many():
+    workers = Workers(2, polite)
+    crew = crew_of(workers)
+    crew.welcome(contents(2))
+    for rounds, asked in ((3, 3), (3, 3), (15, 18), (15, 18)):
+        crew.service_times({"single": [1]}, "networks", rounds)
+        assert [c["what"] for _, c in workers.told].count("measure") == asked
 
 
 def test_ranks_that_load_are_left_the_cores():
