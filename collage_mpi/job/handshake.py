@@ -18,7 +18,7 @@ from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import Ready
 from collage_mpi.job.messages import Hello, Welcome
 from collage_mpi.job.plan import Plan
-from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.answers import answer_message_bytes
@@ -244,7 +244,8 @@ def service_costs(plan: Plan, crew: WorkerGroup) -> ServiceCosts:
     settings = plan.settings
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
-    idle_ns, measured = crew.service_times(who, networks)
+    rounds = FEW_ROUNDS if settings.straggler == "none" else MEASURE_ROUNDS
+    idle_ns, measured = crew.service_times(who, networks, rounds)
     measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
     ratio, interval = 1.0, None
     if settings.cost_ratio is not None:
@@ -253,7 +254,7 @@ def service_costs(plan: Plan, crew: WorkerGroup) -> ServiceCosts:
         ratio, interval = measured.median, (measured.low, measured.high)
     if settings.batch == 1:
         return ServiceCosts(idle_ns, {}, ratio, interval, {})
-    batch_ns = crew.batch_times(who, networks, settings.batch)
+    batch_ns = crew.batch_times(who, networks, settings.batch, rounds)
     further = {
         kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (settings.batch - 1))
         for kind in batch_ns

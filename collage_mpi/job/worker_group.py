@@ -26,7 +26,7 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
 from collage_mpi.scheduler.events import RankLost
-from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.pidfd import this_process
 
@@ -35,7 +35,8 @@ HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
 MEASURE_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0  # a rank may be loading its weights, or in the midst of a network
 SILENT_STOP_S = 5.0  # and one that has owed an answer for too long has had its time
-MEASURE_ROUNDS = 15
+MEASURE_ROUNDS = 15  # where delays are multiplied by what is found
+FEW_ROUNDS = 3  # where it is only recorded
 MEASURE_ENOUGH_S = 20.0  # slow networks get fewer rounds
 # What a rank owes when its control message of a sort does not come.
 OWED: dict[type[Message], str] = {
@@ -65,10 +66,10 @@ class WorkerGroup:
         self.session = 0
         self.losses = FailureDetector(self.ranks, _ns(clock()), watches, name)
         self._clock = clock
-        self._backoff = backoff or Backoff(COORDINATOR_BACKOFF)
+        self._backoff = backoff or Backoff(GROUP_BACKOFF)
         self._stopped = False
         self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
-        self._measured: dict[tuple[Hashable, int], dict[str, list[Measured]]] = {}
+        self._measured: dict[tuple[Hashable, int, int], dict[str, list[Measured]]] = {}
 
     @property
     def ranks(self) -> range:
@@ -123,44 +124,53 @@ class WorkerGroup:
         return self._collect(Measured, {rank}, MEASURE_LIMIT_S, lambda: None).get(rank)
 
     def service_times(
-        self, who: Mapping[str, Collection[int]], networks: Hashable
+        self,
+        who: Mapping[str, Collection[int]],
+        networks: Hashable,
+        rounds: int = MEASURE_ROUNDS,
     ) -> tuple[dict[str, int], Ratio | None]:
         """Idle service times by kind in ns, and the other network's over the single's.
 
-        The kinds are measured in turn, MEASURE_ROUNDS times. As service time the shortest is
+        The kinds are measured in turn, `rounds` times. As service time the shortest is
         taken: other work on the host can only lengthen one. Sessions with the same networks
         share one measurement: their injected delays are then the same.
 
         Args:
             who: ranks that may be measured for each kind; the first that is not lost is.
             networks: what they are, to know them again.
+            rounds: at most; slow networks get fewer.
         """
-        found = self._rounds(who, networks, 1)
+        found = self._rounds(who, networks, 1, rounds)
         other = next((kind for kind in found if kind != SINGLE), None)
         ratio = None if other is None else ratio_of(found[other], found.get(SINGLE, ()))
         return _shortest_ns(found), ratio
 
     def batch_times(
-        self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int
+        self,
+        who: Mapping[str, Collection[int]],
+        networks: Hashable,
+        batch: int,
+        rounds: int = MEASURE_ROUNDS,
     ) -> dict[str, int]:
         """Idle service times of a batch by kind in ns; see `service_times`."""
-        return _shortest_ns(self._rounds(who, networks, batch))
+        return _shortest_ns(self._rounds(who, networks, batch, rounds))
 
     def _rounds(
-        self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int
+        self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int, rounds: int
     ) -> dict[str, list[Measured]]:
-        if (networks, batch) not in self._measured:
+        key = (networks, batch, rounds)
+        if key not in self._measured:
             found: dict[str, list[Measured]] = {}
             until_s = self._clock() + MEASURE_ENOUGH_S
-            for number in range(MEASURE_ROUNDS):
+            for number in range(rounds):
                 if number and self._clock() > until_s:
                     break
                 for kind, ranks in who.items():
                     measured = self._measure_any(ranks, kind, batch)
                     if measured is not None:
                         found.setdefault(kind, []).append(measured)
-            self._measured[networks, batch] = found
-        return self._measured[networks, batch]
+            self._measured[key] = found
+        return self._measured[key]
 
     def _measure_any(self, ranks: Collection[int], kind: str, batch: int) -> Measured | None:
         """The service time on the first of the ranks that lives to tell it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCo
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
+from collage_mpi.job.handshake import service_costs
 from collage_mpi.job.messages import (
     Bye,
     Fault,
@@ -30,7 +32,8 @@ from collage_mpi.job.messages import (
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
-from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.backoff import COORDINATOR_BACKOFF, GROUP_BACKOFF, Backoff
 from collage_mpi.system.pidfd import this_process
 
 
@@ -361,6 +364,50 @@ def test_networks_are_measured_in_turn():
     assert asked == [1, 2] * 15
     assert services == {"single": 69, "collage": 68}
     assert ratio == (2, 2, 2)  # of the processor times
+
+
+@pytest.mark.parametrize(
+    ("straggler", "batch", "turns"), [("none", 1, 3), ("pinned", 1, 15), ("none", 4, 6)]
+)
+def test_what_is_only_recorded_is_measured_in_few_rounds(straggler, batch, turns):
+    workers = Workers(3, polite)
+    crew = crew_of(workers)
+    crew.welcome(welcomes(3))
+    plan = SimpleNamespace(
+        settings=RunSettings.from_mapping({"straggler": straggler, "batch": batch}, "a test"),
+        placement=SimpleNamespace(ranks_of=lambda kind: [1] if kind == "single" else [2]),
+        networks={"single": "null", "collage": "null"},
+    )
+    service_costs(plan, crew)
+    asked = [rank for rank, message in workers.told if isinstance(message, Measure)]
+    assert asked == [1, 2] * turns
+
+
+def test_few_rounds_do_not_stand_for_many():
+    workers = Workers(2, polite)
+    crew = crew_of(workers)
+    crew.welcome(welcomes(2))
+    for rounds, asked in ((3, 3), (3, 3), (15, 18), (15, 18)):
+        crew.service_times({"single": [1]}, "networks", rounds)
+        assert sum(isinstance(message, Measure) for _, message in workers.told) == asked
+
+
+def test_ranks_that_load_are_left_the_cores():
+    workers, clock = Workers(2), Clock(tick_ns=1000)
+    polls = 0
+
+    def poll() -> list[Received | Sent]:
+        nonlocal polls
+        polls += 1
+        if clock.now_ns > 2 * 10**9:  # it takes a second
+            workers.push(1, 1, HELLO)
+        return Workers.poll(workers)
+
+    workers.poll = poll
+    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(GROUP_BACKOFF, clock.sleep))
+    assert crew.welcome(welcomes(2)) == {1: HELLO}
+    assert polls <= 220
+    assert WorkerGroup(workers)._backoff.settings is GROUP_BACKOFF
 
 
 def test_when_the_measured_rank_dies_the_next_is_measured():

@@ -175,6 +175,27 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
     assert [member["rank"] for member in world] == list(range(11))
 
 
+HEAVY = {"torch", "torchvision", "h5py", "safetensors", "rich", "PIL", "matplotlib", "pyarrow"}
+
+
+@pytest.mark.parametrize("single", ["null", "shipped"])
+def test_a_rank_imports_what_its_part_needs(mpiexec, programs, data, tmp_path, single):
+    shipped = importlib.resources.files("collage_mpi") / "data"
+    words = ["--shards", data / "one.h5", "--single", "null"]
+    if single != "null":
+        shard = shipped / "fashion_demo.h5"
+        words = ["--shards", shard, "--single", shipped / "fashion_single.safetensors"]
+    words += ["--collage", "null", *SMALL, "--limit", "8", "--out", tmp_path / "out"]
+    done = mpiexec(4, [programs / "imported.py", tmp_path, "run", *words], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    found = [HEAVY & set(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in range(4)]
+    assert found[0] - {"safetensors"} == {"h5py", "rich"}  # to read shards, to draw the summary
+    assert found[3] == set()  # the collage rank's network is null in both
+    assert found[1] == found[2]
+    assert ("torch" in found[1]) == (single != "null")
+    assert found[1] <= {"torch", "safetensors"}
+
+
 def test_one_single_rank_and_one_image(mpiexec, programs, data, both, tmp_path):
     lone, large = (["run", "--shards", data / f"{name}.h5", *NULL] for name in ("one", "large"))
     one = ["--singles", "1", "--side", "3"]

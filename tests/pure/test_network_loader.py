@@ -1,0 +1,60 @@
+"""A worker's networks: loaded once, and out of the sight of Python's collector."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict
+
+import pytest
+
+from collage_mpi.job import network_loader
+from collage_mpi.job.network_loader import NetworkLoader, uncollected
+from collage_mpi.models import Tuning
+
+WELCOME = {
+    "image_shape": (8, 8, 1),
+    "side": 2,
+    "cell_px": 8,
+    "classes": 10,
+    "device": "cpu",
+    "tuning": asdict(Tuning()),
+}
+
+
+@pytest.fixture
+def thawed():
+    """What a test has frozen would never be collected."""
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_nothing_is_collected_while_a_network_is_loaded(monkeypatch, thawed):
+    collected = []
+    monkeypatch.setattr(
+        network_loader, "load_predictor", lambda *a, **k: collected.append(gc.isenabled()) or "it"
+    )
+    load = NetworkLoader(1, 3)
+    assert [load("w.safetensors", "single", WELCOME) for _ in range(2)] == ["it", "it"]
+    assert collected == [False]  # once
+    assert gc.isenabled()
+
+
+def test_what_a_network_brings_is_not_looked_at_again(thawed):
+    before = gc.get_freeze_count()
+    with uncollected():
+        brought = [[i] for i in range(1000)]
+    assert gc.get_freeze_count() >= before + len(brought)
+
+
+def test_a_network_that_cannot_be_loaded_leaves_the_collector_on(thawed):
+    with pytest.raises(ValueError, match="no"), uncollected():
+        raise ValueError("no")
+    assert gc.isenabled()
+
+
+def test_a_collector_that_is_off_stays_off(thawed):
+    gc.disable()
+    with uncollected():
+        pass
+    assert not gc.isenabled()
