@@ -26,10 +26,10 @@ from collage_mpi.scheduler.state import (
     GroupState,
     ImageState,
     RankState,
-    RankStatus,
     TaskState,
 )
 from collage_mpi.scheduler.timers import Timers
+from collage_mpi.scheduler.transitions import IMAGE, LOST, RANK, READY, SILENT
 
 
 class ProtocolViolation(Exception):
@@ -102,34 +102,34 @@ class Scheduler:
 
     def _on_suspected(self, event: ev.RankSuspected) -> None:
         rank = self.dispatch.ranks.get(event.rank)
-        if rank is None or rank.status is not RankStatus.READY or not rank.outstanding:
+        if rank is None or "silent" not in RANK[rank.status] or not rank.outstanding:
             return  # a rank that owes nothing is not silent: its last answer has just come
-        rank.status = RankStatus.SUSPECTED
+        rank.status = RANK[rank.status]["silent"]
         self.rescue.suspects[rank.id] = rank
         self.rescue.leave(rank, event.why)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
         rank = self.dispatch.ranks.get(event.rank)
-        if rank is not None and rank.status is not RankStatus.LOST:
+        if rank is not None and rank.status != LOST:
             self._lose(rank, event.why)
         if len(self._reported) >= self.settings.ranks and not self._anybody_alive():
             self.stop(NOBODY)
 
     def _lose(self, rank: RankState, why: str) -> None:
-        rank.status = RankStatus.LOST
+        rank.status = RANK[rank.status]["gone"]
         self.rescue.suspects.pop(rank.id, None)
         covered = list(rank.outstanding.values())
         for task in covered:
-            self.dispatch.end(task)
+            self.dispatch.end(task, "rank lost")
         self.rescue.leave(rank, why)
         self.rescue.lost(covered, f"rank {rank.id} was lost: {why}")
 
     def _recover(self, rank: RankState) -> None:
-        if rank.status is RankStatus.SUSPECTED:
-            rank.status = RankStatus.READY
+        if rank.status in SILENT:
+            rank.status = RANK[rank.status]["heard"]
             del self.rescue.suspects[rank.id]
-            if not rank.retired:
+            if rank.status == READY:
                 self._enter(rank)
 
     def _enter(self, rank: RankState) -> None:
@@ -138,7 +138,7 @@ class Scheduler:
 
     def _anybody_alive(self) -> bool:
         return any(
-            rank.status is not RankStatus.LOST and rank.kinds & self.scheme.kinds
+            rank.status != LOST and rank.kinds & self.scheme.kinds
             for rank in self.dispatch.ranks.values()
         )
 
@@ -202,16 +202,16 @@ class Scheduler:
     def _on_send_done(self, event: ev.SendDone) -> None:
         self.dispatch.send_done(event.task)
 
-    def _terminal(self, task_id: int, rank_id: int) -> TaskState:
+    def _terminal(self, task_id: int, rank_id: int, how: str) -> TaskState:
         """The task that a terminal event names, now over."""
         task = self.dispatch.tasks.get(task_id)
         if task is None or task.rank.id != rank_id:
             raise ProtocolViolation(f"rank {rank_id} ends task {task_id}, which it does not have")
-        self.dispatch.end(task)
+        self.dispatch.end(task, how)
         return task
 
     def _on_answered(self, event: ev.Answered) -> None:
-        task = self._terminal(event.task, event.rank)
+        task = self._terminal(event.task, event.rank, "answered")
         if len(event.cells) != len(task.items):
             raise ProtocolViolation(
                 f"task {task.id} has {len(task.items)} items, its answer {len(event.cells)} cells"
@@ -239,12 +239,12 @@ class Scheduler:
             self.rescue.image(image)
 
     def _on_failed(self, event: ev.Failed) -> None:
-        task = self._terminal(event.task, event.rank)
+        task = self._terminal(event.task, event.rank, "failed")
         self.rescue.redo(task, event.reason, retryable=event.retryable)
         self._recover(task.rank)
         task.rank.failures += 1
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
-            task.rank.retired = True
+            task.rank.status = RANK[task.rank.status]["failing"]
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
             self.rescue.leave(task.rank, why)
             self.dispatch.actions.append(ev.Retire(task.rank.id, why))
@@ -252,10 +252,10 @@ class Scheduler:
 
     def _dispensable(self, rank: RankState) -> bool:
         """Another ready rank can do each kind that this one does."""
-        return not rank.retired and all(self.dispatch.count(kind) > 1 for kind in rank.kinds)
+        return rank.status == READY and all(self.dispatch.count(kind) > 1 for kind in rank.kinds)
 
     def _on_skipped(self, event: ev.Skipped) -> None:
-        task = self._terminal(event.task, event.rank)
+        task = self._terminal(event.task, event.rank, "skipped")
         if task.kind == SINGLE:
             self._observe(task)  # censored: it would have taken at least as long
         for image in task.images:
@@ -291,6 +291,7 @@ class Scheduler:
 
     def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
         """Keep the answer; it resolves the image at `at_ns` unless another did before."""
+        image.status = IMAGE[image.status]["held"]
         image.reserve = (score, task)
         self._reserved += 1
         self.later(image, at_ns, Scheduler._use_reserve)
@@ -325,8 +326,9 @@ class Scheduler:
         score: Score | None,
         reason: str,
     ) -> None:
-        image.resolved = True
-        outcome = "ok" if score is not None else "error"
+        given_up = score is None
+        image.status = IMAGE[image.status]["given up" if given_up else "accepted"]
+        outcome = "error" if given_up else "ok"
         self.dispatch.actions.append(
             ev.Resolve(image.id, source, tasks, image.group.id, image.cell, score, outcome, reason)
         )

@@ -21,6 +21,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Action, Item
 from collage_mpi.scheduler.rank_speed import Health
 from collage_mpi.scheduler.state import ImageState, Message, Pool, RankState, TaskState
+from collage_mpi.scheduler.transitions import CANCELLED, IMAGE, RESOLVED, SETTLED, TASK
 
 
 class Order(NamedTuple):
@@ -90,6 +91,7 @@ class Dispatch:
     def _unqueue(self, rank: RankState) -> list[TaskState]:
         waited = rank.clear()
         for task in waited:
+            task.status = TASK[task.status]["withdrawn"]
             _forget(task)
             for image in task.images:
                 image.sends -= task.kind == self.main  # it never left
@@ -213,9 +215,10 @@ class Dispatch:
 
     def _leave(self, task: TaskState, message: Message) -> ev.Send:
         # Whatever was resolved while the task waited leaves its cell blank.
-        task.images = [image for image in task.images if not image.resolved]
+        task.images = [image for image in task.images if image.status not in SETTLED]
         task.items = tuple(Item(image.id, image.cell) for image in task.images)
         task.message = message
+        task.status = TASK[task.status]["leaves"]
         task.rank.outstanding[task.id] = task
         self.tasks[task.id] = task
         for image in task.images:
@@ -230,8 +233,9 @@ class Dispatch:
         if task is not None and not task.send_done:
             self._let_go(task)
 
-    def end(self, task: TaskState) -> None:
+    def end(self, task: TaskState, how: str) -> None:
         """A terminal event: the task is no longer under way."""
+        task.status = TASK[task.status][how]
         assert task.message is not None
         del self.tasks[task.id]
         del task.rank.outstanding[task.id]
@@ -256,7 +260,8 @@ class Dispatch:
             task.pending -= 1
             if task.pending > 0:
                 continue
-            if task.sent:
+            task.status = TASK[task.status]["moot"]
+            if task.status == CANCELLED:
                 self.actions.append(ev.Cancel(task.id, task.rank.id))
                 if self.health is not None:
                     self.health.changed(task.rank)
@@ -273,8 +278,8 @@ class Dispatch:
 
     def _release(self, images: Iterable[ImageState]) -> None:
         for image in images:
-            if image.resolved and image.holders == 0 and not image.released:
-                image.released = True
+            if image.holders == 0 and image.status == RESOLVED:
+                image.status = IMAGE[image.status]["let go"]
                 self.actions.append(ev.Release(image.id))
 
     def _load_changed(self, rank: RankState) -> None:

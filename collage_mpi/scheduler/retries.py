@@ -34,7 +34,17 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler import schemes
 from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.settings import SchedulerSettings
-from collage_mpi.scheduler.state import ImageState, RankState, RankStatus, TaskState
+from collage_mpi.scheduler.state import ImageState, RankState, TaskState
+from collage_mpi.scheduler.transitions import (
+    ANSWERED,
+    IMAGE,
+    PARKED,
+    RANK,
+    RETIRED,
+    SHAKEN,
+    SILENT,
+    SUSPECTED,
+)
 
 NOBODY = "no rank is left that could classify an image"
 
@@ -79,7 +89,7 @@ class Rescue:
         self._recall_retired(rank)
         for task in queued:
             self._move(task)
-        if rank.status is RankStatus.SUSPECTED:
+        if rank.status in SILENT:
             for task in list(rank.outstanding.values()):
                 self.redo(task, f"rank {rank.id} is silent: {why}", failed=False)
 
@@ -88,9 +98,10 @@ class Rescue:
         for kind in gone.kinds:
             if self.core.dispatch.count(kind) == 0:
                 for rank in self.core.dispatch.ranks.values():
-                    resting = rank.retired and rank.status is RankStatus.READY
+                    resting = rank.status == RETIRED
                     if resting and kind in rank.kinds and rank is not gone:
-                        rank.retired, rank.failures = False, 0
+                        rank.status = RANK[rank.status]["recalled"]
+                        rank.failures = 0
                         self.core.dispatch.actions.append(ev.Recall(rank.id))
                         self.core.dispatch.enter(rank)
                         break
@@ -156,7 +167,7 @@ class Rescue:
 
     def image(self, image: ImageState) -> None:
         """See the table above. Nothing for an image that is resolved or well cared for."""
-        if image.resolved or image.reserve is not None or self.core.dispatch.closed:
+        if image.status in ANSWERED or self.core.dispatch.closed:
             return
         scheme = self.core.scheme
         if _covered(image, scheme.kinds) or scheme.covers_later(self.core, image.group):
@@ -198,12 +209,13 @@ class Rescue:
         return [i for i in image.group.images if self._in_need(i)]
 
     def _in_need(self, image: ImageState) -> bool:
-        if image.resolved or image.reserve is not None or image.failures >= self.max_attempts:
+        if image.status in ANSWERED or image.failures >= self.max_attempts:
             return False
         return not _covered(image, self.core.scheme.kinds)
 
     def _silent(self, kind: str) -> bool:
-        return any(kind in rank.kinds and not rank.retired for rank in self.suspects.values())
+        ranks = self.suspects.values()
+        return any(kind in rank.kinds and rank.status == SUSPECTED for rank in ranks)
 
     def _anybody(self) -> bool:
         """Whether a rank that the scheme can use is ready or may become so."""
@@ -213,6 +225,8 @@ class Rescue:
     # ---- parking ------------------------------------------------------------
 
     def _park(self, image: ImageState) -> None:
+        if image.status != PARKED:
+            image.status = IMAGE[image.status]["silence"]
         self._parked[image.id] = image
         if self._cancel_timer is None:
             self._cancel_timer = self.core.start_timer(self._park_ns, self._over)
@@ -227,6 +241,7 @@ class Rescue:
         """A rank came, recovered or was lost: look at the parked images again."""
         parked, self._parked = self._parked, {}
         for image in parked.values():
+            _look_at(image)
             self.image(image)
         if not self._parked:
             self._cancel()
@@ -241,7 +256,7 @@ class Rescue:
         self._cancel_timer = None
         parked, self._parked = self._parked, {}
         for image in parked.values():
-            if image.resolved:
+            if image.status != PARKED:
                 continue
             if any(self.core.dispatch.count(kind) for kind in self.core.scheme.kinds):
                 self.core.error(
@@ -257,6 +272,8 @@ class Rescue:
         return last and 0 < image.failures <= image.losses and self._calm_at_ns() > self._now_ns()
 
     def _wait_for_calm(self, image: ImageState) -> None:
+        if image.status != SHAKEN:
+            image.status = IMAGE[image.status]["losses"]
         self._shaken[image.id] = image
         if not self._calm_awaited:
             self._calm_awaited = True
@@ -267,6 +284,7 @@ class Rescue:
         self._calm_awaited = False
         shaken, self._shaken = self._shaken, {}
         for image in shaken.values():
+            _look_at(image)
             self.image(image)
 
     def _calm_at_ns(self) -> int:
@@ -276,11 +294,15 @@ class Rescue:
         return self.core.dispatch.now_ns
 
 
+def _look_at(image: ImageState) -> None:
+    """What it waited for has come, unless an answer was before."""
+    if image.status in (PARKED, SHAKEN):
+        image.status = IMAGE[image.status]["looked at"]
+
+
 def _covered(image: ImageState, kinds: Collection[str]) -> bool:
     """Whether a task of one of the kinds for the image is on a rank that is not silent."""
-    return any(
-        task.rank.status is not RankStatus.SUSPECTED and task.kind in kinds for task in image.tasks
-    )
+    return any(task.rank.status not in SILENT and task.kind in kinds for task in image.tasks)
 
 
 def _holders(images: list[ImageState]) -> set[int]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from enum import Enum
 from itertools import chain
 
 from collage_mpi.scheduler.events import Item, Score
+from collage_mpi.scheduler.transitions import OPEN, READY, SETTLED, WAITING
 
 
 class ImageState:
@@ -25,10 +25,9 @@ class ImageState:
         "id",
         "losses",
         "reason",
-        "released",
         "reserve",
-        "resolved",
         "sends",
+        "status",
         "t0_ns",
         "tasks",
         "tried",
@@ -39,8 +38,7 @@ class ImageState:
         self.group = group
         self.cell = cell
         self.t0_ns = t0_ns
-        self.resolved = False
-        self.released = False
+        self.status = OPEN
         self.holders = 0  # sends that still read its pixels
         self.tasks: list[TaskState] = []  # queued or outstanding, covering it
         self.sends = 0  # tasks of the main kind made for it so far
@@ -49,6 +47,11 @@ class ImageState:
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
         self.reason = ""  # why its last task failed
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it has its outcome."""
+        return self.status in SETTLED
 
 
 class GroupState:
@@ -83,6 +86,7 @@ class TaskState:
         "rank",
         "send_done",
         "source",
+        "status",
     )
 
     def __init__(
@@ -98,6 +102,7 @@ class TaskState:
         self.kind = kind
         self.source = source  # what an image that it resolves is said to be resolved by
         self.rank = rank
+        self.status = WAITING
         self.images = images
         self.items: tuple[Item, ...] = ()
         self.group = images[0].group
@@ -121,14 +126,6 @@ class Message:
         self.size = self.left = tasks
 
 
-class RankStatus(Enum):
-    """READY answers; SUSPECTED is silent and may recover; LOST is gone for good."""
-
-    READY = "ready"
-    SUSPECTED = "suspected"
-    LOST = "lost"
-
-
 class RankState:
     """A worker rank: what it can do, what it has, what waits for it."""
 
@@ -142,7 +139,6 @@ class RankState:
         "messages",
         "outstanding",
         "queue",
-        "retired",
         "status",
     )
 
@@ -151,8 +147,7 @@ class RankState:
         self.kinds = kinds
         self.host = host
         self.credit = credit
-        self.status = RankStatus.READY
-        self.retired = False  # takes no new work, whatever its status
+        self.status = READY
         self.failures = 0  # in a row
         self.outstanding: dict[int, TaskState] = {}
         self.messages = 0  # that the outstanding tasks left in

@@ -19,6 +19,7 @@ from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes import USE_COLLAGE
 
 SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
+MS = 1_000_000
 
 
 def value(image: int) -> int:
@@ -395,3 +396,11 @@ class Harness:
                 assert not self.closed, "no task, no timer, no Finish: the job hangs"
                 self.close()
         raise AssertionError("the job does not end")
+
+
+def started(**kwargs) -> Harness:
+    """A job with its first groups under way."""
+    job = Harness(**kwargs)
+    job.start()
+    job.arrive(job.admitted)
+    return job

@@ -10,6 +10,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import Dispatch, Order
 from collage_mpi.scheduler.rank_speed import PROBE_AFTER, WINDOW, Health, Pace
 from collage_mpi.scheduler.state import GroupState, ImageState, RankState
+from collage_mpi.scheduler.transitions import RESOLVED
 
 MS = 1_000_000
 BOTH = frozenset({SINGLE, COLLAGE})
@@ -34,7 +35,7 @@ def served(dispatch: Dispatch, rank: int, service_ns: int, kind: str = SINGLE) -
     """The rank has done one task in that time."""
     task = give(dispatch, rank, kind)
     dispatch.now_ns += service_ns
-    dispatch.end(task)
+    dispatch.end(task, "answered")
     dispatch.observe(task, service_ns)
 
 
@@ -120,13 +121,13 @@ def test_the_order_is_that_of_a_scan(data):
         sent = [task for task in live if task.id in dispatch.tasks]
         if what == "end" and sent:
             task = data.draw(st.sampled_from(sent))
-            dispatch.end(task)
+            dispatch.end(task, "answered")
             dispatch.observe(task, data.draw(st.integers(0, 300)) * MS)
             dispatch.pump(task.rank)
         elif what == "resolve" and sent:
             task = data.draw(st.sampled_from(sent))
             if not task.images[0].resolved:
-                task.images[0].resolved = True
+                task.images[0].status = RESOLVED
                 dispatch.resolved(task.images[0])
         for kind in BOTH:
             check(dispatch, health, kind)

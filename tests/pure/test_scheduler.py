@@ -5,20 +5,10 @@ from __future__ import annotations
 from itertools import permutations, product
 
 import pytest
-from scheduler_harness import COLLAGE, SINGLE, Harness
+from scheduler_harness import COLLAGE, MS, SINGLE, Harness, started
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
-
-MS = 1_000_000
-
-
-def started(**kwargs) -> Harness:
-    """A job with its first group under way."""
-    job = Harness(**kwargs)
-    job.start()
-    job.arrive(job.admitted)
-    return job
 
 
 def test_nothing_is_admitted_before_every_rank_is_ready():

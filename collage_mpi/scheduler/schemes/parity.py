@@ -15,7 +15,8 @@ from collage_mpi.kinds import PARITY
 from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes.base import Core, Scheme
-from collage_mpi.scheduler.state import GroupState, ImageState, RankStatus, TaskState
+from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
+from collage_mpi.scheduler.transitions import SILENT
 
 STRIPE = Order(PARITY, "parity")
 
@@ -174,4 +175,4 @@ def _is_coming(image: ImageState, silent: bool) -> bool:
 
 
 def _may_come(task: TaskState, silent: bool) -> bool:
-    return silent or task.rank.status is not RankStatus.SUSPECTED
+    return silent or task.rank.status not in SILENT

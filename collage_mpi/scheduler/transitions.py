@@ -1,0 +1,107 @@
+"""What may become of a task, an image and a rank: each as a table, state -> what happens -> state.
+
+Owns: the states, and which may follow which. The rest of the scheduler changes a status only by
+looking it up here (`task.status = TASK[task.status]["leaves"]`), so that what is not in a table
+raises. docs/architecture.md draws the tables.
+Does not know: when anything happens, what else is to be done then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class IllegalMove(Exception):
+    """Something happened that cannot happen in the state: a defect, never a user's mistake."""
+
+
+class Moves(dict[str, str]):
+    """What may happen in one state, and the state after it."""
+
+    def __init__(self, state: str, after: Mapping[str, str]) -> None:
+        super().__init__(after)
+        self.state = state
+
+    def __missing__(self, event: str) -> str:
+        possible = ", ".join(self) or "nothing more"
+        raise IllegalMove(f"{event!r} in state {self.state!r}; possible there: {possible}")
+
+
+def _table(moves: Mapping[str, Mapping[str, str]]) -> dict[str, Moves]:
+    return {state: Moves(state, after) for state, after in moves.items()}
+
+
+# ---- a task: one send to one rank, from its making ------------------------------
+
+WAITING, SENT, CANCELLED, DROPPED, ENDED = "waiting", "sent", "cancelled", "dropped", "ended"
+
+TASK = _table(
+    {
+        WAITING: {
+            "leaves": SENT,
+            "moot": DROPPED,  # all its images have their outcome
+            "withdrawn": DROPPED,  # its rank takes no more work, or the job stops
+        },
+        SENT: {
+            "moot": CANCELLED,  # advisory: it may be answered all the same
+            "answered": ENDED,
+            "failed": ENDED,
+            "rank lost": ENDED,
+        },
+        CANCELLED: {"answered": ENDED, "failed": ENDED, "skipped": ENDED, "rank lost": ENDED},
+        DROPPED: {},
+        ENDED: {},
+    }
+)
+
+# ---- an image, from its arrival --------------------------------------------------
+
+OPEN, RESERVED, PARKED, SHAKEN = "open", "reserved", "parked", "shaken"
+RESOLVED, RELEASED = "resolved", "released"
+
+IMAGE = _table(
+    {
+        OPEN: {
+            "held": RESERVED,  # it has an answer that counts later
+            "silence": PARKED,  # every rank that could resolve it is silent
+            "losses": SHAKEN,  # its last try waits until no rank was lost for a while
+            "accepted": RESOLVED,
+            "given up": RESOLVED,  # an error row
+        },
+        RESERVED: {"accepted": RESOLVED},
+        PARKED: {
+            "looked at": OPEN,  # a rank has come
+            "held": RESERVED,
+            "losses": SHAKEN,
+            "accepted": RESOLVED,
+            "given up": RESOLVED,
+        },
+        SHAKEN: {
+            "looked at": OPEN,  # it is calm
+            "held": RESERVED,
+            "silence": PARKED,
+            "accepted": RESOLVED,
+            "given up": RESOLVED,
+        },
+        RESOLVED: {"let go": RELEASED},  # no task needs its pixels
+        RELEASED: {},
+    }
+)
+SETTLED = frozenset({RESOLVED, RELEASED})
+ANSWERED = SETTLED | {RESERVED}  # nothing more need be done for it
+
+# ---- a rank, once it was ready ---------------------------------------------------
+
+READY, SUSPECTED, RETIRED = "ready", "suspected", "retired"
+SUSPECTED_RETIRED, LOST = "suspected_retired", "lost"
+
+RANK = _table(
+    {
+        READY: {"silent": SUSPECTED, "failing": RETIRED, "gone": LOST},
+        SUSPECTED: {"heard": READY, "gone": LOST},
+        RETIRED: {"recalled": READY, "silent": SUSPECTED_RETIRED, "gone": LOST},
+        SUSPECTED_RETIRED: {"heard": RETIRED, "gone": LOST},
+        LOST: {},
+    }
+)
+SILENT = frozenset({SUSPECTED, SUSPECTED_RETIRED})
