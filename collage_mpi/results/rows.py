@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.kinds import ENCODED_KINDS, KINDS
+from collage_mpi.kinds import ENCODED_KINDS
+from collage_mpi.kinds import KINDS as KINDS  # what a row's code stands for
 
 SOURCES = ("single", "collage", "replica", "hedge", "parity", "retry", "error")
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
@@ -255,4 +256,5 @@ def wait_ns(images: np.ndarray) -> np.ndarray:
     """
     known = images["read_ns"] + images["compute_ns"] + images["held_ns"]
     encoded = np.where(np.isin(images["source"], ENCODED), images["encode_ns"], 0)
-    return images["latency_ns"] - known - encoded
+    found: np.ndarray = images["latency_ns"] - known - encoded
+    return found

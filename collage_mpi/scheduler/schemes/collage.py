@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.policies import AcceptPolicy, First
-from collage_mpi.scheduler.schemes.base import COLLAGE, SINGLE, WHOLE, Core, Scheme
+from collage_mpi.scheduler.schemes.base import WHOLE, Core, Scheme
 from collage_mpi.scheduler.schemes.copies import Hedger
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 

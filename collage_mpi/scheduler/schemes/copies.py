@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler.policies import Delay
-from collage_mpi.scheduler.schemes.base import HEDGE, PLAIN, REPLICA, SINGLE, Core, Scheme
+from collage_mpi.scheduler.schemes.base import HEDGE, PLAIN, REPLICA, Core, Scheme
 from collage_mpi.scheduler.state import ImageState
 
 
