@@ -110,7 +110,7 @@ class Session:
 
     def input_bytes(self, kind: str) -> int:
         """Size of one input of the kind's network."""
-        return self._nbytes[kind]
+        return int(self._nbytes[kind])
 
     def start(self, content: Mapping[str, Any], now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
