@@ -346,5 +346,6 @@ def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
 def default_cell_px(args: argparse.Namespace, image_px: int) -> int:
     """Pixels of a cell where nothing is said: the image's own, or the reference's share."""
     if getattr(args, "preset", None) == REFERENCE:
-        return round(REFERENCE_COLLAGE_PX / args.side)
+        side: int = args.side
+        return round(REFERENCE_COLLAGE_PX / side)
     return image_px

@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace) -> int:
     return next((code for code in (4, 6) if code in codes), 0)
 
 
-def _as_json(report: VerifyReport) -> dict:
+def _as_json(report: VerifyReport) -> dict[str, object]:
     return {**asdict(report), "path": str(report.path), "ok": report.ok}
 
 

@@ -59,7 +59,8 @@ def summands(scores: np.ndarray, summed: str) -> np.ndarray:
     if summed == "probabilities":
         return np.asarray(scores, np.float32)
     logs = np.log(np.maximum(scores, np.float32(FLOOR)), dtype=np.float32)
-    return logs - logs.mean(axis=-1, keepdims=True)
+    found: np.ndarray = logs - logs.mean(axis=-1, keepdims=True)
+    return found
 
 
 def decode_parity(

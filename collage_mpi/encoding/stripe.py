@@ -64,7 +64,8 @@ class SumEncoder:
     def paste_many(self, cells: np.ndarray) -> np.ndarray:
         """(n, k, H, W, C) uint8, absent ones blank -> (n, H, W, C) uint8."""
         total = cells.sum(axis=1, dtype=np.uint16) + np.uint16(self.places // 2)
-        return (total // np.uint16(self.places)).astype(np.uint8)
+        found: np.ndarray = (total // np.uint16(self.places)).astype(np.uint8)
+        return found
 
 
 class ConcatEncoder:

@@ -197,7 +197,8 @@ def unpack(data: np.ndarray, rank: int) -> Message:
         if not isinstance(what, str) or what not in TYPES:
             known = ", ".join(TYPES)
             raise ValueError(f"a control message {reprlib.repr(what)}; known are: {known}")
-        return _record(TYPES[what], content, what)
+        message: Message = _record(TYPES[what], content, what)
+        return message
     except (ValueError, RecursionError) as error:
         raise WireFault(f"rank {rank} sent {error}") from error
 

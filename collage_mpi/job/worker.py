@@ -111,7 +111,7 @@ class Session:
 
     def input_bytes(self, kind: str) -> int:
         """Size of one input of the kind's network."""
-        return self._nbytes[kind]
+        return int(self._nbytes[kind])
 
     def start(self, told: Start, now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""

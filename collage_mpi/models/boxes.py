@@ -66,7 +66,8 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     shared = np.clip(high - low, 0, None).prod(axis=2)  # (m, k)
     areas = [np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1) for b in (one, other)]
     union = areas[0][:, None] + areas[1] - shared
-    return shared / np.maximum(union, 1e-12)
+    found: np.ndarray = shared / np.maximum(union, 1e-12)
+    return found
 
 
 def cell_boxes(side: int) -> np.ndarray:

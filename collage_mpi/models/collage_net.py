@@ -35,7 +35,8 @@ class CollageNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.adaptive_avg_pool2d(self.trunk(x), self.side)  # (n, features, side, side)
         cells = pooled.flatten(2).transpose(1, 2)  # (n, side*side, features), row by row
-        return self.classifier(cells)
+        found: Tensor = self.classifier(cells)
+        return found
 
 
 class YoloNet(nn.Module):
@@ -61,7 +62,8 @@ class YoloNet(nn.Module):
         pooled = F.adaptive_avg_pool2d(self.trunk(x), self.squares)  # (n, features, G, G)
         out = self.boxes(torch.relu_(self.around(pooled)))  # (n, anchors*(5+classes), G, G)
         n, _, rows, columns = out.shape
-        return out.permute(0, 2, 3, 1).reshape(n, rows, columns, self.anchors, -1)
+        found: Tensor = out.permute(0, 2, 3, 1).reshape(n, rows, columns, self.anchors, -1)
+        return found
 
 
 def build_network(

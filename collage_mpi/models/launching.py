@@ -60,7 +60,7 @@ class CudaGpu:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # One pool for all graphs: one runs at a time, and its outputs are copied before the next.
         self._pool = torch.cuda.graph_pool_handle()
 

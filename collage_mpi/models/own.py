@@ -105,7 +105,7 @@ def find_function(spec: str) -> Callable[..., Any]:
             f"{spec}: {place} cannot be imported: {type(error).__name__}: {error}. "
             "Name a module that Python finds (PYTHONPATH, or the current folder), or a .py file"
         ) from error
-    function = getattr(module, name, None)
+    function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
         raise UsageError(f"{place} has no function {name!r}; it has {', '.join(known) or 'none'}")

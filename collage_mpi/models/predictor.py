@@ -152,7 +152,8 @@ class TorchPredictor:
         """(n, H, W, C) uint8 on the device -> float32 outputs there."""
         pixels = batch.permute(0, 3, 1, 2).float()  # (n, C, H, W)
         normalised = torch.addcmul(self._shift, pixels, self._scale).to(self._dtype)
-        return self.network(normalised).float()
+        found: torch.Tensor = self.network(normalised).float()
+        return found
 
 
 @contextmanager

@@ -24,7 +24,8 @@ class ConvNorm(nn.Module):
         self.norm = _norm(norm, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        found: Tensor = self.norm(self.conv(x))
+        return found
 
     def fold(self) -> None:
         """Put a batch norm's scale and shift into the convolution; the module must be in eval."""
@@ -71,7 +72,8 @@ class Trunk(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(torch.relu_(self.stem(x)))
+        found: Tensor = self.blocks(torch.relu_(self.stem(x)))
+        return found
 
 
 class ResNet(nn.Module):
@@ -84,7 +86,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.trunk(x).mean(dim=(2, 3))  # (n, features)
-        return self.classifier(pooled)[:, None]  # (n, 1, classes)
+        found: Tensor = self.classifier(pooled)[:, None]  # (n, 1, classes)
+        return found
 
 
 def fold_norms(network: nn.Module) -> None:
@@ -97,7 +100,8 @@ def fold_norms(network: nn.Module) -> None:
 
 def channels_last(network: nn.Module) -> nn.Module:
     """Lay the convolutions' weights out channels-last: faster on the CPU and with tensor cores."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found: torch.nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return found
 
 
 def _norm(name: str, channels: int) -> nn.Module:

@@ -45,7 +45,8 @@ class VisionSingle(nn.Module):
         self.heads = (f"trunk.{names[-1]}.",)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.trunk(_three(x))[:, None]  # (n, 1, classes)
+        found: Tensor = self.trunk(_three(x))[:, None]  # (n, 1, classes)
+        return found
 
 
 class VisionCollage(nn.Module):
@@ -63,7 +64,8 @@ class VisionCollage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.adaptive_avg_pool2d(self.trunk(_three(x)), self.side)  # (n, F, side, side)
-        return self.classifier(pooled.flatten(2).transpose(1, 2))  # (n, side*side, classes)
+        found: Tensor = self.classifier(pooled.flatten(2).transpose(1, 2))
+        return found  # (n, side*side, classes)
 
 
 class ConvTrunk(nn.Module):
@@ -155,7 +157,10 @@ def _model(backbone: Backbone, classes: int) -> nn.Module:
             f"{', '.join(close[:12]) or ', '.join(known[:12])}"
         )
     more = {"aux_logits": False, "init_weights": True} if _has_aux(backbone.network) else {}
-    return models.get_model(backbone.network, weights=None, num_classes=classes, **more)
+    found: torch.nn.Module = models.get_model(
+        backbone.network, weights=None, num_classes=classes, **more
+    )
+    return found
 
 
 def _has_aux(name: str) -> bool:

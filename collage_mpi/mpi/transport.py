@@ -184,7 +184,7 @@ class ReceiveRing:
         self.taken_ns = self._clock()
         self._requests.popleft()
         buffer = self._buffers.popleft()
-        message = buffer[: self._status.Get_count(self._byte)]
+        message: np.ndarray = buffer[: self._status.Get_count(self._byte)]
         if self._lends:
             self._post(np.empty(self._nbytes, np.uint8))
             return message

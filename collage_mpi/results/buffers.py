@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import parts
@@ -41,7 +42,7 @@ class Buffer:
         self._used = 0
         self._due_ns = time.monotonic_ns() + self._flush_ns
 
-    def add(self, row: tuple) -> None:
+    def add(self, row: tuple[Any, ...]) -> None:
         """Pack one row; about a microsecond."""
         if self._has_reason and type(row[-1]) is str:
             row = (*row[:-1], reason_bytes(row[-1]))

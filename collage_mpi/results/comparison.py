@@ -171,7 +171,7 @@ def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = Fal
 
 def _name(entry: Json) -> str:
     flags = "" if entry["complete"] else " (INCOMPLETE)"
-    return entry["name"] + flags + (" (INVALID)" if entry["invalid"] else "")
+    return str(entry["name"] + flags + (" (INVALID)" if entry["invalid"] else ""))
 
 
 def _cell(entry: Json, name: str, first: bool) -> str:

@@ -134,7 +134,8 @@ def _csv_rows(found: Mapping[str, np.ma.MaskedArray]) -> Iterator[tuple[Any, ...
 
 def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
     """Python values for the csv module, which writes None as an empty field."""
-    return (values.astype(np.int8) if values.dtype == bool else values).tolist()
+    found: list[Any] = (values.astype(np.int8) if values.dtype == bool else values).tolist()
+    return found
 
 
 def _to_parquet(results: Results, out: Path, names: ImageNames) -> list[Path]:

@@ -97,17 +97,20 @@ class Results:
     @cached_property
     def measured_images(self) -> np.ndarray:
         """Images without those of warm-up groups."""
-        return self.images[~self.images["warmup"]]
+        found: np.ndarray = self.images[~self.images["warmup"]]
+        return found
 
     @cached_property
     def measured_groups(self) -> np.ndarray:
         """Groups without warm-up groups."""
-        return self.groups[~self.groups["warmup"]]
+        found: np.ndarray = self.groups[~self.groups["warmup"]]
+        return found
 
     @cached_property
     def measured_tasks(self) -> np.ndarray:
         """Tasks without those of warm-up groups."""
-        return self.tasks[~self.tasks["warmup"]]
+        found: np.ndarray = self.tasks[~self.tasks["warmup"]]
+        return found
 
     @property
     def fingerprints(self) -> list[str]:
@@ -224,7 +227,7 @@ def inside_input(keys: np.ndarray, manifest: Json) -> np.ndarray:
 
 def missing_images(keys: np.ndarray, manifest: Json) -> int:
     """How many images of the input have none of the keys, (n,) of KEY_ROW."""
-    return max(0, manifest["rows"] - len(np.unique(keys[inside_input(keys, manifest)])))
+    return int(max(0, manifest["rows"] - len(np.unique(keys[inside_input(keys, manifest)]))))
 
 
 def input_digest(shard: np.ndarray, row: np.ndarray) -> str:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.kinds import ENCODED_KINDS, KINDS, TABLE
+from collage_mpi.kinds import ENCODED_KINDS, TABLE
+from collage_mpi.kinds import KINDS as KINDS  # what a row's code stands for
 
 # The kind whose answer it was, or why it was asked: codes that were given stay.
 _SOURCES = {kind.source: kind.name for kind in TABLE}
@@ -258,4 +259,5 @@ def wait_ns(images: np.ndarray) -> np.ndarray:
     """
     known = images["read_ns"] + images["compute_ns"] + images["held_ns"]
     encoded = np.where(np.isin(images["source"], ENCODED), images["encode_ns"], 0)
-    return images["latency_ns"] - known - encoded
+    found: np.ndarray = images["latency_ns"] - known - encoded
+    return found

@@ -157,7 +157,7 @@ def _ends_ns(tasks: np.ndarray) -> list[int]:
     Args:
         tasks: (n,) ascending by rank, notice and sending.
     """
-    ends = tasks["done_ns"].tolist()
+    ends: list[int] = tasks["done_ns"].tolist()
     last, free_ns = None, 0
     for i in range(len(tasks) - 1, -1, -1):
         service = int(_service_ns(tasks[i]))
@@ -179,7 +179,8 @@ def _message(task: np.ndarray) -> tuple[int, int, int]:
 
 
 def _service_ns(tasks: np.ndarray) -> np.ndarray:
-    return tasks["compute_ns"] + tasks["held_ns"]
+    found: np.ndarray = tasks["compute_ns"] + tasks["held_ns"]
+    return found
 
 
 def trace_events(timeline: Timeline) -> Json:

@@ -226,7 +226,7 @@ class RunWriter:
         except OSError as error:
             raise unwritable(self.out, error) from error
 
-    def image(self, row: tuple | None = None, /, **fields: Any) -> None:
+    def image(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
         """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
 
         By name, `source` may be a name of SOURCES and `session` defaults to this one.
@@ -237,11 +237,11 @@ class RunWriter:
         """
         self._images.add(row if row is not None else self._row(IMAGES, fields))
 
-    def group(self, row: tuple | None = None, /, **fields: Any) -> None:
+    def group(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
         """Record one group: a GroupRow, or its fields by name. Raises as `image`."""
         self._groups.add(row if row is not None else self._row(GROUPS, fields))
 
-    def task(self, row: tuple | None = None, /, **fields: Any) -> None:
+    def task(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
         """Record one task: a TaskRow, or its fields by name. Raises as `image`."""
         self._tasks.add(row if row is not None else self._row(TASKS, fields))
 
@@ -351,16 +351,17 @@ class RunWriter:
         results = results_of(self.out, self.manifest, found, complete=complete)
         write_summary(results, check=self._claim.check)
 
-    def _row(self, table: Table, fields: dict[str, Any]) -> tuple:
+    def _row(self, table: Table, fields: dict[str, Any]) -> tuple[Any, ...]:
         """Fields by name to a row: names to codes, this session as the default."""
         for column, codes in table.coded.items():
             value = fields.get(column)
             if type(value) is str:
                 fields[column] = codes[value]
-        return table.row(**{"session": self.session, **table.defaults, **fields})
+        found: tuple[Any, ...] = table.row(**{"session": self.session, **table.defaults, **fields})
+        return found
 
 
-def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list) -> Json:
+def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list[Any]) -> Json:
     """The manifest as it will be read back: format, version, session; types checked."""
     own = {"format": FORMAT, "version": VERSION, "session": session, "sessions": sessions}
     given = {"started": _now(), **manifest, **own, "accepted": {}, "status": "incomplete"}

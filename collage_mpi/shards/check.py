@@ -334,7 +334,8 @@ def _rows_of(file: Any, name: str, dtype: type, count: int) -> np.ndarray:
     item = _dataset(file, name, dtype, 1)
     if item.shape != (count,):
         raise DataFault(f"{name!r} has shape {item.shape}; needed: ({count},)")
-    return item[...]
+    found: np.ndarray = item[...]
+    return found
 
 
 def _class_names(file: Any) -> tuple[str, ...] | None:

@@ -80,10 +80,12 @@ class OpenShard:
             raise DataFault(f"{info.path}: {wrong}")
 
     def _read_labels(self) -> np.ndarray:
-        return self._file["labels"][...]
+        found: np.ndarray = self._file["labels"][...]
+        return found
 
     def _read_crc32(self, info: ShardInfo) -> np.ndarray:
-        return self._file["crc32"][...]
+        found: np.ndarray = self._file["crc32"][...]
+        return found
 
     def _stored(self, info: ShardInfo) -> tuple[int, ...]:
         """The shape that the dataset must have."""
@@ -97,7 +99,8 @@ class OpenShard:
         """(m,) bool: whether `pixels[places]`, as read from `rows`, are what was written."""
         tags = None if self.labels is None else self.labels[rows]
         own = [pixels[place] for place in places.tolist()]
-        return rows_crc32(own, tags) == self.crc32[rows]
+        found: np.ndarray = rows_crc32(own, tags) == self.crc32[rows]
+        return found
 
     def cells_crc32(self, px: int) -> np.ndarray:
         """(n,) uint32: the checksums of the stored cells, read once."""
@@ -161,7 +164,8 @@ class ForeignShard(OpenShard):
         super().__init__(info)
 
     def _read_labels(self) -> np.ndarray:
-        return self._file[self._layout.labels][...].reshape(-1).astype(np.int64)
+        found: np.ndarray = self._file[self._layout.labels][...].reshape(-1).astype(np.int64)
+        return found
 
     def _read_crc32(self, info: ShardInfo) -> np.ndarray:
         return np.zeros(info.count, dtype=np.uint32)
@@ -243,7 +247,7 @@ class EncodedShard(OpenShard):
 
     def _is_sound(self, row: int, data: bytes) -> bool:
         tag = None if self.labels is None else int(self.labels[row])
-        return row_crc32(data, tag) == self.crc32[row]
+        return bool(row_crc32(data, tag) == self.crc32[row])
 
     def _decode(self, out: np.ndarray, row: int, data: bytes) -> None:
         if not self._is_sound(row, data):

@@ -170,7 +170,7 @@ def hours(text: str) -> float:
     numbers = [int(part) for part in rest if part is not None]
     unit_s = 60.0 if days is None and len(numbers) < 3 else 3600.0
     seconds = sum(number * unit_s / 60**place for place, number in enumerate(numbers))
-    return int(days or 0) * 24 + seconds / 3600
+    return float(int(days or 0) * 24 + seconds / 3600)
 
 
 def render(kind: str, settings: SlurmSettings | None = None) -> str:

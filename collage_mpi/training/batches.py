@@ -202,7 +202,8 @@ def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
     columns = left[:, None] + np.arange(width)  # (n, W)
     mirrored = mirror == 1
     columns[mirrored] = columns[mirrored, ::-1]
-    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    found: np.ndarray = padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return found
 
 
 def random_presence(

@@ -55,7 +55,8 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def answered(scores: np.ndarray) -> np.ndarray:
     """(n,) bool: whether a row of (n, classes) scores is an answer, as `decode` sees it."""
-    return np.isfinite(scores).all(axis=1) & (scores.max(axis=1) > 0)
+    found: np.ndarray = np.isfinite(scores).all(axis=1) & (scores.max(axis=1) > 0)
+    return found
 
 
 def bins(top: np.ndarray, right: np.ndarray, count: int = BINS) -> list[Bin]:

@@ -199,7 +199,8 @@ class Trainer:
         if not np.isfinite(value):
             raise DataFault(f"the loss is {value} at step {self.done}: try a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * self.peers.size).backward()  # the model's backward takes the mean over processes
+        whole = loss * self.peers.size  # the model's backward takes the mean over processes
+        whole.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         if self.average is not None and self.peers.lead:
             self.average.update_parameters(self.network)
@@ -216,7 +217,8 @@ class Trainer:
         normalised = (pixels.float() / 255 - self._mean) / self._std
         enabled = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            return model(normalised).float()
+            found: Tensor = model(normalised).float()
+            return found
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:

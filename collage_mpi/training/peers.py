@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.system.environment import TorchrunPlace, torchrun_place
@@ -164,7 +165,7 @@ def together(device: str, work: Callable[[Peers], int]) -> int:
 
 def _meet(place: TorchrunPlace, device: str) -> Peers:
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=WAIT_LIMIT))
+        store, rank, size = next(rendezvous("env://", timeout=WAIT_LIMIT))
     except (RuntimeError, ValueError) as error:
         raise EnvironmentFault(
             f"the {place.size} training processes cannot meet: {_first_line(error)}; start them "

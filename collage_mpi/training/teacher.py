@@ -45,7 +45,8 @@ def teacher_logits(views: np.ndarray) -> np.ndarray:
     Args:
         views: (n, views, classes) float32, as `teacher_views` gives them.
     """
-    return np.logaddexp.reduce(views, axis=1) - np.float32(np.log(views.shape[1]))
+    found: np.ndarray = np.logaddexp.reduce(views, axis=1) - np.float32(np.log(views.shape[1]))
+    return found
 
 
 def teacher_views(

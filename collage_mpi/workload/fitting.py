@@ -228,7 +228,8 @@ def _viterbi(odds: np.ndarray, up: float, down: float) -> np.ndarray:
     path[-1] = slow > usual
     for i in range(requests - 1, 0, -1):
         path[i - 1] = np.where(path[i], from_slow[1, i], from_slow[0, i])
-    return path.T
+    found: np.ndarray = path.T
+    return found
 
 
 def ks_distance(times_s: np.ndarray, cdf: Cdf) -> float:
