@@ -44,7 +44,8 @@ class Scheduler:
         self.scheme = scheme
         costs = settings.costs, settings.batch_costs, settings.batch
         health = Health(*costs) if scheme.watches_health else None
-        self.dispatch = Dispatch(scheme.main, health, settings.batch)
+        pulls = scheme.assign == "pull"
+        self.dispatch = Dispatch(scheme.main, health, settings.batch, pulls=pulls)
         self.latencies = RunningQuantile()  # of single answers, late ones too
         self.timers = Timers(self.dispatch)
         self.groups = Groups(
@@ -99,6 +100,7 @@ class Scheduler:
         rank = RankState(event.rank, event.kinds, event.host, event.credit)
         self._reported.add(rank.id)
         self._enter(rank)
+        self.dispatch.pump(rank)
 
     def _on_suspected(self, event: ev.RankSuspected) -> None:
         rank = self.dispatch.ranks.get(event.rank)

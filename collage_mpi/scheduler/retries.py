@@ -93,6 +93,7 @@ class Rescue:
                         rank.retired, rank.failures = False, 0
                         self.core.dispatch.actions.append(ev.Recall(rank.id))
                         self.core.dispatch.enter(rank)
+                        self.core.dispatch.pump(rank)
                         break
 
     def lost(self, tasks: list[TaskState], why: str) -> None:

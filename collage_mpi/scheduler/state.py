@@ -73,6 +73,7 @@ class TaskState:
 
     __slots__ = (
         "attempt",
+        "avoid",
         "group",
         "id",
         "images",
@@ -93,11 +94,13 @@ class TaskState:
         rank: RankState,
         images: list[ImageState],
         attempt: int,
+        avoid: Collection[int] = (),
     ) -> None:
         self.id = task
         self.kind = kind
         self.source = source  # what an image that it resolves is said to be resolved by
         self.rank = rank
+        self.avoid = avoid  # ranks that it must not go to while it is bound to none
         self.images = images
         self.items: tuple[Item, ...] = ()
         self.group = images[0].group
@@ -203,6 +206,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self._order)
 
+    def __contains__(self, rank: int) -> bool:
+        return rank in self._load
+
     def add(self, rank: int, load: int) -> None:
         """Enter a ready rank. O(number of ranks), rare."""
         self._order = sorted({*self._order, rank})
@@ -221,6 +227,10 @@ class Pool:
             del self._levels[self._load[rank]][rank]
             self._load[rank] = load
             self._level(load)[rank] = None
+
+    def has_other(self, ranks: Collection[int]) -> bool:
+        """Whether there is a rank that is not one of these."""
+        return len(self._order) > sum(rank in self._load for rank in ranks)
 
     def pick_next(self, avoid: Collection[int] = ()) -> int | None:
         """The next rank in turn that is not in `avoid`, or None if there is none."""

@@ -132,8 +132,9 @@ class RunSettings:
     )
     assign: str = _setting(
         "turn",
-        "image to the next single rank in turn, to the least loaded, or to the one that would "
-        "finish first by the ranks' running service times",
+        "image to the next single rank in turn, to the least loaded, to the one that would "
+        "finish first by the ranks' running service times, or (pull) every task, oldest image "
+        "first, to whichever rank has room",
         choices=ASSIGNMENTS,
     )
     placement: str = _setting(
@@ -563,6 +564,7 @@ class RunSettings:
             slow_factor=self.straggler_slow_factor,
             spell_s=self.straggler_spell_s,
             dead=dict(parse_dead(text) for text in self.dead_ranks),
+            by_image=self.assign == "pull",
         )
 
     def burning(self) -> dict[int, int]:

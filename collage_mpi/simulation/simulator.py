@@ -311,7 +311,7 @@ class Simulation:
         factor = ratio * batch_factor(len(sends), self.batch_costs.get(kind, 1.0))
         if not self._injected:
             return round(self.costs.single_ns * factor)
-        keys = [(send.group, send.attempt) for send in sends]
+        keys = [(send.group, send.items[0].image, send.attempt) for send in sends]
         return service_ns(self._delays, rank, keys, at_ns, factor)
 
 

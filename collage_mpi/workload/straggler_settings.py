@@ -58,6 +58,7 @@ class StragglerSettings:
         slow_factor: how much slower that is (bimodal, markov).
         spell_s: mean length of a slow spell (markov).
         dead: rank -> from when it answers nothing.
+        by_image: draws have an image's number in their key, not its group's.
     """
 
     model: str = "none"
@@ -73,6 +74,7 @@ class StragglerSettings:
     slow_factor: float = 5.0
     spell_s: float = 2.0
     dead: Mapping[int, Death] | None = None
+    by_image: bool = False
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -166,7 +168,8 @@ def make_delays(settings: StragglerSettings) -> DelayModel:
         "markov": lambda: service_times.markov(s.seed, median_s, s.sigma, s.slow_factor, spells),
         "trace": trace,
     }
-    return Delays(bodies[s.model](), s.time_scale, s.slow or {}, s.dead or {})
+    body, slow, dead = bodies[s.model](), s.slow or {}, s.dead or {}
+    return Delays(body, s.time_scale, slow, dead, by_image=s.by_image)
 
 
 def parse_slow(text: str) -> tuple[int, float]:

@@ -333,7 +333,7 @@ class Harness:
             if send.rank not in self.suspected and send.kind != PARITY
             for item in send.items
         }
-        queued = [t for r in self.scheduler.dispatch.ranks.values() for t in r.waiting()]
+        queued = list(self.scheduler.dispatch.waiting())
         waiting = {image.id for task in queued if task.kind != PARITY for image in task.images}
         covered |= self._solvable(covered | waiting, [t for t in queued if t.kind == PARITY])
         filling = self.scheduler.groups.filling

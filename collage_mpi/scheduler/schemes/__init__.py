@@ -55,7 +55,7 @@ class SchemeSettings:
 
     Attributes:
         name: one of SCHEMES.
-        assign: one of ASSIGNMENTS, for first copies.
+        assign: one of ASSIGNMENTS, for first copies; `pull` for all tasks.
         policy: accept policy (those of USE_POLICY).
         collage_copies: ranks that get the same collage (those of USE_COLLAGE).
         replicas: ranks that get the same image (replicate).
@@ -100,6 +100,7 @@ def make_scheme(settings: SchemeSettings, decode: Decode = tell_nothing) -> Sche
     if settings.placement not in PLACEMENTS:
         raise UsageError(f"placement is {settings.placement!r}; known are: {', '.join(PLACEMENTS)}")
     fastest = settings.placement == "fastest"
+    pulled = assign if assign == "pull" else "turn"  # where no other assignment has a meaning
     if fastest and settings.name not in USE_COLLAGE:
         raise UsageError(
             f"placement fastest is for collages, and scheme {settings.name} makes none: "
@@ -108,13 +109,13 @@ def make_scheme(settings: SchemeSettings, decode: Decode = tell_nothing) -> Sche
     if settings.name == "none":
         return Scheme(assign)
     if settings.name == "replicate":
-        return ReplicateScheme(settings.replicas)
+        return ReplicateScheme(settings.replicas, pulled)
     if settings.name == "hedge":
         return HedgeScheme(settings.hedger(), assign)
     if settings.name == "collage":
         return CollageScheme(settings.policy, copies, assign, fastest)
     if settings.name == "collage-only":
-        return CollageOnlyScheme(copies, fastest)
+        return CollageOnlyScheme(copies, fastest, pulled)
     if settings.name == "collage-hedge":
         return CollageHedgeScheme(settings.policy, settings.hedger(), copies, assign, fastest)
     if settings.name == "parity":

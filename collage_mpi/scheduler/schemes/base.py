@@ -16,8 +16,13 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 
-ASSIGNMENTS = ("turn", "least", "finish")
-ASSIGNED = {"turn": "", "least": ", least loaded", "finish": ", first to finish"}
+ASSIGNMENTS = ("turn", "least", "finish", "pull")
+ASSIGNED = {
+    "turn": "",
+    "least": ", least loaded",
+    "finish": ", first to finish",
+    "pull": ", pulled",
+}
 
 PLAIN = Order(SINGLE, "single")
 REPLICA = Order(SINGLE, "replica")
@@ -61,8 +66,8 @@ class Scheme:
     """Every image to one single rank; no redundancy. The base of all schemes.
 
     `assign` says to which: the next in turn, as in the paper; the least loaded, the fair
-    baseline where there are more ranks than images of a group; or the one that would
-    finish first, by the ranks' running service times.
+    baseline where there are more ranks than images of a group; the one that would
+    finish first, by the ranks' running service times; or the first that has room.
     """
 
     name = "none"
@@ -93,6 +98,8 @@ class Scheme:
             core.dispatch.to_next(PLAIN, [image], image.group.apart)
         elif self.assign == "least":
             core.dispatch.to_least(PLAIN, [image], image.group.apart)
+        elif self.assign == "pull":
+            core.dispatch.to_any(PLAIN, [image], image.group.apart)
         else:
             core.dispatch.to_best(PLAIN, [image], image.group.apart)
 

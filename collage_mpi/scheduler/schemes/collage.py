@@ -55,8 +55,12 @@ class CollageScheme(Scheme):
             group.apart = frozenset(core.dispatch.first_to_finish(COLLAGE, self.copies))
 
     def group_closed(self, core: Core, group: GroupState) -> None:
-        """The images not yet resolved, as one collage, to the best collage ranks."""
+        """The images not yet resolved, as one collage, to the best collage ranks, or to the
+        first that have room."""
         images = [image for image in group.images if not image.resolved]
+        if images and self.assign == "pull" and not self.fastest:
+            core.dispatch.to_spread([WHOLE] * self.copies, images)
+            return
         taken: list[int] = []
         while images and len(taken) < self.copies:
             task = core.dispatch.to_best(WHOLE, images, taken)
@@ -101,8 +105,8 @@ class CollageOnlyScheme(CollageScheme):
     kinds = frozenset({COLLAGE})
     main = COLLAGE
 
-    def __init__(self, copies: int = 1, fastest: bool = False) -> None:
-        super().__init__(First(), copies, fastest=fastest)
+    def __init__(self, copies: int = 1, fastest: bool = False, assign: str = "turn") -> None:
+        super().__init__(First(), copies, assign, fastest)
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """Its group's collage will cover it."""

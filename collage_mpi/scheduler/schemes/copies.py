@@ -10,7 +10,15 @@ from collections import OrderedDict
 
 from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.policies import Delay
-from collage_mpi.scheduler.schemes.base import HEDGE, PLAIN, REPLICA, SINGLE, Core, Scheme
+from collage_mpi.scheduler.schemes.base import (
+    ASSIGNED,
+    HEDGE,
+    PLAIN,
+    REPLICA,
+    SINGLE,
+    Core,
+    Scheme,
+)
 from collage_mpi.scheduler.state import ImageState
 
 
@@ -18,13 +26,14 @@ class ReplicateScheme(Scheme):
     """Every image to several single ranks; the first answer wins.
 
     The first copy goes where it would go without the others, so that schemes compare on
-    the same draws: of 2N ranks, image i to ranks i and N + i.
+    the same draws: of 2N ranks, image i to ranks i and N + i. Or they are pulled, by as many
+    different ranks.
     """
 
     name = "replicate"
 
-    def __init__(self, copies: int) -> None:
-        super().__init__()
+    def __init__(self, copies: int, assign: str = "turn") -> None:
+        super().__init__(assign)
         if copies < 2:
             raise UsageError(f"replicas is {copies}; scheme replicate needs at least 2")
         self._orders = [PLAIN, *[REPLICA] * (copies - 1)]
@@ -32,7 +41,7 @@ class ReplicateScheme(Scheme):
     @property
     def label(self) -> str:
         """As shown in tables and legends."""
-        return f"replicate {len(self._orders)}"
+        return f"replicate {len(self._orders)}" + ASSIGNED[self.assign]
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """All copies at once."""
