@@ -19,7 +19,7 @@ import numpy as np
 
 from collage_mpi.kinds import ENCODED_KINDS, KINDS
 
-SOURCES = ("single", "collage", "replica", "hedge", "parity", "retry", "error")
+SOURCES = ("single", "collage", "replica", "hedge", "parity", "retry", "error", "endgame")
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 
 SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}

@@ -33,6 +33,7 @@ class Order(NamedTuple):
     kind: str
     source: str
     attempt: int = 1
+    spare: bool = False
 
 
 class Dispatch:
@@ -203,8 +204,9 @@ class Dispatch:
         rank: RankState,
         avoid: Collection[int] = (),
     ) -> TaskState:
-        kind, source, attempt = order
+        kind, source, attempt, spare = order
         task = TaskState(self._next_task, kind, source, rank, images, attempt, avoid)
+        task.spare = spare
         self._next_task += 1
         for image in images:
             image.tasks.append(task)
@@ -382,7 +384,7 @@ class Dispatch:
 
     def resolved(self, image: ImageState) -> None:
         """The image has its outcome: cancel or drop each task that has no other left."""
-        for task in image.tasks:
+        for task in sorted(image.tasks, key=lambda task: not task.spare):
             task.pending -= 1
             if task.pending > 0:
                 continue

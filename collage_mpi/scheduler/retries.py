@@ -120,7 +120,7 @@ class Rescue:
         images = [image for image in task.images if not image.resolved]
         for image in images:
             self.note(image, task, reason)
-            if failed and task.kind == main:
+            if failed and task.kind == main and not task.spare:
                 image.failures = image.failures + 1 if retryable else self.max_attempts
         if task.kind != main and retryable and task.attempt < self.max_attempts:
             self._again(task, images)

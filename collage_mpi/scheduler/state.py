@@ -19,6 +19,7 @@ class ImageState:
 
     __slots__ = (
         "cell",
+        "copies",
         "failures",
         "group",
         "holders",
@@ -45,7 +46,8 @@ class ImageState:
         self.tasks: list[TaskState] = []  # queued or outstanding, covering it
         self.sends = 0  # tasks of the main kind made for it so far
         self.failures = 0  # of them failed, lost or without an answer
-        self.losses = 0  # of them lost with their rank
+        self.losses = 0  # of its tasks of that kind, lost with their rank
+        self.copies = 0  # of the end game
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
         self.reason = ""  # why its last task failed
@@ -84,6 +86,7 @@ class TaskState:
         "rank",
         "send_done",
         "source",
+        "spare",
     )
 
     def __init__(
@@ -108,6 +111,7 @@ class TaskState:
         self.pending = len(images)  # of these, not yet resolved
         self.message: Message | None = None  # that it left in
         self.send_done = False
+        self.spare = False  # a copy that counts as no attempt, and is cancelled first
 
     @property
     def sent(self) -> bool:

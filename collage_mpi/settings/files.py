@@ -130,6 +130,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "parity_k",
         "parity_ranks",
         "assign",
+        "endgame",
         "placement",
     ),
     "when a collage's answer counts": (

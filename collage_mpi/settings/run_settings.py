@@ -58,6 +58,7 @@ from collage_mpi.workload.straggler_settings import (
 )
 
 MODES = ("carry", "drain")
+ENDGAMES = ("off", "on")
 BAD_SHARDS = ("skip", "refuse")
 ON_RANK_LOSS = ("continue", "abort")
 # Settings that decide how a job survives and tells, not what its rows are.
@@ -136,6 +137,11 @@ class RunSettings:
         "finish first by the ranks' running service times, or (pull) every task, oldest image "
         "first, to whichever rank has room",
         choices=ASSIGNMENTS,
+    )
+    endgame: str = _setting(
+        "off",
+        "on: when no image is left to come, idle ranks copy those that are still out",
+        choices=ENDGAMES,
     )
     placement: str = _setting(
         "fixed",
@@ -564,7 +570,7 @@ class RunSettings:
             slow_factor=self.straggler_slow_factor,
             spell_s=self.straggler_spell_s,
             dead=dict(parse_dead(text) for text in self.dead_ranks),
-            by_image=self.assign == "pull",
+            by_image=self.assign == "pull" or self.endgame == "on",
         )
 
     def burning(self) -> dict[int, int]:

@@ -259,6 +259,9 @@ class Harness:
             assert item.image in self.arrived
             assert item.image not in self.resolved, "no Send after the Resolve (2)"
             assert item.image not in self.released, "pixels are gone (7)"
+        for other in self.live.values():
+            if (other.rank, other.kind) == (send.rank, send.kind):
+                assert not {*other.items} & {*send.items}, "it is on the rank already"
         self.sent[send.task] = self.live[send.task] = send
 
     def _do_cancel(self, action: ev.Cancel) -> None:

@@ -43,6 +43,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         linger=st.sampled_from([None, 5 * MS]),
         timeout=st.sampled_from([None, 80 * MS]),
         max_failures=st.integers(1, 4),
+        endgame=st.booleans(),
         silent_end=st.booleans(),
     )
     def begin(self, linger, timeout, silent_end, **settings):
