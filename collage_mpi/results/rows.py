@@ -91,7 +91,10 @@ class GroupRow(NamedTuple):
 
 
 class TaskRow(NamedTuple):
-    """One send to one rank and how it ended."""
+    """One send to one rank and how it ended.
+
+    Of an unfinished one `done_ns` is when the session ended: it is censored, and took longer.
+    """
 
     task: int
     rank: int

@@ -135,7 +135,7 @@ class Simulation:
                 told = True
                 self._handle(ev.StopRequested(self._begin(at_ns), self.stopped))
             call(at_ns, argument)
-        self.recorder.finish()
+        self.recorder.finish(self._stamp_ns)
         return self.finish
 
     def stop(self, reason: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from scheduler_harness import Harness
-from test_simulator import FREE, Rows
+from test_simulator import FREE, Rows, play
 
-from collage_mpi.results.rows import SOURCE_CODE
+from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import Simulation
@@ -97,6 +97,15 @@ def test_nobody_waits_long_for_answers_that_were_copied():
     job.answer(task_of(job, 0, 2))
     assert job.finish is None
     assert list(job.timers.values()) == [job.now_ns + SECOND_NS]
+
+
+def test_what_is_out_at_the_end_is_censored_a_second_after_the_last_row():
+    slow = {"straggler": "pinned", "straggler_median_ms": 500.0, "slow_ranks": ("2:60",)}
+    shape = {"side": 2, "depth": 3, "credit": 1}
+    rows = play(3, scheme="none", assign="pull", endgame="on", **shape, **slow)
+    last_ns = max(row.t0_ns + row.latency_ns for row in rows.images)
+    (out,) = [task for task in rows.tasks if task.outcome == OUTCOME_CODE["unfinished"]]
+    assert (out.rank, out.sent_ns, out.done_ns) == (2, 0, last_ns + SECOND_NS)
 
 
 @pytest.mark.parametrize("slower", [5, 60])
