@@ -69,20 +69,37 @@ def test_the_first_answer_counts_and_copies_are_cancelled_first():
     assert cancelled == [task_of(job, 1, 3), task_of(job, 1, 1)]
 
 
-def test_a_copy_is_no_attempt():
-    job = started(2, singles=3, max_attempts=1)
-    job.fail(task_of(job, 0, 2))
-    assert 0 not in job.resolved
-    job.answer(task_of(job, 0))
-    assert job.resolved[0].source == "single"
+@pytest.mark.parametrize("end", ["fails", "says nothing"])
+def test_a_copy_is_no_attempt(end):
+    job = started(2, singles=3, max_attempts=2)
+    if end == "fails":
+        job.fail(task_of(job, 0, 2))
+    else:
+        job.answer(task_of(job, 0, 2), absent=frozenset({0}))
+    job.fail(task_of(job, 0))
+    assert 0 not in job.resolved  # one attempt is left
+    job.run_out()
+    assert job.resolved[0].source == "retry"
 
 
 def test_an_image_that_failed_is_copied_to_nobody():
-    job = started(2, singles=2)
+    job = started(3, singles=3)
     job.fail(task_of(job, 0))
-    job.answer(task_of(job, 1))  # its rank tries image 0 once more, rank 1 stays idle
-    assert copies(job)[-1:] == [(2, 0, 2)]
-    assert {send.rank for send in job.live.values() if send.items[0].image == 0} == {2}
+    assert copies(job) == [(1, 1, 2)]  # image 0 waits for another rank
+    job.answer(task_of(job, 1))
+    job.skip(task_of(job, 1, 2))
+    assert copies(job)[1:] == [(2, 0, 2), (1, 2, 2)]  # its second attempt, on rank 2
+    job.answer(task_of(job, 2))
+    assert len(copies(job)) == 3
+
+
+def test_an_image_whose_copy_was_lost_is_copied_no_more():
+    job = started(2, singles=4)
+    assert copies(job) == [(3, 0, 2), (4, 1, 2)]
+    job.lose(3)
+    job.answer(task_of(job, 1))
+    job.skip(task_of(job, 1, 2))
+    assert len(copies(job)) == 2
 
 
 def test_alone_a_collage_is_copied_as_a_collage():

@@ -67,6 +67,18 @@ def test_a_rank_barred_from_the_oldest_takes_the_next():
     assert job.finish.status == "complete"
 
 
+def test_a_copy_passes_over_ranks_that_have_or_failed_its_image_while_there_are_others():
+    job = started(scheme="replicate", singles=2, replicas=2, credit=3)
+    job.arrive(4)  # images 0 to 2 are on both ranks
+    job.answer(first_task(job, 1))
+    job.answer(first_task(job, 1))
+    assert on(job, 1) == [2, 3]  # the other copy waits for rank 2
+    job.fail(max(task for task, send in job.live.items() if send.rank == 1))
+    assert on(job, 1) == [2]
+    job.lose(2)
+    assert on(job, 1) == [2, 3]
+
+
 def test_copies_of_a_collage_go_to_different_ranks():
     job = Harness(assign="pull", scheme="collage-only", collages=2, copies=2, credit=2)
     job.start()
