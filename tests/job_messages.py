@@ -23,6 +23,7 @@ WELCOME = Welcome(
     summed=None,
     warmup_tasks=2,
     straggler=StragglerSettings(),
+    draws_by_image=False,
     burn=None,
 )
 HELLO = Hello(

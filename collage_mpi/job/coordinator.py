@@ -187,7 +187,8 @@ class Coordinator:
                 else:
                     self.backoff.pause(self._until_timer_ns())
         finally:
-            self.recorder.finish()  # also after an error: groups and tasks must match the images
+            # Also after an error: groups and tasks must match the images.
+            self.recorder.finish(self.clock())
         return self.finish
 
     def turn(self) -> bool:

@@ -182,6 +182,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         summed=None if plan.parity is None else plan.parity.summed,
         warmup_tasks=settings.warmup_tasks,
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
+        draws_by_image=settings.draws_by_image,
         burn=None,
     )
     return {

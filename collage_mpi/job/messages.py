@@ -60,6 +60,7 @@ class Welcome:
         task_bytes, answer_bytes: of a message of tasks, and of answers, at most.
         summed: what of a single's scores its answer carries for others; None for nothing.
         warmup_tasks: of each network, before it is ready.
+        draws_by_image: of injected delays: by an image's number, not its group's.
         burn: what burns beside the rank.
     """
 
@@ -78,6 +79,7 @@ class Welcome:
     summed: str | None
     warmup_tasks: int
     straggler: StragglerSettings
+    draws_by_image: bool
     burn: Burn | None
 
 

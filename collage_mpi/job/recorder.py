@@ -159,11 +159,13 @@ class Recorder:
         if group.images == group.size:
             self._close_group(resolve.group)
 
-    def finish(self) -> None:
-        """File what is left: part-filled groups, tasks without an end."""
+    def finish(self, now_ns: int) -> None:
+        """File what is left: part-filled groups; tasks without an end, which are censored now."""
         for number in list(self._groups):
             self._close_group(number)
         for task in self._tasks.values():
+            if task.outcome == "unfinished":
+                task.done_ns = now_ns
             self._write_task(task)
         self._tasks.clear()
 

@@ -369,6 +369,7 @@ def scheduler_settings(
         linger_ns=ns(settings.linger_ms, 1e6),
         image_timeout_ns=ns(settings.image_timeout_s, 1e9),
         max_attempts=settings.max_attempts,
+        endgame=settings.endgame == "on",
     )
 
 

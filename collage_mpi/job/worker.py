@@ -91,7 +91,7 @@ class Session:
         self.summed = welcome.summed
         self.answer_bytes = welcome.answer_bytes
         self.predictors: dict[str, Predictor] = {}
-        self.delays: DelayModel = make_delays(welcome.straggler)
+        self.delays: DelayModel = make_delays(welcome.straggler, by_image=welcome.draws_by_image)
         self.burn = welcome.burn
         self.burners: Burners | None = None
         self.batch = welcome.batch
@@ -407,7 +407,7 @@ class Worker:
         assert session.ratios is not None
         kind = tasks[0].kind
         batch = batch_factor(len(tasks), session.batch_costs.get(kind, 1.0))
-        keys = [(task.group, task.attempt) for task in tasks]
+        keys = [(task.group, task.items[0][0], task.attempt) for task in tasks]
         factor = session.ratios.get(kind, 1.0) * batch
         return service_ns(session.delays, self.endpoint.rank, keys, at_ns, factor)
 

@@ -22,7 +22,7 @@ from collage_mpi.kinds import KINDS as KINDS  # what a row's code stands for
 
 # The kind whose answer it was, or why it was asked: codes that were given stay.
 _SOURCES = {kind.source: kind.name for kind in TABLE}
-_SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error"}
+_SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame"}
 SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 
@@ -95,7 +95,10 @@ class GroupRow(NamedTuple):
 
 
 class TaskRow(NamedTuple):
-    """One send to one rank and how it ended."""
+    """One send to one rank and how it ended.
+
+    Of an unfinished one `done_ns` is when the session ended: it is censored, and took longer.
+    """
 
     task: int
     rank: int

@@ -15,6 +15,7 @@ from functools import partial
 from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import Dispatch
+from collage_mpi.scheduler.endgame import EndGame
 from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.groups import Groups
 from collage_mpi.scheduler.quantiles import RunningQuantile
@@ -44,13 +45,15 @@ class Scheduler:
         self.scheme = scheme
         costs = settings.costs, settings.batch_costs, settings.batch
         health = Health(*costs) if scheme.watches_health else None
-        self.dispatch = Dispatch(scheme.main, health, settings.batch)
+        pulls = scheme.assign == "pull"
+        self.dispatch = Dispatch(scheme.main, health, settings.batch, pulls=pulls)
         self.latencies = RunningQuantile()  # of single answers, late ones too
         self.timers = Timers(self.dispatch)
         self.groups = Groups(
             settings, self.dispatch, self.timers, closed=self._closed, timed_out=self._give_up
         )
         self.rescue = Rescue(self, settings)
+        self.endgame = EndGame(self.dispatch, settings.max_attempts) if settings.endgame else None
         self._reported: set[int] = set()
         self._last_image = -1
         self._reserved = 0  # unresolved images with an answer that counts later
@@ -88,6 +91,8 @@ class Scheduler:
         actions = self.dispatch.actions = []
         self._handlers[type(event)](event)
         self._admit()
+        if self.endgame is not None and self.groups.input_closed and self._stopping is None:
+            self.endgame.copy()
         self._maybe_finish()
         return actions
 
@@ -99,6 +104,7 @@ class Scheduler:
         rank = RankState(event.rank, event.kinds, event.host, event.credit)
         self._reported.add(rank.id)
         self._enter(rank)
+        self.dispatch.pump(rank)
 
     def _on_suspected(self, event: ev.RankSuspected) -> None:
         rank = self.dispatch.ranks.get(event.rank)
@@ -155,6 +161,8 @@ class Scheduler:
         if not group.images:
             self.scheme.group_opened(self, group)
         image = self.groups.place(event.image, group, event.intended_ns)
+        if self.endgame is not None:
+            self.endgame.arrived(image)
         if event.fault:
             self.dispatch.skip_turn(SINGLE)
             self.error(image, event.fault)
@@ -233,7 +241,7 @@ class Scheduler:
         ]
         if task.kind == self.scheme.main:
             for image in absent:
-                image.failures += 1
+                image.failures += not task.spare
                 self.rescue.note(image, task, "the network gave no answer")
         for image in absent:
             self.rescue.image(image)
@@ -334,6 +342,8 @@ class Scheduler:
         )
         self.dispatch.resolved(image)
         self.rescue.forget(image)
+        if self.endgame is not None:
+            self.endgame.resolved(image)
         self.scheme.resolved(image)
         if image.reserve is not None:
             self._reserved -= 1
@@ -370,7 +380,7 @@ class Scheduler:
             self._finish()
         elif self._stopping is None and not self._ending:
             self._ending = True
-            self.timers.start(self.settings.end_ns, self._finish)
+            self.timers.start(self.settings.late_ns, self._finish)
 
     def _done(self) -> bool:
         return self.groups.input_closed and self.groups.unresolved == 0

@@ -8,16 +8,20 @@ Up to `batch` tasks of one kind leave in one message, a rank has at most `credit
 a time. What waits for a busy rank leaves together. While groups come in (`gathering`), tasks
 wait beside the queue for others of their batch: until there are `batch` of their kind for the
 rank, or until `flush`. Nothing else waits for a batch to fill.
+
+Where ranks pull (`pulls`) a task is bound to no rank until one has room for it, and a message
+takes up to `batch` of those that wait longest; of fewer each idle rank gets its share.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.backlog import Backlog
 from collage_mpi.scheduler.events import Action, Item
 from collage_mpi.scheduler.rank_speed import Health
 from collage_mpi.scheduler.state import ImageState, Message, Pool, RankState, TaskState
@@ -30,16 +34,25 @@ class Order(NamedTuple):
     kind: str
     source: str
     attempt: int = 1
+    spare: bool = False
 
 
 class Dispatch:
     """Ranks and tasks. Actions go to `actions`, which the scheduler hands on."""
 
-    def __init__(self, main: str = SINGLE, health: Health | None = None, batch: int = 1) -> None:
+    def __init__(
+        self,
+        main: str = SINGLE,
+        health: Health | None = None,
+        batch: int = 1,
+        *,
+        pulls: bool = False,
+    ) -> None:
         """`main`: the kind whose tasks are an image's attempts; `health` if it is watched."""
         self.main = main
         self.health = health
         self.batch = batch
+        self.pulls = pulls
         self.gathering = False  # whether the tasks that are made wait for others
         self.actions: list[Action] = []
         self.ranks: dict[int, RankState] = {}
@@ -48,6 +61,9 @@ class Dispatch:
         self.now_ns = 0
         self._pools: dict[str, Pool] = {}
         self._gathered: dict[int, RankState] = {}  # ranks for which tasks are gathered
+        self._backlogs: dict[str, Backlog] = {}
+        self._unbound = RankState(0, frozenset(), "", 0)  # where the tasks of backlogs are
+        self._fresh: list[TaskState] = []  # of these, made while groups come in
         self._next_task = 0
 
     # ---- ranks --------------------------------------------------------------
@@ -55,18 +71,31 @@ class Dispatch:
     def enter(self, rank: RankState) -> None:
         """The rank takes work."""
         self.ranks[rank.id] = rank
-        for kind in rank.kinds:
+        for kind in sorted(rank.kinds):
             self._pools.setdefault(kind, Pool()).add(rank.id, rank.load)
+        self._room_changed(rank)
         if self.health is not None:
             self.health.enter(rank, self.now_ns)
 
     def leave(self, rank: RankState) -> list[TaskState]:
-        """The rank takes no more work; the tasks that waited for it, to be moved."""
+        """The rank takes no more work; the tasks that can wait no longer, to be moved."""
         for kind in rank.kinds:
             self._pools[kind].discard(rank.id)
+        self._room_changed(rank)
         if self.health is not None:
             self.health.leave(rank)
-        return self._unqueue(rank)
+        return self._withdraw(rank.clear()) + self._stranded(rank.kinds)
+
+    def _stranded(self, kinds: Collection[str]) -> list[TaskState]:
+        """A rank has left: tasks that no other may take, taken out; the others may now go to
+        ranks that failed their image."""
+        waiting = [t for kind, b in self._backlogs.items() if kind in kinds for t in b.waiting()]
+        stranded = [t for t in waiting if not self._pool(t.kind).has_other(_held(t))]
+        for task in self._withdraw(stranded):
+            self._backlogs[task.kind].forget(task)
+        for task in waiting:
+            self._offer(task)
+        return stranded
 
     def has_rank(self, kind: str) -> bool:
         """Whether any ready rank holds a network of the kind."""
@@ -85,11 +114,21 @@ class Dispatch:
         """Nothing more is sent; what waited is forgotten."""
         self.closed = True
         for rank in self.ranks.values():
-            self._unqueue(rank)
+            self._withdraw(rank.clear())
             self._load_changed(rank)
+        for backlog in self._backlogs.values():
+            self._withdraw(backlog.waiting())
+            backlog.tasks.clear()
 
-    def _unqueue(self, rank: RankState) -> list[TaskState]:
-        waited = rank.clear()
+    def waiting(self) -> Iterator[TaskState]:
+        """Tasks that are not sent yet."""
+        for rank in self.ranks.values():
+            yield from rank.waiting()
+        for backlog in self._backlogs.values():
+            yield from backlog.waiting()
+
+    def _withdraw(self, waited: list[TaskState]) -> list[TaskState]:
+        """They wait no more."""
         for task in waited:
             task.status = TASK[task.status]["withdrawn"]
             _forget(task)
@@ -108,6 +147,8 @@ class Dispatch:
 
     def to_spread(self, orders: Sequence[Order], images: list[ImageState]) -> list[TaskState]:
         """One task an order, each to a different rank of the first one's kind, in turn."""
+        if self.pulls:
+            return [self._wait(o, images, ()) for o in orders[: self.count(orders[0].kind)]]
         ranks = self._pool(orders[0].kind).pick_spread(len(orders))
         return [self._make(o, images, rank) for o, rank in zip(orders, ranks, strict=False)]
 
@@ -122,6 +163,8 @@ class Dispatch:
         self, order: Order, images: list[ImageState], avoid: Collection[int]
     ) -> TaskState | None:
         """A task to a rank of the kind that has nothing to do; None if there is none."""
+        if self.closed:
+            return None
         if self.health is None:
             rank = self._pool(order.kind).pick_idle(avoid)
         else:
@@ -131,11 +174,19 @@ class Dispatch:
     def to_best(
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
-        """A task to the rank that would finish it first, or the least loaded if unwatched."""
+        """A task to the rank that would finish it first; if unwatched to the least loaded, or
+        to the first that has room."""
         if self.health is None:
-            return self.to_least(order, images, avoid)
+            return (self.to_any if self.pulls else self.to_least)(order, images, avoid)
         rank = self.health.pick(order.kind, self.now_ns, avoid)
         return None if rank is None else self._make(order, images, rank)
+
+    def to_any(
+        self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
+    ) -> TaskState | None:
+        """A task to the first rank of the kind that has room and is not to be avoided."""
+        may_go = self._pool(order.kind).has_other(avoid)
+        return self._wait(order, images, avoid) if may_go else None
 
     def first_to_finish(self, kind: str, count: int) -> list[int]:
         """The ranks that would finish a task of the kind first; () if ranks are not watched."""
@@ -148,15 +199,26 @@ class Dispatch:
     def _pool(self, kind: str) -> Pool:
         return self._pools.setdefault(kind, Pool())
 
-    def _make(self, order: Order, images: list[ImageState], rank_id: int) -> TaskState:
-        kind, source, attempt = order
-        rank = self.ranks[rank_id]
-        task = TaskState(self._next_task, kind, source, rank, images, attempt)
+    def _new(
+        self,
+        order: Order,
+        images: list[ImageState],
+        rank: RankState,
+        avoid: Collection[int] = (),
+    ) -> TaskState:
+        kind, source, attempt, spare = order
+        task = TaskState(self._next_task, kind, source, rank, images, attempt, avoid)
+        task.spare = spare
         self._next_task += 1
         for image in images:
             image.tasks.append(task)
             if kind == self.main:
                 image.sends += 1
+        return task
+
+    def _make(self, order: Order, images: list[ImageState], rank_id: int) -> TaskState:
+        rank = self.ranks[rank_id]
+        task = self._new(order, images, rank)
         if self.gathering:
             self._gather(rank, task)
         else:
@@ -178,6 +240,9 @@ class Dispatch:
 
     def flush(self) -> None:
         """Nobody comes to join what was gathered: it leaves."""
+        fresh, self._fresh = self._fresh, []
+        for task in fresh:
+            self._offer(task)
         ranks, self._gathered = self._gathered, {}
         for rank in ranks.values():
             for gathered in rank.gathered.values():
@@ -188,10 +253,12 @@ class Dispatch:
                 self.health.changed(rank)
 
     def pump(self, rank: RankState) -> None:
-        """Send what waits in the rank's queue, up to its credit."""
+        """Send what waits for the rank, then what waits for any, up to its credit."""
         while rank.queue and rank.messages < rank.credit and not self.closed:
             task = rank.queue.popitem(last=False)[1]
             self._send(rank, [task] if self.batch == 1 else self._with_others(rank, task))
+        while self.pulls and self._pull(rank):
+            pass
 
     def _with_others(self, rank: RankState, task: TaskState) -> list[TaskState]:
         """The task and those behind it in the rank's queue, of one kind, a batch at most."""
@@ -204,11 +271,75 @@ class Dispatch:
             tasks.append(following)
         return tasks
 
+    # ---- tasks that ranks pull ----------------------------------------------
+
+    def _wait(self, order: Order, images: list[ImageState], avoid: Collection[int]) -> TaskState:
+        task = self._new(order, images, self._unbound, avoid)
+        self._backlog(order.kind).add(task)
+        if self.gathering:
+            self._fresh.append(task)
+        else:
+            self._offer(task)
+        return task
+
+    def _backlog(self, kind: str) -> Backlog:
+        return self._backlogs.setdefault(kind, Backlog())
+
+    def _offer(self, task: TaskState) -> None:
+        """Let ranks with room pull until the task has left, or none of them may take it."""
+        backlog = self._backlogs[task.kind]
+        while task.id in backlog.tasks:
+            rank = backlog.pick(self._barred(task))
+            if rank is None or not self._pull(self.ranks[rank]):
+                return
+
+    def _pull(self, rank: RankState) -> bool:
+        """A message of what waits longest and may go to the rank; whether it has room for any."""
+        for backlog in self._backlogs.values():
+            tasks = self._take(backlog, rank) if rank.id in backlog and not self.closed else []
+            if tasks:
+                self._send(rank, tasks)
+                self._load_changed(rank)
+                return True
+        return False
+
+    def _take(self, backlog: Backlog, rank: RankState) -> list[TaskState]:
+        """The next batch for the rank; of less than a batch for each idle rank its share."""
+        share = min(self.batch, -(-len(backlog.tasks) // max(1, backlog.idle)))
+        tasks: list[TaskState] = []
+        while len(tasks) < share:
+            task = backlog.take(lambda task: rank.id not in self._barred(task))
+            if task is None:
+                break
+            if tasks and (_has_failed(tasks[0]) or _has_failed(task)):
+                backlog.add(task)
+                break
+            task.rank = rank
+            tasks.append(task)
+        return tasks
+
+    def _barred(self, task: TaskState) -> set[int]:
+        """Ranks that the task must not go to now: those that failed its images are better than
+        none."""
+        held = _held(task)
+        tried = held.union(*(image.tried for image in task.images))
+        return tried if self._pool(task.kind).has_other(tried) else held
+
+    def _room_changed(self, rank: RankState) -> None:
+        if not self.pulls:
+            return
+        for kind in rank.kinds:
+            if rank.messages < rank.credit and rank.id in self._pool(kind):
+                self._backlog(kind).room(rank.id, rank.messages)
+            else:
+                self._backlog(kind).no_room(rank.id)
+
     def _send(self, rank: RankState, tasks: list[TaskState]) -> None:
         """One message."""
         if self.health is not None and not rank.outstanding:
             self.health.turned(rank, self.now_ns)
         rank.messages += 1
+        self._room_changed(rank)
         message = Message(len(tasks))
         sends = [self._leave(task, message) for task in tasks]
         self.actions.append(sends[0] if len(sends) == 1 else ev.SendBatch(tuple(sends)))
@@ -242,6 +373,7 @@ class Dispatch:
         task.message.left -= 1
         if task.message.left == 0:
             task.rank.messages -= 1
+            self._room_changed(task.rank)
         if self.health is not None:
             self.health.turned(task.rank, self.now_ns)
         self._load_changed(task.rank)
@@ -256,7 +388,7 @@ class Dispatch:
 
     def resolved(self, image: ImageState) -> None:
         """The image has its outcome: cancel or drop each task that has no other left."""
-        for task in image.tasks:
+        for task in sorted(image.tasks, key=lambda task: not task.spare):
             task.pending -= 1
             if task.pending > 0:
                 continue
@@ -265,6 +397,8 @@ class Dispatch:
                 self.actions.append(ev.Cancel(task.id, task.rank.id))
                 if self.health is not None:
                     self.health.changed(task.rank)
+            elif task.rank is self._unbound:
+                self._backlogs[task.kind].forget(task)
             elif task.rank.forget(task):
                 self._load_changed(task.rank)
         image.tasks = []
@@ -292,6 +426,11 @@ class Dispatch:
 def _has_failed(task: TaskState) -> bool:
     """An image of it may fail again, kill its rank even: it takes no others along."""
     return any(image.failures for image in task.images)
+
+
+def _held(task: TaskState) -> set[int]:
+    """Ranks that have its images already, and those that it has to avoid."""
+    return {other.rank.id for image in task.images for other in image.tasks}.union(task.avoid)
 
 
 def _forget(task: TaskState) -> None:

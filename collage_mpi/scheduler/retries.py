@@ -104,6 +104,7 @@ class Rescue:
                         rank.failures = 0
                         self.core.dispatch.actions.append(ev.Recall(rank.id))
                         self.core.dispatch.enter(rank)
+                        self.core.dispatch.pump(rank)
                         break
 
     def lost(self, tasks: list[TaskState], why: str) -> None:
@@ -130,7 +131,7 @@ class Rescue:
         images = [image for image in task.images if not image.resolved]
         for image in images:
             self.note(image, task, reason)
-            if failed and task.kind == main:
+            if failed and task.kind == main and not task.spare:
                 image.failures = image.failures + 1 if retryable else self.max_attempts
         if task.kind != main and retryable and task.attempt < self.max_attempts:
             self._again(task, images)

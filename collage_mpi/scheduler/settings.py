@@ -43,7 +43,9 @@ class SchedulerSettings:
         max_attempts: tasks of the scheme's main kind that may fail for one image before it
             becomes an error row.
         max_failures: failures in a row after which a rank is retired.
-        end_ns: how long late answers are waited for once every image is resolved.
+        endgame: when no image is left to come, idle ranks copy those that are still out.
+        end_ns: how long late answers are waited for once every image is resolved, or before
+            further groups come in (drain).
         stop_ns: how long answers under way are waited for after StopRequested.
         park_ns: how long images wait when every capable rank is suspected.
         calm_ns: before the last try of an image that has only lost ranks so far, none may have
@@ -62,10 +64,16 @@ class SchedulerSettings:
     image_timeout_ns: int | None = None
     max_attempts: int = 3
     max_failures: int = 5
+    endgame: bool = False
     end_ns: int = 30 * SECOND_NS
     stop_ns: int = 5 * SECOND_NS
     park_ns: int = 30 * SECOND_NS
     calm_ns: int = SECOND_NS
+
+    @property
+    def late_ns(self) -> int:
+        """How long the end waits for late answers: not long for those that were copied."""
+        return min(self.end_ns, SECOND_NS) if self.endgame else self.end_ns
 
     @property
     def admitted_together(self) -> int:

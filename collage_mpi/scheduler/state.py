@@ -19,6 +19,7 @@ class ImageState:
 
     __slots__ = (
         "cell",
+        "copies",
         "failures",
         "group",
         "holders",
@@ -43,7 +44,8 @@ class ImageState:
         self.tasks: list[TaskState] = []  # queued or outstanding, covering it
         self.sends = 0  # tasks of the main kind made for it so far
         self.failures = 0  # of them failed, lost or without an answer
-        self.losses = 0  # of them lost with their rank
+        self.losses = 0  # of its tasks of that kind, lost with their rank
+        self.copies = 0  # of the end game
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
         self.reason = ""  # why its last task failed
@@ -76,6 +78,7 @@ class TaskState:
 
     __slots__ = (
         "attempt",
+        "avoid",
         "group",
         "id",
         "images",
@@ -86,6 +89,7 @@ class TaskState:
         "rank",
         "send_done",
         "source",
+        "spare",
         "status",
     )
 
@@ -97,12 +101,14 @@ class TaskState:
         rank: RankState,
         images: list[ImageState],
         attempt: int,
+        avoid: Collection[int] = (),
     ) -> None:
         self.id = task
         self.kind = kind
         self.source = source  # what an image that it resolves is said to be resolved by
         self.rank = rank
         self.status = WAITING
+        self.avoid = avoid  # ranks that it must not go to while it is bound to none
         self.images = images
         self.items: tuple[Item, ...] = ()
         self.group = images[0].group
@@ -110,6 +116,7 @@ class TaskState:
         self.pending = len(images)  # of these, not yet resolved
         self.message: Message | None = None  # that it left in
         self.send_done = False
+        self.spare = False  # a copy that counts as no attempt, and is cancelled first
 
     @property
     def sent(self) -> bool:
@@ -198,6 +205,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self._order)
 
+    def __contains__(self, rank: int) -> bool:
+        return rank in self._load
+
     def add(self, rank: int, load: int) -> None:
         """Enter a ready rank. O(number of ranks), rare."""
         self._order = sorted({*self._order, rank})
@@ -216,6 +226,10 @@ class Pool:
             del self._levels[self._load[rank]][rank]
             self._load[rank] = load
             self._level(load)[rank] = None
+
+    def has_other(self, ranks: Collection[int]) -> bool:
+        """Whether there is a rank that is not one of these."""
+        return len(self._order) > sum(rank in self._load for rank in ranks)
 
     def pick_next(self, avoid: Collection[int] = ()) -> int | None:
         """The next rank in turn that is not in `avoid`, or None if there is none."""

@@ -59,9 +59,15 @@ class RankSettings(Settings):
     )
     assign: str = _setting(
         "turn",
-        "single rank that gets an image: the next in turn, the least loaded, or the one that "
-        "would finish first by recent service times",
+        "single rank that gets an image: the next in turn, the least loaded, the one that would "
+        "finish first by recent service times, or (pull) for every task, oldest image first, the "
+        "first rank that has room",
         choices=ASSIGNMENTS,
+    )
+    endgame: str = _setting(
+        "off",
+        "on: when no image is left to come, idle ranks copy those that are still out",
+        choices=("off", "on"),
     )
     placement: str = _setting(
         "fixed",
@@ -196,6 +202,12 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             self.n_stripe,
         )
 
+    @property
+    def draws_by_image(self) -> bool:
+        """Whether a rank may run several images of a group, so that injected delays are keyed
+        by the image instead of the group."""
+        return self.assign == "pull" or self.endgame == "on"
+
     def labels(self) -> dict[str, str]:
         """Scheme and accept policy, as shown in tables and legends.
 
@@ -209,6 +221,8 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             parts.append(f"M = {self.collage_ranks}")
         if self.uses_parity and self.parity_ranks not in (None, self.usual_parities):
             parts.append(f"{self.parity_ranks} parity ranks")
+        if self.endgame == "on":
+            parts.append("end game")
         with_policy = self._takes("policy")
         accept = {"accept": self.accept_policy().name} if with_policy else {}
         return {"scheme": ", ".join(parts), **accept}

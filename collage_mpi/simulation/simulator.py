@@ -94,7 +94,7 @@ class Simulation:
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None  # why, once `stop` was called
         self._answers = answers
-        self._delays = make_delays(settings)
+        self._delays = make_delays(settings, by_image=settings.draws_by_image)
         # Without a rank that may fall silent nobody need listen for it.
         self._vigil = make_vigil(settings, self.ranks) if settings.dead_ranks else None
         self._injected = settings.straggler != "none"
@@ -136,7 +136,7 @@ class Simulation:
                 told = True
                 self._handle(ev.StopRequested(self._begin(at_ns), self.stopped))
             call(at_ns, argument)
-        self.recorder.finish()
+        self.recorder.finish(self._stamp_ns)
         return self.finish
 
     def stop(self, reason: str) -> None:
@@ -312,7 +312,7 @@ class Simulation:
         factor = ratio * batch_factor(len(sends), self.batch_costs.get(kind, 1.0))
         if not self._injected:
             return round(self.costs.single_ns * factor)
-        keys = [(send.group, send.attempt) for send in sends]
+        keys = [(send.group, send.items[0].image, send.attempt) for send in sends]
         return service_ns(self._delays, rank, keys, at_ns, factor)
 
 

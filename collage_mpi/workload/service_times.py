@@ -37,7 +37,8 @@ class Moment(NamedTuple):
     """What a draw may depend on.
 
     Attributes:
-        rank, group, attempt: of the task; groups count from 0, attempts from 1.
+        rank, group, attempt: of the task; groups count from 0, attempts from 1. In place of its
+            group the number of its first image, where a rank may run several images of a group.
         at_ns: when the rank begins it, since the session's start.
     """
 
@@ -100,7 +101,9 @@ class Death:
 
 
 class DelayModel(Protocol):
-    """Draws service times."""
+    """Draws service times, keyed by a task's group, or by its first image if `by_image`."""
+
+    by_image: bool
 
     def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = 0) -> int:
         """Service time of a single image on the rank, in ns; 0 injects nothing."""
@@ -120,8 +123,11 @@ class Delays:
         time_scale: float,
         slow: Mapping[int, float],
         deaths: Mapping[int, Death],
+        *,
+        by_image: bool = False,
     ) -> None:
         """No `body` injects nothing."""
+        self.by_image = by_image
         self._body, self._scale = body, time_scale
         self._slow, self._deaths = dict(slow), dict(deaths)
 
@@ -140,7 +146,7 @@ class Delays:
 
 
 def service_ns(
-    model: DelayModel, rank: int, tasks: Iterable[tuple[int, int]], at_ns: int, factor: float
+    model: DelayModel, rank: int, tasks: Iterable[tuple[int, int, int]], at_ns: int, factor: float
 ) -> int:
     """What a rank takes for tasks that it runs as one batch: its slowest one's draw, times
     what such a batch takes over a single image.
@@ -148,13 +154,14 @@ def service_ns(
     Of independent draws the largest is more than any one's share: a batch is never flattered.
 
     Args:
-        tasks: (group, attempt) of each.
+        tasks: (group, first image, attempt) of each.
         at_ns: when it begins, since the session's start.
         factor: cost ratio of the kind times `batch_factor`.
     """
     slowest_ns = 0
-    for group, attempt in tasks:
-        slowest_ns = max(slowest_ns, model.draw_ns(rank, group, attempt, at_ns))
+    for group, image, attempt in tasks:
+        number = image if model.by_image else group
+        slowest_ns = max(slowest_ns, model.draw_ns(rank, number, attempt, at_ns))
     return round(slowest_ns * factor)
 
 

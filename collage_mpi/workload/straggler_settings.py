@@ -172,8 +172,11 @@ def _after(death: Death) -> str:
     return f"{death.at_s:g} s" if death.at_s is not None else f"{death.tasks} tasks"
 
 
-def make_delays(settings: StragglerSettings) -> DelayModel:
+def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> DelayModel:
     """The delay model of the settings.
+
+    Args:
+        by_image: draws have an image's number in their key, not its group's.
 
     Raises:
         EnvironmentFault, DataFault: the trace cannot be read or is no trace.
@@ -201,7 +204,8 @@ def make_delays(settings: StragglerSettings) -> DelayModel:
         "markov": lambda: service_times.markov(seed, median_s, sigma, factor, spells),
         "trace": trace,
     }
-    return Delays(bodies[s.straggler](), s.time_scale, s.slowed(), s.dying())
+    body = bodies[s.straggler]()
+    return Delays(body, s.time_scale, s.slowed(), s.dying(), by_image=by_image)
 
 
 def parse_slow(text: str) -> tuple[int, float]:

@@ -538,7 +538,7 @@ def test_a_lost_rank_leaves_lost_tasks_and_no_gap():
     while coordinator.finish is None:
         coordinator.turn()
         job.clock.sleep(1e-4)
-    job.recorder.finish()
+    job.recorder.finish(job.clock())
     job.check()
     assert coordinator.finish.status == ev.COMPLETE
     assert {t.rank for t in job.writer.tasks if t.outcome == OUTCOME_CODE["lost"]} == {1}

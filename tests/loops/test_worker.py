@@ -581,6 +581,17 @@ def test_a_batch_holds_for_its_largest_draw_times_its_cost(cost, kind):
     assert all(r.compute_ns + r.held_ns == round(drawn_ns) for r in bench.results)
 
 
+def test_where_ranks_pull_each_image_of_a_group_has_a_draw_of_its_own():
+    model = StragglerSettings("lognormal", straggler_median_ms=50.0, straggler_sigma=0.5)
+    bench = Bench(straggler=model, draws_by_image=True)
+    for image in (20, 21):
+        task = WireTask(image, 4, 1, "single", ((image, image % 9),))
+        bench.endpoint.give([task], [np.zeros(SHAPE, np.uint8)])
+    bench.run()
+    draw = make_delays(model).draw_ns
+    assert [r.drawn_ns for r in bench.results] == [draw(3, 20, 1), draw(3, 21, 1)]
+
+
 def test_a_skipped_task_does_not_lengthen_its_batch():
     bench = Bench(batch=2, straggler=StragglerSettings("pinned", straggler_median_ms=20.0))
     batch_of(bench, [3, 4])

@@ -141,6 +141,8 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
         "confident": ["--accept", "confident", "--accept-deadline-ms", "5"],
         "fastest": ["--placement", "fastest", "--cost-ratio", "1.5", *SLOW_2],
         "finish": ["--scheme", "none", "--assign", "finish"],
+        "pull": ["--assign", "pull", "--endgame", "on", "--depth", "3", *SLOW_2],
+        "pulled": ["--scheme", "none", "--assign", "pull", "--batch", "2", "--depth", "3"],
         "batch": ["--batch", "4"],
         "batches": ["--batch", "3", "--depth", "2", "--credit", "1", "--scheme", "none", *HALF],
         "only": ["--scheme", "collage-only"],

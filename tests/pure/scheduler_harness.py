@@ -260,6 +260,9 @@ class Harness:
             assert item.image in self.arrived
             assert item.image not in self.resolved, "no Send after the Resolve (2)"
             assert item.image not in self.released, "pixels are gone (7)"
+        for other in self.live.values():
+            if (other.rank, other.kind) == (send.rank, send.kind):
+                assert not {*other.items} & {*send.items}, "it is on the rank already"
         self.sent[send.task] = self.live[send.task] = send
 
     def _do_cancel(self, action: ev.Cancel) -> None:
@@ -334,7 +337,7 @@ class Harness:
             if send.rank not in self.suspected and send.kind != PARITY
             for item in send.items
         }
-        queued = [t for r in self.scheduler.dispatch.ranks.values() for t in r.waiting()]
+        queued = list(self.scheduler.dispatch.waiting())
         waiting = {image.id for task in queued if task.kind != PARITY for image in task.images}
         covered |= self._solvable(covered | waiting, [t for t in queued if t.kind == PARITY])
         filling = self.scheduler.groups.filling

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict
 
 import pytest
+from job_messages import WELCOME
 
 from collage_mpi.job import network_loader
 from collage_mpi.job.network_loader import NetworkLoader, uncollected
-from collage_mpi.models import Tuning
-
-WELCOME = {
-    "image_shape": (8, 8, 1),
-    "side": 2,
-    "cell_px": 8,
-    "classes": 10,
-    "device": "cpu",
-    "tuning": asdict(Tuning()),
-}
 
 
 @pytest.fixture

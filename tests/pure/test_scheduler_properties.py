@@ -43,6 +43,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         linger=st.sampled_from([None, 5 * MS]),
         timeout=st.sampled_from([None, 80 * MS]),
         max_failures=st.integers(1, 4),
+        endgame=st.booleans(),
         silent_end=st.booleans(),
     )
     def begin(self, linger, timeout, silent_end, **settings):
@@ -149,6 +150,23 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not (gathered and scheduler.groups.batch_is_in)
 
     @invariant()
+    def no_rank_has_room_for_what_waits_for_any(self):
+        if not hasattr(self, "job") or self.job.finish is not None:
+            return
+        dispatch = self.job.scheduler.dispatch
+        gathered = {task.id for task in dispatch._fresh}
+        for kind, backlog in dispatch._backlogs.items():
+            ready = {r for r in dispatch._pool(kind)._order if kind in dispatch.ranks[r].kinds}
+            room = {r for r in ready if dispatch.ranks[r].messages < dispatch.ranks[r].credit}
+            assert set(backlog._messages) == room
+            for task in backlog.waiting():
+                assert ready - {*task.avoid}, "it waits for nobody"
+                others = {t.rank.id for i in task.images for t in i.tasks} | {*task.avoid}
+                tried = {r for i in task.images for r in i.tried}
+                if task.id not in gathered:
+                    assert not room - others - (tried if ready - others - tried else set())
+
+    @invariant()
     def ranks_are_sorted_once(self):
         health = self.job.scheduler.dispatch.health if hasattr(self, "job") else None
         for kind in health._changed if health else ():
@@ -171,7 +189,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def no_memory_is_kept(self):
         scheduler = self.job.scheduler
-        assert not any(list(rank.waiting()) for rank in scheduler.dispatch.ranks.values())
+        assert not list(scheduler.dispatch.waiting())
         if self.job.finish.status != ev.INCOMPLETE:
             assert not getattr(scheduler.scheme, "_stripes", None)
         if not self.job.live:

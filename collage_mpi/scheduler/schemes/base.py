@@ -17,8 +17,13 @@ from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 
-ASSIGNMENTS = ("turn", "least", "finish")
-ASSIGNED = {"turn": "", "least": ", least loaded", "finish": ", first to finish"}
+ASSIGNMENTS = ("turn", "least", "finish", "pull")
+ASSIGNED = {
+    "turn": "",
+    "least": ", least loaded",
+    "finish": ", first to finish",
+    "pull": ", pulled",
+}
 
 PLAIN = Order(SINGLE, SINGLE)
 REPLICA = Order(SINGLE, "replica")
@@ -74,13 +79,14 @@ class Scheme:
     """Every image to one single rank; no redundancy. The base of all schemes.
 
     `assign` says to which: the next in turn, as in the paper; the least loaded, the fair
-    baseline where there are more ranks than images of a group; or the one that would
-    finish first, by the ranks' running service times.
+    baseline where there are more ranks than images of a group; the one that would
+    finish first, by the ranks' running service times; or the first that has room.
 
     Attributes:
         name: as settings and messages say it.
         needs: kinds of network; ranks that hold no other are left idle.
         takes: of the settings, by name; the others have their defaults.
+        assigns: of ASSIGNMENTS, those with a meaning of their own; others are as `turn`.
         mark: colour and marker of its points in figures.
         main: the kind whose failures count, and that is tried again.
         kinds: those needed whose answers resolve images by themselves.
@@ -89,6 +95,7 @@ class Scheme:
     name: ClassVar[str] = "none"
     needs: ClassVar[frozenset[str]] = frozenset({SINGLE})
     takes: ClassVar[frozenset[str]] = frozenset({"assign"})
+    assigns: ClassVar[tuple[str, ...]] = ASSIGNMENTS
     mark: ClassVar[tuple[str, str]] = ("#000000", "o")
     main: ClassVar[str] = SINGLE
 
@@ -96,7 +103,7 @@ class Scheme:
         assign = settings.assign
         if assign not in ASSIGNMENTS:
             raise UsageError(f"assign is {assign!r}; known are: {', '.join(ASSIGNMENTS)}")
-        self.assign = assign
+        self.assign = assign if assign in self.assigns else "turn"
         self.kinds = self.needs & RESOLVING_KINDS
 
     @property
@@ -118,6 +125,8 @@ class Scheme:
             core.dispatch.to_next(PLAIN, [image], image.group.apart)
         elif self.assign == "least":
             core.dispatch.to_least(PLAIN, [image], image.group.apart)
+        elif self.assign == "pull":
+            core.dispatch.to_any(PLAIN, [image], image.group.apart)
         else:
             core.dispatch.to_best(PLAIN, [image], image.group.apart)
 

@@ -57,8 +57,12 @@ class CollageScheme(Scheme):
             group.apart = frozenset(core.dispatch.first_to_finish(COLLAGE, self.copies))
 
     def group_closed(self, core: Core, group: GroupState) -> None:
-        """The images not yet resolved, as one collage, to the best collage ranks."""
+        """The images not yet resolved, as one collage, to the best collage ranks, or to the
+        first that have room."""
         images = [image for image in group.images if not image.resolved]
+        if images and self.assign == "pull" and not self.fastest:
+            core.dispatch.to_spread([WHOLE] * self.copies, images)
+            return
         taken: list[int] = []
         while images and len(taken) < self.copies:
             task = core.dispatch.to_best(WHOLE, images, taken)
@@ -102,7 +106,8 @@ class CollageOnlyScheme(CollageScheme):
 
     name = "collage-only"
     needs = frozenset({COLLAGE})
-    takes = frozenset({"collage_copies", "placement"})
+    takes = frozenset({"assign", "collage_copies", "placement"})
+    assigns = ("turn", "pull")
     mark = ("#56B4E9", "v")
     main = COLLAGE
 

@@ -11,7 +11,15 @@ from collections import OrderedDict
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler.policies import Delay
-from collage_mpi.scheduler.schemes.base import HEDGE, PLAIN, REPLICA, Core, Scheme, register
+from collage_mpi.scheduler.schemes.base import (
+    ASSIGNED,
+    HEDGE,
+    PLAIN,
+    REPLICA,
+    Core,
+    Scheme,
+    register,
+)
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import ImageState
 
@@ -21,11 +29,13 @@ class ReplicateScheme(Scheme):
     """Every image to several single ranks; the first answer wins.
 
     The first copy goes where it would go without the others, so that schemes compare on
-    the same draws: of 2N ranks, image i to ranks i and N + i.
+    the same draws: of 2N ranks, image i to ranks i and N + i. Or they are pulled, by as many
+    different ranks.
     """
 
     name = "replicate"
-    takes = frozenset({"replicas"})
+    takes = frozenset({"assign", "replicas"})
+    assigns = ("turn", "pull")
     mark = ("#D55E00", "s")
 
     def __init__(self, settings: SchemeSettings) -> None:
@@ -38,7 +48,7 @@ class ReplicateScheme(Scheme):
     @property
     def label(self) -> str:
         """As shown in tables and legends."""
-        return f"{self.name} {len(self._orders)}"
+        return f"{self.name} {len(self._orders)}" + ASSIGNED[self.assign]
 
     def image_arrived(self, core: Core, image: ImageState) -> None:
         """All copies at once."""

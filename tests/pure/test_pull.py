@@ -1,0 +1,188 @@
+"""Tasks that ranks pull: who gets what, which rank may not, what it costs, what is drawn."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import pytest
+from scheduler_harness import Harness
+from test_simulator import play
+
+MS = 1_000_000
+
+
+def started(**settings) -> Harness:
+    job = Harness(collages=0, assign="pull", **{"scheme": "none", **settings})
+    job.start()
+    return job
+
+
+def on(job: Harness, rank: int) -> list[int]:
+    """Images out on the rank, in the order they left."""
+    return [send.items[0].image for send in job.live.values() if send.rank == rank]
+
+
+def first_task(job: Harness, rank: int) -> int:
+    return min(task for task, send in job.live.items() if send.rank == rank)
+
+
+def test_an_image_is_bound_when_a_rank_has_room_oldest_first():
+    job = started(singles=2, credit=1, depth=2)
+    job.arrive(8)
+    assert (on(job, 1), on(job, 2)) == ([0], [1])
+    for _ in range(3):  # rank 2 is slow
+        job.answer(first_task(job, 1))
+    assert (on(job, 1), on(job, 2)) == ([4], [1])
+
+
+def test_idle_ranks_come_before_those_with_room_for_more():
+    job = started(singles=3, credit=2)
+    job.arrive(3)
+    assert [on(job, rank) for rank in (1, 2, 3)] == [[0], [1], [2]]
+    job.arrive(1)
+    assert on(job, 1) == [0, 3]
+
+
+def test_ranks_get_work_in_proportion_to_their_speed():
+    slow = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("4:5",)}
+    rows = play(80, scheme="none", assign="pull", depth=8, **slow)
+    done = Counter(task.rank for task in rows.tasks)
+    assert 5 * (done[4] - 2) <= min(done[rank] for rank in range(1, 10) if rank != 4)
+    assert 5 * (done[4] + 1) >= max(done.values())
+
+
+def test_a_rank_barred_from_the_oldest_takes_the_next():
+    """replicate: of each image a rank has one copy."""
+    job = started(scheme="replicate", singles=3, replicas=2, credit=1, depth=2)
+    job.arrive(4)
+    assert [on(job, rank) for rank in (1, 2, 3)] == [[0], [0], [1]]
+    job.answer(first_task(job, 1))  # image 0: its copy on rank 2 is cancelled
+    assert on(job, 1) == [1]
+    job.skip(first_task(job, 2))
+    assert on(job, 2) == [2]
+    job.answer(first_task(job, 3))
+    assert on(job, 3) == [2]  # image 1 is resolved
+    job.run_out()
+    assert job.finish.status == "complete"
+
+
+def test_a_copy_passes_over_ranks_that_have_or_failed_its_image_while_there_are_others():
+    job = started(scheme="replicate", singles=2, replicas=2, credit=3)
+    job.arrive(4)  # images 0 to 2 are on both ranks
+    job.answer(first_task(job, 1))
+    job.answer(first_task(job, 1))
+    assert on(job, 1) == [2, 3]  # the other copy waits for rank 2
+    job.fail(max(task for task, send in job.live.items() if send.rank == 1))
+    assert on(job, 1) == [2]
+    job.lose(2)
+    assert on(job, 1) == [2, 3]
+
+
+def test_copies_of_a_collage_go_to_different_ranks():
+    job = Harness(assign="pull", scheme="collage-only", collages=2, copies=2, credit=2)
+    job.start()
+    job.arrive(4)
+    assert sorted(send.rank for send in job.live.values()) == [1, 2]
+
+
+def test_a_failed_image_comes_first_and_goes_to_another_rank():
+    job = started(singles=2, credit=1, depth=2)
+    job.arrive(8)
+    job.fail(first_task(job, 1))
+    assert on(job, 1) == [2]  # not image 0 again, though that is older
+    job.answer(first_task(job, 2))
+    assert on(job, 2) == [0]
+
+
+def test_a_rank_that_failed_an_image_is_better_than_none():
+    job = started(singles=2, credit=1)
+    job.arrive(2)
+    job.fail(first_task(job, 1))
+    assert on(job, 1) == []
+    job.lose(2)
+    job.fire(min(job.timers)) if not on(job, 1) else None
+    assert 0 in on(job, 1)
+    job.run_out()
+    assert not any(resolve.outcome == "error" for resolve in job.resolved.values())
+
+
+def test_a_message_takes_a_batch_from_the_head_of_the_queue():
+    job = started(singles=2, batch=4, credit=1, depth=2)
+    job.arrive(32)
+    assert [on(job, rank) for rank in (1, 2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for task in sorted(job.live)[4:]:
+        job.answer(task)
+    assert on(job, 2) == [8, 9, 10, 11]
+
+
+def test_of_less_than_a_batch_each_idle_rank_gets_its_share():
+    job = started(side=3, singles=9, batch=4, credit=1)
+    job.arrive(9)
+    job.close()
+    assert [len(on(job, rank)) for rank in range(1, 10)] == [1] * 9
+
+
+class Unchecked(Harness):
+    """Its own checks scan."""
+
+    def _check_progress(self) -> None:
+        pass
+
+    def _message(self, sends) -> None:
+        for send in sends:
+            self._task_leaves(send)
+
+
+def lines_an_event(ranks: int, scheme: str) -> float:
+    """Lines of Python that the scheduler runs for an event, loops counted by their turns."""
+    job = Unchecked(
+        collages=0,
+        assign="pull",
+        scheme=scheme,
+        side=4,
+        singles=ranks,
+        depth=ranks // 4,
+        hedge_ns=10**12,
+    )
+    job.start()
+    job.arrive(job.admitted)
+    handle, counts = job.scheduler.handle, [0, 0]
+
+    def line(frame, event, argument):
+        counts[0] += event == "line"
+        return line
+
+    def counted(event):
+        counts[1] += 1
+        before = sys.gettrace()
+        sys.settrace(line)
+        try:
+            return handle(event)
+        finally:
+            sys.settrace(before)
+
+    job.scheduler.handle = counted
+    for turn in range(100):
+        tasks = [*job.live][:: max(1, len(job.live) // 7)]
+        job.answer(tasks[turn % len(tasks)])
+        for task in sorted(job.cancelled & job.live.keys()):
+            job.skip(task)
+        if job.admitted:
+            job.arrive(job.admitted)
+    return counts[0] / counts[1]
+
+
+@pytest.mark.parametrize("scheme", ["none", "replicate", "hedge"])
+def test_an_event_costs_as_much_with_many_ranks(scheme):
+    assert lines_an_event(160, scheme) < 1.25 * lines_an_event(16, scheme)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_rank_that_runs_a_whole_group_draws_a_time_for_each_image(batch):
+    alone = {"scheme": "none", "side": 2, "singles": 1, "straggler": "lognormal", "depth": 2}
+    rows = play(6, assign="pull", batch=batch, **alone)
+    drawn = {(task.done_ns, task.drawn_ns) for task in rows.tasks}
+    assert len({ns for _, ns in drawn}) == len(drawn) == 24 // batch
+    in_turn = play(6, assign="turn", **alone)
+    assert len({task.drawn_ns for task in in_turn.tasks}) == 6  # as ever: one a group
