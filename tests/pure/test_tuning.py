@@ -65,11 +65,9 @@ def test_a_gpu_that_is_too_small_is_told_with_what_would_fit() -> None:
     assert "not known" in memory_fault("net", "cuda:1", 1, None, None)
 
 
-def test_ranks_that_run_a_network_in_two_ways_are_told(capsys: pytest.CaptureFixture) -> None:
+def test_ranks_that_run_a_network_in_two_ways_are_told(caplog: pytest.LogCaptureFixture) -> None:
     hello = {"tuning": {"single": "float32, channels-last"}}
     warn_of_mixed_tuning({1: hello, 2: hello})
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     warn_of_mixed_tuning({1: hello, 2: {"tuning": {"single": "bfloat16"}}, 3: hello})
-    assert (
-        "float32, channels-last on rank(s) 1, 3; bfloat16 on rank(s) 2" in capsys.readouterr().err
-    )
+    assert "float32, channels-last on rank(s) 1, 3; bfloat16 on rank(s) 2" in caplog.text
