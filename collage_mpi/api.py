@@ -42,9 +42,9 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
         )
     code = run_world(
         "run",
-        lambda crew, stop: int(
+        lambda worker_group, stop: int(
             run_session(
-                settings, crew, resume=resume, retry_errors=retry_errors, stop_reason=stop
+                settings, worker_group, resume=resume, retry_errors=retry_errors, stop_reason=stop
             ).exit_code
         ),
     )

@@ -47,7 +47,7 @@ def execute(args: argparse.Namespace) -> int:
 def _as_ranks(args: argparse.Namespace) -> int:
     from collage_mpi.job.main import run_world
 
-    def body(crew: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
-        return run_all(Path(args.out), args.device, crew, stop_reason, args.groups)
+    def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
+        return run_all(Path(args.out), args.device, worker_group, stop_reason, args.groups)
 
     return run_world("demo", body)

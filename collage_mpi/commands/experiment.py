@@ -103,8 +103,8 @@ def _as_ranks(experiment: Experiment, points: Sequence[Point], out: Path) -> int
     if experiment.how != "run":
         raise UsageError(f"how = {experiment.how!r} needs no ranks: leave out the launcher")
 
-    def body(crew: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
-        return run_points(points, out, crew, stop_reason)
+    def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
+        return run_points(points, out, worker_group, stop_reason)
 
     return run_world("experiment", body)
 

@@ -51,7 +51,7 @@ class FailureDetector:
         self, ranks: Iterable[int], now_ns: int, watches: Watches | None = None, name: str = "run"
     ) -> None:
         """`watches`: in a fault-tolerant world only; `name` of the command, for messages."""
-        self.vigil = ReplyTimeouts(ranks, now_ns)
+        self.timeouts = ReplyTimeouts(ranks, now_ns)
         self.keep_going = False
         self.leaving = False
         self._watches = watches
@@ -73,22 +73,22 @@ class FailureDetector:
 
     def begin(self, kinds: Mapping[int, Iterable[str]]) -> None:
         """A session begins with these kinds of networks on the ranks."""
-        self.vigil.settle()
+        self.timeouts.settle()
         self._kinds = {rank: sorted(held) for rank, held in kinds.items()}
 
     def met(self, rank: int, host: str, longest_ns: int) -> None:
         """The rank is ready; the longest batch that it has tried took so long."""
         self._hosts[rank] = host
-        self.vigil.served(longest_ns)
+        self.timeouts.served(longest_ns)
 
     def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
         """The rank has been sent so many tasks."""
-        self.vigil.sent(rank, now_ns, tasks)
+        self.timeouts.sent(rank, now_ns, tasks)
 
     def heard(self, rank: int, now_ns: int, service_ns: Collection[int]) -> None:
         """A message has come from the rank, with the ends of tasks that took so long each."""
-        self.vigil.heard(rank, now_ns, len(service_ns))
-        self.vigil.served(max(service_ns, default=0))
+        self.timeouts.heard(rank, now_ns, len(service_ns))
+        self.timeouts.served(max(service_ns, default=0))
 
     def gone(self, found: Gone) -> None:
         """MPI says that a rank is lost; the next `look` tells it."""
@@ -105,7 +105,7 @@ class FailureDetector:
             RankGone: a rank is lost and the job is not to go on without it.
         """
         events: list[RankSuspected | RankLost] = []
-        for sign in self.vigil.overdue(now_ns):
+        for sign in self.timeouts.overdue(now_ns):
             if isinstance(sign, Suspicion):
                 events.append(RankSuspected(now_ns, sign.rank, sign.why))
             elif self.keep_going:
@@ -129,7 +129,7 @@ class FailureDetector:
         """The lost ranks, for the manifest."""
         return [
             loss.describe(self._start_ns, self._hosts.get(rank, ""), self._kinds.get(rank, ()))
-            for rank, loss in self.vigil.losses.items()
+            for rank, loss in self.timeouts.losses.items()
         ]
 
     def _killed(self, rank: int, why: str, layer: str) -> Ended:
@@ -138,9 +138,9 @@ class FailureDetector:
     def _lose(self, ended: Ended, now_ns: int) -> bool:
         """Note and tell a loss; False when it was known."""
         if self.leaving:
-            self.vigil.part(ended.rank)
+            self.timeouts.part(ended.rank)
             return False
-        loss = self.vigil.lose(ended.rank, ended.layer, ended.why, now_ns)
+        loss = self.timeouts.lose(ended.rank, ended.layer, ended.why, now_ns)
         if loss is None:
             return False
         text = f"rank {ended.rank}{self._on(ended.rank)} is lost: {ended.why}"
@@ -156,7 +156,7 @@ class FailureDetector:
     def _left(self, lost: int) -> str:
         """How many ranks can still do what the lost one did."""
         left = {
-            kind: sum(kind in self._kinds.get(rank, ()) for rank in self.vigil.present)
+            kind: sum(kind in self._kinds.get(rank, ()) for rank in self.timeouts.present)
             for kind in self._kinds.get(lost, ())
         }
         for kind, n in left.items():

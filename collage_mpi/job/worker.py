@@ -136,19 +136,19 @@ class Worker:
         endpoint: Endpoint,
         load: Loader,
         *,
-        lookout: CoordinatorMonitor,
+        monitor: CoordinatorMonitor,
         clock: Callable[[], int] = time.monotonic_ns,
         cpu_clock: Callable[[], int] = time.process_time_ns,
         backoff: Backoff | None = None,
     ) -> None:
-        """`lookout` is told who rank 0 is, and when it may go."""
+        """`monitor` is told who rank 0 is, and when it may go."""
         self.endpoint = endpoint
         self.load = load
         self.clock, self.cpu_clock = clock, cpu_clock
         self.backoff = backoff or Backoff(WORKER_BACKOFF)
         self.session: Session | None = None
         self.exit_code: int | None = None
-        self._lookout = lookout
+        self._monitor = monitor
         self._next_control: np.ndarray | None = None  # seen during a hold
 
     def serve(self) -> int:
@@ -184,7 +184,7 @@ class Worker:
     def _control(self, message: np.ndarray) -> None:
         number, told = wire.read_header(message)["session"], messages.unpack(message, 0)
         if isinstance(told, Rank0):
-            self._lookout.meet(told.host, told.process, told.lifeline)
+            self._monitor.meet(told.host, told.process, told.tcp_link)
             self._tell(messages.Here())
         elif isinstance(told, Welcome):
             self._welcome(number, told)
@@ -197,7 +197,7 @@ class Worker:
             self.endpoint.close_tasks()
             self._end_session()
         elif isinstance(told, messages.Stop):
-            self._lookout.release()
+            self._monitor.release()
             self._tell(messages.Bye(), number)
             self._end_session()
             self.exit_code = told.exit_code

@@ -79,7 +79,7 @@ class WorkerGroup:
     @property
     def present(self) -> list[int]:
         """Those that are not lost."""
-        return self.losses.vigil.present
+        return self.losses.timeouts.present
 
     def greet(self) -> None:
         """Tell every rank who and where rank 0 is, so that none outlives it for long."""
@@ -218,7 +218,7 @@ class WorkerGroup:
     def _not_parting(self, limit_s: float) -> set[int]:
         """Ranks that do not say goodbye in their time."""
         answers: dict[int, Bye] = {}
-        late = set(self.losses.vigil.silent)
+        late = set(self.losses.timeouts.silent)
         missing = set(self.present) - late
         self._gather(Bye, missing, answers, limit_s, lambda: None)
         late -= answers.keys()
@@ -283,7 +283,7 @@ class WorkerGroup:
 
         The time that rank 0 watched: a job that was suspended meanwhile has not used it up.
         """
-        watch = self.losses.vigil.watch
+        watch = self.losses.timeouts.watch
         until_ns = watch.watched_ns + _ns(limit_s)
         while missing and watch.watched_ns <= until_ns:
             if self._turn(what, missing, answers):

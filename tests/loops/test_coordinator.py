@@ -595,7 +595,7 @@ def test_all_ranks_die_and_the_job_stops_to_be_resumed():
 def test_a_hung_rank_is_suspected_then_lost_and_its_images_sent_to_others():
     hang = lambda rank, task, pixels: None if rank == 3 else truthful(rank, task, pixels)  # noqa: E731
     job = Job(24, scheme="none", cluster={"behave": hang})
-    job.losses.vigil.reply_timeout_ns = 50 * MS
+    job.losses.timeouts.reply_timeout_ns = 50 * MS
     job.complete()
     assert job.cluster.dropped == [3]
     (loss,) = job.losses.describe()
@@ -604,8 +604,8 @@ def test_a_hung_rank_is_suspected_then_lost_and_its_images_sent_to_others():
 
 def test_ranks_that_are_lost_before_it_begins_are_done_without():
     job = Job(12, scheme="none")
-    job.losses.vigil.lose(1, "start", "no hello", 0)
+    job.losses.timeouts.lose(1, "start", "no hello", 0)
     finish = job.coordinator.run(job.ready[1:], {1: "no hello"})
     assert finish.status == ev.COMPLETE
     assert {row.rank for row in job.writer.images} <= {2, 3, 4}
-    assert job.losses.vigil.present == [2, 3, 4]
+    assert job.losses.timeouts.present == [2, 3, 4]

@@ -48,14 +48,14 @@ def losses_of(
     found = FailureDetector(range(1, len(kinds) + 1), 0, watches)
     found.keep_going = keep_going
     found.begin({rank: [kind] for rank, kind in enumerate(kinds, start=1)})
-    found.vigil.reply_timeout_ns = S
+    found.timeouts.reply_timeout_ns = S
     return found
 
 
-def watched(vigil: ReplyTimeouts, from_ns: int, to_ns: int) -> list[Suspicion | Overdue]:
+def watched(timeouts: ReplyTimeouts, from_ns: int, to_ns: int) -> list[Suspicion | Overdue]:
     """What a rank 0 finds that looks all the time, the last time at `to_ns`."""
     looks = range(from_ns, to_ns, SCAN_EVERY_NS // 2)
-    return [sign for now_ns in (*looks, to_ns) for sign in vigil.overdue(now_ns)]
+    return [sign for now_ns in (*looks, to_ns) for sign in timeouts.overdue(now_ns)]
 
 
 def looked(losses: FailureDetector, from_ns: int, to_ns: int) -> list[RankSuspected | RankLost]:
@@ -67,104 +67,106 @@ def looked(losses: FailureDetector, from_ns: int, to_ns: int) -> list[RankSuspec
 
 
 def test_a_rank_that_owes_nothing_is_never_silent():
-    vigil = ReplyTimeouts([1], 0, S)
-    assert watched(vigil, 0, 100 * S) == []
-    vigil.sent(1, 100 * S)
-    vigil.heard(1, 101 * S, answers=1)
-    assert watched(vigil, 100 * S, 200 * S) == []
+    timeouts = ReplyTimeouts([1], 0, S)
+    assert watched(timeouts, 0, 100 * S) == []
+    timeouts.sent(1, 100 * S)
+    timeouts.heard(1, 101 * S, answers=1)
+    assert watched(timeouts, 100 * S, 200 * S) == []
 
 
 def test_silence_counts_from_the_first_debt_or_the_last_word():
-    vigil = ReplyTimeouts([1], 0, S)
-    assert watched(vigil, 0, 10 * S) == []
-    vigil.sent(1, 10 * S)
-    assert watched(vigil, 10 * S, 10 * S + S // 2) == []
-    vigil.sent(1, 10 * S + S // 2)
-    assert watched(vigil, 10 * S + S // 2, 11 * S - 1) == []
-    vigil.heard(1, 11 * S - 1, answers=1)  # one is still owed
-    assert watched(vigil, 11 * S, 12 * S - 2) == []
-    assert watched(vigil, 12 * S, 12 * S + SCAN_EVERY_NS) == [Suspicion(1, "no answer for 1.0 s")]
-    assert watched(vigil, 12 * S + SCAN_EVERY_NS, 13 * S - 2) == []  # once
-    assert isinstance(watched(vigil, 13 * S, 13 * S + 2 * SCAN_EVERY_NS)[0], Overdue)
+    timeouts = ReplyTimeouts([1], 0, S)
+    assert watched(timeouts, 0, 10 * S) == []
+    timeouts.sent(1, 10 * S)
+    assert watched(timeouts, 10 * S, 10 * S + S // 2) == []
+    timeouts.sent(1, 10 * S + S // 2)
+    assert watched(timeouts, 10 * S + S // 2, 11 * S - 1) == []
+    timeouts.heard(1, 11 * S - 1, answers=1)  # one is still owed
+    assert watched(timeouts, 11 * S, 12 * S - 2) == []
+    assert watched(timeouts, 12 * S, 12 * S + SCAN_EVERY_NS) == [
+        Suspicion(1, "no answer for 1.0 s")
+    ]
+    assert watched(timeouts, 12 * S + SCAN_EVERY_NS, 13 * S - 2) == []  # once
+    assert isinstance(watched(timeouts, 13 * S, 13 * S + 2 * SCAN_EVERY_NS)[0], Overdue)
 
 
 def test_a_suspect_that_speaks_is_trusted_again():
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
-    assert watched(vigil, 0, S) == [Suspicion(1, "no answer for 1.0 s")]
-    assert watched(vigil, S, 2 * S - 1) == []
-    vigil.heard(1, 2 * S - 1)  # still owed, but it lives
-    assert watched(vigil, 2 * S, 3 * S - 2) == []
-    (sign,) = watched(vigil, 3 * S, 3 * S + S // 2)
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
+    assert watched(timeouts, 0, S) == [Suspicion(1, "no answer for 1.0 s")]
+    assert watched(timeouts, S, 2 * S - 1) == []
+    timeouts.heard(1, 2 * S - 1)  # still owed, but it lives
+    assert watched(timeouts, 2 * S, 3 * S - 2) == []
+    (sign,) = watched(timeouts, 3 * S, 3 * S + S // 2)
     assert isinstance(sign, Suspicion)
 
 
 def test_the_time_that_rank_0_was_stopped_itself_is_no_silence():
     """A job that is suspended as a whole, for an hour: nobody is silent, nobody lost."""
-    vigil = ReplyTimeouts([1, 2], 0, S)
-    vigil.sent(1, 0)
-    vigil.sent(2, 0)
-    assert watched(vigil, 0, S // 2) == []
+    timeouts = ReplyTimeouts([1, 2], 0, S)
+    timeouts.sent(1, 0)
+    timeouts.sent(2, 0)
+    assert watched(timeouts, 0, S // 2) == []
     hour = 3600 * S
-    assert vigil.overdue(hour) == []  # rank 0 wakes; their answers are still to be read
-    vigil.heard(1, hour, answers=1)
-    assert watched(vigil, hour, hour + S // 4) == []
-    assert watched(vigil, hour + S // 4, hour + S) == [Suspicion(2, "no answer for 1.0 s")]
+    assert timeouts.overdue(hour) == []  # rank 0 wakes; their answers are still to be read
+    timeouts.heard(1, hour, answers=1)
+    assert watched(timeouts, hour, hour + S // 4) == []
+    assert watched(timeouts, hour + S // 4, hour + S) == [Suspicion(2, "no answer for 1.0 s")]
 
 
 def test_a_whole_timeout_lies_between_silence_and_loss():
     """Rank 0 sleeps while a rank is silent: it has all of its second chance after that."""
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
-    assert len(watched(vigil, 0, S)) == 1
-    assert watched(vigil, 100 * S, 100 * S + S // 2) == []
-    assert isinstance(watched(vigil, 100 * S + S // 2, 101 * S)[0], Overdue)
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
+    assert len(watched(timeouts, 0, S)) == 1
+    assert watched(timeouts, 100 * S, 100 * S + S // 2) == []
+    assert isinstance(watched(timeouts, 100 * S + S // 2, 101 * S)[0], Overdue)
 
 
 def test_a_rank_0_that_stalls_at_every_turn_still_notices():
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
-    found = [sign for now_s in range(1, 11) for sign in vigil.overdue(now_s * S)]
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
+    found = [sign for now_s in range(1, 11) for sign in timeouts.overdue(now_s * S)]
     assert list(map(type, found)) == [Suspicion, Overdue]
 
 
 def test_patience_grows_with_the_longest_service_time():
-    vigil = ReplyTimeouts([1], 0)
-    assert vigil.patience_ns == LEAST_REPLY_NS == 30 * S
-    vigil.served(2 * S)
-    assert vigil.patience_ns == 30 * S
-    vigil.served(7 * S)
-    vigil.served(1 * S)
-    assert vigil.patience_ns == 70 * S
+    timeouts = ReplyTimeouts([1], 0)
+    assert timeouts.patience_ns == LEAST_REPLY_NS == 30 * S
+    timeouts.served(2 * S)
+    assert timeouts.patience_ns == 30 * S
+    timeouts.served(7 * S)
+    timeouts.served(1 * S)
+    assert timeouts.patience_ns == 70 * S
 
 
 def test_a_scan_is_not_made_at_every_turn():
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
     for number in range(10):
-        assert vigil.overdue(number * SCAN_EVERY_NS + SCAN_EVERY_NS // 2) == []
-    assert vigil.overdue(S) == []
-    assert vigil.overdue(S + SCAN_EVERY_NS // 2) != []
+        assert timeouts.overdue(number * SCAN_EVERY_NS + SCAN_EVERY_NS // 2) == []
+    assert timeouts.overdue(S) == []
+    assert timeouts.overdue(S + SCAN_EVERY_NS // 2) != []
 
 
 def test_a_session_s_debts_end_with_it():
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
-    vigil.settle()
-    assert watched(vigil, 0, 100 * S) == []
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
+    timeouts.settle()
+    assert watched(timeouts, 0, 100 * S) == []
 
 
 def test_a_lost_rank_is_lost_once_and_for_good():
-    vigil = ReplyTimeouts([1, 2], 0, S)
-    vigil.heard(1, 3 * S)
-    loss = vigil.lose(1, "process", "why", 5 * S)
+    timeouts = ReplyTimeouts([1, 2], 0, S)
+    timeouts.heard(1, 3 * S)
+    loss = timeouts.lose(1, "process", "why", 5 * S)
     assert loss is not None
     assert loss.silent_ns == 2 * S
-    assert vigil.lose(1, "mpi", "again", 6 * S) is None
-    vigil.sent(1, 7 * S)
-    vigil.heard(1, 7 * S, 1)
-    assert vigil.present == [2]
-    assert vigil.losses[1].layer == "process"
+    assert timeouts.lose(1, "mpi", "again", 6 * S) is None
+    timeouts.sent(1, 7 * S)
+    timeouts.heard(1, 7 * S, 1)
+    assert timeouts.present == [2]
+    assert timeouts.losses[1].layer == "process"
 
 
 # ---- layers -------------------------------------------------------------------
@@ -204,7 +206,7 @@ def test_a_plain_world_suspects_and_kills_nobody():
     assert looked(losses, 0, S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
     assert looked(losses, S, 100 * S) == []
     losses.heard(1, 101 * S, [S])
-    assert losses.vigil.present == [1, 2, 3]
+    assert losses.timeouts.present == [1, 2, 3]
 
 
 def test_abort_ends_the_job_at_the_first_loss():
@@ -241,7 +243,7 @@ def test_a_rank_that_leaves_at_the_end_is_no_loss(caplog):
     losses.leaving = True
     watches.ended = [Ended(1, "process", "its process has ended")]
     assert losses.look(S) == []
-    assert losses.vigil.present == [2, 3]
+    assert losses.timeouts.present == [2, 3]
     assert losses.describe() == []
     assert caplog.messages == []
 

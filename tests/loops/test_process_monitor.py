@@ -282,11 +282,11 @@ def test_without_a_descriptor_the_port_is_not_looked_at_for_a_while(slow_watches
         tries.append(listener)
         raise OSError(errno.EMFILE, "Too many open files")
 
-    plain = slow_watches._lifeline.listener
+    plain = slow_watches._tcp_link.listener
     listener = SimpleNamespace(accept=lambda: full(plain), fileno=plain.fileno, close=plain.close)
-    monkeypatch.setattr(slow_watches._lifeline, "listener", listener)
+    monkeypatch.setattr(slow_watches._tcp_link, "listener", listener)
     line = socket.create_connection(plain.getsockname(), timeout=LIMIT_S)
-    greeting = {"token": slow_watches._lifeline.token, "rank": 1}
+    greeting = {"token": slow_watches._tcp_link.token, "rank": 1}
     line.sendall(json.dumps(greeting).encode())
     until(lambda: slow_watches.look() or tries)
     for _ in range(50):
@@ -339,30 +339,30 @@ def test_a_rank_that_is_none_is_a_stranger(watches, rank):
 
 
 def test_a_job_on_one_host_opens_no_port_to_others(watches):
-    assert watches._lifeline.listener.getsockname()[0] == "127.0.0.1"
+    assert watches._tcp_link.listener.getsockname()[0] == "127.0.0.1"
     assert watches.offer().addresses == ("127.0.0.1",)
 
 
 # ---- a worker's side ------------------------------------------------------------
 
 
-def lookout_over(process=None, offer=None) -> tuple[CoordinatorMonitor, threading.Event]:
+def monitor_over(process=None, offer=None) -> tuple[CoordinatorMonitor, threading.Event]:
     gone = threading.Event()
-    lookout = CoordinatorMonitor(1, gone.set)
-    lookout.meet("node0", process, offer)
-    return lookout, gone
+    monitor = CoordinatorMonitor(1, gone.set)
+    monitor.meet("node0", process, offer)
+    return monitor, gone
 
 
 def test_it_sees_rank_0_s_process_end(child):
     process, name = child
-    _, gone = lookout_over(name)
+    _, gone = monitor_over(name)
     assert not gone.wait(0.05)
     process.kill()
     assert gone.wait(LIMIT_S)
 
 
 def test_it_sees_rank_0_s_connection_close(watches):
-    _, gone = lookout_over(offer=watches.offer())
+    _, gone = monitor_over(offer=watches.offer())
     until(lambda: watches.look() or 1 in watches._lines)
     assert not gone.wait(0.05)
     watches._lines[1].shutdown(socket.SHUT_RDWR)
@@ -371,8 +371,8 @@ def test_it_sees_rank_0_s_connection_close(watches):
 
 def test_once_released_it_does_not_mind(child):
     process, name = child
-    lookout, gone = lookout_over(name)
-    lookout.release()
+    monitor, gone = monitor_over(name)
+    monitor.release()
     process.kill()
     process.wait()
     assert not gone.wait(0.1)
@@ -382,7 +382,7 @@ def test_a_rank_0_that_ended_at_once_is_noticed(child):
     process, name = child
     process.kill()
     process.wait()
-    _, gone = lookout_over(name)
+    _, gone = monitor_over(name)
     assert gone.wait(LIMIT_S)
 
 
@@ -390,7 +390,7 @@ def test_who_cannot_connect_says_so_and_works_on(caplog, monkeypatch):
     monkeypatch.setenv("PMI_RANK", "1")  # rank 0 has no need to say it
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # nobody listens there in a moment
-    _, gone = lookout_over(offer=tcp_link.Offer(("127.0.0.1",), port, "x"))
+    _, gone = monitor_over(offer=tcp_link.Offer(("127.0.0.1",), port, "x"))
     said = until(lambda: caplog.text)
     assert "rank 1" in said
     assert "cannot connect to rank 0 on node0" in said
