@@ -1,7 +1,7 @@
 """The Python API of a run: `launch_run` starts its ranks, `run` is called on each of them.
 
 Owns: the functions a user's program calls.
-Does not know: how a job is run (session and world do).
+Does not know: how a job is run (job/main and job/session do).
 """
 
 from __future__ import annotations

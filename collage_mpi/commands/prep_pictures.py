@@ -1,7 +1,7 @@
 """`collage-mpi prep images|tar`: shards from folders and tar files of pictures.
 
 Owns: their flags, this process's share of the shards, progress and the last lines.
-Does not know: pictures, shards, MPI. Under mpiexec or srun each rank makes its own
+Does not know: pictures, shards. Under mpiexec or srun each rank makes its own
 shards; they need nothing of each other, so MPI itself is not started.
 """
 

@@ -1,7 +1,7 @@
 """The demo: real images, real networks, a stated model of slow machines, two schemes.
 
 Owns: what the demo runs and what it says about it.
-Does not know: MPI, how a run works, how a figure is drawn.
+Does not know: how a run works, how a figure is drawn.
 
 The delays are a model of measured ones: lognormal, median 144 ms and sigma 0.22, the
 least-squares fit to the 1, 5, 25, 50, 75, 95 and 99 % quantiles of 24 cloud machines

@@ -1,7 +1,7 @@
 """Lost ranks: what the layers of detection saw, told to the user and to the scheduler.
 
 Owns: whether the job goes on without a lost rank, the layers put together, the messages.
-Does not know: MPI calls, how a process is watched, what becomes of a lost rank's tasks.
+Does not know: how a process is watched, what becomes of a lost rank's tasks.
 
 The layers, from fast to slow: MPI's own error (ULFM), a pidfd for a rank of this machine, a
 connection for one of another, the reply timeout for a rank that hangs. A rank that MPI or the

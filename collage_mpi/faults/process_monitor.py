@@ -1,8 +1,8 @@
 """Rank 0's watch over the workers' processes: one look costs a system call.
 
-Owns: a pidfd for each worker of this machine, a tcp_link for each of another, which of
+Owns: a pidfd for each worker of this machine, a TCP connection to each of another, which of
 them have ended since the last look; how many may knock at the port, and for how long.
-Does not know: MPI, tasks, what a loss means for the job.
+Does not know: tasks, what a loss means for the job.
 
 Anybody who reaches the port can connect. So whoever has not said in time that it is one of ours
 is shown the door, those that wait are few, and the port closes as soon as all ranks are there.

@@ -1,7 +1,7 @@
 """Which worker ranks are there, silent or lost: what is known of each, and for how long.
 
 Owns: when each rank was last heard, what it owes, the reply timeout, the list of losses.
-Does not know: MPI, processes, sockets, what a lost rank's tasks are.
+Does not know: processes, sockets, what a lost rank's tasks are.
 
 A rank is *silent* when it has owed an answer and sent nothing for the reply timeout; it may
 recover. After the same time again it is *lost*, and a lost rank stays lost.

@@ -1,7 +1,7 @@
 """The start of a session's ranks: what each is told, who is there, how fast its networks are.
 
 Owns: welcomes, the quorum, the check that ranks hold the same weights, the cost ratio.
-Does not know: MPI calls, scheduling, results.
+Does not know: which task a rank gets, results.
 """
 
 from __future__ import annotations

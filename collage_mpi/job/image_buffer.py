@@ -1,7 +1,7 @@
 """The images of a run between the shards and the wire.
 
 Owns: which image has which id, the pixels and cells of images in flight, packing tasks.
-Does not know: MPI, who is sent what and why, answers.
+Does not know: who is sent what and why, answers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One run from its settings to its results, on rank 0.
 
 Owns: the order of the steps: plan, claim the output, start the workers, run, close.
-Does not know: MPI calls, scheduling, how rows are stored.
+Does not know: who is sent what, how rows are stored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A worker rank: receive, skip what is cancelled, predict, hold, reply.
 
 Owns: the worker's loop and its session: load, warm up, measure, serve, end.
-Does not know: whether it is a single or a collage rank, other ranks, MPI calls,
-how a network is built.
+Does not know: whether it is a single or a collage rank, other ranks, how a network is built.
 
 It reports durations only (C3): compute_ns in the network, held_ns injected on
 top. A network that raises fails its task, not the job. The tasks of a message are one batch;

@@ -2,9 +2,8 @@
 
 Owns: the state of the job and its eight invariants (docs/architecture.md).
 Does not know: which rank is chosen and when a task leaves (dispatch), which group an image
-belongs to and how many come in (groups), what becomes of an image whose task failed
-(retries), what redundancy a scheme adds, when a collage's answer counts, MPI, clocks,
-torch, arrays, files.
+belongs to and how many come in (groups), what becomes of an image whose task failed (retries),
+what redundancy a scheme adds, when a collage's answer counts.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Owns: virtual time, the model of workers (first come, first served; what is cancelled
 is skipped) and of rank 0 as a serial server with stated costs.
-Does not know: MPI, torch, shards. What it shares with a real run is the scheduler, the
-delay models and the rows, so that verify, summary and figures read both alike.
+It shares the scheduler, the delay models and the rows with a real run, so that verify, summary and
+figures read both alike.
 
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
 come and it is free; a message sent occupies it for `send_ns`, a collage or a stripe for
