@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collage_mpi.bench.bare_mpi import BareBlock, World, answer_blocking, answer_polling
-from collage_mpi.bench.report import VARIANTS, BenchSettings, Block, RoundMeter, world_report
+from collage_mpi.bench.report import VARIANTS, Block, RoundMeter, world_report
+from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode

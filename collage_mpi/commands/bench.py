@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.bench.report import WORLDS, BenchSettings, full_report, render
+from collage_mpi.bench.settings import WORLDS, BenchSettings
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.launchers import MPIS
@@ -85,6 +85,7 @@ def _round(args: argparse.Namespace) -> int:
 
 
 def _start_worlds(args: argparse.Namespace, settings: BenchSettings) -> int:
+    from collage_mpi.bench.report import full_report
     from collage_mpi.commands.launch import launch_ranks
 
     sizes = args.ranks or WORLDS
@@ -114,6 +115,7 @@ def _check_size(size: int) -> None:
 
 def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
     from collage_mpi.bench.job_loop import bench_world
+    from collage_mpi.bench.report import full_report
     from collage_mpi.mpi.transport import guarded, open_world
     from collage_mpi.system.progress import report_exit
 
@@ -151,6 +153,8 @@ def _profile() -> Any:
 
 
 def _tell(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    from collage_mpi.bench.report import render
+
     text = json.dumps(report, indent=2)
     if args.out:
         Path(args.out).write_text(text + "\n")

@@ -12,14 +12,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from collage_mpi.commands import prep_hdf5, prep_pictures, prep_shards
 from collage_mpi.commands.prep_rows import Table, check_prefix, class_names, pick_rows
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from collage_mpi.shards import ShardWriter
 
 ROWS_PER_SHARD = 10_000
@@ -115,7 +115,7 @@ def read_table(args: argparse.Namespace) -> Table:
     images = read_idx(args.images)
     if images.ndim == 3:
         images = images[..., None]  # (n, H, W, 1)
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) == 0:
+    if images.ndim != 4 or images.dtype != "uint8" or len(images) == 0:
         raise DataFault(
             f"{args.images}: {images.dtype} of shape {images.shape}; images are uint8 of shape "
             "(n, height, width) or (n, height, width, channels), n >= 1"

@@ -14,7 +14,6 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 
-SUMMED = ("logits", "probabilities")
 FLOOR = 1e-3  # probabilities below count as this: how small they are is noise in a sum of logs
 
 

@@ -18,12 +18,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K
 from collage_mpi.encoding.collage import BLANK, Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
-
-ENCODERS = ("sum", "concat")
-MIN_K, MAX_K = 2, 256  # 256 * 255 is the most that the sum's 16 bits hold
 
 
 class SumEncoder:

@@ -39,6 +39,9 @@ def loaded_by(*argv: str) -> set[str]:
         "simulate --help",
         "slurm render --help",
         "demo --help",
+        "train collage --help",
+        "bench round --help",
+        "prep images --help",
     ],
 )
 def test_help_imports_nothing_heavy(line):
