@@ -27,17 +27,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="world sizes, each with 1 collage rank and N - 2 single ranks (default: 11 3)",
     )
-    child.add_argument("--px", type=int, default=default.px, help="edge of an image (224)")
     child.add_argument(
-        "--rounds", type=int, default=default.rounds, help="measured rounds a variant (200)"
+        "--px", type=int, default=default.px, help="edge of an image (default: %(default)s)"
     )
     child.add_argument(
-        "--blocks", type=int, default=default.blocks, help="turns the variants take (4)"
+        "--rounds",
+        type=int,
+        default=default.rounds,
+        help="measured rounds of each variant (default: %(default)s)",
     )
     child.add_argument(
-        "--warmup", type=int, default=default.warmup, help="unmeasured rounds a block (5)"
+        "--blocks",
+        type=int,
+        default=default.blocks,
+        help="blocks of rounds, in which the variants take turns (default: %(default)s)",
     )
-    child.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
+    child.add_argument(
+        "--warmup",
+        type=int,
+        default=default.warmup,
+        help="unmeasured rounds before each block (default: %(default)s)",
+    )
+    child.add_argument(
+        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+    )
     child.add_argument("--json", action="store_true", help="print JSON instead of the table")
     child.add_argument("--out", metavar="FILE", help="write the JSON here too")
     child.add_argument(

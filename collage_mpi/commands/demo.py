@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to, with which MPI, on what device."""
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for runs and pictures")
-    parser.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device of the workers (default: %(default)s)",
+    )
     parser.add_argument(
         "--groups", type=int, default=GROUPS, help=f"groups of 9 images a run (default: {GROUPS})"
     )

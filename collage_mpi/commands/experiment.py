@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs simulated at a time (default: all cores)"
     )
-    parser.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
+    parser.add_argument(
+        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
