@@ -31,7 +31,7 @@ class RankGone(CollageError):
     exit_code = ExitCode.INCOMPLETE
 
 
-class Watches(Protocol):
+class Monitor(Protocol):
     """What is needed of the watch over processes."""
 
     def offer(self) -> Offer: ...
@@ -48,13 +48,17 @@ class FailureDetector:
     """
 
     def __init__(
-        self, ranks: Iterable[int], now_ns: int, watches: Watches | None = None, name: str = "run"
+        self,
+        ranks: Iterable[int],
+        now_ns: int,
+        process_monitor: Monitor | None = None,
+        name: str = "run",
     ) -> None:
-        """`watches`: in a fault-tolerant world only; `name` of the command, for messages."""
+        """`process_monitor`: in a fault-tolerant world only; `name`: the command's, for messages."""
         self.timeouts = ReplyTimeouts(ranks, now_ns)
         self.keep_going = False
         self.leaving = False
-        self._watches = watches
+        self._monitor = process_monitor
         self._name = name
         self._start_ns = now_ns
         self._look_at_ns = 0
@@ -65,11 +69,11 @@ class FailureDetector:
     @property
     def fault_tolerant(self) -> bool:
         """Whether the world outlives its workers."""
-        return self._watches is not None
+        return self._monitor is not None
 
     def offer(self) -> Offer | None:
         """How workers let themselves be watched."""
-        return self._watches.offer() if self._watches else None
+        return self._monitor.offer() if self._monitor else None
 
     def begin(self, kinds: Mapping[int, Iterable[str]]) -> None:
         """A session begins with these kinds of networks on the ranks."""
@@ -110,9 +114,9 @@ class FailureDetector:
                 events.append(RankSuspected(now_ns, sign.rank, sign.why))
             elif self.keep_going:
                 self._ended.append(self._killed(sign.rank, sign.why, TIMEOUT))
-        if self._watches is not None and now_ns >= self._look_at_ns:
+        if self._monitor is not None and now_ns >= self._look_at_ns:
             self._look_at_ns = now_ns + LOOK_EVERY_NS
-            self._ended += self._watches.look()
+            self._ended += self._monitor.look()
         ended, self._ended = self._ended, []
         events += [RankLost(now_ns, e.rank, e.why) for e in ended if self._lose(e, now_ns)]
         return events
@@ -123,7 +127,7 @@ class FailureDetector:
 
     def kill(self, rank: int) -> bool:
         """SIGKILL a rank; False when it is not on this machine."""
-        return self._watches is not None and self._watches.kill(rank)
+        return self._monitor is not None and self._monitor.kill(rank)
 
     def describe(self) -> list[dict[str, Any]]:
         """The lost ranks, for the manifest."""

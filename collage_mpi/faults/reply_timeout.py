@@ -23,7 +23,8 @@ TIMES_LONGEST = 10  # of the longest service time seen: no healthy rank has ever
 SCAN_EVERY_NS = SECOND_NS // 10
 LONGEST_LOOK_NS = 2 * SCAN_EVERY_NS  # rank 0 looks thousands of times a second: else it was away
 
-TIMEOUT, START, MPI_ERROR = "timeout", "start", "mpi"  # layers of detection, with watches'
+# Layers of detection, beside those of process_monitor.
+TIMEOUT, START, MPI_ERROR = "timeout", "start", "mpi"
 
 
 class Suspicion(NamedTuple):

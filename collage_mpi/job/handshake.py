@@ -52,11 +52,11 @@ def handshake(
         UsageError, EnvironmentFault, DataFault: what a rank cannot do, or ranks differ.
         RankGone: too few are there to begin.
     """
-    settings, losses = plan.settings, worker_group.losses
-    losses.keep_going = losses.fault_tolerant and settings.on_rank_loss != "abort"
+    settings, detector = plan.settings, worker_group.detector
+    detector.keep_going = detector.fault_tolerant and settings.on_rank_loss != "abort"
     timeout_s = settings.reply_timeout_s
-    losses.timeouts.reply_timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
-    if settings.on_rank_loss == "continue" and not losses.fault_tolerant:
+    detector.timeouts.reply_timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
+    if settings.on_rank_loss == "continue" and not detector.fault_tolerant:
         tell(PLAIN_LAUNCH.format(ranks=worker_group.transport.size))
     worker_group.transport.expect(answer_bytes(plan, encoder))
     loading = StatusReporter(
@@ -82,7 +82,7 @@ def roll_call(
     plan: Plan, worker_group: WorkerGroup, hellos: Mapping[int, Hello]
 ) -> tuple[list[Ready], dict[int, str]]:
     """The ranks that are ready, and those of the plan that are lost, with the reason."""
-    losses = worker_group.losses.timeouts.losses
+    losses = worker_group.detector.timeouts.losses
     workers = plan.placement.workers
     ready = [
         Ready(rank, frozenset(hellos[rank].kinds), hellos[rank].host)

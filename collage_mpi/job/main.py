@@ -95,9 +95,11 @@ def _worker_group(name: str, comm: Any, mpi: Any, tolerant: bool) -> WorkerGroup
     report_up()
     size = comm.Get_size()
     here = local_size() == size
-    watches = ProcessMonitor(size, one_host=here, interface=told_interface()) if tolerant else None
+    process_monitor = (
+        ProcessMonitor(size, one_host=here, interface=told_interface()) if tolerant else None
+    )
     transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant)
-    worker_group = WorkerGroup(transport, watches=watches, name=name)
+    worker_group = WorkerGroup(transport, process_monitor=process_monitor, name=name)
     worker_group.greet()
     return worker_group
 
@@ -137,7 +139,7 @@ def _coordinate(
 
 def _part(name: str, comm: Any, worker_group: WorkerGroup, code: int) -> None:
     """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
-    tolerant = worker_group.losses.fault_tolerant
+    tolerant = worker_group.detector.fault_tolerant
     silent = worker_group.stop(code, SHORT_STOP_S) if tolerant else worker_group.stop(code)
     report_exit(code)
     if silent:

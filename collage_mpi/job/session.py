@@ -177,7 +177,7 @@ def _run_plan(
         raise
     finally:
         lacking = writer.close(
-            status, summary=True, **final, lost=worker_group.losses.describe(), job=job
+            status, summary=True, **final, lost=worker_group.detector.describe(), job=job
         )
     return Outcome(writer.manifest["status"], lacking or finish.reason, out, faults)
 
@@ -318,7 +318,7 @@ def build_coordinator(
     def report(recorder: Recorder) -> None:
         done = recorder.totals.images
         share = recorder.totals.collage / done if done else 0.0
-        lost = len(worker_group.losses.timeouts.losses)
+        lost = len(worker_group.detector.timeouts.losses)
         fields = {"lost_ranks": lost} if lost else {}
         status.update(done, collage_share=round(share, 3), **fields)
 
@@ -327,7 +327,7 @@ def build_coordinator(
         worker_group.transport,
         ImageBuffer(reader, encoder, worker_group.session, clock),
         recorder,
-        worker_group.losses,
+        worker_group.detector,
         session=worker_group.session,
         credit=settings.credit,
         clock=clock,

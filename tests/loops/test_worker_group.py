@@ -169,10 +169,10 @@ def test_a_rank_that_was_silent_already_has_had_its_time():
     worker_group = WorkerGroup(
         workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep)
     )
-    worker_group.losses.sent(2, clock())
-    while not worker_group.losses.timeouts.silent:
+    worker_group.detector.sent(2, clock())
+    while not worker_group.detector.timeouts.silent:
         clock.sleep(0.1)
-        worker_group.losses.look(clock())
+        worker_group.detector.look(clock())
     before_s = clock() / 1e9
     assert worker_group.stop(0) == [2]
     assert clock() / 1e9 - before_s < 10
@@ -181,10 +181,10 @@ def test_a_rank_that_was_silent_already_has_had_its_time():
 def test_a_silent_rank_that_speaks_in_the_end_has_parted():
     workers = Workers(4, polite)
     worker_group = group_of(workers)
-    worker_group.losses.sent(2, 0)
+    worker_group.detector.sent(2, 0)
     for tenths in range(400):
-        worker_group.losses.look(tenths * 10**8)
-    assert worker_group.losses.timeouts.silent == [2]
+        worker_group.detector.look(tenths * 10**8)
+    assert worker_group.detector.timeouts.silent == [2]
     assert worker_group.stop(0) == []
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_message_is_a_wire_fault():
 OFFER = Offer(("node0", "10.0.0.1"), 4000, "x")
 
 
-class NoWatches:
+class NoMonitor:
     """A fault-tolerant world in which the test says who has ended, by `ended`."""
 
     def __init__(self) -> None:
@@ -228,14 +228,14 @@ class NoWatches:
         return False
 
 
-def hardy(transport: Workers) -> tuple[WorkerGroup, NoWatches]:
+def hardy(transport: Workers) -> tuple[WorkerGroup, NoMonitor]:
     """A worker group that goes on without lost ranks."""
-    clock, watches = Clock(tick_ns=1000), NoWatches()
+    clock, process_monitor = Clock(tick_ns=1000), NoMonitor()
     backoff = Backoff(COORDINATOR_BACKOFF, clock.sleep)
-    worker_group = WorkerGroup(transport, lambda: clock() / 1e9, backoff, watches)
-    worker_group.losses.keep_going = True
+    worker_group = WorkerGroup(transport, lambda: clock() / 1e9, backoff, process_monitor)
+    worker_group.detector.keep_going = True
     worker_group.session = 1  # whoever is there has said so
-    return worker_group, watches
+    return worker_group, process_monitor
 
 
 def test_everybody_is_told_where_rank_0_is():
@@ -252,7 +252,7 @@ def test_ranks_that_say_nothing_are_lost_and_the_others_begin(caplog):
     assert worker_group.present == [2]
     assert worker_group.transport.dropped == [1, 3]
     assert caplog.text.count("is lost: no hello within 5 s; written off") == 2
-    assert [loss["layer"] for loss in worker_group.losses.describe()] == ["start", "start"]
+    assert [loss["layer"] for loss in worker_group.detector.describe()] == ["start", "start"]
 
 
 def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
@@ -264,14 +264,16 @@ def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
     worker_group.session = 0
     worker_group.greet()
     assert worker_group.welcome(welcomes(3)).keys() == {1}
-    assert worker_group.losses.timeouts.losses[2].why == "no sign of life within 30 s; written off"
+    assert (
+        worker_group.detector.timeouts.losses[2].why == "no sign of life within 30 s; written off"
+    )
 
 
 def test_a_rank_that_dies_while_it_loads_is_not_waited_for():
-    worker_group, watches = hardy(Workers(3, lambda r, c: polite(r, c) if r == 1 else None))
-    watches.ended = [Ended(2, "process", "its process has ended")]
+    worker_group, process_monitor = hardy(Workers(3, lambda r, c: polite(r, c) if r == 1 else None))
+    process_monitor.ended = [Ended(2, "process", "its process has ended")]
     assert worker_group.welcome(welcomes(3)).keys() == {1}
-    assert worker_group.losses.timeouts.losses[2].layer == "process"
+    assert worker_group.detector.timeouts.losses[2].layer == "process"
 
 
 def test_mpi_s_word_on_a_rank_is_taken():
@@ -279,7 +281,7 @@ def test_mpi_s_word_on_a_rank_is_taken():
     worker_group, _ = hardy(workers)
     workers.found.append(Gone(2, "MPI says: ERR_PROC_FAILED", 0))
     assert worker_group.welcome(welcomes(3)).keys() == {1}
-    assert worker_group.losses.timeouts.losses[2].layer == "mpi"
+    assert worker_group.detector.timeouts.losses[2].layer == "mpi"
 
 
 def test_a_start_that_was_suspended_has_not_used_up_its_time():
@@ -309,7 +311,7 @@ def test_a_rank_whose_host_cannot_work_is_lost_unless_all_are_so(others):
     worker_group, _ = hardy(Workers(3, answer))
     if others:
         assert worker_group.welcome(welcomes(3)).keys() == {1}
-        why = worker_group.losses.timeouts.losses[2].why
+        why = worker_group.detector.timeouts.losses[2].why
         assert why == "it cannot work: rank 2: no CUDA device; written off"
     else:
         with pytest.raises(EnvironmentFault, match="rank 1: no CUDA device"):
@@ -418,13 +420,13 @@ def test_ranks_that_load_are_left_the_cores():
 
 def test_when_the_measured_rank_dies_the_next_is_measured():
     workers = Workers(4, lambda r, c: None if (r, type(c)) == (1, Measure) else polite(r, c))
-    worker_group, watches = hardy(workers)
+    worker_group, process_monitor = hardy(workers)
     worker_group.welcome(welcomes(4))
-    watches.ended = [Ended(1, "process", "its process has ended")]
+    process_monitor.ended = [Ended(1, "process", "its process has ended")]
     services, ratio = worker_group.service_times({"single": [1, 2], "collage": [3]}, "networks")
     assert services == {"single": 5, "collage": 5}
     assert ratio == (1, 1, 1)
-    worker_group.losses.timeouts.lose(3, "process", "gone", 0)
+    worker_group.detector.timeouts.lose(3, "process", "gone", 0)
     assert worker_group.service_times({"single": [1, 2], "collage": [3]}, "others") == (
         {"single": 5},
         None,
@@ -433,9 +435,9 @@ def test_when_the_measured_rank_dies_the_next_is_measured():
 
 def test_a_dead_rank_is_not_told_to_stop_and_one_that_dies_then_has_stopped():
     workers = Workers(4, lambda r, c: polite(r, c) if r != 3 else None)
-    worker_group, watches = hardy(workers)
-    worker_group.losses.timeouts.lose(1, "process", "gone", 0)
-    watches.ended = [Ended(3, "process", "its process has ended")]
+    worker_group, process_monitor = hardy(workers)
+    worker_group.detector.timeouts.lose(1, "process", "gone", 0)
+    process_monitor.ended = [Ended(3, "process", "its process has ended")]
     assert worker_group.stop(0) == []
     assert [rank for rank, _ in workers.told] == [2, 3]
-    assert worker_group.losses.timeouts.losses.keys() == {1}
+    assert worker_group.detector.timeouts.losses.keys() == {1}
