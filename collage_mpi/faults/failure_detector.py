@@ -54,7 +54,7 @@ class FailureDetector:
         process_monitor: Monitor | None = None,
         name: str = "run",
     ) -> None:
-        """`process_monitor`: in a fault-tolerant world only; `name`: the command's, for messages."""
+        """`process_monitor` in a fault-tolerant world; the command's `name`, for messages."""
         self.timeouts = ReplyTimeouts(ranks, now_ns)
         self.keep_going = False
         self.leaving = False
