@@ -37,7 +37,7 @@ def kinds() -> tuple[str, ...]:
 
 def plan_of(seed: int, number: int) -> Round:
     """The round's plan."""
-    return make_round(seed, number, modes(), kinds(), SCHEMES)
+    return make_round(seed, number, modes(), kinds(), tuple(SCHEMES))
 
 
 def report_failure(verdict: Verdict, folder: Path) -> str:
