@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,10 +17,11 @@ from collage_mpi.job.resume import resumed_settings
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.flags import add_setting_flags, flags_of, settings_from_args
 from collage_mpi.settings.pace import PaceSettings
-from collage_mpi.settings.profiles import PROFILES, Computed, over_recorded
+from collage_mpi.settings.profiles import PROFILES, Computed
 from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import Job, run_job, simulate_in_memory
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.runs import Job, like, run_job, simulate_in_memory
 from collage_mpi.system.fields import names
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +85,7 @@ def test_what_is_given_wins_where_it_is_the_default_too():
         ({"collage_ranks": 6}, 4),  # all get each collage
         ({"collage_ranks": 6, "collage_copies": 2}, 12),
         ({"scheme": "collage-only", "collage_ranks": 5}, 20),
+        ({"scheme": "collage-only", "collage_ranks": 5, "singles": 90}, 20),
         ({"scheme": "none", "collage_ranks": 6, "collage_copies": 2}, 4),
         ({"depth": 7}, 7),
     ],
@@ -111,7 +114,9 @@ def test_an_unknown_flag_of_a_profile_names_the_known(capsys):
 
 
 def test_a_clash_says_what_the_profile_sets():
-    with pytest.raises(UsageError, match=r"placement fastest .*\(profile latency sets .*placement"):
+    with pytest.raises(
+        UsageError, match=r"placement fastest .*\(profile latency sets collage_ranks, pl"
+    ):
         of("latency", scheme="none")
     with pytest.raises(UsageError) as plain:
         of("paper", side=99)
@@ -162,9 +167,11 @@ def test_another_profile_is_another_run(tmp_path):
 
 
 def test_what_a_run_would_have_been_under_a_profile():
-    recorded = RunSettings(singles=20).to_dict()
-    values = over_recorded(recorded, {"profile": "throughput"}, "flags", anew=True)
-    assert RunSettings.from_mapping(values).depth == 12
+    run = SimpleNamespace(
+        path="run", manifest={"settings": RunSettings(singles=20).to_dict(), "cost_ratio": 1.4}
+    )
+    settings = like(run, {"profile": "throughput"}, 90, Costs(), None).settings
+    assert (settings.depth, settings.assign, settings.cost_ratio) == (12, "pull", 1.4)
 
 
 def test_an_experiment_compares_profiles():
