@@ -232,7 +232,7 @@ class Recorder:
             attempt=task.send.attempt if task else 0,
             t0_ns=image.t0_ns - self._start_ns,
             latency_ns=now_ns - image.t0_ns,
-            read_ns=image.read_ns,
+            read_ns=image.read_ns + (task.result.read_ns if task else 0),
             encode_ns=group.encode_ns,
             decode_ns=task.decode_ns if task else 0,
             compute_ns=task.result.compute_ns if task else 0,

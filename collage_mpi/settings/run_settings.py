@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import KINDS, PARITY, SINGLE
+from collage_mpi.kinds import ENCODED_KINDS, KINDS, PARITY, SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.redundancy import RedundancySettings
@@ -55,6 +55,13 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def _check(self) -> None:
         if self.window is not None and self.window < self.group_size:
             raise UsageError(f"window is {self.window}; it needs at least {self.group_size}")
+        encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
+        if self.by_place and encoded is not None:
+            raise UsageError(
+                f"pixels is workers with scheme {self.scheme}, for whose {encoded} network rank 0 "
+                "reads all images anyway: leave --pixels out, or choose scheme none, replicate or "
+                "hedge"
+            )
 
     def require_inputs(self) -> None:
         """Raise UsageError unless shards, networks and the output are named."""
