@@ -107,6 +107,7 @@ def test_bad_rows_are_error_rows_of_no_rank(mpiexec, data, tmp_path):
     ]
     host = os.uname().nodename
     why = f"checksum does not match its pixels and label (host {host}, {folder / 'a.h5'}: row "
+    assert not bad["has_label"].any()
     for row in bad:
         reason = row["reason"].decode()
         assert len(reason) > 50
