@@ -42,6 +42,7 @@ def described(shards: ShardSet) -> list[str]:
         json.dumps(
             replace(
                 info,
+                path=info.path.absolute(),  # a launcher may start ranks in other folders
                 class_names=None,
                 source="",
                 stamp=None if number in shards.lost else info.stamp,

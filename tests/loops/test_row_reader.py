@@ -135,6 +135,16 @@ def test_of_a_shard_that_rank_0_has_lost_nothing_is_asked(shards: ShardSet) -> N
     assert faults == [None]
 
 
+def test_a_rank_in_another_folder_finds_a_relative_path(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = described(as_found(Path()))
+    monkeypatch.chdir("/")
+    found, _ = RowReader(told).read([(1, 4)])
+    assert found[0, 0, 0, 0] == 9
+
+
 def test_the_next_session_is_told_its_own_shards(shards: ShardSet) -> None:
     bench = reading(shards)
     rows = bench.worker.session.rows
