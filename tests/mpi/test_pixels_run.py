@@ -145,3 +145,20 @@ def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path)
     done = mpiexec(WORLD, [programs / "saboteur.py", 2, f"elsewhere:{folder}", *run], env=QUICK)
     assert done.returncode == 0, done.stderr
     assert 2 in check_run(tmp_path / "out").images["rank"]
+
+
+def test_a_stopped_run_is_resumed_by_the_same_readers_only(mpiexec, programs, data, tmp_path):
+    run = ["run", "--shards", *shards(data, "ab"), *SMALL, "--scheme", "none"]
+    run += ["--pixels", "workers", "--out", tmp_path / "out"]
+    stopped = mpiexec(WORLD, [programs / "saboteur.py", 0, "stop:SIGTERM", *run], env=QUICK)
+    assert stopped.returncode == ExitCode.INCOMPLETE, stopped.stderr
+    go_on = ["-m", "collage_mpi", "run", "--resume", "--out", tmp_path / "out"]
+    other = mpiexec(WORLD, [*go_on, "--pixels", "rank0"], env=QUICK)
+    assert other.returncode == ExitCode.USAGE
+    assert "cannot resume with other settings" in one_message(other.stderr)
+    assert "pixels" in other.stderr
+    resumed = mpiexec(WORLD, go_on, env=QUICK)
+    assert resumed.returncode == 0, resumed.stderr
+    found = check_run(tmp_path / "out")
+    assert set(found.images["session"]) == {1, 2}
+    assert (found.images["read_ns"] > 0).all()
