@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from collage_mpi.bench.report import BenchSettings
+from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.shards import CellMaker, ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.cells import add_cells

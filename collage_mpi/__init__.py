@@ -2,7 +2,6 @@
 
 Owns: the package's version and its public names, resolved on first use so that
 importing the package costs nothing.
-Does not know: MPI, torch, h5py (each is imported by the one module that needs it).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """The command line; Ctrl-C while it is still being imported is a word, not a traceback.
 
-    A rank does not return from here (see departure).
+    A rank does not return from here (see `system.hard_exit`).
     """
     try:
         from collage_mpi.cli import main as command

@@ -1,7 +1,7 @@
 """The Python API of a run: `launch_run` starts its ranks, `run` is called on each of them.
 
 Owns: the functions a user's program calls.
-Does not know: how a job is run (session and world do).
+Does not know: how a job is run (job/main and job/session do).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
         )
     code = run_world(
         "run",
-        lambda crew, stop: int(
+        lambda worker_group, stop: int(
             run_session(
-                settings, crew, resume=resume, retry_errors=retry_errors, stop_reason=stop
+                settings, worker_group, resume=resume, retry_errors=retry_errors, stop_reason=stop
             ).exit_code
         ),
     )

@@ -24,7 +24,7 @@ from collage_mpi.system.tell import let_rank_0_speak, tell, told_on_stderr
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never raises for a user's mistake.
 
-    A rank of a fault-tolerant world leaves at once, without returning (see departure).
+    A rank of a fault-tolerant world leaves at once, without returning (see `system.hard_exit`).
     """
     _print_any_name()
     with told_on_stderr():

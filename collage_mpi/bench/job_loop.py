@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collage_mpi.bench.bare_mpi import BareBlock, World, answer_blocking, answer_polling
-from collage_mpi.bench.report import VARIANTS, BenchSettings, Block, RoundMeter, world_report
+from collage_mpi.bench.report import VARIANTS, Block, RoundMeter, world_report
+from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode
@@ -204,25 +205,25 @@ class JobBlock:
         self.world, self.plan, self.images, self.out = world, plan, images, out
 
     def play(self, name: str) -> Block:
-        """Start a crew, run all rounds, let the crew go."""
+        """Start the workers, run all rounds, let the workers go."""
         plan = self.plan
         if name == "job-carry":
             plan = replace(plan, settings=replace(plan.settings, between="carry", accept="first"))
         encoder = build_encoder(plan)
-        crew = WorkerGroup(CoordinatorTransport(self.world.job_comm, self.world.mpi))
+        worker_group = WorkerGroup(CoordinatorTransport(self.world.job_comm, self.world.mpi))
         try:
             profile = self.world.profile if name == "job-memory" else None
             if name == "job-memory":
                 cells = encoder.shrink(self.images)
                 reader_here = MemoryReader(self.images, cells, plan.order)
-                meter = self._run(plan, crew, encoder, reader_here, profile)
+                meter = self._run(plan, worker_group, encoder, reader_here, profile)
             else:
                 stored = plan.grid.cell_px if name == "job-cells" and encoder.resizes else None
                 maker = CellMaker(encoder.shrink, stored)
                 with ReadAhead(plan.shards, plan.order, cells=maker) as reader:
-                    meter = self._run(plan, crew, encoder, reader, profile)
+                    meter = self._run(plan, worker_group, encoder, reader, profile)
         finally:
-            crew.stop(0)
+            worker_group.stop(0)
         groups = read_results(self.out).groups
         measured = np.sort(groups, order="group")[self.world.settings.warmup : -1]
         return meter.block(measured["encode_ns"])
@@ -230,21 +231,23 @@ class JobBlock:
     def _run(
         self,
         plan: Plan,
-        crew: WorkerGroup,
+        worker_group: WorkerGroup,
         encoder: AnyEncoder,
         reader: Reader,
         profile: Profile | None,
     ) -> RoundMeter:
-        crew.greet()
-        hellos = crew.welcome(welcomes(plan, encoder))
-        crew.start(1.0)
+        worker_group.greet()
+        hellos = worker_group.welcome(welcomes(plan, encoder))
+        worker_group.start(1.0)
         writer = RunWriter.create(self.out, make_manifest(plan))
         meter = RoundMeter(self.world.settings)
         metered = MeteredReader(reader, meter, plan.settings.group_size)
         quiet = StatusReporter(None, "job", every_s=float("inf"), word="")
-        coordinator = build_coordinator(plan, crew, writer, encoder, metered, lambda: None, quiet)
+        coordinator = build_coordinator(
+            plan, worker_group, writer, encoder, metered, lambda: None, quiet
+        )
         meter.polls = coordinator.polls
-        ready, _ = roll_call(plan, crew, hellos)
+        ready, _ = roll_call(plan, worker_group, hellos)
         if profile is not None:
             finish = profile.runcall(coordinator.run, ready)
         else:
@@ -264,8 +267,8 @@ def serve(world: World) -> None:
         world.meet()
         if name.startswith("job"):
             transport = WorkerTransport(world.job_comm, world.mpi)
-            lookout = CoordinatorMonitor(world.rank, lambda: leave(ExitCode.INCOMPLETE))
-            Worker(transport, loader, lookout=lookout).serve()
+            monitor = CoordinatorMonitor(world.rank, lambda: leave(ExitCode.INCOMPLETE))
+            Worker(transport, loader, monitor=monitor).serve()
             transport.close()
         elif name == "blocking":
             answer_blocking(world)

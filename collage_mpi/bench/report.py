@@ -1,7 +1,7 @@
 """The bench of a round: what is measured, how a round is metered, what is reported.
 
-Owns: the sizes of a benched round, the variants, the meter, the report and its table.
-Does not know: MPI, how a variant moves its bytes (see bench_loops).
+Owns: the messages of a benched round, the variants, the meter, the report and its table.
+Does not know: how a variant moves its bytes (bare_mpi and job_loop do).
 
 A round is one group: nine images to single ranks and their collage to the collage
 rank, answered by all ten. A round's time runs from the start of one to the start of
@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collage_mpi.encoding.grid import Grid
-from collage_mpi.errors import UsageError
+from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import CELL, RESULT
 from collage_mpi.mpi.tasks import task_message_bytes
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from collage_mpi.job.coordinator import PollWatch
 
 FORMAT, VERSION = "collage-mpi bench round", 1
-WORLDS = (11, 3)  # 1 + 9 + 1 and 1 + 1 + 1 ranks
-PAPER_COLLAGE_PX = 416  # of arXiv 1904.12222, for images of 224 px
-PAPER_IMAGE_PX = 224
 
 # name -> what it is, as the report's legend says it
 VARIANTS = {
@@ -48,56 +44,6 @@ VARIANTS = {
     "blocking": "mpi4py alone: the same bytes, ranks block in Recv and Waitall",
 }
 BASELINES = ("bare", "bare-encode")
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """What one world measures.
-
-    Attributes:
-        px: edge of an image, C = 3.
-        rounds: measured rounds of each variant, over all its blocks.
-        blocks: the variants take turns in so many blocks, so that a drift of the machine
-            falls on all of them.
-        warmup: unmeasured rounds at the start of each block.
-
-    Raises:
-        UsageError: a value out of range.
-    """
-
-    px: int = PAPER_IMAGE_PX
-    rounds: int = 200
-    blocks: int = 4
-    warmup: int = 5
-    side: int = 3
-    channels: int = 3
-
-    def __post_init__(self) -> None:
-        least = {"px": 8, "blocks": 1, "warmup": 1, "rounds": self.blocks}
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise UsageError(f"--{name} {getattr(self, name)}: at least {lowest} is needed")
-
-    @property
-    def grid(self) -> Grid:
-        """Cells such that 224 px images make a collage of 417 px; the paper's has 416."""
-        cell_px = round(self.px * PAPER_COLLAGE_PX / PAPER_IMAGE_PX / self.side)
-        return Grid(self.side, max(1, cell_px))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of an image."""
-        return self.px, self.px, self.channels
-
-    @property
-    def block_rounds(self) -> int:
-        """Measured rounds of one block."""
-        return self.rounds // self.blocks
-
-    @property
-    def played_rounds(self) -> int:
-        """All rounds of a block: warm-up, measured, and one whose start ends the last."""
-        return self.warmup + self.block_rounds + 1
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ answers at once.
 # name -> (module below collage_mpi.commands, line in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "real images with and without the collage, table and picture, one command"),
-    "launch": ("launch", "find the MPI at hand and start ranks: launch -n 11 -- run ..."),
+    "launch": ("launch", "start ranks with the MPI at hand, as in: launch -n 11 -- run"),
     "run": ("run", "the job: classify every image of the shards (under mpiexec or launch)"),
     "simulate": ("simulate", "the same job on virtual time: any number of ranks, no MPI"),
     "trace": ("trace", "service times of a run as a trace; delay models fitted to a trace"),
-    "experiment": ("experiment", "many runs from one file: grid, seeds, resumed, one table"),
+    "experiment": (
+        "experiment",
+        "many runs from one file: a grid of settings, seeds, one table; resumable",
+    ),
     "verify": ("verify", "prove that a run holds every image exactly once"),
     "export": ("export", "write a run's rows as csv, parquet or hdf5"),
     "plot": (
@@ -21,10 +24,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "shards": ("shards", "inspect or verify HDF5 shards"),
     "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
-    "train": ("train", "train the single classifier or the collage-CNN"),
-    "weights": ("weights", "make a weights file of a .pth or .safetensors file of torchvision's"),
+    "train": ("train", "train a single classifier, a collage-CNN or a parity network"),
+    "weights": ("weights", "make a weights file from torchvision's .pth or .safetensors"),
     "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
     "slurm": ("slurm", "render job scripts for Slurm from settings"),
-    "bench": ("bench", "measure the harness itself with a null network"),
-    "doctor": ("doctor", "what keeps a job from starting here, and the fix; which rank is where"),
+    "bench": ("bench", "measure what the harness itself costs, with a null network"),
+    "doctor": (
+        "doctor",
+        "what would keep a job from starting here, and how to fix it; which rank is where",
+    ),
 }

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.bench.report import WORLDS, BenchSettings, full_report, render
+from collage_mpi.bench.settings import WORLDS, BenchSettings
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.launchers import MPIS
@@ -27,17 +27,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="world sizes, each with 1 collage rank and N - 2 single ranks (default: 11 3)",
     )
-    child.add_argument("--px", type=int, default=default.px, help="edge of an image (224)")
     child.add_argument(
-        "--rounds", type=int, default=default.rounds, help="measured rounds a variant (200)"
+        "--px", type=int, default=default.px, help="edge of an image (default: %(default)s)"
     )
     child.add_argument(
-        "--blocks", type=int, default=default.blocks, help="turns the variants take (4)"
+        "--rounds",
+        type=int,
+        default=default.rounds,
+        help="measured rounds of each variant (default: %(default)s)",
     )
     child.add_argument(
-        "--warmup", type=int, default=default.warmup, help="unmeasured rounds a block (5)"
+        "--blocks",
+        type=int,
+        default=default.blocks,
+        help="blocks of rounds, in which the variants take turns (default: %(default)s)",
     )
-    child.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
+    child.add_argument(
+        "--warmup",
+        type=int,
+        default=default.warmup,
+        help="unmeasured rounds before each block (default: %(default)s)",
+    )
+    child.add_argument(
+        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+    )
     child.add_argument("--json", action="store_true", help="print JSON instead of the table")
     child.add_argument("--out", metavar="FILE", help="write the JSON here too")
     child.add_argument(
@@ -85,6 +98,7 @@ def _round(args: argparse.Namespace) -> int:
 
 
 def _start_worlds(args: argparse.Namespace, settings: BenchSettings) -> int:
+    from collage_mpi.bench.report import full_report
     from collage_mpi.commands.launch import launch_ranks
 
     sizes = args.ranks or WORLDS
@@ -114,6 +128,7 @@ def _check_size(size: int) -> None:
 
 def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
     from collage_mpi.bench.job_loop import bench_world
+    from collage_mpi.bench.report import full_report
     from collage_mpi.mpi.transport import guarded, open_world
     from collage_mpi.system.progress import report_exit
 
@@ -151,6 +166,8 @@ def _profile() -> Any:
 
 
 def _tell(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    from collage_mpi.bench.report import render
+
     text = json.dumps(report, indent=2)
     if args.out:
         Path(args.out).write_text(text + "\n")

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to, with which MPI, on what device."""
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for runs and pictures")
-    parser.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device of the workers (default: %(default)s)",
+    )
     parser.add_argument(
         "--groups", type=int, default=GROUPS, help=f"groups of 9 images a run (default: {GROUPS})"
     )
@@ -47,7 +54,7 @@ def execute(args: argparse.Namespace) -> int:
 def _as_ranks(args: argparse.Namespace) -> int:
     from collage_mpi.job.main import run_world
 
-    def body(crew: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
-        return run_all(Path(args.out), args.device, crew, stop_reason, args.groups)
+    def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
+        return run_all(Path(args.out), args.device, worker_group, stop_reason, args.groups)
 
     return run_world("demo", body)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.scheduler.schemes import PLACEMENTS, SCHEMES
+from collage_mpi.settings.flags import add_flags
+from collage_mpi.settings.redundancy import RANKS, RankSettings
 from collage_mpi.settings.shipped import file_argument
+from collage_mpi.system.fields import names
 from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
@@ -36,17 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shards", type=file_argument, nargs="+", default=[], metavar="PATH", help="its input"
     )
     parser.add_argument("-n", "--ranks", type=int, help="try so many ranks (default: 2)")
-    world = parser.add_argument_group("the run's ranks", "as of `run`; the world's size must fit")
-    world.add_argument("--scheme", choices=SCHEMES, help="default: collage")
-    world.add_argument("--side", type=int, metavar="N", help="cells along an edge of the collage")
-    world.add_argument("--singles", type=int, metavar="N", help="single ranks")
-    world.add_argument("--placement", choices=PLACEMENTS, help="default: fixed")
-    world.add_argument("--replicas", type=int, metavar="N", help="of scheme replicate")
-    world.add_argument("--collage-ranks", type=int, metavar="M", help="default: 1")
-    world.add_argument("--parity-k", type=int, metavar="N", help="of scheme parity")
-    world.add_argument("--parity-ranks", type=int, metavar="N", help="of scheme parity")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--mpi", choices=MPIS, default="auto")
+    parser.add_argument_group(
+        RANKS, "as of `run`; without --side and --singles, numbers that fit the ranks there are"
+    )
+    add_flags(parser, RankSettings)
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device of the workers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+    )
     parser.add_argument("--mpiexec", metavar="PATH", help="launcher to use (default: look for it)")
     parser.add_argument("--no-launch", action="store_true", help="start no ranks")
     parser.add_argument("--json", action="store_true", help="everything, for programs")
@@ -54,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Look, say, and tell by the exit code whether anything is bad."""
-    from collage_mpi.doctor.facts import OF_THE_WORLD, Wanted
+    from collage_mpi.doctor.facts import Wanted
     from collage_mpi.system.environment import launcher_rank, launcher_size
 
     if args.ranks is not None and args.ranks < 1:
         raise UsageError(f"-n {args.ranks}: at least 1 rank")
     wanted = Wanted(
         ranks=args.ranks,
-        **{name: getattr(args, name) for name in OF_THE_WORLD},
+        run={name: value for name, value in vars(args).items() if name in names(RankSettings)},
         device=args.device,
         mpi=args.mpi,
         mpiexec=args.mpiexec,
@@ -163,12 +167,15 @@ class Doctor:
     def _everything(self, facts: Facts) -> dict[str, object]:
         from collage_mpi.doctor.examine import is_bad
 
+        told = asdict(facts)
+        run = told["wanted"].pop("run")
+        told["wanted"] |= {name: run.get(name) for name in names(RankSettings)}
         return {
             "format": "collage-mpi doctor",
             "version": 1,
             "verdict": "bad" if is_bad(self._findings) else "ok",
             "findings": [asdict(finding) for finding in self._findings],
-            "facts": asdict(facts),
+            "facts": told,
             "world": asdict(self._world) if self._world else None,
         }
 

@@ -38,19 +38,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parity",
         type=file_argument,
         metavar="WEIGHTS",
-        help="weights of a parity network; needs its --single",
-    )
-    parser.add_argument("--side", type=int, help="the grid the collage must have")
-    parser.add_argument(
-        "--cell-px", type=int, help="of a collage network of your own (the images' height)"
+        help="weights of a parity network; needs the --single that it was trained for",
     )
     parser.add_argument(
-        "--shuffle", type=int, metavar="SEED", help="group images in a random order (file order)"
+        "--side", type=int, help="cells along an edge that the collage network must have"
+    )
+    parser.add_argument(
+        "--cell-px",
+        type=int,
+        help="pixels along an edge of a cell, for a collage network of your own (default: the "
+        "images' height)",
+    )
+    parser.add_argument(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="group images in a random order (default: in the file's)",
     )
     parser.add_argument("--limit", type=int, help="only the first images of the order")
-    parser.add_argument("--calls", type=int, default=300, help="timed calls a network (300)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument(
+        "--calls", type=int, default=300, help="timed calls of each network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument(
         "--save-answers",
         type=Path,

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs simulated at a time (default: all cores)"
     )
-    parser.add_argument("--mpi", choices=MPIS, default="auto", help="which MPI")
+    parser.add_argument(
+        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -103,8 +105,8 @@ def _as_ranks(experiment: Experiment, points: Sequence[Point], out: Path) -> int
     if experiment.how != "run":
         raise UsageError(f"how = {experiment.how!r} needs no ranks: leave out the launcher")
 
-    def body(crew: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
-        return run_points(points, out, crew, stop_reason)
+    def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
+        return run_points(points, out, worker_group, stop_reason)
 
     return run_world("experiment", body)
 

@@ -1,7 +1,7 @@
 """`collage-mpi launch -n 11 -- run ...`: start ranks with the MPI at hand.
 
 Owns: the arguments of launch, and `launch_ranks` for commands that start ranks themselves.
-Does not know: MPI objects, what the ranked command does.
+Does not know: what the ranked command does.
 """
 
 from __future__ import annotations

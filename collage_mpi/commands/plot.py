@@ -1,7 +1,7 @@
 """`collage-mpi plot FIGURE`: figures of finished runs and of an experiment's points.
 
 Owns: the figures' arguments and titles, and what is printed.
-Does not know: how a figure is drawn (plots*), statistics.
+Does not know: how a figure is drawn (figures/), statistics.
 """
 
 from __future__ import annotations

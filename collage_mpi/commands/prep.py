@@ -12,14 +12,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from collage_mpi.commands import prep_hdf5, prep_pictures, prep_shards
 from collage_mpi.commands.prep_rows import Table, check_prefix, class_names, pick_rows
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from collage_mpi.shards import ShardWriter
 
 ROWS_PER_SHARD = 10_000
@@ -51,20 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _shared(parser: argparse.ArgumentParser) -> None:
     """The flags of `prep idx`, `prep hdf5` and `prep shards`."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shards' folder")
-    parser.add_argument("--prefix", default="shard", help="start of the file names (%(default)s)")
+    parser.add_argument(
+        "--prefix", default="shard", help="start of the file names (default: %(default)s)"
+    )
     parser.add_argument(
         "--rows-per-shard",
         type=int,
         default=ROWS_PER_SHARD,
         metavar="N",
-        help="images a file (%(default)s); all in one file if they fit: PREFIX.h5",
+        help="images in a file (default: %(default)s); all in one, PREFIX.h5, if they fit",
     )
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--class-names", metavar="A,B,C", help="names of classes 0, 1, ...")
     names.add_argument(
         "--class-names-file", type=Path, metavar="FILE", help="the same, a name a line"
     )
-    parser.add_argument("--source", help="where the images come from (the file's name)")
+    parser.add_argument("--source", help="where the images come from (default: the file's name)")
     parser.add_argument(
         "--seed", type=int, metavar="N", help="shuffle the rows; without it, the file's order"
     )
@@ -115,7 +117,7 @@ def read_table(args: argparse.Namespace) -> Table:
     images = read_idx(args.images)
     if images.ndim == 3:
         images = images[..., None]  # (n, H, W, 1)
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) == 0:
+    if images.ndim != 4 or images.dtype != "uint8" or len(images) == 0:
         raise DataFault(
             f"{args.images}: {images.dtype} of shape {images.shape}; images are uint8 of shape "
             "(n, height, width) or (n, height, width, channels), n >= 1"

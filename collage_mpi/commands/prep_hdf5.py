@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of its own; those of the shards are shared with `prep idx`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="or FILE::GROUP for a part of it")
-    parser.add_argument("--images", metavar="NAME", help="dataset of images (found by its name)")
+    parser.add_argument(
+        "--images", metavar="NAME", help="dataset of images (default: found by its name)"
+    )
     parser.add_argument(
         "--labels",
         metavar="NAME",
-        help="dataset of labels (found by its name), FILE or FILE::DATASET of another file, HDF5 "
-        "or .npy, or none",
+        help="dataset of labels (default: found by its name), FILE or FILE::DATASET of another "
+        "file, HDF5 or .npy, or none",
     )
     parser.add_argument(
         "--shape", metavar="H,W[,C]", help="images are rows of so many values, such as 28,28"
@@ -39,14 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--transpose", action="store_true", help="swap rows and columns of each image (EMNIST)"
     )
     parser.add_argument(
-        "--axes", choices=("NHWC", "NCHW"), default="", help="where the channels are (by shape)"
+        "--axes",
+        choices=("NHWC", "NCHW"),
+        default="",
+        help="where the channels are (default: by shape)",
     )
     parser.add_argument(
-        "--range", metavar="LOW:HIGH", help="values that become 0 and 255 (0:1 for float)"
+        "--range", metavar="LOW:HIGH", help="values that become 0 and 255 (default: 0:1 for floats)"
     )
     parser.add_argument("--size", type=int, metavar="PX", help="resize them to PX x PX")
     parser.add_argument(
-        "--fit", choices=("crop", "letterbox"), default="crop", help="how, with --size (crop)"
+        "--fit",
+        choices=("crop", "letterbox"),
+        default="crop",
+        help="with --size: the middle of the image, or all of it between bars (default: "
+        "%(default)s)",
     )
 
 

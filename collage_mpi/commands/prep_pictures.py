@@ -1,7 +1,7 @@
 """`collage-mpi prep images|tar`: shards from folders and tar files of pictures.
 
 Owns: their flags, this process's share of the shards, progress and the last lines.
-Does not know: pictures, shards, MPI. Under mpiexec or srun each rank makes its own
+Does not know: pictures, shards. Under mpiexec or srun each rank makes its own
 shards; they need nothing of each other, so MPI itself is not started.
 """
 
@@ -47,53 +47,93 @@ def add_tar(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tars", type=Path, nargs="+", metavar="TAR", help="key.jpg with key.cls or key.json"
     )
-    parser.add_argument("--label-key", metavar="KEY", help="of a .json (cls, label, class)")
-    parser.add_argument("--picture", metavar="EXT", help="the image, where keys have several")
+    parser.add_argument(
+        "--label-key",
+        metavar="KEY",
+        help="key of the label in a .json (default: cls, label or class)",
+    )
+    parser.add_argument(
+        "--picture", metavar="EXT", help="ending of the image file, where a key has several"
+    )
     _common(parser)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("pictures")
-    what.add_argument("--size", type=int, default=224, metavar="PX", help="height, width (224)")
+    what.add_argument(
+        "--size",
+        type=int,
+        default=224,
+        metavar="PX",
+        help="height and width of the images (default: %(default)s)",
+    )
     what.add_argument(
         "--fit",
         choices=("crop", "letterbox"),
         default="crop",
-        help="the middle of the picture, or all of it between bars (crop)",
+        help="the middle of the picture, or all of it between bars (default: %(default)s)",
     )
     what.add_argument(
-        "--resize", type=int, metavar="PX", help="crop: the shorter edge before the crop (--size)"
+        "--resize",
+        type=int,
+        metavar="PX",
+        help="crop: the shorter edge before the crop (default: --size)",
     )
-    what.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 is grey (3)")
+    what.add_argument(
+        "--channels", type=int, choices=(1, 3), default=3, help="1 is grey (default: %(default)s)"
+    )
     what.add_argument(
         "--unreadable",
         choices=("skip", "stop"),
         default="skip",
-        help="damaged pictures: listed and left out, exit code 5, or stop at the first (skip)",
+        help="damaged pictures: listed and left out, exit code 5, or stop at the first (default: "
+        "%(default)s)",
     )
     what.add_argument("--limit", type=int, metavar="N", help="only N pictures, after shuffling")
     order = parser.add_argument_group("order and classes")
-    order.add_argument("--seed", type=int, default=0, metavar="N", help="of the shuffle (0)")
+    order.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the shuffle (default: %(default)s)",
+    )
     order.add_argument("--in-order", action="store_true", help="sorted by name, not shuffled")
     order.add_argument(
-        "--val-share", type=float, default=0.0, metavar="X", help="part for OUT/val (none)"
+        "--val-share",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="share of the pictures that goes to OUT/val (default: none)",
     )
     names = order.add_mutually_exclusive_group()
     names.add_argument("--class-names", metavar="A,B,C", help="the classes in order")
-    names.add_argument("--class-names-file", type=Path, metavar="FILE", help="same, one a line")
+    names.add_argument(
+        "--class-names-file", type=Path, metavar="FILE", help="the same, a name a line"
+    )
     out = parser.add_argument_group("shards")
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="their folder")
-    out.add_argument("--prefix", default="shard", help="start of their names (%(default)s)")
-    out.add_argument("--images-per-shard", type=int, default=2000, metavar="N", help="(2000)")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
+    out.add_argument(
+        "--prefix", default="shard", help="start of their names (default: %(default)s)"
+    )
+    out.add_argument(
+        "--images-per-shard",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="images in a file (default: %(default)s)",
+    )
     out.add_argument(
         "--store",
         choices=("raw", "encoded"),
         default="raw",
-        help="pixels, or the files as they are: smaller, slower to read (raw)",
+        help="pixels, or the files as they are: smaller, slower to read (default: %(default)s)",
     )
-    out.add_argument("--source", help="where the pictures come from (the folder's name)")
+    out.add_argument("--source", help="where the pictures come from (default: the folder's name)")
     out.add_argument("--overwrite", action="store_true", help="replace shards of other settings")
-    out.add_argument("--workers", type=int, metavar="N", help="processes (the cores at hand)")
+    out.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one for each core at hand)"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from collage_mpi.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from collage_mpi.prep.arrays import PixelRows
     from collage_mpi.prep.reshard import ShardRows
     from collage_mpi.shards.pictures import Fit
@@ -67,6 +67,8 @@ def class_names(args: argparse.Namespace) -> tuple[str, ...] | None:
 
 def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:
     """(m,) rows to write in order: shuffled with --seed, cut with --limit."""
+    import numpy as np
+
     rows = np.arange(count)
     if args.seed is not None:
         if args.seed < 0:

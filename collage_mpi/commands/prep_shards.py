@@ -26,18 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="PATH", help="shards, or folders of them"
     )
-    parser.add_argument("--size", type=int, metavar="PX", help="resize to PX x PX (as they are)")
     parser.add_argument(
-        "--fit", choices=("crop", "letterbox"), default="crop", help="how, with --size (crop)"
+        "--size", type=int, metavar="PX", help="resize to PX x PX (default: as they are)"
     )
     parser.add_argument(
-        "--channels", type=int, choices=(1, 3), help="with --size: 1 is grey (as they are)"
+        "--fit",
+        choices=("crop", "letterbox"),
+        default="crop",
+        help="with --size: the middle of the image, or all of it between bars (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), help="with --size: 1 is grey (default: as they are)"
     )
     parser.add_argument(
         "--store",
         choices=("raw", "encoded"),
         default="raw",
-        help="pixels, or encoded: files as they are, pixels as PNG (raw)",
+        help="pixels, or encoded: files as they are, pixels as PNG (default: %(default)s)",
     )
     parser.add_argument(
         "--labels",

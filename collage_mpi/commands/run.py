@@ -46,18 +46,20 @@ def execute(args: argparse.Namespace) -> int:
     settings = None if resume else RunSettings.from_mapping(given, source)
     from collage_mpi.job.main import run_world
 
-    def body(crew: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
+    def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
         from collage_mpi.job.resume import resumed_settings
 
-        found = settings or resumed_settings(given, source, crew.transport.size)
-        return run_and_tell(found, crew, stop_reason, resume=resume, retry_errors=args.retry_errors)
+        found = settings or resumed_settings(given, source, worker_group.transport.size)
+        return run_and_tell(
+            found, worker_group, stop_reason, resume=resume, retry_errors=args.retry_errors
+        )
 
     return run_world("run", body)
 
 
 def run_and_tell(
     settings: RunSettings,
-    crew: WorkerGroup,
+    worker_group: WorkerGroup,
     stop_reason: Callable[[], str | None],
     *,
     resume: bool = False,
@@ -69,7 +71,7 @@ def run_and_tell(
     from collage_mpi.results.manifest import COMPLETE, to_go_on
 
     outcome = run_session(
-        settings, crew, resume=resume, retry_errors=retry_errors, stop_reason=stop_reason
+        settings, worker_group, resume=resume, retry_errors=retry_errors, stop_reason=stop_reason
     )
     results = read_results(outcome.out)
     summary = summarise(results)

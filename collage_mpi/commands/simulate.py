@@ -27,6 +27,7 @@ MOST_SEEDS = 10_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The settings of a run, the number of images, what things take."""
+    parser.usage = "collage-mpi simulate --images N --out DIR [more settings]"
     parser.epilog = (
         "For example: collage-mpi simulate --images 90000 --straggler lognormal "
         "--slow-ranks 4:5 --cost-ratio 1.4 --out runs/simulated. Rows, verify, export and "
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--like", metavar="RUN", help="a finished real run: simulate it, print both side by side"
     )
     own.add_argument(
-        "--costs", metavar="FILE", help="what things take: of `bench costs`, or a real run's folder"
+        "--costs",
+        metavar="FILE",
+        help="how long things take: a file of `bench costs`, or a real run's folder",
     )
     for spec in dataclasses.fields(Costs):
         default_ns: int = getattr(Costs, spec.name)
@@ -48,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answers",
         type=file_argument,
         metavar="FILE",
-        help="answers of `evaluate --save-answers`, .npz, replayed",
+        help="the networks' answers to replay: a file of `evaluate --save-answers`, .npz",
     )
     own.add_argument(
         "--seeds",
         metavar="A-B",
-        help="an experiment: a run a seed, as 0-23 or 1,5, and tables",
+        help="one run for each seed, such as 0-23 or 1,5, and tables of them all",
     )
     own.add_argument(
         "--jobs", type=int, metavar="N", help="seeds simulated at a time (default: all cores)"

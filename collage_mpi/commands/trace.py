@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
     record.add_argument("--out", required=True, metavar="FILE", help="the trace, .npy")
     record.add_argument(
-        "--min-tasks", type=int, default=1, metavar="N", help="leave out ranks with fewer tasks (1)"
+        "--min-tasks",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave out ranks with fewer tasks (default: %(default)s)",
     )
     line = "fit delay models to a trace and print the flags that draw from them"
     fit = kinds.add_parser("fit", help=line, description=line[0].upper() + line[1:] + ".")

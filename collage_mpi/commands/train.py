@@ -13,8 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.encoding.decode import SUMMED
-from collage_mpi.encoding.stripe import ENCODERS
+from collage_mpi.encoding import ENCODERS, SUMMED
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.models.architecture import NORMS, default_architecture

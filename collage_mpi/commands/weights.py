@@ -24,15 +24,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     child.add_argument(
         "--backbone", required=True, metavar="torchvision:NAME", help="such as torchvision:resnet34"
     )
-    child.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
-    child.add_argument("--size", type=int, default=224, metavar="PX", help="of its images (224)")
+    child.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.safetensors", help="weights file to write"
+    )
+    child.add_argument(
+        "--size",
+        type=int,
+        default=224,
+        metavar="PX",
+        help="height and width of its images (default: %(default)s)",
+    )
     names = child.add_mutually_exclusive_group()
     names.add_argument("--class-names", metavar="A,B,C", help="names of classes 0, 1, ...")
-    names.add_argument("--class-names-file", type=Path, metavar="FILE", help="same, one a line")
-    child.add_argument(
-        "--mean", metavar="R,G,B", help="of the pixels / 255 it was trained on (ImageNet's)"
+    names.add_argument(
+        "--class-names-file", type=Path, metavar="FILE", help="the same, a name a line"
     )
-    child.add_argument("--std", metavar="R,G,B", help="the same (ImageNet's)")
+    child.add_argument(
+        "--mean",
+        metavar="R,G,B",
+        help="of the pixels / 255 it was trained on (default: ImageNet's)",
+    )
+    child.add_argument(
+        "--std", metavar="R,G,B", help="the same, their standard deviation (default: ImageNet's)"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from collage_mpi.doctor.checks_software import SRUN_LINES
 from collage_mpi.doctor.facts import (
     BAD,
-    OF_THE_WORLD,
     OK,
     WARN,
     Facts,
@@ -118,14 +117,14 @@ def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int
     """The placement `run` would make, and the side; where the user gave no numbers, those
     that fit: a side if one does, else single ranks."""
     tries: list[Mapping[str, int]] = [{}]
-    if wanted.side is None and wanted.singles is None:
+    if not wanted.run.keys() & {"side", "singles"}:
         tries = [{"side": side} for side in range(MIN_SIDE, MAX_SIDE + 1)]
         tries += [{"singles": singles} for singles in range(max(1, size - 1), 0, -1)]
     error: CollageError | None = None
     for numbers in tries:
         try:
             placed = _settings(wanted, **numbers).place(size)
-            return placed, numbers.get("side", wanted.side)
+            return placed, numbers.get("side", wanted.run.get("side"))
         except CollageError as found:
             error = found
     assert error is not None
@@ -136,14 +135,13 @@ def _settings(wanted: Wanted, **numbers: int) -> RunSettings:
     """Those of `run` that decide which ranks there are. Raises UsageError as they do."""
     from collage_mpi.settings.run_settings import RunSettings
 
-    given = {name: getattr(wanted, name) for name in OF_THE_WORLD}
-    return RunSettings.from_mapping({k: v for k, v in given.items() if v is not None} | numbers)
+    return RunSettings.from_mapping({**wanted.run, **numbers})
 
 
 def check_size(wanted: Wanted, size: int) -> Finding:
     """The world is of a size that `run` accepts."""
     placed, side = _placement(wanted, size)
-    guessed = wanted.side is None and wanted.singles is None
+    guessed = not wanted.run.keys() & {"side", "singles"}
     if not isinstance(placed, Placement):
         found, _, fix = str(placed).partition(": launch")
         needed = f"launch{fix}" if fix else "see collage-mpi run --help"

@@ -8,22 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from collage_mpi.launch.mpiexec import Mpi
 
 OK, WARN, BAD = "ok", "warn", "bad"
-
-# Settings of `run` that decide which ranks there are.
-OF_THE_WORLD = (
-    "scheme",
-    "side",
-    "singles",
-    "placement",
-    "replicas",
-    "collage_ranks",
-    "parity_k",
-    "parity_ranks",
-)
 
 
 def counted(number: int, thing: str) -> str:
@@ -47,20 +36,14 @@ class Wanted:
 
     Attributes:
         ranks: world size; None if the user did not say.
-        scheme ... parity_ranks: as of `run`; None if the user did not say.
+        run: the settings of `run` that decide which ranks there are (RankSettings), as far as
+            the user said them.
         device: auto, cpu or cuda.
         mpi, mpiexec: as of `launch`.
     """
 
     ranks: int | None = None
-    scheme: str | None = None
-    side: int | None = None
-    singles: int | None = None
-    placement: str | None = None
-    replicas: int | None = None
-    collage_ranks: int | None = None
-    parity_k: int | None = None
-    parity_ranks: int | None = None
+    run: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     mpi: str = "auto"
     mpiexec: str | None = None

@@ -1,1 +1,8 @@
-"""Images into a collage or a stripe, scores into answers."""
+"""Images into a collage or a stripe, scores into answers.
+
+Owns: which stripes there are, as settings and --help name them: here they need no numpy.
+"""
+
+ENCODERS = ("sum", "concat")  # of a stripe's images into one picture
+SUMMED = ("logits", "probabilities")  # what of the single network's answers a parity answer sums
+MIN_K, MAX_K = 2, 256  # images of a stripe; 256 * 255 is the most that the sum's 16 bits hold

@@ -1,7 +1,7 @@
 """Images into one collage.
 
 Owns: shrinking images to cells, where each cell's pixels go, blank cells for absent images.
-Does not know: MPI, files, who asked, what the images show.
+Does not know: files, who asked, what the images show.
 
 An image is shrunk once, early and in batches (`shrink`: the job does it while it reads
 ahead); a collage is then only pasted together (`paste`). `encode` does both at once.

@@ -2,7 +2,7 @@
 
 Owns: which class a row of scores means, and when it means none; what a parity network's
 answer says of the one image whose own answer is missing.
-Does not know: MPI, who asked, which network it was, which cells are blank.
+Does not know: who asked, which network it was, which cells are blank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 
-SUMMED = ("logits", "probabilities")
 FLOOR = 1e-3  # probabilities below count as this: how small they are is noise in a sum of logs
 
 

@@ -2,10 +2,10 @@
 
 Owns: the two encoders of ParM (Kosaian, Rashmi and Venkataraman, "Parity Models",
 SOSP 2019), and that an absent image is blank in both.
-Does not know: MPI, networks, which images make a stripe, what becomes of the answer.
+Does not know: networks, which images make a stripe, what becomes of the answer.
 
 An image is shrunk once, early, and a picture is then pasted together, as a collage is: see
-`encode.Encoder`, which has the same methods.
+`encoding.collage.Encoder`, which has the same methods.
 
 `sum`: the mean of the k images, pixel by pixel. `concat`: the k images shrunk and laid
 side by side in a picture of about one image's size, for which a collage's encoder serves.
@@ -18,12 +18,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K
 from collage_mpi.encoding.collage import BLANK, Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
-
-ENCODERS = ("sum", "concat")
-MIN_K, MAX_K = 2, 256  # 256 * 255 is the most that the sum's 16 bits hold
 
 
 class SumEncoder:

@@ -1,7 +1,7 @@
 """The demo: real images, real networks, a stated model of slow machines, two schemes.
 
 Owns: what the demo runs and what it says about it.
-Does not know: MPI, how a run works, how a figure is drawn.
+Does not know: how a run works, how a figure is drawn.
 
 The delays are a model of measured ones: lognormal, median 144 ms and sigma 0.22, the
 least-squares fit to the 1, 5, 25, 50, 75, 95 and 99 % quantiles of 24 cloud machines
@@ -84,7 +84,11 @@ def check_before(out: Path, groups: int) -> None:
 
 
 def run_all(
-    out: Path, device: str, crew: WorkerGroup, stop_reason: Callable[[], str | None], groups: int
+    out: Path,
+    device: str,
+    worker_group: WorkerGroup,
+    stop_reason: Callable[[], str | None],
+    groups: int,
 ) -> int:
     """On rank 0: every case with every scheme, one after the other on the same ranks."""
     from collage_mpi.job.session import run_session
@@ -93,7 +97,7 @@ def run_all(
         for scheme in SCHEMES:
             settings = replace(demo_settings(out, case, scheme, groups), device=device)
             name = f"{case}, {scheme}"
-            outcome = run_session(settings, crew, stop_reason=stop_reason, phase=name)
+            outcome = run_session(settings, worker_group, stop_reason=stop_reason, phase=name)
             if outcome.exit_code:
                 return int(outcome.exit_code)
     return 0

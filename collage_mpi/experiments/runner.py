@@ -1,6 +1,6 @@
 """The runs of an experiment: which are done, which go on.
 
-Owns: the state of a point's folder, one session after the other on a crew, simulations.
+Owns: the state of a point's folder, one session after the other on the same workers, simulations.
 Does not know: how points are expanded, how ranks are started, tables.
 """
 
@@ -180,7 +180,10 @@ def check_plans(points: Sequence[Point], out: Path) -> None:
 
 
 def run_points(
-    points: Sequence[Point], out: Path, crew: WorkerGroup, stop_reason: Callable[[], str | None]
+    points: Sequence[Point],
+    out: Path,
+    worker_group: WorkerGroup,
+    stop_reason: Callable[[], str | None],
 ) -> int:
     """On rank 0: the points one after the other on the same ranks; the exit code of the worst.
 
@@ -196,7 +199,9 @@ def run_points(
             continue
         settings = point.settings_in(out)
         print(f"[{number}/{len(points)}] {point.name}", flush=True)
-        outcome = run_session(settings, crew, resume=found == STARTED, stop_reason=stop_reason)
+        outcome = run_session(
+            settings, worker_group, resume=found == STARTED, stop_reason=stop_reason
+        )
         print(f"[{number}/{len(points)}] {outcome.status}: {_in_a_line(settings)}", flush=True)
         if outcome.exit_code is ExitCode.INCOMPLETE:
             print(f"incomplete: {outcome.reason}; the same command goes on", flush=True)

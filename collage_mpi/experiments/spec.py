@@ -1,7 +1,7 @@
 """An experiment: a file that names many runs, expanded to an ordered list of settings.
 
 Owns: the file's keys, points with their settings, checks that need no data.
-Does not know: how a grid is expanded (grid), how a point is run, MPI, results.
+Does not know: how a grid is expanded (grid), how a point is run, results.
 
     name = "schemes"                 # how = "run" is the default; repeat = 3: seeds 0, 1, 2
     repeat = [1, 2]

@@ -1,7 +1,7 @@
 """A worker's watch over rank 0: its process ends soon after rank 0's has.
 
 Owns: the thread that waits for the end of rank 0, and for nothing else.
-Does not know: MPI, tasks, how the process is ended.
+Does not know: tasks, how the process is ended.
 
 A thread, since the worker itself may be loading weights or in the midst of a network for
 longer than it may outlive rank 0. It sleeps in poll and costs nothing.

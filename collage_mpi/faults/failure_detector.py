@@ -1,7 +1,7 @@
 """Lost ranks: what the layers of detection saw, told to the user and to the scheduler.
 
 Owns: whether the job goes on without a lost rank, the layers put together, the messages.
-Does not know: MPI calls, how a process is watched, what becomes of a lost rank's tasks.
+Does not know: how a process is watched, what becomes of a lost rank's tasks.
 
 The layers, from fast to slow: MPI's own error (ULFM), a pidfd for a rank of this machine, a
 connection for one of another, the reply timeout for a rank that hangs. A rank that MPI or the
@@ -31,7 +31,7 @@ class RankGone(CollageError):
     exit_code = ExitCode.INCOMPLETE
 
 
-class Watches(Protocol):
+class Monitor(Protocol):
     """What is needed of the watch over processes."""
 
     def offer(self) -> Offer: ...
@@ -48,13 +48,17 @@ class FailureDetector:
     """
 
     def __init__(
-        self, ranks: Iterable[int], now_ns: int, watches: Watches | None = None, name: str = "run"
+        self,
+        ranks: Iterable[int],
+        now_ns: int,
+        process_monitor: Monitor | None = None,
+        name: str = "run",
     ) -> None:
-        """`watches`: in a fault-tolerant world only; `name` of the command, for messages."""
-        self.vigil = ReplyTimeouts(ranks, now_ns)
+        """`process_monitor` in a fault-tolerant world; the command's `name`, for messages."""
+        self.timeouts = ReplyTimeouts(ranks, now_ns)
         self.keep_going = False
         self.leaving = False
-        self._watches = watches
+        self._monitor = process_monitor
         self._name = name
         self._start_ns = now_ns
         self._look_at_ns = 0
@@ -65,30 +69,30 @@ class FailureDetector:
     @property
     def fault_tolerant(self) -> bool:
         """Whether the world outlives its workers."""
-        return self._watches is not None
+        return self._monitor is not None
 
     def offer(self) -> Offer | None:
         """How workers let themselves be watched."""
-        return self._watches.offer() if self._watches else None
+        return self._monitor.offer() if self._monitor else None
 
     def begin(self, kinds: Mapping[int, Iterable[str]]) -> None:
         """A session begins with these kinds of networks on the ranks."""
-        self.vigil.settle()
+        self.timeouts.settle()
         self._kinds = {rank: sorted(held) for rank, held in kinds.items()}
 
     def met(self, rank: int, host: str, longest_ns: int) -> None:
         """The rank is ready; the longest batch that it has tried took so long."""
         self._hosts[rank] = host
-        self.vigil.served(longest_ns)
+        self.timeouts.served(longest_ns)
 
     def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
         """The rank has been sent so many tasks."""
-        self.vigil.sent(rank, now_ns, tasks)
+        self.timeouts.sent(rank, now_ns, tasks)
 
     def heard(self, rank: int, now_ns: int, service_ns: Collection[int]) -> None:
         """A message has come from the rank, with the ends of tasks that took so long each."""
-        self.vigil.heard(rank, now_ns, len(service_ns))
-        self.vigil.served(max(service_ns, default=0))
+        self.timeouts.heard(rank, now_ns, len(service_ns))
+        self.timeouts.served(max(service_ns, default=0))
 
     def gone(self, found: Gone) -> None:
         """MPI says that a rank is lost; the next `look` tells it."""
@@ -105,14 +109,14 @@ class FailureDetector:
             RankGone: a rank is lost and the job is not to go on without it.
         """
         events: list[RankSuspected | RankLost] = []
-        for sign in self.vigil.overdue(now_ns):
+        for sign in self.timeouts.overdue(now_ns):
             if isinstance(sign, Suspicion):
                 events.append(RankSuspected(now_ns, sign.rank, sign.why))
             elif self.keep_going:
                 self._ended.append(self._killed(sign.rank, sign.why, TIMEOUT))
-        if self._watches is not None and now_ns >= self._look_at_ns:
+        if self._monitor is not None and now_ns >= self._look_at_ns:
             self._look_at_ns = now_ns + LOOK_EVERY_NS
-            self._ended += self._watches.look()
+            self._ended += self._monitor.look()
         ended, self._ended = self._ended, []
         events += [RankLost(now_ns, e.rank, e.why) for e in ended if self._lose(e, now_ns)]
         return events
@@ -123,13 +127,13 @@ class FailureDetector:
 
     def kill(self, rank: int) -> bool:
         """SIGKILL a rank; False when it is not on this machine."""
-        return self._watches is not None and self._watches.kill(rank)
+        return self._monitor is not None and self._monitor.kill(rank)
 
     def describe(self) -> list[dict[str, Any]]:
         """The lost ranks, for the manifest."""
         return [
             loss.describe(self._start_ns, self._hosts.get(rank, ""), self._kinds.get(rank, ()))
-            for rank, loss in self.vigil.losses.items()
+            for rank, loss in self.timeouts.losses.items()
         ]
 
     def _killed(self, rank: int, why: str, layer: str) -> Ended:
@@ -138,9 +142,9 @@ class FailureDetector:
     def _lose(self, ended: Ended, now_ns: int) -> bool:
         """Note and tell a loss; False when it was known."""
         if self.leaving:
-            self.vigil.part(ended.rank)
+            self.timeouts.part(ended.rank)
             return False
-        loss = self.vigil.lose(ended.rank, ended.layer, ended.why, now_ns)
+        loss = self.timeouts.lose(ended.rank, ended.layer, ended.why, now_ns)
         if loss is None:
             return False
         text = f"rank {ended.rank}{self._on(ended.rank)} is lost: {ended.why}"
@@ -156,7 +160,7 @@ class FailureDetector:
     def _left(self, lost: int) -> str:
         """How many ranks can still do what the lost one did."""
         left = {
-            kind: sum(kind in self._kinds.get(rank, ()) for rank in self.vigil.present)
+            kind: sum(kind in self._kinds.get(rank, ()) for rank in self.timeouts.present)
             for kind in self._kinds.get(lost, ())
         }
         for kind, n in left.items():

@@ -1,8 +1,8 @@
 """Rank 0's watch over the workers' processes: one look costs a system call.
 
-Owns: a pidfd for each worker of this machine, a lifeline for each of another, which of
+Owns: a pidfd for each worker of this machine, a TCP connection to each of another, which of
 them have ended since the last look; how many may knock at the port, and for how long.
-Does not know: MPI, tasks, what a loss means for the job.
+Does not know: tasks, what a loss means for the job.
 
 Anybody who reaches the port can connect. So whoever has not said in time that it is one of ours
 is shown the door, those that wait are few, and the port closes as soon as all ranks are there.
@@ -54,7 +54,7 @@ class ProcessMonitor:
     ) -> None:
         """`one_host`, `interface`: see `TcpLink`."""
         _raise_descriptor_limit()
-        self._lifeline = TcpLink(size, one_host=one_host, interface=interface)
+        self._tcp_link = TcpLink(size, one_host=one_host, interface=interface)
         self._size = size
         self._clock = clock
         self._awaited = set(range(1, size))  # neither connected nor given up
@@ -65,11 +65,11 @@ class ProcessMonitor:
         self._processes: dict[int, ProcessWatch] = {}
         self._lines: dict[int, socket.socket] = {}
         self._acts: dict[int, Callable[[], Ended | None]] = {}  # by descriptor
-        self._watch(self._lifeline.listener.fileno(), self._accept)
+        self._watch(self._tcp_link.listener.fileno(), self._accept)
 
     def offer(self) -> Offer:
         """What to tell the workers."""
-        return self._lifeline.offer()
+        return self._tcp_link.offer()
 
     def look(self) -> list[Ended]:
         """Ranks that have ended since; never blocks."""
@@ -114,7 +114,7 @@ class ProcessMonitor:
         ours greet at once. When nobody is awaited any more the port closes."""
         if self._again_ns and now_ns >= self._again_ns:
             self._again_ns = 0
-            self._watch(self._lifeline.listener.fileno(), self._accept)
+            self._watch(self._tcp_link.listener.fileno(), self._accept)
         crowd = len(self._strangers) - self._size - STRANGERS
         for number, (line, until_ns) in enumerate(list(self._strangers.items())):
             if number < crowd or now_ns > until_ns:
@@ -127,17 +127,17 @@ class ProcessMonitor:
             return
         self._open = False
         if not self._again_ns:
-            self._forget(self._lifeline.listener.fileno())
-        self._lifeline.close()
+            self._forget(self._tcp_link.listener.fileno())
+        self._tcp_link.close()
         for line in list(self._strangers):
             self._turn_away(line)
 
     def _accept(self) -> None:
         now_ns = self._watched.at(self._clock())
         try:
-            line = self._lifeline.accept()
+            line = self._tcp_link.accept()
         except OSError:  # no descriptor is left: the port would be readable at every look
-            self._forget(self._lifeline.listener.fileno())
+            self._forget(self._tcp_link.listener.fileno())
             self._again_ns = now_ns + AGAIN_NS
             return
         if line is not None:
@@ -151,7 +151,7 @@ class ProcessMonitor:
 
     def _greet(self, line: socket.socket) -> Ended | None:
         """A new line says who it is; a stranger's is closed."""
-        greeting = self._lifeline.greeted(line)
+        greeting = self._tcp_link.greeted(line)
         rank = greeting["rank"] if greeting else 0
         if greeting is None or not 0 < rank < self._size or rank in self._lines:
             self._turn_away(line)

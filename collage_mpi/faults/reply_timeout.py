@@ -1,7 +1,7 @@
 """Which worker ranks are there, silent or lost: what is known of each, and for how long.
 
 Owns: when each rank was last heard, what it owes, the reply timeout, the list of losses.
-Does not know: MPI, processes, sockets, what a lost rank's tasks are.
+Does not know: processes, sockets, what a lost rank's tasks are.
 
 A rank is *silent* when it has owed an answer and sent nothing for the reply timeout; it may
 recover. After the same time again it is *lost*, and a lost rank stays lost.
@@ -23,7 +23,8 @@ TIMES_LONGEST = 10  # of the longest service time seen: no healthy rank has ever
 SCAN_EVERY_NS = SECOND_NS // 10
 LONGEST_LOOK_NS = 2 * SCAN_EVERY_NS  # rank 0 looks thousands of times a second: else it was away
 
-TIMEOUT, START, MPI_ERROR = "timeout", "start", "mpi"  # layers of detection, with watches'
+# Layers of detection, beside those of process_monitor.
+TIMEOUT, START, MPI_ERROR = "timeout", "start", "mpi"
 
 
 class Suspicion(NamedTuple):

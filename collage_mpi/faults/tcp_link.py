@@ -1,7 +1,7 @@
 """A TCP connection between rank 0 and each worker that carries nothing but its own end.
 
 Owns: the listening socket, the addresses it is offered under, the greeting, keep-alive.
-Does not know: MPI, what a rank does, what follows from a loss, who may connect for how long.
+Does not know: what a rank does, what follows from a loss, who may connect for how long.
 
 The kernel closes a dead process's sockets at once, whatever killed it, and keeps those of
 a process that is merely busy: so a rank 0 that reads, pastes or waits for a disk is not

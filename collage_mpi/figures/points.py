@@ -1,7 +1,7 @@
 """Figures of an experiment's points: against ranks, accuracy against P99, a heat map.
 
 Owns: the drawing; every point bears a number that the legend explains.
-Does not know: where points come from (points_file), statistics.
+Does not know: where points come from (points_csv), statistics.
 """
 
 from __future__ import annotations

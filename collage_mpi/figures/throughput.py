@@ -1,7 +1,7 @@
 """The figure: throughput against latency, a line a scheme, a point a batch size.
 
 Owns: the drawing, its PNG and PDF, the CSV and the table of what is drawn.
-Does not know: how a run came about, how percentiles are taken (summary).
+Does not know: how a run came about, how percentiles are taken (results/summary).
 """
 
 from __future__ import annotations

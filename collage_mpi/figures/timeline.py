@@ -1,7 +1,7 @@
 """The timeline of a run as a figure: ranks as rows, tasks as bars.
 
 Owns: the drawing.
-Does not know: rows of runs, what a straggler is (timeline).
+Does not know: rows of runs, what a straggler is (results/timeline).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rank 0's loop: events in, actions out.
 
 Owns: the order of events, timers, the clock's stamps, what each action means here.
-Does not know: MPI calls (the transport does), pixels (the feed does), networks,
-rows (the recorder does), scheduling decisions.
+Does not know: pixels (image_buffer does), networks, rows (recorder does), who is sent what (the
+scheduler does).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The start of a session's ranks: what each is told, who is there, how fast its networks are.
 
 Owns: welcomes, the quorum, the check that ranks hold the same weights, the cost ratio.
-Does not know: MPI calls, scheduling, results.
+Does not know: which task a rank gets, results.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ PLAIN_LAUNCH = (
 
 
 def handshake(
-    plan: Plan, crew: WorkerGroup, encoder: AnyEncoder, interrupted: Callable[[], str | None]
+    plan: Plan,
+    worker_group: WorkerGroup,
+    encoder: AnyEncoder,
+    interrupted: Callable[[], str | None],
 ) -> dict[int, Hello]:
     """Welcome all ranks and wait until they are ready; their hellos, by rank.
 
@@ -50,22 +53,22 @@ def handshake(
         UsageError, EnvironmentFault, DataFault: what a rank cannot do, or ranks differ.
         RankGone: too few are there to begin.
     """
-    settings, losses = plan.settings, crew.losses
-    losses.keep_going = losses.fault_tolerant and settings.on_rank_loss != "abort"
+    settings, detector = plan.settings, worker_group.detector
+    detector.keep_going = detector.fault_tolerant and settings.on_rank_loss != "abort"
     timeout_s = settings.reply_timeout_s
-    losses.vigil.reply_timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
-    if settings.on_rank_loss == "continue" and not losses.fault_tolerant:
-        tell(PLAIN_LAUNCH.format(ranks=crew.transport.size))
-    crew.transport.expect(answer_bytes(plan, encoder))
+    detector.timeouts.reply_timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
+    if settings.on_rank_loss == "continue" and not detector.fault_tolerant:
+        tell(PLAIN_LAUNCH.format(ranks=worker_group.transport.size))
+    worker_group.transport.expect(answer_bytes(plan, encoder))
     loading = StatusReporter(
-        len(crew.present),
+        len(worker_group.present),
         "loading networks",
         unit="ranks",
         every_s=settings.status_every_s,
         passing=True,
     )
     try:
-        hellos = crew.welcome(
+        hellos = worker_group.welcome(
             welcomes(plan, encoder),
             settings.start_timeout_s,
             interrupted,
@@ -76,15 +79,15 @@ def handshake(
         loading.close()
     check_same_weights(hellos)
     warn_of_mixed_tuning(hellos)
-    _require_quorum(plan, crew)
+    _require_quorum(plan, worker_group)
     return hellos
 
 
 def roll_call(
-    plan: Plan, crew: WorkerGroup, hellos: Mapping[int, Hello]
+    plan: Plan, worker_group: WorkerGroup, hellos: Mapping[int, Hello]
 ) -> tuple[list[Ready], dict[int, str]]:
     """The ranks that are ready, and those of the plan that are lost, with the reason."""
-    losses = crew.losses.vigil.losses
+    losses = worker_group.detector.timeouts.losses
     workers = plan.placement.workers
     ready = [
         Ready(rank, frozenset(hellos[rank].kinds), hellos[rank].host)
@@ -94,11 +97,11 @@ def roll_call(
     return ready, {rank: losses[rank].why for rank in workers if rank in losses}
 
 
-def _require_quorum(plan: Plan, crew: WorkerGroup) -> None:
+def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:
     """At least one single rank, or one of each kind where the scheme uses no single ranks."""
     kinds = make_scheme(plan.settings.scheme_settings()).kinds
     for kind in {SINGLE} & kinds or kinds:
-        if not set(plan.placement.ranks_of(kind)) & set(crew.present):
+        if not set(plan.placement.ranks_of(kind)) & set(worker_group.present):
             raise RankGone(
                 f"no {kind} rank is left to begin with; the output is kept: go on with the "
                 "same command and --resume"
@@ -245,13 +248,13 @@ class ServiceCosts:
         )
 
 
-def service_costs(plan: Plan, crew: WorkerGroup) -> ServiceCosts:
+def service_costs(plan: Plan, worker_group: WorkerGroup) -> ServiceCosts:
     """Measure them. What the settings say wins; a null network has no costs of its own."""
     settings = plan.settings
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
     rounds = FEW_ROUNDS if settings.straggler == "none" else MEASURE_ROUNDS
-    idle_ns, measured = crew.service_times(who, networks, rounds)
+    idle_ns, measured = worker_group.service_times(who, networks, rounds)
     measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
     ratio, interval = 1.0, None
     if settings.cost_ratio is not None:
@@ -260,7 +263,7 @@ def service_costs(plan: Plan, crew: WorkerGroup) -> ServiceCosts:
         ratio, interval = measured.median, (measured.low, measured.high)
     if settings.batch == 1:
         return ServiceCosts(idle_ns, {}, ratio, interval, {})
-    batch_ns = crew.batch_times(who, networks, settings.batch, rounds)
+    batch_ns = worker_group.batch_times(who, networks, settings.batch, rounds)
     further = {
         kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (settings.batch - 1))
         for kind in batch_ns

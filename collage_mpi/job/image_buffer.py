@@ -2,7 +2,7 @@
 
 Owns: which image has which id, the pixels (or places) and cells of images in flight, packing
 tasks.
-Does not know: MPI, who is sent what and why, answers.
+Does not know: who is sent what and why, answers.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def run_world(name: str, body: Callable[[WorkerGroup, Callable[[], str | None]],
 
     Args:
         name: of the command, for messages.
-        body: given the crew and a function that says why to stop, if anything does.
+        body: given the workers and a function that says why to stop, if anything does.
     """
     stop = StopFlag()
     stop.install()  # before MPI and torch: a signal during a slow start counts too
@@ -82,33 +82,35 @@ def run_world(name: str, body: Callable[[WorkerGroup, Callable[[], str | None]],
     def work() -> int:
         if comm.Get_rank() > 0:
             return _work(comm, mpi, tolerant)
-        crew = _crew(name, comm, mpi, tolerant)
-        code = _coordinate(name, crew, body, stop)
-        _part(name, comm, crew, code)
+        worker_group = _worker_group(name, comm, mpi, tolerant)
+        code = _coordinate(name, worker_group, body, stop)
+        _part(name, comm, worker_group, code)
         return code
 
     return guarded(comm, work, fault_tolerant=tolerant)
 
 
-def _crew(name: str, comm: Any, mpi: Any, tolerant: bool) -> WorkerGroup:
-    """Rank 0's crew, told where rank 0 is."""
+def _worker_group(name: str, comm: Any, mpi: Any, tolerant: bool) -> WorkerGroup:
+    """The workers as rank 0 sees them, told where rank 0 is."""
     report_up()
     size = comm.Get_size()
     here = local_size() == size
-    watches = ProcessMonitor(size, one_host=here, interface=told_interface()) if tolerant else None
+    process_monitor = (
+        ProcessMonitor(size, one_host=here, interface=told_interface()) if tolerant else None
+    )
     transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant)
-    crew = WorkerGroup(transport, watches=watches, name=name)
-    crew.greet()
-    return crew
+    worker_group = WorkerGroup(transport, process_monitor=process_monitor, name=name)
+    worker_group.greet()
+    return worker_group
 
 
 def _work(comm: Any, mpi: Any, tolerant: bool) -> int:
     """A worker's life. It does not outlive rank 0: MPI could not end without it."""
     transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant)
     loader = NetworkLoader(comm.Get_rank(), comm.Get_size())
-    lookout = CoordinatorMonitor(comm.Get_rank(), lambda: hard_exit.leave(ExitCode.INCOMPLETE))
+    monitor = CoordinatorMonitor(comm.Get_rank(), lambda: hard_exit.leave(ExitCode.INCOMPLETE))
     try:
-        code = Worker(transport, loader, lookout=lookout).serve()
+        code = Worker(transport, loader, monitor=monitor).serve()
     except RankFailure:
         hard_exit.leave(ExitCode.INCOMPLETE)
     transport.close()
@@ -117,12 +119,12 @@ def _work(comm: Any, mpi: Any, tolerant: bool) -> int:
 
 def _coordinate(
     name: str,
-    crew: WorkerGroup,
+    worker_group: WorkerGroup,
     body: Callable[[WorkerGroup, Callable[[], str | None]], int],
     stop: StopFlag,
 ) -> int:
     try:
-        code = body(crew, stop.reason)
+        code = body(worker_group, stop.reason)
     except CollageError as error:
         tell(f"collage-mpi {name}: {error}", logging.ERROR)
         code = int(error.exit_code)
@@ -135,10 +137,10 @@ def _coordinate(
     return int(ExitCode(code))
 
 
-def _part(name: str, comm: Any, crew: WorkerGroup, code: int) -> None:
+def _part(name: str, comm: Any, worker_group: WorkerGroup, code: int) -> None:
     """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
-    tolerant = crew.losses.fault_tolerant
-    silent = crew.stop(code, SHORT_STOP_S) if tolerant else crew.stop(code)
+    tolerant = worker_group.detector.fault_tolerant
+    silent = worker_group.stop(code, SHORT_STOP_S) if tolerant else worker_group.stop(code)
     report_exit(code)
     if silent:
         names = ", ".join(map(str, silent))

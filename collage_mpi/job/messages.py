@@ -39,12 +39,12 @@ class Rank0:
 
     Attributes:
         process: None where the system does not tell.
-        lifeline: where to connect; None where the launcher ends all ranks with any of them.
+        tcp_link: where to connect; None where the launcher ends all ranks with any of them.
     """
 
     host: str
     process: ProcessId | None
-    lifeline: Offer | None
+    tcp_link: Offer | None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Owns: the choice of device and threads for this rank, and that Python's collector is kept off
 what a network brings with it.
-Does not know: MPI, sessions, how a network is built.
+Does not know: sessions, how a network is built.
 """
 
 from __future__ import annotations

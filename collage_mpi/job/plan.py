@@ -1,7 +1,7 @@
 """What a run will do, every piece checked against every other before anything starts.
 
 Owns: the checks of settings, world, shards and networks; the order of the images.
-Does not know: MPI calls, ranks' answers, results.
+Does not know: what ranks answer, how results are written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From what happens to the rows of a run.
 
 Owns: what is remembered of images, groups and tasks until their rows are written.
-Does not know: files (the writer does), MPI, scheduling, statistics.
+Does not know: files (the writer does), scheduling, statistics.
 
 A group's row is written when its last image is resolved (and, if it was closed part-filled,
 the next group is seen), a task's when it has ended and its group is done, since until then

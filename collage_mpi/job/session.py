@@ -1,7 +1,7 @@
 """One run from its settings to its results, on rank 0.
 
-Owns: the order of the steps: plan, claim the output, start the crew, run, close.
-Does not know: MPI calls, scheduling, how rows are stored.
+Owns: the order of the steps: plan, claim the output, start the workers, run, close.
+Does not know: who is sent what, how rows are stored.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Outcome:
 
 def run_session(
     settings: RunSettings,
-    crew: WorkerGroup,
+    worker_group: WorkerGroup,
     *,
     resume: bool = False,
     retry_errors: bool = False,
@@ -99,16 +99,16 @@ def run_session(
     settings.require_inputs()
     resume = (resume or retry_errors) and has_run(settings.out)
     known = read_manifest(Path(settings.out))["shards"] if resume else None
-    plan = make_plan(settings, crew.transport.size, known)
+    plan = make_plan(settings, worker_group.transport.size, known)
     try:
-        return _run_plan(plan, crew, resume, retry_errors, stop_reason, phase)
+        return _run_plan(plan, worker_group, resume, retry_errors, stop_reason, phase)
     finally:
         plan.shards.close()
 
 
 def _run_plan(
     plan: Plan,
-    crew: WorkerGroup,
+    worker_group: WorkerGroup,
     resume: bool,
     retry_errors: bool,
     stop_reason: Callable[[], str | None],
@@ -118,7 +118,7 @@ def _run_plan(
     out = Path(settings.out)
     warn_of_one_class_groups(plan)
     warn_of_bad_shards(plan.shards)
-    job = job_facts(crew.transport.library)
+    job = job_facts(worker_group.transport.library)
     manifest = {**make_manifest(plan), "job": job}
     # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
     known: dict[str, Any] = {}
@@ -140,21 +140,21 @@ def _run_plan(
         # Opened first: the first images are read and shrunk while the ranks load.
         maker, read_here = cell_maker(plan, encoder), not settings.by_place
         with ReadAhead(plan.shards, order, cells=maker, pixels=read_here) as reader:
-            hellos = handshake(plan, crew, encoder, stop_reason)
+            hellos = handshake(plan, worker_group, encoder, stop_reason)
             refuse_other_networks(plan, hellos, held(known))
-            costs = service_costs(plan, crew).as_known(known)
+            costs = service_costs(plan, worker_group).as_known(known)
             writer.note(
                 networks={k: v for h in hellos.values() for k, v in h.fingerprints.items()},
                 cost_ratio=costs.ratio,
                 cost_ratio_interval=costs.interval,
                 batch_costs=costs.batch_costs,
             )
-            crew.start(costs.ratio, costs.batch_costs)
+            worker_group.start(costs.ratio, costs.batch_costs)
             name = phase or settings.scheme
             progress = StatusReporter(len(order), name, every_s=settings.status_every_s)
             coordinator = build_coordinator(
                 plan,
-                crew,
+                worker_group,
                 writer,
                 encoder,
                 reader,
@@ -164,10 +164,10 @@ def _run_plan(
                 costs=costs,
             )
             try:
-                finish = coordinator.run(*roll_call(plan, crew, hellos))
+                finish = coordinator.run(*roll_call(plan, worker_group, hellos))
             finally:
                 progress.close()
-        crew.end()
+        worker_group.end()
         status, faults = judge_input(plan.shards, finish.status)
         final = _final(plan, coordinator, hellos, costs, job)
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
@@ -177,7 +177,9 @@ def _run_plan(
             writer.discard()  # the corrected command may use the same --out
         raise
     finally:
-        lacking = writer.close(status, summary=True, **final, lost=crew.losses.describe(), job=job)
+        lacking = writer.close(
+            status, summary=True, **final, lost=worker_group.detector.describe(), job=job
+        )
     return Outcome(writer.manifest["status"], lacking or finish.reason, out, faults)
 
 
@@ -291,7 +293,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
 
 def build_coordinator(
     plan: Plan,
-    crew: WorkerGroup,
+    worker_group: WorkerGroup,
     writer: RunWriter,
     encoder: AnyEncoder,
     reader: Reader,
@@ -301,7 +303,7 @@ def build_coordinator(
     arrivals: Arrivals | None = None,
     costs: ServiceCosts | None = None,
 ) -> Coordinator:
-    """Rank 0's loop for a plan, ready to run on a crew that was told to start."""
+    """Rank 0's loop for a plan, ready to run on workers that were told to start."""
     settings, clock = plan.settings, time.monotonic_ns
     scheme = make_scheme(replace(settings.scheme_settings(), decode=parity_decoder(plan)))
     known = (costs.ratio, costs.batch_costs) if costs is not None else ()
@@ -317,17 +319,17 @@ def build_coordinator(
     def report(recorder: Recorder) -> None:
         done = recorder.totals.images
         share = recorder.totals.collage / done if done else 0.0
-        lost = len(crew.losses.vigil.losses)
+        lost = len(worker_group.detector.timeouts.losses)
         fields = {"lost_ranks": lost} if lost else {}
         status.update(done, collage_share=round(share, 3), **fields)
 
     return Coordinator(
         scheduler,
-        crew.transport,
-        ImageBuffer(reader, encoder, crew.session, clock, by_place=settings.by_place),
+        worker_group.transport,
+        ImageBuffer(reader, encoder, worker_group.session, clock, by_place=settings.by_place),
         recorder,
-        crew.losses,
-        session=crew.session,
+        worker_group.detector,
+        session=worker_group.session,
         credit=settings.credit,
         clock=clock,
         backoff=Backoff(COORDINATOR_BACKOFF),

@@ -1,8 +1,7 @@
 """A worker rank: receive, skip what is cancelled, predict, hold, reply.
 
 Owns: the worker's loop and its session: load, warm up, measure, serve, end.
-Does not know: whether it is a single or a collage rank, other ranks, MPI calls,
-how a network is built.
+Does not know: whether it is a single or a collage rank, other ranks, how a network is built.
 
 It reports durations only (C3): compute_ns in the network, held_ns injected on
 top. A network that raises fails its task, not the job. The tasks of a message are one batch;
@@ -136,19 +135,19 @@ class Worker:
         endpoint: Endpoint,
         load: Loader,
         *,
-        lookout: CoordinatorMonitor,
+        monitor: CoordinatorMonitor,
         clock: Callable[[], int] = time.monotonic_ns,
         cpu_clock: Callable[[], int] = time.process_time_ns,
         backoff: Backoff | None = None,
     ) -> None:
-        """`lookout` is told who rank 0 is, and when it may go."""
+        """`monitor` is told who rank 0 is, and when it may go."""
         self.endpoint = endpoint
         self.load = load
         self.clock, self.cpu_clock = clock, cpu_clock
         self.backoff = backoff or Backoff(WORKER_BACKOFF)
         self.session: Session | None = None
         self.exit_code: int | None = None
-        self._lookout = lookout
+        self._monitor = monitor
         self._next_control: np.ndarray | None = None  # seen during a hold
         self._told_shards: list[str] = []  # for the welcome that follows
 
@@ -185,7 +184,7 @@ class Worker:
     def _control(self, message: np.ndarray) -> None:
         number, told = wire.read_header(message)["session"], messages.unpack(message, 0)
         if isinstance(told, Rank0):
-            self._lookout.meet(told.host, told.process, told.lifeline)
+            self._monitor.meet(told.host, told.process, told.tcp_link)
             self._tell(messages.Here())
         elif isinstance(told, messages.Shards):
             self._told_shards += told.descriptions
@@ -200,7 +199,7 @@ class Worker:
             self.endpoint.close_tasks()
             self._end_session()
         elif isinstance(told, messages.Stop):
-            self._lookout.release()
+            self._monitor.release()
             self._tell(messages.Bye(), number)
             self._end_session()
             self.exit_code = told.exit_code

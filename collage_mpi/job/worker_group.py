@@ -18,7 +18,7 @@ from collage_mpi.errors import (
     ExitCode,
     UsageError,
 )
-from collage_mpi.faults.failure_detector import FailureDetector, Watches
+from collage_mpi.faults.failure_detector import FailureDetector, Monitor
 from collage_mpi.job import messages
 from collage_mpi.job.cost_ratio import Ratio, ratio_of
 from collage_mpi.job.messages import Bye, Fault, Hello, Here, Measured, Message, Shards, Welcome
@@ -58,13 +58,13 @@ class WorkerGroup:
         transport: CoordinatorTransport,
         clock: Callable[[], float] = time.monotonic,
         backoff: Backoff | None = None,
-        watches: Watches | None = None,
+        process_monitor: Monitor | None = None,
         name: str = "run",
     ) -> None:
-        """`clock` in seconds; `watches` in a fault-tolerant world; `name` of the command."""
+        """`clock` in seconds; `process_monitor` in a fault-tolerant world; the command's `name`."""
         self.transport = transport
         self.session = 0
-        self.losses = FailureDetector(self.ranks, _ns(clock()), watches, name)
+        self.detector = FailureDetector(self.ranks, _ns(clock()), process_monitor, name)
         self._clock = clock
         self._backoff = backoff or Backoff(GROUP_BACKOFF)
         self._stopped = False
@@ -79,11 +79,11 @@ class WorkerGroup:
     @property
     def present(self) -> list[int]:
         """Those that are not lost."""
-        return self.losses.vigil.present
+        return self.detector.timeouts.present
 
     def greet(self) -> None:
         """Tell every rank who and where rank 0 is, so that none outlives it for long."""
-        rank_0 = messages.Rank0(socket.gethostname(), this_process(), self.losses.offer())
+        rank_0 = messages.Rank0(socket.gethostname(), this_process(), self.detector.offer())
         for rank in self.ranks:
             self._tell(rank, rank_0)
 
@@ -106,8 +106,8 @@ class WorkerGroup:
             UsageError, EnvironmentFault, DataFault: what a rank could not do; with the
                 rank and its host named.
         """
-        self.losses.begin({rank: welcome.networks for rank, welcome in welcomes.items()})
-        if self.session == 0 and self.losses.keep_going:
+        self.detector.begin({rank: welcome.networks for rank, welcome in welcomes.items()})
+        if self.session == 0 and self.detector.keep_going:
             self._collect(Here, set(self.present), HERE_LIMIT_S, interrupted)
         self.session += 1
         for rank in self.present:
@@ -116,7 +116,7 @@ class WorkerGroup:
             self._tell(rank, welcomes[rank])
         hellos = self._collect(Hello, set(self.present), limit_s, interrupted, heard)
         for rank, hello in hellos.items():
-            self.losses.met(rank, hello.host, hello.longest_ns)
+            self.detector.met(rank, hello.host, hello.longest_ns)
         return hellos
 
     def measure(self, rank: int, kind: str, batch: int = 1) -> Measured | None:
@@ -205,24 +205,24 @@ class WorkerGroup:
         """
         if self._stopped:
             return []
-        self._stopped = self.losses.leaving = True
+        self._stopped = self.detector.leaving = True
         for rank in self.present:
             self._tell(rank, messages.Stop(int(exit_code)))
         silent = self._not_parting(limit_s)
         if silent:
             for rank in silent:
-                self.losses.kill(rank)
+                self.detector.kill(rank)
             return sorted(silent)
         if not self.transport.flush(limit_s):
             return self.present
-        if not self.losses.fault_tolerant:  # such a world has no MPI_Finalize to prepare for
+        if not self.detector.fault_tolerant:  # such a world has no MPI_Finalize to prepare for
             self.transport.close()
         return []
 
     def _not_parting(self, limit_s: float) -> set[int]:
         """Ranks that do not say goodbye in their time."""
         answers: dict[int, Bye] = {}
-        late = set(self.losses.vigil.silent)
+        late = set(self.detector.timeouts.silent)
         missing = set(self.present) - late
         self._gather(Bye, missing, answers, limit_s, lambda: None)
         late -= answers.keys()
@@ -250,7 +250,7 @@ class WorkerGroup:
         answers: dict[int, Answer] = {}
         self._faults = {}
         self._gather(what, missing, answers, limit_s, interrupted, heard)
-        if self.losses.keep_going:
+        if self.detector.keep_going:
             self._go_on_without(what, missing, limit_s, bool(answers))
         elif missing:
             names = ", ".join(map(str, sorted(missing)))
@@ -271,7 +271,7 @@ class WorkerGroup:
         reasons = {rank: f"no {OWED[what]} within {limit_s:g} s" for rank in missing}
         reasons |= {rank: f"it cannot work: {fault}" for rank, fault in self._faults.items()}
         for rank, why in sorted(reasons.items()):
-            self.losses.end(rank, why, _ns(self._clock()))
+            self.detector.end(rank, why, _ns(self._clock()))
             self.transport.drop(rank)
 
     def _gather(
@@ -287,7 +287,7 @@ class WorkerGroup:
 
         The time that rank 0 watched: a job that was suspended meanwhile has not used it up.
         """
-        watch = self.losses.vigil.watch
+        watch = self.detector.timeouts.watch
         until_ns = watch.watched_ns + _ns(limit_s)
         while missing and watch.watched_ns <= until_ns:
             if self._turn(what, missing, answers):
@@ -301,11 +301,11 @@ class WorkerGroup:
 
     def _turn(self, what: type[Answer], missing: set[int], answers: dict[int, Answer]) -> bool:
         """Poll once; lost ranks leave `missing`. Whether a message has come."""
-        signs = self.losses.look(_ns(self._clock()))
+        signs = self.detector.look(_ns(self._clock()))
         found = self.transport.poll()
         for arrival in found:
             if isinstance(arrival, Gone):
-                self.losses.gone(arrival)
+                self.detector.gone(arrival)
             elif isinstance(arrival, Received):
                 self._take(arrival, what, missing, answers)
         for sign in signs:
@@ -322,11 +322,11 @@ class WorkerGroup:
         answers: dict[int, Answer],
     ) -> None:
         """A message that may be the one that is waited for."""
-        self.losses.heard(arrival.rank, _ns(self._clock()), ())
+        self.detector.heard(arrival.rank, _ns(self._clock()), ())
         said = self._said(arrival)
         if isinstance(said, Fault) and not self._stopped:
             error = _fault(arrival.rank, said)
-            if not (self.losses.keep_going and isinstance(error, EnvironmentFault)):
+            if not (self.detector.keep_going and isinstance(error, EnvironmentFault)):
                 raise error
             self._faults[arrival.rank] = error
             missing.discard(arrival.rank)

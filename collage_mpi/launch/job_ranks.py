@@ -2,7 +2,7 @@
 
 Owns: which process is which rank, for how long rank 0 alone has stood still, what the ranks had
 in shared memory.
-Does not know: MPI, the launcher, what is done about it.
+Does not know: the launcher, what is done about it.
 
 A job that is suspended stands still as a whole, and goes on when it is woken: so rank 0 counts as
 stopped only while other ranks are not, and while launch, which is suspended with them, looks.

@@ -1,7 +1,7 @@
 """The networks: what they are, how they are stored, how they are asked.
 
 Owns: the public names of this package, resolved on first use, and the choice between a null
-network and one with weights. Does not know: MPI, ranks, shards. Importing it imports neither
+network and one with weights. Does not know: ranks, shards. Importing it imports neither
 torch nor numpy; `load_predictor` imports torch when the network has weights.
 """
 

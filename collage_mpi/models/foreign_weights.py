@@ -1,7 +1,7 @@
 """Weights of other programs: read without running anything, checked, stored as ours.
 
 Owns: the forms of a state dict, the words for those that cannot be taken.
-Does not know: the command line, how a network computes.
+Does not know: how a network computes.
 """
 
 from __future__ import annotations

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KINDS
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.parity_spec import ParitySpec
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class NetworkInfo:
 
     def noise(self) -> np.ndarray:
         """(1, H, W, C) uint8: an input of noise, to see what a network's answers are like."""
+        import numpy as np  # late: --help of train reads this module
+
         return np.random.default_rng(0).integers(0, 256, (1, *self.shape), np.uint8)
 
     @property

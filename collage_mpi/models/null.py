@@ -1,7 +1,7 @@
 """A network that reads its answer from a pixel: for harness tests and benchmarks.
 
 Owns: the null predictor and its spec string.
-Does not know: torch, weights files, MPI.
+Does not know: torch, weights files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A user's own network: MODULE:FUNCTION makes it, this makes it answer as others do.
 
 Owns: finding the function, what it is told, what may come back, the checks of both.
-Does not know: MPI, ranks, weights files. torch is imported only where a network needs it.
+Does not know: ranks, weights files. torch is imported only where a network needs it.
 
     def network(kind, shape, side, cell_px, classes, device):
         # single: shape (H, W, C) of an image; collage: (P, P, C), P = side * cell_px

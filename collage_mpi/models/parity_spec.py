@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from collage_mpi.encoding.decode import SUMMED
-from collage_mpi.encoding.stripe import ENCODERS, MAX_K, MIN_K
+from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K, SUMMED
 from collage_mpi.errors import DataFault, UsageError
 
 

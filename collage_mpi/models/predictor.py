@@ -2,7 +2,7 @@
 
 Owns: building from a weights file, pixel normalisation, device and thread choice, the
 precision, and the first call, which shows whether all of it works here.
-Does not know: MPI, ranks, who asks, how weights were trained, how kernels are launched.
+Does not know: ranks, who asks, how weights were trained, how kernels are launched.
 """
 
 from __future__ import annotations

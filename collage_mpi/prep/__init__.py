@@ -2,5 +2,5 @@
 
 Owns: nothing but the name; see `listing` (what there is), `plan` (which shard gets
 what), `work` (one shard), `pool` (many at once).
-Does not know: MPI, networks, the command line.
+Does not know: networks.
 """

@@ -2,7 +2,7 @@
 
 Owns: from float or 16 bit values to pixels, labels of every form to class numbers, also those
 of a file of their own.
-Does not know: shards, which dataset is which (shards/foreign.py), the command line.
+Does not know: shards, which dataset is which (shards/foreign.py).
 
 The file is opened in this process: a damaged one may end a preparation, never a job.
 """

@@ -1,7 +1,7 @@
 """Shards made of shards: other sizes, other storage, the same images, labels and ids.
 
 Owns: the rows of open shards as pixels of one size or as encoded files.
-Does not know: the command line, how shards are written.
+Does not know: how shards are written.
 
 Encoded images are decoded anew to another size, so nothing is resized twice; and kept byte
 by byte where they stay encoded. Pixels that become encoded are stored as PNG, which loses

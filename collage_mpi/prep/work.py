@@ -1,7 +1,7 @@
 """One shard: read its pictures, decode, write; or find that it is done already.
 
 Owns: `make_shard`, the check of a finished shard, the list of unreadable pictures.
-Does not know: other shards, processes, the command line.
+Does not know: other shards, processes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Results: a row for every image, group and task of a run, and what can be read from them.
 
 Owns: the public names of this package, resolved on first use.
-Does not know: MPI, torch, networks, images.
+Does not know: networks, images.
 """
 
 from __future__ import annotations

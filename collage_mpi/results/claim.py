@@ -1,7 +1,7 @@
 """Who may write to a run's folder: one claim at a time, and how a dead one is told.
 
 Owns: the claim file, its heartbeat, the judgement of others' claims, the check before a write.
-Does not know: what is written, sessions, MPI.
+Does not know: what is written, sessions.
 
 A claim is a file `claim-N` made with O_EXCL, which holds on file servers too. It begins with a
 counter that a thread of its holder moves on every second; behind it stands who that is. No
@@ -11,7 +11,7 @@ this machine and has ended.
 
 Who takes over makes `claim-N+1` and removes the older ones. From then on the former holder, if it
 was only suspended, finds its claim gone when it looks, before each rename. What it had ready
-under a temporary name the new holder sweeps (`atomic.remove_leftovers`) before it reads the
+under a temporary name the new holder sweeps (`system.files.remove_leftovers`) before it reads the
 folder: a rename of the former holder comes before that, and is seen, or it fails.
 """
 

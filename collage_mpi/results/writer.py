@@ -1,7 +1,7 @@
 """Writing a run: rows in on rank 0's hot path, parts out on a thread of their own.
 
 Owns: create, reopen, close; when a run is complete.
-Does not know: MPI, the scheduler, statistics, threads (buffers and claim have theirs).
+Does not know: the scheduler, statistics, threads (buffers and claim have theirs).
 
 A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
 preallocated buffer. Full buffers

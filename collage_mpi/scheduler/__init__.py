@@ -2,8 +2,6 @@
 
 Owns: who is sent what, which answer resolves which image, timers, credit, lost
 ranks. Both the MPI coordinator and the simulator drive this same code.
-Does not know: MPI, clocks, torch, arrays, files. It imports the standard
-library only.
 """
 
 from collage_mpi.scheduler.core import Scheduler

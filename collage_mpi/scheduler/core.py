@@ -2,9 +2,8 @@
 
 Owns: the state of the job and its eight invariants (docs/architecture.md).
 Does not know: which rank is chosen and when a task leaves (dispatch), which group an image
-belongs to and how many come in (groups), what becomes of an image whose task failed
-(rescue), what redundancy a scheme adds, when a collage's answer counts, MPI, clocks,
-torch, arrays, files.
+belongs to and how many come in (groups), what becomes of an image whose task failed (retries),
+what redundancy a scheme adds, when a collage's answer counts.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.groups import Groups
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.rank_speed import Health
-from collage_mpi.scheduler.retries import NOBODY, Rescue
+from collage_mpi.scheduler.retries import NOBODY, Retries
 from collage_mpi.scheduler.schemes import Later, Scheme
 from collage_mpi.scheduler.settings import SECOND_NS, SchedulerSettings
 from collage_mpi.scheduler.state import (
@@ -52,7 +51,7 @@ class Scheduler:
         self.groups = Groups(
             settings, self.dispatch, self.timers, closed=self._closed, timed_out=self._give_up
         )
-        self.rescue = Rescue(self, settings)
+        self.retries = Retries(self, settings)
         self.endgame = EndGame(self.dispatch, settings.max_attempts) if settings.endgame else None
         self._reported: set[int] = set()
         self._last_image = -1
@@ -111,8 +110,8 @@ class Scheduler:
         if rank is None or "silent" not in RANK[rank.status] or not rank.outstanding:
             return  # a rank that owes nothing is not silent: its last answer has just come
         rank.status = RANK[rank.status]["silent"]
-        self.rescue.suspects[rank.id] = rank
-        self.rescue.leave(rank, event.why)
+        self.retries.suspects[rank.id] = rank
+        self.retries.leave(rank, event.why)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
@@ -124,23 +123,23 @@ class Scheduler:
 
     def _lose(self, rank: RankState, why: str) -> None:
         rank.status = RANK[rank.status]["gone"]
-        self.rescue.suspects.pop(rank.id, None)
+        self.retries.suspects.pop(rank.id, None)
         covered = list(rank.outstanding.values())
         for task in covered:
             self.dispatch.end(task, "rank lost")
-        self.rescue.leave(rank, why)
-        self.rescue.lost(covered, f"rank {rank.id} was lost: {why}")
+        self.retries.leave(rank, why)
+        self.retries.lost(covered, f"rank {rank.id} was lost: {why}")
 
     def _recover(self, rank: RankState) -> None:
         if rank.status in SILENT:
             rank.status = RANK[rank.status]["heard"]
-            del self.rescue.suspects[rank.id]
+            del self.retries.suspects[rank.id]
             if rank.status == READY:
                 self._enter(rank)
 
     def _enter(self, rank: RankState) -> None:
         self.dispatch.enter(rank)
-        self.rescue.ranks_changed()
+        self.retries.ranks_changed()
 
     def _anybody_alive(self) -> bool:
         return any(
@@ -169,7 +168,7 @@ class Scheduler:
         elif self._stopping is None:
             self.scheme.image_arrived(self, image)
             if not image.tasks:
-                self.rescue.image(image)
+                self.retries.image(image)
         if self._stopping is None:
             self.scheme.image_placed(self, image)
         if self.groups.is_full(group):
@@ -182,7 +181,7 @@ class Scheduler:
         if self._stopping is None:
             self.scheme.group_closed(self, group)
             for image in group.images:
-                self.rescue.image(image)
+                self.retries.image(image)
 
     def _on_input_closed(self, event: ev.InputClosed) -> None:
         self.groups.end_input()
@@ -203,7 +202,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         if self._stopping is None and len(self._reported) >= self.settings.ranks:
-            self.groups.admit(self.rescue.silent_tasks)
+            self.groups.admit(self.retries.silent_tasks)
 
     # ---- tasks --------------------------------------------------------------
 
@@ -242,19 +241,19 @@ class Scheduler:
         if task.kind == self.scheme.main:
             for image in absent:
                 image.failures += not task.spare
-                self.rescue.note(image, task, "the network gave no answer")
+                self.retries.note(image, task, "the network gave no answer")
         for image in absent:
-            self.rescue.image(image)
+            self.retries.image(image)
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank, "failed")
-        self.rescue.redo(task, event.reason, retryable=event.retryable)
+        self.retries.redo(task, event.reason, retryable=event.retryable)
         self._recover(task.rank)
         task.rank.failures += not event.of_input
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
             task.rank.status = RANK[task.rank.status]["failing"]
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
-            self.rescue.leave(task.rank, why)
+            self.retries.leave(task.rank, why)
             self.dispatch.actions.append(ev.Retire(task.rank.id, why))
         self._alive(task.rank)
 
@@ -267,7 +266,7 @@ class Scheduler:
         if task.kind == SINGLE:
             self._observe(task)  # censored: it would have taken at least as long
         for image in task.images:
-            self.rescue.image(image)
+            self.retries.image(image)
         self._alive(task.rank)
 
     def _observe(self, task: TaskState) -> None:
@@ -295,7 +294,7 @@ class Scheduler:
 
     def reconsider(self, image: ImageState) -> None:
         """What was waited for on the image's behalf will not come: see what else can be done."""
-        self.rescue.image(image)
+        self.retries.image(image)
 
     def reserve(self, image: ImageState, task: TaskState, score: Score, at_ns: int) -> None:
         """Keep the answer; it resolves the image at `at_ns` unless another did before."""
@@ -341,7 +340,7 @@ class Scheduler:
             ev.Resolve(image.id, source, tasks, image.group.id, image.cell, score, outcome, reason)
         )
         self.dispatch.resolved(image)
-        self.rescue.forget(image)
+        self.retries.forget(image)
         if self.endgame is not None:
             self.endgame.resolved(image)
         self.scheme.resolved(image)
@@ -349,7 +348,7 @@ class Scheduler:
             self._reserved -= 1
         self.groups.resolved(image)
         for other in self.scheme.bereft(image):
-            self.rescue.image(other)
+            self.retries.image(other)
 
     # ---- timers and the end -------------------------------------------------
 

@@ -67,7 +67,7 @@ class Core(schemes.Core, Protocol):
         ...
 
 
-class Rescue:
+class Retries:
     """Keeps the promise of progress (invariant 4)."""
 
     def __init__(self, core: Core, settings: SchedulerSettings) -> None:

@@ -27,7 +27,9 @@ class AcceptSettings(Settings):
 
     accept: str = _accept("first", "when a collage's answer counts", choices=POLICIES)
     grace_ms: float | None = _accept(
-        None, "accept grace: the collage counts once this long has passed since t0", at_least=0
+        None,
+        "accept grace: the collage counts once this long has passed since its group came in",
+        at_least=0,
     )
     grace_quantile: float | None = _accept(
         None,
@@ -41,7 +43,8 @@ class AcceptSettings(Settings):
     )
     accept_deadline_ms: float | None = _accept(
         None,
-        "accept confident: a less sure cell counts once this long has passed since t0",
+        "accept confident: a less sure cell counts once this long has passed since its group "
+        "came in",
         at_least=0,
     )
     accept_deadline_quantile: float | None = _accept(

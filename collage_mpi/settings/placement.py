@@ -1,7 +1,7 @@
 """Which rank holds which networks, and whether the world is of the right size.
 
 Owns: the placement of kinds on ranks (C1), the messages for a wrong world size.
-Does not know: hosts, devices, MPI objects, environment variables.
+Does not know: hosts, devices, environment variables.
 """
 
 from __future__ import annotations

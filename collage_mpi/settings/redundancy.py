@@ -25,7 +25,9 @@ from collage_mpi.settings.acceptance import AcceptSettings, LateSettings
 from collage_mpi.settings.placement import Placement, placement
 from collage_mpi.system.fields import Settings, setting
 
-_setting = partial(setting, group="redundancy and ranks")
+RANKS = "redundancy and ranks"  # group of --help
+
+_setting = partial(setting, group=RANKS)
 
 
 @dataclass(frozen=True, repr=False)

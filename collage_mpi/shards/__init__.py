@@ -2,7 +2,6 @@
 
 Owns: the public names of the format, resolved on first use so that h5py is
 imported by the first file access and not before.
-Does not know: MPI, networks, grids.
 """
 
 from __future__ import annotations

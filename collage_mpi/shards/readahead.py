@@ -3,7 +3,7 @@
 Owns: the order, the thread, the bounded store of images read but not yet taken, with
 their cells where a job needs them: shrinking here costs rank 0's loop nothing; leaving out
 what is left of a shard that is lost.
-Does not know: MPI, groups, how an image is shrunk, what is done with it.
+Does not know: groups, how an image is shrunk, what is done with it.
 """
 
 from __future__ import annotations

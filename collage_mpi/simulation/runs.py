@@ -2,7 +2,7 @@
 
 Owns: what can be simulated, the folder of a simulated run, seeds in parallel processes, the
 comparison with a real run.
-Does not know: virtual time (simulate does), flags.
+Does not know: virtual time (simulator does), flags.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Owns: virtual time, the model of workers (first come, first served; what is cancelled
 is skipped) and of rank 0 as a serial server with stated costs.
-Does not know: MPI, torch, shards. What it shares with a real run is the scheduler, the
-delay models and the rows, so that verify, summary and figures read both alike.
+It shares the scheduler, the delay models and the rows with a real run, so that verify, summary and
+figures read both alike.
 
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
 come and it is free; a message sent occupies it for `send_ns`, a collage or a stripe for
@@ -96,7 +96,7 @@ class Simulation:
         self._answers = answers
         self._delays = make_delays(settings, by_image=settings.draws_by_image)
         # Without a rank that may fall silent nobody need listen for it.
-        self._vigil = make_vigil(settings, self.ranks) if settings.dead_ranks else None
+        self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None
         self._injected = settings.straggler != "none"
         self._heap: list[tuple[int, int, int, Any, Any]] = []
         self._sequence = 0
@@ -127,8 +127,8 @@ class Simulation:
         """Everything, from the first admission to the end."""
         for rank, state in self.ranks.items():
             self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.credit))
-        if self._vigil is not None:
-            self._at(SCAN_EVERY_NS, TIMER, self._scan, self._vigil)
+        if self._timeouts is not None:
+            self._at(SCAN_EVERY_NS, TIMER, self._scan, self._timeouts)
         told = False
         while self.finish is None:
             at_ns, _, _, call, argument = heapq.heappop(self._heap)
@@ -172,9 +172,9 @@ class Simulation:
         """A message: all its answers have come at the same time, and are taken in turn."""
         rank, results = answer
         now_ns = self._begin(at_ns)
-        if self._vigil is not None:
-            self._vigil.served(max(result.held_ns for result in results))
-            self._vigil.heard(rank, now_ns, len(results))
+        if self._timeouts is not None:
+            self._timeouts.served(max(result.held_ns for result in results))
+            self._timeouts.heard(rank, now_ns, len(results))
         for result in results:
             self._take(now_ns, rank, result)
 
@@ -194,19 +194,19 @@ class Simulation:
         else:
             self._handle(ev.TimerFired(self._begin(at_ns), timer))
 
-    def _scan(self, at_ns: int, vigil: ReplyTimeouts) -> None:
+    def _scan(self, at_ns: int, timeouts: ReplyTimeouts) -> None:
         """Silent ranks, and those that are to be counted as lost."""
         now_ns = self._begin(at_ns)
-        for sign in vigil.overdue(now_ns):
+        for sign in timeouts.overdue(now_ns):
             if isinstance(sign, Suspicion):
                 self._handle(ev.RankSuspected(now_ns, sign.rank, sign.why))
                 continue
             if self.settings.on_rank_loss == "abort":
                 continue  # as in a real run: its process is there, and it may still answer
-            vigil.lose(sign.rank, TIMEOUT, sign.why, now_ns)
+            timeouts.lose(sign.rank, TIMEOUT, sign.why, now_ns)
             self._handle(ev.RankLost(now_ns, sign.rank, sign.why))
             self.recorder.lost(sign.rank, now_ns, sign.why)
-        self._at(now_ns + SCAN_EVERY_NS, TIMER, self._scan, vigil)
+        self._at(now_ns + SCAN_EVERY_NS, TIMER, self._scan, timeouts)
 
     def _admit(self, action: ev.Admit) -> None:
         # Closed loop: t0 is when rank 0 comes to it, as in a real run.
@@ -239,8 +239,8 @@ class Simulation:
         """One message."""
         encode_ns = self.costs.encode_ns if KIND[sends[0].kind].encoded else 0
         self._free_ns += self.costs.send_ns + len(sends) * encode_ns
-        if self._vigil is not None:
-            self._vigil.sent(sends[0].rank, self._free_ns, len(sends))
+        if self._timeouts is not None:
+            self._timeouts.sent(sends[0].rank, self._free_ns, len(sends))
         for send in sends:
             self.recorder.sent(send, self._free_ns, encode_ns)
             self._events.append(ev.SendDone(self._stamp_ns, send.task, encode_ns))
@@ -316,7 +316,7 @@ class Simulation:
         return service_ns(self._delays, rank, keys, at_ns, factor)
 
 
-def make_vigil(settings: RunSettings, ranks: Iterable[int]) -> ReplyTimeouts:
+def make_timeouts(settings: RunSettings, ranks: Iterable[int]) -> ReplyTimeouts:
     """Who listens for silent ranks, from time 0."""
     patience_s = settings.reply_timeout_s
     return ReplyTimeouts(ranks, 0, None if patience_s is None else round(patience_s * 1e9))

@@ -2,7 +2,7 @@
 
 Owns: what the launchers' variables say together, the names of torchrun's and the allocation's,
 the cores a process may use, which device a GPU rank takes.
-Does not know: communicators, torch, settings, roles (see placement).
+Does not know: communicators, settings, roles (see placement).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether a process of this machine has ended, in milliseconds and without polling it.
 
 Owns: what names a process beyond doubt, the pidfd that watches and can kill it.
-Does not know: ranks, MPI, what is done about it.
+Does not know: ranks, what is done about it.
 
 A pid alone is not enough: containers have pids of their own, and a pid is used again. A
 process is named by its machine's boot, its pid namespace, its pid and its start time; the

@@ -2,7 +2,7 @@
 
 Owns: the command line that starts one of ours; finding and killing the descendants of a
 process, when this one is killed too; shelter for a rank's children.
-Does not know: MPI, what the processes do.
+Does not know: what the processes do.
 
 Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session
 of its own, and Open MPI's gives every rank a process group of its own.

@@ -1,7 +1,7 @@
 """How far the job is: status lines from rank 0, a bar or plain lines for the reader.
 
 Owns: the status line's format, its writer (rank 0) and its readers (launch).
-Does not know: what is counted, MPI, the launcher.
+Does not know: what is counted, the launcher.
 
 Under MPICH no rank has a terminal, so rank 0 cannot draw. Under `collage-mpi launch` it
 writes `@status:WORD {json}` lines to stderr, which launch takes out of the stream and draws;

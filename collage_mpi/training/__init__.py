@@ -1,5 +1,5 @@
 """Training and measuring networks on shards.
 
 Owns: settings, batches made on the fly, the loop, checkpoints, accuracy and speed.
-Does not know: MPI, ranks, how a job uses the networks. Importing it imports no torch.
+Does not know: ranks, how a job uses the networks. Importing it imports no torch.
 """

@@ -1,7 +1,7 @@
 """From a trained network to a weights file.
 
 Owns: the calibration temperature and the record that is stored with the tensors.
-Does not know: the loop, the command line.
+Does not know: the loop.
 """
 
 from __future__ import annotations

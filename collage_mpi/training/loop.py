@@ -1,7 +1,7 @@
 """The training loop: SGD with Nesterov momentum under a schedule.
 
 Owns: steps, validation after each epoch, which weights are kept, when checkpoints are written.
-Does not know: shards, the command line, where the weights go, what the loss is (`objective`).
+Does not know: shards, where the weights go, what the loss is (`objective`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a network is worth: accuracy on shards, FLOPs, parameters, service time.
 
 Owns: how each is counted.
-Does not know: training, the command line, how a job uses the networks.
+Does not know: training, how a job uses the networks.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns: the process group, each one's device and part of a step, arrays read once a host,
 who of several failing processes says why.
-Does not know: the loop, networks, shards, the command line.
+Does not know: the loop, networks, shards.
 """
 
 from __future__ import annotations

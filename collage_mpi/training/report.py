@@ -1,6 +1,6 @@
 """The report of `evaluate`: what networks are, what their answers are worth, what they cost.
 
-Owns: the JSON's layout. Does not know: the command line, how each figure is measured.
+Owns: the JSON's layout. Does not know: how each figure is measured.
 """
 
 from __future__ import annotations

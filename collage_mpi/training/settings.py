@@ -1,7 +1,7 @@
 """What a training run is told, and the learning rate that follows from it.
 
 Owns: `TrainSettings`, its checks, the one-cycle schedule.
-Does not know: torch, shards, the command line.
+Does not know: torch, shards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From files to what a training is given: shards, a teacher's answers, first weights.
 
 Owns: reading them once a host, and the facts of them that the weights' record keeps.
-Does not know: the command line, the loop.
+Does not know: the loop.
 """
 
 from __future__ import annotations

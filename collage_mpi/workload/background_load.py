@@ -1,7 +1,7 @@
 """Real contention: processes that burn cores beside a rank, in slow spells.
 
 Owns: starting and ending them, what one of them does, how it ends when its rank is gone.
-Does not know: MPI, tasks, what is measured meanwhile.
+Does not know: tasks, what is measured meanwhile.
 
 A burner inherits the cores that its rank may use. It looks every 50 ms whether the
 process that started it is still its parent, so none outlives its rank, however that ends.

@@ -1,7 +1,7 @@
 """Delay models fitted to a trace: simple estimators, and how well each fits.
 
 Owns: the estimators, the distribution of each model, the Kolmogorov-Smirnov distance.
-Does not know: files, flags' parsing, how draws are made (delays).
+Does not know: files, how draws are made (service_times).
 
 Lognormal: maximum likelihood. Pareto: maximum likelihood (Hill 1975 with the minimum as
 the threshold). Bimodal: a mixture of two normals of one variance on the logarithms, by

@@ -1,7 +1,7 @@
 """Delay models: one service time at a time, from a seed and a key.
 
 Owns: each model's formula and its key, when slow spells come, when a rank is dead.
-Does not know: settings files, how a rank spends the time, MPI.
+Does not know: settings files, how a rank spends the time.
 
 A draw is the service time of one single image, in seconds, as if on a rank of its own.
 Every random number is a hash of (seed, key), never a stream: what one rank draws does not

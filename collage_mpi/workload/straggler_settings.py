@@ -24,7 +24,20 @@ from collage_mpi.workload import service_times
 from collage_mpi.workload.background_load import MOST as MOST_BURNING
 from collage_mpi.workload.service_times import Body, Death, DelayModel, Delays, Spells
 
-MODELS = ("none", "trace", "lognormal", "pareto", "bimodal", "markov", "pinned")
+_USUAL = "median {0.straggler_median_ms:g} ms, sigma {0.straggler_sigma:g}"
+_SLOW = "{0.straggler_slow_factor:g}x"
+# Model -> how tables and titles describe it, of its settings.
+_SHOWN = {
+    "none": "no injected delay",
+    "trace": "trace {file}, {0.trace_draws}",
+    "lognormal": f"lognormal, {_USUAL}",
+    "pareto": "pareto, median {0.straggler_median_ms:g} ms, tail {0.straggler_tail:g}",
+    "bimodal": f"bimodal, {_USUAL}, {{0.straggler_slow_share:.3g}} of tasks {_SLOW}",
+    "markov": f"markov, {_USUAL}, {{0.straggler_slow_share:.3g}} of the time {_SLOW} in spells of "
+    "{0.straggler_spell_s:g} s",
+    "pinned": "constant {0.straggler_median_ms:g} ms",
+}
+MODELS = tuple(_SHOWN)
 TRACE_DRAWS = ("rows", "independent")
 
 _setting = partial(setting, group="injected delays, for experiments")
@@ -147,20 +160,9 @@ class StragglerSettings(Settings):
 
     def describe_delays(self) -> str:
         """One line for tables and titles."""
-        name, median = self.straggler, f"{self.straggler_median_ms:g} ms"
-        usual = f"median {median}, sigma {self.straggler_sigma:g}"
-        share, times = f"{self.straggler_slow_share:.3g}", f"{self.straggler_slow_factor:g}x"
-        bodies = {
-            "none": "no injected delay",
-            "lognormal": f"lognormal, {usual}",
-            "pareto": f"pareto, median {median}, tail {self.straggler_tail:g}",
-            "bimodal": f"bimodal, {usual}, {share} of tasks {times}",
-            "markov": f"markov, {usual}, {share} of the time {times} in spells of "
-            f"{self.straggler_spell_s:g} s",
-            "pinned": f"constant {median}",
-            "trace": f"trace {Path(self.trace_file or '').name}, {self.trace_draws}",
-        }
-        parts = [bodies[name], "" if self.time_scale == 1 else f" x {self.time_scale:g}"]
+        name = self.straggler
+        shown = _SHOWN[name].format(self, file=Path(self.trace_file or "").name)
+        parts = [shown, "" if self.time_scale == 1 else f" x {self.time_scale:g}"]
         parts += [f", rank {rank} {factor:g}x slower" for rank, factor in self.slowed().items()]
         parts += [f", rank {rank} dead after {_after(d)}" for rank, d in self.dying().items()]
         parts.append("" if name in ("none", "pinned") else f", seed {self.straggler_seed}")

@@ -40,8 +40,8 @@ TIMEOUT_S = 1.0  # --reply-timeout-s of the jobs whose ranks stop
 # layer -> (how the victims end, what is blinded, the MPIs that have it)
 LAYERS = {
     "mpi": ("kill", "only-mpi", ("openmpi",)),
-    "process": ("kill", "only-watches", ("openmpi", "mpich")),
-    "connection": ("kill", "only-watches,apart", ("openmpi", "mpich")),
+    "process": ("kill", "only-processes", ("openmpi", "mpich")),
+    "connection": ("kill", "only-processes,apart", ("openmpi", "mpich")),
     "timeout": ("stop", "", ("openmpi", "mpich")),
 }
 

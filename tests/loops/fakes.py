@@ -235,7 +235,7 @@ class Cluster:
         heapq.heappush(self._up, (when_ns, self._sequence, rank, message))
 
 
-class FakeLookout:
+class FakeMonitor:
     """What watches rank 0 for a worker."""
 
     def __init__(self) -> None:

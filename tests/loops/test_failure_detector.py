@@ -21,7 +21,7 @@ from collage_mpi.scheduler.events import RankLost, RankSuspected
 S = SECOND_NS
 
 
-class FakeWatches:
+class FakeMonitor:
     """The watch over processes: the test says who has ended."""
 
     def __init__(self, here=()) -> None:
@@ -42,213 +42,215 @@ class FakeWatches:
         return rank in self.here
 
 
-def losses_of(
-    watches=None, keep_going=True, kinds=("single", "single", "collage")
+def detector_of(
+    process_monitor=None, keep_going=True, kinds=("single", "single", "collage")
 ) -> FailureDetector:
-    found = FailureDetector(range(1, len(kinds) + 1), 0, watches)
+    found = FailureDetector(range(1, len(kinds) + 1), 0, process_monitor)
     found.keep_going = keep_going
     found.begin({rank: [kind] for rank, kind in enumerate(kinds, start=1)})
-    found.vigil.reply_timeout_ns = S
+    found.timeouts.reply_timeout_ns = S
     return found
 
 
-def watched(vigil: ReplyTimeouts, from_ns: int, to_ns: int) -> list[Suspicion | Overdue]:
+def watched(timeouts: ReplyTimeouts, from_ns: int, to_ns: int) -> list[Suspicion | Overdue]:
     """What a rank 0 finds that looks all the time, the last time at `to_ns`."""
     looks = range(from_ns, to_ns, SCAN_EVERY_NS // 2)
-    return [sign for now_ns in (*looks, to_ns) for sign in vigil.overdue(now_ns)]
+    return [sign for now_ns in (*looks, to_ns) for sign in timeouts.overdue(now_ns)]
 
 
-def looked(losses: FailureDetector, from_ns: int, to_ns: int) -> list[RankSuspected | RankLost]:
+def looked(detector: FailureDetector, from_ns: int, to_ns: int) -> list[RankSuspected | RankLost]:
     looks = range(from_ns, to_ns, SCAN_EVERY_NS // 2)
-    return [sign for now_ns in (*looks, to_ns) for sign in losses.look(now_ns)]
+    return [sign for now_ns in (*looks, to_ns) for sign in detector.look(now_ns)]
 
 
 # ---- silence ------------------------------------------------------------------
 
 
 def test_a_rank_that_owes_nothing_is_never_silent():
-    vigil = ReplyTimeouts([1], 0, S)
-    assert watched(vigil, 0, 100 * S) == []
-    vigil.sent(1, 100 * S)
-    vigil.heard(1, 101 * S, answers=1)
-    assert watched(vigil, 100 * S, 200 * S) == []
+    timeouts = ReplyTimeouts([1], 0, S)
+    assert watched(timeouts, 0, 100 * S) == []
+    timeouts.sent(1, 100 * S)
+    timeouts.heard(1, 101 * S, answers=1)
+    assert watched(timeouts, 100 * S, 200 * S) == []
 
 
 def test_silence_counts_from_the_first_debt_or_the_last_word():
-    vigil = ReplyTimeouts([1], 0, S)
-    assert watched(vigil, 0, 10 * S) == []
-    vigil.sent(1, 10 * S)
-    assert watched(vigil, 10 * S, 10 * S + S // 2) == []
-    vigil.sent(1, 10 * S + S // 2)
-    assert watched(vigil, 10 * S + S // 2, 11 * S - 1) == []
-    vigil.heard(1, 11 * S - 1, answers=1)  # one is still owed
-    assert watched(vigil, 11 * S, 12 * S - 2) == []
-    assert watched(vigil, 12 * S, 12 * S + SCAN_EVERY_NS) == [Suspicion(1, "no answer for 1.0 s")]
-    assert watched(vigil, 12 * S + SCAN_EVERY_NS, 13 * S - 2) == []  # once
-    assert isinstance(watched(vigil, 13 * S, 13 * S + 2 * SCAN_EVERY_NS)[0], Overdue)
+    timeouts = ReplyTimeouts([1], 0, S)
+    assert watched(timeouts, 0, 10 * S) == []
+    timeouts.sent(1, 10 * S)
+    assert watched(timeouts, 10 * S, 10 * S + S // 2) == []
+    timeouts.sent(1, 10 * S + S // 2)
+    assert watched(timeouts, 10 * S + S // 2, 11 * S - 1) == []
+    timeouts.heard(1, 11 * S - 1, answers=1)  # one is still owed
+    assert watched(timeouts, 11 * S, 12 * S - 2) == []
+    assert watched(timeouts, 12 * S, 12 * S + SCAN_EVERY_NS) == [
+        Suspicion(1, "no answer for 1.0 s")
+    ]
+    assert watched(timeouts, 12 * S + SCAN_EVERY_NS, 13 * S - 2) == []  # once
+    assert isinstance(watched(timeouts, 13 * S, 13 * S + 2 * SCAN_EVERY_NS)[0], Overdue)
 
 
 def test_a_suspect_that_speaks_is_trusted_again():
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
-    assert watched(vigil, 0, S) == [Suspicion(1, "no answer for 1.0 s")]
-    assert watched(vigil, S, 2 * S - 1) == []
-    vigil.heard(1, 2 * S - 1)  # still owed, but it lives
-    assert watched(vigil, 2 * S, 3 * S - 2) == []
-    (sign,) = watched(vigil, 3 * S, 3 * S + S // 2)
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
+    assert watched(timeouts, 0, S) == [Suspicion(1, "no answer for 1.0 s")]
+    assert watched(timeouts, S, 2 * S - 1) == []
+    timeouts.heard(1, 2 * S - 1)  # still owed, but it lives
+    assert watched(timeouts, 2 * S, 3 * S - 2) == []
+    (sign,) = watched(timeouts, 3 * S, 3 * S + S // 2)
     assert isinstance(sign, Suspicion)
 
 
 def test_the_time_that_rank_0_was_stopped_itself_is_no_silence():
     """A job that is suspended as a whole, for an hour: nobody is silent, nobody lost."""
-    vigil = ReplyTimeouts([1, 2], 0, S)
-    vigil.sent(1, 0)
-    vigil.sent(2, 0)
-    assert watched(vigil, 0, S // 2) == []
+    timeouts = ReplyTimeouts([1, 2], 0, S)
+    timeouts.sent(1, 0)
+    timeouts.sent(2, 0)
+    assert watched(timeouts, 0, S // 2) == []
     hour = 3600 * S
-    assert vigil.overdue(hour) == []  # rank 0 wakes; their answers are still to be read
-    vigil.heard(1, hour, answers=1)
-    assert watched(vigil, hour, hour + S // 4) == []
-    assert watched(vigil, hour + S // 4, hour + S) == [Suspicion(2, "no answer for 1.0 s")]
+    assert timeouts.overdue(hour) == []  # rank 0 wakes; their answers are still to be read
+    timeouts.heard(1, hour, answers=1)
+    assert watched(timeouts, hour, hour + S // 4) == []
+    assert watched(timeouts, hour + S // 4, hour + S) == [Suspicion(2, "no answer for 1.0 s")]
 
 
 def test_a_whole_timeout_lies_between_silence_and_loss():
     """Rank 0 sleeps while a rank is silent: it has all of its second chance after that."""
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
-    assert len(watched(vigil, 0, S)) == 1
-    assert watched(vigil, 100 * S, 100 * S + S // 2) == []
-    assert isinstance(watched(vigil, 100 * S + S // 2, 101 * S)[0], Overdue)
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
+    assert len(watched(timeouts, 0, S)) == 1
+    assert watched(timeouts, 100 * S, 100 * S + S // 2) == []
+    assert isinstance(watched(timeouts, 100 * S + S // 2, 101 * S)[0], Overdue)
 
 
 def test_a_rank_0_that_stalls_at_every_turn_still_notices():
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
-    found = [sign for now_s in range(1, 11) for sign in vigil.overdue(now_s * S)]
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
+    found = [sign for now_s in range(1, 11) for sign in timeouts.overdue(now_s * S)]
     assert list(map(type, found)) == [Suspicion, Overdue]
 
 
 def test_patience_grows_with_the_longest_service_time():
-    vigil = ReplyTimeouts([1], 0)
-    assert vigil.patience_ns == LEAST_REPLY_NS == 30 * S
-    vigil.served(2 * S)
-    assert vigil.patience_ns == 30 * S
-    vigil.served(7 * S)
-    vigil.served(1 * S)
-    assert vigil.patience_ns == 70 * S
+    timeouts = ReplyTimeouts([1], 0)
+    assert timeouts.patience_ns == LEAST_REPLY_NS == 30 * S
+    timeouts.served(2 * S)
+    assert timeouts.patience_ns == 30 * S
+    timeouts.served(7 * S)
+    timeouts.served(1 * S)
+    assert timeouts.patience_ns == 70 * S
 
 
 def test_a_scan_is_not_made_at_every_turn():
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
     for number in range(10):
-        assert vigil.overdue(number * SCAN_EVERY_NS + SCAN_EVERY_NS // 2) == []
-    assert vigil.overdue(S) == []
-    assert vigil.overdue(S + SCAN_EVERY_NS // 2) != []
+        assert timeouts.overdue(number * SCAN_EVERY_NS + SCAN_EVERY_NS // 2) == []
+    assert timeouts.overdue(S) == []
+    assert timeouts.overdue(S + SCAN_EVERY_NS // 2) != []
 
 
 def test_a_session_s_debts_end_with_it():
-    vigil = ReplyTimeouts([1], 0, S)
-    vigil.sent(1, 0)
-    vigil.settle()
-    assert watched(vigil, 0, 100 * S) == []
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0)
+    timeouts.settle()
+    assert watched(timeouts, 0, 100 * S) == []
 
 
 def test_a_lost_rank_is_lost_once_and_for_good():
-    vigil = ReplyTimeouts([1, 2], 0, S)
-    vigil.heard(1, 3 * S)
-    loss = vigil.lose(1, "process", "why", 5 * S)
+    timeouts = ReplyTimeouts([1, 2], 0, S)
+    timeouts.heard(1, 3 * S)
+    loss = timeouts.lose(1, "process", "why", 5 * S)
     assert loss is not None
     assert loss.silent_ns == 2 * S
-    assert vigil.lose(1, "mpi", "again", 6 * S) is None
-    vigil.sent(1, 7 * S)
-    vigil.heard(1, 7 * S, 1)
-    assert vigil.present == [2]
-    assert vigil.losses[1].layer == "process"
+    assert timeouts.lose(1, "mpi", "again", 6 * S) is None
+    timeouts.sent(1, 7 * S)
+    timeouts.heard(1, 7 * S, 1)
+    assert timeouts.present == [2]
+    assert timeouts.losses[1].layer == "process"
 
 
 # ---- layers -------------------------------------------------------------------
 
 
 def test_each_layer_makes_one_loss_and_the_first_counts(caplog):
-    watches = FakeWatches(here=[1])
-    losses = losses_of(watches)
-    watches.ended = [Ended(1, "process", "its process has ended")]
-    losses.gone(Gone(1, "MPI says: ERR_PROC_FAILED", 5))
-    assert losses.look(S) == [RankLost(S, 1, "MPI says: ERR_PROC_FAILED")]
-    assert losses.look(2 * S) == []
+    process_monitor = FakeMonitor(here=[1])
+    detector = detector_of(process_monitor)
+    process_monitor.ended = [Ended(1, "process", "its process has ended")]
+    detector.gone(Gone(1, "MPI says: ERR_PROC_FAILED", 5))
+    assert detector.look(S) == [RankLost(S, 1, "MPI says: ERR_PROC_FAILED")]
+    assert detector.look(2 * S) == []
     (told,) = caplog.messages
     assert told == (
         "collage-mpi run: rank 1 (single) is lost: MPI says: ERR_PROC_FAILED; 1 single rank(s) left"
     )
-    (known,) = losses.describe()
+    (known,) = detector.describe()
     assert (known["rank"], known["layer"], known["kinds"]) == (1, "mpi", ["single"])
-    assert watches.killed == [1]  # MPI gave it up: it must not go on
+    assert process_monitor.killed == [1]  # MPI gave it up: it must not go on
 
 
 @pytest.mark.parametrize(("here", "end"), [([2], "killed"), ([], "written off")])
 def test_a_silent_rank_is_suspected_then_ended(here, end):
-    watches = FakeWatches(here)
-    losses = losses_of(watches)
-    losses.sent(2, 0)
-    assert looked(losses, 0, S) == [RankSuspected(S, 2, "no answer for 1.0 s")]
-    assert watches.killed == []
-    assert looked(losses, S, 2 * S) == [RankLost(2 * S, 2, f"no answer for 2.0 s; {end}")]
-    assert watches.killed == here
-    assert losses.describe()[0]["layer"] == "timeout"
+    process_monitor = FakeMonitor(here)
+    detector = detector_of(process_monitor)
+    detector.sent(2, 0)
+    assert looked(detector, 0, S) == [RankSuspected(S, 2, "no answer for 1.0 s")]
+    assert process_monitor.killed == []
+    assert looked(detector, S, 2 * S) == [RankLost(2 * S, 2, f"no answer for 2.0 s; {end}")]
+    assert process_monitor.killed == here
+    assert detector.describe()[0]["layer"] == "timeout"
 
 
 def test_a_plain_world_suspects_and_kills_nobody():
-    losses = losses_of(None, keep_going=False)
-    losses.sent(1, 0)
-    assert looked(losses, 0, S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
-    assert looked(losses, S, 100 * S) == []
-    losses.heard(1, 101 * S, [S])
-    assert losses.vigil.present == [1, 2, 3]
+    detector = detector_of(None, keep_going=False)
+    detector.sent(1, 0)
+    assert looked(detector, 0, S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
+    assert looked(detector, S, 100 * S) == []
+    detector.heard(1, 101 * S, [S])
+    assert detector.timeouts.present == [1, 2, 3]
 
 
 def test_abort_ends_the_job_at_the_first_loss():
-    watches = FakeWatches()
-    losses = losses_of(watches, keep_going=False)
-    watches.ended = [Ended(3, "process", "its process has ended")]
+    process_monitor = FakeMonitor()
+    detector = detector_of(process_monitor, keep_going=False)
+    process_monitor.ended = [Ended(3, "process", "its process has ended")]
     with pytest.raises(RankGone, match=r"rank 3 \(collage\) is lost.*--resume"):
-        losses.look(S)
+        detector.look(S)
 
 
 def test_the_end_of_collages_is_said_once(caplog):
-    watches = FakeWatches()
-    losses = losses_of(watches, kinds=("single", "collage", "collage"))
-    watches.ended = [Ended(2, "process", "gone"), Ended(3, "process", "gone")]
-    losses.look(S)
+    process_monitor = FakeMonitor()
+    detector = detector_of(process_monitor, kinds=("single", "collage", "collage"))
+    process_monitor.ended = [Ended(2, "process", "gone"), Ended(3, "process", "gone")]
+    detector.look(S)
     first, second = caplog.messages
     assert first.endswith("1 collage rank(s) left")
     assert second.endswith("no collage rank is left: the job goes on as scheme none")
 
 
 def test_without_single_ranks_there_is_no_scheme_to_go_on_as(caplog):
-    watches = FakeWatches()
-    losses = losses_of(watches, kinds=("single", "parity", "parity"))
-    watches.ended = [Ended(1, "process", "gone"), Ended(2, "process", "gone")]
-    losses.look(S)
+    process_monitor = FakeMonitor()
+    detector = detector_of(process_monitor, kinds=("single", "parity", "parity"))
+    process_monitor.ended = [Ended(1, "process", "gone"), Ended(2, "process", "gone")]
+    detector.look(S)
     first, second = caplog.messages
     assert first.endswith("0 single rank(s) left")
     assert second.endswith("1 parity rank(s) left")
 
 
 def test_a_rank_that_leaves_at_the_end_is_no_loss(caplog):
-    watches = FakeWatches()
-    losses = losses_of(watches)
-    losses.leaving = True
-    watches.ended = [Ended(1, "process", "its process has ended")]
-    assert losses.look(S) == []
-    assert losses.vigil.present == [2, 3]
-    assert losses.describe() == []
+    process_monitor = FakeMonitor()
+    detector = detector_of(process_monitor)
+    detector.leaving = True
+    process_monitor.ended = [Ended(1, "process", "its process has ended")]
+    assert detector.look(S) == []
+    assert detector.timeouts.present == [2, 3]
+    assert detector.describe() == []
     assert caplog.messages == []
 
 
 def test_processes_are_looked_at_a_thousand_times_a_second_at_most():
-    watches = FakeWatches()
-    losses = losses_of(watches)
+    process_monitor = FakeMonitor()
+    detector = detector_of(process_monitor)
     for now_ns in range(0, S, LOOK_EVERY_NS // 10):
-        losses.look(now_ns)
-    assert watches.looks <= S // LOOK_EVERY_NS + 1
+        detector.look(now_ns)
+    assert process_monitor.looks <= S // LOOK_EVERY_NS + 1

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from fakes import Clock, ListReader
 
+from collage_mpi.encoding import ENCODERS
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import ENCODERS, make_stripe_encoder
+from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.mpi.tasks import unpack_places, unpack_tasks
 from collage_mpi.scheduler.events import Send

@@ -92,48 +92,48 @@ def test_its_name_survives_a_message():
 
 
 @pytest.fixture
-def watches():
+def process_monitor():
     found = ProcessMonitor(4, one_host=True)
     yield found
     found.close()
 
 
-def joined(watches, rank: int, process: ProcessId | None) -> socket.socket:
+def joined(process_monitor, rank: int, process: ProcessId | None) -> socket.socket:
     """A worker's line, known to rank 0."""
     greeting = {"rank": rank, "process": process.to_dict() if process else None}
-    line = tcp_link.connect(watches.offer(), greeting)
-    until(lambda: watches.look() or rank in watches._lines)
+    line = tcp_link.connect(process_monitor.offer(), greeting)
+    until(lambda: process_monitor.look() or rank in process_monitor._lines)
     return line
 
 
-def test_a_rank_of_this_machine_is_watched_by_its_process(watches, child):
+def test_a_rank_of_this_machine_is_watched_by_its_process(process_monitor, child):
     process, name = child
-    line = joined(watches, 2, name)
+    line = joined(process_monitor, 2, name)
     line.close()  # says nothing about a process that can be watched
-    assert watches.look() == []
-    assert watches.kill(2)
-    (ended,) = until(watches.look)
+    assert process_monitor.look() == []
+    assert process_monitor.kill(2)
+    (ended,) = until(process_monitor.look)
     assert (ended.rank, ended.layer) == (2, "process")
-    assert watches.look() == []
+    assert process_monitor.look() == []
     process.wait()
 
 
-def test_a_rank_of_another_machine_is_watched_by_its_line(watches, child):
+def test_a_rank_of_another_machine_is_watched_by_its_line(process_monitor, child):
     _, name = child
-    line = joined(watches, 3, dataclasses.replace(name, machine="another"))
-    assert watches.look() == []
-    assert not watches.kill(3)
+    line = joined(process_monitor, 3, dataclasses.replace(name, machine="another"))
+    assert process_monitor.look() == []
+    assert not process_monitor.kill(3)
     line.close()
-    (ended,) = until(watches.look)
+    (ended,) = until(process_monitor.look)
     assert (ended.rank, ended.layer) == (3, "connection")
 
 
-def test_a_rank_that_ended_before_it_could_be_watched_is_lost(watches, child):
+def test_a_rank_that_ended_before_it_could_be_watched_is_lost(process_monitor, child):
     process, name = child
     process.kill()
     process.wait()
-    tcp_link.connect(watches.offer(), {"rank": 1, "process": name.to_dict()})
-    (ended,) = until(watches.look)
+    tcp_link.connect(process_monitor.offer(), {"rank": 1, "process": name.to_dict()})
+    (ended,) = until(process_monitor.look)
     assert (ended.rank, ended.layer) == (1, "process")
 
 
@@ -151,22 +151,22 @@ def test_a_rank_that_ended_before_it_could_be_watched_is_lost(watches, child):
         b'{"token": 1e400, "rank": 1}',
     ],
 )
-def test_a_stranger_is_shown_the_door(watches, greeting):
-    address = ("127.0.0.1", watches.offer().port)
+def test_a_stranger_is_shown_the_door(process_monitor, greeting):
+    address = ("127.0.0.1", process_monitor.offer().port)
     with socket.create_connection(address, timeout=LIMIT_S) as line:
         line.sendall(greeting)
         line.shutdown(socket.SHUT_WR)
         line.setblocking(False)
 
         def closed() -> bool:
-            assert watches.look() == []
+            assert process_monitor.look() == []
             try:
                 return line.recv(1) == b""
             except BlockingIOError:
                 return False
 
         assert until(closed)
-    assert watches._lines == {}
+    assert process_monitor._lines == {}
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
@@ -207,53 +207,53 @@ class Time:
 
 
 @pytest.fixture
-def slow_watches():
+def slow_monitor():
     found = ProcessMonitor(4, one_host=True, clock=Time())
     yield found
     found.close()
 
 
-def knock(watches) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", watches.offer().port), timeout=LIMIT_S)
+def knock(process_monitor) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", process_monitor.offer().port), timeout=LIMIT_S)
 
 
 def closed(line: socket.socket) -> bool:
     return bool(select.select([line], [], [], 0)[0])
 
 
-def test_who_says_nothing_is_shown_the_door(slow_watches):
-    idle = knock(slow_watches)
+def test_who_says_nothing_is_shown_the_door(slow_monitor):
+    idle = knock(slow_monitor)
     for _ in range(90):
-        slow_watches.look()
+        slow_monitor.look()
     assert not closed(idle)
     for _ in range(30):
-        slow_watches.look()
+        slow_monitor.look()
     assert closed(idle)
-    assert not slow_watches._strangers
+    assert not slow_monitor._strangers
     idle.close()
 
 
-def test_idle_connections_cannot_use_up_the_descriptors(watches):
+def test_idle_connections_cannot_use_up_the_descriptors(process_monitor):
     idle = []
     for _ in range(3 * STRANGERS):
-        idle.append(knock(watches))
-        watches.look()
-        watches.look()
-    assert len(watches._strangers) <= 4 + STRANGERS
+        idle.append(knock(process_monitor))
+        process_monitor.look()
+        process_monitor.look()
+    assert len(process_monitor._strangers) <= 4 + STRANGERS
     assert closed(idle[0])
     assert not closed(idle[-1])
-    joined(watches, 2, None).close()  # ours is let in
+    joined(process_monitor, 2, None).close()  # ours is let in
     for line in idle:
         line.close()
 
 
-def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(watches):
-    port = watches.offer().port
-    lines = [joined(watches, rank, None) for rank in (1, 3)]
-    idle = knock(watches)
-    watches.look()
-    assert not watches.kill(2)
-    assert watches.look() == []
+def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(process_monitor):
+    port = process_monitor.offer().port
+    lines = [joined(process_monitor, rank, None) for rank in (1, 3)]
+    idle = knock(process_monitor)
+    process_monitor.look()
+    assert not process_monitor.kill(2)
+    assert process_monitor.look() == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
     assert closed(idle)
@@ -262,19 +262,19 @@ def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(watches):
         line.close()
 
 
-def test_the_port_closes_after_a_time_in_any_case(slow_watches):
-    port = slow_watches.offer().port
-    slow_watches._clock.now_ns += 3600 * 10**9  # rank 0 was busy elsewhere: ours may be waiting
+def test_the_port_closes_after_a_time_in_any_case(slow_monitor):
+    port = slow_monitor.offer().port
+    slow_monitor._clock.now_ns += 3600 * 10**9  # rank 0 was busy elsewhere: ours may be waiting
     for _ in range(100):
-        slow_watches.look()
+        slow_monitor.look()
     socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S).close()
     for _ in range(3000):
-        slow_watches.look()
+        slow_monitor.look()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
 
 
-def test_without_a_descriptor_the_port_is_not_looked_at_for_a_while(slow_watches, monkeypatch):
+def test_without_a_descriptor_the_port_is_not_looked_at_for_a_while(slow_monitor, monkeypatch):
     """It stays readable: at every look rank 0 would try in vain."""
     tries = []
 
@@ -282,18 +282,18 @@ def test_without_a_descriptor_the_port_is_not_looked_at_for_a_while(slow_watches
         tries.append(listener)
         raise OSError(errno.EMFILE, "Too many open files")
 
-    plain = slow_watches._lifeline.listener
+    plain = slow_monitor._tcp_link.listener
     listener = SimpleNamespace(accept=lambda: full(plain), fileno=plain.fileno, close=plain.close)
-    monkeypatch.setattr(slow_watches._lifeline, "listener", listener)
+    monkeypatch.setattr(slow_monitor._tcp_link, "listener", listener)
     line = socket.create_connection(plain.getsockname(), timeout=LIMIT_S)
-    greeting = {"token": slow_watches._lifeline.token, "rank": 1}
+    greeting = {"token": slow_monitor._tcp_link.token, "rank": 1}
     line.sendall(json.dumps(greeting).encode())
-    until(lambda: slow_watches.look() or tries)
+    until(lambda: slow_monitor.look() or tries)
     for _ in range(50):
-        slow_watches.look()
+        slow_monitor.look()
     assert 2 <= len(tries) <= 7
     listener.accept = plain.accept  # descriptors are free again
-    until(lambda: slow_watches.look() or 1 in slow_watches._lines)
+    until(lambda: slow_monitor.look() or 1 in slow_monitor._lines)
     line.close()
 
 
@@ -330,49 +330,49 @@ def test_on_several_hosts_the_port_is_open_on_the_device_that_was_told(monkeypat
 
 
 @pytest.mark.parametrize("rank", [0, 4, -1, True, "1"])
-def test_a_rank_that_is_none_is_a_stranger(watches, rank):
-    offer = watches.offer()
+def test_a_rank_that_is_none_is_a_stranger(process_monitor, rank):
+    offer = process_monitor.offer()
     line = tcp_link.connect(offer, {"rank": rank, "process": None})
-    assert until(lambda: watches.look() or select.select([line], [], [], 0)[0])
-    assert watches._lines == {}
+    assert until(lambda: process_monitor.look() or select.select([line], [], [], 0)[0])
+    assert process_monitor._lines == {}
     line.close()
 
 
-def test_a_job_on_one_host_opens_no_port_to_others(watches):
-    assert watches._lifeline.listener.getsockname()[0] == "127.0.0.1"
-    assert watches.offer().addresses == ("127.0.0.1",)
+def test_a_job_on_one_host_opens_no_port_to_others(process_monitor):
+    assert process_monitor._tcp_link.listener.getsockname()[0] == "127.0.0.1"
+    assert process_monitor.offer().addresses == ("127.0.0.1",)
 
 
 # ---- a worker's side ------------------------------------------------------------
 
 
-def lookout_over(process=None, offer=None) -> tuple[CoordinatorMonitor, threading.Event]:
+def monitor_over(process=None, offer=None) -> tuple[CoordinatorMonitor, threading.Event]:
     gone = threading.Event()
-    lookout = CoordinatorMonitor(1, gone.set)
-    lookout.meet("node0", process, offer)
-    return lookout, gone
+    monitor = CoordinatorMonitor(1, gone.set)
+    monitor.meet("node0", process, offer)
+    return monitor, gone
 
 
 def test_it_sees_rank_0_s_process_end(child):
     process, name = child
-    _, gone = lookout_over(name)
+    _, gone = monitor_over(name)
     assert not gone.wait(0.05)
     process.kill()
     assert gone.wait(LIMIT_S)
 
 
-def test_it_sees_rank_0_s_connection_close(watches):
-    _, gone = lookout_over(offer=watches.offer())
-    until(lambda: watches.look() or 1 in watches._lines)
+def test_it_sees_rank_0_s_connection_close(process_monitor):
+    _, gone = monitor_over(offer=process_monitor.offer())
+    until(lambda: process_monitor.look() or 1 in process_monitor._lines)
     assert not gone.wait(0.05)
-    watches._lines[1].shutdown(socket.SHUT_RDWR)
+    process_monitor._lines[1].shutdown(socket.SHUT_RDWR)
     assert gone.wait(LIMIT_S)
 
 
 def test_once_released_it_does_not_mind(child):
     process, name = child
-    lookout, gone = lookout_over(name)
-    lookout.release()
+    monitor, gone = monitor_over(name)
+    monitor.release()
     process.kill()
     process.wait()
     assert not gone.wait(0.1)
@@ -382,7 +382,7 @@ def test_a_rank_0_that_ended_at_once_is_noticed(child):
     process, name = child
     process.kill()
     process.wait()
-    _, gone = lookout_over(name)
+    _, gone = monitor_over(name)
     assert gone.wait(LIMIT_S)
 
 
@@ -390,7 +390,7 @@ def test_who_cannot_connect_says_so_and_works_on(caplog, monkeypatch):
     monkeypatch.setenv("PMI_RANK", "1")  # rank 0 has no need to say it
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # nobody listens there in a moment
-    _, gone = lookout_over(offer=tcp_link.Offer(("127.0.0.1",), port, "x"))
+    _, gone = monitor_over(offer=tcp_link.Offer(("127.0.0.1",), port, "x"))
     said = until(lambda: caplog.text)
     assert "rank 1" in said
     assert "cannot connect to rank 0 on node0" in said

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeLookout
+from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeMonitor
 from job_messages import WELCOME
 
 from collage_mpi.errors import DataFault, ExitCode
@@ -86,11 +86,11 @@ class Bench:
         self.network = Network(kind, self.clock)
         self.cpu_ns: Callable[[], int] = self.clock
         self.load_error: Exception | None = None
-        self.lookout = FakeLookout()
+        self.monitor = FakeMonitor()
         self.worker = Worker(
             self.endpoint,
             self._load,
-            lookout=self.lookout,
+            monitor=self.monitor,
             clock=self.clock,
             cpu_clock=lambda: self.cpu_ns(),
             backoff=Backoff(WORKER_BACKOFF, self.clock.sleep),
@@ -395,12 +395,12 @@ def test_rank_0_is_watched_until_it_says_stop():
     rank_0 = Rank0("node0", ProcessId("boot ns", 5, 7), Offer(("node0", "10.0.0.1"), 4000, "x"))
     bench.endpoint.tell(rank_0, session=0)
     bench.run()
-    assert bench.lookout.met == [("node0", rank_0.process, rank_0.lifeline)]
+    assert bench.monitor.met == [("node0", rank_0.process, rank_0.tcp_link)]
     assert bench.endpoint.told() == [Here()]
-    assert not bench.lookout.released
+    assert not bench.monitor.released
     bench.endpoint.tell(Stop(0), session=0)
     bench.worker.serve()
-    assert bench.lookout.released
+    assert bench.monitor.released
 
 
 def test_an_idle_rank_looks_about_a_thousand_times_a_second():

@@ -39,7 +39,7 @@ from collage_mpi.system.pidfd import this_process
 
 
 class Workers:
-    """The crew's transport: each rank answers by a function of what it was told."""
+    """The worker group's transport: each rank answers by a function of what it was told."""
 
     def __init__(self, size: int, answer=lambda rank, told: None) -> None:
         self.size = size
@@ -80,7 +80,7 @@ class Workers:
         self.closed = True
 
 
-def crew_of(transport: Workers) -> WorkerGroup:
+def group_of(transport: Workers) -> WorkerGroup:
     clock = Clock(tick_ns=1000)
     return WorkerGroup(transport, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
 
@@ -105,20 +105,20 @@ def test_the_input_is_told_before_the_welcome():
         return polite(rank, told)
 
     parts = [Shards(("a",)), Shards(("b",))]
-    crew_of(Workers(3, listen)).welcome(welcomes(3), shards=parts)
+    group_of(Workers(3, listen)).welcome(welcomes(3), shards=parts)
     assert heard == {1: [*parts, WELCOME], 2: [*parts, WELCOME]}
 
 
 def test_all_hellos_are_collected_by_rank():
-    crew = crew_of(Workers(4, polite))
-    assert crew.welcome(welcomes(4)) == {rank: hello(rank) for rank in (1, 2, 3)}
-    assert crew.measure(2, "single") == Measured(5, None)
+    worker_group = group_of(Workers(4, polite))
+    assert worker_group.welcome(welcomes(4)) == {rank: hello(rank) for rank in (1, 2, 3)}
+    assert worker_group.measure(2, "single") == Measured(5, None)
 
 
 def test_a_rank_that_never_says_hello_is_named_in_bounded_time():
-    crew = crew_of(Workers(4, lambda r, c: polite(r, c) if r == 2 else None))
+    worker_group = group_of(Workers(4, lambda r, c: polite(r, c) if r == 2 else None))
     with pytest.raises(EnvironmentFault, match=r"no hello from rank\(s\) 1, 3 within 5 s"):
-        crew.welcome(welcomes(4), limit_s=5.0)
+        worker_group.welcome(welcomes(4), limit_s=5.0)
 
 
 @pytest.mark.parametrize(
@@ -131,40 +131,40 @@ def test_a_rank_s_fault_is_told_with_its_rank(code, kind):
         return polite(rank, told)
 
     workers = Workers(4, answer)
-    crew = crew_of(workers)
+    worker_group = group_of(workers)
     with pytest.raises(kind, match="rank 3: w: damaged"):
-        crew.welcome(welcomes(4))
-    assert crew.stop(code) == []
+        worker_group.welcome(welcomes(4))
+    assert worker_group.stop(code) == []
     assert workers.closed
 
 
 def test_a_second_fault_does_not_disturb_the_end():
     workers = Workers(3, polite)
-    crew = crew_of(workers)
-    crew.welcome(welcomes(3))
+    worker_group = group_of(workers)
+    worker_group.welcome(welcomes(3))
     workers.push(1, 1, Fault("late", 4))
-    assert crew.stop(4) == []
+    assert worker_group.stop(4) == []
 
 
 def test_a_late_answer_of_the_last_session_is_no_hello():
     workers = Workers(2, polite)
-    crew = crew_of(workers)
-    crew.welcome(welcomes(2))
+    worker_group = group_of(workers)
+    worker_group.welcome(welcomes(2))
     workers.push(1, 1, replace(HELLO, host="stale"))
-    assert crew.welcome(welcomes(2))[1].host == "node1"
+    assert worker_group.welcome(welcomes(2))[1].host == "node1"
 
 
 def test_a_signal_ends_the_wait():
-    crew = crew_of(Workers(3))
+    worker_group = group_of(Workers(3))
     with pytest.raises(CollageError, match="SIGTERM") as caught:
-        crew.welcome(welcomes(3), interrupted=lambda: "stopped by SIGTERM")
+        worker_group.welcome(welcomes(3), interrupted=lambda: "stopped by SIGTERM")
     assert caught.value.exit_code is ExitCode.INCOMPLETE
 
 
 def test_stop_tells_everybody_once():
     workers = Workers(4, polite)
-    crew = crew_of(workers)
-    assert crew.stop(5) == crew.stop(5) == []
+    worker_group = group_of(workers)
+    assert worker_group.stop(5) == worker_group.stop(5) == []
     assert workers.told == [(r, Stop(5)) for r in (1, 2, 3)]
     assert workers.flushed
     assert workers.closed
@@ -172,48 +172,50 @@ def test_stop_tells_everybody_once():
 
 def test_stop_names_the_ranks_that_do_not_end():
     workers = Workers(4, lambda rank, told: polite(rank, told) if rank != 2 else None)
-    assert crew_of(workers).stop(0) == [2]
+    assert group_of(workers).stop(0) == [2]
     assert not workers.closed
 
 
 def test_a_rank_that_was_silent_already_has_had_its_time():
     workers = Workers(4, lambda rank, told: polite(rank, told) if rank != 2 else None)
     clock = Clock(tick_ns=1000)
-    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
-    crew.losses.sent(2, clock())
-    while not crew.losses.vigil.silent:
+    worker_group = WorkerGroup(
+        workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep)
+    )
+    worker_group.detector.sent(2, clock())
+    while not worker_group.detector.timeouts.silent:
         clock.sleep(0.1)
-        crew.losses.look(clock())
+        worker_group.detector.look(clock())
     before_s = clock() / 1e9
-    assert crew.stop(0) == [2]
+    assert worker_group.stop(0) == [2]
     assert clock() / 1e9 - before_s < 10
 
 
 def test_a_silent_rank_that_speaks_in_the_end_has_parted():
     workers = Workers(4, polite)
-    crew = crew_of(workers)
-    crew.losses.sent(2, 0)
+    worker_group = group_of(workers)
+    worker_group.detector.sent(2, 0)
     for tenths in range(400):
-        crew.losses.look(tenths * 10**8)
-    assert crew.losses.vigil.silent == [2]
-    assert crew.stop(0) == []
+        worker_group.detector.look(tenths * 10**8)
+    assert worker_group.detector.timeouts.silent == [2]
+    assert worker_group.stop(0) == []
 
 
 def test_messages_that_do_not_leave_are_no_good_end():
     workers = Workers(3, polite)
     workers.flushes = False
-    assert crew_of(workers).stop(0) == [1, 2]
+    assert group_of(workers).stop(0) == [1, 2]
 
 
 def test_a_world_of_one_has_nobody_to_stop():
-    assert crew_of(Workers(1)).stop(3) == []
+    assert group_of(Workers(1)).stop(3) == []
 
 
 def test_a_damaged_message_is_a_wire_fault():
     workers = Workers(2)
     workers.found.append(Received(1, np.zeros(64, np.uint8), 0))
     with pytest.raises(wire.WireFault):
-        crew_of(workers).welcome(welcomes(2))
+        group_of(workers).welcome(welcomes(2))
 
 
 # ---- without some of the ranks ------------------------------------------------
@@ -222,7 +224,7 @@ def test_a_damaged_message_is_a_wire_fault():
 OFFER = Offer(("node0", "10.0.0.1"), 4000, "x")
 
 
-class NoWatches:
+class NoMonitor:
     """A fault-tolerant world in which the test says who has ended, by `ended`."""
 
     def __init__(self) -> None:
@@ -239,31 +241,31 @@ class NoWatches:
         return False
 
 
-def hardy(transport: Workers) -> tuple[WorkerGroup, NoWatches]:
-    """A crew that goes on without lost ranks."""
-    clock, watches = Clock(tick_ns=1000), NoWatches()
+def hardy(transport: Workers) -> tuple[WorkerGroup, NoMonitor]:
+    """A worker group that goes on without lost ranks."""
+    clock, process_monitor = Clock(tick_ns=1000), NoMonitor()
     backoff = Backoff(COORDINATOR_BACKOFF, clock.sleep)
-    crew = WorkerGroup(transport, lambda: clock() / 1e9, backoff, watches)
-    crew.losses.keep_going = True
-    crew.session = 1  # whoever is there has said so
-    return crew, watches
+    worker_group = WorkerGroup(transport, lambda: clock() / 1e9, backoff, process_monitor)
+    worker_group.detector.keep_going = True
+    worker_group.session = 1  # whoever is there has said so
+    return worker_group, process_monitor
 
 
 def test_everybody_is_told_where_rank_0_is():
     workers = Workers(3)
-    crew, _ = hardy(workers)
-    crew.greet()
+    worker_group, _ = hardy(workers)
+    worker_group.greet()
     rank_0 = Rank0(socket.gethostname(), this_process(), OFFER)
     assert workers.told == [(1, rank_0), (2, rank_0)]
 
 
 def test_ranks_that_say_nothing_are_lost_and_the_others_begin(caplog):
-    crew, _ = hardy(Workers(4, lambda r, c: polite(r, c) if r == 2 else None))
-    assert crew.welcome(welcomes(4), limit_s=5.0).keys() == {2}
-    assert crew.present == [2]
-    assert crew.transport.dropped == [1, 3]
+    worker_group, _ = hardy(Workers(4, lambda r, c: polite(r, c) if r == 2 else None))
+    assert worker_group.welcome(welcomes(4), limit_s=5.0).keys() == {2}
+    assert worker_group.present == [2]
+    assert worker_group.transport.dropped == [1, 3]
     assert caplog.text.count("is lost: no hello within 5 s; written off") == 2
-    assert [loss["layer"] for loss in crew.losses.describe()] == ["start", "start"]
+    assert [loss["layer"] for loss in worker_group.detector.describe()] == ["start", "start"]
 
 
 def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
@@ -271,26 +273,28 @@ def test_a_rank_that_is_gone_before_it_says_that_it_is_there():
         return Here() if isinstance(told, Rank0) and rank == 1 else None
 
     workers = Workers(3, lambda r, c: answer(r, c) or polite(r, c))
-    crew, _ = hardy(workers)
-    crew.session = 0
-    crew.greet()
-    assert crew.welcome(welcomes(3)).keys() == {1}
-    assert crew.losses.vigil.losses[2].why == "no sign of life within 30 s; written off"
+    worker_group, _ = hardy(workers)
+    worker_group.session = 0
+    worker_group.greet()
+    assert worker_group.welcome(welcomes(3)).keys() == {1}
+    assert (
+        worker_group.detector.timeouts.losses[2].why == "no sign of life within 30 s; written off"
+    )
 
 
 def test_a_rank_that_dies_while_it_loads_is_not_waited_for():
-    crew, watches = hardy(Workers(3, lambda r, c: polite(r, c) if r == 1 else None))
-    watches.ended = [Ended(2, "process", "its process has ended")]
-    assert crew.welcome(welcomes(3)).keys() == {1}
-    assert crew.losses.vigil.losses[2].layer == "process"
+    worker_group, process_monitor = hardy(Workers(3, lambda r, c: polite(r, c) if r == 1 else None))
+    process_monitor.ended = [Ended(2, "process", "its process has ended")]
+    assert worker_group.welcome(welcomes(3)).keys() == {1}
+    assert worker_group.detector.timeouts.losses[2].layer == "process"
 
 
 def test_mpi_s_word_on_a_rank_is_taken():
     workers = Workers(3, lambda r, c: polite(r, c) if r == 1 else None)
-    crew, _ = hardy(workers)
+    worker_group, _ = hardy(workers)
     workers.found.append(Gone(2, "MPI says: ERR_PROC_FAILED", 0))
-    assert crew.welcome(welcomes(3)).keys() == {1}
-    assert crew.losses.vigil.losses[2].layer == "mpi"
+    assert worker_group.welcome(welcomes(3)).keys() == {1}
+    assert worker_group.detector.timeouts.losses[2].layer == "mpi"
 
 
 def test_a_start_that_was_suspended_has_not_used_up_its_time():
@@ -306,8 +310,8 @@ def test_a_start_that_was_suspended_has_not_used_up_its_time():
             for rank in (1, 2):
                 workers.push(rank, 1, hello(rank))
 
-    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, sleep))
-    assert crew.welcome(welcomes(3), limit_s=5.0).keys() == {1, 2}
+    worker_group = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, sleep))
+    assert worker_group.welcome(welcomes(3), limit_s=5.0).keys() == {1, 2}
 
 
 @pytest.mark.parametrize("others", [True, False])
@@ -317,14 +321,14 @@ def test_a_rank_whose_host_cannot_work_is_lost_unless_all_are_so(others):
             return Fault("no CUDA device", 3)
         return polite(rank, told)
 
-    crew, _ = hardy(Workers(3, answer))
+    worker_group, _ = hardy(Workers(3, answer))
     if others:
-        assert crew.welcome(welcomes(3)).keys() == {1}
-        why = crew.losses.vigil.losses[2].why
+        assert worker_group.welcome(welcomes(3)).keys() == {1}
+        why = worker_group.detector.timeouts.losses[2].why
         assert why == "it cannot work: rank 2: no CUDA device; written off"
     else:
         with pytest.raises(EnvironmentFault, match="rank 1: no CUDA device"):
-            crew.welcome(welcomes(3))
+            worker_group.welcome(welcomes(3))
 
 
 def test_damaged_weights_end_the_start_in_any_case():
@@ -333,16 +337,18 @@ def test_damaged_weights_end_the_start_in_any_case():
             return Fault("w: damaged", 4)
         return polite(rank, told)
 
-    crew, _ = hardy(Workers(3, answer))
+    worker_group, _ = hardy(Workers(3, answer))
     with pytest.raises(DataFault, match="rank 2: w: damaged"):
-        crew.welcome(welcomes(3))
+        worker_group.welcome(welcomes(3))
 
 
 def test_a_network_that_is_too_slow_to_measure_is_told_as_that():
-    crew = crew_of(Workers(2, lambda r, c: polite(r, c) if isinstance(c, Welcome) else None))
-    crew.welcome(welcomes(2))
+    worker_group = group_of(
+        Workers(2, lambda r, c: polite(r, c) if isinstance(c, Welcome) else None)
+    )
+    worker_group.welcome(welcomes(2))
     with pytest.raises(EnvironmentFault, match=r"no service time .* rank\(s\) 1 .* too slow there"):
-        crew.measure(1, "single")
+        worker_group.measure(1, "single")
 
 
 def test_slow_networks_are_measured_in_fewer_rounds():
@@ -354,9 +360,11 @@ def test_slow_networks_are_measured_in_fewer_rounds():
         return polite(rank, told)
 
     workers = Workers(3, answer)
-    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep))
-    crew.welcome(welcomes(3))
-    assert crew.service_times({"single": [1], "collage": [2]}, "networks")[1] == (1, 1, 1)
+    worker_group = WorkerGroup(
+        workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep)
+    )
+    worker_group.welcome(welcomes(3))
+    assert worker_group.service_times({"single": [1], "collage": [2]}, "networks")[1] == (1, 1, 1)
     assert [told for _, told in workers.told if isinstance(told, Measure)] == [
         Measure("single", 1),
         Measure("collage", 1),
@@ -370,9 +378,9 @@ def test_networks_are_measured_in_turn():
         return Measured(70 - rank, 10 * rank)
 
     workers = Workers(3, answer)
-    crew, _ = hardy(workers)
-    crew.welcome(welcomes(3))
-    services, ratio = crew.service_times({"single": [1], "collage": [2]}, "networks")
+    worker_group, _ = hardy(workers)
+    worker_group.welcome(welcomes(3))
+    services, ratio = worker_group.service_times({"single": [1], "collage": [2]}, "networks")
     asked = [rank for rank, told in workers.told if isinstance(told, Measure)]
     assert asked == [1, 2] * 15
     assert services == {"single": 69, "collage": 68}
@@ -384,24 +392,24 @@ def test_networks_are_measured_in_turn():
 )
 def test_what_is_only_recorded_is_measured_in_few_rounds(straggler, batch, turns):
     workers = Workers(3, polite)
-    crew = crew_of(workers)
-    crew.welcome(welcomes(3))
+    worker_group = group_of(workers)
+    worker_group.welcome(welcomes(3))
     plan = SimpleNamespace(
         settings=RunSettings.from_mapping({"straggler": straggler, "batch": batch}, "a test"),
         placement=SimpleNamespace(ranks_of=lambda kind: [1] if kind == "single" else [2]),
         networks={"single": "null", "collage": "null"},
     )
-    service_costs(plan, crew)
+    service_costs(plan, worker_group)
     asked = [rank for rank, message in workers.told if isinstance(message, Measure)]
     assert asked == [1, 2] * turns
 
 
 def test_few_rounds_do_not_stand_for_many():
     workers = Workers(2, polite)
-    crew = crew_of(workers)
-    crew.welcome(welcomes(2))
+    worker_group = group_of(workers)
+    worker_group.welcome(welcomes(2))
     for rounds, asked in ((3, 3), (3, 3), (15, 18), (15, 18)):
-        crew.service_times({"single": [1]}, "networks", rounds)
+        worker_group.service_times({"single": [1]}, "networks", rounds)
         assert sum(isinstance(message, Measure) for _, message in workers.told) == asked
 
 
@@ -417,29 +425,32 @@ def test_ranks_that_load_are_left_the_cores():
         return Workers.poll(workers)
 
     workers.poll = poll
-    crew = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(GROUP_BACKOFF, clock.sleep))
-    assert crew.welcome(welcomes(2)) == {1: HELLO}
+    worker_group = WorkerGroup(workers, lambda: clock() / 1e9, Backoff(GROUP_BACKOFF, clock.sleep))
+    assert worker_group.welcome(welcomes(2)) == {1: HELLO}
     assert polls <= 220
     assert WorkerGroup(workers)._backoff.settings is GROUP_BACKOFF
 
 
 def test_when_the_measured_rank_dies_the_next_is_measured():
     workers = Workers(4, lambda r, c: None if (r, type(c)) == (1, Measure) else polite(r, c))
-    crew, watches = hardy(workers)
-    crew.welcome(welcomes(4))
-    watches.ended = [Ended(1, "process", "its process has ended")]
-    services, ratio = crew.service_times({"single": [1, 2], "collage": [3]}, "networks")
+    worker_group, process_monitor = hardy(workers)
+    worker_group.welcome(welcomes(4))
+    process_monitor.ended = [Ended(1, "process", "its process has ended")]
+    services, ratio = worker_group.service_times({"single": [1, 2], "collage": [3]}, "networks")
     assert services == {"single": 5, "collage": 5}
     assert ratio == (1, 1, 1)
-    crew.losses.vigil.lose(3, "process", "gone", 0)
-    assert crew.service_times({"single": [1, 2], "collage": [3]}, "others") == ({"single": 5}, None)
+    worker_group.detector.timeouts.lose(3, "process", "gone", 0)
+    assert worker_group.service_times({"single": [1, 2], "collage": [3]}, "others") == (
+        {"single": 5},
+        None,
+    )
 
 
 def test_a_dead_rank_is_not_told_to_stop_and_one_that_dies_then_has_stopped():
     workers = Workers(4, lambda r, c: polite(r, c) if r != 3 else None)
-    crew, watches = hardy(workers)
-    crew.losses.vigil.lose(1, "process", "gone", 0)
-    watches.ended = [Ended(3, "process", "its process has ended")]
-    assert crew.stop(0) == []
+    worker_group, process_monitor = hardy(workers)
+    worker_group.detector.timeouts.lose(1, "process", "gone", 0)
+    process_monitor.ended = [Ended(3, "process", "its process has ended")]
+    assert worker_group.stop(0) == []
     assert [rank for rank, _ in workers.told] == [2, 3]
-    assert crew.losses.vigil.losses.keys() == {1}
+    assert worker_group.detector.timeouts.losses.keys() == {1}

@@ -7,7 +7,6 @@ import pytest
 
 from collage_mpi.bench.report import (
     VARIANTS,
-    BenchSettings,
     Block,
     RoundMeter,
     exchanges,
@@ -16,6 +15,7 @@ from collage_mpi.bench.report import (
     summarise,
     world_report,
 )
+from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.errors import UsageError
 from collage_mpi.job.coordinator import PollWatch
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from collage_mpi.commands import COMMANDS
+
 HEAVY = ("torch", "h5py", "mpi4py", "numpy", "rich", "matplotlib", "PIL", "pyarrow", "safetensors")
 
 # argparse leaves by SystemExit; the modules are named on the last line.
@@ -33,12 +35,12 @@ def loaded_by(*argv: str) -> set[str]:
     [
         "--help",
         "--version",
-        "launch --help",
+        *(f"{command} --help" for command in COMMANDS),
         "plot cdf --help",
-        "run --help",
-        "simulate --help",
         "slurm render --help",
-        "demo --help",
+        "train collage --help",
+        "bench round --help",
+        "prep images --help",
     ],
 )
 def test_help_imports_nothing_heavy(line):

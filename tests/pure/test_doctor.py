@@ -374,28 +374,28 @@ def test_a_world_of_eleven_is_side_three():
 @pytest.mark.parametrize(
     ("wanted", "size", "verdict", "fix"),
     [
-        (Wanted(side=3), 8, BAD, "launch with -n 11"),
-        (Wanted(singles=4), 8, BAD, "launch with -n 6"),
-        (Wanted(singles=6), 8, OK, None),
+        (Wanted(run=dict(side=3)), 8, BAD, "launch with -n 11"),
+        (Wanted(run=dict(singles=4)), 8, BAD, "launch with -n 6"),
+        (Wanted(run=dict(singles=6)), 8, OK, None),
         (Wanted(), 8, WARN, "-n 11 (side 3)"),
         (Wanted(), 3, WARN, "--singles 1, or launch -n 6 (side 2)"),
         (Wanted(), 1, BAD, "-n 11"),
         (Wanted(), 2, BAD, "-n 11"),
-        (Wanted(singles=0), 2, BAD, "run --help"),
-        (Wanted(collage_ranks=2), 12, OK, None),
-        (Wanted(side=3, scheme="parity"), 13, OK, None),
-        (Wanted(side=3, scheme="parity", parity_k=9), 11, OK, None),
-        (Wanted(scheme="parity"), 13, OK, None),
-        (Wanted(side=3), 13, BAD, "launch with -n 11"),
-        (Wanted(side=3, scheme="parity"), 12, BAD, "launch with -n 13"),
-        (Wanted(side=3, scheme="replicate"), 19, OK, None),
-        (Wanted(side=3, scheme="replicate"), 11, BAD, "launch with -n 19"),
-        (Wanted(side=3, scheme="replicate", replicas=3), 28, OK, None),
-        (Wanted(side=3, scheme="none"), 10, OK, None),
-        (Wanted(scheme="replicate"), 18, WARN, "--singles 17, or launch -n 9 (side 2)"),
-        (Wanted(scheme="replicate", replicas=4), 2, BAD, "launch -n 17 (side 2)"),
-        (Wanted(side=3, scheme="collage-only", collage_ranks=2), 3, OK, None),
-        (Wanted(side=3, scheme="parity", parity_k=10), 11, BAD, "run --help"),
+        (Wanted(run=dict(singles=0)), 2, BAD, "run --help"),
+        (Wanted(run=dict(collage_ranks=2)), 12, OK, None),
+        (Wanted(run=dict(side=3, scheme="parity")), 13, OK, None),
+        (Wanted(run=dict(side=3, scheme="parity", parity_k=9)), 11, OK, None),
+        (Wanted(run=dict(scheme="parity")), 13, OK, None),
+        (Wanted(run=dict(side=3)), 13, BAD, "launch with -n 11"),
+        (Wanted(run=dict(side=3, scheme="parity")), 12, BAD, "launch with -n 13"),
+        (Wanted(run=dict(side=3, scheme="replicate")), 19, OK, None),
+        (Wanted(run=dict(side=3, scheme="replicate")), 11, BAD, "launch with -n 19"),
+        (Wanted(run=dict(side=3, scheme="replicate", replicas=3)), 28, OK, None),
+        (Wanted(run=dict(side=3, scheme="none")), 10, OK, None),
+        (Wanted(run=dict(scheme="replicate")), 18, WARN, "--singles 17, or launch -n 9 (side 2)"),
+        (Wanted(run=dict(scheme="replicate", replicas=4)), 2, BAD, "launch -n 17 (side 2)"),
+        (Wanted(run=dict(side=3, scheme="collage-only", collage_ranks=2)), 3, OK, None),
+        (Wanted(run=dict(side=3, scheme="parity", parity_k=10)), 11, BAD, "run --help"),
     ],
 )
 def test_the_size_must_fit(wanted, size, verdict, fix):
@@ -405,8 +405,8 @@ def test_the_size_must_fit(wanted, size, verdict, fix):
 
 
 def test_the_map_names_parity_ranks_and_ranks_that_hold_both():
-    assert roles(Wanted(side=3, scheme="parity"), 13)[9:] == ["single"] + ["parity"] * 3
-    both = roles(Wanted(side=3, placement="fastest"), 11)
+    assert roles(Wanted(run=dict(side=3, scheme="parity")), 13)[9:] == ["single"] + ["parity"] * 3
+    both = roles(Wanted(run=dict(side=3, placement="fastest")), 11)
     assert both == ["coordinator"] + ["single+collage"] * 10
 
 

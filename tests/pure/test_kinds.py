@@ -16,8 +16,7 @@ from results_harness import make_run
 
 import collage_mpi
 from collage_mpi import kinds
-from collage_mpi.commands import evaluate, train
-from collage_mpi.doctor.facts import OF_THE_WORLD
+from collage_mpi.commands import doctor, evaluate, train
 from collage_mpi.figures import timeline
 from collage_mpi.job.inputs import named_files
 from collage_mpi.mpi import tasks
@@ -58,16 +57,16 @@ def test_settings_of_a_kind_are_there():
         assert kind.name in PATH_SETTINGS
         assert kind.name in FILE_SETTINGS
         assert kind.ranks in FREE_SETTINGS  # a resumed run may have lost some
-        assert kind.ranks in OF_THE_WORLD
 
 
-def test_every_kind_is_trained_and_evaluated():
-    parsers = {command: ArgumentParser() for command in (train, evaluate)}
+def test_every_kind_is_trained_and_evaluated_and_its_ranks_are_asked_of_the_doctor():
+    parsers = {command: ArgumentParser() for command in (train, evaluate, doctor)}
     for command, parser in parsers.items():
         command.add_arguments(parser)
     trained = next(a for a in parsers[train]._actions if a.dest == "kind")
     assert tuple(trained.choices) == kinds.KINDS
     assert set(kinds.KINDS) <= {action.dest for action in parsers[evaluate]._actions}
+    assert {kind.ranks for kind in kinds.TABLE} <= {a.dest for a in parsers[doctor]._actions}
 
 
 def test_figures_tell_kinds_and_states_apart():

@@ -6,6 +6,8 @@ import configparser
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "collage_mpi"
 
@@ -36,6 +38,25 @@ def test_the_map_names_modules_that_are_there():
         there = {path.stem for name in layer for path in (PACKAGE / name).glob("*.py")}
         missing = {name for name in modules if "*" not in name} - there
         assert not missing, f"{layer}: {missing}"
+
+
+# Who may import what is heavy; all others are listed in its contract, a new folder too.
+MAY_IMPORT = {
+    "mpi4py": {"mpi", "doctor"},
+    "torch": {"encoding", "job", "models", "training"},
+    "h5py": {"shards", "doctor"},
+    "matplotlib": {"figures"},
+}
+
+
+@pytest.mark.parametrize("library", MAY_IMPORT)
+def test_a_contract_leaves_nobody_out(library):
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    held = contracts[f"importlinter:contract:{library}"]["source_modules"].split()
+    there = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    there |= {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert {name.removeprefix("collage_mpi.") for name in held} == there - MAY_IMPORT[library]
 
 
 def test_few_modules_lie_at_the_top():

@@ -67,7 +67,8 @@ def wider(table: Table, **later: object) -> Table:
     """The table of a later version: one more column, and reasons of more bytes."""
     fields = [(name, table.dtype[name]) for name in table.dtype.names or ()]
     fields = [(name, "S128" if name == "reason" else code) for name, code in fields]
-    return dataclasses.replace(table, dtype=np.dtype([("since", "<i4"), *fields]), later=later)
+    dtype = np.dtype([("since", "<i4"), *fields])
+    return dataclasses.replace(table, dtype=dtype, later={**table.later, **later})
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)

@@ -16,7 +16,7 @@ MS = 1_000_000
 BOTH = frozenset({SINGLE, COLLAGE})
 
 
-def crew(n: int, costs: dict[str, float] | None = None) -> Dispatch:
+def dispatch_of(n: int, costs: dict[str, float] | None = None) -> Dispatch:
     """`n` ranks that hold both networks."""
     dispatch = Dispatch(health=Health(costs or {}))
     for rank in range(1, n + 1):
@@ -51,7 +51,7 @@ def test_one_slow_answer_says_little_and_half_a_window_says_all():
 
 
 def test_a_collage_counts_by_its_cost():
-    dispatch = crew(2, {COLLAGE: 2.0})
+    dispatch = dispatch_of(2, {COLLAGE: 2.0})
     served(dispatch, 1, 200 * MS, COLLAGE)
     served(dispatch, 2, 120 * MS)
     assert dispatch.health.service_ns(1) == 100 * MS
@@ -59,7 +59,7 @@ def test_a_collage_counts_by_its_cost():
 
 
 def test_a_busy_fast_rank_may_finish_before_an_idle_slow_one():
-    dispatch = crew(2)
+    dispatch = dispatch_of(2)
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 300 * MS)
     assert dispatch.to_best(Order(SINGLE, SINGLE), [ImageState(0, GroupState(0, 0), 0, 0)])
@@ -70,7 +70,7 @@ def test_a_busy_fast_rank_may_finish_before_an_idle_slow_one():
 
 
 def test_what_is_overdue_is_expected_to_take_as_long_again():
-    dispatch = crew(2)
+    dispatch = dispatch_of(2)
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 300 * MS)
     give(dispatch, 1)
@@ -82,7 +82,7 @@ def test_what_is_overdue_is_expected_to_take_as_long_again():
 
 
 def test_a_slow_rank_that_was_left_alone_is_tried_again():
-    dispatch = crew(2)
+    dispatch = dispatch_of(2)
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 300 * MS)
     assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
@@ -92,7 +92,7 @@ def test_a_slow_rank_that_was_left_alone_is_tried_again():
 
 
 def test_a_rank_that_nothing_is_known_of_gets_one_task():
-    dispatch = crew(3)
+    dispatch = dispatch_of(3)
     served(dispatch, 1, 100 * MS)
     served(dispatch, 2, 100 * MS)
     order, image = Order(SINGLE, SINGLE), ImageState(0, GroupState(0, 0), 0, 0)
@@ -103,7 +103,9 @@ def test_a_rank_that_nothing_is_known_of_gets_one_task():
 @settings(max_examples=60, deadline=None)
 def test_the_order_is_that_of_a_scan(data):
     """Whatever has happened, the choice is a rank that a scan finds no better than."""
-    dispatch = crew(data.draw(st.integers(1, 5)), {COLLAGE: data.draw(st.sampled_from([1.0, 1.5]))})
+    dispatch = dispatch_of(
+        data.draw(st.integers(1, 5)), {COLLAGE: data.draw(st.sampled_from([1.0, 1.5]))}
+    )
     health = dispatch.health
     for rank in dispatch.ranks:
         served(dispatch, rank, data.draw(st.integers(1, 300)) * MS)

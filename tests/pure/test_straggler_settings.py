@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
+from collage_mpi.workload.straggler_settings import MODELS, StragglerSettings, make_delays
 from collage_mpi.workload.trace import load_trace
 
 
@@ -17,6 +17,26 @@ def draws_ms(settings: StragglerSettings, ranks=range(1, 6), groups=range(400)) 
 
 def test_none_injects_nothing():
     assert make_delays(StragglerSettings()).draw_ns(1, 0, 1) == 0
+
+
+SHOWN = {
+    "none": "no injected delay",
+    "trace": "trace times {x}.npy, rows, seed 0",
+    "lognormal": "lognormal, median 80 ms, sigma 0.2, seed 0",
+    "pareto": "pareto, median 80 ms, tail 3, seed 0",
+    "bimodal": "bimodal, median 80 ms, sigma 0.2, 0.05 of tasks 5x, seed 0",
+    "markov": "markov, median 80 ms, sigma 0.2, 0.05 of the time 5x in spells of 2 s, seed 0",
+    "pinned": "constant 80 ms",
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_draws_and_is_described(tmp_path, model):
+    path = tmp_path / "times {x}.npy"
+    np.save(path, np.full((2, 3), 0.08))
+    settings = StragglerSettings(model, straggler_median_ms=80.0, trace_file=str(path))
+    assert settings.describe_delays() == SHOWN[model]
+    assert (make_delays(settings).draw_ns(1, 0, 1) > 0) == (model != "none")
 
 
 def test_lognormal_has_its_median_and_sigma():

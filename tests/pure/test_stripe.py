@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collage_mpi.encoding import ENCODERS, SUMMED
 from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.decode import FLOOR, SUMMED, decode, decode_parity, summands
+from collage_mpi.encoding.decode import FLOOR, decode, decode_parity, summands
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import ENCODERS, make_stripe_encoder
+from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.errors import DataFault, UsageError
 
 SHAPE = (8, 8, 3)

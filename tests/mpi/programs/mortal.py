@@ -4,7 +4,7 @@ Usage: mortal.py FOLDER DEATHS ARGUMENT ...
 
 DEATHS is RANK:MOMENT:HOW[:COUNT], several joined by commas; the moments and the ways are the
 functions below, COUNT the call at which it happens (default 1). "apart" among them makes
-every rank believe that it is on a machine of its own, "only-mpi" and "only-watches" blind the
+every rank believe that it is on a machine of its own, "only-mpi" and "only-processes" blind the
 other one of the two for what they see of a death. FOLDER/RANK.death holds the clock just
 before, FOLDER/losses a line for each loss that rank 0 notices: rank, layer, clock;
 FOLDER/silences one for each rank that it finds silent.
@@ -227,7 +227,7 @@ def only_mpi():
     process_monitor.ProcessMonitor.look = lambda self: []
 
 
-def only_watches():
+def only_processes():
     failure_detector.FailureDetector.gone = lambda self, found: None
 
 
@@ -246,7 +246,7 @@ def apart():
 
 
 for death in DEATHS:
-    if death in ("apart", "only-mpi", "only-watches"):
+    if death in ("apart", "only-mpi", "only-processes"):
         globals()[death.replace("-", "_")]()
     elif death and int(death.split(":")[0]) == RANK:
         _, moment, how, *count = death.split(":")
