@@ -374,5 +374,6 @@ def _terminal(arrival: Received, result: WireResult) -> ev.Event:
         took_ns = result.compute_ns, result.held_ns
         return ev.Answered(now_ns, task, rank, result.cells, *took_ns, result.vectors)
     if result.status == FAILED:
-        return ev.Failed(now_ns, task, rank, result.reason, result.retryable)
+        how = result.reason, result.retryable, result.of_input
+        return ev.Failed(now_ns, task, rank, *how)
     return ev.Skipped(now_ns, task, rank)

@@ -16,14 +16,15 @@ from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import Ready
-from collage_mpi.job.messages import Hello, Welcome
+from collage_mpi.job.messages import Hello, Welcome, shards_in_messages
 from collage_mpi.job.plan import Plan
+from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
-from collage_mpi.mpi.tasks import task_message_bytes
+from collage_mpi.mpi.tasks import PLACE, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
@@ -68,7 +69,11 @@ def handshake(
     )
     try:
         hellos = worker_group.welcome(
-            welcomes(plan, encoder), settings.start_timeout_s, interrupted, loading.update
+            welcomes(plan, encoder),
+            settings.start_timeout_s,
+            interrupted,
+            loading.update,
+            shards_in_messages(described(plan.shards)) if settings.by_place else (),
         )
     finally:
         loading.close()
@@ -164,7 +169,7 @@ def _burn(settings: StragglerSettings, rank: int) -> Burn | None:
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     """What each rank is told at the start of the session."""
     settings, batch = plan.settings, plan.settings.batch
-    image_bytes = int(np.prod(plan.shards.shape))
+    image_bytes = PLACE.itemsize if settings.by_place else int(np.prod(plan.shards.shape))
     encoded_bytes = int(np.prod(encoder.input_shape))
     common = Welcome(
         networks={},

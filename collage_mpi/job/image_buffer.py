@@ -1,6 +1,7 @@
 """The images of a run between the shards and the wire.
 
-Owns: which image has which id, the pixels and cells of images in flight, packing tasks.
+Owns: which image has which id, the pixels (or places) and cells of images in flight, packing
+tasks.
 Does not know: who is sent what and why, answers.
 """
 
@@ -14,7 +15,13 @@ import numpy as np
 
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.kinds import KIND
-from collage_mpi.mpi.tasks import WireTask, pack_task_records, pack_tasks, task_message_bytes
+from collage_mpi.mpi.tasks import (
+    WireTask,
+    pack_place,
+    pack_task_records,
+    pack_tasks,
+    task_message_bytes,
+)
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 
@@ -44,14 +51,26 @@ class Packed(NamedTuple):
 class ImageBuffer:
     """Hands out images by id and packs what the scheduler wants sent."""
 
-    def __init__(self, reader: Reader, encoder: AnyEncoder, session: int, clock: Clock) -> None:
-        """`encoder` is for the tasks of a kind that is not single: collages, or stripes."""
+    def __init__(
+        self,
+        reader: Reader,
+        encoder: AnyEncoder,
+        session: int,
+        clock: Clock,
+        *,
+        by_place: bool = False,
+    ) -> None:
+        """`encoder` is for the tasks of a kind that is not single: collages, or stripes.
+
+        `by_place` where records have no pixels: tasks name where they lie.
+        """
         self.reader = reader
         self.encoder = encoder
         self.session = session
         self.clock = clock
         self._next = 0
-        self._pixels: dict[int, np.ndarray] = {}
+        self.by_place = by_place
+        self._pixels: dict[int, np.ndarray] = {}  # by place: `pack_place`
         self._cells: dict[int, np.ndarray] = {}  # of those shrunk so far
 
     @property
@@ -71,7 +90,10 @@ class ImageBuffer:
         admitted: list[tuple[int, ImageRecord]] = []
         for record in self.reader.take(count):
             if record.fault is None:
-                self._pixels[self._next] = record.pixels
+                pixels = record.pixels
+                self._pixels[self._next] = (
+                    pack_place(record.shard, record.row) if pixels is None else pixels
+                )
                 if record.cell is not None:
                     self._cells[self._next] = record.cell
             admitted.append((self._next, record))
@@ -85,7 +107,9 @@ class ImageBuffer:
             sends: what the scheduler wants sent together.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
-        tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items) for s in sends]
+        tasks = [
+            WireTask(s.task, s.group, s.attempt, s.kind, s.items, self.by_place) for s in sends
+        ]
         if KIND[sends[0].kind].encoded:
             return self._pack_encoded(tasks, buffer_for)
         pixels = [self._pixels[image] for send in sends for image, _ in send.items]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -22,12 +22,13 @@ import numpy as np
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models import Tuning
-from collage_mpi.mpi.protocol import WireFault, pack_control, unpack_control
+from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
 from collage_mpi.system.pidfd import ProcessId
 from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 Shape = tuple[int, int, int]  # (H, W, C)
+SHARDS_FRAME_BYTES = 128  # of a message of them: header, and JSON around the texts
 
 # ---- down: rank 0 to a worker -----------------------------------------------
 
@@ -44,6 +45,17 @@ class Rank0:
     host: str
     process: ProcessId | None
     tcp_link: Offer | None
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The input, or the next part of it, for ranks that read it themselves; before the welcome.
+
+    Attributes:
+        descriptions: a text a shard (`row_reader.described`).
+    """
+
+    descriptions: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +185,9 @@ class Bye:
 
 # ---- as bytes ---------------------------------------------------------------
 
-Message = Rank0 | Welcome | Measure | Start | End | Stop | Here | Hello | Fault | Measured | Bye
+Message = (
+    Rank0 | Shards | Welcome | Measure | Start | End | Stop | Here | Hello | Fault | Measured | Bye
+)
 TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
 
 
@@ -185,6 +199,20 @@ def pack(out: np.ndarray, session: int, message: Message) -> int:
     """
     content = {"what": type(message).__name__.lower(), **asdict(message)}
     return pack_control(out, session, json.dumps(content).encode())
+
+
+def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
+    """The descriptions, in order, in as few messages as have room for them."""
+    parts: list[list[str]] = []
+    free = 0
+    for text in descriptions:
+        needed = len(json.dumps(text)) + len(", ")
+        if not parts or needed > free:
+            parts.append([])
+            free = CONTROL_BYTES - SHARDS_FRAME_BYTES
+        parts[-1].append(text)
+        free -= needed
+    return [Shards(tuple(part)) for part in parts]
 
 
 def unpack(data: np.ndarray, rank: int) -> Message:

@@ -10,7 +10,7 @@ a held answer of it may still resolve an image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from collage_mpi.kinds import COLLAGE
@@ -101,6 +101,7 @@ class Recorder:
         self._images: dict[int, _Image] = {}
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
+        self._unread: set[int] = set()  # images that a rank could not read
 
     def admitted(self, image: int, record: ImageRecord, t0_ns: int, read_ns: int) -> None:
         """An image of the input entered at t0_ns; reading its group took read_ns."""
@@ -116,6 +117,8 @@ class Recorder:
         task = self._tasks[result.task]
         task.result, task.outcome, task.done_ns = result, outcome, now_ns
         task.decode_ns, task.reason = decode_ns, result.reason
+        if result.of_input:
+            self._unread.update(image for image, _ in task.send.items if image in self._images)
         if outcome == "answered" and result.drawn_ns > 0:
             self.totals.drawn_tasks += 1
             took_ns = result.compute_ns + result.held_ns
@@ -142,10 +145,14 @@ class Recorder:
         """An image has its outcome, known at now_ns."""
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
         image = self._images[resolve.image]
+        if resolve.image in self._unread and resolve.outcome == "error":
+            # As when rank 0 reads: the label of a bad row is not to be trusted either.
+            image = image._replace(record=replace(image.record, label=None))
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
         # First: a writer that raises leaves everything as if this had not happened.
         self._writer.image(self._image_row(resolve, image, task, group, now_ns))
         del self._images[resolve.image]
+        self._unread.discard(resolve.image)
         if task is not None:  # of several the first: the others resolved images of their own
             task.resolved += 1
         group.images += 1
@@ -232,7 +239,7 @@ class Recorder:
             attempt=task.send.attempt if task else 0,
             t0_ns=image.t0_ns - self._start_ns,
             latency_ns=now_ns - image.t0_ns,
-            read_ns=image.read_ns,
+            read_ns=image.read_ns + (task.result.read_ns if task else 0),
             encode_ns=group.encode_ns,
             decode_ns=task.decode_ns if task else 0,
             compute_ns=task.result.compute_ns if task else 0,

@@ -17,6 +17,7 @@ from typing import Any
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest
+from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.tell import tell
 
@@ -57,7 +58,7 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int) -> 
             ) from error
         return settings
     manifest = read_manifest(Path(out))
-    values = {**_known(manifest), **given}
+    values = over_recorded(_known(manifest), given, source, anew=False)
     settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")
     return settings if "singles" in given else fitted(settings, world_size)
 

@@ -138,7 +138,8 @@ def _run_plan(
     try:
         encoder = build_encoder(plan)
         # Opened first: the first images are read and shrunk while the ranks load.
-        with ReadAhead(plan.shards, order, cells=cell_maker(plan, encoder)) as reader:
+        maker, read_here = cell_maker(plan, encoder), not settings.by_place
+        with ReadAhead(plan.shards, order, cells=maker, pixels=read_here) as reader:
             hellos = handshake(plan, worker_group, encoder, stop_reason)
             refuse_other_networks(plan, hellos, held(known))
             costs = service_costs(plan, worker_group).as_known(known)
@@ -325,7 +326,7 @@ def build_coordinator(
     return Coordinator(
         scheduler,
         worker_group.transport,
-        ImageBuffer(reader, encoder, worker_group.session, clock),
+        ImageBuffer(reader, encoder, worker_group.session, clock, by_place=settings.by_place),
         recorder,
         worker_group.detector,
         session=worker_group.session,

@@ -27,11 +27,12 @@ from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Hello, Measured, Message, Rank0, Start, Welcome
+from collage_mpi.job.row_reader import RowReader
 from collage_mpi.kinds import ENCODED_KINDS, KIND, TABLE
 from collage_mpi.models import Predictor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, in_messages, pack_results
-from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_tasks
+from collage_mpi.mpi.tasks import PLACE, WireTask, unpack_cancel, unpack_places, unpack_tasks
 from collage_mpi.scheduler import batch_factor
 from collage_mpi.scheduler.events import Score
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
@@ -86,7 +87,6 @@ class Session:
         self.number = number
         encoded, image = welcome.encoded_shape, welcome.image_shape
         self._shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
-        self._nbytes = {kind: math.prod(shape) for kind, shape in self._shapes.items()}
         self.summed = welcome.summed
         self.answer_bytes = welcome.answer_bytes
         self.predictors: dict[str, Predictor] = {}
@@ -100,6 +100,7 @@ class Session:
         self.batch_costs: dict[str, float] = {}
         self.start_ns = 0
         self.answered = 0  # tasks
+        self.rows: RowReader | None = None  # for tasks by place
         self.queue: deque[tuple[list[WireTask], np.ndarray]] = deque()
         self.open: set[int] = set()  # tasks queued or in work
         self.cancelled: set[int] = set()  # of these
@@ -107,10 +108,6 @@ class Session:
     def input_shape(self, kind: str) -> tuple[int, ...]:
         """Shape of one input of the kind's network."""
         return self._shapes[kind]
-
-    def input_bytes(self, kind: str) -> int:
-        """Size of one input of the kind's network."""
-        return int(self._nbytes[kind])
 
     def start(self, told: Start, now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
@@ -121,7 +118,10 @@ class Session:
             self.burners = Burners(self.burn)
 
     def end(self) -> None:
-        """Nothing burns any more."""
+        """Nothing burns any more, no file is open."""
+        if self.rows is not None:
+            self.rows.close()
+            self.rows = None
         if self.burners is not None:
             self.burners.end()
             self.burners = None
@@ -149,6 +149,7 @@ class Worker:
         self.exit_code: int | None = None
         self._monitor = monitor
         self._next_control: np.ndarray | None = None  # seen during a hold
+        self._told_shards: list[str] = []  # for the welcome that follows
 
     def serve(self) -> int:
         """Work until rank 0 says stop; the exit code it gave."""
@@ -185,6 +186,8 @@ class Worker:
         if isinstance(told, Rank0):
             self._monitor.meet(told.host, told.process, told.tcp_link)
             self._tell(messages.Here())
+        elif isinstance(told, messages.Shards):
+            self._told_shards += told.descriptions
         elif isinstance(told, Welcome):
             self._welcome(number, told)
         elif isinstance(told, messages.Measure) and self.session is not None:
@@ -208,8 +211,11 @@ class Worker:
 
     def _welcome(self, number: int, welcome: Welcome) -> None:
         """Load and warm up; say hello, or what is wrong. Rank 0 tells the user."""
+        descriptions, self._told_shards = self._told_shards, []
         try:
             session = Session(number, welcome)
+            if descriptions:
+                session.rows = RowReader(descriptions)
             for kind, spec in welcome.networks.items():
                 session.predictors[kind] = self.load(spec, kind, welcome)
             for kind in session.predictors:
@@ -325,7 +331,7 @@ class Worker:
         wanted = [i for i, task in enumerate(tasks) if task.task not in session.cancelled]
         results = [WireResult(task.task, SKIPPED) for task in skipped]
         if wanted:
-            results += self._classify(
+            results += self._results(
                 session, [tasks[i] for i in wanted], [inputs[i] for i in wanted]
             )
             if self._dead(session):
@@ -342,16 +348,48 @@ class Worker:
     def _inputs(
         self, session: Session, tasks: list[WireTask], pixels: np.ndarray
     ) -> list[np.ndarray]:
-        """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage."""
+        """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage.
+
+        Of a task by place what names them, (n, PLACE.itemsize) uint8.
+        """
         inputs, at = [], 0
         for task in tasks:
             count = 1 if KIND[task.kind].encoded else len(task.items)
-            end = at + count * session.input_bytes(task.kind)
+            shape = (PLACE.itemsize,) if task.by_place else session.input_shape(task.kind)
+            end = at + count * math.prod(shape)
             if end > pixels.nbytes:
                 raise wire.WireFault(f"task {task.task} has fewer pixels than its items need")
-            inputs.append(pixels[at:end].reshape(count, *session.input_shape(task.kind)))
+            inputs.append(pixels[at:end].reshape(count, *shape))
             at = end
         return inputs
+
+    def _results(
+        self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
+    ) -> list[WireResult]:
+        """What becomes of the tasks; those by place, all of a message or none, are read first."""
+        if not tasks[0].by_place:
+            return self._classify(session, tasks, inputs)
+        if session.rows is None:
+            raise wire.WireFault(f"task {tasks[0].task} is by place, and no shards were told")
+        start_ns = self.clock()
+        named = [place for own in inputs for place in unpack_places(own.reshape(-1))]
+        pixels, faults = session.rows.read(named)
+        read_ns = self.clock() - start_ns
+        results: list[WireResult] = []
+        good: list[tuple[WireTask, np.ndarray]] = []
+        ends = accumulate(len(own) for own in inputs)
+        for task, own, end in zip(tasks, inputs, ends, strict=True):
+            part = slice(end - len(own), end)
+            why = next(filter(None, faults[part]), None)
+            if why is None:
+                good.append((task, pixels[part]))
+            else:
+                results.append(_failed(task, why.reason, of_input=why.of_input))
+        if good:
+            results += self._classify(session, [task for task, _ in good], [own for _, own in good])
+        for result in results:
+            result.read_ns = read_ns
+        return results
 
     def _classify(
         self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
@@ -432,8 +470,8 @@ def _answered(task: WireTask, outcome: Outcome, took_ns: tuple[int, int, int]) -
     return WireResult(task.task, ANSWERED, *took_ns, cells=cells, vectors=vectors)
 
 
-def _failed(task: WireTask, reason: str) -> WireResult:
-    return WireResult(task.task, FAILED, reason=reason, retryable=True)
+def _failed(task: WireTask, reason: str, *, of_input: bool = False) -> WireResult:
+    return WireResult(task.task, FAILED, reason=reason, retryable=True, of_input=of_input)
 
 
 def _is_of_device(error: Exception) -> bool:

@@ -21,7 +21,7 @@ from collage_mpi.errors import (
 from collage_mpi.faults.failure_detector import FailureDetector, Monitor
 from collage_mpi.job import messages
 from collage_mpi.job.cost_ratio import Ratio, ratio_of
-from collage_mpi.job.messages import Bye, Fault, Hello, Here, Measured, Message, Welcome
+from collage_mpi.job.messages import Bye, Fault, Hello, Here, Measured, Message, Shards, Welcome
 from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
@@ -93,9 +93,11 @@ class WorkerGroup:
         limit_s: float = HELLO_LIMIT_S,
         interrupted: Callable[[], str | None] = lambda: None,
         heard: Callable[[int], object] = lambda count: None,
+        shards: Sequence[Shards] = (),
     ) -> dict[int, Hello]:
         """Begin a session: tell each rank what it is; their hellos, by rank.
 
+        `shards` go to all ranks first, where they read the input.
         `heard` is told again and again how many ranks are ready.
         When the job goes on without lost ranks, so does this: whoever has not said hello
         within the limit, or cannot work on its host where others can, is lost.
@@ -109,6 +111,8 @@ class WorkerGroup:
             self._collect(Here, set(self.present), HERE_LIMIT_S, interrupted)
         self.session += 1
         for rank in self.present:
+            for part in shards:
+                self._tell(rank, part)
             self._tell(rank, welcomes[rank])
         hellos = self._collect(Hello, set(self.present), limit_s, interrupted, heard)
         for rank, hello in hellos.items():

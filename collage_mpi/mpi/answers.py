@@ -39,6 +39,8 @@ RESULT = np.dtype(
         ("held_ns", "<i8"),
         ("drawn_ns", "<i8"),
         ("retryable", "?"),
+        ("of_input", "?"),
+        ("read_ns", "<i8"),
         # How much of the rest of the message is its own.
         ("n_cells", "<u4"),
         ("reason_bytes", "<u2"),
@@ -62,6 +64,9 @@ class WireResult:
         compute_ns: time in the network, GPU synchronised.
         held_ns: injected delay on top of it.
         drawn_ns: service time that the delay model asked for, 0 without one.
+        retryable: of a failed one: another rank may do better.
+        of_input: of a failed one: an image is at fault, not the rank.
+        read_ns: reading its images, where its rank did.
         cells: one record per item, None where the network gave none; () unless answered.
         vectors: (n, floats) float32, one an input of the network, where the scheme decodes from
             them; None otherwise. Of a message's results all have as many floats.
@@ -73,6 +78,8 @@ class WireResult:
     held_ns: int = 0
     drawn_ns: int = 0
     retryable: bool = False
+    of_input: bool = False
+    read_ns: int = 0
     cells: tuple[Score | None, ...] = ()
     reason: str = ""
     vectors: np.ndarray | None = None

@@ -8,7 +8,7 @@ in a buffer of fixed size: start-up, measuring, the end (job/messages). TASK and
 binary messages (`tasks`, `answers`); both have room for several tasks, of one group or of several,
 so that a batch needs no new layout:
 
-    header | task records | item or cell records | pixels, or vectors and reasons
+    header | task records | item or cell records | pixels or places, or vectors and reasons
 
 A message of another version, session or size than announced is refused with
 WireFault; nothing is unpickled.
@@ -23,7 +23,7 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 
-VERSION = 3
+VERSION = 4
 MAGIC = 0xC011A6E1
 TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
 

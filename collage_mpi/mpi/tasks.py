@@ -1,7 +1,9 @@
 """Tasks as they travel from rank 0 to a worker, and their cancels.
 
 Owns: the bytes of TASKS and CANCEL messages, and their checks.
-Does not know: MPI objects, policy, what the pixels show.
+Does not know: MPI objects, policy, what the pixels show, files.
+
+A task carries its pixels, or names the places in the input where its rank reads them.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from collage_mpi.kinds import KINDS
+from collage_mpi.kinds import KIND, KINDS
 from collage_mpi.mpi.protocol import (
     CANCEL,
     HEADER,
@@ -29,15 +31,16 @@ TASK = np.dtype(
         ("task", "<i8"),
         ("group", "<i8"),
         ("attempt", "<u2"),
-        # The kind's code, and how many of the items are its own.
+        # The kind's code, what it carries, and how many of the items are its own.
         ("kind", "u1"),
-        ("reserved", "u1"),
+        ("by_place", "?"),
         ("n_items", "<u4"),
     ]
 )
 ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("reserved", "<u4")])
+PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
 
-_TASK, _ITEM = map(packer, (TASK, ITEM))
+_TASK, _ITEM, _PLACE = map(packer, (TASK, ITEM, PLACE))
 _said = attrgetter(*(TASK.names or ())[:-3])
 
 
@@ -47,6 +50,7 @@ class WireTask:
 
     Attributes:
         items: (image, cell) pairs; of a collage, cells that are not named are blank.
+        by_place: it carries no pixels, but a place an item; of a kind that is not encoded.
     """
 
     task: int
@@ -54,6 +58,7 @@ class WireTask:
     attempt: int
     kind: str
     items: tuple[tuple[int, int], ...]
+    by_place: bool = False
 
 
 def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
@@ -71,7 +76,8 @@ def pack_tasks(
         session: number of the session it belongs to.
         tasks: one or more, of any groups.
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array:
-            one (H, W, C) per item of a single task, one (P, P, C) per collage task.
+            one (H, W, C) per item of a single task, one (P, P, C) per collage task; of a task
+            by place one `pack_place` per item.
 
     Raises:
         WireFault: it does not fit `out`.
@@ -99,7 +105,7 @@ def pack_task_records(
     at = put_header(data, TASKS, session, len(tasks), n_items, payload)
     for task in tasks:
         kind = KINDS.index(task.kind)
-        _TASK.pack_into(data, at, *_said(task), kind, len(task.items))
+        _TASK.pack_into(data, at, *_said(task), kind, task.by_place, len(task.items))
         at += _TASK.size
     for task in tasks:
         for image, cell in task.items:
@@ -118,7 +124,8 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
         The tasks and (payload_bytes,) uint8, a view into `message`.
 
     Raises:
-        WireFault: the counts do not match the size, or a kind is unknown.
+        WireFault: the counts do not match the size, a kind is unknown, or one that rank 0
+            encodes is by place.
     """
     header = read_header(message)
     n_tasks, n_items, payload = header["n_tasks"], header["n_items"], header["payload_bytes"]
@@ -131,12 +138,34 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
         raise WireFault("the tasks of a message do not add up to its items")
     pairs = list(_ITEM.iter_unpack(message[items_at:pixels_at].data))
     tasks, first = [], 0
-    for *said, kind, count in records:
+    for *said, kind, by_place, count in records:
         if kind >= len(KINDS):
             raise WireFault(f"task {said[0]} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
-        tasks.append(WireTask(*(*said, KINDS[kind], tuple(pairs[first : first + count]))))
+        if by_place and KIND[KINDS[kind]].encoded:
+            raise WireFault(f"task {said[0]} is {KINDS[kind]}, which rank 0 encodes, but by place")
+        items = tuple(pairs[first : first + count])
+        tasks.append(WireTask(*(*said, KINDS[kind], items, by_place)))
         first += count
     return tasks, message[pixels_at:]
+
+
+def pack_place(shard: int, row: int) -> np.ndarray:
+    """(PLACE.itemsize,) uint8: what a task by place carries for an item."""
+    return np.frombuffer(_PLACE.pack(shard, row), np.uint8)
+
+
+def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:
+    """(shard number, row) of each item of a task by place.
+
+    Args:
+        payload: (n * PLACE.itemsize,) uint8.
+
+    Raises:
+        WireFault: of another size.
+    """
+    if payload.nbytes % _PLACE.size:
+        raise WireFault(f"places of {payload.nbytes} bytes; each takes {_PLACE.size}")
+    return list(_PLACE.iter_unpack(payload.data))
 
 
 def cancel_message_bytes(tasks: int) -> int:

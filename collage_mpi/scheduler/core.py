@@ -249,7 +249,7 @@ class Scheduler:
         task = self._terminal(event.task, event.rank, "failed")
         self.retries.redo(task, event.reason, retryable=event.retryable)
         self._recover(task.rank)
-        task.rank.failures += 1
+        task.rank.failures += not event.of_input
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
             task.rank.status = RANK[task.rank.status]["failing"]
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"

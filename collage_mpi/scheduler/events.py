@@ -90,13 +90,17 @@ class Answered(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Terminal: the rank could not do the task; `retryable` if another might."""
+    """Terminal: the rank could not do the task; `retryable` if another might.
+
+    `of_input` if an image of it is at fault: that is held against no rank.
+    """
 
     now_ns: int
     task: int
     rank: int
     reason: str
     retryable: bool
+    of_input: bool = False
 
 
 class Skipped(NamedTuple):

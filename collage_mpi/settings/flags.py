@@ -14,15 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.settings.files import read_settings_file
+from collage_mpi.settings.profiles import PROFILE, PROFILES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.fields import Settings, about, default_of, names, unit
 
 _METAVARS = {int: "N", float: "X", str: "WORD"}
 
 
+class _Lines(argparse.HelpFormatter):
+    """Keeps the line breaks of a group's description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n".join(fill(line, width, indent) for line in text.splitlines())
+
+
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting of a run, and --settings FILE. Flags win over the file."""
+    """A flag for every setting of a run, --profile, --settings FILE. Flags win over the file."""
+    parser.formatter_class = _Lines
     parser.add_argument("--settings", metavar="FILE", help="settings file, .toml, .yaml or .json")
+    lines = (f"{name}: {profile.says}" for name, profile in PROFILES.items())
+    parser.add_argument_group("profiles", "\n".join(lines)).add_argument(
+        "--" + PROFILE,
+        choices=tuple(PROFILES),
+        default=argparse.SUPPRESS,
+        help="defaults of these settings together; what else is given wins (docs/speed.md; "
+        "default: none, the defaults below)",
+    )
     add_flags(parser, RunSettings)
 
 
@@ -108,7 +126,7 @@ def flags_of(settings: Settings) -> list[str]:
 
 
 def settings_from_args(args: argparse.Namespace) -> RunSettings:
-    """The effective settings: defaults, then the file, then the flags."""
+    """The effective settings: defaults, then the profile, then the file, then the flags."""
     return RunSettings.from_mapping(*given_settings(args))
 
 
@@ -121,5 +139,5 @@ def given_settings(
     if getattr(args, "settings", None):
         values = read_settings_file(Path(args.settings))
         source = str(args.settings)
-    known = names(of)
+    known = {*names(of), PROFILE}
     return values | {key: value for key, value in vars(args).items() if key in known}, source

@@ -30,8 +30,20 @@ class InputSettings(Settings):
         None, "classify at most this many images", at_least=1, at_most=math.inf
     )
 
+    pixels: str = _setting(
+        "rank0",
+        "who reads, checks and decodes the images: rank 0, which sends them, or the workers, "
+        "which all need the shards at the same path (schemes without collage and parity networks)",
+        choices=("rank0", "workers"),
+    )
+
     def _check(self) -> None:
         self.shuffle_seed()
+
+    @property
+    def by_place(self) -> bool:
+        """Whether tasks name images, which their ranks read."""
+        return self.pixels == "workers"
 
     def shuffle_seed(self) -> int | None:
         """Seed of `order = shuffle:SEED`, None for file order."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import KINDS, PARITY, SINGLE
+from collage_mpi.kinds import ENCODED_KINDS, KINDS, PARITY, SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
+from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
 from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.system.fields import names
@@ -24,6 +27,8 @@ from collage_mpi.workload.straggler_settings import StragglerSettings
 NOT_OF_ROWS = ("out", "bad_shards", *names(SurvivalSettings))
 # They may name a file that comes with the package: shipped:NAME.
 PATH_SETTINGS = ("shards", *KINDS, "trace_file", "arrival_file")
+
+R = TypeVar("R", bound="RunSettings")
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,6 +60,30 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def _check(self) -> None:
         if self.window is not None and self.window < self.group_size:
             raise UsageError(f"window is {self.window}; it needs at least {self.group_size}")
+        encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
+        if self.by_place and encoded is not None:
+            raise UsageError(
+                f"pixels is workers with scheme {self.scheme}, for whose {encoded} network rank 0 "
+                "reads all images anyway: leave --pixels out, or choose scheme none, replicate or "
+                "hedge"
+            )
+
+    @classmethod
+    def from_mapping(cls: type[R], values: Mapping[str, Any], source: str = "settings") -> R:
+        """Build from plain values; `profile` names defaults for those that are not among them.
+
+        Raises:
+            UsageError: as `Settings.from_mapping`; an unknown profile; values that do not go
+                with it.
+        """
+        sets = profile_of(values, source).sets
+        try:
+            return super().from_mapping(with_profile(values, source), source)
+        except UsageError as error:
+            theirs = ", ".join(key for key in sets if key not in values)
+            if not theirs:
+                raise
+            raise UsageError(f"{error} (profile {values[PROFILE]} sets {theirs})") from error
 
     def require_inputs(self) -> None:
         """Raise UsageError unless shards, networks and the output are named."""

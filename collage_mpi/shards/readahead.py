@@ -31,7 +31,8 @@ class ImageRecord:
     Attributes:
         index: global index in the `ShardSet`.
         shard, row: where that is.
-        pixels: (H, W, C) uint8, C-contiguous; zeros if `fault` says something.
+        pixels: (H, W, C) uint8, C-contiguous; zeros if `fault` says something; None where
+            another rank reads them.
         label: class number; None without labels or with a fault.
         fault: why the row cannot be used; None for a good row.
         cell: (cell_px, cell_px, C) uint8, the image shrunk; None where nobody asked for it.
@@ -40,7 +41,7 @@ class ImageRecord:
     index: int
     shard: int
     row: int
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     label: int | None
     fault: str | None = None
     cell: np.ndarray | None = None
@@ -71,6 +72,7 @@ class ReadAhead:
         batch: images read at a time.
         ahead: batches kept ready.
         cells: how to make each image's cell; None for a job without collages.
+        pixels: read them too; else only labels, which are as the shard has them, unchecked.
     """
 
     def __init__(
@@ -80,12 +82,15 @@ class ReadAhead:
         batch: int = 64,
         ahead: int = 4,
         cells: CellMaker | None = None,
+        *,
+        pixels: bool = True,
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
         self.cells_ns = 0  # time of the thread spent on cells, shrunk or read
         self._shards = shards
         self._cells = cells
+        self._pixels = pixels
         self._order = np.array(order, dtype=np.int64)
         self._batch = batch
         self._room = batch * ahead
@@ -192,6 +197,8 @@ class ReadAhead:
             return self._batch * min(WINDOW, batches)
 
     def _read(self, chosen: np.ndarray) -> list[ImageRecord]:
+        if not self._pixels:
+            return self._named(chosen)
         pixels, labels, good = self._shards.read_checked(chosen)
         cells = None if self._cells is None else self._make_cells(self._cells, chosen, pixels)
         records = []
@@ -210,6 +217,19 @@ class ReadAhead:
                 )
             )
         return records
+
+    def _named(self, chosen: np.ndarray) -> list[ImageRecord]:
+        """Where the images lie, and their labels: no pixel is read."""
+        labels = self._shards.labels_at(chosen)
+        return [
+            ImageRecord(
+                index,
+                *self._shards.locate(index),
+                pixels=None,
+                label=None if labels is None else int(labels[place]),
+            )
+            for place, index in enumerate(chosen.tolist())
+        ]
 
     def _make_cells(self, maker: CellMaker, chosen: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """(n, cell_px, cell_px, C) uint8; a stored cell that is damaged is made again."""

@@ -245,6 +245,30 @@ class ShardSet:
                     found[first:end] = own
         return found
 
+    def labels_at(self, indices: np.ndarray | Sequence[int]) -> np.ndarray | None:
+        """(n,) int64 labels of images whose pixels somebody else reads; None without labels.
+
+        Raises ShardFault as `read` does, without labels too.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
+        for shard, places in self._by_shard(wanted):
+            with self._lock:
+                own = self._opened(shard).labels
+            if labels is not None and own is not None:
+                labels[places] = own[wanted[places] - self._starts[shard]]
+        return labels
+
+    def check_each(self) -> None:
+        """Open each shard once, as the file that it was when its description was made.
+
+        One without a stamp nobody could read then, and none is asked of it. Raises ShardFault.
+        """
+        for number, info in enumerate(self.infos):
+            if info.stamp is not None:
+                with self._lock:
+                    self._opened(number)
+
     def close(self) -> None:
         """Close the files; later reads raise. May be called twice."""
         with self._lock:

@@ -29,6 +29,7 @@ from collage_mpi.results import Results, RunWriter, read_results, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain
 from collage_mpi.results.memory import MemoryWriter
+from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
@@ -323,7 +324,7 @@ def like(
     """
     manifest = run.manifest
     ratio = {"cost_ratio": manifest.get("cost_ratio"), "out": ""}
-    values = {**manifest["settings"], **ratio, **changes}
+    values = over_recorded({**manifest["settings"], **ratio}, changes, "flags", anew=True)
     settings = RunSettings.from_mapping(values, f"settings of {run.path}")
     batch_costs = manifest.get("batch_costs")
     return Job(

@@ -162,6 +162,8 @@ def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -
         words += ["--placement", rng.choice(["fixed", "fixed", "fastest"])]
     if scheme == "none":
         words += ["--assign", rng.choice(["turn", "least"])]
+    words += rng.choice([[], [], ["--assign", "pull"]])  # the last one counts
+    words += rng.choice([[], [], ["--endgame", "on"]])
     return tuple(words)
 
 

@@ -29,7 +29,14 @@ from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, unpack_results
-from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
+from collage_mpi.mpi.tasks import (
+    WireTask,
+    pack_cancel,
+    pack_place,
+    pack_tasks,
+    unpack_cancel,
+    unpack_tasks,
+)
 from collage_mpi.prep.idx import read_idx
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.rows import TABLES
@@ -292,6 +299,7 @@ def _messages() -> list[Reader]:
     tasks = [
         WireTask(1, 0, 1, "single", ((0, 0),)),
         WireTask(2, 0, 1, "collage", tuple((i, i) for i in range(9))),
+        WireTask(3, 0, 1, "single", ((2, 0),), by_place=True),
     ]
     results = [
         WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
@@ -305,7 +313,7 @@ def _messages() -> list[Reader]:
         out = np.zeros(wire.HEADER.itemsize + len(raw), np.uint8)
         return messages.unpack(out[: wire.pack_control(out, 1, raw)], 1)
 
-    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8)]
+    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_place(1, 2)]
     cases = (
         ("tasks", unpack_tasks, message(pack_tasks, tasks, pixels)),
         ("results", unpack_results, message(pack_results, results)),

@@ -11,7 +11,7 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.mpi.tasks import unpack_tasks
+from collage_mpi.mpi.tasks import unpack_places, unpack_tasks
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 
@@ -53,6 +53,22 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
         feed.release(image)
     assert feed.held == 0
     assert not feed._cells
+
+
+def test_without_pixels_tasks_name_their_places() -> None:
+    records = [ImageRecord(i, i % 2, 7 * i, None, None) for i in range(3)]
+    clock, encoder = Clock(), CountingEncoder(Grid(2, 3), SHAPE)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, by_place=True)
+    feed.admit(3)
+    sends = [Send(t, 1, "single", ((t, 0),), t, 1) for t in (2, 1)]
+    packed = feed.pack(sends, lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
+    tasks, payload = unpack_tasks(packed.buffer[: packed.nbytes])
+    assert [(task.items, task.by_place) for task in tasks] == [(s.items, True) for s in sends]
+    assert unpack_places(payload) == [(0, 14), (1, 7)]
+    assert packed.encodes_ns == (0, 0)
+    for image in range(3):
+        feed.release(image)
+    assert feed.held == 0
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -26,6 +26,7 @@ from collage_mpi.job.messages import (
     Measured,
     Message,
     Rank0,
+    Shards,
     Stop,
     Welcome,
 )
@@ -94,6 +95,18 @@ def polite(rank: int, told: Message) -> Message | None:
 
 def welcomes(size: int) -> dict[int, Welcome]:
     return dict.fromkeys(range(1, size), WELCOME)
+
+
+def test_the_input_is_told_before_the_welcome():
+    heard: dict[int, list[Message]] = {1: [], 2: []}
+
+    def listen(rank: int, told: Message) -> Message | None:
+        heard[rank].append(told)
+        return polite(rank, told)
+
+    parts = [Shards(("a",)), Shards(("b",))]
+    group_of(Workers(3, listen)).welcome(welcomes(3), shards=parts)
+    assert heard == {1: [*parts, WELCOME], 2: [*parts, WELCOME]}
 
 
 def test_all_hellos_are_collected_by_rank():

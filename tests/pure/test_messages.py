@@ -55,6 +55,7 @@ EXAMPLES = [
         burn=Burn(2, 0, 3, 1.0, 2.0),
         straggler=StragglerSettings("pinned", slow_ranks=("3:2",), dead_ranks=("4:7",)),
     ),
+    messages.Shards(("{}", "[1]")),
     messages.Measure("single", 4),
     Start(1.5, {"collage": 0.5}),
     Stop(6),
@@ -75,6 +76,15 @@ def changed(message: Any, change: Callable[[dict[str, Any]], object]) -> Any:
     content = json.loads(wire.unpack_control(out[: messages.pack(out, 1, message)]))
     change(content)
     return messages.unpack(out[: wire.pack_control(out, 1, json.dumps(content).encode())], 3)
+
+
+@pytest.mark.parametrize("text", ["x", "x" * 700, '"' * 9_000, "\udcff" * 900])
+def test_any_number_of_shards_fits_its_messages(text):
+    descriptions = [f"{text}{i}" for i in range(300)]
+    parts = messages.shards_in_messages(descriptions)
+    assert [each for part in parts for each in back(part).descriptions] == descriptions
+    whole = sum(len(json.dumps(each)) for each in descriptions)
+    assert len(parts) <= 1 + 2 * whole // wire.CONTROL_BYTES  # none is less than half full
 
 
 @pytest.mark.parametrize("kind", TYPES.values())

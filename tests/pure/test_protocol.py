@@ -23,7 +23,17 @@ from collage_mpi.mpi.answers import (
     pack_results,
     unpack_results,
 )
-from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
+from collage_mpi.mpi.tasks import (
+    PLACE,
+    WireTask,
+    pack_cancel,
+    pack_place,
+    pack_tasks,
+    task_message_bytes,
+    unpack_cancel,
+    unpack_places,
+    unpack_tasks,
+)
 from collage_mpi.scheduler.events import Score
 
 ids = st.integers(0, 2**62)
@@ -34,7 +44,16 @@ tasks = st.builds(
     attempt=st.integers(1, 60),
     kind=st.sampled_from(KINDS),
     items=st.lists(st.tuples(ids, st.integers(0, 255)), min_size=1, max_size=9).map(tuple),
+) | st.builds(
+    WireTask,
+    task=ids,
+    group=ids,
+    attempt=st.integers(1, 60),
+    kind=st.just("single"),
+    items=st.lists(st.tuples(ids, st.just(0)), min_size=1, max_size=9).map(tuple),
+    by_place=st.booleans(),
 )
+places = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)), max_size=9)
 scores = st.builds(Score, st.integers(0, 2**31 - 1), st.floats(0, 1, width=32))
 results = st.builds(
     WireResult,
@@ -46,6 +65,8 @@ results = st.builds(
     drawn_ns=ids,
     reason=st.text("abc äµ", max_size=50),
     retryable=st.booleans(),
+    of_input=st.booleans(),
+    read_ns=ids,
 )
 
 
@@ -58,6 +79,31 @@ def test_tasks_of_several_groups_travel_together(batch, session):
     assert found == batch
     assert payload.tobytes() == b"".join(p.tobytes() for p in pixels)
     assert wire.read_header(out[:length])["session"] == session
+
+
+@given(places)
+def test_places_travel_instead_of_pixels(named):
+    items = tuple((i, 0) for i in range(len(named)))
+    task = WireTask(1, 0, 1, "single", items, by_place=True)
+    out = np.zeros(1024, np.uint8)
+    length = pack_tasks(out, 1, [task], [pack_place(*place) for place in named])
+    assert length == task_message_bytes(1, len(named), len(named) * PLACE.itemsize)
+    found, payload = unpack_tasks(out[:length])
+    assert found == [task]
+    assert unpack_places(payload) == named
+
+
+def test_no_place_stands_for_what_rank_0_encodes():
+    out = np.zeros(256, np.uint8)
+    task = WireTask(9, 0, 1, "collage", ((0, 0),), by_place=True)
+    length = pack_tasks(out, 1, [task], [pack_place(0, 0)])
+    with pytest.raises(wire.WireFault, match="task 9 is collage"):
+        unpack_tasks(out[:length])
+
+
+def test_half_a_place_is_refused():
+    with pytest.raises(wire.WireFault, match="13 bytes"):
+        unpack_places(np.zeros(PLACE.itemsize + 1, np.uint8))
 
 
 @given(batch=st.lists(results, min_size=1, max_size=4))

@@ -258,6 +258,16 @@ def test_the_collage_saves_an_image_that_cannot_be_retried():
     assert job.resolved[0].source == COLLAGE
 
 
+def test_bad_images_are_held_against_no_rank():
+    job = Harness(scheme="none", collages=0, singles=2, max_failures=1, max_attempts=9)
+    job.start()
+    job.arrive(4)
+    job.fail(min(t for t, s in job.live.items() if s.rank == 1), of_input=True)
+    assert job.retired == set()
+    job.fail(min(t for t, s in job.live.items() if s.rank == 1))
+    assert job.retired == {1}
+
+
 def test_a_rank_that_keeps_failing_is_retired_but_never_the_last_one():
     job = Harness(scheme="none", collages=0, singles=2, max_failures=2, max_attempts=9)
     job.start()

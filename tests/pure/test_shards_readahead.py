@@ -60,6 +60,28 @@ def test_images_come_in_the_order_asked(
         assert record.fault is None
 
 
+def test_places_and_labels_alone_read_no_pixels(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShardSet, "read_checked", None)
+    order = [30, 3, 19, 20, 49, 3]
+    with ReadAhead(shards, order, batch=2, pixels=False) as reader:
+        records = [record for _ in order for record in reader.take(1)]
+    assert [(r.index, r.shard, r.row) for r in records] == [(i, *shards.locate(i)) for i in order]
+    assert [r.label for r in records] == [LABELS[i] for i in order]
+    assert all(r.pixels is None and r.fault is None and r.cell is None for r in records)
+
+
+def test_without_labels_a_lost_shard_is_noticed_all_the_same(tmp_path: Path) -> None:
+    infos = [write_shard(tmp_path / name, IMAGES[:5], None) for name in ("a.h5", "b.h5")]
+    (tmp_path / "a.h5").unlink()
+    with ShardSet(infos) as opened, ReadAhead(opened, range(10), pixels=False) as reader:
+        records = [record for _ in range(5) for record in reader.take(1)]
+        assert reader.take(1) == []
+    assert [(r.shard, r.row, r.label) for r in records] == [(1, row, None) for row in range(5)]
+    assert list(opened.lost) == [0]
+
+
 def test_a_bad_row_is_a_record_with_a_fault_however_long_its_path(tmp_path: Path) -> None:
     folder = tmp_path / ("d" * 100) / ("e" * 100)
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Simulated runs of version 0.1.0, kept: the paper's layout schedules as it did, byte for byte.
+"""Simulated runs of version 0.1.0, kept: `--profile paper` schedules as it did, byte for byte.
 
 `fixtures/simulated_0_1_0/rows.npz` holds the rows that version 0.1.0 simulated for each case of
 cases.json, beside which stand all of its settings' defaults (numpy 2; no costs of rank 0). Who
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from collage_mpi.settings.profiles import PROFILES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import Job, simulate_in_memory
 
@@ -24,10 +25,16 @@ CASES = KEPT["cases"]
 @pytest.mark.parametrize("name", CASES)
 def test_rows_are_those_of_0_1_0(name: str) -> None:
     case = CASES[name]
-    settings = RunSettings.from_mapping({**KEPT["settings"], **case["settings"]})
+    settings = RunSettings.from_mapping({"profile": "paper", **case["settings"]})
     run = simulate_in_memory(Job(settings, case["images"]))
     with np.load(FOLDER / "rows.npz") as kept:
         for table in ("images", "groups", "tasks"):
             before, now = kept[f"{name}.{table}"], getattr(run, table)
             for column in before.dtype.names or ():
                 assert np.array_equal(before[column], now[column]), f"{table}.{column}"
+
+
+def test_the_profile_has_the_defaults_of_0_1_0() -> None:
+    paper = dict(PROFILES["paper"].sets)
+    assert paper.pop("endgame") == "off"  # is younger
+    assert paper == {name: KEPT["settings"][name] for name in paper}

@@ -16,6 +16,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job import coordinator, network_loader, session, worker, worker_group
 from collage_mpi.mpi import protocol, transport
 from collage_mpi.scheduler import Scheduler
+from collage_mpi.shards.schema import ShardInfo
 from collage_mpi.system.environment import launcher_rank
 
 AFTER_IMAGES = 30
@@ -180,6 +181,17 @@ def foreign():
 def version():
     """This rank runs another version of the program."""
     protocol.VERSION += 1
+
+
+def elsewhere(folder):
+    """This rank's host has another folder of that name: shards are looked for in it."""
+    plain = ShardInfo.from_json.__func__
+
+    def moved(kind, record):
+        path = os.path.join(folder, os.path.basename(record["path"]))
+        return plain(kind, {**record, "path": path})
+
+    ShardInfo.from_json = classmethod(moved)
 
 
 def zero():

@@ -1,0 +1,193 @@
+"""Named profiles: settings that go together, as defaults below what a user gives.
+
+Owns: which profiles there are, what each sets, how they are laid under given settings.
+Does not know: flags, files, what a setting does. A run knows no profile, only its effective
+settings: those are what is recorded and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from collage_mpi.errors import UsageError
+from collage_mpi.settings.pace import PaceSettings
+from collage_mpi.settings.redundancy import RankSettings
+from collage_mpi.system.fields import names
+from collage_mpi.system.printable import shown
+
+PROFILE = "profile"  # the key, in files and for flags
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A value that follows from other settings.
+
+    Attributes:
+        says: what it is, in words.
+        of: makes it from the profile's other settings and the given ones.
+    """
+
+    says: str
+    of: Callable[[Json], Any]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Settings under a name.
+
+    Attributes:
+        says: what it is for, in a line.
+        sets: setting -> value.
+    """
+
+    says: str
+    sets: Mapping[str, Any]
+
+
+def full_depth(values: Json) -> int:
+    """Batches in flight so that no rank is out of work, a few slow ones notwithstanding.
+
+    Half of them fill `credit` messages for every rank. Under `assign pull` a slow rank holds up no
+    group but those of its own messages: the other half is for these.
+    """
+    ranks = RankSettings.from_mapping({k: values[k] for k in names(RankSettings) if k in values})
+    credit = PaceSettings.from_mapping({k: values[k] for k in ("credit",) if k in values}).credit
+    fill = -(-ranks.n_singles // ranks.group_size) if ranks.uses_single else 1
+    if ranks.uses_collage:  # a collage a group, on n_copies of M ranks
+        fill = max(fill, -(-ranks.collage_ranks // ranks.n_copies))
+    return 2 * credit * fill
+
+
+def _no_time_given(values: Json) -> float | None:
+    return 0.7 if values.get("accept_deadline_ms") is None else None
+
+
+PROFILES: dict[str, Profile] = {
+    # Every setting of ranks, acceptance, late images and pace: no default of a later version
+    # changes it.
+    "paper": Profile(
+        "the paper's layout: what version 0.1.0 did by default, to the row",
+        {
+            "scheme": "collage",
+            "side": 3,
+            "singles": None,
+            "collage_ranks": 1,
+            "collage_copies": None,
+            "replicas": 2,
+            "parity_k": None,
+            "parity_ranks": None,
+            "assign": "turn",
+            "endgame": "off",
+            "placement": "fixed",
+            "accept": "first",
+            "grace_ms": None,
+            "grace_quantile": None,
+            "confidence": 0.9,
+            "accept_deadline_ms": None,
+            "accept_deadline_quantile": None,
+            "hedge_ms": None,
+            "hedge_quantile": None,
+            "hedge_budget": 0.25,
+            "linger_ms": None,
+            "image_timeout_s": None,
+            "max_attempts": 3,
+            "arrivals": "closed",
+            "rate": None,
+            "arrival_seed": 0,
+            "arrival_file": None,
+            "between": "carry",
+            "depth": 1,
+            "batch": 1,
+            "credit": 2,
+            "window": None,
+            "warmup_groups": 2,
+        },
+    ),
+    "throughput": Profile(
+        "most images a second: every rank has work until the last row, whichever is slow",
+        {
+            "assign": "pull",
+            "endgame": "on",
+            "between": "carry",
+            "batch": 8,  # the largest that docs/speed.md measured, and the fastest
+            "credit": 2,  # one message that runs, one under way
+            "depth": Computed(
+                "2 x `credit` x (single ranks / images of a group), rounded up; more where "
+                "there are many collage ranks",
+                full_depth,
+            ),
+        },
+    ),
+    # docs/does-it-work.md: of what costs at most 0.1 point there (side 3), the lowest P99 that
+    # needs no time chosen beforehand.
+    "latency": Profile(
+        "a short tail of each group, at about the single network's accuracy; for collages",
+        {
+            "scheme": "collage",
+            "collage_ranks": 1,
+            "placement": "fastest",
+            "assign": "finish",
+            "accept": "confident",
+            "confidence": 0.9,
+            "accept_deadline_quantile": Computed(
+                "0.7, unless `accept_deadline_ms`", _no_time_given
+            ),
+            "between": "carry",
+            "depth": 1,
+            "batch": 1,
+            "credit": 2,
+        },
+    ),
+}
+
+
+def profile_of(given: Mapping[str, Any], source: str) -> Profile:
+    """The one that the given settings name; one that sets nothing if they name none.
+
+    Raises:
+        UsageError: no such profile.
+    """
+    name = given.get(PROFILE)
+    if name is None:
+        return Profile("", {})
+    if not isinstance(name, str) or name not in PROFILES:
+        raise UsageError(f"{source}: profile is {shown(name)}; known are: {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def with_profile(given: Mapping[str, Any], source: str) -> Json:
+    """The given settings, and for those that are not given the values of the profile they name.
+
+    Raises:
+        UsageError: no such profile; given settings that a computed value cannot be made from.
+    """
+    sets = profile_of(given, source).sets
+    values = {k: v for k, v in sets.items() if not isinstance(v, Computed)}
+    values |= {k: v for k, v in given.items() if k != PROFILE}
+    return values | {
+        k: v.of(values) for k, v in sets.items() if isinstance(v, Computed) and k not in given
+    }
+
+
+def over_recorded(
+    recorded: Mapping[str, Any], given: Mapping[str, Any], source: str, *, anew: bool
+) -> Json:
+    """A run's settings, and over them the given ones with the profile that they name.
+
+    Args:
+        recorded: all settings of the run.
+        given: settings, perhaps a profile.
+        source: of the given ones, for messages.
+        anew: compute anew what the profile computes; else that stays as recorded, so that
+            fewer ranks may go on with a run.
+
+    Raises:
+        UsageError: no such profile.
+    """
+    sets = profile_of(given, source).sets
+    replaced = {k for k, v in sets.items() if anew or not isinstance(v, Computed)}
+    return {k: v for k, v in recorded.items() if k not in replaced} | dict(given)

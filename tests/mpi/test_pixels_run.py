@@ -1,0 +1,164 @@
+"""Tasks without pixels, on real ranks: the rows of a run are those of rank 0's reading."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from test_run import QUICK, check_run, make_shard, one_message, run_many
+
+from collage_mpi.errors import ExitCode
+from collage_mpi.results import OUTCOMES, read_results, verify_run
+from collage_mpi.shards import EncodedWriter
+from collage_mpi.shards.pictures import Fit
+
+pytestmark = pytest.mark.mpi
+
+WORLD = 5
+SMALL = ("--single", "null", "--singles", "4", "--side", "2", "--order", "shuffle:1")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of pixels, 123 images; two of pictures, 40."""
+    folder = tmp_path_factory.mktemp("data")
+    make_shard(folder / "a.h5", 0, 70)
+    make_shard(folder / "b.h5", 70, 53)
+    for name in ("c", "d"):
+        with EncodedWriter(folder / f"{name}.h5", Fit(16), source="made up") as writer:
+            files = [picture(ord(name) + k) for k in range(20)]
+            writer.append_files(files, [k % 2 for k in range(20)], [f"{k}.jpg" for k in range(20)])
+    return folder
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def shards(folder: Path, names: str) -> list[Path]:
+    return [folder / f"{name}.h5" for name in names]
+
+
+def damage(path: Path, *rows: int) -> None:
+    """Other pixels than the checksums tell of, as a disk that lies would give."""
+    path.with_name(path.name + ".sha256").unlink()
+    with h5py.File(path, "r+") as file:
+        for row in rows:
+            file["images"][row, 3, 3] ^= 1
+
+
+def rows_of(out: Path) -> list[tuple]:
+    """What a run says of each image, times and ranks left out."""
+    assert verify_run(out).ok
+    rows = read_results(out).images
+    names = ["shard", "row", "answered", "predicted", "score", "has_label", "label"]
+    return sorted(rows[names].tolist())
+
+
+def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path):
+    schemes = [
+        ("none", "ab", ()),
+        ("none", "cd", ("--batch", "3", "--assign", "pull", "--endgame", "on")),
+        ("hedge", "cd", ("--hedge-ms", "0.1", "--hedge-budget", "1")),
+        ("replicate", "ab", ("--depth", "2")),
+    ]
+    cases = []
+    for scheme, which, more in schemes:
+        for pixels in ("rank0", "workers"):
+            run = ["run", "--shards", *shards(data, which), *SMALL, "--scheme", scheme, *more]
+            run += ["--pixels", pixels, "--out", tmp_path / f"{scheme}-{which}-{pixels}"]
+            cases.append(run)
+    done = run_many(mpiexec, programs, tmp_path / "many", WORLD, cases)
+    assert [[rank["code"] for rank in case] for case in done] == [[0] * WORLD] * 8, done
+    for scheme, which, _ in schemes:
+        one, other = (tmp_path / f"{scheme}-{which}-{who}" for who in ("rank0", "workers"))
+        assert rows_of(one) == rows_of(other)
+        assert len(rows_of(other)) == {"ab": 123, "cd": 40}[which]
+    read_ns = check_run(tmp_path / "none-ab-workers").images["read_ns"]
+    assert (read_ns > 0).all()
+
+
+def test_bad_rows_are_error_rows_of_no_rank(mpiexec, data, tmp_path):
+    """As many as would retire ranks if it were theirs."""
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for name in "ab":
+        shutil.copy(data / f"{name}.h5", folder)
+        shutil.copy(data / f"{name}.h5.sha256", folder)
+    damage(folder / "a.h5", *range(20, 40))
+    out = tmp_path / "out"
+    run = ["-m", "collage_mpi", "run", "--shards", *shards(folder, "ab"), *SMALL]
+    run += ["--scheme", "none", "--pixels", "workers", "--order", "file", "--out", out]
+    done = mpiexec(WORLD, run, env=QUICK)
+    assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
+    found = check_run(out, status="complete_with_errors")
+    bad = found.images[~found.images["answered"]]
+    assert sorted(zip(bad["shard"].tolist(), bad["row"].tolist(), strict=True)) == [
+        (0, row) for row in range(20, 40)
+    ]
+    host = os.uname().nodename
+    why = f"checksum does not match its pixels and label (host {host}, {folder / 'a.h5'}: row "
+    assert not bad["has_label"].any()
+    for row in bad:
+        reason = row["reason"].decode()
+        assert len(reason) > 50
+        assert f"{why}{row['row']})".startswith(reason)
+    failed = found.tasks[found.tasks["outcome"] == OUTCOMES.index("failed")]
+    assert len(failed) == 3 * 20  # max_attempts, each on another rank
+    assert found.manifest["sessions"][-1]["final"]["retired"] == {}
+
+
+@pytest.mark.parametrize("how", ["missing", "other"])
+def test_a_host_without_the_input_says_so_at_the_start(how, mpiexec, programs, data, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    if how == "other":
+        shutil.copy(data / "a.h5", folder)
+        make_shard(folder / "b.h5", 71, 53)
+    run = ["run", "--shards", *shards(data, "ab"), *SMALL, "--scheme", "none"]
+    run += ["--pixels", "workers", "--out", tmp_path / "out"]
+    done = mpiexec(WORLD, [programs / "saboteur.py", 2, f"elsewhere:{folder}", *run], env=QUICK)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    told = one_message(done.stderr)
+    assert f"rank 2: host {os.uname().nodename} has not the input that rank 0 has" in told
+    wrong = folder / ("a.h5" if how == "missing" else "b.h5")
+    assert f"{wrong}: {'can no longer' if how == 'missing' else 'has changed'}" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path):
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for name in "ab":
+        shutil.copy(data / f"{name}.h5", folder)
+    run = ["run", "--shards", *shards(data, "ab"), *SMALL, "--scheme", "none"]
+    run += ["--pixels", "workers", "--out", tmp_path / "out"]
+    done = mpiexec(WORLD, [programs / "saboteur.py", 2, f"elsewhere:{folder}", *run], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    assert 2 in check_run(tmp_path / "out").images["rank"]
+
+
+def test_a_stopped_run_is_resumed_by_the_same_readers_only(mpiexec, programs, data, tmp_path):
+    run = ["run", "--shards", *shards(data, "ab"), *SMALL, "--scheme", "none"]
+    run += ["--pixels", "workers", "--out", tmp_path / "out"]
+    stopped = mpiexec(WORLD, [programs / "saboteur.py", 0, "stop:SIGTERM", *run], env=QUICK)
+    assert stopped.returncode == ExitCode.INCOMPLETE, stopped.stderr
+    go_on = ["-m", "collage_mpi", "run", "--resume", "--out", tmp_path / "out"]
+    other = mpiexec(WORLD, [*go_on, "--pixels", "rank0"], env=QUICK)
+    assert other.returncode == ExitCode.USAGE
+    assert "cannot resume with other settings" in one_message(other.stderr)
+    assert "pixels" in other.stderr
+    resumed = mpiexec(WORLD, go_on, env=QUICK)
+    assert resumed.returncode == 0, resumed.stderr
+    found = check_run(tmp_path / "out")
+    assert set(found.images["session"]) == {1, 2}
+    assert (found.images["read_ns"] > 0).all()
