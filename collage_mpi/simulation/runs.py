@@ -27,7 +27,7 @@ from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.recorder import Writer
 from collage_mpi.results import Results, RunWriter, read_results, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
-from collage_mpi.results.manifest import plain
+from collage_mpi.results.manifest import plain, recorded_settings
 from collage_mpi.results.memory import MemoryWriter
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
@@ -323,7 +323,7 @@ def like(
     """
     manifest = run.manifest
     ratio = {"cost_ratio": manifest.get("cost_ratio"), "out": ""}
-    values = {**manifest["settings"], **ratio, **changes}
+    values = {**recorded_settings(manifest), **ratio, **changes}
     settings = RunSettings.from_mapping(values, f"settings of {run.path}")
     batch_costs = manifest.get("batch_costs")
     return Job(
