@@ -16,7 +16,7 @@ from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.results.file_names import MANIFEST
-from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest
+from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest, recorded_settings
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.tell import tell
@@ -66,7 +66,7 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int) -> 
 def _known(manifest: Json) -> Json:
     """The run's settings. A relative path is that of the folder it was begun in, if it is not
     found from here."""
-    settings = dict(manifest.get("settings") or {})
+    settings = recorded_settings(manifest)
     folder = (manifest.get("job") or {}).get("folder")
 
     def found(path: Any) -> Any:

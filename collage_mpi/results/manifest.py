@@ -7,6 +7,7 @@ Does not know: rows, threads, statistics.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import KINDS, TABLE
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
+from collage_mpi.system.fields import about
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.printable import shown, storable
 
@@ -44,6 +46,11 @@ FREE_SETTINGS = frozenset(
         *(kind.ranks for kind in TABLE),
         *("image_timeout_s", "max_attempts"),
     }
+)
+# Settings of some schemes and policies alone, whose bounds version 0.1.0 asked of those alone.
+UNUSED_ONCE = (
+    *("replicas", "hedge_ms", "hedge_quantile", "hedge_budget"),
+    *("grace_quantile", "confidence", "accept_deadline_quantile"),
 )
 # Settings that name files: another path is the same where the content is.
 FILE_SETTINGS = (*KINDS, "trace_file", "arrival_file")
@@ -315,9 +322,22 @@ def held(manifest: Mapping[str, Any]) -> Json:
     return {**told, **(manifest.get("networks") or {})}
 
 
+def recorded_settings(manifest: Mapping[str, Any]) -> Json:
+    """The settings of a run as it recorded them, but for numbers that it had no use for.
+
+    Version 0.1.0 let one stand that is out of bounds where the scheme does not use it.
+    """
+    found = dict(manifest.get("settings") or {})
+    for spec in dataclasses.fields(RunSettings):
+        value = found.get(spec.name)
+        if spec.name in UNUSED_ONCE and isinstance(value, int | float) and about(spec).wants(value):
+            del found[spec.name]
+    return found
+
+
 def _settings(manifest: Mapping[str, Any]) -> Json:
     """The settings of a run; one that came after it was made has its default."""
-    return {**RunSettings().to_dict(), **(manifest.get("settings") or {})}
+    return {**RunSettings().to_dict(), **recorded_settings(manifest)}
 
 
 def _mended(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.recorder import Writer
 from collage_mpi.results import Results, RunWriter, read_results, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
-from collage_mpi.results.manifest import plain
+from collage_mpi.results.manifest import plain, recorded_settings
 from collage_mpi.results.memory import MemoryWriter
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
@@ -324,7 +324,8 @@ def like(
     """
     manifest = run.manifest
     ratio = {"cost_ratio": manifest.get("cost_ratio"), "out": ""}
-    values = over_recorded({**manifest["settings"], **ratio}, changes, "flags", anew=True)
+    recorded = {**recorded_settings(manifest), **ratio}
+    values = over_recorded(recorded, changes, "flags", anew=True)
     settings = RunSettings.from_mapping(values, f"settings of {run.path}")
     batch_costs = manifest.get("batch_costs")
     return Job(

@@ -165,7 +165,8 @@ class Settings:
                     f"{source}: unknown setting {shown(key)}{hint} "
                     f"Known: {', '.join(sorted(known))}"
                 )
-        return cls(**{key: _typed(key, v, hints[key], source) for key, v in values.items()})
+        given = {key: _switch(cls.__dataclass_fields__[key], v) for key, v in values.items()}
+        return cls(**{key: _typed(key, v, hints[key], source) for key, v in given.items()})
 
 
 def names(part: type[Settings]) -> tuple[str, ...]:
@@ -193,6 +194,12 @@ def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
     if isinstance(parts, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in parts):
         return tuple(map(os.fspath, parts))
     raise UsageError(f"{spec.name} is {value!r}; it needs {about(spec).metavar}, or a list")
+
+
+def _switch(spec: Field[Any], value: Any) -> Any:
+    """`on` or `off` as YAML reads them without quotes, where the field has that choice."""
+    word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    return word if word in about(spec).choices else value
 
 
 def _typed(key: str, value: Any, hint: Any, source: str) -> Any:

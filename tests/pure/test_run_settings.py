@@ -183,6 +183,18 @@ def test_settings_may_be_yaml(tmp_path):
             read_settings_file(file)
 
 
+def test_on_and_off_need_no_quotes_in_yaml(tmp_path):
+    pytest.importorskip("yaml")
+    file = tmp_path / "job.yaml"
+    file.write_text("endgame: on\nchannels_last: off\n")
+    found = parse("--settings", str(file))
+    assert (found.endgame, found.channels_last) == ("on", "off")
+    for text in ("scheme: on", "compile: on", "straggler: off", "out: off", "depth: on"):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=r"is (True|False); it needs (str|int)"):
+            parse("--settings", str(file))
+
+
 def test_yaml_without_its_package_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     (tmp_path / "job.yml").write_text("side: 4\n")
