@@ -181,6 +181,8 @@ def test_the_next_session_is_told_its_own_shards(shards: ShardSet) -> None:
     bench.run()
     with pytest.raises(ValueError, match="closed"):
         rows.read([(0, 0)])
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        rows.begin([(0, 0)])
     bench.start()
     assert bench.worker.session.rows is None
     with pytest.raises(wire.WireFault, match="no shards were told"):
