@@ -1,7 +1,7 @@
 """The images of tasks by place, read on the rank that computes them.
 
 Owns: the input's description as it travels, the check at the start that this host has the same
-input, which of a task's images could not be read and why.
+input, the thread that reads while the network computes, which images could not be read and why.
 Does not know: messages, networks, how a shard is read (shards/).
 
 Files are opened here without a process apart: rank 0's has opened the same bytes, which stamp or
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ class Unread:
 
     reason: str
     of_input: bool
+
+
+Images = tuple[np.ndarray, list[Unread | None]]  # see RowReader.read
 
 
 def described(shards: ShardSet) -> list[str]:
@@ -65,6 +69,7 @@ class RowReader:
     def __init__(self, descriptions: Sequence[str]) -> None:
         from collage_mpi.shards.reader import ShardSet
 
+        self._thread = ThreadPoolExecutor(1, "read")  # made at its first use
         self._host = socket.gethostname()
         self._shards = ShardSet([ShardInfo.from_json(json.loads(text)) for text in descriptions])
         try:
@@ -77,7 +82,11 @@ class RowReader:
                 "hosts share, or leave it out"
             ) from fault
 
-    def read(self, places: Sequence[Place]) -> tuple[np.ndarray, list[Unread | None]]:
+    def begin(self, places: Sequence[Place]) -> Future[Images]:
+        """Begin to `read`, in a thread, in the order of these calls."""
+        return self._thread.submit(self.read, places)
+
+    def read(self, places: Sequence[Place]) -> Images:
         """The images at these places, checked.
 
         Returns:
@@ -105,7 +114,8 @@ class RowReader:
         return pixels, faults
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, once what is being read has been; what waits is given up."""
+        self._thread.shutdown(cancel_futures=True)
         self._shards.close()
 
     def _index(self, shard: int, row: int) -> int:

@@ -17,8 +17,9 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Hello, Measured, Message, Rank0, Start, Welcome
-from collage_mpi.job.row_reader import RowReader
+from collage_mpi.job.row_reader import Images, RowReader, Unread
 from collage_mpi.kinds import ENCODED_KINDS, KIND, TABLE
 from collage_mpi.models import Predictor
 from collage_mpi.mpi import protocol as wire
@@ -69,6 +70,15 @@ class Endpoint(Protocol):
 Cells = tuple[Score | None, ...]  # a record an item
 Outcome = tuple[Cells, np.ndarray | None]  # and the vectors, where the scheme needs them
 
+
+class Batch(NamedTuple):
+    """A message's tasks, their inputs, and what will be these where the inputs only name them."""
+
+    tasks: list[WireTask]
+    inputs: list[np.ndarray]
+    reading: Future[Images] | None
+
+
 # (network spec, kind, welcome) -> predictor
 Loader = Callable[[str, str, Welcome], Predictor]
 
@@ -101,7 +111,7 @@ class Session:
         self.start_ns = 0
         self.answered = 0  # tasks
         self.rows: RowReader | None = None  # for tasks by place
-        self.queue: deque[tuple[list[WireTask], np.ndarray]] = deque()
+        self.queue: deque[Batch] = deque()
         self.open: set[int] = set()  # tasks queued or in work
         self.cancelled: set[int] = set()  # of these
 
@@ -170,7 +180,7 @@ class Worker:
         self._take_tasks()
         session = self.session
         if session is not None and session.queue and session.ratios is not None:
-            self._work(session, *session.queue.popleft())
+            self._work(session, session.queue.popleft())
             return True
         return False
 
@@ -318,22 +328,38 @@ class Worker:
             else:
                 tasks, pixels = unpack_tasks(message)
                 session.open.update(task.task for task in tasks)
-                session.queue.append((tasks, pixels))
+                session.queue.append(self._batch(session, tasks, pixels))
 
-    def _work(self, session: Session, tasks: list[WireTask], pixels: np.ndarray) -> None:
+    def _batch(self, session: Session, tasks: list[WireTask], pixels: np.ndarray) -> Batch:
+        """What has come in a message; if by place, as all of it is then, reading it begins."""
+        inputs = self._inputs(session, tasks, pixels)
+        if not tasks[0].by_place:
+            return Batch(tasks, inputs, None)
+        if session.rows is None:
+            raise wire.WireFault(f"task {tasks[0].task} is by place, and no shards were told")
+        named = [place for own in inputs for place in unpack_places(own.reshape(-1))]
+        return Batch(tasks, inputs, session.rows.begin(named))
+
+    def _work(self, session: Session, batch: Batch) -> None:
         """One message's tasks, those cancelled left out, as one batch of one kind."""
         self._take_tasks()  # a cancel may be right behind
         if self._dead(session):
             self._hold(FOR_EVER_NS)
             return
-        inputs = self._inputs(session, tasks, pixels)
+        tasks, inputs, reading = batch
         skipped = [task for task in tasks if task.task in session.cancelled]
         wanted = [i for i, task in enumerate(tasks) if task.task not in session.cancelled]
         results = [WireResult(task.task, SKIPPED) for task in skipped]
         if wanted:
-            results += self._results(
-                session, [tasks[i] for i in wanted], [inputs[i] for i in wanted]
-            )
+            faults, read_ns = self._await(tasks, inputs, reading)
+            good = [i for i in wanted if i not in faults]
+            results += [_failed(tasks[i], faults[i]) for i in wanted if i in faults]
+            if good:
+                results += self._classify(
+                    session, [tasks[i] for i in good], [inputs[i] for i in good]
+                )
+            for result in results:
+                result.read_ns = read_ns
             if self._dead(session):
                 self._hold(FOR_EVER_NS)
                 return
@@ -363,33 +389,28 @@ class Worker:
             at = end
         return inputs
 
-    def _results(
-        self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
-    ) -> list[WireResult]:
-        """What becomes of the tasks; those by place, all of a message or none, are read first."""
-        if not tasks[0].by_place:
-            return self._classify(session, tasks, inputs)
-        if session.rows is None:
-            raise wire.WireFault(f"task {tasks[0].task} is by place, and no shards were told")
+    def _await(
+        self, tasks: list[WireTask], inputs: list[np.ndarray], reading: Future[Images] | None
+    ) -> tuple[dict[int, Unread], int]:
+        """Put what was read in the place of what named it.
+
+        Returns:
+            Which tasks have an image that cannot be used, by their place, and why; and the ns
+            that were waited.
+        """
+        if reading is None:
+            return {}, 0
         start_ns = self.clock()
-        named = [place for own in inputs for place in unpack_places(own.reshape(-1))]
-        pixels, faults = session.rows.read(named)
+        pixels, unread = reading.result()
         read_ns = self.clock() - start_ns
-        results: list[WireResult] = []
-        good: list[tuple[WireTask, np.ndarray]] = []
-        ends = accumulate(len(own) for own in inputs)
-        for task, own, end in zip(tasks, inputs, ends, strict=True):
-            part = slice(end - len(own), end)
-            why = next(filter(None, faults[part]), None)
-            if why is None:
-                good.append((task, pixels[part]))
-            else:
-                results.append(_failed(task, why.reason, of_input=why.of_input))
-        if good:
-            results += self._classify(session, [task for task, _ in good], [own for _, own in good])
-        for result in results:
-            result.read_ns = read_ns
-        return results
+        faults = {}
+        for i, end in enumerate(list(accumulate(map(len, inputs)))):
+            part = slice(end - len(inputs[i]), end)
+            inputs[i] = pixels[part]
+            why = next(filter(None, unread[part]), None)
+            if why is not None:
+                faults[i] = why
+        return faults, read_ns
 
     def _classify(
         self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
@@ -408,7 +429,7 @@ class Worker:
                 self._hold(start_ns + drawn_ns)
                 held_ns = max(0, self.clock() - start_ns - compute_ns)
         return [
-            _failed(task, outcome)
+            _failed(task, Unread(outcome, of_input=False))
             if isinstance(outcome, str)
             else _answered(task, outcome, (compute_ns, held_ns, drawn_ns))
             for task, outcome in zip(tasks, outcomes, strict=True)
@@ -470,8 +491,8 @@ def _answered(task: WireTask, outcome: Outcome, took_ns: tuple[int, int, int]) -
     return WireResult(task.task, ANSWERED, *took_ns, cells=cells, vectors=vectors)
 
 
-def _failed(task: WireTask, reason: str, *, of_input: bool = False) -> WireResult:
-    return WireResult(task.task, FAILED, reason=reason, retryable=True, of_input=of_input)
+def _failed(task: WireTask, why: Unread) -> WireResult:
+    return WireResult(task.task, FAILED, reason=why.reason, retryable=True, of_input=why.of_input)
 
 
 def _is_of_device(error: Exception) -> bool:

@@ -66,7 +66,7 @@ class WireResult:
         drawn_ns: service time that the delay model asked for, 0 without one.
         retryable: of a failed one: another rank may do better.
         of_input: of a failed one: an image is at fault, not the rank.
-        read_ns: reading its images, where its rank did.
+        read_ns: waiting until its rank had read its images, where it did.
         cells: one record per item, None where the network gave none; () unless answered.
         vectors: (n, floats) float32, one an input of the network, where the scheme decodes from
             them; None otherwise. Of a message's results all have as many floats.

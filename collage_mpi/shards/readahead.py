@@ -221,15 +221,10 @@ class ReadAhead:
     def _named(self, chosen: np.ndarray) -> list[ImageRecord]:
         """Where the images lie, and their labels: no pixel is read."""
         labels = self._shards.labels_at(chosen)
-        return [
-            ImageRecord(
-                index,
-                *self._shards.locate(index),
-                pixels=None,
-                label=None if labels is None else int(labels[place]),
-            )
-            for place, index in enumerate(chosen.tolist())
-        ]
+        known = [None] * len(chosen) if labels is None else labels.tolist()
+        found = (chosen, *self._shards.locate_each(chosen))
+        each = zip(*(one.tolist() for one in found), known, strict=True)
+        return [ImageRecord(index, shard, row, None, label) for index, shard, row, label in each]
 
     def _make_cells(self, maker: CellMaker, chosen: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """(n, cell_px, cell_px, C) uint8; a stored cell that is damaged is made again."""

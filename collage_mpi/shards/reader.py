@@ -99,6 +99,11 @@ class ShardSet:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - int(self._starts[shard])
 
+    def locate_each(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int64 shard numbers and rows of global indices that are in the input."""
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        return shards, indices - self._starts[shards]
+
     def span(self, shard: int) -> tuple[int, int]:
         """Global index of a shard's first image, and of the first one behind it."""
         return int(self._starts[shard]), int(self._starts[shard + 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 
 import h5py
@@ -65,18 +66,46 @@ def test_it_computes_on_the_rows_that_tasks_name(shards: ShardSet) -> None:
 def test_reading_is_told_apart_from_computing(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, plain = reading(shards), ShardSet.read_checked
+    bench = reading(shards)
 
-    def slowly(*args: object) -> object:
-        bench.clock.now_ns += 3 * MS
-        return plain(*args)
+    class Late:
+        """What is not read yet when it is waited for."""
 
-    monkeypatch.setattr(ShardSet, "read_checked", slowly)
+        def __init__(self, rows: RowReader, places: list[tuple[int, int]]) -> None:
+            self.found = rows.read(places)
+
+        def result(self) -> object:
+            bench.clock.now_ns += 3 * MS
+            return self.found
+
+    monkeypatch.setattr(RowReader, "begin", lambda rows, places: Late(rows, places))
     give(bench, (0, 0))
     assert [(r.read_ns, r.compute_ns) for r in bench.results] == [(3 * MS, MS)]
     bench.single(7)  # with its pixels
     bench.run()
     assert bench.results[-1].read_ns == 0
+
+
+def test_the_next_message_is_read_while_the_network_computes(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, plain, reads = reading(shards), ShardSet.read_checked, [threading.Event() for _ in "ab"]
+    left = iter(reads)
+
+    def told(*args: object) -> object:
+        next(left).set()
+        return plain(*args)
+
+    def look() -> None:
+        assert reads[1].wait(20)
+
+    monkeypatch.setattr(ShardSet, "read_checked", told)
+    bench.network.during = look
+    for task, place in ((0, (0, 1)), (1, (1, 1))):
+        sent = WireTask(task, task, 1, "single", ((task, 0),), by_place=True)
+        bench.endpoint.give([sent], [pack_place(*place)])
+    bench.run()
+    assert [result.cells[0].label for result in bench.results] == [1, 6]
 
 
 def test_a_bad_row_fails_its_own_task_alone(shards: ShardSet, tmp_path: Path) -> None:
@@ -152,6 +181,8 @@ def test_the_next_session_is_told_its_own_shards(shards: ShardSet) -> None:
     bench.run()
     with pytest.raises(ValueError, match="closed"):
         rows.read([(0, 0)])
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        rows.begin([(0, 0)])
     bench.start()
     assert bench.worker.session.rows is None
     with pytest.raises(wire.WireFault, match="no shards were told"):
