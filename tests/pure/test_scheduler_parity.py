@@ -7,8 +7,6 @@ from itertools import permutations, product
 import pytest
 from scheduler_harness import PARITY, SINGLE, Harness
 
-from collage_mpi.errors import UsageError
-from collage_mpi.scheduler import SchemeSettings, make_scheme
 from collage_mpi.scheduler import events as ev
 
 MS = 1_000_000
@@ -214,8 +212,3 @@ def test_the_job_goes_on_without_parity_ranks():
     job.run_out()
     assert job.finish == ev.Finish(ev.COMPLETE, "")
     assert {r.source for r in job.resolved.values()} == {SINGLE}
-
-
-def test_a_stripe_needs_two_images():
-    with pytest.raises(UsageError, match="at least 2"):
-        make_scheme(SchemeSettings("parity", parity_k=1))

@@ -48,8 +48,6 @@ def make_scheme(settings: SchemeSettings) -> Scheme:
         UsageError: what cannot work.
     """
     scheme = scheme_class(settings.name)
-    if settings.placement not in PLACEMENTS:
-        raise UsageError(f"placement is {settings.placement!r}; known are: {', '.join(PLACEMENTS)}")
     if settings.placement == "fastest" and "placement" not in scheme.takes:
         raise UsageError(
             f"placement fastest is for collages, and scheme {settings.name} makes none: "

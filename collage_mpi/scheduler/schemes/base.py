@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE, RESOLVING_KINDS, SINGLE
 from collage_mpi.scheduler.dispatch import Dispatch, Order
 from collage_mpi.scheduler.events import Score
@@ -100,10 +99,7 @@ class Scheme:
     main: ClassVar[str] = SINGLE
 
     def __init__(self, settings: SchemeSettings) -> None:
-        assign = settings.assign
-        if assign not in ASSIGNMENTS:
-            raise UsageError(f"assign is {assign!r}; known are: {', '.join(ASSIGNMENTS)}")
-        self.assign = assign if assign in self.assigns else "turn"
+        self.assign = settings.assign if settings.assign in self.assigns else "turn"
         self.kinds = self.needs & RESOLVING_KINDS
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
@@ -38,8 +37,6 @@ class CollageScheme(Scheme):
         self.policy = settings.policy
         self.copies = settings.collage_copies
         self.fastest = settings.placement == "fastest"
-        if self.copies < 1:
-            raise UsageError(f"collage copies is {self.copies}; at least 1 is needed")
 
     @property
     def label(self) -> str:

@@ -40,10 +40,7 @@ class ReplicateScheme(Scheme):
 
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
-        copies = settings.replicas
-        if copies < 2:
-            raise UsageError(f"replicas is {copies}; scheme replicate needs at least 2")
-        self._orders = [PLAIN, *[REPLICA] * (copies - 1)]
+        self._orders = [PLAIN, *[REPLICA] * (settings.replicas - 1)]
 
     @property
     def label(self) -> str:
@@ -67,8 +64,6 @@ class Hedger:
     """
 
     def __init__(self, delay: Delay, budget: float) -> None:
-        if not 0 <= budget <= 1:
-            raise UsageError(f"hedge budget is {budget:g}; it needs a share, 0 to 1")
         self.delay, self.budget = delay, budget
         self._images = self._hedges = 0
         self._late: OrderedDict[int, ImageState] = OrderedDict()

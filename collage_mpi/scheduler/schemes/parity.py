@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from collage_mpi.errors import UsageError
 from collage_mpi.kinds import PARITY, SINGLE
 from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
@@ -52,8 +51,6 @@ class ParityScheme(Scheme):
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
         self.k, self._decode = settings.parity_k, settings.decode
-        if self.k < 2:
-            raise UsageError(f"parity k is {self.k}; a stripe needs at least 2 images")
         self._filling = Stripe()
         self._stripes: dict[int, Stripe] = {}  # of each image until all of its stripe are resolved
 

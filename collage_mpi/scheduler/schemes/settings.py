@@ -26,6 +26,8 @@ def tell_nothing(image: int, evidence: Any, others: Sequence[Any]) -> None:
 class SchemeSettings:
     """What the schemes are made from; each takes those that it names in `takes`.
 
+    Bounds and choices are checked where users give the values (settings/redundancy).
+
     Attributes:
         name: one of SCHEMES.
         assign: one of ASSIGNMENTS, for first copies.
