@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -94,4 +95,5 @@ def run_ranks(
         )
     finally:
         end_family(process, grace_s=0.0)
+        shutil.rmtree(plan.scratch or "", ignore_errors=True)
     return subprocess.CompletedProcess(plan.argv, process.returncode, out, err)

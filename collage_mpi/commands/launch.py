@@ -124,7 +124,7 @@ def launch_ranks(
         found,
         ranks,
         program,
-        site_here(),
+        site_here(scratch=not dry_run),
         environ=os.environ,
         extra_env=extra,
         fault_tolerant=fault_tolerant,

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
+from tempfile import gettempdir
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system.launchers import FAMILIES, Site
@@ -60,11 +62,15 @@ class Mpi:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A command line, the variables to add to the environment for it, how many ranks it starts."""
+    """A command line, the variables to add to the environment for it, how many ranks it starts.
+
+    `scratch` is the folder that its launcher may have made, to be removed after the job.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     ranks: int = 1
+    scratch: str | None = None
 
     def shell_line(self) -> str:
         """The plan as one line that can be pasted into a shell."""
@@ -72,8 +78,8 @@ class LaunchPlan:
         return " ".join([*words, shlex.join(self.argv)])
 
 
-def site_here(environ: Mapping[str, str] = os.environ) -> Site:
-    """The site this process runs on."""
+def site_here(environ: Mapping[str, str] = os.environ, *, scratch: bool = True) -> Site:
+    """The site this process runs on; without `scratch` for a line that is only shown."""
     from collage_mpi.system.environment import allocated_hosts, allowed_cores
 
     return Site(
@@ -81,6 +87,7 @@ def site_here(environ: Mapping[str, str] = os.environ) -> Site:
         hosts=allocated_hosts(environ),
         root=os.geteuid() == 0,
         loopback=sys.platform == "linux",
+        scratch=f"{gettempdir()}/collage-mpi-{token_hex(6)}" if scratch else None,
     )
 
 
@@ -126,7 +133,7 @@ def build_command(
         # A shell between the launcher and each rank: what for, it says itself.
         flags, wrapper = [*flags, *_tolerant_flags(mpi)], ("sh", str(TOLERANT_WRAPPER))
     argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
-    return LaunchPlan(argv, env, ranks)
+    return LaunchPlan(argv, env, ranks, site.scratch)
 
 
 def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:

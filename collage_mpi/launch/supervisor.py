@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,8 @@ class Job:
             finally:
                 end_family(process, grace_s=0.0, word=self._job)
                 self._kin.tidy()
+                if self._plan.scratch is not None:
+                    shutil.rmtree(self._plan.scratch, ignore_errors=True)
                 self._display.close()
         self._outcome.launcher = process.returncode
         if self._listens:

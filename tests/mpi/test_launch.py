@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from importlib import import_module
@@ -215,3 +216,21 @@ def test_launch_says_what_it_would_type(mpi):
     assert done.returncode == 0, done.stderr
     assert str(mpi.mpiexec) in done.stdout
     assert done.stdout.endswith(f"-n 3 {shlex.join(own_command())} verify D\n")
+
+
+def test_what_a_killed_launcher_left_under_a_number_that_comes_again_stops_nobody(
+    mpi, programs, tmp_path, monkeypatch
+):
+    """Open MPI's keeps its files by process number, where those of a dead one end a new one."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    last = int(Path("/proc/loadavg").read_text().split()[-1])  # process number
+    for number in range(last, last + 400):
+        left = tmp_path / f"ompi.{number}"
+        left.mkdir(mode=0o700)
+        (left / f"pmix.vm.tool.{number}").write_text("dead")
+    before = set(tmp_path.iterdir())
+    code, out, err = supervised(mpi, 2, programs / "hello.py")
+    assert code == 0, err
+    assert out.split()[:3] == ["ranks", "0", "1"]
+    assert set(tmp_path.iterdir()) == before

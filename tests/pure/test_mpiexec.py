@@ -9,7 +9,7 @@ import pytest
 from collage_mpi.commands.launch import launch_ranks, output_folder, wanted_on_loss
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.launch import mpiexec
-from collage_mpi.launch.mpiexec import Mpi, Site, build_command
+from collage_mpi.launch.mpiexec import Mpi, Site, build_command, site_here
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/v/bin/mpiexec"), "openmpi", "5.0.11")
@@ -44,6 +44,17 @@ def test_openmpi_as_a_user_on_a_large_machine():
     plan = build_command(OPENMPI, 11, PROGRAM, Site(cores=64))
     assert not any("ROOT" in name or "yield" in name for name in plan.env)
     assert plan.env["OMP_NUM_THREADS"] == "5"
+
+
+def test_open_mpi_keeps_its_files_where_no_killed_one_has_left_any():
+    site = Site(cores=64, scratch="/tmp/collage-mpi-1")
+    plan = build_command(OPENMPI, 11, PROGRAM, site)
+    assert plan.env["PRTE_MCA_prte_tmpdir_base"] == plan.scratch == "/tmp/collage-mpi-1"
+    assert "PRTE_MCA_prte_tmpdir_base" not in build_command(OPENMPI, 11, PROGRAM, Site(64)).env
+    assert "/tmp/collage-mpi-1" not in build_command(MPICH, 11, PROGRAM, site).env.values()
+    first, second = site_here().scratch, site_here().scratch
+    assert first != second
+    assert site_here(scratch=False).scratch is None
 
 
 def test_pals_spreads_ranks_and_binds_them_to_nothing():

@@ -23,12 +23,14 @@ class Site:
         hosts: hosts of the allocation; 1 outside a batch system.
         root: whether the user is root.
         loopback: whether the network device of this host's loopback is `lo` (Linux).
+        scratch: a folder, not there yet, for what the launcher keeps while the job runs.
     """
 
     cores: int
     hosts: int = 1
     root: bool = False
     loopback: bool = True
+    scratch: str | None = None
 
 
 @dataclass(frozen=True)

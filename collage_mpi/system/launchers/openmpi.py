@@ -63,8 +63,12 @@ class OpenMpi(Launcher):
         return told and "OMPI_COMM_WORLD_RANK" in environ
 
     def variables(self, ranks: int, site: Site) -> dict[str, str]:
-        """Leave to be root, and ranks that yield where they share cores."""
+        """Leave to be root, and ranks that yield where they share cores. On one host a folder of
+        its own: it keeps its files by process number, and where a killed one has left some under
+        a number that comes again, "the PMIx server's listener thread failed to start"."""
         found = dict(_ALLOW_ROOT) if site.root else {}
+        if site.scratch is not None and site.hosts == 1:
+            found["PRTE_MCA_prte_tmpdir_base"] = site.scratch
         if ranks > site.cores * site.hosts:
             found["OMPI_MCA_mpi_yield_when_idle"] = "1"  # a spinning rank starves the others
         return found
