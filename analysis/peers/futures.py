@@ -1,0 +1,36 @@
+"""mpi4py.futures: `mpiexec -n 9 python -m mpi4py.futures futures.py ...`, as its manual has it."""
+
+from __future__ import annotations
+
+import time
+
+from mpi4py import MPI
+from mpi4py.futures import MPIPoolExecutor
+from work import Images, Worker, arguments, report
+
+WORKER: list[Worker] = []
+
+
+def begin(args) -> None:
+    WORKER.append(Worker(args, MPI.COMM_WORLD.rank))
+
+
+def classify(pixels):
+    return WORKER[0](pixels)
+
+
+def main() -> None:
+    args = arguments()
+    images = Images(args)
+    with MPIPoolExecutor(initializer=begin, initargs=(args,)) as executor:
+        executor.bootup(wait=True)
+        list(executor.map(classify, [images.chunk(0, 1)] * args.workers))
+        start_s = time.monotonic()
+        # args.chunk images travel together: its own chunksize of single images
+        single = (images.chunk(i, i + 1) for i in range(args.images))
+        found = executor.map(classify, single, chunksize=args.chunk, unordered=True)
+        report(args, sum(map(len, found)), start_s)
+
+
+if __name__ == "__main__":
+    main()
