@@ -33,8 +33,8 @@ HERE, WORKERS, LIMIT_S, MARK = Path(__file__).parent, 8, 300.0, "COLLAGE_MPI_PEE
 BIN = Path(sys.executable).parent
 OURS = {
     "ours-none": ["--scheme", "none"],
-    "ours-pull": ["--scheme", "none", "--assign", "pull"],
-    "ours-collage": ["--scheme", "collage"],
+    "ours-pull": ["--scheme", "none", "--assign", "pull", "--endgame", "on", "--depth", "8"],
+    "ours-collage": ["--scheme", "collage", "--depth", "2"],
 }
 PEERS = {
     "bare_mpi": "mpi4py",
@@ -174,7 +174,7 @@ def kill_worker(program: str, work: Path, pids: list[int]) -> bool:
                 python = b"python" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
             except OSError:
                 continue
-            if python and ranks & set(environ) and any((work / "run").glob("images*")):
+            if python and ranks & set(environ) and any((work / "run").glob("parts/*")):
                 time.sleep(2.0)
                 os.kill(pid, signal.SIGKILL)
                 return True
