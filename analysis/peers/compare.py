@@ -33,8 +33,9 @@ HERE, WORKERS, LIMIT_S, MARK = Path(__file__).parent, 8, 300.0, "COLLAGE_MPI_PEE
 BIN = Path(sys.executable).parent
 OURS = {
     "ours-none": ["--scheme", "none"],
-    "ours-pull": ["--scheme", "none", "--assign", "pull", "--endgame", "on", "--depth", "8"],
-    "ours-collage": ["--scheme", "collage", "--depth", "2"],
+    "ours-throughput": ["--scheme", "none", "--profile", "throughput"],
+    "ours-workers": ["--scheme", "none", "--profile", "throughput", "--pixels", "workers"],
+    "ours-collage": ["--scheme", "collage", "--profile", "throughput"],
 }
 PEERS = {
     "bare_mpi": "mpi4py",
@@ -64,9 +65,9 @@ CASES = [
     Case("224 px, memory", 224, 3000),
     Case("224 px, shard", 224, 3000, "shard"),
     Case("28 px, shipped network", 28, 1500, "shard", "shipped:fashion_single.safetensors"),
-    Case("one of 8 5 x slow", 28, 2400, service_ms=10.0, slow=5.0),
-    Case("one of 8 60 x slow", 28, 2400, service_ms=10.0, slow=60.0),
-    Case("a worker killed", 28, 2400, service_ms=10.0, kill=True),
+    Case("10 ms, one of 8 5 x slow", 28, 1200, service_ms=10.0, slow=5.0),
+    Case("10 ms, one of 8 60 x slow", 28, 1200, service_ms=10.0, slow=60.0),
+    Case("10 ms, a worker killed", 28, 2400, service_ms=10.0, kill=True),
 ]
 
 
@@ -191,12 +192,12 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="")
-    parser.add_argument("--cases", default="", help="parts of their names, by commas")
+    parser.add_argument("--cases", default="", help="parts of their names, by semicolons")
     parser.add_argument("--chunks", default="1,8,32")
     args = parser.parse_args()
     programs = [name for name, module in PEERS.items() if find_spec(module)] + list(OURS)
     programs = [name for name in programs if name in args.only.split(",") or not args.only]
-    cases = [c for c in CASES if any(part in c.name for part in args.cases.split(","))]
+    cases = [c for c in CASES if any(part in c.name for part in args.cases.split(";"))]
     with tempfile.TemporaryDirectory(prefix="peers-shards-") as folder:
         shards = {}
         weights = with_shipped("shipped:fashion_single.safetensors")

@@ -22,9 +22,10 @@ NAMES = {
     "static_loader": "static + DataLoader",
     "parsl_htex": "Parsl HTEX",
     "ray_actors": "Ray actors",
-    "ours-none": "collage_mpi none, turn",
-    "ours-pull": "collage_mpi none, pull",
-    "ours-collage": "collage_mpi collage",
+    "ours-none": "none, defaults",
+    "ours-throughput": "none, throughput",
+    "ours-workers": "same, --pixels workers",
+    "ours-collage": "collage, throughput",
 }
 
 
