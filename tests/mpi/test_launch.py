@@ -215,6 +215,7 @@ def test_launch_says_what_it_would_type(mpi):
     )
     assert done.returncode == 0, done.stderr
     assert str(mpi.mpiexec) in done.stdout
+    assert "tmpdir_base" not in done.stdout  # of one job alone, and removed after it
     assert done.stdout.endswith(f"-n 3 {shlex.join(own_command())} verify D\n")
 
 

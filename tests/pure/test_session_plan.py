@@ -10,11 +10,17 @@ import pytest
 from job_messages import HELLO
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
-from collage_mpi.job.handshake import check_same_weights
+from collage_mpi.job.handshake import check_same_weights, welcomes
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.job.recorder import Totals
-from collage_mpi.job.session import _not_done, make_manifest, scheduler_settings, validity
+from collage_mpi.job.session import (
+    _not_done,
+    build_encoder,
+    make_manifest,
+    scheduler_settings,
+    validity,
+)
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
 from collage_mpi.results import input_digest
@@ -51,6 +57,24 @@ def plan_of(shards, world: int = 6, **more):
 def test_what_does_not_fit_is_refused(shards, more, error, says):
     with pytest.raises(error, match=says):
         plan_of(shards, **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "by_image", "label"),
+    [
+        ({}, False, "collage"),
+        ({"assign": "finish"}, False, "collage, first to finish"),
+        ({"assign": "pull"}, True, "collage, pulled"),
+        ({"endgame": "on"}, True, "collage, end game"),
+    ],
+)
+def test_where_a_rank_may_run_several_images_of_a_group_draws_are_by_image(
+    shards, more, by_image, label
+):
+    plan = plan_of(shards, **more)
+    told = welcomes(plan, build_encoder(plan))
+    assert {welcome.draws_by_image for welcome in told.values()} == {by_image}
+    assert plan.settings.labels()["scheme"] == label
 
 
 @pytest.mark.parametrize(
