@@ -16,13 +16,13 @@ AHEAD = 2
 
 def main() -> None:
     args, comm = arguments(), MPI.COMM_WORLD
-    if comm.rank:
-        shape = comm.bcast(None)
-        serve(comm, Worker(args, comm.rank), np.empty((args.chunk, *shape), np.uint8))
-    else:
-        images = Images(args)
-        comm.bcast(images.chunk(0, 1).shape[1:])
+    images = None if comm.rank else Images(args)
+    shape = np.array(images.chunk(0, 1).shape[1:] if images else (0, 0, 0), np.int64)
+    comm.Bcast(shape)
+    if images:
         lead(args, comm, images)
+    else:
+        serve(comm, Worker(args, comm.rank), np.empty((args.chunk, *shape), np.uint8))
 
 
 def lead(args, comm, images: Images) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 from mpi4py import MPI
 from torch.utils.data import DataLoader, Dataset
 from work import Images, Worker, arguments, report
@@ -34,6 +35,7 @@ worker(next(iter(loader)).numpy())
 comm.Barrier()
 start_s = time.monotonic()
 rows = sum(len(worker(pixels.numpy())) for pixels in loader)
-total = comm.reduce(rows)
+total = np.zeros(1, np.int64)
+comm.Reduce(np.array([rows], np.int64), total)
 if comm.rank == 0:
-    report(args, total, start_s)
+    report(args, int(total[0]), start_s)
