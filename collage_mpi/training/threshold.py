@@ -32,7 +32,8 @@ def choose_threshold(
         fingerprint: of the single network.
 
     Raises:
-        DataFault: too few images; no score costs so little.
+        DataFault: too few images; no score costs so little, or the chosen one costs more on the
+            other groups.
     """
     if len(labels) < 2 * LEAST_IMAGES:
         raise DataFault(
@@ -53,13 +54,19 @@ def choose_threshold(
     def points(part: np.ndarray) -> float:
         return round(100 * float(lost[part & counts].sum()) / int(part.sum()), 3)
 
+    measured = points(~chosen)
+    if measured > MOST_POINTS:
+        raise DataFault(
+            f"the score {confidence:g} gives {measured:.2f} points away on the images that did not "
+            f"choose it, more than {MOST_POINTS:g}: there is no threshold; use --accept backup"
+        )
     return AcceptSpec(
         confidence,
         fingerprint,
         int(chosen.sum()),
         points(chosen),
         int((~chosen).sum()),
-        points(~chosen),
+        measured,
         round(float(counts[~chosen].mean()), 3),
     )
 
