@@ -20,11 +20,12 @@ WELCOME = Welcome(
     batch=1,
     task_bytes=4096,
     answer_bytes=UP_BYTES,
-    summed=None,
+    parity=None,
     warmup_tasks=2,
     straggler=StragglerSettings(),
     draws_by_image=False,
     burn=None,
+    ranks=3,
 )
 HELLO = Hello(
     host="node1",

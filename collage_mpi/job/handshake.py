@@ -169,8 +169,10 @@ def _burn(settings: StragglerSettings, rank: int) -> Burn | None:
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     """What each rank is told at the start of the session."""
     settings, batch = plan.settings, plan.settings.batch
-    image_bytes = PLACE.itemsize if settings.by_place else int(np.prod(plan.shards.shape))
+    image_bytes = int(np.prod(plan.shards.shape))
     encoded_bytes = int(np.prod(encoder.input_shape))
+    if settings.by_place:
+        image_bytes, encoded_bytes = PLACE.itemsize, PLACE.itemsize * encoder.places
     common = Welcome(
         networks={},
         image_shape=plan.shards.shape,
@@ -187,11 +189,12 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
             task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
         ),
         answer_bytes=answer_bytes(plan, encoder),
-        summed=None if plan.parity is None else plan.parity.summed,
+        parity=plan.parity,
         warmup_tasks=settings.warmup_tasks,
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         draws_by_image=settings.draws_by_image,
         burn=None,
+        ranks=len(plan.placement.kinds),
     )
     return {
         rank: replace(

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.stripe import AnyEncoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     WireTask,
@@ -101,7 +101,7 @@ class ImageBuffer:
         return admitted
 
     def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
-        """Tasks of one kind as a message, encoded unless they are single images.
+        """Tasks of one kind as a message, encoded unless they are single images or by place.
 
         Args:
             sends: what the scheduler wants sent together.
@@ -110,7 +110,7 @@ class ImageBuffer:
         tasks = [
             WireTask(s.task, s.group, s.attempt, s.kind, s.items, self.by_place) for s in sends
         ]
-        if KIND[sends[0].kind].encoded:
+        if KIND[sends[0].kind].encoded and not self.by_place:
             return self._pack_encoded(tasks, buffer_for)
         pixels = [self._pixels[image] for send in sends for image, _ in send.items]
         nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))
@@ -123,7 +123,7 @@ class ImageBuffer:
     ) -> Packed:
         """Pasted where they are sent from."""
         now_ns = self.clock()
-        shape, places = self.encoder.input_shape, self.encoder.places
+        shape = self.encoder.input_shape
         each = math.prod(shape)
         nbytes = task_message_bytes(
             len(tasks), sum(len(task.items) for task in tasks), len(tasks) * each
@@ -132,10 +132,8 @@ class ImageBuffer:
         at = pack_task_records(buffer, self.session, tasks, len(tasks) * each)
         encodes_ns = []
         for task in tasks:
-            cells: list[np.ndarray | None] = [None] * places
-            for image, cell in task.items:  # a stripe's cells are consecutive ones of its group
-                cells[cell % places] = self._cell(image)
-            self.encoder.paste(cells, out=buffer[at : at + each].reshape(shape))
+            cells = ((cell, self._cell(image)) for image, cell in task.items)
+            paste_group(self.encoder, cells, out=buffer[at : at + each].reshape(shape))
             at += each
             start_ns, now_ns = now_ns, self.clock()
             encodes_ns.append(now_ns - start_ns)

@@ -21,7 +21,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.models import Tuning
+from collage_mpi.models import ParitySpec, Tuning
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
 from collage_mpi.system.pidfd import ProcessId
 from collage_mpi.workload.background_load import Burn
@@ -70,10 +70,11 @@ class Welcome:
         credit: messages of tasks that may be under way to the rank.
         batch: inputs of one message, at most.
         task_bytes, answer_bytes: of a message of tasks, and of answers, at most.
-        summed: what of a single's scores its answer carries for others; None for nothing.
+        parity: how answers are decoded from those of others; None where none are.
         warmup_tasks: of each network, before it is ready.
         draws_by_image: of injected delays: by an image's number, not its group's.
         burn: what burns beside the rank.
+        ranks: of the world, which share the cores where no launcher says how many are on a host.
     """
 
     networks: dict[str, str]
@@ -88,11 +89,12 @@ class Welcome:
     batch: int
     task_bytes: int
     answer_bytes: int
-    summed: str | None
+    parity: ParitySpec | None
     warmup_tasks: int
     straggler: StragglerSettings
     draws_by_image: bool
     burn: Burn | None
+    ranks: int
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.decode import decode_parity
-from collage_mpi.encoding.stripe import AnyEncoder, make_stripe_encoder
+from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job.coordinator import Coordinator
+from collage_mpi.job.encoders import make_cell_maker, make_encoder
 from collage_mpi.job.handshake import (
     ServiceCosts,
     handshake,
@@ -47,7 +47,6 @@ from collage_mpi.scheduler.schemes import Decode
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
-from collage_mpi.system.environment import local_size, threads_per_rank
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
@@ -209,28 +208,15 @@ def _unread(shards: ShardSet) -> tuple[str, ...]:
 
 
 def build_encoder(plan: Plan) -> AnyEncoder:
-    """Rank 0's encoder, of stripes under scheme parity, else of collages.
-
-    It takes as many cores as any rank of this host may.
-    """
-    threads = threads_per_rank(local_size() or len(plan.placement.kinds))
-    if plan.parity is not None:
-        spec = plan.parity
-        return make_stripe_encoder(spec.encoder, spec.k, plan.shards.shape, threads)
-    return Encoder(plan.grid, plan.shards.shape, threads)
+    """Rank 0's encoder."""
+    return make_encoder(plan.grid, plan.shards.shape, plan.parity, len(plan.placement.kinds))
 
 
 def cell_maker(plan: Plan, encoder: AnyEncoder) -> CellMaker | None:
-    """How the images' cells are made while they are read; None where nobody needs them.
-
-    Cells that the shards store are used where they fit the network.
-    """
-    if not set(ENCODED_KINDS) & set(plan.networks):
+    """How the images' cells are made while rank 0 reads them; None where it need not."""
+    if plan.settings.by_place or not set(ENCODED_KINDS) & set(plan.networks):
         return None
-    height, width, _ = encoder.cell_shape
-    px = height if height == width else None
-    stored = encoder.resizes and px in plan.shards.cell_sizes
-    return CellMaker(encoder.shrink, px if stored else None)
+    return make_cell_maker(encoder, plan.shards.cell_sizes)
 
 
 def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class InputSettings(Settings):
     pixels: str = _setting(
         "rank0",
         "who reads, checks and decodes the images: rank 0, which sends them, or the workers, "
-        "which all need the shards at the same path (schemes without collage and parity networks)",
+        "which all need the shards at the same path",
         choices=("rank0", "workers"),
     )
 
