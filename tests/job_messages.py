@@ -25,6 +25,7 @@ WELCOME = Welcome(
     straggler=StragglerSettings(),
     draws_by_image=False,
     burn=None,
+    must_read=True,
     ranks=3,
 )
 HELLO = Hello(
@@ -36,4 +37,5 @@ HELLO = Hello(
     fingerprints={"single": "b" * 64},
     service_ns={"single": 1_000_000},
     longest_ns=1_000_000,
+    cannot_read="",
 )

@@ -8,7 +8,7 @@ Does not know: who is sent what and why, answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -57,20 +57,20 @@ class ImageBuffer:
         encoder: AnyEncoder,
         session: int,
         clock: Clock,
-        *,
-        by_place: bool = False,
+        reading: Collection[int] = (),
     ) -> None:
         """`encoder` is for the tasks of a kind that is not single: collages, or stripes.
 
-        `by_place` where records have no pixels: tasks name where they lie.
+        `reading`: ranks whose tasks name where the images lie. Records need no pixels if all are.
         """
         self.reader = reader
         self.encoder = encoder
         self.session = session
         self.clock = clock
         self._next = 0
-        self.by_place = by_place
-        self._pixels: dict[int, np.ndarray] = {}  # by place: `pack_place`
+        self._reading = frozenset(reading)
+        self._pixels: dict[int, np.ndarray] = {}
+        self._places: dict[int, np.ndarray] = {}  # `pack_place`
         self._cells: dict[int, np.ndarray] = {}  # of those shrunk so far
 
     @property
@@ -90,10 +90,10 @@ class ImageBuffer:
         admitted: list[tuple[int, ImageRecord]] = []
         for record in self.reader.take(count):
             if record.fault is None:
-                pixels = record.pixels
-                self._pixels[self._next] = (
-                    pack_place(record.shard, record.row) if pixels is None else pixels
-                )
+                if self._reading:
+                    self._places[self._next] = pack_place(record.shard, record.row)
+                if record.pixels is not None:
+                    self._pixels[self._next] = record.pixels
                 if record.cell is not None:
                     self._cells[self._next] = record.cell
             admitted.append((self._next, record))
@@ -107,12 +107,12 @@ class ImageBuffer:
             sends: what the scheduler wants sent together.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
-        tasks = [
-            WireTask(s.task, s.group, s.attempt, s.kind, s.items, self.by_place) for s in sends
-        ]
-        if KIND[sends[0].kind].encoded and not self.by_place:
+        by_place = sends[0].rank in self._reading
+        tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items, by_place) for s in sends]
+        if KIND[sends[0].kind].encoded and not by_place:
             return self._pack_encoded(tasks, buffer_for)
-        pixels = [self._pixels[image] for send in sends for image, _ in send.items]
+        carried = self._places if by_place else self._pixels
+        pixels = [carried[image] for send in sends for image, _ in send.items]
         nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
@@ -148,9 +148,10 @@ class ImageBuffer:
     def release(self, image: int) -> None:
         """No task needs the pixels any more."""
         self._pixels.pop(image, None)
+        self._places.pop(image, None)
         self._cells.pop(image, None)
 
     @property
     def held(self) -> int:
-        """Images whose pixels are kept."""
-        return len(self._pixels)
+        """Images whose pixels, or places, are kept."""
+        return max(len(self._pixels), len(self._places))

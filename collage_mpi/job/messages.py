@@ -74,6 +74,7 @@ class Welcome:
         warmup_tasks: of each network, before it is ready.
         draws_by_image: of injected delays: by an image's number, not its group's.
         burn: what burns beside the rank.
+        must_read: whether a rank whose host has not the shards cannot work; else it says so.
         ranks: of the world, which share the cores where no launcher says how many are on a host.
     """
 
@@ -94,6 +95,7 @@ class Welcome:
     straggler: StragglerSettings
     draws_by_image: bool
     burn: Burn | None
+    must_read: bool
     ranks: int
 
 
@@ -147,6 +149,7 @@ class Hello:
         tuning, fingerprints: by kind, of its network.
         service_ns: kind -> one input, while other ranks may be at work too.
         longest_ns: of any batch that was tried.
+        cannot_read: why it must be sent pixels, where it was told of shards; "" else.
     """
 
     host: str
@@ -157,6 +160,7 @@ class Hello:
     fingerprints: dict[str, str]
     service_ns: dict[str, int]
     longest_ns: int
+    cannot_read: str
 
 
 @dataclass(frozen=True)

@@ -70,24 +70,25 @@ class RowReader:
 
     Args:
         descriptions: of all shards, as `described` made them, in their order.
+        hash_limit_bytes: a file of another stamp than rank 0's that is larger is taken for another
+            one; None hashes any.
 
     Raises:
         EnvironmentFault: this host cannot open a shard, or has another file under its name.
     """
 
-    def __init__(self, descriptions: Sequence[str]) -> None:
+    def __init__(self, descriptions: Sequence[str], hash_limit_bytes: int | None = None) -> None:
         from collage_mpi.shards.reader import ShardSet
 
         self._thread = ThreadPoolExecutor(1, "read")  # made at its first use
         self._shards = ShardSet([ShardInfo.from_json(json.loads(text)) for text in descriptions])
+        self._shards.hash_limit_bytes = hash_limit_bytes
         try:
             self._shards.check_each()
         except ShardFault as fault:
             self._shards.close()
             raise EnvironmentFault(
-                f"host {socket.gethostname()} has not the input that rank 0 has: {fault}. With "
-                "--pixels workers each host reads the shards itself: put them on a file system "
-                "that all hosts share, or leave it out"
+                f"host {socket.gethostname()} has not the input that rank 0 has: {fault}"
             ) from fault
 
     def begin(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Future[Inputs]:

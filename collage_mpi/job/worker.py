@@ -39,6 +39,7 @@ from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, in_me
 from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_places, unpack_tasks
 from collage_mpi.scheduler import batch_factor
 from collage_mpi.scheduler.events import Score, Unread
+from collage_mpi.shards.guard import HASH_LIMIT_BYTES
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.pidfd import ProcessId
@@ -228,8 +229,9 @@ class Worker:
         descriptions, self._told_shards = self._told_shards, []
         try:
             session = Session(number, welcome)
+            cannot_read = ""
             if descriptions:
-                session.rows = RowReader(descriptions)
+                session.rows, cannot_read = _reader(descriptions, welcome)
                 grid = Grid(welcome.side, welcome.cell_px)
                 session.encoder = make_encoder(
                     grid, welcome.image_shape, welcome.parity, welcome.ranks
@@ -261,6 +263,7 @@ class Worker:
             fingerprints={k: p.fingerprint for k, p in session.predictors.items()},
             service_ns=single_ns,
             longest_ns=max([*batch_ns, *single_ns.values()], default=0),
+            cannot_read=cannot_read,
         )
         self._tell(hello, number)
 
@@ -487,6 +490,22 @@ class Worker:
             self._take_tasks()
             self.backoff.pause(left_ns)
         self.backoff.reset()
+
+
+def _reader(descriptions: list[str], welcome: Welcome) -> tuple[RowReader | None, str]:
+    """What reads the shards, or why this host cannot. Raises EnvironmentFault if it must."""
+    if not welcome.must_read:
+        try:
+            return RowReader(descriptions, HASH_LIMIT_BYTES), ""
+        except EnvironmentFault as fault:
+            return None, str(fault)[:1000]
+    try:
+        return RowReader(descriptions), ""
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(
+            f"{fault}. With --pixels workers each host reads the shards itself: put them on a file "
+            "system that all hosts share, or say --pixels auto"
+        ) from fault
 
 
 def _usable(task: WireTask, faults: Faults) -> bool:

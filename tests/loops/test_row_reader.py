@@ -20,9 +20,10 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import EnvironmentFault, ExitCode
+from collage_mpi.job import worker
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.job.messages import End, Fault, Shards
+from collage_mpi.job.messages import End, Fault, Hello, Shards
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
@@ -164,6 +165,35 @@ def test_another_input_is_a_fault_at_the_start(what: str, shards: ShardSet, tmp_
     assert fault.message.startswith(f"host {HOST} has not the input that rank 0 has: {path}: ")
     assert ("can no longer be read" if what == "gone" else "has changed") in fault.message
     assert "--pixels workers" in fault.message
+
+
+@pytest.mark.parametrize("what", ["gone", "other", "large copy", "small copy"])
+def test_who_need_not_read_says_that_it_cannot(
+    what: str, shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy's bytes tell that it is one, unless they are too many to look at."""
+    path = shards.infos[1].path
+    if what == "gone":
+        path.unlink()
+    elif what == "other":
+        write_shard(path, np.ones((5, *SHAPE), np.uint8), LABELS[5:])
+    else:
+        path.write_bytes(path.read_bytes())
+    if what == "large copy":
+        monkeypatch.setattr(worker, "HASH_LIMIT_BYTES", 99)
+    bench = reading(shards, must_read=False)
+    (hello,) = bench.endpoint.told()
+    assert isinstance(hello, Hello)
+    says = {"gone": "can no longer be read", "other": "has changed", "large copy": "too large"}
+    if what == "small copy":
+        assert hello.cannot_read == ""
+        give(bench, (1, 0))
+        return
+    assert hello.cannot_read.startswith(f"host {HOST} has not the input that rank 0 has: {path}: ")
+    assert says[what] in hello.cannot_read
+    bench.single(0, pixel=3)
+    bench.run()
+    assert bench.results[0].cells[0].label == 3
 
 
 def test_of_a_shard_that_rank_0_has_lost_nothing_is_asked(shards: ShardSet) -> None:

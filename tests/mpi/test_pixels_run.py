@@ -143,7 +143,25 @@ def test_a_host_without_the_input_says_so_at_the_start(how, mpiexec, programs, d
     assert f"rank 2: host {os.uname().nodename} has not the input that rank 0 has" in told
     wrong = folder / ("a.h5" if how == "missing" else "b.h5")
     assert f"{wrong}: {'can no longer' if how == 'missing' else 'has changed'}" in told
+    assert "--pixels auto" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("rank", "more"), [(2, ("--singles", "3", *GROUPED)), (4, ONLY)])
+def test_auto_sends_pixels_to_who_has_not_the_input(rank, more, mpiexec, programs, data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    scheme = "collage-only" if more is ONLY else "collage"
+    run = ["run", "--shards", *shards(data, "ab"), *SMALL, "--scheme", scheme, *more]
+    run += ["--pixels", "auto", "--out", tmp_path / "out"]
+    saboteur = [programs / "saboteur.py", rank, f"elsewhere:{tmp_path / 'empty'}"]
+    done = mpiexec(WORLD, [*saboteur, *run], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    assert f"sends them to rank(s) {rank}: host {os.uname().nodename} has not" in done.stderr
+    found = check_run(tmp_path / "out")
+    assert found.manifest["sessions"][-1]["final"]["read_by"] == sorted({1, 2, 3, 4} - {rank})
+    own = found.images["rank"] == rank
+    assert own.any()
+    assert set(found.images["rank"]) > {rank}
 
 
 def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path):
