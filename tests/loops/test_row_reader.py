@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import threading
 from collections.abc import Sequence
@@ -204,6 +205,15 @@ def test_of_a_shard_that_rank_0_has_lost_nothing_is_asked(shards: ShardSet) -> N
     found, faults = RowReader(described(shards)).read([(1, 0)])
     assert found[0, 0, 0, 0] == 5
     assert faults == [None]
+
+
+def test_the_readers_lock_no_file(shards: ShardSet) -> None:
+    reader = RowReader(described(shards))
+    reader.read([(0, 0), (1, 0)])
+    for info in shards.infos:
+        with open(info.path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where HDF5 has one
+    reader.close()
 
 
 def test_a_rank_in_another_folder_finds_a_relative_path(
