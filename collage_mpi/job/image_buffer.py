@@ -17,6 +17,7 @@ from collage_mpi.encoding.stripe import AnyEncoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     WireTask,
+    pack_file,
     pack_place,
     pack_task_records,
     pack_tasks,
@@ -69,7 +70,8 @@ class ImageBuffer:
         self.clock = clock
         self._next = 0
         self._reading = frozenset(reading)
-        self._pixels: dict[int, np.ndarray] = {}
+        self._pixels: dict[int, np.ndarray] = {}  # or `pack_file` of `_files`
+        self._files: set[int] = set()
         self._places: dict[int, np.ndarray] = {}  # `pack_place`
         self._cells: dict[int, np.ndarray] = {}  # of those shrunk so far
 
@@ -94,6 +96,9 @@ class ImageBuffer:
                     self._places[self._next] = pack_place(record.shard, record.row)
                 if record.pixels is not None:
                     self._pixels[self._next] = record.pixels
+                elif record.file is not None:
+                    self._pixels[self._next] = pack_file(record.file)
+                    self._files.add(self._next)
                 if record.cell is not None:
                     self._cells[self._next] = record.cell
             admitted.append((self._next, record))
@@ -109,6 +114,9 @@ class ImageBuffer:
         """
         by_place = sends[0].rank in self._reading
         tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items, by_place) for s in sends]
+        if self._files:
+            for task in tasks:  # of a single network, and so of an image
+                task.as_files = not by_place and task.items[0][0] in self._files
         if KIND[sends[0].kind].encoded and not by_place:
             return self._pack_encoded(tasks, buffer_for)
         carried = self._places if by_place else self._pixels
@@ -149,6 +157,7 @@ class ImageBuffer:
         """No task needs the pixels any more."""
         self._pixels.pop(image, None)
         self._places.pop(image, None)
+        self._files.discard(image)
         self._cells.pop(image, None)
 
     @property
