@@ -5,16 +5,15 @@
     python analysis/peers/compare.py --out peers.jsonl --cases '224 px;JPEG' --only futures,ours
     python analysis/peers/compare.py --list         # what would be run
 
-Owns: the cases, whose turn it is, what is sampled from outside (memory, a worker's death).
-Does not know: how a program hands out its chunks. Start-up is outside every figure but memory.
-Typed again it goes on: what has a line in the file already is not done again.
+Owns: how a run is made, what is sampled from outside (memory, a worker's death), going on.
+Does not know: what the cases are (cases.py), how a program hands out its chunks. Start-up is
+outside every figure but memory. Typed again it goes on: what has a line already is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -23,154 +22,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
+from cases import BIN, CASES, OURS, PEERS, VARIANTS, Turn, command, make_shards, turns
 
-from collage_mpi.models import describe
 from collage_mpi.results import read_results
-from collage_mpi.settings.shipped import with_shipped
-from collage_mpi.shards import write_shard
-from collage_mpi.shards.encoded import EncodedWriter
-from collage_mpi.shards.pictures import Fit
 
-HERE, WORKERS, MARK = Path(__file__).parent, 8, "COLLAGE_MPI_PEERS"
+HERE, MARK = Path(__file__).parent, "COLLAGE_MPI_PEERS"
 LIMIT_S = 120.0  # of a run: several times what any takes that does not hang
-BIN = Path(sys.executable).parent
 SAMPLE_S = 0.5
 KILLED, KILL_AFTER_S = 2, 2.0  # which worker is killed, and when, from the start of the work
-
-THROUGHPUT = ["--scheme", "none", "--profile", "throughput"]
-COLLAGE = ["--scheme", "collage", "--profile", "throughput"]
-SENT, NAMED = ["--pixels", "rank0"], ["--pixels", "workers"]
-OURS = {  # each at the batch of its profile
-    "ours": ["--scheme", "none"],
-    "ours-paper": ["--scheme", "none", "--profile", "paper"],
-    "ours-batch-1": [*THROUGHPUT, "--batch", "1", *SENT],
-    "ours-throughput": [*THROUGHPUT, *SENT],
-    "ours-collage": [*COLLAGE, *SENT],
-    "ours-batch-1+workers": [*THROUGHPUT, "--batch", "1", *NAMED],
-    "ours-throughput+workers": [*THROUGHPUT, *NAMED],
-    "ours-collage+workers": [*COLLAGE, *NAMED],
-}
-PEERS = {
-    "bare_mpi": "mpi4py",
-    "futures": "mpi4py",
-    "static_loader": "torch",
-    "parsl_htex": "parsl",
-    "ray_actors": "ray",
-}
-# Who reads: "" the images are in memory, "+sender" reads them as it sends, "+workers".
-VARIANTS = {
-    "bare_mpi": ("", "+sender", "+workers"),
-    "futures": ("", "+sender", "+workers"),
-    "static_loader": ("", "+workers"),
-    "parsl_htex": ("", "+workers"),
-    "ray_actors": ("", "+workers"),
-}
-CHUNKS = {"futures": (1, 8, 32), "bare_mpi": (8, 32), "static_loader": (8,)}  # else 32
-
-
-@dataclass(frozen=True)
-class Case:
-    """One piece of work; `slow`: worker 1 is so many times slower; `kill`: one is killed."""
-
-    name: str
-    px: int
-    images: int
-    stored: str = "raw"
-    network: str = "null"
-    service_ms: float = 0.0
-    slow: float = 1.0
-    kill: bool = False
-
-    @property
-    def shard(self) -> tuple[int, str]:
-        return self.px, self.stored
-
-
-CASES = (
-    Case("224 px", 224, 4000),
-    Case("JPEG of 500 x 375", 224, 1500, "jpeg"),
-    Case("60 x slow", 28, 4200, service_ms=10.0, slow=60.0),
-    Case("5 x slow", 28, 4200, service_ms=10.0, slow=5.0),
-    Case("killed", 28, 4200, service_ms=10.0, kill=True),
-    Case("28 px, shipped network", 28, 3000, network="shipped:fashion_single.safetensors"),
-    Case("28 px", 28, 12000),
-)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One run to be made: `chunk` images a task, 0 what ours takes by itself."""
-
-    case: Case
-    repeat: int
-    program: str
-    chunk: int
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        return self.case.name, self.repeat, self.program, self.chunk
-
-
-def turns(
-    cases: list[Case], programs: list[str], repeats: int, chunks: tuple[int, ...]
-) -> Iterator[Turn]:
-    """Whose turn it is: each case whole before the next one, all cases before a repeat."""
-    for repeat in range(repeats):
-        for case in cases:
-            for program in programs:
-                if takes_part(program, case):
-                    for chunk in chunks_of(program, case, chunks):
-                        yield Turn(case, repeat, program, chunk)
-
-
-def takes_part(program: str, case: Case) -> bool:
-    """Who reads matters where nothing is slowed down; a JPEG in memory is a raw image."""
-    if "+" in program:
-        return not case.service_ms and case.network == "null"
-    return program in OURS or case.stored == "raw"
-
-
-def chunks_of(program: str, case: Case, chunks: tuple[int, ...]) -> tuple[int, ...]:
-    if program in OURS:
-        return (0,)
-    usual = CHUNKS.get(program.partition("+")[0], (32,))
-    if case.service_ms:  # large tasks would only make a slow worker's last one longer
-        usual = (1, 8) if program == "futures" and not case.kill else (1,)
-    return chunks or usual
-
-
-def command(turn: Turn, shard: Path, work: Path) -> list[str]:
-    """What starts the program on the case."""
-    case, (program, _, source) = turn.case, turn.program.partition("+")
-    if turn.program in OURS:
-        ranks = WORKERS + 1 + ("collage" in program)
-        words = [str(BIN / "collage-mpi"), "launch", "-n", str(ranks)]
-        words += ["--on-rank-loss", "continue", "--", "run"]
-        words += ["--shards", str(shard), "--single", case.network, "--out", str(work / "run")]
-        words += ["--collage", case.network.replace("single", "collage_side3")]
-        words += ["--singles", str(WORKERS), "--limit", str(case.images)]
-        if case.service_ms:  # a further image of a batch takes as long as the first
-            words += ["--straggler", "pinned", "--straggler-median-ms", str(case.service_ms)]
-            words += ["--batch-cost", "1", "--cost-ratio", "1"]
-            words += ["--slow-ranks", f"1:{case.slow}"] if case.slow > 1 else []
-        return words + OURS[turn.program]
-    said = {"shard": shard, "images": case.images, "workers": WORKERS, "chunk": turn.chunk}
-    said |= {"source": source or "memory", "network": case.network, "slow": case.slow}
-    said |= {"service-ms": case.service_ms, "notes": work}
-    start = [sys.executable]
-    if program in ("bare_mpi", "futures", "static_loader"):
-        ranks = WORKERS + (program != "static_loader")
-        start = [str(BIN / "mpiexec"), "-n", str(ranks), *start]
-        start += ["-m", "mpi4py.futures"] if program == "futures" else []
-    flags = [word for flag, value in said.items() for word in (f"--{flag}", str(value))]
-    return [*start, str(HERE / f"{program}.py"), *flags]
 
 
 def ours(run: Path) -> dict[str, float]:
@@ -206,11 +70,12 @@ def memory_mb(pids: list[int]) -> float:
     return total / 1024
 
 
+def has_begun(work: Path) -> bool:
+    return (work / "started").exists() or any(work.glob("run/parts/*"))
+
+
 def victim(program: str, work: Path, pids: list[int]) -> int | None:
-    """Worker KILLED, once the work has gone on for KILL_AFTER_S."""
-    begun = [*work.glob("started"), *work.glob("run/parts/*")]
-    if not begun or time.time() - min(file.stat().st_mtime for file in begun) < KILL_AFTER_S:
-        return None
+    """The process of worker KILLED, if it is there."""
     if program not in OURS:
         return int((work / str(KILLED)).read_text())
     ranks = {f"PMI_RANK={KILLED}", f"OMPI_COMM_WORLD_RANK={KILLED}"}
@@ -233,26 +98,30 @@ class Watched:
     wall_s: float = 0.0
     peak_mb: float = 0.0
     killed_s: float | None = None
+    ended_s: float | None = None  # after the kill
 
 
 def watch(process: subprocess.Popen[str], turn: Turn, work: Path, mark: str) -> Watched:
     """Sample the processes until the program ends, and kill a worker where the case says so."""
-    start_s, seen, sampled_s = time.monotonic(), Watched(), 0.0
+    start_s, seen, sampled_s, begun_s = time.monotonic(), Watched(), 0.0, None
     while process.poll() is None and time.monotonic() - start_s < LIMIT_S:
         time.sleep(0.05)
-        if time.monotonic() - sampled_s < SAMPLE_S:
+        now_s = time.monotonic()
+        if begun_s is None and has_begun(work):
+            begun_s = now_s
+        if now_s - sampled_s < SAMPLE_S:
             continue
-        pids, sampled_s = mine(mark), time.monotonic()
+        pids, sampled_s = mine(mark), now_s
         seen.peak_mb = max(seen.peak_mb, memory_mb(pids))
-        if turn.case.kill and seen.killed_s is None:
+        late = begun_s is not None and now_s - begun_s > KILL_AFTER_S
+        if late and turn.case.kill and seen.killed_s is None:
             pid = victim(turn.program, work, pids)
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
                 seen.killed_s = time.monotonic()
     seen.exit, end_s = process.poll(), time.monotonic()
     seen.wall_s = end_s - start_s
-    if seen.killed_s is not None:
-        seen.killed_s = end_s - seen.killed_s
+    seen.ended_s = None if seen.killed_s is None else end_s - seen.killed_s
     return seen
 
 
@@ -293,7 +162,7 @@ def play(turn: Turn, shard: Path) -> dict[str, object]:
         **said,
         "peak_mb": round(seen.peak_mb),
         "wall_s": round(seen.wall_s, 1),
-        "ended_s": None if seen.killed_s is None else round(seen.killed_s, 1),
+        "ended_s": None if seen.ended_s is None else round(seen.ended_s, 1),
         "load": round(load, 1),
         "said": "".join(last)[:200] if seen.exit else "",
         "machine": machine(),
@@ -314,41 +183,6 @@ def has(name: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
-
-
-def make_shard(case: Case, path: Path, count: int, classes: tuple[str, ...] | None) -> None:
-    """Noise as raw images, or photographs' like as JPEG files, some of them again and again."""
-    labels = np.zeros(count, np.int64)
-    rng = np.random.default_rng(0)
-    if case.stored == "raw":
-        shape = (count, case.px, case.px, 3 if case.px > 28 else 1)
-        images = rng.integers(0, 256, shape, np.uint8)
-        write_shard(path, images, labels, class_names=classes)
-        return
-    from PIL import Image
-
-    files = []
-    for _ in range(min(count, 200)):
-        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
-        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
-        grain = rng.normal(0, 6, smooth.shape).astype(np.int16)
-        stream = io.BytesIO()
-        Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(stream, "JPEG")
-        files.append(stream.getvalue())
-    with EncodedWriter(path, Fit(case.px), class_names=classes) as writer:
-        writer.append_files([files[i % len(files)] for i in range(count)], labels)
-
-
-def make_shards(cases: list[Case], folder: Path) -> dict[tuple[int, str], Path]:
-    weights = with_shipped("shipped:fashion_single.safetensors")
-    classes = describe(weights, "single").class_names
-    shards = {}
-    for case in cases:
-        path = folder / f"{case.px}-{case.stored}.h5"
-        if case.shard not in shards:
-            make_shard(case, path, max(c.images for c in cases if c.shard == case.shard), classes)
-        shards[case.shard] = path
-    return shards
 
 
 def chosen(only: str) -> list[str]:

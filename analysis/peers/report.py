@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compare import CASES, OURS, PEERS, VARIANTS
+from cases import CASES, OURS, PEERS, VARIANTS
 from page import write_into
 
 from collage_mpi.figures import style

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
-MODULES = ("compare", "page", "report")
+MODULES = ("cases", "compare", "page", "report")
 
 
 @pytest.fixture
@@ -34,6 +35,11 @@ def compare(peers: dict[str, ModuleType]) -> Any:
 
 
 @pytest.fixture
+def cases(peers: dict[str, ModuleType]) -> Any:
+    return peers["cases"]
+
+
+@pytest.fixture
 def report(peers: dict[str, ModuleType]) -> Any:
     return peers["report"]
 
@@ -47,32 +53,32 @@ def line(program: str, rate: float, **more: Any) -> dict[str, Any]:
 # ---- whose turn -------------------------------------------------------------
 
 
-def test_all_cases_have_a_turn_before_any_has_a_second(compare: Any) -> None:
-    cases = [c for c in compare.CASES if c.name in ("224 px", "killed")]
-    found = list(compare.turns(cases, ["futures", "futures+sender", "ours"], 2, ()))
+def test_all_cases_have_a_turn_before_any_has_a_second(cases: Any) -> None:
+    two = [c for c in cases.CASES if c.name in ("224 px", "killed")]
+    found = list(cases.turns(two, ["futures", "futures+sender", "ours"], 2, ()))
     assert [(t.repeat, t.case.name) for t in found] == (
         [(r, name) for r in (0, 1) for name in ["224 px"] * 7 + ["killed"] * 2]
     )
     assert len({t.key for t in found}) == len(found)
 
 
-def test_who_takes_part_with_what(compare: Any) -> None:
-    cases = {case.name: case for case in compare.CASES}
-    assert compare.takes_part("futures", cases["224 px"])
-    assert not compare.takes_part("futures", cases["JPEG of 500 x 375"])  # in memory it is raw
-    assert compare.takes_part("futures+workers", cases["JPEG of 500 x 375"])
-    assert compare.takes_part("ours-throughput", cases["60 x slow"])
-    assert not compare.takes_part("ours-throughput+workers", cases["60 x slow"])
-    assert compare.chunks_of("futures", cases["224 px"], ()) == (1, 8, 32)
-    assert compare.chunks_of("futures", cases["60 x slow"], ()) == (1, 8)
-    assert compare.chunks_of("ray_actors", cases["224 px"], (4,)) == (4,)
-    assert compare.chunks_of("ours", cases["224 px"], (4,)) == (0,)
+def test_who_takes_part_with_what(cases: Any) -> None:
+    named = {case.name: case for case in cases.CASES}
+    assert cases.takes_part("futures", named["224 px"])
+    assert not cases.takes_part("futures", named["JPEG of 500 x 375"])  # in memory it is raw
+    assert cases.takes_part("futures+workers", named["JPEG of 500 x 375"])
+    assert cases.takes_part("ours-throughput", named["60 x slow"])
+    assert not cases.takes_part("ours-throughput+workers", named["60 x slow"])
+    assert cases.chunks_of("futures", named["224 px"], ()) == (1, 8, 32)
+    assert cases.chunks_of("futures", named["60 x slow"], ()) == (1, 8)
+    assert cases.chunks_of("ray_actors", named["224 px"], (4,)) == (4,)
+    assert cases.chunks_of("ours", named["224 px"], (4,)) == (0,)
 
 
-def test_a_slow_rank_is_as_slow_in_ours_as_in_a_peer(compare: Any, tmp_path: Path) -> None:
-    case = next(c for c in compare.CASES if c.slow == 60)
-    peer = compare.command(compare.Turn(case, 0, "futures", 8), tmp_path / "s.h5", tmp_path)
-    words = compare.command(compare.Turn(case, 0, "ours-collage", 0), tmp_path / "s.h5", tmp_path)
+def test_a_slow_rank_is_as_slow_in_ours_as_in_a_peer(cases: Any, tmp_path: Path) -> None:
+    case = next(c for c in cases.CASES if c.slow == 60)
+    peer = cases.command(cases.Turn(case, 0, "futures", 8), tmp_path / "s.h5", tmp_path)
+    words = cases.command(cases.Turn(case, 0, "ours-collage", 0), tmp_path / "s.h5", tmp_path)
     assert peer[peer.index("--slow") + 1] == "60.0"
     assert peer[peer.index("--service-ms") + 1] == "10.0"
     assert words[words.index("--slow-ranks") + 1] == "1:60.0"
@@ -104,14 +110,29 @@ def test_what_has_a_line_is_not_done_again(
     assert "1 runs, 4 lines are there already" in capsys.readouterr().err
 
 
-def test_a_worker_is_killed_once_the_work_has_gone_on(compare: Any, tmp_path: Path) -> None:
-    (tmp_path / "2").write_text("4321")
-    assert compare.victim("futures", tmp_path, []) is None  # not begun
-    begun = tmp_path / "started"
-    begun.touch()
-    assert compare.victim("futures", tmp_path, []) is None  # just begun
-    os.utime(begun, (1, 1))
-    assert compare.victim("futures", tmp_path, []) == 4321
+def test_a_worker_is_killed_once_the_work_has_gone_on(
+    cases: Any, compare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a program: it says that it began, and is worker 2 itself."""
+    monkeypatch.setattr(compare, "KILL_AFTER_S", 0.3)
+    monkeypatch.setattr(compare, "SAMPLE_S", 0.05)
+    case = next(c for c in cases.CASES if c.kill)
+    script = (
+        "import os, pathlib, time; os.chdir(os.environ['THERE'])\n"
+        "pathlib.Path('2').write_text(str(os.getpid()))\n"
+        "time.sleep(0.5); pathlib.Path('started').touch(); begun = time.monotonic()\n"
+        "while True: pathlib.Path('lived').write_text(str(time.monotonic() - begun))\n"
+    )
+    env = {**os.environ, compare.MARK: "here", "THERE": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=env)
+    seen = compare.watch(process, cases.Turn(case, 0, "futures", 1), tmp_path, "here")
+    assert seen.exit == -9
+    assert float((tmp_path / "lived").read_text() or 1) > 0.2
+    assert 0 <= seen.ended_s < 60
+    assert seen.peak_mb > 1
+    quiet = subprocess.Popen([sys.executable, "-c", "pass"], env=env)
+    unkilled = compare.watch(quiet, cases.Turn(cases.CASES[0], 0, "futures", 1), tmp_path, "here")
+    assert (unkilled.exit, unkilled.ended_s) == (0, None)
 
 
 # ---- the table --------------------------------------------------------------
