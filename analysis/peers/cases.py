@@ -135,6 +135,7 @@ def command(turn: Turn, shard: Path, work: Path) -> list[str]:
         words += ["--shards", str(shard), "--single", case.network, "--out", str(work / "run")]
         words += ["--collage", case.network.replace("single", "collage_side3")]
         words += ["--singles", str(WORKERS), "--limit", str(case.images)]
+        words += ["--status-every-s", "0.5"] if case.kill else []
         if case.service_ms:  # a further image of a batch takes as long as the first
             words += ["--straggler", "pinned", "--straggler-median-ms", str(case.service_ms)]
             words += ["--batch-cost", "1", "--cost-ratio", "1"]

@@ -130,6 +130,12 @@ def test_a_worker_is_killed_once_the_work_has_gone_on(
     assert float((tmp_path / "lived").read_text() or 1) > 0.2
     assert 0 <= seen.ended_s < 60
     assert seen.peak_mb > 1
+    (tmp_path / "started").unlink()
+    assert not compare.has_begun(tmp_path)
+    (tmp_path / "errors").write_text("loading networks: 0 of 8 ranks\nnone: 0 of 1800 images (0 %)")
+    assert not compare.has_begun(tmp_path)
+    (tmp_path / "errors").write_text("none: 256 of 1,800 images (14.2 %)")
+    assert compare.has_begun(tmp_path)
     quiet = subprocess.Popen([sys.executable, "-c", "pass"], env=env)
     unkilled = compare.watch(quiet, cases.Turn(cases.CASES[0], 0, "futures", 1), tmp_path, "here")
     assert (unkilled.exit, unkilled.ended_s) == (0, None)
