@@ -271,22 +271,22 @@ def ranks(run: Results) -> tuple[str, list[Table]]:
         shown = sorted(times, key=lambda one: -(one.against or 0))[:MOST_RANKS]
         notes.append(f"The slowest {MOST_RANKS} of {len(times):,}.")
     longest = max((one.p95 or one.median or 0.0 for one in shown), default=0.0) or 1.0
-    head = [*("rank", "host", "network", "median ms"), "x its peers", "P5 to P95"]
-    head += ["tasks", "late", "failed"]
-    rows = [_rank_row(one, longest) for one in shown]
-    tables = [Table("Service time by rank", head, rows, notes)]
     hosts = {one.host for one in times}
+    head = ["rank", *(["host"] if len(hosts) > 1 else []), "network", "median ms", "x its peers"]
+    head += ["P5 to P95", "tasks", "late", "failed"]
+    rows = [_rank_row(one, longest, len(hosts) > 1) for one in shown]
+    tables = [Table("Service time by rank", head, rows, notes)]
     if len(hosts) > 1:
         tables.append(_by_host(times, sorted(hosts)))
     return _slow_named(times), tables
 
 
-def _rank_row(one: RankTimes, longest: float) -> Row:
+def _rank_row(one: RankTimes, longest: float, with_host: bool) -> Row:
     middle = one.median or 0.0
     ends = ((one.p5 or middle) / longest, middle / longest, (one.p95 or middle) / longest)
     against = optional(one.against, ".2f", "x")
     return [
-        *(str(one.rank), one.host or "\u2013", one.kind),
+        *(str(one.rank), *([one.host or "\u2013"] if with_host else []), one.kind),
         supported(one.median, one.tasks),
         Cell(f"{against} slow", bad=True) if one.slow else against if one.against else "",
         Cell("", bar=ends) if one.median else "",
@@ -376,7 +376,7 @@ def origins(runs: Sequence[Results], names: Sequence[str]) -> Table:
         if any(held):
             rows[f"{kind} network, SHA-256"] = [text[:16] for text in held]
     rows["shards"] = [_shards(run) for run in runs]
-    return Table("Made by", ("", *names), [[key, *cells] for key, cells in rows.items()])
+    return Table("Made by", ("", *names), [[k, *row] for k, row in rows.items() if any(row)])
 
 
 def _shards(run: Results) -> str:
