@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.results.file_names import REPORT
 from collage_mpi.settings.flags import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
@@ -44,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the run as a page, OUT/report.html, when the job ends; as "
         "`collage-mpi report OUT` does at any time",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, time the networks, tell what would be done and how long it would "
+        "take, and write nothing; with ranks (under launch) or without",
+    )
     add_setting_flags(parser)
 
 
@@ -52,12 +60,19 @@ def execute(args: argparse.Namespace) -> int:
     given, source = given_settings(args)
     resume = args.resume or args.retry_errors
     settings = None if resume else RunSettings.from_mapping(given, source)
+    if args.dry_run and launcher_size() in (None, 1):
+        from collage_mpi.job.resume import resumed_settings
+
+        found = settings or resumed_settings(given, source, None)
+        return _forecast(found, None, args)
     from collage_mpi.job.main import run_world
 
     def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
         from collage_mpi.job.resume import resumed_settings
 
         found = settings or resumed_settings(given, source, worker_group.transport.size)
+        if args.dry_run:
+            return _forecast(found, worker_group, args, stop_reason)
         code = run_and_tell(
             found, worker_group, stop_reason, resume=resume, retry_errors=args.retry_errors
         )
@@ -81,6 +96,31 @@ def write_page(out: Path) -> None:
         tell(f"collage-mpi run: no report: {error}", logging.WARNING)
     else:
         say(f"report in {page}")
+
+
+def _forecast(
+    settings: RunSettings,
+    worker_group: WorkerGroup | None,
+    args: argparse.Namespace,
+    stop_reason: Callable[[], str | None] = lambda: None,
+) -> int:
+    """`--dry-run`: with the workers, or in this process alone."""
+    from collage_mpi.settings.flags import flags_of
+    from collage_mpi.simulation.forecast import forecast
+
+    code = forecast(
+        settings,
+        worker_group,
+        resume=args.resume or args.retry_errors,
+        retry_errors=args.retry_errors,
+        stop_reason=stop_reason,
+        say=say,
+    )
+    if worker_group is None:
+        how = [f"--{n}" for n in ("resume", "retry-errors") if getattr(args, n.replace("-", "_"))]
+        words = ["launch", "-n", str(settings.world_size), "--", "run", *how, *flags_of(settings)]
+        say(f"it runs by: {shlex.join(['collage-mpi', *words])}")
+    return int(code)
 
 
 def run_and_tell(

@@ -18,9 +18,9 @@ import numpy as np
 
 from collage_mpi.errors import CollageError
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.reader import Results
 
 if TYPE_CHECKING:
+    from collage_mpi.results.reader import Results
     from collage_mpi.shards import ShardInfo
 
 NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
