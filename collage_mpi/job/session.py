@@ -321,6 +321,7 @@ def build_coordinator(
         share = recorder.totals.collage / done if done else 0.0
         lost = len(worker_group.detector.timeouts.losses)
         fields = {"lost_ranks": lost} if lost else {}
+        writer.tick()
         status.update(done, collage_share=round(share, 3), **fields)
 
     return Coordinator(

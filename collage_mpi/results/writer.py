@@ -5,7 +5,7 @@ Does not know: the scheduler, statistics, threads (buffers and claim have theirs
 
 A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
 preallocated buffer. Full buffers
-(or those older than `flush_s`) go to the thread, whose work (CRC, write, fsync of 4 to
+(at a `tick` those older than `flush_s` too) go to the thread, whose work (CRC, write, fsync of 4 to
 8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
 that the queue fills, the caller waits: bounded memory comes first.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -84,8 +85,10 @@ class RunWriter:
         directory = out / PARTS_FOLDER
         self._thread = PartThread(directory, self.session, claim.check)
         self._images, self._groups, self._tasks = (
-            Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
+            Buffer(table, self._thread, rows_per_part) for table in TABLES
         )
+        self._flush_ns = int(flush_s * 1e9)
+        self._flushed_ns = time.monotonic_ns()
         self._closed = False
 
     @classmethod
@@ -277,10 +280,16 @@ class RunWriter:
         """Record one task: a TaskRow, or its fields by name. Raises as `image`."""
         self._tasks.add(row if row is not None else self._row(TASKS, fields))
 
+    def tick(self) -> None:
+        """Hand over what was buffered when it is `flush_s` old. To be called again and again."""
+        if time.monotonic_ns() - self._flushed_ns > self._flush_ns:
+            self.flush()
+
     def flush(self) -> None:
         """Hand all buffered rows to the thread now; does not wait for the disk."""
         for buffer in (self._tasks, self._groups, self._images):
             buffer.hand_over()
+        self._flushed_ns = time.monotonic_ns()
 
     def close(self, status: str, *, summary: bool = False, **final: Any) -> str | None:
         """Write what is buffered, then the manifest, then (if complete) the marker.
