@@ -86,6 +86,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.job.answer(data.draw(st.sampled_from(sorted(self.job.live))))
 
     @precondition(lambda self: self.running() and self.job.live)
+    @rule(data=st.data())
+    def cannot_read(self, data):
+        task = data.draw(st.sampled_from(sorted(self.job.live)))
+        images = [item.image for item in self.job.live[task].items]
+        unread = data.draw(st.sets(st.sampled_from(images), min_size=1))
+        if len(unread) < len(images):
+            self.job.answer(task, unread=frozenset(unread))
+        else:
+            self.job.fail(task, of_input=True)
+
+    @precondition(lambda self: self.running() and self.job.live)
     @rule(data=st.data(), retryable=st.booleans())
     def fail(self, data, retryable):
         self.job.fail(data.draw(st.sampled_from(sorted(self.job.live))), retryable)
