@@ -72,10 +72,9 @@ def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
     from collage_mpi.system.terminal import Printable
 
     if not sys.stdout.isatty():  # a line drawn over another would be two lines there
-        count = None
+        told = None
         while view.life != ENDED and not view.lost:
-            if count != view.status["count"]:
-                count = view.status["count"]
+            if told != (told := (view.status["count"], view.life, view.old)):
                 _print(args, view)
             time.sleep(LOOK_EVERY_S)
             view = watch.look()
@@ -140,7 +139,8 @@ def life_line(view: View, *, once: bool = False) -> str:
     written = f"written {status['written']} by the clock of {status['host']}"
     go_on = "verify says what is there, run --resume goes on"
     if view.life == ENDED:
-        return f"ended: {said} ({where}; {written})"
+        hint = f"; {go_on}" if said == "incomplete" else ""
+        return f"ended: {said} ({where}; {written}){hint}"
     if view.life == DEAD:
         return f"KILLED while {said} ({where}): no job is there any more; {go_on}.\n{written}"
     if view.life == SILENT:
@@ -154,12 +154,15 @@ def life_line(view: View, *, once: bool = False) -> str:
 
 
 def progress_line(status: Json) -> str:
-    """How many images are done."""
+    """How many images are done, in what time."""
+    from collage_mpi.system.progress import minutes
+
     done, total = status["done"], status["total"]
     share = f" ({100 * done / total:.1f} %)" if total else ""
     before = f"; {status['before']:,} in earlier sessions" if status["before"] else ""
     errors = f"; {status['errors']:,} error rows" if status.get("errors") else ""
-    return f"{done:,} of {total:,} images{share}{before}{errors}"
+    took = f"; {minutes(status['elapsed_s'])} since the start"
+    return f"{done:,} of {total:,} images{share}{before}{errors}{took}"
 
 
 def rates_line(view: View) -> str:
@@ -178,7 +181,6 @@ def rates_line(view: View) -> str:
         parts.append(f"{minutes(status['left_s'])} left")
     if status.get("by_collage") and status["done"]:
         parts.append(f"collage share {100 * status['by_collage'] / status['done']:.1f} %")
-    parts.append(f"{minutes(status['elapsed_s'])} since the start")
     return ", ".join(parts)
 
 
