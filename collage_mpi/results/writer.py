@@ -12,7 +12,9 @@ that the queue fills, the caller waits: bounded memory comes first.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -24,7 +26,7 @@ import numpy as np
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
-from collage_mpi.results.claim import PATIENT, Claim, Patience
+from collage_mpi.results.claim import LOOK_S, PATIENT, Claim, Patience, find_writer, held_by
 from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER
 from collage_mpi.results.folder import (
     has_errors,
@@ -193,6 +195,36 @@ class RunWriter:
         marked = (out / MARKER).exists() and before.get("status") in COMPLETE
         marked = marked and not (retry_errors and before["status"] != "complete")
         return before["status"] if same and marked and is_whole(out, before) else None
+
+    @classmethod
+    def done(
+        cls, out: Path, manifest: Mapping[str, Any], *, retry_errors: bool = False
+    ) -> np.ndarray:
+        """The keys that `reopen` would say are done, (k,) of KEY_ROW; nothing is written.
+
+        Raises:
+            UsageError, EnvironmentFault, DataFault: as `reopen`; another job that writes there
+                is looked for LOOK_S long.
+        """
+        before, _ = _next_session(out, manifest)
+        writer, _ = find_writer(out, Patience(still_s=LOOK_S))
+        if writer is not None:
+            raise held_by(out, writer)
+        images = read_all(parts_of(out, before))[IMAGES.name]
+        return keys_of(images[images["answered"]] if retry_errors else images)
+
+    @classmethod
+    def check_place(cls, out: Path) -> None:
+        """Raise EnvironmentFault where `create` would, as far as that is known without writing."""
+        if (out / MANIFEST).exists():
+            raise _holds_a_run(out)
+        there = out.absolute()
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise _no_place(there, NotADirectoryError(errno.ENOTDIR, "it is no folder"))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _no_place(out, PermissionError(errno.EACCES, f"no right to write to {there}"))
 
     @property
     def written(self) -> bool:

@@ -129,6 +129,18 @@ SLOW_2 = ("--straggler", "pinned", "--straggler-median-ms", "5", "--slow-ranks",
 HALF = ("--straggler", "pinned", "--straggler-median-ms", "5", "--batch-cost", "0.5")
 
 
+def test_a_dry_run_asks_every_rank_and_writes_nothing(mpiexec, both, tmp_path):
+    done = mpiexec(4, ["-m", "collage_mpi", *both, *SMALL, "--dry-run", "--out", "out"], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "all ranks have loaded their networks" in done.stdout
+    assert "1-2 single, 3 collage" in done.stdout
+    assert not list(tmp_path.iterdir())
+    wrong = ["-m", "collage_mpi", *both, "--dry-run", "--out", "out"]
+    done = mpiexec(4, wrong, env=QUICK)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "launch with -n 11" in done.stderr
+
+
 def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
     shapes = {
         "collage": [],
