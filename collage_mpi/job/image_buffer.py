@@ -18,7 +18,7 @@ from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     WireTask,
     pack_file,
-    pack_place,
+    pack_places,
     pack_task_records,
     pack_tasks,
     task_message_bytes,
@@ -70,10 +70,8 @@ class ImageBuffer:
         self.clock = clock
         self._next = 0
         self._reading = frozenset(reading)
-        self._pixels: dict[int, np.ndarray] = {}  # or `pack_file` of `_files`
-        self._files: set[int] = set()
-        self._places: dict[int, np.ndarray] = {}  # `pack_place`
-        self._cells: dict[int, np.ndarray] = {}  # of those shrunk so far
+        self._records: dict[int, ImageRecord] = {}
+        self._cells: dict[int, np.ndarray] = {}  # of those that came without and were shrunk since
 
     @property
     def exhausted(self) -> bool:
@@ -92,15 +90,7 @@ class ImageBuffer:
         admitted: list[tuple[int, ImageRecord]] = []
         for record in self.reader.take(count):
             if record.fault is None:
-                if self._reading:
-                    self._places[self._next] = pack_place(record.shard, record.row)
-                if record.pixels is not None:
-                    self._pixels[self._next] = record.pixels
-                elif record.file is not None:
-                    self._pixels[self._next] = pack_file(record.file)
-                    self._files.add(self._next)
-                if record.cell is not None:
-                    self._cells[self._next] = record.cell
+                self._records[self._next] = record
             admitted.append((self._next, record))
             self._next += 1
         return admitted
@@ -114,14 +104,17 @@ class ImageBuffer:
         """
         by_place = sends[0].rank in self._reading
         tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items, by_place) for s in sends]
-        if self._files:
-            for task in tasks:  # of a single network, and so of an image
-                task.as_files = not by_place and task.items[0][0] in self._files
         if KIND[sends[0].kind].encoded and not by_place:
             return self._pack_encoded(tasks, buffer_for)
-        carried = self._places if by_place else self._pixels
-        pixels = [carried[image] for send in sends for image, _ in send.items]
-        nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))
+        records = [self._records[image] for send in sends for image, _ in send.items]
+        if by_place:
+            pixels = [pack_places([(record.shard, record.row) for record in records])]
+        else:
+            pixels = [_pixels(record) for record in records]
+            for task in tasks:  # of a single network, and so of an image
+                task.as_files = self._records[task.items[0][0]].file is not None
+        items = len(records)
+        nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
         return Packed(buffer, nbytes, (0,) * len(tasks))
@@ -149,18 +142,27 @@ class ImageBuffer:
 
     def _cell(self, image: int) -> np.ndarray:
         """(h, w, C) uint8, what is pasted: from the reader, or shrunk now and kept."""
+        record = self._records[image]
+        if record.cell is not None:
+            return record.cell
         if image not in self._cells:
-            self._cells[image] = self.encoder.shrink(self._pixels[image])
+            self._cells[image] = self.encoder.shrink(_pixels(record))
         return self._cells[image]
 
     def release(self, image: int) -> None:
         """No task needs the pixels any more."""
-        self._pixels.pop(image, None)
-        self._places.pop(image, None)
-        self._files.discard(image)
+        self._records.pop(image, None)
         self._cells.pop(image, None)
 
     @property
     def held(self) -> int:
         """Images whose pixels, or places, are kept."""
-        return max(len(self._pixels), len(self._places))
+        return len(self._records)
+
+
+def _pixels(record: ImageRecord) -> np.ndarray:
+    """What a task carries of the image."""
+    if record.file is not None:
+        return pack_file(record.file)
+    assert record.pixels is not None  # else its task goes by place
+    return record.pixels

@@ -37,11 +37,14 @@ from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals
 from collage_mpi.job.resume import has_run
+from collage_mpi.job.status import snapshot
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import ENCODED_KINDS
 from collage_mpi.results import RunWriter, input_digest
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
+from collage_mpi.results.reader import label_of
+from collage_mpi.results.status import StatusFiles
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
@@ -136,6 +139,12 @@ def _run_plan(
     else:
         writer, order = RunWriter.create(out, manifest, patience=patience), plan.order
     status, final = "incomplete", {}
+    facts = {
+        "label": label_of(manifest),
+        "total": len(order),
+        "before": len(plan.order) - len(order),
+    }
+    published = writer.publish(facts, settings.status_every_s)
     try:
         encoder = build_encoder(plan)
         # Opened first: the first images are read and shrunk while the ranks load.
@@ -170,6 +179,7 @@ def _run_plan(
                 costs=costs,
                 reading=reading,
             )
+            progress.also = _publisher(published, writer, coordinator, worker_group, len(order))
             try:
                 finish = coordinator.run(*roll_call(plan, worker_group, hellos))
             finally:
@@ -189,6 +199,23 @@ def _run_plan(
             status, summary=True, **final, lost=worker_group.detector.describe(), job=job
         )
     return Outcome(writer.manifest["status"], lacking or finish.reason, out, faults)
+
+
+def _publisher(
+    published: StatusFiles,
+    writer: RunWriter,
+    coordinator: Coordinator,
+    worker_group: WorkerGroup,
+    total: int,
+) -> Callable[[bool], None]:
+    """What makes a status of the session, called with each progress line; True at the last."""
+
+    def take() -> tuple[dict[str, Any], np.ndarray]:
+        scheduler, recorder = coordinator.scheduler, coordinator.recorder
+        return snapshot(scheduler, recorder, worker_group.detector, total), writer.recent_tasks()
+
+    published.begin()
+    return lambda last: published.offer(take, now=last)
 
 
 def warn_of_bad_shards(shards: ShardSet) -> None:
@@ -329,6 +356,7 @@ def build_coordinator(
         share = recorder.totals.collage / done if done else 0.0
         lost = len(worker_group.detector.timeouts.losses)
         fields = {"lost_ranks": lost} if lost else {}
+        writer.tick()
         status.update(done, collage_share=round(share, 3), **fields)
 
     return Coordinator(
@@ -376,6 +404,7 @@ def scheduler_settings(
         batch=settings.batch,
         together=not settings.open_loop,
         depth=settings.groups_in_flight,
+        paced=settings.paced,
         drain=settings.between == "drain",
         linger_ns=ns(settings.linger_ms, 1e6),
         image_timeout_ns=ns(settings.image_timeout_s, 1e9),

@@ -74,8 +74,6 @@ def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path
         ("none", "ab", ()),
         ("none", "cd", ("--batch", "3", "--assign", "pull", "--endgame", "on")),
         ("hedge", "cd", ("--hedge-ms", "0.1", "--hedge-budget", "1")),
-        ("replicate", "ab", ("--singles", "4", "--depth", "2")),
-        ("collage-only", "ab", ONLY),
         ("collage-only", "cd", (*ONLY, "--batch", "2")),
         ("collage", "ab", (*GROUPED, "--singles", "3", "--assign", "finish")),
     ]

@@ -29,7 +29,7 @@ from collage_mpi.mpi.tasks import (
     WireTask,
     pack_cancel,
     pack_file,
-    pack_place,
+    pack_places,
     pack_tasks,
     task_message_bytes,
     unpack_cancel,
@@ -90,7 +90,7 @@ def test_places_travel_instead_of_pixels(named):
     items = tuple((i, 0) for i in range(len(named)))
     task = WireTask(1, 0, 1, "single", items, by_place=True)
     out = np.zeros(1024, np.uint8)
-    length = pack_tasks(out, 1, [task], [pack_place(*place) for place in named])
+    length = pack_tasks(out, 1, [task], [pack_places(named)])
     assert length == task_message_bytes(1, len(named), len(named) * PLACE.itemsize)
     found, payload = unpack_tasks(out[:length])
     assert found == [task]
