@@ -17,7 +17,7 @@ from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     WireTask,
-    pack_place,
+    pack_places,
     pack_task_records,
     pack_tasks,
     task_message_bytes,
@@ -70,8 +70,8 @@ class ImageBuffer:
         self.clock = clock
         self._next = 0
         self.by_place = by_place
-        self._pixels: dict[int, np.ndarray] = {}  # by place: `pack_place`
-        self._cells: dict[int, np.ndarray] = {}  # of those shrunk so far
+        self._records: dict[int, ImageRecord] = {}
+        self._cells: dict[int, np.ndarray] = {}  # of those that came without and were shrunk since
 
     @property
     def exhausted(self) -> bool:
@@ -90,12 +90,7 @@ class ImageBuffer:
         admitted: list[tuple[int, ImageRecord]] = []
         for record in self.reader.take(count):
             if record.fault is None:
-                pixels = record.pixels
-                self._pixels[self._next] = (
-                    pack_place(record.shard, record.row) if pixels is None else pixels
-                )
-                if record.cell is not None:
-                    self._cells[self._next] = record.cell
+                self._records[self._next] = record
             admitted.append((self._next, record))
             self._next += 1
         return admitted
@@ -112,8 +107,13 @@ class ImageBuffer:
         ]
         if KIND[sends[0].kind].encoded:
             return self._pack_encoded(tasks, buffer_for)
-        pixels = [self._pixels[image] for send in sends for image, _ in send.items]
-        nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))
+        records = [self._records[image] for send in sends for image, _ in send.items]
+        if self.by_place:
+            pixels = [pack_places([(record.shard, record.row) for record in records])]
+        else:
+            pixels = [_pixels(record) for record in records]
+        items = len(records)
+        nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
         return Packed(buffer, nbytes, (0,) * len(tasks))
@@ -143,16 +143,24 @@ class ImageBuffer:
 
     def _cell(self, image: int) -> np.ndarray:
         """(h, w, C) uint8, what is pasted: from the reader, or shrunk now and kept."""
+        record = self._records[image]
+        if record.cell is not None:
+            return record.cell
         if image not in self._cells:
-            self._cells[image] = self.encoder.shrink(self._pixels[image])
+            self._cells[image] = self.encoder.shrink(_pixels(record))
         return self._cells[image]
 
     def release(self, image: int) -> None:
         """No task needs the pixels any more."""
-        self._pixels.pop(image, None)
+        self._records.pop(image, None)
         self._cells.pop(image, None)
 
     @property
     def held(self) -> int:
         """Images whose pixels are kept."""
-        return len(self._pixels)
+        return len(self._records)
+
+
+def _pixels(record: ImageRecord) -> np.ndarray:
+    assert record.pixels is not None  # else its task goes by place
+    return record.pixels

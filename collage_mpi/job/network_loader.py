@@ -85,6 +85,13 @@ class NetworkLoader:
         return chosen
 
 
+def gpus_here() -> int:
+    """GPUs that this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """What is made inside is never looked at by Python's cycle collector, then or later.

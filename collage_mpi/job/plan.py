@@ -60,6 +60,8 @@ def make_plan(
     settings: RunSettings,
     world_size: int,
     known_shards: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    launched: bool = True,
 ) -> Plan:
     """Check settings, world, shards and networks against each other.
 
@@ -67,12 +69,13 @@ def make_plan(
         settings: of the run.
         world_size: ranks there are.
         known_shards: of a run to be resumed, the shards of its manifest.
+        launched: this process is a rank of that world, which its launcher must confirm.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
     """
     settings.require_inputs()
-    placement = settings.place(world_size, launcher_size())
+    placement = settings.place(world_size, launcher_size() if launched else None)
     make_delays(settings)  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
     networks = _networks(settings)

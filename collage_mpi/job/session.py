@@ -131,7 +131,7 @@ def _run_plan(
         manifest |= {key: known[key] for key in KEPT_KEYS if key in known}
         manifest["scheme"] = _one_after_the_other(known.get("scheme"), manifest["scheme"])
         writer, done = RunWriter.reopen(out, manifest, retry_errors=retry_errors, patience=patience)
-        order = _not_done(plan, done)
+        order = not_done(plan, done)
     else:
         writer, order = RunWriter.create(out, manifest, patience=patience), plan.order
     status, final = "incomplete", {}
@@ -233,7 +233,7 @@ def cell_maker(plan: Plan, encoder: AnyEncoder) -> CellMaker | None:
     return CellMaker(encoder.shrink, px if stored else None)
 
 
-def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
+def not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
     """The part of the order that has no row yet; done: (k,) of (shard u4, row u8)."""
     finished = _starts(plan)[done["shard"]] + done["row"].astype(np.int64)
     return plan.order[~np.isin(plan.order, finished)]
@@ -321,6 +321,7 @@ def build_coordinator(
         share = recorder.totals.collage / done if done else 0.0
         lost = len(worker_group.detector.timeouts.losses)
         fields = {"lost_ranks": lost} if lost else {}
+        writer.tick()
         status.update(done, collage_share=round(share, 3), **fields)
 
     return Coordinator(

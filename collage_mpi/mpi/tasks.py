@@ -8,8 +8,9 @@ A task carries its pixels, or names the places in the input where its rank reads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from operator import attrgetter
 
 import numpy as np
@@ -77,7 +78,7 @@ def pack_tasks(
         tasks: one or more, of any groups.
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array:
             one (H, W, C) per item of a single task, one (P, P, C) per collage task; of a task
-            by place one `pack_place` per item.
+            by place `pack_places` of its items, or of those of all tasks.
 
     Raises:
         WireFault: it does not fit `out`.
@@ -149,9 +150,9 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
     return tasks, message[pixels_at:]
 
 
-def pack_place(shard: int, row: int) -> np.ndarray:
-    """(PLACE.itemsize,) uint8: what a task by place carries for an item."""
-    return np.frombuffer(_PLACE.pack(shard, row), np.uint8)
+def pack_places(places: Iterable[tuple[int, int]]) -> np.ndarray:
+    """(n * PLACE.itemsize,) uint8: what tasks by place carry for n items, of (shard, row) each."""
+    return np.frombuffer(b"".join(starmap(_PLACE.pack, places)), np.uint8)
 
 
 def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:

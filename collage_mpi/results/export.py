@@ -11,14 +11,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.results.file_names import EXPORT, MANIFEST
 from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names
-from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
     IMAGE_ROW,
     KINDS,
@@ -29,6 +28,9 @@ from collage_mpi.results.rows import (
     wait_ns,
 )
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
+
+if TYPE_CHECKING:
+    from collage_mpi.results.reader import Results
 
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 # Columns of images that say something only where the mask column is true.
@@ -140,31 +142,77 @@ def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
 
 def _to_parquet(results: Results, out: Path, names: ImageNames) -> list[Path]:
     """One file a table; an absent value is null, a name is dictionary-encoded."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise EnvironmentFault(
-            "export to parquet needs pyarrow, which is not installed: "
-            "pip install 'collage-mpi[parquet]', or export to csv or hdf5."
-        ) from error
+    require_pyarrow("export to parquet", "export to csv or hdf5")
+    import pyarrow.parquet as pq
+
     files = []
     for table in TABLES:
         path = out / f"{table.name}.parquet"
-        arrays = {
-            name: pa.array(
-                np.asarray(values.data),
-                pa.string() if values.dtype == object else None,
-                mask=np.ma.getmaskarray(values),
-            )
-            for name, values in columns(results, table.name, names).items()
-        }
-        for name in {*_NAMES, *NAME_COLUMNS[1:]} & arrays.keys():
-            arrays[name] = arrays[name].dictionary_encode()
         with _replacing(path) as temp:
-            pq.write_table(pa.table(arrays), temp)
+            pq.write_table(arrow_table(results, table.name, names), temp)
         files.append(path)
     return files
+
+
+def require_pyarrow(what: str, other: str = "") -> None:
+    """Raise EnvironmentFault where pyarrow is not installed; `other` is what to do without."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{what} needs pyarrow, which is not installed: pip install 'collage-mpi[parquet]'"
+            + (f", or {other}." if other else "")
+        ) from error
+
+
+def arrow_table(results: Results, table: str, names: ImageNames) -> Any:
+    """The exported columns of a table as a pyarrow.Table: see `columns`.
+
+    An absent value is null, a name is dictionary-encoded. pyarrow must be there.
+    """
+    import pyarrow as pa
+
+    arrays = {
+        name: pa.array(
+            np.asarray(values.data),
+            pa.string() if values.dtype == object else None,
+            mask=np.ma.getmaskarray(values),
+        )
+        for name, values in columns(results, table, names).items()
+    }
+    for name in {*_NAMES, *NAME_COLUMNS[1:]} & arrays.keys():
+        arrays[name] = arrays[name].dictionary_encode()
+    return pa.table(arrays)
+
+
+def pandas_frame(results: Results, table: str, names: ImageNames) -> Any:
+    """The exported columns of a table as a pandas.DataFrame: see `columns`.
+
+    A name is a category; a number that may be absent is of a nullable type (Int32, Float32).
+
+    Raises:
+        EnvironmentFault: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise EnvironmentFault(
+            "to_pandas needs pandas, which is not installed: pip install 'collage-mpi[pandas]'"
+        ) from error
+
+    def series(name: str, values: np.ma.MaskedArray) -> Any:
+        mask = np.ma.getmaskarray(values)
+        if name in {*_NAMES, *NAME_COLUMNS}:
+            text = values.data.astype(object)
+            text[mask] = None
+            return text if name == NAME_COLUMNS[0] else pd.Categorical(text)
+        if name not in _MASKED:
+            return values.data
+        kind = "Integer" if values.dtype.kind == "i" else "Floating"
+        return getattr(pd.arrays, f"{kind}Array")(values.data.copy(), mask)
+
+    found = columns(results, table, names)
+    return pd.DataFrame({name: series(name, values) for name, values in found.items()})
 
 
 def _to_hdf5(results: Results, out: Path, names: ImageNames) -> list[Path]:

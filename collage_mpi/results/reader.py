@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.manifest import Json, read_manifest, readable
@@ -31,6 +32,9 @@ from collage_mpi.results.rows import (
     TASKS,
     Table,
 )
+
+if TYPE_CHECKING:
+    from collage_mpi.results.names import ImageNames
 
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 
@@ -111,6 +115,41 @@ class Results:
         """Tasks without those of warm-up groups."""
         found: np.ndarray = self.tasks[~self.tasks["warmup"]]
         return found
+
+    def to_arrow(self, table: str = "images", names: ImageNames | None = None) -> Any:
+        """A table as a pyarrow.Table: the columns of `export`, names for codes, absent is null.
+
+        Args:
+            table: images, groups or tasks.
+            names: of the images; by default `image_names(self)`, which looks into the shards.
+
+        Raises:
+            UsageError: an unknown table.
+            EnvironmentFault: pyarrow is not installed.
+        """
+        from collage_mpi.results.export import arrow_table, require_pyarrow
+
+        require_pyarrow("to_arrow", "use to_pandas")
+        return arrow_table(self, *self._asked(table, names))
+
+    def to_pandas(self, table: str = "images", names: ImageNames | None = None) -> Any:
+        """A table as a pandas.DataFrame; see `to_arrow`. Names are categories.
+
+        Raises:
+            UsageError: an unknown table.
+            EnvironmentFault: pandas is not installed.
+        """
+        from collage_mpi.results.export import pandas_frame
+
+        return pandas_frame(self, *self._asked(table, names))
+
+    def _asked(self, table: str, names: ImageNames | None) -> tuple[str, ImageNames]:
+        from collage_mpi.results.names import image_names
+
+        known = [each.name for each in TABLES]
+        if table not in known:
+            raise UsageError(f"a run has no table {table!r}; it has {', '.join(known)}")
+        return table, names or image_names(self)
 
     @property
     def fingerprints(self) -> list[str]:

@@ -5,14 +5,17 @@ Does not know: the scheduler, statistics, threads (buffers and claim have theirs
 
 A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
 preallocated buffer. Full buffers
-(or those older than `flush_s`) go to the thread, whose work (CRC, write, fsync of 4 to
+(at a `tick` those older than `flush_s` too) go to the thread, whose work (CRC, write, fsync of 4 to
 8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
 that the queue fills, the caller waits: bounded memory comes first.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -24,7 +27,7 @@ import numpy as np
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
-from collage_mpi.results.claim import PATIENT, Claim, Patience
+from collage_mpi.results.claim import LOOK_S, PATIENT, Claim, Patience, find_writer, held_by
 from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER
 from collage_mpi.results.folder import (
     has_errors,
@@ -82,8 +85,10 @@ class RunWriter:
         directory = out / PARTS_FOLDER
         self._thread = PartThread(directory, self.session, claim.check)
         self._images, self._groups, self._tasks = (
-            Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
+            Buffer(table, self._thread, rows_per_part) for table in TABLES
         )
+        self._flush_ns = int(flush_s * 1e9)
+        self._flushed_ns = time.monotonic_ns()
         self._closed = False
 
     @classmethod
@@ -194,6 +199,36 @@ class RunWriter:
         marked = marked and not (retry_errors and before["status"] != "complete")
         return before["status"] if same and marked and is_whole(out, before) else None
 
+    @classmethod
+    def done(
+        cls, out: Path, manifest: Mapping[str, Any], *, retry_errors: bool = False
+    ) -> np.ndarray:
+        """The keys that `reopen` would say are done, (k,) of KEY_ROW; nothing is written.
+
+        Raises:
+            UsageError, EnvironmentFault, DataFault: as `reopen`; another job that writes there
+                is looked for LOOK_S long.
+        """
+        before, _ = _next_session(out, manifest)
+        writer, _ = find_writer(out, Patience(still_s=LOOK_S))
+        if writer is not None:
+            raise held_by(out, writer)
+        images = read_all(parts_of(out, before))[IMAGES.name]
+        return keys_of(images[images["answered"]] if retry_errors else images)
+
+    @classmethod
+    def check_place(cls, out: Path) -> None:
+        """Raise EnvironmentFault where `create` would, as far as that is known without writing."""
+        if (out / MANIFEST).exists():
+            raise _holds_a_run(out)
+        there = out.absolute()
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise _no_place(there, NotADirectoryError(errno.ENOTDIR, "it is no folder"))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _no_place(out, PermissionError(errno.EACCES, f"no right to write to {there}"))
+
     @property
     def written(self) -> bool:
         """Whether any row was taken in this session."""
@@ -245,10 +280,16 @@ class RunWriter:
         """Record one task: a TaskRow, or its fields by name. Raises as `image`."""
         self._tasks.add(row if row is not None else self._row(TASKS, fields))
 
+    def tick(self) -> None:
+        """Hand over what was buffered when it is `flush_s` old. To be called again and again."""
+        if time.monotonic_ns() - self._flushed_ns > self._flush_ns:
+            self.flush()
+
     def flush(self) -> None:
         """Hand all buffered rows to the thread now; does not wait for the disk."""
         for buffer in (self._tasks, self._groups, self._images):
             buffer.hand_over()
+        self._flushed_ns = time.monotonic_ns()
 
     def close(self, status: str, *, summary: bool = False, **final: Any) -> str | None:
         """Write what is buffered, then the manifest, then (if complete) the marker.

@@ -75,20 +75,22 @@ class Scheduler:
             ev.TimerFired: self._on_timer,
         }
 
-    def handle(self, event: Event) -> list[Action]:
-        """Take one event and return what to do about it, in order.
+    def handle(self, *events: Event) -> list[Action]:
+        """Take one event, or several that came together, and return what to do about it, in order.
 
         Raises:
             ProtocolViolation: time runs backwards, an id is unknown or used twice,
                 or an event follows Finish.
         """
-        if event.now_ns < self.dispatch.now_ns:
-            raise ProtocolViolation(f"time runs back: {event.now_ns} < {self.dispatch.now_ns}")
-        if self._finished:
-            raise ProtocolViolation(f"event after Finish: {event}")
-        self.dispatch.now_ns = event.now_ns
-        actions = self.dispatch.actions = []
-        self._handlers[type(event)](event)
+        dispatch, handlers = self.dispatch, self._handlers
+        actions = dispatch.actions = []
+        for event in events:
+            if event.now_ns < dispatch.now_ns:
+                raise ProtocolViolation(f"time runs back: {event.now_ns} < {dispatch.now_ns}")
+            if self._finished:
+                raise ProtocolViolation(f"event after Finish: {event}")
+            dispatch.now_ns = event.now_ns
+            handlers[type(event)](event)
         self._admit()
         if self.endgame is not None and self.groups.input_closed and self._stopping is None:
             self.endgame.copy()
@@ -207,7 +209,7 @@ class Scheduler:
     # ---- tasks --------------------------------------------------------------
 
     def _on_send_done(self, event: ev.SendDone) -> None:
-        self.dispatch.send_done(event.task)
+        self.dispatch.send_done(event.tasks)
 
     def _terminal(self, task_id: int, rank_id: int, how: str) -> TaskState:
         """The task that a terminal event names, now over."""

@@ -66,11 +66,10 @@ class StopRequested(NamedTuple):
 
 
 class SendDone(NamedTuple):
-    """The task's pixels have left rank 0: its images are no longer needed for it."""
+    """The message of these tasks has left rank 0: their images are no longer needed for them."""
 
     now_ns: int
-    task: int
-    encode_ns: int
+    tasks: tuple[int, ...]
 
 
 class Answered(NamedTuple):
@@ -172,7 +171,7 @@ class Send(NamedTuple):
 class SendBatch(NamedTuple):
     """Send these, all of one kind and to one rank, in one message: the rank runs them at once.
 
-    Each task has its own SendDone and its own terminal event.
+    Each task has its own terminal event.
     """
 
     sends: tuple[Send, ...]

@@ -229,6 +229,8 @@ class Pool:
 
     def has_other(self, ranks: Collection[int]) -> bool:
         """Whether there is a rank that is not one of these."""
+        if not ranks:
+            return bool(self._order)
         return len(self._order) > sum(rank in self._load for rank in ranks)
 
     def pick_next(self, avoid: Collection[int] = ()) -> int | None:

@@ -32,7 +32,7 @@ from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, 
 from collage_mpi.mpi.tasks import (
     WireTask,
     pack_cancel,
-    pack_place,
+    pack_places,
     pack_tasks,
     unpack_cancel,
     unpack_tasks,
@@ -313,7 +313,7 @@ def _messages() -> list[Reader]:
         out = np.zeros(wire.HEADER.itemsize + len(raw), np.uint8)
         return messages.unpack(out[: wire.pack_control(out, 1, raw)], 1)
 
-    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_place(1, 2)]
+    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_places([(1, 2)])]
     cases = (
         ("tasks", unpack_tasks, message(pack_tasks, tasks, pixels)),
         ("results", unpack_results, message(pack_results, results)),

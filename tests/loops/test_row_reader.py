@@ -17,7 +17,7 @@ from collage_mpi.job.messages import End, Fault, Shards
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED
-from collage_mpi.mpi.tasks import WireTask, pack_place
+from collage_mpi.mpi.tasks import WireTask, pack_places
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.check import inspect_here
@@ -52,7 +52,7 @@ def reading(shards: ShardSet, **welcome: object) -> Bench:
 
 def give(bench: Bench, *places: tuple[int, int]) -> None:
     tasks = [WireTask(i, i, 1, "single", ((i, 0),), by_place=True) for i in range(len(places))]
-    bench.endpoint.give(tasks, [pack_place(*place) for place in places])
+    bench.endpoint.give(tasks, [pack_places(places)])
     bench.run()
 
 
@@ -103,7 +103,7 @@ def test_the_next_message_is_read_while_the_network_computes(
     bench.network.during = look
     for task, place in ((0, (0, 1)), (1, (1, 1))):
         sent = WireTask(task, task, 1, "single", ((task, 0),), by_place=True)
-        bench.endpoint.give([sent], [pack_place(*place)])
+        bench.endpoint.give([sent], [pack_places([place])])
     bench.run()
     assert [result.cells[0].label for result in bench.results] == [1, 6]
 

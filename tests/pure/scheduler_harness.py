@@ -194,7 +194,7 @@ class Harness:
 
     def done_sending(self, task: int) -> None:
         self.send_done.add(task)
-        self.feed(ev.SendDone(self.now_ns, task, 0))
+        self.feed(ev.SendDone(self.now_ns, (task,)))
 
     def suspect(self, rank: int) -> None:
         if any(send.rank == rank for send in self.live.values()):

@@ -27,7 +27,7 @@ from collage_mpi.mpi.tasks import (
     PLACE,
     WireTask,
     pack_cancel,
-    pack_place,
+    pack_places,
     pack_tasks,
     task_message_bytes,
     unpack_cancel,
@@ -86,7 +86,7 @@ def test_places_travel_instead_of_pixels(named):
     items = tuple((i, 0) for i in range(len(named)))
     task = WireTask(1, 0, 1, "single", items, by_place=True)
     out = np.zeros(1024, np.uint8)
-    length = pack_tasks(out, 1, [task], [pack_place(*place) for place in named])
+    length = pack_tasks(out, 1, [task], [pack_places(named)])
     assert length == task_message_bytes(1, len(named), len(named) * PLACE.itemsize)
     found, payload = unpack_tasks(out[:length])
     assert found == [task]
@@ -96,7 +96,7 @@ def test_places_travel_instead_of_pixels(named):
 def test_no_place_stands_for_what_rank_0_encodes():
     out = np.zeros(256, np.uint8)
     task = WireTask(9, 0, 1, "collage", ((0, 0),), by_place=True)
-    length = pack_tasks(out, 1, [task], [pack_place(0, 0)])
+    length = pack_tasks(out, 1, [task], [pack_places([(0, 0)])])
     with pytest.raises(wire.WireFault, match="task 9 is collage"):
         unpack_tasks(out[:length])
 

@@ -423,6 +423,28 @@ def test_a_second_terminal_event_is_a_violation():
         job.scheduler.handle(ev.Skipped(job.now_ns, task, 1))
 
 
+def test_events_that_come_together_do_what_they_do_one_after_the_other():
+    """But images are asked for once, when all of them are known."""
+    together, apart = (started(scheme="none", collages=0, depth=3) for _ in range(2))
+    answers = [
+        ev.Answered(apart.now_ns, task, send.rank, (ev.Score(1, 0.9),), 9, 0)
+        for task, send in sorted(apart.live.items())
+    ]
+    assert len(answers) > 1
+    expected = [action for event in answers for action in apart.scheduler.handle(event)]
+    found = together.scheduler.handle(*answers)
+    asked = [action for action in found if isinstance(action, ev.Admit)]
+    assert asked == found[-1:]
+    assert sum(a.images for a in expected if isinstance(a, ev.Admit)) == asked[0].images
+    assert found[:-1] == [action for action in expected if not isinstance(action, ev.Admit)]
+
+
+def test_of_events_that_come_together_each_is_checked():
+    job = started()
+    with pytest.raises(ProtocolViolation, match="time runs back"):
+        job.scheduler.handle(ev.TimerFired(5, 999), ev.TimerFired(4, 999))
+
+
 def test_time_must_not_run_backwards():
     job = started()
     job.scheduler.handle(ev.TimerFired(5, 999))

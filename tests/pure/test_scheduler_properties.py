@@ -156,7 +156,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         dispatch = self.job.scheduler.dispatch
         gathered = {task.id for task in dispatch._fresh}
         for kind, backlog in dispatch._backlogs.items():
-            ready = {r for r in dispatch._pool(kind)._order if kind in dispatch.ranks[r].kinds}
+            ready = {r for r in dispatch._pools[kind]._order if kind in dispatch.ranks[r].kinds}
             room = {r for r in ready if dispatch.ranks[r].messages < dispatch.ranks[r].credit}
             assert set(backlog._messages) == room
             for task in backlog.waiting():
@@ -173,7 +173,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             dispatch = self.job.scheduler.dispatch
             order = health._sorted(kind, dispatch.now_ns)
             entries = [*order._idle, *order._busy]
-            assert sorted(rank for _, rank in entries) == dispatch._pool(kind)._order
+            assert sorted(rank for _, rank in entries) == dispatch._pools[kind]._order
             busy = {rank for _, rank in order._busy}
             assert busy == {r for _, r in entries if dispatch.ranks[r].load}
 
