@@ -107,7 +107,7 @@ def _cell(case: str, found: tuple[float, int] | None, most: float, mine: list[Li
         return " / ".join(sorted({fate(line) for line in here}))
     rate, chunk = found
     if not rate:
-        return "no result"
+        return "refused" if all(line["exit"] == 2 for line in here) else "no result"
     text = f"**{rate:,.0f}**" if rate == most else f"{rate:,.0f}"
     return f"{text} ({chunk})" if chunk else text
 
