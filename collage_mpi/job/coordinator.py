@@ -390,8 +390,9 @@ def _terminal(arrival: Received, result: WireResult) -> ev.Event:
     now_ns, task, rank = arrival.at_ns, result.task, arrival.rank
     if result.status == ANSWERED:
         took_ns = result.compute_ns, result.held_ns
-        return ev.Answered(now_ns, task, rank, result.cells, *took_ns, result.vectors)
+        more = result.vectors, result.unread
+        return ev.Answered(now_ns, task, rank, result.cells, *took_ns, *more)
     if result.status == FAILED:
-        how = result.reason, result.retryable, result.of_input
+        how = result.reason, result.retryable, result.unread
         return ev.Failed(now_ns, task, rank, *how)
     return ev.Skipped(now_ns, task, rank)

@@ -15,7 +15,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from collage_mpi.kinds import KIND, KINDS
+from collage_mpi.kinds import KINDS
 from collage_mpi.mpi.protocol import (
     CANCEL,
     HEADER,
@@ -51,7 +51,8 @@ class WireTask:
 
     Attributes:
         items: (image, cell) pairs; of a collage, cells that are not named are blank.
-        by_place: it carries no pixels, but a place an item; of a kind that is not encoded.
+        by_place: it carries no pixels, but a place an item, also where its rank is to make one
+            picture of them.
     """
 
     task: int
@@ -125,8 +126,7 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
         The tasks and (payload_bytes,) uint8, a view into `message`.
 
     Raises:
-        WireFault: the counts do not match the size, a kind is unknown, or one that rank 0
-            encodes is by place.
+        WireFault: the counts do not match the size, or a kind is unknown.
     """
     header = read_header(message)
     n_tasks, n_items, payload = header["n_tasks"], header["n_items"], header["payload_bytes"]
@@ -142,8 +142,6 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
     for *said, kind, by_place, count in records:
         if kind >= len(KINDS):
             raise WireFault(f"task {said[0]} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
-        if by_place and KIND[KINDS[kind]].encoded:
-            raise WireFault(f"task {said[0]} is {KINDS[kind]}, which rank 0 encodes, but by place")
         items = tuple(pairs[first : first + count])
         tasks.append(WireTask(*(*said, KINDS[kind], items, by_place)))
         first += count

@@ -40,7 +40,7 @@ from collage_mpi.mpi.tasks import (
 from collage_mpi.prep.idx import read_idx
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.rows import TABLES
-from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm.job_script import SlurmSettings, render
@@ -304,6 +304,7 @@ def _messages() -> list[Reader]:
     results = [
         WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
         WireResult(2, FAILED, reason="out of memory", retryable=True),
+        WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
     ]
     told = replace(
         WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)
