@@ -402,6 +402,7 @@ def scheduler_settings(
         batch=settings.batch,
         together=not settings.open_loop,
         depth=settings.groups_in_flight,
+        paced=settings.paced,
         drain=settings.between == "drain",
         linger_ns=ns(settings.linger_ms, 1e6),
         image_timeout_ns=ns(settings.image_timeout_s, 1e9),

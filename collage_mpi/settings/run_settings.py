@@ -98,10 +98,21 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 )
 
     @property
+    def paced(self) -> bool:
+        """Whether a group comes in when a rank has nothing to do (depth auto)."""
+        held = self.open_loop or self.between == "drain" or self.assign != "pull"
+        return self.depth is None and not held
+
+    @property
     def groups_in_flight(self) -> int:
-        """The scheduler's depth: this one's, or an open loop's window in groups."""
+        """The scheduler's depth, at most: this one's, or an open loop's window in groups.
+
+        Where groups come in as ranks have room, each message may hold up another group.
+        """
+        if self.paced:
+            return self.credit * self.world_size
         if not self.open_loop:
-            return self.depth
+            return self.depth or 1
         window = max(4096, 8 * self.n_singles) if self.window is None else self.window
         return -(-window // self.group_size)
 

@@ -39,6 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch=st.integers(1, 4),
         together=st.booleans(),
         depth=st.integers(1, 3),
+        paced=st.booleans(),
         drain=st.booleans(),
         linger=st.sampled_from([None, 5 * MS]),
         timeout=st.sampled_from([None, 80 * MS]),
