@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models import Tuning
@@ -71,6 +72,7 @@ class Welcome:
         batch: inputs of one message, at most.
         task_bytes, answer_bytes: of a message of tasks, and of answers, at most.
         summed: what of a single's scores its answer carries for others; None for nothing.
+        extras: what an answer carries of each image beyond its class.
         warmup_tasks: of each network, before it is ready.
         draws_by_image: of injected delays: by an image's number, not its group's.
         burn: what burns beside the rank.
@@ -89,6 +91,7 @@ class Welcome:
     task_bytes: int
     answer_bytes: int
     summed: str | None
+    extras: Extras
     warmup_tasks: int
     straggler: StragglerSettings
     draws_by_image: bool
@@ -145,6 +148,7 @@ class Hello:
         tuning, fingerprints: by kind, of its network.
         service_ns: kind -> one input, while other ranks may be at work too.
         longest_ns: of any batch that was tried.
+        embedding: how many numbers of an image it gives; None where it was asked for none.
     """
 
     host: str
@@ -155,6 +159,7 @@ class Hello:
     fingerprints: dict[str, str]
     service_ns: dict[str, int]
     longest_ns: int
+    embedding: int | None
 
 
 @dataclass(frozen=True)

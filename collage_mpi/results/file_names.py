@@ -9,6 +9,7 @@ MANIFEST = "manifest.json"
 MARKER = "COMPLETE"  # written last, where every image has a row
 SUMMARY = "summary.json"
 PARTS_FOLDER = "parts"  # the folder of rows
+VECTORS_FOLDER = "vectors"  # of what is kept beyond a class
 EXPORT = "export"  # a folder, where `export` writes by default
 LATENCIES = "latencies_ns.npy"  # of a simulation without rows
 TABLE, POINTS = "table.csv", "points.csv"  # of many runs: a line a run, a line a point
