@@ -22,6 +22,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "plot",
         "figures of runs: latency CDFs, timelines, throughput, an experiment's points",
     ),
+    "slow-ranks": (
+        "slow_ranks",
+        "ranks, GPUs and hosts that were slower than their peers; --exclude for Slurm",
+    ),
+    "report": ("report", "a page of one or several runs: charts, tables, pictures, in one file"),
     "shards": ("shards", "inspect or verify HDF5 shards"),
     "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
     "train": ("train", "train a single classifier, a collage-CNN or a parity network"),

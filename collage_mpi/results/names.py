@@ -94,7 +94,7 @@ def _ids(
     from collage_mpi.shards.ids import read_ids
 
     sought = {number: entry for number, entry in known.items() if entry.get("path")}
-    infos, why = _find([entry["path"] for entry in sought.values()], shards)
+    infos, why = find_shards([entry["path"] for entry in sought.values()], shards)
     ids, missing, bare = {}, [], 0
     for number, entry in sought.items():
         info = infos.get(entry["fingerprint"])
@@ -127,10 +127,15 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
     return f"{path}: no file given has its SHA-256{unread}"
 
 
-def _find(
+def find_shards(
     paths: Sequence[str], shards: Sequence[Path | str] | None
 ) -> tuple[dict[str, ShardInfo], dict[str, str]]:
-    """Fingerprint -> shard of those that can be read; path -> why not, of the others."""
+    """Fingerprint -> shard of those that can be read; path -> why not, of the others.
+
+    Args:
+        paths: where the shards of a run were.
+        shards: files and folders to look in instead, as in `image_names`.
+    """
     from collage_mpi.shards import ShardInfo
     from collage_mpi.shards.guard import examine_shards
     from collage_mpi.shards.reader import expand_paths

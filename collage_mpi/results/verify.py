@@ -85,22 +85,26 @@ class VerifyReport:
         return f"{status}: {self.rows:,} of {self.expected:,} rows, {doubles}{errors}{vectors}"
 
 
-def verify_run(path: Path | str) -> VerifyReport:
+def verify_run(path: Path | str, results: Results | None = None) -> VerifyReport:
     """Check the run in `path`. Damage is reported, not raised.
+
+    Args:
+        path: the run directory.
+        results: what `read_results` gave of it, where it was read already.
 
     Raises:
         EnvironmentFault: there is no run in `path`, or it cannot be read.
     """
     report = VerifyReport(Path(path))
-    _check(report)
+    _check(report, results)
     if not report.ok:
         _look_for_a_writer(report)
     return report
 
 
-def _check(report: VerifyReport) -> None:
+def _check(report: VerifyReport, results: Results | None) -> None:
     try:
-        results = read_results(report.path)
+        results = results or read_results(report.path)
     except EnvironmentFault:
         raise
     except CollageError as error:
