@@ -1,4 +1,4 @@
-"""A notebook's cells, run without Jupyter: in one fresh process, as a reader would from top to bottom.
+"""A notebook's cells, run without Jupyter: in one fresh process, from top to bottom.
 
 `python tests/notebook.py docs/predictions.ipynb` runs it and writes what its cells gave into it.
 """
