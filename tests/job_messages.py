@@ -21,12 +21,14 @@ WELCOME = Welcome(
     batch=1,
     task_bytes=4096,
     answer_bytes=UP_BYTES,
-    summed=None,
     extras=Extras(),
+    parity=None,
     warmup_tasks=2,
     straggler=StragglerSettings(),
     draws_by_image=False,
     burn=None,
+    must_read=True,
+    ranks=3,
 )
 HELLO = Hello(
     host="node1",
@@ -38,4 +40,5 @@ HELLO = Hello(
     service_ns={"single": 1_000_000},
     longest_ns=1_000_000,
     embedding=None,
+    cannot_read="",
 )

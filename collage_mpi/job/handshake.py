@@ -84,6 +84,22 @@ def handshake(
     return hellos
 
 
+def readers(plan: Plan, hellos: Mapping[int, Hello]) -> frozenset[int]:
+    """The ranks that read their images themselves; of the others the user is told."""
+    if not plan.settings.by_place:
+        return frozenset()
+    lacking: dict[str, list[int]] = {}
+    for rank, hello in sorted(hellos.items()):
+        if hello.cannot_read:
+            lacking.setdefault(hello.cannot_read, []).append(rank)
+    for why, ranks in lacking.items():
+        tell(
+            f"warning: rank 0 reads the images and sends them to rank(s) "
+            f"{', '.join(map(str, ranks))}: {why}"
+        )
+    return frozenset(plan.placement.workers).difference(*lacking.values())
+
+
 def roll_call(
     plan: Plan, worker_group: WorkerGroup, hellos: Mapping[int, Hello]
 ) -> tuple[list[Ready], dict[int, str]]:
@@ -180,8 +196,10 @@ def _burn(settings: StragglerSettings, rank: int) -> Burn | None:
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     """What each rank is told at the start of the session."""
     settings, batch = plan.settings, plan.settings.batch
-    image_bytes = PLACE.itemsize if settings.by_place else int(np.prod(plan.shards.shape))
+    image_bytes = int(np.prod(plan.shards.shape))
     encoded_bytes = int(np.prod(encoder.input_shape))
+    if settings.pixels == "workers":
+        image_bytes, encoded_bytes = PLACE.itemsize, PLACE.itemsize * encoder.places
     common = Welcome(
         networks={},
         image_shape=plan.shards.shape,
@@ -198,12 +216,14 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
             task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
         ),
         answer_bytes=answer_bytes(plan, encoder),
-        summed=None if plan.parity is None else plan.parity.summed,
         extras=settings.extras,
+        parity=plan.parity,
         warmup_tasks=settings.warmup_tasks,
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         draws_by_image=settings.draws_by_image,
         burn=None,
+        must_read=settings.pixels == "workers",
+        ranks=len(plan.placement.kinds),
     )
     return {
         rank: replace(

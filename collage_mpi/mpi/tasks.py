@@ -8,13 +8,14 @@ A task carries its pixels, or names the places in the input where its rank reads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from operator import attrgetter
 
 import numpy as np
 
-from collage_mpi.kinds import KIND, KINDS
+from collage_mpi.kinds import KINDS
 from collage_mpi.mpi.protocol import (
     CANCEL,
     HEADER,
@@ -50,7 +51,8 @@ class WireTask:
 
     Attributes:
         items: (image, cell) pairs; of a collage, cells that are not named are blank.
-        by_place: it carries no pixels, but a place an item; of a kind that is not encoded.
+        by_place: it carries no pixels, but a place an item, also where its rank is to make one
+            picture of them.
     """
 
     task: int
@@ -77,7 +79,7 @@ def pack_tasks(
         tasks: one or more, of any groups.
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array:
             one (H, W, C) per item of a single task, one (P, P, C) per collage task; of a task
-            by place one `pack_place` per item.
+            by place `pack_places` of its items, or of those of all tasks.
 
     Raises:
         WireFault: it does not fit `out`.
@@ -124,8 +126,7 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
         The tasks and (payload_bytes,) uint8, a view into `message`.
 
     Raises:
-        WireFault: the counts do not match the size, a kind is unknown, or one that rank 0
-            encodes is by place.
+        WireFault: the counts do not match the size, or a kind is unknown.
     """
     header = read_header(message)
     n_tasks, n_items, payload = header["n_tasks"], header["n_items"], header["payload_bytes"]
@@ -141,17 +142,15 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
     for *said, kind, by_place, count in records:
         if kind >= len(KINDS):
             raise WireFault(f"task {said[0]} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
-        if by_place and KIND[KINDS[kind]].encoded:
-            raise WireFault(f"task {said[0]} is {KINDS[kind]}, which rank 0 encodes, but by place")
         items = tuple(pairs[first : first + count])
         tasks.append(WireTask(*(*said, KINDS[kind], items, by_place)))
         first += count
     return tasks, message[pixels_at:]
 
 
-def pack_place(shard: int, row: int) -> np.ndarray:
-    """(PLACE.itemsize,) uint8: what a task by place carries for an item."""
-    return np.frombuffer(_PLACE.pack(shard, row), np.uint8)
+def pack_places(places: Iterable[tuple[int, int]]) -> np.ndarray:
+    """(n * PLACE.itemsize,) uint8: what tasks by place carry for n items, of (shard, row) each."""
+    return np.frombuffer(b"".join(starmap(_PLACE.pack, places)), np.uint8)
 
 
 def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import parts
@@ -32,7 +33,6 @@ class Buffer:
         table: Table,
         thread: PartThread,
         rows: int,
-        flush_s: float,
         beside: Beside | None = None,
     ) -> None:
         """`beside` is what else is written with each part, before it."""
@@ -41,15 +41,14 @@ class Buffer:
         self._thread = thread
         self._size = table.packer.size
         self._capacity = rows * self._size
-        self._flush_ns = int(flush_s * 1e9)
         self._pack_into = table.packer.pack_into
         self._has_reason = table.has_reason
+        self._handed_over = memoryview(b"")
         self._fresh()
 
     def _fresh(self) -> None:
         self._bytes = bytearray(self._capacity)
         self._used = 0
-        self._due_ns = time.monotonic_ns() + self._flush_ns
 
     def add(self, row: tuple[Any, ...]) -> None:
         """Pack one row; about a microsecond."""
@@ -58,7 +57,7 @@ class Buffer:
         self._pack_into(self._bytes, self._used, *row)
         self._used += self._size
         self.total += 1
-        if self._used == self._capacity or time.monotonic_ns() > self._due_ns:
+        if self._used == self._capacity:
             self.hand_over()
         elif self._thread.fault is not None:
             raise self._thread.fault
@@ -66,12 +65,17 @@ class Buffer:
     def hand_over(self) -> None:
         """Give the filled part of the buffer to the thread and take a new one."""
         if self._used:
-            payload = memoryview(self._bytes)[: self._used]
+            self._handed_over = memoryview(self._bytes)[: self._used]
             before = None if self.beside is None else self.beside.take()
-            self._thread.put(self.table, payload, before)
+            self._thread.put(self.table, self._handed_over, before)
         self._fresh()
         if self._thread.fault is not None:
             raise self._thread.fault
+
+    def recent(self) -> np.ndarray:
+        """A copy of the rows of the last two buffers, (n,) of the table's dtype, in their order."""
+        both = bytes(self._handed_over) + bytes(memoryview(self._bytes)[: self._used])
+        return np.frombuffer(both, self.table.dtype)
 
 
 class PartThread:

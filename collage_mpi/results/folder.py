@@ -14,7 +14,15 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results import parts, vectors
-from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER, SUMMARY, VECTORS_FOLDER
+from collage_mpi.results.file_names import (
+    MANIFEST,
+    MARKER,
+    METRICS,
+    PARTS_FOLDER,
+    STATUS,
+    SUMMARY,
+    VECTORS_FOLDER,
+)
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import keys_of, missing_images, standing
 from collage_mpi.results.rows import IMAGES, TABLES
@@ -29,7 +37,7 @@ def swept(out: Path) -> Path:
     remove_leftovers(directory, parts.OURS)
     if (out / VECTORS_FOLDER).is_dir():
         remove_leftovers(out / VECTORS_FOLDER, vectors.OURS)
-    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY))))
+    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY, STATUS, METRICS))))
     return directory
 
 

@@ -5,7 +5,7 @@ Does not know: the scheduler, statistics, threads (buffers and claim have theirs
 
 A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
 preallocated buffer. Full buffers
-(or those older than `flush_s`) go to the thread, whose work (CRC, write, fsync of 4 to
+(at a `tick` those older than `flush_s` too) go to the thread, whose work (CRC, write, fsync of 4 to
 8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
 that the queue fills, the caller waits: bounded memory comes first.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -58,6 +59,7 @@ from collage_mpi.results.rows import (
     TASKS,
     Table,
 )
+from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.vectors import Beside, extras_of, remove_orphans
 from collage_mpi.system.files import write_atomic
 
@@ -90,12 +92,14 @@ class RunWriter:
                 table,
                 self._thread,
                 rows_per_part,
-                flush_s,
                 self._vectors if table is IMAGES else None,
             )
             for table in TABLES
         )
+        self._flush_ns = int(flush_s * 1e9)
+        self._flushed_ns = time.monotonic_ns()
         self._closed = False
+        self._status: StatusFiles | None = None
 
     @classmethod
     def create(
@@ -252,6 +256,8 @@ class RunWriter:
         self._thread.end()
         try:
             self._claim.check()
+            if self._status is not None:
+                self._status.remove()
             (self.out / MANIFEST).unlink()  # under the claim: the next one's is not ours to take
             (self.out / PARTS_FOLDER).rmdir()
             if self._vectors is not None:
@@ -274,6 +280,21 @@ class RunWriter:
             write_manifest(self.out, self.manifest, self._claim.check)
         except OSError as error:
             raise unwritable(self.out, error) from error
+
+    def publish(self, facts: Mapping[str, Any], every_s: float) -> StatusFiles:
+        """Tell those who look into the folder how the job stands, from now until `close`.
+
+        Args:
+            facts: of the session: total, before (images with a row already), label.
+            every_s: seconds between two statuses.
+        """
+        own = {"run_id": self.manifest["run_id"], "session": self.session}
+        self._status = StatusFiles(self.out, {**own, **facts}, every_s, self._claim.check)
+        return self._status
+
+    def recent_tasks(self) -> np.ndarray:
+        """A copy of the latest task rows, (n,) of TASK_ROW: some seconds' or 4,096 and more."""
+        return self._tasks.recent()
 
     def image(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
         """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
@@ -299,10 +320,16 @@ class RunWriter:
         """Record one task: a TaskRow, or its fields by name. Raises as `image`."""
         self._tasks.add(row if row is not None else self._row(TASKS, fields))
 
+    def tick(self) -> None:
+        """Hand over what was buffered when it is `flush_s` old. To be called again and again."""
+        if time.monotonic_ns() - self._flushed_ns > self._flush_ns:
+            self.flush()
+
     def flush(self) -> None:
         """Hand all buffered rows to the thread now; does not wait for the disk."""
         for buffer in (self._tasks, self._groups, self._images):
             buffer.hand_over()
+        self._flushed_ns = time.monotonic_ns()
 
     def close(self, status: str, *, summary: bool = False, **final: Any) -> str | None:
         """Write what is buffered, then the manifest, then (if complete) the marker.
@@ -332,6 +359,9 @@ class RunWriter:
         try:
             return self._settle(status, final, summary)
         finally:
+            if self._status is not None:
+                marked = (self.out / MARKER).exists()
+                self._status.end(self.manifest["status"] if marked else "incomplete")
             self._claim.release()
 
     def _settle(self, status: str, final: Mapping[str, Any], summary: bool) -> str | None:

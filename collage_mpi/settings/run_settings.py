@@ -68,12 +68,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 "network have none of a single image: choose --save scores, or scheme none, "
                 "replicate or hedge"
             )
-        if self.by_place and encoded is not None:
-            raise UsageError(
-                f"pixels is workers with scheme {self.scheme}, for whose {encoded} network rank 0 "
-                "reads all images anyway: leave --pixels out, or choose scheme none, replicate or "
-                "hedge"
-            )
 
     @classmethod
     def from_mapping(cls: type[R], values: Mapping[str, Any], source: str = "settings") -> R:
@@ -112,10 +106,21 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 )
 
     @property
+    def paced(self) -> bool:
+        """Whether a group comes in when a rank has nothing to do (depth auto)."""
+        held = self.open_loop or self.between == "drain" or self.assign != "pull"
+        return self.depth is None and not held
+
+    @property
     def groups_in_flight(self) -> int:
-        """The scheduler's depth: this one's, or an open loop's window in groups."""
+        """The scheduler's depth, at most: this one's, or an open loop's window in groups.
+
+        Where groups come in as ranks have room, each message may hold up another group.
+        """
+        if self.paced:
+            return self.credit * self.world_size
         if not self.open_loop:
-            return self.depth
+            return self.depth or 1
         window = max(4096, 8 * self.n_singles) if self.window is None else self.window
         return -(-window // self.group_size)
 

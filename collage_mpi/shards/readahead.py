@@ -24,7 +24,7 @@ WINDOW = 4
 goes through the file in fewer passes."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that takes four times as long to make
 class ImageRecord:
     """One image of the input.
 

@@ -58,6 +58,7 @@ class ShardSet:
         self.shape = infos[0].shape
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
+        self.hash_limit_bytes: int | None = None  # of a file, to be hashed when it has changed
         self._lock = threading.RLock()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # least recently used first
         self._closed = False
@@ -347,6 +348,10 @@ class ShardSet:
             stamp = stamp_of(info.path)
             if stamp == known:
                 return
+            if self.hash_limit_bytes is not None and stamp[0] > self.hash_limit_bytes:
+                raise EnvironmentFault(
+                    f"{info.path}: has another time or inode, and is too large to be hashed here"
+                )
             same = sha256_of(info.path) == info.fingerprint
         except OSError as error:
             raise EnvironmentFault(

@@ -245,7 +245,7 @@ class Simulation:
             self._timeouts.sent(sends[0].rank, self._free_ns, len(sends))
         for send in sends:
             self.recorder.sent(send, self._free_ns, encode_ns)
-            self._events.append(ev.SendDone(self._stamp_ns, send.task, encode_ns))
+        self._events.append(ev.SendDone(self._stamp_ns, tuple(send.task for send in sends)))
         self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, sends)
 
     def _cancel(self, action: ev.Cancel) -> None:

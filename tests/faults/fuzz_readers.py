@@ -32,7 +32,7 @@ from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, 
 from collage_mpi.mpi.tasks import (
     WireTask,
     pack_cancel,
-    pack_place,
+    pack_places,
     pack_tasks,
     unpack_cancel,
     unpack_tasks,
@@ -40,7 +40,7 @@ from collage_mpi.mpi.tasks import (
 from collage_mpi.prep.idx import read_idx
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.rows import TABLES
-from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm.job_script import SlurmSettings, render
@@ -304,6 +304,7 @@ def _messages() -> list[Reader]:
     results = [
         WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
         WireResult(2, FAILED, reason="out of memory", retryable=True),
+        WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
     ]
     told = replace(
         WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)
@@ -313,7 +314,7 @@ def _messages() -> list[Reader]:
         out = np.zeros(wire.HEADER.itemsize + len(raw), np.uint8)
         return messages.unpack(out[: wire.pack_control(out, 1, raw)], 1)
 
-    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_place(1, 2)]
+    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_places([(1, 2)])]
     cases = (
         ("tasks", unpack_tasks, message(pack_tasks, tasks, pixels)),
         ("results", unpack_results, message(pack_results, results)),

@@ -58,7 +58,7 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
 def test_without_pixels_tasks_name_their_places() -> None:
     records = [ImageRecord(i, i % 2, 7 * i, None, None) for i in range(3)]
     clock, encoder = Clock(), CountingEncoder(Grid(2, 3), SHAPE)
-    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, by_place=True)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, reading=[1])
     feed.admit(3)
     sends = [Send(t, 1, "single", ((t, 0),), t, 1) for t in (2, 1)]
     packed = feed.pack(sends, lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
@@ -67,6 +67,27 @@ def test_without_pixels_tasks_name_their_places() -> None:
     assert unpack_places(payload) == [(0, 14), (1, 7)]
     assert packed.encodes_ns == (0, 0)
     for image in range(3):
+        feed.release(image)
+    assert feed.held == 0
+
+
+def test_pixels_go_to_those_that_do_not_read() -> None:
+    images = np.random.default_rng(0).integers(1, 256, (2, *SHAPE), dtype=np.uint8)
+    records = [ImageRecord(i, 3, i, image, None) for i, image in enumerate(images)]
+    clock, encoder = Clock(tick_ns=7), CountingEncoder(Grid(2, 3), SHAPE)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, reading=[1])
+    feed.admit(2)
+    for rank, kind in ((1, "single"), (2, "single"), (1, "collage"), (2, "collage")):
+        packed = feed.pack([Send(rank, rank, kind, ((1, 0),), 0, 1)], lambda n: np.zeros(n, "u1"))
+        (task,), payload = unpack_tasks(packed.buffer[: packed.nbytes])
+        assert task.by_place == (rank == 1)
+        if rank == 1:
+            assert unpack_places(payload) == [(3, 1)]
+        elif kind == "single":
+            assert payload.tobytes() == images[1].tobytes()
+        else:
+            assert np.array_equal(payload.reshape(6, 6, 1)[:3, :3], images[1, ::2, ::2])
+    for image in range(2):
         feed.release(image)
     assert feed.held == 0
 

@@ -101,6 +101,21 @@ def test_a_row_is_cheap_on_the_hot_path(tmp_path: Path) -> None:
     assert np.median(costs_ns) < 25_000  # about 3,500 on a quiet core; 10,000 is the promise
 
 
+def test_rows_wait_for_a_tick_when_they_are_old(tmp_path: Path) -> None:
+    full = manifest(9)
+    writer = RunWriter.create(tmp_path, full, flush_s=60)
+    fill(writer, full, range(9))
+    writer.tick()
+    assert writer._images._used
+    writer._flushed_ns -= 61 * 10**9
+    writer.tick()
+    assert not writer._images._used + writer._groups._used + writer._tasks._used
+    fill(writer, full, [0])
+    writer.tick()
+    assert writer._images._used, "they have just been handed over"
+    writer.close("incomplete")
+
+
 def test_create_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
     make_run(tmp_path / "run", 9)
     with pytest.raises(EnvironmentFault, match="--resume"):
