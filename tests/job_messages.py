@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.job.messages import Hello, Welcome
 from collage_mpi.models import Tuning
 from collage_mpi.mpi.protocol import UP_BYTES
@@ -20,6 +21,7 @@ WELCOME = Welcome(
     batch=1,
     task_bytes=4096,
     answer_bytes=UP_BYTES,
+    extras=Extras(),
     parity=None,
     warmup_tasks=2,
     straggler=StragglerSettings(),
@@ -38,5 +40,6 @@ HELLO = Hello(
     fingerprints={"single": "b" * 64},
     service_ns={"single": 1_000_000},
     longest_ns=1_000_000,
+    embedding=None,
     cannot_read="",
 )

@@ -39,4 +39,5 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "doctor",
         "what would keep a job from starting here, and how to fix it; which rank is where",
     ),
+    "completion": ("completion", "print a script by which a shell completes these commands"),
 }

@@ -78,6 +78,7 @@ def handshake(
     finally:
         loading.close()
     check_same_weights(hellos)
+    check_same_embedding(hellos)
     warn_of_mixed_tuning(hellos)
     _require_quorum(plan, worker_group)
     return hellos
@@ -137,6 +138,16 @@ def check_same_weights(hellos: Mapping[int, Hello]) -> None:
                     f"{hellos[other].host} ({expected[:12]}...): make the weights the same "
                     "file on every host"
                 )
+
+
+def check_same_embedding(hellos: Mapping[int, Hello]) -> None:
+    """Raise DataFault unless all ranks that give embeddings give as many numbers."""
+    found = {hello.embedding: rank for rank, hello in sorted(hellos.items()) if hello.embedding}
+    if len(found) > 1:
+        told = ", ".join(f"{numbers} on rank {rank}" for numbers, rank in found.items())
+        raise DataFault(
+            f"the ranks' networks give embeddings of other lengths ({told}): make them the same"
+        )
 
 
 def refuse_other_networks(
@@ -205,6 +216,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
             task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
         ),
         answer_bytes=answer_bytes(plan, encoder),
+        extras=settings.extras,
         parity=plan.parity,
         warmup_tasks=settings.warmup_tasks,
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
@@ -227,8 +239,10 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
 
 def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
     """Room for a message of answers: of one task at least, with vectors where they travel."""
-    vectors = 0 if plan.parity is None else 1
-    return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, plan.classes))
+    extras = plan.settings.extras
+    vectors = encoder.places if extras else 0 if plan.parity is None else 1
+    floats = extras.floats(plan.classes) + (0 if plan.parity is None else plan.classes)
+    return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, floats))
 
 
 @dataclass(frozen=True)

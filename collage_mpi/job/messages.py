@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models import ParitySpec, Tuning
@@ -70,6 +71,7 @@ class Welcome:
         credit: messages of tasks that may be under way to the rank.
         batch: inputs of one message, at most.
         task_bytes, answer_bytes: of a message of tasks, and of answers, at most.
+        extras: what an answer carries of each image beyond its class.
         parity: how answers are decoded from those of others; None where none are.
         warmup_tasks: of each network, before it is ready.
         draws_by_image: of injected delays: by an image's number, not its group's.
@@ -91,6 +93,7 @@ class Welcome:
     batch: int
     task_bytes: int
     answer_bytes: int
+    extras: Extras
     parity: ParitySpec | None
     warmup_tasks: int
     straggler: StragglerSettings
@@ -151,6 +154,7 @@ class Hello:
         tuning, fingerprints: by kind, of its network.
         service_ns: kind -> one input, while other ranks may be at work too.
         longest_ns: of any batch that was tried.
+        embedding: how many numbers of an image it gives; None where it was asked for none.
         cannot_read: why it must be sent pixels, where it was told of shards; "" else.
     """
 
@@ -162,6 +166,7 @@ class Hello:
     fingerprints: dict[str, str]
     service_ns: dict[str, int]
     longest_ns: int
+    embedding: int | None
     cannot_read: str
 
 

@@ -19,6 +19,7 @@ from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.fit import check_fit, check_parity
 from collage_mpi.models.weights import read_tensors
+from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
@@ -75,6 +76,8 @@ def make_plan(
         UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
     """
     settings.require_inputs()
+    if settings.extras:
+        require_pyarrow("--top-k and --save", "leave them out")
     placement = settings.place(world_size, launcher_size() if launched else None)
     make_delays(settings)  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
@@ -106,6 +109,9 @@ def make_plan(
         shards.close()
         raise
     classes = len(names) if names else _unnamed_classes(settings, shards)
+    if (settings.top_k or 0) > classes:
+        shards.close()
+        raise UsageError(f"top_k is {settings.top_k}; there are {classes} classes")
     plan = Plan(settings, shards, order, grid, placement, names, classes)
     if not settings.uses_parity:
         return plan

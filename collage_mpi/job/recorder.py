@@ -10,9 +10,13 @@ a held answer of it may still resolve an image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.mpi.answers import WireResult
 from collage_mpi.results.rows import (
@@ -40,6 +44,34 @@ class Writer(Protocol):
 # A task whose compute + held is over this times its draw met no delay of the model: the network
 # computed too long, or the rank was not given its core back in time (docs/stragglers.md).
 TOLERATED = 1.1
+
+
+class Vectors:
+    """Picks the vector of the answer that resolved an image, which is kept."""
+
+    def __init__(
+        self, extras: Extras, write: Callable[[int, int, np.ndarray], None], evidence: int = 0
+    ) -> None:
+        """`write(shard, row, vector)` keeps it.
+
+        `evidence`: numbers before it that are the scheme's, of an answer that has both.
+        """
+        self._extras, self._write, self._evidence = extras, write, evidence
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def decoded(self, image: int, scores: np.ndarray) -> None:
+        """The image's scores, (classes,), as several answers together give them."""
+        self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[0]
+
+    def keep(self, resolve: Resolve, record: ImageRecord, send: Send, result: WireResult) -> None:
+        """The image is resolved by the task's answer; its row follows."""
+        vector = self._decoded.pop(resolve.image, None)
+        if vector is None:
+            assert result.vectors is not None
+            place = next(i for i, (image, _) in enumerate(send.items) if image == resolve.image)
+            vector = result.vectors[place, self._evidence :]  # (floats,) float32
+        self._write(record.shard, record.row, vector)
+
 
 NO_RESULT = WireResult(0, 0)  # of a task that has not ended
 
@@ -91,9 +123,17 @@ class Recorder:
     """Told of every admission, send, end and outcome; writes rows. Times are rank 0's."""
 
     def __init__(
-        self, writer: Writer, *, start_ns: int, group_size: int, warmup_groups: int
+        self,
+        writer: Writer,
+        *,
+        start_ns: int,
+        group_size: int,
+        warmup_groups: int,
+        vectors: Vectors | None = None,
     ) -> None:
+        """`vectors` picks what is kept of an image beyond its class, where anything is."""
         self.totals = Totals()
+        self._vectors = vectors
         self._writer = writer
         self._start_ns = start_ns
         self._group_size = group_size
@@ -150,6 +190,8 @@ class Recorder:
             # As when rank 0 reads: the label of a bad row is not to be trusted either.
             image = image._replace(record=replace(image.record, label=None))
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
+        if self._vectors is not None and task is not None:
+            self._vectors.keep(resolve, image.record, task.send, task.result)
         # First: a writer that raises leaves everything as if this had not happened.
         self._writer.image(self._image_row(resolve, image, task, group, now_ns))
         del self._images[resolve.image]

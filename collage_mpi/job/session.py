@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.decode import decode_parity
+from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job.coordinator import Coordinator
@@ -35,7 +35,7 @@ from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
-from collage_mpi.job.recorder import Recorder, Totals
+from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.status import snapshot
 from collage_mpi.job.worker_group import WorkerGroup
@@ -319,6 +319,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "placement": plan.placement.describe(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "warmup_groups": settings.warm_groups,
+        **({"extras": asdict(settings.extras)} if settings.extras else {}),
     }
 
 
@@ -340,7 +341,12 @@ def build_coordinator(
     `reading`: ranks that read their images themselves.
     """
     settings, clock = plan.settings, time.monotonic_ns
-    scheme = make_scheme(replace(settings.scheme_settings(), decode=parity_decoder(plan)))
+    vectors = None
+    if settings.extras:
+        evidence = 0 if plan.parity is None else plan.classes
+        vectors = Vectors(settings.extras, writer.vector, evidence)
+    decoder = parity_decoder(plan, vectors)
+    scheme = make_scheme(replace(settings.scheme_settings(), decode=decoder))
     known = (costs.ratio, costs.batch_costs) if costs is not None else ()
     workers = len(plan.placement.workers)
     scheduler = Scheduler(scheduler_settings(settings, workers, *known), scheme)
@@ -349,6 +355,7 @@ def build_coordinator(
         start_ns=clock(),
         group_size=settings.group_size,
         warmup_groups=settings.warm_groups,
+        vectors=vectors,
     )
 
     def report(recorder: Recorder) -> None:
@@ -375,11 +382,20 @@ def build_coordinator(
     )
 
 
-def parity_decoder(plan: Plan) -> Decode:
-    """How scheme parity makes an image's record from the vectors that answers carry."""
+def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
+    """How scheme parity makes an image's record from the vectors that answers carry.
+
+    `vectors` is told the scores: a record that is made resolves its image.
+    """
 
     def decode(image: int, evidence: Any, others: Sequence[Any]) -> Score | None:
-        found = decode_parity(evidence[0], others, plan.parity_temperature)
+        total, temperature = evidence[0], plan.parity_temperature
+        others = [other[: len(total)] for other in others]  # behind it is what is kept
+        found = decode_parity(total, others, temperature)
+        if vectors is not None and found is not None:
+            scores = parity_scores(total, others, temperature)
+            assert scores is not None
+            vectors.decoded(image, scores)
         return None if found is None else Score(*found)
 
     return decode

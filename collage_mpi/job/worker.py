@@ -26,6 +26,7 @@ import numpy as np
 from collage_mpi.encoding.decode import decode, summands
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.vectors import EMBEDDINGS, Extras
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
@@ -103,6 +104,7 @@ class Session:
         encoded, image = welcome.encoded_shape, welcome.image_shape
         self._shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
         self.summed = welcome.parity.summed if welcome.parity is not None else None
+        self.extras = welcome.extras
         self.answer_bytes = welcome.answer_bytes
         self.predictors: dict[str, Predictor] = {}
         self.delays: DelayModel = make_delays(welcome.straggler, by_image=welcome.draws_by_image)
@@ -267,6 +269,7 @@ class Worker:
             fingerprints={k: p.fingerprint for k, p in session.predictors.items()},
             service_ns=single_ns,
             longest_ns=max([*batch_ns, *single_ns.values()], default=0),
+            embedding=next((p.embedding for p in session.predictors.values()), None),
             cannot_read=cannot_read,
         )
         self._tell(hello, number)
@@ -471,12 +474,21 @@ class Worker:
         """
         try:
             batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
-            scores = session.predictors[tasks[0].kind].predict(batch)  # (n, cells, classes)
-            ends = accumulate(len(part) for part in inputs)
-            return [
-                _outcome_of(task, scores[end - len(part) : end], session.summed)
-                for task, part, end in zip(tasks, inputs, ends, strict=True)
-            ]
+            predictor = session.predictors[tasks[0].kind]
+            embeddings = None
+            if session.extras.save == EMBEDDINGS:
+                scores, embeddings = predictor.embed(batch)
+            else:
+                scores = predictor.predict(batch)  # (n, cells, classes)
+            outcomes: list[Outcome | str] = []
+            for task, part, end in zip(tasks, inputs, accumulate(map(len, inputs)), strict=True):
+                own = slice(end - len(part), end)
+                outcome = _outcome_of(task, scores[own], session.summed)
+                if session.extras and not isinstance(outcome, str):
+                    given = None if embeddings is None else embeddings[own]
+                    outcome = _with_extras(session.extras, task, outcome, scores[own], given)
+                outcomes.append(outcome)
+            return outcomes
         except Exception as error:
             if len(tasks) == 1:
                 return [f"{type(error).__name__}: {error}"]
@@ -574,3 +586,25 @@ def _outcome_of(task: WireTask, scores: np.ndarray, summed: str | None) -> Outco
     places = [c for _, c in task.items] if kind.encoded else range(len(task.items))
     vectors = None if summed is None else summands(scores[:, 0], summed)
     return tuple([records[place] for place in places]), vectors
+
+
+def _with_extras(
+    extras: Extras,
+    task: WireTask,
+    outcome: Outcome,
+    scores: np.ndarray,
+    embeddings: np.ndarray | None,
+) -> Outcome:
+    """With a vector an item, behind what the scheme's own vectors say.
+
+    Args:
+        scores: of the task, as `_outcome_of` has them.
+        embeddings: (n, d) float32 of its items, where they are kept.
+    """
+    kind, (cells, vectors) = KIND[task.kind], outcome
+    if not kind.resolves:
+        return outcome
+    flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
+    asked = flat[[cell for _, cell in task.items]] if kind.encoded else flat  # (items, classes)
+    kept = extras.pack(asked, embeddings)
+    return cells, kept if vectors is None else np.concatenate([vectors, kept], axis=1)

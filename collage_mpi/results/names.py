@@ -63,17 +63,17 @@ def image_names(results: Results, shards: Sequence[Path | str] | None = None) ->
     ids, notes = _ids(known, shards)
     return ImageNames(
         _ids_of_rows(images, ids),
-        _picked(_shard_names(entries), images["shard"], np.ones(len(images), bool)),
-        _picked(classes, images["predicted"], images["answered"]),
-        _picked(classes, images["label"], images["has_label"]),
+        picked(_shard_names(entries), images["shard"], np.ones(len(images), bool)),
+        picked(classes, images["predicted"], images["answered"]),
+        picked(classes, images["label"], images["has_label"]),
         notes,
     )
 
 
-def _picked(
+def picked(
     names: Sequence[str | None], numbers: np.ndarray, there: np.ndarray
 ) -> np.ma.MaskedArray:
-    """(n,) the name of each number, masked where there is none."""
+    """(n,) the name of each number, masked where there is none, or `there` is false."""
     table = np.array([*names, None], dtype=object)
     known = there & (numbers >= 0) & (numbers < len(names))
     found = table[np.where(known, numbers, len(names))]

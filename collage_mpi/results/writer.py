@@ -28,7 +28,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
 from collage_mpi.results.claim import LOOK_S, PATIENT, Claim, Patience, find_writer, held_by
-from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER
+from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER, VECTORS_FOLDER
 from collage_mpi.results.folder import (
     has_errors,
     is_whole,
@@ -60,6 +60,7 @@ from collage_mpi.results.rows import (
     Table,
 )
 from collage_mpi.results.status import StatusFiles
+from collage_mpi.results.vectors import Beside, extras_of, remove_orphans
 from collage_mpi.system.files import write_atomic
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
@@ -85,8 +86,15 @@ class RunWriter:
         self._claim = claim
         directory = out / PARTS_FOLDER
         self._thread = PartThread(directory, self.session, claim.check)
+        self._vectors = Beside(out, manifest, claim.check) if extras_of(manifest) else None
         self._images, self._groups, self._tasks = (
-            Buffer(table, self._thread, rows_per_part) for table in TABLES
+            Buffer(
+                table,
+                self._thread,
+                rows_per_part,
+                self._vectors if table is IMAGES else None,
+            )
+            for table in TABLES
         )
         self._flush_ns = int(flush_s * 1e9)
         self._flushed_ns = time.monotonic_ns()
@@ -124,6 +132,9 @@ class RunWriter:
                         f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a "
                         "copy, or choose another --out."
                     )
+                remove_orphans(out, ())
+                if extras_of(full):
+                    (out / VECTORS_FOLDER).mkdir(exist_ok=True)
                 write_manifest(out, full, claim.check)
                 return cls(out, full, claim, **options)
         except OSError as error:
@@ -174,6 +185,9 @@ class RunWriter:
                     claim.check()
                     (out / MARKER).unlink(missing_ok=True)
                 write_manifest(out, full, claim.check)
+                if extras_of(full):  # after the manifest, which says what counts
+                    (out / VECTORS_FOLDER).mkdir(exist_ok=True)
+                    remove_orphans(out, (part for part in here if part.table == IMAGES.name))
                 writer = cls(out, full, claim, **options)
         except OSError as error:
             raise unwritable(out, error) from error
@@ -246,6 +260,8 @@ class RunWriter:
                 self._status.remove()
             (self.out / MANIFEST).unlink()  # under the claim: the next one's is not ours to take
             (self.out / PARTS_FOLDER).rmdir()
+            if self._vectors is not None:
+                (self.out / VECTORS_FOLDER).rmdir()
         except (OSError, CollageError):
             self._claim.release()
             return  # taken over meanwhile, or somebody else's files: leave them
@@ -290,6 +306,11 @@ class RunWriter:
             struct.error, TypeError: a value does not fit its column.
         """
         self._images.add(row if row is not None else self._row(IMAGES, fields))
+
+    def vector(self, shard: int, row: int, vector: np.ndarray) -> None:
+        """What is kept of an answered image, (floats,) float32: before its own row."""
+        assert self._vectors is not None
+        self._vectors.add(shard, row, vector)
 
     def group(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
         """Record one group: a GroupRow, or its fields by name. Raises as `image`."""

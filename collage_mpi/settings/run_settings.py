@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import KINDS, PARITY, SINGLE
+from collage_mpi.kinds import ENCODED_KINDS, KINDS, PARITY, SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
@@ -60,6 +61,13 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def _check(self) -> None:
         if self.window is not None and self.window < self.group_size:
             raise UsageError(f"window is {self.window}; it needs at least {self.group_size}")
+        encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
+        if self.save == EMBEDDINGS and encoded is not None:
+            raise UsageError(
+                f"save is embeddings with scheme {self.scheme}, where answers of the {encoded} "
+                "network have none of a single image: choose --save scores, or scheme none, "
+                "replicate or hedge"
+            )
 
     @classmethod
     def from_mapping(cls: type[R], values: Mapping[str, Any], source: str = "settings") -> R:
