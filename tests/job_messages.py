@@ -25,6 +25,7 @@ WELCOME = Welcome(
     straggler=StragglerSettings(),
     draws_by_image=False,
     burn=None,
+    fit=None,
     must_read=True,
     ranks=3,
 )

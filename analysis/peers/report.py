@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,7 +107,7 @@ def _cell(case: str, found: tuple[float, int] | None, most: float, mine: list[Li
         return " / ".join(sorted({fate(line) for line in here}))
     rate, chunk = found
     if not rate:
-        return "no result"
+        return "refused" if all(line["exit"] == 2 for line in here) else "no result"
     text = f"**{rate:,.0f}**" if rate == most else f"{rate:,.0f}"
     return f"{text} ({chunk})" if chunk else text
 
@@ -166,10 +167,15 @@ def draw(lines: list[Line], out: Path) -> None:
         for axis, case in zip(axes[0], cases, strict=True):
             rates = [found.get((case, p), (float("nan"), 0))[0] for p in programs]
             bars = axis.barh(range(len(programs)), rates, color=[colours[k] for k in kinds])
-            labels = ["" if rate != rate else f"{rate:,.0f}" for rate in rates]
+            labels = [
+                "" if isnan(rate) else f"{rate:,.0f}" if rate else "no result" for rate in rates
+            ]
             axis.bar_label(bars, labels, padding=2, fontsize=6.5)
-            top = max(rate for rate in rates if rate == rate)
-            axis.set(title=case, xlabel="images/s", xlim=(0, top * 1.35))
+            top = max(rate for rate in rates if not isnan(rate)) or 1.0
+            title = case.replace(", ", ",\n") if ", " in case else f"\n{case}"
+            axis.set(title=title, xlabel="images/s", xlim=(0, top * 1.4))
+            axis.xaxis.set_major_locator(plt.MaxNLocator(2, prune="upper"))
+            axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.tick_params(axis="y", length=0)
         axes[0][0].set_yticks(range(len(programs)), [name_of(p) for p in programs])
         axes[0][0].invert_yaxis()

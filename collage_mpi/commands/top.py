@@ -225,7 +225,7 @@ def beside_peers(ranks: list[Json]) -> dict[int, float | None]:
     """Rank -> its service time over the median of the other ranks of its kinds; None if unknown."""
     times: dict[tuple[str, ...], dict[int, float]] = {}
     for rank in ranks:
-        if rank.get("service_ms"):
+        if (rank.get("service_ms") or 0) > 0:
             times.setdefault(tuple(rank["kinds"]), {})[rank["rank"]] = rank["service_ms"]
     found: dict[int, float | None] = dict.fromkeys(rank["rank"] for rank in ranks)
     for members in times.values():

@@ -24,7 +24,7 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
-from collage_mpi.mpi.tasks import PLACE, task_message_bytes
+from collage_mpi.mpi.tasks import FILE, PLACE, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
@@ -201,7 +201,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         credit=settings.credit,
         batch=batch,
         task_bytes=max(
-            task_message_bytes(batch, batch, batch * image_bytes),
+            task_message_bytes(batch, batch, batch * (image_bytes + FILE.itemsize)),
             task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
         ),
         answer_bytes=answer_bytes(plan, encoder),
@@ -210,6 +210,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         draws_by_image=settings.draws_by_image,
         burn=None,
+        fit=plan.shards.fit,
         must_read=settings.pixels == "workers",
         ranks=len(plan.placement.kinds),
     )

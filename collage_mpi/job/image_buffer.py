@@ -17,6 +17,7 @@ from collage_mpi.encoding.stripe import AnyEncoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     WireTask,
+    pack_file,
     pack_places,
     pack_task_records,
     pack_tasks,
@@ -110,6 +111,8 @@ class ImageBuffer:
             pixels = [pack_places([(record.shard, record.row) for record in records])]
         else:
             pixels = [_pixels(record) for record in records]
+            for task in tasks:  # of a single network, and so of an image
+                task.as_files = self._records[task.items[0][0]].file is not None
         items = len(records)
         nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
@@ -158,5 +161,8 @@ class ImageBuffer:
 
 
 def _pixels(record: ImageRecord) -> np.ndarray:
+    """What a task carries of the image."""
+    if record.file is not None:
+        return pack_file(record.file)
     assert record.pixels is not None  # else its task goes by place
     return record.pixels

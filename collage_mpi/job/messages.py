@@ -74,6 +74,7 @@ class Welcome:
         warmup_tasks: of each network, before it is ready.
         draws_by_image: of injected delays: by an image's number, not its group's.
         burn: what burns beside the rank.
+        fit: how files become images, where tasks may carry them (`pictures.Fit`).
         must_read: whether a rank whose host has not the shards cannot work; else it says so.
         ranks: of the world, which share the cores where no launcher says how many are on a host.
     """
@@ -95,6 +96,7 @@ class Welcome:
     straggler: StragglerSettings
     draws_by_image: bool
     burn: Burn | None
+    fit: str | None
     must_read: bool
     ranks: int
 

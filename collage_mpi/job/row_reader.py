@@ -26,6 +26,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.encoders import make_cell_maker
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.scheduler.events import Unread
+from collage_mpi.shards.pictures import Fit, UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import ShardFault, ShardInfo
 
 if TYPE_CHECKING:
@@ -63,6 +64,24 @@ def described(shards: ShardSet) -> list[str]:
         )
         for number, info in enumerate(shards.infos)
     ]
+
+
+def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: Fit) -> Inputs:
+    """What tasks carried: pixels as they are, files decoded, an input each."""
+    arrays, faults = [], []
+    for part in parts:
+        own: Faults = [None] * len(part)
+        if isinstance(part, list):
+            found = np.zeros((len(part), *fit.shape), np.uint8)
+            for i, data in enumerate(part):
+                try:
+                    found[i] = picture_pixels(data, fit)
+                except UnreadablePicture as error:
+                    own[i] = Unread(f"cannot be decoded: {error}", of_input=True)
+            part = found
+        arrays.append(part)
+        faults.append(own)
+    return Inputs(arrays, faults)
 
 
 class RowReader:

@@ -253,13 +253,15 @@ def open_reader(
 ) -> ReadAhead:
     """Rank 0's part of reading `order`: what those ranks do not read that are to be `reading`.
 
-    Their cells too, where one of them is to paste.
+    Their cells too, where one of them is to paste; else encoded images stay as they are, for
+    their ranks to decode.
     """
     others = set(plan.placement.workers) - (set(reading) if plan.settings.by_place else set())
     kinds = {kind for rank in others for kind in plan.placement.kinds[rank]}
     pasted = bool(kinds & set(ENCODED_KINDS))
     maker = make_cell_maker(encoder, plan.shards.cell_sizes) if pasted else None
-    return ReadAhead(plan.shards, order, cells=maker, pixels=bool(others))
+    files = not pasted and plan.shards.fit is not None
+    return ReadAhead(plan.shards, order, cells=maker, pixels=bool(others), files=files)
 
 
 def not_done(plan: Plan, done: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate, islice
 from typing import NamedTuple, Protocol
 
@@ -31,15 +31,16 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Hello, Measured, Message, Rank0, Start, Welcome
-from collage_mpi.job.row_reader import Inputs, RowReader, Wanted
+from collage_mpi.job.row_reader import Inputs, RowReader, Wanted, decoded
 from collage_mpi.kinds import ENCODED_KINDS, KIND, TABLE
 from collage_mpi.models import Predictor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, in_messages, pack_results
-from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_places, unpack_tasks
+from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_files, unpack_places, unpack_tasks
 from collage_mpi.scheduler import batch_factor
 from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.shards.guard import HASH_LIMIT_BYTES
+from collage_mpi.shards.pictures import parse_fit
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.pidfd import ProcessId
@@ -116,6 +117,8 @@ class Session:
         self.answered = 0  # tasks
         self.rows: RowReader | None = None  # for tasks by place
         self.encoder: AnyEncoder | None = None  # of theirs that are of a group
+        self.fit = None if welcome.fit is None else parse_fit(welcome.fit)
+        self.decoding = ThreadPoolExecutor(1, "decode")  # made at its first use
         self.queue: deque[Batch] = deque()
         self.open: set[int] = set()  # tasks queued or in work
         self.cancelled: set[int] = set()  # of these
@@ -134,6 +137,7 @@ class Session:
 
     def end(self) -> None:
         """Nothing burns any more, no file is open."""
+        self.decoding.shutdown(cancel_futures=True)
         if self.rows is not None:
             self.rows.close()
             self.rows = None
@@ -344,7 +348,12 @@ class Worker:
     def _batch(self, session: Session, tasks: list[WireTask], pixels: np.ndarray) -> Batch:
         """What has come in a message; if by place, as all of it is then, reading it begins."""
         if not tasks[0].by_place:
-            return Batch(tasks, self._inputs(session, tasks, pixels))
+            parts = self._inputs(session, tasks, pixels)
+            arrays = [part for part in parts if not isinstance(part, list)]
+            if len(arrays) == len(parts):
+                return Batch(tasks, arrays)
+            assert session.fit is not None
+            return Batch(tasks, session.decoding.submit(decoded, parts, session.fit))
         if session.rows is None:
             raise wire.WireFault(f"task {tasks[0].task} is by place, and no shards were told")
         named, wanted = iter(unpack_places(pixels)), []
@@ -392,10 +401,19 @@ class Worker:
 
     def _inputs(
         self, session: Session, tasks: list[WireTask], pixels: np.ndarray
-    ) -> list[np.ndarray]:
-        """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage."""
-        inputs, at = [], 0
+    ) -> list[np.ndarray | list[bytes]]:
+        """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage; or the
+        files of its images."""
+        inputs: list[np.ndarray | list[bytes]] = []
+        at = 0
         for task in tasks:
+            if task.as_files:
+                if session.fit is None:
+                    raise wire.WireFault(f"task {task.task} has files, and no fit was told")
+                files, nbytes = unpack_files(pixels[at:], len(task.items))
+                inputs.append(files)
+                at += nbytes
+                continue
             count = 1 if KIND[task.kind].encoded else len(task.items)
             shape = session.input_shape(task.kind)
             end = at + count * math.prod(shape)
@@ -520,10 +538,7 @@ def _first(faults: Faults) -> str:
 def _answered(
     task: WireTask, outcome: Outcome, took_ns: tuple[int, int, int], unread: Faults
 ) -> WireResult:
-    """Of a blank cell the network says nothing that counts."""
     cells, vectors = outcome
-    if unread:
-        cells = tuple(None if why else cell for cell, why in zip(cells, unread, strict=True))
     result = WireResult(task.task, ANSWERED, *took_ns, cells=cells, vectors=vectors)
     result.unread, result.reason = unread, _first(unread)
     return result

@@ -70,7 +70,7 @@ class WireResult:
         read_ns: waiting until its rank had read its images, where it did.
         cells: one record per item, None where the network gave none; () unless answered.
         unread: one an item if any of its images was not read: of an answered one those that are
-            blank; () otherwise. `reason` is then that of the first.
+            blank, whose cells do not travel; () otherwise. `reason` is then that of the first.
         vectors: (n, floats) float32, one an input of the network, where the scheme decodes from
             them; None otherwise. Of a message's results all have as many floats.
     """

@@ -11,7 +11,7 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.mpi.tasks import unpack_places, unpack_tasks
+from collage_mpi.mpi.tasks import unpack_files, unpack_places, unpack_tasks
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 
@@ -107,3 +107,18 @@ def test_a_stripe_is_made_of_its_images_wherever_it_is_in_the_group(name: str) -
     expected = encoder.paste([small[1], None, small[3]])
     assert np.array_equal(pixels.reshape(encoder.input_shape), expected)
     assert packed.encodes_ns[0] > 0
+
+
+def test_files_travel_as_they_are_beside_pixels() -> None:
+    image = np.full(SHAPE, 7, np.uint8)
+    records = [ImageRecord(0, 0, 0, None, 1, file=b"abc"), ImageRecord(1, 0, 1, image, 1)]
+    clock, encoder = Clock(), CountingEncoder(Grid(2, 3), SHAPE)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock)
+    feed.admit(2)
+    sends = [Send(t, 1, "single", ((t, 0),), t, 1) for t in (0, 1)]
+    packed = feed.pack(sends, lambda nbytes: np.zeros(nbytes, np.uint8))
+    tasks, payload = unpack_tasks(packed.buffer[: packed.nbytes])
+    assert [task.as_files for task in tasks] == [True, False]
+    files, nbytes = unpack_files(payload, 1)
+    assert files == [b"abc"]
+    assert payload[nbytes:].tobytes() == image.tobytes()

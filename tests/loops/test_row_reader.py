@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import socket
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from fakes import MS, SHAPE
+from PIL import Image
 from test_worker import Bench
 
 from collage_mpi.encoding.collage import Encoder
@@ -29,12 +31,13 @@ from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED
-from collage_mpi.mpi.tasks import WireTask, pack_places
+from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
 from collage_mpi.scheduler.events import Send, Unread
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.cells import add_cells
 from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.pictures import Fit
 
 HOST = socket.gethostname()
 LABELS = np.arange(10)
@@ -332,6 +335,12 @@ def test_a_rank_pastes_what_rank_0_would_have(kind: str, stored: bool, tmp_path:
     assert looker.shown.any()
 
 
+def test_a_single_network_is_shown_the_image_itself(tmp_path: Path) -> None:
+    bench, looker = grouped(pictures(tmp_path, stored=True), "single")
+    give_group(bench, "single", [3], (1, 2))
+    assert looker.shown.shape == (1, *SHAPE)
+
+
 def test_stored_cells_are_read_in_the_place_of_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,3 +399,39 @@ def test_a_shard_that_goes_leaves_the_others_cells(
 def test_a_task_with_fewer_places_than_items_is_a_defect_of_the_wire(shards: ShardSet) -> None:
     with pytest.raises(wire.WireFault, match="fewer places"):
         give_group(reading(shards), "single", [0, 1], (0, 0))
+
+
+# ---- files that rank 0 sends ------------------------------------------------------------------
+
+
+def picture(value: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((*SHAPE[:2],), value, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_files_are_decoded_where_they_are_computed_on() -> None:
+    bench = Bench(batch=4, fit=Fit(SHAPE[0], channels=1).text())
+    tasks = [WireTask(i, i, 1, "single", ((i, 0),), as_files=i != 1) for i in range(4)]
+    carried = [
+        pack_file(picture(5)),
+        np.full(SHAPE, 6, np.uint8),  # was smaller so
+        pack_file(picture(9)[:40]),
+        pack_file(picture(8)),
+    ]
+    bench.endpoint.give(tasks, carried)
+    bench.run()
+    found = {result.task: result for result in bench.results}
+    assert [found[task].cells[0].label for task in (0, 1, 3)] == [5, 6, 8]
+    assert bench.network.sizes[-1] == 3
+    (why,) = found[2].unread
+    assert (found[2].status, why.of_input) == (FAILED, True)
+    assert why.reason.startswith("cannot be decoded: ")
+
+
+def test_files_without_a_fit_are_a_defect_of_the_wire() -> None:
+    bench = Bench()
+    task = WireTask(0, 0, 1, "single", ((0, 0),), as_files=True)
+    bench.endpoint.give([task], [pack_file(picture(5))])
+    with pytest.raises(wire.WireFault, match="no fit"):
+        bench.run()

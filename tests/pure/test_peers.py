@@ -157,8 +157,9 @@ def test_the_median_at_the_best_chunk_stands_in_a_cell(report: Any) -> None:
 
 
 def test_a_run_that_lost_rows_has_no_rate(report: Any) -> None:
-    lines = [line("futures", 900, lost=3), line("ours", 10)]
+    lines = [line("futures", 900, lost=3), line("ours", 10), line("ours-paper", 0, lost=9, exit=2)]
     assert "| mpi4py.futures | no result |" in report.table(lines)
+    assert "| none, paper | refused |" in report.table(lines)
 
 
 def test_it_says_where_a_peer_is_faster(report: Any) -> None:

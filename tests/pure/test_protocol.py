@@ -28,10 +28,12 @@ from collage_mpi.mpi.tasks import (
     PLACE,
     WireTask,
     pack_cancel,
+    pack_file,
     pack_places,
     pack_tasks,
     task_message_bytes,
     unpack_cancel,
+    unpack_files,
     unpack_places,
     unpack_tasks,
 )
@@ -53,6 +55,7 @@ tasks = st.builds(
     kind=st.sampled_from(KINDS),
     items=st.lists(st.tuples(ids, st.just(0)), min_size=1, max_size=9).map(tuple),
     by_place=st.booleans(),
+    as_files=st.booleans(),
 )
 places = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)), max_size=9)
 scores = st.builds(Score, st.integers(0, 2**31 - 1), st.floats(0, 1, width=32))
@@ -94,6 +97,16 @@ def test_places_travel_instead_of_pixels(named):
     assert unpack_places(payload) == named
 
 
+@given(st.lists(st.binary(max_size=30), min_size=1, max_size=5), st.binary(max_size=3))
+def test_files_travel_instead_of_pixels(files, rest):
+    packed = b"".join(pack_file(data).tobytes() for data in files)
+    payload = np.frombuffer(packed + rest, np.uint8)
+    assert unpack_files(payload, len(files)) == (files, len(packed))
+    for end in range(len(packed)):
+        with pytest.raises(wire.WireFault, match="has not as many"):
+            unpack_files(payload[:end], len(files))
+
+
 def test_half_a_place_is_refused():
     with pytest.raises(wire.WireFault, match="13 bytes"):
         unpack_places(np.zeros(PLACE.itemsize + 1, np.uint8))
@@ -113,12 +126,13 @@ def test_results_read_back(batch):
 def test_what_was_not_read_is_told_item_by_item(batch, unread, failed):
     """Of an answered task and of a failed one, which has no cells."""
     last = batch[-1]
-    last.cells = () if failed else tuple(None if why else Score(1, 0.5) for why in unread)
+    last.cells = () if failed else (Score(1, 0.5),) * len(unread)
     last.status, last.unread = FAILED if failed else ANSWERED, tuple(unread)
     last.reason = next(why.reason for why in unread if why)
     out = np.zeros(8192, np.uint8)
     length = pack_results(out, 1, batch)
     assert length == wire.HEADER.itemsize + sum(map(_bytes_of, batch))
+    last.cells = () if failed else tuple(None if why else Score(1, 0.5) for why in unread)
     assert unpack_results(out[:length]) == batch
 
 

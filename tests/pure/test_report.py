@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from results_harness import fill, make_run, manifest, times_ms
 
 from collage_mpi.cli import main
@@ -18,11 +22,12 @@ from collage_mpi.report.charts import STEPS, chart_data, kept_steps
 from collage_mpi.report.page import SCRIPTS, render_page
 from collage_mpi.report.tables import Cell, confusions, ranks
 from collage_mpi.report.tables import settings as settings_table
+from collage_mpi.report.worst import worst_images
 from collage_mpi.results import read_results, summarise
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.statistics import ecdf
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards import inspect_shard, write_shard
+from collage_mpi.shards import ShardSet, inspect_shard, write_shard
 from collage_mpi.simulation.runs import Job, run_job
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'\u202e{{ 7 * 7 }}"
@@ -272,6 +277,32 @@ def test_pictures_are_of_the_shard_or_missed_in_words(folders: list[Path], tmp_p
         assert render_page([folders[0]], [moved]).count("data:image/png") == 24
     finally:
         moved.rename(shard)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_worst_are_the_surest_mistakes_or_the_least_sure(
+    folders: list[Path], labels: bool
+) -> None:
+    run = read_results(folders[0])
+    images = run.images.copy()
+    images["score"] = np.random.default_rng(2).permutation(len(images)) / len(images)
+    images["has_label"] = labels
+    run = dataclasses.replace(run, images=images)
+    found = worst_images(run, None, 5)
+    assert found is not None
+    sought = images[images["predicted"] != images["label"]] if labels else images
+    sought = np.sort(sought, order="score")
+    sought = sought[::-1][:5] if labels else sought[:5]
+    with ShardSet.open([folders[0].parent / "in.h5"]) as shards:
+        pixels, _ = shards.read(sought["row"].astype(int))
+    for picture, row, wanted in zip(found.pictures, sought, pixels, strict=True):
+        assert f"score {row['score']:.3f}, single" in picture.lines
+        assert f"picture-{row['row']}.jpg" in picture.lines
+        names = [f"class {row['label']}", f"class {row['predicted']}"]
+        assert picture.title == (" taken for ".join(names) if labels else names[1])
+        assert picture.uri is not None
+        data = base64.b64decode(picture.uri.partition("base64,")[2])
+        assert (np.asarray(Image.open(io.BytesIO(data))) == wanted).all()
 
 
 def test_settings_that_differ_are_marked(folders: list[Path]) -> None:

@@ -127,6 +127,22 @@ def test_the_writer_of_a_run_says_how_it_ended(tmp_path: Path) -> None:
         assert verify_run(out).status == status  # the files are the run's own
 
 
+def test_an_end_that_could_not_be_written_is_no_complete_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    full, out = manifest(90), tmp_path / "run"
+    writer = RunWriter.create(out, full)
+    writer.publish({"label": "l", "total": 90, "before": 0}, 5.0)
+    fill(writer, full, range(90))
+    monkeypatch.setattr("collage_mpi.results.writer.write_manifest", full_disk)
+    with pytest.raises(EnvironmentFault, match="No space"):
+        writer.close("complete")
+    assert read_status(out)["state"] == "incomplete"
+
+
 def test_rows_handed_over_are_recent_too(tmp_path: Path) -> None:
     full = manifest(90)
     writer = RunWriter.create(tmp_path, full, rows_per_part=64)
