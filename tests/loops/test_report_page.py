@@ -74,15 +74,13 @@ def test_charts_have_marks_and_nothing_complains(
 def test_keys_move_the_cursor_and_zoom(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
     legend = f"{PLOT}[0].querySelector('.u-legend').innerText"
-    scale = f"{PLOT}[0].querySelector('.u-axis').parentNode.innerText"
     assert "--" in browser.value(legend)
     browser.value(f"{PLOT}[0].focus()")
     browser.press("ArrowRight")
     told = browser.value(legend)
     assert "%" in told
-    browser.press("ArrowRight", "ArrowRight", "ArrowRight")
+    browser.press(*["ArrowLeft"] * 20)  # far: between two steps the same one holds
     assert browser.value(legend) != told
-    assert browser.value(scale) is not None
     before = browser.picture()
     browser.press("+")
     zoomed = browser.picture()
