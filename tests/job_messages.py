@@ -20,11 +20,14 @@ WELCOME = Welcome(
     batch=1,
     task_bytes=4096,
     answer_bytes=UP_BYTES,
-    summed=None,
+    parity=None,
     warmup_tasks=2,
     straggler=StragglerSettings(),
     draws_by_image=False,
     burn=None,
+    fit=None,
+    must_read=True,
+    ranks=3,
 )
 HELLO = Hello(
     host="node1",
@@ -35,4 +38,5 @@ HELLO = Hello(
     fingerprints={"single": "b" * 64},
     service_ns={"single": 1_000_000},
     longest_ns=1_000_000,
+    cannot_read="",
 )

@@ -126,6 +126,8 @@ def bench_plan(world: World, folder: Path) -> Plan:
         side=settings.side,
         cell_px=settings.grid.cell_px,
         singles=world.size - 2,
+        assign="turn",
+        endgame="off",
         accept="grace",
         grace_ms=GRACE_MS,
         between="drain",

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "experiment",
         "many runs from one file: a grid of settings, seeds, one table; resumable",
     ),
+    "top": ("top", "how a running job stands: progress, time left, ranks, lost and slow ones"),
     "verify": ("verify", "prove that a run holds every image exactly once"),
     "export": ("export", "write a run's rows as csv, parquet or hdf5"),
     "plot": (

@@ -6,9 +6,11 @@ import argparse
 import logging
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.errors import ExitCode
+from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.results.file_names import REPORT
 from collage_mpi.settings.flags import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
@@ -39,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as --resume, and do the images again whose rows are errors",
     )
     parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write the run as a page, OUT/report.html, when the job ends; as "
+        "`collage-mpi report OUT` does at any time",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check everything, time the networks, tell what would be done and how long it would "
@@ -65,11 +73,29 @@ def execute(args: argparse.Namespace) -> int:
         found = settings or resumed_settings(given, source, worker_group.transport.size)
         if args.dry_run:
             return _forecast(found, worker_group, args, stop_reason)
-        return run_and_tell(
+        code = run_and_tell(
             found, worker_group, stop_reason, resume=resume, retry_errors=args.retry_errors
         )
+        if args.report:
+            write_page(Path(found.out))
+        return code
 
     return run_world("run", body)
+
+
+def write_page(out: Path) -> None:
+    """The run's report, in its folder. What keeps it from being written is told, and no more: the
+    job and its exit code are about the rows."""
+    from collage_mpi.report.page import write_report
+    from collage_mpi.system.tell import tell
+
+    page = out / REPORT
+    try:
+        write_report([out], page)
+    except CollageError as error:
+        tell(f"collage-mpi run: no report: {error}", logging.WARNING)
+    else:
+        say(f"report in {page}")
 
 
 def _forecast(

@@ -394,9 +394,10 @@ def _terminal(arrival: Received, result: WireResult) -> ev.Event:
     """The event that a worker's result is."""
     now_ns, task, rank = arrival.at_ns, result.task, arrival.rank
     if result.status == ANSWERED:
-        compute_ns, held_ns = result.compute_ns, result.held_ns
-        return ev.Answered(now_ns, task, rank, result.cells, compute_ns, held_ns, result.vectors)
+        took_ns = result.compute_ns, result.held_ns
+        more = result.vectors, result.unread
+        return ev.Answered(now_ns, task, rank, result.cells, *took_ns, *more)
     if result.status == FAILED:
-        how = result.reason, result.retryable, result.of_input
+        how = result.reason, result.retryable, result.unread
         return ev.Failed(now_ns, task, rank, *how)
     return ev.Skipped(now_ns, task, rank)

@@ -8,15 +8,16 @@ Does not know: who is sent what and why, answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.stripe import AnyEncoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     WireTask,
+    pack_file,
     pack_places,
     pack_task_records,
     pack_tasks,
@@ -57,19 +58,18 @@ class ImageBuffer:
         encoder: AnyEncoder,
         session: int,
         clock: Clock,
-        *,
-        by_place: bool = False,
+        reading: Collection[int] = (),
     ) -> None:
         """`encoder` is for the tasks of a kind that is not single: collages, or stripes.
 
-        `by_place` where records have no pixels: tasks name where they lie.
+        `reading`: ranks whose tasks name where the images lie. Records need no pixels if all are.
         """
         self.reader = reader
         self.encoder = encoder
         self.session = session
         self.clock = clock
         self._next = 0
-        self.by_place = by_place
+        self._reading = frozenset(reading)
         self._records: dict[int, ImageRecord] = {}
         self._cells: dict[int, np.ndarray] = {}  # of those that came without and were shrunk since
 
@@ -96,22 +96,23 @@ class ImageBuffer:
         return admitted
 
     def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
-        """Tasks of one kind as a message, encoded unless they are single images.
+        """Tasks of one kind as a message, encoded unless they are single images or by place.
 
         Args:
             sends: what the scheduler wants sent together.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
-        tasks = [
-            WireTask(s.task, s.group, s.attempt, s.kind, s.items, self.by_place) for s in sends
-        ]
-        if KIND[sends[0].kind].encoded:
+        by_place = sends[0].rank in self._reading
+        tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items, by_place) for s in sends]
+        if KIND[sends[0].kind].encoded and not by_place:
             return self._pack_encoded(tasks, buffer_for)
         records = [self._records[image] for send in sends for image, _ in send.items]
-        if self.by_place:
+        if by_place:
             pixels = [pack_places([(record.shard, record.row) for record in records])]
         else:
             pixels = [_pixels(record) for record in records]
+            for task in tasks:  # of a single network, and so of an image
+                task.as_files = self._records[task.items[0][0]].file is not None
         items = len(records)
         nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
@@ -123,7 +124,7 @@ class ImageBuffer:
     ) -> Packed:
         """Pasted where they are sent from."""
         now_ns = self.clock()
-        shape, places = self.encoder.input_shape, self.encoder.places
+        shape = self.encoder.input_shape
         each = math.prod(shape)
         nbytes = task_message_bytes(
             len(tasks), sum(len(task.items) for task in tasks), len(tasks) * each
@@ -132,10 +133,8 @@ class ImageBuffer:
         at = pack_task_records(buffer, self.session, tasks, len(tasks) * each)
         encodes_ns = []
         for task in tasks:
-            cells: list[np.ndarray | None] = [None] * places
-            for image, cell in task.items:  # a stripe's cells are consecutive ones of its group
-                cells[cell % places] = self._cell(image)
-            self.encoder.paste(cells, out=buffer[at : at + each].reshape(shape))
+            cells = ((cell, self._cell(image)) for image, cell in task.items)
+            paste_group(self.encoder, cells, out=buffer[at : at + each].reshape(shape))
             at += each
             start_ns, now_ns = now_ns, self.clock()
             encodes_ns.append(now_ns - start_ns)
@@ -159,10 +158,13 @@ class ImageBuffer:
 
     @property
     def held(self) -> int:
-        """Images whose pixels are kept."""
+        """Images whose pixels, or places, are kept."""
         return len(self._records)
 
 
 def _pixels(record: ImageRecord) -> np.ndarray:
+    """What a task carries of the image."""
+    if record.file is not None:
+        return pack_file(record.file)
     assert record.pixels is not None  # else its task goes by place
     return record.pixels

@@ -101,7 +101,7 @@ class Recorder:
         self._images: dict[int, _Image] = {}
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
-        self._unread: set[int] = set()  # images that a rank could not read
+        self._unread: set[int] = set()  # images whose row a rank has found to be bad
 
     def admitted(self, image: int, record: ImageRecord, t0_ns: int, read_ns: int) -> None:
         """An image of the input entered at t0_ns; reading its group took read_ns."""
@@ -117,8 +117,9 @@ class Recorder:
         task = self._tasks[result.task]
         task.result, task.outcome, task.done_ns = result, outcome, now_ns
         task.decode_ns, task.reason = decode_ns, result.reason
-        if result.of_input:
-            self._unread.update(image for image, _ in task.send.items if image in self._images)
+        for (image, _), why in zip(task.send.items, result.unread, strict=False):
+            if why is not None and why.of_input and image in self._images:
+                self._unread.add(image)
         if outcome == "answered" and result.drawn_ns > 0:
             self.totals.drawn_tasks += 1
             took_ns = result.compute_ns + result.held_ns

@@ -1,6 +1,6 @@
 """The report's tables: what stands in their cells.
 
-Owns: rows, columns and wording of each table, how slow a rank must be to be named.
+Owns: rows, columns and wording of each table.
 Does not know: HTML, how a number comes about (results).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +20,11 @@ from collage_mpi.results.comparison import STATISTICS
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.reader import Results
 from collage_mpi.results.render import optional, points, shares_shown, supported
-from collage_mpi.results.rows import OUTCOME_CODE, ran_together
+from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile
 from collage_mpi.settings.run_settings import RunSettings
 
-SLOW = 1.5  # times the median of the peers' medians, from which a rank is named
-MOST_RANKS = 40
+MOST_RANKS, MOST_NAMED = 40, 10
 MOST_CLASSES = 20  # of a matrix that can be read
 MOST_PAIRS = 12  # of classes taken for one another
 MOST_SHARDS = 20
@@ -197,129 +197,97 @@ def class_name(run: Results, number: int) -> str:
     return names[number] if 0 <= number < len(names) else str(number)
 
 
-@dataclass(frozen=True)
-class RankTimes:
-    """What one rank took for its tasks of one kind, in ms; None where too few support it.
-
-    Attributes:
-        against: its median over the median of its peers' medians; None without a peer.
-    """
-
-    rank: int
-    host: str
-    kind: str
-    tasks: int
-    late: int
-    failed: int
-    p5: float | None
-    median: float | None
-    p95: float | None
-    against: float | None = None
-
-    @property
-    def slow(self) -> bool:
-        """Worth naming."""
-        return self.against is not None and self.against >= SLOW
-
-
-def rank_times(run: Results) -> list[RankTimes]:
-    """Service times (compute + held) of each rank, by kind of network, over measured tasks."""
-    tasks = run.measured_tasks
-    service_ms = (tasks["compute_ns"] + tasks["held_ns"]) / 1e6 / ran_together(tasks)  # (tasks,)
-    hosts = {m["rank"]: str(m.get("host") or "") for m in run.manifest.get("world") or ()}
-    order = np.lexsort((tasks["kind"], tasks["rank"]))
-    key = tasks["rank"][order].astype(np.int64) * len(KINDS) + tasks["kind"][order]
-    found = []
-    for places in np.split(order, np.flatnonzero(np.diff(key)) + 1) if len(order) else []:
-        mine = tasks[places]
-        answered = mine["outcome"] == OUTCOME_CODE["answered"]
-        values = service_ms[places][answered]
-        rank = int(mine["rank"][0])
-        p5, median, p95 = (_supported(values, q) for q in (0.05, 0.5, 0.95))
-        late, failed = answered & (mine["resolved"] == 0), mine["outcome"] >= OUTCOME_CODE["failed"]
-        kind, host = KINDS[int(mine["kind"][0])], hosts.get(rank, "")
-        counts = (len(mine), int(late.sum()), int(failed.sum()))
-        found.append(RankTimes(rank, host, kind, *counts, p5, median, p95))
-    return [_against_peers(one, found) for one in found]
-
-
-def _supported(values: np.ndarray, q: float) -> float | None:
-    """A percentile from above or, mirrored, from below."""
-    if q >= 0.5:
-        return percentile(values, q)
-    mirrored = percentile(-values, 1 - q)
-    return None if mirrored is None else -mirrored
-
-
-def _against_peers(one: RankTimes, all_ranks: Sequence[RankTimes]) -> RankTimes:
-    peers = [r.median for r in all_ranks if r.kind == one.kind and r.rank != one.rank and r.median]
-    if one.median is None or not peers:
-        return one
-    return RankTimes(**{**vars(one), "against": one.median / float(np.median(peers))})
-
-
 def ranks(run: Results) -> tuple[str, list[Table]]:
-    """A sentence that names the slow ranks; a line a rank, and a line a host."""
-    times = rank_times(run)
-    shown = times
+    """A sentence that names the slow ranks and hosts; a line a rank, and a line a host or GPU."""
+    speeds = rank_speeds(run)
+    of_ranks = [speed for speed in speeds if speed.unit == "rank"]
     notes = [
-        "Service: what the rank itself measured, compute and injected delay, of a task. The bar "
-        "goes from the 5 % to the 95 % percentile, its mark is the median. Late: answered when "
-        "all its images had their answers."
+        f"Slow is what surely took over {OVER:g} times what its peers took, the other ranks of its "
+        "kind; in brackets the 95 % interval, of all ranks at once. The bar goes from the 5 % to "
+        "the 95 % percentile of the rank's service times, its mark is the median."
     ]
-    if len(times) > MOST_RANKS:
-        shown = sorted(times, key=lambda one: -(one.against or 0))[:MOST_RANKS]
-        notes.append(f"The slowest {MOST_RANKS} of {len(times):,}.")
-    longest = max((one.p95 or one.median or 0.0 for one in shown), default=0.0) or 1.0
-    head = [*("rank", "host", "network", "median ms"), "x its peers", "P5 to P95"]
-    head += ["tasks", "late", "failed"]
-    rows = [_rank_row(one, longest) for one in shown]
+    shown = of_ranks[:MOST_RANKS]  # the slowest first
+    if len(of_ranks) > len(shown):
+        notes.append(f"The slowest {MOST_RANKS} of {len(of_ranks):,}.")
+    shown = sorted(shown, key=lambda speed: (speed.ranks, speed.kind))
+    times_ms = _times_ms(run)
+    ranges = {speed: _range(times_ms[speed.ranks[0], speed.kind]) for speed in shown}
+    longest = max((most for _, _, most in filter(None, ranges.values())), default=0.0) or 1.0
+    hosts = len({speed.host for speed in of_ranks}) > 1
+    head = ["rank", *(["host"] if hosts else []), "network", "median ms", "x its peers"]
+    failing = any(speed.unanswered for speed in of_ranks)
+    head += ["P5 to P95", "answers", *(["unanswered"] if failing else [])]
+    rows = [
+        [
+            *(str(speed.ranks[0]), *([speed.host or "\u2013"] if hosts else []), speed.kind),
+            *(optional(speed.median_ms, ".1f"), _against(speed)),
+            Cell("", bar=_scaled(found, longest)) if (found := ranges[speed]) else "",
+            f"{speed.messages:,}",
+            *([Cell(f"{speed.unanswered:,}", bad=speed.unanswered > 0)] if failing else []),
+        ]
+        for speed in shown
+    ]
     tables = [Table("Service time by rank", head, rows, notes)]
-    hosts = {one.host for one in times}
-    if len(hosts) > 1:
-        tables.append(_by_host(times, sorted(hosts)))
-    return _slow_named(times), tables
+    wider = [speed for speed in speeds if speed.unit != "rank" and speed.ratio is not None]
+    if wider:
+        tables.append(_wider(wider))
+    return _slow_named(run, speeds), tables
 
 
-def _rank_row(one: RankTimes, longest: float) -> Row:
-    middle = one.median or 0.0
-    ends = ((one.p5 or middle) / longest, middle / longest, (one.p95 or middle) / longest)
-    against = optional(one.against, ".2f", "x")
-    return [
-        *(str(one.rank), one.host or "\u2013", one.kind),
-        supported(one.median, one.tasks),
-        Cell(f"{against} slow", bad=True) if one.slow else against if one.against else "",
-        Cell("", bar=ends) if one.median else "",
-        *(f"{one.tasks:,}", f"{one.late:,}"),
-        Cell(f"{one.failed:,}", bad=one.failed > 0),
+def _times_ms(run: Results) -> dict[tuple[int, str], np.ndarray]:
+    """(rank, kind) -> its service times in ms, of all sessions."""
+    found: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
+    for (rank, _, kind), times_ns in service_times_ns(run).items():
+        found[rank, kind].append(times_ns / 1e6)
+    some = {key: np.concatenate(parts) for key, parts in found.items()}
+    return defaultdict(lambda: np.empty(0), some)
+
+
+def _range(times_ms: np.ndarray) -> tuple[float, float, float] | None:
+    """P5, median and P95; where too few support the ends, the median alone."""
+    middle = percentile(times_ms, 0.5)
+    if middle is None:
+        return None
+    low, high = percentile(-times_ms, 0.95), percentile(times_ms, 0.95)
+    return (middle,) * 3 if low is None or high is None else (-low, middle, high)
+
+
+def _scaled(ends: tuple[float, float, float], most: float) -> tuple[float, float, float]:
+    low, middle, high = ends
+    return low / most, middle / most, high / most
+
+
+def _against(speed: Speed) -> Cell | str:
+    if speed.ratio is None:
+        return ""
+    text = f"{speed.ratio:.2f}x"
+    if speed.interval:
+        text += " [{:.2f}, {:.2f}]".format(*speed.interval)
+    return Cell(f"{text} slow", bad=True) if speed.slow else text
+
+
+def _wider(speeds: Sequence[Speed]) -> Table:
+    rows = [
+        [*(speed.name, speed.kind, f"{len(speed.ranks):,}"), _against(speed)]
+        for speed in speeds[:MOST_RANKS]
     ]
+    note = (f"The slowest {MOST_RANKS} of {len(speeds):,}.",) if len(speeds) > MOST_RANKS else ()
+    return Table("By GPU and host", ("", "network", "ranks", "x their peers"), rows, note)
 
 
-def _by_host(times: Sequence[RankTimes], hosts: Sequence[str]) -> Table:
-    rows: list[Row] = []
-    for host in hosts:
-        mine = [one for one in times if one.host == host]
-        known = [one.against for one in mine if one.against is not None]
-        slow = [str(one.rank) for one in mine if one.slow]
-        middle = float(np.median(known)) if known else None
-        text = optional(middle, ".2f", "x")
-        cell = Cell(text, bad=middle is not None and middle >= SLOW)
-        rows.append([host or "\u2013", f"{len(mine):,}", cell, ", ".join(slow) or "none"])
-    note = "x their peers: the median over the host's ranks."
-    return Table("By host", ("host", "ranks", "x their peers", "slow ranks"), rows, (note,))
-
-
-def _slow_named(times: Sequence[RankTimes]) -> str:
-    slow = sorted((one for one in times if one.slow), key=lambda one: -(one.against or 0))
+def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
+    slow = [speed for speed in speeds if speed.slow]
     if not slow:
-        return f"No rank's median is over {SLOW:g} times its peers'."
+        return "No rank is slower than its peers, beyond doubt."
     named = [
-        f"rank {one.rank}" + (f" on {one.host}" if one.host else "") + f" ({one.against:.1f}x)"
-        for one in slow[:10]
+        (f"host {s.name}" if s.unit == "host" else s.name)
+        + (f" on {s.host}" if s.unit == "rank" and s.host else "")
+        + f" ({s.ratio:.1f}x)"
+        for s in slow[:MOST_NAMED]
     ]
-    more = f" and {len(slow) - 10:,} more" if len(slow) > 10 else ""
-    against = "by median service time against the same kind's other ranks"
-    return f"Slow, {against}: {', '.join(named)}{more}."
+    more = f" and {len(slow) - MOST_NAMED:,} more" if len(slow) > MOST_NAMED else ""
+    why = " Service times were injected." if injected(run) else ""
+    return f"Slow against its peers: {', '.join(named)}{more}.{why}"
 
 
 def errors(run: Results, summary: Json) -> Table | None:
@@ -346,7 +314,7 @@ def settings(runs: Sequence[Results], names: Sequence[str]) -> Table:
         values = [_value(one.get(key)) for one in recorded]
         differs = len(set(values)) > 1
         default = _value(defaults[key]) if key in defaults else ""
-        cells = [Cell(value, bad=differs) if value != default else value for value in values]
+        cells = [Cell(v, bad=differs) if differs or v != default else v for v in values]
         rows.append([key, *cells, default])
     changed = [row for row in rows if any(isinstance(cell, Cell) for cell in row)]
     rest = [row for row in rows if row not in changed]
@@ -355,7 +323,10 @@ def settings(runs: Sequence[Results], names: Sequence[str]) -> Table:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    """As a reader types it: lists by commas, absent as nothing."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def origins(runs: Sequence[Results], names: Sequence[str]) -> Table:
@@ -376,7 +347,7 @@ def origins(runs: Sequence[Results], names: Sequence[str]) -> Table:
         if any(held):
             rows[f"{kind} network, SHA-256"] = [text[:16] for text in held]
     rows["shards"] = [_shards(run) for run in runs]
-    return Table("Made by", ("", *names), [[key, *cells] for key, cells in rows.items()])
+    return Table("Made by", ("", *names), [[k, *row] for k, row in rows.items() if any(row)])
 
 
 def _shards(run: Results) -> str:

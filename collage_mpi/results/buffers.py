@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.rows import TABLES, Table, reason_bytes
@@ -33,6 +35,7 @@ class Buffer:
         self._capacity = rows * self._size
         self._pack_into = table.packer.pack_into
         self._has_reason = table.has_reason
+        self._handed_over = memoryview(b"")
         self._fresh()
 
     def _fresh(self) -> None:
@@ -54,10 +57,16 @@ class Buffer:
     def hand_over(self) -> None:
         """Give the filled part of the buffer to the thread and take a new one."""
         if self._used:
-            self._thread.put(self.table, memoryview(self._bytes)[: self._used])
+            self._handed_over = memoryview(self._bytes)[: self._used]
+            self._thread.put(self.table, self._handed_over)
         self._fresh()
         if self._thread.fault is not None:
             raise self._thread.fault
+
+    def recent(self) -> np.ndarray:
+        """A copy of the rows of the last two buffers, (n,) of the table's dtype, in their order."""
+        both = bytes(self._handed_over) + bytes(memoryview(self._bytes)[: self._used])
+        return np.frombuffer(both, self.table.dtype)
 
 
 class PartThread:

@@ -8,6 +8,7 @@ from __future__ import annotations
 MANIFEST = "manifest.json"
 MARKER = "COMPLETE"  # written last, where every image has a row
 SUMMARY = "summary.json"
+STATUS, METRICS = "status.json", "status.prom"  # how a job stands, while it runs and after
 PARTS_FOLDER = "parts"  # the folder of rows
 REPORT = "report.html"
 EXPORT = "export"  # a folder, where `export` writes by default

@@ -14,7 +14,14 @@ import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.results import parts
-from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER, SUMMARY
+from collage_mpi.results.file_names import (
+    MANIFEST,
+    MARKER,
+    METRICS,
+    PARTS_FOLDER,
+    STATUS,
+    SUMMARY,
+)
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import keys_of, missing_images, standing
 from collage_mpi.results.rows import IMAGES, TABLES
@@ -26,7 +33,7 @@ def swept(out: Path) -> Path:
     directory = out / PARTS_FOLDER
     directory.mkdir(exist_ok=True)
     remove_leftovers(directory, parts.OURS)
-    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY))))
+    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY, STATUS, METRICS))))
     return directory
 
 

@@ -52,6 +52,8 @@ UNUSED_ONCE = (
     *("replicas", "hedge_ms", "hedge_quantile", "hedge_budget"),
     *("grace_quantile", "confidence", "accept_deadline_quantile"),
 )
+# Settings that version 0.1.0 did not record, and what it did; of others the default is that.
+YOUNGER = {"endgame": "off"}
 # Settings that name files: another path is the same where the content is.
 FILE_SETTINGS = (*KINDS, "trace_file", "arrival_file")
 
@@ -323,11 +325,12 @@ def held(manifest: Mapping[str, Any]) -> Json:
 
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
-    """The settings of a run as it recorded them, but for numbers that it had no use for.
+    """The settings of a run as it recorded them or did them, but for numbers without a use.
 
     Version 0.1.0 let one stand that is out of bounds where the scheme does not use it.
     """
     found = dict(manifest.get("settings") or {})
+    found = {**YOUNGER, **found} if found else found
     for spec in dataclasses.fields(RunSettings):
         value = found.get(spec.name)
         if spec.name in UNUSED_ONCE and isinstance(value, int | float) and about(spec).wants(value):

@@ -68,20 +68,17 @@ class Results:
     @property
     def scheme(self) -> str:
         """The scheme with its accept policy, as "collage, first"."""
-        scheme = self.manifest.get("scheme") or "unknown scheme"
-        accept = self.manifest.get("accept")
-        return f"{scheme}, {accept}" if accept and scheme != "none" else scheme
+        return _scheme_of(self.manifest)
 
     @property
     def mode(self) -> str:
         """How groups follow each other (C6), as "carry, depth 1"."""
-        mode = self.manifest.get("mode") or "mode unknown"
-        return mode.replace(" depth", ", depth") if ", depth" not in mode else mode
+        return _mode_of(self.manifest)
 
     @property
     def label(self) -> str:
         """For legends and tables: scheme, policy and mode."""
-        return f"{self.scheme} ({self.mode})"
+        return label_of(self.manifest)
 
     @property
     def invalid(self) -> bool:
@@ -155,6 +152,22 @@ class Results:
     def fingerprints(self) -> list[str]:
         """Per shard number its SHA-256: with the row, the key of an image (C4)."""
         return [shard["fingerprint"] for shard in self.manifest["shards"]]
+
+
+def label_of(manifest: Mapping[str, Any]) -> str:
+    """What a run is called in legends and tables: scheme, policy and mode."""
+    return f"{_scheme_of(manifest)} ({_mode_of(manifest)})"
+
+
+def _scheme_of(manifest: Mapping[str, Any]) -> str:
+    scheme = manifest.get("scheme") or "unknown scheme"
+    accept = manifest.get("accept")
+    return f"{scheme}, {accept}" if accept and scheme != "none" else scheme
+
+
+def _mode_of(manifest: Mapping[str, Any]) -> str:
+    mode: str = manifest.get("mode") or "mode unknown"
+    return mode.replace(" depth", ", depth") if ", depth" not in mode else mode
 
 
 def distinct(names: Sequence[str], runs: Sequence[Results]) -> list[str]:

@@ -59,6 +59,7 @@ from collage_mpi.results.rows import (
     TASKS,
     Table,
 )
+from collage_mpi.results.status import StatusFiles
 from collage_mpi.system.files import write_atomic
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
@@ -90,6 +91,7 @@ class RunWriter:
         self._flush_ns = int(flush_s * 1e9)
         self._flushed_ns = time.monotonic_ns()
         self._closed = False
+        self._status: StatusFiles | None = None
 
     @classmethod
     def create(
@@ -240,6 +242,8 @@ class RunWriter:
         self._thread.end()
         try:
             self._claim.check()
+            if self._status is not None:
+                self._status.remove()
             (self.out / MANIFEST).unlink()  # under the claim: the next one's is not ours to take
             (self.out / PARTS_FOLDER).rmdir()
         except (OSError, CollageError):
@@ -260,6 +264,21 @@ class RunWriter:
             write_manifest(self.out, self.manifest, self._claim.check)
         except OSError as error:
             raise unwritable(self.out, error) from error
+
+    def publish(self, facts: Mapping[str, Any], every_s: float) -> StatusFiles:
+        """Tell those who look into the folder how the job stands, from now until `close`.
+
+        Args:
+            facts: of the session: total, before (images with a row already), label.
+            every_s: seconds between two statuses.
+        """
+        own = {"run_id": self.manifest["run_id"], "session": self.session}
+        self._status = StatusFiles(self.out, {**own, **facts}, every_s, self._claim.check)
+        return self._status
+
+    def recent_tasks(self) -> np.ndarray:
+        """A copy of the latest task rows, (n,) of TASK_ROW: some seconds' or 4,096 and more."""
+        return self._tasks.recent()
 
     def image(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
         """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
@@ -319,6 +338,9 @@ class RunWriter:
         try:
             return self._settle(status, final, summary)
         finally:
+            if self._status is not None:
+                marked = (self.out / MARKER).exists()
+                self._status.end(self.manifest["status"] if marked else "incomplete")
             self._claim.release()
 
     def _settle(self, status: str, final: Mapping[str, Any], summary: bool) -> str | None:

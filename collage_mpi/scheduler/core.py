@@ -232,9 +232,11 @@ class Scheduler:
         self.dispatch.observe(task, event.compute_ns + event.held_ns)
         if task.kind == SINGLE:
             self._observe(task)
-        self.scheme.answered(self, task, event.cells, event.now_ns, event.evidence)
-        if None in event.cells:
-            self._absent(task, event.cells)
+        cells, unread = _without_unread(task, event) if event.unread else (event.cells, [])
+        self.scheme.answered(self, task, cells, event.now_ns, event.evidence)
+        if None in cells:
+            self._absent(task, cells)
+        self.retries.unread(task, unread)
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -252,7 +254,7 @@ class Scheduler:
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank, "failed")
-        self.retries.redo(task, event.reason, retryable=event.retryable)
+        self.retries.redo(task, event.reason, event.unread, retryable=event.retryable)
         self._recover(task.rank)
         task.rank.failures += not event.of_input
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
@@ -398,3 +400,13 @@ class Scheduler:
             self.dispatch.actions.append(ev.Finish(status, ""))
         else:
             self.dispatch.actions.append(ev.Finish(ev.INCOMPLETE, self._stopping or ""))
+
+
+def _without_unread(
+    task: TaskState, event: ev.Answered
+) -> tuple[tuple[Score | None, ...], list[tuple[ImageState, ev.Unread]]]:
+    """Make it the task of the images that were read; their cells, and the other images."""
+    each = list(zip(task.images, event.cells, event.unread, strict=True))
+    task.images = [image for image, _, why in each if why is None]
+    cells = tuple(cell for _, cell, why in each if why is None)
+    return cells, [(image, why) for image, _, why in each if why is not None]

@@ -26,6 +26,14 @@ class Item(NamedTuple):
     cell: int
 
 
+class Unread(NamedTuple):
+    """Why a rank that reads its images itself has not read one; `of_input` if its row is bad,
+    and not what the rank's host has of the whole file."""
+
+    reason: str
+    of_input: bool
+
+
 # ---- events -----------------------------------------------------------------
 
 
@@ -76,7 +84,8 @@ class Answered(NamedTuple):
     """Terminal: one record per item of the task, None where the network gave none.
 
     `evidence` is what a scheme decodes other images from, opaque here: of a parity task one
-    thing, of another one an item. None where no scheme needs it.
+    thing, of another one an item. None where no scheme needs it. `unread`, one an item where
+    there is any: images that the answer is not of, since their cells were blank.
     """
 
     now_ns: int
@@ -86,12 +95,13 @@ class Answered(NamedTuple):
     compute_ns: int
     held_ns: int
     evidence: Any = None
+    unread: tuple[Unread | None, ...] = ()
 
 
 class Failed(NamedTuple):
     """Terminal: the rank could not do the task; `retryable` if another might.
 
-    `of_input` if an image of it is at fault: that is held against no rank.
+    `unread`, one an item, if it was for want of images.
     """
 
     now_ns: int
@@ -99,7 +109,12 @@ class Failed(NamedTuple):
     rank: int
     reason: str
     retryable: bool
-    of_input: bool = False
+    unread: tuple[Unread | None, ...] = ()
+
+    @property
+    def of_input(self) -> bool:
+        """Whether only rows are at fault: that is held against no rank."""
+        return bool(self.unread) and all(why.of_input for why in self.unread if why)
 
 
 class Skipped(NamedTuple):

@@ -128,7 +128,7 @@ class Groups:
 
     def admit(self, silent_tasks: Callable[[], int]) -> None:
         """Ask for whole groups while fewer than `depth` are in flight; for whole batches of
-        them if they are to come in together, `depth` batches then.
+        them if they are to come in together, `depth` batches then. `paced`, one at a time.
 
         `silent_tasks` counts those out on silent ranks: a drain does not wait for them.
         """
@@ -142,9 +142,16 @@ class Groups:
             filling = len(self.filling.images) if self.filling else 0
             missing = depth - self._in_flight - -(-(filling + self._promised) // size)
             missing -= missing % step
+            if self.settings.paced:
+                missing = min(missing, step) if self._wanted() else 0
         if missing > 0:
             self._promised += missing * size
             self._dispatch.actions.append(ev.Admit(missing * size))
+
+    def _wanted(self) -> bool:
+        """Whether a rank has nothing to do: whatever waits it may not take."""
+        idle = self._dispatch.has_idle(self._dispatch.main) or not self.unresolved
+        return idle and not self._promised
 
     def _drained(self, silent_tasks: Callable[[], int]) -> bool:
         """Whether all ranks are idle; those that are silent, or take for ever, do not count."""

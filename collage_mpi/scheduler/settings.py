@@ -37,6 +37,7 @@ class SchedulerSettings:
         together: groups come in by so many (closed loop), and the tasks that a rank gets of
             them leave together; else only what waits for a busy rank does.
         depth: groups in flight, or batches of groups that come in together.
+        paced: the next of them comes in when a rank has nothing to do; `depth` is the most then.
         drain: release the next groups only when no task is under way at all.
         linger_ns: close a group this long after its first image; None waits for it to fill.
         image_timeout_ns: give up a group's images this long after its t0; None never does.
@@ -59,6 +60,7 @@ class SchedulerSettings:
     batch: int = 1
     together: bool = True
     depth: int = 1
+    paced: bool = False
     drain: bool = False
     linger_ns: int | None = None
     image_timeout_ns: int | None = None

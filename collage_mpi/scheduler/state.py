@@ -23,6 +23,7 @@ class ImageState:
         "failures",
         "group",
         "holders",
+        "hosts",
         "id",
         "losses",
         "reason",
@@ -48,6 +49,7 @@ class ImageState:
         self.copies = 0  # of the end game
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
+        self.hosts: tuple[str, ...] = ()  # that could not read it
         self.reason = ""  # why its last task failed
 
     @property

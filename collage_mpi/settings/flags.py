@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.profiles import PROFILE, PROFILES
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.system.fields import Settings, about, default_of, names, unit
+from collage_mpi.system.fields import AUTO, Settings, about, default_of, names, unit
 
 _METAVARS = {int: "N", float: "X", str: "WORD"}
 
@@ -39,7 +39,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         choices=tuple(PROFILES),
         default=argparse.SUPPRESS,
         help="defaults of these settings together; what else is given wins (docs/speed.md; "
-        "default: none, the defaults below)",
+        "default: those below)",
     )
     add_flags(parser, RunSettings)
 
@@ -107,11 +107,19 @@ def _options(spec: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
     elif typing.get_origin(hint) is tuple:
         options["nargs"] = "+"
     elif of_type is not str:
-        options["type"] = of_type
+        options["type"] = _or_auto(of_type) if known.auto else of_type
     if known.choices:
         return {**options, "choices": known.choices}
     metavar = known.metavar or unit(spec.name).upper() or _METAVARS[of_type]
+    metavar += "|auto" if known.auto else ""
     return {**options, "metavar": metavar}
+
+
+def _or_auto(of_type: type) -> Callable[[str], Any]:
+    def number_or_auto(text: str) -> Any:
+        return text if text == AUTO else of_type(text)
+
+    return number_or_auto
 
 
 def flags_of(settings: Settings) -> list[str]:

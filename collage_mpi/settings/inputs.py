@@ -32,9 +32,9 @@ class InputSettings(Settings):
 
     pixels: str = _setting(
         "rank0",
-        "who reads, checks and decodes the images: rank 0, which sends them, or the workers, "
-        "which all need the shards at the same path (schemes without collage and parity networks)",
-        choices=("rank0", "workers"),
+        "who reads, checks and decodes the images: rank 0, which sends them; the workers, "
+        "which all need the shards at the same path; or those workers that have them",
+        choices=("rank0", "workers", "auto"),
     )
 
     def _check(self) -> None:
@@ -42,8 +42,8 @@ class InputSettings(Settings):
 
     @property
     def by_place(self) -> bool:
-        """Whether tasks name images, which their ranks read."""
-        return self.pixels == "workers"
+        """Whether tasks name images, which their ranks read, those that can at least."""
+        return self.pixels != "rank0"
 
     def shuffle_seed(self) -> int | None:
         """Seed of `order = shuffle:SEED`, None for file order."""

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from collage_mpi.errors import UsageError
-from collage_mpi.system.fields import Settings, setting
+from collage_mpi.system.fields import AUTO, Settings, setting
 from collage_mpi.workload.arrival_settings import ArrivalSettings
 
 MOST_BATCH = 1024  # larger batches gain nothing that is known
@@ -25,11 +25,18 @@ class PaceSettings(ArrivalSettings):
         "before the next group: a busy rank stays busy (carry), or all ranks are idle (drain)",
         choices=("carry", "drain"),
     )
-    depth: int = _pace(1, "groups in flight, or batches of groups (closed loop)", at_least=1)
+    depth: int | None = _pace(
+        None,
+        "groups in flight, or batches of groups (closed loop)",
+        unset="auto: under --assign pull a group comes in when a rank has nothing to do, else 1",
+        at_least=1,
+        auto=True,
+    )
     batch: int = _pace(
         1,
         "groups that travel together: a rank gets its tasks of all of them as one batch",
         at_least=1,
+        auto=True,
         at_most=MOST_BATCH,
     )
     credit: int = _pace(2, "messages that a rank may have at a time, each of a batch", at_least=1)
@@ -53,7 +60,7 @@ class PaceSettings(ArrivalSettings):
             return f"open loop, poisson {self.rate:g}/s, seed {self.arrival_seed}{batch}"
         if self.arrivals == "file":
             return f"open loop, times of {Path(self.arrival_file or '').name}{batch}"
-        return f"{self.between}, depth {self.depth}{batch}"
+        return f"{self.between}, depth {self.depth or AUTO}{batch}"
 
     @property
     def warm_groups(self) -> int:

@@ -60,14 +60,14 @@ class RankSettings(Settings):
         None, "scheme parity: parity ranks", unset="one for every k single ranks", at_least=1
     )
     assign: str = _setting(
-        "turn",
+        "pull",
         "single rank that gets an image: the next in turn, the least loaded, the one that would "
         "finish first by recent service times, or (pull) for every task, oldest image first, the "
         "first rank that has room",
         choices=ASSIGNMENTS,
     )
     endgame: str = _setting(
-        "off",
+        "on",
         "on: when no image is left to come, idle ranks copy those that are still out",
         choices=("off", "on"),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import ENCODED_KINDS, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import KINDS, PARITY, SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
@@ -60,13 +60,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def _check(self) -> None:
         if self.window is not None and self.window < self.group_size:
             raise UsageError(f"window is {self.window}; it needs at least {self.group_size}")
-        encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
-        if self.by_place and encoded is not None:
-            raise UsageError(
-                f"pixels is workers with scheme {self.scheme}, for whose {encoded} network rank 0 "
-                "reads all images anyway: leave --pixels out, or choose scheme none, replicate or "
-                "hedge"
-            )
 
     @classmethod
     def from_mapping(cls: type[R], values: Mapping[str, Any], source: str = "settings") -> R:
@@ -105,10 +98,21 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 )
 
     @property
+    def paced(self) -> bool:
+        """Whether a group comes in when a rank has nothing to do (depth auto)."""
+        held = self.open_loop or self.between == "drain" or self.assign != "pull"
+        return self.depth is None and not held
+
+    @property
     def groups_in_flight(self) -> int:
-        """The scheduler's depth: this one's, or an open loop's window in groups."""
+        """The scheduler's depth, at most: this one's, or an open loop's window in groups.
+
+        Where groups come in as ranks have room, each message may hold up another group.
+        """
+        if self.paced:
+            return self.credit * self.world_size
         if not self.open_loop:
-            return self.depth
+            return self.depth or 1
         window = max(4096, 8 * self.n_singles) if self.window is None else self.window
         return -(-window // self.group_size)
 

@@ -27,9 +27,9 @@ from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.session import (
     build_encoder,
-    cell_maker,
     make_manifest,
     not_done,
+    open_reader,
     warn_of_bad_shards,
 )
 from collage_mpi.job.worker_group import WorkerGroup
@@ -37,7 +37,6 @@ from collage_mpi.kinds import ENCODED_KINDS, KIND, SINGLE
 from collage_mpi.results.manifest import held, read_manifest
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards import ReadAhead
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import Job, simulate_in_memory
 from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
@@ -133,7 +132,7 @@ def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
     if plan.settings.by_place or not len(chosen):
         return 0.0
     start_ns = time.monotonic_ns()
-    with ReadAhead(plan.shards, chosen, cells=cell_maker(plan, encoder)) as reader:
+    with open_reader(plan, chosen, encoder, ()) as reader:
         while reader.take(len(chosen)):
             pass
     return (time.monotonic_ns() - start_ns) / len(chosen)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from collage_mpi.errors import UsageError
 from collage_mpi.system.printable import shown
 
+AUTO = "auto"
 LARGEST = 1e9  # of a number that names no bound of its own: times then fit 63 bits of ns
 T = TypeVar("T", bound="Settings")
 UNITS = {"_ms": "ms", "_s": "s", "_px": "px", "_us": "us"}  # by which names end
@@ -40,6 +41,7 @@ class About:
         repeated: a list whose flag is given once for each value.
         kinds: of network that have it as a flag; all of them if there is none.
         by_kind: kind of network -> its default, where that is not the field's own.
+        auto: the word auto stands for the default.
     """
 
     help: str
@@ -55,6 +57,7 @@ class About:
     repeated: bool = False
     kinds: tuple[str, ...] = ()
     by_kind: Mapping[str, Any] = field(default_factory=dict)
+    auto: bool = False
 
     @property
     def bounded(self) -> bool:
@@ -197,7 +200,10 @@ def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _switch(spec: Field[Any], value: Any) -> Any:
-    """`on` or `off` as YAML reads them without quotes, where the field has that choice."""
+    """`on` or `off` as YAML reads them without quotes, where the field has that choice; the
+    default for `auto`, where that is what it stands for."""
+    if value == AUTO and about(spec).auto:
+        return spec.default
     word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
     return word if word in about(spec).choices else value
 

@@ -29,7 +29,7 @@ from collage_mpi.job.messages import (
     Welcome,
 )
 from collage_mpi.job.worker import RING_SPARE, Worker
-from collage_mpi.models import NullPredictor
+from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.mpi.tasks import WireTask
@@ -39,6 +39,7 @@ from collage_mpi.workload.straggler_settings import StragglerSettings, make_dela
 
 SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
+LOGITS = ParitySpec(3, "sum", "logits", "null")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -622,7 +623,7 @@ def test_a_batch_is_measured_as_one():
 
 
 def test_under_parity_a_single_says_what_is_summed_beside_its_record():
-    bench = Bench(summed="logits")
+    bench = Bench(parity=LOGITS)
     bench.single(1, pixel=3)
     bench.run()
     (result,) = bench.results
@@ -633,7 +634,7 @@ def test_under_parity_a_single_says_what_is_summed_beside_its_record():
 
 
 def test_a_parity_task_says_nothing_of_its_images_but_the_sum():
-    bench = Bench("parity", summed="logits", encoded_shape=SHAPE)
+    bench = Bench("parity", parity=LOGITS, encoded_shape=SHAPE)
     items = ((4, 0), (5, 1), (6, 2))
     bench.endpoint.give([WireTask(1, 0, 1, "parity", items)], [np.full(SHAPE, 7, np.uint8)])
     bench.run()
@@ -643,7 +644,7 @@ def test_a_parity_task_says_nothing_of_its_images_but_the_sum():
 
 
 def test_a_sum_that_is_not_finite_fails_its_task():
-    bench = Bench("parity", summed="logits", encoded_shape=SHAPE)
+    bench = Bench("parity", parity=LOGITS, encoded_shape=SHAPE)
     bench.network.spoil = {0: np.nan}
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
     bench.run()
@@ -660,7 +661,7 @@ def test_without_parity_no_vectors_travel():
 
 
 def test_the_parity_network_is_held_by_its_cost_ratio():
-    bench = Bench("parity", start=False, summed="logits", encoded_shape=SHAPE,
+    bench = Bench("parity", start=False, parity=LOGITS, encoded_shape=SHAPE,
                   straggler=StragglerSettings("pinned", straggler_median_ms=100.0))  # fmt: skip
     bench.start(cost_ratio=1.5)
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])

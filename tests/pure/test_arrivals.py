@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paper import paper
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
@@ -127,7 +128,7 @@ def test_closed_loop_gives_all_of_a_request_its_time():
 
 def latencies_ms(tmp_path, images: int, costs: Costs = FREE, **settings) -> np.ndarray:
     """(images,) in the order of arrival."""
-    job = RunSettings(warmup_groups=0, **settings)
+    job = paper(warmup_groups=0, **settings)
     status, out = simulate(job, tmp_path / "run", images, costs)
     assert status == "complete"
     assert verify_run(out).ok

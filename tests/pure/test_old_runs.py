@@ -19,8 +19,10 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault
 from collage_mpi.job.plan import make_plan
+from collage_mpi.job.resume import resumed_settings
 from collage_mpi.job.session import make_manifest
 from collage_mpi.results import RunWriter, parts, read_results, verify_run
+from collage_mpi.results.manifest import differences, read_manifest, recorded_settings
 from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, Table
 from collage_mpi.settings.run_settings import RunSettings
 
@@ -34,13 +36,18 @@ def old(tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD, tmp_path / "old"))
 
 
-def resumed_manifest(run: Path) -> dict:
-    """What this version's session asks for, with the settings of the run in `run`."""
-    settings = json.loads((run / "manifest.json").read_text())["settings"]
-    shards = {"shards": [str(run.parent / "input.h5")], "out": str(run)}
-    plan = make_plan(RunSettings.from_mapping({**settings, **shards}), WORLD)
+def manifest_of(settings: RunSettings) -> dict:
+    """What a session with the settings would write."""
+    plan = make_plan(settings, WORLD)
     plan.shards.close()
     return make_manifest(plan)
+
+
+def resumed_manifest(run: Path) -> dict:
+    """What this version's session asks for, with the settings of the run in `run`."""
+    settings = recorded_settings(json.loads((run / "manifest.json").read_text()))
+    shards = {"shards": [str(run.parent / "input.h5")], "out": str(run)}
+    return manifest_of(RunSettings.from_mapping({**settings, **shards}))
 
 
 def test_a_run_of_0_1_0_is_read_proven_and_exported(old: Path) -> None:
@@ -61,6 +68,13 @@ def test_a_run_of_0_1_0_is_gone_on_with(old: Path) -> None:
     assert (run.session, sorted(done["row"].tolist())) == (2, list(range(12)))
     manifest = resumed_manifest(old / "complete")
     assert RunWriter.finished(old / "complete", manifest) == "complete_with_errors"
+
+
+def test_what_is_younger_than_a_run_is_as_it_was_then(old: Path) -> None:
+    given = {"out": str(old / "stopped"), "shards": [str(old / "input.h5")]}
+    settings = resumed_settings(given, "flags", WORLD)
+    assert (settings.assign, settings.endgame, settings.depth) == ("turn", "off", 1)
+    assert differences(read_manifest(old / "stopped"), manifest_of(settings)) == []
 
 
 def wider(table: Table, **later: object) -> Table:

@@ -7,7 +7,10 @@ from collections import Counter
 
 import pytest
 from scheduler_harness import Harness
-from test_simulator import play
+from test_simulator import FREE, Rows, play
+
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.simulator import Simulation
 
 MS = 1_000_000
 
@@ -36,12 +39,72 @@ def test_an_image_is_bound_when_a_rank_has_room_oldest_first():
     assert (on(job, 1), on(job, 2)) == ([4], [1])
 
 
+@pytest.mark.parametrize("scheme", ["none", "collage"])
+def test_the_images_of_a_batch_are_neighbours(scheme):
+    """So that a rank that reads them finds them in one place of a shard."""
+    collages = 2 * (scheme == "collage")
+    job = Harness(scheme=scheme, collages=collages, singles=3, assign="pull", batch=4, depth=6)
+    job.start()
+    for turn in range(60):
+        job.arrive(job.admitted)
+        live = sorted(job.live.keys() - job.cancelled)
+        job.answer(live[turn * 7 % len(live)])
+        for task in sorted(job.cancelled & job.live.keys()):
+            job.skip(task)
+    whole = 0
+    for sends in job.messages:
+        images = [item.image for send in sends for item in send.items]
+        whole += len(sends) == 4
+        if sends[0].kind == "single":
+            assert images == list(range(images[0], images[0] + len(images)))
+        else:
+            assert images == sorted(images)
+    assert whole > 10
+
+
 def test_idle_ranks_come_before_those_with_room_for_more():
     job = started(singles=3, credit=2)
     job.arrive(3)
     assert [on(job, rank) for rank in (1, 2, 3)] == [[0], [1], [2]]
     job.arrive(1)
     assert on(job, 1) == [0, 3]
+
+
+def test_paced_the_next_group_comes_in_when_a_rank_has_nothing_to_do():
+    job = started(singles=3, credit=2, depth=9, paced=True)
+    assert job.admitted == 4  # a group at a time, however deep
+    job.arrive(4)
+    job.answer(first_task(job, 1))  # image 0; rank 1 has image 3
+    assert job.admitted == 0
+    job.answer(first_task(job, 2))
+    assert (on(job, 2), job.admitted) == ([], 4)
+
+
+def test_paced_a_rank_that_is_slow_holds_up_no_further_group():
+    job = started(singles=2, credit=1, depth=9, paced=True)
+    for done in range(4, 40, 4):  # images of rank 2 are never answered
+        job.arrive(4)
+        while on(job, 1):
+            job.answer(first_task(job, 1))
+        assert (on(job, 2), job.admitted) == ([1], 4), done
+
+
+def test_paced_batches_come_in_whole():
+    job = started(singles=4, batch=3, depth=9, paced=True)
+    assert job.admitted == 12
+
+
+def test_by_default_all_ranks_work_whichever_is_slow():
+    """From the first release to the last row: over 0.95 of what the ranks can do together."""
+    for factor in (1, 5, 60):
+        slow = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": (f"4:{factor}",)}
+        job = RunSettings(scheme="none", warmup_groups=0, **slow)
+        assert (job.paced, job.endgame) == (True, "on")
+        rows = Rows()
+        Simulation(job, 5400, FREE, rows, 1.0).run()
+        ends = [group.t0_ns + group.latency_ns for group in rows.groups]
+        ideal_ns = 5400 * 100 * MS / (8 + 1 / factor)
+        assert max(ends) <= ideal_ns / 0.95, factor
 
 
 def test_ranks_get_work_in_proportion_to_their_speed():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,17 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from results_harness import fill, make_run, manifest, times_ms
 
 from collage_mpi.cli import main
+from collage_mpi.commands.run import write_page
 from collage_mpi.report.charts import STEPS, chart_data, kept_steps
 from collage_mpi.report.page import SCRIPTS, render_page
-from collage_mpi.report.tables import Cell, confusions, rank_times, ranks
+from collage_mpi.report.tables import Cell, confusions, ranks
 from collage_mpi.report.tables import settings as settings_table
+from collage_mpi.report.worst import worst_images
 from collage_mpi.results import read_results, summarise
+from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.statistics import ecdf
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards import inspect_shard, write_shard
+from collage_mpi.shards import ShardSet, inspect_shard, write_shard
 from collage_mpi.simulation.runs import Job, run_job
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'\u202e{{ 7 * 7 }}"
@@ -83,7 +90,7 @@ def test_the_page_says_what_the_summary_says(folders: list[Path], tmp_path: Path
         f"{100 * price['collage_share']:.2f} %",
         f"{price['rank_seconds_per_image']:.4f}",
         "crc32 of row wrong",
-        "rank 4 on h (",
+        "rank 4 (",
         "picture-",
         "class 3",
     ):
@@ -194,32 +201,47 @@ def test_the_timeline_holds_the_slowest_group(tmp_path: Path) -> None:
 
 def test_a_slow_rank_is_named_against_its_peers(tmp_path: Path) -> None:
     run = read_results(make_run(tmp_path / "run", 9 * 80))
-    times = times_ms(80)
-    mine = next(one for one in rank_times(run) if one.rank == 4)
-    assert mine.median == pytest.approx(np.quantile(times[:, 3], 0.5, method="inverted_cdf"))
-    medians = np.quantile(np.delete(times[:, :9], 3, axis=1), 0.5, axis=0, method="inverted_cdf")
-    assert mine.against == pytest.approx(mine.median / np.median(medians))
-    assert mine.p95 == pytest.approx(np.quantile(times[:, 3], 0.95, method="inverted_cdf"))
-    assert [one.rank for one in rank_times(run) if one.slow] == [4]
-    collage = next(one for one in rank_times(run) if one.kind == "collage")
-    assert collage.against is None  # the only one of its kind
+    (speed,) = (one for one in rank_speeds(run) if one.slow)
     named, tables = ranks(run)
-    assert f"rank 4 on h ({mine.against:.1f}x)" in named
-    assert "rank 3" not in named
+    assert f"Slow against its peers: rank 4 ({speed.ratio:.1f}x)." in named
     assert len(tables) == 1  # one host
+    rows = {str(row[0]): row for row in tables[0].rows}
+    assert list(rows) == [str(rank) for rank in range(1, 11)]
+    low, high = speed.interval or (0, 0)
+    assert rows["4"][3] == Cell(f"{speed.ratio:.2f}x [{low:.2f}, {high:.2f}] slow", bad=True)
+    assert not isinstance(rows["3"][3], Cell)
+    assert rows["10"][1] == "collage"
+    assert rows["10"][3] == ""  # the only one of its kind
+    times = times_ms(80)[:, 3]
+    middle, high = np.quantile(times, [0.5, 0.95], method="inverted_cdf")
+    low = -np.quantile(-times, 0.95, method="inverted_cdf")
+    bar = rows["4"][4]
+    assert isinstance(bar, Cell)
+    assert bar.bar is not None
+    assert bar.bar[2] == 1.0  # the longest
+    assert bar.bar[1] == pytest.approx(middle / high)
+    assert bar.bar[0] == pytest.approx(low / high)
     fast = read_results(make_run(tmp_path / "fast", 9 * 80, slow_rank=None))
     assert ranks(fast)[0].startswith("No rank")
 
 
 def test_hosts_are_told_apart(tmp_path: Path) -> None:
     world = [
-        {"rank": r, "host": "slow-host" if r in (4, 5) else "h", "kinds": []} for r in range(11)
+        {
+            "rank": r,
+            "host": "slow-host" if r == 4 else "h",
+            "kinds": ["single"] if 0 < r < 10 else [],
+        }
+        for r in range(11)
     ]
-    run = read_results(make_run(tmp_path / "run", 9 * 80, world=world))
-    by_host = {str(row[0]): row for row in ranks(run)[1][1].rows}
-    assert by_host["slow-host"][1] == "2"
-    assert by_host["slow-host"][3] == "4"
-    assert by_host["h"][3] == "none"
+    run = read_results(make_run(tmp_path / "run", 9 * 80, final={"world": world}))
+    named, (by_rank, by_host) = ranks(run)
+    assert "host slow-host (" in named
+    assert [row[1] for row in by_rank.rows][3] == "slow-host"
+    rows = {str(row[0]): row for row in by_host.rows}
+    assert rows["slow-host"][2] == "1"
+    assert isinstance(rows["slow-host"][3], Cell)
+    assert not isinstance(rows["h"][3], Cell)
 
 
 def test_the_confusion_adds_up(folders: list[Path]) -> None:
@@ -257,12 +279,38 @@ def test_pictures_are_of_the_shard_or_missed_in_words(folders: list[Path], tmp_p
         moved.rename(shard)
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_worst_are_the_surest_mistakes_or_the_least_sure(
+    folders: list[Path], labels: bool
+) -> None:
+    run = read_results(folders[0])
+    images = run.images.copy()
+    images["score"] = np.random.default_rng(2).permutation(len(images)) / len(images)
+    images["has_label"] = labels
+    run = dataclasses.replace(run, images=images)
+    found = worst_images(run, None, 5)
+    assert found is not None
+    sought = images[images["predicted"] != images["label"]] if labels else images
+    sought = np.sort(sought, order="score")
+    sought = sought[::-1][:5] if labels else sought[:5]
+    with ShardSet.open([folders[0].parent / "in.h5"]) as shards:
+        pixels, _ = shards.read(sought["row"].astype(int))
+    for picture, row, wanted in zip(found.pictures, sought, pixels, strict=True):
+        assert f"score {row['score']:.3f}, single" in picture.lines
+        assert f"picture-{row['row']}.jpg" in picture.lines
+        names = [f"class {row['label']}", f"class {row['predicted']}"]
+        assert picture.title == (" taken for ".join(names) if labels else names[1])
+        assert picture.uri is not None
+        data = base64.b64decode(picture.uri.partition("base64,")[2])
+        assert (np.asarray(Image.open(io.BytesIO(data))) == wanted).all()
+
+
 def test_settings_that_differ_are_marked(folders: list[Path]) -> None:
     runs = [read_results(folder) for folder in folders]
     runs[0].manifest["settings"]["scheme"] = "none"
     rows = {str(row[0]): row for row in settings_table(runs, ["a", "b"]).rows}
-    assert [cell.bad for cell in rows["scheme"][1:3] if isinstance(cell, Cell)] == [True]
-    assert rows["scheme"][2] == "collage"  # as by default
+    assert rows["scheme"][1:] == [Cell("none", bad=True), Cell("collage", bad=True), "collage"]
+    assert rows["side"][1:] == ["3", "3", "3"]
     assert rows["out"][1] == Cell("somewhere")  # not the default, and the same
 
 
@@ -278,6 +326,16 @@ def test_an_unfinished_run_and_one_without_groups_have_a_page(tmp_path: Path) ->
     assert "45 of 90 rows" in page.words
     assert page.charts[0]["curve"] is None
     assert "No group was measured." in page.words
+
+
+def test_a_report_that_fails_is_no_failure_of_the_job(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run", 9)
+    (run / "report.html").mkdir()
+    write_page(run)
+    assert "no report: " in caplog.text
+    assert "cannot be written" in caplog.text
 
 
 def test_what_cannot_be_shown_is_one_message(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paper import paper
 
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
@@ -87,7 +88,7 @@ def test_meaning():
     found = parse("--straggler", "pinned", "--slow-ranks", "3:5", "--order", "shuffle:7")
     assert found.slowed() == {3: 5.0}
     assert found.shuffle_seed() == 7
-    assert found.mode == "carry, depth 1"
+    assert found.mode == "carry, depth auto"
     assert (found.n_singles, found.group_size) == (9, 9)
 
 
@@ -122,20 +123,11 @@ def test_meaning():
         ({"cost_ratio": float("nan")}, "positive"),
         ({"linger_ms": float("nan")}, "at least 0"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
-        ({"pixels": "workers"}, "scheme collage, for whose collage network"),
-        ({"pixels": "workers", "scheme": "parity"}, "for whose parity network"),
     ],
 )
 def test_wrong_values_are_usage_errors(values, says):
     with pytest.raises(UsageError, match=says):
         RunSettings.from_mapping(values)
-
-
-@pytest.mark.parametrize("scheme", ["none", "replicate", "hedge"])
-def test_workers_read_what_rank_0_does_not_encode(scheme):
-    settings = RunSettings(scheme=scheme, hedge_ms=5)
-    assert not settings.by_place
-    assert dataclasses.replace(settings, pixels="workers").by_place
 
 
 def test_missing_inputs_are_named():
@@ -158,6 +150,7 @@ def test_a_scheme_without_singles_needs_no_single_network():
     ("values", "label"),
     [
         ({"scheme": "none"}, "none"),
+        ({"scheme": "none", "assign": "pull", "endgame": "on"}, "none, pulled, end game"),
         ({"scheme": "none", "singles": 11, "assign": "least"}, "none, least loaded, N = 11"),
         ({"scheme": "replicate", "singles": 18}, "replicate 2"),
         ({"scheme": "collage", "collage_ranks": 2}, "collage, M = 2"),
@@ -168,7 +161,7 @@ def test_a_scheme_without_singles_needs_no_single_network():
     ],
 )
 def test_labels_name_what_is_not_usual(values, label):
-    assert RunSettings.from_mapping(values).labels()["scheme"] == label
+    assert paper(**values).labels()["scheme"] == label
 
 
 def test_settings_may_be_yaml(tmp_path):
@@ -235,9 +228,36 @@ def test_other_endings_and_missing_files(tmp_path):
         read_settings_file(tmp_path / "job.toml")
 
 
+@pytest.mark.parametrize(
+    ("values", "paced", "depth"),
+    [
+        ({}, True, 22),  # credit of 11 ranks
+        ({"batch": 8, "credit": 1}, True, 11),
+        ({"depth": "auto"}, True, 22),
+        ({"depth": 3}, False, 3),
+        ({"assign": "turn"}, False, 1),
+        ({"between": "drain"}, False, 1),
+        ({"arrivals": "poisson", "rate": 9.0, "window": 18}, False, 2),
+    ],
+)
+def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
+    found = RunSettings.from_mapping(values)
+    assert (found.paced, found.groups_in_flight) == (paced, depth)
+
+
+def test_auto_is_the_default_where_a_setting_has_one():
+    found = parse("--profile", "throughput", "--depth", "auto", "--batch", "auto")
+    assert (found.depth, found.batch, found.assign) == (None, 1, "pull")
+    for words in (["--credit", "auto"], ["--depth", "deep"]):
+        with pytest.raises(SystemExit):
+            parse(*words)
+    with pytest.raises(UsageError, match="credit is 'auto'; it needs int"):
+        RunSettings.from_mapping({"credit": "auto"})
+
+
 def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
     plain, batches = RunSettings(), RunSettings(batch=4, warmup_groups=5, depth=2)
-    assert plain.mode == "carry, depth 1"
+    assert plain.mode == "carry, depth auto"
     assert (plain.warm_groups, plain.batch_costs()) == (2, {})
     assert batches.mode == "carry, depth 2, batch 4"
     assert batches.warm_groups == 8

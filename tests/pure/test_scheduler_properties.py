@@ -39,6 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch=st.integers(1, 4),
         together=st.booleans(),
         depth=st.integers(1, 3),
+        paced=st.booleans(),
         drain=st.booleans(),
         linger=st.sampled_from([None, 5 * MS]),
         timeout=st.sampled_from([None, 80 * MS]),
@@ -84,6 +85,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def answer_whole(self, data):
         self.job.answer(data.draw(st.sampled_from(sorted(self.job.live))))
+
+    @precondition(lambda self: self.running() and self.job.live)
+    @rule(data=st.data())
+    def cannot_read(self, data):
+        task = data.draw(st.sampled_from(sorted(self.job.live)))
+        images = [item.image for item in self.job.live[task].items]
+        unread = data.draw(st.sets(st.sampled_from(images), min_size=1))
+        if len(unread) < len(images):
+            self.job.answer(task, unread=frozenset(unread))
+        else:
+            self.job.fail(task, of_input=True)
 
     @precondition(lambda self: self.running() and self.job.live)
     @rule(data=st.data(), retryable=st.booleans())

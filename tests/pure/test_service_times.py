@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from paper import paper
 
 from collage_mpi.errors import UsageError
 from collage_mpi.settings.run_settings import RunSettings
@@ -151,9 +152,7 @@ def test_schemes_meet_the_same_draws(model, tmp_path):
     np.save(tmp_path / "t.npy", np.random.default_rng(0).lognormal(-2, 0.5, (6, 50)))
     found = []
     for scheme in ("none", "collage", "replicate"):
-        job = RunSettings(
-            straggler=model, trace_file=str(tmp_path / "t.npy"), scheme=scheme, side=2
-        )
+        job = paper(straggler=model, trace_file=str(tmp_path / "t.npy"), scheme=scheme, side=2)
         rows = Tasks()
         Simulation(job, 160, Costs(), rows, 1.0).run()
         found.append({key: ns for key, ns in rows.drawn.items() if key[0] <= 4})

@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused(shards, more, error, says):
 def test_where_a_rank_may_run_several_images_of_a_group_draws_are_by_image(
     shards, more, by_image, label
 ):
-    plan = plan_of(shards, **more)
+    plan = plan_of(shards, **{"assign": "turn", "endgame": "off", **more})
     told = welcomes(plan, build_encoder(plan))
     assert {welcome.draws_by_image for welcome in told.values()} == {by_image}
     assert plan.settings.labels()["scheme"] == label
@@ -172,7 +172,7 @@ def test_the_manifest_expects_the_rows_of_the_plan(shards):
     assert manifest["input_digest"] == input_digest(located[:, 0], located[:, 1])
     assert manifest["rows"] == 8
     assert [shard["count"] for shard in manifest["shards"]] == [5, 7]
-    assert manifest["mode"] == "carry, depth 1"
+    assert manifest["mode"] == "carry, depth auto"
 
 
 def test_times_reach_the_scheduler_in_ns():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paper import paper
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
@@ -74,7 +75,7 @@ def test_what_stripes_decode_is_replayed(tmp_path):
     }  # fmt: skip
     path = fill(tmp_path / "a.npz", n, **parity)
     slow = {"straggler": "pinned", "slow_ranks": ("2:9",)}  # image 1 of each group of four
-    settings = RunSettings(scheme="parity", side=2, warmup_groups=0, **slow)
+    settings = paper(scheme="parity", side=2, warmup_groups=0, **slow)
     status, out = simulate(settings, tmp_path / "run", n, answers=path)
     rows = read_results(out).images
     assert status == "complete"

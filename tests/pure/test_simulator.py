@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from paper import paper
 
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
@@ -36,7 +37,7 @@ class Rows:
 
 def play(groups: int, ratio: float = 1.0, costs: Costs = FREE, **settings) -> Rows:
     rows = Rows()
-    job = RunSettings(warmup_groups=0, **settings)
+    job = paper(warmup_groups=0, **settings)
     further = job.batch_costs()
     Simulation(job, groups * job.group_size, costs, rows, ratio, batch_costs=further).run()
     return rows
@@ -64,7 +65,7 @@ def test_drain_equals_the_formula(side, ratio):
     """All ranks idle at each release: a group takes max over cells of min(single, collage)."""
     settings = {"side": side, "between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
     n = side * side
-    draw = make_delays(RunSettings(**settings)).draw_ns
+    draw = make_delays(paper(**settings)).draw_ns
     singles = np.array([[draw(r, g, 1) for r in range(1, n + 1)] for g in range(50)])  # (g, n)
     collage = np.array([[round(draw(n + 1, g, 1) * ratio)] for g in range(50)])  # (g, 1)
     found = [g.latency_ns for g in play(50, ratio, scheme="collage", **settings).groups]
@@ -93,7 +94,7 @@ def test_first_to_finish_leaves_a_slow_rank_alone():
 def test_a_drained_batch_equals_the_formula(batch, cost):
     """A rank takes its largest draw of the batch, times 1 + (B - 1) cost."""
     settings = {"side": 2, "between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
-    draw = make_delays(RunSettings(**settings)).draw_ns
+    draw = make_delays(paper(**settings)).draw_ns
     factor = 1 + (batch - 1) * cost
 
     def service(rank: int, first: int, ratio: float) -> int:
@@ -160,7 +161,7 @@ def test_an_open_loop_waits_for_no_batch():
 
 def test_two_collage_ranks_are_as_good_as_the_faster():
     settings = {"between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
-    draw = make_delays(RunSettings(**settings)).draw_ns
+    draw = make_delays(paper(**settings)).draw_ns
     draws = np.array([[draw(r, g, 1) for r in range(1, 12)] for g in range(50)])  # (g, 11)
     best = draws[:, 9:].min(axis=1, keepdims=True)
     found = [g.latency_ns for g in play(50, collage_ranks=2, **settings).groups]
@@ -169,7 +170,7 @@ def test_two_collage_ranks_are_as_good_as_the_faster():
 
 def test_replication_equals_the_formula():
     settings = {"between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
-    draw = make_delays(RunSettings(**settings)).draw_ns
+    draw = make_delays(paper(**settings)).draw_ns
     draws = np.array([[draw(r, g, 1) for r in range(1, 19)] for g in range(50)])  # (g, 2N)
     found = [g.latency_ns for g in play(50, scheme="replicate", **settings).groups]
     assert found == np.minimum(draws[:, :9], draws[:, 9:]).max(axis=1).tolist()
@@ -181,7 +182,7 @@ def test_replication_equals_the_formula():
 def test_carry_equals_a_computation_without_events(scheme, spare):
     """A busy rank stays busy, a stale task is skipped: group by group, with numpy alone."""
     settings = {"straggler": "lognormal", "straggler_sigma": 0.8, "slow_ranks": ("4:5",)}
-    draw = make_delays(RunSettings(**settings)).draw_ns
+    draw = make_delays(paper(**settings)).draw_ns
     free_ns = np.zeros(9 + spare, np.int64)  # when a rank has done what it began
     now_ns, expected = 0, []
     for group in range(80):

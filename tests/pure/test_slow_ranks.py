@@ -91,6 +91,15 @@ def test_what_is_a_little_slower_is_surely_so_and_not_called_slow() -> None:
         rank_speeds(run, over=0.9)
 
 
+def test_what_is_likely_slower_is_not_called_slow_without_being_sure() -> None:
+    for seed in range(3):
+        run = a_run({rank: 1.5 if rank == 2 else 1.0 for rank in range(1, 7)}, tasks=40, seed=seed)
+        found = of(rank_speeds(run))["rank 2"]
+        assert (found.ratio or 0) > 1.3
+        assert (found.interval or (9, 0))[0] < 1.2
+        assert not found.slow
+
+
 def test_kinds_are_not_compared_with_each_other() -> None:
     kinds = {9: "collage", 10: "collage", 11: "parity"}
     factors = dict.fromkeys(range(1, 9), 1.0) | {9: 3.0, 10: 9.0, 11: 20.0}
@@ -220,6 +229,8 @@ def test_hosts_that_are_slow_again_and_again() -> None:
     assert {r.host: (r.runs, r.again) for r in absent}["node2"] == (6, False)
     assert {r.host: r.runs for r in absent}["node7"] == 5
     assert absent[0].host == "node2"
+    few = rank_speeds(a_run(dict.fromkeys(range(1, 8), 1.0), tasks=4))
+    assert recurrences([few]) == []  # nobody was judged in it
 
 
 def test_delays_that_were_injected_say_nothing_of_hosts() -> None:

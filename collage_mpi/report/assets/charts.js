@@ -71,7 +71,8 @@ function curves(tail) {
   const low = Math.min(...shown.map((run) => run.curve.ms[0]));
   const high = Math.max(...shown.map((run) => run.curve.ms.at(-1)));
   const log = low > 0 && high / low > 10;
-  const marks = shown.flatMap(({curve, i}) => curve.marks.map((mark) => ({...mark, i})));
+  const marks = shown.flatMap(({curve, i}) => curve.marks.map((mark) => ({...mark, i})))
+    .filter((mark) => tail || mark.q <= 0.95);  // above it they lie on one another
   const levels = [...new Map(marks.map((mark) => [mark.q, mark.name]))];
   const tables = shown.map(({curve}) => {  // a curve begins with a step at its least value
     const x = [curve.ms[0] * (1 - 1e-9), ...curve.ms];
