@@ -27,7 +27,12 @@ import numpy as np
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.coordinator import Ready
 from collage_mpi.job.plan import make_plan
-from collage_mpi.job.session import build_coordinator, build_encoder, make_manifest
+from collage_mpi.job.session import (
+    build_coordinator,
+    build_encoder,
+    make_manifest,
+    open_reader,
+)
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
 from collage_mpi.mpi.tasks import unpack_tasks
 from collage_mpi.mpi.transport import Received, Sent
@@ -35,7 +40,7 @@ from collage_mpi.results import RunWriter
 from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.profiles import with_profile
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards import ReadAhead, write_shard
+from collage_mpi.shards import write_shard
 from collage_mpi.system.progress import StatusReporter
 
 SESSION = 1
@@ -98,8 +103,10 @@ def cost_us(given: dict, images: int, profile: cProfile.Profile | None) -> tuple
     status = StatusReporter(None, "loop", every_s=float("inf"), word="")
     ready = [Ready(rank, frozenset({"single"}), "") for rank in workers]
     process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
-    with ReadAhead(plan.shards, plan.order, pixels=not asked.by_place) as reader:
-        run = build_coordinator(plan, group, writer, encoder, reader, lambda: None, status).run
+    reading = workers if asked.by_place else ()
+    with open_reader(plan, plan.order, encoder, reading) as reader:
+        parts = plan, group, writer, encoder, reader, lambda: None, status
+        run = build_coordinator(*parts, reading=reading).run
         finish = profile.runcall(run, ready) if profile else run(ready)
         thread_ns = time.thread_time_ns() - thread_ns
         process_ns = time.process_time_ns() - process_ns

@@ -88,10 +88,15 @@ class WorkMeter:
         self.receive_ns = self.send_ns = self.encode_ns = 0
         self.process_cpu_ns = self.loop_cpu_ns = 0
 
-    def loop(self, sign: int) -> None:
-        """The loop begins (-1) or ends (1): CPU time of the process, and of its thread alone."""
-        self.process_cpu_ns += sign * time.process_time_ns()
-        self.loop_cpu_ns += sign * time.thread_time_ns()
+    def begin(self) -> None:
+        """The loop begins: CPU time of the process, and of its thread alone."""
+        self.process_cpu_ns -= time.process_time_ns()
+        self.loop_cpu_ns -= time.thread_time_ns()
+
+    def end(self) -> None:
+        """It ends."""
+        self.loop_cpu_ns += time.thread_time_ns()
+        self.process_cpu_ns += time.process_time_ns()
 
     def sent(self, took_ns: int, encodes_ns: Sequence[int]) -> None:
         """A message took so long, for its tasks so much of it for pasting their collages."""
@@ -176,7 +181,7 @@ class Coordinator:
             ev.CancelTimer: self._drop_timer,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Recall: self._recall,
-            ev.Release: lambda a: self.feed.release(a.image),
+            ev.Release: lambda a: self.feed.release(a.images),
             ev.Finish: self._finished,
         }
 
@@ -185,7 +190,7 @@ class Coordinator:
 
         `lost` are ranks that were expected and are gone before it begins, and why.
         """
-        self.work.loop(-1)
+        self.work.begin()
         self._arrivals.start(self.clock())
         for worker in ready:
             now_ns = self.clock()
@@ -203,7 +208,7 @@ class Coordinator:
         finally:
             # Also after an error: groups and tasks must match the images.
             self.recorder.finish(self.clock())
-            self.work.loop(1)
+            self.work.end()
         return self.finish
 
     def turn(self) -> bool:

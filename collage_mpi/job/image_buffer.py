@@ -8,7 +8,7 @@ Does not know: who is sent what and why, answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -149,10 +149,12 @@ class ImageBuffer:
             self._cells[image] = self.encoder.shrink(_pixels(record))
         return self._cells[image]
 
-    def release(self, image: int) -> None:
-        """No task needs the pixels any more."""
-        self._records.pop(image, None)
-        self._cells.pop(image, None)
+    def release(self, images: Iterable[int]) -> None:
+        """No task needs their pixels any more."""
+        for image in images:
+            self._records.pop(image, None)
+            if self._cells:
+                self._cells.pop(image, None)
 
     @property
     def held(self) -> int:

@@ -185,7 +185,7 @@ class Recorder:
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome, known at now_ns."""
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
-        image = self._images[resolve.image]
+        image, totals = self._images[resolve.image], self.totals
         if resolve.image in self._unread and resolve.outcome == "error":
             # As when rank 0 reads: the label of a bad row is not to be trusted either.
             image = image._replace(record=replace(image.record, label=None))
@@ -199,13 +199,15 @@ class Recorder:
         if task is not None:  # of several the first: the others resolved images of their own
             task.resolved += 1
         group.images += 1
-        group.last_ns = max(group.last_ns, now_ns)
-        group.collage_cells += resolve.source == COLLAGE
+        if now_ns > group.last_ns:
+            group.last_ns = now_ns
         if image.record.label is not None:
             group.labels.add(image.record.label)
-        self.totals.images += 1
-        self.totals.collage += resolve.source == COLLAGE
-        self.totals.errors += resolve.outcome == "error"
+        totals.images += 1
+        if resolve.source == COLLAGE:
+            group.collage_cells += 1
+            totals.collage += 1
+        totals.errors += resolve.outcome == "error"
         if group.images == group.size:
             self._close_group(resolve.group)
 

@@ -94,6 +94,9 @@ class Scheduler:
         self._admit()
         if self.endgame is not None and self.groups.input_closed and self._stopping is None:
             self.endgame.copy()
+        if dispatch.released:
+            actions.append(ev.Release(tuple(dispatch.released)))
+            dispatch.released.clear()
         self._maybe_finish()
         return actions
 

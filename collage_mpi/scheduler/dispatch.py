@@ -59,6 +59,7 @@ class Dispatch:
         self._counts_tasks = health is not None or not pulls
         self.gathering = False  # whether the tasks that are made wait for others
         self.actions: list[Action] = []
+        self.released: list[int] = []  # images whose pixels nobody needs any more, to be told
         self.ranks: dict[int, RankState] = {}
         self.tasks: dict[int, TaskState] = {}  # sent, not yet terminal
         self.closed = False  # nothing is sent any more
@@ -288,7 +289,7 @@ class Dispatch:
     def _offer(self, task: TaskState) -> None:
         """Let ranks with room pull until the task has left, or none of them may take it."""
         backlog = self._backlogs[task.kind]
-        while task.id in backlog.tasks:
+        while backlog.has_room and task.id in backlog.tasks:
             rank = backlog.pick(self._barred(task))
             if rank is None or not self._pull(self.ranks[rank]):
                 return
@@ -357,7 +358,7 @@ class Dispatch:
     def _leave(self, task: TaskState, message: Message) -> ev.Send:
         # Whatever was resolved while the task waited leaves its cell blank.
         task.images = [image for image in task.images if image.status not in SETTLED]
-        task.items = tuple(Item(image.id, image.cell) for image in task.images)
+        task.items = tuple([Item(image.id, image.cell) for image in task.images])
         task.message = message
         task.status = TASK[task.status]["leaves"]
         task.rank.outstanding[task.id] = task
@@ -429,7 +430,7 @@ class Dispatch:
         for image in images:
             if image.holders == 0 and image.status == RESOLVED:
                 image.status = IMAGE[image.status]["let go"]
-                self.actions.append(ev.Release(image.id))
+                self.released.append(image.id)
 
     def _load_changed(self, rank: RankState) -> None:
         for kind in rank.kinds:

@@ -244,9 +244,9 @@ class Recall(NamedTuple):
 
 
 class Release(NamedTuple):
-    """No live task needs the image's pixels: the driver may drop them."""
+    """No live task needs the images' pixels: the driver may drop them. Last of what is to do."""
 
-    image: int
+    images: tuple[int, ...]
 
 
 class Finish(NamedTuple):

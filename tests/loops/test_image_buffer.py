@@ -49,8 +49,7 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
         assert np.array_equal(collage[3:, :3], images[3, ::2, ::2])
         assert not collage[:, 3:].any()
     assert encoder.shrunk == (0 if ahead else 2)
-    for image in range(4):
-        feed.release(image)
+    feed.release(range(4))
     assert feed.held == 0
     assert not feed._cells
 
@@ -66,8 +65,7 @@ def test_without_pixels_tasks_name_their_places() -> None:
     assert [(task.items, task.by_place) for task in tasks] == [(s.items, True) for s in sends]
     assert unpack_places(payload) == [(0, 14), (1, 7)]
     assert packed.encodes_ns == (0, 0)
-    for image in range(3):
-        feed.release(image)
+    feed.release(range(3))
     assert feed.held == 0
 
 
@@ -87,8 +85,7 @@ def test_pixels_go_to_those_that_do_not_read() -> None:
             assert payload.tobytes() == images[1].tobytes()
         else:
             assert np.array_equal(payload.reshape(6, 6, 1)[:3, :3], images[1, ::2, ::2])
-    for image in range(2):
-        feed.release(image)
+    feed.release(range(2))
     assert feed.held == 0
 
 

@@ -330,12 +330,14 @@ class Harness:
         self.retired.remove(action.rank)
 
     def _do_release(self, action: ev.Release) -> None:
-        assert action.image not in self.released
-        assert action.image in self.resolved
+        images = set(action.images)
+        assert len(images) == len(action.images)
+        assert not images & self.released
+        assert images <= self.resolved.keys()
         for task, send in self.live.items():
             if task not in self.send_done:
-                assert all(i.image != action.image for i in send.items), "still needed (7)"
-        self.released.add(action.image)
+                assert not images & {item.image for item in send.items}, "still needed (7)"
+        self.released |= images
 
     def _do_finish(self, action: ev.Finish) -> None:
         assert self.finish is None, "Finish once (7)"
