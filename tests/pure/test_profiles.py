@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import Job, like, run_job, simulate_in_memory
-from collage_mpi.system.fields import names
+from collage_mpi.system.fields import about, names
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,13 +213,17 @@ def test_throughput_reaches_the_sum_of_the_ranks_speeds(scheme, slow):
 
 def docs_table() -> str:
     """What each sets, in the order of the settings; paper's settings where another differs."""
-    lines = ["| setting | " + " | ".join(f"`{name}`" for name in PROFILES) + " |"]
-    lines.append("|---" * (len(PROFILES) + 1) + "|")
+    lines = ["| setting | default | " + " | ".join(f"`{name}`" for name in PROFILES) + " |"]
+    lines.append("|---" * (len(PROFILES) + 2) + "|")
+    defaults = {spec.name: spec for spec in dataclasses.fields(RunSettings)}
     others = [profile.sets for name, profile in PROFILES.items() if name != "paper"]
     for key in PROFILES["paper"].sets:
         if any(key in sets for sets in others):
             cells = (_cell(profile.sets, key) for profile in PROFILES.values())
-            lines.append(f"| `{key}` | " + " | ".join(cells) + " |")
+            spec = defaults[key]
+            auto = about(spec).auto and spec.default is None
+            default = "auto" if auto else _cell({key: spec.default}, key)
+            lines.append(f"| `{key}` | {default} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
