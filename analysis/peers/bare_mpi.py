@@ -6,10 +6,12 @@ Who answers gets the next chunk; two are under way to each rank.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 from mpi4py import MPI
-from work import Images, Worker, arguments, chunks, report
+from work import Images, Worker, arguments, chunks, report, start
 
 AHEAD = 2
 
@@ -17,57 +19,58 @@ AHEAD = 2
 def main() -> None:
     args, comm = arguments(), MPI.COMM_WORLD
     images = None if comm.rank else Images(args)
-    shape = np.array(images.chunk(0, 1).shape[1:] if images else (0, 0, 0), np.int64)
+    one = images.task(0, 1) if images else np.empty(0)
+    shape = np.array(one.shape[1:] or (0, 0, 0), np.int64)  # zeros: workers read
     comm.Bcast(shape)
     if images:
-        lead(args, comm, images)
+        comm.Barrier()  # every worker has its network
+        start_s = start(args)
+        report(start_s, lead(args, comm, images))
+        for rank in range(1, comm.size):
+            comm.Send(np.empty(0, np.uint8), rank)
     else:
-        serve(comm, Worker(args, comm.rank), np.empty((args.chunk, *shape), np.uint8))
+        serve(comm, Worker(args, comm.rank), shape, args.chunk)
 
 
-def lead(args, comm, images: Images) -> None:
-    todo = iter(chunks(args))
-    answers = {r: np.empty(args.chunk, np.int64) for r in range(1, comm.size)}
-    out, rows, sends = 0, 0, {}
-    comm.Barrier()  # every worker has its network
-    start_s = time.monotonic()
+def lead(args, comm, images: Images) -> Iterator[np.ndarray]:
+    todo, sends, status = iter(chunks(args)), defaultdict(list), MPI.Status()
 
     def send(rank: int) -> bool:
         span = next(todo, None)
         if span is None:
             return False
-        pixels = np.ascontiguousarray(images.chunk(*span))
-        sends.setdefault(rank, []).append((comm.Isend(pixels, rank), pixels))
+        task = np.ascontiguousarray(images.task(*span)).reshape(-1).view(np.uint8)
+        sends[rank].append((comm.Isend(task, rank), task))
         return True
 
-    for _ in range(AHEAD):
-        out += sum(send(rank) for rank in range(1, comm.size))
-    status = MPI.Status()
+    out = sum(send(rank) for _ in range(AHEAD) for rank in range(1, comm.size))
     while out:
-        while not comm.Iprobe(MPI.ANY_SOURCE, 0, status):
-            time.sleep(5e-5)
-        rank = status.source
-        comm.Recv(answers[rank], rank, 0, status)
-        sends[rank].pop(0)[0].Wait()
-        rows += status.Get_count(MPI.INT64_T)
-        out += send(rank) - 1
-    report(args, rows, start_s)
-    for rank in range(1, comm.size):
-        comm.Send(np.empty(0, np.uint8), rank)
+        wait(comm, MPI.ANY_SOURCE, status)
+        answer = np.empty(args.chunk, np.int64)
+        comm.Recv(answer, status.source, 0, status)
+        sends[status.source].pop(0)[0].Wait()
+        yield answer[: status.Get_count(MPI.INT64_T)]
+        out += send(status.source) - 1
 
 
-def serve(comm, worker: Worker, buffer: np.ndarray) -> None:
-    worker(buffer[:1])
+def serve(comm, worker: Worker, shape: np.ndarray, chunk: int) -> None:
+    buffer, status = np.empty(max(16, chunk * int(shape.prod())), np.uint8), MPI.Status()
+    if shape.any():
+        worker(np.zeros((1, *shape), np.uint8))
     comm.Barrier()
-    status = MPI.Status()
     while True:
-        while not comm.Iprobe(0, 0, status):
-            time.sleep(5e-5)
+        wait(comm, 0, status)
         comm.Recv(buffer, 0, 0, status)
-        n = status.Get_count(MPI.UINT8_T) // buffer[0].size
-        if n == 0:
+        task = buffer[: status.Get_count(MPI.UINT8_T)]
+        if len(task) == 0:
             return
-        comm.Send(worker(buffer[:n]).astype(np.int64), 0)
+        task = task.reshape(-1, *shape) if shape.any() else task.view(np.int64)
+        comm.Send(worker(task).astype(np.int64), 0)
+
+
+def wait(comm, source: int, status) -> None:
+    while not comm.Iprobe(source, 0, status):
+        time.sleep(5e-5)
 
 
 main()

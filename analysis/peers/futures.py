@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from mpi4py import MPI
 from mpi4py.futures import MPIPoolExecutor
-from work import Images, Worker, arguments, report
+from work import Images, Worker, arguments, report, start
 
 WORKER: list[Worker] = []
 
@@ -15,8 +13,8 @@ def begin(args) -> None:
     WORKER.append(Worker(args, MPI.COMM_WORLD.rank))
 
 
-def classify(pixels):
-    return WORKER[0](pixels)
+def classify(task):
+    return WORKER[0](task)
 
 
 def main() -> None:
@@ -24,12 +22,11 @@ def main() -> None:
     images = Images(args)
     with MPIPoolExecutor(initializer=begin, initargs=(args,)) as executor:
         executor.bootup(wait=True)
-        list(executor.map(classify, [images.chunk(0, 1)] * args.workers))
-        start_s = time.monotonic()
+        list(executor.map(classify, [images.task(0, 1)] * args.workers))
+        start_s = start(args)
         # args.chunk images travel together: its own chunksize of single images
-        single = (images.chunk(i, i + 1) for i in range(args.images))
-        found = executor.map(classify, single, chunksize=args.chunk, unordered=True)
-        report(args, sum(map(len, found)), start_s)
+        single = (images.task(i, i + 1) for i in range(args.images))
+        report(start_s, executor.map(classify, single, chunksize=args.chunk, unordered=True))
 
 
 if __name__ == "__main__":

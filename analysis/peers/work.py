@@ -1,7 +1,7 @@
 """The work that every program beside ours does, and what it reports.
 
-Owns: the images (in memory, or read and checked from the shard a chunk at a time), the network,
-slow workers, the report. Does not know: who hands the chunks out.
+Owns: the images (in memory, or read and checked from the shard a chunk at a time), who reads them,
+the network, slow workers, the report. Does not know: who hands the chunks out.
 
 Every program takes the same words (`arguments`) and prints one line of JSON (`report`).
 """
@@ -12,13 +12,16 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.models import load_predictor
+from collage_mpi.models import Tuning, load_predictor
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet
+
+SOURCES = ("memory", "sender", "workers")
 
 
 def arguments() -> argparse.Namespace:
@@ -27,41 +30,52 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--chunk", type=int, default=1, help="images a task")
-    parser.add_argument("--source", choices=("memory", "shard"), default="memory")
+    parser.add_argument(
+        "--source",
+        choices=SOURCES,
+        default="memory",
+        help="in memory from the start, or read as they are sent, or by the workers",
+    )
     parser.add_argument("--network", default="null")
     parser.add_argument("--service-ms", type=float, default=0.0, help="added to every image")
     parser.add_argument("--slow", type=float, default=1.0, help="worker 1 is so many times slower")
-    parser.add_argument("--pids", default="", help="folder: a file a worker, named as its number")
+    parser.add_argument("--notes", default="", help="folder: a file a worker, and one at the start")
     return parser.parse_args()
 
 
 class Images:
-    """Images by range; (n, H, W, C) uint8 and (n,) labels."""
+    """Those of a range, (n, H, W, C) uint8; read at once, or when they are asked for."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._shards = ShardSet.open([args.shard])
-        rows = np.arange(args.images)
-        self._all = self._shards.read_checked(rows) if args.source == "memory" else None
+    def __init__(self, args: argparse.Namespace, first: int = 0, stop: int | None = None) -> None:
+        self._shards, self._first, self._all = ShardSet.open([args.shard]), first, None
+        if args.source == "memory":
+            self._all = self._shards.read(np.arange(first, stop or args.images))[0]
+        self._named = args.source == "workers"
 
     def chunk(self, first: int, stop: int) -> np.ndarray:
         if self._all is not None:
-            return self._all[0][first:stop]
-        pixels, _, good = self._shards.read_checked(np.arange(first, stop))
-        assert good.all()
-        return pixels
+            return self._all[first - self._first : stop - self._first]
+        return self._shards.read(np.arange(first, stop))[0]
+
+    def task(self, first: int, stop: int) -> np.ndarray:
+        """What a worker is sent: pixels, or (2,) int64, first and stop, where it reads them."""
+        return np.array([first, stop]) if self._named else self.chunk(first, stop)
 
 
 class Worker:
-    """Classifies a chunk; `number` from 1, of whom the first may be slow."""
+    """Classifies a task; `number` from 1, of whom the first may be slow."""
 
     def __init__(self, args: argparse.Namespace, number: int) -> None:
-        self._predictor = load_predictor(with_shipped(args.network), "single")
+        network = with_shipped(args.network)
+        self._predictor = load_predictor(network, "single", tuning=Tuning("auto"))  # as a rank does
+        self._images = Images(args) if args.source == "workers" else None
         self._each_s = args.service_ms / 1e3 * (args.slow if number == 1 else 1.0)
-        if args.pids:
-            Path(args.pids, str(number)).write_text(str(os.getpid()))
+        if args.notes:
+            Path(args.notes, str(number)).write_text(str(os.getpid()))
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """(n, H, W, C) uint8 -> (n,) int64."""
+    def __call__(self, task: np.ndarray) -> np.ndarray:
+        """A task of `Images` -> (n,) int64."""
+        pixels = self._images.chunk(*task) if self._images else task
         if self._each_s:
             time.sleep(self._each_s * len(pixels))
         return self._predictor.predict(pixels)[:, 0].argmax(axis=-1)
@@ -72,9 +86,18 @@ def chunks(args: argparse.Namespace) -> list[tuple[int, int]]:
     return [(i, min(i + args.chunk, args.images)) for i in range(0, args.images, args.chunk)]
 
 
-def report(args: argparse.Namespace, rows: int, start_s: float) -> None:
-    """Print what was done since `start_s`, a time of time.monotonic()."""
+def start(args: argparse.Namespace) -> float:
+    """The time of time.monotonic(), now that all workers are ready; noted for who watches."""
+    if args.notes:
+        Path(args.notes, "started").touch()
+    return time.monotonic()
+
+
+def report(start_s: float, classes: Iterable[np.ndarray]) -> None:
+    """Print what was done since `start_s`; `classes`: all answers, waited for here."""
+    rows = total = 0
+    for found in classes:
+        rows, total = rows + len(found), total + int(found.sum())
     seconds = time.monotonic() - start_s
-    print(
-        json.dumps({"rows": rows, "seconds": seconds, "images_per_s": rows / seconds}), flush=True
-    )
+    said = {"rows": rows, "class_sum": total, "seconds": seconds, "images_per_s": rows / seconds}
+    print(json.dumps(said), flush=True)

@@ -16,12 +16,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "experiment",
         "many runs from one file: a grid of settings, seeds, one table; resumable",
     ),
+    "top": ("top", "how a running job stands: progress, time left, ranks, lost and slow ones"),
     "verify": ("verify", "prove that a run holds every image exactly once"),
     "export": ("export", "write a run's rows as csv, parquet or hdf5"),
     "plot": (
         "plot",
         "figures of runs: latency CDFs, timelines, throughput, an experiment's points",
     ),
+    "slow-ranks": (
+        "slow_ranks",
+        "ranks, GPUs and hosts that were slower than their peers; --exclude for Slurm",
+    ),
+    "report": ("report", "a page of one or several runs: charts, tables, pictures, in one file"),
     "shards": ("shards", "inspect or verify HDF5 shards"),
     "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
     "train": ("train", "train a single classifier, a collage-CNN or a parity network"),
@@ -36,4 +42,5 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "doctor",
         "what would keep a job from starting here, and how to fix it; which rank is where",
     ),
+    "completion": ("completion", "print a script by which a shell completes these commands"),
 }

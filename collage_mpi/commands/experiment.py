@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of [base], or repeat, groups, images, answers, instead of the file's",
+        help="a setting of [base], or how, repeat, groups, images, ..., instead of the file's",
     )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs simulated at a time (default: all cores)"

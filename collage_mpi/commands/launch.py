@@ -176,8 +176,9 @@ def _follow(
 
 
 def output_folder(words: Sequence[str]) -> Path | None:
-    """The `--out` of a `run`, whose completion marker launch looks for; None if not given."""
-    value = _flag(words, "--out") if words and words[0] == "run" else None
+    """The `--out` of a `run`, whose completion marker launch looks for; None if there is none."""
+    writes = bool(words) and words[0] == "run" and "--dry-run" not in words
+    value = _flag(words, "--out") if writes else None
     return None if value is None else Path(value)
 
 

@@ -54,8 +54,8 @@ class _Parser(argparse.ArgumentParser):
         return f"unrecognized arguments: {' '.join(words)}{hint}"
 
 
-def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the whole tool, with the full arguments of one command only."""
+def build_parser(command: str | None = None, *, whole: bool = False) -> argparse.ArgumentParser:
+    """The parser of the whole tool, with the full arguments of one command only, or of all."""
     parser = _Parser(
         prog="collage-mpi",
         description="Classify very many images over MPI with no slow tail and nothing lost.",
@@ -65,6 +65,6 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
         child = sub.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
-        if name == command:
+        if whole or name == command:
             import_module(f"collage_mpi.commands.{module}").add_arguments(child)
     return parser

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.errors import ExitCode
+from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.results.file_names import REPORT
 from collage_mpi.settings.flags import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
@@ -36,6 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="as --resume, and do the images again whose rows are errors",
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write the run as a page, OUT/report.html, when the job ends; as "
+        "`collage-mpi report OUT` does at any time",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, time the networks, tell what would be done and how long it would "
+        "take, and write nothing; with ranks (under launch) or without",
+    )
     add_setting_flags(parser)
 
 
@@ -44,17 +60,67 @@ def execute(args: argparse.Namespace) -> int:
     given, source = given_settings(args)
     resume = args.resume or args.retry_errors
     settings = None if resume else RunSettings.from_mapping(given, source)
+    if args.dry_run and launcher_size() in (None, 1):
+        from collage_mpi.job.resume import resumed_settings
+
+        found = settings or resumed_settings(given, source, None)
+        return _forecast(found, None, args)
     from collage_mpi.job.main import run_world
 
     def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
         from collage_mpi.job.resume import resumed_settings
 
         found = settings or resumed_settings(given, source, worker_group.transport.size)
-        return run_and_tell(
+        if args.dry_run:
+            return _forecast(found, worker_group, args, stop_reason)
+        code = run_and_tell(
             found, worker_group, stop_reason, resume=resume, retry_errors=args.retry_errors
         )
+        if args.report:
+            write_page(Path(found.out))
+        return code
 
     return run_world("run", body)
+
+
+def write_page(out: Path) -> None:
+    """The run's report, in its folder. What keeps it from being written is told, and no more: the
+    job and its exit code are about the rows."""
+    from collage_mpi.report.page import write_report
+    from collage_mpi.system.tell import tell
+
+    page = out / REPORT
+    try:
+        write_report([out], page)
+    except CollageError as error:
+        tell(f"collage-mpi run: no report: {error}", logging.WARNING)
+    else:
+        say(f"report in {page}")
+
+
+def _forecast(
+    settings: RunSettings,
+    worker_group: WorkerGroup | None,
+    args: argparse.Namespace,
+    stop_reason: Callable[[], str | None] = lambda: None,
+) -> int:
+    """`--dry-run`: with the workers, or in this process alone."""
+    from collage_mpi.settings.flags import flags_of
+    from collage_mpi.simulation.forecast import forecast
+
+    code = forecast(
+        settings,
+        worker_group,
+        resume=args.resume or args.retry_errors,
+        retry_errors=args.retry_errors,
+        stop_reason=stop_reason,
+        say=say,
+    )
+    if worker_group is None:
+        how = [f"--{n}" for n in ("resume", "retry-errors") if getattr(args, n.replace("-", "_"))]
+        words = ["launch", "-n", str(settings.world_size), "--", "run", *how, *flags_of(settings)]
+        say(f"it runs by: {shlex.join(['collage-mpi', *words])}")
+    return int(code)
 
 
 def run_and_tell(

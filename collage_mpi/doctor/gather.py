@@ -55,7 +55,7 @@ from collage_mpi.system.environment import (
 from collage_mpi.system.launchers import over_pmix, starter
 from collage_mpi.system.process_tree import own_command
 
-PACKAGES = ("numpy", "h5py", "mpi4py", "torch", "pillow", "safetensors", "rich")
+PACKAGES = ("numpy", "h5py", "isal", "mpi4py", "torch", "pillow", "safetensors", "rich")
 PROBE_LIMIT_S = 60.0  # torch from a cold network file system
 TOOL_LIMIT_S = 10.0
 DEFAULT_RANKS = 11  # side 3: what is supposed when nobody says

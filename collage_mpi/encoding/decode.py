@@ -62,6 +62,24 @@ def summands(scores: np.ndarray, summed: str) -> np.ndarray:
     return found
 
 
+def parity_scores(
+    total: np.ndarray, others: Sequence[np.ndarray], temperature: float
+) -> np.ndarray | None:
+    """The scores of the missing image; arguments as of `decode_parity`.
+
+    Returns:
+        (classes,) float64, 1 in all; None where a value is not finite.
+    """
+    left = np.array(total, np.float64)
+    for other in others:
+        left -= other
+    if not np.isfinite(left).all():
+        return None
+    powers = np.exp((left - left.max()) / temperature)
+    found: np.ndarray = powers / powers.sum()
+    return found
+
+
 def decode_parity(
     total: np.ndarray, others: Sequence[np.ndarray], temperature: float
 ) -> tuple[int, float] | None:
@@ -77,10 +95,8 @@ def decode_parity(
     Returns:
         (class, score); None where a value is not finite.
     """
-    left = np.array(total, np.float64)
-    for other in others:
-        left -= other
-    if not np.isfinite(left).all():
+    scores = parity_scores(total, others, temperature)
+    if scores is None:
         return None
-    best = int(left.argmax())
-    return best, float(1 / np.exp((left - left[best]) / temperature).sum())
+    best = int(scores.argmax())
+    return best, float(scores[best])

@@ -14,7 +14,7 @@ side by side in a picture of about one image's size, for which a collage's encod
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -113,6 +113,19 @@ class ConcatEncoder:
 
 StripeEncoder = SumEncoder | ConcatEncoder
 AnyEncoder = Encoder | StripeEncoder
+
+
+def paste_group(
+    encoder: AnyEncoder, cells: Iterable[tuple[int, np.ndarray | None]], out: np.ndarray
+) -> None:
+    """Cells by their number in their group, None for a blank one, into one picture.
+
+    A stripe's are consecutive ones of its group.
+    """
+    placed: list[np.ndarray | None] = [None] * encoder.places
+    for number, cell in cells:
+        placed[number % encoder.places] = cell
+    encoder.paste(placed, out)
 
 
 def make_stripe_encoder(

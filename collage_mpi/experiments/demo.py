@@ -107,7 +107,7 @@ def run_all(
 
 
 def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
-    """After the ranks have ended: what they showed, in words, and the pictures.
+    """After the ranks have ended: what they showed, in words, the pictures and the pages.
 
     Returns:
         The report, and the files written.
@@ -116,6 +116,7 @@ def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
         DataFault: a run is damaged.
     """
     from collage_mpi.figures.latency_cdf import plot_latency_cdf
+    from collage_mpi.report.page import write_report
     from collage_mpi.results import compare, read_results, render_comparison, verify_run
 
     parts, written = [], []
@@ -132,6 +133,9 @@ def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
         )
         title = _title(case, slow)
         written += plot_latency_cdf(runs, out / f"latency_cdf_{case}", per="group", title=title)
+        page = out / f"report_{case}.html"
+        write_report(folders, page)
+        written.append(page)
     return "\n".join(parts), written
 
 

@@ -141,7 +141,7 @@ def _with_set(document: Mapping[str, Any], text: str, source: str) -> Json:
         value = json.loads(raw)
     except ValueError:
         value = raw
-    if key in (*SIMULATED, "repeat"):
+    if key in (*SIMULATED, "how", "repeat"):
         other = {"images": "groups", "groups": "images"}.get(key)
         return {**{k: v for k, v in document.items() if k != other}, key: value}
     for draft in drafts({**document, "repeat": None}, source):

@@ -22,7 +22,7 @@ from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
 from collage_mpi.system.tell import tell
 
-LOOK_EVERY_NS = 1_000_000  # at processes: a system call of 1 us
+LOOK_EVERY_NS = 1_000_000  # at processes: a system call of 1 us; at clocks likewise
 
 
 class RankGone(CollageError):
@@ -108,14 +108,16 @@ class FailureDetector:
         Raises:
             RankGone: a rank is lost and the job is not to go on without it.
         """
+        if now_ns < self._look_at_ns and not self._ended:
+            return []
+        self._look_at_ns = now_ns + LOOK_EVERY_NS
         events: list[RankSuspected | RankLost] = []
         for sign in self.timeouts.overdue(now_ns):
             if isinstance(sign, Suspicion):
                 events.append(RankSuspected(now_ns, sign.rank, sign.why))
             elif self.keep_going:
                 self._ended.append(self._killed(sign.rank, sign.why, TIMEOUT))
-        if self._monitor is not None and now_ns >= self._look_at_ns:
-            self._look_at_ns = now_ns + LOOK_EVERY_NS
+        if self._monitor is not None:
             self._ended += self._monitor.look()
         ended, self._ended = self._ended, []
         events += [RankLost(now_ns, e.rank, e.why) for e in ended if self._lose(e, now_ns)]

@@ -11,18 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.figures import style
-from collage_mpi.kinds import KIND, TABLE
-from collage_mpi.results.timeline import STRAGGLER, Bar, Timeline
+from collage_mpi.results.timeline import STRAGGLER, Bar, Timeline, look_of, looks
 
-_LOOK: dict[str, tuple[str, str]] = {  # kind of what was used, or state -> colour, legend
-    **{kind.name: (kind.colour, kind.legend) for kind in TABLE},
-    "late": ("#E69F00", "late answer, resolved nothing"),
-    "skipped": ("#000000", "skipped: cancelled before it began"),
-    "failed": ("#D55E00", "failed"),
-    "lost": ("#D55E00", "lost with its rank"),
-    "unfinished": ("#CC79A7", "unfinished"),
-}
-_HELPED = "late, or used to decode another"
 _WAIT = "0.7"
 _HEIGHT = 0.66  # of a bar, in rows
 
@@ -51,15 +41,16 @@ def plot_timeline(timeline: Timeline, out_stem: Path, title: str, dpi: int = 200
         figure.subplots_adjust(
             left=0.095, right=0.985, top=1 - top_in / height_in, bottom=0.95 / height_in
         )
+        colours = {look: colour for look, (colour, _) in looks(timeline).items()}
         for bar in timeline.bars:
-            _draw_bar(axes, bar, rows[bar.rank], timeline)
+            _draw_bar(axes, bar, rows[bar.rank], timeline, colours[look_of(bar)])
         _finish(axes, timeline, rows)
         _legend(figure, timeline)
         style.heading(figure, title, height_in)
         return style.save(figure, Path(out_stem), dpi)
 
 
-def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline) -> None:
+def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline, colour: str) -> None:
     """Waiting thin and grey, service thick in its state's colour; a straggler is outlined."""
     low, high = timeline.begin_ns, timeline.end_ns
     sent, start, end = (
@@ -68,7 +59,6 @@ def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline) -> None:
     if start > sent:
         left, width = sent / 1e6, (start - sent) / 1e6
         axes.barh(row + 0.41, width, left=left, height=0.1, color=_WAIT, zorder=1)
-    colour = _LOOK[_look(bar)][0]
     if bar.end_ns == bar.start_ns:  # skipped, lost: it did not run
         axes.plot(end / 1e6, row, marker="x", markersize=4, color=colour, linestyle="", zorder=3)
         return
@@ -83,10 +73,6 @@ def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline) -> None:
         zorder=2,
         **{"edgecolor": "white", "linewidth": 0.4, **look},
     )
-
-
-def _look(bar: Bar) -> str:
-    return bar.kind if bar.state == "used" else bar.state
 
 
 def _finish(axes: Any, timeline: Timeline, rows: dict[int, int]) -> None:
@@ -115,14 +101,11 @@ def _legend(figure: Any, timeline: Timeline) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    found = {_look(bar) for bar in timeline.bars}
-    helped = {"late": _HELPED} if any(not KIND[bar.kind].resolves for bar in timeline.bars) else {}
     handles: list[Any] = [
         Line2D([], [], marker="x", color=colour, linestyle="", label=label)
-        if state in ("skipped", "lost")
-        else Patch(color=colour, label=helped.get(state, label))
-        for state, (colour, label) in _LOOK.items()
-        if state in found
+        if look in ("skipped", "lost")
+        else Patch(color=colour, label=label)
+        for look, (colour, label) in looks(timeline).items()
     ]
     if any(bar.start_ns > bar.sent_ns for bar in timeline.bars):
         handles.append(Patch(color=_WAIT, label="waits at its rank (thin, below)"))

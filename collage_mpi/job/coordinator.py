@@ -8,6 +8,7 @@ scheduler does).
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.system.backoff import Backoff
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 
+REPORT_EVERY_NS = 10_000_000  # what a report costs is nothing beside so much work
 DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it for an hour
 
 OUTCOMES = {ANSWERED: "answered", FAILED: "failed", SKIPPED: "skipped"}
@@ -84,6 +86,17 @@ class WorkMeter:
     def __init__(self) -> None:
         self.receives = self.sends = self.encodes = 0
         self.receive_ns = self.send_ns = self.encode_ns = 0
+        self.process_cpu_ns = self.loop_cpu_ns = 0
+
+    def begin(self) -> None:
+        """The loop begins: CPU time of the process, and of its thread alone."""
+        self.process_cpu_ns -= time.process_time_ns()
+        self.loop_cpu_ns -= time.thread_time_ns()
+
+    def end(self) -> None:
+        """It ends."""
+        self.loop_cpu_ns += time.thread_time_ns()
+        self.process_cpu_ns += time.process_time_ns()
 
     def sent(self, took_ns: int, encodes_ns: Sequence[int]) -> None:
         """A message took so long, for its tasks so much of it for pasting their collages."""
@@ -95,8 +108,10 @@ class WorkMeter:
             self.encode_ns += encode_ns
 
     def means(self) -> dict[str, float]:
-        """Per answer, message and collage; 0 where there was none."""
+        """Per answer, message and collage, 0 where there was none; and CPU time, of all of it."""
         return {
+            "process_cpu_ns": self.process_cpu_ns,
+            "loop_cpu_ns": self.loop_cpu_ns,
             "receive_ns": self.receive_ns / max(1, self.receives),
             "send_ns": self.send_ns / max(1, self.sends),
             "encode_ns": self.encode_ns / max(1, self.encodes),
@@ -124,7 +139,8 @@ class Coordinator:
     ) -> None:
         """`arrivals` are a closed loop by default.
 
-        `stop_reason()` says why to stop, or None; `report` is called at every turn.
+        `stop_reason()` says why to stop, or None; `report` is called every REPORT_EVERY_NS, and
+        when all is done.
         """
         self.scheduler = scheduler
         self.transport = transport
@@ -143,10 +159,11 @@ class Coordinator:
         self._stopped = False
         self._input_closed = False
         self._report = report
-        self._events: deque[ev.Event] = deque()  # that came while one was dealt with
+        self._report_at_ns = 0
+        # Events that came together, each while others were dealt with
+        self._events: deque[Sequence[ev.Event]] = deque()
         self._handling = False
-        # A message under way, by its first task -> its tasks, and pasting each one's collage
-        self._leaving: dict[int, list[tuple[int, int]]] = {}
+        self._leaving: dict[int, tuple[int, ...]] = {}  # a message's first task -> its tasks
         self._cancels: dict[int, list[int]] = {}  # by rank, not sent yet
         self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
         self._dropped_timers: set[int] = set()
@@ -164,7 +181,7 @@ class Coordinator:
             ev.CancelTimer: self._drop_timer,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Recall: self._recall,
-            ev.Release: lambda a: self.feed.release(a.image),
+            ev.Release: lambda a: self.feed.release(a.images),
             ev.Finish: self._finished,
         }
 
@@ -173,6 +190,7 @@ class Coordinator:
 
         `lost` are ranks that were expected and are gone before it begins, and why.
         """
+        self.work.begin()
         self._arrivals.start(self.clock())
         for worker in ready:
             now_ns = self.clock()
@@ -186,9 +204,11 @@ class Coordinator:
                     self.backoff.reset()
                 else:
                     self.backoff.pause(self._until_timer_ns())
+            self._report(self.recorder)
         finally:
             # Also after an error: groups and tasks must match the images.
             self.recorder.finish(self.clock())
+            self.work.end()
         return self.finish
 
     def turn(self) -> bool:
@@ -201,8 +221,7 @@ class Coordinator:
             self.work.receive_ns += self.clock() - now_ns
         for arrival in found:
             if isinstance(arrival, Sent):
-                for task, encode_ns in self._leaving.pop(arrival.token, ()):
-                    self._handle(ev.SendDone(arrival.at_ns, task, encode_ns))
+                self._handle(ev.SendDone(arrival.at_ns, self._leaving.pop(arrival.token)))
             elif isinstance(arrival, Received):
                 self._received(arrival)
             else:
@@ -217,31 +236,33 @@ class Coordinator:
             self._handle(ev.StopRequested(self.clock(), reason))
         if self._cancels:
             self._send_cancels()
-        self._report(self.recorder)
+        if now_ns >= self._report_at_ns:
+            self._report_at_ns = now_ns + REPORT_EVERY_NS
+            self._report(self.recorder)
         return bool(found or signs) or arrived or fired or reason is not None
 
     # ---- events -------------------------------------------------------------
 
-    def _handle(self, event: ev.Event) -> None:
-        """Feed one event and whatever its actions cause, in order."""
+    def _handle(self, *events: ev.Event) -> None:
+        """Feed one event, or several of one moment, and whatever their actions cause, in order."""
         if self._handling:
-            self._events.append(event)
-            return  # the loop below, further up the stack, takes it
+            self._events.append(events)
+            return  # the loop below, further up the stack, takes them
         self._handling = True
-        self._act_upon(event)
+        self._act_upon(events)
         while self._events:
             self._act_upon(self._events.popleft())
         self._handling = False
 
-    def _act_upon(self, event: ev.Event) -> None:
-        if self.finish is not None:
+    def _act_upon(self, events: Sequence[ev.Event]) -> None:
+        if self.finish is not None or not events:
             return
         # A stamp may be older than what was done since; the scheduler's time may not.
-        self._stamp_ns = event.now_ns
-        if event.now_ns < self._last_ns:
-            event = event._replace(now_ns=self._last_ns)
-        self._last_ns = event.now_ns
-        for action in self.scheduler.handle(event):
+        self._stamp_ns = events[0].now_ns
+        if self._stamp_ns < self._last_ns:
+            events = [event._replace(now_ns=self._last_ns) for event in events]
+        self._last_ns = events[0].now_ns
+        for action in self.scheduler.handle(*events):
             self._actions[type(action)](action)
 
     def _received(self, arrival: Received) -> None:
@@ -258,7 +279,8 @@ class Coordinator:
         before_ns = self.work.send_ns + self.work.encode_ns
         for result in results:
             self.recorder.ended(result, OUTCOMES[result.status], arrival.at_ns, decode_ns)
-            self._handle(_terminal(arrival, result))
+        self._handle(*[_terminal(arrival, result) for result in results])
+        for result in results:
             self.recorder.settled(result.task)
         if self._cancels:
             self._send_cancels()
@@ -323,9 +345,11 @@ class Coordinator:
                 break
             now_ns = self.clock()
             entries = self._arrivals.enter(now_ns, len(admitted))
+            arrivals = []
             for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
                 self.recorder.admitted(image, record, t0_ns, now_ns - asked_ns)
-                self._handle(ev.ImageArrived(self.clock(), image, t0_ns, record.fault or ""))
+                arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, record.fault or ""))
+            self._handle(*arrivals)
             arrived = True
         if self.feed.exhausted and not self._input_closed:
             self._input_closed = True
@@ -338,9 +362,8 @@ class Coordinator:
         start_ns = self.clock()
         packed = self.feed.pack(sends, self.transport.buffer)
         rank, token, now_ns = sends[0].rank, sends[0].task, self.clock()
-        leaving = self._leaving[token] = []
+        self._leaving[token] = tuple([send.task for send in sends])
         for send, encode_ns in zip(sends, packed.encodes_ns, strict=True):
-            leaving.append((send.task, encode_ns))
             self.recorder.sent(send, now_ns, encode_ns)
         self.ranks.sent(rank, now_ns, len(sends))
         self.transport.send_task(rank, packed.buffer, packed.nbytes, token)
@@ -372,8 +395,9 @@ def _terminal(arrival: Received, result: WireResult) -> ev.Event:
     now_ns, task, rank = arrival.at_ns, result.task, arrival.rank
     if result.status == ANSWERED:
         took_ns = result.compute_ns, result.held_ns
-        return ev.Answered(now_ns, task, rank, result.cells, *took_ns, result.vectors)
+        more = result.vectors, result.unread
+        return ev.Answered(now_ns, task, rank, result.cells, *took_ns, *more)
     if result.status == FAILED:
-        how = result.reason, result.retryable, result.of_input
+        how = result.reason, result.retryable, result.unread
         return ev.Failed(now_ns, task, rank, *how)
     return ev.Skipped(now_ns, task, rank)

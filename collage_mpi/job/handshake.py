@@ -24,7 +24,7 @@ from collage_mpi.kinds import SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
-from collage_mpi.mpi.tasks import PLACE, task_message_bytes
+from collage_mpi.mpi.tasks import FILE, PLACE, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
@@ -78,9 +78,26 @@ def handshake(
     finally:
         loading.close()
     check_same_weights(hellos)
+    check_same_embedding(hellos)
     warn_of_mixed_tuning(hellos)
     _require_quorum(plan, worker_group)
     return hellos
+
+
+def readers(plan: Plan, hellos: Mapping[int, Hello]) -> frozenset[int]:
+    """The ranks that read their images themselves; of the others the user is told."""
+    if not plan.settings.by_place:
+        return frozenset()
+    lacking: dict[str, list[int]] = {}
+    for rank, hello in sorted(hellos.items()):
+        if hello.cannot_read:
+            lacking.setdefault(hello.cannot_read, []).append(rank)
+    for why, ranks in lacking.items():
+        tell(
+            f"warning: rank 0 reads the images and sends them to rank(s) "
+            f"{', '.join(map(str, ranks))}: {why}"
+        )
+    return frozenset(plan.placement.workers).difference(*lacking.values())
 
 
 def roll_call(
@@ -121,6 +138,16 @@ def check_same_weights(hellos: Mapping[int, Hello]) -> None:
                     f"{hellos[other].host} ({expected[:12]}...): make the weights the same "
                     "file on every host"
                 )
+
+
+def check_same_embedding(hellos: Mapping[int, Hello]) -> None:
+    """Raise DataFault unless all ranks that give embeddings give as many numbers."""
+    found = {hello.embedding: rank for rank, hello in sorted(hellos.items()) if hello.embedding}
+    if len(found) > 1:
+        told = ", ".join(f"{numbers} on rank {rank}" for numbers, rank in found.items())
+        raise DataFault(
+            f"the ranks' networks give embeddings of other lengths ({told}): make them the same"
+        )
 
 
 def refuse_other_networks(
@@ -169,8 +196,10 @@ def _burn(settings: StragglerSettings, rank: int) -> Burn | None:
 def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     """What each rank is told at the start of the session."""
     settings, batch = plan.settings, plan.settings.batch
-    image_bytes = PLACE.itemsize if settings.by_place else int(np.prod(plan.shards.shape))
+    image_bytes = int(np.prod(plan.shards.shape))
     encoded_bytes = int(np.prod(encoder.input_shape))
+    if settings.pixels == "workers":
+        image_bytes, encoded_bytes = PLACE.itemsize, PLACE.itemsize * encoder.places
     common = Welcome(
         networks={},
         image_shape=plan.shards.shape,
@@ -183,15 +212,19 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         credit=settings.credit,
         batch=batch,
         task_bytes=max(
-            task_message_bytes(batch, batch, batch * image_bytes),
+            task_message_bytes(batch, batch, batch * (image_bytes + FILE.itemsize)),
             task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
         ),
         answer_bytes=answer_bytes(plan, encoder),
-        summed=None if plan.parity is None else plan.parity.summed,
+        extras=settings.extras,
+        parity=plan.parity,
         warmup_tasks=settings.warmup_tasks,
         straggler=StragglerSettings(**settings.to_dict(StragglerSettings)),
         draws_by_image=settings.draws_by_image,
         burn=None,
+        fit=plan.shards.fit,
+        must_read=settings.pixels == "workers",
+        ranks=len(plan.placement.kinds),
     )
     return {
         rank: replace(
@@ -206,8 +239,10 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
 
 def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
     """Room for a message of answers: of one task at least, with vectors where they travel."""
-    vectors = 0 if plan.parity is None else 1
-    return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, plan.classes))
+    extras = plan.settings.extras
+    vectors = encoder.places if extras else 0 if plan.parity is None else 1
+    floats = extras.floats(plan.classes) + (0 if plan.parity is None else plan.classes)
+    return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, floats))
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ Does not know: who is sent what and why, answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.stripe import AnyEncoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import (
     WireTask,
-    pack_place,
+    pack_file,
+    pack_places,
     pack_task_records,
     pack_tasks,
     task_message_bytes,
@@ -57,21 +58,20 @@ class ImageBuffer:
         encoder: AnyEncoder,
         session: int,
         clock: Clock,
-        *,
-        by_place: bool = False,
+        reading: Collection[int] = (),
     ) -> None:
         """`encoder` is for the tasks of a kind that is not single: collages, or stripes.
 
-        `by_place` where records have no pixels: tasks name where they lie.
+        `reading`: ranks whose tasks name where the images lie. Records need no pixels if all are.
         """
         self.reader = reader
         self.encoder = encoder
         self.session = session
         self.clock = clock
         self._next = 0
-        self.by_place = by_place
-        self._pixels: dict[int, np.ndarray] = {}  # by place: `pack_place`
-        self._cells: dict[int, np.ndarray] = {}  # of those shrunk so far
+        self._reading = frozenset(reading)
+        self._records: dict[int, ImageRecord] = {}
+        self._cells: dict[int, np.ndarray] = {}  # of those that came without and were shrunk since
 
     @property
     def exhausted(self) -> bool:
@@ -90,30 +90,31 @@ class ImageBuffer:
         admitted: list[tuple[int, ImageRecord]] = []
         for record in self.reader.take(count):
             if record.fault is None:
-                pixels = record.pixels
-                self._pixels[self._next] = (
-                    pack_place(record.shard, record.row) if pixels is None else pixels
-                )
-                if record.cell is not None:
-                    self._cells[self._next] = record.cell
+                self._records[self._next] = record
             admitted.append((self._next, record))
             self._next += 1
         return admitted
 
     def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:
-        """Tasks of one kind as a message, encoded unless they are single images.
+        """Tasks of one kind as a message, encoded unless they are single images or by place.
 
         Args:
             sends: what the scheduler wants sent together.
             buffer_for: gives a (capacity,) uint8 buffer for a number of bytes.
         """
-        tasks = [
-            WireTask(s.task, s.group, s.attempt, s.kind, s.items, self.by_place) for s in sends
-        ]
-        if KIND[sends[0].kind].encoded:
+        by_place = sends[0].rank in self._reading
+        tasks = [WireTask(s.task, s.group, s.attempt, s.kind, s.items, by_place) for s in sends]
+        if KIND[sends[0].kind].encoded and not by_place:
             return self._pack_encoded(tasks, buffer_for)
-        pixels = [self._pixels[image] for send in sends for image, _ in send.items]
-        nbytes = task_message_bytes(len(tasks), len(pixels), sum(p.nbytes for p in pixels))
+        records = [self._records[image] for send in sends for image, _ in send.items]
+        if by_place:
+            pixels = [pack_places([(record.shard, record.row) for record in records])]
+        else:
+            pixels = [_pixels(record) for record in records]
+            for task in tasks:  # of a single network, and so of an image
+                task.as_files = self._records[task.items[0][0]].file is not None
+        items = len(records)
+        nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
         return Packed(buffer, nbytes, (0,) * len(tasks))
@@ -123,7 +124,7 @@ class ImageBuffer:
     ) -> Packed:
         """Pasted where they are sent from."""
         now_ns = self.clock()
-        shape, places = self.encoder.input_shape, self.encoder.places
+        shape = self.encoder.input_shape
         each = math.prod(shape)
         nbytes = task_message_bytes(
             len(tasks), sum(len(task.items) for task in tasks), len(tasks) * each
@@ -132,10 +133,8 @@ class ImageBuffer:
         at = pack_task_records(buffer, self.session, tasks, len(tasks) * each)
         encodes_ns = []
         for task in tasks:
-            cells: list[np.ndarray | None] = [None] * places
-            for image, cell in task.items:  # a stripe's cells are consecutive ones of its group
-                cells[cell % places] = self._cell(image)
-            self.encoder.paste(cells, out=buffer[at : at + each].reshape(shape))
+            cells = ((cell, self._cell(image)) for image, cell in task.items)
+            paste_group(self.encoder, cells, out=buffer[at : at + each].reshape(shape))
             at += each
             start_ns, now_ns = now_ns, self.clock()
             encodes_ns.append(now_ns - start_ns)
@@ -143,16 +142,29 @@ class ImageBuffer:
 
     def _cell(self, image: int) -> np.ndarray:
         """(h, w, C) uint8, what is pasted: from the reader, or shrunk now and kept."""
+        record = self._records[image]
+        if record.cell is not None:
+            return record.cell
         if image not in self._cells:
-            self._cells[image] = self.encoder.shrink(self._pixels[image])
+            self._cells[image] = self.encoder.shrink(_pixels(record))
         return self._cells[image]
 
-    def release(self, image: int) -> None:
-        """No task needs the pixels any more."""
-        self._pixels.pop(image, None)
-        self._cells.pop(image, None)
+    def release(self, images: Iterable[int]) -> None:
+        """No task needs their pixels any more."""
+        for image in images:
+            self._records.pop(image, None)
+            if self._cells:
+                self._cells.pop(image, None)
 
     @property
     def held(self) -> int:
-        """Images whose pixels are kept."""
-        return len(self._pixels)
+        """Images whose pixels, or places, are kept."""
+        return len(self._records)
+
+
+def _pixels(record: ImageRecord) -> np.ndarray:
+    """What a task carries of the image."""
+    if record.file is not None:
+        return pack_file(record.file)
+    assert record.pixels is not None  # else its task goes by place
+    return record.pixels

@@ -19,9 +19,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.models import Tuning
+from collage_mpi.models import ParitySpec, Tuning
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
 from collage_mpi.system.pidfd import ProcessId
 from collage_mpi.workload.background_load import Burn
@@ -70,10 +71,14 @@ class Welcome:
         credit: messages of tasks that may be under way to the rank.
         batch: inputs of one message, at most.
         task_bytes, answer_bytes: of a message of tasks, and of answers, at most.
-        summed: what of a single's scores its answer carries for others; None for nothing.
+        extras: what an answer carries of each image beyond its class.
+        parity: how answers are decoded from those of others; None where none are.
         warmup_tasks: of each network, before it is ready.
         draws_by_image: of injected delays: by an image's number, not its group's.
         burn: what burns beside the rank.
+        fit: how files become images, where tasks may carry them (`pictures.Fit`).
+        must_read: whether a rank whose host has not the shards cannot work; else it says so.
+        ranks: of the world, which share the cores where no launcher says how many are on a host.
     """
 
     networks: dict[str, str]
@@ -88,11 +93,15 @@ class Welcome:
     batch: int
     task_bytes: int
     answer_bytes: int
-    summed: str | None
+    extras: Extras
+    parity: ParitySpec | None
     warmup_tasks: int
     straggler: StragglerSettings
     draws_by_image: bool
     burn: Burn | None
+    fit: str | None
+    must_read: bool
+    ranks: int
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,8 @@ class Hello:
         tuning, fingerprints: by kind, of its network.
         service_ns: kind -> one input, while other ranks may be at work too.
         longest_ns: of any batch that was tried.
+        embedding: how many numbers of an image it gives; None where it was asked for none.
+        cannot_read: why it must be sent pixels, where it was told of shards; "" else.
     """
 
     host: str
@@ -155,6 +166,8 @@ class Hello:
     fingerprints: dict[str, str]
     service_ns: dict[str, int]
     longest_ns: int
+    embedding: int | None
+    cannot_read: str
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.job.messages import Welcome
 from collage_mpi.models import (
     Geometry,
@@ -46,10 +47,13 @@ class NetworkLoader:
         """
         geometry = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
         told = spec == "null" or is_own(spec)  # others know their shapes
-        key = (spec, kind, welcome.device, welcome.tuning, *(geometry if told else ()))
+        embed = welcome.extras.save == EMBEDDINGS
+        key = (spec, kind, welcome.device, welcome.tuning, embed, *(geometry if told else ()))
         if key not in self._loaded:
             with uncollected():
-                self._loaded[key] = self._load(spec, kind, welcome.device, welcome.tuning, geometry)
+                self._loaded[key] = self._load(
+                    spec, kind, welcome.device, welcome.tuning, geometry, embed
+                )
         return self._loaded[key]
 
     def _load(
@@ -59,8 +63,9 @@ class NetworkLoader:
         device: str,
         tuning: Tuning,
         geometry: tuple[Any, int, int, int],
+        embed: bool,
     ) -> Predictor:
-        if spec == "null":
+        if spec == "null" and not embed:
             return NullPredictor(kind, *geometry)
         threads = threads_per_rank(local_size() or self.world_size)
         return load_predictor(
@@ -70,6 +75,7 @@ class NetworkLoader:
             threads=threads,
             tuning=tuning,
             geometry=Geometry(*geometry),
+            embed=embed,
         )
 
     def _device(self, device: str) -> str:
@@ -83,6 +89,13 @@ class NetworkLoader:
         chosen = assign_device(local_gpu_rank(self.rank), visible_devices(), device, gpus)
         usable_device(chosen)  # current from now on, for a user's own network too
         return chosen
+
+
+def gpus_here() -> int:
+    """GPUs that this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 @contextmanager

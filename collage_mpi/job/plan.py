@@ -21,6 +21,7 @@ from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.fit import check_fit, check_parity
 from collage_mpi.models.null import is_null
 from collage_mpi.models.weights import read_tensors
+from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
@@ -64,6 +65,8 @@ def make_plan(
     settings: RunSettings,
     world_size: int,
     known_shards: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    launched: bool = True,
 ) -> Plan:
     """Check settings, world, shards and networks against each other.
 
@@ -71,12 +74,15 @@ def make_plan(
         settings: of the run.
         world_size: ranks there are.
         known_shards: of a run to be resumed, the shards of its manifest.
+        launched: this process is a rank of that world, which its launcher must confirm.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
     """
     settings.require_inputs()
-    placement = settings.place(world_size, launcher_size())
+    if settings.extras:
+        require_pyarrow("--top-k and --save", "leave them out")
+    placement = settings.place(world_size, launcher_size() if launched else None)
     make_delays(settings)  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
     networks = _networks(settings)
@@ -107,6 +113,9 @@ def make_plan(
         shards.close()
         raise
     classes = len(names) if names else _unnamed_classes(settings, shards)
+    if (settings.top_k or 0) > classes:
+        shards.close()
+        raise UsageError(f"top_k is {settings.top_k}; there are {classes} classes")
     known = with_accept_of(settings, single, collage)
     if known.accept == "backup" != settings.accept:
         tell(

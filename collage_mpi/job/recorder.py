@@ -10,9 +10,13 @@ a held answer of it may still resolve an image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.mpi.answers import WireResult
 from collage_mpi.results.rows import (
@@ -41,6 +45,34 @@ class Writer(Protocol):
 # computed too long, or the rank was not given its core back in time (docs/stragglers.md).
 TOLERATED = 1.1
 
+
+class Vectors:
+    """Picks the vector of the answer that resolved an image, which is kept."""
+
+    def __init__(
+        self, extras: Extras, write: Callable[[int, int, np.ndarray], None], evidence: int = 0
+    ) -> None:
+        """`write(shard, row, vector)` keeps it.
+
+        `evidence`: numbers before it that are the scheme's, of an answer that has both.
+        """
+        self._extras, self._write, self._evidence = extras, write, evidence
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def decoded(self, image: int, scores: np.ndarray) -> None:
+        """The image's scores, (classes,), as several answers together give them."""
+        self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[0]
+
+    def keep(self, resolve: Resolve, record: ImageRecord, send: Send, result: WireResult) -> None:
+        """The image is resolved by the task's answer; its row follows."""
+        vector = self._decoded.pop(resolve.image, None)
+        if vector is None:
+            assert result.vectors is not None
+            place = next(i for i, (image, _) in enumerate(send.items) if image == resolve.image)
+            vector = result.vectors[place, self._evidence :]  # (floats,) float32
+        self._write(record.shard, record.row, vector)
+
+
 NO_RESULT = WireResult(0, 0)  # of a task that has not ended
 
 
@@ -54,11 +86,11 @@ class _Image(NamedTuple):
 class _Task:
     send: Send
     sent_ns: int
+    result: WireResult
     done_ns: int = 0
     decode_ns: int = 0
     outcome: str = "unfinished"
     resolved: int = 0
-    result: WireResult = field(default_factory=lambda: NO_RESULT)
     reason: str = ""
 
 
@@ -91,9 +123,17 @@ class Recorder:
     """Told of every admission, send, end and outcome; writes rows. Times are rank 0's."""
 
     def __init__(
-        self, writer: Writer, *, start_ns: int, group_size: int, warmup_groups: int
+        self,
+        writer: Writer,
+        *,
+        start_ns: int,
+        group_size: int,
+        warmup_groups: int,
+        vectors: Vectors | None = None,
     ) -> None:
+        """`vectors` picks what is kept of an image beyond its class, where anything is."""
         self.totals = Totals()
+        self._vectors = vectors
         self._writer = writer
         self._start_ns = start_ns
         self._group_size = group_size
@@ -101,7 +141,7 @@ class Recorder:
         self._images: dict[int, _Image] = {}
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
-        self._unread: set[int] = set()  # images that a rank could not read
+        self._unread: set[int] = set()  # images whose row a rank has found to be bad
 
     def admitted(self, image: int, record: ImageRecord, t0_ns: int, read_ns: int) -> None:
         """An image of the input entered at t0_ns; reading its group took read_ns."""
@@ -109,7 +149,7 @@ class Recorder:
 
     def sent(self, send: Send, now_ns: int, encode_ns: int) -> None:
         """A task left; for a collage or a stripe, encoding it took encode_ns."""
-        self._tasks[send.task] = _Task(send, now_ns)
+        self._tasks[send.task] = _Task(send, now_ns, NO_RESULT)
         self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
 
     def ended(self, result: WireResult, outcome: str, now_ns: int, decode_ns: int) -> None:
@@ -117,8 +157,9 @@ class Recorder:
         task = self._tasks[result.task]
         task.result, task.outcome, task.done_ns = result, outcome, now_ns
         task.decode_ns, task.reason = decode_ns, result.reason
-        if result.of_input:
-            self._unread.update(image for image, _ in task.send.items if image in self._images)
+        for (image, _), why in zip(task.send.items, result.unread, strict=False):
+            if why is not None and why.of_input and image in self._images:
+                self._unread.add(image)
         if outcome == "answered" and result.drawn_ns > 0:
             self.totals.drawn_tasks += 1
             took_ns = result.compute_ns + result.held_ns
@@ -126,12 +167,12 @@ class Recorder:
 
     def settled(self, task_id: int) -> None:
         """The scheduler has acted on the end of the task: file it, or keep it for its group."""
-        task = self._tasks.pop(task_id)
+        task = self._tasks[task_id]
         group = self._groups.get(task.send.group)
         if group is not None:
-            group.ended.append(task)
-            self._tasks[task_id] = task  # a reserved answer may still resolve an image
+            group.ended.append(task)  # a reserved answer may still resolve an image
         else:
+            del self._tasks[task_id]
             self._write_task(task)
 
     def lost(self, rank: int, now_ns: int, why: str) -> None:
@@ -144,11 +185,13 @@ class Recorder:
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome, known at now_ns."""
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
-        image = self._images[resolve.image]
+        image, totals = self._images[resolve.image], self.totals
         if resolve.image in self._unread and resolve.outcome == "error":
             # As when rank 0 reads: the label of a bad row is not to be trusted either.
             image = image._replace(record=replace(image.record, label=None))
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
+        if self._vectors is not None and task is not None:
+            self._vectors.keep(resolve, image.record, task.send, task.result)
         # First: a writer that raises leaves everything as if this had not happened.
         self._writer.image(self._image_row(resolve, image, task, group, now_ns))
         del self._images[resolve.image]
@@ -156,13 +199,15 @@ class Recorder:
         if task is not None:  # of several the first: the others resolved images of their own
             task.resolved += 1
         group.images += 1
-        group.last_ns = max(group.last_ns, now_ns)
-        group.collage_cells += resolve.source == COLLAGE
+        if now_ns > group.last_ns:
+            group.last_ns = now_ns
         if image.record.label is not None:
             group.labels.add(image.record.label)
-        self.totals.images += 1
-        self.totals.collage += resolve.source == COLLAGE
-        self.totals.errors += resolve.outcome == "error"
+        totals.images += 1
+        if resolve.source == COLLAGE:
+            group.collage_cells += 1
+            totals.collage += 1
+        totals.errors += resolve.outcome == "error"
         if group.images == group.size:
             self._close_group(resolve.group)
 
@@ -224,49 +269,50 @@ class Recorder:
     ) -> ImageRow:
         label, score = resolve.score if resolve.score is not None else (0, 0.0)
         known = image.record.label
-        return ImageRow(
-            shard=image.record.shard,
-            row=image.record.row,
-            group=resolve.group,
-            cell=resolve.cell,
-            source=SOURCE_CODE[resolve.source],
-            answered=resolve.score is not None,
-            predicted=label,
-            score=score,
-            has_label=known is not None,
-            label=known if known is not None else 0,
-            rank=task.send.rank if task else 0,
-            attempt=task.send.attempt if task else 0,
-            t0_ns=image.t0_ns - self._start_ns,
-            latency_ns=now_ns - image.t0_ns,
-            read_ns=image.read_ns + (task.result.read_ns if task else 0),
-            encode_ns=group.encode_ns,
-            decode_ns=task.decode_ns if task else 0,
-            compute_ns=task.result.compute_ns if task else 0,
-            held_ns=task.result.held_ns if task else 0,
-            session=self._writer.session,
-            warmup=resolve.group < self._warmup_groups,
-            reason=resolve.reason,
+        result = task.result if task is not None else NO_RESULT
+        return ImageRow(  # in order: by name it takes twice as long
+            image.record.shard,
+            image.record.row,
+            resolve.group,
+            resolve.cell,
+            SOURCE_CODE[resolve.source],
+            resolve.score is not None,  # answered
+            label,  # predicted
+            score,
+            known is not None,  # has_label
+            known if known is not None else 0,
+            task.send.rank if task is not None else 0,
+            task.send.attempt if task is not None else 0,
+            image.t0_ns - self._start_ns,
+            now_ns - image.t0_ns,  # latency_ns
+            image.read_ns + result.read_ns,
+            group.encode_ns,
+            task.decode_ns if task is not None else 0,
+            result.compute_ns,
+            result.held_ns,
+            self._writer.session,
+            resolve.group < self._warmup_groups,
+            resolve.reason,
         )
 
     def _write_task(self, task: _Task) -> None:
         send, result = task.send, task.result
-        row = TaskRow(
-            task=send.task,
-            rank=send.rank,
-            kind=KIND_CODE[send.kind],
-            group=send.group,
-            attempt=send.attempt,
-            items=len(send.items),
-            resolved=task.resolved,
-            sent_ns=task.sent_ns - self._start_ns,
-            done_ns=max(task.done_ns, task.sent_ns) - self._start_ns,
-            compute_ns=result.compute_ns,
-            held_ns=result.held_ns,
-            drawn_ns=result.drawn_ns,
-            outcome=OUTCOME_CODE[task.outcome],
-            session=self._writer.session,
-            warmup=send.group < self._warmup_groups,
-            reason=task.reason,
+        row = TaskRow(  # in order: by name it takes twice as long
+            send.task,
+            send.rank,
+            KIND_CODE[send.kind],
+            send.group,
+            send.attempt,
+            len(send.items),
+            task.resolved,
+            task.sent_ns - self._start_ns,
+            max(task.done_ns, task.sent_ns) - self._start_ns,
+            result.compute_ns,
+            result.held_ns,
+            result.drawn_ns,
+            OUTCOME_CODE[task.outcome],
+            self._writer.session,
+            send.group < self._warmup_groups,
+            task.reason,
         )
         self._writer.task(row)

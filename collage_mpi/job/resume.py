@@ -29,7 +29,7 @@ def has_run(out: str) -> bool:
     return (Path(out) / MANIFEST).exists()
 
 
-def resumed_settings(given: Mapping[str, Any], source: str, world_size: int) -> RunSettings:
+def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | None) -> RunSettings:
     """Those of the run in the given `out`, with the given ones over them.
 
     Where no run is yet, those given alone: `--resume` then begins one, so that a job script
@@ -38,7 +38,8 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int) -> 
     Args:
         given: settings from flags and a file, as `from_mapping` takes them.
         source: their name, for messages.
-        world_size: ranks there are; the number of single ranks follows it unless given.
+        world_size: ranks there are; the number of single ranks follows it unless given. None
+            where no ranks were started.
 
     Raises:
         UsageError: `out` is missing; there is no run yet, and settings are missing; as
@@ -60,7 +61,9 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int) -> 
     manifest = read_manifest(Path(out))
     values = over_recorded(_known(manifest), given, source, anew=False)
     settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")
-    return settings if "singles" in given else fitted(settings, world_size)
+    if world_size is None or "singles" in given:
+        return settings
+    return fitted(settings, world_size)
 
 
 def _known(manifest: Json) -> Json:

@@ -1,8 +1,9 @@
 """The images of tasks by place, read on the rank that computes them.
 
 Owns: the input's description as it travels, the check at the start that this host has the same
-input, the thread that reads while the network computes, which images could not be read and why.
-Does not know: messages, networks, how a shard is read (shards/).
+input, the thread that reads, and pastes, while the network computes, which images could not be
+read and why.
+Does not know: messages, networks, how a shard is read (shards/), a picture is pasted (encoding/).
 
 Files are opened here without a process apart: rank 0's has opened the same bytes, which stamp or
 SHA-256 tell before HDF5 sees them.
@@ -14,30 +15,39 @@ import json
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from collage_mpi.encoding.stripe import AnyEncoder, paste_group
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job.encoders import make_cell_maker
 from collage_mpi.mpi.protocol import WireFault
+from collage_mpi.scheduler.events import Unread
+from collage_mpi.shards.pictures import Fit, UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import ShardFault, ShardInfo
 
 if TYPE_CHECKING:
     from collage_mpi.shards.reader import ShardSet
 
 Place = tuple[int, int]  # shard number, row
+Faults = list[Unread | None]  # one an image
 
 
-@dataclass(frozen=True)
-class Unread:
-    """Why an image could not be read; `of_input` if its row is bad, and not the whole file."""
+class Wanted(NamedTuple):
+    """The images of a task: where they lie, and their cells in the group."""
 
-    reason: str
-    of_input: bool
+    places: list[Place]
+    cells: list[int]
 
 
-Images = tuple[np.ndarray, list[Unread | None]]  # see RowReader.read
+class Inputs(NamedTuple):
+    """What a network is given for tasks, (n, H, W, C) uint8 each, and each one's faults."""
+
+    arrays: list[np.ndarray]
+    faults: list[Faults]
 
 
 def described(shards: ShardSet) -> list[str]:
@@ -56,37 +66,96 @@ def described(shards: ShardSet) -> list[str]:
     ]
 
 
+def decoded(parts: Sequence[np.ndarray | list[bytes]], fit: Fit) -> Inputs:
+    """What tasks carried: pixels as they are, files decoded, an input each."""
+    arrays, faults = [], []
+    for part in parts:
+        own: Faults = [None] * len(part)
+        if isinstance(part, list):
+            found = np.zeros((len(part), *fit.shape), np.uint8)
+            for i, data in enumerate(part):
+                try:
+                    found[i] = picture_pixels(data, fit)
+                except UnreadablePicture as error:
+                    own[i] = Unread(f"cannot be decoded: {error}", of_input=True)
+            part = found
+        arrays.append(part)
+        faults.append(own)
+    return Inputs(arrays, faults)
+
+
 class RowReader:
     """The job's input as this host has it.
 
     Args:
         descriptions: of all shards, as `described` made them, in their order.
+        hash_limit_bytes: a file of another stamp than rank 0's that is larger is taken for another
+            one; None hashes any.
 
     Raises:
         EnvironmentFault: this host cannot open a shard, or has another file under its name.
     """
 
-    def __init__(self, descriptions: Sequence[str]) -> None:
+    def __init__(self, descriptions: Sequence[str], hash_limit_bytes: int | None = None) -> None:
         from collage_mpi.shards.reader import ShardSet
 
         self._thread = ThreadPoolExecutor(1, "read")  # made at its first use
-        self._host = socket.gethostname()
         self._shards = ShardSet([ShardInfo.from_json(json.loads(text)) for text in descriptions])
+        self._shards.hash_limit_bytes = hash_limit_bytes
         try:
             self._shards.check_each()
         except ShardFault as fault:
             self._shards.close()
             raise EnvironmentFault(
-                f"host {self._host} has not the input that rank 0 has: {fault}. With --pixels "
-                "workers each host reads the shards itself: put them on a file system that all "
-                "hosts share, or leave it out"
+                f"host {socket.gethostname()} has not the input that rank 0 has: {fault}"
             ) from fault
 
-    def begin(self, places: Sequence[Place]) -> Future[Images]:
-        """Begin to `read`, in a thread, in the order of these calls."""
-        return self._thread.submit(self.read, places)
+    def begin(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Future[Inputs]:
+        """Begin to make `inputs`, in a thread, in the order of these calls."""
+        return self._thread.submit(self.inputs, tasks, encoder)
 
-    def read(self, places: Sequence[Place]) -> Images:
+    def inputs(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Inputs:
+        """The tasks' images, an input each; with an encoder one picture a task, in which the
+        cells of those that cannot be read are blank.
+
+        Raises:
+            WireFault: there is no such place.
+        """
+        places = [place for task in tasks for place in task.places]
+        images, faults = self.read(places) if encoder is None else self._cells(places, encoder)
+        ends = list(accumulate(len(task.places) for task in tasks))
+        parts = [slice(end - len(t.places), end) for t, end in zip(tasks, ends, strict=True)]
+        own = [faults[part] for part in parts]
+        if encoder is None:
+            return Inputs([images[part] for part in parts], own)
+        pictures = np.empty((len(tasks), 1, *encoder.input_shape), np.uint8)
+        for task, part, out in zip(tasks, parts, pictures, strict=True):
+            each = zip(task.cells, images[part], faults[part], strict=True)
+            paste_group(encoder, ((n, None if why else cell) for n, cell, why in each), out[0])
+        return Inputs(list(pictures), own)
+
+    def _cells(self, places: Sequence[Place], encoder: AnyEncoder) -> tuple[np.ndarray, Faults]:
+        """(n, h, w, C) uint8: as stored, or shrunk from the images; and faults as `read`."""
+        maker = make_cell_maker(encoder, self._shards.cell_sizes)
+        if maker.stored_px is None:
+            pixels, faults = self.read(places)
+            return maker.shrink(pixels), faults
+        indices = np.array([self._index(*place) for place in places], dtype=np.int64)
+        try:
+            cells, good = self._shards.read_cells(indices, maker.stored_px)
+        except ShardFault:  # of some of them, maybe: `read` finds out
+            cells = np.zeros((len(places), *encoder.cell_shape), np.uint8)
+            good = np.zeros(len(places), bool)
+        faults = [None] * len(places)
+        missing = np.flatnonzero(~good).tolist()
+        if missing:
+            pixels, found = self.read([places[i] for i in missing])
+            cells[missing] = maker.shrink(pixels)
+            for i, why in zip(missing, found, strict=True):
+                faults[i] = why
+        return cells, faults
+
+    def read(self, places: Sequence[Place]) -> tuple[np.ndarray, Faults]:
         """The images at these places, checked.
 
         Returns:
@@ -101,15 +170,13 @@ class RowReader:
         except ShardFault as fault:
             if len(places) == 1:
                 none = np.zeros((1, *self._shards.shape), np.uint8)
-                return none, [
-                    Unread(f"cannot be read on host {self._host}: {fault}", of_input=False)
-                ]
+                return none, [Unread(str(fault), of_input=False)]
             # of some other's shard, maybe: one by one
             each = [self.read([place]) for place in places]
             return np.concatenate([own for own, _ in each]), [why for _, (why,) in each]
         faults = [
-            None if usable else Unread(self._why(place, index), of_input=True)
-            for place, index, usable in zip(places, indices.tolist(), good.tolist(), strict=True)
+            None if usable else Unread(self._shards.row_fault(index), of_input=True)
+            for index, usable in zip(indices.tolist(), good.tolist(), strict=True)
         ]
         return pixels, faults
 
@@ -123,9 +190,3 @@ class RowReader:
         if shard >= len(infos) or row >= infos[shard].count:
             raise WireFault(f"row {row} of shard {shard}: there is no such place in the input")
         return self._shards.span(shard)[0] + row
-
-    def _why(self, place: Place, index: int) -> str:
-        """The cause first: a row of the results keeps no more than its beginning."""
-        shard, row = place
-        path = self._shards.infos[shard].path
-        return f"{self._shards.row_fault(index)} (host {self._host}, {path}: row {row})"

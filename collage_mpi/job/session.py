@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.decode import decode_parity
-from collage_mpi.encoding.stripe import AnyEncoder, make_stripe_encoder
+from collage_mpi.encoding.decode import decode_parity, parity_scores
+from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job.coordinator import Coordinator
+from collage_mpi.job.encoders import make_cell_maker, make_encoder
 from collage_mpi.job.handshake import (
     ServiceCosts,
     handshake,
+    readers,
     refuse_other_networks,
     roll_call,
     service_costs,
@@ -33,21 +35,23 @@ from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
-from collage_mpi.job.recorder import Recorder, Totals
+from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.resume import has_run
+from collage_mpi.job.status import snapshot
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import ENCODED_KINDS
 from collage_mpi.results import RunWriter, input_digest
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
+from collage_mpi.results.reader import label_of
+from collage_mpi.results.status import StatusFiles
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes import Decode
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards import CellMaker, ReadAhead, ShardSet
+from collage_mpi.shards import ReadAhead, ShardSet
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
-from collage_mpi.system.environment import local_size, threads_per_rank
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
@@ -131,16 +135,27 @@ def _run_plan(
         manifest |= {key: known[key] for key in KEPT_KEYS if key in known}
         manifest["scheme"] = _one_after_the_other(known.get("scheme"), manifest["scheme"])
         writer, done = RunWriter.reopen(out, manifest, retry_errors=retry_errors, patience=patience)
-        order = _not_done(plan, done)
+        order = not_done(plan, done)
     else:
         writer, order = RunWriter.create(out, manifest, patience=patience), plan.order
     status, final = "incomplete", {}
+    facts = {
+        "label": label_of(manifest),
+        "total": len(order),
+        "before": len(plan.order) - len(order),
+    }
+    published = writer.publish(facts, settings.status_every_s)
     try:
         encoder = build_encoder(plan)
         # Opened first: the first images are read and shrunk while the ranks load.
-        maker, read_here = cell_maker(plan, encoder), not settings.by_place
-        with ReadAhead(plan.shards, order, cells=maker, pixels=read_here) as reader:
+        with ExitStack() as open_readers:
+            first = open_reader(plan, order, encoder, plan.placement.workers)
+            reader = open_readers.enter_context(first)
             hellos = handshake(plan, worker_group, encoder, stop_reason)
+            reading = readers(plan, hellos)
+            if settings.by_place and reading < set(plan.placement.workers):
+                reader.close()
+                reader = open_readers.enter_context(open_reader(plan, order, encoder, reading))
             refuse_other_networks(plan, hellos, held(known))
             costs = service_costs(plan, worker_group).as_known(known)
             writer.note(
@@ -162,7 +177,9 @@ def _run_plan(
                 progress,
                 arrivals=_arrivals(plan, order),
                 costs=costs,
+                reading=reading,
             )
+            progress.also = _publisher(published, writer, coordinator, worker_group, len(order))
             try:
                 finish = coordinator.run(*roll_call(plan, worker_group, hellos))
             finally:
@@ -171,6 +188,7 @@ def _run_plan(
         status, faults = judge_input(plan.shards, finish.status)
         final = _final(plan, coordinator, hellos, costs, job)
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
+        final["read_by"] = sorted(reading) or [0]
     except CollageError as error:
         mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
         if mistaken and not resume and not writer.written:
@@ -181,6 +199,23 @@ def _run_plan(
             status, summary=True, **final, lost=worker_group.detector.describe(), job=job
         )
     return Outcome(writer.manifest["status"], lacking or finish.reason, out, faults)
+
+
+def _publisher(
+    published: StatusFiles,
+    writer: RunWriter,
+    coordinator: Coordinator,
+    worker_group: WorkerGroup,
+    total: int,
+) -> Callable[[bool], None]:
+    """What makes a status of the session, called with each progress line; True at the last."""
+
+    def take() -> tuple[dict[str, Any], np.ndarray]:
+        scheduler, recorder = coordinator.scheduler, coordinator.recorder
+        return snapshot(scheduler, recorder, worker_group.detector, total), writer.recent_tasks()
+
+    published.begin()
+    return lambda last: published.offer(take, now=last)
 
 
 def warn_of_bad_shards(shards: ShardSet) -> None:
@@ -209,31 +244,27 @@ def _unread(shards: ShardSet) -> tuple[str, ...]:
 
 
 def build_encoder(plan: Plan) -> AnyEncoder:
-    """Rank 0's encoder, of stripes under scheme parity, else of collages.
+    """Rank 0's encoder."""
+    return make_encoder(plan.grid, plan.shards.shape, plan.parity, len(plan.placement.kinds))
 
-    It takes as many cores as any rank of this host may.
+
+def open_reader(
+    plan: Plan, order: np.ndarray, encoder: AnyEncoder, reading: Collection[int]
+) -> ReadAhead:
+    """Rank 0's part of reading `order`: what those ranks do not read that are to be `reading`.
+
+    Their cells too, where one of them is to paste; else encoded images stay as they are, for
+    their ranks to decode.
     """
-    threads = threads_per_rank(local_size() or len(plan.placement.kinds))
-    if plan.parity is not None:
-        spec = plan.parity
-        return make_stripe_encoder(spec.encoder, spec.k, plan.shards.shape, threads)
-    return Encoder(plan.grid, plan.shards.shape, threads)
+    others = set(plan.placement.workers) - (set(reading) if plan.settings.by_place else set())
+    kinds = {kind for rank in others for kind in plan.placement.kinds[rank]}
+    pasted = bool(kinds & set(ENCODED_KINDS))
+    maker = make_cell_maker(encoder, plan.shards.cell_sizes) if pasted else None
+    files = not pasted and plan.shards.fit is not None
+    return ReadAhead(plan.shards, order, cells=maker, pixels=bool(others), files=files)
 
 
-def cell_maker(plan: Plan, encoder: AnyEncoder) -> CellMaker | None:
-    """How the images' cells are made while they are read; None where nobody needs them.
-
-    Cells that the shards store are used where they fit the network.
-    """
-    if not set(ENCODED_KINDS) & set(plan.networks):
-        return None
-    height, width, _ = encoder.cell_shape
-    px = height if height == width else None
-    stored = encoder.resizes and px in plan.shards.cell_sizes
-    return CellMaker(encoder.shrink, px if stored else None)
-
-
-def _not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
+def not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
     """The part of the order that has no row yet; done: (k,) of (shard u4, row u8)."""
     finished = _starts(plan)[done["shard"]] + done["row"].astype(np.int64)
     return plan.order[~np.isin(plan.order, finished)]
@@ -288,6 +319,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "placement": plan.placement.describe(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "warmup_groups": settings.warm_groups,
+        **({"extras": asdict(settings.extras)} if settings.extras else {}),
     }
 
 
@@ -302,10 +334,19 @@ def build_coordinator(
     *,
     arrivals: Arrivals | None = None,
     costs: ServiceCosts | None = None,
+    reading: Collection[int] = (),
 ) -> Coordinator:
-    """Rank 0's loop for a plan, ready to run on workers that were told to start."""
+    """Rank 0's loop for a plan, ready to run on workers that were told to start.
+
+    `reading`: ranks that read their images themselves.
+    """
     settings, clock = plan.settings, time.monotonic_ns
-    scheme = make_scheme(replace(settings.scheme_settings(), decode=parity_decoder(plan)))
+    vectors = None
+    if settings.extras:
+        evidence = 0 if plan.parity is None else plan.classes
+        vectors = Vectors(settings.extras, writer.vector, evidence)
+    decoder = parity_decoder(plan, vectors)
+    scheme = make_scheme(replace(settings.scheme_settings(), decode=decoder))
     known = (costs.ratio, costs.batch_costs) if costs is not None else ()
     workers = len(plan.placement.workers)
     scheduler = Scheduler(scheduler_settings(settings, workers, *known), scheme)
@@ -314,6 +355,7 @@ def build_coordinator(
         start_ns=clock(),
         group_size=settings.group_size,
         warmup_groups=settings.warm_groups,
+        vectors=vectors,
     )
 
     def report(recorder: Recorder) -> None:
@@ -321,12 +363,13 @@ def build_coordinator(
         share = recorder.totals.collage / done if done else 0.0
         lost = len(worker_group.detector.timeouts.losses)
         fields = {"lost_ranks": lost} if lost else {}
+        writer.tick()
         status.update(done, collage_share=round(share, 3), **fields)
 
     return Coordinator(
         scheduler,
         worker_group.transport,
-        ImageBuffer(reader, encoder, worker_group.session, clock, by_place=settings.by_place),
+        ImageBuffer(reader, encoder, worker_group.session, clock, reading),
         recorder,
         worker_group.detector,
         session=worker_group.session,
@@ -339,11 +382,20 @@ def build_coordinator(
     )
 
 
-def parity_decoder(plan: Plan) -> Decode:
-    """How scheme parity makes an image's record from the vectors that answers carry."""
+def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
+    """How scheme parity makes an image's record from the vectors that answers carry.
+
+    `vectors` is told the scores: a record that is made resolves its image.
+    """
 
     def decode(image: int, evidence: Any, others: Sequence[Any]) -> Score | None:
-        found = decode_parity(evidence[0], others, plan.parity_temperature)
+        total, temperature = evidence[0], plan.parity_temperature
+        others = [other[: len(total)] for other in others]  # behind it is what is kept
+        found = decode_parity(total, others, temperature)
+        if vectors is not None and found is not None:
+            scores = parity_scores(total, others, temperature)
+            assert scores is not None
+            vectors.decoded(image, scores)
         return None if found is None else Score(*found)
 
     return decode

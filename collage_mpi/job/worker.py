@@ -17,25 +17,31 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from itertools import accumulate
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from collage_mpi.encoding.decode import decode, summands
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.vectors import EMBEDDINGS, Extras
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
+from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Hello, Measured, Message, Rank0, Start, Welcome
-from collage_mpi.job.row_reader import Images, RowReader, Unread
+from collage_mpi.job.row_reader import Inputs, RowReader, Wanted, decoded
 from collage_mpi.kinds import ENCODED_KINDS, KIND, TABLE
 from collage_mpi.models import Predictor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, in_messages, pack_results
-from collage_mpi.mpi.tasks import PLACE, WireTask, unpack_cancel, unpack_places, unpack_tasks
+from collage_mpi.mpi.tasks import WireTask, unpack_cancel, unpack_files, unpack_places, unpack_tasks
 from collage_mpi.scheduler import batch_factor
-from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.events import Score, Unread
+from collage_mpi.shards.guard import HASH_LIMIT_BYTES
+from collage_mpi.shards.pictures import parse_fit
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.pidfd import ProcessId
@@ -68,15 +74,15 @@ class Endpoint(Protocol):
 
 
 Cells = tuple[Score | None, ...]  # a record an item
+Faults = tuple[Unread | None, ...]  # likewise, where there is any
 Outcome = tuple[Cells, np.ndarray | None]  # and the vectors, where the scheme needs them
 
 
 class Batch(NamedTuple):
-    """A message's tasks, their inputs, and what will be these where the inputs only name them."""
+    """A message's tasks, and their inputs, which may be being read still."""
 
     tasks: list[WireTask]
-    inputs: list[np.ndarray]
-    reading: Future[Images] | None
+    inputs: list[np.ndarray] | Future[Inputs]
 
 
 # (network spec, kind, welcome) -> predictor
@@ -97,7 +103,8 @@ class Session:
         self.number = number
         encoded, image = welcome.encoded_shape, welcome.image_shape
         self._shapes = {kind.name: encoded if kind.encoded else image for kind in TABLE}
-        self.summed = welcome.summed
+        self.summed = welcome.parity.summed if welcome.parity is not None else None
+        self.extras = welcome.extras
         self.answer_bytes = welcome.answer_bytes
         self.predictors: dict[str, Predictor] = {}
         self.delays: DelayModel = make_delays(welcome.straggler, by_image=welcome.draws_by_image)
@@ -111,6 +118,9 @@ class Session:
         self.start_ns = 0
         self.answered = 0  # tasks
         self.rows: RowReader | None = None  # for tasks by place
+        self.encoder: AnyEncoder | None = None  # of theirs that are of a group
+        self.fit = None if welcome.fit is None else parse_fit(welcome.fit)
+        self.decoding = ThreadPoolExecutor(1, "decode")  # made at its first use
         self.queue: deque[Batch] = deque()
         self.open: set[int] = set()  # tasks queued or in work
         self.cancelled: set[int] = set()  # of these
@@ -129,6 +139,7 @@ class Session:
 
     def end(self) -> None:
         """Nothing burns any more, no file is open."""
+        self.decoding.shutdown(cancel_futures=True)
         if self.rows is not None:
             self.rows.close()
             self.rows = None
@@ -224,8 +235,13 @@ class Worker:
         descriptions, self._told_shards = self._told_shards, []
         try:
             session = Session(number, welcome)
+            cannot_read = ""
             if descriptions:
-                session.rows = RowReader(descriptions)
+                session.rows, cannot_read = _reader(descriptions, welcome)
+                grid = Grid(welcome.side, welcome.cell_px)
+                session.encoder = make_encoder(
+                    grid, welcome.image_shape, welcome.parity, welcome.ranks
+                )
             for kind, spec in welcome.networks.items():
                 session.predictors[kind] = self.load(spec, kind, welcome)
             for kind in session.predictors:
@@ -253,6 +269,8 @@ class Worker:
             fingerprints={k: p.fingerprint for k, p in session.predictors.items()},
             service_ns=single_ns,
             longest_ns=max([*batch_ns, *single_ns.values()], default=0),
+            embedding=next((p.embedding for p in session.predictors.values()), None),
+            cannot_read=cannot_read,
         )
         self._tell(hello, number)
 
@@ -332,13 +350,23 @@ class Worker:
 
     def _batch(self, session: Session, tasks: list[WireTask], pixels: np.ndarray) -> Batch:
         """What has come in a message; if by place, as all of it is then, reading it begins."""
-        inputs = self._inputs(session, tasks, pixels)
         if not tasks[0].by_place:
-            return Batch(tasks, inputs, None)
+            parts = self._inputs(session, tasks, pixels)
+            arrays = [part for part in parts if not isinstance(part, list)]
+            if len(arrays) == len(parts):
+                return Batch(tasks, arrays)
+            assert session.fit is not None
+            return Batch(tasks, session.decoding.submit(decoded, parts, session.fit))
         if session.rows is None:
             raise wire.WireFault(f"task {tasks[0].task} is by place, and no shards were told")
-        named = [place for own in inputs for place in unpack_places(own.reshape(-1))]
-        return Batch(tasks, inputs, session.rows.begin(named))
+        named, wanted = iter(unpack_places(pixels)), []
+        for task in tasks:
+            places = list(islice(named, len(task.items)))
+            if len(places) < len(task.items):
+                raise wire.WireFault(f"task {task.task} has fewer places than items")
+            wanted.append(Wanted(places, [cell for _, cell in task.items]))
+        encoder = session.encoder if KIND[tasks[0].kind].encoded else None
+        return Batch(tasks, session.rows.begin(wanted, encoder))
 
     def _work(self, session: Session, batch: Batch) -> None:
         """One message's tasks, those cancelled left out, as one batch of one kind."""
@@ -346,20 +374,23 @@ class Worker:
         if self._dead(session):
             self._hold(FOR_EVER_NS)
             return
-        tasks, inputs, reading = batch
+        tasks = batch.tasks
         skipped = [task for task in tasks if task.task in session.cancelled]
         wanted = [i for i, task in enumerate(tasks) if task.task not in session.cancelled]
         results = [WireResult(task.task, SKIPPED) for task in skipped]
         if wanted:
-            faults, read_ns = self._await(tasks, inputs, reading)
-            good = [i for i in wanted if i not in faults]
-            results += [_failed(tasks[i], faults[i]) for i in wanted if i in faults]
-            if good:
-                results += self._classify(
-                    session, [tasks[i] for i in good], [inputs[i] for i in good]
-                )
+            inputs, faults, read_ns = self._await(batch)
+            usable = [i for i in wanted if _usable(tasks[i], faults[i])]
+            if usable:
+                chosen, own = [tasks[i] for i in usable], [inputs[i] for i in usable]
+                results += self._classify(session, chosen, own, [faults[i] for i in usable])
+            results += [
+                _failed(tasks[i], _first(faults[i]), faults[i]) for i in wanted if i not in usable
+            ]
             for result in results:
                 result.read_ns = read_ns
+        elif isinstance(batch.inputs, Future):
+            batch.inputs.cancel()  # if it has not begun
             if self._dead(session):
                 self._hold(FOR_EVER_NS)
                 return
@@ -373,15 +404,21 @@ class Worker:
 
     def _inputs(
         self, session: Session, tasks: list[WireTask], pixels: np.ndarray
-    ) -> list[np.ndarray]:
-        """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage.
-
-        Of a task by place what names them, (n, PLACE.itemsize) uint8.
-        """
-        inputs, at = [], 0
+    ) -> list[np.ndarray | list[bytes]]:
+        """Each task's inputs, (n, H, W, C) uint8 views: one an image, or one a collage; or the
+        files of its images."""
+        inputs: list[np.ndarray | list[bytes]] = []
+        at = 0
         for task in tasks:
+            if task.as_files:
+                if session.fit is None:
+                    raise wire.WireFault(f"task {task.task} has files, and no fit was told")
+                files, nbytes = unpack_files(pixels[at:], len(task.items))
+                inputs.append(files)
+                at += nbytes
+                continue
             count = 1 if KIND[task.kind].encoded else len(task.items)
-            shape = (PLACE.itemsize,) if task.by_place else session.input_shape(task.kind)
+            shape = session.input_shape(task.kind)
             end = at + count * math.prod(shape)
             if end > pixels.nbytes:
                 raise wire.WireFault(f"task {task.task} has fewer pixels than its items need")
@@ -389,31 +426,21 @@ class Worker:
             at = end
         return inputs
 
-    def _await(
-        self, tasks: list[WireTask], inputs: list[np.ndarray], reading: Future[Images] | None
-    ) -> tuple[dict[int, Unread], int]:
-        """Put what was read in the place of what named it.
-
-        Returns:
-            Which tasks have an image that cannot be used, by their place, and why; and the ns
-            that were waited.
-        """
-        if reading is None:
-            return {}, 0
+    def _await(self, batch: Batch) -> tuple[list[np.ndarray], list[Faults], int]:
+        """Each task's inputs, its images that could not be read, and the ns that were waited."""
+        if not isinstance(batch.inputs, Future):
+            return batch.inputs, [()] * len(batch.tasks), 0
         start_ns = self.clock()
-        pixels, unread = reading.result()
+        inputs, found = batch.inputs.result()
         read_ns = self.clock() - start_ns
-        faults = {}
-        for i, end in enumerate(list(accumulate(map(len, inputs)))):
-            part = slice(end - len(inputs[i]), end)
-            inputs[i] = pixels[part]
-            why = next(filter(None, unread[part]), None)
-            if why is not None:
-                faults[i] = why
-        return faults, read_ns
+        return inputs, [tuple(own) if any(own) else () for own in found], read_ns
 
     def _classify(
-        self, session: Session, tasks: list[WireTask], inputs: list[np.ndarray]
+        self,
+        session: Session,
+        tasks: list[WireTask],
+        inputs: list[np.ndarray],
+        faults: list[Faults],
     ) -> list[WireResult]:
         """Predict, decode, hold: the batch's durations are those of each task.
 
@@ -429,10 +456,10 @@ class Worker:
                 self._hold(start_ns + drawn_ns)
                 held_ns = max(0, self.clock() - start_ns - compute_ns)
         return [
-            _failed(task, Unread(outcome, of_input=False))
+            _failed(task, outcome)
             if isinstance(outcome, str)
-            else _answered(task, outcome, (compute_ns, held_ns, drawn_ns))
-            for task, outcome in zip(tasks, outcomes, strict=True)
+            else _answered(task, outcome, (compute_ns, held_ns, drawn_ns), unread)
+            for task, outcome, unread in zip(tasks, outcomes, faults, strict=True)
         ]
 
     def _outcomes(
@@ -447,12 +474,21 @@ class Worker:
         """
         try:
             batch = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)  # (n, H, W, C)
-            scores = session.predictors[tasks[0].kind].predict(batch)  # (n, cells, classes)
-            ends = accumulate(len(part) for part in inputs)
-            return [
-                _outcome_of(task, scores[end - len(part) : end], session.summed)
-                for task, part, end in zip(tasks, inputs, ends, strict=True)
-            ]
+            predictor = session.predictors[tasks[0].kind]
+            embeddings = None
+            if session.extras.save == EMBEDDINGS:
+                scores, embeddings = predictor.embed(batch)
+            else:
+                scores = predictor.predict(batch)  # (n, cells, classes)
+            outcomes: list[Outcome | str] = []
+            for task, part, end in zip(tasks, inputs, accumulate(map(len, inputs)), strict=True):
+                own = slice(end - len(part), end)
+                outcome = _outcome_of(task, scores[own], session.summed)
+                if session.extras and not isinstance(outcome, str):
+                    given = None if embeddings is None else embeddings[own]
+                    outcome = _with_extras(session.extras, task, outcome, scores[own], given)
+                outcomes.append(outcome)
+            return outcomes
         except Exception as error:
             if len(tasks) == 1:
                 return [f"{type(error).__name__}: {error}"]
@@ -486,13 +522,42 @@ class Worker:
         self.backoff.reset()
 
 
-def _answered(task: WireTask, outcome: Outcome, took_ns: tuple[int, int, int]) -> WireResult:
+def _reader(descriptions: list[str], welcome: Welcome) -> tuple[RowReader | None, str]:
+    """What reads the shards, or why this host cannot. Raises EnvironmentFault if it must."""
+    if not welcome.must_read:
+        try:
+            return RowReader(descriptions, HASH_LIMIT_BYTES), ""
+        except EnvironmentFault as fault:
+            return None, str(fault)[:1000]
+    try:
+        return RowReader(descriptions), ""
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(
+            f"{fault}. With --pixels workers each host reads the shards itself: put them on a file "
+            "system that all hosts share, or say --pixels auto"
+        ) from fault
+
+
+def _usable(task: WireTask, faults: Faults) -> bool:
+    """Whether there is something to compute on: all its images, or one where others are blank."""
+    return not faults or (KIND[task.kind].encoded and not all(faults))
+
+
+def _first(faults: Faults) -> str:
+    return next((why.reason for why in faults if why is not None), "")
+
+
+def _answered(
+    task: WireTask, outcome: Outcome, took_ns: tuple[int, int, int], unread: Faults
+) -> WireResult:
     cells, vectors = outcome
-    return WireResult(task.task, ANSWERED, *took_ns, cells=cells, vectors=vectors)
+    result = WireResult(task.task, ANSWERED, *took_ns, cells=cells, vectors=vectors)
+    result.unread, result.reason = unread, _first(unread)
+    return result
 
 
-def _failed(task: WireTask, why: Unread) -> WireResult:
-    return WireResult(task.task, FAILED, reason=why.reason, retryable=True, of_input=why.of_input)
+def _failed(task: WireTask, reason: str, unread: Faults = ()) -> WireResult:
+    return WireResult(task.task, FAILED, reason=reason, retryable=True, unread=unread)
 
 
 def _is_of_device(error: Exception) -> bool:
@@ -521,3 +586,25 @@ def _outcome_of(task: WireTask, scores: np.ndarray, summed: str | None) -> Outco
     places = [c for _, c in task.items] if kind.encoded else range(len(task.items))
     vectors = None if summed is None else summands(scores[:, 0], summed)
     return tuple([records[place] for place in places]), vectors
+
+
+def _with_extras(
+    extras: Extras,
+    task: WireTask,
+    outcome: Outcome,
+    scores: np.ndarray,
+    embeddings: np.ndarray | None,
+) -> Outcome:
+    """With a vector an item, behind what the scheme's own vectors say.
+
+    Args:
+        scores: of the task, as `_outcome_of` has them.
+        embeddings: (n, d) float32 of its items, where they are kept.
+    """
+    kind, (cells, vectors) = KIND[task.kind], outcome
+    if not kind.resolves:
+        return outcome
+    flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
+    asked = flat[[cell for _, cell in task.items]] if kind.encoded else flat  # (items, classes)
+    kept = extras.pack(asked, embeddings)
+    return cells, kept if vectors is None else np.concatenate([vectors, kept], axis=1)

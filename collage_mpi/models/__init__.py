@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import PARITY
+from collage_mpi.kinds import PARITY, SINGLE
 
 if TYPE_CHECKING:
     from collage_mpi.models.architecture import Architecture
@@ -84,6 +84,7 @@ def load_predictor(
     threads: int = 1,
     tuning: Tuning | None = None,
     geometry: Geometry | None = None,
+    embed: bool = False,
 ) -> Predictor:
     """Build the network and make it ready to predict.
 
@@ -94,17 +95,23 @@ def load_predictor(
         threads: threads torch may use on the CPU, at least 1.
         tuning: how fast it is to be; plain float32 by default.
         geometry: what a user's own network is told; others know it.
+        embed: it is asked for embeddings too.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: as `describe`; also a device that is
             not there or too small, tensors that do not fit the architecture, or are not
-            finite.
+            finite; a network that gives no embeddings where they are wanted.
     """
     from collage_mpi.models.info import check_kind
     from collage_mpi.models.null import is_null, parse_null
     from collage_mpi.models.own import is_own, load_own
 
     check_kind(kind)
+    if embed and (is_null(spec) or kind != SINGLE):
+        raise UsageError(
+            f"--{kind} {spec}: this network gives no embeddings; --save embeddings is for single "
+            "networks with weights, and for your own that give them"
+        )
     if is_null(spec):
         return parse_null(spec, kind)
     if is_own(spec):
@@ -112,10 +119,13 @@ def load_predictor(
             raise UsageError(f"{spec}: a parity network is trained, and so has weights; name them")
         if geometry is None:
             raise UsageError(f"{spec}: a network of your own cannot be used here; name weights")
-        return load_own(spec, kind, geometry, device=device, threads=threads, tuning=tuning)
+        how: dict[str, Any] = {"device": device, "threads": threads, "tuning": tuning}
+        return load_own(spec, kind, geometry, embed=embed, **how)
     from collage_mpi.models.predictor import TorchPredictor
 
-    return TorchPredictor.load(spec, kind, device=device, threads=threads, tuning=tuning)
+    return TorchPredictor.load(
+        spec, kind, device=device, threads=threads, tuning=tuning, embed=embed
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from collage_mpi.errors import DataFault
+from collage_mpi.kinds import SINGLE
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class AcceptSpec:
             found = cls(**record)
         except TypeError as error:
             raise DataFault(f"the accept record cannot be read: {error}") from error
-        numbers = [value for name, value in vars(found).items() if name != "single"]
+        numbers = [value for name, value in vars(found).items() if name != SINGLE]
         if any(type(n) not in (int, float) or not abs(n) < 1e18 for n in numbers):
             raise DataFault("the accept record holds something else than numbers")
         if not isinstance(found.single, str) or not 0 <= found.confidence <= 1:

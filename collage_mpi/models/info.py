@@ -88,6 +88,7 @@ class Predictor(Protocol):
     fingerprint: str
     device: str
     tuning: str  # how it runs, in words
+    embedding: int | None  # numbers of an embedding, where it was loaded to give them
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Classify.
@@ -100,6 +101,10 @@ class Predictor(Protocol):
             A row of zeros: no answer for that cell. Of a parity network (n, 1, classes)
             sums, which only `decode_parity` reads.
         """
+        ...
+
+    def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `predict` gives, and (n, embedding) float32; where `embedding` is a number."""
         ...
 
 

@@ -38,6 +38,7 @@ class NullPredictor:
         self.classes = classes
         self.device = "cpu"
         self.tuning = "null"
+        self.embedding: int | None = None
         if kind == COLLAGE:
             grid = Grid(side, cell_px)
             self.cells = grid.cells
@@ -59,6 +60,10 @@ class NullPredictor:
         for row, value in zip(scores, corners.ravel().tolist(), strict=True):
             row[value % self.classes] = 1.0
         return scores.reshape(len(batch), self.cells, self.classes)
+
+    def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """It has none: `load_predictor` says so."""
+        raise NotImplementedError
 
 
 def is_null(spec: str) -> bool:

@@ -31,7 +31,13 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.models.info import Predictor
-from collage_mpi.models.own_info import HOW, TOLERANCE, Geometry, own_info
+from collage_mpi.models.own_info import (
+    HOW,
+    TOLERANCE,
+    Geometry,
+    embedding_length,
+    own_info,
+)
 from collage_mpi.models.tuning import Tuning
 
 
@@ -50,11 +56,13 @@ def load_own(
     device: str = "cpu",
     threads: int = 1,
     tuning: Tuning | None = None,
+    embed: bool = False,
 ) -> Predictor:
     """Call the function and make a predictor of what it returns.
 
     Raises:
-        UsageError: no such module or function, or it returns something else.
+        UsageError: no such module or function, or it returns something else; it gives no
+            embeddings, and they are wanted.
         DataFault: its answers have another shape than the kind's, or are no probabilities.
     """
     function = find_function(spec)
@@ -77,13 +85,13 @@ def load_own(
         ) from error
     if callable(getattr(made, "predict", None)):
         predictor = OwnPredictor(spec, kind, geometry, made, device)
-        predictor.first_call()
+        predictor.first_call(embed)
         return predictor
     if "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module):
         from collage_mpi.models.own_module import module_predictor
 
         return module_predictor(
-            spec, kind, geometry, made, device=device, threads=threads, tuning=tuning
+            spec, kind, geometry, made, device=device, threads=threads, tuning=tuning, embed=embed
         )
     raise UsageError(
         f"{spec} returned a {type(made).__name__}; needed: a torch.nn.Module, or an object with "
@@ -124,21 +132,53 @@ class OwnPredictor:
         self.cells, self.classes = geometry.cells(kind), geometry.classes
         self.device = str(getattr(made, "device", device))
         self.tuning = "its own"
+        self.embedding: int | None = None
         told = str(getattr(made, "fingerprint", spec))
         self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
         self.info = own_info(spec, kind, geometry, self.fingerprint)
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """(n, H, W, C) uint8 -> (n, cells, classes) float32. Raises DataFault: another shape."""
-        scores = np.asarray(self.made.predict(batch), dtype=np.float32)
+        return self._checked(self.made.predict(batch), batch)
+
+    def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `predict`, and (n, d) float32 embeddings. Raises DataFault: another shape."""
+        scores, embeddings = self.made.embed(batch)
+        found = np.asarray(embeddings, dtype=np.float32)
+        length = self.embedding or (found.shape[1] if found.ndim == 2 else 0)
+        if found.shape != (len(batch), length):
+            raise DataFault(
+                f"{self.spec}: embed gave embeddings {found.shape}; needed: ({len(batch)}, "
+                f"{length or 'd'})"
+            )
+        return self._checked(scores, batch), found
+
+    def _checked(self, given: Any, batch: np.ndarray) -> np.ndarray:
+        scores = np.asarray(given, dtype=np.float32)
         needed = (len(batch), self.cells, self.classes)
         if scores.shape != needed:
             raise DataFault(f"{self.spec}: predict gave {scores.shape}; needed: {needed}")
         return scores
 
-    def first_call(self) -> None:
-        """Answer a batch of one, made of noise. Raises DataFault: no probabilities."""
-        check_probabilities(self.spec, self.predict(self.info.noise()))
+    def first_call(self, embed: bool = False) -> None:
+        """Answer a batch of one, made of noise.
+
+        Raises:
+            DataFault: no probabilities.
+            UsageError: no `embed`, which is wanted, or embeddings that are too long.
+        """
+        if not embed:
+            check_probabilities(self.spec, self.predict(self.info.noise()))
+            return
+        if not callable(getattr(self.made, "embed", None)):
+            raise UsageError(
+                f"{self.spec}: what it returned gives no embeddings, which --save embeddings "
+                "needs: give it embed(batch), which returns (probabilities as of predict, "
+                f"embeddings (n, d)). {HOW}"
+            )
+        scores, found = self.embed(self.info.noise())
+        check_probabilities(self.spec, scores)
+        self.embedding = embedding_length(self.spec, found)
 
 
 def check_probabilities(spec: str, scores: np.ndarray) -> None:

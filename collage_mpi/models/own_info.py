@@ -6,12 +6,28 @@ Owns: `Geometry`, what stands in the place of a weights file's metadata.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from collage_mpi.encoding.vectors import MOST_EMBEDDING
+from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.info import NetworkInfo
 
+if TYPE_CHECKING:
+    import numpy as np
+
 TOLERANCE = 0.01  # of probabilities and their sum: 16-bit formats round
 HOW = "docs/images.md (A network of your own) has an example"
+
+
+def embedding_length(origin: str, embeddings: np.ndarray) -> int:
+    """Numbers of an embedding, (n, d). Raises UsageError: none, or more than travel."""
+    length = int(embeddings.shape[1])
+    if not 1 <= length <= MOST_EMBEDDING:
+        raise UsageError(
+            f"{origin} gives embeddings of {length:,} numbers; 1 to {MOST_EMBEDDING:,} can be kept"
+        )
+    return length
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.models.own_info import HOW, TOLERANCE, Geometry, own_info
 from collage_mpi.models.predictor import TorchPredictor, told_if_it_does_not_fit, usable_device
 from collage_mpi.models.tuning import Tuning
@@ -27,6 +27,7 @@ def module_predictor(
     device: str,
     threads: int,
     tuning: Tuning | None = None,
+    embed: bool = False,
 ) -> TorchPredictor:
     """The module ready to answer, asked once to see that its answers fit.
 
@@ -34,15 +35,16 @@ def module_predictor(
     make tensors of its own that do not follow another precision.
 
     Raises:
+        UsageError: it gives no embeddings, and they are wanted.
         DataFault: its output has another shape, or is probabilities already.
         EnvironmentFault: the device is not there.
     """
     torch.set_num_threads(max(1, threads))
     info = own_info(spec, kind, geometry, fingerprint_of(spec, module))
-    shaped = _Shaped(spec, module, geometry.cells(kind), geometry.classes)
+    shaped = _Shaped(spec, module, geometry.cells(kind), geometry.classes, embed)
     place, chosen = usable_device(device), _as_said(tuning or Tuning())
     with told_if_it_does_not_fit(info, shaped, place, chosen):
-        predictor = TorchPredictor(info, shaped, place, chosen)
+        predictor = TorchPredictor(info, shaped, place, chosen, embed)
         predictor.first_call()
         _check_logits(spec, predictor.outputs(info.noise()))
     return predictor
@@ -77,15 +79,29 @@ def fingerprint_of(spec: str, module: nn.Module) -> str:
 
 
 class _Shaped(nn.Module):
-    """(n, cells, classes) from what a module gives."""
+    """(n, cells, classes) from what a module gives; with `embed` and (n, d) embeddings."""
 
-    def __init__(self, spec: str, module: nn.Module, cells: int, classes: int) -> None:
+    def __init__(
+        self, spec: str, module: nn.Module, cells: int, classes: int, embed: bool = False
+    ) -> None:
         super().__init__()
         self.spec, self.module, self.cells, self.classes = spec, module, cells, classes
+        self.embed = embed
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         out = self.module(x)
-        n, cells, classes = len(x), self.cells, self.classes
+        logits, embedding = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+        if not self.embed:
+            return self._logits(logits, len(x))
+        if not isinstance(embedding, Tensor) or embedding.dim() < 2 or len(embedding) != len(x):
+            raise UsageError(
+                f"{self.spec}: the network gives no embeddings, which --save embeddings needs: let "
+                f"its forward return (logits, embeddings), the latter ({len(x)}, d). {HOW}"
+            )
+        return self._logits(logits, len(x)), embedding.flatten(1)
+
+    def _logits(self, out: object, n: int) -> Tensor:
+        cells, classes = self.cells, self.classes
         side = round(cells**0.5)
         if isinstance(out, Tensor):
             if out.shape == (n, cells, classes):

@@ -16,8 +16,10 @@ import torch
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models.backbone import Backbone, read_architecture
 from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.embedding import WithEmbedding
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.launching import make_launcher
+from collage_mpi.models.own_info import embedding_length
 from collage_mpi.models.reading import reading_of
 from collage_mpi.models.resnet import channels_last, fold_norms
 from collage_mpi.models.tuning import Tuning, memory_fault
@@ -41,14 +43,17 @@ class TorchPredictor:
         network: torch.nn.Module,
         device: torch.device,
         tuning: Tuning | None = None,
+        embed: bool = False,
     ) -> None:
+        """With `embed` the network gives (outputs, embeddings (n, d)) of images."""
         self.info = info
         self.kind = info.kind
         self.cells = info.cells
         self.classes = len(info.class_names)
         self.fingerprint = info.fingerprint
         self.device = str(device)
-        self._device = device
+        self.embedding: int | None = None  # the first call tells
+        self._device, self._embeds = device, embed
         fold_norms(network)
         chosen = (tuning or Tuning()).on(device.type)
         self.tuning = str(chosen)
@@ -76,6 +81,7 @@ class TorchPredictor:
         device: str = "cpu",
         threads: int = 1,
         tuning: Tuning | None = None,
+        embed: bool = False,
     ) -> TorchPredictor:
         """Read a weights file and place the network; see `models.load_predictor`."""
         info = describe_weights(spec, kind)
@@ -104,8 +110,9 @@ class TorchPredictor:
             fold_pairs(network.eval())
         place = usable_device(device)
         with told_if_it_does_not_fit(info, network, place, tuning):
-            predictor = cls(info, network, place, tuning)
-            if tuning is not None:
+            network = WithEmbedding(network) if embed else network
+            predictor = cls(info, network, place, tuning, embed)
+            if tuning is not None or embed:
                 predictor.first_call()
         return predictor
 
@@ -119,12 +126,23 @@ class TorchPredictor:
         Raises:
             DataFault: the batch has another shape or dtype than the network was made for.
         """
-        return self.reading.scores(self._launch(self._checked(batch)), self.temperature)
+        return self._scores(self._launch(self._checked(batch)))
+
+    @torch.inference_mode()
+    def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `predict`, and the images' embeddings, (n, d) float32."""
+        found = self._launch(self._checked(batch))  # (n, 1, classes + d)
+        return self._scores(found), found[:, 0, self.classes :].numpy().copy()
+
+    def _scores(self, found: torch.Tensor) -> np.ndarray:
+        logits = found[:, :, : self.classes] if self._embeds else found
+        return self.reading.scores(logits, self.temperature)
 
     @torch.inference_mode()
     def outputs(self, batch: np.ndarray) -> torch.Tensor:
         """(n, H, W, C) uint8 -> what the network gives, on the device; `reading` reads it."""
-        return self._forward(torch.from_numpy(self._checked(batch)).to(self._device))
+        found = self._forward(torch.from_numpy(self._checked(batch)).to(self._device))
+        return found[:, :, : self.classes] if self._embeds else found
 
     def first_call(self) -> None:
         """Answer a batch of one, made of noise.
@@ -132,7 +150,11 @@ class TorchPredictor:
         Raises:
             EnvironmentFault: the scores are not finite in this precision.
         """
-        if not np.isfinite(self.predict(self.info.noise())).all():
+        noise = self.info.noise()
+        found = self.embed(noise) if self._embeds else (self.predict(noise),)
+        if self._embeds:
+            self.embedding = embedding_length(self.info.origin, found[-1])
+        if not all(np.isfinite(each).all() for each in found):
             raise EnvironmentFault(
                 f"the {self.kind} network of {self.info.origin} gives no finite scores as "
                 f"{self.tuning} on {self.device}: choose --precision float32 or bfloat16"
@@ -152,8 +174,12 @@ class TorchPredictor:
         """(n, H, W, C) uint8 on the device -> float32 outputs there."""
         pixels = batch.permute(0, 3, 1, 2).float()  # (n, C, H, W)
         normalised = torch.addcmul(self._shift, pixels, self._scale).to(self._dtype)
-        found: torch.Tensor = self.network(normalised).float()
-        return found
+        found = self.network(normalised)
+        if self._embeds:  # one tensor for the launcher: (n, 1, classes + d)
+            logits, features = found
+            return torch.cat([logits.float(), features.float()[:, None]], dim=2)
+        outputs: torch.Tensor = found.float()
+        return outputs
 
 
 @contextmanager

@@ -4,7 +4,8 @@ Owns: the bytes of ANSWERS messages, and their checks.
 Does not know: MPI objects, what an answer is good for.
 
 Vectors travel under schemes that decode an image from the answers of others (parity): what
-the network gave for each of its inputs.
+the network gave for each of its inputs. Where ranks read the images, a record says of each that
+was not read whose fault that is, and the reasons are lines of text.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collage_mpi.mpi.protocol import (
     put_header,
     read_header,
 )
-from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.events import Score, Unread
 
 ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
 REASON_BYTES = 480
@@ -39,7 +40,6 @@ RESULT = np.dtype(
         ("held_ns", "<i8"),
         ("drawn_ns", "<i8"),
         ("retryable", "?"),
-        ("of_input", "?"),
         ("read_ns", "<i8"),
         # How much of the rest of the message is its own.
         ("n_cells", "<u4"),
@@ -47,7 +47,9 @@ RESULT = np.dtype(
         ("n_vectors", "<u4"),
     ]
 )
-CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("present", "u1"), ("reserved", "u1", (3,))])
+CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), ("reserved", "u1", (3,))])
+ABSENT, PRESENT, UNREAD, BAD_ROW = range(4)  # a cell's states; the last two were not read
+LOST_REASON = "it could not be read"  # where there was no room for more
 
 VECTOR = np.dtype("<f4")
 
@@ -65,9 +67,10 @@ class WireResult:
         held_ns: injected delay on top of it.
         drawn_ns: service time that the delay model asked for, 0 without one.
         retryable: of a failed one: another rank may do better.
-        of_input: of a failed one: an image is at fault, not the rank.
         read_ns: waiting until its rank had read its images, where it did.
         cells: one record per item, None where the network gave none; () unless answered.
+        unread: one an item if any of its images was not read: of an answered one those that are
+            blank, whose cells do not travel; () otherwise. `reason` is then that of the first.
         vectors: (n, floats) float32, one an input of the network, where the scheme decodes from
             them; None otherwise. Of a message's results all have as many floats.
     """
@@ -78,10 +81,10 @@ class WireResult:
     held_ns: int = 0
     drawn_ns: int = 0
     retryable: bool = False
-    of_input: bool = False
     read_ns: int = 0
     cells: tuple[Score | None, ...] = ()
     reason: str = ""
+    unread: tuple[Unread | None, ...] = ()
     vectors: np.ndarray | None = None
 
 
@@ -108,8 +111,8 @@ def answer_message_bytes(items: int, vectors: int, floats: int) -> int:
 def _bytes_of(result: WireResult) -> int:
     """Its part of a message."""
     vectors = 0 if result.vectors is None else result.vectors.size * VECTOR.itemsize
-    cells = len(result.cells) * CELL.itemsize
-    return RESULT.itemsize + cells + vectors + len(_short(result.reason))
+    cells = max(len(result.cells), len(result.unread)) * CELL.itemsize
+    return RESULT.itemsize + cells + vectors + len(_text(result))
 
 
 def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -> int:
@@ -118,8 +121,8 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
     Raises:
         WireFault: it does not fit `out`.
     """
-    reasons = [_short(result.reason) for result in results]
-    n_cells = sum(len(result.cells) for result in results)
+    reasons = [_text(result) for result in results]
+    n_cells = sum(max(len(result.cells), len(result.unread)) for result in results)
     total = HEADER.itemsize + sum(map(_bytes_of, results))
     vectors = [result.vectors for result in results if result.vectors is not None]
     floats = vectors[0].shape[1] if vectors else 0
@@ -130,13 +133,16 @@ def pack_results(out: np.ndarray, session: int, results: Sequence[WireResult]) -
     at = put_header(data, ANSWERS, session, *sizes, floats)
     for result, reason in zip(results, reasons, strict=True):
         rows = 0 if result.vectors is None else len(result.vectors)
-        _RESULT.pack_into(data, at, *_said(result), len(result.cells), len(reason), rows)
+        count = max(len(result.cells), len(result.unread))
+        _RESULT.pack_into(data, at, *_said(result), count, len(reason), rows)
         at += _RESULT.size
     for result in results:
         for cell in result.cells:
             label, score = cell if cell is not None else (0, 0.0)
-            _CELL.pack_into(data, at, label, score, cell is not None)
+            _CELL.pack_into(data, at, label, score, PRESENT if cell is not None else ABSENT)
             at += _CELL.size
+        if result.unread:
+            at = _put_unread(data, at - len(result.cells) * _CELL.size, result)
     for array in vectors:  # (n, floats) float32
         out[at : at + array.size * VECTOR.itemsize].view(VECTOR)[:] = array.reshape(-1)
         at += array.size * VECTOR.itemsize
@@ -162,8 +168,8 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
     records = list(_RESULT.iter_unpack(message[HEADER.itemsize : cells_at].data))
     vectors = _vectors(message[vectors_at:reasons_at], sum(r[-1] for r in records), header)
     cells = [
-        Score(label, score) if present else None
-        for label, score, present in _CELL.iter_unpack(message[cells_at:vectors_at].data)
+        Score(label, score) if state == PRESENT else None
+        for label, score, state in _CELL.iter_unpack(message[cells_at:vectors_at].data)
     ]
     results, first, text, row = [], 0, reasons_at, 0
     for *said, count, length, rows in records:
@@ -172,6 +178,9 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
         if length:
             raw = message[text : text + length].tobytes()
             result.reason = raw.decode("utf-8", "replace")
+            at = cells_at + first * _CELL.size
+            states = message[at : at + count * _CELL.size].view(CELL)["state"].tolist()
+            _note_unread(result, states)
         if vectors is not None and rows:
             result.vectors = vectors[row : row + rows]
         if result.status not in STATUSES:
@@ -192,5 +201,34 @@ def _vectors(raw: np.ndarray, count: int, header: Header) -> np.ndarray | None:
     return raw.view(VECTOR).reshape(count, -1) if raw.nbytes else None
 
 
-def _short(reason: str) -> bytes:
-    return reason.encode("utf-8", "replace")[:REASON_BYTES]
+def _text(result: WireResult) -> bytes:
+    """Its reason, or a line for each image that was not read, as far as there is room."""
+    lines = [" ".join(why.reason.split()) for why in result.unread if why is not None]
+    text = "\n".join(lines) if lines else result.reason
+    return text.encode("utf-8", "replace")[:REASON_BYTES]
+
+
+def _put_unread(data: memoryview, at: int, result: WireResult) -> int:
+    """Mark the records, from `at` on, of items that were not read; where the next one begins.
+
+    A failed task has no others.
+    """
+    for place, why in enumerate(result.unread):
+        if why is not None or not result.cells:
+            state = ABSENT if why is None else BAD_ROW if why.of_input else UNREAD
+            _CELL.pack_into(data, at + place * _CELL.size, 0, 0.0, state)
+    return at + len(result.unread) * _CELL.size
+
+
+def _note_unread(result: WireResult, states: Sequence[int]) -> None:
+    """What the states of its records, and the lines of its reason, say of images not read."""
+    if not any(state >= UNREAD for state in states):
+        return
+    lines = iter(result.reason.split("\n"))
+    result.unread = tuple(
+        Unread(next(lines, LOST_REASON), state == BAD_ROW) if state >= UNREAD else None
+        for state in states
+    )
+    result.reason = next(why.reason for why in result.unread if why is not None)
+    if result.status == FAILED:
+        result.cells = ()

@@ -3,18 +3,20 @@
 Owns: the bytes of TASKS and CANCEL messages, and their checks.
 Does not know: MPI objects, policy, what the pixels show, files.
 
-A task carries its pixels, or names the places in the input where its rank reads them.
+A task carries its pixels, or its images' files as they are stored, or names the places in the
+input where its rank reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from operator import attrgetter
 
 import numpy as np
 
-from collage_mpi.kinds import KIND, KINDS
+from collage_mpi.kinds import KINDS
 from collage_mpi.mpi.protocol import (
     CANCEL,
     HEADER,
@@ -34,14 +36,16 @@ TASK = np.dtype(
         # The kind's code, what it carries, and how many of the items are its own.
         ("kind", "u1"),
         ("by_place", "?"),
+        ("as_files", "?"),
         ("n_items", "<u4"),
     ]
 )
 ITEM = np.dtype([("image", "<i8"), ("cell", "<u4"), ("reserved", "<u4")])
 PLACE = np.dtype([("shard", "<u4"), ("row", "<u8")])
+FILE = np.dtype([("nbytes", "<u4")])  # before its bytes
 
-_TASK, _ITEM, _PLACE = map(packer, (TASK, ITEM, PLACE))
-_said = attrgetter(*(TASK.names or ())[:-3])
+_TASK, _ITEM, _PLACE, _FILE = map(packer, (TASK, ITEM, PLACE, FILE))
+_said = attrgetter(*(TASK.names or ())[:-4])
 
 
 @dataclass(slots=True)  # not frozen: that takes four times as long to make
@@ -50,7 +54,9 @@ class WireTask:
 
     Attributes:
         items: (image, cell) pairs; of a collage, cells that are not named are blank.
-        by_place: it carries no pixels, but a place an item; of a kind that is not encoded.
+        by_place: it carries no pixels, but a place an item, also where its rank is to make one
+            picture of them.
+        as_files: it carries a `pack_file` an item.
     """
 
     task: int
@@ -59,6 +65,7 @@ class WireTask:
     kind: str
     items: tuple[tuple[int, int], ...]
     by_place: bool = False
+    as_files: bool = False
 
 
 def task_message_bytes(tasks: int, items: int, pixels_bytes: int) -> int:
@@ -77,7 +84,7 @@ def pack_tasks(
         tasks: one or more, of any groups.
         pixels: the networks' inputs in task order, each a C-contiguous uint8 array:
             one (H, W, C) per item of a single task, one (P, P, C) per collage task; of a task
-            by place one `pack_place` per item.
+            by place `pack_places` of its items, or of those of all tasks.
 
     Raises:
         WireFault: it does not fit `out`.
@@ -105,7 +112,7 @@ def pack_task_records(
     at = put_header(data, TASKS, session, len(tasks), n_items, payload)
     for task in tasks:
         kind = KINDS.index(task.kind)
-        _TASK.pack_into(data, at, *_said(task), kind, task.by_place, len(task.items))
+        _TASK.pack_into(data, at, *_said(task), kind, task.by_place, task.as_files, len(task.items))
         at += _TASK.size
     for task in tasks:
         for image, cell in task.items:
@@ -124,8 +131,7 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
         The tasks and (payload_bytes,) uint8, a view into `message`.
 
     Raises:
-        WireFault: the counts do not match the size, a kind is unknown, or one that rank 0
-            encodes is by place.
+        WireFault: the counts do not match the size, or a kind is unknown.
     """
     header = read_header(message)
     n_tasks, n_items, payload = header["n_tasks"], header["n_items"], header["payload_bytes"]
@@ -138,20 +144,18 @@ def unpack_tasks(message: np.ndarray) -> tuple[list[WireTask], np.ndarray]:
         raise WireFault("the tasks of a message do not add up to its items")
     pairs = list(_ITEM.iter_unpack(message[items_at:pixels_at].data))
     tasks, first = [], 0
-    for *said, kind, by_place, count in records:
+    for *said, kind, by_place, as_files, count in records:
         if kind >= len(KINDS):
             raise WireFault(f"task {said[0]} is of kind {kind}; known are 0 to {len(KINDS) - 1}")
-        if by_place and KIND[KINDS[kind]].encoded:
-            raise WireFault(f"task {said[0]} is {KINDS[kind]}, which rank 0 encodes, but by place")
         items = tuple(pairs[first : first + count])
-        tasks.append(WireTask(*(*said, KINDS[kind], items, by_place)))
+        tasks.append(WireTask(*(*said, KINDS[kind], items, by_place, as_files)))
         first += count
     return tasks, message[pixels_at:]
 
 
-def pack_place(shard: int, row: int) -> np.ndarray:
-    """(PLACE.itemsize,) uint8: what a task by place carries for an item."""
-    return np.frombuffer(_PLACE.pack(shard, row), np.uint8)
+def pack_places(places: Iterable[tuple[int, int]]) -> np.ndarray:
+    """(n * PLACE.itemsize,) uint8: what tasks by place carry for n items, of (shard, row) each."""
+    return np.frombuffer(b"".join(starmap(_PLACE.pack, places)), np.uint8)
 
 
 def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:
@@ -166,6 +170,30 @@ def unpack_places(payload: np.ndarray) -> list[tuple[int, int]]:
     if payload.nbytes % _PLACE.size:
         raise WireFault(f"places of {payload.nbytes} bytes; each takes {_PLACE.size}")
     return list(_PLACE.iter_unpack(payload.data))
+
+
+def pack_file(data: bytes) -> np.ndarray:
+    """(FILE.itemsize + len(data),) uint8: what a task of files carries for an item."""
+    return np.frombuffer(_FILE.pack(len(data)) + data, np.uint8)
+
+
+def unpack_files(payload: np.ndarray, count: int) -> tuple[list[bytes], int]:
+    """The first `count` files of a payload, (n,) uint8, and how many bytes they take.
+
+    Raises:
+        WireFault: there are fewer.
+    """
+    files, at = [], 0
+    for _ in range(count):
+        end = at + _FILE.size
+        if end <= payload.nbytes:
+            (nbytes,) = _FILE.unpack_from(payload.data, at)
+            at, end = end, end + nbytes
+        if end > payload.nbytes:
+            raise WireFault(f"{count} files in {payload.nbytes} bytes, which has not as many")
+        files.append(payload[at:end].tobytes())
+        at = end
+    return files, at
 
 
 def cancel_message_bytes(tasks: int) -> int:

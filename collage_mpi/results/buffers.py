@@ -9,38 +9,46 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.rows import TABLES, Table, reason_bytes
+from collage_mpi.results.vectors import Beside, Write
 
 QUEUE_PARTS = 64  # about 50 MB of rows behind a slow disk, then the caller waits
 
-_Part = tuple[Table, int, memoryview]
+_Part = tuple[Table, int, memoryview, Write | None]
 
 
 class Buffer:
     """The rows of one table that are not yet a part."""
 
-    def __init__(self, table: Table, thread: PartThread, rows: int, flush_s: float) -> None:
-        self.table = table
+    def __init__(
+        self,
+        table: Table,
+        thread: PartThread,
+        rows: int,
+        beside: Beside | None = None,
+    ) -> None:
+        """`beside` is what else is written with each part, before it."""
+        self.table, self.beside = table, beside
         self.total = 0  # rows taken in this session
         self._thread = thread
         self._size = table.packer.size
         self._capacity = rows * self._size
-        self._flush_ns = int(flush_s * 1e9)
         self._pack_into = table.packer.pack_into
         self._has_reason = table.has_reason
+        self._handed_over = memoryview(b"")
         self._fresh()
 
     def _fresh(self) -> None:
         self._bytes = bytearray(self._capacity)
         self._used = 0
-        self._due_ns = time.monotonic_ns() + self._flush_ns
 
     def add(self, row: tuple[Any, ...]) -> None:
         """Pack one row; about a microsecond."""
@@ -49,7 +57,7 @@ class Buffer:
         self._pack_into(self._bytes, self._used, *row)
         self._used += self._size
         self.total += 1
-        if self._used == self._capacity or time.monotonic_ns() > self._due_ns:
+        if self._used == self._capacity:
             self.hand_over()
         elif self._thread.fault is not None:
             raise self._thread.fault
@@ -57,10 +65,17 @@ class Buffer:
     def hand_over(self) -> None:
         """Give the filled part of the buffer to the thread and take a new one."""
         if self._used:
-            self._thread.put(self.table, memoryview(self._bytes)[: self._used])
+            self._handed_over = memoryview(self._bytes)[: self._used]
+            before = None if self.beside is None else self.beside.take()
+            self._thread.put(self.table, self._handed_over, before)
         self._fresh()
         if self._thread.fault is not None:
             raise self._thread.fault
+
+    def recent(self) -> np.ndarray:
+        """A copy of the rows of the last two buffers, (n,) of the table's dtype, in their order."""
+        both = bytes(self._handed_over) + bytes(memoryview(self._bytes)[: self._used])
+        return np.frombuffer(both, self.table.dtype)
 
 
 class PartThread:
@@ -80,11 +95,11 @@ class PartThread:
         self._thread = threading.Thread(target=self._work, name="collage-mpi rows", daemon=True)
         self._thread.start()
 
-    def put(self, table: Table, payload: memoryview) -> None:
-        """Queue one part; waits while QUEUE_PARTS are ahead of it."""
+    def put(self, table: Table, payload: memoryview, before: Write | None = None) -> None:
+        """Queue one part, and what is written before it; waits while QUEUE_PARTS are ahead."""
         number = self._numbers[table.name]
         self._numbers[table.name] = number + 1
-        self._queue.put((table, number, payload))
+        self._queue.put((table, number, payload, before))
 
     def end(self) -> None:
         """Write what is queued and end the thread."""
@@ -95,9 +110,11 @@ class PartThread:
         while (part := self._queue.get()) is not None:
             if self.fault is not None:
                 continue
-            table, number, payload = part
+            table, number, payload, before = part
             path = parts.part_path(self._directory, table, self._session, number)
             try:
+                if before is not None:
+                    before(number)
                 parts.write_part(path, table, payload, self._check)
             except CollageError as error:
                 self.fault = error

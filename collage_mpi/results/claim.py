@@ -185,18 +185,18 @@ class Claim:
         """
         writer, found = find_writer(out, patience)
         if writer is not None:
-            raise _held(out, writer)
+            raise held_by(out, writer)
         taken = [*found, *_no_claims(out)]
         last = max((int(path.name.partition("-")[2]) for path in taken), default=0)
         try:
             claim = cls(out / f"claim-{last + 1}")
         except FileExistsError:
-            raise _held(out, Holder()) from None
+            raise held_by(out, Holder()) from None
         others = {path: raw for path, raw in read_claims(out).items() if path != claim.path}
         for path, raw in others.items():
             if raw[_COUNTER_BYTES:] != found.get(path, b"")[_COUNTER_BYTES:]:
                 claim.release()
-                raise _held(out, Holder.read(raw))  # it came between: not one of those watched
+                raise held_by(out, Holder.read(raw))  # it came between: not one of those watched
         for path in others:
             path.unlink(missing_ok=True)
         return claim
@@ -290,7 +290,8 @@ def _identity() -> bytes:
     return json.dumps(who).encode() + b"\n"
 
 
-def _held(out: Path, holder: Holder) -> EnvironmentFault:
+def held_by(out: Path, holder: Holder) -> EnvironmentFault:
+    """What to raise where another job writes."""
     return EnvironmentFault(
         f"{out}: another job is writing here ({holder}). Wait until it has ended, or end it, then "
         f"repeat this command (if it dies, {STILL_S:g} s later at most). Or choose another --out."

@@ -33,12 +33,15 @@ _WIDE = 1000  # columns: nothing is wrapped
 Json = dict[str, Any]
 
 
-def compare(runs: Sequence[Results], *, per: str = "group") -> list[Json]:
+def compare(
+    runs: Sequence[Results], *, per: str = "group", summaries: Sequence[Json] | None = None
+) -> list[Json]:
     """One entry per run; the first run is the baseline of all ratios and pairs.
 
     Args:
         runs: at least one.
         per: "group" or "image", whose latency.
+        summaries: of the runs, where they were made already.
 
     Returns:
         Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
@@ -47,7 +50,7 @@ def compare(runs: Sequence[Results], *, per: str = "group") -> list[Json]:
         accuracy, baseline, difference, only_this, only_baseline, why}, and the price. None where
         the samples do not support it.
     """
-    summaries = [summarise(run) for run in runs]
+    summaries = summaries or [summarise(run) for run in runs]
     names = distinct([run.label for run in runs], runs)
     return [
         {"name": name, **_entry(run, summary, runs[0], summaries[0], per)}
@@ -147,8 +150,8 @@ def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> s
     if max(map(len, to_text(Group(*tables), _WIDE).splitlines())) > width:
         above = [Text(f"{i}  {name}") for i, name in enumerate(names, start=1)] + [Text("")]
         tables = _tables(entries, [str(i + 1) for i in range(len(names))], narrow=True)
-    notes = [Text(line) for line in _notes(entries)]
-    return to_text(Group(*above, tables[0], "", tables[1], "", *notes), width)
+    below = [Text(line) for line in notes(entries)]
+    return to_text(Group(*above, tables[0], "", tables[1], "", *below), width)
 
 
 def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = False) -> list[Table]:
@@ -199,7 +202,8 @@ def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:
     ]
 
 
-def _notes(entries: Sequence[Json]) -> list[str]:
+def notes(entries: Sequence[Json]) -> list[str]:
+    """What has to be known to read a comparison, a line each."""
     stragglers = list(dict.fromkeys(entry["straggler"] or "none" for entry in entries))
     lines = []
     if len(entries) > 1:

@@ -11,16 +11,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.results.file_names import EXPORT, MANIFEST
-from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names
-from collage_mpi.results.reader import Results
+from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names, picked
 from collage_mpi.results.rows import (
-    IMAGE_ROW,
     KINDS,
     OUTCOMES,
     SOURCES,
@@ -28,7 +26,11 @@ from collage_mpi.results.rows import (
     WAIT_FORMULA,
     wait_ns,
 )
+from collage_mpi.results.vectors import extras_of, require_pyarrow
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
+
+if TYPE_CHECKING:
+    from collage_mpi.results.reader import Results
 
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 # Columns of images that say something only where the mask column is true.
@@ -45,6 +47,7 @@ _BEHIND = {
     "predicted": ("predicted_name",),
     "label": ("label_name",),
 }
+_TOP = "top_"  # begins the columns of --top-k
 _CSV_ROWS = 50_000  # rows turned into Python objects at a time: about 200 MB
 
 
@@ -101,7 +104,37 @@ def columns(results: Results, table: str, named: ImageNames) -> dict[str, np.ma.
         absent = ~rows[_MASKED[name]] if name in _MASKED else False
         complete[name] = np.ma.array(values, mask=absent)
         complete |= {behind: getattr(named, behind) for behind in _BEHIND.get(name, ())}
+        if name == "score" and extras_of(results.manifest).top_k:
+            complete |= _top_columns(results)
     return complete
+
+
+def _top_columns(results: Results) -> dict[str, np.ma.MaskedArray]:
+    """top_1, top_1_name, top_1_score, top_2, ...: (n,) each, masked where there is no answer."""
+    answered = results.images["answered"]
+    classes, scores = _top_of(results)
+    found: dict[str, np.ma.MaskedArray] = {}
+    for k in range(classes.shape[1]):
+        name = f"{_TOP}{k + 1}"
+        found[name] = np.ma.array(classes[:, k], mask=~answered)
+        found[f"{name}_name"] = picked(
+            results.manifest.get("class_names") or [], classes[:, k], answered
+        )
+        found[f"{name}_score"] = np.ma.array(scores[:, k], mask=~answered)
+    return found
+
+
+def _top_of(results: Results) -> tuple[np.ndarray, np.ndarray]:
+    """(n, k) int32 classes and (n, k) float32 scores of all images; zeros without an answer."""
+    answered = results.images["answered"]
+    k = extras_of(results.manifest).top_k or 0
+    found = []
+    for name, dtype in (("top_classes", np.int32), ("top_scores", np.float32)):
+        whole = np.zeros((len(answered), k), dtype)
+        if answered.any():
+            whole[answered] = results.kept(name)
+        found.append(whole)
+    return found[0], found[1]
 
 
 @contextmanager
@@ -140,31 +173,69 @@ def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
 
 def _to_parquet(results: Results, out: Path, names: ImageNames) -> list[Path]:
     """One file a table; an absent value is null, a name is dictionary-encoded."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise EnvironmentFault(
-            "export to parquet needs pyarrow, which is not installed: "
-            "pip install 'collage-mpi[parquet]', or export to csv or hdf5."
-        ) from error
+    require_pyarrow("export to parquet", "export to csv or hdf5")
+    import pyarrow.parquet as pq
+
     files = []
     for table in TABLES:
         path = out / f"{table.name}.parquet"
-        arrays = {
-            name: pa.array(
-                np.asarray(values.data),
-                pa.string() if values.dtype == object else None,
-                mask=np.ma.getmaskarray(values),
-            )
-            for name, values in columns(results, table.name, names).items()
-        }
-        for name in {*_NAMES, *NAME_COLUMNS[1:]} & arrays.keys():
-            arrays[name] = arrays[name].dictionary_encode()
         with _replacing(path) as temp:
-            pq.write_table(pa.table(arrays), temp)
+            pq.write_table(arrow_table(results, table.name, names), temp)
         files.append(path)
     return files
+
+
+def require_pandas() -> None:
+    """Raise EnvironmentFault where pandas is not installed."""
+    try:
+        import pandas  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentFault(
+            "to_pandas needs pandas, which is not installed: pip install 'collage-mpi[pandas]'"
+        ) from error
+
+
+def arrow_table(results: Results, table: str, names: ImageNames) -> Any:
+    """The exported columns of a table as a pyarrow.Table: see `columns`.
+
+    An absent value is null, a name is dictionary-encoded. pyarrow must be there.
+    """
+    import pyarrow as pa
+
+    arrays = {}
+    for name, values in columns(results, table, names).items():
+        text = values.dtype == object
+        mask = np.ma.getmaskarray(values)
+        array = pa.array(np.asarray(values.data), pa.string() if text else None, mask=mask)
+        named = name in _NAMES or (text and name != NAME_COLUMNS[0])
+        arrays[name] = array.dictionary_encode() if named else array
+    return pa.table(arrays)
+
+
+def pandas_frame(results: Results, table: str, names: ImageNames) -> Any:
+    """The exported columns of a table as a pandas.DataFrame: see `columns`.
+
+    A name is a category; a number that may be absent is of a nullable type (Int32, Float32).
+
+    Raises:
+        EnvironmentFault: pandas is not installed.
+    """
+    require_pandas()
+    import pandas as pd
+
+    def series(name: str, values: np.ma.MaskedArray) -> Any:
+        mask = np.ma.getmaskarray(values)
+        if name in _NAMES or values.dtype == object:
+            text = values.data.astype(object)
+            text[mask] = None
+            return text if name == NAME_COLUMNS[0] else pd.Categorical(text)
+        if name not in _MASKED and not name.startswith(_TOP):
+            return values.data
+        kind = "Integer" if values.dtype.kind == "i" else "Floating"
+        return getattr(pd.arrays, f"{kind}Array")(values.data.copy(), mask)
+
+    found = columns(results, table, names)
+    return pd.DataFrame({name: series(name, values) for name, values in found.items()})
 
 
 def _to_hdf5(results: Results, out: Path, names: ImageNames) -> list[Path]:
@@ -180,9 +251,10 @@ def _to_hdf5(results: Results, out: Path, names: ImageNames) -> list[Path]:
             _write_names(file, names)
             file.attrs["manifest"] = (results.path / MANIFEST).read_text("utf-8")
             for table in TABLES:
-                data = file.create_dataset(
-                    table.name, data=_with_wait(getattr(results, table.name))
-                )
+                rows = getattr(results, table.name)
+                if table.name == "images":
+                    rows = _completed(results)
+                data = file.create_dataset(table.name, data=rows)
                 for name in table.coded:
                     data.attrs[f"{name}_codes"] = np.array(_NAMES[name], "S")
             file["images"].attrs["wait_ns"] = WAIT_FORMULA
@@ -202,15 +274,19 @@ def _write_names(file: Any, names: ImageNames) -> None:
             file.create_dataset(f"image_names/{name}", data=data, compression="gzip", shuffle=True)
 
 
-def _with_wait(rows: np.ndarray) -> np.ndarray:
-    """Rows of images with the column wait_ns before the reason; of other tables as they are."""
-    if rows.dtype != IMAGE_ROW:
-        return rows
+def _completed(results: Results) -> np.ndarray:
+    """Rows of images with the columns wait_ns, top_classes and top_scores before the reason."""
+    rows = results.images
+    more: dict[str, np.ndarray] = {"wait_ns": wait_ns(rows)}
+    if extras_of(results.manifest).top_k:
+        more |= dict(zip(("top_classes", "top_scores"), _top_of(results), strict=True))
     *most, reason = ((name, rows.dtype[name]) for name in rows.dtype.names or ())
-    found = np.empty(len(rows), [*most, ("wait_ns", "<i8"), reason])
+    added = [(name, values.dtype, values.shape[1:]) for name, values in more.items()]
+    found = np.empty(len(rows), np.dtype([*most, *added, reason]))
     for name in rows.dtype.names or ():
         found[name] = rows[name]
-    found["wait_ns"] = wait_ns(rows)
+    for name, values in more.items():
+        found[name] = values
     return found
 
 

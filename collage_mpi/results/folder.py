@@ -13,11 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.results import parts
-from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER, SUMMARY
+from collage_mpi.results import parts, vectors
+from collage_mpi.results.file_names import (
+    MANIFEST,
+    MARKER,
+    METRICS,
+    PARTS_FOLDER,
+    STATUS,
+    SUMMARY,
+    VECTORS_FOLDER,
+)
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import keys_of, missing_images, standing
 from collage_mpi.results.rows import IMAGES, TABLES
+from collage_mpi.results.vectors import of_parts
 from collage_mpi.system.files import remove_leftovers
 
 
@@ -26,7 +35,9 @@ def swept(out: Path) -> Path:
     directory = out / PARTS_FOLDER
     directory.mkdir(exist_ok=True)
     remove_leftovers(directory, parts.OURS)
-    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY))))
+    if (out / VECTORS_FOLDER).is_dir():
+        remove_leftovers(out / VECTORS_FOLDER, vectors.OURS)
+    remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY, STATUS, METRICS))))
     return directory
 
 
@@ -38,7 +49,8 @@ def parts_of(out: Path, manifest: Json) -> list[parts.PartName]:
     """
     directory = out / PARTS_FOLDER
     try:
-        return list(filter(parts.counting(manifest), parts.list_parts(directory)))
+        found = list(filter(parts.counting(manifest), parts.list_parts(directory)))
+        return of_parts(out, found, manifest)
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -162,6 +162,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),
+    "extras": (_fields(top_k=_optional(_is_count), save=_is_text), "{top_k, save}"),
     "accepted": (_is_accepted, "session -> table -> [[first, last], ...] of parts"),
 }
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from collage_mpi.errors import CollageError
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.reader import Results
 
 if TYPE_CHECKING:
+    from collage_mpi.results.reader import Results
     from collage_mpi.shards import ShardInfo
 
 NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
@@ -63,17 +63,17 @@ def image_names(results: Results, shards: Sequence[Path | str] | None = None) ->
     ids, notes = _ids(known, shards)
     return ImageNames(
         _ids_of_rows(images, ids),
-        _picked(_shard_names(entries), images["shard"], np.ones(len(images), bool)),
-        _picked(classes, images["predicted"], images["answered"]),
-        _picked(classes, images["label"], images["has_label"]),
+        picked(_shard_names(entries), images["shard"], np.ones(len(images), bool)),
+        picked(classes, images["predicted"], images["answered"]),
+        picked(classes, images["label"], images["has_label"]),
         notes,
     )
 
 
-def _picked(
+def picked(
     names: Sequence[str | None], numbers: np.ndarray, there: np.ndarray
 ) -> np.ma.MaskedArray:
-    """(n,) the name of each number, masked where there is none."""
+    """(n,) the name of each number, masked where there is none, or `there` is false."""
     table = np.array([*names, None], dtype=object)
     known = there & (numbers >= 0) & (numbers < len(names))
     found = table[np.where(known, numbers, len(names))]
@@ -94,7 +94,7 @@ def _ids(
     from collage_mpi.shards.ids import read_ids
 
     sought = {number: entry for number, entry in known.items() if entry.get("path")}
-    infos, why = _find([entry["path"] for entry in sought.values()], shards)
+    infos, why = find_shards([entry["path"] for entry in sought.values()], shards)
     ids, missing, bare = {}, [], 0
     for number, entry in sought.items():
         info = infos.get(entry["fingerprint"])
@@ -127,10 +127,15 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
     return f"{path}: no file given has its SHA-256{unread}"
 
 
-def _find(
+def find_shards(
     paths: Sequence[str], shards: Sequence[Path | str] | None
 ) -> tuple[dict[str, ShardInfo], dict[str, str]]:
-    """Fingerprint -> shard of those that can be read; path -> why not, of the others."""
+    """Fingerprint -> shard of those that can be read; path -> why not, of the others.
+
+    Args:
+        paths: where the shards of a run were.
+        shards: files and folders to look in instead, as in `image_names`.
+    """
     from collage_mpi.shards import ShardInfo
     from collage_mpi.shards.guard import examine_shards
     from collage_mpi.shards.reader import expand_paths

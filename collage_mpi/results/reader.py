@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.file_names import MARKER, PARTS_FOLDER
 from collage_mpi.results.manifest import Json, read_manifest, readable
@@ -31,6 +32,16 @@ from collage_mpi.results.rows import (
     TASKS,
     Table,
 )
+from collage_mpi.results.vectors import (
+    arrow_vectors,
+    extras_of,
+    matrix_of,
+    of_parts,
+    require_pyarrow,
+)
+
+if TYPE_CHECKING:
+    from collage_mpi.results.names import ImageNames
 
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 
@@ -64,20 +75,17 @@ class Results:
     @property
     def scheme(self) -> str:
         """The scheme with its accept policy, as "collage, first"."""
-        scheme = self.manifest.get("scheme") or "unknown scheme"
-        accept = self.manifest.get("accept")
-        return f"{scheme}, {accept}" if accept and scheme != "none" else scheme
+        return _scheme_of(self.manifest)
 
     @property
     def mode(self) -> str:
         """How groups follow each other (C6), as "carry, depth 1"."""
-        mode = self.manifest.get("mode") or "mode unknown"
-        return mode.replace(" depth", ", depth") if ", depth" not in mode else mode
+        return _mode_of(self.manifest)
 
     @property
     def label(self) -> str:
         """For legends and tables: scheme, policy and mode."""
-        return f"{self.scheme} ({self.mode})"
+        return label_of(self.manifest)
 
     @property
     def invalid(self) -> bool:
@@ -112,10 +120,86 @@ class Results:
         found: np.ndarray = self.tasks[~self.tasks["warmup"]]
         return found
 
+    def kept(self, name: str) -> np.ndarray:
+        """(answered images, length): top_classes, top_scores, scores or embedding, in the order
+        of `images[images["answered"]]`.
+
+        Raises:
+            UsageError: the run does not keep it.
+            EnvironmentFault, DataFault: pyarrow is not installed; a file is damaged or gone.
+        """
+        known = extras_of(self.manifest).columns
+        if name not in known:
+            raise UsageError(f"the run has no {name}; it has {', '.join(known) or 'none'}")
+        table = self.to_arrow("vectors")
+        found = np.empty((0, 0)) if table is None else matrix_of(table[name])
+        if len(found) != int(self.images["answered"].sum()):
+            raise DataFault(
+                f"{self.path}: {len(found):,} vectors for other rows; collage-mpi verify says more"
+            )
+        return found
+
+    def to_arrow(self, table: str = "images", names: ImageNames | None = None) -> Any:
+        """A table as a pyarrow.Table: the columns of `export`, names for codes, absent is null.
+
+        Args:
+            table: images, groups or tasks; vectors: what --top-k and --save kept of each answered
+                image, with its shard's fingerprint and its row.
+            names: of the images; by default `image_names(self)`, which looks into the shards.
+
+        Raises:
+            UsageError: an unknown table.
+            EnvironmentFault: pyarrow is not installed.
+        """
+        from collage_mpi.results.export import arrow_table
+
+        require_pyarrow("to_arrow", "use to_pandas")
+        if table == "vectors":
+            return arrow_vectors(self.path, read_parts(self.path, self.manifest), self.manifest)
+        return arrow_table(self, *self._asked(table, names))
+
+    def to_pandas(self, table: str = "images", names: ImageNames | None = None) -> Any:
+        """A table as a pandas.DataFrame; see `to_arrow`. Names are categories.
+
+        Raises:
+            UsageError: an unknown table.
+            EnvironmentFault: pandas is not installed.
+        """
+        from collage_mpi.results.export import pandas_frame, require_pandas
+
+        require_pandas()
+        if table == "vectors":
+            return self.to_arrow(table).to_pandas()
+        return pandas_frame(self, *self._asked(table, names))
+
+    def _asked(self, table: str, names: ImageNames | None) -> tuple[str, ImageNames]:
+        from collage_mpi.results.names import image_names
+
+        known = [each.name for each in TABLES]
+        if table not in known:
+            raise UsageError(f"a run has no table {table!r}; it has {', '.join(known)}, vectors")
+        return table, names or image_names(self)
+
     @property
     def fingerprints(self) -> list[str]:
         """Per shard number its SHA-256: with the row, the key of an image (C4)."""
         return [shard["fingerprint"] for shard in self.manifest["shards"]]
+
+
+def label_of(manifest: Mapping[str, Any]) -> str:
+    """What a run is called in legends and tables: scheme, policy and mode."""
+    return f"{_scheme_of(manifest)} ({_mode_of(manifest)})"
+
+
+def _scheme_of(manifest: Mapping[str, Any]) -> str:
+    scheme = manifest.get("scheme") or "unknown scheme"
+    accept = manifest.get("accept")
+    return f"{scheme}, {accept}" if accept and scheme != "none" else scheme
+
+
+def _mode_of(manifest: Mapping[str, Any]) -> str:
+    mode: str = manifest.get("mode") or "mode unknown"
+    return mode.replace(" depth", ", depth") if ", depth" not in mode else mode
 
 
 def distinct(names: Sequence[str], runs: Sequence[Results]) -> list[str]:
@@ -176,7 +260,8 @@ def read_parts(path: Path, manifest: Json) -> list[parts.PartName]:
     """The parts of the run in `path` that count. Raises as read_results."""
     directory = path / PARTS_FOLDER
     try:
-        return list(filter(parts.counting(manifest), parts.list_parts(directory)))
+        found = list(filter(parts.counting(manifest), parts.list_parts(directory)))
+        return of_parts(path, found, manifest)
     except FileNotFoundError as error:
         raise DataFault(f"{directory}: missing, so the run has no rows. Restore it.") from error
     except OSError as error:

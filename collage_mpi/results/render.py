@@ -28,7 +28,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
     return to_text(
         Group(
             Text(_title(summary), style="bold"),
-            *_warnings(summary),
+            *(Text(line, style="bold red") for line in warnings(summary)),
             "",
             _latency_table(summary),
             "",
@@ -70,7 +70,8 @@ def _title(summary: Json) -> str:
     )
 
 
-def _warnings(summary: Json) -> list[Text]:
+def warnings(summary: Json) -> list[str]:
+    """What keeps the numbers from meaning what they seem to, and what was lost; a line each."""
     lines = []
     validity = summary["validity"]
     if validity["valid"] is False:
@@ -93,7 +94,7 @@ def _warnings(summary: Json) -> list[Text]:
         f"error rows: {n:,} x {reason}{_place(first.get(reason), n)}"
         for reason, n in summary["errors"].items()
     ]
-    return [Text(line, style="bold red") for line in lines]
+    return lines
 
 
 def _place(first: Json | None, n: int) -> str:

@@ -27,11 +27,11 @@ def percentile_name(q: float) -> str:
     return f"p{100 * q:.4g}"
 
 
-def support_needed(q: float) -> int:
+def support_needed(q: float, miss: float = MISS) -> int:
     """The independent samples a percentile needs: P50 6, P95 72, P99 368, P99.9 3688."""
     if not 0.0 < q < 1.0:
         raise ValueError(f"a percentile's q lies between 0 and 1, found {q}")
-    return math.ceil(math.log(MISS) / math.log(q))
+    return math.ceil(math.log(miss) / math.log(q))
 
 
 def percentile(values: np.ndarray, q: float, independent: int | None = None) -> float | None:
@@ -49,7 +49,7 @@ def percentile(values: np.ndarray, q: float, independent: int | None = None) -> 
 
 
 class Interval(NamedTuple):
-    """A 95 % interval of a percentile within one run.
+    """An interval of a percentile within one run, of 95 % unless another was asked for.
 
     Attributes:
         samples: independent values that the sample is worth for this percentile.
@@ -109,12 +109,7 @@ def describe(values: np.ndarray, independent: int | None = None, *, ci: bool = F
 
 
 def percentile_intervals(values: np.ndarray, independent: int | None = None) -> dict[str, Interval]:
-    """95 % intervals of the percentiles within one run: order statistics (binomial).
-
-    How many of m independent values lie at or below the q-quantile is binomial, so two of
-    them, by rank, enclose it with at least 95 %, whatever the distribution. n values of a run
-    are worth m = n / t, where t is the integrated autocorrelation time of "is above": slow
-    spells make neighbours alike. Their spread between placements is larger still.
+    """95 % intervals of the percentiles within one run: `quantile_interval` of each.
 
     Args:
         values: (n,) in time order.
@@ -123,19 +118,36 @@ def percentile_intervals(values: np.ndarray, independent: int | None = None) -> 
     Returns:
         Percentile name -> interval.
     """
-    n = len(values)
-    most = n if independent is None else min(independent, n)
     ordered = np.sort(values)
-    found = {}
-    for q in PERCENTILES:
-        samples = min(most, int(n / _time_above(values, ordered, q))) if n else 0
-        ends = None
-        if samples >= support_needed(q):
-            low, high = _binomial_ranks(samples, q)
-            low, high = math.floor(low * n / samples), math.ceil(high * n / samples)
-            ends = float(ordered[max(low, 1) - 1]), float(ordered[min(high, n) - 1])
-        found[percentile_name(q)] = Interval(samples, ends)
-    return found
+    most = len(values) if independent is None else independent
+    return {percentile_name(q): _interval(values, ordered, q, most, MISS) for q in PERCENTILES}
+
+
+def quantile_interval(values: np.ndarray, q: float, miss: float = MISS) -> Interval:
+    """An interval of the q-quantile within one run: order statistics (binomial).
+
+    How many of m independent values lie at or below the q-quantile is binomial, so two of
+    them, by rank, enclose it whatever the distribution. n values of a run are worth m = n / t,
+    where t is the integrated autocorrelation time of "is above": slow spells make neighbours
+    alike. Their spread between placements is larger still.
+
+    Args:
+        values: (n,) in time order.
+        miss: the largest probability with which each end may lie on the wrong side.
+    """
+    return _interval(values, np.sort(values), q, len(values), miss)
+
+
+def _interval(
+    values: np.ndarray, ordered: np.ndarray, q: float, most: int, miss: float
+) -> Interval:
+    n = len(values)
+    samples = min(most, int(n / _time_above(values, ordered, q))) if n else 0
+    if samples < support_needed(q, miss):
+        return Interval(samples, None)
+    low, high = _binomial_ranks(samples, q, miss)
+    low, high = math.floor(low * n / samples), math.ceil(high * n / samples)
+    return Interval(samples, (float(ordered[max(low, 1) - 1]), float(ordered[min(high, n) - 1])))
 
 
 def _time_above(values: np.ndarray, ordered: np.ndarray, q: float) -> float:
@@ -159,8 +171,8 @@ def _time_above(values: np.ndarray, ordered: np.ndarray, q: float) -> float:
     return 1.0 + 2.0 * float(sums[1 : 1 + lags].sum() / sums[0])
 
 
-def _binomial_ranks(m: int, q: float) -> tuple[int, int]:
-    """Ranks, from 1, of the values of m that enclose the q-quantile, each missing with <= MISS.
+def _binomial_ranks(m: int, q: float, miss: float) -> tuple[int, int]:
+    """Ranks, from 1, of the values of m that enclose the q-quantile, each missing with <= miss.
 
     P(value of rank r <= quantile) = P(at least r of m lie at or below it), B ~ Bin(m, q).
     """
@@ -168,8 +180,8 @@ def _binomial_ranks(m: int, q: float) -> tuple[int, int]:
     steps = np.log((m - k) / (k + 1)) + math.log(q / (1 - q))  # of the density's logarithm
     density = m * math.log(1 - q) + np.concatenate([[0.0], np.cumsum(steps)])  # (m + 1,)
     below = np.cumsum(np.exp(density))  # P(B <= k)
-    low = int(np.searchsorted(below, MISS, side="right"))
-    high = int(np.searchsorted(below, 1 - MISS, side="left")) + 1
+    low = int(np.searchsorted(below, miss, side="right"))
+    high = int(np.searchsorted(below, 1 - miss, side="left")) + 1
     return low, high
 
 

@@ -1,7 +1,8 @@
 """What each rank did when, from the rows of a run; also as Chrome trace events.
 
-Owns: bars of service and of waiting, what counts as a straggler, the trace's JSON.
-Does not know: figures, statistics.
+Owns: bars of service and of waiting, what counts as a straggler, how a bar is called and
+coloured, the trace's JSON.
+Does not know: how bars are drawn, statistics.
 
 A bar is as long as the rank's own clock said (compute + held). Where it lies is rank 0's: it
 ends when the answer was noticed, or, as a rank does one thing at a time, when the rank's next
@@ -19,13 +20,22 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.kinds import KINDS, SINGLE
+from collage_mpi.kinds import KIND, KINDS, SINGLE, TABLE
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import OUTCOMES, ran_together
 from collage_mpi.system.files import write_atomic, writing
 
 STRAGGLER = 3.0  # times the median service time of the rank's kind
 STATES = ("used", "late", "skipped", "failed", "lost", "unfinished")
+_LOOKS: dict[str, tuple[str, str]] = {  # kind of what was used, or state -> colour, legend
+    **{kind.name: (kind.colour, kind.legend) for kind in TABLE},
+    "late": ("#E69F00", "late answer, resolved nothing"),
+    "skipped": ("#000000", "skipped: cancelled before it began"),
+    "failed": ("#D55E00", "failed"),
+    "lost": ("#D55E00", "lost with its rank"),
+    "unfinished": ("#CC79A7", "unfinished"),
+}
+_HELPED = "late, or used to decode another"
 Json = dict[str, Any]
 
 
@@ -53,6 +63,11 @@ class Bar:
     straggler: bool
     lane: int = 0
     lanes: int = 1
+
+
+def look_of(bar: Bar) -> str:
+    """The key of `looks` that a bar has."""
+    return bar.kind if bar.state == "used" else bar.state
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,15 @@ class Timeline:
     def end_ns(self) -> int:
         """End of the last group."""
         return max(release.end_ns for release in self.releases)
+
+
+def looks(timeline: Timeline) -> dict[str, tuple[str, str]]:
+    """Colour and legend of each look that its bars have."""
+    found = {look_of(bar) for bar in timeline.bars}
+    shown = {look: _LOOKS[look] for look in _LOOKS if look in found}
+    if "late" in shown and any(not KIND[bar.kind].resolves for bar in timeline.bars):
+        shown["late"] = (_LOOKS["late"][0], _HELPED)
+    return shown
 
 
 def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Timeline:

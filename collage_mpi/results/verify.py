@@ -19,7 +19,7 @@ from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
-from collage_mpi.results.parts import counting, list_parts
+from collage_mpi.results.parts import counting, list_parts, read_part
 from collage_mpi.results.reader import (
     Results,
     input_digest,
@@ -28,7 +28,8 @@ from collage_mpi.results.reader import (
     read_results,
     sorted_keys,
 )
-from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, wait_ns
+from collage_mpi.results.rows import IMAGES, OUTCOME_CODE, SOURCE_CODE, wait_ns
+from collage_mpi.results.vectors import check_file, extras_of, of_parts, vectors_path
 
 _ERROR = SOURCE_CODE["error"]
 
@@ -42,6 +43,7 @@ class VerifyReport:
         rows: image rows found; expected: images of the input.
         doubles: rows whose key another row has too.
         missing: images without a row.
+        vectors: of answered images; None where the run keeps none.
         problems: one sentence each, [] when the run is proven complete.
         notes: worth knowing, no fault.
         writing: the job that is writing to an unfinished run, as "host h, pid p".
@@ -55,6 +57,7 @@ class VerifyReport:
     doubles: int = 0
     missing: int = 0
     error_rows: int = 0
+    vectors: int | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     writing: str | None = None
@@ -78,25 +81,30 @@ class VerifyReport:
         doubles = f"{self.doubles:,} doubles" if self.doubles else "no doubles"
         status = self.status.replace("_", " ")
         errors = f", {self.error_rows:,} error rows" if self.error_rows else ""
-        return f"{status}: {self.rows:,} of {self.expected:,} rows, {doubles}{errors}"
+        vectors = "" if self.vectors is None else f", {self.vectors:,} vectors"
+        return f"{status}: {self.rows:,} of {self.expected:,} rows, {doubles}{errors}{vectors}"
 
 
-def verify_run(path: Path | str) -> VerifyReport:
+def verify_run(path: Path | str, results: Results | None = None) -> VerifyReport:
     """Check the run in `path`. Damage is reported, not raised.
+
+    Args:
+        path: the run directory.
+        results: what `read_results` gave of it, where it was read already.
 
     Raises:
         EnvironmentFault: there is no run in `path`, or it cannot be read.
     """
     report = VerifyReport(Path(path))
-    _check(report)
+    _check(report, results)
     if not report.ok:
         _look_for_a_writer(report)
     return report
 
 
-def _check(report: VerifyReport) -> None:
+def _check(report: VerifyReport, results: Results | None) -> None:
     try:
-        results = read_results(report.path)
+        results = results or read_results(report.path)
     except EnvironmentFault:
         raise
     except CollageError as error:
@@ -109,11 +117,37 @@ def _check(report: VerifyReport) -> None:
     report.error_rows = int((results.images["source"] == _ERROR).sum())
     _check_keys(results, report)
     _check_answers(results, report)
+    if extras_of(results.manifest):
+        _check_vectors(results, report)
     for entry in results.manifest.get("sessions") or []:
         if entry["rows"] is not None:
             _check_session(results, entry, report)
     _note_late_parts(results, report)
     _conclude(results, report)
+
+
+def _check_vectors(results: Results, report: VerifyReport) -> None:
+    """Every answered image has its vector, once, and nothing else has one."""
+    counts, out, report.vectors = counting(results.manifest), results.path, 0
+    parts = [part for part in list_parts(out / PARTS_FOLDER) if counts(part)]
+    here = of_parts(out, parts, results.manifest)
+    for part in (part for part in parts if part not in here):
+        path = vectors_path(out, part.session, part.number)
+        report.problems.append(
+            f"{path}: missing, so the images of {part.path.name} do not count: restore it, or run "
+            "again with --resume, which does them again"
+        )
+    for part in here:
+        if part.table != IMAGES.name:
+            continue
+        path = vectors_path(out, part.session, part.number)
+        try:
+            found, wrong = check_file(path, read_part(part.path, IMAGES), results.manifest)
+        except CollageError as error:
+            report.problems.append(str(error))
+            continue
+        report.vectors += found
+        report.problems += wrong
 
 
 def _look_for_a_writer(report: VerifyReport) -> None:

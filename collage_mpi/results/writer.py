@@ -5,14 +5,17 @@ Does not know: the scheduler, statistics, threads (buffers and claim have theirs
 
 A row costs about 1 us as a tuple and 4 us by field names: it is packed into a
 preallocated buffer. Full buffers
-(or those older than `flush_s`) go to the thread, whose work (CRC, write, fsync of 4 to
+(at a `tick` those older than `flush_s` too) go to the thread, whose work (CRC, write, fsync of 4 to
 8 ms) releases the interpreter lock, so rank 0 keeps polling. When the disk is so slow
 that the queue fills, the caller waits: bounded memory comes first.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -24,8 +27,8 @@ import numpy as np
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
 from collage_mpi.results.buffers import Buffer, PartThread, unwritable
-from collage_mpi.results.claim import PATIENT, Claim, Patience
-from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER
+from collage_mpi.results.claim import LOOK_S, PATIENT, Claim, Patience, find_writer, held_by
+from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER, VECTORS_FOLDER
 from collage_mpi.results.folder import (
     has_errors,
     is_whole,
@@ -56,6 +59,8 @@ from collage_mpi.results.rows import (
     TASKS,
     Table,
 )
+from collage_mpi.results.status import StatusFiles
+from collage_mpi.results.vectors import Beside, extras_of, remove_orphans
 from collage_mpi.system.files import write_atomic
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
@@ -81,10 +86,20 @@ class RunWriter:
         self._claim = claim
         directory = out / PARTS_FOLDER
         self._thread = PartThread(directory, self.session, claim.check)
+        self._vectors = Beside(out, manifest, claim.check) if extras_of(manifest) else None
         self._images, self._groups, self._tasks = (
-            Buffer(table, self._thread, rows_per_part, flush_s) for table in TABLES
+            Buffer(
+                table,
+                self._thread,
+                rows_per_part,
+                self._vectors if table is IMAGES else None,
+            )
+            for table in TABLES
         )
+        self._flush_ns = int(flush_s * 1e9)
+        self._flushed_ns = time.monotonic_ns()
         self._closed = False
+        self._status: StatusFiles | None = None
 
     @classmethod
     def create(
@@ -117,6 +132,9 @@ class RunWriter:
                         f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a "
                         "copy, or choose another --out."
                     )
+                remove_orphans(out, ())
+                if extras_of(full):
+                    (out / VECTORS_FOLDER).mkdir(exist_ok=True)
                 write_manifest(out, full, claim.check)
                 return cls(out, full, claim, **options)
         except OSError as error:
@@ -167,6 +185,9 @@ class RunWriter:
                     claim.check()
                     (out / MARKER).unlink(missing_ok=True)
                 write_manifest(out, full, claim.check)
+                if extras_of(full):  # after the manifest, which says what counts
+                    (out / VECTORS_FOLDER).mkdir(exist_ok=True)
+                    remove_orphans(out, (part for part in here if part.table == IMAGES.name))
                 writer = cls(out, full, claim, **options)
         except OSError as error:
             raise unwritable(out, error) from error
@@ -194,6 +215,36 @@ class RunWriter:
         marked = marked and not (retry_errors and before["status"] != "complete")
         return before["status"] if same and marked and is_whole(out, before) else None
 
+    @classmethod
+    def done(
+        cls, out: Path, manifest: Mapping[str, Any], *, retry_errors: bool = False
+    ) -> np.ndarray:
+        """The keys that `reopen` would say are done, (k,) of KEY_ROW; nothing is written.
+
+        Raises:
+            UsageError, EnvironmentFault, DataFault: as `reopen`; another job that writes there
+                is looked for LOOK_S long.
+        """
+        before, _ = _next_session(out, manifest)
+        writer, _ = find_writer(out, Patience(still_s=LOOK_S))
+        if writer is not None:
+            raise held_by(out, writer)
+        images = read_all(parts_of(out, before))[IMAGES.name]
+        return keys_of(images[images["answered"]] if retry_errors else images)
+
+    @classmethod
+    def check_place(cls, out: Path) -> None:
+        """Raise EnvironmentFault where `create` would, as far as that is known without writing."""
+        if (out / MANIFEST).exists():
+            raise _holds_a_run(out)
+        there = out.absolute()
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise _no_place(there, NotADirectoryError(errno.ENOTDIR, "it is no folder"))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _no_place(out, PermissionError(errno.EACCES, f"no right to write to {there}"))
+
     @property
     def written(self) -> bool:
         """Whether any row was taken in this session."""
@@ -205,8 +256,12 @@ class RunWriter:
         self._thread.end()
         try:
             self._claim.check()
+            if self._status is not None:
+                self._status.remove()
             (self.out / MANIFEST).unlink()  # under the claim: the next one's is not ours to take
             (self.out / PARTS_FOLDER).rmdir()
+            if self._vectors is not None:
+                (self.out / VECTORS_FOLDER).rmdir()
         except (OSError, CollageError):
             self._claim.release()
             return  # taken over meanwhile, or somebody else's files: leave them
@@ -226,6 +281,21 @@ class RunWriter:
         except OSError as error:
             raise unwritable(self.out, error) from error
 
+    def publish(self, facts: Mapping[str, Any], every_s: float) -> StatusFiles:
+        """Tell those who look into the folder how the job stands, from now until `close`.
+
+        Args:
+            facts: of the session: total, before (images with a row already), label.
+            every_s: seconds between two statuses.
+        """
+        own = {"run_id": self.manifest["run_id"], "session": self.session}
+        self._status = StatusFiles(self.out, {**own, **facts}, every_s, self._claim.check)
+        return self._status
+
+    def recent_tasks(self) -> np.ndarray:
+        """A copy of the latest task rows, (n,) of TASK_ROW: some seconds' or 4,096 and more."""
+        return self._tasks.recent()
+
     def image(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
         """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
 
@@ -237,6 +307,11 @@ class RunWriter:
         """
         self._images.add(row if row is not None else self._row(IMAGES, fields))
 
+    def vector(self, shard: int, row: int, vector: np.ndarray) -> None:
+        """What is kept of an answered image, (floats,) float32: before its own row."""
+        assert self._vectors is not None
+        self._vectors.add(shard, row, vector)
+
     def group(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
         """Record one group: a GroupRow, or its fields by name. Raises as `image`."""
         self._groups.add(row if row is not None else self._row(GROUPS, fields))
@@ -245,10 +320,16 @@ class RunWriter:
         """Record one task: a TaskRow, or its fields by name. Raises as `image`."""
         self._tasks.add(row if row is not None else self._row(TASKS, fields))
 
+    def tick(self) -> None:
+        """Hand over what was buffered when it is `flush_s` old. To be called again and again."""
+        if time.monotonic_ns() - self._flushed_ns > self._flush_ns:
+            self.flush()
+
     def flush(self) -> None:
         """Hand all buffered rows to the thread now; does not wait for the disk."""
         for buffer in (self._tasks, self._groups, self._images):
             buffer.hand_over()
+        self._flushed_ns = time.monotonic_ns()
 
     def close(self, status: str, *, summary: bool = False, **final: Any) -> str | None:
         """Write what is buffered, then the manifest, then (if complete) the marker.
@@ -278,6 +359,9 @@ class RunWriter:
         try:
             return self._settle(status, final, summary)
         finally:
+            if self._status is not None:
+                marked = (self.out / MARKER).exists()
+                self._status.end(self.manifest["status"] if marked else "incomplete")
             self._claim.release()
 
     def _settle(self, status: str, final: Mapping[str, Any], summary: bool) -> str | None:

@@ -66,6 +66,11 @@ class Backlog:
         return rank in self._messages
 
     @property
+    def has_room(self) -> bool:
+        """Whether any rank has."""
+        return bool(self._messages)
+
+    @property
     def idle(self) -> int:
         """Ranks without a message."""
         return len(self._levels[0])

@@ -75,23 +75,28 @@ class Scheduler:
             ev.TimerFired: self._on_timer,
         }
 
-    def handle(self, event: Event) -> list[Action]:
-        """Take one event and return what to do about it, in order.
+    def handle(self, *events: Event) -> list[Action]:
+        """Take one event, or several that came together, and return what to do about it, in order.
 
         Raises:
             ProtocolViolation: time runs backwards, an id is unknown or used twice,
                 or an event follows Finish.
         """
-        if event.now_ns < self.dispatch.now_ns:
-            raise ProtocolViolation(f"time runs back: {event.now_ns} < {self.dispatch.now_ns}")
-        if self._finished:
-            raise ProtocolViolation(f"event after Finish: {event}")
-        self.dispatch.now_ns = event.now_ns
-        actions = self.dispatch.actions = []
-        self._handlers[type(event)](event)
+        dispatch, handlers = self.dispatch, self._handlers
+        actions = dispatch.actions = []
+        for event in events:
+            if event.now_ns < dispatch.now_ns:
+                raise ProtocolViolation(f"time runs back: {event.now_ns} < {dispatch.now_ns}")
+            if self._finished:
+                raise ProtocolViolation(f"event after Finish: {event}")
+            dispatch.now_ns = event.now_ns
+            handlers[type(event)](event)
         self._admit()
         if self.endgame is not None and self.groups.input_closed and self._stopping is None:
             self.endgame.copy()
+        if dispatch.released:
+            actions.append(ev.Release(tuple(dispatch.released)))
+            dispatch.released.clear()
         self._maybe_finish()
         return actions
 
@@ -207,7 +212,7 @@ class Scheduler:
     # ---- tasks --------------------------------------------------------------
 
     def _on_send_done(self, event: ev.SendDone) -> None:
-        self.dispatch.send_done(event.task)
+        self.dispatch.send_done(event.tasks)
 
     def _terminal(self, task_id: int, rank_id: int, how: str) -> TaskState:
         """The task that a terminal event names, now over."""
@@ -227,9 +232,11 @@ class Scheduler:
         self.dispatch.observe(task, event.compute_ns + event.held_ns)
         if task.kind == SINGLE:
             self._observe(task)
-        self.scheme.answered(self, task, event.cells, event.now_ns, event.evidence)
-        if None in event.cells:
-            self._absent(task, event.cells)
+        cells, unread = _without_unread(task, event) if event.unread else (event.cells, [])
+        self.scheme.answered(self, task, cells, event.now_ns, event.evidence)
+        if None in cells:
+            self._absent(task, cells)
+        self.retries.unread(task, unread)
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -247,7 +254,7 @@ class Scheduler:
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank, "failed")
-        self.retries.redo(task, event.reason, retryable=event.retryable)
+        self.retries.redo(task, event.reason, event.unread, retryable=event.retryable)
         self._recover(task.rank)
         task.rank.failures += not event.of_input
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):
@@ -402,3 +409,13 @@ class Scheduler:
             self.dispatch.actions.append(ev.Finish(status, ""))
         else:
             self.dispatch.actions.append(ev.Finish(ev.INCOMPLETE, self._stopping or ""))
+
+
+def _without_unread(
+    task: TaskState, event: ev.Answered
+) -> tuple[tuple[Score | None, ...], list[tuple[ImageState, ev.Unread]]]:
+    """Make it the task of the images that were read; their cells, and the other images."""
+    each = list(zip(task.images, event.cells, event.unread, strict=True))
+    task.images = [image for image, _, why in each if why is None]
+    cells = tuple(cell for _, cell, why in each if why is None)
+    return cells, [(image, why) for image, _, why in each if why is not None]

@@ -26,6 +26,14 @@ class Item(NamedTuple):
     cell: int
 
 
+class Unread(NamedTuple):
+    """Why a rank that reads its images itself has not read one; `of_input` if its row is bad,
+    and not what the rank's host has of the whole file."""
+
+    reason: str
+    of_input: bool
+
+
 # ---- events -----------------------------------------------------------------
 
 
@@ -66,18 +74,18 @@ class StopRequested(NamedTuple):
 
 
 class SendDone(NamedTuple):
-    """The task's pixels have left rank 0: its images are no longer needed for it."""
+    """The message of these tasks has left rank 0: their images are no longer needed for them."""
 
     now_ns: int
-    task: int
-    encode_ns: int
+    tasks: tuple[int, ...]
 
 
 class Answered(NamedTuple):
     """Terminal: one record per item of the task, None where the network gave none.
 
     `evidence` is what a scheme decodes other images from, opaque here: of a parity task one
-    thing, of another one an item. None where no scheme needs it.
+    thing, of another one an item. None where no scheme needs it. `unread`, one an item where
+    there is any: images that the answer is not of, since their cells were blank.
     """
 
     now_ns: int
@@ -87,12 +95,13 @@ class Answered(NamedTuple):
     compute_ns: int
     held_ns: int
     evidence: Any = None
+    unread: tuple[Unread | None, ...] = ()
 
 
 class Failed(NamedTuple):
     """Terminal: the rank could not do the task; `retryable` if another might.
 
-    `of_input` if an image of it is at fault: that is held against no rank.
+    `unread`, one an item, if it was for want of images.
     """
 
     now_ns: int
@@ -100,7 +109,12 @@ class Failed(NamedTuple):
     rank: int
     reason: str
     retryable: bool
-    of_input: bool = False
+    unread: tuple[Unread | None, ...] = ()
+
+    @property
+    def of_input(self) -> bool:
+        """Whether only rows are at fault: that is held against no rank."""
+        return bool(self.unread) and all(why.of_input for why in self.unread if why)
 
 
 class Skipped(NamedTuple):
@@ -172,7 +186,7 @@ class Send(NamedTuple):
 class SendBatch(NamedTuple):
     """Send these, all of one kind and to one rank, in one message: the rank runs them at once.
 
-    Each task has its own SendDone and its own terminal event.
+    Each task has its own terminal event.
     """
 
     sends: tuple[Send, ...]
@@ -230,9 +244,9 @@ class Recall(NamedTuple):
 
 
 class Release(NamedTuple):
-    """No live task needs the image's pixels: the driver may drop them."""
+    """No live task needs the images' pixels: the driver may drop them. Last of what is to do."""
 
-    image: int
+    images: tuple[int, ...]
 
 
 class Finish(NamedTuple):

@@ -22,11 +22,14 @@ Main is the scheme's kind of rank for a second chance: single, or collage where 
 other. Silence is no failure: only failures and losses count against max_attempts. Ranks that
 die together may each have been sent the image of the one before, which is not to blame for it:
 hence the wait for calm. An image that does kill its ranks kills no more of them for it.
+
+What one host could not read another is asked to, where there is one, and the error row names all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from itertools import repeat
 from typing import Protocol
 
 from collage_mpi.kinds import SINGLE
@@ -47,6 +50,7 @@ from collage_mpi.scheduler.transitions import (
 )
 
 NOBODY = "no rank is left that could classify an image"
+NAMED_HOSTS = 3  # of those that could not read an image: a row's reason is short
 
 
 class Core(schemes.Core, Protocol):
@@ -124,18 +128,36 @@ class Retries:
     # ---- images -------------------------------------------------------------
 
     def redo(
-        self, task: TaskState, reason: str, *, failed: bool = True, retryable: bool = True
+        self,
+        task: TaskState,
+        reason: str,
+        unread: Sequence[ev.Unread | None] = (),
+        *,
+        failed: bool = True,
+        retryable: bool = True,
     ) -> None:
         """A task failed or was lost (`failed`), or its rank is silent."""
         main = self.core.scheme.main
-        images = [image for image in task.images if not image.resolved]
-        for image in images:
-            self.note(image, task, reason)
+        images = []
+        for image, why in zip(task.images, unread or repeat(None), strict=False):
+            if image.resolved:
+                continue
+            images.append(image)
+            self.note(image, task, reason if why is None else _not_read(image, task, why))
             if failed and task.kind == main and not task.spare:
                 image.failures = image.failures + 1 if retryable else self.max_attempts
         if task.kind != main and retryable and task.attempt < self.max_attempts:
             self._again(task, images)
         for image in images:
+            self.image(image)
+
+    def unread(self, task: TaskState, images: Sequence[tuple[ImageState, ev.Unread]]) -> None:
+        """These of a task that was answered for the others its rank could not read."""
+        for image, why in images:
+            if not image.resolved:
+                self.note(image, task, _not_read(image, task, why))
+                image.failures += task.kind == self.core.scheme.main and not task.spare
+        for image, _ in images:
             self.image(image)
 
     def note(self, image: ImageState, task: TaskState, reason: str) -> None:
@@ -198,10 +220,14 @@ class Retries:
         order, images = self.core.scheme.retry(image), self._together(image)
         holders = _holders(images)
         tried = holders.union(*(image.tried for image in images))
-        task = self.core.dispatch.to_best(order, images, tried)
-        if task is None:  # every rank was tried: once more to any that is ready
-            task = self.core.dispatch.to_best(order, images, holders)
-        return task is not None
+        avoided = [tried, holders]  # every rank was tried: once more to any that is ready
+        if image.hosts:
+            avoided.insert(0, tried.union(self._at(image.hosts)))
+        return any(self.core.dispatch.to_best(order, images, each) for each in avoided)
+
+    def _at(self, hosts: Collection[str]) -> list[int]:
+        """The ranks of these hosts."""
+        return [rank.id for rank in self.core.dispatch.ranks.values() if rank.host in hosts]
 
     def _together(self, image: ImageState) -> list[ImageState]:
         """Another collage takes along whatever else of its group is in need."""
@@ -303,8 +329,20 @@ def _look_at(image: ImageState) -> None:
 
 def _covered(image: ImageState, kinds: Collection[str]) -> bool:
     """Whether a task of one of the kinds for the image is on a rank that is not silent."""
-    return any(task.rank.status not in SILENT and task.kind in kinds for task in image.tasks)
+    for task in image.tasks:  # noqa: SIM110 - `any` takes three times as long
+        if task.rank.status not in SILENT and task.kind in kinds:
+            return True
+    return False
 
 
 def _holders(images: list[ImageState]) -> set[int]:
     return {task.rank.id for image in images for task in image.tasks}
+
+
+def _not_read(image: ImageState, task: TaskState, why: ev.Unread) -> str:
+    """Why it cannot be used, after the hosts that have tried by now."""
+    if task.rank.host not in image.hosts:
+        image.hosts += (task.rank.host,)
+    named = ", ".join(host.partition(".")[0] for host in image.hosts[:NAMED_HOSTS])
+    more = len(image.hosts) - NAMED_HOSTS
+    return f"on {named}{f' and {more} more' if more > 0 else ''}: {why.reason}"

@@ -24,6 +24,7 @@ class ImageState:
         "failures",
         "group",
         "holders",
+        "hosts",
         "id",
         "losses",
         "reason",
@@ -50,6 +51,7 @@ class ImageState:
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.backup: tuple[Score, TaskState] | None = None  # counts if no other will come
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
+        self.hosts: tuple[str, ...] = ()  # that could not read it
         self.reason = ""  # why its last task failed
 
     @property
@@ -236,6 +238,8 @@ class Pool:
 
     def has_other(self, ranks: Collection[int]) -> bool:
         """Whether there is a rank that is not one of these."""
+        if not ranks:
+            return bool(self._order)
         return len(self._order) > sum(rank in self._load for rank in ranks)
 
     def pick_next(self, avoid: Collection[int] = ()) -> int | None:

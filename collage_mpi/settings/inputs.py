@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+from collage_mpi.encoding.vectors import SAVES, Extras
 from collage_mpi.errors import UsageError
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.system.fields import Settings, setting
@@ -32,9 +33,22 @@ class InputSettings(Settings):
 
     pixels: str = _setting(
         "rank0",
-        "who reads, checks and decodes the images: rank 0, which sends them, or the workers, "
-        "which all need the shards at the same path (schemes without collage and parity networks)",
-        choices=("rank0", "workers"),
+        "who reads, checks and decodes the images: rank 0, which sends them; the workers, "
+        "which all need the shards at the same path; or those workers that have them",
+        choices=("rank0", "workers", "auto"),
+    )
+    top_k: int | None = _setting(
+        None,
+        "keep so many classes of each image, the best first, with their scores, as Parquet in "
+        "OUT/vectors",
+        unset="the best alone",
+        at_least=1,
+    )
+    save: str = _setting(
+        "none",
+        "keep the scores of all classes, or the network's embedding of each image, there too; "
+        "embeddings with schemes none, replicate and hedge",
+        choices=SAVES,
     )
 
     def _check(self) -> None:
@@ -42,8 +56,13 @@ class InputSettings(Settings):
 
     @property
     def by_place(self) -> bool:
-        """Whether tasks name images, which their ranks read."""
-        return self.pixels == "workers"
+        """Whether tasks name images, which their ranks read, those that can at least."""
+        return self.pixels != "rank0"
+
+    @property
+    def extras(self) -> Extras:
+        """What is kept of an image beyond its class."""
+        return Extras(self.top_k, self.save)
 
     def shuffle_seed(self) -> int | None:
         """Seed of `order = shuffle:SEED`, None for file order."""

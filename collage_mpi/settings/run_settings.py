@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import ENCODED_KINDS, KINDS, PARITY, SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
@@ -61,11 +62,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         if self.window is not None and self.window < self.group_size:
             raise UsageError(f"window is {self.window}; it needs at least {self.group_size}")
         encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
-        if self.by_place and encoded is not None:
+        if self.save == EMBEDDINGS and encoded is not None:
             raise UsageError(
-                f"pixels is workers with scheme {self.scheme}, for whose {encoded} network rank 0 "
-                "reads all images anyway: leave --pixels out, or choose scheme none, replicate or "
-                "hedge"
+                f"save is embeddings with scheme {self.scheme}, where answers of the {encoded} "
+                "network have none of a single image: choose --save scores, or scheme none, "
+                "replicate or hedge"
             )
 
     @classmethod

@@ -32,7 +32,9 @@ class EncodedWriter(ShardWriter):
     Args:
         path: the shard.
         fit: how a reader makes pixels of them.
-        class_names, source, recipe: as for `ShardWriter`.
+        class_names: as for `ShardWriter`.
+        source: likewise.
+        recipe: likewise.
     """
 
     storage = "encoded"
@@ -61,7 +63,8 @@ class EncodedWriter(ShardWriter):
 
         Args:
             files: n files' bytes, none empty.
-            labels, ids: as for `ShardWriter.append`.
+            labels: as for `ShardWriter.append`.
+            ids: likewise.
 
         Raises:
             DataFault: an empty file, labels or ids that do not fit.

@@ -239,6 +239,16 @@ class EncodedShard(OpenShard):
         """(m,) bool: whether the rows, as read, are pictures."""
         return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
 
+    def checked_files(self, rows: np.ndarray) -> list[bytes | None]:
+        """As `read_files`; None for one whose checksum does not match, which `row_faults` has."""
+        found: list[bytes | None] = []
+        for row, data in zip(rows.tolist(), self._files(rows), strict=True):
+            sound = self._is_sound(row, data)
+            found.append(data if sound else None)
+            if not sound:
+                self.row_faults[row] = BAD_FILE
+        return found
+
     def _files(self, rows: np.ndarray) -> list[bytes]:
         try:
             return read_files(self._images, self._ends, rows)

@@ -8,6 +8,7 @@ Does not know: groups, how an image is shrunk, what is done with it.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ WINDOW = 4
 goes through the file in fewer passes."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that takes four times as long to make
 class ImageRecord:
     """One image of the input.
 
@@ -36,6 +37,7 @@ class ImageRecord:
         label: class number; None without labels or with a fault.
         fault: why the row cannot be used; None for a good row.
         cell: (cell_px, cell_px, C) uint8, the image shrunk; None where nobody asked for it.
+        file: as it is stored, in the place of pixels, where another rank decodes it.
     """
 
     index: int
@@ -45,6 +47,7 @@ class ImageRecord:
     label: int | None
     fault: str | None = None
     cell: np.ndarray | None = None
+    file: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class ReadAhead:
         ahead: batches kept ready.
         cells: how to make each image's cell; None for a job without collages.
         pixels: read them too; else only labels, which are as the shard has them, unchecked.
+        files: leave encoded images as they are, those that are smaller so.
     """
 
     def __init__(
@@ -84,13 +88,14 @@ class ReadAhead:
         cells: CellMaker | None = None,
         *,
         pixels: bool = True,
+        files: bool = False,
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
         self.cells_ns = 0  # time of the thread spent on cells, shrunk or read
         self._shards = shards
         self._cells = cells
-        self._pixels = pixels
+        self._pixels, self._files = pixels, files
         self._order = np.array(order, dtype=np.int64)
         self._batch = batch
         self._room = batch * ahead
@@ -199,6 +204,11 @@ class ReadAhead:
     def _read(self, chosen: np.ndarray) -> list[ImageRecord]:
         if not self._pixels:
             return self._named(chosen)
+        if self._files:
+            return self._as_stored(chosen)
+        return self._decoded(chosen)
+
+    def _decoded(self, chosen: np.ndarray) -> list[ImageRecord]:
         pixels, labels, good = self._shards.read_checked(chosen)
         cells = None if self._cells is None else self._make_cells(self._cells, chosen, pixels)
         records = []
@@ -225,6 +235,20 @@ class ReadAhead:
         found = (chosen, *self._shards.locate_each(chosen))
         each = zip(*(one.tolist() for one in found), known, strict=True)
         return [ImageRecord(index, shard, row, None, label) for index, shard, row, label in each]
+
+    def _as_stored(self, chosen: np.ndarray) -> list[ImageRecord]:
+        """The images' files, checked; pixels of those that are the smaller part."""
+        files, labels = self._shards.read_files_checked(chosen)
+        records = []
+        for place, (index, data) in enumerate(zip(chosen.tolist(), files, strict=True)):
+            if data is not None and len(data) > math.prod(self._shards.shape):
+                records += self._decoded(chosen[place : place + 1])
+                continue
+            label = int(labels[place]) if data is not None and labels is not None else None
+            fault = self._shards.row_fault(index) if data is None else None
+            where = self._shards.locate(index)
+            records.append(ImageRecord(index, *where, None, label, fault, file=data))
+        return records
 
     def _make_cells(self, maker: CellMaker, chosen: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """(n, cell_px, cell_px, C) uint8; a stored cell that is damaged is made again."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.guard import examine_shards, inspect_shards
+from collage_mpi.shards.hdf5 import cause_of
 from collage_mpi.shards.openshard import EncodedShard, OpenShard, open_shard
 from collage_mpi.shards.schema import (
     BadShard,
@@ -58,6 +59,7 @@ class ShardSet:
         self.shape = infos[0].shape
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
+        self.hash_limit_bytes: int | None = None  # of a file, to be hashed when it has changed
         self._lock = threading.RLock()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # least recently used first
         self._closed = False
@@ -156,6 +158,12 @@ class ShardSet:
         return pixels, labels, good
 
     @property
+    def fit(self) -> str | None:
+        """How all images are decoded (`pictures.Fit`); None unless all are stored encoded."""
+        kinds = {(info.storage, info.fit) for info in self.infos}
+        return self.infos[0].fit if len(kinds) == 1 and self.infos[0].storage == "encoded" else None
+
+    @property
     def cell_sizes(self) -> frozenset[int]:
         """Edges in pixels of the cells that all shards store beside their images."""
         return frozenset.intersection(*(frozenset(info.cell_sizes) for info in self.infos))
@@ -207,6 +215,25 @@ class ShardSet:
                 files = source.read_files(wanted[places] - self._starts[shard])
             found.update(zip(places.tolist(), files, strict=True))
         return [found[place] for place in range(len(wanted))]
+
+    def read_files_checked(
+        self, indices: np.ndarray | Sequence[int]
+    ) -> tuple[list[bytes | None], np.ndarray | None]:
+        """Files as `read_files`, None for a bad row; and (n,) int64 labels, or None.
+
+        Raises ShardFault as `read` does; the shard is in `lost` from then on.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        files: list[bytes | None] = [None] * len(wanted)
+        for shard, places in self._by_shard(wanted):
+            rows = wanted[places] - self._starts[shard]  # ascending
+            with self._lock:
+                source, found = self._take_files(shard, rows)
+                for row, why in source.row_faults.items():
+                    self._row_faults[int(self._starts[shard]) + row] = why
+            for place, data in zip(places.tolist(), found, strict=True):
+                files[place] = data
+        return files, self.labels_at(wanted)
 
     def row_fault(self, index: int) -> str:
         """Why a row cannot be used: it cannot be read, or its checksum does not match.
@@ -338,6 +365,26 @@ class ShardSet:
             self._row_faults[int(self._starts[number]) + row] = why
         return source, list(failed)
 
+    def _take_files(self, number: int, rows: np.ndarray) -> tuple[EncodedShard, list[bytes | None]]:
+        """The files of ascending rows of an encoded shard; tried once more as in `_fill`."""
+        source = self._opened(number)
+        assert isinstance(source, EncodedShard)
+        try:
+            return source, source.checked_files(rows)
+        except EnvironmentFault:
+            self._open.pop(number).close()
+        source = self._opened(number)
+        assert isinstance(source, EncodedShard)
+        found: list[bytes | None] = []
+        for row in rows:
+            try:
+                found += source.checked_files(np.array([row]))
+            except EnvironmentFault as error:
+                found.append(None)
+                why = cause_of(error.__cause__ or error)
+                self._row_faults[int(self._starts[number] + row)] = f"cannot be read: {why}"
+        return source, found
+
     def _check_same(self, number: int) -> None:
         """Raise unless the file is the one that was checked, by its stamp or its SHA-256."""
         info, known = self.infos[number], self._stamps[number]
@@ -347,6 +394,10 @@ class ShardSet:
             stamp = stamp_of(info.path)
             if stamp == known:
                 return
+            if self.hash_limit_bytes is not None and stamp[0] > self.hash_limit_bytes:
+                raise EnvironmentFault(
+                    f"{info.path}: has another time or inode, and is too large to be hashed here"
+                )
             same = sha256_of(info.path) == info.fingerprint
         except OSError as error:
             raise EnvironmentFault(

@@ -40,6 +40,7 @@ from collage_mpi.simulation.simulator import Simulation
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
+from collage_mpi.workload.service_times import DelayModel
 from collage_mpi.workload.straggler_settings import make_delays
 
 Json = dict[str, Any]
@@ -59,6 +60,7 @@ class Job:
             latencies alone.
         first: the answers' row that the first image takes, whole groups rounded up.
         measured_batch_costs: by kind, in place of the settings' one.
+        delays: in place of the settings' model.
     """
 
     settings: RunSettings
@@ -68,6 +70,7 @@ class Job:
     rows: bool = True
     first: int = 0
     measured_batch_costs: Mapping[str, float] | None = None
+    delays: DelayModel | None = None
 
     @property
     def batch_costs(self) -> dict[str, float]:
@@ -86,6 +89,7 @@ class Job:
             self.ratio,
             answers,
             batch_costs=self.batch_costs,
+            delays=self.delays,
         )
 
     @cached_property

@@ -38,7 +38,7 @@ from collage_mpi.shards.readahead import ImageRecord
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
-from collage_mpi.workload.service_times import service_ns
+from collage_mpi.workload.service_times import DelayModel, service_ns
 from collage_mpi.workload.straggler_settings import make_delays
 
 # At equal times answers come before timers, as the scheduler asks; work on ranks is in between.
@@ -72,9 +72,11 @@ class Simulation:
         answers: Answers | None = None,
         *,
         batch_costs: Mapping[str, float] | None = None,
+        delays: DelayModel | None = None,
     ) -> None:
         """`ratio` is the collage or parity network's service time over the single's; by kind,
-        `batch_costs` is what a further input of a batch takes over the first."""
+        `batch_costs` is what a further input of a batch takes over the first; `delays` in place
+        of the settings' model."""
         self.batch_costs = dict(batch_costs or {})
         self.settings, self.images, self.costs, self.ratio = settings, images, costs, ratio
         self.placement = settings.place(settings.world_size)
@@ -94,10 +96,10 @@ class Simulation:
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None  # why, once `stop` was called
         self._answers = answers
-        self._delays = make_delays(settings, by_image=settings.draws_by_image)
+        self._delays = delays or make_delays(settings, by_image=settings.draws_by_image)
         # Without a rank that may fall silent nobody need listen for it.
         self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None
-        self._injected = settings.straggler != "none"
+        self._injected = delays is not None or settings.straggler != "none"
         self._heap: list[tuple[int, int, int, Any, Any]] = []
         self._sequence = 0
         self._free_ns = 0  # when rank 0 has done what it is doing
@@ -243,7 +245,7 @@ class Simulation:
             self._timeouts.sent(sends[0].rank, self._free_ns, len(sends))
         for send in sends:
             self.recorder.sent(send, self._free_ns, encode_ns)
-            self._events.append(ev.SendDone(self._stamp_ns, send.task, encode_ns))
+        self._events.append(ev.SendDone(self._stamp_ns, tuple(send.task for send in sends)))
         self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, sends)
 
     def _cancel(self, action: ev.Cancel) -> None:

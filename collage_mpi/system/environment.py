@@ -164,6 +164,27 @@ def _cgroup_cores(cgroup: Path) -> int | None:
     return max(1, -(-int(quota) // int(period)))
 
 
+def available_bytes(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Memory of this host, or of this process's container, that is free to use; None if not told.
+
+    A container's is its limit less what it holds; files that the kernel keeps for it count as held.
+    """
+    found = []
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError, IndexError):
+        pass
+    try:
+        limit, held = (int((cgroup / f"memory.{n}").read_text()) for n in ("max", "current"))
+        found.append(max(0, limit - held))
+    except (OSError, ValueError):
+        pass  # no limit ("max"), or no cgroup v2
+    return min(found, default=None)
+
+
 def threads_per_rank(
     ranks_on_host: int, cores: int | None = None, environ: Mapping[str, str] = os.environ
 ) -> int:

@@ -71,6 +71,8 @@ class StatusReporter:
         self._last: tuple[int, dict[str, Any]] = (0, {})
         self._written: tuple[int, dict[str, Any]] | None = None
         self._ended = False
+        self._deaf = False
+        self.also: Callable[[bool], None] = lambda last: None  # called with each line
 
     def update(self, done: int, **fields: Any) -> None:
         """Say that `done` are done. Costs under 1 us when no line is due.
@@ -95,7 +97,8 @@ class StatusReporter:
         self._next_s = now_s + self._every_s
         self._ended |= end
         self._written = self._last
-        if end and self._passing and not self._word:
+        self.also(end)
+        if self._deaf or (end and self._passing and not self._word):
             return
         done, fields = self._last
         elapsed_s = max(now_s - self._start_s, 1e-9)
@@ -116,7 +119,7 @@ class StatusReporter:
             self._stream.write(status_line(status, self._word) + "\n")
             self._stream.flush()
         except (OSError, ValueError):
-            self._next_s = float("inf")  # the reader has gone; the job goes on
+            self._deaf = True  # the reader has gone; the job goes on
 
 
 def mark_of(word: str) -> str:

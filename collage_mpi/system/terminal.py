@@ -43,11 +43,11 @@ def to_text(renderable: RenderableType, width: int | None = None) -> str:
     console = Console(
         file=out, force_terminal=tty, no_color=not tty, width=wide, markup=False, highlight=False
     )
-    console.print(_Printable(renderable), crop=False)  # a command with a long path stays one line
+    console.print(Printable(renderable), crop=False)  # a command with a long path stays one line
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-class _Printable:
+class Printable:
     """A renderable whose texts are made fit for a terminal before they are coloured."""
 
     def __init__(self, renderable: RenderableType) -> None:

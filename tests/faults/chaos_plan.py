@@ -164,6 +164,7 @@ def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -
         words += ["--assign", rng.choice(["turn", "least"])]
     words += rng.choice([[], [], ["--assign", "pull"]])  # the last one counts
     words += rng.choice([[], [], ["--endgame", "on"]])
+    words += rng.choice([[], [], ["--pixels", "workers"]])
     return tuple(words)
 
 

@@ -32,7 +32,7 @@ from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, 
 from collage_mpi.mpi.tasks import (
     WireTask,
     pack_cancel,
-    pack_place,
+    pack_places,
     pack_tasks,
     unpack_cancel,
     unpack_tasks,
@@ -40,7 +40,7 @@ from collage_mpi.mpi.tasks import (
 from collage_mpi.prep.idx import read_idx
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.rows import TABLES
-from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm.job_script import SlurmSettings, render
@@ -304,6 +304,7 @@ def _messages() -> list[Reader]:
     results = [
         WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
         WireResult(2, FAILED, reason="out of memory", retryable=True),
+        WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
     ]
     told = replace(
         WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)
@@ -313,7 +314,7 @@ def _messages() -> list[Reader]:
         out = np.zeros(wire.HEADER.itemsize + len(raw), np.uint8)
         return messages.unpack(out[: wire.pack_control(out, 1, raw)], 1)
 
-    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_place(1, 2)]
+    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_places([(1, 2)])]
     cases = (
         ("tasks", unpack_tasks, message(pack_tasks, tasks, pixels)),
         ("results", unpack_results, message(pack_results, results)),
@@ -371,10 +372,15 @@ def _bytes_of(state: Any) -> bytes:
 
 
 def _simulation(folder: Path) -> list[Reader]:
-    from collage_mpi.results.file_names import LATENCIES, SUMMARY
+    from collage_mpi.commands.top import drawn
+    from collage_mpi.results.file_names import LATENCIES, STATUS, SUMMARY
+    from collage_mpi.results.rows import TASK_ROW
+    from collage_mpi.results.status import StatusFiles
+    from collage_mpi.results.watch import Watch
     from collage_mpi.simulation.costs import FORMAT, VERSION, Costs, read_costs
     from collage_mpi.simulation.replayed_answers import read_answers
     from collage_mpi.simulation.runs import read_latencies_ns, read_summary
+    from collage_mpi.system.terminal import to_text
     from collage_mpi.training.answers import save_answers
     from collage_mpi.workload.arrivals import load_times_ns
 
@@ -390,6 +396,14 @@ def _simulation(folder: Path) -> list[Reader]:
     bare = folder / "bare"
     bare.mkdir()
     latencies, summary = _npy(np.arange(9)), json.dumps({"settings": {"side": 3}}).encode()
+    rank = {"rank": 1, "host": "h", "kinds": ["single"], "state": "lost", "why": "gone", "tasks": 1}
+    said = {"state": "running", "done": 5, "ranks": [rank, {**rank, "rank": 2}]}
+    facts = {"run_id": "r", "session": 1, "label": "l", "total": 9, "before": 0}
+    files = StatusFiles(bare, facts, 5.0, lambda: None)
+    files.offer(lambda: (said, np.empty(0, TASK_ROW)))
+    files.end("incomplete")
+    status = (bare / STATUS).read_bytes()
+    top = _from_file(bare / STATUS, lambda p: to_text(drawn(p, Watch(bare).look(), 5)))
     times, text = _npy(np.arange(40) / 8), "\n".join(map(str, range(40))).encode()
     return [
         Reader("answers .npz", [whole, path.read_bytes()],
@@ -403,6 +417,8 @@ def _simulation(folder: Path) -> list[Reader]:
                _from_file(folder / "a.txt", lambda p: load_times_ns(str(p), 9)), USER),
         Reader("latencies", [latencies],
                _from_file(bare / LATENCIES, lambda p: read_latencies_ns(bare)), USER),
+        Reader("status", [status], top, USER),
+        Reader("status, values", [status], top, USER, _json_change),
         Reader("summary without rows", [summary],
                _from_file(bare / SUMMARY, lambda p: read_summary(bare)), USER),
     ]  # fmt: skip

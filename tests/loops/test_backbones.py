@@ -203,3 +203,19 @@ def test_the_reference_preset() -> None:
     for flags in (["--width=8"], ["--stem=8x3"], ["--backbone=torchvision:resnet18"]):
         with pytest.raises(UsageError, match="give one of them"):
             architecture_of(parser.parse_args(["single", *base, "--preset=reference", *flags]))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_a_backbones_embedding_is_what_its_classifier_is_given(name):
+    from collage_mpi.models.embedding import WithEmbedding
+    from collage_mpi.models.vision import build_vision
+
+    network = build_vision(Backbone(f"torchvision:{name}"), 7, None).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits, embedding = WithEmbedding(network)(x)
+        layer = dict(network.named_modules())[network.heads[0].rstrip(".")]
+        if isinstance(layer, torch.nn.Linear):
+            again = layer(embedding)
+            assert torch.allclose(again, logits[:, 0], atol=1e-5)
+    assert embedding.shape == (2, {"resnet18": 512, "squeezenet1_1": 512}.get(name, 1024))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections import Counter
 from typing import Any
 
@@ -27,7 +28,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.job.coordinator import Coordinator, Ready
+from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, Ready
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
@@ -556,6 +557,23 @@ def test_tasks_that_took_longer_than_their_draw_are_counted(took):
     job = Job(16, scheme="none", cluster={"behave": behave})
     job.complete()
     assert (job.recorder.totals.drawn_tasks, job.recorder.totals.exceeded) == (16, 4)
+
+
+def test_reports_are_made_now_and_then_and_at_the_end():
+    job, told = Job(37, scheme="none"), []
+    job.coordinator._report = lambda recorder: told.append((recorder.totals.images, job.clock()))
+    job.complete()
+    assert told[-1][0] == 37
+    between_ns = np.diff([at_ns for _, at_ns in told[:-1]])
+    assert len(told) > 2
+    assert between_ns.min() >= REPORT_EVERY_NS
+
+
+def test_the_loop_s_processor_time_is_taken_down():
+    job = Job(37)
+    job.complete()
+    work = job.coordinator.work.means()
+    assert 0 < work["loop_cpu_ns"] <= work["process_cpu_ns"] < time.process_time_ns()
 
 
 def test_a_long_silence_is_the_longest_gap():

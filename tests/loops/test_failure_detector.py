@@ -248,6 +248,14 @@ def test_a_rank_that_leaves_at_the_end_is_no_loss(caplog):
     assert caplog.messages == []
 
 
+def test_what_mpi_says_is_told_at_once_between_two_looks():
+    detector = detector_of(FakeMonitor())
+    assert detector.look(S) == []
+    detector.gone(Gone(2, "MPI says: gone", S + 1))
+    (lost,) = detector.look(S + 2)
+    assert (type(lost), lost.rank) == (RankLost, 2)
+
+
 def test_processes_are_looked_at_a_thousand_times_a_second_at_most():
     process_monitor = FakeMonitor()
     detector = detector_of(process_monitor)

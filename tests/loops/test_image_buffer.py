@@ -11,7 +11,7 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.mpi.tasks import unpack_places, unpack_tasks
+from collage_mpi.mpi.tasks import unpack_files, unpack_places, unpack_tasks
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 
@@ -49,8 +49,7 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
         assert np.array_equal(collage[3:, :3], images[3, ::2, ::2])
         assert not collage[:, 3:].any()
     assert encoder.shrunk == (0 if ahead else 2)
-    for image in range(4):
-        feed.release(image)
+    feed.release(range(4))
     assert feed.held == 0
     assert not feed._cells
 
@@ -58,7 +57,7 @@ def test_a_collage_is_pasted_from_cells_made_once(ahead: bool) -> None:
 def test_without_pixels_tasks_name_their_places() -> None:
     records = [ImageRecord(i, i % 2, 7 * i, None, None) for i in range(3)]
     clock, encoder = Clock(), CountingEncoder(Grid(2, 3), SHAPE)
-    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, by_place=True)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, reading=[1])
     feed.admit(3)
     sends = [Send(t, 1, "single", ((t, 0),), t, 1) for t in (2, 1)]
     packed = feed.pack(sends, lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
@@ -66,8 +65,27 @@ def test_without_pixels_tasks_name_their_places() -> None:
     assert [(task.items, task.by_place) for task in tasks] == [(s.items, True) for s in sends]
     assert unpack_places(payload) == [(0, 14), (1, 7)]
     assert packed.encodes_ns == (0, 0)
-    for image in range(3):
-        feed.release(image)
+    feed.release(range(3))
+    assert feed.held == 0
+
+
+def test_pixels_go_to_those_that_do_not_read() -> None:
+    images = np.random.default_rng(0).integers(1, 256, (2, *SHAPE), dtype=np.uint8)
+    records = [ImageRecord(i, 3, i, image, None) for i, image in enumerate(images)]
+    clock, encoder = Clock(tick_ns=7), CountingEncoder(Grid(2, 3), SHAPE)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock, reading=[1])
+    feed.admit(2)
+    for rank, kind in ((1, "single"), (2, "single"), (1, "collage"), (2, "collage")):
+        packed = feed.pack([Send(rank, rank, kind, ((1, 0),), 0, 1)], lambda n: np.zeros(n, "u1"))
+        (task,), payload = unpack_tasks(packed.buffer[: packed.nbytes])
+        assert task.by_place == (rank == 1)
+        if rank == 1:
+            assert unpack_places(payload) == [(3, 1)]
+        elif kind == "single":
+            assert payload.tobytes() == images[1].tobytes()
+        else:
+            assert np.array_equal(payload.reshape(6, 6, 1)[:3, :3], images[1, ::2, ::2])
+    feed.release(range(2))
     assert feed.held == 0
 
 
@@ -86,3 +104,18 @@ def test_a_stripe_is_made_of_its_images_wherever_it_is_in_the_group(name: str) -
     expected = encoder.paste([small[1], None, small[3]])
     assert np.array_equal(pixels.reshape(encoder.input_shape), expected)
     assert packed.encodes_ns[0] > 0
+
+
+def test_files_travel_as_they_are_beside_pixels() -> None:
+    image = np.full(SHAPE, 7, np.uint8)
+    records = [ImageRecord(0, 0, 0, None, 1, file=b"abc"), ImageRecord(1, 0, 1, image, 1)]
+    clock, encoder = Clock(), CountingEncoder(Grid(2, 3), SHAPE)
+    feed = ImageBuffer(ListReader(records, clock), encoder, 5, clock)
+    feed.admit(2)
+    sends = [Send(t, 1, "single", ((t, 0),), t, 1) for t in (0, 1)]
+    packed = feed.pack(sends, lambda nbytes: np.zeros(nbytes, np.uint8))
+    tasks, payload = unpack_tasks(packed.buffer[: packed.nbytes])
+    assert [task.as_files for task in tasks] == [True, False]
+    files, nbytes = unpack_files(payload, 1)
+    assert files == [b"abc"]
+    assert payload[nbytes:].tobytes() == image.tobytes()

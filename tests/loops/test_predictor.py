@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models import Architecture, load_predictor
 from collage_mpi.models.architecture import Stage
 from collage_mpi.models.weights import METADATA_KEY, save_weights
@@ -50,6 +50,27 @@ def make_weights(path: Path, side: int | None = None, **changes: Any) -> Any:
     }
     save_weights(path, tensors, record)
     return network.eval()
+
+
+def test_an_embedding_is_what_the_last_layer_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    network = make_weights(path)
+    batch = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 1), np.uint8)
+    predictor = load_predictor(str(path), "single", embed=True)
+    plain = load_predictor(str(path), "single")
+    assert (predictor.embedding, plain.embedding) == (16, None)
+    scores, embeddings = predictor.embed(batch)
+    pixels = (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - 0.25) / 0.5
+    with torch.no_grad():
+        pooled = network.trunk(pixels.float()).mean(dim=(2, 3))
+    np.testing.assert_allclose(embeddings, pooled.numpy(), atol=2e-2)
+    np.testing.assert_allclose(scores, plain.predict(batch), atol=1e-6)
+    np.testing.assert_allclose(predictor.predict(batch), scores, atol=1e-6)
+    with pytest.raises(UsageError, match="gives no embeddings"):
+        load_predictor("null", "single", embed=True)
+    make_weights(tmp_path / "c.safetensors", 2)
+    with pytest.raises(UsageError, match="gives no embeddings"):
+        load_predictor(str(tmp_path / "c.safetensors"), "collage", embed=True)
 
 
 @pytest.mark.parametrize("side", [None, 2, 3, 5])

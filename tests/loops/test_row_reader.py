@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import socket
 import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from fakes import MS, SHAPE
+from PIL import Image
 from test_worker import Bench
 
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import EnvironmentFault, ExitCode
-from collage_mpi.job.messages import End, Fault, Shards
+from collage_mpi.job import worker
+from collage_mpi.job.encoders import make_cell_maker, make_encoder
+from collage_mpi.job.image_buffer import ImageBuffer
+from collage_mpi.job.messages import End, Fault, Hello, Shards
 from collage_mpi.job.row_reader import RowReader, described
+from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED
-from collage_mpi.mpi.tasks import WireTask, pack_place
-from collage_mpi.shards import ShardSet, write_shard
+from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
+from collage_mpi.scheduler.events import Send, Unread
+from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
+from collage_mpi.shards.cells import add_cells
 from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.pictures import Fit
 
 HOST = socket.gethostname()
 LABELS = np.arange(10)
@@ -52,7 +69,7 @@ def reading(shards: ShardSet, **welcome: object) -> Bench:
 
 def give(bench: Bench, *places: tuple[int, int]) -> None:
     tasks = [WireTask(i, i, 1, "single", ((i, 0),), by_place=True) for i in range(len(places))]
-    bench.endpoint.give(tasks, [pack_place(*place) for place in places])
+    bench.endpoint.give(tasks, [pack_places(places)])
     bench.run()
 
 
@@ -68,17 +85,17 @@ def test_reading_is_told_apart_from_computing(
 ) -> None:
     bench = reading(shards)
 
-    class Late:
+    class Late(Future):
         """What is not read yet when it is waited for."""
 
-        def __init__(self, rows: RowReader, places: list[tuple[int, int]]) -> None:
-            self.found = rows.read(places)
+        def __init__(self, rows: RowReader, *asked: Any) -> None:
+            self.found = rows.inputs(*asked)
 
-        def result(self) -> object:
+        def result(self, timeout: float | None = None) -> object:
             bench.clock.now_ns += 3 * MS
             return self.found
 
-    monkeypatch.setattr(RowReader, "begin", lambda rows, places: Late(rows, places))
+    monkeypatch.setattr(RowReader, "begin", lambda rows, *asked: Late(rows, *asked))
     give(bench, (0, 0))
     assert [(r.read_ns, r.compute_ns) for r in bench.results] == [(3 * MS, MS)]
     bench.single(7)  # with its pixels
@@ -103,7 +120,7 @@ def test_the_next_message_is_read_while_the_network_computes(
     bench.network.during = look
     for task, place in ((0, (0, 1)), (1, (1, 1))):
         sent = WireTask(task, task, 1, "single", ((task, 0),), by_place=True)
-        bench.endpoint.give([sent], [pack_place(*place)])
+        bench.endpoint.give([sent], [pack_places([place])])
     bench.run()
     assert [result.cells[0].label for result in bench.results] == [1, 6]
 
@@ -117,10 +134,9 @@ def test_a_bad_row_fails_its_own_task_alone(shards: ShardSet, tmp_path: Path) ->
     assert [found[task].status for task in range(3)] == [ANSWERED, FAILED, ANSWERED]
     assert [found[task].cells[0].label for task in (0, 2)] == [1, 9]
     bad = found[1]
-    assert (bad.retryable, bad.of_input) == (True, True)
-    assert bad.reason == (
-        f"checksum does not match its pixels and label (host {HOST}, {tmp_path / 'b.h5'}: row 3)"
-    )
+    assert bad.retryable
+    assert bad.reason == "checksum does not match its pixels and label"
+    assert bad.unread == (Unread(bad.reason, of_input=True),)
     give(bench, (1, 3))  # nothing is left to compute
     assert bench.results[-1].status == FAILED
 
@@ -135,8 +151,9 @@ def test_a_file_that_goes_fails_what_is_in_it_and_the_rank_is_to_blame(
     found = {result.task: result for result in bench.results}
     assert [found[task].status for task in range(3)] == [ANSWERED, FAILED, ANSWERED]
     assert [found[task].cells[0].label for task in (0, 2)] == [6, 7]
-    assert (found[1].retryable, found[1].of_input) == (True, False)
-    assert found[1].reason.startswith(f"cannot be read on host {HOST}: {shards.infos[0].path}: ")
+    assert found[1].retryable
+    assert found[1].reason.startswith(f"{shards.infos[0].path}: can no longer be read")
+    assert found[1].unread == (Unread(found[1].reason, of_input=False),)
 
 
 @pytest.mark.parametrize("what", ["gone", "other"])
@@ -154,6 +171,35 @@ def test_another_input_is_a_fault_at_the_start(what: str, shards: ShardSet, tmp_
     assert "--pixels workers" in fault.message
 
 
+@pytest.mark.parametrize("what", ["gone", "other", "large copy", "small copy"])
+def test_who_need_not_read_says_that_it_cannot(
+    what: str, shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy's bytes tell that it is one, unless they are too many to look at."""
+    path = shards.infos[1].path
+    if what == "gone":
+        path.unlink()
+    elif what == "other":
+        write_shard(path, np.ones((5, *SHAPE), np.uint8), LABELS[5:])
+    else:
+        path.write_bytes(path.read_bytes())
+    if what == "large copy":
+        monkeypatch.setattr(worker, "HASH_LIMIT_BYTES", 99)
+    bench = reading(shards, must_read=False)
+    (hello,) = bench.endpoint.told()
+    assert isinstance(hello, Hello)
+    says = {"gone": "can no longer be read", "other": "has changed", "large copy": "too large"}
+    if what == "small copy":
+        assert hello.cannot_read == ""
+        give(bench, (1, 0))
+        return
+    assert hello.cannot_read.startswith(f"host {HOST} has not the input that rank 0 has: {path}: ")
+    assert says[what] in hello.cannot_read
+    bench.single(0, pixel=3)
+    bench.run()
+    assert bench.results[0].cells[0].label == 3
+
+
 def test_of_a_shard_that_rank_0_has_lost_nothing_is_asked(shards: ShardSet) -> None:
     shards.infos[0].path.unlink()
     with pytest.raises(EnvironmentFault):
@@ -162,6 +208,15 @@ def test_of_a_shard_that_rank_0_has_lost_nothing_is_asked(shards: ShardSet) -> N
     found, faults = RowReader(described(shards)).read([(1, 0)])
     assert found[0, 0, 0, 0] == 5
     assert faults == [None]
+
+
+def test_the_readers_lock_no_file(shards: ShardSet) -> None:
+    reader = RowReader(described(shards))
+    reader.read([(0, 0), (1, 0)])
+    for info in shards.infos:
+        with open(info.path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where HDF5 has one
+    reader.close()
 
 
 def test_a_rank_in_another_folder_finds_a_relative_path(
@@ -182,7 +237,7 @@ def test_the_next_session_is_told_its_own_shards(shards: ShardSet) -> None:
     with pytest.raises(ValueError, match="closed"):
         rows.read([(0, 0)])
     with pytest.raises(RuntimeError, match="after shutdown"):
-        rows.begin([(0, 0)])
+        rows.begin([], None)
     bench.start()
     assert bench.worker.session.rows is None
     with pytest.raises(wire.WireFault, match="no shards were told"):
@@ -195,3 +250,188 @@ def test_a_place_beyond_the_input_is_a_defect_of_the_wire(
 ) -> None:
     with pytest.raises(wire.WireFault, match="no such place"):
         give(reading(shards), place)
+
+
+# ---- pictures of several rows ----------------------------------------------------------------
+
+PX = 2
+PARITY = ParitySpec(3, "sum", "logits", "null")
+
+
+def pictures(folder: Path, stored: bool) -> ShardSet:
+    """Random images of two shards, 4 px, with cells of 2 px where these are to be stored."""
+    rng, paths = np.random.default_rng(0), []
+    shrink = Encoder(Grid(2, PX), SHAPE).shrink
+    for name in ("a", "b"):
+        images = rng.integers(1, 256, (5, *SHAPE), dtype=np.uint8)
+        path = write_shard(folder / f"{name}.h5", images, LABELS[:5]).path
+        paths.append(add_cells(path, folder / "cells", PX, shrink)[0] if stored else path)
+    return ShardSet([inspect_here(path, hash_file=False) for path in paths])
+
+
+def found_again(shards: ShardSet) -> ShardSet:
+    """As they are after the damage that was done to them."""
+    return ShardSet([inspect_here(info.path, hash_file=False) for info in shards.infos])
+
+
+class Looker(NullPredictor):
+    """A network that keeps what it is shown."""
+
+    shown: np.ndarray
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        self.shown = batch
+        return super().predict(batch)
+
+
+def grouped(shards: ShardSet, kind: str, **welcome: object) -> tuple[Bench, Looker]:
+    bench = Bench(kind, start=False, cell_px=PX, **welcome)
+    shape = SHAPE if kind == "parity" else (2 * PX, 2 * PX, 1)
+    bench.network = looker = Looker(kind, SHAPE, 2, PX, 10)
+    looker.calls = 0
+    bench.welcome = replace(bench.welcome, encoded_shape=shape)
+    for text in described(shards):
+        bench.endpoint.tell(Shards((text,)))
+    bench.start()
+    return bench, looker
+
+
+def give_group(
+    bench: Bench, kind: str, cells: Sequence[int], *places: tuple[int, int], task: int = 0
+) -> None:
+    items = tuple((10 + i, cell) for i, cell in enumerate(cells))
+    sent = WireTask(task, 0, 1, kind, items, by_place=True)
+    bench.endpoint.give([sent], [pack_places(places)])
+    bench.run()
+
+
+def as_rank_0_would(shards: ShardSet, encoder: AnyEncoder, items: dict[int, int]) -> np.ndarray:
+    """The message's pixels where rank 0 reads; items: cell -> index of its image."""
+    maker = make_cell_maker(encoder, shards.cell_sizes)
+    with ReadAhead(shards, sorted(items.values()), cells=maker) as reader:
+        feed = ImageBuffer(reader, encoder, 1, lambda: 0)
+        ids = {}
+        while len(ids) < len(items):
+            ids |= {record.index: image for image, record in feed.admit(9)}
+        sent = Send(0, 1, "collage", tuple((ids[i], cell) for cell, i in items.items()), 0, 1)
+        packed = feed.pack([sent], lambda nbytes: np.full(nbytes, 77, np.uint8))
+    return packed.buffer[packed.nbytes - np.prod(encoder.input_shape) : packed.nbytes]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("kind", ["collage", "parity"])
+def test_a_rank_pastes_what_rank_0_would_have(kind: str, stored: bool, tmp_path: Path) -> None:
+    shards = pictures(tmp_path, stored)
+    assert shards.cell_sizes == ({PX} if stored else set())
+    parity = PARITY if kind == "parity" else None
+    bench, looker = grouped(shards, kind, parity=parity)
+    cells = [3, 5] if kind == "parity" else [0, 3]  # of a stripe that is not its group's first
+    give_group(bench, kind, cells, (1, 4), (0, 2))
+    (result,) = bench.results
+    assert (result.status, result.unread) == (ANSWERED, ())
+    encoder = make_encoder(Grid(2, PX), SHAPE, parity, 1)
+    sent = as_rank_0_would(shards, encoder, dict(zip(cells, [9, 2], strict=True)))
+    assert looker.shown.tobytes() == sent.tobytes()
+    assert looker.shown.any()
+
+
+def test_a_single_network_is_shown_the_image_itself(tmp_path: Path) -> None:
+    bench, looker = grouped(pictures(tmp_path, stored=True), "single")
+    give_group(bench, "single", [3], (1, 2))
+    assert looker.shown.shape == (1, *SHAPE)
+
+
+def test_stored_cells_are_read_in_the_place_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = pictures(tmp_path, stored=True)
+    bench, looker = grouped(shards, "collage")
+    with monkeypatch.context() as patched:
+        patched.delattr(ShardSet, "read_checked")
+        give_group(bench, "collage", [1], (0, 3))
+    shown = looker.shown.copy()
+    bench.worker.session.end()
+    with h5py.File(shards.infos[0].path, "r+") as file:
+        file["cells_2"][3, 0, 0] ^= 1  # made again of its image
+    bench, looker = grouped(found_again(shards), "collage")
+    give_group(bench, "collage", [1], (0, 3))
+    assert bench.results[-1].unread == ()
+    assert np.array_equal(looker.shown, shown)
+
+
+@pytest.mark.parametrize("kind", ["collage", "parity"])
+def test_what_cannot_be_read_is_blank_and_the_rest_answers(kind: str, tmp_path: Path) -> None:
+    shards = pictures(tmp_path, stored=False)
+    with h5py.File(shards.infos[0].path, "r+") as file:
+        file["images"][2, 1, 1] ^= 1
+    shards = found_again(shards)
+    parity = PARITY if kind == "parity" else None
+    bench, looker = grouped(shards, kind, parity=parity)
+    give_group(bench, kind, [0, 1, 2], (0, 1), (0, 2), (0, 3))
+    (result,) = bench.results
+    assert result.status == ANSWERED
+    why = Unread("checksum does not match its pixels and label", of_input=True)
+    assert result.unread == (None, why, None)
+    encoder = make_encoder(Grid(2, PX), SHAPE, parity, 1)
+    assert looker.shown.tobytes() == as_rank_0_would(shards, encoder, {0: 1, 2: 3}).tobytes()
+    if kind == "collage":
+        assert [cell is None for cell in result.cells] == [False, True, False]
+    give_group(bench, kind, [1], (0, 2), task=1)
+    assert (bench.results[-1].status, bench.results[-1].unread) == (FAILED, (why,))
+
+
+def test_a_shard_that_goes_leaves_the_others_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_reader, "OPEN_FILES", 1)  # so that it is opened anew
+    shards = pictures(tmp_path, stored=True)
+    bench, looker = grouped(shards, "collage")
+    shards.infos[0].path.unlink()
+    give_group(bench, "collage", [0, 1], (0, 1), (1, 1))
+    (result,) = bench.results
+    gone, there = result.unread
+    assert (gone.of_input, there) == (False, None)
+    assert str(shards.infos[0].path) in gone.reason
+    assert looker.shown[0, :PX, PX:].any()
+    assert not looker.shown[0, :PX, :PX].any()
+
+
+def test_a_task_with_fewer_places_than_items_is_a_defect_of_the_wire(shards: ShardSet) -> None:
+    with pytest.raises(wire.WireFault, match="fewer places"):
+        give_group(reading(shards), "single", [0, 1], (0, 0))
+
+
+# ---- files that rank 0 sends ------------------------------------------------------------------
+
+
+def picture(value: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((*SHAPE[:2],), value, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_files_are_decoded_where_they_are_computed_on() -> None:
+    bench = Bench(batch=4, fit=Fit(SHAPE[0], channels=1).text())
+    tasks = [WireTask(i, i, 1, "single", ((i, 0),), as_files=i != 1) for i in range(4)]
+    carried = [
+        pack_file(picture(5)),
+        np.full(SHAPE, 6, np.uint8),  # was smaller so
+        pack_file(picture(9)[:40]),
+        pack_file(picture(8)),
+    ]
+    bench.endpoint.give(tasks, carried)
+    bench.run()
+    found = {result.task: result for result in bench.results}
+    assert [found[task].cells[0].label for task in (0, 1, 3)] == [5, 6, 8]
+    assert bench.network.sizes[-1] == 3
+    (why,) = found[2].unread
+    assert (found[2].status, why.of_input) == (FAILED, True)
+    assert why.reason.startswith("cannot be decoded: ")
+
+
+def test_files_without_a_fit_are_a_defect_of_the_wire() -> None:
+    bench = Bench()
+    task = WireTask(0, 0, 1, "single", ((0, 0),), as_files=True)
+    bench.endpoint.give([task], [pack_file(picture(5))])
+    with pytest.raises(wire.WireFault, match="no fit"):
+        bench.run()

@@ -13,6 +13,7 @@ import pytest
 from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeMonitor
 from job_messages import WELCOME
 
+from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job.messages import (
@@ -29,7 +30,7 @@ from collage_mpi.job.messages import (
     Welcome,
 )
 from collage_mpi.job.worker import RING_SPARE, Worker
-from collage_mpi.models import NullPredictor
+from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.mpi.tasks import WireTask
@@ -39,6 +40,7 @@ from collage_mpi.workload.straggler_settings import StragglerSettings, make_dela
 
 SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
+LOGITS = ParitySpec(3, "sum", "logits", "null")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -622,7 +624,7 @@ def test_a_batch_is_measured_as_one():
 
 
 def test_under_parity_a_single_says_what_is_summed_beside_its_record():
-    bench = Bench(summed="logits")
+    bench = Bench(parity=LOGITS)
     bench.single(1, pixel=3)
     bench.run()
     (result,) = bench.results
@@ -633,7 +635,7 @@ def test_under_parity_a_single_says_what_is_summed_beside_its_record():
 
 
 def test_a_parity_task_says_nothing_of_its_images_but_the_sum():
-    bench = Bench("parity", summed="logits", encoded_shape=SHAPE)
+    bench = Bench("parity", parity=LOGITS, encoded_shape=SHAPE)
     items = ((4, 0), (5, 1), (6, 2))
     bench.endpoint.give([WireTask(1, 0, 1, "parity", items)], [np.full(SHAPE, 7, np.uint8)])
     bench.run()
@@ -643,7 +645,7 @@ def test_a_parity_task_says_nothing_of_its_images_but_the_sum():
 
 
 def test_a_sum_that_is_not_finite_fails_its_task():
-    bench = Bench("parity", summed="logits", encoded_shape=SHAPE)
+    bench = Bench("parity", parity=LOGITS, encoded_shape=SHAPE)
     bench.network.spoil = {0: np.nan}
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
     bench.run()
@@ -659,8 +661,66 @@ def test_without_parity_no_vectors_travel():
     assert bench.results[0].vectors is None
 
 
+def test_the_best_classes_travel_with_a_single_answer_where_they_are_kept():
+    extras = Extras(top_k=3, save="scores")
+    bench = Bench(extras=extras)
+    bench.single(1, pixel=7)
+    bench.run()
+    kept = extras.unpack(bench.results[0].vectors)
+    assert kept["top_classes"].tolist() == [[7, 0, 1]]  # of equal scores the lowest first
+    assert kept["top_scores"].tolist() == [[1, 0, 0]]
+    assert kept["scores"].tolist() == [[0] * 7 + [1, 0, 0]]
+
+
+def test_a_collage_answer_has_a_vector_for_each_of_its_images_and_no_blank_cell():
+    extras = Extras(top_k=1)
+    bench = Bench("collage", extras=extras)
+    collage = np.zeros(COLLAGE, np.uint8)
+    px = SHAPE[0]
+    for cell in range(SIDE**2):
+        row, column = divmod(cell, SIDE)
+        collage[row * px, column * px] = 5 + cell
+    items = ((11, 3), (12, 1))
+    bench.endpoint.give([WireTask(1, 0, 1, "collage", items)], [collage])
+    bench.run()
+    kept = extras.unpack(bench.results[0].vectors)
+    assert kept["top_classes"].tolist() == [[8], [6]]
+
+
+def test_under_parity_what_is_kept_stands_behind_what_is_summed():
+    extras = Extras(save="scores")
+    bench = Bench(summed="logits", extras=extras)
+    bench.single(1, pixel=3)
+    bench.run()
+    (vector,) = bench.results[0].vectors
+    assert vector[:10].sum() == pytest.approx(0, abs=1e-5)
+    assert vector[10:].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    parity = Bench("parity", summed="logits", extras=extras, encoded_shape=SHAPE)
+    image = [np.full(SHAPE, 7, np.uint8)]
+    parity.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], image)
+    parity.run()
+    assert parity.results[0].vectors.shape == (1, 10)
+
+
+def test_embeddings_of_a_batch_stay_with_their_images():
+    bench = Bench(start=False, batch=3, extras=Extras(save="embeddings"))
+    bench.network.embedding = 2
+
+    def embed(batch):
+        corners = batch[:, 0, 0, 0].astype(np.float32)
+        return bench.network.predict(batch), np.stack([corners, -corners], axis=1)
+
+    bench.network.embed = embed
+    bench.start()
+    assert bench.endpoint.told()[0].embedding == 2
+    batch_of(bench, [4, 9, 2])
+    bench.run()
+    vectors = [result.vectors.tolist() for result in bench.results]
+    assert vectors == [[[4, -4]], [[9, -9]], [[2, -2]]]
+
+
 def test_the_parity_network_is_held_by_its_cost_ratio():
-    bench = Bench("parity", start=False, summed="logits", encoded_shape=SHAPE,
+    bench = Bench("parity", start=False, parity=LOGITS, encoded_shape=SHAPE,
                   straggler=StragglerSettings("pinned", straggler_median_ms=100.0))  # fmt: skip
     bench.start(cost_ratio=1.5)
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])

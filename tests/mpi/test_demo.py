@@ -33,6 +33,7 @@ def test_the_demo_runs_shows_and_proves_both_cases(tmp_path: Path) -> None:
     for case in CASES:
         for ending in ("png", "pdf", "csv"):
             assert (out / f"latency_cdf_{case}.{ending}").stat().st_size > 1000
+        assert (out / f"report_{case}.html").stat().st_size > 50_000
         for scheme in SCHEMES:
             assert verify_run(out / case / scheme).ok
     none, collage = (read_results(out / "slow-single" / scheme).images for scheme in SCHEMES)

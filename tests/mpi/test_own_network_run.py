@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from collage_mpi.errors import ExitCode
+from collage_mpi.results import read_results, verify_run
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(180)]
 
@@ -25,6 +26,8 @@ class Brightest:
         cells = batch.reshape(n, self.side, px, self.side, px, channels).mean((2, 4))
         cells = cells.reshape(n, self.side ** 2, channels)
         return np.eye(3)[cells.argmax(2)]
+    def embed(self, batch):
+        return self.predict(batch), batch.mean((1, 2))
 
 def network(kind, shape, side, cell_px, classes, device):
     assert classes == 3 and shape[2] == 3
@@ -49,12 +52,27 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpiexec, tmp_path: Path) -> 
     assert len(list((tmp_path / "shards").glob("*.h5"))) == 4
     (tmp_path / "my_nets.py").write_text(NETWORK)
     own = ["--single", "my_nets:network", "--collage", "my_nets.py:network", "--cell-px", "112"]
-    run = ["-m", "collage_mpi", "run", "--shards", "shards", *own, "--side", "2", "--out", "run"]
+    kept = ["--top-k", "2", "--save", "scores"]
+    common = ["-m", "collage_mpi", "run", "--shards", "shards"]
+    run = [*common, *own, *kept, "--side", "2", "--out", "run"]
     done = mpiexec(6, run)
     assert done.returncode == 0, done.stderr
     assert "complete: 36 of 36 images" in done.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["accuracy"]["overall"]["correct"] == summary["accuracy"]["overall"]["n"]
+    report, results = verify_run(tmp_path / "run"), read_results(tmp_path / "run")
+    assert report.ok, report.problems
+    assert report.vectors == 36
+    labels = results.images["label"]  # all are right
+    assert (results.kept("top_classes")[:, 0] == labels).all()
+    assert np.array_equal(results.kept("scores"), np.eye(3)[labels])
+    embeds = ["--single", "my_nets:network", "--scheme", "none", "--save", "embeddings"]
+    done = mpiexec(5, [*common, *embeds, "--side", "2", "--batch", "3", "--out", "embeddings"])
+    assert done.returncode == 0, done.stderr
+    results = read_results(tmp_path / "embeddings")
+    assert verify_run(tmp_path / "embeddings").vectors == 36
+    assert (results.kept("embedding").argmax(1) == results.images["label"]).all()
+    assert results.kept("embedding").shape == (36, 3)
     done = mpiexec(6, [*run[:-1], "other", "--single", "my_nets:nothing"])
     assert done.returncode == ExitCode.USAGE
     assert "has no function 'nothing'; it has Brightest, network" in done.stderr

@@ -21,7 +21,10 @@ from collage_mpi.shards.pictures import Fit
 pytestmark = pytest.mark.mpi
 
 WORLD = 5
-SMALL = ("--single", "null", "--singles", "4", "--side", "2", "--order", "shuffle:1")
+SMALL = ("--single", "null", "--side", "2", "--order", "shuffle:1")
+GROUPED = ("--collage", "null", "--cell-px", "8")
+ONLY = (*GROUPED, "--collage-ranks", "4")
+PARITY = ("--singles", "3", "--parity", "null", "--parity-k", "2", "--parity-ranks", "1")
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +34,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_shard(folder / "a.h5", 0, 70)
     make_shard(folder / "b.h5", 70, 53)
     for name in ("c", "d"):
-        with EncodedWriter(folder / f"{name}.h5", Fit(16), source="made up") as writer:
+        with EncodedWriter(folder / f"{name}.h5", Fit(32), source="made up") as writer:
             files = [picture(ord(name) + k) for k in range(20)]
             writer.append_files(files, [k % 2 for k in range(20)], [f"{k}.jpg" for k in range(20)])
     return folder
 
 
 def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    """Smaller than the 32 x 32 pixels that are made of it, or else, every seventh, larger."""
+    size = (20, 30, 3) if seed % 7 else (80, 90, 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -69,7 +74,8 @@ def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path
         ("none", "ab", ()),
         ("none", "cd", ("--batch", "3", "--assign", "pull", "--endgame", "on")),
         ("hedge", "cd", ("--hedge-ms", "0.1", "--hedge-budget", "1")),
-        ("replicate", "ab", ("--depth", "2")),
+        ("collage-only", "cd", (*ONLY, "--batch", "2")),
+        ("collage", "ab", (*GROUPED, "--singles", "3", "--assign", "finish")),
     ]
     cases = []
     for scheme, which, more in schemes:
@@ -78,7 +84,7 @@ def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path
             run += ["--pixels", pixels, "--out", tmp_path / f"{scheme}-{which}-{pixels}"]
             cases.append(run)
     done = run_many(mpiexec, programs, tmp_path / "many", WORLD, cases)
-    assert [[rank["code"] for rank in case] for case in done] == [[0] * WORLD] * 8, done
+    assert [[rank["code"] for rank in case] for case in done] == [[0] * WORLD] * len(cases), done
     for scheme, which, _ in schemes:
         one, other = (tmp_path / f"{scheme}-{which}-{who}" for who in ("rank0", "workers"))
         assert rows_of(one) == rows_of(other)
@@ -87,7 +93,11 @@ def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path
     assert (read_ns > 0).all()
 
 
-def test_bad_rows_are_error_rows_of_no_rank(mpiexec, data, tmp_path):
+@pytest.mark.parametrize(
+    ("scheme", "more"),
+    [("none", ()), ("collage-only", ONLY), ("parity", PARITY)],
+)
+def test_bad_rows_are_error_rows_of_no_rank(scheme, more, mpiexec, data, tmp_path):
     """As many as would retire ranks if it were theirs."""
     folder = tmp_path / "bad"
     folder.mkdir()
@@ -97,23 +107,24 @@ def test_bad_rows_are_error_rows_of_no_rank(mpiexec, data, tmp_path):
     damage(folder / "a.h5", *range(20, 40))
     out = tmp_path / "out"
     run = ["-m", "collage_mpi", "run", "--shards", *shards(folder, "ab"), *SMALL]
-    run += ["--scheme", "none", "--pixels", "workers", "--order", "file", "--out", out]
+    run += ["--scheme", scheme, *more, "--pixels", "workers", "--order", "file", "--out", out]
     done = mpiexec(WORLD, run, env=QUICK)
     assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
-    found = check_run(out, status="complete_with_errors")
+    if scheme == "parity":  # what null networks answer does not add up
+        assert verify_run(out).ok
+        found = read_results(out)
+    else:
+        found = check_run(out, status="complete_with_errors")
     bad = found.images[~found.images["answered"]]
     assert sorted(zip(bad["shard"].tolist(), bad["row"].tolist(), strict=True)) == [
         (0, row) for row in range(20, 40)
     ]
-    host = os.uname().nodename
-    why = f"checksum does not match its pixels and label (host {host}, {folder / 'a.h5'}: row "
+    why = f"on {os.uname().nodename}: checksum does not match its pixels and label"
     assert not bad["has_label"].any()
-    for row in bad:
-        reason = row["reason"].decode()
-        assert len(reason) > 50
-        assert f"{why}{row['row']})".startswith(reason)
-    failed = found.tasks[found.tasks["outcome"] == OUTCOMES.index("failed")]
-    assert len(failed) == 3 * 20  # max_attempts, each on another rank
+    assert {row["reason"].decode() for row in bad} == {why}
+    if scheme == "none":
+        failed = found.tasks[found.tasks["outcome"] == OUTCOMES.index("failed")]
+        assert len(failed) == 3 * 20  # max_attempts, each on another rank
     assert found.manifest["sessions"][-1]["final"]["retired"] == {}
 
 
@@ -132,7 +143,25 @@ def test_a_host_without_the_input_says_so_at_the_start(how, mpiexec, programs, d
     assert f"rank 2: host {os.uname().nodename} has not the input that rank 0 has" in told
     wrong = folder / ("a.h5" if how == "missing" else "b.h5")
     assert f"{wrong}: {'can no longer' if how == 'missing' else 'has changed'}" in told
+    assert "--pixels auto" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("rank", "more"), [(2, ("--singles", "3", *GROUPED)), (4, ONLY)])
+def test_auto_sends_pixels_to_who_has_not_the_input(rank, more, mpiexec, programs, data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    scheme = "collage-only" if more is ONLY else "collage"
+    run = ["run", "--shards", *shards(data, "ab"), *SMALL, "--scheme", scheme, *more]
+    run += ["--pixels", "auto", "--out", tmp_path / "out"]
+    saboteur = [programs / "saboteur.py", rank, f"elsewhere:{tmp_path / 'empty'}"]
+    done = mpiexec(WORLD, [*saboteur, *run], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    assert f"sends them to rank(s) {rank}: host {os.uname().nodename} has not" in done.stderr
+    found = check_run(tmp_path / "out")
+    assert found.manifest["sessions"][-1]["final"]["read_by"] == sorted({1, 2, 3, 4} - {rank})
+    own = found.images["rank"] == rank
+    assert own.any()
+    assert set(found.images["rank"]) > {rank}
 
 
 def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path):

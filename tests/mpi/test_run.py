@@ -129,6 +129,18 @@ SLOW_2 = ("--straggler", "pinned", "--straggler-median-ms", "5", "--slow-ranks",
 HALF = ("--straggler", "pinned", "--straggler-median-ms", "5", "--batch-cost", "0.5")
 
 
+def test_a_dry_run_asks_every_rank_and_writes_nothing(mpiexec, both, tmp_path):
+    done = mpiexec(4, ["-m", "collage_mpi", *both, *SMALL, "--dry-run", "--out", "out"], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "all ranks have loaded their networks" in done.stdout
+    assert "1-2 single, 3 collage" in done.stdout
+    assert not list(tmp_path.iterdir())
+    wrong = ["-m", "collage_mpi", *both, "--dry-run", "--out", "out"]
+    done = mpiexec(4, wrong, env=QUICK)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "launch with -n 11" in done.stderr
+
+
 def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
     shapes = {
         "collage": [],
@@ -223,9 +235,12 @@ def test_bad_rows_are_error_rows_and_the_exit_code_says_so(mpiexec, data, tmp_pa
     with h5py.File(shard, "r+") as file:
         file["images"][[3, 4, 5, 6, 7, 20]] ^= 1  # one whole group of four among them
     args = ["-m", "collage_mpi", "run", "--shards", shard, *NULL, *SMALL, "--depth", "2"]
-    done = mpiexec(4, [*args, "--out", tmp_path / "out"], env=QUICK)
+    done = mpiexec(4, [*args, "--report", "--out", tmp_path / "out"], env=QUICK)
     assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
     run = check_run(tmp_path / "out", 40, "complete_with_errors")
+    page = tmp_path / "out" / "report.html"
+    assert f"report in {page}" in done.stdout
+    assert "Images without an answer: 6" in page.read_text("utf-8")
     bad = run.images[~run.images["answered"]]
     assert sorted(bad["row"]) == [3, 4, 5, 6, 7, 20]
     assert all(b"checksum" in reason for reason in bad["reason"])

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from collage_mpi.results import RunWriter, parts
 from collage_mpi.results.rows import TABLES
+from collage_mpi.results.vectors import extras_of
+from collage_mpi.system import files
 
 SIDE = 3
 CELLS = SIDE * SIDE
@@ -96,13 +99,16 @@ def fill(
             by_collage += wins and not failed
             latencies.append(latency_ns)
             shard, row = locate(full, index)
+            predicted = label if right else (label + 1) % 10
+            if extras_of(full) and not failed:
+                writer.vector(shard, row, vector_of(full, index, predicted))
             writer.image(
                 shard=shard,
                 row=row,
                 cell=cell,
                 source="error" if failed else kind if wins else "single",
                 answered=not failed,
-                predicted=label if right else (label + 1) % 10,
+                predicted=predicted,
                 score=0.9,
                 has_label=labels,
                 label=label,
@@ -161,6 +167,14 @@ def fill(
         clock_ns += max(latencies)
 
 
+def vector_of(full: dict[str, Any], index: int, predicted: int) -> np.ndarray:
+    """What is kept of an image: its score falls with the distance from the class predicted."""
+    scores = 0.5 ** (1 + (np.arange(10) - predicted) % 10) + index * 2.0**-20
+    embedding = np.float32([[index, -index, 0.5]])
+    packed: np.ndarray = extras_of(full).pack(scores[None].astype(np.float32), embedding)[0]
+    return packed
+
+
 def make_run(
     out: Path,
     rows: int = 90,
@@ -197,6 +211,22 @@ class Kill(BaseException):
     """SIGKILL, as far as one process can play it: no handler of ours may catch it."""
 
 
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise Kill in place of the `step`-th of fsync, rename and their like."""
+    count = 0
+    for name in ("fsync", "replace", "open"):
+        real = getattr(files.os, name)
+
+        def call(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == step:
+                raise Kill
+            return _real(*args, **kwargs)
+
+        monkeypatch.setattr(files.os, name, call)
+
+
 class InlineThread:
     """The writer thread without a thread: parts are written when they are handed over."""
 
@@ -205,9 +235,11 @@ class InlineThread:
         self._directory, self._session, self._check = directory, session, check
         self._numbers = {t.name: 1 for t in TABLES}
 
-    def put(self, table: Any, payload: memoryview) -> None:
+    def put(self, table: Any, payload: memoryview, before: Any = None) -> None:
         number = self._numbers[table.name]
         self._numbers[table.name] = number + 1
+        if before is not None:
+            before(number)
         path = parts.part_path(self._directory, table, self._session, number)
         parts.write_part(path, table, payload, self._check)
 

@@ -27,6 +27,9 @@ def value(image: int) -> int:
     return 1 << image
 
 
+WORN = ev.Unread("worn", of_input=True)  # why a row cannot be used
+
+
 class Harness:
     """Feeds events, applies actions, and fails on the first broken invariant."""
 
@@ -103,6 +106,8 @@ class Harness:
         self.released: set[int] = set()
         self.arrived: set[int] = set()
         self.answers: dict[int, dict[int, ev.Score | None]] = {}  # task -> image -> record
+        self.unread: dict[int, frozenset[int]] = {}  # task -> images that its answer is not of
+        self.hosts: dict[int, str] = {}  # of ranks that are not on "host"
         self.ready: set[int] = set()
         self.suspected: set[int] = set()
         self.lost: set[int] = set()
@@ -130,7 +135,11 @@ class Harness:
 
     def rank_ready(self, rank: int) -> None:
         self.ready.add(rank)
-        self.feed(ev.RankReady(self.now_ns, rank, self.kinds[rank], "host", self.credit))
+        self.feed(
+            ev.RankReady(
+                self.now_ns, rank, self.kinds[rank], self.hosts.get(rank, "host"), self.credit
+            )
+        )
 
     def arrive(self, count: int) -> None:
         """The next `count` images, all admitted at once (closed loop)."""
@@ -153,25 +162,37 @@ class Harness:
         absent: frozenset[int] = frozenset(),
         unsure: frozenset[int] = frozenset(),
         service_ns: int = 1000,
+        unread: frozenset[int] = frozenset(),
     ) -> list[ev.Action]:
-        """The task's rank answers; images in `absent` get no record, in `unsure` a low score."""
+        """The task's rank answers; images in `absent` get no record, in `unsure` a low score.
+
+        Those `unread`, some of a collage's or a stripe's, were blank.
+        """
         send = self._terminal(task)
+        self.unread[task] = unread
         cells = {
             item.image: None
-            if item.image in absent
+            if item.image in absent | unread
             else ev.Score(item.image % 10, 0.5 if item.image in unsure else 0.9)
             for item in send.items
         }
         evidence: object = [value(image) for image in cells]
         if send.kind == PARITY:  # it says nothing of an image by itself
-            evidence = None if absent else sum(value(image) for image in cells)
+            evidence = None if absent else sum(value(image) for image in cells.keys() - unread)
             self.nonsense |= {task} if absent else set()
             cells = dict.fromkeys(cells)
         self.answers[task] = cells
         self.suspected.discard(send.rank)
         return self.feed(
             ev.Answered(
-                self.now_ns, task, send.rank, tuple(cells.values()), service_ns, 0, evidence
+                self.now_ns,
+                task,
+                send.rank,
+                tuple(cells.values()),
+                service_ns,
+                0,
+                evidence,
+                tuple(WORN if image in unread else None for image in cells) if unread else (),
             )
         )
 
@@ -184,7 +205,8 @@ class Harness:
     def fail(self, task: int, retryable: bool = True, of_input: bool = False) -> list[ev.Action]:
         send = self._terminal(task)
         self.suspected.discard(send.rank)
-        return self.feed(ev.Failed(self.now_ns, task, send.rank, "boom", retryable, of_input))
+        unread = (WORN,) * len(send.items) if of_input else ()
+        return self.feed(ev.Failed(self.now_ns, task, send.rank, "boom", retryable, unread))
 
     def skip(self, task: int) -> list[ev.Action]:
         assert task in self.cancelled
@@ -194,7 +216,7 @@ class Harness:
 
     def done_sending(self, task: int) -> None:
         self.send_done.add(task)
-        self.feed(ev.SendDone(self.now_ns, task, 0))
+        self.feed(ev.SendDone(self.now_ns, (task,)))
 
     def suspect(self, rank: int) -> None:
         if any(send.rank == rank for send in self.live.values()):
@@ -286,7 +308,7 @@ class Harness:
     def _check_parity(self, action: ev.Resolve) -> None:
         """By one parity answer that covers it and one single answer of each other image."""
         parity, *singles = action.tasks
-        covered = {item.image for item in self.sent[parity].items}
+        covered = self._members(parity)
         assert parity in self.ended
         assert self.sent[parity].kind == PARITY
         assert action.image in covered
@@ -308,12 +330,14 @@ class Harness:
         self.retired.remove(action.rank)
 
     def _do_release(self, action: ev.Release) -> None:
-        assert action.image not in self.released
-        assert action.image in self.resolved
+        images = set(action.images)
+        assert len(images) == len(action.images)
+        assert not images & self.released
+        assert images <= self.resolved.keys()
         for task, send in self.live.items():
             if task not in self.send_done:
-                assert all(i.image != action.image for i in send.items), "still needed (7)"
-        self.released.add(action.image)
+                assert not images & {item.image for item in send.items}, "still needed (7)"
+        self.released |= images
 
     def _do_finish(self, action: ev.Finish) -> None:
         assert self.finish is None, "Finish once (7)"
@@ -345,6 +369,10 @@ class Harness:
         for image in self.arrived - set(self.resolved):
             assert image in covered | waiting | open_group, f"image {image} is forgotten (4)"
 
+    def _members(self, task: int) -> set[int]:
+        """The images that the task's answer is of, or will be."""
+        return {item.image for item in self.sent[task].items} - self.unread.get(task, frozenset())
+
     def _solvable(self, covered: set[int], queued: list) -> set[int]:
         """Images that a parity answer, there or coming, and answers of others resolve in time."""
         known = {
@@ -357,7 +385,7 @@ class Harness:
         equations = [{i.id for i in task.images if not i.resolved} for task in queued]
         for task, send in self.sent.items():
             coming = task in self.live and send.rank not in self.suspected
-            members = {item.image for item in send.items}
+            members = self._members(task)
             # Of an answer that decodes to nothing that is known once all others are there.
             there = task in self.answers and (task not in self.nonsense or len(members - known) > 1)
             if send.kind == PARITY and (coming or there):

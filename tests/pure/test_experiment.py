@@ -26,6 +26,7 @@ from collage_mpi.results import verify_run
 
 BASE = {"shards": ["a.h5"], "single": "null", "collage": "null"}
 EXAMPLES = sorted((Path(__file__).parents[2] / "analysis" / "experiments").glob("*.toml"))
+SLOW_RANK = Path(__file__).parents[2] / "analysis" / "experiments" / "slow_rank.toml"
 
 
 def names(**document: object) -> list[str]:
@@ -307,6 +308,14 @@ def test_settings_given_on_the_command_line_win(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             read_experiment(file, [text])
+
+
+def test_a_file_of_real_runs_can_be_simulated() -> None:
+    found = read_experiment(SLOW_RANK, ["how=simulate", "images=99"])
+    assert found.how == "simulate"
+    assert {point.images for point in found.points} == {99}
+    with pytest.raises(UsageError, match="how is 'dream'; known are: run, simulate"):
+        read_experiment(SLOW_RANK, ["how=dream"])
 
 
 def test_a_simulation_that_was_cut_off_or_has_other_input(

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from job_messages import HELLO, WELCOME
 
+from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K, SUMMED
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import TYPES, Bye, Measured, Rank0, Start, Stop, Welcome
-from collage_mpi.models import Tuning
+from collage_mpi.models import ParitySpec, Tuning
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
@@ -42,10 +43,23 @@ tunings = st.builds(
 burns = st.builds(
     Burn, st.integers(), seed=st.integers(), rank=st.integers(), share=numbers, spell_s=numbers
 )
+parities = st.builds(
+    ParitySpec,
+    st.integers(MIN_K, MAX_K),
+    st.sampled_from(ENCODERS),
+    st.sampled_from(SUMMED),
+    st.text(min_size=1),
+)
 processes = st.builds(ProcessId, pid=st.integers(1, LARGEST_PID))
 SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
     Rank0: st.builds(Rank0, process=st.none() | processes),
-    Welcome: st.builds(Welcome, tuning=tunings, straggler=stragglers, burn=st.none() | burns),
+    Welcome: st.builds(
+        Welcome,
+        tuning=tunings,
+        straggler=stragglers,
+        burn=st.none() | burns,
+        parity=st.none() | parities,
+    ),
     Start: st.builds(Start, numbers, st.dictionaries(st.text(), numbers)),
 }
 EXAMPLES = [
@@ -53,6 +67,7 @@ EXAMPLES = [
     replace(
         WELCOME,
         burn=Burn(2, 0, 3, 1.0, 2.0),
+        parity=ParitySpec(3, "sum", "logits", "null"),
         straggler=StragglerSettings("pinned", slow_ranks=("3:2",), dead_ranks=("4:7",)),
     ),
     messages.Shards(("{}", "[1]")),

@@ -65,6 +65,30 @@ def softmax_twice(kind, shape, side, cell_px, classes, device):
     made = module(kind, shape, side, cell_px, classes, device)
     return nn.Sequential(made, nn.Softmax(dim=1))
 
+def embedder(kind, shape, side, cell_px, classes, device):
+    import torch
+    from torch import nn
+    torch.manual_seed(0)
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(shape[2], classes)
+        def forward(self, x):
+            means = x.mean((2, 3))  # (n, C)
+            return self.last(means), 2 * means
+    return Net()
+
+class Embeds(Mean):
+    length = 2
+    def embed(self, batch):
+        return self.predict(batch), np.full((len(batch), self.length), batch.mean())
+
+def embeds(kind, shape, side, cell_px, classes, device): return Embeds(1, classes)
+def embeds_nothing(**told):
+    made = Embeds(1, told["classes"])
+    made.length = 0
+    return made
+
 def misshapen(kind, shape, side, cell_px, classes, device):
     from torch import nn
     return nn.Flatten()
@@ -195,3 +219,30 @@ def test_a_module_that_gives_probabilities_is_refused(own: str) -> None:
     for kind in ("single", "collage"):
         with pytest.raises(DataFault, match=r"softmax_twice: the network gave probab.*Leave out"):
             load_predictor(f"{own}:softmax_twice", kind, geometry=GEOMETRY)
+
+
+def test_a_network_of_ones_own_says_that_it_has_embeddings_by_giving_them(own: str) -> None:
+    batch = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    means = batch.mean((1, 2))
+
+    def load(name: str, embed: bool = True):
+        return load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY, embed=embed)
+
+    module = load("embedder")
+    assert module.embedding == 3
+    scores, embeddings = module.embed(batch)
+    np.testing.assert_allclose(embeddings, 2 * means / 255, atol=1e-4)
+    np.testing.assert_allclose(scores, load("embedder", False).predict(batch), atol=1e-6)
+    with_method = load("embeds")
+    assert with_method.embedding == 2
+    assert with_method.embed(batch)[1].tolist() == [[pytest.approx(batch.mean())] * 2] * 3
+    with_method.made.length = 3
+    with pytest.raises(DataFault, match=r"embed gave embeddings \(3, 3\); needed: \(3, 2\)"):
+        with_method.embed(batch)
+    for name, says in (
+        ("module", r"return \(logits, embeddings\)"),
+        ("network", r"give it embed\(batch\)"),
+        ("embeds_nothing", "embeddings of 0 numbers"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            load(name)

@@ -14,6 +14,7 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import (
     ANSWERED,
     FAILED,
+    LOST_REASON,
     REASON_BYTES,
     RESULT,
     SKIPPED,
@@ -27,14 +28,16 @@ from collage_mpi.mpi.tasks import (
     PLACE,
     WireTask,
     pack_cancel,
-    pack_place,
+    pack_file,
+    pack_places,
     pack_tasks,
     task_message_bytes,
     unpack_cancel,
+    unpack_files,
     unpack_places,
     unpack_tasks,
 )
-from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.events import Score, Unread
 
 ids = st.integers(0, 2**62)
 tasks = st.builds(
@@ -49,9 +52,10 @@ tasks = st.builds(
     task=ids,
     group=ids,
     attempt=st.integers(1, 60),
-    kind=st.just("single"),
+    kind=st.sampled_from(KINDS),
     items=st.lists(st.tuples(ids, st.just(0)), min_size=1, max_size=9).map(tuple),
     by_place=st.booleans(),
+    as_files=st.booleans(),
 )
 places = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)), max_size=9)
 scores = st.builds(Score, st.integers(0, 2**31 - 1), st.floats(0, 1, width=32))
@@ -65,9 +69,9 @@ results = st.builds(
     drawn_ns=ids,
     reason=st.text("abc äµ", max_size=50),
     retryable=st.booleans(),
-    of_input=st.booleans(),
     read_ns=ids,
 )
+faults = st.builds(Unread, st.text("abcäµ", min_size=1, max_size=40), st.booleans())
 
 
 @given(batch=st.lists(tasks, min_size=1, max_size=4), session=st.integers(0, 9))
@@ -86,19 +90,21 @@ def test_places_travel_instead_of_pixels(named):
     items = tuple((i, 0) for i in range(len(named)))
     task = WireTask(1, 0, 1, "single", items, by_place=True)
     out = np.zeros(1024, np.uint8)
-    length = pack_tasks(out, 1, [task], [pack_place(*place) for place in named])
+    length = pack_tasks(out, 1, [task], [pack_places(named)])
     assert length == task_message_bytes(1, len(named), len(named) * PLACE.itemsize)
     found, payload = unpack_tasks(out[:length])
     assert found == [task]
     assert unpack_places(payload) == named
 
 
-def test_no_place_stands_for_what_rank_0_encodes():
-    out = np.zeros(256, np.uint8)
-    task = WireTask(9, 0, 1, "collage", ((0, 0),), by_place=True)
-    length = pack_tasks(out, 1, [task], [pack_place(0, 0)])
-    with pytest.raises(wire.WireFault, match="task 9 is collage"):
-        unpack_tasks(out[:length])
+@given(st.lists(st.binary(max_size=30), min_size=1, max_size=5), st.binary(max_size=3))
+def test_files_travel_instead_of_pixels(files, rest):
+    packed = b"".join(pack_file(data).tobytes() for data in files)
+    payload = np.frombuffer(packed + rest, np.uint8)
+    assert unpack_files(payload, len(files)) == (files, len(packed))
+    for end in range(len(packed)):
+        with pytest.raises(wire.WireFault, match="has not as many"):
+            unpack_files(payload[:end], len(files))
 
 
 def test_half_a_place_is_refused():
@@ -110,6 +116,36 @@ def test_half_a_place_is_refused():
 def test_results_read_back(batch):
     out = np.zeros(8192, np.uint8)
     assert unpack_results(out[: pack_results(out, 1, batch)]) == batch
+
+
+@given(
+    batch=st.lists(results, min_size=1, max_size=4),
+    unread=st.lists(st.none() | faults, min_size=9, max_size=9).filter(any),
+    failed=st.booleans(),
+)
+def test_what_was_not_read_is_told_item_by_item(batch, unread, failed):
+    """Of an answered task and of a failed one, which has no cells."""
+    last = batch[-1]
+    last.cells = () if failed else (Score(1, 0.5),) * len(unread)
+    last.status, last.unread = FAILED if failed else ANSWERED, tuple(unread)
+    last.reason = next(why.reason for why in unread if why)
+    out = np.zeros(8192, np.uint8)
+    length = pack_results(out, 1, batch)
+    assert length == wire.HEADER.itemsize + sum(map(_bytes_of, batch))
+    last.cells = () if failed else tuple(None if why else Score(1, 0.5) for why in unread)
+    assert unpack_results(out[:length]) == batch
+
+
+def test_reasons_that_have_no_room_are_told_as_such():
+    long = Unread("x" * (REASON_BYTES - 2), of_input=True)
+    other = Unread("two\nlines", of_input=False)
+    out = np.zeros(8192, np.uint8)
+    for unread, told in (((other, long), "two lines"), ((long, other, other), long.reason)):
+        sent = WireResult(1, FAILED, unread=unread)
+        (found,) = unpack_results(out[: pack_results(out, 1, [sent])])
+        assert found.reason == told
+        assert [why.of_input for why in found.unread] == [why.of_input for why in unread]
+    assert found.unread[2] == Unread(LOST_REASON, of_input=False)
 
 
 @given(

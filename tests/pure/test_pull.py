@@ -39,6 +39,29 @@ def test_an_image_is_bound_when_a_rank_has_room_oldest_first():
     assert (on(job, 1), on(job, 2)) == ([4], [1])
 
 
+@pytest.mark.parametrize("scheme", ["none", "collage"])
+def test_the_images_of_a_batch_are_neighbours(scheme):
+    """So that a rank that reads them finds them in one place of a shard."""
+    collages = 2 * (scheme == "collage")
+    job = Harness(scheme=scheme, collages=collages, singles=3, assign="pull", batch=4, depth=6)
+    job.start()
+    for turn in range(60):
+        job.arrive(job.admitted)
+        live = sorted(job.live.keys() - job.cancelled)
+        job.answer(live[turn * 7 % len(live)])
+        for task in sorted(job.cancelled & job.live.keys()):
+            job.skip(task)
+    whole = 0
+    for sends in job.messages:
+        images = [item.image for send in sends for item in send.items]
+        whole += len(sends) == 4
+        if sends[0].kind == "single":
+            assert images == list(range(images[0], images[0] + len(images)))
+        else:
+            assert images == sorted(images)
+    assert whole > 10
+
+
 def test_idle_ranks_come_before_those_with_room_for_more():
     job = started(singles=3, credit=2)
     job.arrive(3)

@@ -101,6 +101,21 @@ def test_a_row_is_cheap_on_the_hot_path(tmp_path: Path) -> None:
     assert np.median(costs_ns) < 25_000  # about 3,500 on a quiet core; 10,000 is the promise
 
 
+def test_rows_wait_for_a_tick_when_they_are_old(tmp_path: Path) -> None:
+    full = manifest(9)
+    writer = RunWriter.create(tmp_path, full, flush_s=60)
+    fill(writer, full, range(9))
+    writer.tick()
+    assert writer._images._used
+    writer._flushed_ns -= 61 * 10**9
+    writer.tick()
+    assert not writer._images._used + writer._groups._used + writer._tasks._used
+    fill(writer, full, [0])
+    writer.tick()
+    assert writer._images._used, "they have just been handed over"
+    writer.close("incomplete")
+
+
 def test_create_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
     make_run(tmp_path / "run", 9)
     with pytest.raises(EnvironmentFault, match="--resume"):
@@ -418,6 +433,50 @@ def test_export_without_pyarrow_names_the_extra(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(EnvironmentFault, match=r"collage-mpi\[parquet\]"):
         export_run(read_results(run), "parquet")
+
+
+def test_a_table_as_a_frame(tmp_path: Path) -> None:
+    """What export writes, in memory: types do not depend on whether anything is absent."""
+    pa, pd = pytest.importorskip("pyarrow"), pytest.importorskip("pandas")
+    run = read_results(
+        make_run(tmp_path / "run", errors=frozenset({3}), status="complete_with_errors")
+    )
+    whole = read_results(make_run(tmp_path / "whole"))
+    table, frame = run.to_arrow(), run.to_pandas()
+    assert isinstance(table, pa.Table)
+    assert table["predicted"].to_pylist()[:5] == [
+        None if row["source"] == 6 else row["predicted"] for row in run.images[:5]
+    ]
+    assert list(frame.columns) == table.column_names
+    assert frame["predicted"].isna().sum() == 1
+    assert frame["predicted"].isna()[3]
+    assert (
+        frame["predicted"].dropna().tolist()
+        == run.images["predicted"][run.images["answered"]].tolist()
+    )
+    assert frame["source"].value_counts()["error"] == 1
+    assert frame["predicted_name"][0] == f"class {run.images['predicted'][0]}"
+    assert frame["id"].isna().all()
+    for name in ("predicted", "score", "label", "wait_ns"):
+        assert frame[name].dtype == whole.to_pandas()[name].dtype
+        assert isinstance(frame[name].dtype, pd.api.extensions.ExtensionDtype)
+    assert len(run.to_pandas("tasks")) == len(run.tasks)
+    assert run.to_arrow("groups").num_rows == len(run.groups)
+    with pytest.raises(UsageError, match="no table 'rows'; it has images, groups, tasks"):
+        run.to_pandas("rows")
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "extra"),
+    [("pandas", "to_pandas", "pandas"), ("pyarrow", "to_arrow", "parquet")],
+)
+def test_a_frame_without_its_library_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, call: str, extra: str
+) -> None:
+    run = read_results(make_run(tmp_path / "run", 9))
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EnvironmentFault, match=rf"collage-mpi\[{extra}\]"):
+        getattr(run, call)()
 
 
 def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from results_harness import InlineThread, Kill, fill, make_run, manifest
+from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
@@ -28,22 +28,6 @@ from collage_mpi.results import (
 from collage_mpi.system import files
 
 ROWS = 27
-
-
-def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise Kill in place of the `step`-th of fsync, rename and their like."""
-    count = 0
-    for name in ("fsync", "replace", "open"):
-        real = getattr(files.os, name)
-
-        def call(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == step:
-                raise Kill
-            return _real(*args, **kwargs)
-
-        monkeypatch.setattr(files.os, name, call)
 
 
 def whole_run(out: Path) -> None:

@@ -122,20 +122,11 @@ def test_meaning():
         ({"cost_ratio": float("nan")}, "positive"),
         ({"linger_ms": float("nan")}, "at least 0"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
-        ({"pixels": "workers"}, "scheme collage, for whose collage network"),
-        ({"pixels": "workers", "scheme": "parity"}, "for whose parity network"),
     ],
 )
 def test_wrong_values_are_usage_errors(values, says):
     with pytest.raises(UsageError, match=says):
         RunSettings.from_mapping(values)
-
-
-@pytest.mark.parametrize("scheme", ["none", "replicate", "hedge"])
-def test_workers_read_what_rank_0_does_not_encode(scheme):
-    settings = RunSettings(scheme=scheme, hedge_ms=5)
-    assert not settings.by_place
-    assert dataclasses.replace(settings, pixels="workers").by_place
 
 
 def test_missing_inputs_are_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import permutations, product
 
 import pytest
@@ -268,6 +269,64 @@ def test_bad_images_are_held_against_no_rank():
     assert job.retired == {1}
 
 
+def on_hosts(hosts: str, scheme: str = "none", **settings) -> Harness:
+    """A group under way on single ranks 1, 2, ... of these hosts; a collage rank is the last."""
+    collages = int(scheme.startswith("collage"))
+    singles = 0 if scheme == "collage-only" else len(hosts) - collages
+    collages = len(hosts) - singles
+    job = Harness(scheme=scheme, collages=collages, singles=singles, **settings)
+    job.hosts = {rank: f"{name}.cluster.org" for rank, name in enumerate(hosts, 1)}
+    job.start()
+    job.arrive(4)
+    return job
+
+
+@pytest.mark.parametrize("assign", ["turn", "pull"])
+def test_what_one_host_cannot_read_another_is_asked_to(assign):
+    job = on_hosts("aaab", assign=assign)
+    first = job.task_of(0)
+    assert job.live[first].rank in {1, 2, 3}
+    job.fail(first, of_input=True)
+    second = job.task_of(0)
+    assert job.live[second].rank == 4
+    job.fail(second, of_input=True)
+    third = job.task_of(0)
+    assert job.live[third].rank not in {4, job.sent[first].rank}  # no other host: another rank
+    job.fail(third, of_input=True)
+    assert job.resolved[0].outcome == "error"
+    assert job.resolved[0].reason == "on a, b: worn"
+
+
+def test_a_reason_names_few_hosts():
+    job = on_hosts("abcde", max_attempts=5)
+    for _ in range(5):
+        job.fail(job.task_of(0), of_input=True)
+    assert re.fullmatch(r"on \w, \w, \w and 2 more: worn", job.resolved[0].reason)
+
+
+def test_a_collage_resolves_nothing_that_it_was_blank_for():
+    job = on_hosts("aaaab", scheme="collage")
+    job.answer(job.task_of(0, COLLAGE), unread=frozenset({1}))
+    assert set(job.resolved) == {0, 2, 3}
+    for _ in range(3):
+        job.fail(job.task_of(1), of_input=True)
+    assert job.resolved[1].reason == "on b, a: worn"
+
+
+def test_a_collage_without_singles_tries_again_what_it_was_blank_for():
+    job = on_hosts("ab", scheme="collage-only")
+    for tried in range(3):
+        assert 2 not in job.resolved, tried
+        task = job.task_of(2, COLLAGE)
+        cells = [item.image for item in job.live[task].items]
+        if len(cells) > 1:
+            job.answer(task, unread=frozenset({2}))
+        else:
+            job.fail(task, of_input=True)
+    assert [job.resolved[image].outcome for image in range(4)] == ["ok", "ok", "error", "ok"]
+    assert job.resolved[2].reason == "on a, b: worn"
+
+
 def test_a_rank_that_keeps_failing_is_retired_but_never_the_last_one():
     job = Harness(scheme="none", collages=0, singles=2, max_failures=2, max_attempts=9)
     job.start()
@@ -421,6 +480,28 @@ def test_a_second_terminal_event_is_a_violation():
     job.answer(task)
     with pytest.raises(ProtocolViolation):
         job.scheduler.handle(ev.Skipped(job.now_ns, task, 1))
+
+
+def test_events_that_come_together_do_what_they_do_one_after_the_other():
+    """But images are asked for once, when all of them are known."""
+    together, apart = (started(scheme="none", collages=0, depth=3) for _ in range(2))
+    answers = [
+        ev.Answered(apart.now_ns, task, send.rank, (ev.Score(1, 0.9),), 9, 0)
+        for task, send in sorted(apart.live.items())
+    ]
+    assert len(answers) > 1
+    expected = [action for event in answers for action in apart.scheduler.handle(event)]
+    found = together.scheduler.handle(*answers)
+    asked = [action for action in found if isinstance(action, ev.Admit)]
+    assert asked == found[-1:]
+    assert sum(a.images for a in expected if isinstance(a, ev.Admit)) == asked[0].images
+    assert found[:-1] == [action for action in expected if not isinstance(action, ev.Admit)]
+
+
+def test_of_events_that_come_together_each_is_checked():
+    job = started()
+    with pytest.raises(ProtocolViolation, match="time runs back"):
+        job.scheduler.handle(ev.TimerFired(5, 999), ev.TimerFired(4, 999))
 
 
 def test_time_must_not_run_backwards():

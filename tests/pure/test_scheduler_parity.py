@@ -212,3 +212,14 @@ def test_the_job_goes_on_without_parity_ranks():
     job.run_out()
     assert job.finish == ev.Finish(ev.COMPLETE, "")
     assert {r.source for r in job.resolved.values()} == {SINGLE}
+
+
+def test_an_image_that_the_parity_rank_could_not_read_is_no_part_of_its_equation():
+    job = started(3)
+    job.answer(job.task_of(0, PARITY), unread=frozenset({1}))
+    job.answer(job.task_of(0))
+    assert job.resolved[2].source == PARITY  # the sum less image 0's alone
+    assert 1 not in job.resolved
+    for _ in range(3):
+        job.fail(job.task_of(1), of_input=True)
+    assert job.resolved[1].reason == "on host: worn"

@@ -87,6 +87,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.job.answer(data.draw(st.sampled_from(sorted(self.job.live))))
 
     @precondition(lambda self: self.running() and self.job.live)
+    @rule(data=st.data())
+    def cannot_read(self, data):
+        task = data.draw(st.sampled_from(sorted(self.job.live)))
+        images = [item.image for item in self.job.live[task].items]
+        unread = data.draw(st.sets(st.sampled_from(images), min_size=1))
+        if len(unread) < len(images):
+            self.job.answer(task, unread=frozenset(unread))
+        else:
+            self.job.fail(task, of_input=True)
+
+    @precondition(lambda self: self.running() and self.job.live)
     @rule(data=st.data(), retryable=st.booleans())
     def fail(self, data, retryable):
         self.job.fail(data.draw(st.sampled_from(sorted(self.job.live))), retryable)
@@ -157,7 +168,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         dispatch = self.job.scheduler.dispatch
         gathered = {task.id for task in dispatch._fresh}
         for kind, backlog in dispatch._backlogs.items():
-            ready = {r for r in dispatch._pool(kind)._order if kind in dispatch.ranks[r].kinds}
+            ready = {r for r in dispatch._pools[kind]._order if kind in dispatch.ranks[r].kinds}
             room = {r for r in ready if dispatch.ranks[r].messages < dispatch.ranks[r].credit}
             assert set(backlog._messages) == room
             for task in backlog.waiting():
@@ -174,7 +185,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             dispatch = self.job.scheduler.dispatch
             order = health._sorted(kind, dispatch.now_ns)
             entries = [*order._idle, *order._busy]
-            assert sorted(rank for _, rank in entries) == dispatch._pool(kind)._order
+            assert sorted(rank for _, rank in entries) == dispatch._pools[kind]._order
             busy = {rank for _, rank in order._busy}
             assert busy == {r for _, r in entries if dispatch.ranks[r].load}
 

@@ -15,9 +15,9 @@ from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.job.recorder import Totals
 from collage_mpi.job.session import (
-    _not_done,
     build_encoder,
     make_manifest,
+    not_done,
     scheduler_settings,
     validity,
 )
@@ -159,10 +159,10 @@ def test_what_is_left_is_what_has_no_row(shards, order, limit):
     plan = plan_of(shards, order=order, limit=limit)
     located = [plan.shards.locate(int(i)) for i in plan.order]
     done = np.array(located[::2], KEY_ROW)
-    left = _not_done(plan, done)
+    left = not_done(plan, done)
     assert list(left) == list(plan.order[1::2])
-    assert list(_not_done(plan, np.empty(0, KEY_ROW))) == list(plan.order)
-    assert len(_not_done(plan, np.array(located, KEY_ROW))) == 0
+    assert list(not_done(plan, np.empty(0, KEY_ROW))) == list(plan.order)
+    assert len(not_done(plan, np.array(located, KEY_ROW))) == 0
 
 
 def test_the_manifest_expects_the_rows_of_the_plan(shards):

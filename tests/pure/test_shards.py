@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import h5py
@@ -145,6 +146,10 @@ def test_the_checksum_of_a_row_is_as_documented() -> None:
     expected = [row_crc32(image.tobytes(), k) for image, k in zip(images, (1, 2, 3), strict=True)]
     assert rows_crc32(images, labels).tolist() == expected
     assert row_crc32(b"123456789", None) == 0xCBF43926
+    for size in (1, 15, 16, 63, 64, 1000, 150_528):  # the ways of a vectorised one
+        row = np.random.default_rng(size).bytes(size)
+        tag = (-size).to_bytes(8, "little", signed=True)
+        assert row_crc32(row, -size) == zlib.crc32(row + tag)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from collage_mpi.errors import DataFault
-from collage_mpi.shards import EncodedWriter, ReadAhead, ShardSet, inspect_shard, verify_shard
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards import (
+    EncodedWriter,
+    ReadAhead,
+    ShardSet,
+    inspect_shard,
+    readahead,
+    verify_shard,
+)
 from collage_mpi.shards.check import inspect_here, verify_here
+from collage_mpi.shards.openshard import EncodedShard
 from collage_mpi.shards.pictures import Fit, picture_pixels
 from collage_mpi.shards.schema import row_crc32
 
@@ -81,6 +89,55 @@ def test_damage_is_told_by_row_and_costs_no_other(tmp_path: Path) -> None:
         assert not records[4].pixels.any()
         with pytest.raises(DataFault, match="row 4: cannot be decoded"):
             shards.read([3, 4])
+    with ShardSet([inspect_here(path, hash_file=True)]) as shards:
+        with ReadAhead(shards, range(6), files=True) as reader:
+            records = [record for _ in range(6) for record in reader.take(1)]
+        assert [r.fault is None for r in records] == [True, False, True, True, False, True]
+        assert str(records[1].fault) == "checksum does not match its bytes and label"
+        assert (records[1].file, records[1].label) == (None, None)
+
+
+def test_files_are_left_as_they_are_where_they_are_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = files(8)
+    limit = sorted(map(len, data))[4]
+    path = write(tmp_path / "a.h5", data)
+    order = [5, 0, 1, 2, 2, 7, 6]
+    with ShardSet([inspect_here(path, hash_file=False)]) as shards:
+        monkeypatch.setattr(readahead.math, "prod", lambda shape: limit)
+        with ReadAhead(shards, order, batch=4, files=True) as reader:
+            records = [record for _ in order for record in reader.take(1)]
+        assert shards.fit == FIT.text()
+    assert [r.index for r in records] == order
+    assert [r.label for r in records] == [k % 2 for k in order]
+    for record in records:
+        if len(data[record.index]) <= limit:
+            assert (record.file, record.pixels) == (data[record.index], None)
+        else:
+            assert record.file is None
+            np.testing.assert_array_equal(record.pixels, picture_pixels(data[record.index], FIT))
+    assert len({r.file is None for r in records}) == 2
+
+
+def test_a_file_that_cannot_be_read_at_once_is_tried_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = files(4)
+    path = write(tmp_path / "a.h5", data)
+    plain = EncodedShard._files
+
+    def bad_sector(shard: EncodedShard, rows: np.ndarray) -> list[bytes]:
+        if 2 in rows:
+            raise EnvironmentFault("bad") from OSError("error message = 'sector'")
+        return plain(shard, rows)
+
+    monkeypatch.setattr(EncodedShard, "_files", bad_sector)
+    with ShardSet([inspect_here(path, hash_file=False)]) as shards:
+        found, labels = shards.read_files_checked([3, 2, 0])
+        assert found == [data[3], None, data[0]]
+        assert labels.tolist() == [1, 0, 0]
+        assert shards.row_fault(2) == "cannot be read: sector"
 
 
 def swap_ends(file: h5py.File) -> None:

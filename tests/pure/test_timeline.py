@@ -14,10 +14,17 @@ import pytest
 from results_harness import make_run
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.figures.timeline import _legend, _look
+from collage_mpi.figures.timeline import _legend
 from collage_mpi.results import Results, read_results
 from collage_mpi.results.rows import OUTCOME_CODE
-from collage_mpi.results.timeline import STATES, Timeline, make_timeline, trace_events, write_trace
+from collage_mpi.results.timeline import (
+    STATES,
+    Timeline,
+    look_of,
+    make_timeline,
+    trace_events,
+    write_trace,
+)
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import Job, simulate_in_memory
@@ -127,7 +134,7 @@ def test_parity_ranks_and_their_answers_are_called_so() -> None:
         "parity 10",
         "parity 12",
     ]
-    looks = {_look(bar) for bar in timeline.bars if bar.rank >= 10}
+    looks = {look_of(bar) for bar in timeline.bars if bar.rank >= 10}
     assert "parity" in looks
     assert "single" not in looks  # that is a single answer's colour
     legend = Mock()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slurm_cluster import ROOT, Cluster, cluster, missing
+from daemons import missing
+from slurm_cluster import ROOT, Cluster, cluster
 
 from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.results import verify_run

@@ -1,0 +1,149 @@
+"""What rank 0 itself costs: CPU an image of a job whose ranks answer at once, without MPI.
+
+Owns: ranks that answer at the next poll, the sums; table in docs/benchmarks.md.
+Does not know: MPI's own cost (`collage-mpi bench round` and the manifest of a run do).
+
+    python analysis/rank0_loop.py                         # pixels rank0 and workers, batch 1 and 8
+    python analysis/rank0_loop.py --pixels workers --batch 1 --profile loop.pstats
+
+The ranks' part is timed apart and taken away. A poll finds one message at most, the dearest case.
+CPU time, the least of several runs: other work on the machine changes it less than wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import itertools
+import tempfile
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from collage_mpi.faults.failure_detector import FailureDetector
+from collage_mpi.job.coordinator import Ready
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.session import (
+    build_coordinator,
+    build_encoder,
+    make_manifest,
+    open_reader,
+)
+from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
+from collage_mpi.mpi.tasks import unpack_tasks
+from collage_mpi.mpi.transport import Received, Sent
+from collage_mpi.results import RunWriter
+from collage_mpi.scheduler.events import Score
+from collage_mpi.settings.profiles import with_profile
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import write_shard
+from collage_mpi.system.progress import StatusReporter
+
+SESSION = 1
+IMAGES = 450  # distinct ones, again and again: 68 MB
+
+
+class Echo:
+    """A transport whose ranks answer each message at the next poll but those before it."""
+
+    def __init__(self) -> None:
+        self.messages, self.first = 0, np.empty(0, np.uint8)
+        self._answers: deque = deque()
+        self._room, self._out = np.empty(1 << 21, np.uint8), np.empty(1 << 16, np.uint8)
+
+    def buffer(self, nbytes: int) -> np.ndarray:
+        return self._room  # what is sent is read at once
+
+    def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
+        if token is None:
+            return  # a cancel
+        message = buffer[:nbytes]
+        if not self.messages:
+            self.first = message.copy()
+        self.messages += 1
+        self._answers.append((token, rank, self.answer(message)))
+
+    def answer(self, message: np.ndarray) -> np.ndarray:
+        tasks, _ = unpack_tasks(message)
+        cells = (Score(3, 0.5),)
+        results = [WireResult(t.task, ANSWERED, 9, cells=cells * len(t.items)) for t in tasks]
+        return self._out[: pack_results(self._out, SESSION, results)].copy()
+
+    def ranks_ns(self) -> int:
+        """CPU that the ranks' part took: that of as many answers to the first message."""
+        start_ns = time.thread_time_ns()
+        for _ in range(self.messages):
+            self.answer(self.first)
+        return time.thread_time_ns() - start_ns
+
+    def poll(self) -> list[Received | Sent]:
+        if not self._answers:
+            return []
+        token, rank, message = self._answers.popleft()
+        now_ns = time.monotonic_ns()
+        return [Received(rank, message, now_ns), Sent(token, now_ns)]
+
+    def drop(self, rank: int) -> None:
+        raise AssertionError(f"rank {rank} is lost")
+
+
+def cost_us(given: dict, images: int, profile: cProfile.Profile | None) -> tuple[float, float]:
+    """(of the process, of the loop's thread) CPU us an image of one run."""
+    asked = RunSettings.from_mapping(with_profile(given, "here"))
+    workers, echo = range(1, asked.singles + 1), Echo()
+    plan = make_plan(asked, asked.singles + 1)
+    plan = replace(plan, order=np.arange(images, dtype=np.int64) % IMAGES)
+    detector = FailureDetector(workers, time.monotonic_ns())
+    group = SimpleNamespace(transport=echo, session=SESSION, detector=detector)
+    writer, encoder = RunWriter.create(Path(asked.out), make_manifest(plan)), build_encoder(plan)
+    status = StatusReporter(None, "loop", every_s=float("inf"), word="")
+    ready = [Ready(rank, frozenset({"single"}), "") for rank in workers]
+    process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
+    reading = workers if asked.by_place else ()
+    with open_reader(plan, plan.order, encoder, reading) as reader:
+        parts = plan, group, writer, encoder, reader, lambda: None, status
+        run = build_coordinator(*parts, reading=reading).run
+        finish = profile.runcall(run, ready) if profile else run(ready)
+        thread_ns = time.thread_time_ns() - thread_ns
+        process_ns = time.process_time_ns() - process_ns
+    ranks_ns = echo.ranks_ns()
+    writer.close(finish.status)
+    plan.shards.close()
+    assert finish.status == "complete", finish
+    return (process_ns - ranks_ns) / images / 1e3, (thread_ns - ranks_ns) / images / 1e3
+
+
+def main() -> None:
+    """Print a line a case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pixels", nargs="+", default=["rank0", "workers"])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--images", type=int, default=9000, help="a run")
+    parser.add_argument("--px", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--profile", type=Path, help="write that of the loop's last run there")
+    args = parser.parse_args()
+    common = {"scheme": "none", "single": "null", "singles": 9, "profile": "throughput"}
+    common["device"] = "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Path(folder) / "images.h5"
+        pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, args.px, args.px, 3), np.uint8)
+        write_shard(shard, pixels, np.arange(IMAGES) % 10)
+        common["shards"] = (str(shard),)
+        for who, batch in itertools.product(args.pixels, args.batch):
+            least = np.full(2, np.inf)
+            for i in range(args.repeats):
+                own = {"pixels": who, "batch": batch, "out": f"{folder}/{who}-{batch}-{i}"}
+                profile = cProfile.Profile() if args.profile else None
+                least = np.minimum(least, cost_us({**common, **own}, args.images, profile))
+                if profile:
+                    profile.dump_stats(args.profile)
+            print(f"pixels {who}, batch {batch}: {least[0]:.1f} us, of it the loop {least[1]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""How long jobs with a slow rank took over the least they could: the runs of slow_rank.toml.
+
+    python analysis/slow_rank.py runs/slow runs/slow-simulated --page docs/peers.md
+
+Owns: the two ratios of a run with pinned service times. From the first admission to the last row,
+over (a) images / sum of the single ranks' speeds, which answers of further ranks make shorter;
+and (b) the scheme's own ideal: all of its ranks busy all the time with the tasks that they ran,
+copies and wasted ones too. Does not know: how a run is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from peers.page import write_into
+
+from collage_mpi.kinds import KINDS, SINGLE
+from collage_mpi.results import Results, read_results
+from collage_mpi.results.file_names import TABLE
+from collage_mpi.results.rows import KIND_CODE, SOURCES, ran_together
+
+
+class Ratio(NamedTuple):
+    """Seconds of a run, and over what it could have been."""
+
+    seconds: float
+    to_speeds: float
+    to_own: float
+    by_single: float  # share of the images
+    valid: bool
+
+
+def ratio(results: Results) -> Ratio:
+    """Of a complete run of pinned service times, every image of which was answered.
+
+    Raises:
+        SystemExit: it is something else.
+    """
+    settings, images, tasks = results.manifest["settings"], results.images, results.tasks
+    if settings["straggler"] != "pinned" or not images["answered"].all():
+        raise SystemExit(f"{results.folder}: it needs --straggler pinned and no error rows")
+    seconds = float((images["t0_ns"] + images["latency_ns"]).max() - images["t0_ns"].min()) / 1e9
+    each_s = settings["straggler_median_ms"] / 1e3 * settings["time_scale"]
+    slow = {int(r): float(f) for r, f in (text.split(":") for text in settings["slow_ranks"] or ())}
+    singles = set(tasks["rank"][tasks["kind"] == KIND_CODE[SINGLE]].tolist())
+    speed = sum(1 / (each_s * slow.get(rank, 1.0)) for rank in singles)
+    busy_s = ((tasks["compute_ns"] + tasks["held_ns"]) / ran_together(tasks)).sum() / 1e9
+    ranks = len(np.unique(tasks["rank"]))
+    shared = [code for code, name in enumerate(SOURCES) if name in KINDS and name != SINGLE]
+    return Ratio(
+        seconds,
+        seconds * speed / len(images),
+        seconds * ranks / busy_s,
+        1 - float(np.isin(images["source"], shared).mean()),
+        True,
+    )
+
+
+def ratios(folder: Path) -> dict[str, Ratio]:
+    """Name -> of the complete runs of an experiment, in its order."""
+    found = {}
+    with open(folder / TABLE, newline="") as file:
+        for row in csv.DictReader(file):
+            if row["status"] == "complete":
+                valid = row["valid"] != "False"
+                found[row["name"]] = ratio(read_results(folder / row["name"]))._replace(valid=valid)
+    return found
+
+
+def markdown(columns: dict[str, dict[str, Ratio]]) -> str:
+    """A row a point, and for each experiment seconds and ratios."""
+    names = list(dict.fromkeys(name for found in columns.values() for name in found))
+    head = ["scheme, slow rank"]
+    for title in columns:
+        head += [f"{title}: s", "to speeds", "to own ideal", "by single ranks"]
+    rows = [head, ["---"] * len(head)]
+    for name in names:
+        cells = [" ".join(name.rsplit("_", 1)).replace("x", " x") if name[-1] == "x" else name]
+        for found in columns.values():
+            one = found.get(name)
+            cells += _cells(one) if one else [""] * 4
+        rows.append(cells)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cells(one: Ratio) -> list[str]:
+    invalid = "" if one.valid else " (INVALID)"
+    return [f"{one.seconds:.1f}{invalid}", f"{one.to_speeds:.3f}", f"{one.to_own:.3f}",
+            f"{100 * one.by_single:.0f} %"]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+", help="of experiments, with table.csv")
+    parser.add_argument("--page", type=Path, help="write the table into this page")
+    args = parser.parse_args()
+    columns = {}
+    for folder in args.folders:
+        found = ratios(folder)
+        if not found:
+            sys.exit(f"{folder}: no complete run; collage-mpi experiment FILE --out {folder}")
+        simulated = "simulated" in read_results(folder / next(iter(found))).manifest
+        columns["simulated" if simulated else "real"] = found
+    text = markdown(columns)
+    if args.page:
+        write_into(args.page, "slow rank", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""`collage-mpi slow-ranks RUN...`: which ranks, GPUs and hosts were slower than their peers.
+
+Owns: the arguments, the printed tables, the `--exclude` for Slurm.
+Does not know: how ranks are compared (results/slow_ranks), the simulator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collage_mpi.system.printable import say
+
+if TYPE_CHECKING:
+    from collage_mpi.results import Results
+    from collage_mpi.results.slow_ranks import Recurrence, Speed
+    from collage_mpi.simulation.without import Pace, Without
+
+SHOWN = 12  # of a run's ranks, GPUs or hosts; slow ones are all shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    parser.add_argument(
+        "--over",
+        type=float,
+        default=1.2,
+        metavar="FACTOR",
+        help="slow is what surely takes over so many times what its peers take "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-simulation",
+        action="store_true",
+        help="do not simulate what the run would have been without its slow ranks",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.epilog = (
+        "A rank's median service time over that of the other ranks of its kind, with an interval "
+        "of 95 % for all ranks of a run at once (docs/results.md). With several runs: the hosts "
+        "that are slow again and again. Exit code 0, slow ranks or not."
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One run: its speeds, and what it would have been without the slow ones, or why not."""
+
+    run: Results
+    speeds: list[Speed]
+    without: Without | None = None
+    refused: str | None = None
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Compare, simulate, print."""
+    from collage_mpi.results import read_results
+    from collage_mpi.results.slow_ranks import rank_speeds, recurrences
+
+    found = []
+    for path in args.runs:
+        run = read_results(path)
+        found.append(_simulated(_Found(run, rank_speeds(run, args.over)), args.no_simulation))
+    hosts = recurrences([item.speeds for item in found if not _on_purpose(item.run)])
+    exclude, why_not = _exclude(found, hosts)
+    if args.json:
+        print(json.dumps(_as_json(found, hosts, exclude), indent=1))
+        return 0
+    for item in found:
+        _print_run(item, brief=len(found) > 1)
+    if len(found) > 1 and hosts:
+        _print_hosts(hosts)
+    if exclude:
+        say(f"\nsbatch --exclude={shlex.quote(','.join(exclude))}")
+    for line in why_not:
+        say(line)
+    return 0
+
+
+def _simulated(found: _Found, never: bool) -> _Found:
+    """With the simulation without its slow ranks, where it has any."""
+    from collage_mpi.errors import CollageError
+
+    if never or not any(speed.slow for speed in found.speeds):
+        return found
+    from collage_mpi.simulation.without import without_slow
+
+    try:
+        return _Found(found.run, found.speeds, without_slow(found.run, found.speeds))
+    except CollageError as error:
+        return _Found(found.run, found.speeds, refused=str(error))
+
+
+def _on_purpose(run: Results) -> bool:
+    from collage_mpi.results.slow_ranks import injected
+
+    return injected(run)
+
+
+def _exclude(found: Sequence[_Found], hosts: Sequence[Recurrence]) -> tuple[list[str], list[str]]:
+    """The hosts that Slurm had better leave out, and what to say besides."""
+    from collage_mpi.results.slow_ranks import hosts_to_exclude
+
+    slow = {host for item in found for host in hosts_to_exclude(item.speeds)}
+    if all(_on_purpose(item.run) for item in found):
+        return [], ["Delays were injected: the ranks are slow on purpose, no host is to blame."]
+    wanted = [r.host for r in hosts if (r.again if len(found) > 1 else r.slow)]
+    if not wanted:
+        once = slow and len(found) > 1
+        return [], ["No host is slow again and again: nothing to exclude."] if once else []
+    everywhere = {speed.host for item in found for speed in item.speeds}
+    if everywhere <= {*wanted, None}:
+        return [], ["Every host has slow ranks: there is none to prefer, so nothing to exclude."]
+    shared = sorted({host for item in found for host in _hosts_of_rank_0(item.run)} & {*wanted})
+    notes = [f"{host} ran rank 0 too, which takes a core of its own there." for host in shared]
+    return [_node(host) for host in wanted], notes
+
+
+def _hosts_of_rank_0(run: Results) -> set[str]:
+    return {m["host"] for m in run.manifest.get("world") or () if m["rank"] == 0 and "host" in m}
+
+
+def _node(host: str) -> str:
+    """As Slurm calls it: without the domain."""
+    short = host.partition(".")[0]
+    return host if short.isdecimal() else short
+
+
+def _as_json(
+    found: Sequence[_Found], hosts: Sequence[Recurrence], exclude: list[str]
+) -> dict[str, Any]:
+    runs = [
+        {
+            "run": str(item.run.path),
+            "injected": _on_purpose(item.run),
+            "speeds": [asdict(speed) for speed in item.speeds],
+            "without": item.without and asdict(item.without),
+            "not_simulated": item.refused,
+        }
+        for item in found
+    ]
+    return {
+        "runs": runs,
+        "hosts": [{**asdict(host), "again": host.again} for host in hosts],
+        "exclude": exclude,
+    }
+
+
+# ---- what is printed --------------------------------------------------------
+
+
+def _print_run(found: _Found, *, brief: bool) -> None:
+    """The units of a run; of several runs only what is slow."""
+    from collage_mpi.system.terminal import to_text
+
+    say(f"{found.run.path}: {found.run.label}")
+    if _on_purpose(found.run):
+        say(f"  service times were injected: {found.run.manifest.get('straggler')}")
+    for unit in ("rank", "gpu", "host"):
+        speeds = [speed for speed in found.speeds if speed.unit == unit]
+        one_host = unit == "host" and len(speeds) < 2
+        slow = sum(speed.slow for speed in speeds)
+        shown = speeds[: slow if brief else max(slow, SHOWN)]
+        if shown and not one_host:
+            say(to_text(_table(unit, shown)))
+            left = len(speeds) - len(shown)
+            if left and not brief:
+                say(f"  and {left:,} more, none of them slow")
+    if not any(speed.slow for speed in found.speeds):
+        say("  nothing is slower than its peers, beyond doubt")
+    for speed in found.speeds:
+        if speed.unit == "rank" and speed.interval is None and speed.peers:
+            say(f"  {speed.name}: {speed.messages} answers are too few to tell")
+    if found.without is not None:
+        _print_without(found.without)
+    elif found.refused:
+        say(f"  not simulated without them: {found.refused}")
+
+
+def _table(unit: str, speeds: Sequence[Speed]) -> Any:
+    from collage_mpi.system.terminal import make_table
+
+    hosts = unit == "rank" and any(speed.host for speed in speeds)
+    columns = [
+        unit,
+        *(["host"] if hosts else []),
+        "kind",
+        "median ms",
+        "x peers",
+        "95 %",
+        "answers",
+    ]
+    table = make_table(*columns, "")
+    for speed in speeds:
+        where = [speed.host or "?"] if hosts else []
+        name = speed.name if unit != "rank" or not _gpu(speed) else f"{speed.name} {speed.device}"
+        low, high = speed.interval or (None, None)
+        table.add_row(
+            name,
+            *where,
+            speed.kind,
+            _number(speed.median_ms),
+            _number(speed.ratio),
+            "n/a" if low is None else f"{_number(low)} to {_number(high)}",
+            f"{speed.messages:,}",
+            "SLOW" if speed.slow else "",
+        )
+    return table
+
+
+def _gpu(speed: Speed) -> bool:
+    return speed.device not in (None, "cpu")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _print_without(found: Without) -> None:
+    from collage_mpi.system.terminal import make_table, to_text
+
+    say(f"\nHad they been like their peers (simulated, {found.images:,} images of the run):")
+    table = make_table("", "images/s", "group P50 ms", "group P99 ms")
+    named: dict[str, Pace] = {
+        "measured": found.measured,
+        "simulated as it was": found.simulated,
+        "simulated without": found.without,
+    }
+    for name, pace in named.items():
+        table.add_row(name, *map(_number, (pace.images_per_s, pace.p50_ms, pace.p99_ms)))
+    say(to_text(table))
+
+
+def _print_hosts(hosts: Sequence[Recurrence]) -> None:
+    from collage_mpi.system.terminal import make_table, to_text
+
+    table = make_table("host", "runs", "slow in", "x peers there", "")
+    slow = [host for host in hosts if host.slow]
+    for host in slow:
+        ratios = ", ".join(map(_number, sorted(host.ratios, reverse=True)[:4]))
+        table.add_row(
+            host.host, str(host.runs), str(host.slow), ratios, "AGAIN" if host.again else ""
+        )
+    if slow:
+        say(f"\n{to_text(table)}")

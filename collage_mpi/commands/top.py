@@ -1,0 +1,250 @@
+"""`collage-mpi top RUN`: how a running job stands, from the files in its folder.
+
+Owns: the arguments, the view of a status, when it ends.
+Does not know: who lives (results/watch), what is in the files (results/status).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from bisect import bisect_left
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.system.printable import say
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from collage_mpi.results.watch import View
+
+LOOK_EVERY_S = 1.0
+SLOW = 2.0  # times the median of the others of its kinds: of a few answers, so no small number
+LEAST_ANSWERS = 5
+_HEAD_LINES = 9  # around the table of ranks
+
+Json = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that a job writes to (--out)")
+    parser.add_argument("--once", action="store_true", help="print how it stands once, and end")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="how many ranks are shown (default: what fits; lost and slow ones come first)",
+    )
+    parser.epilog = (
+        "Reads status.json over any file system that both see: no port, no connection. Ctrl-C ends "
+        "the view, not the job. Exit code: 0; 6 where the job was killed, or seems so; 3 no run."
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Show the run until its job has ended, or once."""
+    from collage_mpi.results.watch import ENDED, Watch
+
+    if args.ranks is not None and args.ranks < 0:
+        raise UsageError(f"--ranks {args.ranks}: a number of ranks, 0 or more, is needed")
+    watch = Watch(args.run)
+    view = watch.look()
+    if args.once:
+        _print(args, view, once=True)
+    else:
+        try:
+            view = _follow(args, watch, view)
+        except KeyboardInterrupt:
+            return int(ExitCode.COMPLETE)
+    return int(ExitCode.INCOMPLETE if view.lost and view.life != ENDED else ExitCode.COMPLETE)
+
+
+def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
+    """Look again and again until the job has ended or counts as dead."""
+    import sys
+
+    from rich.live import Live
+
+    from collage_mpi.results.watch import ENDED
+    from collage_mpi.system.terminal import Printable
+
+    if not sys.stdout.isatty():  # a line drawn over another would be two lines there
+        told = None
+        while view.life != ENDED and not view.lost:
+            if told != (told := (view.status["count"], view.life, view.old)):
+                _print(args, view)
+            time.sleep(LOOK_EVERY_S)
+            view = watch.look()
+        _print(args, view)
+        return view
+    with Live(auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            fits = max(1, live.console.height - _HEAD_LINES)
+            shown = drawn(args.run, view, fits if args.ranks is None else args.ranks)
+            live.update(Printable(shown), refresh=True)
+            if view.life == ENDED or view.lost:
+                return view
+            time.sleep(LOOK_EVERY_S)
+            view = watch.look()
+
+
+def _print(args: argparse.Namespace, view: View, *, once: bool = False) -> None:
+    from collage_mpi.system.terminal import to_text
+
+    ranks = 20 if args.ranks is None else args.ranks
+    say(to_text(drawn(args.run, view, ranks, once=once)))
+
+
+# ---- the view ---------------------------------------------------------------
+
+
+def drawn(run: Path, view: View, ranks: int, *, once: bool = False) -> RenderableType:
+    """A look at a run for a terminal: state, progress, rates, ranks.
+
+    Args:
+        ranks: shown at most.
+        once: nothing was watched, so no age can be told.
+    """
+    from rich.columns import Columns
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    status = view.status
+    style = "bold red" if view.old else "bold"
+    parts: list[RenderableType] = [
+        Text(f"{run}: {status['label']}", style="bold"),
+        Text(life_line(view, once=once), style=style),
+    ]
+    if status["total"]:
+        bar = ProgressBar(total=status["total"], completed=status["done"], width=60)
+        parts.append(Columns([bar]))
+    parts += [Text(line) for line in (progress_line(status), rates_line(view)) if line]
+    if status["ranks"]:
+        parts += ["", _table(status["ranks"], ranks)]
+    return Group(*parts)
+
+
+def life_line(view: View, *, once: bool = False) -> str:
+    """Whether the job lives, and how old its status is."""
+    from collage_mpi.results.watch import DEAD, ENDED, SILENT
+    from collage_mpi.system.progress import minutes
+
+    status = view.status
+    where = f"on {status['host']}, pid {status['pid']}, session {status['session']}"
+    said = status["state"].replace("_", " ")
+    written = f"written {status['written']} by the clock of {status['host']}"
+    go_on = "verify says what is there, run --resume goes on"
+    if view.life == ENDED:
+        hint = f"; {go_on}" if said == "incomplete" else ""
+        return f"ended: {said} ({where}; {written}){hint}"
+    if view.life == DEAD:
+        return f"KILLED while {said} ({where}): no job is there any more; {go_on}.\n{written}"
+    if view.life == SILENT:
+        stands = f"NO SIGN OF LIFE for {minutes(view.still_s)} and more, last {said} ({where})"
+        return f"{stands}: killed, suspended, or cut off. If killed: {go_on}.\n{written}"
+    if once:
+        return f"{said} ({where})\n{written}; --once does not watch whether the job lives"
+    if view.old:
+        return f"{said} ({where}); it lives, but its status is OLD: {minutes(view.age_s)} and more"
+    return f"{said} ({where})"
+
+
+def progress_line(status: Json) -> str:
+    """How many images are done, in what time."""
+    from collage_mpi.system.progress import minutes
+
+    done, total = status["done"], status["total"]
+    share = f" ({100 * done / total:.1f} %)" if total else ""
+    before = f"; {status['before']:,} in earlier sessions" if status["before"] else ""
+    errors = f"; {status['errors']:,} error rows" if status.get("errors") else ""
+    took = f"; {minutes(status['elapsed_s'])} since the start"
+    return f"{done:,} of {total:,} images{share}{before}{errors}{took}"
+
+
+def rates_line(view: View) -> str:
+    """How fast, how long since and still."""
+    from collage_mpi.results.watch import ENDED
+    from collage_mpi.system.progress import minutes
+
+    status, parts = view.status, []
+    rate, lately = status.get("images_per_s"), status.get("images_per_s_lately")
+    running = view.life != ENDED and not view.old
+    if running and lately is not None:
+        parts.append(f"{lately:.4g} images/s now")
+    if rate is not None:
+        parts.append(f"{rate:.4g} on average" if parts else f"{rate:.4g} images/s")
+    if running and status.get("left_s") is not None and status["done"] < status["total"]:
+        parts.append(f"{minutes(status['left_s'])} left")
+    if status.get("by_collage") and status["done"]:
+        parts.append(f"collage share {100 * status['by_collage'] / status['done']:.1f} %")
+    return ", ".join(parts)
+
+
+def _table(ranks: list[Json], most: int) -> RenderableType:
+    """The ranks that want looking at first: lost, silent, then the slowest beside their peers."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from collage_mpi.system.terminal import make_table
+
+    table = make_table("rank", "host", "kind", "state", "tasks", "service ms", "x peers", "")
+    slower = beside_peers(ranks)
+    order = sorted(
+        ranks,
+        key=lambda r: (r["state"] == "ready", r["state"] != "lost", -(slower[r["rank"]] or 0)),
+    )
+    for rank in order[:most]:
+        ratio, enough = slower[rank["rank"]], (rank.get("answers") or 0) >= LEAST_ANSWERS
+        wrong = "" if rank["state"] == "ready" else str(rank.get("why") or "")[:40]
+        slow = ratio is not None and ratio >= SLOW and enough
+        table.add_row(
+            str(rank["rank"]),
+            rank["host"],
+            "+".join(rank["kinds"]),
+            rank["state"].upper() if wrong else rank["state"].replace("_", " "),
+            _number(rank.get("tasks")),
+            _number(rank.get("service_ms")),
+            _number(ratio),
+            wrong or ("SLOW" if slow else ""),
+        )
+    counts = [f"{sum(r['state'] == s for r in ranks):,} {s}" for s in _states(ranks)]
+    hidden = len(ranks) - min(most, len(ranks))
+    left = f"; {hidden:,} not shown" if hidden else ""
+    return Group(table, Text(f"{len(ranks):,} ranks: {', '.join(counts)}{left}"))
+
+
+def _states(ranks: list[Json]) -> list[str]:
+    return sorted({rank["state"] for rank in ranks}, key=lambda state: (state != "ready", state))
+
+
+def beside_peers(ranks: list[Json]) -> dict[int, float | None]:
+    """Rank -> its service time over the median of the other ranks of its kinds; None if unknown."""
+    times: dict[tuple[str, ...], dict[int, float]] = {}
+    for rank in ranks:
+        if (rank.get("service_ms") or 0) > 0:
+            times.setdefault(tuple(rank["kinds"]), {})[rank["rank"]] = rank["service_ms"]
+    found: dict[int, float | None] = dict.fromkeys(rank["rank"] for rank in ranks)
+    for members in times.values():
+        ordered = sorted(members.values())
+        for number, service_ms in members.items():
+            if len(ordered) > 1:
+                place = bisect_left(ordered, service_ms)
+                found[number] = service_ms / _median_without(ordered, place)
+    return found
+
+
+def _median_without(ordered: list[float], place: int) -> float:
+    """The median of sorted numbers without that at one place."""
+    left = len(ordered) - 1
+    middle = [i + (i >= place) for i in ((left - 1) // 2, left // 2)]
+    return sum(ordered[i] for i in middle) / 2
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"

@@ -1,0 +1,48 @@
+"""How a job's images become cells, collages and stripes, on whichever rank pastes them.
+
+Owns: which encoder serves a job, what it may take of the host, whether stored cells are used.
+Does not know: who reads, messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.stripe import AnyEncoder, make_stripe_encoder
+from collage_mpi.models import ParitySpec
+from collage_mpi.shards import CellMaker
+from collage_mpi.system.environment import local_size, threads_per_rank
+
+
+def make_encoder(
+    grid: Grid, shape: tuple[int, int, int], parity: ParitySpec | None, ranks: int
+) -> AnyEncoder:
+    """The encoder of stripes under scheme parity, else of collages.
+
+    It takes as many cores as any rank of this host may.
+
+    Args:
+        grid: of a collage.
+        shape: (H, W, C) of the images.
+        parity: how answers are decoded from those of others, where they are.
+        ranks: of the world.
+    """
+    threads = threads_per_rank(local_size() or ranks)
+    if parity is not None:
+        return make_stripe_encoder(parity.encoder, parity.k, shape, threads)
+    return Encoder(grid, shape, threads)
+
+
+def make_cell_maker(encoder: AnyEncoder, stored_px: Collection[int]) -> CellMaker:
+    """How the images' cells are made: read, where the shards store those that fit the network.
+
+    Args:
+        encoder: what they are for.
+        stored_px: edges of the cells that all shards store.
+    """
+    height, width, _ = encoder.cell_shape
+    px = height if height == width else None
+    stored = encoder.resizes and px in stored_px
+    return CellMaker(encoder.shrink, px if stored else None)

@@ -1,0 +1,1 @@
+"""The report: a page of one or several runs that opens without a network."""

@@ -1,0 +1,147 @@
+"""What the report's charts show, small enough for a page whatever the run's size.
+
+Owns: which steps, groups, ranks and bars are drawn of a large run.
+Does not know: how they are drawn (assets/charts.js), statistics.
+
+Nothing is smoothed: a point drawn is a step of the distribution, or the median and the slowest
+of neighbouring groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.results.reader import Results
+from collage_mpi.results.statistics import PERCENTILES, ecdf, percentile, percentile_name
+from collage_mpi.results.timeline import STRAGGLER, Timeline, look_of, looks, make_timeline
+
+STEPS = 1200  # of a curve: half of them by share, half by the logarithm of the tail
+SLICES = 300  # of the run's groups in a row
+GROUPS_SHOWN = 9  # of the timeline, about the slowest one
+RANKS_SHOWN = 40
+BARS = 1500
+
+Json = dict[str, Any]
+
+
+def chart_data(run: Results, name: str) -> Json:
+    """All charts of one run, ready for JSON; None where the run has nothing for one."""
+    measured = len(run.measured_groups) > 0
+    return {
+        "name": name,
+        "curve": _curve(run) if measured else None,
+        "time": _over_time(run) if measured else None,
+        "timeline": _timeline(run) if measured and len(run.tasks) else None,
+    }
+
+
+def _curve(run: Results) -> Json:
+    """The distribution of group latencies: steps (ms, share done) and its percentiles."""
+    groups = run.measured_groups
+    values_ms = groups["latency_ns"] / 1e6
+    x_ms, share = ecdf(values_ms)
+    keep = kept_steps(share, len(groups))
+    independent = run.independent(groups)
+    found = {q: percentile(values_ms, q, independent) for q in PERCENTILES}
+    return {
+        "n": len(groups),
+        "ms": _digits(x_ms[keep]),
+        "share": _digits(share[keep], 8),
+        "marks": [
+            {"name": percentile_name(q).upper(), "q": q, "ms": float(f"{ms:.6g}")}
+            for q, ms in found.items()
+            if ms is not None
+        ],
+    }
+
+
+def kept_steps(share: np.ndarray, n: int) -> np.ndarray:
+    """Indices of the steps to draw: dense in the body and in the tail, the ends always.
+
+    Args:
+        share: (k,) ascending shares of values <= x, the last 1.0.
+        n: values behind them.
+    """
+    if len(share) <= STEPS:
+        return np.arange(len(share))
+    body = np.linspace(0.0, 1.0, STEPS // 2)
+    tail = 1.0 - np.logspace(0.0, -np.log10(n), STEPS // 2)
+    wanted = np.searchsorted(share, np.concatenate([body, tail]) - 1e-12)
+    return np.unique(np.clip(wanted, 0, len(share) - 1))
+
+
+def _over_time(run: Results) -> Json:
+    """Median and slowest group of each of at most SLICES slices; sessions one behind another."""
+    groups = np.sort(run.measured_groups, order=("session", "t0_ns", "group"))
+    t0_ns = groups["t0_ns"].astype(np.int64)
+    begins_s, end_ns = [], 0
+    for session in np.unique(groups["session"]):
+        mine = groups["session"] == session
+        t0_ns[mine] += end_ns - t0_ns[mine].min()
+        begins_s.append(end_ns / 1e9)
+        end_ns = int((t0_ns[mine] + groups["latency_ns"][mine]).max())
+    slices = np.array_split(np.arange(len(groups)), min(SLICES, len(groups)))
+    latency_ms = groups["latency_ns"] / 1e6
+    return {
+        "s": _digits([t0_ns[part].mean() / 1e9 for part in slices], 7),
+        "median": _digits([np.median(latency_ms[part]) for part in slices]),
+        "slowest": _digits([latency_ms[part].max() for part in slices]),
+        "each": len(slices[0]),
+        "sessions": _digits(begins_s[1:], 7),
+    }
+
+
+def _timeline(run: Results) -> Json:
+    """What the ranks did about the slowest group."""
+    groups = run.measured_groups
+    slowest = groups[int(np.argmax(groups["latency_ns"]))]
+    session, group = int(slowest["session"]), int(slowest["group"])
+    tasks_each = len(run.tasks) / max(1, len(run.groups))
+    half = int(max(0, min(GROUPS_SHOWN, BARS / tasks_each) - 1) // 2)
+    timeline = make_timeline(run, group - half, group + half, session)
+    ranks = _ranks_shown(timeline)
+    row = {rank: i for i, rank in enumerate(ranks)}
+    begin_ns = timeline.begin_ns
+
+    def ms(at_ns: int) -> float:
+        return round((at_ns - begin_ns) / 1e6, 4)
+
+    shown = looks(timeline)
+    number = {look: i for i, look in enumerate(shown)}
+    bars = [bar for bar in timeline.bars if bar.rank in row and bar.end_ns >= begin_ns]
+    return {
+        "group": group,
+        "session": session,
+        "first": timeline.releases[0].group,
+        "last": timeline.releases[-1].group,
+        "ranks": [timeline.ranks[rank] for rank in ranks],
+        "of_ranks": len(timeline.ranks),
+        "end": ms(timeline.end_ns),
+        "straggler": STRAGGLER,
+        "releases": [[release.group, ms(release.t0_ns)] for release in timeline.releases],
+        "looks": [{"colour": colour, "name": name} for colour, name in shown.values()],
+        # row, look, group, sent, start, end (ms), lane, lanes, whether a straggler
+        "bars": [
+            [
+                *(row[bar.rank], number[look_of(bar)], bar.group),
+                *(ms(bar.sent_ns), ms(bar.start_ns), ms(bar.end_ns)),
+                *(bar.lane, bar.lanes, int(bar.straggler)),
+            ]
+            for bar in bars
+        ],
+    }
+
+
+def _ranks_shown(timeline: Timeline) -> list[int]:
+    """All ranks, or those with the longest service in what is shown."""
+    longest = dict.fromkeys(timeline.ranks, 0)
+    for bar in timeline.bars:
+        longest[bar.rank] = max(longest[bar.rank], bar.end_ns - bar.start_ns)
+    return sorted(sorted(longest, key=lambda rank: -longest[rank])[:RANKS_SHOWN])
+
+
+def _digits(values: Any, digits: int = 6) -> list[float]:
+    """Numbers with so many significant digits: half the bytes of all of them."""
+    return [float(f"{value:.{digits}g}") for value in np.asarray(values, float).tolist()]

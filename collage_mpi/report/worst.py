@@ -1,0 +1,127 @@
+"""The worst images of a run: answers that were wrong and sure, or, without labels, unsure.
+
+Owns: which images these are, their thumbnails.
+Does not know: HTML, how a shard is read safely.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.errors import CollageError
+from collage_mpi.report.tables import class_name
+from collage_mpi.results.names import find_shards, image_names
+from collage_mpi.results.reader import Results
+from collage_mpi.results.rows import SOURCES
+
+EDGE_PX = 96
+SMALL_PX = 48  # up to here PNG is smaller than JPEG
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: its thumbnail as a data URI, None where its shard is not there; its lines."""
+
+    uri: str | None
+    title: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """What is shown, and notes on what could not be."""
+
+    heading: str
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...] = ()
+
+
+def worst_images(run: Results, shards: Sequence[Path | str] | None, most: int) -> Worst | None:
+    """The `most` surest wrong answers, or least sure answers of an input without labels.
+
+    Args:
+        shards: where the run's shards are now; by default where they were.
+
+    Returns:
+        None where no answer is wrong, or the images were simulated.
+
+    Raises:
+        EnvironmentFault: nothing is there in `shards`.
+    """
+    entries = run.manifest["shards"]
+    real = np.array([bool(entry.get("path")) for entry in entries] or [False])
+    images = run.images[run.images["answered"] & (run.images["shard"] < len(entries))]
+    images = images[real[images["shard"]]]
+    labelled = bool(run.images["has_label"].any())
+    if labelled:
+        images = images[images["has_label"] & (images["predicted"] != images["label"])]
+    if not len(images):
+        return None
+    order = np.argsort(-images["score"] if labelled else images["score"], kind="stable")[:most]
+    chosen = images[order]
+    heading = "Wrong and sure of it" if labelled else "Least sure"
+    heading += f": {len(chosen)} of {len(images):,} {'wrong answers' if labelled else 'answers'}"
+    names = image_names(dataclasses.replace(run, images=chosen), shards)
+    pixels, notes = _pixels(run, chosen, shards)
+    pictures = []
+    for i, row in enumerate(chosen):
+        place = f"{names.shard_name[i]}, row {int(row['row']):,}"
+        title = class_name(run, int(row["predicted"]))
+        title = f"{class_name(run, int(row['label']))} taken for {title}" if labelled else title
+        named = () if names.id[i] is np.ma.masked else (str(names.id[i]),)
+        sure = f"score {float(row['score']):.3f}, {SOURCES[int(row['source'])]}"
+        uri = _thumbnail(pixels[i]) if i in pixels else None
+        pictures.append(Picture(uri, title, (sure, *named, place)))
+    return Worst(heading, tuple(pictures), notes)
+
+
+def _pixels(
+    run: Results, chosen: np.ndarray, shards: Sequence[Path | str] | None
+) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
+    """Place in `chosen` -> (H, W, C) uint8, of those that can be read; and why not, of others."""
+    from collage_mpi.shards import ShardSet
+
+    entries = run.manifest["shards"]
+    numbers = np.unique(chosen["shard"]).tolist()
+    infos, why = find_shards([entries[number]["path"] for number in numbers], shards)
+    found: dict[int, np.ndarray] = {}
+    missing = []
+    for number in numbers:
+        path, info = entries[number]["path"], infos.get(entries[number]["fingerprint"])
+        if info is None:
+            missing.append(why.get(path) or f"{path}: is not there as the run read it")
+            continue
+        places = np.flatnonzero(chosen["shard"] == number)
+        try:
+            with ShardSet([info]) as source:
+                read, _, good = source.read_checked(chosen["row"][places].astype(np.int64))
+        except (CollageError, IndexError) as error:
+            missing.append(str(error))
+            continue
+        found |= {p: read[i] for i, p in enumerate(places.tolist()) if good[i]}
+    if not missing:
+        return found, ()
+    return found, (
+        f"No pictures of {len(missing)} shard(s): {missing[0]}. --shards PATH says "
+        "where they are now.",
+    )
+
+
+def _thumbnail(pixels: np.ndarray) -> str:
+    """(H, W, C) uint8 as a data URI of at most EDGE_PX: PNG where small, else JPEG."""
+    from PIL import Image
+
+    plain = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    picture = Image.fromarray(plain)
+    picture.thumbnail((EDGE_PX, EDGE_PX))
+    kind = "png" if max(picture.size) <= SMALL_PX else "jpeg"
+    out = io.BytesIO()
+    picture.save(out, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,0 +1,368 @@
+"""Which ranks, GPUs and hosts of a run were slower than their peers, by how much, how surely.
+
+Owns: whose service times are compared with whose, the interval, the verdict, which hosts
+another job had better leave out.
+Does not know: what the run would have taken without them (simulation/without).
+
+A rank's level is the median of its service times (compute and held of each message, over what a
+batch of that size takes); its peers' is the median of the levels of the other ranks that hold
+the same kind of network. Their ratio says how many times slower it was, and does not ask how
+many tasks a rank was given. Up to half of the ranks of a kind may be slow and are found; if
+most are, they are the peers.
+
+The interval: each level has one from order statistics, of as many values as the rank's own
+are worth where neighbours are alike (`statistics.quantile_interval`), and each of the R of a run
+misses with 0.05 / R at most (Bonferroni), so all hold at once with 95 %. A median of levels lies
+between the median of their low ends and that of their high ends; a ratio lies between low over
+high and high over low. So one homogeneous run in twenty at most has a rank whose interval lies
+above 1, and fewer have one above `over`. That is so while a run is longer than many slow spells;
+a rank that one spell held for most of a short run would pass for slow, so slow is only what was
+so in each third of its messages too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from collage_mpi.errors import UsageError
+from collage_mpi.results.manifest import Json, is_int
+from collage_mpi.results.reader import Results
+from collage_mpi.results.rows import KINDS, OUTCOME_CODE, ran_together
+from collage_mpi.results.statistics import MISS, quantile_interval
+from collage_mpi.scheduler.settings import batch_factor
+
+OVER = 1.2  # times its peers: what is less is true of healthy nodes as well
+UNANSWERED = tuple(OUTCOME_CODE[name] for name in ("failed", "lost", "unfinished"))
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A rank, a GPU or a host beside its peers, for one kind of network.
+
+    Attributes:
+        unit: "rank", "gpu" or "host".
+        name: "rank 3", "node7 cuda:1", "node7".
+        ranks: that it is, or that are on it.
+        host: None where the run does not tell.
+        messages: answered, of measured groups; a batch is one.
+        samples: independent service times that they are worth, over its ranks.
+        unanswered: tasks that failed, were lost or had no end yet.
+        median_ms: of its service times, of a single input; None without any.
+        peers: ranks that it is compared with.
+        ratio: its level over theirs; None where either is not known.
+        interval: of the ratio, simultaneous over the run (95 %); None where samples are too few.
+        slow: the whole interval lies above `over`, and the ratio does in each third of the run.
+    """
+
+    unit: str
+    name: str
+    ranks: tuple[int, ...]
+    kind: str
+    host: str | None
+    device: str | None
+    messages: int
+    samples: int
+    unanswered: int
+    median_ms: float | None
+    peers: int
+    ratio: float | None
+    interval: Ends | None
+    slow: bool
+
+
+class _Place(NamedTuple):
+    """Where service times come from."""
+
+    rank: int
+    kind: str
+    host: str | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One rank's service times of one kind, in ns of a single input."""
+
+    rank: int
+    kind: str
+    host: str | None
+    device: str | None
+    messages: int
+    samples: int
+    unanswered: int
+    median_ns: float | None
+    ends_ns: Ends | None
+    thirds_ns: tuple[float, ...]  # medians of the first, second and last third; () without ends
+
+
+def rank_speeds(run: Results, over: float = OVER) -> list[Speed]:
+    """Every rank, then every GPU, then every host of a run beside its peers; the slowest first.
+
+    GPUs are told apart where ranks of a host name several; a host with all ranks of a kind
+    has no peers for it. Ranks that answered nothing are there, last and without a ratio.
+
+    Args:
+        run: complete or not; warm-up groups do not count.
+        over: from how many times its peers' level something is called slow.
+
+    Raises:
+        UsageError: `over` is below 1.
+    """
+    if not 1 <= over < math.inf:
+        raise UsageError(f"slow is what takes 1 or more times what its peers take, found {over:g}")
+    levels = _levels(run)
+    units = {
+        "rank": _grouped(levels, lambda level: f"rank {level.rank}"),
+        "gpu": _grouped(levels, _gpu(levels)),
+        "host": _grouped(levels, lambda level: level.host),
+    }
+    found = []
+    for unit, members in units.items():
+        speeds = [_speed(unit, *item, levels, over) for item in members.items()]
+        found += sorted(speeds, key=lambda s: (s.ratio is None, -(s.ratio or 0), s.ranks))
+    return found
+
+
+def hosts_to_exclude(speeds: Iterable[Speed]) -> list[str]:
+    """Hosts that are slow or have a rank or GPU that is: Slurm can leave out no less."""
+    return sorted({speed.host for speed in speeds if speed.slow and speed.host is not None})
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A host over several runs.
+
+    Attributes:
+        runs: in which it had ranks with peers.
+        slow: in how many of them it was to be excluded.
+        ratios: of those, its slowest rank's or its own.
+        again: slow in two runs at least, and in half of its runs.
+    """
+
+    host: str
+    runs: int
+    slow: int
+    ratios: tuple[float, ...]
+
+    @property
+    def again(self) -> bool:
+        return self.slow >= 2 and 2 * self.slow >= self.runs
+
+
+def recurrences(runs: Sequence[Sequence[Speed]]) -> list[Recurrence]:
+    """The hosts of several runs, those that were slow most often first.
+
+    Args:
+        runs: `rank_speeds` of each.
+    """
+    met: dict[str, int] = defaultdict(int)
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for speeds in runs:
+        for host in {s.host for s in speeds if s.host is not None and s.interval is not None}:
+            met[host] += 1
+        for host in hosts_to_exclude(speeds):
+            ratios[host].append(max(s.ratio or 0 for s in speeds if s.slow and s.host == host))
+    found = [Recurrence(host, n, len(ratios[host]), tuple(ratios[host])) for host, n in met.items()]
+    return sorted(found, key=lambda r: (-r.slow / r.runs, -r.slow, r.host))
+
+
+def injected(run: Results) -> bool:
+    """Whether delays were injected, or all is simulated: then no host is slow of itself."""
+    settings = run.manifest.get("settings") or {}
+    drawn = settings.get("straggler", "none") != "none" or bool(settings.get("burn_ranks"))
+    return drawn or "simulated" in run.manifest
+
+
+# ---- one rank ---------------------------------------------------------------
+
+
+def service_times_ns(
+    run: Results, ratios: Mapping[str, float] | None = None
+) -> dict[tuple[int, int, str], np.ndarray]:
+    """The service times of each rank: (rank, session, kind) -> (n,) float64 ns, by their end.
+
+    One a message that was answered: compute and held, over what a batch of its size takes
+    (`batch_costs` of the manifest; of those without, as many times as it has inputs).
+
+    Args:
+        ratios: kind -> what its times are divided by besides; 1 where not named.
+    """
+    tasks = run.measured_tasks
+    size = ran_together(tasks)
+    service_ns = tasks["compute_ns"] + tasks["held_ns"]
+    ran = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (service_ns > 0)
+    costs = run.manifest.get("batch_costs") or {}
+    further = np.array([float(costs.get(kind, 1.0)) for kind in KINDS])
+    factor = batch_factor(size, further[tasks["kind"]])  # type: ignore[arg-type]
+    factor *= np.array([(ratios or {}).get(kind, 1.0) for kind in KINDS])[tasks["kind"]]
+    tasks, scaled_ns = tasks[ran], (service_ns / factor)[ran]
+    columns = [tasks[name] for name in ("sent_ns", "done_ns", "kind", "session", "rank")]
+    order = np.lexsort(columns)
+    tasks, scaled_ns = tasks[order], scaled_ns[order]
+    message = tasks[["rank", "session", "kind", "done_ns", "sent_ns"]]
+    first = np.append(True, message[1:] != message[:-1])[: len(message)]
+    tasks, scaled_ns = tasks[first], scaled_ns[first]
+    place = tasks[["rank", "session", "kind"]]
+    starts = np.flatnonzero(np.append(True, place[1:] != place[:-1])[: len(place)])
+    return {
+        (int(p["rank"]), int(p["session"]), KINDS[p["kind"]]): times
+        for p, times in zip(place[starts], np.split(scaled_ns, starts[1:]), strict=False)
+    }
+
+
+def _levels(run: Results) -> list[_Level]:
+    """One for each rank on each host and each kind that it answered for."""
+    worlds = _worlds(run)
+    times: dict[_Place, list[np.ndarray]] = defaultdict(list)
+    for (rank, session, kind), times_ns in service_times_ns(run).items():
+        times[_Place(rank, kind, *_whereabouts(worlds, session, rank))].append(times_ns)
+    for session, world in worlds.items():
+        for rank, member in world.items():
+            here = _whereabouts(worlds, session, rank)
+            held = [kind for kind in KINDS if kind in (member.get("kinds") or ())]
+            places = [_Place(rank, kind, *here) for kind in held]
+            if places and not any(place in times for place in places):
+                times[places[0]] = []
+    unanswered = _unanswered(run.measured_tasks)
+    miss = MISS / max(1, len(times))
+    found = []
+    for place in sorted(times, key=str):
+        times_ns = np.concatenate([*times[place], np.empty(0)])
+        known = quantile_interval(times_ns, 0.5, miss)
+        found.append(
+            _Level(
+                **place._asdict(),
+                messages=len(times_ns),
+                samples=known.samples,
+                unanswered=unanswered.get((place.rank, place.kind), 0),
+                median_ns=float(np.median(times_ns)) if len(times_ns) else None,
+                ends_ns=known.ends,
+                thirds_ns=_thirds(times_ns) if known.ends else (),
+            )
+        )
+    return found
+
+
+def _unanswered(tasks: np.ndarray) -> dict[tuple[int, str], int]:
+    """(rank, kind) -> tasks without an answer that nobody had taken back."""
+    mine = tasks[np.isin(tasks["outcome"], UNANSWERED)]
+    pairs, counts = np.unique(mine[["rank", "kind"]], return_counts=True)
+    known = zip(pairs, counts, strict=True)
+    return {(int(pair["rank"]), KINDS[pair["kind"]]): int(n) for pair, n in known}
+
+
+def _worlds(run: Results) -> dict[int, dict[int, Json]]:
+    """Session -> rank -> what is known of it; a session that was killed told nothing."""
+    entries = run.manifest.get("sessions") or []
+    told = {entry["session"]: (entry.get("final") or {}).get("world") for entry in entries}
+    if not told:  # in memory, or under way: then nothing is told, or of this session alone
+        told = {1: run.manifest.get("world")}
+    return {
+        session: {member["rank"]: member for member in world if is_int(member.get("rank"))}
+        for session, world in told.items()
+        if world
+    }
+
+
+def _whereabouts(
+    worlds: Mapping[int, Any], session: int, rank: int
+) -> tuple[str | None, str | None]:
+    """The host and the devices of a rank in a session."""
+    member = worlds.get(session, {}).get(rank, {})
+    host, devices = member.get("host"), member.get("devices")
+    named = isinstance(devices, list) and devices
+    return (host if isinstance(host, str) else None, "+".join(map(str, devices)) if named else None)
+
+
+_Name = Callable[[_Level], str | None]
+
+
+# ---- beside the peers -------------------------------------------------------
+
+
+def _gpu(levels: Sequence[_Level]) -> _Name:
+    """How the GPU of a level is called; None where a host's ranks do not tell them apart."""
+    named: dict[str | None, set[str | None]] = defaultdict(set)
+    for level in levels:
+        named[level.host].add(level.device)
+
+    def name(level: _Level) -> str | None:
+        told = level.device not in (None, "cpu") and len(named[level.host]) > 1
+        return f"{level.host} {level.device}" if told and level.host else None
+
+    return name
+
+
+def _grouped(levels: Sequence[_Level], name: _Name) -> dict[tuple[str, str], list[_Level]]:
+    """(what it is called, kind) -> its levels; those without a name are left out."""
+    found: dict[tuple[str, str], list[_Level]] = defaultdict(list)
+    for level in levels:
+        called = name(level)
+        if called is not None:
+            found[called, level.kind].append(level)
+    return found
+
+
+def _speed(
+    unit: str, key: tuple[str, str], mine: list[_Level], levels: list[_Level], over: float
+) -> Speed:
+    name, kind = key
+    own = {id(level) for level in mine}
+    peers = [level for level in levels if level.kind == kind and id(level) not in own]
+    known = [level for level in peers if level.ends_ns is not None]
+    sure = [level for level in mine if level.ends_ns is not None]
+    median_ns, of_peers_ns = _median(sure or mine), _median(known)
+    ratio = interval = None
+    slow = False
+    if median_ns is not None and of_peers_ns is not None:
+        ratio = median_ns / of_peers_ns
+        if sure:
+            (low, high), (low_p, high_p) = _ends(sure), _ends(known)
+            interval = low / high_p, high / low_p
+            slow = interval[0] > over and all(_thirds_of(sure) > over * _thirds_of(known))
+    hosts, devices = {level.host for level in mine}, {level.device for level in mine}
+    return Speed(
+        unit=unit,
+        name=name,
+        ranks=tuple(sorted({level.rank for level in mine})),
+        kind=kind,
+        host=hosts.pop() if len(hosts) == 1 else None,
+        device=devices.pop() if len(devices) == 1 else None,
+        messages=sum(level.messages for level in mine),
+        samples=sum(level.samples for level in mine),
+        unanswered=sum(level.unanswered for level in mine),
+        median_ms=None if median_ns is None else median_ns / 1e6,
+        peers=len(known),
+        ratio=ratio,
+        interval=interval,
+        slow=slow,
+    )
+
+
+def _median(levels: Iterable[_Level]) -> float | None:
+    found = [level.median_ns for level in levels if level.median_ns is not None]
+    return float(np.median(found)) if found else None
+
+
+def _ends(levels: Sequence[_Level]) -> Ends:
+    """Between what their median lies, while each lies between its own ends."""
+    low, high = np.median([level.ends_ns for level in levels if level.ends_ns], axis=0)
+    return float(low), float(high)
+
+
+def _thirds(times_ns: np.ndarray) -> tuple[float, ...]:
+    """Medians of the first, second and last third of a rank's service times."""
+    return tuple(float(np.median(part)) for part in np.array_split(times_ns, 3))
+
+
+def _thirds_of(levels: Sequence[_Level]) -> np.ndarray:
+    """(3,) ns, medians over the levels."""
+    found: np.ndarray = np.median([level.thirds_ns for level in levels], axis=0)
+    return found

@@ -1,0 +1,345 @@
+"""How a running job stands, in its folder: status.json for people, status.prom for Prometheus.
+
+Owns: both files' content, the thread that writes them, reading one back.
+Does not know: what a job is (job/status tells), terminals, how a status is watched (watch).
+
+Rank 0's loop hands over a snapshot every few seconds; a thread makes text of it and writes
+it, so a slow disk costs the loop nothing, and a snapshot that comes while one is written
+replaces what waits. Files are renamed into place, under the session's claim. A status that
+cannot be written is told once and is no reason to end a job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from platform import node
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.results.file_names import MANIFEST, METRICS, STATUS
+from collage_mpi.results.manifest import COMPLETE, STATUSES, Json, is_int, plain, readable
+from collage_mpi.results.rows import KINDS, OUTCOME_CODE
+from collage_mpi.system.files import write_atomic
+from collage_mpi.system.tell import tell
+
+FORMAT, VERSION = "collage-mpi status", 1
+STARTING, RUNNING, ENDING = "starting", "running", "ending"  # then one of STATUSES
+STATES = (STARTING, RUNNING, ENDING, *STATUSES)
+_LARGEST_BYTES = 16 << 20  # 10,000 ranks are 2 MB
+
+
+class StatusFiles:
+    """The status of one session, from its claim to its end.
+
+    Args:
+        out: the run's folder.
+        facts: what does not change while the session lasts: total, before, label and the like.
+        every_s: least seconds between two statuses.
+        check: raises when the folder is no longer this session's to write to.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        facts: Mapping[str, Any],
+        every_s: float,
+        check: Callable[[], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._out, self._check, self._clock = out, check, clock
+        self._every_s = every_s
+        self._facts = {
+            **facts,
+            "out": readable(str(out.absolute())),
+            "host": node(),
+            "pid": os.getpid(),
+            "every_s": every_s,
+        }
+        self._began_s = self._loop_s = clock()
+        self._due_s = self._began_s
+        self._count = 0
+        self._last: Json = {"state": STARTING, "done": 0, "ranks": []}
+        self._before: tuple[float, int] | None = None  # seconds, done: of the last snapshot
+        self._told = False
+        self._waiting: tuple[Json, np.ndarray | None] | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._write(self._last)
+        self._thread = threading.Thread(target=self._work, name="collage-mpi status", daemon=True)
+        self._thread.start()
+
+    def begin(self) -> None:
+        """Images come from now on: rates count from here."""
+        self._loop_s = self._clock()
+
+    def offer(self, snapshot: Callable[[], tuple[Json, np.ndarray]], *, now: bool = False) -> None:
+        """From the loop: take a snapshot if one is due, or `now`; well under 1 us if not.
+
+        Args:
+            snapshot: makes one: what to say, with `done` and `ranks`; and recent tasks, (n,) of
+                TASK_ROW, from which ranks get their service times.
+        """
+        if now or self._clock() >= self._due_s:
+            self._due_s = self._clock() + self._every_s
+            with self._changed:
+                self._waiting = snapshot()
+                self._changed.notify()
+
+    def end(self, status: str) -> None:
+        """The last word, of STATUSES; the folder is still claimed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        self._write({**self._last, "state": status})
+
+    def remove(self) -> None:
+        """There was no run after all."""
+        with self._changed:
+            self._closed, self._waiting = True, None
+            self._changed.notify()
+        self._thread.join()
+        for name in (STATUS, METRICS):
+            (self._out / name).unlink(missing_ok=True)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while self._waiting is None and not self._closed:
+                    self._changed.wait()
+                taken, self._waiting = self._waiting, None
+            if taken is None:
+                return
+            said, tasks = taken
+            if tasks is not None:
+                add_service_times(said["ranks"], tasks)
+            self._last = {**said, **self._rates(said["done"])}
+            self._write(self._last)
+
+    def _rates(self, done: int) -> Json:
+        """Images a second, of the session and since the last snapshot; the seconds left."""
+        now_s = self._clock()
+        before_s, before = self._before or (self._loop_s, 0)
+        self._before = (now_s, done)
+        lately = (done - before) / max(now_s - before_s, 1e-9)
+        left = self._facts["total"] - done
+        return {
+            "images_per_s": done / max(now_s - self._loop_s, 1e-9),
+            "images_per_s_lately": lately,
+            "left_s": left / lately if lately > 0 else None,
+        }
+
+    def _write(self, said: Json) -> None:
+        self._count += 1
+        written_s = time.time()
+        status = {
+            "format": FORMAT,
+            "version": VERSION,
+            "count": self._count,
+            **self._facts,
+            **said,
+            "elapsed_s": self._clock() - self._began_s,
+            "written": datetime.fromtimestamp(written_s, timezone.utc).isoformat(
+                timespec="seconds"
+            ),
+            "written_s": written_s,
+        }
+        text = json.dumps(status, separators=(",", ":"), default=plain).encode()
+        try:
+            write_atomic(self._out / STATUS, (text, b"\n"), check=self._check)
+            lines = "".join(metrics(status)).encode("utf-8", "replace")
+            write_atomic(self._out / METRICS, (lines,), check=self._check)
+        except (OSError, CollageError) as error:
+            if not self._told:  # a lost claim is told by who writes rows
+                self._told = True
+                if isinstance(error, OSError):
+                    why = error.strerror or error
+                    tell(f"warning: {self._out / STATUS} cannot be written: {why}. The job goes on")
+
+
+def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:
+    """Give each rank the median service time of what it answered lately, and how many that were.
+
+    Args:
+        ranks: records with `rank`; get `service_ms` (None without answers) and `answers`.
+        tasks: (n,) of TASK_ROW; of a batch each has the whole batch's time.
+    """
+    done = tasks[tasks["outcome"] == OUTCOME_CODE["answered"]]
+    service_ns = done["compute_ns"] + done["held_ns"]
+    order = np.lexsort([service_ns, done["rank"]])
+    numbers, starts, counts = np.unique(done["rank"][order], return_index=True, return_counts=True)
+    medians_ns = service_ns[order][starts + (counts - 1) // 2]
+    medians_ms = dict(zip(numbers.tolist(), (medians_ns / 1e6).tolist(), strict=True))
+    answers = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    for rank in ranks:
+        rank["service_ms"] = medians_ms.get(rank["rank"])
+        rank["answers"] = answers.get(rank["rank"], 0)
+
+
+# ---- Prometheus -------------------------------------------------------------
+
+
+def metrics(status: Json) -> Iterator[str]:
+    """The status in the text format of Prometheus (0.0.4), for node_exporter's textfile collector.
+
+    Base units, `_total` for what only grows within a session, one HELP and TYPE a name; no time
+    stamps, which that collector refuses.
+    """
+    run = {"run": status["out"]}
+    state, ranks = status["state"], status["ranks"]
+    ended = state in STATUSES
+    singles = [
+        (
+            "running",
+            "gauge",
+            "1 while a job writes to the run, 0 once it has ended.",
+            int(not ended),
+        ),
+        ("complete", "gauge", "1 once every image has its row.", int(state in COMPLETE)),
+        (
+            "status_timestamp_seconds",
+            "gauge",
+            "When this was written, Unix time.",
+            status["written_s"],
+        ),
+        ("elapsed_seconds", "gauge", "Since the session began.", status["elapsed_s"]),
+        ("images_expected", "gauge", "Images of the session.", status["total"]),
+        ("images_total", "counter", "Images with an outcome in the session.", status["done"]),
+        ("image_errors_total", "counter", "Images that became error rows.", status.get("errors")),
+        (
+            "collage_answers_total",
+            "counter",
+            "Images that a collage answered.",
+            status.get("by_collage"),
+        ),
+    ]
+    for name, kind, about, value in singles:
+        if value is not None:
+            yield from _metric(name, kind, about, [(run, value)])
+    states = sorted({rank["state"] for rank in ranks} | {"ready", "lost"})
+    counts = [({**run, "state": s}, sum(rank["state"] == s for rank in ranks)) for s in states]
+    yield from _metric("ranks", "gauge", "Worker ranks by state.", counts)
+    for name, key, scale, about in (
+        ("rank_service_seconds", "service_ms", 1e3, "Median service time of recent answers."),
+        ("rank_tasks", "tasks", 1, "Tasks that the rank has or that wait for it."),
+    ):
+        values = [(_labels(run, r), r[key] / scale) for r in ranks if r.get(key) is not None]
+        if values:
+            yield from _metric(name, "gauge", about, values)
+
+
+def _labels(run: Mapping[str, str], rank: Json) -> dict[str, str]:
+    kinds = "+".join(rank["kinds"])
+    return {**run, "rank": str(rank["rank"]), "host": rank["host"], "kind": kinds}
+
+
+def _metric(
+    name: str, kind: str, about: str, values: Sequence[tuple[Mapping[str, str], Any]]
+) -> Iterator[str]:
+    name = f"collage_mpi_{name}"
+    yield f"# HELP {name} {about}\n# TYPE {name} {kind}\n"
+    for labels, value in values:
+        inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        yield f"{name}{{{inside}}} {float(value)!r}\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+# ---- reading ----------------------------------------------------------------
+
+
+def read_status(run: Path) -> Json:
+    """The status in a run's folder, checked.
+
+    Raises:
+        EnvironmentFault: there is no run, or one without a status.
+        DataFault: it is damaged.
+    """
+    path = run / STATUS
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_LARGEST_BYTES)
+    except FileNotFoundError:
+        raise _no_status(run) from None
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"{path}: damaged: {error}") from error
+    wrong = _wrong(found)
+    if wrong:
+        raise DataFault(
+            f"{path}: damaged: {wrong}; {path.name} of this version is written by a job"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _no_status(run: Path) -> EnvironmentFault:
+    if (run / MANIFEST).exists():
+        return EnvironmentFault(
+            f"{run}: this run has no {STATUS}: it was simulated, or made by version 0.1. How it "
+            f"stands: collage-mpi verify {run}"
+        )
+    return EnvironmentFault(
+        f"{run}: no run here ({STATUS} not found). Name a directory that `collage-mpi run --out "
+        "DIR` writes to."
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_RANK: dict[str, Callable[[Any], bool]] = {
+    "rank": is_int,
+    "host": _is_text,
+    "kinds": lambda v: isinstance(v, list) and all(kind in KINDS for kind in v),
+    "state": _is_text,
+}
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "format": lambda v: v == FORMAT,
+    "version": lambda v: v == VERSION,
+    "state": lambda v: v in STATES,
+    **dict.fromkeys(("count", "total", "before", "done", "session", "pid"), is_int),
+    **dict.fromkeys(("every_s", "elapsed_s", "written_s"), _is_number),
+    **dict.fromkeys(("label", "host", "written", "run_id", "out"), _is_text),
+    "ranks": lambda v: isinstance(v, list) and not any(map(_wrong_rank, v)),
+}
+_OPTIONAL = ("images_per_s", "images_per_s_lately", "left_s", "errors", "by_collage")
+_OPTIONAL_RANK = ("service_ms", "answers", "tasks")
+
+
+def _wrong(found: Any) -> str | None:
+    """What is wrong with a status, or None."""
+    return _lacks(found, _CHECKS, _OPTIONAL)
+
+
+def _wrong_rank(found: Any) -> str | None:
+    return _lacks(found, _RANK, _OPTIONAL_RANK)
+
+
+def _lacks(found: Any, checks: Mapping[str, Callable[[Any], bool]], optional: Any) -> str | None:
+    if not isinstance(found, dict):
+        return "no object"
+    for key, right in checks.items():
+        if not right(found.get(key)):
+            return f"{key} is missing or of another type"
+    for key in optional:
+        if not (found.get(key) is None or _is_number(found[key])):
+            return f"{key} is no number"
+    return None

@@ -1,0 +1,224 @@
+"""What is kept of images beyond their class, as Parquet beside the rows: a file for each part.
+
+Owns: the names of these files, their columns, writing one, reading one, which parts of images have
+theirs.
+Does not know: which answer a vector came with, when a part is written, statistics.
+
+`vectors/vectors-SSSS-NNNNNN.parquet` belongs to `parts/images-SSSS-NNNNNN.npy`: it holds the
+answered images of that part in their order, and is there first. So a row that is on the disk has
+its vector, whenever a kill comes; a part of images whose file here is gone does not count, and
+`--resume` does its images again; a file here whose part never came is removed by the next
+session. What the folder holds while a run goes on is therefore each image once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.encoding.vectors import Extras
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.results.file_names import VECTORS_FOLDER
+from collage_mpi.results.parts import PartName
+from collage_mpi.results.rows import IMAGES
+from collage_mpi.system.files import write_atomic
+
+OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number
+KEYS = ("fingerprint", "shard", "row", "session")
+Write = Callable[[int], None]
+
+
+def require_pyarrow(what: str, other: str = "") -> None:
+    """Raise EnvironmentFault where pyarrow is not installed; `other` is what to do without."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{what} needs pyarrow, which is not installed: pip install 'collage-mpi[parquet]'"
+            + (f", or {other}." if other else "")
+        ) from error
+
+
+def extras_of(manifest: Mapping[str, Any]) -> Extras:
+    """What the run keeps of its images beyond their class."""
+    return Extras(**(manifest.get("extras") or {}))
+
+
+def vectors_path(out: Path, session: int, number: int) -> Path:
+    """The file of part `number` of a session's images."""
+    return out / VECTORS_FOLDER / f"vectors-{session:04d}-{number:06d}.parquet"
+
+
+class Beside:
+    """The vectors of the images that are not yet a part."""
+
+    def __init__(
+        self, out: Path, manifest: Mapping[str, Any], check: Callable[[], object] | None = None
+    ) -> None:
+        self._out, self._session, self._check = out, manifest["session"], check
+        self._extras = extras_of(manifest)
+        self._fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
+        self._keys: list[tuple[int, int]] = []
+        self._vectors: list[np.ndarray] = []
+
+    def add(self, shard: int, row: int, vector: np.ndarray) -> None:
+        """The vector, (floats,) float32, of the next answered image."""
+        self._keys.append((shard, row))
+        self._vectors.append(vector)
+
+    def take(self) -> Write:
+        """What writes these as the part of a number, off the hot path; they are forgotten here."""
+        keys, vectors = self._keys, self._vectors
+        self._keys, self._vectors = [], []
+
+        def write(number: int) -> None:
+            path = vectors_path(self._out, self._session, number)
+            write_atomic(path, (self._parquet(keys, vectors),), replace=False, check=self._check)
+
+        return write
+
+    def _parquet(self, keys: list[tuple[int, int]], vectors: list[np.ndarray]) -> memoryview:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        floats = len(vectors[0]) if vectors else 2 * (self._extras.top_k or 0)
+        matrix = np.array(vectors, np.float32).reshape(len(vectors), floats)
+        shards = np.array([shard for shard, _ in keys], np.uint32)
+        indices = pa.array(shards.astype(np.int32))
+        columns = {
+            "fingerprint": pa.DictionaryArray.from_arrays(indices, pa.array(self._fingerprints)),
+            "shard": pa.array(shards),
+            "row": pa.array(np.array([row for _, row in keys], np.uint64)),
+            "session": pa.array(np.full(len(keys), self._session, np.uint16)),
+        }
+        for name, values in self._extras.unpack(matrix).items():
+            offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), flat)
+        sink = pa.BufferOutputStream()
+        # A dictionary of floats that are all different would only cost room.
+        how = {"use_dictionary": ["fingerprint"], "write_page_checksum": True}
+        pq.write_table(pa.table(columns), sink, **how)
+        return memoryview(sink.getvalue())
+
+
+def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) -> list[PartName]:
+    """The parts, without those of images whose vectors are gone."""
+    if not extras_of(manifest):
+        return list(found)
+    there = {path.name for path in _files(out)}
+    return [
+        part
+        for part in found
+        if part.table != IMAGES.name or vectors_path(out, part.session, part.number).name in there
+    ]
+
+
+def remove_orphans(out: Path, kept: Iterable[PartName]) -> None:
+    """Remove the files whose part of images never came, or does not count."""
+    wanted = {vectors_path(out, part.session, part.number).name for part in kept}
+    for path in _files(out):
+        if path.name not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def _files(out: Path) -> list[Path]:
+    try:
+        paths = list((out / VECTORS_FOLDER).iterdir())
+    except FileNotFoundError:
+        return []
+    return sorted(path for path in paths if re.fullmatch(OURS, path.name))
+
+
+def read_file(path: Path, extras: Extras) -> Any:
+    """One file as a pyarrow.Table.
+
+    Raises:
+        EnvironmentFault: it is not there or cannot be read; pyarrow is not installed.
+        DataFault: it is damaged, or has not the run's columns.
+    """
+    require_pyarrow(f"reading {path}")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    advice = (
+        "Restore it from a copy, or move it away and run again with --resume: its images are then "
+        "done again."
+    )
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+    except pa.ArrowException as error:
+        raise DataFault(f"{path}: damaged: {' '.join(str(error).split())}. {advice}") from error
+    except OSError as error:  # pyarrow's own too: a page whose checksum is wrong
+        if error.errno is None:
+            raise DataFault(f"{path}: damaged: {error}. {advice}") from error
+        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
+    if tuple(table.column_names) != (*KEYS, *extras.columns):
+        raise DataFault(f"{path}: has the columns {', '.join(table.column_names)}. {advice}")
+    return table
+
+
+def matrix_of(column: Any) -> np.ndarray:
+    """(n, length) of a column of lists, all as long. Raises DataFault: they are not."""
+    flat, n = column.combine_chunks().flatten().to_numpy(zero_copy_only=False), len(column)
+    lengths = np.unique(column.combine_chunks().value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) > 1 or column.null_count:
+        raise DataFault("vectors of other lengths in one file")
+    found: np.ndarray = flat.reshape(n, -1) if n else flat.reshape(0, 0)
+    return found
+
+
+def arrow_vectors(out: Path, found: Iterable[PartName], manifest: Mapping[str, Any]) -> Any:
+    """Those of all answered images as one pyarrow.Table, in the order of their rows.
+
+    Args:
+        found: the run's parts that count.
+
+    Raises:
+        UsageError: the run keeps none.
+        EnvironmentFault, DataFault: as `read_file`.
+    """
+    extras = extras_of(manifest)
+    if not extras:
+        raise UsageError("the run has no vectors: it was made without --top-k and --save")
+    require_pyarrow("reading vectors")
+    import pyarrow as pa
+
+    numbers = [(part.session, part.number) for part in found if part.table == IMAGES.name]
+    tables = [read_file(vectors_path(out, *number), extras) for number in numbers]
+    return pa.concat_tables(tables) if tables else None
+
+
+def check_file(path: Path, rows: np.ndarray, manifest: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """What is wrong with the file beside a part of images, (n,) of IMAGE_ROW; and its vectors.
+
+    It must hold the answered images of the part, each once, in their order, and no others; the
+    best class must be that of the row.
+
+    Raises:
+        EnvironmentFault, DataFault: as `read_file`.
+    """
+    extras, answered = extras_of(manifest), rows[rows["answered"]]
+    table, wrong = read_file(path, extras), []
+    if len(table) != len(answered):
+        wrong.append(f"{path}: {len(table):,} vectors for {len(answered):,} answered images")
+        return len(table), wrong
+    for name in ("shard", "row", "session"):
+        if not np.array_equal(table[name].to_numpy(), answered[name]):
+            wrong.append(f"{path}: vectors of other images than its rows: {name} differs")
+    fingerprints = np.array([shard["fingerprint"] for shard in manifest["shards"]])
+    if not wrong and table["fingerprint"].to_pylist() != fingerprints[answered["shard"]].tolist():
+        wrong.append(f"{path}: vectors of other shards than its rows: fingerprint differs")
+    matrices = {name: matrix_of(table[name]) for name in extras.columns}
+    best = matrices.get("top_classes", matrices.get("scores"))
+    if not wrong and best is not None and len(best):
+        first = best[:, 0] if "top_classes" in matrices else best.argmax(axis=1)
+        other = int((first != answered["predicted"]).sum())
+        if other:
+            wrong.append(f"{path}: {other:,} vectors whose best class is not the row's")
+    return len(table), wrong

@@ -1,0 +1,302 @@
+"""What a run would do, and how long it would take: everything checked, nothing written.
+
+Owns: the order of the checks of `run --dry-run`, the estimate of time, what is told.
+Does not know: MPI. With workers at hand each loads its networks and answers, as at a run's start;
+without, this process loads them one after the other.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from collage_mpi.doctor.checks_machine import RESULT_BYTES_PER_IMAGE, size_text
+from collage_mpi.doctor.folder import free_bytes
+from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.job.handshake import handshake, refuse_other_networks, service_costs, welcomes
+from collage_mpi.job.network_loader import NetworkLoader, gpus_here
+from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
+from collage_mpi.job.resume import has_run
+from collage_mpi.job.session import (
+    build_encoder,
+    make_manifest,
+    not_done,
+    open_reader,
+    warn_of_bad_shards,
+)
+from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.kinds import ENCODED_KINDS, KIND, SINGLE
+from collage_mpi.results.manifest import held, read_manifest
+from collage_mpi.results.writer import RunWriter
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
+
+READ_IMAGES = 512  # read to see how fast that is
+SIMULATED_GROUPS = 200  # of them the time of all is known well enough; a second of computing
+TIMED_RUNS, WARM_RUNS = 15, 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What things take, and who was asked.
+
+    Attributes:
+        single_ns: an image in the single network, or in the scheme's own where it has none.
+        ratio: the other network over that.
+        batch_costs: kind -> a further input of a batch over the first.
+        shared: how many ranks work on one core, or one GPU, at most; 1.0 if none share.
+        who: in words.
+        memory: what is known of it, in words.
+    """
+
+    single_ns: int
+    ratio: float
+    batch_costs: dict[str, float]
+    shared: float
+    who: str
+    memory: str
+
+
+def forecast(
+    settings: RunSettings,
+    worker_group: WorkerGroup | None,
+    *,
+    resume: bool = False,
+    retry_errors: bool = False,
+    stop_reason: Callable[[], str | None] = lambda: None,
+    say: Callable[[str], None] = print,
+) -> ExitCode:
+    """Check a run as it would be checked, time its networks, tell what it would do.
+
+    Args:
+        worker_group: the ranks, or None where this process is alone.
+        resume, retry_errors: as `run_session`.
+        say: is given each line.
+
+    Returns:
+        COMPLETE, or DATA where shards cannot be read, as the run would end.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: what the run would end with.
+    """
+    settings.require_inputs()
+    out = Path(settings.out)
+    resume = (resume or retry_errors) and has_run(settings.out)
+    known = read_manifest(out) if resume else {}
+    size = settings.world_size if worker_group is None else worker_group.transport.size
+    plan = make_plan(settings, size, known.get("shards"), launched=worker_group is not None)
+    with _closing(plan):
+        warn_of_one_class_groups(plan)
+        warn_of_bad_shards(plan.shards)
+        order = plan.order
+        if resume:
+            manifest = make_manifest(plan)
+            if RunWriter.finished(out, manifest, retry_errors=retry_errors):
+                say(f"{out}: every image has its row already; nothing would be done")
+                return ExitCode.COMPLETE
+            order = not_done(plan, RunWriter.done(out, manifest, retry_errors=retry_errors))
+        else:
+            RunWriter.check_place(out)
+        encoder = build_encoder(plan)
+        read_ns = _read_ns(plan, encoder, order)
+        if worker_group is None:
+            measured = _measured_here(plan, encoder)
+        else:
+            measured = _measured_there(plan, encoder, worker_group, held(known), stop_reason)
+        for name, text in _lines(plan, order, measured, read_ns, resume):
+            say(f"{name:<10}{text}")
+        return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE
+
+
+@contextmanager
+def _closing(plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        plan.shards.close()
+
+
+def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
+    """What reading an image takes, shrinking included, where rank 0 reads them: ns."""
+    chosen = order[:READ_IMAGES]
+    if plan.settings.by_place or not len(chosen):
+        return 0.0
+    start_ns = time.monotonic_ns()
+    with open_reader(plan, chosen, encoder, ()) as reader:
+        while reader.take(len(chosen)):
+            pass
+    return (time.monotonic_ns() - start_ns) / len(chosen)
+
+
+def _measured_here(plan: Plan, encoder: AnyEncoder) -> Measured:
+    """Load each network into this process, as a rank of a job on this host would."""
+    workers = plan.placement.workers
+    loader, told = NetworkLoader(workers[0], len(plan.placement.kinds)), welcomes(plan, encoder)
+    times_ns: dict[str, dict[int, int]] = {}
+    rss_bytes: dict[str, int] = {}
+    devices = set()
+    for kind, spec in plan.networks.items():
+        predictor = loader(spec, kind, told[plan.placement.ranks_of(kind)[0]])
+        shape = encoder.input_shape if KIND[kind].encoded else plan.shards.shape
+        times_ns[kind] = {
+            batch: _timed_ns(predictor.predict, np.zeros((batch, *shape), np.uint8))
+            for batch in sorted({1, plan.settings.batch})
+        }
+        devices.add(predictor.device.partition(":")[0])
+        rss_bytes[kind] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    shared = len(workers) / (gpus_here() if devices == {"cuda"} else allowed_cores())
+    needed = sum(max(rss_bytes[k] for k in plan.placement.kinds[rank]) for rank in workers)
+    there = available_bytes()
+    memory = f"at most {size_text(needed)} for {len(workers)} ranks, measured in this process"
+    if there is not None:
+        memory += f"; {size_text(there)} available here"
+        if needed > there:
+            memory += ": TOO LITTLE for all ranks on this host"
+    who = f"in this process, on {' and '.join(sorted(devices))}"
+    return _as_measured(plan, times_ns, max(1.0, shared), who, memory)
+
+
+def _timed_ns(predict: Callable[[np.ndarray], object], inputs: np.ndarray) -> int:
+    times_ns = []
+    for _ in range(WARM_RUNS + TIMED_RUNS):
+        start_ns = time.monotonic_ns()
+        predict(inputs)
+        times_ns.append(time.monotonic_ns() - start_ns)
+    return min(times_ns[WARM_RUNS:])
+
+
+def _as_measured(
+    plan: Plan, times_ns: dict[str, dict[int, int]], shared: float, who: str, memory: str
+) -> Measured:
+    """From service times by kind and size of batch."""
+    settings, batch = plan.settings, plan.settings.batch
+    first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
+    other = next((t for kind, t in times_ns.items() if kind in ENCODED_KINDS), first)
+    ratio = other[1] / first[1] if settings.cost_ratio is None else settings.cost_ratio
+    costs = settings.batch_costs()
+    if batch > 1 and settings.batch_cost is None:
+        costs |= {
+            kind: max(0.0, (t[batch] / t[1] - 1) / (batch - 1)) for kind, t in times_ns.items()
+        }
+    return Measured(first[1], ratio, costs, shared, who, memory)
+
+
+def _measured_there(
+    plan: Plan,
+    encoder: AnyEncoder,
+    worker_group: WorkerGroup,
+    known: dict[str, str],
+    stop_reason: Callable[[], str | None],
+) -> Measured:
+    """Every rank loads its networks; one of each kind is timed, the others waiting."""
+    hellos = handshake(plan, worker_group, encoder, stop_reason)
+    refuse_other_networks(plan, hellos, known)
+    costs = service_costs(plan, worker_group)
+    worker_group.end()
+    there = available_bytes()
+    hosts = Counter(hello.host for hello in hellos.values() if hello.kinds)
+    memory = "all ranks have loaded their networks and answered"
+    if there is not None:
+        memory += f"; {size_text(there)} are left on rank 0's host"
+    gpus = Counter((h.host, d) for h in hellos.values() for d in h.devices if d != "cpu")
+    on_cores = (local_size() or sum(hosts.values())) / allowed_cores()
+    shared = float(max(gpus.values())) if gpus else max(1.0, on_cores)
+    named = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in sorted(hosts.items()))
+    first = costs.idle_ns.get(SINGLE) or next(iter(costs.idle_ns.values()), 0)
+    who = f"on a rank of each kind while the others wait; on {named}"
+    return Measured(first, costs.ratio, costs.batch_costs, shared, who, memory)
+
+
+def _lines(
+    plan: Plan, order: np.ndarray, measured: Measured, read_ns: float, resume: bool
+) -> Iterator[tuple[str, str]]:
+    settings, shards = plan.settings, plan.shards
+    labels = settings.labels()
+    shape = " x ".join(map(str, shards.shape))
+    groups = -(-len(order) // settings.group_size)
+    yield "scheme", ", ".join([*labels.values(), settings.mode, settings.describe_delays()])
+    of = f"{len(order):,} of {len(plan.order):,} images" if resume else f"{len(order):,} images"
+    yield "images", f"{of}, {groups:,} groups of {settings.group_size}, order {settings.order}"
+    named = f"{plan.classes} classes" + ("" if shards.labels() is None else ", labelled")
+    bad = f", {len(shards.bad)} cannot be read" if shards.bad else ""
+    yield "shards", f"{len(shards.infos)} good{bad}; {shape} uint8, {named}"
+    for kind, spec in plan.networks.items():
+        yield kind, f"{spec} on rank(s) {_ranges(plan.placement.ranks_of(kind))}"
+    yield "ranks", f"{len(plan.placement.kinds)}: {plan.placement.describe()}"
+    yield "memory", measured.memory
+    yield "output", _output(Path(settings.out), len(order), resume)
+    yield "service", _service(plan, measured)
+    yield "time", _time(plan, len(order), measured, read_ns)
+    yield "", "nothing was written"
+
+
+def _ranges(ranks: tuple[int, ...]) -> str:
+    """Ascending numbers: one, or first and last of what has no gap."""
+    whole = ranks[-1] - ranks[0] + 1 == len(ranks) > 1
+    return f"{ranks[0]}-{ranks[-1]}" if whole else ", ".join(map(str, ranks))
+
+
+def _output(out: Path, images: int, resume: bool) -> str:
+    there = out
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    free = free_bytes(there)
+    room = "" if free is None else f", {size_text(free)} are free"
+    needed = size_text(images * RESULT_BYTES_PER_IMAGE)
+    return f"{out} {'goes on' if resume else 'is new'}; at most {needed} of rows{room}"
+
+
+def _service(plan: Plan, measured: Measured) -> str:
+    kinds = list(plan.networks)
+    text = f"{kinds[0]} {measured.single_ns / 1e6:.3g} ms"
+    if len(kinds) > 1:
+        text += f", {kinds[1]} {measured.ratio:.2f} times that"
+    return f"{text}; measured {measured.who}"
+
+
+def _time(plan: Plan, images: int, measured: Measured, read_ns: float) -> str:
+    """Simulated with the measured times, once with a core (GPU) a rank, once as here."""
+    try:
+        least, most = (
+            max(_simulated_s(plan, images, measured, share), images * read_ns / 1e9)
+            for share in (1.0, measured.shared)
+        )
+    except UsageError as error:
+        return f"no estimate: {error}"
+    text = f"about {_duration(least)}"
+    if most > 1.1 * least:
+        text += f" with a core or GPU a rank, {_duration(most)} where {measured.shared:.1f} share"
+    return f"{text}; start-up not counted; simulated from these service times and rank 0's " + (
+        "usual costs" + (f", read at {1e9 / read_ns:,.0f} images/s" if read_ns else "")
+    )
+
+
+def _simulated_s(plan: Plan, images: int, measured: Measured, share: float) -> float:
+    count = min(images, SIMULATED_GROUPS * plan.settings.group_size)
+    if count == 0:
+        return 0.0
+    settings = replace(plan.settings, out="", cost_ratio=measured.ratio)
+    if plan.asked and settings.accept == "confident":  # nothing here knows scores
+        settings = replace(settings, accept=plan.asked.accept)
+    costs = Costs(single_ns=max(1, round(measured.single_ns * share)))
+    groups = simulate_in_memory(
+        Job(settings, count, costs, measured_batch_costs=measured.batch_costs)
+    ).groups
+    return float((groups["t0_ns"] + groups["latency_ns"]).max()) / 1e9 * images / count
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,126 @@
+"""What a run would have taken had its slow ranks been like their peers.
+
+Owns: the replay of a run's own service times, and the two simulations that are compared.
+Does not know: which ranks are slow (results/slow_ranks).
+
+Both simulations replay what each rank was seen to take, in its order, under the run's settings
+and rank 0's costs; in the second one the times of a slow rank are divided by how many times
+slower than its peers it was. What the first one says against the run itself tells how far to
+trust the second. Losses of ranks are not replayed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from collage_mpi.errors import DataFault
+from collage_mpi.kinds import ENCODED_KINDS
+from collage_mpi.results import Results, summarise
+from collage_mpi.results.manifest import Json
+from collage_mpi.results.slow_ranks import Speed, service_times_ns
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.runs import Job, check_job, like, simulate_in_memory
+from collage_mpi.workload.service_times import Delays, Moment
+
+MOST_IMAGES = 9_000  # simulated: some seconds; what a longer run is worth is in its rates
+_NO_MODEL = {"straggler": "none", "slow_ranks": (), "dead_ranks": (), "burn_ranks": ()}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of a run or a simulation; None where its groups are too few to say.
+
+    Attributes:
+        images_per_s: from the first measured release to the last end.
+        p50_ms, p99_ms: latency of a group.
+    """
+
+    images_per_s: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass(frozen=True)
+class Without:
+    """A run, its simulation, and the simulation without what was slow.
+
+    Attributes:
+        images: simulated.
+    """
+
+    images: int
+    measured: Pace
+    simulated: Pace
+    without: Pace
+
+
+def without_slow(run: Results, speeds: Sequence[Speed], images: int = MOST_IMAGES) -> Without:
+    """Simulate the run as it was and with its slow ranks as fast as their peers.
+
+    Args:
+        speeds: `rank_speeds` of the run.
+        images: simulated at most.
+
+    Raises:
+        UsageError, DataFault: it cannot be simulated; the message says why.
+    """
+    factors = _factors(speeds)
+    simulated = run.manifest.get("simulated")
+    costs = Costs(**simulated["costs"]) if isinstance(simulated, dict) else None
+    job = like(run, _NO_MODEL, min(images, run.manifest["rows"]), costs, None)
+    check_job(job)
+    times_s = _times_s(run, job)
+    paces = [
+        _pace(summarise(simulate_in_memory(replace(job, delays=_replayed(times_s, slow, job)))))
+        for slow in ({}, factors)
+    ]
+    return Without(job.images, _pace(summarise(run)), *paces)
+
+
+def _factors(speeds: Sequence[Speed]) -> dict[int, float]:
+    """Slow rank, or rank of a slow GPU or host -> how many times slower than its peers it was."""
+    slow = {rank for speed in speeds if speed.slow for rank in speed.ranks}
+    return {
+        speed.ranks[0]: max(1.0, speed.ratio)
+        for speed in speeds
+        if speed.unit == "rank" and speed.ranks[0] in slow and speed.ratio is not None
+    }
+
+
+def _times_s(run: Results, job: Job) -> dict[int, np.ndarray]:
+    """Rank -> (n,) float64, what it took for a single image, one after the other.
+
+    Raises:
+        DataFault: a rank of the run answered nothing.
+    """
+    found: dict[int, list[np.ndarray]] = defaultdict(list)
+    ratios = dict.fromkeys(ENCODED_KINDS, job.ratio)
+    for (rank, _, _), times_ns in service_times_ns(run, ratios).items():
+        found[rank].append(times_ns / 1e9)
+    ranks = job.settings.place(job.settings.world_size).workers
+    silent = [rank for rank in ranks if rank not in found]
+    if silent:
+        raise DataFault(
+            f"{run.path}: rank {silent[0]} has no answer after the warm-up: what it takes is not "
+            "known"
+        )
+    return {rank: np.concatenate(times_s) for rank, times_s in found.items()}
+
+
+def _replayed(times_s: Mapping[int, np.ndarray], slow: Mapping[int, float], job: Job) -> Delays:
+    """Each rank's own times, by the number of the group (or the image) that it is sent."""
+
+    def draw(moment: Moment) -> float:
+        mine = times_s[moment.rank]
+        return float(mine[moment.group % len(mine)]) / slow.get(moment.rank, 1.0)
+
+    return Delays(draw, 1.0, {}, {}, by_image=job.settings.draws_by_image)
+
+
+def _pace(summary: Json) -> Pace:
+    group = summary["latency"]["group"]
+    return Pace(summary["price"]["images_per_s"], group["p50_ms"], group["p99_ms"])

@@ -1,0 +1,167 @@
+"""`run --dry-run` in one process: what it checks, what it foretells, that it leaves nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collage_mpi.cli import main
+from collage_mpi.commands.launch import output_folder
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.session import make_manifest
+from collage_mpi.results import RunWriter
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import write_shard
+from collage_mpi.simulation.forecast import Measured, _as_measured, _simulated_s, _time
+from collage_mpi.system.environment import available_bytes
+
+NULL = ("--single", "null", "--collage", "null", "--side", "2")
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    write_shard(tmp_path / "a.h5", np.zeros((40, 6, 6, 1), np.uint8), np.arange(40) % 3)
+    return tmp_path / "a.h5"
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder."""
+    found = folder.rglob("*")
+    return {str(p): p.read_bytes() if p.is_file() else None for p in found}
+
+
+def dry_run(*words: str | Path) -> int:
+    return main(["run", "--dry-run", *map(str, words)])
+
+
+def test_it_tells_what_would_be_done_and_writes_nothing(shard, tmp_path, capsys):
+    before = content(tmp_path)
+    code = dry_run("--shards", shard, *NULL, "--out", tmp_path / "deep" / "out", "--limit", "30")
+    told = capsys.readouterr().out
+    assert code == 0
+    assert content(tmp_path) == before
+    for line in (
+        "images    30 images, 8 groups of 4",
+        "6 x 6 x 1 uint8, 10 classes, labelled",
+        "ranks     6: 0 coordinator, 1-4 single, 5 collage",
+        "deep/out is new",
+        "measured in this process, on cpu",
+        "launch -n 6 -- run",
+    ):
+        assert line in told
+    assert "about" in told.partition("\ntime ")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--singles", "0"), 2, "singles"),
+        (("--single", "gone.safetensors"), 3, "gone.safetensors"),
+        (("--single", "no_such_module:network"), 2, "no_such_module"),
+        (("--out", "a.h5"), 3, "--out needs a folder"),
+        (("--out", "a.h5/below"), 3, "--out needs a folder"),
+        (("--shards", "torn.h5"), 4, "torn.h5"),
+    ],
+)
+def test_what_a_run_would_end_with_ends_it(shard, tmp_path, capsys, monkeypatch, words, code, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn.h5").write_bytes(shard.read_bytes()[:2000])
+    before = content(tmp_path)
+    assert dry_run("--shards", "a.h5", *NULL, "--out", "out", *words) == code
+    assert says in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_shards_that_would_be_skipped_make_the_runs_code(shard, tmp_path, capsys):
+    (tmp_path / "torn.h5").write_bytes(shard.read_bytes()[:2000])
+    assert dry_run("--shards", tmp_path, *NULL, "--out", tmp_path / "out") == 4
+    assert "1 good, 1 cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_rights_is_told(shard, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert dry_run("--shards", shard, *NULL, "--out", tmp_path / "locked" / "out") == 3
+    assert "no right to write" in capsys.readouterr().err
+
+
+def test_a_resumed_run_has_what_is_left(shard, tmp_path, capsys):
+    out = tmp_path / "out"
+    settings = RunSettings(shards=(str(shard),), single="null", collage="null", side=2, out=out)
+    plan = make_plan(settings, 6)
+    writer = RunWriter.create(out, make_manifest(plan))
+    for row in range(25):
+        error = row < 3
+        source = "error" if error else "single"
+        times = {"t0_ns": 0, "latency_ns": 1, "group": row // 4, "cell": row % 4}
+        writer.image(shard=0, row=row, source=source, answered=not error, **times)
+    writer.close("incomplete")
+    plan.shards.close()
+    before = content(tmp_path)
+    assert dry_run("--resume", "--out", out) == 0
+    assert "15 of 40 images" in capsys.readouterr().out
+    assert dry_run("--retry-errors", "--out", out) == 0
+    assert "18 of 40 images" in capsys.readouterr().out
+    assert dry_run("--resume", "--out", out, "--order", "shuffle:1") == 2
+    assert "cannot resume with other settings" in capsys.readouterr().err
+    assert dry_run("--shards", shard, *NULL, "--out", out) == 3
+    assert "holds a run already" in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_the_estimate_is_the_networks_time_over_the_ranks(shard):
+    settings = RunSettings(shards=(str(shard),), single="null", scheme="none", side=2, out="out")
+    plan = make_plan(settings, 5)
+    plan.shards.close()
+    measured = Measured(50_000_000, 1.0, {}, 5.0, "here", "")
+    alone, crowded = (_simulated_s(plan, 4000, measured, share) for share in (1.0, 5.0))
+    assert alone == pytest.approx(4000 * 0.05 / 4, rel=0.02)
+    assert crowded == pytest.approx(5 * alone, rel=0.02)
+    told = _time(plan, 4000, measured, read_ns=1e5)
+    assert "about 50 s with a core or GPU a rank, 4 min where 5.0 share" in told
+    # Where reading takes longer than all networks, that is the time.
+    assert "about 67 min;" in _time(plan, 4000, measured, read_ns=1e9)
+
+
+def test_costs_of_a_collage_and_of_a_batch_are_measured_unless_said(shard):
+    times_ns = {"single": {1: 100, 4: 250}, "collage": {1: 150, 4: 600}}
+
+    def costs(**more):
+        names = {"single": "null", "collage": "null", "out": "out"}
+        settings = RunSettings(shards=(str(shard),), side=2, batch=4, **names, **more)
+        plan = make_plan(settings, 6)
+        plan.shards.close()
+        found = _as_measured(plan, times_ns, 1.0, "", "")
+        return found.single_ns, found.ratio, found.batch_costs["single"]
+
+    assert costs() == (100, 1.5, 0.5)
+    assert costs(cost_ratio=2.0, batch_cost=0.1) == (100, 2.0, 0.1)
+
+
+def test_free_memory_is_the_hosts_or_the_containers(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    assert available_bytes(tmp_path / "meminfo", tmp_path) == 2 << 20
+    (tmp_path / "memory.current").write_text("3000\n")
+    for limit, free in (("max\n", 2 << 20), ("4000\n", 1000), ("2000\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert available_bytes(tmp_path / "meminfo", tmp_path) == free
+    assert available_bytes(tmp_path / "gone", tmp_path / "gone") is None
+
+
+def test_launch_looks_for_no_marker_of_a_dry_run():
+    assert output_folder(["run", "--out", "there"]) == Path("there")
+    assert output_folder(["run", "--dry-run", "--out", "there"]) is None
+
+
+def test_a_threshold_of_accept_auto_does_not_keep_it_from_an_estimate(shard):
+    settings = RunSettings(shards=(str(shard),), single="null", collage="null", side=2, out="out")
+    plan = make_plan(settings, 6)
+    plan.shards.close()
+    sure = replace(plan, settings=replace(settings, accept="confident", confidence=0.9))
+    measured = Measured(50_000_000, 1.0, {}, 1.0, "here", "")
+    assert _time(sure, 4000, measured, 1.0) == _time(plan, 4000, measured, 1.0)
+    assert "no estimate" in _time(replace(sure, asked=sure.settings), 4000, measured, 1.0)

@@ -1,0 +1,351 @@
+"""The report: what stands on the page, that it is whole, small and safe."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from results_harness import fill, make_run, manifest, times_ms
+
+from collage_mpi.cli import main
+from collage_mpi.commands.run import write_page
+from collage_mpi.report.charts import STEPS, chart_data, kept_steps
+from collage_mpi.report.page import SCRIPTS, render_page
+from collage_mpi.report.tables import Cell, confusions, ranks
+from collage_mpi.report.tables import settings as settings_table
+from collage_mpi.report.worst import worst_images
+from collage_mpi.results import read_results, summarise
+from collage_mpi.results.slow_ranks import rank_speeds
+from collage_mpi.results.statistics import ecdf
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import ShardSet, inspect_shard, write_shard
+from collage_mpi.simulation.runs import Job, run_job
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'\u202e{{ 7 * 7 }}"
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with attributes, texts of cells, and scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script":
+            self.scripts[-1] += data
+        else:
+            self.words += f" {data}"
+
+    @property
+    def charts(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.scripts[0])
+        return found
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run without and a run with the collage, on the images of one shard."""
+    out = tmp_path_factory.mktemp("report")
+    pixels = np.random.default_rng(1).integers(0, 256, (900, 8, 8, 3), dtype=np.uint8)
+    write_shard(out / "in.h5", pixels, ids=[f"picture-{i}.jpg" for i in range(900)])
+    info = inspect_shard(out / "in.h5")
+    shards = [{"path": str(info.path), "fingerprint": info.fingerprint, "count": 900}]
+    plain = make_run(out / "none", 900, collage=False, shards=shards)
+    errors = frozenset({7})
+    status = "complete_with_errors"
+    return [plain, make_run(out / "collage", 900, shards=shards, errors=errors, status=status)]
+
+
+def test_the_page_says_what_the_summary_says(folders: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "new" / "report.html"
+    assert main(["report", *map(str, folders), "--out", str(out)]) == 0
+    page = Page(out.read_text("utf-8"))
+    summary = summarise(read_results(folders[1]))
+    group, price = summary["latency"]["group"], summary["price"]
+    low, high = group["p95_ci95_ms"]
+    ratio = group["p95_ms"] / summarise(read_results(folders[0]))["latency"]["group"]["p95_ms"]
+    for wanted in (
+        "Complete and verified",
+        "complete with errors: 900 of 900 rows, no doubles, 1 error rows",
+        f"{group['p95_ms']:.1f} ({ratio:.2f}x) [{low:.1f}, {high:.1f}]",
+        "n/a (n=100)",  # P99 of 100 groups
+        f"{100 * price['collage_share']:.2f} %",
+        f"{price['rank_seconds_per_image']:.4f}",
+        "crc32 of row wrong",
+        "rank 4 (",
+        "picture-",
+        "class 3",
+    ):
+        assert wanted in page.words, wanted
+
+
+def test_nothing_is_loaded_and_only_known_scripts_run(folders: list[Path]) -> None:
+    text = render_page(folders)
+    page = Page(text)
+    assert len(text) < 400_000
+    loaded = [attrs.get(key) for _, attrs in page.tags for key in ("src", "href") if key in attrs]
+    assert loaded
+    assert all(re.match(r"#|data:image/(png|jpeg);base64,", str(target)) for target in loaded)
+    policy = next(a["content"] for _, a in page.tags if "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert policy.count("'sha256-") == len(SCRIPTS) == len(page.scripts) - 1
+
+
+def test_names_from_data_are_text_and_no_script(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "evil<b>",
+        90,
+        errors=frozenset({3}),
+        status="complete_with_errors",
+        class_names=[f"{EVIL}{i}" for i in range(10)],
+        straggler=EVIL,
+        scheme=EVIL,
+        mode=EVIL,
+        order=EVIL,
+        shards=[{"path": EVIL, "fingerprint": EVIL, "count": 90}],
+        settings={"scheme": EVIL, EVIL: EVIL},
+        job={"command": [EVIL], "host": EVIL, "versions": {EVIL: EVIL}},
+        world=[{"rank": r, "host": EVIL, "kinds": ["single"]} for r in range(11)],
+    )
+    harmless = Page(render_page([make_run(tmp_path / "good", 90, errors=frozenset({3}))]))
+    page = Page(render_page([run, run]))
+    assert len(page.scripts) == len(harmless.scripts)
+    assert not [attrs for _, attrs in page.tags if any(key.startswith("on") for key in attrs)]
+    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in harmless.tags} | {"b", "h3"}
+    assert EVIL.replace("\u202e", "\\u202e") in page.words
+    assert "\u202e" not in page.words
+    assert "49" not in re.findall(r"'\\u202e(.{2})", page.words)  # no template in a template
+    assert page.charts[0]["name"].startswith("</script><script>")
+
+
+@pytest.mark.parametrize("n", [1, 5, 1000, 300_000])
+def test_a_curve_keeps_its_ends_its_tail_and_few_steps(n: int) -> None:
+    values = np.random.default_rng(n).lognormal(0, 1, n)
+    _, share = ecdf(values)
+    keep = kept_steps(share, n)
+    assert len(keep) <= STEPS
+    assert keep[0] == 0
+    assert keep[-1] == n - 1
+    assert set(range(max(0, n - 10), n)) <= set(keep.tolist())  # the slowest, one by one
+    gaps = np.diff(share[keep])
+    assert not len(gaps) or gaps.max() < 2.5 / STEPS + 2 / n
+    tail = 1 - share[keep][:-1]  # near one step in its logarithm too, where there are values
+    assert n < 1000 or (tail[:-1] / tail[1:]).max() <= 2
+
+
+def test_over_time_is_the_median_and_the_slowest_of_neighbours(tmp_path: Path) -> None:
+    settings = RunSettings(out=str(tmp_path / "run"), warmup_groups=0, straggler="lognormal")
+    run_job(Job(settings, 9 * 1000))
+    run = read_results(tmp_path / "run")
+    shown = chart_data(run, "x")["time"]
+    assert shown["each"] == 4
+    assert len(shown["s"]) == len(shown["median"]) == len(shown["slowest"]) == 300
+    first = np.sort(run.groups, order="t0_ns")[:4]
+    assert shown["median"][0] == pytest.approx(np.median(first["latency_ns"]) / 1e6, rel=1e-5)
+    assert max(shown["slowest"]) == pytest.approx(run.groups["latency_ns"].max() / 1e6, rel=1e-5)
+    assert shown["s"] == sorted(shown["s"])
+
+
+def test_sessions_stand_one_behind_another(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 90))
+    groups = run.groups.copy()
+    groups["session"][5:] = 2
+    groups["t0_ns"][5:] -= groups["t0_ns"][5] - 3  # its clock begins again
+    object.__setattr__(run, "groups", groups)
+    shown = chart_data(run, "x")["time"]
+    assert shown["s"] == sorted(shown["s"])
+    first = groups[:5]
+    end_s = ((first["t0_ns"] + first["latency_ns"]).max() - first["t0_ns"].min()) / 1e9
+    assert shown["sessions"] == [pytest.approx(end_s, rel=1e-5)]
+    assert shown["s"][5] == pytest.approx(end_s, rel=1e-5)
+
+
+def test_the_timeline_holds_the_slowest_group(tmp_path: Path) -> None:
+    settings = RunSettings(out=str(tmp_path / "run"), straggler="lognormal", slow_ranks=("4:5",))
+    run_job(Job(settings, 9 * 100))
+    run = read_results(tmp_path / "run")
+    shown = chart_data(run, "x")["timeline"]
+    slowest = run.groups[np.argmax(run.groups["latency_ns"])]
+    assert shown["group"] == slowest["group"]
+    assert shown["first"] == shown["group"] - 4
+    assert shown["last"] == shown["group"] + 4
+    assert {bar[2] for bar in shown["bars"]} >= set(range(shown["first"], shown["last"] + 1))
+    for row, _, group, sent, start, end, *_ in shown["bars"]:
+        rank = int(shown["ranks"][row].split()[1])
+        tasks = run.tasks[(run.tasks["rank"] == rank) & (run.tasks["group"] == group)]
+        service_ms = (tasks["compute_ns"] + tasks["held_ns"]) / 1e6
+        assert sent <= start <= end
+        assert np.abs(service_ms - (end - start)).min() < 1e-3
+    colours = {shown["looks"][bar[1]]["name"] for bar in shown["bars"]}
+    assert "collage answer that resolved images" in colours
+
+
+def test_a_slow_rank_is_named_against_its_peers(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 9 * 80))
+    (speed,) = (one for one in rank_speeds(run) if one.slow)
+    named, tables = ranks(run)
+    assert f"Slow against its peers: rank 4 ({speed.ratio:.1f}x)." in named
+    assert len(tables) == 1  # one host
+    rows = {str(row[0]): row for row in tables[0].rows}
+    assert list(rows) == [str(rank) for rank in range(1, 11)]
+    low, high = speed.interval or (0, 0)
+    assert rows["4"][3] == Cell(f"{speed.ratio:.2f}x [{low:.2f}, {high:.2f}] slow", bad=True)
+    assert not isinstance(rows["3"][3], Cell)
+    assert rows["10"][1] == "collage"
+    assert rows["10"][3] == ""  # the only one of its kind
+    times = times_ms(80)[:, 3]
+    middle, high = np.quantile(times, [0.5, 0.95], method="inverted_cdf")
+    low = -np.quantile(-times, 0.95, method="inverted_cdf")
+    bar = rows["4"][4]
+    assert isinstance(bar, Cell)
+    assert bar.bar is not None
+    assert bar.bar[2] == 1.0  # the longest
+    assert bar.bar[1] == pytest.approx(middle / high)
+    assert bar.bar[0] == pytest.approx(low / high)
+    fast = read_results(make_run(tmp_path / "fast", 9 * 80, slow_rank=None))
+    assert ranks(fast)[0].startswith("No rank")
+
+
+def test_hosts_are_told_apart(tmp_path: Path) -> None:
+    world = [
+        {
+            "rank": r,
+            "host": "slow-host" if r == 4 else "h",
+            "kinds": ["single"] if 0 < r < 10 else [],
+        }
+        for r in range(11)
+    ]
+    run = read_results(make_run(tmp_path / "run", 9 * 80, final={"world": world}))
+    named, (by_rank, by_host) = ranks(run)
+    assert "host slow-host (" in named
+    assert [row[1] for row in by_rank.rows][3] == "slow-host"
+    rows = {str(row[0]): row for row in by_host.rows}
+    assert rows["slow-host"][2] == "1"
+    assert isinstance(rows["slow-host"][3], Cell)
+    assert not isinstance(rows["h"][3], Cell)
+
+
+def test_the_confusion_adds_up(folders: list[Path]) -> None:
+    run = read_results(folders[1])
+    matrix, mistakes = confusions(run)
+    assert matrix is not None
+    assert mistakes is not None
+    images = run.images[run.images["answered"]]
+    for label, row in enumerate(matrix.rows):
+        counts = [int(cell.text or 0) for cell in row[1:] if isinstance(cell, Cell)]
+        of_label = images["predicted"][images["label"] == label]
+        assert counts == np.bincount(of_label, minlength=10).tolist()
+    wrong = images[images["predicted"] != images["label"]]
+    found = {(str(row[0]), str(row[1])): int(str(row[2])) for row in mistakes.rows}
+    assert sum(found.values()) == len(wrong)
+    one = wrong[0]
+    pair = (f"class {one['label']}", f"class {one['predicted']}")
+    assert found[pair] == int(
+        ((wrong["label"] == one["label"]) & (wrong["predicted"] == one["predicted"])).sum()
+    )
+
+
+def test_pictures_are_of_the_shard_or_missed_in_words(folders: list[Path], tmp_path: Path) -> None:
+    there = render_page([folders[0]])
+    assert there.count('src="data:image/png;base64,') == 24
+    moved = tmp_path / "moved.h5"
+    shard = folders[0].parent / "in.h5"
+    shard.rename(moved)
+    try:
+        page = render_page([folders[0]])
+        assert "data:image" not in page.replace("img-src data:", "")
+        assert "--shards PATH says where they are now" in page
+        assert render_page([folders[0]], [moved]).count("data:image/png") == 24
+    finally:
+        moved.rename(shard)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_worst_are_the_surest_mistakes_or_the_least_sure(
+    folders: list[Path], labels: bool
+) -> None:
+    run = read_results(folders[0])
+    images = run.images.copy()
+    images["score"] = np.random.default_rng(2).permutation(len(images)) / len(images)
+    images["has_label"] = labels
+    run = dataclasses.replace(run, images=images)
+    found = worst_images(run, None, 5)
+    assert found is not None
+    sought = images[images["predicted"] != images["label"]] if labels else images
+    sought = np.sort(sought, order="score")
+    sought = sought[::-1][:5] if labels else sought[:5]
+    with ShardSet.open([folders[0].parent / "in.h5"]) as shards:
+        pixels, _ = shards.read(sought["row"].astype(int))
+    for picture, row, wanted in zip(found.pictures, sought, pixels, strict=True):
+        assert f"score {row['score']:.3f}, single" in picture.lines
+        assert f"picture-{row['row']}.jpg" in picture.lines
+        names = [f"class {row['label']}", f"class {row['predicted']}"]
+        assert picture.title == (" taken for ".join(names) if labels else names[1])
+        assert picture.uri is not None
+        data = base64.b64decode(picture.uri.partition("base64,")[2])
+        assert (np.asarray(Image.open(io.BytesIO(data))) == wanted).all()
+
+
+def test_settings_that_differ_are_marked(folders: list[Path]) -> None:
+    runs = [read_results(folder) for folder in folders]
+    runs[0].manifest["settings"]["scheme"] = "none"
+    rows = {str(row[0]): row for row in settings_table(runs, ["a", "b"]).rows}
+    assert rows["scheme"][1:] == [Cell("none", bad=True), Cell("collage", bad=True), "collage"]
+    assert rows["side"][1:] == ["3", "3", "3"]
+    assert rows["out"][1] == Cell("somewhere")  # not the default, and the same
+
+
+def test_an_unfinished_run_and_one_without_groups_have_a_page(tmp_path: Path) -> None:
+    from collage_mpi.results import RunWriter
+
+    full = manifest(90, warmup_groups=5)
+    writer = RunWriter.create(tmp_path / "half", full)
+    fill(writer, full, range(45))
+    writer.close("incomplete")
+    page = Page(render_page([tmp_path / "half"]))
+    assert "Incomplete" in page.words
+    assert "45 of 90 rows" in page.words
+    assert page.charts[0]["curve"] is None
+    assert "No group was measured." in page.words
+
+
+def test_a_report_that_fails_is_no_failure_of_the_job(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run", 9)
+    (run / "report.html").mkdir()
+    write_page(run)
+    assert "no report: " in caplog.text
+    assert "cannot be written" in caplog.text
+
+
+def test_what_cannot_be_shown_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(make_run(tmp_path / "run", 9))
+    assert main(["report", run, run]) == 2
+    assert "--out is missing" in capsys.readouterr().err
+    assert main(["report", *[run] * 13, "--out", str(tmp_path / "x.html")]) == 2
+    assert "1 to 12" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "nothing")]) == 3
+    assert main(["report", run, "--out", str(tmp_path / "run" / "manifest.json" / "x")]) == 3
+    assert "cannot be written" in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""`collage-mpi slow-ranks`: what is printed, what a run is without them, whom Slurm leaves out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_slow_ranks import a_run
+
+from collage_mpi.cli import main
+from collage_mpi.commands import slow_ranks as command
+from collage_mpi.errors import DataFault
+from collage_mpi.results import Results
+from collage_mpi.results.slow_ranks import rank_speeds
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.without import without_slow
+
+
+def simulated(images: int = 1350, **settings: Any) -> Results:
+    # Each image has its rank, and a group waits for all: there a slow rank costs the most.
+    schedule = {"assign": "turn", "endgame": "off", "depth": 1}
+    given = {"straggler": "lognormal", **schedule, **settings}
+    return simulate_in_memory(Job(RunSettings.from_mapping(given, "test"), images))
+
+
+def test_without_its_slow_rank_a_run_is_what_a_healthy_one_was() -> None:
+    """The counterfactual has a truth here: the same seeds without the slow rank."""
+    slow = simulated(scheme="none", slow_ranks=["4:5"])
+    healthy = simulated(scheme="none")
+    found = without_slow(slow, rank_speeds(slow))
+    truth = without_slow(healthy, rank_speeds(healthy)).measured
+    assert found.images == 1350
+    assert found.simulated.images_per_s == pytest.approx(found.measured.images_per_s, rel=0.01)
+    assert found.without.images_per_s == pytest.approx(truth.images_per_s, rel=0.02)
+    assert found.without.p50_ms == pytest.approx(truth.p50_ms, rel=0.02)
+    assert found.measured.p50_ms == pytest.approx(500, rel=0.05)
+
+
+def test_a_collage_ranks_times_are_replayed_as_they_were() -> None:
+    """Its ratio is divided out and multiplied in again; the collage already hides rank 4."""
+    run = simulated(slow_ranks=["4:5"], cost_ratio=1.5, scheme="collage")
+    found = without_slow(run, rank_speeds(run))
+    assert found.simulated.p50_ms == pytest.approx(found.measured.p50_ms, rel=0.02)
+    assert found.simulated.images_per_s == pytest.approx(found.measured.images_per_s, rel=0.02)
+
+
+def test_what_cannot_be_simulated_says_why() -> None:
+    run = simulated(450)
+    tasks = run.tasks[run.tasks["rank"] != 3]
+    with pytest.raises(DataFault, match="rank 3 has no answer"):
+        without_slow(replace(run, tasks=tasks), rank_speeds(run))
+
+
+def of_files(monkeypatch: pytest.MonkeyPatch, runs: dict[str, Results]) -> list[str]:
+    """The runs under names, as if read from folders."""
+    named = {name: replace(run, path=Path(name)) for name, run in runs.items()}
+    monkeypatch.setattr("collage_mpi.results.read_results", lambda path: named[str(path)])
+    return ["slow-ranks", *named]
+
+
+def healthy(**manifest: Any) -> Results:
+    return a_run(dict.fromkeys(range(1, 7), 1.0), **manifest)
+
+
+def ill(slow: int = 2, **manifest: Any) -> Results:
+    return a_run({rank: 3.0 if rank == slow else 1.0 for rank in range(1, 7)}, **manifest)
+
+
+def test_one_run_names_the_node_for_slurm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(of_files(monkeypatch, {"a": ill()})) == 0
+    out = capsys.readouterr().out
+    slow = [line for line in out.splitlines() if line.endswith("SLOW")]
+    assert [line.split()[0] for line in slow] == ["rank", "node2"]
+    assert "sbatch --exclude=node2" in out
+    assert "not simulated without them: " in out  # it measured no costs
+    assert max(map(len, out.splitlines())) <= 160
+    assert main(of_files(monkeypatch, {"a": healthy()})) == 0
+    out = capsys.readouterr().out
+    assert "nothing is slower than its peers" in out
+    assert "exclude" not in out
+
+
+def test_domains_are_left_out_and_odd_names_quoted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = dict.fromkeys(range(1, 7), "good") | {2: "node2.cluster.org"}
+    factors = {rank: 3.0 if rank == 2 else 1.0 for rank in range(1, 7)}
+    main([*of_files(monkeypatch, {"a": a_run(factors, hosts)}), "--no-simulation"])
+    assert "sbatch --exclude=node2\n" in capsys.readouterr().out
+    main([*of_files(monkeypatch, {"a": a_run(factors, {**hosts, 2: "$(x)"})}), "--no-simulation"])
+    assert "sbatch --exclude='$(x)'\n" in capsys.readouterr().out
+
+
+def test_only_hosts_that_are_slow_again_and_again_are_excluded_of_several_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = of_files(monkeypatch, {"a": ill(2), "b": ill(2), "c": ill(5), "d": healthy()})
+    main([*words, "--no-simulation"])
+    out = capsys.readouterr().out
+    assert "sbatch --exclude=node2\n" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("AGAIN")] == ["node2"]
+    main([*of_files(monkeypatch, {"a": ill(2), "b": ill(3)}), "--no-simulation"])
+    assert "No host is slow again and again" in capsys.readouterr().out
+
+
+def test_no_exclude_where_it_would_be_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*of_files(monkeypatch, {"a": ill(settings={"straggler": "pinned"})}), "--no-simulation"])
+    out = capsys.readouterr().out
+    assert "slow on purpose" in out
+    assert "--exclude" not in out
+    one = a_run({r: 3.0 if r == 2 else 1.0 for r in range(1, 7)}, dict.fromkeys(range(1, 7), "h"))
+    main([*of_files(monkeypatch, {"a": one}), "--no-simulation"])
+    out = capsys.readouterr().out
+    assert "Every host has slow ranks" in out
+    assert "--exclude" not in out
+    with_rank_0 = ill()
+    with_rank_0.manifest["world"].append({"rank": 0, "host": "node2", "kinds": []})
+    main([*of_files(monkeypatch, {"a": with_rank_0}), "--no-simulation"])
+    assert "node2 ran rank 0 too" in capsys.readouterr().out
+
+
+def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = simulated(900, slow_ranks=["4:5"], scheme="none")
+    main([*of_files(monkeypatch, {"a": run, "b": ill(), "c": ill()}), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["exclude"] == ["node2"]
+    first, second, _ = found["runs"]
+    assert first["injected"]
+    assert (
+        first["without"]["without"]["images_per_s"]
+        > 3 * first["without"]["simulated"]["images_per_s"]
+    )
+    assert second["without"] is None
+    assert "costs" in second["not_simulated"]
+    assert [s["ranks"] for s in first["speeds"] if s["slow"]] == [[4]]
+    assert found["hosts"][0]["again"]
+
+
+def test_many_ranks_are_cut_but_for_the_slow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run({rank: 4.0 if rank < 16 else 1.0 for rank in range(1, 41)})
+    main([*of_files(monkeypatch, {"a": run}), "--no-simulation"])
+    out = capsys.readouterr().out
+    assert sum(line.startswith("rank ") and "SLOW" in line for line in out.splitlines()) == 15
+    assert "and 25 more, none of them slow" in out
+    assert command.SHOWN < 15

@@ -1,0 +1,387 @@
+"""What is kept beyond a class: packed and unpacked; beside its rows whatever breaks."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
+
+from collage_mpi.encoding.decode import decode, decode_parity
+from collage_mpi.encoding.vectors import Extras
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.job.handshake import answer_bytes, check_same_embedding
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.recorder import Vectors
+from collage_mpi.job.session import build_encoder, make_manifest, parity_decoder
+from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_results, unpack_results
+from collage_mpi.results import RunWriter, export_run, read_results, verify_run, writer
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards import write_shard
+from collage_mpi.system import files
+
+pyarrow = pytest.importorskip("pyarrow")
+dataset = pytest.importorskip("pyarrow.dataset")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+BOTH = {"top_k": 3, "save": "scores"}
+ROWS = 27
+
+
+# ---- the vector ---------------------------------------------------------------
+
+
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 12)),
+                  elements=st.floats(0, 1, width=32)),
+    st.data(),
+)  # fmt: skip
+def test_what_is_packed_comes_back(scores, data):
+    n, classes = scores.shape
+    k = data.draw(st.integers(1, classes))
+    embeddings = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
+    for save, saved in (("none", 0), ("scores", classes), ("embeddings", 2)):
+        extras = Extras(k, save)
+        vectors = extras.pack(scores, embeddings)
+        assert vectors.shape == (n, saved + 2 * k)
+        assert vectors.shape[1] <= extras.floats(classes)
+        found = extras.unpack(vectors)
+        assert tuple(found) == extras.columns
+        top = found["top_classes"]
+        assert np.array_equal(np.take_along_axis(scores, top, 1), found["top_scores"])
+        assert np.array_equal(found["top_scores"], -np.sort(-scores, axis=1)[:, :k])
+        best = [record[0] if record else None for record in decode(scores)]
+        assert all(b in (None, t) for b, t in zip(best, top[:, 0].tolist(), strict=True))
+        if save == "scores":
+            assert np.array_equal(found["scores"], scores)
+        if save == "embeddings":
+            assert np.array_equal(found["embedding"], embeddings)
+
+
+def test_they_travel_as_they_are():
+    """Class numbers are bits in floats: no conversion may touch them on their way."""
+    extras = Extras(2)
+    vectors = extras.pack(np.float32([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]))
+    buffer = np.zeros(4096, np.uint8)
+    sent = WireResult(1, ANSWERED, cells=((1, 0.7), (0, 0.5)), vectors=vectors)
+    (got,) = unpack_results(buffer[: pack_results(buffer, 1, [sent])])
+    assert extras.unpack(got.vectors)["top_classes"].tolist() == [[1, 2], [0, 2]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Any:
+    """RunSettings of a small shard with three classes."""
+    write_shard(tmp_path / "a.h5", np.zeros((40, 6, 6, 1), np.uint8), np.arange(40) % 3,
+                class_names=("a", "b", "c"))  # fmt: skip
+
+    def made(**more: Any) -> RunSettings:
+        names = {"single": "null", "collage": "null", "parity": "null", "out": "out", "side": 2}
+        return RunSettings(shards=(str(tmp_path / "a.h5"),), **{**names, **more})
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("scheme", "world", "extras"),
+    [
+        ("collage", 6, {"top_k": 3, "save": "scores"}),
+        ("parity", 7, {"top_k": 2, "save": "scores"}),
+        ("none", 5, {"save": "embeddings"}),
+    ],
+)
+def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
+    plan = make_plan(settings(scheme=scheme, **extras), world)
+    plan.shards.close()
+    assert make_manifest(plan)["extras"] == {"top_k": None, "save": "none", **extras}
+    room = answer_bytes(plan, build_encoder(plan))
+    kept = plan.settings.extras.floats(plan.classes)
+    items = 4 if scheme == "collage" else 1
+    floats = kept + (plan.classes if scheme == "parity" else 0)
+    result = WireResult(1, ANSWERED, cells=((1, 0.5),) * items, reason="x" * 480)
+    result.vectors = np.zeros((items, floats), np.float32)
+    ((only,),) = in_messages([result], room)
+    assert pack_results(np.zeros(room, np.uint8), 1, [only]) <= room
+
+
+@pytest.mark.parametrize("scheme", ["collage", "collage-only", "parity"])
+def test_embeddings_need_a_scheme_whose_answers_have_them(settings, scheme):
+    with pytest.raises(UsageError, match="scheme none, replicate or hedge"):
+        settings(scheme=scheme, save="embeddings")
+
+
+def test_what_cannot_be_kept_is_refused_before_ranks_load(settings, monkeypatch):
+    with pytest.raises(UsageError, match="top_k is 4; there are 3 classes"):
+        make_plan(settings(top_k=4), 6)
+    with pytest.raises(UsageError, match="top_k is 0"):
+        settings(top_k=0)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(EnvironmentFault, match=r"collage-mpi\[parquet\]"):
+        make_plan(settings(top_k=2), 6)
+    make_plan(settings(), 6).shards.close()  # without, it is not needed
+
+
+def test_ranks_must_give_embeddings_of_one_length():
+    same = {1: SimpleNamespace(embedding=4), 2: SimpleNamespace(embedding=None)}
+    check_same_embedding(same)  # type: ignore[arg-type]
+    with pytest.raises(DataFault, match="4 on rank 1, 5 on rank 3"):
+        check_same_embedding({**same, 3: SimpleNamespace(embedding=5)})  # type: ignore[dict-item]
+
+
+def test_an_image_that_parity_decodes_has_the_scores_that_follow(settings):
+    plan = make_plan(settings(scheme="parity", parity_k=2, save="scores", top_k=1), 7)
+    plan.shards.close()
+    kept: list[Any] = []
+    vectors = Vectors(plan.settings.extras, lambda *row: kept.append(row), plan.classes)
+    decoder = parity_decoder(plan, vectors)
+    total, other = np.float32([1.0, 2.5, 0.5]), np.float32([0.5, 0.5, 0.0])
+    behind = np.float32([9, 9, 9, 9, 9])  # what is kept of the other image is no evidence
+    score = decoder(5, total[None], [np.concatenate([other, behind])])
+    assert score == decode_parity(total, [other], plan.parity_temperature)
+    record, resolve = SimpleNamespace(shard=1, row=8), SimpleNamespace(image=5)
+    task, answer = SimpleNamespace(items=((5, 0),)), WireResult(2, ANSWERED, vectors=total[None])
+    vectors.keep(resolve, record, task, answer)  # type: ignore[arg-type]
+    ((shard, row, vector),) = kept
+    found = plan.settings.extras.unpack(vector[None])
+    assert (shard, row) == (1, 8)
+    assert found["scores"].sum() == pytest.approx(1)
+    assert found["top_classes"].tolist() == [[score.label]]
+    assert found["top_scores"][0, 0] == np.float32(score.score)
+    # One that its own single answered: what stands behind the evidence, of its place.
+    both = np.stack([np.concatenate([other, behind]), np.concatenate([total, behind + 1])])
+    task = SimpleNamespace(items=((6, 0), (7, 1)))
+    answer = WireResult(3, ANSWERED, vectors=both)
+    vectors.keep(SimpleNamespace(image=7), record, task, answer)  # type: ignore[arg-type]
+    assert kept[-1][2].tolist() == [10, 10, 10, 10, 10]
+
+
+# ---- the files ------------------------------------------------------------------
+
+
+def session(out: Path, full: dict[str, Any], indices: range | list[int], status: str) -> None:
+    run = RunWriter.create(out, full, rows_per_part=10)
+    fill(run, full, indices)
+    run.close(status)
+
+
+def each_once(out: Path, rows: int = ROWS) -> None:
+    """What another program reads from the folder: every image once."""
+    table = dataset.dataset(out / "vectors").to_table()
+    if rows:
+        table = table.select(["fingerprint", "row"])
+        assert len(set(zip(*table.to_pydict().values(), strict=True))) == rows
+    assert len(table) == rows
+
+
+def test_a_kill_between_any_two_steps_leaves_no_row_without_its_vector(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "PartThread", InlineThread)
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
+    full, orphans = manifest(ROWS, extras=BOTH), 0
+    for step in range(1, 200):
+        out = tmp_path / f"kill-{step}"
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            try:
+                session(out, full, range(ROWS), "complete")
+                break
+            except Kill:
+                pass
+        if not (out / "manifest.json").exists():
+            session(out, full, range(ROWS), "complete")
+        else:
+            before = verify_run(out)
+            assert before.status == "incomplete" or before.ok, before.problems
+            files_there = len(list((out / "vectors").glob("vectors-*.parquet")))
+            orphans += files_there > len(list((out / "parts").glob("images-*.npy")))
+            run, done = RunWriter.reopen(out, full)
+            each_once(out, len(done))  # at once: while the next session runs
+            first, keys = full["shards"][0]["count"], set(done.tolist())
+            places = ((i, (int(i >= first), i - first * (i >= first))) for i in range(ROWS))
+            fill(run, full, [i for i, place in places if place not in keys])
+            run.close("complete")
+        after = verify_run(out)
+        assert after.ok, after.problems
+        assert after.vectors == ROWS
+        each_once(out)
+        assert not [path for path in out.rglob("*") if files.TEMP_MARK in path.name]
+    assert step > 40
+    assert orphans > 0  # such kills were among them
+
+
+def test_they_are_there_while_the_run_goes_on(tmp_path):
+    out, full = tmp_path / "run", manifest(ROWS, extras=BOTH)
+    run = RunWriter.create(out, full, rows_per_part=9)
+    fill(run, full, range(18))
+    run.flush()
+    run._thread.end()
+    each_once(out, 18)
+    table = dataset.dataset(out / "vectors").to_table().to_pylist()
+    assert table[0]["fingerprint"] == full["shards"][0]["fingerprint"]
+    assert all(row["scores"][row["top_classes"][0]] == row["top_scores"][0] for row in table)
+
+
+def test_error_rows_have_none(tmp_path):
+    run = make_run(tmp_path / "run", ROWS, errors=frozenset(range(0, 27, 2)), extras=BOTH,
+                   status="complete_with_errors")  # fmt: skip
+    report = verify_run(run)
+    assert report.ok, report.problems
+    assert (report.vectors, report.error_rows) == (13, 14)
+    assert report.headline.endswith("14 error rows, 13 vectors")
+    results = read_results(run)
+    answered = results.images[results.images["answered"]]
+    assert np.array_equal(results.kept("top_classes")[:, 0], answered["predicted"])
+    assert results.kept("scores").shape == (13, 10)
+    with pytest.raises(UsageError, match="no embedding; it has top_classes, top_scores, scores"):
+        results.kept("embedding")
+    nothing = make_run(tmp_path / "none", 9, errors=frozenset(range(9)), extras=BOTH,
+                       status="complete_with_errors")  # fmt: skip
+    assert verify_run(nothing).ok
+    assert len(read_results(nothing).to_arrow("vectors")) == 0
+    export_run(read_results(nothing), "csv")
+
+
+def test_a_run_without_any_says_so(tmp_path):
+    results = read_results(make_run(tmp_path / "run", 9))
+    assert not (tmp_path / "run" / "vectors").exists()
+    with pytest.raises(UsageError, match="without --top-k and --save"):
+        results.to_arrow("vectors")
+
+
+def rewritten(path: Path, change: Any) -> None:
+    table = parquet.read_table(path)
+    parquet.write_table(change(table), path)
+
+
+def swapped(table: Any) -> Any:
+    return table.take([1, 0, *range(2, len(table))])
+
+
+def with_column(name: str, change: Any) -> Any:
+    def changed(table: Any) -> Any:
+        at, values = table.column_names.index(name), change(table[name].to_pylist())
+        return table.set_column(at, name, pyarrow.array(values, table[name].type))
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda table: table.slice(1), "8 vectors for 9 answered images"),
+        (lambda table: table.take([0, *range(9)]), "10 vectors for 9"),
+        (swapped, "of other images than its rows: row differs"),
+        (with_column("session", lambda v: [2] * 9), "session differs"),
+        (with_column("shard", lambda v: [1] * 9), "shard differs"),
+        (with_column("top_classes", lambda v: v[1:] + v[:1]), "best class is not the row's"),
+        (lambda table: table.drop_columns(["scores"]), "has the columns"),
+    ],
+)
+def test_verify_finds_vectors_that_are_not_those_of_the_rows(tmp_path, change, says):
+    run = make_run(tmp_path / "run", 9, extras=BOTH)
+    assert verify_run(run).ok
+    (path,) = (run / "vectors").iterdir()
+    rewritten(path, change)
+    report = verify_run(run)
+    assert report.exit_code == 4
+    assert any(says in problem for problem in report.problems), report.problems
+
+
+def test_a_bit_that_flips_is_found(tmp_path):
+    run = make_run(tmp_path / "run", ROWS, extras={"top_k": None, "save": "embeddings"})
+    (path,) = (run / "vectors").iterdir()
+    good = path.read_bytes()
+    group = parquet.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    assert [column.path_in_schema for column in columns][-1].startswith("embedding")
+    for column in (columns[2], columns[-1]):
+        damaged = bytearray(good)
+        damaged[column.data_page_offset + column.total_compressed_size - 3] ^= 4
+        path.write_bytes(damaged)
+        assert not verify_run(run).ok, column.path_in_schema
+    path.write_bytes(good[: len(good) // 2])
+    assert any("damaged" in problem for problem in verify_run(run).problems)
+
+
+def test_images_whose_vectors_are_gone_are_done_again(tmp_path):
+    """As where a part of rows is gone: the folder heals by --resume."""
+    full = manifest(ROWS, extras=BOTH)
+    out = tmp_path / "run"
+    session(out, full, range(ROWS), "complete")
+    gone = out / "vectors" / "vectors-0001-000002.parquet"
+    shutil.move(gone, tmp_path)
+    report = verify_run(out)
+    assert report.status == "damaged"
+    assert any(str(gone) in problem for problem in report.problems)
+    assert RunWriter.finished(out, full) is None
+    run, done = RunWriter.reopen(out, full)
+    assert len(done) == 17
+    keys = set(done.tolist())
+    first = full["shards"][0]["count"]
+    fill(run, full, [i for i in range(ROWS) if (int(i >= first), i % first) not in keys and
+                     (int(i >= first), i - first * (i >= first)) not in keys])  # fmt: skip
+    run.close("complete")
+    report = verify_run(out)
+    assert report.ok, report.problems
+    each_once(out)
+
+
+def test_a_closed_run_is_complete_only_with_its_vectors(tmp_path):
+    full = manifest(ROWS, extras=BOTH)
+    run = RunWriter.create(tmp_path / "run", full, rows_per_part=9)
+    fill(run, full, range(ROWS))
+    run.flush()
+    run._thread.end()
+    (tmp_path / "run" / "vectors" / "vectors-0001-000001.parquet").unlink()
+    assert "9 of 27 images have no row" in (run.close("complete") or "")
+    assert not (tmp_path / "run" / "COMPLETE").exists()
+
+
+def test_a_run_that_was_taken_back_leaves_no_folder(tmp_path):
+    run = RunWriter.create(tmp_path / "run", manifest(9, extras=BOTH))
+    run.discard()
+    assert not (tmp_path / "run").exists()
+
+
+def test_export_has_the_best_classes_by_name(tmp_path):
+    run = make_run(tmp_path / "run", 18, errors=frozenset({3}), extras=BOTH,
+                   status="complete_with_errors")  # fmt: skip
+    results = read_results(run)
+    images, answered = results.images, results.images["answered"]
+    rows = list(csv.DictReader(export_run(results, "csv")[0].open()))
+    assert [rows[3][f"top_{k}{n}"] for k in (1, 3) for n in ("", "_name", "_score")] == [""] * 6
+    for row, image in zip(rows, images, strict=True):
+        if image["answered"]:
+            assert int(row["top_1"]) == image["predicted"]
+            assert int(row["top_2"]) == (image["predicted"] + 1) % 10
+            assert row["top_3_name"] == f"class {(image['predicted'] + 2) % 10}"
+            assert float(row["top_1_score"]) > float(row["top_2_score"])
+    table = parquet.read_table(export_run(results, "parquet")[0]).to_pylist()
+    assert table[3]["top_1"] is None
+    assert table[0]["top_2_name"] == rows[0]["top_2_name"]
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(export_run(results, "hdf5")[0]) as file:
+        stored = file["images"][:]
+    assert np.array_equal(stored["top_classes"][answered], results.kept("top_classes"))
+    assert np.array_equal(stored["top_scores"][answered], results.kept("top_scores"))
+    frame = results.to_pandas()
+    assert frame["top_1"].isna().sum() == 1
+    assert frame["top_2_name"].dtype == "category"
+    vectors = results.to_pandas("vectors")
+    joined = frame[answered].merge(vectors, on=["shard", "row"])
+    assert (joined["top_1"] == [classes[0] for classes in joined["top_classes"]]).all()
+
+
+def test_another_top_k_is_another_run(tmp_path):
+    full = manifest(9, extras=BOTH, settings={"top_k": 3, "save": "scores"})
+    session(tmp_path / "run", full, range(4), "incomplete")
+    other = {**full, "settings": {"top_k": 2, "save": "scores"}, "extras": {**BOTH, "top_k": 2}}
+    with pytest.raises(UsageError, match=r"settings.top_k: 3 before, 2 now"):
+        RunWriter.reopen(tmp_path / "run", other)
