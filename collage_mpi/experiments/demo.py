@@ -45,8 +45,8 @@ def demo_settings(out: Path, case: str, scheme: str, groups: int = GROUPS) -> Ru
         {
             "profile": "paper",  # its layout is what is compared
             "shards": [str(data / "fashion_demo.h5")],
-            "single": str(data / "fashion_single.safetensors"),
-            "collage": str(data / "fashion_collage_side3.safetensors"),
+            SINGLE: str(data / "fashion_single.safetensors"),
+            COLLAGE: str(data / "fashion_collage_side3.safetensors"),
             "out": str(run_folder(out, case, scheme)),
             "scheme": scheme,
             "limit": 9 * groups,

@@ -389,12 +389,12 @@ class Worker:
             ]
             for result in results:
                 result.read_ns = read_ns
-        elif isinstance(batch.inputs, Future):
-            batch.inputs.cancel()  # if it has not begun
             if self._dead(session):
                 self._hold(FOR_EVER_NS)
                 return
             session.answered += len(wanted)
+        elif isinstance(batch.inputs, Future):
+            batch.inputs.cancel()  # if it has not begun
         ended = [task.task for task in tasks]
         session.open.difference_update(ended)
         session.cancelled.difference_update(ended)

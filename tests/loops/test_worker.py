@@ -689,13 +689,13 @@ def test_a_collage_answer_has_a_vector_for_each_of_its_images_and_no_blank_cell(
 
 def test_under_parity_what_is_kept_stands_behind_what_is_summed():
     extras = Extras(save="scores")
-    bench = Bench(summed="logits", extras=extras)
+    bench = Bench(parity=LOGITS, extras=extras)
     bench.single(1, pixel=3)
     bench.run()
     (vector,) = bench.results[0].vectors
     assert vector[:10].sum() == pytest.approx(0, abs=1e-5)
     assert vector[10:].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
-    parity = Bench("parity", summed="logits", extras=extras, encoded_shape=SHAPE)
+    parity = Bench("parity", parity=LOGITS, extras=extras, encoded_shape=SHAPE)
     image = [np.full(SHAPE, 7, np.uint8)]
     parity.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], image)
     parity.run()

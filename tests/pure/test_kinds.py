@@ -17,10 +17,9 @@ from results_harness import make_run
 import collage_mpi
 from collage_mpi import kinds
 from collage_mpi.commands import doctor, evaluate, train
-from collage_mpi.figures import timeline
 from collage_mpi.job.inputs import named_files
 from collage_mpi.mpi import tasks
-from collage_mpi.results import read_results, summarise
+from collage_mpi.results import read_results, summarise, timeline
 from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
@@ -70,7 +69,7 @@ def test_every_kind_is_trained_and_evaluated_and_its_ranks_are_asked_of_the_doct
 
 
 def test_figures_tell_kinds_and_states_apart():
-    looks = timeline._LOOK
+    looks = timeline._LOOKS
     assert tuple(looks)[: len(kinds.TABLE)] == tuple(kind.name for kind in kinds.TABLE)
     colours = [kind.colour for kind in kinds.TABLE]
     others = {colour for name, (colour, _) in looks.items() if name not in kinds.KIND}
@@ -241,7 +240,7 @@ def test_a_scheme_of_known_kinds_is_one_file():
     from collage_mpi.errors import UsageError
     from collage_mpi.settings.run_settings import RunSettings
 
-    settings = RunSettings(scheme="collage-replicate", replicas=3)
+    settings = RunSettings(scheme="collage-replicate", replicas=3, assign="turn", endgame="off")
     assert (settings.n_singles, settings.world_size) == (27, 29)
     assert settings.labels() == {"scheme": "collage-replicate 3", "accept": "first"}
     with pytest.raises(UsageError, match="each copy needs a rank of its own"):
@@ -252,11 +251,10 @@ def test_a_scheme_of_known_kinds_is_one_file():
 def test_a_fourth_kind_is_in_summary_tables_timeline_and_figures(tmp_path):
     from results_harness import make_run
 
-    from collage_mpi.figures import timeline as figure
     from collage_mpi.results import read_results, summarise
     from collage_mpi.results.comparison import compare, render_comparison
     from collage_mpi.results.render import render_summary
-    from collage_mpi.results.timeline import make_timeline
+    from collage_mpi.results.timeline import look_of, looks, make_timeline
     from collage_mpi.results.verify import verify_run
 
     path = make_run(tmp_path / "run", 90, kind="sketch")
@@ -273,6 +271,6 @@ def test_a_fourth_kind_is_in_summary_tables_timeline_and_figures(tmp_path):
     assert "sketch share" in render_comparison(compare([run]), width=200)
     found = make_timeline(run, 3, 5)
     assert found.ranks[10] == "sketch 10"
-    used = {figure._look(bar) for bar in found.bars if bar.rank == 10 and bar.state == "used"}
+    used = {look_of(bar) for bar in found.bars if bar.rank == 10 and bar.state == "used"}
     assert used == {"sketch"}
-    assert figure._LOOK["sketch"] == ("#F0E442", "sketch answer that resolved images")
+    assert looks(found)["sketch"] == ("#F0E442", "sketch answer that resolved images")

@@ -483,7 +483,7 @@ def test_a_second_terminal_event_is_a_violation():
 
 
 def test_events_that_come_together_do_what_they_do_one_after_the_other():
-    """But images are asked for once, when all of them are known."""
+    """But images are asked for once, when all of them are known, and let go together, last."""
     together, apart = (started(scheme="none", collages=0, depth=3) for _ in range(2))
     answers = [
         ev.Answered(apart.now_ns, task, send.rank, (ev.Score(1, 0.9),), 9, 0)
@@ -492,10 +492,13 @@ def test_events_that_come_together_do_what_they_do_one_after_the_other():
     assert len(answers) > 1
     expected = [action for event in answers for action in apart.scheduler.handle(event)]
     found = together.scheduler.handle(*answers)
-    asked = [action for action in found if isinstance(action, ev.Admit)]
-    assert asked == found[-1:]
-    assert sum(a.images for a in expected if isinstance(a, ev.Admit)) == asked[0].images
-    assert found[:-1] == [action for action in expected if not isinstance(action, ev.Admit)]
+    *rest, asked, let_go = found
+    assert isinstance(asked, ev.Admit)
+    assert isinstance(let_go, ev.Release)
+    assert sum(a.images for a in expected if isinstance(a, ev.Admit)) == asked.images
+    freed = [image for a in expected if isinstance(a, ev.Release) for image in a.images]
+    assert list(let_go.images) == freed
+    assert rest == [a for a in expected if not isinstance(a, ev.Admit | ev.Release)]
 
 
 def test_of_events_that_come_together_each_is_checked():

@@ -31,7 +31,7 @@ def test_a_recorded_run_is_the_trace_that_it_followed(trace, tmp_path):
     """Drained and without redundancy every rank serves every group: its row, in order."""
     job = RunSettings(
         scheme="none", side=2, between="drain", warmup_groups=3, straggler="trace",
-        trace_file=str(trace), straggler_seed=2,
+        trace_file=str(trace), straggler_seed=2, assign="turn", endgame="off",
     )  # fmt: skip
     simulate(job, tmp_path / "run", 4 * 30, Costs())
     assert main(["trace", "record", str(tmp_path / "run"), "--out", str(tmp_path / "r.npy")]) == 0
