@@ -94,7 +94,7 @@ def test_a_bare_python_without_any_mpi(patient):
     patient.python = (str(patient.folder / "bare/bin/python"), "-S")
     code, faults = patient.ask(PATH="/nonexistent", PYTHONPATH=str(SOURCE))
     assert code == BAD
-    assert "numpy, h5py, mpi4py, torch" in faults["packages"]["found"]
+    assert "not installed: numpy, h5py, isal, mpi4py, torch" in faults["packages"]["found"]
     assert "bare/bin/python -m pip install" in faults["packages"]["fix"]
     assert "collage-mpi[mpich]" in faults["launcher"]["fix"]
 

@@ -58,6 +58,7 @@ def test_error_rows_are_done_again_on_request(mpiexec, tmp_path) -> None:
     words = [*RUN, "--shards", "s.h5", "--single", "null", "--scheme", "none", "--out", "out"]
     words += ["--side", "2", "--straggler", "pinned", "--straggler-median-ms", "2"]
     words += ["--slow-ranks", "2:200", "--image-timeout-s", "0.2", "--singles", "4"]
+    words += ["--profile", "paper"]  # by default an idle rank answers for the slow one
     first = mpiexec(5, words, env=QUICK)
     assert first.returncode == ExitCode.COMPLETE_WITH_ERRORS, first.stderr
     errors = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]["errors"]

@@ -285,8 +285,9 @@ def test_resume_refuses_other_settings_and_a_finished_run_stays(mpiexec, program
 
 
 def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, data, tmp_path):
-    """Whenever it begins a task, that task is of the group in flight or of the one before."""
+    """In the paper's layout, whenever it begins a task, it is of the group in flight or before."""
     slow = ["--straggler", "pinned", "--straggler-median-ms", "10", "--slow-ranks", "3:5"]
+    slow += ["--profile", "paper"]
     run = ["run", "--shards", data / "many.h5", *NULL, *slow, "--out", tmp_path / "out"]
     done = mpiexec(11, ["-m", "collage_mpi", *run], env=QUICK)
     assert done.returncode == 0, done.stderr
@@ -310,8 +311,9 @@ def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, dat
 
 
 def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
-    """One rank holds its answer for two seconds; nine wait for it."""
+    """One rank holds its answer for two seconds; nine wait for it, as no endgame is on."""
     job = ["--straggler", "pinned", "--straggler-median-ms", "20", "--slow-ranks", "1:100"]
+    job += ["--profile", "paper"]
     run = ["run", "--shards", data / "a.h5", *NULL, *job, "--limit", "9", "--scheme", "none"]
     done = mpiexec(11, [programs / "cpu.py", tmp_path, *run, "--out", tmp_path / "o"], env=QUICK)
     assert done.returncode == 0, done.stderr
