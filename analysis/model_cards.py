@@ -273,7 +273,17 @@ def _calibration(entry: Mapping[str, Any]) -> str:
             f" There the error was {training['validation_ece_untempered']:.4f} before and "
             f"{training['validation_ece']:.4f} after."
         )
-    return text
+    return f"{text}\n\n{_accept(entry['accept'])}" if entry.get("accept") else text
+
+
+def _accept(found: Mapping[str, Any]) -> str:
+    return (
+        f"Accept threshold {found['confidence']:g} beside single network "
+        f"`{found['single'][:12]}...`: if every cell of at least that score counts, "
+        f"{found['chosen_points']:+.2f} points of accuracy are given away on the "
+        f"{found['chosen_on']:,} test images that chose it and {found['measured_points']:+.2f} on "
+        f"the {found['measured_on']:,} others, of which {found['share']:.0%} count."
+    )
 
 
 def _reliability(entry: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ HERE, WORKERS = Path(__file__).parent, 8
 BIN = Path(sys.executable).parent
 
 THROUGHPUT = ["--scheme", "none", "--profile", "throughput"]
-COLLAGE = ["--scheme", "collage", "--profile", "throughput"]
+COLLAGE = ["--scheme", "collage", "--accept", "first", "--profile", "throughput"]
 SENT, NAMED = ["--pixels", "rank0"], ["--pixels", "workers"]
 OURS = {  # each at the batch of its profile
     "ours": ["--scheme", "none"],

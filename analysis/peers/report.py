@@ -36,7 +36,7 @@ NAMES = {
     "ours-paper": "none, paper",
     "ours-batch-1": "none, throughput, batch 1",
     "ours-throughput": "none, throughput",
-    "ours-collage": "collage, throughput",
+    "ours-collage": "collage, accept first, throughput",
 }
 READS = {"": "", "sender": ", sender reads", "workers": ", workers read"}
 NULL = {case.name for case in CASES if case.network == "null"}

@@ -31,7 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shards": ("shards", "inspect or verify HDF5 shards"),
     "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
     "train": ("train", "train a single classifier, a collage-CNN or a parity network"),
-    "weights": ("weights", "make a weights file from torchvision's .pth or .safetensors"),
+    "weights": (
+        "weights",
+        "torchvision's weights as a file of ours; a collage network's accept threshold",
+    ),
     "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
     "slurm": ("slurm", "render job scripts for Slurm from settings"),
     "bench": ("bench", "measure what the harness itself costs, with a null network"),

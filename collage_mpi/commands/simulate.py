@@ -17,6 +17,7 @@ from collage_mpi.settings.flags import add_setting_flags, given_settings, settin
 from collage_mpi.settings.shipped import file_argument
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.system.fields import about
+from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
@@ -72,6 +73,11 @@ def execute(args: argparse.Namespace) -> int:
     if args.like:
         return _like(args)
     job = _job(args)
+    if job.effective.accept == "first" != job.settings.accept:
+        say(
+            "accept auto: without --answers, --single and --collage a simulation knows no scores, "
+            "so every answer of a collage counts"
+        )
     if args.seeds:
         return _seeds(args, job)
     from collage_mpi.results import render_summary

@@ -1,7 +1,8 @@
-"""`collage-mpi weights import`: other programs' weights as a weights file of ours.
+"""`collage-mpi weights`: other programs' weights as a file of ours; a collage's accept threshold.
 
 Owns: the flags and the words on the terminal.
-Does not know: the file formats (models/foreign_weights.py, models/weights.py).
+Does not know: the file formats (models/foreign_weights.py, models/weights.py), how a threshold is
+chosen (training/threshold.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.settings.shipped import file_argument, path_argument
+from collage_mpi.system.progress import advancing
 
 # Of torchvision's own weights: mean and std of ImageNet's pixels / 255.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,9 +52,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--std", metavar="R,G,B", help="the same, their standard deviation (default: ImageNet's)"
     )
 
+    _add_threshold(tasks)
+
+
+def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    line = "the score from which a collage network's answers count, into its weights file"
+    child = tasks.add_parser(
+        "threshold",
+        help=line,
+        description=f"{line[0].upper()}{line[1:]}: chosen on one half of labelled images, which no "
+        "network was trained on, and measured on the other; at most 0.1 points of accuracy are "
+        "given away. `run` uses it by default.",
+    )
+    child.add_argument(
+        "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
+    )
+    child.add_argument(
+        "--single", type=file_argument, required=True, metavar="W", help="the single network"
+    )
+    child.add_argument(
+        "--collage", type=file_argument, required=True, metavar="W", help="the collage network"
+    )
+    child.add_argument(
+        "--out", type=Path, metavar="FILE", help="weights file to write (default: --collage itself)"
+    )
+    child.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
+
 
 def execute(args: argparse.Namespace) -> int:
-    """Convert and say what was made."""
+    """Convert, or measure, and say what was made."""
+    return _threshold(args) if args.task == "threshold" else _import(args)
+
+
+def _threshold(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from collage_mpi.encoding.decode import decode
+    from collage_mpi.encoding.grid import Grid
+    from collage_mpi.models import describe, load_predictor
+    from collage_mpi.models.fit import check_fit
+    from collage_mpi.models.weights import with_accept
+    from collage_mpi.shards import ShardSet
+    from collage_mpi.training.measure import predict_collage, single_scores
+    from collage_mpi.training.threshold import choose_threshold
+
+    specs = {SINGLE: args.single, COLLAGE: args.collage}
+    infos = {kind: describe(spec, kind) for kind, spec in specs.items()}
+    single, collage = infos[SINGLE], infos[COLLAGE]
+    if single is None or collage is None:
+        raise UsageError("a threshold is for networks with weights files: name two")
+    assert collage.side is not None
+    assert collage.cell_px is not None
+    shards = ShardSet.open(args.shards)
+    try:
+        check_fit([single, collage], shards.shape, shards.class_names, args.shards, None, None)
+        labels = shards.labels()
+        if labels is None:
+            raise DataFault("the shards have no labels; a threshold needs labelled shards")
+        order = np.arange(len(shards))
+        both = {kind: load_predictor(s, kind, device=args.device) for kind, s in specs.items()}
+        grid = Grid(collage.side, collage.cell_px)
+        with advancing(len(order), COLLAGE) as advance:
+            cells = predict_collage(both[COLLAGE], grid, shards, order, advance)
+        with advancing(len(order), SINGLE) as advance:
+            alone = decode(single_scores(both[SINGLE], shards, order, advance))
+    finally:
+        shards.close()
+    found = choose_threshold(alone, cells, labels, collage.cells, single.fingerprint)
+    made = with_accept(collage, found, args.out or Path(args.collage))
+    print(
+        f"{made.path}: cells count from a score of {found.confidence:g}, which gave "
+        f"{found.chosen_points:+.2f} points away on {found.chosen_on:,} images and "
+        f"{found.measured_points:+.2f} on {found.measured_on:,} others, where {found.share:.0%} of "
+        f"the cells count; sha256 {made.fingerprint[:12]}"
+    )
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
     from collage_mpi.commands.prep_rows import class_names
     from collage_mpi.models.backbone import Backbone
     from collage_mpi.models.foreign_weights import import_weights

@@ -6,6 +6,7 @@ Does not know: what ranks answer, how results are written.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.fit import check_fit, check_parity
+from collage_mpi.models.null import is_null
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.results.weak import ADVICE, weaker_by
@@ -25,6 +27,7 @@ from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, as_before
 from collage_mpi.system.environment import launcher_size
+from collage_mpi.system.fields import AUTO
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import make_delays
 
@@ -48,6 +51,7 @@ class Plan:
     classes: int
     parity: ParitySpec | None = None  # what answers are decoded by; None where none are
     parity_temperature: float = 1.0
+    asked: RunSettings | None = None  # with accept as it was asked for; None: the same
 
     @property
     def networks(self) -> dict[str, str]:
@@ -112,7 +116,15 @@ def make_plan(
     if (settings.top_k or 0) > classes:
         shards.close()
         raise UsageError(f"top_k is {settings.top_k}; there are {classes} classes")
-    plan = Plan(settings, shards, order, grid, placement, names, classes)
+    known = with_accept_of(settings, single, collage)
+    if known.accept == "backup" != settings.accept:
+        tell(
+            "accept auto: the collage network has no threshold for this single network, so its "
+            "answers count only where no single rank can answer; `collage-mpi weights threshold` "
+            "makes one from labelled images, --accept first takes every answer",
+            logging.INFO,
+        )
+    plan = Plan(known, shards, order, grid, placement, names, classes, asked=settings)
     if not settings.uses_parity:
         return plan
     if parity is None:  # a null network: what it is to learn nobody has written down
@@ -145,6 +157,24 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
             )
         check_parity(parity, networks.get(SINGLE), settings.single)
     return networks
+
+
+def with_accept_of(
+    settings: RunSettings, single: NetworkInfo | None, collage: NetworkInfo | None
+) -> RunSettings:
+    """The settings with what `accept auto` stands for with these networks.
+
+    That is `confident` at the collage network's threshold, if it was measured beside this single
+    network; else `backup`. Null networks have no accuracy to lose: `first`.
+    """
+    if settings.accept != AUTO or not settings.takes_policy:
+        return settings
+    if is_null(settings.single) or is_null(settings.collage):
+        return replace(settings, accept="first")
+    spec = None if collage is None else collage.accept
+    if spec is None or single is None or spec.single != single.fingerprint:
+        return replace(settings, accept="backup")
+    return replace(settings, accept="confident", confidence=spec.confidence)
 
 
 def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int:

@@ -298,7 +298,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
     shard = np.searchsorted(starts, plan.order, side="right") - 1  # (n,) int64; none is empty
     return {
         "run_id": uuid.uuid4().hex,
-        "settings": settings.to_dict(),
+        "settings": (plan.asked or settings).to_dict(),
         "inputs": digests(named_files(settings)),
         "shards": [
             {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}

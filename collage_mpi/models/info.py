@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KINDS
+from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.parity_spec import ParitySpec
 
@@ -36,6 +37,7 @@ class NetworkInfo:
         metadata: the whole JSON header record, training settings included.
         head: how a collage network answers; another's is a grid of one.
         parity: what a parity network was made for; None for other networks.
+        accept: from which score on a collage network's answers may count; None if unknown.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class NetworkInfo:
     metadata: dict[str, Any] = field(default_factory=dict)
     head: HeadSpec = field(default_factory=HeadSpec)
     parity: ParitySpec | None = None
+    accept: AcceptSpec | None = None
 
     @property
     def cells(self) -> int:

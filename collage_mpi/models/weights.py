@@ -20,6 +20,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import COLLAGE, KINDS, PARITY
+from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import NetworkInfo
@@ -118,6 +119,16 @@ def save_weights(
     payload = save(stored, metadata={METADATA_KEY: json.dumps(record)})
     save_file(path, payload)
     return describe_weights(path)
+
+
+def with_accept(info: NetworkInfo, accept: AcceptSpec, out: Path) -> NetworkInfo:
+    """The described file again, with that threshold in its record.
+
+    Raises:
+        DataFault, EnvironmentFault: as `read_tensors` and `save_weights`.
+    """
+    record = {k: v for k, v in info.metadata.items() if k not in ("format", "version")}
+    return save_weights(out, read_tensors(info), {**record, "accept": accept.to_dict()})
 
 
 def read_tensors(info: NetworkInfo) -> dict[str, np.ndarray]:
@@ -238,6 +249,7 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
         metadata=record,
         head=HeadSpec.from_dict(record.get("head")),
         parity=parity,
+        accept=AcceptSpec.from_dict(record["accept"]) if record.get("accept") else None,
     )
 
 

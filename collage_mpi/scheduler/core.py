@@ -310,6 +310,11 @@ class Scheduler:
         self._reserved += 1
         self.later(image, at_ns, Scheduler._use_reserve)
 
+    def keep(self, image: ImageState, task: TaskState, score: Score) -> None:
+        """Keep the answer; it resolves the image only in place of an error row."""
+        image.backup = (score, task)
+        self.retries.image(image)
+
     def later(self, image: ImageState, at_ns: int, call: Later) -> None:
         """Call with the image at `at_ns` if it is unresolved then; a group shares one timer."""
         together = image.group.due.setdefault((at_ns, call), [])
@@ -328,7 +333,11 @@ class Scheduler:
             self.accept(image, task, score)
 
     def error(self, image: ImageState, reason: str) -> None:
-        """Give the image up: an error row."""
+        """Give the image up: an error row, unless an answer was kept for that."""
+        if image.backup is not None:
+            score, task = image.backup
+            self.accept(image, task, score)
+            return
         self._errors += 1
         self._resolve(image, "error", (), None, reason)
 

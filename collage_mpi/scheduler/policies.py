@@ -13,7 +13,8 @@ from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
 
-POLICIES = ("first", "grace", "confident")
+POLICIES = ("first", "grace", "confident", "backup")
+AUTO = "auto"  # one of them, by the networks; as long as these are not known, as first
 
 
 class AcceptPolicy(Protocol):
@@ -31,8 +32,10 @@ class AcceptPolicy(Protocol):
 
     def accept_at_ns(
         self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
-    ) -> int:
+    ) -> int | None:
         """The time from which the answer counts; at or before now_ns means at once.
+
+        None: only where no single rank can answer any more.
 
         Args:
             t0_ns: when the group was released.
@@ -117,26 +120,43 @@ class Confident:
     Attributes:
         confidence: the least score, 0..1, that counts at once. It means what it says only
             if the network's scores are calibrated.
-        deadline: when an unsure cell counts after all.
+        deadline: when an unsure cell counts after all; None: when no single rank can answer.
     """
 
     confidence: float
-    deadline: Delay
+    deadline: Delay | None
     needs_scores: bool = True
 
     @property
     def name(self) -> str:
         """As shown in tables and legends."""
-        return f"confident {self.confidence:g}, else {self.deadline.name}"
+        late = "" if self.deadline is None else f", else {self.deadline.name}"
+        return f"confident {self.confidence:g}{late}"
 
     def accept_at_ns(
         self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
-    ) -> int:
+    ) -> int | None:
         """At once if it is sure, else at the accept deadline."""
         if score.score >= self.confidence:
             return now_ns
+        if self.deadline is None:
+            return None
         delay_ns = self.deadline.ns(latencies)
         return now_ns if delay_ns is None else t0_ns + delay_ns
+
+
+@dataclass(frozen=True)
+class Backup:
+    """The collage counts only where no single rank can answer: it costs no accuracy."""
+
+    name: str = "backup"
+    needs_scores: bool = False
+
+    def accept_at_ns(
+        self, t0_ns: int, now_ns: int, score: Score, latencies: RunningQuantile
+    ) -> int | None:
+        """Never by itself."""
+        return None
 
 
 def make_delay(what: str, fixed_ns: int | None, quantile: float | None) -> Delay:
@@ -151,7 +171,7 @@ class PolicySettings:
     """What the accept policies are made from; times in ns since a group's t0.
 
     Attributes:
-        name: one of POLICIES.
+        name: one of POLICIES, or AUTO.
         grace_ns, grace_quantile: when the collage counts (grace).
         confidence: the least score that counts at once (confident).
         deadline_ns, deadline_quantile: when an unsure cell counts (confident).
@@ -167,11 +187,14 @@ class PolicySettings:
 
 def make_policy(settings: PolicySettings) -> AcceptPolicy:
     """The policy of the settings. Raises UsageError for a name that is none."""
-    if settings.name == "first":
-        return First()
+    if settings.name in ("first", AUTO):
+        return First(settings.name)
+    if settings.name == "backup":
+        return Backup()
     if settings.name == "grace":
         return Grace(make_delay("grace", settings.grace_ns, settings.grace_quantile))
     if settings.name == "confident":
-        deadline = make_delay("accept-deadline", settings.deadline_ns, settings.deadline_quantile)
+        given = (settings.deadline_ns, settings.deadline_quantile)
+        deadline = None if given == (None, None) else make_delay("accept-deadline", *given)
         return Confident(settings.confidence, deadline)
     raise UsageError(f"accept policy is {settings.name!r}; known are: {', '.join(POLICIES)}")

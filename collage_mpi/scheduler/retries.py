@@ -170,7 +170,7 @@ class Retries:
 
     def _again(self, task: TaskState, images: list[ImageState]) -> None:
         """The same collage once more, for what neither is held nor has another copy out."""
-        images = [i for i in images if i.reserve is None and not _covered(i, {task.kind})]
+        images = [i for i in images if not i.held and not _covered(i, {task.kind})]
         if not images or self.core.dispatch.closed:
             return
         order = Order(task.kind, task.source, task.attempt + 1)

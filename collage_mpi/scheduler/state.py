@@ -18,6 +18,7 @@ class ImageState:
     """An image between arrival and the end of its last task."""
 
     __slots__ = (
+        "backup",
         "cell",
         "copies",
         "failures",
@@ -48,9 +49,15 @@ class ImageState:
         self.losses = 0  # of its tasks of that kind, lost with their rank
         self.copies = 0  # of the end game
         self.tried: set[int] = set()  # ranks that failed or lost it
+        self.backup: tuple[Score, TaskState] | None = None  # counts if no other will come
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later
         self.hosts: tuple[str, ...] = ()  # that could not read it
         self.reason = ""  # why its last task failed
+
+    @property
+    def held(self) -> bool:
+        """Whether an answer is kept for it."""
+        return self.reserve is not None or self.backup is not None
 
     @property
     def resolved(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from collage_mpi.scheduler.policies import (
+    AUTO,
     POLICIES,
     AcceptPolicy,
     Delay,
@@ -25,7 +26,12 @@ _late = partial(setting, group="late and failed images")
 class AcceptSettings(Settings):
     """When a collage's answer counts."""
 
-    accept: str = _accept("first", "when a collage's answer counts", choices=POLICIES)
+    accept: str = _accept(
+        AUTO,
+        "when a collage's answer counts; auto is confident at the collage network's own threshold "
+        "(docs/weights.md), backup where it has none for this single network",
+        choices=(AUTO, *POLICIES),
+    )
     grace_ms: float | None = _accept(
         None,
         "accept grace: the collage counts once this long has passed since its group came in",
@@ -44,7 +50,7 @@ class AcceptSettings(Settings):
     accept_deadline_ms: float | None = _accept(
         None,
         "accept confident: a less sure cell counts once this long has passed since its group "
-        "came in",
+        "came in; without a time only where no single rank can answer",
         at_least=0,
     )
     accept_deadline_quantile: float | None = _accept(

@@ -210,6 +210,11 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
         by the image instead of the group."""
         return self.assign == "pull" or self.endgame == "on"
 
+    @property
+    def takes_policy(self) -> bool:
+        """Whether the scheme has an accept policy."""
+        return self._takes("policy")
+
     def labels(self) -> dict[str, str]:
         """Scheme and accept policy, as shown in tables and legends.
 
@@ -225,6 +230,5 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             parts.append(f"{self.parity_ranks} parity ranks")
         if self.endgame == "on":
             parts.append("end game")
-        with_policy = self._takes("policy")
-        accept = {"accept": self.accept_policy().name} if with_policy else {}
+        accept = {"accept": self.accept_policy().name} if self.takes_policy else {}
         return {"scheme": ", ".join(parts), **accept}

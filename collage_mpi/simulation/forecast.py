@@ -286,6 +286,8 @@ def _simulated_s(plan: Plan, images: int, measured: Measured, share: float) -> f
     if count == 0:
         return 0.0
     settings = replace(plan.settings, out="", cost_ratio=measured.ratio)
+    if plan.asked and settings.accept == "confident":  # nothing here knows scores
+        settings = replace(settings, accept=plan.asked.accept)
     costs = Costs(single_ns=max(1, round(measured.single_ns * share)))
     groups = simulate_in_memory(
         Job(settings, count, costs, measured_batch_costs=measured.batch_costs)

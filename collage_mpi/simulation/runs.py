@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
+from collage_mpi.job.plan import with_accept_of
 from collage_mpi.job.recorder import Writer
+from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.models import describe
 from collage_mpi.results import Results, RunWriter, read_results, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
@@ -34,6 +37,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
 from collage_mpi.simulation.simulator import Simulation
+from collage_mpi.system.fields import AUTO
 from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
 from collage_mpi.workload.service_times import DelayModel
@@ -78,7 +82,7 @@ class Job:
     def simulation(self, writer: Writer, answers: Answers | None) -> Simulation:
         """Ready to run."""
         return Simulation(
-            self.settings,
+            self.effective,
             self.images,
             self.costs,
             writer,
@@ -87,6 +91,21 @@ class Job:
             batch_costs=self.batch_costs,
             delays=self.delays,
         )
+
+    @cached_property
+    def effective(self) -> RunSettings:
+        """The settings with what `accept auto` stands for; `first` where no answers of named
+        networks are replayed, as it then makes no difference to accuracy.
+
+        Raises as `describe`.
+        """
+        settings = self.settings
+        if settings.accept != AUTO or not settings.takes_policy:
+            return settings
+        if self.answers is None or not (settings.single and settings.collage):
+            return replace(settings, accept="first")
+        single, collage = (describe(getattr(settings, kind), kind) for kind in (SINGLE, COLLAGE))
+        return with_accept_of(settings, single, collage)
 
     @property
     def ratio(self) -> float:
@@ -131,7 +150,8 @@ def check_job(job: Job) -> None:
     settings.check_slow_ranks(settings.world_size)
     if settings.burn_ranks:
         raise UsageError("--burn-ranks burns real cores; simulate with --straggler markov")
-    if settings.uses_collage and settings.accept_policy().needs_scores and job.answers is None:
+    policy = job.effective.accept_policy()
+    if settings.uses_collage and policy.needs_scores and job.answers is None:
         raise UsageError(
             f"--accept {settings.accept} decides by scores, and a simulation has none without "
             "--answers FILE: collage-mpi evaluate --save-answers FILE writes them"
@@ -360,7 +380,7 @@ def _manifest(job: Job, answers: Answers | None) -> Json:
         "shards": [{"path": None, "fingerprint": "simulated", "count": job.images}],
         "rows": job.images,
         "order": "file",
-        **settings.labels(),
+        **job.effective.labels(),
         "mode": f"{settings.mode}, simulated",
         "open_loop": settings.open_loop,
         "batch": settings.batch,

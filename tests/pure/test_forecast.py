@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,13 @@ def test_free_memory_is_the_hosts_or_the_containers(tmp_path):
 def test_launch_looks_for_no_marker_of_a_dry_run():
     assert output_folder(["run", "--out", "there"]) == Path("there")
     assert output_folder(["run", "--dry-run", "--out", "there"]) is None
+
+
+def test_a_threshold_of_accept_auto_does_not_keep_it_from_an_estimate(shard):
+    settings = RunSettings(shards=(str(shard),), single="null", collage="null", side=2, out="out")
+    plan = make_plan(settings, 6)
+    plan.shards.close()
+    sure = replace(plan, settings=replace(settings, accept="confident", confidence=0.9))
+    measured = Measured(50_000_000, 1.0, {}, 1.0, "here", "")
+    assert _time(sure, 4000, measured, 1.0) == _time(plan, 4000, measured, 1.0)
+    assert "no estimate" in _time(replace(sure, asked=sure.settings), 4000, measured, 1.0)

@@ -242,7 +242,7 @@ def test_a_scheme_of_known_kinds_is_one_file():
 
     settings = RunSettings(scheme="collage-replicate", replicas=3, assign="turn", endgame="off")
     assert (settings.n_singles, settings.world_size) == (27, 29)
-    assert settings.labels() == {"scheme": "collage-replicate 3", "accept": "first"}
+    assert settings.labels() == {"scheme": "collage-replicate 3", "accept": "auto"}
     with pytest.raises(UsageError, match="each copy needs a rank of its own"):
         RunSettings(scheme="collage-replicate", replicas=3, singles=2)
 

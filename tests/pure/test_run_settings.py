@@ -104,7 +104,6 @@ def test_meaning():
         ({"scheme": "replicate3"}, "known are: none, replicate, hedge, collage"),
         ({"accept": "grace"}, "--grace-ms"),
         ({"accept": "grace", "grace_quantile": 1.5}, "between 0 and 1"),
-        ({"accept": "confident"}, "--accept-deadline-ms"),
         ({"accept": "confident", "accept_deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
         ({"scheme": "hedge"}, "--hedge-ms"),
         ({"scheme": "hedge", "hedge_ms": 5.0, "hedge_budget": 2.0}, "hedge_budget is 2"),

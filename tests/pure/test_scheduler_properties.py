@@ -27,7 +27,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         singles=st.integers(1, 5),
         collages=st.integers(0, 3),
         scheme=st.sampled_from(SCHEMES),
-        policy=st.sampled_from(["first", "grace", "confident"]),
+        policy=st.sampled_from(["first", "grace", "confident", "backup"]),
         copies=st.integers(1, 2),
         assign=st.sampled_from(ASSIGNMENTS),
         placement=st.sampled_from(PLACEMENTS),

@@ -54,6 +54,10 @@ class Core(Protocol):
         """Keep the answer; it resolves the image at `at_ns` unless another did before."""
         ...
 
+    def keep(self, image: ImageState, task: TaskState, score: Score) -> None:
+        """Keep the answer; it resolves the image only in place of an error row."""
+        ...
+
     def later(self, image: ImageState, at_ns: int, call: Later) -> None:
         """Call with the core and the image at `at_ns` if it is unresolved then."""
         ...

@@ -83,7 +83,9 @@ class CollageScheme(Scheme):
             if cell is None or image.resolved:
                 continue
             at_ns = self.policy.accept_at_ns(image.t0_ns, now_ns, cell, core.latencies)
-            if at_ns <= now_ns:
+            if at_ns is None:
+                core.keep(image, task, cell)
+            elif at_ns <= now_ns:
                 core.accept(image, task, cell)
             elif image.reserve is None:
                 core.reserve(image, task, cell, at_ns)

@@ -1,0 +1,56 @@
+"""The score from which a collage network's answers may count, and what that was measured to cost.
+
+Owns: `AcceptSpec` and its dict form.
+Does not know: how it is chosen (training/threshold), when an answer counts (scheduler/policies).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from collage_mpi.errors import DataFault
+from collage_mpi.kinds import SINGLE
+
+
+@dataclass(frozen=True)
+class AcceptSpec:
+    """A threshold for the answers beside those of one single network.
+
+    Attributes:
+        confidence: the least score that counts, 0..1.
+        single: fingerprint of that single network.
+        chosen_on, measured_on: images of either part, no image in both.
+        chosen_points, measured_points: percentage points of accuracy that were lost on each where
+            every cell of at least that score counts.
+        share: of the measured images, those whose cell counts, 0..1.
+    """
+
+    confidence: float
+    single: str
+    chosen_on: int
+    chosen_points: float
+    measured_on: int
+    measured_points: float
+    share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict for JSON; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Any) -> AcceptSpec:
+        """Read the dict form. Raises DataFault."""
+        try:
+            if not isinstance(record, Mapping):
+                raise TypeError(f"it is a {type(record).__name__}, not a table")
+            found = cls(**record)
+        except TypeError as error:
+            raise DataFault(f"the accept record cannot be read: {error}") from error
+        numbers = [value for name, value in vars(found).items() if name != SINGLE]
+        if any(type(n) not in (int, float) or not abs(n) < 1e18 for n in numbers):
+            raise DataFault("the accept record holds something else than numbers")
+        if not isinstance(found.single, str) or not 0 <= found.confidence <= 1:
+            raise DataFault("the accept record has no confidence from 0 to 1 for a single network")
+        return found

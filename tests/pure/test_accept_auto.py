@@ -1,0 +1,180 @@
+"""Accept auto: the collage network's own threshold, or a backup alone, and what it may cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scheduler_harness import Harness
+
+from collage_mpi.errors import DataFault
+from collage_mpi.job.plan import with_accept_of
+from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.models.weights import describe_weights, with_accept
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.shipped import with_shipped
+from collage_mpi.simulation.runs import Job
+from collage_mpi.training.threshold import MOST_POINTS, choose_threshold
+
+SPEC = AcceptSpec(0.93, "f" * 64, 5000, 0.05, 5000, 0.04, 0.6)
+NAMED = RunSettings(single="a.safetensors", collage="b.safetensors")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    names = ("fashion_single", "fashion_collage_side3")
+    return tuple(describe_weights(with_shipped(f"shipped:{n}.safetensors")) for n in names)
+
+
+def resolved(settings, single, collage) -> tuple[str, float]:
+    found = with_accept_of(settings, single, collage)
+    return found.accept, found.confidence
+
+
+def test_auto_is_the_threshold_that_was_measured_beside_this_single_network(networks):
+    single, collage = networks
+    mine = replace(collage, accept=replace(SPEC, single=single.fingerprint))
+    assert resolved(NAMED, single, mine) == ("confident", 0.93)
+    assert with_accept_of(NAMED, single, mine).accept_policy().name == "confident 0.93"
+    for other in (replace(collage, accept=SPEC), replace(collage, accept=None), None):
+        assert resolved(NAMED, single, other)[0] == "backup"
+    assert resolved(NAMED, None, mine)[0] == "backup"
+
+
+def test_what_is_asked_for_stays_and_null_networks_have_nothing_to_lose(networks):
+    single, collage = networks
+    grace = replace(NAMED, accept="grace", grace_ms=5.0)
+    assert with_accept_of(grace, single, collage) is grace
+    none = replace(NAMED, scheme="none")
+    assert with_accept_of(none, single, collage) is none
+    assert resolved(replace(NAMED, collage="null:ms=3"), single, None)[0] == "first"
+
+
+def test_a_simulation_that_knows_no_scores_takes_every_answer():
+    assert Job(RunSettings(), 9).effective.accept == "first"
+    assert Job(RunSettings(accept="backup"), 9).effective.accept == "backup"
+
+
+def test_a_threshold_is_kept_in_the_weights_and_nothing_else_changes(networks, tmp_path):
+    _, collage = networks
+    made = with_accept(collage, SPEC, tmp_path / "w.safetensors")
+    assert made.accept == SPEC
+    assert replace(made, accept=None, fingerprint="", path=None, metadata={}) == replace(
+        collage, accept=None, fingerprint="", path=None, metadata={}
+    )
+    assert {**made.metadata, "accept": 0} == {**collage.metadata, "accept": 0}
+
+
+@pytest.mark.parametrize(
+    "record", [3, {}, {**vars(SPEC), "confidence": 2}, {**vars(SPEC), "share": "x"},
+               {**vars(SPEC), "single": 1}, {**vars(SPEC), "more": 1},
+               {**vars(SPEC), "measured_points": float("nan")}],
+)  # fmt: skip
+def test_a_record_that_is_none_is_refused(record):
+    with pytest.raises(DataFault, match="accept record"):
+        AcceptSpec.from_dict(record)
+
+
+def network(n: int, wrong_below: float) -> tuple[list, list, np.ndarray]:
+    """A single network that is always right, and a collage network that errs when unsure."""
+    scores = np.random.default_rng(0).random(n)
+    labels = np.zeros(n, np.int64)
+    collage = [(int(s < wrong_below), float(s)) for s in scores]
+    return [(0, 1.0)] * n, collage, labels
+
+
+def test_a_threshold_costs_at_most_what_is_allowed():
+    single, collage, labels = network(20_000, wrong_below=0.5)
+    found = choose_threshold(single, collage, labels, 9, "s")
+    assert 0.499 < found.confidence < 0.501
+    assert 0 < found.chosen_points <= MOST_POINTS
+    assert found.chosen_on + found.measured_on == 20_000
+    assert abs(found.share - 0.5) < 0.02
+    collage = [None if score > 0.9 else (label, score) for label, score in collage]
+    assert choose_threshold(single, collage, labels, 9, "s").share == pytest.approx(0.4, abs=0.02)
+
+
+def test_the_half_that_measures_does_not_choose():
+    single, collage, labels = network(4000, wrong_below=0.5)
+    other = np.arange(4000) // 4 % 2 == 1
+    worse = [(1, s) if o else (c, s) for (c, s), o in zip(collage, other, strict=True)]
+    sure = choose_threshold(single, collage, labels, 4, "s").confidence
+    with pytest.raises(DataFault, match=f"the score {sure:g} gives .* that did not choose it"):
+        choose_threshold(single, worse, labels, 4, "s")
+
+
+@pytest.mark.parametrize("side", ["3", "3_balanced", "3_yolo", "5"])
+def test_the_shipped_networks_give_at_most_a_tenth_of_a_point_away(side, networks):
+    """As measured on images that did not choose it."""
+    name = f"shipped:fashion_collage_side{side}.safetensors"
+    spec = describe_weights(with_shipped(name)).accept
+    assert spec is not None
+    assert spec.single == networks[0].fingerprint
+    assert max(spec.chosen_points, spec.measured_points) <= MOST_POINTS
+
+
+def test_no_threshold_without_images_or_worth():
+    with pytest.raises(DataFault, match="1,999 labelled images"):
+        choose_threshold(*network(1999, 0.5), 9, "s")
+    with pytest.raises(DataFault, match="no score"):
+        choose_threshold(*network(2000, 2.0), 9, "s")
+
+
+# ---- backup in the scheduler ------------------------------------------------
+
+
+def collage_task(job: Harness) -> int:
+    return next(task for task, send in job.live.items() if send.kind == "collage")
+
+
+def single_task(job: Harness, image: int) -> int:
+    return next(
+        task for task, send in job.live.items()
+        if send.kind == "single" and send.items[0].image == image
+    )  # fmt: skip
+
+
+def backed(**settings) -> Harness:
+    job = Harness(policy="backup", **settings)
+    job.start()
+    job.arrive(4)
+    job.answer(collage_task(job))
+    return job
+
+
+def test_a_backup_waits_for_the_single_answers():
+    job = backed()
+    assert not job.resolved
+    for image in range(4):
+        job.answer(single_task(job, image))
+    assert {r.source for r in job.resolved.values()} == {"single"}
+
+
+def test_a_backup_answers_where_no_single_rank_can():
+    job = backed(max_attempts=2)
+    job.fail(single_task(job, 0))
+    assert 0 not in job.resolved  # tried again first
+    job.fail(single_task(job, 0))
+    assert job.resolved[0].source == "collage"
+
+
+def test_an_unsure_cell_without_a_deadline_is_a_backup():
+    job = Harness(policy="confident", deadline_ns=None)
+    job.start()
+    job.arrive(4)
+    job.answer(collage_task(job), unsure=frozenset({1}))
+    assert sorted(job.resolved) == [0, 2, 3]
+    assert not job.timers
+    job.answer(single_task(job, 1))
+    assert job.resolved[1].source == "single"
+
+
+def test_a_collage_that_comes_after_all_attempts_resolves():
+    job = Harness(policy="backup", max_attempts=1)
+    job.start()
+    job.arrive(4)
+    job.fail(single_task(job, 0))
+    assert 0 not in job.resolved  # the collage is under way
+    job.answer(collage_task(job))
+    assert job.resolved[0].source == "collage"
