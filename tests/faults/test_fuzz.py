@@ -27,7 +27,7 @@ NAMES = (
       for how in (" .toml", " .json", ", values")),
     *("trace .npy", "idx", "idx.gz", "weights, bytes", "weights, header", "weights, record"),
     *(f"message: {what}" for what in ("tasks", "results", "cancel", "control", "control, values")),
-    *("costs", "costs, values"),
+    *("costs", "costs, values", "status", "status, values"),
     *("checkpoint", "weights of other programs", "answers .npz"),
     *("arrivals .npy", "arrivals .txt", "latencies", "summary without rows", "pictures", "tar"),
     *("shards", "HDF5 of other programs"),
