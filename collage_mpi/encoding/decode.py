@@ -98,5 +98,5 @@ def decode_parity(
     scores = parity_scores(total, others, temperature)
     if scores is None:
         return None
-    best = int(scores.argmax())
+    best = int(scores.astype(np.float32).argmax())  # as it is kept: a tie there is the lower one
     return best, float(scores[best])

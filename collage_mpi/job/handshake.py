@@ -20,11 +20,11 @@ from collage_mpi.job.messages import Hello, Welcome, shards_in_messages
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
-from collage_mpi.kinds import SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
-from collage_mpi.mpi.tasks import FILE, PLACE, task_message_bytes
+from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
@@ -214,6 +214,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         task_bytes=max(
             task_message_bytes(batch, batch, batch * (image_bytes + FILE.itemsize)),
             task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
+            cancel_message_bytes(settings.credit * batch),
         ),
         answer_bytes=answer_bytes(plan, encoder),
         extras=settings.extras,
@@ -240,7 +241,9 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
 def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
     """Room for a message of answers: of one task at least, with vectors where they travel."""
     extras = plan.settings.extras
-    vectors = encoder.places if extras else 0 if plan.parity is None else 1
+    # A collage's answer has one for each cell, any other for its one image.
+    cells = encoder.places if plan.settings.uses(COLLAGE) else 1
+    vectors = cells if extras else 0 if plan.parity is None else 1
     floats = extras.floats(plan.classes) + (0 if plan.parity is None else plan.classes)
     return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, floats))
 

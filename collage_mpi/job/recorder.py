@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from collage_mpi.encoding.vectors import Extras
-from collage_mpi.kinds import COLLAGE
+from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.mpi.answers import WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
@@ -186,10 +186,12 @@ class Recorder:
         """An image has its outcome, known at now_ns."""
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
         image, totals = self._images[resolve.image], self.totals
-        if resolve.image in self._unread and resolve.outcome == "error":
-            # As when rank 0 reads: the label of a bad row is not to be trusted either.
-            image = image._replace(record=replace(image.record, label=None))
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
+        by_row = task is not None and not KIND[task.send.kind].encoded
+        if resolve.image in self._unread and (resolve.outcome == "error" or not by_row):
+            # As when rank 0 reads: the label of a bad row is not to be trusted either, though a
+            # stored cell of it may have been classified.
+            image = image._replace(record=replace(image.record, label=None))
         if self._vectors is not None and task is not None:
             self._vectors.keep(resolve, image.record, task.send, task.result)
         # First: a writer that raises leaves everything as if this had not happened.

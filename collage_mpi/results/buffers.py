@@ -21,6 +21,7 @@ from collage_mpi.results.rows import TABLES, Table, reason_bytes
 from collage_mpi.results.vectors import Beside, Write
 
 QUEUE_PARTS = 64  # about 50 MB of rows behind a slow disk, then the caller waits
+INTACT = "All parts written before are intact."
 
 _Part = tuple[Table, int, memoryview, Write | None]
 
@@ -120,10 +121,15 @@ class PartThread:
                 self.fault = error
             except OSError as error:
                 self.fault = unwritable(path, error)
+            except Exception as error:  # else nobody empties the queue, and rank 0 waits for ever
+                self.fault = EnvironmentFault(
+                    f"{path}: cannot be written: {type(error).__name__}: {error}. {INTACT} Run "
+                    "again with --resume."
+                )
 
 
 def unwritable(path: Path, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{path}: cannot be written: {error.strerror or error}. All parts written before are "
-        "intact. Make room or choose a place you may write to, then run again with --resume."
+        f"{path}: cannot be written: {error.strerror or error}. {INTACT} "
+        "Make room or choose a place you may write to, then run again with --resume."
     )

@@ -35,7 +35,7 @@ Write = Callable[[int], None]
 def require_pyarrow(what: str, other: str = "") -> None:
     """Raise EnvironmentFault where pyarrow is not installed; `other` is what to do without."""
     try:
-        import pyarrow  # noqa: F401
+        import pyarrow.parquet  # noqa: F401 - now, not in the thread that first writes one
     except ImportError as error:
         raise EnvironmentFault(
             f"{what} needs pyarrow, which is not installed: pip install 'collage-mpi[parquet]'"
@@ -165,11 +165,13 @@ def read_file(path: Path, extras: Extras) -> Any:
 
 def matrix_of(column: Any) -> np.ndarray:
     """(n, length) of a column of lists, all as long. Raises DataFault: they are not."""
-    flat, n = column.combine_chunks().flatten().to_numpy(zero_copy_only=False), len(column)
-    lengths = np.unique(column.combine_chunks().value_lengths().to_numpy(zero_copy_only=False))
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    lengths = {length for chunk in chunks for length in np.unique(chunk.value_lengths())}
     if len(lengths) > 1 or column.null_count:
         raise DataFault("vectors of other lengths in one file")
-    found: np.ndarray = flat.reshape(n, -1) if n else flat.reshape(0, 0)
+    # By chunk: the numbers of all may be more than a list's 32-bit offsets reach.
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
+    found: np.ndarray = np.concatenate(flat).reshape(len(column), -1) if flat else np.empty((0, 0))
     return found
 
 

@@ -302,6 +302,21 @@ def test_a_bad_row_is_an_error_row_and_its_neighbours_are_classified():
     assert (bad.row, bad.source, bad.reason) == (5, SOURCE_CODE["error"], "row 5: checksum")
 
 
+@pytest.mark.parametrize(("kind", "label"), [("single", 7), ("collage", None)])
+def test_a_label_that_a_rank_found_bad_is_kept_only_by_who_read_the_row(kind, label):
+    writer = ListWriter()
+    recorder = Recorder(writer, start_ns=0, group_size=1, warmup_groups=0)
+    recorder.admitted(0, record(7), 0, 0)
+    for task, of in ((1, "single"), (2, kind)):
+        recorder.sent(ev.Send(task, task, of, (ev.Item(0, 0),), 0, task), 1, 0)
+    bad = ev.Unread("checksum does not match its pixels and label", of_input=True)
+    recorder.ended(WireResult(1, FAILED, unread=(bad,)), "failed", 2, 0)
+    recorder.ended(WireResult(2, ANSWERED, cells=((7, 0.9),)), "answered", 3, 0)
+    recorder.resolved(ev.Resolve(0, kind, (2,), 0, 0, ev.Score(7, 0.9), "answered", ""), 4)
+    (row,) = writer.images
+    assert (row.label if row.has_label else None) == label
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("bad", [4, 8, 12])
 @pytest.mark.parametrize("every_ns", [0, MS])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
-from collage_mpi.encoding.decode import decode, decode_parity
+from collage_mpi.encoding.decode import decode, decode_parity, parity_scores
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.handshake import answer_bytes, check_same_embedding
@@ -24,6 +24,7 @@ from collage_mpi.job.plan import make_plan
 from collage_mpi.job.recorder import Vectors
 from collage_mpi.job.session import build_encoder, make_manifest, parity_decoder
 from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_results, unpack_results
+from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.results import RunWriter, export_run, read_results, verify_run, writer
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
@@ -108,6 +109,7 @@ def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
     floats = kept + (plan.classes if scheme == "parity" else 0)
     result = WireResult(1, ANSWERED, cells=((1, 0.5),) * items, reason="x" * 480)
     result.vectors = np.zeros((items, floats), np.float32)
+    assert room < max(UP_BYTES, 2 * items * 4 * floats) + 4096  # and is not many times too large
     ((only,),) = in_messages([result], room)
     assert pack_results(np.zeros(room, np.uint8), 1, [only]) <= room
 
@@ -163,7 +165,28 @@ def test_an_image_that_parity_decodes_has_the_scores_that_follow(settings):
     assert kept[-1][2].tolist() == [10, 10, 10, 10, 10]
 
 
+def test_a_class_that_parity_decodes_is_the_best_of_what_is_kept():
+    """Where two scores are the same once they are kept, both say the first."""
+    total = np.float64([0.0, 1.0, 1.0 + 1e-12])  # told apart in float64 alone
+    label, _ = decode_parity(total, [], 1.0)
+    kept = Extras(top_k=1).pack(parity_scores(total, [], 1.0)[None].astype(np.float32), None)
+    assert Extras(top_k=1).unpack(kept)["top_classes"].tolist() == [[label]] == [[1]]
+
+
 # ---- the files ------------------------------------------------------------------
+
+
+def test_whatever_keeps_vectors_from_the_disk_ends_the_run_by_name(tmp_path, monkeypatch):
+    full = manifest(ROWS, extras=BOTH)
+    run = RunWriter.create(tmp_path / "run", full, rows_per_part=10)
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise ValueError("not a table")
+
+    monkeypatch.setattr(parquet, "write_table", refuses)
+    fill(run, full, range(ROWS))
+    with pytest.raises(EnvironmentFault, match=r"ValueError: not a table.*--resume"):
+        run.close("complete")
 
 
 def session(out: Path, full: dict[str, Any], indices: range | list[int], status: str) -> None:
