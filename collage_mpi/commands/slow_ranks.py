@@ -172,10 +172,14 @@ def _print_run(found: _Found, *, brief: bool) -> None:
             left = len(speeds) - len(shown)
             if left and not brief:
                 say(f"  and {left:,} more, none of them slow")
-    if not any(speed.slow for speed in found.speeds):
-        say("  nothing is slower than its peers, beyond doubt")
-    for speed in found.speeds:
-        if speed.unit == "rank" and speed.interval is None and speed.peers:
+    ranks = [speed for speed in found.speeds if speed.unit == "rank"]
+    if all(speed.interval is None for speed in ranks):
+        say("  too few answers to tell whether a rank is slower than its peers")
+        ranks = []
+    elif not any(speed.slow for speed in found.speeds):
+        say("  no rank is surely slower than its peers")
+    for speed in ranks:
+        if speed.interval is None and speed.peers:
             say(f"  {speed.name}: {speed.messages} answers are too few to tell")
     if found.without is not None:
         _print_without(found.without)

@@ -73,13 +73,14 @@ def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
 
     if not sys.stdout.isatty():  # a line drawn over another would be two lines there
         told = None
-        while view.life != ENDED and not view.lost:
-            if told != (told := (view.status["count"], view.life, view.old)):
+        while True:
+            ends = view.life == ENDED or view.lost
+            if told != (told := drawn(args.run, view, args.ranks)) or ends:
                 _print(args, view)
+            if ends:
+                return view
             time.sleep(LOOK_EVERY_S)
             view = watch.look()
-        _print(args, view)
-        return view
     with Live(auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             fits = max(1, live.console.height - _HEAD_LINES)
@@ -191,7 +192,7 @@ def _table(ranks: list[Json], most: int) -> RenderableType:
 
     from collage_mpi.system.terminal import make_table
 
-    table = make_table("rank", "host", "kind", "state", "tasks", "service ms", "x peers", "")
+    table = make_table("rank", "host", "kind", "state", "open", "service ms", "x peers", "")
     slower = beside_peers(ranks)
     order = sorted(
         ranks,

@@ -277,8 +277,10 @@ def _wider(speeds: Sequence[Speed]) -> Table:
 
 def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
     slow = [speed for speed in speeds if speed.slow]
+    if all(speed.interval is None for speed in speeds):
+        return "Too few answers to tell whether a rank is slower than its peers."
     if not slow:
-        return "No rank is slower than its peers, beyond doubt."
+        return "No rank is surely slower than its peers."
     named = [
         (f"host {s.name}" if s.unit == "host" else s.name)
         + (f" on {s.host}" if s.unit == "rank" and s.host else "")

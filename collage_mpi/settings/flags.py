@@ -117,7 +117,10 @@ def _options(spec: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
 
 def _or_auto(of_type: type) -> Callable[[str], Any]:
     def number_or_auto(text: str) -> Any:
-        return text if text == AUTO else of_type(text)
+        try:
+            return text if text == AUTO else of_type(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO}") from error
 
     return number_or_auto
 

@@ -34,7 +34,7 @@ class PaceSettings(ArrivalSettings):
     )
     batch: int = _pace(
         1,
-        "groups that travel together: a rank gets its tasks of all of them as one batch",
+        "groups that travel together: a rank gets its tasks of all of them as one batch; auto: 1",
         at_least=1,
         auto=True,
         at_most=MOST_BATCH,

@@ -252,8 +252,10 @@ def _output(out: Path, images: int, resume: bool) -> str:
         there = there.parent
     free = free_bytes(there)
     room = "" if free is None else f", {size_text(free)} are free"
-    needed = size_text(images * RESULT_BYTES_PER_IMAGE)
-    return f"{out} {'goes on' if resume else 'is new'}; at most {needed} of rows{room}"
+    needed = images * RESULT_BYTES_PER_IMAGE
+    short = ": TOO LITTLE" if free is not None and free < needed else ""
+    begins = "goes on" if resume else "is new"
+    return f"{out} {begins}; at most {size_text(needed)} of rows{room}{short}"
 
 
 def _service(plan: Plan, measured: Measured) -> str:
