@@ -139,8 +139,12 @@ def test_too_few_ranks_to_begin_with_can_be_resumed(job):
 
 @pytest.mark.parametrize("apart", ["", ",apart"])
 def test_a_stopped_rank_is_killed_or_written_off(job, apart):
-    """Apart, rank 0 has no pidfd for it: the connection stays open, and only time tells."""
-    ended = job(f"2:compute:stop:3{apart}", "--reply-timeout-s", "0.5", "--scheme", "none")
+    """Apart, rank 0 has no pidfd for it: the connection stays open, and only time tells.
+
+    Without an end game, which would end the job before the time is over.
+    """
+    flags = ("--reply-timeout-s", "0.5", "--scheme", "none", "--endgame", "off")
+    ended = job(f"2:compute:stop:3{apart}", *flags)
     ended.check()
     assert ended.layers() == {2: "timeout"}
     assert ("written off" if apart else "killed") in ended.said
