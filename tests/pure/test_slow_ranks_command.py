@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from results_harness import make_run
 from test_slow_ranks import a_run
 
 from collage_mpi.cli import main
@@ -82,7 +83,7 @@ def test_one_run_names_the_node_for_slurm(
     assert max(map(len, out.splitlines())) <= 160
     assert main(of_files(monkeypatch, {"a": healthy()})) == 0
     out = capsys.readouterr().out
-    assert "nothing is slower than its peers" in out
+    assert "no rank is surely slower than its peers" in out
     assert "exclude" not in out
 
 
@@ -153,3 +154,10 @@ def test_many_ranks_are_cut_but_for_the_slow(
     assert sum(line.startswith("rank ") and "SLOW" in line for line in out.splitlines()) == 15
     assert "and 25 more, none of them slow" in out
     assert command.SHOWN < 15
+
+
+def test_of_a_run_with_too_few_answers_nothing_is_said(tmp_path, capsys) -> None:
+    assert main(["slow-ranks", str(make_run(tmp_path / "few", 18))]) == 0
+    out = capsys.readouterr().out
+    assert "too few answers to tell whether a rank is slower" in out
+    assert "surely" not in out
