@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
     watch = Watch(args.run)
     view = watch.look()
     if args.once:
-        _print(args, view, once=True)
+        say(_text(args, view, once=True))
     else:
         try:
             view = _follow(args, watch, view)
@@ -75,8 +75,8 @@ def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
         told = None
         while True:
             ends = view.life == ENDED or view.lost
-            if told != (told := drawn(args.run, view, args.ranks)) or ends:
-                _print(args, view)
+            if told != (told := _text(args, view)):
+                say(told)
             if ends:
                 return view
             time.sleep(LOOK_EVERY_S)
@@ -92,11 +92,11 @@ def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
             view = watch.look()
 
 
-def _print(args: argparse.Namespace, view: View, *, once: bool = False) -> None:
+def _text(args: argparse.Namespace, view: View, *, once: bool = False) -> str:
     from collage_mpi.system.terminal import to_text
 
     ranks = 20 if args.ranks is None else args.ranks
-    say(to_text(drawn(args.run, view, ranks, once=once)))
+    return to_text(drawn(args.run, view, ranks, once=once))
 
 
 # ---- the view ---------------------------------------------------------------
