@@ -98,25 +98,34 @@ class PartThread:
 
     def put(self, table: Table, payload: memoryview, before: Write | None = None) -> None:
         """Queue one part, and what is written before it; waits while QUEUE_PARTS are ahead."""
-        number = self._numbers[table.name]
-        self._numbers[table.name] = number + 1
-        self._queue.put((table, number, payload, before))
+        self._queue.put((table, self._number(table), payload, before))
 
     def end(self) -> None:
         """Write what is queued and end the thread."""
         self._queue.put(None)
         self._thread.join()
 
+    def _number(self, table: Table) -> int:
+        number = self._numbers[table.name]
+        self._numbers[table.name] = number + 1
+        return number
+
+    def _path(self, table: Table, number: int) -> Path:
+        return parts.part_path(self._directory, table, self._session, number)
+
+    def _write(self, table: Table, number: int, payload: memoryview, before: Write | None) -> None:
+        """What goes with the part is there before it, so a row never stands alone."""
+        if before is not None:
+            before(number)
+        parts.write_part(self._path(table, number), table, payload, self._check)
+
     def _work(self) -> None:
         while (part := self._queue.get()) is not None:
             if self.fault is not None:
                 continue
-            table, number, payload, before = part
-            path = parts.part_path(self._directory, table, self._session, number)
+            path = self._path(*part[:2])
             try:
-                if before is not None:
-                    before(number)
-                parts.write_part(path, table, payload, self._check)
+                self._write(*part)
             except CollageError as error:
                 self.fault = error
             except OSError as error:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collage_mpi.results import RunWriter, parts
+from collage_mpi.results import RunWriter
+from collage_mpi.results.buffers import PartThread
 from collage_mpi.results.rows import TABLES
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.system import files
@@ -227,7 +228,7 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(files.os, name, call)
 
 
-class InlineThread:
+class InlineThread(PartThread):
     """The writer thread without a thread: parts are written when they are handed over."""
 
     def __init__(self, directory: Path, session: int, check: Any) -> None:
@@ -236,12 +237,7 @@ class InlineThread:
         self._numbers = {t.name: 1 for t in TABLES}
 
     def put(self, table: Any, payload: memoryview, before: Any = None) -> None:
-        number = self._numbers[table.name]
-        self._numbers[table.name] = number + 1
-        if before is not None:
-            before(number)
-        path = parts.part_path(self._directory, table, self._session, number)
-        parts.write_part(path, table, payload, self._check)
+        self._write(table, self._number(table), payload, before)
 
     def end(self) -> None:
         pass

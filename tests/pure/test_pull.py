@@ -16,7 +16,7 @@ MS = 1_000_000
 
 
 def started(**settings) -> Harness:
-    job = Harness(collages=0, assign="pull", **{"scheme": "none", **settings})
+    job = Harness(**{"scheme": "none", "collages": 0, "assign": "pull", **settings})
     job.start()
     return job
 
@@ -87,6 +87,18 @@ def test_paced_a_rank_that_is_slow_holds_up_no_further_group():
         while on(job, 1):
             job.answer(first_task(job, 1))
         assert (on(job, 2), job.admitted) == ([1], 4), done
+
+
+def test_paced_without_a_single_rank_groups_go_on_coming_for_the_collage():
+    """No single rank can be idle then: the next comes in when all of the last are resolved."""
+    job = started(scheme="collage", singles=2, collages=1, depth=9, paced=True)
+    job.lose(1)
+    job.lose(2)
+    for done in range(4, 20, 4):
+        assert job.admitted == 4, done
+        job.arrive(4)
+        job.answer(first_task(job, 3))
+    assert job.admitted == 4
 
 
 def test_paced_batches_come_in_whole():
