@@ -16,6 +16,7 @@ from collage_mpi.job.session import make_manifest
 from collage_mpi.results import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
+from collage_mpi.simulation import forecast
 from collage_mpi.simulation.forecast import Measured, _as_measured, _simulated_s, _time
 from collage_mpi.system.environment import available_bytes
 
@@ -87,6 +88,14 @@ def test_a_folder_without_rights_is_told(shard, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert dry_run("--shards", shard, *NULL, "--out", tmp_path / "locked" / "out") == 3
     assert "no right to write" in capsys.readouterr().err
+
+
+def test_too_little_room_is_told(shard, tmp_path, capsys, monkeypatch):
+    words = ("--shards", shard, *NULL, "--out", tmp_path / "out")
+    for free, told in ((10, True), (1 << 40, False), (None, False)):
+        monkeypatch.setattr(forecast, "free_bytes", lambda _, free=free: free)
+        assert dry_run(*words) == 0
+        assert ("TOO LITTLE" in capsys.readouterr().out) is told, free
 
 
 def test_a_resumed_run_has_what_is_left(shard, tmp_path, capsys):

@@ -23,6 +23,7 @@ from collage_mpi.job.session import (
 )
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
+from collage_mpi.mpi.tasks import cancel_message_bytes
 from collage_mpi.results import input_digest
 from collage_mpi.results.rows import KEY_ROW
 from collage_mpi.settings.run_settings import RunSettings
@@ -75,6 +76,12 @@ def test_where_a_rank_may_run_several_images_of_a_group_draws_are_by_image(
     told = welcomes(plan, build_encoder(plan))
     assert {welcome.draws_by_image for welcome in told.values()} == {by_image}
     assert plan.settings.labels()["scheme"] == label
+
+
+def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
+    settings = {"pixels": "workers", "credit": 40, "batch": 3}
+    told = welcomes(plan_of(shards, **settings), build_encoder(plan_of(shards, **settings)))
+    assert {w.task_bytes >= cancel_message_bytes(40 * 3) for w in told.values()} == {True}
 
 
 @pytest.mark.parametrize(
