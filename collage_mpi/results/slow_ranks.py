@@ -26,7 +26,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +77,8 @@ class Speed:
     slow: bool
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True)
+class _Place:
     """Where service times come from."""
 
     rank: int
@@ -87,13 +88,9 @@ class _Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Level:
+class _Level(_Place):
     """One rank's service times of one kind, in ns of a single input."""
 
-    rank: int
-    kind: str
-    host: str | None
-    device: str | None
     messages: int
     samples: int
     unanswered: int
@@ -238,7 +235,7 @@ def _levels(run: Results) -> list[_Level]:
         known = quantile_interval(times_ns, 0.5, miss)
         found.append(
             _Level(
-                **place._asdict(),
+                **vars(place),
                 messages=len(times_ns),
                 samples=known.samples,
                 unanswered=unanswered.get((place.rank, place.kind), 0),
