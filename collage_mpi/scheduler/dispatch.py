@@ -27,7 +27,7 @@ from collage_mpi.scheduler.rank_speed import Health
 from collage_mpi.scheduler.state import ImageState, Message, Pool, RankState, TaskState
 from collage_mpi.scheduler.transitions import CANCELLED, IMAGE, RESOLVED, SETTLED, TASK
 
-NOBODY: frozenset[int] = frozenset()
+NO_RANKS: frozenset[int] = frozenset()
 
 
 class Order(NamedTuple):
@@ -331,7 +331,7 @@ class Dispatch:
         if len(task.images) == 1 and not task.avoid:
             image = task.images[0]
             if len(image.tasks) == 1 and not image.tried:
-                return NOBODY  # it is its image's first
+                return NO_RANKS  # it is its image's first
         held = _held(task)
         tried = held.union(*(image.tried for image in task.images))
         return tried if self._pools[task.kind].has_other(tried) else held
