@@ -21,7 +21,7 @@ from collage_mpi.commands.parser import build_parser
 HERE = Path(__file__).parents[1]
 FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.M | re.S)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*(?=[^<>]*</code>)")
-SHORT_CELL = re.compile(r"<td(?=[^>]*>(?:<strong>)?[^<]{1,20}(?:</strong>[^<]{0,14})?</td>)")
+SHORT_CELL = re.compile(r"<td(?=[^>]*>(?:<\w+>)?[^<]{1,20}(?:</\w+>[^<]{0,14})?</td>)")
 log = logging.getLogger("mkdocs.hooks")
 
 
