@@ -20,6 +20,8 @@ from collage_mpi.commands.parser import build_parser
 
 HERE = Path(__file__).parents[1]
 FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.M | re.S)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*(?=[^<>]*</code>)")
+SHORT_CELL = re.compile(r"<td(?=[^>]*>(?:<\w+>)?[^<]{1,20}(?:</\w+>[^<]{0,14})?</td>)")
 log = logging.getLogger("mkdocs.hooks")
 
 
@@ -49,6 +51,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"![diagram]({os.path.relpath(picture(match[1]), folder)}){{.diagram}}"
 
     return FENCE.sub(shown, markdown).replace("<!-- commands -->", commands())
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Flags and short cells stay on a line: a browser would break them at their hyphens."""
+    prose = re.split(r"(<pre.*?</pre>)", html, flags=re.S)  # every second one is a block of code
+    for i in range(0, len(prose), 2):
+        prose[i] = SHORT_CELL.sub('<td class="short"', prose[i])
+        prose[i] = FLAG.sub(r'<span class="short">\g<0></span>', prose[i])
+    return "".join(prose)
 
 
 def picture(text: str) -> Path:
