@@ -144,8 +144,8 @@ def _run_plan(
         "total": len(order),
         "before": len(plan.order) - len(order),
     }
-    published = writer.publish(facts, settings.status_every_s)
     try:
+        published = writer.publish(facts, settings.status_every_s)
         encoder = build_encoder(plan)
         # Opened first: the first images are read and shrunk while the ranks load.
         with ExitStack() as open_readers:
