@@ -351,6 +351,16 @@ def test_a_simulation_like_a_run_is_that_run(as_if_real, capsys):
     assert read_costs(out.parent / "c.json").send_ns == 50_000
 
 
+def test_a_simulation_has_no_predictions_to_export(tmp_path, capsys):
+    words = ["simulate", "--images", "90", "--straggler", "lognormal"]
+    for more in (["--summary-only"], ["--out", str(tmp_path / "run")]):
+        assert main([*words, *more]) == 0
+        told = capsys.readouterr().out
+        assert "wasted work" in told
+        assert "export" not in told
+        assert "predictions" not in told
+
+
 def test_a_run_that_measured_no_costs_says_so(tmp_path):
     _, out = simulate(RunSettings(straggler="pinned"), tmp_path / "run", 90)
     with pytest.raises(DataFault, match="real run"):
