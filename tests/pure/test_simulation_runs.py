@@ -342,7 +342,12 @@ def test_a_simulation_like_a_run_is_that_run(as_if_real, capsys):
     assert {entry["ratio"] for entry in entries if entry["ratio"] is not None} == {1.0}
     assert "simulated / real" in render_comparison(entries)
     assert main(["simulate", "--like", str(out)]) == 0
-    assert "collage share" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "collage share" in told
+    assert "accept auto: without --answers a simulation knows no scores" in told
+    for more in (["--accept", "first"], ["--single", "null", "--collage", "null"]):
+        assert main(["simulate", "--like", str(out), *more]) == 0
+        assert "accept auto" not in capsys.readouterr().out
     changed = like(run, {"depth": 3}, 90, costs, None)
     assert (changed.settings.depth, changed.images) == (3, 90)
     run.manifest["settings"]["replicas"] = 1  # which 0.1.0 let stand where it had no use for it
