@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,13 @@ from collage_mpi.system.files import write_atomic
 
 OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number
 KEYS = ("fingerprint", "shard", "row", "session")
-Write = Callable[[int], None]
+
+
+class Write(NamedTuple):
+    """What writes vectors as the part of a number, and the bytes that they are."""
+
+    nbytes: int
+    write: Callable[[int], None]
 
 
 def require_pyarrow(what: str, other: str = "") -> None:
@@ -68,10 +74,10 @@ class Beside:
     def add(self, shard: int, row: int, vector: np.ndarray) -> None:
         """The vector, (floats,) float32, of the next answered image."""
         self._keys.append((shard, row))
-        self._vectors.append(vector)
+        self._vectors.append(vector.copy())
 
     def take(self) -> Write:
-        """What writes these as the part of a number, off the hot path; they are forgotten here."""
+        """What writes these, off the hot path; they are forgotten here."""
         keys, vectors = self._keys, self._vectors
         self._keys, self._vectors = [], []
 
@@ -79,7 +85,7 @@ class Beside:
             path = vectors_path(self._out, self._session, number)
             write_atomic(path, (self._parquet(keys, vectors),), replace=False, check=self._check)
 
-        return write
+        return Write(sum(vector.nbytes for vector in vectors), write)
 
     def _parquet(self, keys: list[tuple[int, int]], vectors: list[np.ndarray]) -> memoryview:
         import pyarrow as pa
