@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.safe_stream import SafeStream
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "bash: collage-mpi completion bash > ~/.local/share/bash-completion/completions/collage-mpi"
         "; zsh: ... zsh > a folder of $fpath/_collage-mpi; fish: ... fish > "
-        "~/.config/fish/completions/collage-mpi.fish. Needs the extra collage-mpi[completion]."
+        f"~/.config/fish/completions/collage-mpi.fish. Needs shtab: {pip_line('completion')}."
     )
 
 
@@ -35,7 +36,7 @@ def execute(args: argparse.Namespace) -> int:
         import shtab
     except ImportError as error:
         raise EnvironmentFault(
-            "completion needs shtab, which is not installed: pip install 'collage-mpi[completion]'"
+            f"completion needs shtab, which is not installed: {pip_line('completion')}"
         ) from error
     if args.shell not in shtab.SUPPORTED_SHELLS:
         raise EnvironmentFault(

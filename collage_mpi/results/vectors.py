@@ -25,6 +25,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results.file_names import VECTORS_FOLDER
 from collage_mpi.results.parts import PartName
 from collage_mpi.results.rows import IMAGES
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import write_atomic
 
 OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number
@@ -44,7 +45,7 @@ def require_pyarrow(what: str, other: str = "") -> None:
         import pyarrow.parquet  # noqa: F401 - now, not in the thread that first writes one
     except ImportError as error:
         raise EnvironmentFault(
-            f"{what} needs pyarrow, which is not installed: pip install 'collage-mpi[parquet]'"
+            f"{what} needs pyarrow, which is not installed: {pip_line('parquet')}"
             + (f", or {other}." if other else "")
         ) from error
 
@@ -72,7 +73,8 @@ class Beside:
         self._vectors: list[np.ndarray] = []
 
     def add(self, shard: int, row: int, vector: np.ndarray) -> None:
-        """The vector, (floats,) float32, of the next answered image."""
+        """The vector, (floats,) float32, of the next answered image; copied: it may be a view of
+        a whole message."""
         self._keys.append((shard, row))
         self._vectors.append(vector.copy())
 
