@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="whose script")
     parser.epilog = (
         "bash: collage-mpi completion bash > ~/.local/share/bash-completion/completions/collage-mpi"
-        "; zsh: ... zsh > a folder of $fpath/_collage-mpi; fish: ... fish > "
+        "; zsh: ... zsh > ~/.zfunc/_collage-mpi, and fpath=(~/.zfunc $fpath) before compinit in "
+        "~/.zshrc; fish: ... fish > "
         f"~/.config/fish/completions/collage-mpi.fish. Needs shtab: {pip_line('completion')}."
     )
 
