@@ -64,7 +64,13 @@ def write_atomic(
 
 
 def temporary_name(path: Path) -> Path:
-    """Where a file is written before it is renamed; `remove_leftovers` knows such names."""
+    """Where a file is written before it is renamed; `remove_leftovers` knows such names.
+
+    Raises:
+        IsADirectoryError: the path is "." or "/", as that of `--out ''` is.
+    """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     # Pids of two hosts may be the same, so the name is drawn as well.
     return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}")
 

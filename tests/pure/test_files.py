@@ -42,6 +42,12 @@ def test_a_row_that_fails_leaves_the_old_table(tmp_path: Path) -> None:
     assert path.read_text() == "a\n1\n"
 
 
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_folder_in_a_files_place_is_named(path: str) -> None:
+    with pytest.raises(EnvironmentFault, match="cannot be written: Is a directory"):
+        save_file(Path(path), b"x")
+
+
 def test_a_temporary_name_is_one_that_is_swept(tmp_path: Path) -> None:
     files.temporary_name(tmp_path / "a.h5").touch()
     files.temporary_name(tmp_path / "b.h5").touch()
