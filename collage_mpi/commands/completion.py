@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.safe_stream import SafeStream
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -22,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="whose script")
     parser.epilog = (
         "bash: collage-mpi completion bash > ~/.local/share/bash-completion/completions/collage-mpi"
-        "; zsh: ... zsh > a folder of $fpath/_collage-mpi; fish: ... fish > "
-        "~/.config/fish/completions/collage-mpi.fish. Needs the extra collage-mpi[completion]."
+        "; zsh: ... zsh > ~/.zfunc/_collage-mpi, and fpath=(~/.zfunc $fpath) before compinit in "
+        "~/.zshrc; fish: ... fish > "
+        f"~/.config/fish/completions/collage-mpi.fish. Needs shtab: {pip_line('completion')}."
     )
 
 
@@ -35,7 +37,7 @@ def execute(args: argparse.Namespace) -> int:
         import shtab
     except ImportError as error:
         raise EnvironmentFault(
-            "completion needs shtab, which is not installed: pip install 'collage-mpi[completion]'"
+            f"completion needs shtab, which is not installed: {pip_line('completion')}"
         ) from error
     if args.shell not in shtab.SUPPORTED_SHELLS:
         raise EnvironmentFault(

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from collage_mpi.errors import ExitCode
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.printable import printable, say
 
 
@@ -21,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         choices=("csv", "parquet", "hdf5"),
-        help="csv and parquet: a file a table; hdf5: one file. parquet needs the extra "
-        "collage-mpi[parquet]",
+        help="csv and parquet: a file a table; hdf5: one file. parquet needs pyarrow: "
+        f"{pip_line('parquet')}",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: DIR/export of the run)"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collage_mpi.errors import UsageError
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Figure:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A subcommand a figure."""
     parser.epilog = (
-        "Figures need matplotlib: pip install 'collage-mpi[plot]'. For example: collage-mpi plot "
+        f"Figures need matplotlib: {pip_line('plot')}. For example: collage-mpi plot "
         "cdf runs/none runs/collage --out figures/tail"
     )
     figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)

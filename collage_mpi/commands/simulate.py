@@ -73,11 +73,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.like:
         return _like(args)
     job = _job(args)
-    if job.effective.accept == "first" != job.settings.accept:
-        say(
-            "accept auto: without --answers, --single and --collage a simulation knows no scores, "
-            "so every answer of a collage counts"
-        )
+    _tell_of_accept(job, "--answers, --single and --collage")
     if args.seeds:
         return _seeds(args, job)
     from collage_mpi.results import render_summary
@@ -85,6 +81,19 @@ def execute(args: argparse.Namespace) -> int:
 
     print(render_summary(run_job(job)))
     return 0
+
+
+def _tell_of_accept(job: Job, without: str) -> None:
+    """Of `accept auto` where there is nothing to look at; null networks have nothing either."""
+    from collage_mpi.models.null import is_null
+
+    settings = job.settings
+    null = is_null(settings.single) or is_null(settings.collage)
+    if job.effective.accept == "first" != settings.accept and not null:
+        say(
+            f"accept auto: without {without} a simulation knows no scores, so every answer of a "
+            "collage counts"
+        )
 
 
 def _job(args: argparse.Namespace) -> Job:
@@ -142,6 +151,7 @@ def _like(args: argparse.Namespace) -> int:
     images = None if args.images is None else _images(args)
     job = like(run, given_settings(args)[0], images, _costs(args, run), args.answers)
     job = dataclasses.replace(job, rows=not args.summary_only)
+    _tell_of_accept(job, "--answers")
     print(f"{run.label}, {run.manifest.get('straggler')}; cost ratio {job.ratio:.3f}")
     print(f"costs: {job.costs.describe()}\n")
     print(render_comparison(compare(summarise(run), run_job(job))))

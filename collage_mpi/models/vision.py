@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.models.backbone import Backbone
+from collage_mpi.system.extras import pip_line
 
 # The modules that lead from an image to its last feature map, in order; the first line of
 # which a network has all is taken. What follows them (pooling, classifier) is left out.
@@ -146,7 +147,7 @@ def _model(backbone: Backbone, classes: int) -> nn.Module:
         from torchvision import models
     except ImportError as error:
         raise EnvironmentFault(
-            f"backbone {backbone.name} needs torchvision: pip install 'collage-mpi[vision]' "
+            f"backbone {backbone.name} needs torchvision: {pip_line('vision')} "
             f"(of the version that goes with torch {torch.__version__}): {error}"
         ) from error
     known = models.list_models(module=models)

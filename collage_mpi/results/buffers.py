@@ -20,10 +20,38 @@ from collage_mpi.results import parts
 from collage_mpi.results.rows import TABLES, Table, reason_bytes
 from collage_mpi.results.vectors import Beside, Write
 
-QUEUE_PARTS = 64  # about 50 MB of rows behind a slow disk, then the caller waits
+QUEUE_BYTES = 64 << 20  # of rows and vectors behind a slow disk, then the caller waits
 INTACT = "All parts written before are intact."
 
 _Part = tuple[Table, int, memoryview, Write | None]
+
+
+class _Queue(queue.Queue[_Part | None]):
+    """Of parts, bounded by the bytes that they hold; `queue.Queue` asks these four."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._held = 0
+
+    def _qsize(self) -> int:
+        return self._held
+
+    def _put(self, item: _Part | None) -> None:
+        super()._put(item)
+        self._held += _nbytes(item)
+
+    def _get(self) -> _Part | None:
+        item: _Part | None = super()._get()
+        self._held -= _nbytes(item)
+        return item
+
+
+def _nbytes(part: _Part | None) -> int:
+    """What is freed once it is written: a part-filled buffer is held as a whole."""
+    if part is None:
+        return 1
+    _, _, payload, before = part
+    return memoryview(payload.obj).nbytes + (0 if before is None else before.nbytes)
 
 
 class Buffer:
@@ -91,13 +119,13 @@ class PartThread:
         self._session = session
         self._check = check
         self._numbers = {table.name: 1 for table in TABLES}
-        self._queue: queue.Queue[_Part | None] = queue.Queue(QUEUE_PARTS)
+        self._queue = _Queue(QUEUE_BYTES)
         # A daemon: a rank that dies of an exception must not wait for its disk.
         self._thread = threading.Thread(target=self._work, name="collage-mpi rows", daemon=True)
         self._thread.start()
 
     def put(self, table: Table, payload: memoryview, before: Write | None = None) -> None:
-        """Queue one part, and what is written before it; waits while QUEUE_PARTS are ahead."""
+        """Queue one part, and what is written before it; waits while QUEUE_BYTES are ahead."""
         self._queue.put((table, self._number(table), payload, before))
 
     def end(self) -> None:
@@ -116,7 +144,7 @@ class PartThread:
     def _write(self, table: Table, number: int, payload: memoryview, before: Write | None) -> None:
         """What goes with the part is there before it, so a row never stands alone."""
         if before is not None:
-            before(number)
+            before.write(number)
         parts.write_part(self._path(table, number), table, payload, self._check)
 
     def _work(self) -> None:

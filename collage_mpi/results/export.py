@@ -27,6 +27,7 @@ from collage_mpi.results.rows import (
     wait_ns,
 )
 from collage_mpi.results.vectors import extras_of, require_pyarrow
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def require_pandas() -> None:
         import pandas  # noqa: F401
     except ImportError as error:
         raise EnvironmentFault(
-            "to_pandas needs pandas, which is not installed: pip install 'collage-mpi[pandas]'"
+            f"to_pandas needs pandas, which is not installed: {pip_line('pandas')}"
         ) from error
 
 

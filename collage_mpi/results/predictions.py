@@ -1,7 +1,8 @@
 """What a run without labels found: images a class, how sure, a few of them.
 
 Owns: these numbers of the summary.
-Does not know: how they are printed (render). With labels, accuracy says more.
+Does not know: how they are printed (render). With labels, accuracy says more; a simulated run has
+no images of its own.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ def predictions(results: Results) -> Json | None:
     """Counts and mean scores a class, and examples from all over the input.
 
     Returns:
-        None where some image has a label, or none has an answer.
+        None where some image has a label, none has an answer, or all is simulated.
     """
     images = results.images
     answered = images[images["answered"]]
-    if images["has_label"].any() or not len(answered):
+    simulated = "simulated" in results.manifest
+    if simulated or images["has_label"].any() or not len(answered):
         return None
     names = results.manifest.get("class_names") or []
     numbers, inverse, counts = np.unique(

@@ -225,6 +225,8 @@ def _price_table(summary: Json) -> Table:
             note += f" ({low:.2f}-{high:.2f})"
         table.add_row("cost ratio", f"{price['cost_ratio']:.2f}", note)
     wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
+    if price["unfinished_tasks"]:
+        wasted += f"; not of the unfinished, out for {price['unfinished_s']:.1f} s together"
     table.add_row("wasted work", points(price["wasted_work"]), wasted)
     ranks = f"{price['ranks']} ranks: 1 coordinator"
     ranks += f", {price['single_ranks']} hold the single network"

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from platform import node
@@ -72,7 +73,8 @@ class StatusFiles:
         self._waiting: tuple[Json, np.ndarray | None] | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self._write(self._last)
+        with self._guarded():
+            self._write(self._last)
         self._thread = threading.Thread(target=self._work, name="collage-mpi status", daemon=True)
         self._thread.start()
 
@@ -89,7 +91,7 @@ class StatusFiles:
         """
         if now or self._clock() >= self._due_s:
             self._due_s = self._clock() + self._every_s
-            with self._changed:
+            with self._guarded(), self._changed:
                 self._waiting = snapshot()
                 self._changed.notify()
 
@@ -99,7 +101,8 @@ class StatusFiles:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-        self._write({**self._last, "state": status})
+        with self._guarded():
+            self._write({**self._last, "state": status})
 
     def remove(self) -> None:
         """There was no run after all."""
@@ -119,10 +122,11 @@ class StatusFiles:
             if taken is None:
                 return
             said, tasks = taken
-            if tasks is not None:
-                add_service_times(said["ranks"], tasks)
-            self._last = {**said, **self._rates(said["done"])}
-            self._write(self._last)
+            with self._guarded():
+                if tasks is not None:
+                    add_service_times(said["ranks"], tasks)
+                self._last = {**said, **self._rates(said["done"])}
+                self._write(self._last)
 
     def _rates(self, done: int) -> Json:
         """Images a second, of the session and since the last snapshot; the seconds left."""
@@ -153,16 +157,23 @@ class StatusFiles:
             "written_s": written_s,
         }
         text = json.dumps(status, separators=(",", ":"), default=plain).encode()
+        write_atomic(self._out / STATUS, (text, b"\n"), check=self._check)
+        lines = "".join(metrics(status)).encode("utf-8", "replace")
+        write_atomic(self._out / METRICS, (lines,), check=self._check)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """What goes wrong with a status, a defect of ours too, is told once and ends no job."""
         try:
-            write_atomic(self._out / STATUS, (text, b"\n"), check=self._check)
-            lines = "".join(metrics(status)).encode("utf-8", "replace")
-            write_atomic(self._out / METRICS, (lines,), check=self._check)
-        except (OSError, CollageError) as error:
-            if not self._told:  # a lost claim is told by who writes rows
-                self._told = True
-                if isinstance(error, OSError):
-                    why = error.strerror or error
-                    tell(f"warning: {self._out / STATUS} cannot be written: {why}. The job goes on")
+            yield
+        except Exception as error:
+            told, self._told = self._told, True
+            if told or isinstance(error, CollageError):
+                return  # a lost claim is told by who writes rows
+            why = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError):
+                why = error.strerror or str(error)
+            tell(f"warning: {self._out / STATUS} cannot be written: {why}. The job goes on")
 
 
 def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:

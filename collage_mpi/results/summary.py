@@ -177,6 +177,7 @@ def _price(results: Results) -> Json:
     work_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9 / ran_together(tasks)  # (tasks,)
     answered = tasks["outcome"] == OUTCOMES.index("answered")
     useless = tasks["resolved"] == 0
+    unfinished = tasks[tasks["outcome"] == OUTCOMES.index("unfinished")]
     ranks, rank_s = ranks_used(results), _measured_span_s(results)
     n = len(images)
     resolved = int(images["answered"].sum())
@@ -204,6 +205,7 @@ def _price(results: Results) -> Json:
             for code, name in enumerate(OUTCOMES)
             if name != "answered"
         },
+        "unfinished_s": float((unfinished["done_ns"] - unfinished["sent_ns"]).sum()) / 1e9,
     }
 
 

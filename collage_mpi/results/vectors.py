@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,11 +25,18 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results.file_names import VECTORS_FOLDER
 from collage_mpi.results.parts import PartName
 from collage_mpi.results.rows import IMAGES
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import write_atomic
 
 OURS = r"vectors-(\d{4,5})-(\d{6,18})\.parquet"  # session, number
 KEYS = ("fingerprint", "shard", "row", "session")
-Write = Callable[[int], None]
+
+
+class Write(NamedTuple):
+    """What writes vectors as the part of a number, and the bytes that they are."""
+
+    nbytes: int
+    write: Callable[[int], None]
 
 
 def require_pyarrow(what: str, other: str = "") -> None:
@@ -38,7 +45,7 @@ def require_pyarrow(what: str, other: str = "") -> None:
         import pyarrow.parquet  # noqa: F401 - now, not in the thread that first writes one
     except ImportError as error:
         raise EnvironmentFault(
-            f"{what} needs pyarrow, which is not installed: pip install 'collage-mpi[parquet]'"
+            f"{what} needs pyarrow, which is not installed: {pip_line('parquet')}"
             + (f", or {other}." if other else "")
         ) from error
 
@@ -66,12 +73,13 @@ class Beside:
         self._vectors: list[np.ndarray] = []
 
     def add(self, shard: int, row: int, vector: np.ndarray) -> None:
-        """The vector, (floats,) float32, of the next answered image."""
+        """The vector, (floats,) float32, of the next answered image; copied: it may be a view of
+        a whole message."""
         self._keys.append((shard, row))
-        self._vectors.append(vector)
+        self._vectors.append(vector.copy())
 
     def take(self) -> Write:
-        """What writes these as the part of a number, off the hot path; they are forgotten here."""
+        """What writes these, off the hot path; they are forgotten here."""
         keys, vectors = self._keys, self._vectors
         self._keys, self._vectors = [], []
 
@@ -79,7 +87,7 @@ class Beside:
             path = vectors_path(self._out, self._session, number)
             write_atomic(path, (self._parquet(keys, vectors),), replace=False, check=self._check)
 
-        return write
+        return Write(sum(vector.nbytes for vector in vectors), write)
 
     def _parquet(self, keys: list[tuple[int, int]], vectors: list[np.ndarray]) -> memoryview:
         import pyarrow as pa

@@ -119,19 +119,16 @@ class RunWriter:
         """
         out = Path(out)
         full = _prepared(manifest, session=1, sessions=[])
-        if (out / MANIFEST).exists():
-            raise _holds_a_run(out)
         try:
+            if (out / MANIFEST).exists():
+                raise _holds_a_run(out)
             out.mkdir(parents=True, exist_ok=True)
             with _claimed(out, patience) as claim:
                 directory = swept(out)  # a kill before the manifest was written
                 if (out / MANIFEST).exists():
                     raise _holds_a_run(out)
                 if parts.list_parts(directory):
-                    raise EnvironmentFault(
-                        f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a "
-                        "copy, or choose another --out."
-                    )
+                    raise _lacks_a_manifest(out)
                 remove_orphans(out, ())
                 if extras_of(full):
                     (out / VECTORS_FOLDER).mkdir(exist_ok=True)
@@ -226,24 +223,27 @@ class RunWriter:
                 is looked for LOOK_S long.
         """
         before, _ = _next_session(out, manifest)
-        writer, _ = find_writer(out, Patience(still_s=LOOK_S))
-        if writer is not None:
-            raise held_by(out, writer)
+        try:
+            _check_free(out, out)
+        except OSError as error:
+            raise unwritable(out, error) from error
         images = read_all(parts_of(out, before))[IMAGES.name]
         return keys_of(images[images["answered"]] if retry_errors else images)
 
     @classmethod
     def check_place(cls, out: Path) -> None:
         """Raise EnvironmentFault where `create` would, as far as that is known without writing."""
-        if (out / MANIFEST).exists():
-            raise _holds_a_run(out)
-        there = out.absolute()
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        if not there.is_dir():
-            raise _no_place(there, NotADirectoryError(errno.ENOTDIR, "it is no folder"))
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise _no_place(out, PermissionError(errno.EACCES, f"no right to write to {there}"))
+        try:
+            if (out / MANIFEST).exists():
+                raise _holds_a_run(out)
+            if (out / PARTS_FOLDER).exists() and parts.list_parts(out / PARTS_FOLDER):
+                raise _lacks_a_manifest(out)
+            there = out.absolute()
+            while not _is_there(there):
+                there = there.parent
+            _check_free(out, there)
+        except OSError as error:
+            raise _no_place(out, error) from error
 
     @property
     def written(self) -> bool:
@@ -494,9 +494,37 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def _is_there(path: Path) -> bool:
+    """Raises OSError where it cannot be made either: a name too long, below a file."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _check_free(out: Path, there: Path) -> None:
+    """Raise EnvironmentFault where another job writes to `out`, looked for LOOK_S long; OSError
+    where this user may not write to `there`, the part of it that exists."""
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", there)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"no right to write to {there}")
+    writer, _ = find_writer(out, Patience(still_s=LOOK_S))
+    if writer is not None:
+        raise held_by(out, writer)
+
+
 def _no_place(out: Path, error: OSError) -> EnvironmentFault:
-    what = "is a file" if out.is_file() else f"cannot be written: {error.strerror or error}"
+    what = "is a file" if os.path.isfile(out) else f"cannot be written: {error.strerror or error}"
     return EnvironmentFault(f"{out}: {what}; --out needs a folder that you may write to")
+
+
+def _lacks_a_manifest(out: Path) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{out}: holds rows of a run whose {MANIFEST} is gone. Restore it from a copy, or choose "
+        "another --out."
+    )
 
 
 def _holds_a_run(out: Path) -> EnvironmentFault:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.system.extras import pip_line
 from collage_mpi.system.regular_file import require_regular
 
 MOST_CHARACTERS = 4_000_000  # of a YAML file with its aliases written out
@@ -36,7 +37,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise EnvironmentFault(
             f"settings file {path}: {name} needs a package that is not installed: "
-            "pip install pyyaml, or write the settings as .toml"
+            f"{pip_line('yaml')}, or write the settings as .toml"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataFault(f"settings file {path} is no {name}: {error}") from error

@@ -13,8 +13,9 @@ import io
 import itertools
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,19 @@ def write_atomic(
 
 
 def temporary_name(path: Path) -> Path:
-    """Where a file is written before it is renamed; `remove_leftovers` knows such names."""
+    """Where a file is written before it is renamed; `remove_leftovers` knows such names.
+
+    Raises:
+        IsADirectoryError: the path is "." or "/", as that of `--out ''` is.
+        FileExistsError: it is a device, a pipe or a socket: to rename over it would remove it, and
+            root may do so with /dev/null.
+    """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise FileExistsError(errno.EEXIST, "it is there and no regular file", str(path))
     # Pids of two hosts may be the same, so the name is drawn as well.
     return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.commands import launch as command
+from collage_mpi.job.main import StopFlag
 from collage_mpi.launch import mpiexec, startup, supervisor
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Job, exit_code
@@ -261,14 +262,26 @@ class WhenReady(io.StringIO):
 
 
 def stopped(source: str, *numbers: signal.Signals, grace_s: float = 20.0) -> int:
-    plan = LaunchPlan((sys.executable, "-c", source))
-    made = Job(plan, "mpich", out=WhenReady(*numbers), err=io.StringIO(), stop_grace_s=grace_s)
-    return exit_code(made.run(), None)[0]
+    plan, err = LaunchPlan((sys.executable, "-c", source)), io.StringIO()
+    made = Job(plan, "mpich", out=WhenReady(*numbers), err=err, stop_grace_s=grace_s)
+    code = exit_code(made.run(), None)[0]
+    assert f"{numbers[0].name}: stopping; results so far are kept" in err.getvalue()
+    return code
 
 
 def test_a_stop_lets_the_job_end_by_itself():
     assert stopped(STOPPABLE, signal.SIGINT) == 6
     assert stopped(STOPPABLE, signal.SIGUSR2) == 6
+
+
+def test_a_rank_says_where_launch_may_have_been_sent_another_signal(monkeypatch):
+    monkeypatch.delenv("COLLAGE_MPI_STATUS", raising=False)
+    flag = StopFlag()
+    flag._caught(signal.SIGTERM, None)
+    assert flag.reason() == "stopped by SIGTERM"
+    monkeypatch.setenv("COLLAGE_MPI_STATUS", "word")
+    flag._caught(signal.SIGTERM, None)
+    assert flag.reason() == "stopped by SIGTERM through the launcher"
 
 
 def test_a_job_that_does_not_stop_is_ended_after_its_grace():

@@ -118,11 +118,11 @@ FAULTS = {
     ),
     "everything missing is one line": (
         {"packages": (Package("numpy"), Package("torch"))},
-        ("packages", BAD, "numpy, torch", "/v/bin/python -m pip install"),
+        ("packages", BAD, "numpy, torch", "/v/bin/python -m pip install 'numpy' 'torch'"),
     ),
     "no library": (
         {"mpi": {"library": None, "library_error": "libmpi.so.40: cannot open"}},
-        ("MPI library", BAD, "libmpi.so.40", "collage-mpi[mpich]"),
+        ("MPI library", BAD, "libmpi.so.40", "pip install 'mpich>="),
     ),
     "no launcher": (
         {"mpi": {"launchers": ()}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,20 @@ def test_a_row_that_fails_leaves_the_old_table(tmp_path: Path) -> None:
         save_csv(path, ("a",), ((1 // n,) for n in (1, 0)))
     assert [name.name for name in tmp_path.iterdir()] == ["t.csv"]
     assert path.read_text() == "a\n1\n"
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_folder_in_a_files_place_is_named(path: str) -> None:
+    with pytest.raises(EnvironmentFault, match="cannot be written: Is a directory"):
+        save_file(Path(path), b"x")
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    """A pipe for a device: as root a report was written over /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(EnvironmentFault, match="it is there and no regular file"):
+        save_file(tmp_path / "pipe", b"x")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 
 def test_a_temporary_name_is_one_that_is_swept(tmp_path: Path) -> None:

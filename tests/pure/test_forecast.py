@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from results_harness import manifest
 
 from collage_mpi.cli import main
 from collage_mpi.commands.launch import output_folder
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.plan import make_plan
-from collage_mpi.job.session import make_manifest
-from collage_mpi.results import RunWriter
+from collage_mpi.job.session import build_encoder, make_manifest
+from collage_mpi.results import RunWriter, writer
+from collage_mpi.results.claim import Holder
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards import write_shard
+from collage_mpi.shards import reader, write_shard
 from collage_mpi.simulation import forecast
 from collage_mpi.simulation.forecast import Measured, _as_measured, _simulated_s, _time
 from collage_mpi.system.environment import available_bytes
@@ -65,16 +68,26 @@ def test_it_tells_what_would_be_done_and_writes_nothing(shard, tmp_path, capsys)
         (("--single", "no_such_module:network"), 2, "no_such_module"),
         (("--out", "a.h5"), 3, "--out needs a folder"),
         (("--out", "a.h5/below"), 3, "--out needs a folder"),
+        (("--out", "x" * 300), 3, "--out needs a folder"),
+        (("--out", "dangling"), 3, "it is no folder; --out needs a folder"),
+        (("--out", "dangling/below"), 3, "it is no folder; --out needs a folder"),
+        (("--out", "headless"), 3, "holds rows of a run whose manifest.json is gone"),
         (("--shards", "torn.h5"), 4, "torn.h5"),
     ],
 )
 def test_what_a_run_would_end_with_ends_it(shard, tmp_path, capsys, monkeypatch, words, code, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "torn.h5").write_bytes(shard.read_bytes()[:2000])
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "headless" / "parts").mkdir(parents=True)
+    (tmp_path / "headless" / "parts" / "images-0001-000001.npy").touch()
     before = content(tmp_path)
     assert dry_run("--shards", "a.h5", *NULL, "--out", "out", *words) == code
     assert says in capsys.readouterr().err
     assert content(tmp_path) == before
+    if code == 3 and "--out" in words:  # as the run itself does
+        with pytest.raises(EnvironmentFault, match="--out"):
+            RunWriter.create(tmp_path / words[1], manifest(9))
 
 
 def test_shards_that_would_be_skipped_make_the_runs_code(shard, tmp_path, capsys):
@@ -83,11 +96,42 @@ def test_shards_that_would_be_skipped_make_the_runs_code(shard, tmp_path, capsys
     assert "1 good, 1 cannot be read" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_rights_is_told(shard, tmp_path, capsys):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert dry_run("--shards", shard, *NULL, "--out", tmp_path / "locked" / "out") == 3
+def test_a_folder_without_rights_is_told(shard, tmp_path, capsys, monkeypatch):
+    locked, plain = tmp_path / "locked", os.access  # root may write everywhere
+    locked.mkdir()
+    RunWriter.create(locked / "run", manifest(9)).close("incomplete")
+    monkeypatch.setattr(os, "access", lambda p, how: locked not in (p, p.parent) and plain(p, how))
+    assert dry_run("--shards", shard, *NULL, "--out", locked / "deep" / "out") == 3
     assert "no right to write" in capsys.readouterr().err
+    with pytest.raises(EnvironmentFault, match="no right to write"):
+        RunWriter.done(locked / "run", manifest(9))
+
+
+def test_a_folder_that_another_job_writes_to_is_told(shard, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(writer, "find_writer", lambda *_: (Holder("h", 7), {}))
+    assert dry_run("--shards", shard, *NULL, "--out", tmp_path / "out") == 3
+    assert "another job is writing here (host h, pid 7)" in capsys.readouterr().err
+
+
+def test_opening_a_shard_is_no_part_of_reading_an_image(tmp_path, monkeypatch):
+    (tmp_path / "more").mkdir()
+    for name in "bc":  # without labels, which a plan looks at
+        write_shard(tmp_path / "more" / f"{name}.h5", np.zeros((40, 6, 6, 1), np.uint8))
+    settings = RunSettings(
+        shards=(str(tmp_path / "more"),), single="null", scheme="none", side=2, out="out"
+    )
+    plan, now_ns, plain = make_plan(settings, 5), [0], reader.open_shard
+
+    def slow(info):
+        now_ns[0] += 10**9
+        return plain(info)
+
+    monkeypatch.setattr(reader, "open_shard", slow)
+    monkeypatch.setattr(forecast.time, "monotonic_ns", lambda: now_ns[0])
+    order = np.random.default_rng(1).permutation(80)
+    assert forecast._read_ns(plan, build_encoder(plan), order) == 0
+    plan.shards.close()
+    assert now_ns == [2 * 10**9]
 
 
 def test_too_little_room_is_told(shard, tmp_path, capsys, monkeypatch):

@@ -222,7 +222,21 @@ def test_a_slow_rank_is_named_against_its_peers(tmp_path: Path) -> None:
     assert bar.bar[1] == pytest.approx(middle / high)
     assert bar.bar[0] == pytest.approx(low / high)
     fast = read_results(make_run(tmp_path / "fast", 9 * 80, slow_rank=None))
-    assert ranks(fast)[0].startswith("No rank")
+    assert ranks(fast)[0] == "No rank is surely slower than its peers."
+
+
+def test_a_rank_that_answered_nothing_is_named(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 9 * 80, slow_rank=None))
+    kinds = {10: ["collage"]}
+    world = [
+        {"rank": rank, "host": "node1", "kinds": kinds.get(rank, ["single"])}
+        for rank in range(1, 40)
+    ]
+    told = dataclasses.replace(run, manifest={**run.manifest, "world": world, "sessions": []})
+    named, (table, *_) = ranks(told)
+    assert "No answer came from rank 11 on node1, rank 12 on node1" in named
+    assert named.endswith("rank 20 on node1 and 19 more.")
+    assert ["11", "single", "n/a", "", "", "0"] in [list(row) for row in table.rows]
 
 
 def test_hosts_are_told_apart(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +20,15 @@ from collage_mpi.job.session import (
     build_encoder,
     make_manifest,
     not_done,
+    run_session,
     scheduler_settings,
     validity,
 )
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import save_weights
 from collage_mpi.mpi.tasks import cancel_message_bytes
-from collage_mpi.results import input_digest
+from collage_mpi.results import RunWriter, input_digest
+from collage_mpi.results.claim import read_claims
 from collage_mpi.results.rows import KEY_ROW
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
@@ -226,3 +230,20 @@ def test_over_one_percent_of_long_computes_is_invalid_unless_cores_burn():
     assert not validity(Totals(drawn_tasks=100, exceeded=2), plain)["valid"]
     assert validity(Totals(drawn_tasks=100, exceeded=2), burning)["valid"]
     assert validity(Totals(), plain)["valid"]
+
+
+def test_what_breaks_once_the_output_is_claimed_gives_it_back(shards, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(RunWriter, "publish", broken)
+    world = SimpleNamespace(
+        transport=SimpleNamespace(size=6, library="none"),
+        detector=SimpleNamespace(describe=list),
+    )
+    settings = RunSettings(shards=shards, single="null", collage="null", out=tmp_path, side=2)
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="new thread"):
+        run_session(settings, world)
+    assert not read_claims(tmp_path)
+    assert threading.active_count() == before

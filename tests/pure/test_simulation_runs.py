@@ -342,13 +342,28 @@ def test_a_simulation_like_a_run_is_that_run(as_if_real, capsys):
     assert {entry["ratio"] for entry in entries if entry["ratio"] is not None} == {1.0}
     assert "simulated / real" in render_comparison(entries)
     assert main(["simulate", "--like", str(out)]) == 0
-    assert "collage share" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "collage share" in told
+    assert "accept auto: without --answers a simulation knows no scores" in told
+    for more in (["--accept", "first"], ["--single", "null", "--collage", "null"]):
+        assert main(["simulate", "--like", str(out), *more]) == 0
+        assert "accept auto" not in capsys.readouterr().out
     changed = like(run, {"depth": 3}, 90, costs, None)
     assert (changed.settings.depth, changed.images) == (3, 90)
     run.manifest["settings"]["replicas"] = 1  # which 0.1.0 let stand where it had no use for it
     assert like(run, {}, None, costs, None).settings == job.settings
     assert main(["bench", "costs", str(out), "--out", str(out.parent / "c.json")]) == 0
     assert read_costs(out.parent / "c.json").send_ns == 50_000
+
+
+def test_a_simulation_has_no_predictions_to_export(tmp_path, capsys):
+    words = ["simulate", "--images", "90", "--straggler", "lognormal"]
+    for more in (["--summary-only"], ["--out", str(tmp_path / "run")]):
+        assert main([*words, *more]) == 0
+        told = capsys.readouterr().out
+        assert "wasted work" in told
+        assert "export" not in told
+        assert "predictions" not in told
 
 
 def test_a_run_that_measured_no_costs_says_so(tmp_path):

@@ -161,3 +161,18 @@ def test_of_a_run_with_too_few_answers_nothing_is_said(tmp_path, capsys) -> None
     out = capsys.readouterr().out
     assert "too few answers to tell whether a rank is slower" in out
     assert "surely" not in out
+
+
+def test_a_folder_that_is_no_run_is_left_out_where_others_are_runs(tmp_path, capsys) -> None:
+    (tmp_path / "a").mkdir()
+    make_run(tmp_path / "b", 18)
+    (make_run(tmp_path / "c", 18) / "manifest.json").write_text("{")
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert main(["slow-ranks", *paths, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [run["run"] for run in json.loads(out)["runs"]] == [paths[1]]
+    assert err.count("slow-ranks: left out: ") == 2
+    assert f"{paths[0]}: no run here" in err
+    assert main(["slow-ranks", paths[2], paths[0]]) == 3  # the last word is the error
+    assert main(["slow-ranks", paths[0], paths[2]]) == 4
+    assert "Traceback" not in capsys.readouterr().err

