@@ -77,6 +77,9 @@ NO_RESULT = WireResult(0, 0)  # of a task that has not ended
 OUTCOMES = {ANSWERED: "answered", FAILED: "failed", SKIPPED: "skipped"}
 
 
+NO_REASON = b""  # as it is stored: of a text the writer makes bytes, and the row anew
+
+
 class _Image(NamedTuple):
     record: ImageRecord
     t0_ns: int
@@ -303,7 +306,7 @@ class Recorder:
             result.held_ns,
             self._writer.session,
             resolve.group < self._warmup_groups,
-            resolve.reason,
+            resolve.reason or NO_REASON,
         )
 
     def _write_task(self, task: _Task) -> None:
@@ -324,6 +327,6 @@ class Recorder:
             OUTCOME_CODE[task.outcome],
             self._writer.session,
             send.group < self._warmup_groups,
-            task.reason,
+            task.reason or NO_REASON,
         )
         self._writer.task(row)

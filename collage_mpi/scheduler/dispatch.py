@@ -317,7 +317,7 @@ class Dispatch:
             task = backlog.take(fits)
             if task is None:
                 break
-            alone = _has_failed(task)
+            alone = share > 1 and _has_failed(task)
             if alone and tasks:
                 backlog.add(task)
                 break
