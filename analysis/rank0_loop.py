@@ -34,6 +34,7 @@ from collage_mpi.job.session import (
     open_reader,
 )
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results
+from collage_mpi.mpi.protocol import CANCEL, read_header
 from collage_mpi.mpi.tasks import unpack_tasks
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.results import RunWriter
@@ -59,9 +60,9 @@ class Echo:
         return self._room  # what is sent is read at once
 
     def send_task(self, rank: int, buffer: np.ndarray, nbytes: int, token: int | None) -> None:
-        if token is None:
-            return  # a cancel
         message = buffer[:nbytes]
+        if read_header(message)["type"] == CANCEL:
+            return
         if not self.messages:
             self.first = message.copy()
         self.messages += 1
@@ -77,6 +78,7 @@ class Echo:
         """CPU that the ranks' part took: that of as many answers to the first message."""
         start_ns = time.thread_time_ns()
         for _ in range(self.messages):
+            read_header(self.first)
             self.answer(self.first)
         return time.thread_time_ns() - start_ns
 
@@ -85,7 +87,8 @@ class Echo:
             return []
         token, rank, message = self._answers.popleft()
         now_ns = time.monotonic_ns()
-        return [Received(rank, message, now_ns), Sent(token, now_ns)]
+        sent = () if token is None else (Sent(token, now_ns),)
+        return [Received(rank, message, now_ns), *sent]
 
     def drop(self, rank: int) -> None:
         raise AssertionError(f"rank {rank} is lost")

@@ -19,7 +19,7 @@ import numpy as np
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, unpack_results
+from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, unpack_results
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
 from collage_mpi.mpi.transport import Gone, Received, Sent
 from collage_mpi.scheduler import Scheduler
@@ -29,8 +29,6 @@ from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 
 REPORT_EVERY_NS = 10_000_000  # what a report costs is nothing beside so much work
 DROPPED_TIMERS = 64  # kept in the heap at least; a timer a group would fill it for an hour
-
-OUTCOMES = {ANSWERED: "answered", FAILED: "failed", SKIPPED: "skipped"}
 
 
 class Transport(Protocol):
@@ -277,11 +275,9 @@ class Coordinator:
         services_ns = [result.compute_ns + result.held_ns for result in results]
         self.ranks.heard(arrival.rank, arrival.at_ns, services_ns)
         before_ns = self.work.send_ns + self.work.encode_ns
-        for result in results:
-            self.recorder.ended(result, OUTCOMES[result.status], arrival.at_ns, decode_ns)
+        self.recorder.ended(results, arrival.at_ns, decode_ns)
         self._handle(*[_terminal(arrival, result) for result in results])
-        for result in results:
-            self.recorder.settled(result.task)
+        self.recorder.settled([result.task for result in results])
         if self._cancels:
             self._send_cancels()
         sending_ns = self.work.send_ns + self.work.encode_ns - before_ns
@@ -361,10 +357,11 @@ class Coordinator:
         """One message; its tasks leave together."""
         start_ns = self.clock()
         packed = self.feed.pack(sends, self.transport.buffer)
-        rank, token, now_ns = sends[0].rank, sends[0].task, self.clock()
-        self._leaving[token] = tuple([send.task for send in sends])
-        for send, encode_ns in zip(sends, packed.encodes_ns, strict=True):
-            self.recorder.sent(send, now_ns, encode_ns)
+        rank, token, now_ns = sends[0].rank, None, self.clock()
+        if packed.pixels:
+            token = sends[0].task
+            self._leaving[token] = tuple([send.task for send in sends])
+        self.recorder.sent(sends, now_ns, packed.encodes_ns)
         self.ranks.sent(rank, now_ns, len(sends))
         self.transport.send_task(rank, packed.buffer, packed.nbytes, token)
         self.work.sent(self.clock() - start_ns, packed.encodes_ns)

@@ -42,11 +42,15 @@ class Reader(Protocol):
 
 
 class Packed(NamedTuple):
-    """A message, and what encoding each task cost: pasting, and shrinking if it was late."""
+    """A message, and what encoding each task cost: pasting, and shrinking if it was late.
+
+    `pixels`: whether it carries any, and not places alone.
+    """
 
     buffer: np.ndarray
     nbytes: int
     encodes_ns: tuple[int, ...]
+    pixels: bool = True
 
 
 class ImageBuffer:
@@ -117,7 +121,7 @@ class ImageBuffer:
         nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))
         buffer = buffer_for(nbytes)
         nbytes = pack_tasks(buffer, self.session, tasks, pixels)
-        return Packed(buffer, nbytes, (0,) * len(tasks))
+        return Packed(buffer, nbytes, (0,) * len(tasks), not by_place)
 
     def _pack_encoded(
         self, tasks: Sequence[WireTask], buffer_for: Callable[[int], np.ndarray]

@@ -22,6 +22,7 @@ from collage_mpi.models import (
     is_own,
     load_predictor,
 )
+from collage_mpi.models.part_torch import import_part, whole_torch
 from collage_mpi.system.environment import (
     assign_device,
     local_gpu_rank,
@@ -67,6 +68,10 @@ class NetworkLoader:
     ) -> Predictor:
         if spec == "null" and not embed:
             return NullPredictor(kind, *geometry)
+        if is_own(spec) or tuning.compile == "torch-compile":
+            whole_torch()
+        else:
+            import_part()
         threads = threads_per_rank(local_size() or self.world_size)
         return load_predictor(
             spec,

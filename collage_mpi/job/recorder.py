@@ -10,7 +10,7 @@ a held answer of it may still resolve an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.kinds import COLLAGE, KIND
-from collage_mpi.mpi.answers import WireResult
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.results.rows import (
     KIND_CODE,
     OUTCOME_CODE,
@@ -27,7 +27,7 @@ from collage_mpi.results.rows import (
     ImageRow,
     TaskRow,
 )
-from collage_mpi.scheduler.events import Resolve, Send
+from collage_mpi.scheduler.events import Resolve, Send, Unread
 from collage_mpi.shards.readahead import ImageRecord
 
 
@@ -74,6 +74,10 @@ class Vectors:
 
 
 NO_RESULT = WireResult(0, 0)  # of a task that has not ended
+OUTCOMES = {ANSWERED: "answered", FAILED: "failed", SKIPPED: "skipped"}
+
+
+NO_REASON = b""  # as it is stored: of a text the writer makes bytes, and the row anew
 
 
 class _Image(NamedTuple):
@@ -147,51 +151,59 @@ class Recorder:
         """An image of the input entered at t0_ns; reading its group took read_ns."""
         self._images[image] = _Image(record, t0_ns, read_ns)
 
-    def sent(self, send: Send, now_ns: int, encode_ns: int) -> None:
-        """A task left; for a collage or a stripe, encoding it took encode_ns."""
-        self._tasks[send.task] = _Task(send, now_ns, NO_RESULT)
-        self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
+    def sent(self, sends: Sequence[Send], now_ns: int, encodes_ns: Sequence[int]) -> None:
+        """Tasks left in one message; for a collage or a stripe, encoding it took so long."""
+        for send, encode_ns in zip(sends, encodes_ns, strict=True):
+            self._tasks[send.task] = _Task(send, now_ns, NO_RESULT)
+            self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
 
-    def ended(self, result: WireResult, outcome: str, now_ns: int, decode_ns: int) -> None:
-        """A task ended on its rank: outcome answered, failed or skipped."""
-        task = self._tasks[result.task]
-        task.result, task.outcome, task.done_ns = result, outcome, now_ns
-        task.decode_ns, task.reason = decode_ns, result.reason
-        for (image, _), why in zip(task.send.items, result.unread, strict=False):
+    def ended(self, results: Sequence[WireResult], now_ns: int, decode_ns: int) -> None:
+        """Tasks ended on their rank, which has said so in one message."""
+        for result in results:
+            task = self._tasks[result.task]
+            task.result, task.outcome, task.done_ns = result, OUTCOMES[result.status], now_ns
+            task.decode_ns, task.reason = decode_ns, result.reason
+            if result.unread:
+                self._note_unread(task.send, result.unread)
+            if result.drawn_ns > 0 and result.status == ANSWERED:
+                self.totals.drawn_tasks += 1
+                took_ns = result.compute_ns + result.held_ns
+                self.totals.exceeded += took_ns > TOLERATED * result.drawn_ns
+
+    def _note_unread(self, send: Send, unread: Sequence[Unread | None]) -> None:
+        for (image, _), why in zip(send.items, unread, strict=True):
             if why is not None and why.of_input and image in self._images:
                 self._unread.add(image)
-        if outcome == "answered" and result.drawn_ns > 0:
-            self.totals.drawn_tasks += 1
-            took_ns = result.compute_ns + result.held_ns
-            self.totals.exceeded += took_ns > TOLERATED * result.drawn_ns
 
-    def settled(self, task_id: int) -> None:
-        """The scheduler has acted on the end of the task: file it, or keep it for its group."""
-        task = self._tasks[task_id]
-        group = self._groups.get(task.send.group)
-        if group is not None:
-            group.ended.append(task)  # a reserved answer may still resolve an image
-        else:
-            del self._tasks[task_id]
-            self._write_task(task)
+    def settled(self, tasks: Iterable[int]) -> None:
+        """The scheduler has acted on the end of these: file each, or keep it for its group."""
+        for task_id in tasks:
+            task = self._tasks[task_id]
+            group = self._groups.get(task.send.group)
+            if group is not None:
+                group.ended.append(task)  # a reserved answer may still resolve an image
+            else:
+                del self._tasks[task_id]
+                self._write_task(task)
 
     def lost(self, rank: int, now_ns: int, why: str) -> None:
         """The rank is gone: its tasks ended without an answer."""
         for task_id, task in list(self._tasks.items()):
             if task.send.rank == rank and task.outcome == "unfinished":
                 task.outcome, task.done_ns, task.reason = "lost", now_ns, why
-                self.settled(task_id)
+                self.settled((task_id,))
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
         """An image has its outcome, known at now_ns."""
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
         image, totals = self._images[resolve.image], self.totals
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
-        by_row = task is not None and not KIND[task.send.kind].encoded
-        if resolve.image in self._unread and (resolve.outcome == "error" or not by_row):
-            # As when rank 0 reads: the label of a bad row is not to be trusted either, though a
-            # stored cell of it may have been classified.
-            image = image._replace(record=replace(image.record, label=None))
+        if resolve.image in self._unread:
+            by_row = task is not None and not KIND[task.send.kind].encoded
+            if resolve.outcome == "error" or not by_row:
+                # As when rank 0 reads: the label of a bad row is not to be trusted either, though
+                # a stored cell of it may have been classified.
+                image = image._replace(record=replace(image.record, label=None))
         if self._vectors is not None and task is not None:
             self._vectors.keep(resolve, image.record, task.send, task.result)
         # First: a writer that raises leaves everything as if this had not happened.
@@ -294,7 +306,7 @@ class Recorder:
             result.held_ns,
             self._writer.session,
             resolve.group < self._warmup_groups,
-            resolve.reason,
+            resolve.reason or NO_REASON,
         )
 
     def _write_task(self, task: _Task) -> None:
@@ -315,6 +327,6 @@ class Recorder:
             OUTCOME_CODE[task.outcome],
             self._writer.session,
             send.group < self._warmup_groups,
-            task.reason,
+            task.reason or NO_REASON,
         )
         self._writer.task(row)

@@ -28,6 +28,7 @@ from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.scheduler.events import Unread
 from collage_mpi.shards.pictures import Fit, UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import ShardFault, ShardInfo
+from collage_mpi.system.environment import local_size, threads_per_rank
 
 if TYPE_CHECKING:
     from collage_mpi.shards.reader import ShardSet
@@ -102,6 +103,7 @@ class RowReader:
         self._thread = ThreadPoolExecutor(1, "read")  # made at its first use
         self._shards = ShardSet([ShardInfo.from_json(json.loads(text)) for text in descriptions])
         self._shards.hash_limit_bytes = hash_limit_bytes
+        self._shards.decoders = threads_per_rank(local_size() or 1)
         try:
             self._shards.check_each()
         except ShardFault as fault:

@@ -165,11 +165,12 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
     reasons_at = message.nbytes - header["payload_bytes"]
     if not vectors_at <= reasons_at:
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
-    records = list(_RESULT.iter_unpack(message[HEADER.itemsize : cells_at].data))
+    data = message.data  # slices of it take a third of the time that those of an array do
+    records = list(_RESULT.iter_unpack(data[HEADER.itemsize : cells_at]))
     vectors = _vectors(message[vectors_at:reasons_at], sum(r[-1] for r in records), header)
     cells = [
         Score(label, score) if state == PRESENT else None
-        for label, score, state in _CELL.iter_unpack(message[cells_at:vectors_at].data)
+        for label, score, state in _CELL.iter_unpack(data[cells_at:vectors_at])
     ]
     results, first, text, row = [], 0, reasons_at, 0
     for *said, count, length, rows in records:

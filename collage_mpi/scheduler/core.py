@@ -47,6 +47,7 @@ class Scheduler:
         pulls = scheme.assign == "pull"
         self.dispatch = Dispatch(scheme.main, health, settings.batch, pulls=pulls)
         self.latencies = RunningQuantile()  # of single answers, late ones too
+        self._keeps_latencies = scheme.asks_latencies
         self.timers = Timers(self.dispatch)
         self.groups = Groups(
             settings, self.dispatch, self.timers, closed=self._closed, timed_out=self._give_up
@@ -93,7 +94,7 @@ class Scheduler:
             handlers[type(event)](event)
         self._admit()
         if self.endgame is not None and self.groups.input_closed and self._stopping is None:
-            self.endgame.copy()
+            self.endgame.copy(self.groups.in_flight.values())
         if dispatch.released:
             actions.append(ev.Release(tuple(dispatch.released)))
             dispatch.released.clear()
@@ -165,8 +166,6 @@ class Scheduler:
         if not group.images:
             self.scheme.group_opened(self, group)
         image = self.groups.place(event.image, group, event.intended_ns)
-        if self.endgame is not None:
-            self.endgame.arrived(image)
         if event.fault:
             self.dispatch.skip_turn(SINGLE)
             self.error(image, event.fault)
@@ -232,11 +231,12 @@ class Scheduler:
         self.dispatch.observe(task, event.compute_ns + event.held_ns)
         if task.kind == SINGLE:
             self._observe(task)
-        cells, unread = _without_unread(task, event) if event.unread else (event.cells, [])
+        cells, unread = _without_unread(task, event) if event.unread else (event.cells, ())
         self.scheme.answered(self, task, cells, event.now_ns, event.evidence)
         if None in cells:
             self._absent(task, cells)
-        self.retries.unread(task, unread)
+        if unread:
+            self.retries.unread(task, unread)
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -277,15 +277,18 @@ class Scheduler:
         self._alive(task.rank)
 
     def _observe(self, task: TaskState) -> None:
-        for image in task.images:
-            self.latencies.add(self.dispatch.now_ns - image.t0_ns)
+        if self._keeps_latencies:
+            for image in task.images:
+                self.latencies.add(self.dispatch.now_ns - image.t0_ns)
 
     def _alive(self, rank: RankState) -> None:
         """What the rank said has been dealt with: it takes more, if it was silent again."""
-        self._recover(rank)
-        self.dispatch.pump(rank)
-        if self._stopping is None:
-            self.scheme.rank_free(self)
+        if rank.status in SILENT:
+            self._recover(rank)
+        if rank.messages < rank.credit:
+            self.dispatch.pump(rank)
+            if self._stopping is None:
+                self.scheme.rank_free(self)
 
     # ---- outcomes, and what schemes may ask for (schemes.Core) ---------------
 
@@ -357,8 +360,6 @@ class Scheduler:
         )
         self.dispatch.resolved(image)
         self.retries.forget(image)
-        if self.endgame is not None:
-            self.endgame.resolved(image)
         self.scheme.resolved(image)
         if image.reserve is not None:
             self._reserved -= 1

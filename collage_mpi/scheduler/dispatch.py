@@ -317,7 +317,7 @@ class Dispatch:
             task = backlog.take(fits)
             if task is None:
                 break
-            alone = _has_failed(task)
+            alone = share > 1 and _has_failed(task)
             if alone and tasks:
                 backlog.add(task)
                 break
@@ -356,8 +356,8 @@ class Dispatch:
         self.actions.append(sends[0] if len(sends) == 1 else ev.SendBatch(tuple(sends)))
 
     def _leave(self, task: TaskState, message: Message) -> ev.Send:
-        # Whatever was resolved while the task waited leaves its cell blank.
-        task.images = [image for image in task.images if image.status not in SETTLED]
+        if task.pending < len(task.images):  # what was resolved while it waited: a blank cell
+            task.images = [image for image in task.images if image.status not in SETTLED]
         task.items = tuple([Item(image.id, image.cell) for image in task.images])
         task.message = message
         task.status = TASK[task.status]["leaves"]
@@ -418,19 +418,20 @@ class Dispatch:
             elif task.rank.forget(task):
                 self._load_changed(task.rank)
         image.tasks = []
-        self._release([image])
+        self._release(image)
 
     def _let_go(self, task: TaskState) -> None:
         task.send_done = True
         for image in task.images:
             image.holders -= 1
-        self._release(task.images)
+            if image.status == RESOLVED:
+                self._release(image)
 
-    def _release(self, images: Iterable[ImageState]) -> None:
-        for image in images:
-            if image.holders == 0 and image.status == RESOLVED:
-                image.status = IMAGE[image.status]["let go"]
-                self.released.append(image.id)
+    def _release(self, image: ImageState) -> None:
+        """It is resolved: nobody needs its pixels, unless a send still reads them."""
+        if image.holders == 0:
+            image.status = IMAGE[image.status]["let go"]
+            self.released.append(image.id)
 
     def _load_changed(self, rank: RankState) -> None:
         for kind in rank.kinds:

@@ -11,11 +11,12 @@ An image that has failed or lost a rank gets none: it might take the idle ranks 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import heappop, heapreplace
 
 from collage_mpi.kinds import SINGLE
 from collage_mpi.scheduler.dispatch import Dispatch, Order
-from collage_mpi.scheduler.state import ImageState
+from collage_mpi.scheduler.state import GroupState, ImageState
 
 MOST_COPIES = 8  # of an image: all of them on slow ranks is as good as impossible
 MOST_ATTEMPTS = 255  # one byte of a row
@@ -27,27 +28,21 @@ class EndGame:
     def __init__(self, dispatch: Dispatch, max_attempts: int) -> None:
         self._dispatch = dispatch
         self._most_sends = MOST_ATTEMPTS - max_attempts  # those that are left are for retries
-        self._unresolved: dict[int, ImageState] = {}
-        self._order: list[tuple[int, int]] | None = None  # heap of (copies, image) once it begins
+        # heap of (copies, number, image) once it begins
+        self._order: list[tuple[int, int, ImageState]] | None = None
 
-    def arrived(self, image: ImageState) -> None:
-        """It may need a copy."""
-        self._unresolved[image.id] = image
+    def copy(self, groups: Iterable[GroupState]) -> None:
+        """No further image will come: a copy to each rank that is idle.
 
-    def resolved(self, image: ImageState) -> None:
-        """It needs none."""
-        self._unresolved.pop(image.id, None)
-
-    def copy(self) -> None:
-        """No further image will come: a copy to each rank that is idle."""
+        `groups`: those with unresolved images, in order.
+        """
         if self._order is None:
-            self._order = [(0, number) for number in sorted(self._unresolved)]
+            self._order = [(0, image.id, image) for group in groups for image in group.images]
         while self._order and self._dispatch.has_idle(self._dispatch.main):
-            copies, number = self._order[0]
-            image = self._unresolved.get(number)
-            if image is not None and image.copies > copies:  # with another of its group
-                heapreplace(self._order, (image.copies, number))
-            elif image is None or not self._wants_copy(image) or not self._copy(image):
+            copies, number, image = self._order[0]
+            if image.copies > copies:  # with another of its group
+                heapreplace(self._order, (image.copies, number, image))
+            elif not self._wants_copy(image) or not self._copy(image):
                 heappop(self._order)
 
     def _wants_copy(self, image: ImageState) -> bool:

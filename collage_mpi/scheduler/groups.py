@@ -39,6 +39,7 @@ class Groups:
         self.settings = settings
         self.filling: GroupState | None = None
         self.unresolved = 0  # images
+        self.in_flight: dict[int, GroupState] = {}  # closed, with unresolved images
         self.input_closed = False
         self._dispatch, self._timers = dispatch, timers
         self._closed, self._timed_out = closed, timed_out
@@ -46,7 +47,6 @@ class Groups:
         self._depth = settings.depth * self._step
         self._next_group = 0
         self._promised = 0  # admitted, not yet arrived
-        self._in_flight = 0  # closed groups with unresolved images
         self._cancel_drain: Callable[[], None] | None = None
         self._drain_over = False
 
@@ -103,7 +103,7 @@ class Groups:
         if group.unresolved == 0:
             self._timers.drop(group)
             return
-        self._in_flight += 1
+        self.in_flight[group.id] = group
         self._closed(group)
 
     def resolved(self, image: ImageState) -> None:
@@ -112,7 +112,7 @@ class Groups:
         group.unresolved -= 1
         self.unresolved -= 1
         if group.unresolved == 0 and group.closed:
-            self._in_flight -= 1
+            del self.in_flight[group.id]
             self._timers.drop(group)
 
     def end_input(self) -> None:
@@ -140,7 +140,7 @@ class Groups:
             missing = depth if self._drained(silent_tasks) else 0
         else:
             filling = len(self.filling.images) if self.filling else 0
-            missing = depth - self._in_flight - -(-(filling + self._promised) // size)
+            missing = depth - len(self.in_flight) - -(-(filling + self._promised) // size)
             missing -= missing % step
             if self.settings.paced:
                 missing = min(missing, step) if self._wanted() else 0

@@ -110,13 +110,13 @@ def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
         ends: (n,) int64, all of the shard's.
         rows: (m,) int64, repeats allowed.
     """
-    starts = np.concatenate([[0], ends[:-1]])  # (n,)
+    starts = np.where(rows > 0, ends[rows - 1], 0).tolist()  # of these rows: a shard has many
+    stops = ends[rows].tolist()
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     found: list[bytes] = []
-    for first, stop in pairwise([0, *breaks.tolist(), len(rows)]):
-        run = rows[first:stop]
-        low, high = int(starts[run[0]]), int(ends[run[-1]])
+    for first, end in pairwise([0, *breaks.tolist(), len(rows)]):
+        low = starts[first]
         with H5_LOCK:
-            block = encoded[low:high].tobytes()
-        found += [block[starts[row] - low : ends[row] - low] for row in run]
+            block = encoded[low : stops[end - 1]].tobytes()
+        found += [block[starts[i] - low : stops[i] - low] for i in range(first, end)]
     return found

@@ -60,6 +60,7 @@ class ShardSet:
         self.class_names = infos[0].class_names
         self._starts = np.cumsum([0, *(info.count for info in infos)])  # (shards + 1,)
         self.hash_limit_bytes: int | None = None  # of a file, to be hashed when it has changed
+        self.decoders: int | None = None  # cores that may decode pictures; None for all
         self._lock = threading.RLock()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # least recently used first
         self._closed = False
@@ -331,6 +332,7 @@ class ShardSet:
                 self._open.popitem(last=False)[1].close()
             self._check_same(number)
             self._open[number] = open_shard(self.infos[number])
+            self._open[number].decoders = self.decoders
         self._open.move_to_end(number)
         return self._open[number]
 

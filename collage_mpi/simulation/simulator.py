@@ -182,13 +182,12 @@ class Simulation:
 
     def _take(self, now_ns: int, rank: int, result: WireResult) -> None:
         self._free_ns += self.costs.receive_ns
-        skipped = result.status == SKIPPED
-        self.recorder.ended(result, "skipped" if skipped else "answered", now_ns, 0)
-        if skipped:
+        self.recorder.ended((result,), now_ns, 0)
+        if result.status == SKIPPED:
             self._handle(ev.Skipped(now_ns, result.task, rank))
         else:
             self._handle(ev.Answered(now_ns, result.task, rank, result.cells, 0, result.held_ns))
-        self.recorder.settled(result.task)
+        self.recorder.settled((result.task,))
 
     def _timer(self, at_ns: int, timer: int) -> None:
         if timer in self._dropped_timers:
@@ -243,8 +242,7 @@ class Simulation:
         self._free_ns += self.costs.send_ns + len(sends) * encode_ns
         if self._timeouts is not None:
             self._timeouts.sent(sends[0].rank, self._free_ns, len(sends))
-        for send in sends:
-            self.recorder.sent(send, self._free_ns, encode_ns)
+        self.recorder.sent(sends, self._free_ns, (encode_ns,) * len(sends))
         self._events.append(ev.SendDone(self._stamp_ns, tuple(send.task for send in sends)))
         self._at(self._free_ns + self.costs.network_ns, RANK, self._arrives, sends)
 

@@ -19,7 +19,14 @@ from collage_mpi.job import messages
 from collage_mpi.job.messages import Message
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult, pack_results, unpack_results
-from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
+from collage_mpi.mpi.tasks import (
+    WireTask,
+    pack_cancel,
+    pack_tasks,
+    unpack_cancel,
+    unpack_places,
+    unpack_tasks,
+)
 from collage_mpi.mpi.transport import Received, Sent
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards.readahead import ImageRecord
@@ -158,17 +165,21 @@ class Cluster:
                 self.cancelled[cancelled] = arrives_ns
             return
         tasks, pixels = unpack_tasks(message)
-        assert token == tasks[0].task
+        by_place = tasks[0].by_place
+        assert token == (None if by_place else tasks[0].task)
         assert len({task.kind for task in tasks}) == 1
         self.messages.append((rank, len(tasks)))
         self.tasks += [(rank, task) for task in tasks]
-        parts = np.split(pixels, len(tasks))  # equal: one image, or one collage, each
+        parts = np.split(pixels, len(tasks))  # equal: one image or its place, or one collage, each
         batch = [(task, self._corners(task, part)) for task, part in zip(tasks, parts, strict=True)]
         self.queues.setdefault(rank, deque()).append((arrives_ns, batch))
-        self._sent.append(tasks[0].task)
+        if token is not None:
+            self._sent.append(token)
 
     def _corners(self, task: WireTask, pixels: np.ndarray) -> list[int]:
-        """Top-left pixel of each item, from the bytes that travelled."""
+        """Top-left pixel of each item, from the bytes that travelled; of a `record` by place."""
+        if task.by_place:
+            return [row % CLASSES for _, row in unpack_places(pixels)]
         if task.kind == "single":
             return pixels.reshape(-1, *SHAPE)[:, 0, 0, 0].tolist()  # (n, 4, 4, 1)
         px = self.side * SHAPE[0]

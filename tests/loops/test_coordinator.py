@@ -6,6 +6,7 @@ import dataclasses
 import random
 import time
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,7 @@ class Job:
         cluster: dict[str, Any] | None = None,
         stop_at_ns: int | None = None,
         credit: int = 2,
+        reading: Collection[int] = (),
         deaths: dict[int, int] | None = None,
         **settings: Any,
     ) -> None:
@@ -104,6 +106,7 @@ class Job:
             Encoder(Grid(side, SHAPE[0]), SHAPE),
             SESSION,
             self.clock,
+            reading,
         )
         self.recorder = Recorder(
             self.writer, start_ns=self.start_ns, group_size=side * side, warmup_groups=1
@@ -295,6 +298,13 @@ def test_cancels_that_follow_from_one_answer_are_one_message_a_rank():
     assert 0 < job.cluster.cancels <= len(cancelled) / 2
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_ranks_that_read_are_told_where_and_nobody_waits_until_that_has_left(batch):
+    job = Job(37, scheme="none", batch=batch, reading=range(1, 5))
+    job.complete()  # the cluster checks that no word is asked for when a message has left
+    assert all(task.by_place for _, task in job.cluster.tasks)
+
+
 def test_a_bad_row_is_an_error_row_and_its_neighbours_are_classified():
     job = Job([record(i, "row 5: checksum" if i == 5 else None) for i in range(8)])
     assert job.run().status == ev.COMPLETE_WITH_ERRORS
@@ -308,10 +318,10 @@ def test_a_label_that_a_rank_found_bad_is_kept_only_by_who_read_the_row(kind, la
     recorder = Recorder(writer, start_ns=0, group_size=1, warmup_groups=0)
     recorder.admitted(0, record(7), 0, 0)
     for task, of in ((1, "single"), (2, kind)):
-        recorder.sent(ev.Send(task, task, of, (ev.Item(0, 0),), 0, task), 1, 0)
+        recorder.sent([ev.Send(task, task, of, (ev.Item(0, 0),), 0, task)], 1, [0])
     bad = ev.Unread("checksum does not match its pixels and label", of_input=True)
-    recorder.ended(WireResult(1, FAILED, unread=(bad,)), "failed", 2, 0)
-    recorder.ended(WireResult(2, ANSWERED, cells=((7, 0.9),)), "answered", 3, 0)
+    recorder.ended([WireResult(1, FAILED, unread=(bad,))], 2, 0)
+    recorder.ended([WireResult(2, ANSWERED, cells=((7, 0.9),))], 3, 0)
     recorder.resolved(ev.Resolve(0, kind, (2,), 0, 0, ev.Score(7, 0.9), "answered", ""), 4)
     (row,) = writer.images
     assert (row.label if row.has_label else None) == label

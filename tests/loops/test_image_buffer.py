@@ -65,6 +65,7 @@ def test_without_pixels_tasks_name_their_places() -> None:
     assert [(task.items, task.by_place) for task in tasks] == [(s.items, True) for s in sends]
     assert unpack_places(payload) == [(0, 14), (1, 7)]
     assert packed.encodes_ns == (0, 0)
+    assert not packed.pixels
     feed.release(range(3))
     assert feed.held == 0
 

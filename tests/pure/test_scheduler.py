@@ -130,6 +130,27 @@ def test_one_rank_lost_at_every_moment_of_side_2(order, lost):
         assert redone.source in ({COLLAGE, "retry"} if before else {COLLAGE})
 
 
+@pytest.mark.parametrize(
+    ("scheme", "kept"), [("none", 0), ("parity", 0), ("hedge", 1), ("collage", 1)]
+)
+def test_only_for_a_scheme_that_may_ask_is_it_kept_how_long_answers_took(scheme, kept):
+    job = Harness(scheme=scheme, hedge_ns=MS)
+    job.start()
+    job.arrive(4)
+    job.answer(job.task_of(0))
+    assert job.scheduler.latencies.count == kept
+
+
+def test_a_collage_that_waits_leaves_out_what_is_resolved_meanwhile():
+    job = started(credit=1, depth=2)
+    job.arrive(8)
+    first = job.task_of(0, COLLAGE)
+    for image in (0, 1, 2, 3, 5):  # ranks have one message: the first group's answers let them on
+        job.answer(job.task_of(image))
+    job.answer(first)
+    assert [item.image for item in job.sent[job.task_of(4, COLLAGE)].items] == [4, 6, 7]
+
+
 def test_late_answers_change_nothing():
     job = started()
     job.answer(job.task_of(0, COLLAGE))

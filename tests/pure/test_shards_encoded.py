@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,3 +201,22 @@ def test_what_the_writer_refuses(tmp_path: Path) -> None:
         ):
             wrong(writer)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("decoders", [None, 1, 3])
+def test_pictures_are_the_same_however_many_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoders: int | None
+) -> None:
+    data, here = files(7), threading.current_thread().name
+    with ShardSet.open([write(tmp_path / "a.h5", data)]) as shards:
+        shards.decoders, by = decoders, set()
+
+        def noted(one: bytes, fit: Fit) -> np.ndarray:
+            by.add(threading.current_thread().name.partition("_")[0])
+            return picture_pixels(one, fit)
+
+        monkeypatch.setattr("collage_mpi.shards.openshard.picture_pixels", noted)
+        monkeypatch.setattr("collage_mpi.shards.openshard.allowed_cores", lambda: 2)
+        pixels, _ = shards.read([5, 0, 1, 6])
+    assert np.array_equal(pixels, [picture_pixels(data[i], FIT) for i in (5, 0, 1, 6)])
+    assert by == {here if decoders == 1 else "decode"}

@@ -116,6 +116,11 @@ class Scheme:
         """Whether it needs to know how fast the ranks have been lately."""
         return self.assign == "finish"
 
+    @property
+    def asks_latencies(self) -> bool:
+        """Whether it may ask how long single answers have taken so far."""
+        return not self.takes.isdisjoint(("policy", "hedge_delay"))
+
     def group_opened(self, core: Core, group: GroupState) -> None:
         """A group begins; its first image follows."""
 

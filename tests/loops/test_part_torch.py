@@ -1,0 +1,49 @@
+"""torch without what answering does not use: off until it is used, in an interpreter of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from collage_mpi.models.part_torch import LATER
+
+pytest.importorskip("torch")
+
+BEGIN = f"""
+import sys
+import numpy as np
+from collage_mpi.models import Tuning, load_predictor
+from collage_mpi.models.part_torch import import_part, whole_torch
+from collage_mpi.settings.shipped import with_shipped
+import_part()
+off = lambda: [type(sys.modules[name]).__name__ == "_Later" for name in {LATER}]
+assert all(off()), off()
+"""
+
+
+def run(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", BEGIN + program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_network_with_weights_answers_without_it() -> None:
+    run(
+        """
+weights = with_shipped("shipped:fashion_single.safetensors")
+predictor = load_predictor(weights, "single", tuning=Tuning())
+scores = predictor.predict(np.zeros((2, 28, 28, 1), np.uint8))
+assert np.allclose(scores.sum(axis=-1), 1)
+assert all(off()), "something has run it: torch uses it now, or has other parts"
+"""
+    )
+
+
+def test_any_other_part_of_torch_comes_after_it() -> None:
+    run("import torch._dynamo\nassert not any(off())")
+
+
+def test_it_is_there_once_it_is_used_or_asked_for() -> None:
+    run("import torch\nassert callable(torch.export.export)\nassert not off()[1]")
+    run("whole_torch()\nassert not any(off())\nwhole_torch()")
