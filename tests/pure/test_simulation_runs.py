@@ -88,7 +88,7 @@ def test_what_stripes_decode_is_replayed(tmp_path):
     three = dataclasses.replace(settings, parity_k=3)
     with pytest.raises(DataFault, match="stripes of 2"):
         simulate(three, tmp_path / "other", n, answers=path)
-    with pytest.raises(DataFault, match="no parity network"):
+    with pytest.raises(DataFault, match="no parity answers"):
         simulate(settings, tmp_path / "other", n, answers=fill(tmp_path / "b.npz", n))
 
 
