@@ -111,6 +111,7 @@ TABLE = (
 KIND = {kind.name: kind for kind in TABLE}
 KINDS = tuple(kind.name for kind in sorted(TABLE, key=lambda kind: kind.code))  # by code
 NETWORKS = tuple(kind for kind in KINDS if KIND[kind].runs is None)  # that are trained
+NETWORK_SETTINGS = (*NETWORKS, BACKUP)  # settings that name what ranks load
 SPARE_KINDS = tuple(kind for kind in KINDS if kind != SINGLE)  # what `cost_ratio` is of
 ENCODED_KINDS = tuple(kind.name for kind in TABLE if kind.encoded)
 SHARED_KINDS = tuple(kind.name for kind in TABLE if kind.share)

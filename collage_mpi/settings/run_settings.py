@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import ENCODED_KINDS, KIND, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import ENCODED_KINDS, KIND, KINDS, NETWORK_SETTINGS, PARITY, SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
@@ -27,7 +27,7 @@ from collage_mpi.workload.straggler_settings import StragglerSettings
 # Settings that decide how a job survives and tells, not what its rows are.
 NOT_OF_ROWS = ("out", "bad_shards", *names(SurvivalSettings))
 # They may name a file that comes with the package: shipped:NAME.
-PATH_SETTINGS = ("shards", *KINDS, "trace_file", "arrival_file")
+PATH_SETTINGS = ("shards", *NETWORK_SETTINGS, "trace_file", "arrival_file")
 
 R = TypeVar("R", bound="RunSettings")
 

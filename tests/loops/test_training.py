@@ -166,7 +166,7 @@ def test_what_the_single_network_makes_of_coded_images_is_evaluated(
         assert (saved["coded_class"] == saved["labels"]).mean() == pytest.approx(
             entry["accuracy"], abs=0.05
         )
-    assert main(words) == 2
+    assert main([*words, "--collage", str(weights["collage"])]) == 2
     assert "--approx-k needs --single" in capsys.readouterr().err
     assert main([*words[:-1], "1", *single]) == 2
     assert "2 to 256" in capsys.readouterr().err

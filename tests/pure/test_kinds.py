@@ -58,9 +58,9 @@ def test_settings_of_a_kind_are_there():
     shown = {spec.name for spec in fields(RunSettings) if about(spec).group}
     for kind in kinds.TABLE:
         assert {kind.network, kind.ranks} <= names & shown
-        assert kind.name in PATH_SETTINGS
-        assert kind.name in FILE_SETTINGS
         assert kind.ranks in FREE_SETTINGS  # a resumed run may have lost some
+    assert {*kinds.NETWORKS, "backup"} == set(kinds.NETWORK_SETTINGS) <= names & shown
+    assert {*PATH_SETTINGS} - {"shards"} == {*FILE_SETTINGS} > {*kinds.NETWORK_SETTINGS}
 
 
 def test_every_kind_of_network_is_trained_and_evaluated_and_its_ranks_are_asked_of_the_doctor():
