@@ -127,8 +127,8 @@ def make_plan(
         )
     plan = Plan(known, shards, order, grid, placement, names, classes, asked=settings)
     if settings.uses(CODED):
-        network = settings.single if single is None else single.fingerprint
-        return replace(plan, parity=ParitySpec(settings.n_stripe, BERRUT, "logits", network))
+        of = settings.single if single is None else single.fingerprint
+        return replace(plan, parity=ParitySpec(settings.n_stripe, BERRUT, "logits", of))
     if not settings.uses(PARITY):
         return plan
     if parity is None:  # a null network: what it is to learn nobody has written down

@@ -69,7 +69,7 @@ class WorkerGroup:
         self._backoff = backoff or Backoff(GROUP_BACKOFF)
         self._stopped = False
         self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
-        self._measured: dict[tuple[Hashable, int, int], dict[str, list[Measured]]] = {}
+        self._measured: dict[Hashable, dict[str, list[Measured]]] = {}
 
     @property
     def ranks(self) -> range:
