@@ -127,3 +127,27 @@ def test_backups_alone_answer_when_all_singles_are_lost():
     job.run_out()
     assert job.finish.status == ev.COMPLETE
     assert {found.source for found in job.resolved.values()} == {BACKUP}
+
+
+def test_without_a_backup_rank_nobody_waits_for_one():
+    job = Harness(scheme="batch-backup")
+    job.start()
+    job.lose(5)
+    job.arrive(1)
+    job.fail(job.task_of(0))
+    assert job.live[job.task_of(0)].attempt == 2
+
+
+def test_a_batch_is_cancelled_when_all_that_it_was_sent_is_resolved():
+    job = Harness(scheme="batch-backup")
+    job.start()
+    job.arrive(3)
+    job.answer(job.task_of(0))
+    job.arrive(1)
+    batch = job.task_of(1, BACKUP)
+    assert [item.image for item in job.live[batch].items] == [1, 2, 3]
+    for image in (1, 2):
+        job.answer(job.task_of(image))
+    assert not job.cancelled
+    job.answer(job.task_of(3))
+    assert job.cancelled == {batch}
