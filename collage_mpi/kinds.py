@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
+BACKUP, CODED = "backup", "coded"
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Kind:
         code: in messages and rows; one that was given is never given again.
         source: the code of its answers as an image's source, in rows; likewise.
         ranks: the setting that says how many ranks hold it.
-        encoded: its input is made of the images of a group, so that it costs what `cost_ratio`
-            says, and its answers are of a share of the images. Else a task's images are an input
+        encoded: its input is made of the images of a group. Else a task's images are an input
             each.
         resolves: its answer resolves an image by itself, not only with the answers of others.
         colour, legend: in a timeline, of its answers that resolved an image.
         share: what its share of the images is a share of, in the table of the price.
+        runs: the kind of network that its ranks hold where there is none of its own: such are
+            neither trained nor evaluated.
+        batched: a task has the images of a whole group. Else, if not encoded, one.
     """
 
     name: str
@@ -37,6 +40,13 @@ class Kind:
     colour: str
     legend: str
     share: str | None = None
+    runs: str | None = None
+    batched: bool = False
+
+    @property
+    def network(self) -> str:
+        """The kind of network that its ranks hold."""
+        return self.runs or self.name
 
 
 TABLE = (
@@ -72,9 +82,37 @@ TABLE = (
         legend="parity answer that decoded images",
         share="of images decoded from a parity answer and those of others",
     ),
+    Kind(
+        BACKUP,
+        code=3,
+        source=8,
+        ranks="backup_ranks",
+        encoded=False,
+        resolves=True,
+        colour="#332288",
+        legend="backup batch that resolved images",
+        share="of images a backup batch resolved",
+        runs=SINGLE,
+        batched=True,
+    ),
+    Kind(
+        CODED,
+        code=4,
+        source=9,
+        ranks="parity_ranks",
+        encoded=True,
+        resolves=False,
+        colour="#882255",
+        legend="coded answer that decoded images",
+        share="of images decoded from a coded answer and those of others",
+        runs=SINGLE,
+    ),
 )
 KIND = {kind.name: kind for kind in TABLE}
 KINDS = tuple(kind.name for kind in sorted(TABLE, key=lambda kind: kind.code))  # by code
+NETWORKS = tuple(kind for kind in KINDS if KIND[kind].runs is None)  # that are trained
+NETWORK_SETTINGS = (*NETWORKS, BACKUP)  # settings that name what ranks load
+SPARE_KINDS = tuple(kind for kind in KINDS if kind != SINGLE)  # what `cost_ratio` is of
 ENCODED_KINDS = tuple(kind.name for kind in TABLE if kind.encoded)
 SHARED_KINDS = tuple(kind.name for kind in TABLE if kind.share)
 RESOLVING_KINDS = frozenset(kind.name for kind in TABLE if kind.resolves)

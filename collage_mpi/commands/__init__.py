@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("launch", "start ranks with the MPI at hand, as in: launch -n 11 -- run"),
     "run": ("run", "the job: classify every image of the shards (under mpiexec or launch)"),
     "simulate": ("simulate", "the same job on virtual time: any number of ranks, no MPI"),
+    "advise": ("advise", "which scheme to choose for a trace or a run of one's own: simulated"),
     "trace": ("trace", "service times of a run as a trace; delay models fitted to a trace"),
     "experiment": (
         "experiment",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import CODED, COLLAGE, NETWORKS, PARITY, SINGLE
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
 
@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=file_argument,
         metavar="WEIGHTS",
         help="weights of a parity network; needs the --single that it was trained for",
+    )
+    parser.add_argument(
+        "--approx-k",
+        type=int,
+        metavar="K",
+        help="what scheme approx answers with stripes of K images, by the single network alone",
     )
     parser.add_argument(
         "--side", type=int, help="cells along an edge that the collage network must have"
@@ -74,13 +80,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Measure and print."""
-    specs = {kind: getattr(args, kind) for kind in KINDS if getattr(args, kind) is not None}
+    specs = {kind: getattr(args, kind) for kind in NETWORKS if getattr(args, kind) is not None}
     if not specs:
         raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
     if PARITY in specs and SINGLE not in specs:
         raise UsageError(
             "--parity needs --single: what it is worth is decoded from that network's answers"
         )
+    if args.approx_k is not None and SINGLE not in specs:
+        raise UsageError("--approx-k needs --single: it is that network that answers")
     for name in ("calls", "threads", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -158,11 +166,13 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
             for kind, spec in specs.items()
         }
         answers, labels = _answers(args, shards, predictors)
+        if CODED in answers:
+            predictors[CODED] = predictors[SINGLE]
         read = shards.infos
     finally:
         shards.close()
     with advancing(args.calls, "timing", unit="calls", bar=False) as advance:
-        return make_report(
+        report = make_report(
             predictors,
             answers,
             labels,
@@ -171,6 +181,9 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
             shards=read,
             advance=advance,
         )
+    if CODED in answers:
+        report["networks"][CODED]["k"] = args.approx_k
+    return report
 
 
 def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -> Geometry:
@@ -189,8 +202,10 @@ def _answers(
     """kind -> n answers, and (n,) labels: the same images in the same order."""
     import numpy as np
 
+    from collage_mpi.encoding import BERRUT
     from collage_mpi.encoding.decode import decode
     from collage_mpi.encoding.grid import Grid
+    from collage_mpi.models import ParitySpec
     from collage_mpi.training.answers import save_answers
     from collage_mpi.training.measure import predict_collage, predict_parity, single_scores
 
@@ -215,19 +230,25 @@ def _answers(
         grid = Grid(info.side, info.cell_px)
         with advancing(len(order), COLLAGE) as advance:
             answers[COLLAGE] = predict_collage(predictors[COLLAGE], grid, shards, order, advance)
+    codes = {}  # kind -> which network answers, to what, the temperature of what is decoded
     if PARITY in predictors:
+        parity = predictors[PARITY]
+        assert parity.info.parity is not None
+        codes[PARITY] = parity, parity.info.parity, parity.temperature
+    if args.approx_k is not None:
+        spec = ParitySpec(args.approx_k, BERRUT, "logits", predictors[SINGLE].info.fingerprint)
+        codes[CODED] = predictors[SINGLE], spec, 1.0
+    for kind, code in codes.items():
         group = None if side is None else side**2
-        with advancing(len(order), PARITY) as advance:
-            answers[PARITY] = predict_parity(
-                predictors[PARITY], scores, shards, order, group, advance
-            )
+        with advancing(len(order), kind) as advance:
+            answers[kind] = predict_parity(*code, scores, shards, order, group, advance)
     if args.save_answers is not None:
         info = predictors[COLLAGE].info
         assert info.side is not None
-        spec = predictors[PARITY].info.parity if PARITY in predictors else None
-        k = None if spec is None else spec.k
-        names = info.class_names
-        save_answers(args.save_answers, info.side, labels[order], answers, names, k)
+        stripes = {kind: spec.k for kind, (_, spec, _) in codes.items()}
+        save_answers(
+            args.save_answers, info.side, labels[order], answers, info.class_names, stripes
+        )
     return answers, labels[order]
 
 
@@ -279,16 +300,18 @@ def _print_table(report: dict[str, Any]) -> None:
             f"{ratio['only_single_right']:.2%}, only the {kind} "
             f"{ratio[f'only_{kind}_right']:.2%}."
         )
-    if PARITY in networks:
+    if {PARITY, CODED} & networks.keys():
         print(
-            "Parity: each image as if its own answer alone were missing from its stripe "
-            "(degraded accuracy)."
+            "Parity and approx: each image as if its own answer alone were missing from its "
+            "stripe (degraded accuracy)."
         )
 
 
 def _title(kind: str, entry: dict[str, Any]) -> str:
     if kind == PARITY:
         return f"parity k={entry['parity']['k']} {entry['parity']['encoder']}"
+    if kind == CODED:
+        return f"approx k={entry['k']}"
     return f"{kind} {entry['side']}x{entry['side']}" if entry["side"] else kind
 
 

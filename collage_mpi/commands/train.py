@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.encoding import ENCODERS, SUMMED
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY, SINGLE
 from collage_mpi.models.architecture import NORMS, default_architecture
 from collage_mpi.models.heads import HEADS, HeadSpec
 from collage_mpi.models.presets import (
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Several processes train together with: torchrun --standalone --nproc-per-node=2 "
         "-m collage_mpi train single --shards train.h5 --out single.safetensors"
     )
-    kinds = parser.add_subparsers(dest="kind", metavar="|".join(KINDS), required=True)
+    kinds = parser.add_subparsers(dest="kind", metavar="|".join(NETWORKS), required=True)
     single = kinds.add_parser(SINGLE, help="the classifier of one image")
     collage = kinds.add_parser(COLLAGE, help="the collage-CNN: side*side images at once")
     parity = kinds.add_parser(PARITY, help="ParM's network: k images at once, to make up for one")

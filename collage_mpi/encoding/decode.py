@@ -1,7 +1,7 @@
 """Scores of a network into answers.
 
-Owns: which class a row of scores means, and when it means none; what a parity network's
-answer says of the one image whose own answer is missing.
+Owns: which class a row of scores means, and when it means none; what the answer to a stripe
+says of the one image whose own answer is missing.
 Does not know: who asked, which network it was, which cells are blank.
 """
 
@@ -12,6 +12,7 @@ from math import isfinite
 
 import numpy as np
 
+from collage_mpi.encoding.berrut import missing_weights
 from collage_mpi.errors import DataFault
 
 FLOOR = 1e-3  # probabilities below count as this: how small they are is noise in a sum of logs
@@ -63,7 +64,10 @@ def summands(scores: np.ndarray, summed: str) -> np.ndarray:
 
 
 def parity_scores(
-    total: np.ndarray, others: Sequence[np.ndarray], temperature: float
+    total: np.ndarray,
+    others: Sequence[np.ndarray],
+    temperature: float,
+    place: int | None = None,
 ) -> np.ndarray | None:
     """The scores of the missing image; arguments as of `decode_parity`.
 
@@ -71,8 +75,11 @@ def parity_scores(
         (classes,) float64, 1 in all; None where a value is not finite.
     """
     left = np.array(total, np.float64)
-    for other in others:
-        left -= other
+    if place is None:
+        for other in others:
+            left -= other
+    else:
+        left = missing_weights(len(others) + 1, place) @ np.array([*others, total], np.float64)
     if not np.isfinite(left).all():
         return None
     powers = np.exp((left - left.max()) / temperature)
@@ -81,21 +88,26 @@ def parity_scores(
 
 
 def decode_parity(
-    total: np.ndarray, others: Sequence[np.ndarray], temperature: float
+    total: np.ndarray,
+    others: Sequence[np.ndarray],
+    temperature: float,
+    place: int | None = None,
 ) -> tuple[int, float] | None:
     """The missing one of a stripe's answers: the parity network's less the other ones.
 
     ParM (SOSP 2019), section 3: the decoder is a subtraction. The score is the softmax of
-    what is left at the temperature that was fitted to it.
+    what is left at the temperature that was fitted to it. Or, where the stripe is Berrut's, the
+    interpolant of the answers where the missing image stands (`berrut`).
 
     Args:
-        total: (classes,) float32, what the parity network gave for the stripe.
-        others: (classes,) float32 each, the `summands` of all other images in it.
+        total: (classes,) float32, what the network gave for the stripe.
+        others: (classes,) float32 each, the `summands` of all other images in it, in order.
+        place: of the missing image among them all, if it is to be interpolated.
 
     Returns:
         (class, score); None where a value is not finite.
     """
-    scores = parity_scores(total, others, temperature)
+    scores = parity_scores(total, others, temperature, place)
     if scores is None:
         return None
     best = int(scores.astype(np.float32).argmax())  # as it is kept: a tie there is the lower one

@@ -1,7 +1,8 @@
 """A stripe of k images into the one picture that a parity network looks at.
 
 Owns: the two encoders of ParM (Kosaian, Rashmi and Venkataraman, "Parity Models",
-SOSP 2019), and that an absent image is blank in both.
+SOSP 2019), in both of which an absent image is blank; the one of ApproxIFER (`berrut`), which
+codes those that are there.
 Does not know: networks, which images make a stripe, what becomes of the answer.
 
 An image is shrunk once, early, and a picture is then pasted together, as a collage is: see
@@ -18,7 +19,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K
+from collage_mpi.encoding import BERRUT, ENCODERS, MAX_K, MIN_K
+from collage_mpi.encoding.berrut import coding_weights
 from collage_mpi.encoding.collage import BLANK, Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
@@ -111,8 +113,43 @@ class ConcatEncoder:
         return np.ascontiguousarray(rows).reshape(n, *self.input_shape)
 
 
+class BerrutEncoder:
+    """The point of Berrut's curve through the images that are there, of at most k; rounded, and
+    cut off at black and white.
+
+    Args:
+        k: images of a full stripe.
+        shape: (H, W, C) of the images.
+    """
+
+    name = BERRUT
+    resizes = False
+
+    def __init__(self, k: int, shape: tuple[int, int, int]) -> None:
+        self.places = k
+        self.shape = self.cell_shape = self.input_shape = shape
+
+    def shrink(self, images: np.ndarray) -> np.ndarray:
+        """What of an image is kept for a stripe: all of it."""
+        return images
+
+    def paste(
+        self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Images (H, W, C) uint8, absent ones None, into `out`, a new array if None."""
+        _check(cells, self.places, self.cell_shape)
+        out = np.empty(self.input_shape, np.uint8) if out is None else out
+        there = [cell for cell in cells if cell is not None]
+        total = np.full(self.shape, 0.5, np.float32)  # so that the conversion rounds
+        weights = coding_weights(len(there)) if there else ()
+        for cell, weight in zip(there, weights, strict=True):
+            total += np.float32(weight) * cell
+        np.copyto(out, total.clip(0, 255, out=total), casting="unsafe")
+        return out
+
+
 StripeEncoder = SumEncoder | ConcatEncoder
-AnyEncoder = Encoder | StripeEncoder
+AnyEncoder = Encoder | StripeEncoder | BerrutEncoder
 
 
 def paste_group(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import AnyEncoder, make_stripe_encoder
+from collage_mpi.encoding.stripe import AnyEncoder, BerrutEncoder, make_stripe_encoder
 from collage_mpi.models import ParitySpec
 from collage_mpi.shards import CellMaker
 from collage_mpi.system.environment import local_size, threads_per_rank
@@ -19,7 +20,7 @@ from collage_mpi.system.environment import local_size, threads_per_rank
 def make_encoder(
     grid: Grid, shape: tuple[int, int, int], parity: ParitySpec | None, ranks: int
 ) -> AnyEncoder:
-    """The encoder of stripes under scheme parity, else of collages.
+    """The encoder of stripes under schemes parity and approx, else of collages.
 
     It takes as many cores as any rank of this host may.
 
@@ -30,6 +31,8 @@ def make_encoder(
         ranks: of the world.
     """
     threads = threads_per_rank(local_size() or ranks)
+    if parity is not None and parity.encoder == BERRUT:
+        return BerrutEncoder(parity.k, shape)
     if parity is not None:
         return make_stripe_encoder(parity.encoder, parity.k, shape, threads)
     return Encoder(grid, shape, threads)

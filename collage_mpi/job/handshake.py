@@ -20,7 +20,7 @@ from collage_mpi.job.messages import Hello, Welcome, shards_in_messages
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
-from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
@@ -200,6 +200,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
     encoded_bytes = int(np.prod(encoder.input_shape))
     if settings.pixels == "workers":
         image_bytes, encoded_bytes = PLACE.itemsize, PLACE.itemsize * encoder.places
+    most = max(settings.most_inputs(kind) for kind in plan.networks)
     common = Welcome(
         networks={},
         image_shape=plan.shards.shape,
@@ -212,7 +213,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         credit=settings.credit,
         batch=batch,
         task_bytes=max(
-            task_message_bytes(batch, batch, batch * (image_bytes + FILE.itemsize)),
+            task_message_bytes(batch, most, most * (image_bytes + FILE.itemsize)),
             task_message_bytes(batch, batch * encoder.places, batch * encoded_bytes),
             cancel_message_bytes(settings.credit * batch),
         ),
@@ -231,6 +232,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         rank: replace(
             common,
             networks={kind: plan.networks[kind] for kind in sorted(held)},
+            batch=max([batch, *map(settings.most_inputs, held)]),
             burn=_burn(settings, rank),
         )
         for rank, held in enumerate(plan.placement.kinds)
@@ -241,8 +243,9 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
 def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
     """Room for a message of answers: of one task at least, with vectors where they travel."""
     extras = plan.settings.extras
-    # A collage's answer has one for each cell, any other for its one image.
-    cells = encoder.places if plan.settings.uses(COLLAGE) else 1
+    # An answer to a group has one for each image, any other for its one.
+    by_group = plan.settings.uses(COLLAGE) or plan.settings.uses(BACKUP)
+    cells = encoder.places if by_group else 1
     vectors = cells if extras else 0 if plan.parity is None else 1
     floats = extras.floats(plan.classes) + (0 if plan.parity is None else plan.classes)
     return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, floats))
@@ -254,10 +257,10 @@ class ServiceCosts:
 
     Attributes:
         idle_ns: kind -> one input.
-        batch_ns: kind -> a whole batch; empty for a batch of one.
-        ratio: a collage or a stripe over a single image.
+        batch_ns: kind -> a whole batch; without those for which that is one.
+        ratio: one input of the other network over a single image.
         interval: of that, 95 %; None where it was not measured.
-        batch_costs: kind -> a further input of a batch over the first; empty likewise.
+        batch_costs: kind -> a further input of a batch over the first; likewise.
     """
 
     idle_ns: dict[str, int]
@@ -297,13 +300,12 @@ def service_costs(plan: Plan, worker_group: WorkerGroup) -> ServiceCosts:
     ratio, interval = 1.0, None
     if settings.cost_ratio is not None:
         ratio = settings.cost_ratio
-    elif measured is not None and measurable:
+    elif measured is not None and measurable and len(set(plan.networks.values())) > 1:
         ratio, interval = measured.median, (measured.low, measured.high)
-    if settings.batch == 1:
-        return ServiceCosts(idle_ns, {}, ratio, interval, {})
-    batch_ns = worker_group.batch_times(who, networks, settings.batch, rounds)
+    batches = {kind: most for kind in who if (most := settings.most_inputs(kind)) > 1}
+    batch_ns = worker_group.batch_times(who, networks, batches, rounds)
     further = {
-        kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (settings.batch - 1))
+        kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (batches[kind] - 1))
         for kind in batch_ns
         if measurable and settings.batch_cost is None
     }

@@ -115,7 +115,7 @@ class ImageBuffer:
             pixels = [pack_places([(record.shard, record.row) for record in records])]
         else:
             pixels = [_pixels(record) for record in records]
-            for task in tasks:  # of a single network, and so of an image
+            for task in tasks:  # of an image, or of many of which none is a file
                 task.as_files = self._records[task.items[0][0]].file is not None
         items = len(records)
         nbytes = task_message_bytes(len(tasks), items, sum(p.nbytes for p in pixels))

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.kinds import KINDS
+from collage_mpi.kinds import NETWORK_SETTINGS
 from collage_mpi.models.null import is_null
 from collage_mpi.models.own import is_own
 from collage_mpi.models.weights import sha256_of_file
@@ -28,7 +28,7 @@ def named_files(settings: RunSettings, *, networks: bool = True) -> dict[str, Pa
     """
     used = {"trace_file": settings.straggler == "trace", "arrival_file": True}
     if networks:
-        used |= {kind: settings.uses(kind) for kind in KINDS}
+        used |= {kind: settings.uses(kind) for kind in NETWORK_SETTINGS}
     named = {name: getattr(settings, name) for name, wanted in used.items() if wanted}
     return {
         name: Path(spec)

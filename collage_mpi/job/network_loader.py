@@ -14,6 +14,7 @@ from typing import Any
 
 from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.job.messages import Welcome
+from collage_mpi.kinds import KIND
 from collage_mpi.models import (
     Geometry,
     NullPredictor,
@@ -41,11 +42,12 @@ class NetworkLoader:
         self._loaded: dict[tuple[Any, ...], Predictor] = {}
 
     def __call__(self, spec: str, kind: str, welcome: Welcome) -> Predictor:
-        """The predictor of a network spec.
+        """The predictor of a network spec, for ranks of the kind.
 
         Raises:
             UsageError, EnvironmentFault, DataFault: as `models.load_predictor`.
         """
+        kind = KIND[kind].network
         geometry = (welcome.image_shape, welcome.side, welcome.cell_px, welcome.classes)
         told = spec == "null" or is_own(spec)  # others know their shapes
         embed = welcome.extras.save == EMBEDDINGS

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.fit import check_fit, check_parity
 from collage_mpi.models.null import is_null
@@ -58,7 +59,7 @@ class Plan:
         """Network spec of each kind that the scheme uses."""
         settings = self.settings
         used = {kind for held in self.placement.kinds for kind in held}
-        return {kind: getattr(settings, kind) for kind in KINDS if kind in used}
+        return {kind: settings.network(kind) for kind in KINDS if kind in used}
 
 
 def make_plan(
@@ -105,7 +106,7 @@ def make_plan(
         )
         cell_px = settings.cell_px if collage is None else collage.cell_px
         grid = Grid(settings.side, cell_px or shards.shape[0])
-        _check_sizes(shards, grid, settings.batch)
+        _check_sizes(shards, grid, settings)
         warn_of_weak_collage(single, collage)
         order = run_order(settings, shards)
         settings.arrival_times_ns(len(order))  # reads the file: a bad one ends here
@@ -125,7 +126,10 @@ def make_plan(
             logging.INFO,
         )
     plan = Plan(known, shards, order, grid, placement, names, classes, asked=settings)
-    if not settings.uses_parity:
+    if settings.uses(CODED):
+        of = settings.single if single is None else single.fingerprint
+        return replace(plan, parity=ParitySpec(settings.n_stripe, BERRUT, "logits", of))
+    if not settings.uses(PARITY):
         return plan
     if parity is None:  # a null network: what it is to learn nobody has written down
         return replace(plan, parity=ParitySpec(settings.n_stripe, *NULL_PARITY))
@@ -139,13 +143,13 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
     Raises:
         UsageError, DataFault: as `describe`, or a parity network does not fit the job.
     """
-    if settings.uses_parity and is_own(settings.parity):
+    if settings.uses(PARITY) and is_own(settings.parity):
         raise UsageError(
             f"--parity {settings.parity}: a parity network is trained for its single network; "
             "name the weights that collage-mpi train parity wrote"
         )
     used = [kind for kind in KINDS if settings.uses(kind)]
-    described = {kind: describe(getattr(settings, kind), kind) for kind in used}
+    described = {kind: describe(settings.network(kind), KIND[kind].network) for kind in used}
     networks = {kind: info for kind, info in described.items() if info is not None}
     parity = networks.get(PARITY)
     if parity is not None and parity.parity is not None:
@@ -248,10 +252,11 @@ def _validated(info: NetworkInfo) -> tuple[int, int]:
     return round(share * n), n
 
 
-def _check_sizes(shards: ShardSet, grid: Grid, batch: int) -> None:
+def _check_sizes(shards: ShardSet, grid: Grid, settings: RunSettings) -> None:
     """What is sent fits a message, and labels fit a row."""
-    nbytes = grid.px * grid.px * shards.shape[2]
-    largest = max(nbytes, int(np.prod(shards.shape)))
+    batch, nbytes = settings.batch, grid.px * grid.px * shards.shape[2]
+    images = max(settings.most_inputs(kind) for kind in KINDS if settings.uses(kind)) // batch
+    largest = max(nbytes, images * int(np.prod(shards.shape)))
     fit = LARGEST_INPUT_BYTES // largest
     if batch > fit >= 1:
         raise UsageError(

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import CollageError, ExitCode
@@ -39,7 +40,7 @@ from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.status import snapshot
 from collage_mpi.job.worker_group import WorkerGroup
-from collage_mpi.kinds import ENCODED_KINDS
+from collage_mpi.kinds import KIND, SPARE_KINDS
 from collage_mpi.results import RunWriter, input_digest
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
@@ -255,13 +256,14 @@ def open_reader(
     """Rank 0's part of reading `order`: what those ranks do not read that are to be `reading`.
 
     Their cells too, where one of them is to paste; else encoded images stay as they are, for
-    their ranks to decode.
+    their ranks to decode, but where a task has many, of which some may be larger as files.
     """
     others = set(plan.placement.workers) - (set(reading) if plan.settings.by_place else set())
-    kinds = {kind for rank in others for kind in plan.placement.kinds[rank]}
-    pasted = bool(kinds & set(ENCODED_KINDS))
+    kinds = [KIND[kind] for rank in others for kind in plan.placement.kinds[rank]]
+    pasted = any(kind.encoded for kind in kinds)
+    batched = any(kind.batched for kind in kinds)
     maker = make_cell_maker(encoder, plan.shards.cell_sizes) if pasted else None
-    files = not pasted and plan.shards.fit is not None
+    files = not (pasted or batched) and plan.shards.fit is not None
     return ReadAhead(plan.shards, order, cells=maker, pixels=bool(others), files=files)
 
 
@@ -384,17 +386,20 @@ def build_coordinator(
 
 
 def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
-    """How scheme parity makes an image's record from the vectors that answers carry.
+    """How schemes parity and approx make an image's record from the vectors that answers carry.
 
     `vectors` is told the scores: a record that is made resolves its image.
     """
 
-    def decode(image: int, evidence: Any, others: Sequence[Any]) -> Score | None:
+    coded = plan.parity is not None and plan.parity.encoder == BERRUT
+
+    def decode(image: int, place: int, evidence: Any, others: Sequence[Any]) -> Score | None:
         total, temperature = evidence[0], plan.parity_temperature
         others = [other[: len(total)] for other in others]  # behind it is what is kept
-        found = decode_parity(total, others, temperature)
+        given = total, others, temperature, place if coded else None
+        found = decode_parity(*given)
         if vectors is not None and found is not None:
-            scores = parity_scores(total, others, temperature)
+            scores = parity_scores(*given)
             assert scores is not None
             vectors.decoded(image, scores)
         return None if found is None else Score(*found)
@@ -416,7 +421,7 @@ def scheduler_settings(
     return SchedulerSettings(
         group_size=settings.group_size,
         ranks=workers,
-        costs=dict.fromkeys(ENCODED_KINDS, ratio),
+        costs=dict.fromkeys(SPARE_KINDS, ratio),
         batch_costs=batch_costs or {},
         batch=settings.batch,
         together=not settings.open_loop,

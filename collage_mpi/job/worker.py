@@ -33,7 +33,7 @@ from collage_mpi.job import messages
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Hello, Measured, Message, Rank0, Start, Welcome
 from collage_mpi.job.row_reader import Inputs, RowReader, Wanted, decoded
-from collage_mpi.kinds import ENCODED_KINDS, KIND, TABLE
+from collage_mpi.kinds import KIND, SPARE_KINDS, TABLE
 from collage_mpi.models import Predictor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult, in_messages, pack_results
@@ -131,7 +131,7 @@ class Session:
 
     def start(self, told: Start, now_ns: int) -> None:
         """Tasks may come: the delay model's time begins."""
-        self.ratios = dict.fromkeys(ENCODED_KINDS, told.cost_ratio)
+        self.ratios = dict.fromkeys(SPARE_KINDS, told.cost_ratio)
         self.batch_costs = told.batch_costs
         self.start_ns = now_ns
         if self.burn is not None:
@@ -319,9 +319,10 @@ class Worker:
             except Exception as error:
                 if not _is_of_device(error):
                     raise
+                advice = "" if KIND[kind].batched else f": --batch {fits}"
                 raise EnvironmentFault(
                     f"its device cannot run the {kind} network with a batch of {size} "
-                    f"({type(error).__name__}: {error}); {fits} fit: --batch {fits}"
+                    f"({type(error).__name__}: {error}); {fits} fit{advice}"
                 ) from error
             fits = size
         return took_ns
@@ -380,7 +381,7 @@ class Worker:
         results = [WireResult(task.task, SKIPPED) for task in skipped]
         if wanted:
             inputs, faults, read_ns = self._await(batch)
-            usable = [i for i in wanted if _usable(tasks[i], faults[i])]
+            usable = [i for i in wanted if _usable(faults[i])]
             if usable:
                 chosen, own = [tasks[i] for i in usable], [inputs[i] for i in usable]
                 results += self._classify(session, chosen, own, [faults[i] for i in usable])
@@ -451,7 +452,8 @@ class Worker:
         compute_ns = self.clock() - start_ns
         held_ns = drawn_ns = 0
         if any(not isinstance(outcome, str) for outcome in outcomes):
-            drawn_ns = self._drawn_ns(session, tasks, start_ns - session.start_ns)
+            count = sum(map(len, inputs))
+            drawn_ns = self._drawn_ns(session, tasks, count, start_ns - session.start_ns)
             if drawn_ns > compute_ns:
                 self._hold(start_ns + drawn_ns)
                 held_ns = max(0, self.clock() - start_ns - compute_ns)
@@ -497,10 +499,10 @@ class Worker:
             for task, own in zip(tasks, inputs, strict=True)
         ]
 
-    def _drawn_ns(self, session: Session, tasks: list[WireTask], at_ns: int) -> int:
+    def _drawn_ns(self, session: Session, tasks: list[WireTask], inputs: int, at_ns: int) -> int:
         assert session.ratios is not None
         kind = tasks[0].kind
-        batch = batch_factor(len(tasks), session.batch_costs.get(kind, 1.0))
+        batch = batch_factor(inputs, session.batch_costs.get(kind, 1.0))
         keys = [(task.group, task.items[0][0], task.attempt) for task in tasks]
         factor = session.ratios.get(kind, 1.0) * batch
         return service_ns(session.delays, self.endpoint.rank, keys, at_ns, factor)
@@ -538,9 +540,9 @@ def _reader(descriptions: list[str], welcome: Welcome) -> tuple[RowReader | None
         ) from fault
 
 
-def _usable(task: WireTask, faults: Faults) -> bool:
-    """Whether there is something to compute on: all its images, or one where others are blank."""
-    return not faults or (KIND[task.kind].encoded and not all(faults))
+def _usable(faults: Faults) -> bool:
+    """Whether there is something to compute on: one of its images, where others are blank."""
+    return not (faults and all(faults))
 
 
 def _first(faults: Faults) -> str:
@@ -568,17 +570,21 @@ def _is_of_device(error: Exception) -> bool:
 def _outcome_of(task: WireTask, scores: np.ndarray, summed: str | None) -> Outcome | str:
     """The records of a task's items, or why it failed: no row of the scores is finite.
 
-    What resolves no image by itself, a parity network's sums, travels as it is.
+    What resolves no image by itself, a parity network's sums, travels as it is; a coded image's
+    scores as a single's.
 
     Args:
-        scores: (n, 1, classes) for a single task, a row an item; (1, cells, classes) for a
-            collage, a row a cell; (1, 1, classes) for a parity task.
+        scores: (n, 1, classes) for a single task, or a batch, a row an item; (1, cells, classes)
+            for a collage, a row a cell; (1, 1, classes) for a stripe.
         summed: what of a single's scores its answer carries for others; None for nothing.
     """
     kind = KIND[task.kind]
     if not kind.resolves:
         finite = bool(np.isfinite(scores).all())
-        return ((None,) * len(task.items), scores[:, 0]) if finite else NOT_FINITE
+        said = scores[:, 0]  # (1, classes)
+        if kind.runs is not None and summed is not None:
+            said = summands(said, summed)
+        return ((None,) * len(task.items), said) if finite else NOT_FINITE
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
     records = [None if found is None else Score(*found) for found in decode(flat)]
     if not any(records) and not np.isfinite(flat).all(axis=1).any():

@@ -69,7 +69,7 @@ class WorkerGroup:
         self._backoff = backoff or Backoff(GROUP_BACKOFF)
         self._stopped = False
         self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
-        self._measured: dict[tuple[Hashable, int, int], dict[str, list[Measured]]] = {}
+        self._measured: dict[Hashable, dict[str, list[Measured]]] = {}
 
     @property
     def ranks(self) -> range:
@@ -144,7 +144,7 @@ class WorkerGroup:
             networks: what they are, to know them again.
             rounds: at most; slow networks get fewer.
         """
-        found = self._rounds(who, networks, 1, rounds)
+        found = self._rounds(who, networks, dict.fromkeys(who, 1), rounds)
         other = next((kind for kind in found if kind != SINGLE), None)
         ratio = None if other is None else ratio_of(found[other], found.get(SINGLE, ()))
         return _shortest_ns(found), ratio
@@ -153,24 +153,28 @@ class WorkerGroup:
         self,
         who: Mapping[str, Collection[int]],
         networks: Hashable,
-        batch: int,
+        batches: Mapping[str, int],
         rounds: int = MEASURE_ROUNDS,
     ) -> dict[str, int]:
-        """Idle service times of a batch by kind in ns; see `service_times`."""
-        return _shortest_ns(self._rounds(who, networks, batch, rounds))
+        """Idle service times of a batch of so many inputs by kind in ns; see `service_times`."""
+        return _shortest_ns(self._rounds(who, networks, batches, rounds))
 
     def _rounds(
-        self, who: Mapping[str, Collection[int]], networks: Hashable, batch: int, rounds: int
+        self,
+        who: Mapping[str, Collection[int]],
+        networks: Hashable,
+        batches: Mapping[str, int],
+        rounds: int,
     ) -> dict[str, list[Measured]]:
-        key = (networks, batch, rounds)
+        key = (networks, *batches.items(), rounds)
         if key not in self._measured:
             found: dict[str, list[Measured]] = {}
             until_s = self._clock() + MEASURE_ENOUGH_S
             for number in range(rounds):
                 if number and self._clock() > until_s:
                     break
-                for kind, ranks in who.items():
-                    measured = self._measure_any(ranks, kind, batch)
+                for kind, batch in batches.items():
+                    measured = self._measure_any(who[kind], kind, batch)
                     if measured is not None:
                         found.setdefault(kind, []).append(measured)
             self._measured[key] = found

@@ -52,7 +52,7 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
     Args:
         spec: path of a safetensors file, "null" (see `null.parse_null`), or a user's own
             network, MODULE:FUNCTION (see `own`).
-        kind: one of KINDS, the role it is meant for.
+        kind: one of NETWORKS, the role it is meant for.
 
     Returns:
         The facts, or None for a null network and a user's own, which are told the shapes.
@@ -90,7 +90,7 @@ def load_predictor(
 
     Args:
         spec: path of a safetensors file, "null[:key=value,...]", or MODULE:FUNCTION.
-        kind: one of KINDS.
+        kind: one of NETWORKS.
         device: "cpu", "cuda" or "cuda:N".
         threads: threads torch may use on the CPU, at least 1.
         tuning: how fast it is to be; plain float32 by default.

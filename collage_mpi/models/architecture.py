@@ -139,7 +139,7 @@ def default_architecture(kind: str, width: int | None = None, norm: str = "batch
     image and its rank should be no slower than a single's: narrower, and a block less.
 
     Args:
-        kind: one of KINDS.
+        kind: one of NETWORKS.
         width: channels of the stem and the first stage; 48 unless given, 32 of a parity network.
     """
     if kind == PARITY:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import KINDS
+from collage_mpi.kinds import NETWORKS
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.parity_spec import ParitySpec
@@ -25,7 +25,7 @@ class NetworkInfo:
     """The facts of a weights file.
 
     Attributes:
-        kind: one of KINDS.
+        kind: one of NETWORKS.
         architecture: the settings of `Architecture`, as a plain dict.
         shape: (H, W, C) of one input; a collage's is (side*cell_px, side*cell_px, C), a parity
             network's that of its encoder.
@@ -109,6 +109,6 @@ class Predictor(Protocol):
 
 
 def check_kind(kind: str) -> None:
-    """Raise UsageError unless kind is one of KINDS."""
-    if kind not in KINDS:
-        raise UsageError(f"a network is of kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    """Raise UsageError unless kind is one of NETWORKS."""
+    if kind not in NETWORKS:
+        raise UsageError(f"a network is of kind {kind!r}; the kinds are {', '.join(NETWORKS)}")

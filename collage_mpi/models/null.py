@@ -23,7 +23,7 @@ class NullPredictor:
     """Class of a cell = its top-left pixel, channel 0, modulo classes; probability 1 there.
 
     Args:
-        kind: one of KINDS; a parity network reads its picture as a single does.
+        kind: one of NETWORKS; a parity network reads its picture as a single does.
         shape: (H, W, C) of one single image; a collage's input follows from the grid.
         side: cells along an edge of the collage (ignored for a single).
         cell_px: pixels along an edge of a cell (ignored for a single).

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K, SUMMED
+from collage_mpi.encoding import BERRUT, ENCODERS, MAX_K, MIN_K, SUMMED
 from collage_mpi.errors import DataFault, UsageError
 
 
@@ -20,7 +20,8 @@ class ParitySpec:
 
     Attributes:
         k: images of a full stripe.
-        encoder: one of ENCODERS.
+        encoder: one of ENCODERS, or BERRUT: then the network is the single one itself, and
+            its answers are interpolated.
         summed: one of SUMMED.
         single: fingerprint of the single network whose answers it sums; no other decodes.
 
@@ -36,7 +37,7 @@ class ParitySpec:
     def __post_init__(self) -> None:
         if type(self.k) is not int or not MIN_K <= self.k <= MAX_K:
             raise UsageError(f"parity k is {self.k!r:.60}; a stripe needs {MIN_K} to {MAX_K}")
-        for what, known in (("encoder", ENCODERS), ("summed", SUMMED)):
+        for what, known in (("encoder", (*ENCODERS, BERRUT)), ("summed", SUMMED)):
             value = getattr(self, what)
             if value not in known:
                 raise UsageError(f"parity {what} is {value!r:.60}; known are: {', '.join(known)}")
@@ -49,10 +50,12 @@ class ParitySpec:
 
     @classmethod
     def from_dict(cls, record: Any) -> ParitySpec:
-        """Read the dict form. Raises DataFault."""
+        """Read the dict form, of a trained network. Raises DataFault."""
         try:
             if not isinstance(record, Mapping):
                 raise TypeError(f"it is a {type(record).__name__}, not a table")
+            if record.get("encoder") == BERRUT:
+                raise TypeError(f"no network is trained for encoder {BERRUT}")
             return cls(**record)
         except (TypeError, UsageError) as error:
             raise DataFault(f"the parity record cannot be read: {error}") from error

@@ -19,7 +19,7 @@ import numpy as np
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.kinds import COLLAGE, KINDS, PARITY
+from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
@@ -47,7 +47,7 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
 
     Args:
         spec: path of the file.
-        kind: one of KINDS if it must be of that kind; None for any.
+        kind: one of NETWORKS if it must be of that kind; None for any.
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
@@ -221,8 +221,8 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
             f"needed is {FORMAT!r} version {VERSION}"
         )
     kind = record.get("kind")
-    if kind not in KINDS:
-        raise DataFault(f"kind is {kind!r:.60}; the kinds are {', '.join(KINDS)}")
+    if kind not in NETWORKS:
+        raise DataFault(f"kind is {kind!r:.60}; the kinds are {', '.join(NETWORKS)}")
     channels = _whole(record, "channels", MAX_CHANNELS)
     side = cell_px = None
     if kind == COLLAGE:

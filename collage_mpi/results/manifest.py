@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.kinds import KINDS, TABLE
+from collage_mpi.kinds import NETWORK_SETTINGS, TABLE
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.settings.run_settings import NOT_OF_ROWS, RunSettings
 from collage_mpi.system.fields import about
@@ -55,7 +55,7 @@ UNUSED_ONCE = (
 # Settings that version 0.1.0 did not record, and what it did; of others the default is that.
 YOUNGER = {"endgame": "off"}
 # Settings that name files: another path is the same where the content is.
-FILE_SETTINGS = (*KINDS, "trace_file", "arrival_file")
+FILE_SETTINGS = (*NETWORK_SETTINGS, "trace_file", "arrival_file")
 
 Json = dict[str, Any]
 

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, SHARED_KINDS, SINGLE
+from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
 from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.system.terminal import make_table, to_text
 
@@ -217,7 +217,7 @@ def _price_table(summary: Json) -> Table:
     table = make_table()
     for kind in shares_shown([price]):
         table.add_row(f"{kind} share", points(price[f"{kind}_share"]), KIND[kind].share)
-    multiplied = [kind for kind in ENCODED_KINDS if price[f"{kind}_ranks"]]
+    multiplied = [kind for kind in SPARE_KINDS if price[f"{kind}_ranks"]]
     if price["cost_ratio"] is not None and price["injected"] and multiplied:
         note = f"{multiplied[-1]} network's time over the single's, used for injection"
         if price["cost_ratio_ci95"] is not None:

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import KIND
 from collage_mpi.results.manifest import Json, is_int
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import KINDS, OUTCOME_CODE, ran_together
@@ -197,7 +198,9 @@ def service_times_ns(
     ran = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (service_ns > 0)
     costs = run.manifest.get("batch_costs") or {}
     further = np.array([float(costs.get(kind, 1.0)) for kind in KINDS])
-    factor = batch_factor(size, further[tasks["kind"]])  # type: ignore[arg-type]
+    batched = np.array([KIND[kind].batched for kind in KINDS])[tasks["kind"]]
+    inputs = size * np.where(batched, tasks["items"], 1)
+    factor = batch_factor(inputs, further[tasks["kind"]])  # type: ignore[arg-type]
     factor *= np.array([(ratios or {}).get(kind, 1.0) for kind in KINDS])[tasks["kind"]]
     tasks, scaled_ns = tasks[ran], (service_ns / factor)[ran]
     columns = [tasks[name] for name in ("sent_ns", "done_ns", "kind", "session", "rank")]

@@ -19,7 +19,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
 
-from collage_mpi.kinds import SINGLE
+from collage_mpi.kinds import KIND, SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.backlog import Backlog
 from collage_mpi.scheduler.events import Action, Item
@@ -351,8 +351,10 @@ class Dispatch:
             self.health.turned(rank, self.now_ns)
         rank.messages += 1
         self._room_changed(rank)
-        message = Message(len(tasks))
+        message = Message(len(tasks), len(tasks))
         sends = [self._leave(task, message) for task in tasks]
+        if KIND[sends[0].kind].batched:
+            message.inputs = sum(len(send.items) for send in sends)
         self.actions.append(sends[0] if len(sends) == 1 else ev.SendBatch(tuple(sends)))
 
     def _leave(self, task: TaskState, message: Message) -> ev.Send:

@@ -181,8 +181,8 @@ class Health:
 
     def _message_cost(self, task: TaskState) -> float:
         """What the message that the task left in takes, over one single image."""
-        size = 1 if task.message is None else task.message.size
-        return self._costs.get(task.kind, 1.0) * self._batch_cost(task.kind, size)
+        inputs = 1 if task.message is None else task.message.inputs
+        return self._costs.get(task.kind, 1.0) * self._batch_cost(task.kind, inputs)
 
     def _batch_cost(self, kind: str, size: int) -> float:
         """A batch over one input."""

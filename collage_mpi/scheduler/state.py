@@ -136,10 +136,11 @@ class TaskState:
 class Message:
     """Tasks that left for a rank together: one batch there, over when its last one ends."""
 
-    __slots__ = ("left", "size")
+    __slots__ = ("inputs", "left")
 
-    def __init__(self, tasks: int) -> None:
-        self.size = self.left = tasks
+    def __init__(self, tasks: int, inputs: int) -> None:
+        self.left = tasks  # not over yet
+        self.inputs = inputs
 
 
 class RankState:

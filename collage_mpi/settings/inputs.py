@@ -8,6 +8,7 @@ from functools import partial
 
 from collage_mpi.encoding.vectors import SAVES, Extras
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import KIND
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS, Tuning
 from collage_mpi.system.fields import Settings, setting
 
@@ -89,6 +90,12 @@ class NetworkSettings(Settings):
     parity: str = _network(
         "", "parity network: a .safetensors file, shipped:NAME, or null", metavar="W"
     )
+    backup: str = _network(
+        "",
+        "network of scheme batch-backup's spare ranks: a single classifier, smaller maybe",
+        unset="the single network",
+        metavar="W",
+    )
     cell_px: int | None = _network(
         None, "pixels along an edge of a cell", unset="what the collage network says", at_least=1
     )
@@ -106,6 +113,10 @@ class NetworkSettings(Settings):
         "auto", "how kernels are launched; auto is CUDA graphs on GPUs", choices=COMPILES
     )
     warmup_tasks: int = _network(3, "dummy tasks a rank runs before it is ready", at_least=0)
+
+    def network(self, kind: str) -> str:
+        """What ranks of the kind load: its own network, or the one that they run in its place."""
+        return str(getattr(self, kind, "") or getattr(self, KIND[kind].network))
 
     def tuning(self) -> Tuning:
         """How the workers run their networks."""

@@ -80,6 +80,7 @@ PROFILES: dict[str, Profile] = {
             "replicas": 2,
             "parity_k": None,
             "parity_ranks": None,
+            "backup_ranks": 1,
             "assign": "turn",
             "endgame": "off",
             "placement": "fixed",

@@ -12,7 +12,7 @@ from functools import partial
 
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import COLLAGE, KIND, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
     PLACEMENTS,
@@ -52,12 +52,18 @@ class RankSettings(Settings):
     replicas: int = _setting(2, "scheme replicate: ranks that get the same image", at_least=2)
     parity_k: int | None = _setting(
         None,
-        "scheme parity: images of a stripe, as the network was trained for",
+        "schemes parity and approx: images of a stripe; a parity network was trained for one k",
         unset="side",
         at_least=2,
     )
     parity_ranks: int | None = _setting(
-        None, "scheme parity: parity ranks", unset="one for every k single ranks", at_least=1
+        None,
+        "schemes parity and approx: ranks that get stripes",
+        unset="one for every k single ranks",
+        at_least=1,
+    )
+    backup_ranks: int = _setting(
+        1, "scheme batch-backup: ranks that get groups as batches", at_least=1
     )
     assign: str = _setting(
         "pull",
@@ -81,7 +87,7 @@ class RankSettings(Settings):
     def _check(self) -> None:
         if self.uses_collage and self.collage_ranks < 1:
             raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
-        if self.uses_parity and self.n_stripe > self.group_size:
+        if self.uses_stripes and self.n_stripe > self.group_size:
             raise UsageError(
                 f"parity_k is {self.n_stripe} with groups of {self.group_size}; a stripe is part "
                 "of one group: choose a smaller k, or a larger --side"
@@ -120,9 +126,9 @@ class RankSettings(Settings):
         return self.uses(COLLAGE)
 
     @property
-    def uses_parity(self) -> bool:
-        """Whether the scheme needs a parity network."""
-        return self.uses(PARITY)
+    def uses_stripes(self) -> bool:
+        """Whether the scheme decodes an image from the answers of others in its stripe."""
+        return self.uses(PARITY) or self.uses(CODED)
 
     @property
     def usual_singles(self) -> int:
@@ -136,17 +142,17 @@ class RankSettings(Settings):
 
     @property
     def n_stripe(self) -> int:
-        """Images of a full stripe, k (scheme parity)."""
+        """Images of a full stripe, k."""
         return self.side if self.parity_k is None else self.parity_k
 
     @property
     def usual_parities(self) -> int:
-        """Parity ranks where none are said."""
+        """Ranks that get stripes where none are said."""
         return -(-self.n_singles // self.n_stripe)
 
     @property
     def n_parities(self) -> int:
-        """Parity ranks of scheme parity."""
+        """Ranks that get stripes."""
         return self.usual_parities if self.parity_ranks is None else self.parity_ranks
 
     @property
@@ -163,7 +169,7 @@ class RankSettings(Settings):
 
     def n_ranks(self, kind: str) -> int:
         """Ranks that hold the kind, where the scheme needs it."""
-        usual = {SINGLE: self.n_singles, PARITY: self.n_parities}
+        usual = {SINGLE: self.n_singles, PARITY: self.n_parities, CODED: self.n_parities}
         return usual[kind] if kind in usual else int(getattr(self, KIND[kind].ranks))
 
     def place(self, world_size: int, launcher_size: int | None = None) -> Placement:
@@ -226,8 +232,10 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             parts.append(f"N = {self.singles}")
         if self.uses_collage and self.collage_ranks != 1:
             parts.append(f"M = {self.collage_ranks}")
-        if self.uses_parity and self.parity_ranks not in (None, self.usual_parities):
-            parts.append(f"{self.parity_ranks} parity ranks")
+        if self.uses_stripes and self.parity_ranks not in (None, self.usual_parities):
+            parts.append(f"{self.parity_ranks} {PARITY if self.uses(PARITY) else CODED} ranks")
+        if self.uses(BACKUP) and self.backup_ranks != 1:
+            parts.append(f"{self.backup_ranks} backup ranks")
         if self.endgame == "on":
             parts.append("end game")
         accept = {"accept": self.accept_policy().name} if self.takes_policy else {}

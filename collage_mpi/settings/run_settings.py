@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from collage_mpi.encoding.vectors import EMBEDDINGS
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import ENCODED_KINDS, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import ENCODED_KINDS, KIND, KINDS, NETWORK_SETTINGS, PARITY, SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
@@ -27,7 +27,7 @@ from collage_mpi.workload.straggler_settings import StragglerSettings
 # Settings that decide how a job survives and tells, not what its rows are.
 NOT_OF_ROWS = ("out", "bad_shards", *names(SurvivalSettings))
 # They may name a file that comes with the package: shipped:NAME.
-PATH_SETTINGS = ("shards", *KINDS, "trace_file", "arrival_file")
+PATH_SETTINGS = ("shards", *NETWORK_SETTINGS, "trace_file", "arrival_file")
 
 R = TypeVar("R", bound="RunSettings")
 
@@ -99,7 +99,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             )
         made = {PARITY: ", which collage-mpi train parity --single W makes for the single network"}
         for kind in KINDS:
-            if self.uses(kind) and not getattr(self, kind):
+            if self.uses(kind) and not self.network(kind):
                 raise UsageError(
                     f"--{kind} is missing: scheme {self.scheme} needs a {kind} network"
                     f"{made.get(kind, '')}"
@@ -124,13 +124,16 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         window = max(4096, 8 * self.n_singles) if self.window is None else self.window
         return -(-window // self.group_size)
 
+    def most_inputs(self, kind: str) -> int:
+        """Inputs of a message to a rank of the kind, at most: a batch."""
+        return self.batch * (self.group_size if KIND[kind].batched else 1)
+
     def batch_costs(self) -> dict[str, float]:
         """By kind, what a further input of a batch takes over the first, where none is measured:
         as long as alone, so that a batch gains nothing."""
-        if self.batch == 1:
-            return {}
         cost = 1.0 if self.batch_cost is None else self.batch_cost
-        return dict.fromkeys(KINDS, cost)
+        batched = [kind for kind in KINDS if self.uses(kind) and self.most_inputs(kind) > 1]
+        return dict.fromkeys(batched, cost)
 
     def digest(self) -> str:
         """A hash of the settings that decide the rows; where they go does not count."""

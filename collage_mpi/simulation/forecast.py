@@ -33,7 +33,7 @@ from collage_mpi.job.session import (
     warn_of_bad_shards,
 )
 from collage_mpi.job.worker_group import WorkerGroup
-from collage_mpi.kinds import ENCODED_KINDS, KIND, SINGLE
+from collage_mpi.kinds import KIND, SINGLE, SPARE_KINDS
 from collage_mpi.results.manifest import held, read_manifest
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
@@ -157,7 +157,7 @@ def _measured_here(plan: Plan, encoder: AnyEncoder) -> Measured:
         shape = encoder.input_shape if KIND[kind].encoded else plan.shards.shape
         times_ns[kind] = {
             batch: _timed_ns(predictor.predict, np.zeros((batch, *shape), np.uint8))
-            for batch in sorted({1, plan.settings.batch})
+            for batch in sorted({1, plan.settings.most_inputs(kind)})
         }
         devices.add(predictor.device.partition(":")[0])
         rss_bytes[kind] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -186,14 +186,16 @@ def _as_measured(
     plan: Plan, times_ns: dict[str, dict[int, int]], shared: float, who: str, memory: str
 ) -> Measured:
     """From service times by kind and size of batch."""
-    settings, batch = plan.settings, plan.settings.batch
+    settings = plan.settings
     first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
-    other = next((t for kind, t in times_ns.items() if kind in ENCODED_KINDS), first)
+    other = next((t for kind, t in times_ns.items() if kind in SPARE_KINDS), first)
     ratio = other[1] / first[1] if settings.cost_ratio is None else settings.cost_ratio
     costs = settings.batch_costs()
-    if batch > 1 and settings.batch_cost is None:
+    if settings.batch_cost is None:
         costs |= {
-            kind: max(0.0, (t[batch] / t[1] - 1) / (batch - 1)) for kind, t in times_ns.items()
+            kind: max(0.0, (t[most] / t[1] - 1) / (most - 1))
+            for kind, t in times_ns.items()
+            if (most := settings.most_inputs(kind)) > 1
         }
     return Measured(first[1], ratio, costs, shared, who, memory)
 

@@ -7,13 +7,13 @@ Does not know: networks, how the file was made, when an answer comes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.kinds import COLLAGE, KIND, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, KIND, SINGLE, TABLE
 from collage_mpi.scheduler.events import Item, Score
 from collage_mpi.system.npy import UNREADABLE
 from collage_mpi.system.regular_file import require_regular
@@ -29,8 +29,8 @@ _ARRAYS = {
     "collage_absent": ("b", 1),
     "class_names": ("U", 1),
 }
-# Of a parity network, where one was evaluated: what is decoded with all others present.
-_PARITY_ARRAYS = {"parity_class": ("iu", 1), "parity_score": ("f", 1), "parity_absent": ("b", 1)}
+# Of parity and coded answers, where they were evaluated: what is decoded with all others present.
+_DECODED = tuple(kind.name for kind in TABLE if not kind.resolves)
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Answers:
         side: of the collages.
         start: row of the first image, a multiple of side x side.
         labels, single, collage: n each; a collage's answer is None where it was absent.
-        parity: n, likewise; None where no parity network was evaluated.
-        parity_k: images of its stripes; None likewise.
+        degraded: kind whose answers decode those of others -> images of its stripes, and n
+            likewise.
     """
 
     side: int
@@ -53,8 +53,7 @@ class Answers:
     labels: Sequence[int]
     single: Sequence[Score]
     collage: Sequence[Score | None]
-    parity: Sequence[Score | None] | None = None
-    parity_k: int | None = None
+    degraded: Mapping[str, tuple[int, Sequence[Score | None]]] = field(default_factory=dict)
     start: int = 0
 
     def label(self, image: int) -> int:
@@ -65,13 +64,19 @@ class Answers:
         """What the network of the kind says of each item; a parity network alone says nothing."""
         if not KIND[kind].resolves:
             return (None,) * len(items)
-        known = self.single if kind == SINGLE else self.collage
+        known = self.single if KIND[kind].network == SINGLE else self.collage
         return tuple(known[(self.start + image) % len(known)] for image, _ in items)
 
-    def decoded(self, image: int) -> Score | None:
-        """What a stripe's parity answer less those of the others says of an image."""
-        known = self.parity
-        return None if known is None else known[(self.start + image) % len(known)]
+    def k_of(self, kind: str) -> int | None:
+        """Images of the kind's stripes; None where it was not evaluated."""
+        return self.degraded[kind][0] if kind in self.degraded else None
+
+    def decoded(self, kind: str, image: int) -> Score | None:
+        """What a stripe's answer and those of the others say of an image."""
+        if kind not in self.degraded:
+            return None
+        known = self.degraded[kind][1]
+        return known[(self.start + image) % len(known)]
 
 
 def read_answers(path: Path, side: int) -> Answers:
@@ -88,8 +93,9 @@ def read_answers(path: Path, side: int) -> Answers:
             raise ValueError("it holds a single array")
         with file:
             arrays = {name: file[name] for name in ("version", "side", *_ARRAYS)}
-            if "parity_k" in file:
-                arrays |= {name: file[name] for name in ("parity_k", *_PARITY_ARRAYS)}
+            for kind in _DECODED:
+                if f"{kind}_k" in file:
+                    arrays |= {name: file[name] for name in (f"{kind}_k", *_decoded_arrays(kind))}
     except OSError as error:
         raise EnvironmentFault(
             f"answers {path} cannot be read: {error.strerror or error}"
@@ -103,16 +109,25 @@ def read_answers(path: Path, side: int) -> Answers:
             f"answers {path} has {len(arrays['labels'])} images; a group of side {side} needs "
             f"{side**2}"
         )
-    parity = "parity_k" in arrays
     return Answers(
         side=side,
         class_names=tuple(arrays["class_names"].tolist()),
         labels=arrays["labels"][:n].tolist(),
         single=_scores(arrays["single_class"], arrays["single_score"], n),
         collage=_where_present(arrays, COLLAGE, n),
-        parity=_where_present(arrays, PARITY, n) if parity else None,
-        parity_k=int(arrays["parity_k"]) if parity else None,
+        degraded={
+            kind: (int(arrays[f"{kind}_k"]), _where_present(arrays, kind, n))
+            for kind in _there(arrays)
+        },
     )
+
+
+def _decoded_arrays(kind: str) -> dict[str, tuple[str, int]]:
+    return {f"{kind}_class": ("iu", 1), f"{kind}_score": ("f", 1), f"{kind}_absent": ("b", 1)}
+
+
+def _there(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    return [kind for kind in _DECODED if f"{kind}_k" in arrays]
 
 
 def _where_present(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> list[Score | None]:
@@ -129,7 +144,8 @@ def _scores(classes: np.ndarray, scores: np.ndarray, n: int) -> list[Score]:
 
 
 def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
-    for name in ("version", "side", *(("parity_k",) if "parity_k" in arrays else ())):
+    there = _there(arrays)
+    for name in ("version", "side", *(f"{kind}_k" for kind in there)):
         if arrays[name].ndim or arrays[name].dtype.kind not in "iu":
             raise DataFault(f"answers {path}: {name} is no whole number")
     if int(arrays["version"]) != VERSION:
@@ -139,7 +155,9 @@ def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
             f"answers {path} are of side {int(arrays['side'])}, the settings say --side {side}"
         )
     n = len(arrays["labels"]) if arrays["labels"].ndim == 1 else -1
-    expected = {**_ARRAYS, **(_PARITY_ARRAYS if "parity_k" in arrays else {})}
+    expected = dict(_ARRAYS)
+    for kind in there:
+        expected |= _decoded_arrays(kind)
     for name, (kinds, dimensions) in expected.items():
         array = arrays[name]
         sized = name == "class_names" or len(np.atleast_1d(array)) == n
@@ -149,9 +167,7 @@ def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
                 f"{n} images"
             )
     known = len(arrays["class_names"])
-    for name in ("labels", "single_class", "collage_class", "parity_class"):
-        if name not in arrays:
-            continue
+    for name in ("labels", "single_class", "collage_class", *(f"{kind}_class" for kind in there)):
         absent = arrays.get(name.replace("class", "absent"))
         chosen = arrays[name] if name == "labels" or absent is None else arrays[name][~absent]
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < known:

@@ -26,7 +26,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.plan import with_accept_of
 from collage_mpi.job.recorder import Writer
-from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY, SINGLE
 from collage_mpi.models import describe
 from collage_mpi.results import Results, RunWriter, read_results, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
@@ -109,7 +109,7 @@ class Job:
 
     @property
     def ratio(self) -> float:
-        """Collage or parity network's service time over the single's."""
+        """The scheme's other network's service time over the single's."""
         return 1.0 if self.settings.cost_ratio is None else self.settings.cost_ratio
 
     def load_answers(self) -> Answers | None:
@@ -159,13 +159,26 @@ def check_job(job: Job) -> None:
     make_delays(settings)
     settings.arrival_times_ns(job.images)
     answers = job.load_answers()
-    if settings.uses_parity and answers is not None and answers.parity_k != settings.n_stripe:
-        k = answers.parity_k
-        found = "no parity network" if k is None else f"stripes of {k}"
-        raise DataFault(
-            f"answers {job.answers} are of {found}, the settings say --parity-k "
-            f"{settings.n_stripe}: collage-mpi evaluate --parity W --save-answers FILE writes them"
+    if answers is not None:
+        _check_answers(job, answers)
+
+
+def _check_answers(job: Job, answers: Answers) -> None:
+    """They are of what the scheme needs. Raises UsageError, DataFault."""
+    settings = job.settings
+    if settings.uses(BACKUP) and settings.backup not in ("", settings.single):
+        raise UsageError(
+            f"--answers {job.answers} hold nothing of a backup network of its own: leave out "
+            "--backup, or --answers"
         )
+    for kind, flag in ((PARITY, "--parity W"), (CODED, f"--approx-k {settings.n_stripe}")):
+        k = answers.k_of(kind)
+        if settings.uses(kind) and k != settings.n_stripe:
+            found = f"no {kind} answers" if k is None else f"stripes of {k}"
+            raise DataFault(
+                f"answers {job.answers} are of {found}, the settings say --parity-k "
+                f"{settings.n_stripe}: collage-mpi evaluate {flag} --save-answers FILE writes them"
+            )
 
 
 def simulate(

@@ -8,7 +8,7 @@ figures read both alike.
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
 come and it is free; a message sent occupies it for `send_ns`, a collage or a stripe for
 `encode_ns` more. A message travels for `network_ns`. A rank's service time is its draw, times
-the cost ratio for a collage or a stripe; without a delay model it is `single_ns`. The tasks of
+the cost ratio on a rank of another kind; without a delay model it is `single_ns`. The tasks of
 a message are one batch: what was cancelled is left out of it, the largest draw counts, times
 what such a batch takes over one input. What it answers is replayed from a file of the networks'
 answers, or made up. Not modelled: shared network links, a rank's compute slowed by its
@@ -28,7 +28,7 @@ import numpy as np
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts, Suspicion
 from collage_mpi.job.recorder import Recorder, Writer
 from collage_mpi.job.session import scheduler_settings
-from collage_mpi.kinds import KIND
+from collage_mpi.kinds import CODED, KIND, PARITY, SPARE_KINDS
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
@@ -74,7 +74,7 @@ class Simulation:
         batch_costs: Mapping[str, float] | None = None,
         delays: DelayModel | None = None,
     ) -> None:
-        """`ratio` is the collage or parity network's service time over the single's; by kind,
+        """`ratio` is the scheme's other network's service time over the single's; by kind,
         `batch_costs` is what a further input of a batch takes over the first; `delays` in place
         of the settings' model."""
         self.batch_costs = dict(batch_costs or {})
@@ -96,6 +96,7 @@ class Simulation:
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None  # why, once `stop` was called
         self._answers = answers
+        self._stripe_kind = CODED if settings.uses(CODED) else PARITY
         self._delays = delays or make_delays(settings, by_image=settings.draws_by_image)
         # Without a rank that may fall silent nobody need listen for it.
         self._timeouts = make_timeouts(settings, self.ranks) if settings.dead_ranks else None
@@ -288,9 +289,11 @@ class Simulation:
             return (ANY_SCORE,) * len(send.items)
         return self._answers.cells(send.kind, send.items)
 
-    def _decode(self, image: int, evidence: Any, others: Sequence[Any]) -> Score | None:
-        """What a parity answer says of the only image that is not known of its stripe."""
-        return ANY_SCORE if self._answers is None else self._answers.decoded(image)
+    def _decode(self, image: int, place: int, evidence: Any, others: Sequence[Any]) -> Score | None:
+        """What a stripe's answer says of the only image that is not known of it."""
+        if self._answers is None:
+            return ANY_SCORE
+        return self._answers.decoded(self._stripe_kind, image)
 
     def _done(self, at_ns: int, done: tuple[_Rank, list[WireResult], int]) -> None:
         rank, results, answered = done
@@ -308,8 +311,9 @@ class Simulation:
     def _service_ns(self, sends: Sequence[ev.Send], at_ns: int) -> int:
         """Of tasks of one kind, run as a batch."""
         rank, kind = sends[0].rank, sends[0].kind
-        ratio = self.ratio if KIND[kind].encoded else 1.0
-        factor = ratio * batch_factor(len(sends), self.batch_costs.get(kind, 1.0))
+        ratio = self.ratio if kind in SPARE_KINDS else 1.0
+        inputs = sum(len(s.items) for s in sends) if KIND[kind].batched else len(sends)
+        factor = ratio * batch_factor(inputs, self.batch_costs.get(kind, 1.0))
         if not self._injected:
             return round(self.costs.single_ns * factor)
         keys = [(send.group, send.items[0].image, send.attempt) for send in sends]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.kinds import ENCODED_KINDS
+from collage_mpi.kinds import SPARE_KINDS
 from collage_mpi.results import Results, summarise
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.slow_ranks import Speed, service_times_ns
@@ -98,7 +98,7 @@ def _times_s(run: Results, job: Job) -> dict[int, np.ndarray]:
         DataFault: a rank of the run answered nothing.
     """
     found: dict[int, list[np.ndarray]] = defaultdict(list)
-    ratios = dict.fromkeys(ENCODED_KINDS, job.ratio)
+    ratios = dict.fromkeys(SPARE_KINDS, job.ratio)
     for (rank, _, _), times_ns in service_times_ns(run, ratios).items():
         found[rank].append(times_ns / 1e9)
     ranks = job.settings.place(job.settings.world_size).workers

@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import COLLAGE, PARITY, SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.system.files import save_file
 
 VERSION = 1
@@ -27,7 +28,7 @@ def save_answers(
     labels: np.ndarray,
     answers: Mapping[str, Answers],
     class_names: Sequence[str],
-    parity_k: int | None = None,
+    stripes: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Write an .npz of plain arrays (no pickle); n images in file order.
 
@@ -41,13 +42,14 @@ def save_answers(
         collage_absent: (n,) bool, the collage gave no answer for the cell.
         class_names: (k,) unicode.
         parity_class, parity_score, parity_absent: of the image decoded from its stripe with all
-            others present; parity_k: int, images of a stripe. Only with a parity network.
+            others present; parity_k: int, images of a stripe. Only with a parity network; and
+            coded_class etc. likewise.
 
     Args:
         labels: (n,) int64.
-        answers: of single and collage, n each, and of parity if there is one; scores are
+        answers: of single and collage, n each, and of those in `stripes`; scores are
             calibrated probabilities.
-        parity_k: of that one.
+        stripes: kind that decodes from stripes -> images of one.
 
     Raises:
         EnvironmentFault: the place is not writable.
@@ -55,10 +57,10 @@ def save_answers(
     single_class, single_score, _ = _columns(answers[SINGLE])
     collage_class, collage_score, absent = _columns(answers[COLLAGE])
     more: dict[str, Any] = {}
-    if PARITY in answers:
-        names = ("parity_class", "parity_score", "parity_absent")
-        more = dict(zip(names, _columns(answers[PARITY]), strict=True))
-        more["parity_k"] = parity_k
+    for kind, k in stripes.items():
+        names = (f"{kind}_class", f"{kind}_score", f"{kind}_absent")
+        more |= dict(zip(names, _columns(answers[kind]), strict=True))
+        more[f"{kind}_k"] = k
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.decode import decode, decode_parity, summands
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.stripe import StripeEncoder, make_stripe_encoder
+from collage_mpi.encoding.stripe import BerrutEncoder, StripeEncoder, make_stripe_encoder
 from collage_mpi.models.info import Predictor
 from collage_mpi.models.own import OwnPredictor
+from collage_mpi.models.parity_spec import ParitySpec
 from collage_mpi.models.predictor import TorchPredictor
 
 SINGLE_BATCH = 64
@@ -73,7 +75,9 @@ def predict_single(
 
 
 def predict_parity(
-    predictor: TorchPredictor,
+    predictor: Predictor,
+    spec: ParitySpec,
+    temperature: float,
     scores: np.ndarray,
     images: Images,
     order: np.ndarray,
@@ -85,13 +89,18 @@ def predict_parity(
     The pictures are made by the encoder that the job uses.
 
     Args:
+        predictor: that answers for stripes: a parity network, or the single one.
+        spec: how they are made and decoded.
+        temperature: of the decoded scores.
         scores: (n, classes) probabilities of the single network, in the given order.
         group: images of a group, which a stripe does not leave; None for one group of all.
     """
-    spec = predictor.info.parity
-    assert spec is not None
-    temperature = predictor.temperature
-    encoder = make_stripe_encoder(spec.encoder, spec.k, images.shape)
+    coded = spec.encoder == BERRUT
+    encoder: StripeEncoder | BerrutEncoder = (
+        BerrutEncoder(spec.k, images.shape)
+        if coded
+        else make_stripe_encoder(spec.encoder, spec.k, images.shape)
+    )
     each = summands(scores, spec.summed)  # (n, classes)
     answers: list[tuple[int, float] | None] = []
     stripes = list(stripes_of(len(order), spec.k, group))
@@ -99,16 +108,21 @@ def predict_parity(
         part = stripes[at : at + SINGLE_BATCH]
         pictures = [_picture(encoder, images, order[stripe]) for stripe in part]
         totals = predictor.predict(np.stack(pictures))[:, 0]  # (stripes, classes)
+        if coded:
+            totals = summands(totals, spec.summed)
         for total, stripe in zip(totals, part, strict=True):
             known = list(each[stripe])
             for missing in range(len(known)):
                 others = known[:missing] + known[missing + 1 :]
-                answers.append(decode_parity(total, others, temperature))
+                place = missing if coded else None
+                answers.append(decode_parity(total, others, temperature, place))
         advance(sum(stripe.stop - stripe.start for stripe in part))
     return answers
 
 
-def _picture(encoder: StripeEncoder, images: Images, chosen: np.ndarray) -> np.ndarray:
+def _picture(
+    encoder: StripeEncoder | BerrutEncoder, images: Images, chosen: np.ndarray
+) -> np.ndarray:
     pixels, _ = images.read(chosen)
     return encoder.paste(list(encoder.shrink(pixels)))
 

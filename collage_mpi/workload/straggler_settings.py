@@ -107,8 +107,8 @@ class StragglerSettings(Settings):
     )
     cost_ratio: float | None = _setting(
         None,
-        "service time of the collage or parity network over the single's, which injected times "
-        "are multiplied by",
+        "service time of the scheme's other network (collage, parity, backup) over the single's, "
+        "which injected times are multiplied by",
         unset="measured",
         above=0,
         at_most=1e6,

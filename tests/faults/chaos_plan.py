@@ -44,6 +44,8 @@ SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "collage-hedge": (1, ("--hedge-ms", "40", "--hedge-budget", "1")),
     "collage-only": (1, ("--cost-ratio", "1.2")),
     "parity": (3, ("--parity", "null", "--parity-k", "2")),
+    "approx": (2, ("--parity-k", "2")),
+    "batch-backup": (3, ()),
 }
 ACCEPT = (("first",), ("first",), ("grace", "--grace-ms", "30"),
           ("confident", "--accept-deadline-ms", "60"))  # fmt: skip
@@ -149,15 +151,17 @@ def make_round(
 def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -> tuple[str, ...]:
     """How redundancy is added, who gets what, and how many groups travel together.
 
-    With scheme parity the last `collages` ranks are parity ranks.
+    The last `collages` ranks are of whatever kind the scheme has beside its singles.
     """
     scheme = rng.choices(schemes, [SCHEMES[name][0] for name in schemes])[0]
     words = ["--scheme", scheme, *SCHEMES[scheme][1], "--batch", str(rng.choice([1, 1, 1, 2, 3]))]
     if scheme.startswith("collage") and scheme != "collage-only":
         accept, *more = rng.choice(ACCEPT)
         words += ["--accept", accept, *more]
-    if scheme == "parity":
+    if scheme in ("parity", "approx"):
         words += ["--parity-ranks", str(collages)]
+    if scheme == "batch-backup":
+        words += ["--backup-ranks", str(collages)]
     if scheme == "collage":
         words += ["--placement", rng.choice(["fixed", "fixed", "fastest"])]
     if scheme == "none":

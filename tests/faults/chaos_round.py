@@ -31,7 +31,7 @@ from collage_mpi.system.process_tree import end_family, holders_of, process_tabl
 
 INSIDE = Path(__file__).parent / "inside"
 CLASSES = 251
-PARITY = SOURCES.index("parity")
+DECODED = (SOURCES.index("parity"), SOURCES.index("coded"))
 SESSION_LIMIT_S = 150.0  # late answers 30 s, silent ranks 5 s; on cores shared with others
 LEFTOVER_S = 10.0
 MOST_SESSIONS = 6
@@ -330,7 +330,7 @@ class Job:
             if not row["answered"]:
                 if (shard, number) not in self.corrupted and shard not in self.replaced:
                     bad.append(f"shard {shard} row {number} is an error row: {row['reason']}")
-            elif row["predicted"] != truth and row["source"] != PARITY:  # null decodes to anything
+            elif row["predicted"] != truth and row["source"] not in DECODED:  # null gives anything
                 bad.append(f"shard {shard} row {number}: {row['predicted']}, not {truth}")
         if len(run.images) != SHARDS * ROWS:
             bad.append(f"{len(run.images)} rows for {SHARDS * ROWS} images")

@@ -390,8 +390,8 @@ def _simulation(folder: Path) -> list[Reader]:
         path, 3, np.zeros(12), {"single": given, "collage": [None, *given[1:]]}, ["a", "b"]
     )
     whole = path.read_bytes()
-    answers = {"single": given, "collage": given, "parity": [None, *given[1:]]}
-    save_answers(path, 3, np.zeros(12), answers, ["a", "b"], 3)
+    answers = {"single": given, "collage": given, "parity": [None, *given[1:]], "coded": given}
+    save_answers(path, 3, np.zeros(12), answers, ["a", "b"], {"parity": 3, "coded": 9})
     costs = json.dumps({"format": FORMAT, "version": VERSION, **Costs().__dict__}).encode()
     bare = folder / "bare"
     bare.mkdir()

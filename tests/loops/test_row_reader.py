@@ -28,6 +28,7 @@ from collage_mpi.job.encoders import make_cell_maker, make_encoder
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import End, Fault, Hello, Shards
 from collage_mpi.job.row_reader import RowReader, described
+from collage_mpi.kinds import KIND
 from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED
@@ -255,7 +256,10 @@ def test_a_place_beyond_the_input_is_a_defect_of_the_wire(
 # ---- pictures of several rows ----------------------------------------------------------------
 
 PX = 2
-PARITY = ParitySpec(3, "sum", "logits", "null")
+SPECS = {
+    "parity": ParitySpec(3, "sum", "logits", "null"),
+    "coded": ParitySpec(3, "berrut", "logits", "null"),
+}
 
 
 def pictures(folder: Path, stored: bool) -> ShardSet:
@@ -286,8 +290,8 @@ class Looker(NullPredictor):
 
 def grouped(shards: ShardSet, kind: str, **welcome: object) -> tuple[Bench, Looker]:
     bench = Bench(kind, start=False, cell_px=PX, **welcome)
-    shape = SHAPE if kind == "parity" else (2 * PX, 2 * PX, 1)
-    bench.network = looker = Looker(kind, SHAPE, 2, PX, 10)
+    shape = SHAPE if kind in SPECS else (2 * PX, 2 * PX, 1)
+    bench.network = looker = Looker(KIND[kind].network, SHAPE, 2, PX, 10)
     looker.calls = 0
     bench.welcome = replace(bench.welcome, encoded_shape=shape)
     for text in described(shards):
@@ -319,13 +323,13 @@ def as_rank_0_would(shards: ShardSet, encoder: AnyEncoder, items: dict[int, int]
 
 
 @pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("kind", ["collage", "parity"])
+@pytest.mark.parametrize("kind", ["collage", "parity", "coded"])
 def test_a_rank_pastes_what_rank_0_would_have(kind: str, stored: bool, tmp_path: Path) -> None:
     shards = pictures(tmp_path, stored)
     assert shards.cell_sizes == ({PX} if stored else set())
-    parity = PARITY if kind == "parity" else None
+    parity = SPECS.get(kind)
     bench, looker = grouped(shards, kind, parity=parity)
-    cells = [3, 5] if kind == "parity" else [0, 3]  # of a stripe that is not its group's first
+    cells = [3, 5] if kind in SPECS else [0, 3]  # of a stripe that is not its group's first
     give_group(bench, kind, cells, (1, 4), (0, 2))
     (result,) = bench.results
     assert (result.status, result.unread) == (ANSWERED, ())
@@ -359,13 +363,13 @@ def test_stored_cells_are_read_in_the_place_of_images(
     assert np.array_equal(looker.shown, shown)
 
 
-@pytest.mark.parametrize("kind", ["collage", "parity"])
+@pytest.mark.parametrize("kind", ["collage", "parity", "coded"])
 def test_what_cannot_be_read_is_blank_and_the_rest_answers(kind: str, tmp_path: Path) -> None:
     shards = pictures(tmp_path, stored=False)
     with h5py.File(shards.infos[0].path, "r+") as file:
         file["images"][2, 1, 1] ^= 1
     shards = found_again(shards)
-    parity = PARITY if kind == "parity" else None
+    parity = SPECS.get(kind)
     bench, looker = grouped(shards, kind, parity=parity)
     give_group(bench, kind, [0, 1, 2], (0, 1), (0, 2), (0, 3))
     (result,) = bench.results
@@ -378,6 +382,25 @@ def test_what_cannot_be_read_is_blank_and_the_rest_answers(kind: str, tmp_path: 
         assert [cell is None for cell in result.cells] == [False, True, False]
     give_group(bench, kind, [1], (0, 2), task=1)
     assert (bench.results[-1].status, bench.results[-1].unread) == (FAILED, (why,))
+
+
+def test_an_image_of_a_group_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
+    shards = pictures(tmp_path, stored=False)
+    images, _ = shards.read(np.array([1, 3]))
+    shards.close()
+    with h5py.File(shards.infos[0].path, "r+") as file:
+        file["images"][2, 1, 1] ^= 1
+    bench, looker = grouped(found_again(shards), "backup")
+    give_group(bench, "backup", [0, 1, 3], (0, 1), (0, 2), (0, 3))
+    (result,) = bench.results
+    assert result.status == ANSWERED
+    assert [why is None for why in result.unread] == [True, False, True]
+    assert np.array_equal(looker.shown[[0, 2]], images)
+    assert [cell and cell.label for cell in result.cells] == [
+        int(images[0, 0, 0, 0]) % 10, None, int(images[1, 0, 0, 0]) % 10
+    ]  # fmt: skip
+    give_group(bench, "backup", [1], (0, 2), task=1)
+    assert (bench.results[-1].status, len(bench.results[-1].unread)) == (FAILED, 1)
 
 
 def test_a_shard_that_goes_leaves_the_others_cells(

@@ -148,6 +148,30 @@ def test_a_parity_network_makes_up_for_any_one_of_its_stripe(
     assert "needs --single" in capsys.readouterr().err
 
 
+def test_what_the_single_network_makes_of_coded_images_is_evaluated(
+    weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, file = make_shard(tmp_path / "test.h5", 101, 1), tmp_path / "answers.npz"
+    words = ["evaluate", "--shards", str(test), "--calls", "2", "--approx-k", "2"]
+    single = ["--single", str(weights["single"])]
+    assert main([*words, *single, "--json"]) == 0
+    entry = json.loads(capsys.readouterr().out)["networks"]["coded"]
+    assert (entry["images"], entry["k"]) == (101, 2)
+    assert entry["accuracy"] > 0.4  # by chance: a third
+    assert main([*words, *single, "--collage", str(weights["collage"]),
+                 "--save-answers", str(file)]) == 0  # fmt: skip
+    assert "approx k=2" in capsys.readouterr().out
+    with np.load(file, allow_pickle=False) as saved:
+        assert int(saved["coded_k"]) == 2
+        assert (saved["coded_class"] == saved["labels"]).mean() == pytest.approx(
+            entry["accuracy"], abs=0.05
+        )
+    assert main([*words, "--collage", str(weights["collage"])]) == 2
+    assert "--approx-k needs --single" in capsys.readouterr().err
+    assert main([*words[:-1], "1", *single]) == 2
+    assert "2 to 256" in capsys.readouterr().err
+
+
 def test_a_parity_network_is_of_one_single_network(
     parity: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

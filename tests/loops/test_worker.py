@@ -30,6 +30,7 @@ from collage_mpi.job.messages import (
     Welcome,
 )
 from collage_mpi.job.worker import RING_SPARE, Worker
+from collage_mpi.kinds import KIND
 from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
@@ -41,6 +42,7 @@ from collage_mpi.workload.straggler_settings import StragglerSettings, make_dela
 SIDE = 2
 COLLAGE = (SIDE * SHAPE[0], SIDE * SHAPE[1], 1)
 LOGITS = ParitySpec(3, "sum", "logits", "null")
+CODE = ParitySpec(3, "berrut", "logits", "null")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -85,7 +87,7 @@ class Bench:
         self.clock = Clock()
         self.kind = kind
         self.endpoint = FakeEndpoint(rank=3)
-        self.network = Network(kind, self.clock)
+        self.network = Network(KIND[kind].network, self.clock)
         self.cpu_ns: Callable[[], int] = self.clock
         self.load_error: Exception | None = None
         self.monitor = FakeMonitor()
@@ -652,6 +654,64 @@ def test_a_sum_that_is_not_finite_fails_its_task():
     (result,) = bench.results
     assert (result.status, result.retryable) == (FAILED, True)
     assert "not finite" in result.reason
+
+
+def test_a_coded_task_says_what_a_single_would_of_its_picture():
+    bench = Bench("coded", parity=CODE, encoded_shape=SHAPE)
+    items = ((4, 0), (5, 1), (6, 2))
+    bench.endpoint.give([WireTask(1, 0, 1, "coded", items)], [np.full(SHAPE, 7, np.uint8)])
+    bench.run()
+    (result,) = bench.results
+    assert result.cells == (None, None, None)
+    single = Bench(parity=CODE)
+    single.single(1, pixel=7)
+    single.run()
+    assert np.array_equal(result.vectors, single.results[0].vectors)
+
+
+def group_batch(bench: Bench, task: int, pixels: list[int], group: int = 0) -> None:
+    """Images of a group, of which the first is missing, as a backup rank gets them."""
+    items = tuple((10 * task + i, i + 1) for i in range(len(pixels)))
+    images = np.stack([np.full(SHAPE, pixel, np.uint8) for pixel in pixels])
+    bench.endpoint.give([WireTask(task, group, 1, "backup", items)], [images])
+
+
+def test_a_group_as_a_batch_is_one_predict_and_each_image_has_its_own_class():
+    bench = Bench("backup", batch=8)
+    group_batch(bench, 1, [3, 1, 4])
+    bench.run()
+    (result,) = bench.results
+    assert bench.network.sizes[-1] == 3
+    assert [cell.label for cell in result.cells] == [3, 1, 4]
+
+
+@pytest.mark.parametrize(("cost", "held"), [(1.0, 1.5 * 3), (0.25, 1.5 * 1.5), (0.0, 1.5)])
+def test_a_group_as_a_batch_holds_for_as_many_inputs_as_it_has(cost, held):
+    model = StragglerSettings("pinned", straggler_median_ms=50.0)
+    bench = Bench("backup", start=False, straggler=model, batch=8)
+    bench.endpoint.tell(bench.welcome)
+    bench.endpoint.tell(Start(1.5, {"backup": cost}))
+    bench.run()
+    group_batch(bench, 1, [3, 1, 4])
+    bench.run()
+    assert bench.results[0].drawn_ns == round(held * 50 * MS)
+
+
+def test_a_backup_rank_whose_device_takes_no_group_says_how_many_fit():
+    bench = Bench("backup", start=False, batch=9)
+    bench.network.most = 4
+    bench.start()
+    (fault,) = bench.endpoint.told()
+    assert "the backup network with a batch of 8 " in fault.message
+    assert fault.message.endswith("4 fit")
+
+
+def test_what_is_kept_of_a_group_as_a_batch_is_of_each_image():
+    extras = Extras(top_k=1)
+    bench = Bench("backup", extras=extras, batch=8)
+    group_batch(bench, 1, [3, 1, 4])
+    bench.run()
+    assert extras.unpack(bench.results[0].vectors)["top_classes"].tolist() == [[3], [1], [4]]
 
 
 def test_without_parity_no_vectors_travel():

@@ -24,6 +24,7 @@ WORLD = 5
 SMALL = ("--single", "null", "--side", "2", "--order", "shuffle:1")
 GROUPED = ("--collage", "null", "--cell-px", "8")
 ONLY = (*GROUPED, "--collage-ranks", "4")
+CODED = ("--singles", "3", "--parity-k", "2", "--parity-ranks", "1")
 PARITY = ("--singles", "3", "--parity", "null", "--parity-k", "2", "--parity-ranks", "1")
 
 
@@ -76,6 +77,8 @@ def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path
         ("hedge", "cd", ("--hedge-ms", "0.1", "--hedge-budget", "1")),
         ("collage-only", "cd", (*ONLY, "--batch", "2")),
         ("collage", "ab", (*GROUPED, "--singles", "3", "--assign", "finish")),
+        ("batch-backup", "cd", ("--singles", "3", "--batch", "2")),
+        ("batch-backup", "ab", ("--singles", "2", "--backup-ranks", "2")),
     ]
     cases = []
     for scheme, which, more in schemes:
@@ -95,7 +98,13 @@ def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path
 
 @pytest.mark.parametrize(
     ("scheme", "more"),
-    [("none", ()), ("collage-only", ONLY), ("parity", PARITY)],
+    [
+        ("none", ()),
+        ("collage-only", ONLY),
+        ("parity", PARITY),
+        ("approx", CODED),
+        ("batch-backup", ("--singles", "3")),
+    ],
 )
 def test_bad_rows_are_error_rows_of_no_rank(scheme, more, mpiexec, data, tmp_path):
     """As many as would retire ranks if it were theirs."""
@@ -110,7 +119,7 @@ def test_bad_rows_are_error_rows_of_no_rank(scheme, more, mpiexec, data, tmp_pat
     run += ["--scheme", scheme, *more, "--pixels", "workers", "--order", "file", "--out", out]
     done = mpiexec(WORLD, run, env=QUICK)
     assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
-    if scheme == "parity":  # what null networks answer does not add up
+    if scheme in ("parity", "approx"):  # what null networks answer does not add up
         assert verify_run(out).ok
         found = read_results(out)
     else:

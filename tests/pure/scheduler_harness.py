@@ -19,6 +19,8 @@ from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes import scheme_class
 
 SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
+BACKUP, CODED = "backup", "coded"
+DECODE = (PARITY, CODED)  # whose answers resolve an image only with those of others
 MS = 1_000_000
 
 
@@ -60,7 +62,7 @@ class Harness:
         if scheme == "collage-only":
             singles, collages = 0, max(1, collages)
         singles = side * side if singles is None else singles
-        if scheme == "parity":
+        if scheme in ("parity", "approx"):
             collages = max(1, collages) if parities is None else parities
         self.scheme = make_scheme(
             SchemeSettings(
@@ -90,7 +92,7 @@ class Harness:
         self.credit, self.batch = credit, batch
         self.messages: list[tuple[ev.Send, ...]] = []
         single = frozenset({SINGLE})
-        collage = frozenset({PARITY if scheme == "parity" else COLLAGE})
+        collage = scheme_class(scheme).needs - single or frozenset({COLLAGE})
         if self.scheme.watches_health and placement == "fastest" and singles:
             single = collage = single | collage
         self.nonsense: set[int] = set()  # parity tasks whose answer decodes to nothing
@@ -177,7 +179,7 @@ class Harness:
             for item in send.items
         }
         evidence: object = [value(image) for image in cells]
-        if send.kind == PARITY:  # it says nothing of an image by itself
+        if send.kind in DECODE:  # it says nothing of an image by itself
             evidence = None if absent else sum(value(image) for image in cells.keys() - unread)
             self.nonsense |= {task} if absent else set()
             cells = dict.fromkeys(cells)
@@ -196,7 +198,14 @@ class Harness:
             )
         )
 
-    def _decode(self, image: int, total: int | None, others: list[int]) -> ev.Score | None:
+    def _decode(
+        self, image: int, place: int, total: int | None, others: list[int]
+    ) -> ev.Score | None:
+        assert sorted([*others[:place], value(image), *others[place:]]) == [
+            *others[:place],
+            value(image),
+            *others[place:],
+        ], "not its place among the others"
         if total is None:
             return None
         assert total - sum(others) == value(image), "decoded from the answers of others"
@@ -298,9 +307,9 @@ class Harness:
         assert action.image in self.arrived
         assert action.image not in self.resolved, "one Resolve per image (2)"
         assert (action.score is None) == (action.outcome == "error") == (not action.tasks)
-        if action.source == PARITY:
+        if action.source in DECODE:
             self._check_parity(action)
-        for task in action.tasks if action.source != PARITY else ():
+        for task in () if action.source in DECODE else action.tasks:
             record = self.answers[task][action.image]
             assert record == action.score, "resolved by an answer that covers it (2)"
         self.resolved[action.image] = action
@@ -310,7 +319,7 @@ class Harness:
         parity, *singles = action.tasks
         covered = self._members(parity)
         assert parity in self.ended
-        assert self.sent[parity].kind == PARITY
+        assert self.sent[parity].kind == action.source
         assert action.image in covered
         helped = [image for task in singles for image, cell in self.answers[task].items() if cell]
         assert sorted([*helped, action.image]) == sorted(covered)
@@ -358,12 +367,12 @@ class Harness:
         covered = {
             item.image
             for send in self.live.values()
-            if send.rank not in self.suspected and send.kind != PARITY
+            if send.rank not in self.suspected and send.kind not in DECODE
             for item in send.items
         }
         queued = list(self.scheduler.dispatch.waiting())
-        waiting = {image.id for task in queued if task.kind != PARITY for image in task.images}
-        covered |= self._solvable(covered | waiting, [t for t in queued if t.kind == PARITY])
+        waiting = {image.id for task in queued if task.kind not in DECODE for image in task.images}
+        covered |= self._solvable(covered | waiting, [t for t in queued if t.kind in DECODE])
         filling = self.scheduler.groups.filling
         open_group = {image.id for image in filling.images} if filling else set()
         for image in self.arrived - set(self.resolved):
@@ -388,7 +397,7 @@ class Harness:
             members = self._members(task)
             # Of an answer that decodes to nothing that is known once all others are there.
             there = task in self.answers and (task not in self.nonsense or len(members - known) > 1)
-            if send.kind == PARITY and (coming or there):
+            if send.kind in DECODE and (coming or there):
                 equations.append(members)
         unknown = [equation - known - covered for equation in equations]
         return {image for each in unknown if len(each) == 1 for image in each}

@@ -9,6 +9,7 @@ import pytest
 
 from collage_mpi.experiments.aggregate import Run, aggregate
 from collage_mpi.experiments.spec import Experiment, expand
+from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results.statistics import describe
 
 SEEDS = 6
@@ -40,8 +41,7 @@ def run_of(point: Any, latencies_ms: np.ndarray, accuracy: float = 0.9) -> Run:
         **{f"{name}_ms": value for name, value in found.percentiles.items()},
         "std_ms": found.std,
         "accuracy": accuracy,
-        "collage_share": None,
-        "parity_share": None,
+        **dict.fromkeys(f"{kind}_share" for kind in SHARED_KINDS),
         "wasted_work": 0.0,
         "rank_seconds_per_image": 1.0,
         "cost_ratio": 1.0,

@@ -24,6 +24,7 @@ from collage_mpi.results.manifest import FILE_SETTINGS, FREE_SETTINGS
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.rows import ENCODED, KIND_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.policies import POLICIES
 from collage_mpi.settings.run_settings import PATH_SETTINGS, RunSettings
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.system.fields import about
@@ -36,6 +37,8 @@ def test_codes_stay():
         "single": 0,
         "collage": 1,
         "parity": 2,
+        "backup": 3,
+        "coded": 4,
     }
     assert [kind.code for kind in kinds.TABLE] == list(range(len(kinds.TABLE)))
     assert kinds.KINDS is tasks.KINDS
@@ -43,8 +46,10 @@ def test_codes_stay():
 
 
 def test_rows_and_sources_are_of_the_table():
-    assert KIND_CODE == {"single": 0, "collage": 1, "parity": 2}
-    assert [SOURCES[code] for code in ENCODED] == ["collage", "parity"] == [*kinds.ENCODED_KINDS]
+    assert KIND_CODE == {"single": 0, "collage": 1, "parity": 2, "backup": 3, "coded": 4}
+    encoded = ["collage", "parity", "coded"]
+    assert [SOURCES[code] for code in ENCODED] == encoded == [*kinds.ENCODED_KINDS]
+    assert SOURCES[7:] == ("endgame", "backup", "coded")
     assert {kind.name: kind.source for kind in kinds.TABLE}.items() <= SOURCE_CODE.items()
 
 
@@ -52,19 +57,19 @@ def test_settings_of_a_kind_are_there():
     names = {spec.name for spec in fields(RunSettings)}
     shown = {spec.name for spec in fields(RunSettings) if about(spec).group}
     for kind in kinds.TABLE:
-        assert {kind.name, kind.ranks} <= names & shown
-        assert kind.name in PATH_SETTINGS
-        assert kind.name in FILE_SETTINGS
+        assert {kind.network, kind.ranks} <= names & shown
         assert kind.ranks in FREE_SETTINGS  # a resumed run may have lost some
+    assert {*kinds.NETWORKS, "backup"} == set(kinds.NETWORK_SETTINGS) <= names & shown
+    assert {*PATH_SETTINGS} - {"shards"} == {*FILE_SETTINGS} > {*kinds.NETWORK_SETTINGS}
 
 
-def test_every_kind_is_trained_and_evaluated_and_its_ranks_are_asked_of_the_doctor():
+def test_every_kind_of_network_is_trained_and_evaluated_and_its_ranks_are_asked_of_the_doctor():
     parsers = {command: ArgumentParser() for command in (train, evaluate, doctor)}
     for command, parser in parsers.items():
         command.add_arguments(parser)
     trained = next(a for a in parsers[train]._actions if a.dest == "kind")
-    assert tuple(trained.choices) == kinds.KINDS
-    assert set(kinds.KINDS) <= {action.dest for action in parsers[evaluate]._actions}
+    assert tuple(trained.choices) == kinds.NETWORKS == ("single", "collage", "parity")
+    assert set(kinds.NETWORKS) <= {action.dest for action in parsers[evaluate]._actions}
     assert {kind.ranks for kind in kinds.TABLE} <= {a.dest for a in parsers[doctor]._actions}
 
 
@@ -78,12 +83,31 @@ def test_figures_tell_kinds_and_states_apart():
 
 @pytest.mark.parametrize(("scheme", "kept"), [("none", "single"), ("collage-only", "collage")])
 def test_files_of_kinds_that_a_scheme_leaves_idle_are_not_the_runs(scheme, kept):
-    given = {kind: f"{kind}.safetensors" for kind in kinds.KINDS}
+    given = {kind: f"{kind}.safetensors" for kind in (*kinds.NETWORKS, "backup")}
     files = named_files(RunSettings(scheme=scheme, **given))
     assert files == {kept: Path(f"{kept}.safetensors")}
 
 
-@pytest.mark.parametrize(("kind", "shares"), [("collage", 1), ("parity", 2)])
+@pytest.mark.parametrize(
+    ("scheme", "kind", "given", "loads"),
+    [
+        ("batch-backup", "backup", {}, "s"),
+        ("batch-backup", "backup", {"backup": "small"}, "small"),
+        ("approx", "coded", {}, "s"),
+        ("parity", "parity", {"parity": "p"}, "p"),
+    ],
+)
+def test_ranks_without_a_network_of_their_own_kind_load_the_single(scheme, kind, given, loads):
+    settings = RunSettings(scheme=scheme, single="s", shards=("x",), out="o", **given)
+    settings.require_inputs()
+    assert settings.network(kind) == loads
+    files = {"single": Path("s"), **{name: Path(path) for name, path in given.items()}}
+    assert named_files(settings) == files
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"), [("collage", 1), ("parity", 2), ("backup", 2), ("coded", 2)]
+)
 def test_the_price_names_the_kind_that_cost_more(tmp_path, kind, shares):
     final = {"cost_ratio": 1.5}
     shown = render_summary(summarise(read_results(make_run(tmp_path, 90, kind=kind, final=final))))
@@ -94,10 +118,16 @@ def test_the_price_names_the_kind_that_cost_more(tmp_path, kind, shares):
 
 def test_an_answer_that_resolves_nothing_alone_holds_no_record():
     said = Score(3, 0.5)
-    answers = Answers(2, ("a",), [0] * 4, [said] * 4, [said] * 4, parity=[said] * 4, parity_k=2)
+    other, decoded = Score(1, 0.5), Score(2, 0.5)
+    degraded = {"coded": (2, [decoded] * 4)}
+    answers = Answers(2, ("a",), [0] * 4, [said] * 4, [other] * 4, degraded)
     assert answers.cells("parity", [(0, 0), (1, 1)]) == (None, None)
-    assert answers.cells("single", [(0, 0)]) == (said,)
-    assert answers.decoded(1) == said
+    assert answers.cells("coded", [(0, 0), (1, 1)]) == (None, None)
+    assert answers.cells("single", [(0, 0)]) == answers.cells("backup", [(0, 0)]) == (said,)
+    assert answers.cells("collage", [(0, 0)]) == (other,)
+    assert answers.decoded("coded", 1) == decoded
+    assert answers.decoded("parity", 1) is None
+    assert (answers.k_of("coded"), answers.k_of("parity")) == (2, None)
 
 
 def _spelt(node: ast.AST) -> bool:
@@ -111,7 +141,8 @@ def _spelt(node: ast.AST) -> bool:
     else:
         return False
     words = [part.value for part in parts if isinstance(part, ast.Constant)]
-    return sum(word in kinds.KINDS for word in words) > most
+    # An accept policy is called backup too.
+    return sum(word in kinds.KINDS and word not in POLICIES for word in words) > most
 
 
 def test_no_list_and_no_question_of_kinds_is_kept_elsewhere():
@@ -130,7 +161,7 @@ def test_no_list_and_no_question_of_kinds_is_kept_elsewhere():
 SKETCH = f"""\
     Kind(
         "sketch",
-        code=3,
+        code={len(kinds.KINDS)},
         source={len(SOURCES)},
         ranks="sketch_ranks",
         encoded=True,
@@ -210,7 +241,8 @@ def test_a_fourth_kind_travels_and_is_filed():
     out = np.zeros(256, np.uint8)
     length = wire.pack_tasks(out, 1, [task], [np.zeros(4, np.uint8)])
     assert wire.unpack_tasks(out[:length])[0] == [task]
-    assert (rows.KIND_CODE["sketch"], rows.SOURCE_CODE["sketch"]) == (3, len(SOURCES))
+    assert rows.KIND_CODE["sketch"] == len(kinds.KINDS)
+    assert rows.SOURCE_CODE["sketch"] == len(SOURCES)
     assert rows.SOURCES[:-1] == SOURCES
     assert rows.SOURCE_CODE["sketch"] in rows.ENCODED
 
@@ -223,7 +255,7 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     from collage_mpi.scheduler.schemes import SCHEMES
     from collage_mpi.settings.placement import placement
 
-    assert SCHEMES[-3:] == ("parity", "sketch", "collage-replicate")
+    assert SCHEMES[-3:] == ("approx", "sketch", "collage-replicate")
     assert make_scheme(SchemeSettings("sketch")).kinds == {"single", "sketch"}
     ranks = {"collage": 1, "parity": 1, "sketch": 2}
     found = placement(7, None, ranks, side=2, scheme="sketch")

@@ -101,7 +101,7 @@ def test_meaning():
         ({"side": True}, "side is True"),
         ({"side": 1}, "2 to 16"),
         ({"shards": 3}, "list of strings"),
-        ({"scheme": "replicate3"}, "known are: none, replicate, hedge, collage"),
+        ({"scheme": "replicate3"}, "known are: none, replicate, hedge, batch-backup, collage"),
         ({"accept": "grace"}, "--grace-ms"),
         ({"accept": "grace", "grace_quantile": 1.5}, "between 0 and 1"),
         ({"accept": "confident", "accept_deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
@@ -260,7 +260,7 @@ def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
     assert (plain.warm_groups, plain.batch_costs()) == (2, {})
     assert batches.mode == "carry, depth 2, batch 4"
     assert batches.warm_groups == 8
-    assert batches.batch_costs() == {"single": 1.0, "collage": 1.0, "parity": 1.0}
+    assert batches.batch_costs() == {"single": 1.0, "collage": 1.0}
     assert RunSettings(batch=4, batch_cost=0.1).batch_costs()["single"] == 0.1
     opened = RunSettings(batch=4, arrivals="poisson", rate=9.0)
     assert opened.warm_groups == 2
@@ -270,6 +270,18 @@ def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
             RunSettings(**values)
 
 
+def test_a_backup_rank_gets_a_group_as_one_batch():
+    found = RunSettings(scheme="batch-backup", side=2, batch_cost=0.25)
+    assert (found.n_singles, found.backup_ranks, found.world_size) == (4, 1, 6)
+    assert [found.most_inputs(kind) for kind in ("single", "backup")] == [1, 4]
+    assert found.batch_costs() == {"backup": 0.25}
+    found = RunSettings(scheme="batch-backup", side=2, batch=3, backup_ranks=2)
+    assert [found.most_inputs(kind) for kind in ("single", "backup")] == [3, 12]
+    assert found.batch_costs() == {"single": 1.0, "backup": 1.0}
+    assert "2 backup ranks" in found.labels()["scheme"]
+
+
+@pytest.mark.parametrize("scheme", ["parity", "approx"])
 @pytest.mark.parametrize(
     ("settings", "k", "ranks", "world"),
     [
@@ -280,11 +292,12 @@ def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
         ({"parity_ranks": 1}, 3, 1, 11),
     ],
 )
-def test_one_parity_rank_for_k_singles(settings, k, ranks, world):
-    found = RunSettings(scheme="parity", **settings)
+def test_one_parity_rank_for_k_singles(scheme, settings, k, ranks, world):
+    found = RunSettings(scheme=scheme, **settings)
     assert (found.n_stripe, found.n_parities, found.world_size) == (k, ranks, world)
 
 
+@pytest.mark.parametrize("scheme", ["parity", "approx"])
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -293,9 +306,9 @@ def test_one_parity_rank_for_k_singles(settings, k, ranks, world):
         ({"parity_ranks": 0}, "at least 1"),
     ],
 )
-def test_stripes_that_cannot_be_are_refused(settings, says):
+def test_stripes_that_cannot_be_are_refused(scheme, settings, says):
     with pytest.raises(UsageError, match=says):
-        RunSettings(scheme="parity", **settings)
+        RunSettings(scheme=scheme, **settings)
 
 
 def test_files_of_the_package_are_known_by_name() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from collage_mpi.errors import UsageError
 from collage_mpi.figures.points import _look
-from collage_mpi.kinds import COLLAGE, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KINDS, PARITY, SINGLE
 from collage_mpi.scheduler import SchemeSettings, make_policy, make_scheme
 from collage_mpi.scheduler.policies import Delay, PolicySettings
 from collage_mpi.scheduler.schemes import SCHEMES, Scheme, base, scheme_class
@@ -33,7 +33,9 @@ def asked(name: str, **changes: object) -> SchemeSettings:
 
 
 def test_schemes_are_in_the_order_that_help_and_errors_list_them():
-    listed = "none, replicate, hedge, collage, collage-only, collage-hedge, parity"
+    listed = (
+        "none, replicate, hedge, batch-backup, collage, collage-only, collage-hedge, parity, approx"
+    )
     assert ", ".join(SCHEMES) == listed
     with pytest.raises(UsageError, match=f"known are: {listed}"):
         scheme_class("nine")
@@ -45,10 +47,12 @@ def test_schemes_are_in_the_order_that_help_and_errors_list_them():
         ("none", {SINGLE}, {SINGLE}),
         ("replicate", {SINGLE}, {SINGLE}),
         ("hedge", {SINGLE}, {SINGLE}),
+        ("batch-backup", {SINGLE, BACKUP}, {SINGLE, BACKUP}),
         ("collage", {SINGLE, COLLAGE}, {SINGLE, COLLAGE}),
         ("collage-only", {COLLAGE}, {COLLAGE}),
         ("collage-hedge", {SINGLE, COLLAGE}, {SINGLE, COLLAGE}),
         ("parity", {SINGLE, PARITY}, {SINGLE}),  # a parity answer resolves nothing by itself
+        ("approx", {SINGLE, CODED}, {SINGLE}),
     ],
 )
 def test_what_a_scheme_needs_and_which_answers_resolve(name, needs, resolve):
@@ -67,7 +71,9 @@ def test_what_a_scheme_needs_and_which_answers_resolve(name, needs, resolve):
         ("collage", "collage, least loaded"),
         ("collage-only", "collage-only"),
         ("collage-hedge", "collage-hedge, least loaded after 5 ms, at most 50%"),
+        ("batch-backup", "batch-backup, least loaded"),
         ("parity", "parity, least loaded, k = 2"),
+        ("approx", "approx, least loaded, k = 2"),
     ],
 )
 def test_a_scheme_shows_the_settings_that_it_takes_and_no_others(name, label):

@@ -66,20 +66,21 @@ def test_answers_are_replayed_and_accuracy_follows(tmp_path):
     assert summarise(run)["accuracy"]["overall"]["accuracy"] == pytest.approx(22 / 40)
 
 
-def test_what_stripes_decode_is_replayed(tmp_path):
+@pytest.mark.parametrize(("scheme", "kind"), [("parity", "parity"), ("approx", "coded")])
+def test_what_stripes_decode_is_replayed(tmp_path, scheme, kind):
     n = 24
     right = np.arange(n) % 4
-    parity = {
-        "parity_k": 2, "parity_class": ((right + 1) % 4).astype(np.int16),
-        "parity_score": np.full(n, 0.25, np.float32), "parity_absent": np.arange(n) == 1,
+    decoded = {
+        f"{kind}_k": 2, f"{kind}_class": ((right + 1) % 4).astype(np.int16),
+        f"{kind}_score": np.full(n, 0.25, np.float32), f"{kind}_absent": np.arange(n) == 1,
     }  # fmt: skip
-    path = fill(tmp_path / "a.npz", n, **parity)
+    path = fill(tmp_path / "a.npz", n, **decoded)
     slow = {"straggler": "pinned", "slow_ranks": ("2:9",)}  # image 1 of each group of four
-    settings = paper(scheme="parity", side=2, warmup_groups=0, **slow)
+    settings = paper(scheme=scheme, side=2, warmup_groups=0, **slow)
     status, out = simulate(settings, tmp_path / "run", n, answers=path)
     rows = read_results(out).images
     assert status == "complete"
-    decoded = rows[rows["source"] == SOURCE_CODE["parity"]]
+    decoded = rows[rows["source"] == SOURCE_CODE[kind]]
     assert {1, 5, 9} & set(decoded["row"]) == {5, 9}  # of image 1 nothing was decoded
     assert (decoded["predicted"] == (decoded["label"] + 1) % 4).all()
     assert (decoded["score"] == 0.25).all()
@@ -88,8 +89,24 @@ def test_what_stripes_decode_is_replayed(tmp_path):
     three = dataclasses.replace(settings, parity_k=3)
     with pytest.raises(DataFault, match="stripes of 2"):
         simulate(three, tmp_path / "other", n, answers=path)
-    with pytest.raises(DataFault, match="no parity network"):
+    with pytest.raises(DataFault, match=f"no {kind} answers"):
         simulate(settings, tmp_path / "other", n, answers=fill(tmp_path / "b.npz", n))
+
+
+def test_the_answers_of_a_backup_batch_are_the_single_networks(tmp_path):
+    path = fill(tmp_path / "a.npz", 24)
+    slow = {"straggler": "pinned", "slow_ranks": ("2:9",), "warmup_groups": 0, "batch_cost": 0.1}
+    settings = paper(scheme="batch-backup", side=2, single="s", **slow)
+    _, out = simulate(settings, tmp_path / "run", 24, answers=path)
+    rows = read_results(out).images
+    backed = rows[rows["source"] == SOURCE_CODE["backup"]]
+    assert set(backed["cell"]) == {1}
+    assert len(backed) == 6
+    assert (backed["predicted"] == backed["label"]).all()
+    other = dataclasses.replace(settings, backup="small")
+    with pytest.raises(UsageError, match="leave out --backup, or --answers"):
+        simulate(other, tmp_path / "other", 24, answers=path)
+    simulate(dataclasses.replace(settings, backup="s"), tmp_path / "same", 24, answers=path)
 
 
 @pytest.mark.parametrize(

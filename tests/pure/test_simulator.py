@@ -11,6 +11,7 @@ from paper import paper
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
 from collage_mpi.results import read_results, verify_run
+from collage_mpi.results.rows import KINDS, SOURCES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import simulate
@@ -50,6 +51,27 @@ def test_one_slow_rank_by_hand():
     collage = play(4, ratio=1.2, scheme="collage", side=2, **constant)
     assert [g.latency_ns for g in collage.groups] == [120 * MS] * 4
     assert [g.collage_cells for g in collage.groups] == [1] * 4
+
+
+def test_a_backup_batch_costs_what_its_images_cost_by_hand():
+    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:5",)}
+    found = play(4, scheme="batch-backup", side=2, batch_cost=0.5, **constant)
+    assert [g.latency_ns for g in found.groups] == [(100 + 3 * 50) * MS] * 4
+    sources = {row.cell: SOURCES[row.source] for row in found.images}
+    assert sources == {0: "single", 1: "backup", 2: "single", 3: "single"}
+    # A backup rank that is twice as fast: its ratio counts for the whole batch.
+    faster = play(4, ratio=0.5, scheme="batch-backup", side=2, batch_cost=0.5, **constant)
+    assert [g.latency_ns for g in faster.groups] == [125 * MS] * 4
+
+
+def test_what_is_resolved_before_a_batch_leaves_costs_nothing():
+    """The backup rank is 10 times slower: the second group's batch waits for it meanwhile."""
+    settings = {"straggler": "pinned", "straggler_median_ms": 100.0, "batch_cost": 1.0}
+    slow = {"slow_ranks": ("2:50", "5:2"), "depth": 2, "credit": 1}
+    rows = play(2, scheme="batch-backup", side=2, **settings, **slow)
+    batches = [t for t in rows.tasks if KINDS[t.kind] == "backup"]
+    assert [t.items for t in batches] == [4, 1]
+    assert [t.held_ns for t in batches] == [800 * MS, 200 * MS]
 
 
 def test_rank_0_is_a_serial_server():
@@ -121,7 +143,9 @@ def test_a_batch_amortises_messages():
     assert [g.latency_ns for g in groups] == [10 + 7 + 2500 + 7 + 3 * 4 * 3] * 4
 
 
-@pytest.mark.parametrize("scheme", ["none", "replicate", "hedge", "collage", "collage-only"])
+@pytest.mark.parametrize(
+    "scheme", ["none", "replicate", "hedge", "batch-backup", "collage", "collage-only", "approx"]
+)
 @pytest.mark.parametrize(
     "shape",
     [

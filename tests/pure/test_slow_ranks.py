@@ -193,6 +193,17 @@ def test_a_batch_is_one_service_time_over_what_its_size_takes() -> None:
     assert set(service_times_ns(replace(run, tasks=warm))) == {(1, 1, "single")}
 
 
+def test_a_group_as_a_batch_is_one_service_time_over_what_its_images_take() -> None:
+    given: dict[str, Any] = {"straggler": "pinned", "straggler_median_ms": 50.0, "batch_cost": 0.5}
+    settings = RunSettings(scheme="batch-backup", side=2, slow_ranks=("2:30",), **given)
+    run = simulate_in_memory(Job(settings, 60))
+    items = run.tasks["items"][run.tasks["kind"] == KIND_CODE["backup"]]
+    assert len(set(items.tolist())) > 1
+    found = service_times_ns(run)
+    (backup,) = [key for key in found if key[2] == "backup"]
+    assert found[backup] == pytest.approx(50e6)
+
+
 def test_a_session_on_other_hosts_blames_those_that_were_there() -> None:
     run = a_run({rank: 4.0 if rank == 2 else 1.0 for rank in range(1, 6)})
     second = run.tasks.copy()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
+from collage_mpi.encoding.berrut import missing_weights
 from collage_mpi.encoding.decode import decode, decode_parity, parity_scores
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
@@ -106,6 +107,8 @@ def settings(tmp_path: Path) -> Any:
     [
         ("collage", 6, {"top_k": 3, "save": "scores"}),
         ("parity", 7, {"top_k": 2, "save": "scores"}),
+        ("approx", 7, {"top_k": 2, "save": "scores"}),
+        ("batch-backup", 6, {"save": "scores"}),
         ("none", 5, {"save": "embeddings"}),
     ],
 )
@@ -115,8 +118,8 @@ def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
     assert make_manifest(plan)["extras"] == {"top_k": None, "save": "none", **extras}
     room = answer_bytes(plan, build_encoder(plan))
     kept = plan.settings.extras.floats(plan.classes)
-    items = 4 if scheme == "collage" else 1
-    floats = kept + (plan.classes if scheme == "parity" else 0)
+    items = 4 if scheme in ("collage", "batch-backup") else 1
+    floats = kept + (plan.classes if scheme in ("parity", "approx") else 0)
     result = WireResult(1, ANSWERED, cells=((1, 0.5),) * items, reason="x" * 480)
     result.vectors = np.zeros((items, floats), np.float32)
     assert room < max(UP_BYTES, 2 * items * 4 * floats) + 4096  # and is not many times too large
@@ -124,7 +127,7 @@ def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
     assert pack_results(np.zeros(room, np.uint8), 1, [only]) <= room
 
 
-@pytest.mark.parametrize("scheme", ["collage", "collage-only", "parity"])
+@pytest.mark.parametrize("scheme", ["collage", "collage-only", "parity", "approx"])
 def test_embeddings_need_a_scheme_whose_answers_have_them(settings, scheme):
     with pytest.raises(UsageError, match="scheme none, replicate or hedge"):
         settings(scheme=scheme, save="embeddings")
@@ -156,7 +159,7 @@ def test_an_image_that_parity_decodes_has_the_scores_that_follow(settings):
     decoder = parity_decoder(plan, vectors)
     total, other = np.float32([1.0, 2.5, 0.5]), np.float32([0.5, 0.5, 0.0])
     behind = np.float32([9, 9, 9, 9, 9])  # what is kept of the other image is no evidence
-    score = decoder(5, total[None], [np.concatenate([other, behind])])
+    score = decoder(5, 0, total[None], [np.concatenate([other, behind])])
     assert score == decode_parity(total, [other], plan.parity_temperature)
     record, resolve = SimpleNamespace(shard=1, row=8), SimpleNamespace(image=5)
     task, answer = SimpleNamespace(items=((5, 0),)), WireResult(2, ANSWERED, vectors=total[None])
@@ -173,6 +176,19 @@ def test_an_image_that_parity_decodes_has_the_scores_that_follow(settings):
     answer = WireResult(3, ANSWERED, vectors=both)
     vectors.keep(SimpleNamespace(image=7), record, task, answer)  # type: ignore[arg-type]
     assert kept[-1][2].tolist() == [10, 10, 10, 10, 10]
+
+
+def test_an_image_that_approx_decodes_is_interpolated_at_its_place(settings):
+    plan = make_plan(settings(scheme="approx", parity_k=3), 7)
+    plan.shards.close()
+    coded, others = np.float32([0.5, 2, -1]), [np.float32([1, 0, 0]), np.float32([0, 0, 3])]
+    for place in range(3):
+        found = parity_decoder(plan)(5, place, coded[None], others)
+        weights = missing_weights(3, place)
+        logits = weights[0] * others[0] + weights[1] * others[1] + weights[2] * coded
+        assert found.label == logits.argmax()
+        assert found.score == pytest.approx((np.exp(logits) / np.exp(logits).sum()).max())
+    assert len({parity_decoder(plan)(5, at, coded[None], others).score for at in range(3)}) == 3
 
 
 def test_a_class_that_parity_decodes_is_the_best_of_what_is_kept():

@@ -1,6 +1,7 @@
-"""Copies of an image on further single ranks: at once, or when the first is late.
+"""Copies of an image on further ranks: at once, when the first is late, or with all its group.
 
-Owns: schemes `replicate` and `hedge`, and the rule by which a late image gets its copy.
+Owns: schemes `replicate`, `hedge` and `batch-backup`, and the rule by which a late image gets its
+copy.
 Does not know: credit, queues, lost ranks, retries (the core does those).
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import SINGLE
+from collage_mpi.kinds import BACKUP, SINGLE
+from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes.base import (
     ASSIGNED,
@@ -21,7 +23,9 @@ from collage_mpi.scheduler.schemes.base import (
     register,
 )
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
-from collage_mpi.scheduler.state import ImageState
+from collage_mpi.scheduler.state import GroupState, ImageState
+
+BATCH = Order(BACKUP, BACKUP)
 
 
 @register
@@ -136,3 +140,26 @@ class HedgeScheme(Scheme):
     def resolved(self, image: ImageState) -> None:
         """Nobody waits for a copy of it."""
         self.hedger.forget(image)
+
+
+@register
+class BatchBackupScheme(Scheme):
+    """Singles at once, and the group again as one batch when it is full; the first answer wins.
+
+    The backup rank holds the single network, or a cheaper one. What is resolved before the batch
+    leaves is left out of it.
+    """
+
+    name = "batch-backup"
+    needs = frozenset({SINGLE, BACKUP})
+    mark = ("#D55E00", "P")
+
+    def group_closed(self, core: Core, group: GroupState) -> None:
+        """The images not yet resolved, to the best backup rank."""
+        images = [image for image in group.images if not image.resolved]
+        if images:
+            core.dispatch.to_best(BATCH, images)
+
+    def covers_later(self, core: Core, group: GroupState) -> bool:
+        """The batch of an open group is still to come."""
+        return not group.closed and core.dispatch.has_rank(BACKUP)

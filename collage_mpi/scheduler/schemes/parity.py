@@ -1,6 +1,7 @@
-"""Singles, and for each k of them one parity task that makes up for the slowest.
+"""Singles, and for each k of them one task of their stripe that makes up for the slowest.
 
-Owns: scheme `parity`: which images make a stripe, which answers decode which image together.
+Owns: schemes `parity` and `approx`: which images make a stripe, which answers decode which image
+together.
 Does not know: what evidence is and how it is decoded (a function it is given does),
 credit, queues, retries, lost ranks (the core does those).
 """
@@ -8,17 +9,15 @@ credit, queues, retries, lost ranks (the core does those).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from collage_mpi.kinds import PARITY, SINGLE
+from collage_mpi.kinds import CODED, PARITY, SINGLE
 from collage_mpi.scheduler.dispatch import Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.schemes.base import Core, Scheme, register
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 from collage_mpi.scheduler.transitions import SILENT
-
-STRIPE = Order(PARITY, PARITY)
 
 
 class Stripe:
@@ -30,7 +29,7 @@ class Stripe:
         self.images: list[ImageState] = []
         self.unresolved = 0
         self.known: dict[int, tuple[int, Any]] = {}  # image -> its single task and evidence
-        self.answers: list[tuple[TaskState, Any]] = []  # of parity tasks, with their evidence
+        self.answers: list[tuple[TaskState, Any]] = []  # of its tasks, with their evidence
 
 
 @register
@@ -47,6 +46,7 @@ class ParityScheme(Scheme):
     needs = frozenset({SINGLE, PARITY})
     takes = frozenset({"assign", "parity_k", "decode"})
     mark = ("#CC79A7", "X")
+    stripe: ClassVar[str] = PARITY  # the kind that gets stripes
 
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
@@ -79,7 +79,7 @@ class ParityScheme(Scheme):
     def _send(self, core: Core, stripe: Stripe) -> None:
         images = [image for image in stripe.images if not image.resolved]
         if images:
-            core.dispatch.to_best(STRIPE, images)
+            core.dispatch.to_best(Order(self.stripe, self.stripe), images)
 
     def answered(
         self,
@@ -90,7 +90,7 @@ class ParityScheme(Scheme):
         evidence: Any = None,
     ) -> None:
         """A single's record resolves its image; any answer may complete an equation."""
-        if task.kind == PARITY:
+        if task.kind != SINGLE:
             stripe = self._stripes.get(task.images[0].id)
             if stripe is not None:
                 stripe.answers.append((task, evidence))
@@ -121,7 +121,8 @@ class ParityScheme(Scheme):
                 continue
             missing = unknown[0]
             others = [known[image.id] for image in task.images if image is not missing]
-            score = self._decode(missing.id, evidence, [each for _, each in others])
+            place = task.images.index(missing)
+            score = self._decode(missing.id, place, evidence, [each for _, each in others])
             if score is None:
                 stripe.answers.remove(answer)
                 core.reconsider(missing)
@@ -149,12 +150,26 @@ class ParityScheme(Scheme):
         stripe = self._stripes.get(image.id)
         if stripe is None:
             return False
-        equations = [_left(t) for t in image.tasks if t.kind == PARITY and _may_come(t, silent)]
+        equations = [_left(t) for t in image.tasks if t.kind != SINGLE and _may_come(t, silent)]
         equations += [task.images for task, _ in stripe.answers if image in task.images]
         return any(
             all(o is image or o.id in stripe.known or _is_coming(o, silent) for o in images)
             for images in equations
         )
+
+
+@register
+class ApproxScheme(ParityScheme):
+    """Parity with a rational code, whose images the single network itself answers: no training.
+
+    ApproxIFER: Soleymani, Mahdavifar and Avestimehr, AAAI 2022. An image that alone is missing of
+    its stripe is interpolated between the answers of the others and that of the coded image.
+    """
+
+    name = "approx"
+    needs = frozenset({SINGLE, CODED})
+    mark = ("#CC79A7", "d")
+    stripe = CODED
 
 
 def _left(task: TaskState) -> list[ImageState]:
@@ -164,7 +179,7 @@ def _left(task: TaskState) -> list[ImageState]:
 
 def _is_coming(image: ImageState, silent: bool) -> bool:
     """Whether a single task of the image is out or waits, also on a silent rank if `silent`."""
-    return any(task.kind != PARITY and _may_come(task, silent) for task in image.tasks)
+    return any(task.kind == SINGLE and _may_come(task, silent) for task in image.tasks)
 
 
 def _may_come(task: TaskState, silent: bool) -> bool:

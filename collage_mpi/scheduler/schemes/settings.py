@@ -13,12 +13,12 @@ from typing import Any
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.policies import AcceptPolicy, Delay, First
 
-# (image, evidence of the task that was encoded, evidence of each other image in it) -> the
-# image's record, or None where they say nothing
-Decode = Callable[[int, Any, Sequence[Any]], Score | None]
+# (image, its place in the task that was encoded, evidence of that task, evidence of each other
+# image in it, in order) -> the image's record, or None where they say nothing
+Decode = Callable[[int, int, Any, Sequence[Any]], Score | None]
 
 
-def tell_nothing(image: int, evidence: Any, others: Sequence[Any]) -> None:
+def tell_nothing(image: int, place: int, evidence: Any, others: Sequence[Any]) -> None:
     """A `Decode` for whoever has no evidence: nothing is decoded."""
 
 

@@ -1,0 +1,187 @@
+"""`collage-mpi advise TRACE|RUN`: which scheme to choose for service times of one's own.
+
+Owns: the arguments, the printed table and the command line that is advised.
+Does not know: which schemes are compared, how they are simulated (simulation/advice).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collage_mpi.errors import UsageError
+from collage_mpi.settings.shipped import file_argument
+from collage_mpi.system.printable import say
+
+if TYPE_CHECKING:
+    from collage_mpi.results import Results
+    from collage_mpi.simulation.advice import Candidate, Question
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "source",
+        type=file_argument,
+        metavar="TRACE|RUN",
+        help="service times: a trace (.npy of `trace record`, seconds), or a finished run's folder",
+    )
+    parser.add_argument("--side", type=int, help="of the collage (default: the run's, or 3)")
+    parser.add_argument(
+        "--spare", type=int, default=2, metavar="M", help="ranks to spare (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cost-ratio",
+        type=float,
+        help="collage network's time over the single's (default: the run's, or 1)",
+    )
+    parser.add_argument(
+        "--batch-cost",
+        type=float,
+        help="a further image of a batch over the first (default: the run's, or 1: nothing gained)",
+    )
+    parser.add_argument(
+        "--answers",
+        type=file_argument,
+        metavar="FILE",
+        help="file of `evaluate --save-answers`: what each scheme costs in accuracy",
+    )
+    parser.add_argument(
+        "--points",
+        type=float,
+        default=0.2,
+        help="most points of accuracy that may be lost (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--placements", type=int, default=12, help="times ranks are drawn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=200, help="groups of each of them (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.epilog = (
+        "Each scheme is simulated on the same times: the P99 latency of a group, what it gains "
+        "over scheme none, what it costs in ranks, work and accuracy (docs/simulator.md)."
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Simulate the candidates, print the table and the one to choose."""
+    from collage_mpi.simulation.advice import best_of, candidates, points_lost, simulated
+    from collage_mpi.system.progress import advancing
+
+    for name, least in (("spare", 1), ("placements", 1), ("groups", 3)):
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name} is {getattr(args, name)}; it needs a number from {least}")
+    question = _question(args)
+    total = question.placements * len(candidates(question, None))
+    with advancing(total, "simulating", unit="runs", bar=False) as advance:
+        found = simulated(question, advance)
+    most = 1 + question.side**2 + question.spare
+    best = best_of(found, most, args.points)
+    command = _command(best)
+    if args.json:
+        each = [{**asdict(one), "points_lost": points_lost(one, found[0])} for one in found]
+        print(json.dumps({"candidates": each, "best": asdict(best), "command": command}, indent=1))
+        return 0
+    _print_table(found)
+    _print_best(found, best, args.points)
+    say(f"\n{command}")
+    return 0
+
+
+def _question(args: argparse.Namespace) -> Question:
+    """From a trace alone, or from a run, of which the flags change single things."""
+    from collage_mpi.simulation.advice import Question
+    from collage_mpi.workload.trace import load_trace
+
+    path = Path(args.source)
+    question = _of_run(path) if path.is_dir() else Question(load_trace(args.source))
+    names = ("side", "cost_ratio", "batch_cost")
+    said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in ("spare", "answers", "placements", "groups")}
+    return replace(question, **given, **said)
+
+
+def _of_run(path: Path) -> Question:
+    """What its ranks took, and what it measured."""
+    from collage_mpi.errors import DataFault
+    from collage_mpi.kinds import BACKUP, SINGLE
+    from collage_mpi.results import read_results
+    from collage_mpi.results.recorded_trace import record_trace
+    from collage_mpi.simulation.advice import Question
+    from collage_mpi.simulation.costs import Costs, costs_of
+
+    run: Results = read_results(path)
+    manifest = run.manifest
+    try:
+        costs = costs_of(run)
+    except DataFault:  # simulated, or cut off: it measured none
+        costs = Costs()
+    batch = manifest.get("batch_costs") or {}
+    return Question(
+        record_trace([run]).times_s.astype(float),
+        side=int(manifest["side"]),
+        cost_ratio=float(manifest.get("cost_ratio") or 1.0),
+        batch_cost=float(batch.get(BACKUP, batch.get(SINGLE, 1.0))),
+        costs=costs,
+    )
+
+
+def _print_table(found: list[Candidate]) -> None:
+    from collage_mpi.simulation.advice import points_lost
+    from collage_mpi.system.terminal import make_table, to_text
+
+    plain = found[0]
+    table = make_table("scheme", "ranks", "P50, ms", "P99, ms", "gain", "points lost", "wasted")
+    for one in found:
+        lost = points_lost(one, plain)
+        table.add_row(
+            one.label,
+            f"{one.ranks}",
+            _ms(one.p50_ms),
+            _ms(one.p99_ms),
+            f"{_gain(one, plain):.2f} x" if one.p99_ms and plain.p99_ms else "n/a",
+            "?" if lost is None else f"{lost:.2f}",
+            f"{one.wasted:.1%}",
+        )
+    print(to_text(table))
+    print("Latency of a group; gain: P99 of the first line over this one. Ranks: rank 0 included.")
+    if any(points_lost(one, plain) is None for one in found):
+        print("?: evaluate --save-answers FILE, then --answers FILE here, tells the accuracy.")
+
+
+def _print_best(found: list[Candidate], best: Candidate, points: float) -> None:
+    from collage_mpi.simulation.advice import points_lost
+
+    plain = found[0]
+    if best is plain:
+        say(f"\nChoose scheme none: no other gains 5 % at {points:g} points or less.")
+    else:
+        lost = points_lost(best, plain)
+        say(
+            f"\nChoose {best.label}: P99 {_ms(best.p99_ms)} instead of {_ms(plain.p99_ms)} ms "
+            f"({_gain(best, plain):.2f} x), on {best.ranks} ranks instead of {plain.ranks}, for "
+            f"{lost:.2f} points of accuracy and {best.wasted:.0%} wasted work."
+        )
+
+
+def _gain(one: Candidate, plain: Candidate) -> float:
+    return (plain.p99_ms or 0.0) / (one.p99_ms or 1.0)
+
+
+def _ms(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4g}"
+
+
+def _command(best: Candidate) -> str:
+    from collage_mpi.kinds import NETWORKS
+    from collage_mpi.scheduler.schemes import scheme_class
+
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.flags.items())
+    needs = scheme_class(best.flags["scheme"]).needs
+    networks = " ".join(f"--{kind} W" for kind in NETWORKS if kind in needs)
+    return f"collage-mpi launch -n {best.ranks} -- run --shards ... {networks} {flags} --out DIR"

@@ -1,0 +1,179 @@
+"""Which scheme to choose: the candidates, simulated on service times that a user measured.
+
+Owns: which schemes are compared on N + spare ranks, what each gains and costs, which is advised.
+Does not know: flags, how it is printed, virtual time.
+
+All candidates meet the same times on the same ranks: a placement, which machine is which rank, is
+drawn anew for each repeat, and percentiles are of the groups of all placements together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.kinds import BACKUP, CODED, PARITY
+from collage_mpi.results.statistics import percentile
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import Costs
+from collage_mpi.simulation.replayed_answers import Answers
+from collage_mpi.simulation.runs import Job, check_job, simulate_in_memory
+from collage_mpi.workload.service_times import Delays, trace_rows
+
+GAIN = 1.05  # what gains less than this over a simpler one is not worth its ranks
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared.
+
+    Attributes:
+        times_s: (machines, requests) float64, seconds of a single image.
+        side: of the collage; N = side * side single ranks.
+        spare: ranks beyond these that a candidate may use.
+        cost_ratio: collage network's (or parity network's) time over the single's.
+        batch_cost: what a further image of a batch takes over the first.
+        costs: of rank 0 and the way.
+        answers: file of the networks' answers, for accuracies; "{side}" as of a job.
+        placements, groups: simulated: so many groups for each placement.
+    """
+
+    times_s: np.ndarray
+    side: int = 3
+    spare: int = 2
+    cost_ratio: float = 1.0
+    batch_cost: float = 1.0
+    costs: Costs = field(default_factory=Costs)
+    answers: str | None = None
+    placements: int = 12
+    groups: int = 200
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scheme as it would be run, and what the simulations say of it.
+
+    Attributes:
+        flags: of `run`, setting -> value.
+        ranks: of its world, rank 0 included.
+        p50_ms, p99_ms: latency of a group; None where the groups are too few.
+        accuracy: over all images; None where no answers are known.
+        wasted: share of the work in tasks that resolved nothing.
+        lossless: every answer is the single network's.
+    """
+
+    flags: Json
+    label: str
+    ranks: int
+    p50_ms: float | None
+    p99_ms: float | None
+    accuracy: float | None
+    wasted: float
+    lossless: bool
+
+
+def candidates(question: Question, answers: Answers | None) -> list[Json]:
+    """Settings of each, the plain one first; parity and approx where it is known what they decode,
+    or accuracy is not asked for."""
+    n, spare = question.side**2, question.spare
+    more: Json = {"singles": n + spare}
+    k = -(-n // spare)
+    stripes = {"parity_k": k, "parity_ranks": spare}
+    found: list[Json] = [
+        {"scheme": "none"},
+        {"scheme": "none", **more},
+        {"scheme": "none", **more, "assign": "finish"},
+        {"scheme": "hedge", **more, "hedge_quantile": 0.95},
+        {"scheme": "batch-backup", "backup_ranks": spare},
+        {"scheme": "collage", "collage_ranks": spare, "accept": "first"},
+        {"scheme": "collage", "collage_ranks": spare, "accept": "first", "placement": "fastest"},
+        {"scheme": "replicate"},
+    ]
+    if answers is not None:
+        found.insert(-1, {"scheme": "collage", "collage_ranks": spare, "accept": "confident"})
+    for scheme, kind in (("parity", PARITY), ("approx", CODED)):
+        if 2 <= k <= n and (answers is None or answers.k_of(kind) == k):
+            found.insert(-1, {"scheme": scheme, **stripes})
+    return found
+
+
+def simulated(question: Question, advance: Callable[[int], None]) -> list[Candidate]:
+    """All candidates; `advance` is told how many more placements of one are done.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: as `check_job`.
+    """
+    plain = _job(question, {"scheme": "none"}, 0)
+    answers = plain.load_answers()
+    return [_simulated(question, flags, advance) for flags in candidates(question, answers)]
+
+
+def _job(question: Question, flags: Json, seed: int) -> Job:
+    settings = RunSettings.from_mapping(
+        {
+            "side": question.side,
+            "cost_ratio": question.cost_ratio,
+            "batch_cost": question.batch_cost,
+            **flags,
+        }
+    )
+    if settings.uses(BACKUP) or settings.uses(CODED):
+        settings = replace(settings, cost_ratio=1.0)  # the single network itself
+    body = trace_rows(seed, question.times_s)
+    delays = Delays(body, 1.0, {}, {}, by_image=settings.draws_by_image)
+    images = question.groups * settings.group_size
+    first = seed * images
+    return Job(settings, images, question.costs, question.answers, first=first, delays=delays)
+
+
+def _simulated(question: Question, flags: Json, advance: Callable[[int], None]) -> Candidate:
+    latencies, right, labelled, work_s, wasted_s = [], 0, 0, 0.0, 0.0
+    for seed in range(question.placements):
+        job = _job(question, flags, seed)
+        check_job(job)
+        results = simulate_in_memory(job)
+        latencies.append(results.measured_groups["latency_ns"])
+        images, tasks = results.measured_images, results.measured_tasks
+        images = images[images["has_label"]]
+        right += int((images["answered"] & (images["predicted"] == images["label"])).sum())
+        labelled += len(images)
+        work_s += float(tasks["held_ns"].sum())
+        wasted_s += float(tasks["held_ns"][tasks["resolved"] == 0].sum())
+        advance(1)
+    pooled_ms = np.concatenate(latencies) / 1e6
+    settings = job.settings
+    return Candidate(
+        flags,
+        ", ".join(settings.labels().values()).replace(", end game", ""),
+        settings.world_size,
+        percentile(pooled_ms, 0.5),
+        percentile(pooled_ms, 0.99),
+        right / labelled if labelled else None,
+        wasted_s / work_s if work_s else 0.0,
+        not (settings.uses_collage or settings.uses_stripes),
+    )
+
+
+def points_lost(found: Candidate, plain: Candidate) -> float | None:
+    """Percentage points of accuracy below the plain one's; None where that is not known."""
+    if found.lossless:
+        return 0.0
+    if found.accuracy is None or plain.accuracy is None:
+        return None
+    return 100 * (plain.accuracy - found.accuracy)
+
+
+def best_of(found: Sequence[Candidate], most_ranks: int, points: float) -> Candidate:
+    """The one to choose: the smallest P99 on so many ranks that loses no more than `points`; of
+    two that are within GAIN the one that comes first, which is the simpler."""
+    plain = chosen = found[0]
+    for one in found[1:]:
+        lost = points_lost(one, plain)
+        fits = one.ranks <= most_ranks and lost is not None and lost <= points
+        if fits and one.p99_ms and chosen.p99_ms and GAIN * one.p99_ms < chosen.p99_ms:
+            chosen = one
+    return chosen

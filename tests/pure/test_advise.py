@@ -1,0 +1,170 @@
+"""Which scheme is advised for a trace or a run: by hand, and for traces whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paper import paper
+
+from collage_mpi.cli import main
+from collage_mpi.simulation.advice import (
+    Candidate,
+    Question,
+    best_of,
+    candidates,
+    points_lost,
+    simulated,
+)
+from collage_mpi.simulation.replayed_answers import Answers
+from collage_mpi.simulation.runs import simulate
+from collage_mpi.training.answers import save_answers
+
+FEW = ["--side", "2", "--placements", "4", "--groups", "130"]
+PLAIN = Candidate({"scheme": "none"}, "none", 10, 100.0, 1000.0, 0.95, 0.0, lossless=True)
+
+
+def slow_machine() -> np.ndarray:
+    """(8, 300) seconds: one machine ten times slower all along."""
+    times_s = np.random.default_rng(0).uniform(0.09, 0.11, (8, 300))
+    times_s[3] *= 10
+    return times_s
+
+
+def heavy_requests() -> np.ndarray:
+    """(8, 300): machines alike, one request of twenty takes ten times as long."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.random((8, 300)) < 0.05, 1.0, 0.1) * rng.uniform(0.95, 1.05, (8, 300))
+
+
+def saved(path: Path, times_s: np.ndarray) -> str:
+    np.save(path, times_s)
+    return str(path)
+
+
+def asked(capsys, *words: str) -> dict:
+    assert main(["advise", *words, *FEW, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_fastest_that_costs_no_more_than_may_be_lost():
+    first = replace(PLAIN, label="collage", ranks=12, p99_ms=200.0, accuracy=0.94, lossless=False)
+    sure = replace(first, label="confident", p99_ms=400.0, accuracy=0.949)
+    copies = replace(PLAIN, label="replicate", ranks=19, p99_ms=100.0)
+    found = [PLAIN, first, sure, copies]
+    assert points_lost(first, PLAIN) == pytest.approx(1)
+    assert points_lost(copies, PLAIN) == 0
+    assert best_of(found, 12, 0.2) is sure
+    assert best_of(found, 12, 1.1) is first
+    assert best_of(found, 12, 0.0) is PLAIN
+    assert best_of(found, 19, 0.2) is copies
+
+
+def test_what_gains_too_little_or_is_not_known_is_not_chosen():
+    little = replace(PLAIN, label="hedge", p99_ms=960.0)
+    unknown = replace(PLAIN, label="collage", p99_ms=10.0, accuracy=None, lossless=False)
+    short = replace(PLAIN, label="short", p99_ms=None)
+    assert points_lost(unknown, PLAIN) is None
+    assert best_of([PLAIN, little, unknown, short], 12, 100) is PLAIN
+    assert best_of([PLAIN, replace(little, p99_ms=950.0)], 12, 0) is not PLAIN
+
+
+def test_all_but_the_last_have_the_ranks_that_were_asked_for():
+    question = Question(slow_machine(), side=2, spare=2, placements=1, groups=3)
+    found = simulated(question, lambda more: None)
+    assert {one.ranks for one in found[1:-1]} == {7}
+    assert (found[0].ranks, found[-1].ranks, found[-1].label[:9]) == (5, 9, "replicate")
+
+
+def test_stripes_are_compared_where_it_is_known_what_they_decode():
+    question = Question(slow_machine(), side=2, spare=2)
+    said = Answers(2, ("a",), [0] * 4, [], [], {"coded": (2, [])})
+    names = [flags["scheme"] for flags in candidates(question, said)]
+    assert ("approx" in names, "parity" in names) == (True, False)
+    assert {"parity", "approx"} <= {flags["scheme"] for flags in candidates(question, None)}
+    other = replace(said, degraded={"coded": (3, [])})
+    assert "approx" not in [flags["scheme"] for flags in candidates(question, other)]
+    one = [flags["scheme"] for flags in candidates(replace(question, spare=9), None)]
+    assert "parity" not in one  # a stripe of one image would be a copy
+
+
+def test_of_one_slow_machine_it_is_enough_to_know(tmp_path, capsys):
+    found = asked(capsys, saved(tmp_path / "t.npy", slow_machine()))
+    assert (found["best"]["flags"]["scheme"], found["best"]["lossless"]) == ("none", True)
+    assert found["best"]["flags"].get("assign") == "finish"
+    plain = found["candidates"][0]
+    assert plain["p99_ms"] > 900 > 500 > found["best"]["p99_ms"]
+    words = shlex.split(found["command"])
+    assert words[:6] == ["collage-mpi", "launch", "-n", "7", "--", "run"]
+    assert words[-4:] == ["--assign", "finish", "--out", "DIR"]
+
+
+def test_a_tail_in_the_requests_asks_for_redundancy_that_is_cheap(tmp_path, capsys):
+    trace = saved(tmp_path / "t.npy", heavy_requests())
+    found = asked(capsys, trace, "--batch-cost", "0.05", "--spare", "3")
+    assert found["best"]["flags"]["scheme"] in ("batch-backup", "hedge")
+    each = {one["flags"]["scheme"]: one for one in found["candidates"]}
+    dear = asked(capsys, trace, "--batch-cost", "3", "--spare", "3")
+    dear = {one["flags"]["scheme"]: one for one in dear["candidates"]}
+    assert each["batch-backup"]["p99_ms"] < 0.8 * dear["batch-backup"]["p99_ms"]
+    assert each["collage"]["points_lost"] is None
+    assert found["best"]["lossless"]
+
+
+def test_with_answers_the_price_is_known(tmp_path, capsys):
+    n = 40
+    right = [(i % 4, 0.95) for i in range(n)]
+    wrong = [((i + (i % 4 == 0)) % 4, 0.95) for i in range(n)]  # a quarter of the cells
+    save_answers(tmp_path / "a2.npz", 2, np.arange(n) % 4, {"single": right, "collage": wrong},
+                 list("abcd"))  # fmt: skip
+    trace = saved(tmp_path / "t.npy", heavy_requests())
+    answers = ["--answers", str(tmp_path / "a{side}.npz")]
+    words = [trace, "--cost-ratio", "0.5"]
+    found = asked(capsys, *words, *answers)
+    collages = [one for one in found["candidates"] if one["flags"]["scheme"] == "collage"]
+    assert [one["flags"]["accept"] for one in collages] == ["first", "first", "confident"]
+    lost = [one["points_lost"] for one in collages]
+    assert 0 < min(lost) <= max(lost) < 26, lost
+    assert found["best"]["flags"]["scheme"] != "collage"
+    found = asked(capsys, *words, *answers, "--points", "30")
+    assert found["best"]["flags"]["scheme"] == "collage"
+
+
+def test_a_run_is_asked_of_with_what_it_measured(tmp_path, capsys):
+    settings = paper(side=2, scheme="collage", straggler="lognormal", cost_ratio=0.5)
+    simulate(settings, tmp_path / "run", 4 * 60)
+    assert main(["advise", str(tmp_path / "run"), *FEW[2:]]) == 0
+    shown = capsys.readouterr().out
+    assert "points lost" in shown
+    assert "Choose " in shown
+    assert "collage-mpi launch -n " in shown
+    assert "evaluate --save-answers" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--spare", "0"], 2, "--spare is 0; it needs a number from 1"),
+        (["--placements", "0"], 2, "from 1"),
+        (["--groups", "2"], 2, "from 3"),
+        (["--side", "99"], 2, "side is 99"),
+        (["--cost-ratio", "-1"], 2, "cost_ratio"),
+        (["--answers", "gone.npz"], 3, "gone.npz"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_message(words, code, says, tmp_path, capsys):
+    assert main(["advise", saved(tmp_path / "t.npy", slow_machine()), *words]) == code
+    told = capsys.readouterr().err
+    assert says in told
+    assert "Traceback" not in told
+
+
+def test_what_is_neither_trace_nor_run_is_one_message(tmp_path, capsys):
+    (tmp_path / "t.npy").write_bytes(b"no numbers")
+    assert main(["advise", str(tmp_path / "t.npy")]) == 4
+    assert "no .npy file" in capsys.readouterr().err
+    assert main(["advise", str(tmp_path)]) == 3
