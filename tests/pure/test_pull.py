@@ -39,6 +39,17 @@ def test_an_image_is_bound_when_a_rank_has_room_oldest_first():
     assert (on(job, 1), on(job, 2)) == ([4], [1])
 
 
+def test_what_has_failed_leaves_alone():
+    job = started(singles=1, credit=1, batch=4)
+    job.arrive(job.admitted)
+    for image in (0, 1, 2, 3):
+        (job.fail if image in (0, 2) else job.answer)(job.task_of(image))
+    job.answer(job.task_of(0))
+    job.answer(job.task_of(2))
+    images = [[send.items[0].image for send in sends] for sends in job.messages]
+    assert images == [[0, 1, 2, 3], [0], [2], [4, 5, 6, 7]]
+
+
 @pytest.mark.parametrize("scheme", ["none", "collage"])
 def test_the_images_of_a_batch_are_neighbours(scheme):
     """So that a rank that reads them finds them in one place of a shard."""
