@@ -153,14 +153,25 @@ class Lead:
                 self._tell(team, messages.Halt(reason))
         self._grant()
 
-    def wait(self, report: Callable[[], object]) -> None:
-        """Until no team is at work; `report` is called again and again."""
-        backoff = Backoff(GROUP_BACKOFF)
-        while any(team.at_work for team in self.teams):
+    def wait(self, report: Callable[[], object], late_s: float) -> None:
+        """Until no team is at work; `report` is called again and again.
+
+        While something is left to do a team that is late is waited for, for so long.
+        """
+        backoff, until_ns = Backoff(GROUP_BACKOFF), self._clock() + int(late_s * 1e9)
+        while any(team.at_work for team in self.teams) or (
+            self._awaits_others and self._clock() < until_ns
+        ):
             self.look()
             report()
             backoff.pause()
         self.look()
+
+    @property
+    def _awaits_others(self) -> bool:
+        """Whether a team may still come that has something to do."""
+        coming = any(not team.ready and team.gone is None for team in self.teams)
+        return coming and not (self._halted or self._book.finished)
 
     @property
     def progress(self) -> Progress:

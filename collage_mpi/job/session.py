@@ -109,14 +109,12 @@ def run_session(
             written before are kept.
     """
     settings.require_inputs()
-    if settings.teams > 1 and worker_group.others is None:
-        raise UsageError(
-            f"teams is {settings.teams}: several teams are for `collage-mpi run` alone"
-        )
     resume = (resume or retry_errors) and has_run(settings.out)
     known = read_manifest(Path(settings.out))["shards"] if resume else None
     plan = make_plan(settings, worker_group.transport.size, known)
     try:
+        if settings.teams > 1 and worker_group.others is None:
+            raise UsageError(f"teams is {settings.teams}: they are for `collage-mpi run` alone")
         return _run_plan(plan, worker_group, resume, retry_errors, stop_reason, phase)
     finally:
         plan.shards.close()
@@ -206,7 +204,8 @@ def _run_plan(
             try:
                 finish = coordinator.run(*roll_call(plan, worker_group, hellos))
                 if lead is not None and supply is not None:
-                    finish = wait_for_teams(lead, supply, writer, coordinator, finish)
+                    late_s = settings.start_timeout_s
+                    finish = wait_for_teams(lead, supply, writer, coordinator, finish, late_s)
             finally:
                 progress.close()
         worker_group.end()
@@ -263,7 +262,12 @@ def build_lead(
 
 
 def wait_for_teams(
-    lead: Lead, supply: Supply, writer: RunWriter, coordinator: Coordinator, finish: ev.Finish
+    lead: Lead,
+    supply: Supply,
+    writer: RunWriter,
+    coordinator: Coordinator,
+    finish: ev.Finish,
+    late_s: float,
 ) -> ev.Finish:
     """Team 0 has ended: its last rows are published, and then the others' are; how all ended."""
     fault = writer.drain()
@@ -271,7 +275,7 @@ def wait_for_teams(
         raise fault
     supply.tell_of_parts()
     lead.say(Done(finish.status, finish.reason, ()))
-    lead.wait(coordinator.report)
+    lead.wait(coordinator.report, late_s)
     return ev.Finish(lead.status, "" if lead.status == ev.COMPLETE else lead.reason)
 
 
