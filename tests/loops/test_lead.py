@@ -173,6 +173,7 @@ def test_what_a_lost_team_had_goes_to_others_and_what_it_publishes_does_not_coun
     play.says(4, play.part(4, first))
     play.others.arrivals.append(Gone(4, "MPI says so", play.clock.now_ns))
     play.look()
+    play.look()  # what came before the loss counts
     play.others.says(4, play.part(4, second, 2))  # it was only asleep
     play.look()
     play.lead.say(Begun(0))

@@ -77,7 +77,7 @@ def test_teams_count_side_by_side_and_are_told_apart(tmp_path):
 def test_a_lost_leads_parts_are_adopted_once_and_never_beside_a_row(tmp_path):
     out = tmp_path / "run"
     lead = RunWriter.create(out, FULL)
-    whole, doubled = team_rows(out, 2, list(range(9, 18))), [*range(0, 4)]
+    whole, doubled = team_rows(out, 2, list(range(9, 18))), [*range(4)]
     fill(lead, FULL, list(range(9)))
     lead.drain()
     publish_all(lead, lead)
