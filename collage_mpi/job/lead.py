@@ -305,7 +305,8 @@ class Lead:
             return
         was_at_work, team.gone = team.at_work, why
         if not stay:
-            self._tell(team, messages.Stop(int(ExitCode.INCOMPLETE)))
+            # Not its own code: that of the job is told by who sees its end.
+            self._tell(team, messages.Stop(int(ExitCode.COMPLETE)))
             self._others.transport.drop(team.rank)
         text = "is given up" if team.done is None else "has gone after its last row"
         if was_at_work:

@@ -183,7 +183,7 @@ def test_what_a_lost_team_had_goes_to_others_and_what_it_publishes_does_not_coun
     assert [lease.places for lease in again] == [second.places]
     assert again[0].first_group == 8  # beyond the last
     assert play.published == [("images", 6, 1)]
-    assert play.told(4, Stop) == [Stop(int(ExitCode.INCOMPLETE))]
+    assert play.told(4, Stop) == [Stop(int(ExitCode.COMPLETE))]
 
 
 def test_a_part_of_an_older_epoch_is_not_published(play):
