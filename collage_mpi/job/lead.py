@@ -40,6 +40,7 @@ class Team:
         session: of its rows.
         ready: it takes leases, under its epoch.
         lease: the last that it got.
+        published: images in parts that count.
         lulled, closed: what it was told.
         done: how it ended; None before, and of one that was given up.
         gone: why it was given up.
@@ -51,6 +52,7 @@ class Team:
     ready: bool = False
     epoch: int = 0
     lease: int = -1
+    published: int = 0
     lulled: bool = False
     closed: bool = False
     done: Done | None = None
@@ -180,8 +182,11 @@ class Lead:
 
     @property
     def progress(self) -> Progress:
-        """That of all other teams; of those given up too, whose images are done again."""
-        found = [team.progress for team in self.teams[1:] if team.gone is None]
+        """That of all other teams; of those given up what was published, which alone counts."""
+        found = [
+            team.progress if team.gone is None else Progress(team.published, 0, 0)
+            for team in self.teams[1:]
+        ]
         return Progress(
             sum(team.images for team in found),
             sum(team.errors for team in found),
@@ -191,8 +196,7 @@ class Lead:
     @property
     def status(self) -> str:
         """Of the launch, once no team is at work."""
-        whole = self._book.finished and not self.unread and not self._halted
-        return ev.COMPLETE if whole else ev.INCOMPLETE
+        return ev.COMPLETE if self._book.finished and not self.unread else ev.INCOMPLETE
 
     @property
     def reason(self) -> str:
@@ -270,6 +274,7 @@ class Lead:
             ranges = messages.unpacked_ranges(part.places)
             if not self._book.commit(team.number, part.epoch, ranges):
                 return
+            team.published += count(ranges)
         self._publisher.put(part.table, team.session, part.number)
 
     def _count_unread(self, team: Team, idle: Idle) -> None:

@@ -114,7 +114,7 @@ def run_session(
     plan = make_plan(settings, worker_group.transport.size, known)
     try:
         if settings.teams > 1 and worker_group.others is None:
-            raise UsageError(f"teams is {settings.teams}: they are for `collage-mpi run` alone")
+            raise UsageError(f"teams is {settings.teams}: needed is 1 in demos and experiments")
         return _run_plan(plan, worker_group, resume, retry_errors, stop_reason, phase)
     finally:
         plan.shards.close()

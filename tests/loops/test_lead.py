@@ -183,6 +183,7 @@ def test_what_a_lost_team_had_goes_to_others_and_what_it_publishes_does_not_coun
     assert [lease.places for lease in again] == [second.places]
     assert again[0].first_group == 8  # beyond the last
     assert play.published == [("images", 6, 1)]
+    assert play.lead.progress.images == 4  # published before
     assert play.told(4, Stop) == [Stop(int(ExitCode.COMPLETE))]
 
 
