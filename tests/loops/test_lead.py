@@ -236,8 +236,8 @@ def test_a_stop_reaches_all_teams_and_nothing_more_is_granted(play):
     play.others.arrivals.append(Gone(4, "", play.clock.now_ns))
     play.lead.say(Begun(0))
     play.look()
-    assert len(play.told(0, Lease)) == 2
     play.look()
+    assert len(play.told(0, Lease)) == 2
     assert play.told(8, Halt) == [Halt("stopped by SIGTERM")]
 
 

@@ -143,6 +143,8 @@ def test_a_lull_is_a_pause_once_all_that_is_in_hand_has_come_in():
     assert team.supply.paused
     team.look(lease(1, 4, (2, 4)))
     assert not team.supply.paused
+    team.feed.admit(2)
+    assert not team.supply.paused  # the lull was over with the lease
 
 
 def test_in_a_lull_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_disk():
