@@ -196,7 +196,7 @@ class Scheduler:
 
     def _on_input_paused(self, event: ev.InputPaused) -> None:
         self._paused = True
-        self.groups.let_go()
+        self.groups.pause()
 
     def _on_input_closed(self, event: ev.InputClosed) -> None:
         self.groups.end_input()

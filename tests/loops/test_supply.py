@@ -256,7 +256,7 @@ def test_a_lost_lead_is_a_reason_to_stop_and_is_told_nothing_more(link):
 
 def scheduler(**settings) -> Scheduler:
     scheme = make_scheme(RunSettings(scheme="none", side=2).scheme_settings())
-    found = Scheduler(SchedulerSettings(group_size=4, ranks=2, depth=4, **settings), scheme)
+    found = Scheduler(SchedulerSettings(group_size=4, ranks=2, **settings), scheme)
     for rank in (1, 2):
         found.handle(ev.RankReady(0, rank, frozenset({"single"}), "h", 2))
     return found
@@ -269,7 +269,7 @@ def sends(actions) -> list[ev.Send]:
 
 
 def test_groups_have_the_numbers_that_their_images_bring():
-    found = scheduler()
+    found = scheduler(depth=4)
     sent = sends(found.handle(ev.ImageArrived(1, 40, 1, "", 10), ev.ImageArrived(1, 41, 1, "", 10)))
     assert {send.group for send in sent} == {10}
     sent = sends(found.handle(ev.ImageArrived(2, 80, 2, "", 20)))  # of a rest: 10 is closed
@@ -279,8 +279,25 @@ def test_groups_have_the_numbers_that_their_images_bring():
     assert (group.id, len(group.images)) == (20, 1)
 
 
+def admitted(actions) -> int:
+    return sum(a.images for a in actions if isinstance(a, ev.Admit))
+
+
+def test_behind_a_group_that_was_cut_short_images_for_a_whole_one_are_awaited():
+    found = scheduler(depth=1)  # has asked for the four images of a group
+
+    def arrives(image: int, group: int) -> int:
+        return admitted(found.handle(ev.ImageArrived(2, image, 2, "", group)))
+
+    assert [arrives(40, 10), arrives(42, 10)] == [0, 0]
+    assert arrives(44, 11) == 2  # two were left out: the next group lacks as many
+    assert arrives(45, 11) == 0
+    assert admitted(found.handle(ev.InputPaused(2))) == 2
+    assert [arrives(number, 20) for number in range(80, 84)] == [0, 0, 0, 0]
+
+
 def test_after_a_pause_images_may_come_and_another_end_game_copies_them():
-    found = scheduler(endgame=True)
+    found = scheduler(depth=4, endgame=True)
     (first,) = sends(found.handle(ev.ImageArrived(1, 0, 1, "", 0)))
     copies = sends(found.handle(ev.InputPaused(2)))
     assert [copy.items[0].image for copy in copies] == [0]
