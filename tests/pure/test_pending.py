@@ -82,12 +82,19 @@ def test_a_lost_leads_parts_are_adopted_once_and_never_beside_a_row(tmp_path):
     lead.drain()
     publish_all(lead, lead)
     lead.publisher.end()  # type: ignore[union-attr]
-    late = RowSink(out, read_manifest(out), 2)
-    late._thread._numbers["images"] = 2  # a part that the given-up team wrote when it woke
-    for row in doubled:
-        late.image(shard=0, row=row, group=0, cell=row, source="single", answered=True,
-                   predicted=0, score=0.5, rank=1, t0_ns=0, latency_ns=1)  # fmt: skip
-    late.drain()
+    # Parts of a given-up team that woke: one of images that have a row, one of images that another
+    # pending part has; and one of a launch before this one.
+    for number, rows in ((2, doubled), (3, [9, 10])):
+        late = RowSink(out, read_manifest(out), 2)
+        late._thread._numbers["images"] = number
+        for row in rows:
+            late.image(shard=0, row=row, group=0, cell=0, source="single", answered=True,
+                       predicted=0, score=0.5, rank=1, t0_ns=0, latency_ns=1)  # fmt: skip
+        late.drain()
+    other = RowSink(out, read_manifest(out), 9)
+    other.image(shard=0, row=20, group=0, cell=0, source="single", answered=True,
+                predicted=0, score=0.5, rank=1, t0_ns=0, latency_ns=1)  # fmt: skip
+    other.drain()
     lead._claim.release()  # as if the lead had been killed
     writer, done = RunWriter.reopen(out, FULL)
     assert sorted(done["row"].tolist()) == list(range(18))
@@ -116,7 +123,10 @@ def test_a_part_that_the_lead_does_not_see_is_told_and_ends_the_job(tmp_path):
     lead = RunWriter.create(out, FULL)
     assert lead.publisher is not None
     lead.publisher.put("images", 2, 7)
+    team_rows(out, 2, list(range(9)))
+    lead.publisher._queue.put(("images", 2, 1))  # behind it: nothing follows a failure
     lead.publisher.end()
+    assert not list((out / "parts").iterdir())
     with pytest.raises(EnvironmentFault, match="hosts of all coordinators share"):
         lead.publisher.put("images", 2, 8)
     with pytest.raises(EnvironmentFault, match="images-0002-000007"):
