@@ -16,9 +16,9 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
     Such a program is started by `collage-mpi launch -n 11 -- script.py`, or by `mpiexec -n 11
     python script.py`. To start ranks from a program of one process: `launch_run`.
 
-    Rank 0 classifies and writes the results to `settings.out` (read them with
-    `read_results`); the other ranks serve until the job is over. What there is to say goes to
-    the logger `collage_mpi` (`logging`).
+    Rank 0, or of several teams the first rank of each, classifies and writes the results to
+    `settings.out` (read them with `read_results`); the other ranks serve until the job is over.
+    What there is to say goes to the logger `collage_mpi` (`logging`).
 
     Args:
         settings: of the run.
@@ -33,6 +33,7 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
     """
     from collage_mpi.job.main import run_world
     from collage_mpi.job.session import run_session
+    from collage_mpi.job.team_session import run_team
     from collage_mpi.system import hard_exit
 
     if hard_exit.armed():
@@ -46,6 +47,10 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
             run_session(
                 settings, worker_group, resume=resume, retry_errors=retry_errors, stop_reason=stop
             ).exit_code
+        ),
+        teams=settings.teams,
+        team_body=lambda worker_group, link, stop: run_team(
+            lambda: settings, worker_group, link, stop
         ),
     )
     return ExitCode(code)
@@ -83,7 +88,7 @@ def launch_run(
 
     settings.require_inputs()
     code = launch_ranks(
-        settings.world_size if ranks is None else ranks,
+        settings.launch_size if ranks is None else ranks,
         ["run", *(["--resume"] if resume else []), *flags_of(settings)],
         mpi=mpi,
         timeout_s=timeout_s,

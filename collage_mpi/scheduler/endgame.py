@@ -31,8 +31,12 @@ class EndGame:
         # heap of (copies, number, image) once it begins
         self._order: list[tuple[int, int, ImageState]] | None = None
 
+    def put_off(self) -> None:
+        """Images come after all: the next end begins with all that is out then."""
+        self._order = None
+
     def copy(self, groups: Iterable[GroupState]) -> None:
-        """No further image will come: a copy to each rank that is idle.
+        """No further image is left to come: a copy to each rank that is idle.
 
         `groups`: those with unresolved images, in order.
         """

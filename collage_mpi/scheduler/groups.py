@@ -115,10 +115,34 @@ class Groups:
             del self.in_flight[group.id]
             self._timers.drop(group)
 
+    def number_from(self, number: int) -> None:
+        """The next image is of the group of that number, or of a later one."""
+        if self.filling is not None and self.filling.id < number:
+            self.let_go()
+            self._make_up()
+        self._next_group = max(self._next_group, number)
+
     def end_input(self) -> None:
         """No further image will come."""
         self.input_closed = True
         self._promised = 0
+        self.let_go()
+
+    def pause(self) -> None:
+        """No image is left to come, for all that is known."""
+        self.let_go()
+        self._make_up()
+
+    def _make_up(self) -> None:
+        """What is promised fills whole groups again, also behind one that was cut short: for one
+        that is filled in part no image would be asked for."""
+        lacking = -self._promised % self.settings.group_size
+        if lacking:
+            self._promised += lacking
+            self._dispatch.actions.append(ev.Admit(lacking))
+
+    def let_go(self) -> None:
+        """What is gathered waits for no further image."""
         if self.filling is not None:
             self.cut_short(self.filling)
         else:
