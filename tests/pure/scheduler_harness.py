@@ -279,6 +279,8 @@ class Harness:
         self.messages.append(sends)
         for send in sends:
             self._task_leaves(send)
+            failed = any(self.states[item.image].failures for item in send.items)
+            assert not failed or len(sends) == 1, "what has failed takes no others along"
         rank = sends[0].rank
         out = sum(s[0].rank == rank and any(t.task in self.live for t in s) for s in self.messages)
         assert out <= self.credit, "more messages out than the credit (3)"
