@@ -179,3 +179,19 @@ def test_an_answer_clears_what_a_rank_has_failed_before():
     assert not job.retired
     job.fail(task())
     assert job.retired == {1}
+
+
+def test_when_the_last_rank_rests_and_is_silent_the_job_stops_to_be_resumed():
+    """It cannot be recalled, and nobody knows whether it will be heard again."""
+    job = Harness(scheme="none", collages=0, singles=2, max_failures=1, max_attempts=9)
+    job.start()
+    job.arrive(4)
+    of_rank = sorted(task for task, send in job.live.items() if send.rank == 1)
+    job.fail(of_rank[0])
+    assert job.retired == {1}
+    job.suspect(1)
+    job.lose(2)
+    assert not job.resolved, "no error rows: another session does these images"
+    (timer,) = job.timers
+    job.fire(timer)
+    assert job.finish == ev.Finish(ev.INCOMPLETE, "no rank is left that could classify an image")
