@@ -1,4 +1,4 @@
-"""Shared fixtures: real ranks under mpiexec, with a timeout and nothing left behind."""
+"""Real ranks under mpiexec, with a timeout and nothing left behind; what is skipped, and told."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
 from collage_mpi.system.process_tree import end_family
+
+# An example may take as long as it does: a core that others share is no slip of the code.
+settings.register_profile("any machine", settings.get_profile("default"), deadline=None)
+settings.load_profile("any machine")
+
+# Skips that are no loss wherever they are: the start of the reason.
+MEANT = ("only Open MPI ", "root may write", "how a rank is started")
 
 # Only a hang takes so long: the ranks of a job started in 40 s on cores that five others shared.
 RANKS_LIMIT_S = 120.0
@@ -25,6 +33,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-rounds", type=int, default=4, help="rounds of chaos on real ranks")
     group.addoption("--chaos-seed", type=int, default=1, help="what the rounds are drawn from")
     group.addoption("--fuzz", type=int, default=0, help="damaged inputs for each reader of files")
+    group.addoption("--schedules", type=int, default=200, help="plans of faults on virtual time")
+    parser.addoption("--skipped", type=Path, help="append each test that is skipped, and why")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was not run, a line each, to the file that `--skipped` names: `tests/run.sh` counts."""
+    config = terminalreporter.config
+    path = config.getoption("skipped")
+    if path is None or hasattr(config, "workerinput"):  # which reports to the one that started it
+        return
+    with path.open("a") as out:
+        for report in terminalreporter.stats.get("skipped", []):
+            why = report.longrepr[2].removeprefix("Skipped: ").replace("\n", " ")
+            meant = "meant" if why.startswith(MEANT) else "unexpected"
+            print(meant, why, report.nodeid, sep="\t", file=out)
 
 
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]

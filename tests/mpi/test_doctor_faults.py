@@ -144,6 +144,7 @@ def test_mpi4py_is_told_to_load_a_library_that_is_not_there(patient):
     assert faults["MPI library"]["fix"].startswith("unset MPI4PY_LIBMPI")
 
 
+@pytest.mark.any_mpi
 def test_torch_broken_old_and_without_cuda(patient):
     patient.torch("raise ImportError('libcudart.so.12: cannot open shared object file')")
     code, faults = patient.ask("--no-launch")
@@ -163,6 +164,7 @@ def test_torch_broken_old_and_without_cuda(patient):
     assert "CPU build" in faults["GPUs"]["found"]
 
 
+@pytest.mark.any_mpi
 def test_hidden_gpus(patient):
     patient.program("nvidia-smi", "NVIDIA A100\nNVIDIA A100")
     code, faults = patient.ask("--no-launch", CUDA_VISIBLE_DEVICES="")
@@ -170,6 +172,7 @@ def test_hidden_gpus(patient):
     assert "2 x NVIDIA A100, but CUDA_VISIBLE_DEVICES='' leaves 0" in faults["GPUs"]["found"]
 
 
+@pytest.mark.any_mpi
 def test_an_output_that_cannot_be_written(patient):
     (patient.folder / "file").write_text("")
     code, faults = patient.ask("--no-launch", "--out", patient.folder / "file" / "run")
@@ -177,6 +180,7 @@ def test_an_output_that_cannot_be_written(patient):
     assert "Not a directory" in faults["output"]["found"]
 
 
+@pytest.mark.any_mpi
 def test_a_small_disk(patient):
     small = patient.folder / "small"
     small.mkdir()
@@ -228,6 +232,7 @@ REFUSE = (
 )
 
 
+@pytest.mark.any_mpi
 @pytest.mark.skipif(platform.machine() not in FLOCK, reason="no number of flock known")
 def test_a_file_system_without_locks(patient):
     here = Path(__file__)
@@ -246,6 +251,7 @@ def test_a_file_system_without_locks(patient):
     assert "cannot write and read" in faults["HDF5"]["found"]
 
 
+@pytest.mark.any_mpi
 def test_too_many_threads_and_too_few_files(patient):
     script = 'ulimit -S -n 100 && exec "$@"'
     patient.python = ("sh", "-c", script, "sh", sys.executable)
@@ -255,6 +261,7 @@ def test_too_many_threads_and_too_few_files(patient):
     assert "ulimit -n" in faults["open files"]["fix"]
 
 
+@pytest.mark.any_mpi
 def test_shards_that_are_none(patient):
     (patient.folder / "bad.h5").write_text("no HDF5")
     code, faults = patient.ask("--no-launch", "--shards", patient.folder / "bad.h5")

@@ -13,7 +13,7 @@ import pytest
 from collage_mpi.results import verify_run
 from collage_mpi.shards import write_shard
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 TEXT = """
 repeat = [1, 2]

@@ -13,7 +13,7 @@ from collage_mpi.simulation.costs import costs_of
 from collage_mpi.simulation.report import compare
 from collage_mpi.simulation.runs import like, run_job
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 
 def test_a_real_run_and_its_simulation_agree(mpiexec, tmp_path: Path) -> None:

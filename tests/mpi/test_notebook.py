@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from notebook import run_cells
 
-pytestmark = [pytest.mark.mpi, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.timeout(240)]
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "predictions.ipynb"
 

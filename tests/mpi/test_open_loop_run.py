@@ -11,7 +11,7 @@ from collage_mpi.results import read_results, summarise, verify_run
 from collage_mpi.shards import write_shard
 from collage_mpi.workload.arrivals import poisson_times_ns
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 
 def test_rows_of_a_real_open_loop_have_their_intended_arrivals(mpiexec, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import read_results, verify_run
 
-pytestmark = [pytest.mark.mpi, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.timeout(180)]
 
 NETWORK = """
 import numpy as np

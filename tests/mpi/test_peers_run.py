@@ -10,7 +10,7 @@ import pytest
 
 from collage_mpi.shards import write_shard
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 PEERS = Path(__file__).parents[2] / "analysis" / "peers"
 

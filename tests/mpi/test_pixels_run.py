@@ -173,6 +173,7 @@ def test_auto_sends_pixels_to_who_has_not_the_input(rank, more, mpiexec, program
     assert set(found.images["rank"]) > {rank}
 
 
+@pytest.mark.any_mpi
 def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path):
     folder = tmp_path / "copies"
     folder.mkdir()
@@ -185,6 +186,7 @@ def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path)
     assert 2 in check_run(tmp_path / "out").images["rank"]
 
 
+@pytest.mark.any_mpi
 def test_a_stopped_run_is_resumed_by_the_same_readers_only(mpiexec, programs, data, tmp_path):
     run = ["run", "--shards", *shards(data, "ab"), *SMALL, "--scheme", "none"]
     run += ["--pixels", "workers", "--out", tmp_path / "out"]

@@ -13,7 +13,7 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.shards import write_shard
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 OLD = Path(__file__).parent.parent / "fixtures" / "run_0_1_0"
 QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -227,6 +227,7 @@ def test_one_single_rank_and_one_image(mpiexec, programs, data, both, tmp_path):
     check_run(tmp_path / "lone", 1)
 
 
+@pytest.mark.any_mpi
 def test_bad_rows_are_error_rows_and_the_exit_code_says_so(mpiexec, data, tmp_path):
     import h5py
 
@@ -261,6 +262,7 @@ def test_a_stopped_run_is_resumed_to_the_same_rows(mpiexec, programs, both, tmp_
     assert set(found.images["session"]) == {1, 2}
 
 
+@pytest.mark.any_mpi
 def test_resume_refuses_other_settings_and_a_finished_run_stays(mpiexec, programs, both, tmp_path):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     cases = [
@@ -284,6 +286,7 @@ def test_resume_refuses_other_settings_and_a_finished_run_stays(mpiexec, program
 # ---- slow, idle -------------------------------------------------------------
 
 
+@pytest.mark.any_mpi
 def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, data, tmp_path):
     """In the paper's layout, whenever it begins a task, it is of the group in flight or before."""
     slow = ["--straggler", "pinned", "--straggler-median-ms", "10", "--slow-ranks", "3:5"]
@@ -367,6 +370,7 @@ def test_a_full_disk_is_one_message_and_resumable(mpiexec, programs, both, tmp_p
     check_run(tmp_path / "out")
 
 
+@pytest.mark.any_mpi
 def test_names_of_shards_and_folder_may_be_any_bytes(mpiexec, data, tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
@@ -449,6 +453,7 @@ def test_a_rank_that_stops_for_good_cannot_keep_the_job(mpiexec, programs, both,
 # ---- what a user may get wrong ----------------------------------------------
 
 
+@pytest.mark.any_mpi
 def test_each_mistake_is_one_message_and_a_code(mpiexec, programs, data, both, tmp_path):
     shipped = importlib.resources.files("collage_mpi") / "data"
     collage28, single28 = (

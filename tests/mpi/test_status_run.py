@@ -16,7 +16,7 @@ from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.watch import ALIVE, ENDED, View, Watch
 from collage_mpi.shards import write_shard
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 

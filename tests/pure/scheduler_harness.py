@@ -17,6 +17,8 @@ from collage_mpi.scheduler import (
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.policies import Delay
 from collage_mpi.scheduler.schemes import scheme_class
+from collage_mpi.scheduler.state import ImageState
+from collage_mpi.scheduler.transitions import PARKED, RESERVED, SHAKEN
 
 SINGLE, COLLAGE, PARITY = "single", "collage", "parity"
 BACKUP, CODED = "backup", "coded"
@@ -88,6 +90,9 @@ class Harness:
             ),
             self.scheme,
         )
+        self.states: dict[int, ImageState] = {}  # what the scheduler remembers of each image
+        self._place = self.scheduler.groups.place
+        self.scheduler.groups.place = self._placed
         self.now_ns = 0
         self.credit, self.batch = credit, batch
         self.messages: list[tuple[ev.Send, ...]] = []
@@ -128,7 +133,12 @@ class Harness:
         for action in self.actions:
             getattr(self, f"_do_{type(action).__name__.lower()}")(action)
         self._check_progress()
+        self._check_leaks()
         return self.actions
+
+    def _placed(self, image: int, *more) -> ImageState:
+        state = self.states[image] = self._place(image, *more)
+        return state
 
     def start(self) -> None:
         """All ranks report ready."""
@@ -278,6 +288,8 @@ class Harness:
         self.messages.append(sends)
         for send in sends:
             self._task_leaves(send)
+            failed = any(self.states[item.image].failures for item in send.items)
+            assert not failed or len(sends) == 1, "what has failed takes no others along"
         rank = sends[0].rank
         out = sum(s[0].rank == rank and any(t.task in self.live for t in s) for s in self.messages)
         assert out <= self.credit, "more messages out than the credit (3)"
@@ -361,9 +373,9 @@ class Harness:
             assert (action.status == ev.COMPLETE_WITH_ERRORS) == errors
 
     def _check_progress(self) -> None:
-        """Invariant 4: nobody is forgotten."""
-        if self.finish is not None or self.timers:
-            return  # a timer is a promise; the tests fire them all in the end
+        """Invariant 4: nobody is forgotten. A timer excuses only who waits for one."""
+        if self.finish is not None:
+            return
         covered = {
             item.image
             for send in self.live.values()
@@ -372,11 +384,34 @@ class Harness:
         }
         queued = list(self.scheduler.dispatch.waiting())
         waiting = {image.id for task in queued if task.kind not in DECODE for image in task.images}
-        covered |= self._solvable(covered | waiting, [t for t in queued if t.kind in DECODE])
+        unresolved = self.arrived - self.resolved.keys()
+        timed = {i for i in unresolved if self.states[i].status in (RESERVED, PARKED, SHAKEN)}
+        # One of a stripe may wait for another, which waits for its timer.
+        known = covered | waiting | timed
+        covered |= self._solvable(known, [t for t in queued if t.kind in DECODE])
         filling = self.scheduler.groups.filling
         open_group = {image.id for image in filling.images} if filling else set()
-        for image in self.arrived - set(self.resolved):
-            assert image in covered | waiting | open_group, f"image {image} is forgotten (4)"
+        for image in unresolved - covered - waiting - open_group:
+            stopping = self.scheduler._stopping is not None
+            assert self.timers, f"image {image} is forgotten (4)"
+            own = image in timed or stopping
+            assert own, f"image {image} waits for a timer that is not its own (4)"
+
+    def _check_leaks(self) -> None:
+        """Pixels go as soon as no live task needs them (7); timers go with their groups."""
+        if self.finish is not None:
+            return
+        needed = {
+            item.image
+            for task, send in self.live.items()
+            if task not in self.send_done
+            for item in send.items
+        }
+        assert self.resolved.keys() - self.released <= needed, "pixels leak (7)"
+        assert self.scheduler.timers._calls.keys() == self.timers.keys(), "timers leak"
+        for group in {state.group for state in self.states.values()}:
+            if group.closed and group.unresolved == 0:
+                assert not group.timers, "timers of a group that is done"
 
     def _members(self, task: int) -> set[int]:
         """The images that the task's answer is of, or will be."""

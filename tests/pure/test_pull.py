@@ -9,6 +9,7 @@ import pytest
 from scheduler_harness import Harness
 from test_simulator import FREE, Rows, play
 
+from collage_mpi.scheduler.schemes import ASSIGNMENTS, SCHEMES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import Simulation
 
@@ -215,16 +216,19 @@ class Unchecked(Harness):
     def _check_progress(self) -> None:
         pass
 
+    def _check_leaks(self) -> None:
+        pass
+
     def _message(self, sends) -> None:
         for send in sends:
             self._task_leaves(send)
 
 
-def lines_an_event(ranks: int, scheme: str) -> float:
+def lines_an_event(ranks: int, scheme: str, assign: str) -> float:
     """Lines of Python that the scheduler runs for an event, loops counted by their turns."""
     job = Unchecked(
-        collages=0,
-        assign="pull",
+        collages=0 if scheme in ("none", "replicate", "hedge") else ranks // 16,
+        assign=assign,
         scheme=scheme,
         side=4,
         singles=ranks,
@@ -259,9 +263,11 @@ def lines_an_event(ranks: int, scheme: str) -> float:
     return counts[0] / counts[1]
 
 
-@pytest.mark.parametrize("scheme", ["none", "replicate", "hedge"])
-def test_an_event_costs_as_much_with_many_ranks(scheme):
-    assert lines_an_event(160, scheme) < 1.25 * lines_an_event(16, scheme)
+@pytest.mark.parametrize("assign", ASSIGNMENTS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_event_costs_as_much_with_many_ranks(scheme, assign):
+    many, few = (lines_an_event(ranks, scheme, assign) for ranks in (160, 16))
+    assert many < 1.25 * few, (many, few)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

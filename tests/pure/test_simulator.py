@@ -81,6 +81,60 @@ def test_rank_0_is_a_serial_server():
     assert group.latency_ns == 4 * 10 + 7 + 1000 + 7
 
 
+COSTS = Costs(receive_ns=3, send_ns=10, encode_ns=100, network_ns=7, single_ns=1000)
+
+
+def test_a_collage_on_its_way_by_hand():
+    """Four singles leave at 10, 20, 30, 40; the collage, encoded first, at 150."""
+    rows = play(1, ratio=1.5, costs=COSTS, scheme="collage", side=2)
+    tasks = sorted(rows.tasks, key=lambda task: task.task)
+    assert [task.sent_ns for task in tasks] == [10, 20, 30, 40, 150]
+    # Back after 7 + 1000 + 7, each on a rank of its own; rank 0 is free when they come.
+    assert [task.done_ns for task in tasks[:4]] == [1024, 1034, 1044, 1054]
+    assert [image.latency_ns for image in rows.images] == [1024, 1034, 1044, 1054]
+    assert {image.encode_ns for image in rows.images} == {100}
+    (group,) = rows.groups
+    assert (group.latency_ns, group.encode_ns, group.t0_ns) == (1054, 100, 0)
+    # The collage, moot at 1054, was begun at 157 and takes 1500: it is answered all the same.
+    assert (tasks[4].done_ns, tasks[4].held_ns, tasks[4].resolved) == (150 + 7 + 1500 + 7, 1500, 0)
+    assert [task.held_ns for task in tasks[:4]] == [1000] * 4
+
+
+def test_answers_that_come_together_are_taken_one_after_the_other():
+    """With slow receives rank 0 falls behind: the answers come at 1024 + 10 n."""
+    slow = Costs(receive_ns=40, send_ns=10, encode_ns=100, network_ns=7, single_ns=1000)
+    rows = play(1, costs=slow, scheme="none", side=2)
+    # Taken when it is free: 1024, then 1064, 1104, 1144 (the others had come by then).
+    assert [image.latency_ns for image in rows.images] == [1024, 1064, 1104, 1144]
+
+
+def test_the_next_group_is_let_in_when_rank_0_comes_to_it():
+    """t0 of the second group is the end of the first and what rank 0 does until then."""
+    rows = play(2, costs=COSTS, scheme="none", side=2)
+    first, second = rows.groups
+    # The last answer is taken at 1054; receiving it takes 3, and then the group is asked for.
+    assert (first.latency_ns, second.t0_ns) == (1054, 1057)
+    sent = [task.sent_ns for task in rows.tasks if task.group == 1]
+    assert sent == [1067, 1077, 1087, 1097]
+    assert second.latency_ns == 4 * 10 + 7 + 1000 + 7
+
+
+def test_a_cancel_costs_a_message_and_reaches_its_rank_after_the_wire():
+    """Rank 2 has the second group's image behind the first's: it skips what was cancelled."""
+    rows = play(3, ratio=1.0, costs=COSTS, scheme="collage", side=2, straggler="pinned",
+                straggler_median_ms=1.0, slow_ranks=("2:5",))  # fmt: skip
+    of_rank = sorted((t for t in rows.tasks if t.rank == 2), key=lambda t: t.task)
+    first, second = of_rank[:2]
+    # Sent second of four; its draw is 5 ms. The collage leaves at 150 and answers for it.
+    assert (first.sent_ns, first.done_ns, first.resolved) == (20, 20 + 7 + 5 * MS + 7, 0)
+    (image,) = (row for row in rows.images if (row.group, row.cell) == (0, 1))
+    assert (image.rank, image.latency_ns) == (5, 150 + 7 + MS + 7)
+    # The next group begins when that answer is taken (3) and the cancel for rank 2 has left (10).
+    assert rows.groups[1].t0_ns == image.latency_ns + 3 + 10
+    assert (second.outcome, second.held_ns) == (1, 0)  # skipped, at once when the first was done
+    assert second.done_ns == first.done_ns + 3, "both come at once, and are taken in turn"
+
+
 @pytest.mark.parametrize("ratio", [0.8, 1.0, 1.5])
 @pytest.mark.parametrize("side", [2, 3])
 def test_drain_equals_the_formula(side, ratio):

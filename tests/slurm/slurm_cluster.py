@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
 from daemons import SEARCH, slurm
 
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "jobs" / "slurm"
 # Slurm 24.11's pmi2 plugin was seen to garble a message of MPICH's start-up; the ranks then
-# wait in MPI_Init for ever. Not this package's to mend, and no reason to fail its tests.
+# wait in MPI_Init for ever. Not this package's to mend: the test is run once more (second_try).
 PLUGIN_FAULT = "mpi/pmi2: invalid client request"
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
 
@@ -39,13 +38,17 @@ LOOPBACK = {
 }
 
 
+class PluginFault(Exception):
+    """The job's log holds what Slurm's pmi2 plugin says when it has lost a message."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A running cluster and the folder its jobs work in."""
 
     conf: str
     folder: Path
-    excused: set[Path] = field(default_factory=set)  # logs whose fault was Slurm's own
+    blamed: set[Path] = field(default_factory=set)  # logs whose fault was Slurm's own
 
     def run(
         self, *words: str, env: Mapping[str, str] | None = None
@@ -109,7 +112,7 @@ class Cluster:
         """Wait until no part of the job is active; its facts."""
         limit_s = time.monotonic() + timeout_s
         while self.states(job) & set(ACTIVE):
-            self._excuse_plugin()
+            self._blame_plugin()
             assert time.monotonic() < limit_s, f"job {job} did not end: {self.facts(job)}"
             time.sleep(0.2)
         return self.facts(job)
@@ -118,22 +121,22 @@ class Cluster:
         """Wait until a log holds the pattern."""
         limit_s = time.monotonic() + timeout_s
         while not (log.exists() and re.search(pattern, log.read_text(errors="replace"))):
-            self._excuse_plugin()
+            self._blame_plugin()
             assert time.monotonic() < limit_s, f"{log} has no {pattern!r}: {self.text(log)}"
             time.sleep(0.1)
 
-    def _excuse_plugin(self) -> None:
-        """Skip the test if Slurm's own fault holds its job; the next one finds free nodes."""
+    def _blame_plugin(self) -> None:
+        """End the jobs if Slurm's own fault holds one, so that its nodes are free again."""
         for log in self.folder.glob("*.log"):
-            if log in self.excused or PLUGIN_FAULT not in self.text(log):
+            if log in self.blamed or PLUGIN_FAULT not in self.text(log):
                 continue
-            self.excused.add(log)
+            self.blamed.add(log)
             self.command("scancel", "--me", "--signal=KILL", "--full")
             self.command("scancel", "--me")
             until_s = time.monotonic() + 60.0
             while self.command("squeue", "--noheader") and time.monotonic() < until_s:
                 time.sleep(0.5)
-            pytest.skip(f"{log.name}: {PLUGIN_FAULT!r}, a fault of Slurm's pmi2 plugin")
+            raise PluginFault(f"{log.name}: {PLUGIN_FAULT!r}, a fault of Slurm's pmi2 plugin")
 
     def log(self, script: str, job: str) -> Path:
         """The log of a job that is no array."""

@@ -19,6 +19,7 @@ from slurm_cluster import ROOT, Cluster, cluster
 from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.results import verify_run
 
+pytest_plugins = ["second_try"]
 WHY_NOT = missing()
 pytestmark = [
     pytest.mark.slurm,
@@ -52,13 +53,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def pmi(mpi: Mpi) -> str:
     """What srun must speak to this environment's MPI."""
     return "pmix" if mpi.family == "openmpi" else "pmi2"
-
-
-@pytest.fixture
-def once(mpi: Mpi) -> None:
-    """For what does not depend on the MPI and takes long: under one of them is enough."""
-    if mpi.family == "openmpi":
-        pytest.skip("tested under MPICH; nothing in it depends on the MPI")
 
 
 def hosts(run: Path) -> list[str]:
@@ -207,7 +201,7 @@ def test_node_that_goes_down_costs_no_row(slurm: Cluster, pmi: str) -> None:
     assert exact(slurm.folder / f"runs/run_nodes-{job}", ROWS)
 
 
-@pytest.mark.usefixtures("once")
+@pytest.mark.any_mpi
 def test_cancelled_job_is_not_requeued_and_can_be_gone_on_with(slurm: Cluster, pmi: str) -> None:
     job = slurm.submit("run_nodes.sbatch", *lasting(4.0), CM_LAUNCHER=pmi, **NULL)
     log = slurm.log("run_nodes", job)
