@@ -24,10 +24,12 @@ import torch
 from collage_mpi.models import Architecture, Predictor, Tuning, describe, load_predictor
 from collage_mpi.models.backbone import Backbone, read_architecture
 from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.presets import (
     BY_SIDE,
-    REFERENCE_BACKBONE,
+    REFERENCE_BACKBONES,
     REFERENCE_COLLAGE_PX,
+    REFERENCE_HEAD,
     preset,
 )
 from collage_mpi.models.weights import save_weights
@@ -49,7 +51,9 @@ def predictor_of(
 ) -> Predictor:
     """A network of fresh weights as a rank would load it; `shape` is (H, W, C) of its input."""
     height, width, channels = shape
-    network = build_network(architecture, channels, 10, side)
+    papers = architecture == Backbone(REFERENCE_BACKBONES["collage"])
+    head, classes = (REFERENCE_HEAD, 100) if papers else (HeadSpec(), 10)
+    network = build_network(architecture, channels, classes, side, head)
     record = {
         "kind": "single" if side is None else "collage",
         "architecture": architecture.to_dict(),
@@ -58,7 +62,8 @@ def predictor_of(
         "height": height,
         "width": width,
         "channels": channels,
-        "class_names": [str(number) for number in range(10)],
+        "head": head.to_dict(),
+        "class_names": [str(number) for number in range(classes)],
         "normalisation": {"mean": [0.5] * channels, "std": [0.25] * channels},
         "temperature": 1.0,
     }
@@ -88,11 +93,11 @@ def networks(
     yield "default single", read_architecture(shipped.architecture), SMALL_PX, 1, None
     for side in sides:
         yield f"{BY_SIDE[side]}, side {side}", preset(BY_SIDE[side]), SMALL_PX * side, 1, side
-    reference = Backbone(REFERENCE_BACKBONE)
-    yield "reference single, ResNet-34", reference, REFERENCE_PX, 3, None
+    single, collage = (Backbone(REFERENCE_BACKBONES[kind]) for kind in ("single", "collage"))
+    yield "reference single, ResNet-34", single, REFERENCE_PX, 3, None
     for side in sides:
-        edge = side * round(REFERENCE_COLLAGE_PX / side)
-        yield f"reference, side {side}", reference, edge, 3, side
+        edge = REFERENCE_COLLAGE_PX // side * side
+        yield f"reference, side {side}", collage, edge, 3, side
 
 
 def main() -> None:
