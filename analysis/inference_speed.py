@@ -1,6 +1,6 @@
 """How fast each way to run a network is, and whether it answers the same: table in docs/speed.md.
 
-Owns: the inputs made of a shard, the clock around `predict`, the comparison with float32.
+Owns: the inputs made of a shard, the clock around `predict`, the comparison with the CPU's float32.
 Does not know: jobs, ranks. One process, one thread on a CPU; the shortest of many calls, since
 other work on the machine can only lengthen one. On a CPU the clock is the process's CPU time, to
 which the others' turns on its core do not count.
@@ -23,9 +23,10 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError
 from collage_mpi.models import NetworkInfo, Predictor, Tuning, describe, load_predictor
+from collage_mpi.models.predictor import usable_device
 from collage_mpi.shards import ShardSet
 
-CALLS, WARM = 60, 5
+WARM = 5  # calls before those that count
 WAYS = {
     "cpu": (
         Tuning("float32", "off"),
@@ -62,11 +63,11 @@ def scores_of(predictor: Predictor, batch: np.ndarray, size: int = 20) -> np.nda
     return np.concatenate(parts)
 
 
-def shortest_ms(predictor: Predictor, batch: np.ndarray, device: str) -> float:
-    """The shortest of CALLS calls, after WARM more."""
+def shortest_ms(predictor: Predictor, batch: np.ndarray, device: str, calls: int) -> float:
+    """The shortest of the calls, after WARM more."""
     clock_ns = time.process_time_ns if device == "cpu" else time.perf_counter_ns
     times = []
-    for _ in range(WARM + CALLS):
+    for _ in range(WARM + calls):
         start_ns = clock_ns()
         predictor.predict(batch)
         times.append(clock_ns() - start_ns)
@@ -78,7 +79,7 @@ def rows(args: argparse.Namespace, kind: str, spec: str, shards: ShardSet) -> It
     info = describe(spec, kind)
     assert info is not None, "a null network has no speed"
     batch, labels = inputs_of(info, shards, args.images)
-    plain = scores_of(load_predictor(spec, kind, device=args.device), batch)
+    plain = scores_of(load_predictor(spec, kind), batch)  # on the CPU, whatever is measured
     ways = [*WAYS[args.device], *([Tuning("bfloat16", "on", "torch-compile")] * args.compile)]
     for tuning in ways:
         try:
@@ -88,7 +89,8 @@ def rows(args: argparse.Namespace, kind: str, spec: str, shards: ShardSet) -> It
             continue
         scores = scores_of(tuned, batch)
         times = "".join(
-            f"{shortest_ms(tuned, batch[:size].copy(), args.device):9.2f}" for size in args.batches
+            f"{shortest_ms(tuned, batch[:size].copy(), args.device, args.calls):9.2f}"
+            for size in args.batches
         )
         same = (scores.argmax(2) == plain.argmax(2)).mean()
         right = (scores.argmax(2) == labels).mean()
@@ -109,8 +111,13 @@ def main() -> None:
     parser.add_argument("--device", choices=list(WAYS), default="cpu")
     parser.add_argument("--images", type=int, default=1800)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--calls", type=int, default=60)
     parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes")
     args = parser.parse_args()
+    try:
+        usable_device(args.device)
+    except CollageError as error:
+        raise SystemExit(f"inference_speed: {error}") from error
     head = "".join(f"{f'ms at {size}':>9}" for size in args.batches)
     print(f"{'network':<8} {'way':<40}{head}   same     right    most off mean off")
     with ShardSet.open(args.shards) as shards:

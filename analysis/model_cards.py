@@ -151,13 +151,16 @@ def train_command(entry: Mapping[str, Any]) -> str:
     words = [f"collage-mpi train {kind} --shards train-*.h5 --out {card_name(entry)}.safetensors"]
     if kind == COLLAGE:
         words.append(f"--side {entry['side']} --cell-px {entry['cell_px']}")
-        if entry["head"]["name"] != "grid":
+        reference = "across" in entry["head"]  # only the preset makes such a head
+        if entry["head"]["name"] != "grid" and not reference:
             words.append(f"--head {entry['head']['name']}")
     if parity:
         words.append(f"--single {training.get('teacher_weights', 'single.safetensors')}")
         words.append(f"--k {parity['k']} --encoder {parity['encoder']}")
         words.append(f"--summed {parity['summed']}")
-    if "backbone" in architecture:
+    if kind == COLLAGE and reference:
+        words.append("--preset reference")
+    elif "backbone" in architecture:
         words.append(f"--backbone {architecture['backbone']}")
     else:
         words.append(f"--stem {stem_text(architecture)} --stages {stages_text(architecture)}")

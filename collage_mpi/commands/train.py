@@ -17,13 +17,14 @@ from collage_mpi.encoding import ENCODERS, SUMMED
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY, SINGLE
 from collage_mpi.models.architecture import NORMS, default_architecture
-from collage_mpi.models.heads import HEADS, HeadSpec
+from collage_mpi.models.heads import HEADS, YOLO, HeadSpec
 from collage_mpi.models.presets import (
     BY_SIDE,
     PRESETS,
     REFERENCE,
-    REFERENCE_BACKBONE,
+    REFERENCE_BACKBONES,
     REFERENCE_COLLAGE_PX,
+    REFERENCE_HEAD,
     preset,
 )
 from collage_mpi.settings.flags import add_flags, group_of
@@ -34,6 +35,7 @@ from collage_mpi.training.settings import DISTILLATION, GRID, TRAINING, TrainSet
 if TYPE_CHECKING:
     from collage_mpi.models.architecture import Architecture
     from collage_mpi.models.backbone import Backbone
+    from collage_mpi.models.info import NetworkInfo
     from collage_mpi.training.peers import Peers
     from collage_mpi.training.sources import Sources
 
@@ -60,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _settings(collage, COLLAGE, GRID)
     grid = group_of(collage, GRID)
     grid.add_argument(
-        "--head", choices=HEADS, default=HeadSpec.name, help=f"how cells are answered {DEFAULT}"
+        "--head",
+        choices=HEADS,
+        help=f"how cells are answered (default: {HeadSpec.name}; {YOLO} of --preset {REFERENCE})",
     )
     grid.add_argument(
         "--preset",
@@ -128,8 +132,9 @@ def _common(parser: argparse.ArgumentParser, kind: str) -> None:
     net.add_argument("--norm", choices=NORMS, default=NORMS[0], help=f"normalisation {DEFAULT}")
     net.add_argument(
         "--backbone",
-        metavar="torchvision:NAME",
-        help="a network of torchvision instead, resnet34 and so on; a collage takes its trunk",
+        metavar="LIBRARY:NAME",
+        help="a known network instead, torchvision:resnet34, efficientnet-lite:lite0 and so on; a "
+        "collage takes its trunk",
     )
     net.add_argument(
         "--init",
@@ -199,6 +204,7 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     """One process's part of the training; the lead's also the output."""
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
+    from collage_mpi.training.last_layer import train_last_layer
     from collage_mpi.training.logs import epoch_logger
     from collage_mpi.training.loop import Trainer
     from collage_mpi.training.peers import check_batch
@@ -214,6 +220,11 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     log = args.log or args.out.with_name(args.out.name + ".csv")
     on_epoch = epoch_logger(log, args.tensorboard) if peers.lead else None
     machine = Machine(peers.device, args.threads, checkpoint, args.resume, peers, on_epoch)
+    if settings.layers == "last":
+        cache = args.out.with_name(args.out.name + ".features.npz")
+        trained = train_last_layer(data, settings, machine, args.init, cache)
+        _tell(args, store(args.out, trained, settings, data, facts))
+        return 0
     trainer = Trainer(data, settings, machine)
     if not peers.lead:
         trainer.run()
@@ -228,9 +239,12 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
         f"{trainer.precision}, checkpoint {checkpoint}",
         flush=True,
     )
-    info = store(args.out, trainer.run(), settings, data, facts)
-    print(f"{args.out}: {_worth(args.kind, info.metadata)}, sha256 {info.fingerprint[:12]}")
+    _tell(args, store(args.out, trainer.run(), settings, data, facts))
     return 0
+
+
+def _tell(args: argparse.Namespace, info: NetworkInfo) -> None:
+    print(f"{args.out}: {_worth(args.kind, info.metadata)}, sha256 {info.fingerprint[:12]}")
 
 
 def _worth(kind: str, metadata: dict[str, Any]) -> str:
@@ -303,7 +317,7 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
         architecture_of(args),
         **chosen,
         teacher=None if teacher is None else teacher.fingerprint,
-        head=HeadSpec(getattr(args, "head", HeadSpec.name)),
+        head=head_of(args),
         init=None if init is None else init.fingerprint,
         parity=parity,
     )
@@ -315,7 +329,7 @@ def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
     from collage_mpi.models.backbone import Backbone
 
     name = getattr(args, "preset", None)
-    backbone = REFERENCE_BACKBONE if name == REFERENCE else args.backbone
+    backbone = REFERENCE_BACKBONES[args.kind] if name == REFERENCE else args.backbone
     given = {
         "--backbone": args.backbone,
         "--preset": name,
@@ -342,9 +356,18 @@ def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
     return architecture
 
 
+def head_of(args: argparse.Namespace) -> HeadSpec:
+    """The head that the flags name: of a collage network, else the default that means nothing."""
+    name: str | None = getattr(args, "head", None)
+    reference = args.kind == COLLAGE and args.preset == REFERENCE
+    if reference and name in (None, YOLO):
+        return REFERENCE_HEAD
+    return HeadSpec() if name is None else HeadSpec(name)
+
+
 def default_cell_px(args: argparse.Namespace, image_px: int) -> int:
     """Pixels of a cell where nothing is said: the image's own, or the reference's share."""
     if getattr(args, "preset", None) == REFERENCE:
         side: int = args.side
-        return round(REFERENCE_COLLAGE_PX / side)
+        return REFERENCE_COLLAGE_PX // side
     return image_px

@@ -22,11 +22,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `weights import`."""
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    line = "a single network of torchvision's from its .pth, .pt or .safetensors"
+    line = "a single network of another library from its .pth, .pt or .safetensors"
     child = tasks.add_parser("import", help=line, description=line[0].upper() + line[1:] + ".")
     child.add_argument("file", type=Path, metavar="FILE", help="a state dict; nothing is executed")
     child.add_argument(
-        "--backbone", required=True, metavar="torchvision:NAME", help="such as torchvision:resnet34"
+        "--backbone",
+        required=True,
+        metavar="LIBRARY:NAME",
+        help="such as torchvision:resnet34 or efficientnet-lite:lite0",
     )
     child.add_argument(
         "--out", type=Path, required=True, metavar="FILE.safetensors", help="weights file to write"

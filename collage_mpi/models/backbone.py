@@ -1,6 +1,6 @@
 """Networks of other libraries by name: the settings, apart from the code that builds them.
 
-Owns: `Backbone`, its dict form, the choice between it and `Architecture`.
+Owns: `Backbone`, the libraries, its dict form, the choice between it and `Architecture`.
 Does not know: torch, torchvision, weights.
 """
 
@@ -14,26 +14,41 @@ from typing import Any
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.models.architecture import Architecture
 
-LIBRARIES = ("torchvision",)
+EFFICIENTNET_LITE = "efficientnet-lite"
+# What each has; torchvision is asked itself.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "torchvision": (),
+    EFFICIENTNET_LITE: ("lite0",),
+    "darknet": ("tiny",),
+}
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of torchvision by its name there.
+    """A network by its name in a library.
 
     Attributes:
-        name: "torchvision:resnet34", or any other that `torchvision.models` lists.
+        name: "torchvision:resnet34", or any other that `torchvision.models` lists;
+            "efficientnet-lite:lite0" and "darknet:tiny", which are built here.
     """
 
     name: str
 
     def __post_init__(self) -> None:
         library, _, network = self.name.partition(":")
-        if library not in LIBRARIES or not re.fullmatch(r"[a-z0-9_]{1,64}", network):
+        known = LIBRARIES.get(library)
+        named = re.fullmatch(r"[a-z0-9_]{1,64}", network) and (not known or network in known)
+        if known is None or not named:
+            others = [f"{of}:{name}" for of, names in LIBRARIES.items() for name in names]
             raise UsageError(
                 f"backbone {self.name!r:.80}; needed: torchvision:NAME, such as "
-                "torchvision:resnet34"
+                f"torchvision:resnet34, or {' or '.join(others)}"
             )
+
+    @property
+    def library(self) -> str:
+        """The library's name."""
+        return self.name.partition(":")[0]
 
     @property
     def network(self) -> str:

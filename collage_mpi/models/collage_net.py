@@ -1,7 +1,7 @@
 """The collage-CNN: one look at s*s images, s*s answers.
 
-Owns: the fully convolutional collage networks with the `grid` and the `yolo` head, and
-the choice of network by kind.
+Owns: the fully convolutional collage networks with their heads, and the choice of network by
+kind.
 Does not know: how a collage is put together, weights files, training, decoding.
 """
 
@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.backbone import Backbone
-from collage_mpi.models.heads import HeadSpec
+from collage_mpi.models.heads import APART, YOLO, HeadSpec
 from collage_mpi.models.resnet import ConvNorm, ResNet, Trunk
 
 
@@ -26,16 +25,33 @@ class CollageNet(nn.Module):
     none to suppress: where an image is in the collage is known.
     """
 
-    def __init__(self, architecture: Architecture, channels: int, classes: int, side: int) -> None:
+    def __init__(self, trunk: nn.Module, features: int, classes: int, side: int) -> None:
         super().__init__()
         self.side = side
-        self.trunk = Trunk(architecture, channels)
-        self.classifier = nn.Linear(architecture.features, classes)
+        self.trunk = trunk
+        self.classifier = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(self.trunk(x), self.side)  # (n, features, side, side)
+        pooled = self.pooled(x)  # (n, features, side, side)
         cells = pooled.flatten(2).transpose(1, 2)  # (n, side*side, features), row by row
         found: Tensor = self.classifier(cells)
+        return found
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """(n, features, side, side): the trunk's map of the collage, a place a cell."""
+        return F.adaptive_avg_pool2d(self.trunk(x), self.side)
+
+
+class ApartNet(CollageNet):
+    """As `CollageNet`, but the trunk sees a batch of the cells: nothing crosses an edge."""
+
+    def pooled(self, x: Tensor) -> Tensor:
+        n, channels, edge, _ = x.shape
+        side, px = self.side, edge // self.side
+        rows = x.permute(0, 2, 3, 1).reshape(n, side, px, side, px, channels)
+        cells = rows.transpose(2, 3).reshape(n * side * side, px, px, channels)
+        features = self.trunk(cells.permute(0, 3, 1, 2)).mean(dim=(2, 3))  # (n*cells, features)
+        found: Tensor = features.reshape(n, side, side, -1).permute(0, 3, 1, 2)
         return found
 
 
@@ -44,23 +60,27 @@ class YoloNet(nn.Module):
 
     The paper's form of a collage network: it is not told where images are. Each square
     gives, for each anchor, a box, an objectness and class logits. Pooling to G x G leaves
-    a third of a cell a square, so one more convolution looks at the squares around.
+    a third of a cell a square, so one more convolution looks at the squares around; where the
+    head names G itself, `across`, that is the trunk's own map, and none is needed.
     """
 
     def __init__(
-        self, architecture: Architecture, channels: int, classes: int, side: int, head: HeadSpec
+        self, trunk: nn.Module, features: int, classes: int, side: int, head: HeadSpec, norm: str
     ) -> None:
         super().__init__()
-        self.squares = head.squares * side
+        self.squares = head.map_size(side)
         self.anchors = len(head.anchors)
-        self.trunk = Trunk(architecture, channels)
-        width, norm = architecture.features, architecture.norm
-        self.around = ConvNorm(width, width, kernel=3, stride=1, norm=norm)
-        self.boxes = nn.Conv2d(width, self.anchors * (5 + classes), 1)
+        self.trunk = trunk
+        self.around = None
+        if head.across is None:
+            self.around = ConvNorm(features, features, kernel=3, stride=1, norm=norm)
+        self.boxes = nn.Conv2d(features, self.anchors * (5 + classes), 1)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.adaptive_avg_pool2d(self.trunk(x), self.squares)  # (n, features, G, G)
-        out = self.boxes(torch.relu_(self.around(pooled)))  # (n, anchors*(5+classes), G, G)
+        if self.around is not None:
+            pooled = torch.relu_(self.around(pooled))
+        out = self.boxes(pooled)  # (n, anchors*(5+classes), G, G)
         n, _, rows, columns = out.shape
         found: Tensor = out.permute(0, 2, 3, 1).reshape(n, rows, columns, self.anchors, -1)
         return found
@@ -81,20 +101,23 @@ def build_network(
     Raises:
         UsageError, EnvironmentFault: a backbone that cannot be built; see `vision`.
     """
-    if isinstance(architecture, Backbone):
-        return _build_backbone(architecture, classes, side, head)
+    if isinstance(architecture, Architecture):
+        if side is None:
+            return ResNet(architecture, channels, classes)
+        trunk: nn.Module = Trunk(architecture, channels)
+        return _collage(trunk, architecture.features, classes, side, head, architecture.norm)
+    from collage_mpi.models.vision import ConvTrunk, VisionSingle  # only where it is asked for
+
     if side is None:
-        return ResNet(architecture, channels, classes)
-    if head is not None and head.name == "yolo":
-        return YoloNet(architecture, channels, classes, side, head)
-    return CollageNet(architecture, channels, classes, side)
+        return VisionSingle(architecture, classes)
+    trunk = ConvTrunk(architecture)
+    return _collage(trunk, trunk.features_out, classes, side, head, "batch")
 
 
-def _build_backbone(
-    backbone: Backbone, classes: int, side: int | None, head: HeadSpec | None
+def _collage(
+    trunk: nn.Module, features: int, classes: int, side: int, head: HeadSpec | None, norm: str
 ) -> nn.Module:
-    from collage_mpi.models.vision import build_vision  # torchvision only where it is asked for
-
-    if side is not None and head is not None and head.name != "grid":
-        raise UsageError(f"backbone {backbone.name} takes the grid head only: leave --head out")
-    return build_vision(backbone, classes, side)
+    head = head or HeadSpec()
+    if head.name == YOLO:
+        return YoloNet(trunk, features, classes, side, head, norm)
+    return (ApartNet if head.name == APART else CollageNet)(trunk, features, classes, side)

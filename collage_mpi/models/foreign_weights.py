@@ -14,8 +14,9 @@ from torch import Tensor
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import SINGLE
-from collage_mpi.models.backbone import Backbone
+from collage_mpi.models.backbone import EFFICIENTNET_LITE, Backbone
 from collage_mpi.models.info import NetworkInfo
+from collage_mpi.models.lite import renamed
 from collage_mpi.models.torch_file import load_tensors
 from collage_mpi.models.vision import VisionSingle
 from collage_mpi.models.weights import save_weights, sha256_of_file
@@ -48,6 +49,8 @@ def import_weights(
         DataFault: it holds code, no state dict, or one of another network.
     """
     state = read_state(file)
+    if backbone.library == EFFICIENTNET_LITE:
+        state = renamed(state)
     classes, network = _network_for(file, state, backbone)
     _check_fits(file, state, network, backbone)
     names = class_names or tuple(str(number) for number in range(classes))

@@ -1,4 +1,4 @@
-"""What a collage network's head is: the settings of `grid` and `yolo`, checked.
+"""What a collage network's head is: the settings of `grid`, `apart` and `yolo`, checked.
 
 Owns: `HeadSpec` and its dict form. Does not know: torch, weights files, decoding.
 """
@@ -11,8 +11,9 @@ from typing import Any
 
 from collage_mpi.errors import DataFault, UsageError
 
-HEADS = ("grid", "yolo")
-MAX_ANCHORS, MAX_SQUARES = 8, 8
+GRID, APART, YOLO = "grid", "apart", "yolo"
+HEADS = (GRID, APART, YOLO)
+MAX_ANCHORS, MAX_SQUARES, MAX_ACROSS = 8, 8, 64
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,21 @@ class HeadSpec:
     """How a collage network says what is in its cells.
 
     Attributes:
-        name: "grid": a row of class scores a cell. "yolo": boxes on a finer grid, each with
-            an objectness and class scores, which are assigned to cells.
+        name: "grid": a row of class scores a cell, of a trunk that sees the whole collage.
+            "apart": the same, but the trunk sees each cell by itself, so that no convolution
+            looks across an edge. "yolo": boxes on a finer grid, each with an objectness and
+            class scores, which are assigned to cells.
         squares: of a yolo's output grid along the edge of one cell; odd, so that the centre
             of a cell lies within a square and not between four.
         anchors: (width, height) of a yolo's prior boxes, in cells.
+        across: squares along an edge of the whole collage instead, where that is the trunk's own
+            map and no multiple of a cell's, as the paper's 13; None for `squares` a cell.
     """
 
-    name: str = "grid"
+    name: str = GRID
     squares: int = 3
     anchors: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+    across: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in HEADS:
@@ -38,17 +44,25 @@ class HeadSpec:
             raise UsageError(f"squares is {self.squares!r}; it needs 1 to {MAX_SQUARES}")
         if self.squares % 2 == 0:
             raise UsageError(f"squares is {self.squares}; it must be odd: use {self.squares + 1}")
+        across = self.across
+        if across is not None and (type(across) is not int or not 1 <= across <= MAX_ACROSS):
+            raise UsageError(f"across is {across!r}; it needs 1 to {MAX_ACROSS}")
         if not 1 <= len(self.anchors) <= MAX_ANCHORS:
             raise UsageError(f"{len(self.anchors)} anchors; a head needs 1 to {MAX_ANCHORS}")
         for anchor in self.anchors:
             if len(anchor) != 2 or not all(0 < float(edge) < 16 for edge in anchor):
                 raise UsageError(f"an anchor is {anchor!r}; it needs a width and a height in cells")
 
+    def map_size(self, side: int) -> int:
+        """Squares along an edge of a yolo's output grid."""
+        return self.across or self.squares * side
+
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON; `from_dict` reads it back."""
-        if self.name == "grid":
-            return {"name": "grid"}
-        return {"name": self.name, "squares": self.squares, "anchors": [*map(list, self.anchors)]}
+        if self.name != YOLO:
+            return {"name": self.name}
+        own = {"squares": self.squares} if self.across is None else {"across": self.across}
+        return {"name": self.name, **own, "anchors": [*map(list, self.anchors)]}
 
     @classmethod
     def from_dict(cls, record: Any) -> HeadSpec:

@@ -7,7 +7,9 @@ they were chosen by (analysis/architecture_search.py). Does not know: torch, wei
 from __future__ import annotations
 
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.architecture import Architecture, Stage
+from collage_mpi.models.heads import YOLO, HeadSpec
 
 # All halve the resolution in the stem and again after a first stage: a cell of 28 px becomes
 # 7 x 7, which pools without overlap into its neighbours. The wide stage costs most.
@@ -21,12 +23,13 @@ PRESETS: dict[str, tuple[int, tuple[Stage, ...]]] = {  # stem channels, stages
 BY_SIDE = {2: "accurate", 3: "accurate", 4: "balanced", 5: "fast"}
 
 
-# The set-up of the paper (arXiv 1904.12222): ResNet-34 at 224 px for singles, 416 px for the
-# collage. Cells are whole pixels: 139, 104 and 83 for side 3, 4 and 5, so the collage has 417,
-# 416 and 415; the trunk is convolutional and takes any. `train single --backbone` is its single.
+# The set-up of the paper (arXiv 1904.12222): ResNet-34 at 224 px for singles; for the collage a
+# network like YOLOv3-tiny at 416 px, 13 x 13 squares of three anchors. Cells are whole pixels: 138,
+# 104 and 83 for side 3, 4 and 5, so the collage has 414, 416 and 415, 13 squares in any case.
 REFERENCE = "reference"
-REFERENCE_BACKBONE = "torchvision:resnet34"
+REFERENCE_BACKBONES = {SINGLE: "torchvision:resnet34", COLLAGE: "darknet:tiny"}
 REFERENCE_COLLAGE_PX = 416
+REFERENCE_HEAD = HeadSpec(YOLO, anchors=((1.0, 1.0), (0.5, 0.5), (2.0, 2.0)), across=13)
 
 
 def preset(name: str, norm: str = "batch") -> Architecture:

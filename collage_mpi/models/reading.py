@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from collage_mpi.models.boxes import boxes_from_map, cells_from_boxes
-from collage_mpi.models.heads import HeadSpec
+from collage_mpi.models.heads import YOLO, HeadSpec
 from collage_mpi.models.info import NetworkInfo
 
 
@@ -66,6 +66,6 @@ def reading_of(info: NetworkInfo) -> Reading:
     head, side = info.head, info.side
     if info.parity is not None:
         return SumReading()
-    if side is None or head.name == "grid":
+    if side is None or head.name != YOLO:
         return GridReading()
     return YoloReading(head, side)

@@ -1,7 +1,7 @@
-"""torchvision's classifiers, as they are and made fully convolutional.
+"""Classifiers by name, torchvision's and our own, as they are and made fully convolutional.
 
-Owns: the single network and the collage network of a `Backbone`. The only importer of
-torchvision, which costs each rank's start about a second, and more on a busy machine.
+Owns: the single network of a `Backbone`, and its trunk. The only importer of torchvision, which
+costs each rank's start about a second, and more on a busy machine; our own do not need it.
 Does not know: weights files, training, where images are in a collage.
 """
 
@@ -11,12 +11,13 @@ import re
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.models.backbone import Backbone
+from collage_mpi.models.darknet import Tiny
+from collage_mpi.models.lite import Lite0
 from collage_mpi.system.extras import pip_line
 
 # The modules that lead from an image to its last feature map, in order; the first line of
@@ -25,15 +26,18 @@ TRUNKS = (
     ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ResNet, ResNeXt
     ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
     ("stem", "trunk_output"),  # RegNet
-    ("layers",),  # MNASNet
+    ("stem", "blocks", "head"),  # EfficientNet-Lite
+    ("layers",),  # MNASNet, Darknet
     ("features",),  # MobileNet, EfficientNet, VGG, DenseNet, ConvNeXt, SqueezeNet
 )
+# Those that are built here.
+OWN: dict[str, type[nn.Module]] = {"efficientnet-lite:lite0": Lite0, "darknet:tiny": Tiny}
 PROBE_PX = 96  # every one of them has a feature map left at this size
 NOT_CONVOLUTIONAL = ("swin", "vit", "maxvit")  # their maps have other axes, or a fixed size
 
 
 class VisionSingle(nn.Module):
-    """A torchvision classifier: (n, C, H, W) float -> (n, 1, classes) logits; C is 1 or 3.
+    """A classifier by name: (n, C, H, W) float -> (n, 1, classes) logits; C is 1 or 3.
 
     Attributes:
         heads: start of the state's names that depend on the number of classes.
@@ -50,27 +54,15 @@ class VisionSingle(nn.Module):
         return found
 
 
-class VisionCollage(nn.Module):
-    """Its convolutional part: (n, C, P, P) float -> (n, side*side, classes) logits.
-
-    As `CollageNet`: the last feature map is pooled to side x side, and one classifier, a
-    1 x 1 convolution in effect, reads each cell.
-    """
-
-    def __init__(self, backbone: Backbone, classes: int, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.trunk = ConvTrunk(backbone)
-        self.classifier = nn.Linear(self.trunk.features_out, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(self.trunk(_three(x)), self.side)  # (n, F, side, side)
-        found: Tensor = self.classifier(pooled.flatten(2).transpose(1, 2))
-        return found  # (n, side*side, classes)
-
-
 class ConvTrunk(nn.Module):
-    """(n, 3, H, W) -> (n, features_out, h, w), with the names of the whole network's state."""
+    """A network's convolutional part: (n, C, H, W) -> (n, features_out, h, w); C is 1 or 3.
+
+    Pooling and classifier are cut off; the names are those of the whole network's state.
+
+    Raises:
+        EnvironmentFault: torchvision is missing.
+        UsageError: it has no such network, or no convolutional trunk.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -79,8 +71,8 @@ class ConvTrunk(nn.Module):
         if names is None or backbone.network.startswith(NOT_CONVOLUTIONAL):
             raise UsageError(
                 f"backbone {backbone.name} has no convolutional trunk that is known here; it can "
-                "be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, EfficientNet, "
-                "ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
+                "be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, EfficientNet "
+                "and its Lite, Darknet, ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
             )
         for name in names:
             self.add_module(name, getattr(model, name))
@@ -89,6 +81,7 @@ class ConvTrunk(nn.Module):
         self.features_out = self._probe()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = _three(x)
         for module in self.children():
             x = module(x)
         return x
@@ -104,18 +97,6 @@ class ConvTrunk(nn.Module):
 
 
 _WITH_CLASSES = (nn.Linear, nn.Conv2d)
-
-
-def build_vision(backbone: Backbone, classes: int, side: int | None) -> nn.Module:
-    """The single network when side is None, else the collage network. Fresh weights.
-
-    Raises:
-        EnvironmentFault: torchvision is missing.
-        UsageError: it has no such network, or no convolutional trunk for a collage.
-    """
-    if side is None:
-        return VisionSingle(backbone, classes)
-    return VisionCollage(backbone, classes, side)
 
 
 def fold_pairs(network: nn.Module) -> int:
@@ -143,6 +124,8 @@ def _three(x: Tensor) -> Tensor:
 
 
 def _model(backbone: Backbone, classes: int) -> nn.Module:
+    if backbone.name in OWN:
+        return OWN[backbone.name](classes)
     try:
         from torchvision import models
     except ImportError as error:

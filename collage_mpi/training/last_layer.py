@@ -1,0 +1,167 @@
+"""A single network of which the last layer alone learns, on features that are computed once.
+
+Owns: the features of the images and their file, the steps on them.
+Does not know: shards, the weights file that comes of it.
+
+What the layers below say of an image does not change, so each image and its mirror image goes
+through them once; an epoch over the features then takes seconds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from collage_mpi.errors import UsageError
+from collage_mpi.kinds import SINGLE
+from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.predictor import TorchPredictor
+from collage_mpi.models.tuning import Tuning
+from collage_mpi.models.weights import describe_weights
+from collage_mpi.system.files import save_file
+from collage_mpi.system.npy import UNREADABLE_OR_GONE
+from collage_mpi.system.regular_file import require_regular
+from collage_mpi.training.parts import make_optimizer, resolve_precision, start_from
+from collage_mpi.training.progress import TrainingProgress
+from collage_mpi.training.records import Machine, TrainData, Trained
+from collage_mpi.training.settings import TrainSettings, learning_rate_at
+
+CALL = 16  # images a call: at 128 px half again as fast as 64, whose maps leave the cache
+
+
+def train_last_layer(
+    data: TrainData, settings: TrainSettings, machine: Machine, init: Path | None, cache: Path
+) -> Trained:
+    """The network of `init` with another last layer, trained by SGD on the features below it.
+
+    Args:
+        init: weights of a single network on images of this shape.
+        cache: an .npz of the features: read if it is of these weights and images, else written.
+
+    Raises:
+        UsageError: no first weights, several processes, or a teacher, of which it has no use.
+        EnvironmentFault: the cache cannot be written.
+    """
+    if init is None or machine.peers.size > 1 or settings.teacher is not None:
+        raise UsageError("--layers last needs --init, one process and no --teacher")
+    began_s = time.monotonic()
+    torch.set_num_threads(machine.threads)
+    torch.manual_seed(settings.seed)
+    network = build_network(settings.architecture, data.images.shape[3], data.classes, None)
+    assert data.first_weights is not None
+    assert data.first_normalisation is not None
+    start_from(network, data.first_weights)
+    layer = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    layer.reset_parameters()
+    views = _features(data, settings, machine, init, cache)  # (images, views, features)
+    used, held = views[: len(data.images)], views[len(data.images) :, 0]
+    optimizer = make_optimizer(layer, settings)
+    history: list[dict[str, float]] = []
+    best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
+    for epoch in range(settings.epochs):
+        loss = _epoch(layer, optimizer, used, data.labels, settings, epoch)
+        row = {"epoch": epoch + 1, "train_loss": round(loss, 4), **_judge(layer, held, data)}
+        history.append(row)
+        accuracy = row["validation_accuracy"]
+        if settings.keep == "last" or not len(held) or accuracy > best[0]:
+            state = {name: value.clone() for name, value in layer.state_dict().items()}
+            best = (accuracy, epoch + 1, state)
+        if machine.on_epoch is not None:
+            machine.on_epoch(history)
+    layer.load_state_dict(best[2])
+    spent_s = time.monotonic() - began_s
+    normalisation = data.first_normalisation
+    return Trained(network.eval(), normalisation, history, spent_s, "float32", best[1])
+
+
+def _epoch(
+    layer: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    views: np.ndarray,
+    labels: np.ndarray,
+    settings: TrainSettings,
+    epoch: int,
+) -> float:
+    """The mean loss of an epoch, in which each image is shown by one of its views."""
+    random = np.random.default_rng([settings.seed, 2, epoch])
+    steps = -(-len(views) // settings.batch)
+    total = 0.0
+    for step, rows in enumerate(np.array_split(random.permutation(len(views)), steps)):
+        rate = learning_rate_at(
+            epoch * steps + step,
+            settings.epochs * steps,
+            settings.learning_rate,
+            settings.schedule,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        shown = views[rows, random.integers(0, views.shape[1], len(rows))]  # (n, features)
+        loss = F.cross_entropy(
+            layer(torch.from_numpy(shown).float()),
+            torch.from_numpy(labels[rows]),
+            label_smoothing=settings.label_smoothing,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += float(loss.detach()) * len(rows)
+    return total / len(views)
+
+
+@torch.inference_mode()
+def _judge(layer: nn.Module, held: np.ndarray, data: TrainData) -> dict[str, float]:
+    """What the validation part says, as the loop's history has it."""
+    if not len(held):
+        return {"validation_loss": float("nan"), "validation_accuracy": float("nan")}
+    logits, labels = layer(torch.from_numpy(held).float()), torch.from_numpy(data.held_labels)
+    right = float((logits.argmax(1) == labels).float().mean())
+    return {
+        "validation_loss": round(float(F.cross_entropy(logits, labels)), 4),
+        "validation_accuracy": round(right, 4),
+    }
+
+
+def _features(
+    data: TrainData, settings: TrainSettings, machine: Machine, init: Path, cache: Path
+) -> np.ndarray:
+    """(images, views, features) float16: of the training part, then of the validation part."""
+    fingerprint = describe_weights(init, SINGLE).fingerprint
+    parts = [data.images, data.held_images]
+    chosen = [settings.seed, settings.validation_share, settings.flips]
+    identity = json.dumps([fingerprint, *chosen, *map(len, parts), *data.origin])
+    try:
+        require_regular(cache)
+        with np.load(cache, allow_pickle=False) as kept:
+            if str(kept["identity"]) == identity:
+                return np.array(kept["features"])
+    except UNREADABLE_OR_GONE:
+        pass  # not there yet, or damaged: computed again
+    tuning = Tuning(resolve_precision(settings.precision, torch.device(machine.device)))
+    below = TorchPredictor.load(
+        str(init), SINGLE, device=machine.device, threads=machine.threads, tuning=tuning, embed=True
+    )
+    features = _look(below, parts, settings.flips)
+    buffer = io.BytesIO()
+    np.savez(buffer, identity=np.array(identity), features=features)
+    save_file(cache, buffer.getvalue())
+    return features
+
+
+def _look(below: TorchPredictor, parts: Sequence[np.ndarray], mirror: bool) -> np.ndarray:
+    calls = [part[at : at + CALL] for part in parts for at in range(0, len(part), CALL)]
+    rows = []
+    with TrainingProgress(len(calls), 0, CALL) as progress:
+        for number, images in enumerate(calls):
+            views = [images, images[:, :, ::-1]] if mirror else [images]
+            each = [below.embed(np.ascontiguousarray(view))[1] for view in views]
+            rows.append(np.stack(each, axis=1).astype(np.float16))  # (n, views, features)
+            progress.step(number + 1, "features of the images")
+    return np.concatenate(rows)
