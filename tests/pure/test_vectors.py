@@ -25,7 +25,7 @@ from collage_mpi.job.recorder import Vectors
 from collage_mpi.job.session import build_encoder, make_manifest, parity_decoder
 from collage_mpi.mpi.answers import ANSWERED, WireResult, in_messages, pack_results, unpack_results
 from collage_mpi.mpi.protocol import UP_BYTES
-from collage_mpi.results import RunWriter, export_run, read_results, verify_run, writer
+from collage_mpi.results import RunWriter, export_run, read_results, row_sink, verify_run
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system import files
@@ -205,7 +205,7 @@ def each_once(out: Path, rows: int = ROWS) -> None:
 
 
 def test_a_kill_between_any_two_steps_leaves_no_row_without_its_vector(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "PartThread", InlineThread)
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
     monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
     full, orphans = manifest(ROWS, extras=BOTH), 0
     for step in range(1, 200):
