@@ -17,7 +17,7 @@ import pytest
 from results_harness import InlineThread, Kill, fill, manifest
 
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.results import RunWriter, verify_run, writer
+from collage_mpi.results import RunWriter, row_sink, verify_run
 from collage_mpi.system import files
 
 pytestmark = pytest.mark.faults
@@ -63,7 +63,7 @@ class Cut:
 @pytest.fixture
 def cut_at(monkeypatch: pytest.MonkeyPatch):
     """`cut_at(byte)` arms the next kill."""
-    monkeypatch.setattr(writer, "PartThread", InlineThread)
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
     monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # not waited for
 
     def arm(at: int | None) -> Cut:
@@ -166,7 +166,7 @@ def test_every_file_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch
         names.clear()  # descriptors are used again
         real_replace(source, target)
 
-    monkeypatch.setattr(writer, "PartThread", InlineThread)
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
     monkeypatch.setattr(files, "open", opened, raising=False)
     monkeypatch.setattr(files.os, "fsync", fsync)
     monkeypatch.setattr(files.os, "replace", replace)

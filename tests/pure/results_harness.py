@@ -233,6 +233,7 @@ class InlineThread(PartThread):
 
     def __init__(self, directory: Path, session: int, check: Any) -> None:
         self.fault = None
+        self._written = lambda *part: None
         self._directory, self._session, self._check = directory, session, check
         self._numbers = {t.name: 1 for t in TABLES}
 

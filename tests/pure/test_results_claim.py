@@ -25,8 +25,8 @@ from collage_mpi.results import (
     parts,
     read_results,
     reader,
+    row_sink,
     verify_run,
-    writer,
 )
 from collage_mpi.results.claim import (
     STILL_S,
@@ -285,7 +285,7 @@ def place(index: int) -> tuple[int, int]:
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "PartThread", InlineThread)
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
 
 
 def content(out: Path) -> dict[str, bytes]:

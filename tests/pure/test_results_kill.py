@@ -21,9 +21,9 @@ from collage_mpi.results import (
     read_results,
     render_comparison,
     render_summary,
+    row_sink,
     summarise,
     verify_run,
-    writer,
 )
 from collage_mpi.system import files
 
@@ -38,7 +38,7 @@ def whole_run(out: Path) -> None:
 
 
 def test_a_kill_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "PartThread", InlineThread)
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
     monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
     states = set()
     for step in range(1, 200):

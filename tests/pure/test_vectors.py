@@ -32,8 +32,8 @@ from collage_mpi.results import (
     buffers,
     export_run,
     read_results,
+    row_sink,
     verify_run,
-    writer,
 )
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.vectors import Beside, Write
@@ -263,7 +263,7 @@ def each_once(out: Path, rows: int = ROWS) -> None:
 
 
 def test_a_kill_between_any_two_steps_leaves_no_row_without_its_vector(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "PartThread", InlineThread)
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
     monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
     full, orphans = manifest(ROWS, extras=BOTH), 0
     for step in range(1, 200):
