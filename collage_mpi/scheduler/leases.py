@@ -93,7 +93,8 @@ class LeaseBook:
     """Who holds what of positions 0 .. images - 1.
 
     What was never granted goes out in order, so that a position's group is the one that it has in
-    a job of one team. What a lost team held goes out before it, in groups whose ids lie beyond.
+    a job of one team. What a lost team held goes out behind it, in groups whose ids lie beyond: so
+    the ids that a team gets only grow.
     A team that is not in, or in twice, is a defect of the caller: ValueError.
     """
 
@@ -151,7 +152,7 @@ class LeaseBook:
             raise ValueError("nothing is left to grant")
         groups = -(-_groups(self.left, settings.group_size) // (settings.share * len(self._teams)))
         groups = min(max(groups, settings.smallest), settings.largest)
-        first, ranges = (self._rests if self._rests.images else self._fresh).take(groups)
+        first, ranges = (self._fresh if self._fresh.images else self._rests).take(groups)
         lease = Lease(self._leases, team, to.epoch, first, ranges)
         self._leases += 1
         to.held = _merged([*to.held, *ranges])

@@ -82,7 +82,7 @@ class LeaseMachine(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="nothing is left"):
                 self.book.grant(team)
             return
-        pool, size = self.rests or self.fresh, self.settings.group_size
+        pool, size = self.fresh or self.rests, self.settings.group_size
         groups = -(-left // size)
         wanted = -(-groups // (self.settings.share * len(self.epochs)))
         wanted = min(max(wanted, self.settings.smallest), self.settings.largest)
@@ -212,6 +212,7 @@ def test_a_stopped_team_wakes_up_and_writes_nothing() -> None:
     lease = book.grant(asleep)
     assert book.commit(asleep, epoch, [(1, 2)])
     book.lost(asleep)
+    assert book.grant(2).ranges == ((4, 8),)  # what was never granted comes first
     again = book.grant(2)
     assert (again.ranges, again.first_group) == (((0, 1), (2, 4)), 2)
     assert again.epoch != lease.epoch
@@ -219,7 +220,7 @@ def test_a_stopped_team_wakes_up_and_writes_nothing() -> None:
     assert book.commit(2, other, [(0, 1)])
     assert book.join(asleep) > other
     assert not book.commit(asleep, epoch, [(2, 4)])
-    assert book.held(2) == ((2, 4),)
+    assert book.held(2) == ((2, 8),)
 
 
 @pytest.mark.parametrize("done", [[(0, 3), (2, 4)], [(28, 31)], [(5, 5)], [(-1, 2)]])
