@@ -83,7 +83,7 @@ def launch_run(
 
     settings.require_inputs()
     code = launch_ranks(
-        settings.world_size if ranks is None else ranks,
+        settings.launch_size if ranks is None else ranks,
         ["run", *(["--resume"] if resume else []), *flags_of(settings)],
         mpi=mpi,
         timeout_s=timeout_s,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.results.file_names import REPORT
@@ -17,6 +17,7 @@ from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
+    from collage_mpi.job.team import LeadLink
     from collage_mpi.job.worker_group import WorkerGroup
 
 
@@ -80,7 +81,30 @@ def execute(args: argparse.Namespace) -> int:
             write_page(Path(found.out))
         return code
 
-    return run_world("run", body)
+    def settings_of() -> RunSettings:
+        from collage_mpi.job.resume import resumed_settings
+
+        return settings or resumed_settings(given, source, launcher_size())
+
+    def team_body(
+        worker_group: WorkerGroup, link: LeadLink, stop_reason: Callable[[], str | None]
+    ) -> int:
+        from collage_mpi.job.team_session import run_team
+
+        return run_team(settings_of, worker_group, link, stop_reason)
+
+    teams = settings.teams if settings is not None else _teams_of(given, source)
+    return run_world("run", body, teams=teams, team_body=team_body)
+
+
+def _teams_of(given: Mapping[str, Any], source: str) -> int:
+    """Of a run that goes on, which every rank must know before rank 0 has looked at it."""
+    from collage_mpi.job.resume import resumed_settings
+
+    try:
+        return resumed_settings(given, source, None).teams
+    except CollageError:
+        return 1  # rank 0 will meet it again, and tell
 
 
 def write_page(out: Path) -> None:
@@ -118,7 +142,7 @@ def _forecast(
     )
     if worker_group is None:
         how = [f"--{n}" for n in ("resume", "retry-errors") if getattr(args, n.replace("-", "_"))]
-        words = ["launch", "-n", str(settings.world_size), "--", "run", *how, *flags_of(settings)]
+        words = ["launch", "-n", str(settings.launch_size), "--", "run", *how, *flags_of(settings)]
         say(f"it runs by: {shlex.join(['collage-mpi', *words])}")
     return int(code)
 

@@ -21,15 +21,16 @@ from collage_mpi.system.tell import tell
 
 
 class CoordinatorMonitor:
-    """`meet` rank 0, `release` when it has said that the job is over.
+    """`meet` the coordinator, `release` when it has said that the job is over.
 
     Args:
         rank: this rank.
-        gone: called from the thread when rank 0 has ended.
+        gone: called from the thread when the coordinator has ended.
+        coordinator: its rank, for messages.
     """
 
-    def __init__(self, rank: int, gone: Callable[[], None]) -> None:
-        self._rank, self._gone = rank, gone
+    def __init__(self, rank: int, gone: Callable[[], None], coordinator: int = 0) -> None:
+        self._rank, self._gone, self._coordinator = rank, gone, coordinator
         self._released = threading.Event()
         self._wake_read, self._wake_write = os.pipe()
 
@@ -73,7 +74,7 @@ class CoordinatorMonitor:
         if line is None:
             tell(
                 f"collage-mpi: rank {self._rank} on {socket.gethostname()} cannot connect to rank "
-                f"0 on {host} (tried {', '.join(offer.addresses)} port "
+                f"{self._coordinator} on {host} (tried {', '.join(offer.addresses)} port "
                 f"{offer.port}): a loss of either is noticed by MPI or by time limits only",
                 any_rank=True,
             )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from collage_mpi.faults.reply_timeout import SECOND_NS, Watch
@@ -51,13 +51,15 @@ class ProcessMonitor:
         one_host: bool,
         interface: str | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        ranks: Collection[int] | None = None,
     ) -> None:
-        """`one_host`, `interface`: see `TcpLink`."""
+        """`ranks` of a world of `size`: all but 0 by default; the others see `TcpLink`."""
         _raise_descriptor_limit()
         self._tcp_link = TcpLink(size, one_host=one_host, interface=interface)
         self._size = size
         self._clock = clock
-        self._awaited = set(range(1, size))  # neither connected nor given up
+        self._ranks = frozenset(range(1, size) if ranks is None else ranks)
+        self._awaited = set(self._ranks)  # neither connected nor given up
         self._watched = Watch(clock())
         self._open, self._again_ns = True, 0
         self._strangers: dict[socket.socket, int] = {}  # until when, the oldest first
@@ -153,7 +155,7 @@ class ProcessMonitor:
         """A new line says who it is; a stranger's is closed."""
         greeting = self._tcp_link.greeted(line)
         rank = greeting["rank"] if greeting else 0
-        if greeting is None or not 0 < rank < self._size or rank in self._lines:
+        if greeting is None or rank not in self._ranks or rank in self._lines:
             self._turn_away(line)
             return None
         del self._strangers[line]

@@ -51,6 +51,15 @@ class Ranks(Protocol):
     def look(self, now_ns: int) -> list[ev.RankSuspected | ev.RankLost]: ...
 
 
+class Supply(Protocol):
+    """Where the images of one team of several come from, and whom it tells of its rows."""
+
+    @property
+    def paused(self) -> bool: ...
+    def look(self, now_ns: int, unresolved: int) -> bool: ...
+    def group_of(self, image: int) -> int: ...
+
+
 @dataclass(frozen=True)
 class Ready:
     """A worker that said hello."""
@@ -136,8 +145,9 @@ class Coordinator:
         stop_reason: Callable[[], str | None] = lambda: None,
         report: Callable[[Recorder], None] = lambda recorder: None,
         arrivals: Arrivals | None = None,
+        supply: Supply | None = None,
     ) -> None:
-        """`arrivals` are a closed loop by default.
+        """`arrivals` are a closed loop by default; with a `supply` they are.
 
         `stop_reason()` says why to stop, or None; `report` is called every REPORT_EVERY_NS, and
         when all is done.
@@ -168,6 +178,7 @@ class Coordinator:
         self._timers: list[tuple[int, int]] = []  # heap of (at_ns, timer)
         self._dropped_timers: set[int] = set()
         self._arrivals: Arrivals = arrivals or ClosedLoop()
+        self._supply, self._paused = supply, False
         self._letting_in = False
         self._last_ns = 0
         self._stamp_ns = 0
@@ -211,6 +222,10 @@ class Coordinator:
             self.work.end()
         return self.finish
 
+    def report(self) -> None:
+        """Tell how far the job is."""
+        self._report(self.recorder)
+
     def turn(self) -> bool:
         """Poll once and act; answers before losses before timers. Whether anything happened."""
         now_ns = self.clock()
@@ -228,6 +243,8 @@ class Coordinator:
                 self.ranks.gone(arrival)
         for sign in signs:
             self._missed(sign)
+        if self._supply is not None:
+            self._hear_of_supply(self._supply, now_ns)
         arrived = self._let_in() if self._arrivals.waiting else False
         fired = self._fire_timers()
         reason = None if self._stopped else self._stop_reason()
@@ -295,6 +312,16 @@ class Coordinator:
             self.recorder.lost(sign.rank, sign.now_ns, sign.why)
             self.transport.drop(sign.rank)
 
+    def _hear_of_supply(self, supply: Supply, now_ns: int) -> None:
+        """Images may have been granted; the latency of those that were awaited counts from now."""
+        dry = self.feed.reader.remaining == 0
+        if supply.look(now_ns, self.scheduler.groups.unresolved) and dry:
+            assert isinstance(self._arrivals, ClosedLoop)
+            self._arrivals.granted(self.clock())
+        if supply.paused and not self._paused:
+            self._handle(ev.InputPaused(self.clock()))
+        self._paused = supply.paused
+
     def _fire_timers(self) -> bool:
         fired = False
         while self._timers and self.finish is None:
@@ -348,7 +375,8 @@ class Coordinator:
             arrivals = []
             for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
                 self.recorder.admitted(image, record, t0_ns, now_ns - asked_ns)
-                arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, record.fault or ""))
+                group = None if self._supply is None else self._supply.group_of(image)
+                arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, record.fault or "", group))
             self._handle(*arrivals)
             arrived = True
         if self.feed.exhausted and not self._input_closed:

@@ -66,6 +66,7 @@ def handshake(
         unit="ranks",
         every_s=settings.status_every_s,
         passing=True,
+        silent=plan.placement.coordinator > 0,
     )
     try:
         hellos = worker_group.welcome(
@@ -225,7 +226,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
         burn=None,
         fit=plan.shards.fit,
         must_read=settings.pixels == "workers",
-        ranks=len(plan.placement.kinds),
+        ranks=plan.settings.teams * plan.placement.world_size,
     )
     return {
         rank: replace(
@@ -233,8 +234,7 @@ def welcomes(plan: Plan, encoder: AnyEncoder) -> dict[int, Welcome]:
             networks={kind: plan.networks[kind] for kind in sorted(held)},
             burn=_burn(settings, rank),
         )
-        for rank, held in enumerate(plan.placement.kinds)
-        if rank > 0
+        for rank, held in plan.placement.of_rank.items()
     }
 
 

@@ -64,6 +64,10 @@ class ImageBuffer:
 
         `reading`: ranks whose tasks name where the images lie. Records need no pixels if all are.
         """
+        self.numbers: dict[int, int] | None = (
+            None  # an image's index -> its id; None: they count up
+        )
+        self.growing = False  # the reader may get more
         self.reader = reader
         self.encoder = encoder
         self.session = session
@@ -76,7 +80,7 @@ class ImageBuffer:
     @property
     def exhausted(self) -> bool:
         """No further image will come."""
-        return self.reader.remaining == 0
+        return self.reader.remaining == 0 and not self.growing
 
     def admit(self, count: int) -> list[tuple[int, ImageRecord]]:
         """The next images with their ids, at most `count`, as many as can be had at once.
@@ -89,10 +93,11 @@ class ImageBuffer:
             return []
         admitted: list[tuple[int, ImageRecord]] = []
         for record in self.reader.take(count):
+            number = self._next if self.numbers is None else self.numbers.pop(record.index)
             if record.fault is None:
-                self._records[self._next] = record
-            admitted.append((self._next, record))
-            self._next += 1
+                self._records[number] = record
+            admitted.append((number, record))
+            self._next = number + 1
         return admitted
 
     def pack(self, sends: Sequence[Send], buffer_for: Callable[[int], np.ndarray]) -> Packed:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import atexit
 import logging
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,8 +20,10 @@ from collage_mpi.errors import CollageError, ExitCode, fault_of
 from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
 from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.job.network_loader import NetworkLoader
+from collage_mpi.job.team import LeadLink
 from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import (
     CoordinatorTransport,
     RankFailure,
@@ -39,6 +43,9 @@ from collage_mpi.system.process_tree import STOP_SIGNALS
 from collage_mpi.system.progress import report_exit, report_there, report_up
 from collage_mpi.system.tell import tell
 
+StopReason = Callable[[], str | None]
+
+OUTLIVE_S = 25.0  # a team's coordinator without its lead: it stops in 5 s, and writes
 SHORT_STOP_S = 10.0  # in a fault-tolerant world: a rank that does not end is left behind
 
 
@@ -61,12 +68,20 @@ class StopFlag:
         return self._reason
 
 
-def run_world(name: str, body: Callable[[WorkerGroup, Callable[[], str | None]], int]) -> int:
+def run_world(
+    name: str,
+    body: Callable[[WorkerGroup, StopReason], int],
+    *,
+    teams: int = 1,
+    team_body: Callable[[WorkerGroup, LeadLink, StopReason], int] | None = None,
+) -> int:
     """Run `body` on rank 0 with the other ranks at work; the exit code of every rank.
 
     Args:
         name: of the command, for messages.
         body: given the workers and a function that says why to stop, if anything does.
+        teams: of the world, each of as many ranks; one where it cannot be parted so.
+        team_body: what the coordinators of the others do, given their connection to rank 0 too.
     """
     stop = StopFlag()
     stop.install()  # before MPI and torch: a signal during a slow start counts too
@@ -80,35 +95,80 @@ def run_world(name: str, body: Callable[[WorkerGroup, Callable[[], str | None]],
         hard_exit.finalize_by(mpi.Finalize)
 
     def work() -> int:
-        if comm.Get_rank() > 0:
-            return _work(comm, mpi, tolerant)
-        worker_group = _worker_group(name, comm, mpi, tolerant)
+        rank, size = comm.Get_rank(), comm.Get_size()
+        each = size // teams if size % teams == 0 and size > teams else size
+        coordinator = rank - rank % each
+        if rank != coordinator:
+            return _work(comm, mpi, tolerant, coordinator)
+        own = range(coordinator + 1, coordinator + each)
+        if rank and team_body is not None:
+            return _work_as_team(name, comm, mpi, tolerant, own, team_body, stop)
+        report_up()
+        worker_group = _worker_group(name, comm, mpi, tolerant, own)
+        if each < size:
+            others = range(each, size, each)
+            worker_group.others = _worker_group(name, comm, mpi, tolerant, others)
+            worker_group.others.transport.expect(CONTROL_BYTES)
         code = _coordinate(name, worker_group, body, stop)
+        if worker_group.others is not None:
+            _part(name, comm, worker_group.others, code)
         _part(name, comm, worker_group, code)
         return code
 
     return guarded(comm, work, fault_tolerant=tolerant)
 
 
-def _worker_group(name: str, comm: Any, mpi: Any, tolerant: bool) -> WorkerGroup:
-    """The workers as rank 0 sees them, told where rank 0 is."""
-    report_up()
+def _worker_group(
+    name: str, comm: Any, mpi: Any, tolerant: bool, ranks: Sequence[int]
+) -> WorkerGroup:
+    """The ranks that this one coordinates, told where it is."""
     size = comm.Get_size()
     here = local_size() == size
-    process_monitor = (
-        ProcessMonitor(size, one_host=here, interface=told_interface()) if tolerant else None
-    )
-    transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant)
+    process_monitor = None
+    if tolerant:
+        process_monitor = ProcessMonitor(
+            size, one_host=here, interface=told_interface(), ranks=ranks
+        )
+    transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant, workers=ranks)
     worker_group = WorkerGroup(transport, process_monitor=process_monitor, name=name)
     worker_group.greet()
     return worker_group
 
 
-def _work(comm: Any, mpi: Any, tolerant: bool) -> int:
-    """A worker's life. It does not outlive rank 0: MPI could not end without it."""
+def _work_as_team(
+    name: str,
+    comm: Any,
+    mpi: Any,
+    tolerant: bool,
+    own: Sequence[int],
+    body: Callable[[WorkerGroup, LeadLink, StopReason], int],
+    stop: StopFlag,
+) -> int:
+    """The life of another team's coordinator. It may outlive rank 0 for as long as it takes to
+    write what it has."""
     transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant)
-    loader = NetworkLoader(comm.Get_rank(), comm.Get_size())
-    monitor = CoordinatorMonitor(comm.Get_rank(), lambda: hard_exit.leave(ExitCode.INCOMPLETE))
+
+    def lead_gone() -> None:
+        link.gone.set()
+        time.sleep(OUTLIVE_S)
+        hard_exit.leave(ExitCode.INCOMPLETE)
+
+    link = LeadLink(transport, CoordinatorMonitor(comm.Get_rank(), lead_gone))
+    worker_group = _worker_group(name, comm, mpi, tolerant, own)
+    code = body(worker_group, link, stop.reason)
+    _part(name, comm, worker_group, code)
+    if not link.gone.is_set():
+        transport.close()
+    return code
+
+
+def _work(comm: Any, mpi: Any, tolerant: bool, coordinator: int) -> int:
+    """A worker's life. It does not outlive its coordinator: MPI could not end without it."""
+    rank = comm.Get_rank()
+    transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant, coordinator=coordinator)
+    loader = NetworkLoader(rank, comm.Get_size())
+    leave = partial(hard_exit.leave, ExitCode.INCOMPLETE)
+    monitor = CoordinatorMonitor(rank, leave, coordinator)
     try:
         code = Worker(transport, loader, monitor=monitor).serve()
     except RankFailure:
@@ -120,7 +180,7 @@ def _work(comm: Any, mpi: Any, tolerant: bool) -> int:
 def _coordinate(
     name: str,
     worker_group: WorkerGroup,
-    body: Callable[[WorkerGroup, Callable[[], str | None]], int],
+    body: Callable[[WorkerGroup, StopReason], int],
     stop: StopFlag,
 ) -> int:
     try:
@@ -141,7 +201,8 @@ def _part(name: str, comm: Any, worker_group: WorkerGroup, code: int) -> None:
     """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
     tolerant = worker_group.detector.fault_tolerant
     silent = worker_group.stop(code, SHORT_STOP_S) if tolerant else worker_group.stop(code)
-    report_exit(code)
+    if comm.Get_rank() == 0:
+        report_exit(code)
     if silent:
         names = ", ".join(map(str, silent))
         how = "left behind" if tolerant else "ending the job by force"

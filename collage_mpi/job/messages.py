@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -196,11 +196,121 @@ class Bye:
     """The rank ends now."""
 
 
+# ---- down: the lead to a team's coordinator, which hears Rank0, Start and Stop too -----------
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A run begins, and the team is a session of it; answered by Ready, or by Fault.
+
+    Attributes:
+        session: of the team's rows.
+        run_id: of the manifest, by which a team knows that it sees the lead's folder.
+        order: digest of the job's order, which both make from the settings.
+    """
+
+    session: int
+    run_id: str
+    order: str
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Images that this team alone writes rows of, while the epoch lasts.
+
+    Attributes:
+        number: of the lease, growing.
+        first_group: number of their first group; see `scheduler/leases`.
+        places: positions in the job's order, as `packed_ranges`.
+    """
+
+    number: int
+    epoch: int
+    first_group: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lull:
+    """Nothing is left to give, until a team is lost or all is done; answered by Idle."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """No further image will come; answered by Done."""
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Stop as if a signal had come; answered by Done."""
+
+    reason: str
+
+
+# ---- up: a team's coordinator to the lead, which says Here, Fault and Bye too ----------------
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The team's ranks are there; kind -> fingerprint of its network."""
+
+    fingerprints: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The first image of a lease has come in."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part is on the disk and may be published; `places` of one of images, as `packed_ranges`."""
+
+    table: str
+    number: int
+    epoch: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the team is: a sign of life, too. Images that have an outcome, errors, by collage."""
+
+    images: int
+    errors: int
+    collage: int
+
+
+@dataclass(frozen=True)
+class Idle:
+    """All of the leases up to that number that could be read has its rows, in parts told of."""
+
+    lease: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """The team has ended and all its parts were told of; more stands in a file of it.
+
+    Attributes:
+        status: of the scheduler's Finish, reason likewise.
+        faults: shards that were not read in full, or have changed.
+    """
+
+    status: str
+    reason: str
+    faults: tuple[str, ...]
+
+
 # ---- as bytes ---------------------------------------------------------------
 
-Message = (
-    Rank0 | Shards | Welcome | Measure | Start | End | Stop | Here | Hello | Fault | Measured | Bye
-)
+ToWorkers = Rank0 | Shards | Welcome | Measure | Start | End | Stop
+FromWorkers = Here | Hello | Fault | Measured | Bye
+ToTeams = Begin | Lease | Lull | Close | Halt
+FromTeams = Ready | Begun | Part | Progress | Idle | Done
+Message = ToWorkers | FromWorkers | ToTeams | FromTeams
 TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
 
 
@@ -226,6 +336,25 @@ def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
         parts[-1].append(text)
         free -= needed
     return [Shards(tuple(part)) for part in parts]
+
+
+def packed_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """[start, stop) ranges, in order: of each how far it lies behind the last one's stop, and how
+    long it is. Short numbers: a part of 4,096 images without two neighbours fits a message."""
+    packed, at = [], 0
+    for start, stop in ranges:
+        packed += [start - at, stop - start]
+        at = stop
+    return tuple(packed)
+
+
+def unpacked_ranges(packed: Sequence[int]) -> list[tuple[int, int]]:
+    """The ranges again."""
+    ranges, at = [], 0
+    for gap, length in zip(packed[::2], packed[1::2], strict=True):
+        ranges.append((at + gap, at + gap + length))
+        at = ranges[-1][1]
+    return ranges
 
 
 def unpack(data: np.ndarray, rank: int) -> Message:

@@ -67,6 +67,7 @@ def make_plan(
     known_shards: Sequence[Mapping[str, Any]] | None = None,
     *,
     launched: bool = True,
+    team: int = 0,
 ) -> Plan:
     """Check settings, world, shards and networks against each other.
 
@@ -75,6 +76,7 @@ def make_plan(
         world_size: ranks there are.
         known_shards: of a run to be resumed, the shards of its manifest.
         launched: this process is a rank of that world, which its launcher must confirm.
+        team: whose ranks are placed.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
@@ -82,7 +84,7 @@ def make_plan(
     settings.require_inputs()
     if settings.extras:
         require_pyarrow("--top-k and --save", "leave them out")
-    placement = settings.place(world_size, launcher_size() if launched else None)
+    placement = settings.place_team(world_size, team, launcher_size() if launched else None)
     make_delays(settings)  # reads the trace: a bad one ends here
     settings.check_slow_ranks(world_size)
     networks = _networks(settings)

@@ -10,6 +10,7 @@ a held answer of it may still resolve an image.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -136,12 +137,17 @@ class Recorder:
         self._vectors = vectors
         self._writer = writer
         self._start_ns = start_ns
+        self.began_ns = time.time_ns()  # Unix time of `start_ns`, to lay sessions side by side
         self._group_size = group_size
         self._warmup_groups = warmup_groups
         self._images: dict[int, _Image] = {}
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
         self._unread: set[int] = set()  # images whose row a rank has found to be bad
+
+    def warm_up_from(self, group: int) -> None:
+        """The session's first group has that number."""
+        self._warmup_groups += group
 
     def admitted(self, image: int, record: ImageRecord, t0_ns: int, read_ns: int) -> None:
         """An image of the input entered at t0_ns; reading its group took read_ns."""

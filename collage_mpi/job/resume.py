@@ -38,8 +38,8 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
     Args:
         given: settings from flags and a file, as `from_mapping` takes them.
         source: their name, for messages.
-        world_size: ranks there are; the number of single ranks follows it unless given. None
-            where no ranks were started.
+        world_size: ranks there are; the number of single ranks of each team follows it unless
+            given. None where no ranks were started.
 
     Raises:
         UsageError: `out` is missing; there is no run yet, and settings are missing; as
@@ -63,7 +63,7 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
     settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")
     if world_size is None or "singles" in given:
         return settings
-    return fitted(settings, world_size)
+    return fitted(settings, world_size // settings.teams)
 
 
 def _known(manifest: Json) -> Json:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import AnyEncoder
-from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.job.coordinator import Coordinator
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
 from collage_mpi.job.handshake import (
@@ -32,22 +33,26 @@ from collage_mpi.job.handshake import (
 )
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.inputs import digests, named_files
-from collage_mpi.job.messages import Hello
+from collage_mpi.job.lead import Lead
+from collage_mpi.job.messages import Done, Hello, Start
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.status import snapshot
+from collage_mpi.job.team import Supply, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import ENCODED_KINDS
 from collage_mpi.results import RunWriter, input_digest
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
 from collage_mpi.results.reader import label_of
+from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 from collage_mpi.scheduler.schemes import Decode
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, ShardSet
@@ -56,6 +61,9 @@ from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 
+LARGEST_LEASE = (
+    2048  # images: what is done again when a coordinator is lost, and a message's length
+)
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
 
 EXIT_CODES = {
@@ -105,6 +113,8 @@ def run_session(
     known = read_manifest(Path(settings.out))["shards"] if resume else None
     plan = make_plan(settings, worker_group.transport.size, known)
     try:
+        if settings.teams > 1 and worker_group.others is None:
+            raise UsageError(f"teams is {settings.teams}: they are for `collage-mpi run` alone")
         return _run_plan(plan, worker_group, resume, retry_errors, stop_reason, phase)
     finally:
         plan.shards.close()
@@ -147,6 +157,9 @@ def _run_plan(
     published = writer.publish(facts, settings.status_every_s)
     try:
         encoder = build_encoder(plan)
+        lead = None
+        if worker_group.others is not None:
+            lead = build_lead(plan, worker_group.others, writer, order, stop_reason)
         # Opened first: the first images are read and shrunk while the ranks load.
         with ExitStack() as open_readers:
             first = open_reader(plan, order, encoder, plan.placement.workers)
@@ -165,6 +178,10 @@ def _run_plan(
                 batch_costs=costs.batch_costs,
             )
             worker_group.start(costs.ratio, costs.batch_costs)
+            supply = None
+            if lead is not None:
+                lead.start(Start(costs.ratio, costs.batch_costs), writer.manifest["networks"])
+                supply = Supply(lead, plan, reader, writer)
             name = phase or settings.scheme
             progress = StatusReporter(len(order), name, every_s=settings.status_every_s)
             coordinator = build_coordinator(
@@ -178,15 +195,25 @@ def _run_plan(
                 arrivals=_arrivals(plan, order),
                 costs=costs,
                 reading=reading,
+                supply=supply,
+                lead=lead,
             )
-            progress.also = _publisher(published, writer, coordinator, worker_group, len(order))
+            progress.also = _publisher(
+                published, writer, coordinator, worker_group, len(order), lead
+            )
             try:
                 finish = coordinator.run(*roll_call(plan, worker_group, hellos))
+                if lead is not None and supply is not None:
+                    late_s = settings.start_timeout_s
+                    finish = wait_for_teams(lead, supply, writer, coordinator, finish, late_s)
             finally:
                 progress.close()
         worker_group.end()
         status, faults = judge_input(plan.shards, finish.status)
-        final = _final(plan, coordinator, hellos, costs, job)
+        final = final_facts(plan, coordinator, hellos, costs, job)
+        if lead is not None:
+            writer.teams = lead.entries(out, partial(_planned_world, plan))
+            faults = tuple(dict.fromkeys([*faults, *lead.faults]))
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
         final["read_by"] = sorted(reading) or [0]
     except CollageError as error:
@@ -195,10 +222,61 @@ def _run_plan(
             writer.discard()  # the corrected command may use the same --out
         raise
     finally:
-        lacking = writer.close(
-            status, summary=True, **final, lost=worker_group.detector.describe(), job=job
-        )
+        lost = worker_group.detector.describe()
+        if worker_group.others is not None:
+            lost += worker_group.others.detector.describe()
+        lacking = writer.close(status, summary=True, **final, lost=lost, job=job)
     return Outcome(writer.manifest["status"], lacking or finish.reason, out, faults)
+
+
+def build_lead(
+    plan: Plan,
+    others: WorkerGroup,
+    writer: RunWriter,
+    order: np.ndarray,
+    stop_reason: Callable[[], str | None],
+) -> Lead:
+    """The lead of a run that is claimed; the other teams make ready from now on.
+
+    `order`: what of the plan's has no row.
+    """
+    assert writer.publisher is not None
+    settings = plan.settings
+    others.detector.keep_going = others.detector.fault_tolerant and settings.on_rank_loss != "abort"
+    timeout_s = settings.reply_timeout_s
+    others.detector.timeouts.reply_timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
+    done = ranges_of(np.flatnonzero(~np.isin(plan.order, order)))
+    unit = settings.batch * settings.group_size
+    leases = LeaseSettings(unit, largest=max(1, LARGEST_LEASE // unit))
+    book = LeaseBook(leases, len(plan.order), done=done)
+    lead = Lead(
+        others,
+        book,
+        writer.publisher,
+        writer.session,
+        batch=settings.batch,
+        stop_reason=stop_reason,
+    )
+    lead.begin(writer.manifest["run_id"], order_digest(plan))
+    return lead
+
+
+def wait_for_teams(
+    lead: Lead,
+    supply: Supply,
+    writer: RunWriter,
+    coordinator: Coordinator,
+    finish: ev.Finish,
+    late_s: float,
+) -> ev.Finish:
+    """Team 0 has ended: its last rows are published, and then the others' are; how all ended."""
+    fault = writer.drain()
+    if fault is not None:
+        raise fault
+    supply.tell_of_parts()
+    lead.say(Done(finish.status, finish.reason, ()))
+    lead.wait(coordinator.report, late_s)
+    return ev.Finish(lead.status, "" if lead.status == ev.COMPLETE else lead.reason)
 
 
 def _publisher(
@@ -207,12 +285,15 @@ def _publisher(
     coordinator: Coordinator,
     worker_group: WorkerGroup,
     total: int,
+    lead: Lead | None,
 ) -> Callable[[bool], None]:
     """What makes a status of the session, called with each progress line; True at the last."""
 
     def take() -> tuple[dict[str, Any], np.ndarray]:
         scheduler, recorder = coordinator.scheduler, coordinator.recorder
-        return snapshot(scheduler, recorder, worker_group.detector, total), writer.recent_tasks()
+        totals = all_totals(recorder, lead)
+        found = snapshot(scheduler, totals, worker_group.detector, total)
+        return found, writer.recent_tasks()
 
     published.begin()
     return lambda last: published.offer(take, now=last)
@@ -248,20 +329,37 @@ def build_encoder(plan: Plan) -> AnyEncoder:
     return make_encoder(plan.grid, plan.shards.shape, plan.parity, len(plan.placement.kinds))
 
 
+def all_totals(recorder: Recorder, lead: Lead | None) -> Totals:
+    """Of all teams, where this is the lead."""
+    totals = recorder.totals
+    if lead is None:
+        return totals
+    others = lead.progress
+    return replace(
+        totals,
+        images=totals.images + others.images,
+        errors=totals.errors + others.errors,
+        collage=totals.collage + others.collage,
+    )
+
+
 def open_reader(
     plan: Plan, order: np.ndarray, encoder: AnyEncoder, reading: Collection[int]
 ) -> ReadAhead:
-    """Rank 0's part of reading `order`: what those ranks do not read that are to be `reading`.
+    """The coordinator's part of reading `order`: what those do not read that are to be `reading`.
 
     Their cells too, where one of them is to paste; else encoded images stay as they are, for
-    their ranks to decode.
+    their ranks to decode. Of several teams each gets its images later.
     """
     others = set(plan.placement.workers) - (set(reading) if plan.settings.by_place else set())
-    kinds = {kind for rank in others for kind in plan.placement.kinds[rank]}
+    kinds = {kind for rank in others for kind in plan.placement.of_rank[rank]}
     pasted = bool(kinds & set(ENCODED_KINDS))
     maker = make_cell_maker(encoder, plan.shards.cell_sizes) if pasted else None
     files = not pasted and plan.shards.fit is not None
-    return ReadAhead(plan.shards, order, cells=maker, pixels=bool(others), files=files)
+    several = plan.settings.teams > 1
+    order = order[:0] if several else order
+    more = {"pixels": bool(others), "files": files, "growing": several}
+    return ReadAhead(plan.shards, order, cells=maker, **more)
 
 
 def not_done(plan: Plan, done: np.ndarray) -> np.ndarray:
@@ -320,13 +418,14 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "warmup_groups": settings.warm_groups,
         **({"extras": asdict(settings.extras)} if settings.extras else {}),
+        **({"teams": settings.teams} if settings.teams > 1 else {}),
     }
 
 
 def build_coordinator(
     plan: Plan,
     worker_group: WorkerGroup,
-    writer: RunWriter,
+    writer: RowSink,
     encoder: AnyEncoder,
     reader: Reader,
     stop_reason: Callable[[], str | None],
@@ -335,10 +434,13 @@ def build_coordinator(
     arrivals: Arrivals | None = None,
     costs: ServiceCosts | None = None,
     reading: Collection[int] = (),
+    supply: Supply | None = None,
+    lead: Lead | None = None,
 ) -> Coordinator:
-    """Rank 0's loop for a plan, ready to run on workers that were told to start.
+    """A coordinator's loop for a plan, ready to run on workers that were told to start.
 
-    `reading`: ranks that read their images themselves.
+    `reading`: ranks that read their images themselves. `supply`: of one team of several, `lead`
+    of the first one.
     """
     settings, clock = plan.settings, time.monotonic_ns
     vectors = None
@@ -359,17 +461,21 @@ def build_coordinator(
     )
 
     def report(recorder: Recorder) -> None:
-        done = recorder.totals.images
-        share = recorder.totals.collage / done if done else 0.0
+        totals = all_totals(recorder, lead)
+        done = totals.images
+        share = totals.collage / done if done else 0.0
         lost = len(worker_group.detector.timeouts.losses)
         fields = {"lost_ranks": lost} if lost else {}
         writer.tick()
         status.update(done, collage_share=round(share, 3), **fields)
 
+    feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading)
+    if supply is not None:
+        supply.attach(feed, recorder)
     return Coordinator(
         scheduler,
         worker_group.transport,
-        ImageBuffer(reader, encoder, worker_group.session, clock, reading),
+        feed,
         recorder,
         worker_group.detector,
         session=worker_group.session,
@@ -379,6 +485,7 @@ def build_coordinator(
         stop_reason=stop_reason,
         report=report,
         arrivals=arrivals,
+        supply=supply,
     )
 
 
@@ -429,7 +536,7 @@ def scheduler_settings(
     )
 
 
-def _final(
+def final_facts(
     plan: Plan,
     coordinator: Coordinator,
     hellos: dict[int, Hello],
@@ -439,7 +546,13 @@ def _final(
     """What is known only at the end, for the manifest."""
     return {
         "world": [
-            {"rank": 0, "host": job["host"], "pid": job["pid"], "kinds": [], "role": "coordinator"},
+            {
+                "rank": plan.placement.coordinator,
+                "host": job["host"],
+                "pid": job["pid"],
+                "kinds": [],
+                "role": "coordinator",
+            },
             *({"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())),
         ],
         "cost_ratio": costs.ratio,
@@ -456,6 +569,7 @@ def _final(
         },
         "validity": validity(coordinator.recorder.totals, plan.settings),
         "retired": coordinator.retired,
+        **({"began_ns": coordinator.recorder.began_ns} if plan.settings.teams > 1 else {}),
     }
 
 
@@ -471,6 +585,14 @@ def validity(totals: Totals, settings: RunSettings) -> dict[str, Any]:
         "tasks": totals.drawn_tasks,
         "share": share,
     }
+
+
+def _planned_world(plan: Plan, team: int) -> list[dict[str, Any]]:
+    """The ranks of a team that did not tell of them itself."""
+    settings = plan.settings
+    placed = settings.place_team(settings.teams * plan.placement.world_size, team, None)
+    ranks = [{"rank": rank, "kinds": sorted(held)} for rank, held in placed.of_rank.items()]
+    return [{"rank": placed.coordinator, "kinds": [], "role": "coordinator"}, *ranks]
 
 
 def _member(hello: Hello) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A snapshot of a running job, for who looks into its folder.
 
-Owns: what is taken from the scheduler, the recorder and the watch over ranks.
+Owns: what is taken from the scheduler, the totals and the watch over ranks.
 Does not know: when a snapshot is due, files (results/status).
 
 Rank 0 knows all of it anyway, so nothing is counted for it in the loop; the snapshot itself is
@@ -12,20 +12,20 @@ from __future__ import annotations
 from typing import Any
 
 from collage_mpi.faults.failure_detector import FailureDetector
-from collage_mpi.job.recorder import Recorder
+from collage_mpi.job.recorder import Totals
 from collage_mpi.results.status import ENDING, RUNNING
 from collage_mpi.scheduler import Scheduler
 
 
 def snapshot(
-    scheduler: Scheduler, recorder: Recorder, detector: FailureDetector, total: int
+    scheduler: Scheduler, totals: Totals, detector: FailureDetector, total: int
 ) -> dict[str, Any]:
     """Progress, and every rank with its state and how many tasks it has.
 
     Args:
+        totals: of images so far.
         total: images of the session.
     """
-    totals = recorder.totals
     lost = {loss["rank"]: loss for loss in detector.describe()}
     ranks: list[dict[str, Any]] = [
         {

@@ -63,6 +63,7 @@ class WorkerGroup:
     ) -> None:
         """`clock` in seconds; `process_monitor` in a fault-tolerant world; the command's `name`."""
         self.transport = transport
+        self.others: WorkerGroup | None = None  # of the lead: the other teams' coordinators
         self.session = 0
         self.detector = FailureDetector(self.ranks, _ns(clock()), process_monitor, name)
         self._clock = clock
@@ -72,9 +73,9 @@ class WorkerGroup:
         self._measured: dict[tuple[Hashable, int, int], dict[str, list[Measured]]] = {}
 
     @property
-    def ranks(self) -> range:
-        """Every rank but 0, lost ones too."""
-        return range(1, self.transport.size)
+    def ranks(self) -> Sequence[int]:
+        """Every rank that works for this one, lost ones too."""
+        return self.transport.workers
 
     @property
     def present(self) -> list[int]:
@@ -85,7 +86,7 @@ class WorkerGroup:
         """Tell every rank who and where rank 0 is, so that none outlives it for long."""
         rank_0 = messages.Rank0(socket.gethostname(), this_process(), self.detector.offer())
         for rank in self.ranks:
-            self._tell(rank, rank_0)
+            self.tell(rank, rank_0)
 
     def welcome(
         self,
@@ -112,8 +113,8 @@ class WorkerGroup:
         self.session += 1
         for rank in self.present:
             for part in shards:
-                self._tell(rank, part)
-            self._tell(rank, welcomes[rank])
+                self.tell(rank, part)
+            self.tell(rank, welcomes[rank])
         hellos = self._collect(Hello, set(self.present), limit_s, interrupted, heard)
         for rank, hello in hellos.items():
             self.detector.met(rank, hello.host, hello.longest_ns)
@@ -124,7 +125,7 @@ class WorkerGroup:
 
         None when the rank is lost meanwhile and the job goes on.
         """
-        self._tell(rank, messages.Measure(kind, batch))
+        self.tell(rank, messages.Measure(kind, batch))
         return self._collect(Measured, {rank}, MEASURE_LIMIT_S, lambda: None).get(rank)
 
     def service_times(
@@ -189,12 +190,12 @@ class WorkerGroup:
         """Tasks will follow; see `messages.Start`."""
         remove_shared_memory()  # all have spoken, so that nobody looks for it by name any more
         for rank in self.present:
-            self._tell(rank, messages.Start(cost_ratio, dict(batch_costs or {})))
+            self.tell(rank, messages.Start(cost_ratio, dict(batch_costs or {})))
 
     def end(self) -> None:
         """The session is over; another may follow."""
         for rank in self.present:
-            self._tell(rank, messages.End())
+            self.tell(rank, messages.End())
 
     def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
         """Everybody ends with this exit code.
@@ -207,7 +208,7 @@ class WorkerGroup:
             return []
         self._stopped = self.detector.leaving = True
         for rank in self.present:
-            self._tell(rank, messages.Stop(int(exit_code)))
+            self.tell(rank, messages.Stop(int(exit_code)))
         silent = self._not_parting(limit_s)
         if silent:
             for rank in silent:
@@ -229,7 +230,8 @@ class WorkerGroup:
         self._gather(Bye, late, answers, min(limit_s, SILENT_STOP_S), lambda: None)
         return (missing | late) & set(self.present)
 
-    def _tell(self, rank: int, message: Message) -> None:
+    def tell(self, rank: int, message: Message) -> None:
+        """Send a control message."""
         buffer = self.transport.buffer(wire.CONTROL_BYTES)
         nbytes = messages.pack(buffer, self.session, message)
         self.transport.send_control(rank, buffer, nbytes)

@@ -18,7 +18,7 @@ import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,7 +205,11 @@ def library_version(mpi: Any) -> str:
 
 
 class CoordinatorTransport:
-    """Rank 0's side: sends to any worker, one ring of receives a worker."""
+    """A coordinator's side: sends to any worker, one ring of receives a worker.
+
+    Args:
+        workers: their ranks; by default all of the world but rank 0.
+    """
 
     def __init__(
         self,
@@ -214,8 +218,10 @@ class CoordinatorTransport:
         slots: int = 4,
         clock: Clock = time.monotonic_ns,
         fault_tolerant: bool = False,
+        workers: Iterable[int] | None = None,
     ):
         self.size: int = comm.Get_size()
+        self.workers = tuple(range(1, self.size) if workers is None else workers)
         self.library = library_version(mpi)
         self.clock = clock
         self._errors = _rank_errors(mpi, fault_tolerant)
@@ -225,7 +231,7 @@ class CoordinatorTransport:
         self._ring: Callable[[int], ReceiveRing] = lambda rank: ReceiveRing(
             comm, mpi, rank, TAG_UP, self._answer_bytes, slots, clock
         )
-        self._rings = {rank: self._ring(rank) for rank in range(1, self.size)}
+        self._rings = {rank: self._ring(rank) for rank in self.workers}
 
     def expect(self, nbytes: int) -> None:
         """Messages of up to nbytes will come: post larger receives if it takes such.
@@ -294,9 +300,9 @@ class CoordinatorTransport:
 
 
 class WorkerTransport:
-    """A worker's side: everything comes from and goes to rank 0.
+    """A worker's side: everything comes from and goes to its coordinator, rank 0 by default.
 
-    In a fault-tolerant world its methods raise `RankFailure` once MPI says that rank 0 is lost.
+    In a fault-tolerant world its methods raise `RankFailure` once MPI says that it is lost.
     """
 
     def __init__(
@@ -305,20 +311,29 @@ class WorkerTransport:
         mpi: Any,
         clock: Clock = time.monotonic_ns,
         fault_tolerant: bool = False,
+        coordinator: int = 0,
     ) -> None:
         self.rank: int = comm.Get_rank()
+        self.coordinator = coordinator
         self.clock = clock
         self._comm, self._mpi = comm, mpi
         self._errors = _rank_errors(mpi, fault_tolerant)
         self._sends = PendingSends(comm, self._errors)
-        self._control = ReceiveRing(comm, mpi, 0, TAG_CONTROL, CONTROL_BYTES, 2)
+        self._control = ReceiveRing(comm, mpi, coordinator, TAG_CONTROL, CONTROL_BYTES, 2)
         self._tasks: ReceiveRing | None = None
 
     def open_tasks(self, nbytes: int, slots: int) -> None:
         """Post receives for task messages of up to nbytes."""
         self.close_tasks()
         self._tasks = ReceiveRing(
-            self._comm, self._mpi, 0, TAG_TASK, nbytes, slots, self.clock, lends=True
+            self._comm,
+            self._mpi,
+            self.coordinator,
+            TAG_TASK,
+            nbytes,
+            slots,
+            self.clock,
+            lends=True,
         )
 
     def close_tasks(self) -> None:
@@ -345,15 +360,15 @@ class WorkerTransport:
         try:
             return ring.take()
         except self._errors as error:
-            raise RankFailure(0, error) from error
+            raise RankFailure(self.coordinator, error) from error
 
     def buffer(self, nbytes: int) -> np.ndarray:
         """A (capacity,) uint8 buffer to pack a message into."""
         return self._sends.buffer(nbytes)
 
     def send(self, buffer: np.ndarray, nbytes: int) -> None:
-        """Isend to rank 0."""
-        self._sends.post(0, TAG_UP, buffer, nbytes)
+        """Isend to the coordinator."""
+        self._sends.post(self.coordinator, TAG_UP, buffer, nbytes)
 
     def close(self, limit_s: float = 5.0) -> None:
         """Complete the sends under way (bounded) and withdraw the receives."""

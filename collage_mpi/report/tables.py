@@ -19,7 +19,7 @@ from collage_mpi.kinds import KINDS
 from collage_mpi.results.comparison import STATISTICS
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.reader import Results
-from collage_mpi.results.render import optional, points, shares_shown, supported
+from collage_mpi.results.render import coordinators, optional, points, shares_shown, supported
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile
 from collage_mpi.settings.run_settings import RunSettings
@@ -130,7 +130,7 @@ def _price(entries: Sequence[Json]) -> list[Row]:
 
 def _ranks_cell(price: Json) -> str:
     held = [f"{price[f'{kind}_ranks']} {kind}" for kind in KINDS if price[f"{kind}_ranks"]]
-    return f"{price['ranks']}: 1 coordinator, {', '.join(held)}"
+    return f"{price['ranks']}: {coordinators(price)}, {', '.join(held)}"
 
 
 def accuracies(summaries: Sequence[Json], names: Sequence[str]) -> Table | None:

@@ -82,11 +82,19 @@ class Buffer:
 class PartThread:
     """Writes parts in order; after a failure it only empties the queue.
 
-    `check` raises once the parts are not this session's to write any more.
+    `check` raises once the parts are not this session's to write any more; `written` is called
+    with each part that is on the disk: its table, its number and its packed rows.
     """
 
-    def __init__(self, directory: Path, session: int, check: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        session: int,
+        check: Callable[[], object] | None,
+        written: Callable[[Table, int, memoryview], object] = lambda *part: None,
+    ) -> None:
         self.fault: CollageError | None = None
+        self._written = written
         self._directory = directory
         self._session = session
         self._check = check
@@ -95,6 +103,11 @@ class PartThread:
         # A daemon: a rank that dies of an exception must not wait for its disk.
         self._thread = threading.Thread(target=self._work, name="collage-mpi rows", daemon=True)
         self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was put is on the disk, or has failed."""
+        return self._queue.unfinished_tasks == 0
 
     def put(self, table: Table, payload: memoryview, before: Write | None = None) -> None:
         """Queue one part, and what is written before it; waits while QUEUE_PARTS are ahead."""
@@ -118,23 +131,29 @@ class PartThread:
         if before is not None:
             before(number)
         parts.write_part(self._path(table, number), table, payload, self._check)
+        self._written(table, number, payload)
 
     def _work(self) -> None:
         while (part := self._queue.get()) is not None:
-            if self.fault is not None:
-                continue
-            path = self._path(*part[:2])
-            try:
-                self._write(*part)
-            except CollageError as error:
-                self.fault = error
-            except OSError as error:
-                self.fault = unwritable(path, error)
-            except Exception as error:  # else nobody empties the queue, and rank 0 waits for ever
-                self.fault = EnvironmentFault(
-                    f"{path}: cannot be written: {type(error).__name__}: {error}. {INTACT} Run "
-                    "again with --resume."
-                )
+            if self.fault is None:
+                self.fault = self._fault_of(part)
+            self._queue.task_done()
+
+    def _fault_of(self, part: _Part) -> CollageError | None:
+        """Write it; what kept it from being written."""
+        path = self._path(*part[:2])
+        try:
+            self._write(*part)
+        except CollageError as error:
+            return error
+        except OSError as error:
+            return unwritable(path, error)
+        except Exception as error:  # else nobody empties the queue, and rank 0 waits for ever
+            return EnvironmentFault(
+                f"{path}: cannot be written: {type(error).__name__}: {error}. {INTACT} Run "
+                "again with --resume."
+            )
+        return None
 
 
 def unwritable(path: Path, error: OSError) -> EnvironmentFault:

@@ -19,6 +19,7 @@ from collage_mpi.results.file_names import (
     MARKER,
     METRICS,
     PARTS_FOLDER,
+    PENDING_FOLDER,
     STATUS,
     SUMMARY,
     VECTORS_FOLDER,
@@ -35,8 +36,9 @@ def swept(out: Path) -> Path:
     directory = out / PARTS_FOLDER
     directory.mkdir(exist_ok=True)
     remove_leftovers(directory, parts.OURS)
-    if (out / VECTORS_FOLDER).is_dir():
-        remove_leftovers(out / VECTORS_FOLDER, vectors.OURS)
+    for name in (VECTORS_FOLDER, PENDING_FOLDER):
+        if (out / name).is_dir():
+            remove_leftovers(out / name, f"{parts.OURS}|{vectors.OURS}")
     remove_leftovers(out, "|".join(map(re.escape, (MANIFEST, MARKER, SUMMARY, STATUS, METRICS))))
     return directory
 

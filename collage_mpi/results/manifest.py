@@ -144,6 +144,8 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "networks": (_texts, "an object of SHA-256"),
     "order": (_is_text, "file or shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
+    "teams": (_is_count, "a number of teams"),
+    "launches": (_list_of(_is_range), "[[first session, teams], ...] of launches of several teams"),
     "input_digest": (_is_text, "a SHA-256"),
     "class_names": (_list_of(_is_text), "a list of names"),
     "scheme": (_is_text, "a string"),

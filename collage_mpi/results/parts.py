@@ -8,7 +8,8 @@ mark, the length and the CRC-32 of all that came before. The checksum travels in
 same file, so one rename commits both, and there is no moment at which a kill leaves
 rows without their checksum or a checksum without its rows.
 
-Names carry the session, so two sessions never meet in one. When a session goes on with a run
+Names carry the session, so two sessions never meet in one; each team of a launch is a session of
+its own, and all of them are the last ones. When a session goes on with a run
 it says in the manifest which parts of the earlier ones it found (`accepted`). Whatever comes
 later under an earlier session's name does not count: its images were done again.
 """
@@ -80,16 +81,28 @@ def describe(names: Iterable[PartName]) -> Accepted:
 
 
 def counting(manifest: Mapping[str, Any]) -> Callable[[PartName], bool]:
-    """Whether a part counts: one of the last session, or accepted by it."""
-    own, accepted = manifest["session"], manifest.get("accepted")
+    """Whether a part counts: one of the last launch's sessions, or accepted by it."""
+    own, accepted = sessions_of(manifest), manifest.get("accepted")
 
     def counts(part: PartName) -> bool:
-        if accepted is None or part.session == own:  # None: of a version without the key
+        if accepted is None or part.session in own:  # None: of a version without the key
             return True
         ranges = accepted.get(str(part.session), {}).get(part.table, ())
         return any(first <= part.number <= last for first, last in ranges)
 
     return counts
+
+
+def sessions_of(manifest: Mapping[str, Any]) -> range:
+    """Those of the last launch: one for each of its teams."""
+    first: int = manifest["session"]
+    return range(first, first + (manifest.get("teams") or 1))
+
+
+def launch_of(manifest: Mapping[str, Any]) -> dict[int, int]:
+    """Session -> the first one of its launch, of launches of several teams."""
+    launches = manifest.get("launches") or []
+    return {session: first for first, n in launches for session in range(first, first + n)}
 
 
 def npy_header(dtype: np.dtype, rows: int) -> bytes:

@@ -31,6 +31,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             *(Text(line, style="bold red") for line in warnings(summary)),
             "",
             _latency_table(summary),
+            *_unlike_teams(summary),
             "",
             _parts_table(summary),
             "",
@@ -212,6 +213,25 @@ def shares_shown(prices: Sequence[Json]) -> list[str]:
     return [k for k in SHARED_KINDS if k == COLLAGE or any(p[f"{k}_ranks"] for p in prices)]
 
 
+def coordinators(price: Json) -> str:
+    """How many there are."""
+    n = price.get("coordinators", 1)
+    return f"{n} coordinator" + ("s" if n > 1 else "")
+
+
+def _unlike_teams(summary: Json) -> list[str]:
+    """A line where the medians of teams differ: of two their 95 % intervals do not meet."""
+    known = [team for team in summary.get("teams") or [] if team["p50_ci95_ms"]]
+    if not known:
+        return []
+    fast = min(known, key=lambda team: team["p50_ci95_ms"][1])
+    slow = max(known, key=lambda team: team["p50_ci95_ms"][0])
+    if fast["p50_ci95_ms"][1] >= slow["p50_ci95_ms"][0]:
+        return []
+    each = (f"{team['p50_ms']:.1f} in team {team['team']}" for team in (fast, slow))
+    return [f"P50 per group differs between teams: {' to '.join(each)}"]
+
+
 def _price_table(summary: Json) -> Table:
     price, rank0 = summary["price"], summary["rank0"]
     table = make_table()
@@ -226,7 +246,7 @@ def _price_table(summary: Json) -> Table:
         table.add_row("cost ratio", f"{price['cost_ratio']:.2f}", note)
     wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
     table.add_row("wasted work", points(price["wasted_work"]), wasted)
-    ranks = f"{price['ranks']} ranks: 1 coordinator"
+    ranks = f"{price['ranks']} ranks: {coordinators(price)}"
     ranks += f", {price['single_ranks']} hold the single network"
     for kind in shares_shown([price]):
         ranks += f", {price[f'{kind}_ranks']} the {kind} network"

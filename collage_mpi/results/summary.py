@@ -20,6 +20,7 @@ import numpy as np
 from collage_mpi.kinds import COLLAGE, KINDS, SHARED_KINDS
 from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
+from collage_mpi.results.parts import launch_of
 from collage_mpi.results.predictions import predictions
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
@@ -66,6 +67,7 @@ def summarise(results: Results) -> Json:
         "order": manifest.get("order"),
         "rows": _rows(results),
         "latency": _latency(results),
+        **_by_team(results),
         "support": {percentile_name(q): support_needed(q) for q in PERCENTILES},
         "parts_ms": _parts_ms(results.measured_images),
         "accuracy": accuracy(results.images),
@@ -120,6 +122,17 @@ def _latency(results: Results) -> Json:
         "image": describe(images["latency_ns"] / 1e6, results.independent(images)),
     }
     return {per: _in_ms(spread, len(groups)) for per, spread in spreads.items()}
+
+
+def _by_team(results: Results) -> Json:
+    """Latency per group of each team, where there are several; a team of each launch is one."""
+    teams, found = launch_of(results.manifest), []
+    for session, first in teams.items():
+        groups = results.measured_groups
+        groups = np.sort(groups[groups["session"] == session], order=("t0_ns", "group"))
+        spread = describe(groups["latency_ns"] / 1e6, results.independent(groups), ci=True)
+        found.append({"session": session, "team": session - first, **_in_ms(spread, len(groups))})
+    return {"teams": found} if teams else {}
 
 
 def _in_ms(spread: Spread, groups: int) -> Json:
@@ -192,6 +205,7 @@ def _price(results: Results) -> Json:
         "wasted_s": wasted_s,
         "work_s": total_s,
         "ranks": ranks["all"],
+        "coordinators": ranks["coordinators"],
         **{f"{kind}_ranks": ranks[kind] for kind in KINDS},
         "rank_seconds_per_image": rank_s * ranks["all"] / n if n else None,
         "busy_seconds_per_image": total_s / n if n else None,
@@ -239,7 +253,7 @@ def _arrivals(results: Results) -> Json | None:
 
 
 def ranks_used(results: Results) -> dict[str, int]:
-    """Ranks of the world: all (the coordinator included), and those that hold each kind."""
+    """Ranks of the world: all, its coordinators, and those that hold each kind."""
     world = results.manifest.get("world")
     if not world:  # interrupted before the world was recorded: those that were sent a task
         kinds = {
@@ -253,17 +267,31 @@ def ranks_used(results: Results) -> dict[str, int]:
         }
     members = {member["rank"] for member in world or ()}
     everyone = {0, *members}.union(*kinds.values())
-    return {"all": len(everyone), **{name: len(ranks) for name, ranks in kinds.items()}}
+    leading = sum(member.get("role") == "coordinator" for member in world or ())
+    found = {"all": len(everyone), "coordinators": max(1, leading)}
+    return {**found, **{name: len(ranks) for name, ranks in kinds.items()}}
 
 
 def _measured_span_s(results: Results) -> float:
-    """Seconds from the first measured release to the last measured end, sessions added."""
-    groups = results.measured_groups
-    total_ns = 0
-    for session in np.unique(groups["session"]):
+    """Seconds from the first measured release to the last measured end of each launch, added.
+
+    The sessions of a launch's teams ran side by side, each from the Unix time that it began at.
+    """
+    groups, manifest = results.measured_groups, results.manifest
+    launches = launch_of(manifest)
+    finals = {e["session"]: e.get("final") or {} for e in manifest.get("sessions") or []}
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for session in np.unique(groups["session"]).tolist():
         rows = groups[groups["session"] == session]
-        total_ns += int((rows["t0_ns"] + rows["latency_ns"]).max() - rows["t0_ns"].min())
-    return total_ns / 1e9
+        launch = launches.get(session, session)
+        at_ns = (finals.get(session) or {}).get("began_ns") or 0
+        # Without its Unix time, of a team that was lost, it counts as if begun with the first.
+        at_ns = at_ns or (finals.get(launch) or {}).get("began_ns") or 0
+        ends_ns = rows["t0_ns"] + rows["latency_ns"]
+        span = at_ns + int(rows["t0_ns"].min()), at_ns + int(ends_ns.max())
+        spans.setdefault(launch, []).append(span)
+    starts_and_ends = (zip(*each, strict=True) for each in spans.values())
+    return sum(max(ends) - min(starts) for starts, ends in starts_and_ends) / 1e9
 
 
 def _rank0(results: Results) -> Json:

@@ -48,18 +48,28 @@ def extras_of(manifest: Mapping[str, Any]) -> Extras:
     return Extras(**(manifest.get("extras") or {}))
 
 
+def vectors_name(session: int, number: int) -> str:
+    """What the file of part `number` of a session's images is called."""
+    return f"vectors-{session:04d}-{number:06d}.parquet"
+
+
 def vectors_path(out: Path, session: int, number: int) -> Path:
-    """The file of part `number` of a session's images."""
-    return out / VECTORS_FOLDER / f"vectors-{session:04d}-{number:06d}.parquet"
+    """Where it lies."""
+    return out / VECTORS_FOLDER / vectors_name(session, number)
 
 
 class Beside:
     """The vectors of the images that are not yet a part."""
 
     def __init__(
-        self, out: Path, manifest: Mapping[str, Any], check: Callable[[], object] | None = None
+        self,
+        folder: Path,
+        session: int,
+        manifest: Mapping[str, Any],
+        check: Callable[[], object] | None = None,
     ) -> None:
-        self._out, self._session, self._check = out, manifest["session"], check
+        """`folder`: where the files go, `session`: whose they are."""
+        self._folder, self._session, self._check = folder, session, check
         self._extras = extras_of(manifest)
         self._fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
         self._keys: list[tuple[int, int]] = []
@@ -76,7 +86,7 @@ class Beside:
         self._keys, self._vectors = [], []
 
         def write(number: int) -> None:
-            path = vectors_path(self._out, self._session, number)
+            path = self._folder / vectors_name(self._session, number)
             write_atomic(path, (self._parquet(keys, vectors),), replace=False, check=self._check)
 
         return write

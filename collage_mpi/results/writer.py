@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,15 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.results import parts
-from collage_mpi.results.buffers import Buffer, PartThread, unwritable
+from collage_mpi.results.buffers import unwritable
 from collage_mpi.results.claim import LOOK_S, PATIENT, Claim, Patience, find_writer, held_by
-from collage_mpi.results.file_names import MANIFEST, MARKER, PARTS_FOLDER, VECTORS_FOLDER
+from collage_mpi.results.file_names import (
+    MANIFEST,
+    MARKER,
+    PARTS_FOLDER,
+    PENDING_FOLDER,
+    VECTORS_FOLDER,
+)
 from collage_mpi.results.folder import (
     has_errors,
     is_whole,
@@ -51,55 +57,29 @@ from collage_mpi.results.manifest import (
     to_go_on,
     write_manifest,
 )
+from collage_mpi.results.parts import sessions_of
+from collage_mpi.results.pending import Publisher, adopt, clear
 from collage_mpi.results.reader import keys_of, missing_images, results_of
-from collage_mpi.results.rows import (
-    GROUPS,
-    IMAGES,
-    TABLES,
-    TASKS,
-    Table,
-)
+from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
-from collage_mpi.results.vectors import Beside, extras_of, remove_orphans
+from collage_mpi.results.vectors import extras_of, remove_orphans
 from collage_mpi.system.files import write_atomic
 
-ROWS_PER_PART = 4096  # about 0.8 MB of images
-FLUSH_S = 10.0  # a kill costs the rows of the last ten seconds: they are done again
 
-
-class RunWriter:
+class RunWriter(RowSink):
     """The one writer of a run directory. Not shared between threads of the caller."""
 
-    def __init__(
-        self,
-        out: Path,
-        manifest: Json,
-        claim: Claim,
-        *,
-        rows_per_part: int = ROWS_PER_PART,
-        flush_s: float = FLUSH_S,
-    ) -> None:
+    def __init__(self, out: Path, manifest: Json, claim: Claim, **options: Any) -> None:
         """Start the thread; use `create` or `reopen`, which prepare the directory."""
-        self.out = out
+        super().__init__(out, manifest, manifest["session"], claim.check, **options)
         self.manifest = manifest
-        self.session: int = manifest["session"]
         self._claim = claim
-        directory = out / PARTS_FOLDER
-        self._thread = PartThread(directory, self.session, claim.check)
-        self._vectors = Beside(out, manifest, claim.check) if extras_of(manifest) else None
-        self._images, self._groups, self._tasks = (
-            Buffer(
-                table,
-                self._thread,
-                rows_per_part,
-                self._vectors if table is IMAGES else None,
-            )
-            for table in TABLES
-        )
-        self._flush_ns = int(flush_s * 1e9)
-        self._flushed_ns = time.monotonic_ns()
         self._closed = False
         self._status: StatusFiles | None = None
+        self.teams: list[Json] = []  # the other teams' entries among the sessions
+        several = manifest.get("teams") is not None
+        self.publisher = Publisher(out, manifest, claim.check) if several else None
 
     @classmethod
     def create(
@@ -135,6 +115,8 @@ class RunWriter:
                 remove_orphans(out, ())
                 if extras_of(full):
                     (out / VECTORS_FOLDER).mkdir(exist_ok=True)
+                if full.get("teams"):
+                    (out / PENDING_FOLDER).mkdir(exist_ok=True)
                 write_manifest(out, full, claim.check)
                 return cls(out, full, claim, **options)
         except OSError as error:
@@ -172,7 +154,12 @@ class RunWriter:
                 # A manifest restored from an older copy knows less than the parts' names.
                 last = max((part.session for part in parts.list_parts(directory)), default=0)
                 full["session"] = max(full["session"], last + 1)
+                earlier = before.get("launches") or []
+                own = [[full["session"], full["teams"]]] if full.get("teams") else []
+                if earlier or own:
+                    full["launches"] = [*earlier, *own]
                 check_manifest(full, str(out / MANIFEST))
+                adopt(out, before, keys_of(read_all(parts_of(out, before))[IMAGES.name]))
                 here = parts_of(out, before)
                 full["accepted"] = parts.describe(here)
                 found = read_all(here)
@@ -188,6 +175,8 @@ class RunWriter:
                 if extras_of(full):  # after the manifest, which says what counts
                     (out / VECTORS_FOLDER).mkdir(exist_ok=True)
                     remove_orphans(out, (part for part in here if part.table == IMAGES.name))
+                if full.get("teams"):
+                    (out / PENDING_FOLDER).mkdir(exist_ok=True)
                 writer = cls(out, full, claim, **options)
         except OSError as error:
             raise unwritable(out, error) from error
@@ -245,11 +234,6 @@ class RunWriter:
         if not os.access(there, os.W_OK | os.X_OK):
             raise _no_place(out, PermissionError(errno.EACCES, f"no right to write to {there}"))
 
-    @property
-    def written(self) -> bool:
-        """Whether any row was taken in this session."""
-        return any(buffer.total for buffer in (self._images, self._groups, self._tasks))
-
     def discard(self) -> None:
         """Take back a run that has no rows: the folder is as it was, or gone if it is empty."""
         self._closed = True
@@ -262,6 +246,7 @@ class RunWriter:
             (self.out / PARTS_FOLDER).rmdir()
             if self._vectors is not None:
                 (self.out / VECTORS_FOLDER).rmdir()
+            clear(self.out)
         except (OSError, CollageError):
             self._claim.release()
             return  # taken over meanwhile, or somebody else's files: leave them
@@ -291,45 +276,6 @@ class RunWriter:
         own = {"run_id": self.manifest["run_id"], "session": self.session}
         self._status = StatusFiles(self.out, {**own, **facts}, every_s, self._claim.check)
         return self._status
-
-    def recent_tasks(self) -> np.ndarray:
-        """A copy of the latest task rows, (n,) of TASK_ROW: some seconds' or 4,096 and more."""
-        return self._tasks.recent()
-
-    def image(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
-        """Record one image: an ImageRow (or a tuple in its order), or its fields by name.
-
-        By name, `source` may be a name of SOURCES and `session` defaults to this one.
-
-        Raises:
-            EnvironmentFault: an earlier part could not be written (disk full...).
-            struct.error, TypeError: a value does not fit its column.
-        """
-        self._images.add(row if row is not None else self._row(IMAGES, fields))
-
-    def vector(self, shard: int, row: int, vector: np.ndarray) -> None:
-        """What is kept of an answered image, (floats,) float32: before its own row."""
-        assert self._vectors is not None
-        self._vectors.add(shard, row, vector)
-
-    def group(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
-        """Record one group: a GroupRow, or its fields by name. Raises as `image`."""
-        self._groups.add(row if row is not None else self._row(GROUPS, fields))
-
-    def task(self, row: tuple[Any, ...] | None = None, /, **fields: Any) -> None:
-        """Record one task: a TaskRow, or its fields by name. Raises as `image`."""
-        self._tasks.add(row if row is not None else self._row(TASKS, fields))
-
-    def tick(self) -> None:
-        """Hand over what was buffered when it is `flush_s` old. To be called again and again."""
-        if time.monotonic_ns() - self._flushed_ns > self._flush_ns:
-            self.flush()
-
-    def flush(self) -> None:
-        """Hand all buffered rows to the thread now; does not wait for the disk."""
-        for buffer in (self._tasks, self._groups, self._images):
-            buffer.hand_over()
-        self._flushed_ns = time.monotonic_ns()
 
     def close(self, status: str, *, summary: bool = False, **final: Any) -> str | None:
         """Write what is buffered, then the manifest, then (if complete) the marker.
@@ -366,7 +312,10 @@ class RunWriter:
 
     def _settle(self, status: str, final: Mapping[str, Any], summary: bool) -> str | None:
         """All that is left to write; what a fault leaves undone is left to the next session."""
-        fault = self._drain()
+        fault = self.drain()
+        if self.publisher is not None:
+            self.publisher.end()
+            fault = fault or self.publisher.fault
         found: dict[str, np.ndarray] = {}
         lacking = None
         try:
@@ -381,6 +330,8 @@ class RunWriter:
             self._seal("incomplete" if fault or lacking else status, final, found)
             if summary and fault is None:
                 self._summarise(found)
+            if self.publisher is not None and self.manifest["status"] in COMPLETE:
+                clear(self.out)
         except CollageError as error:
             fault = fault or error
         except OSError as error:
@@ -388,16 +339,6 @@ class RunWriter:
         if fault:
             raise fault
         return lacking
-
-    def _drain(self) -> CollageError | None:
-        """Hand over the rest, end the thread; the fault of any write, if there was one."""
-        fault: CollageError | None = None
-        try:
-            self.flush()
-        except CollageError as error:
-            fault = error
-        self._thread.end()
-        return fault or self._thread.fault
 
     def _lacking(self, found: Mapping[str, np.ndarray]) -> str | None:
         """What to say of images that have no row on the disk; None if there are none."""
@@ -411,15 +352,16 @@ class RunWriter:
 
     def _seal(self, status: str, final: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:
         """Manifest first, marker last: the marker is never there without its rows."""
-        counts = {
-            buffer.table.name: buffer.total for buffer in (self._images, self._groups, self._tasks)
-        }
-        written = None if self._thread.fault else counts
+        written = None if self._thread.fault else self.counts
         entry = {"session": self.session, "status": status, "rows": written, "final": dict(final)}
         entry["ended"] = _now()
         self.manifest.update(final)
         self.manifest["status"] = status
-        self.manifest["sessions"] = [*self.manifest["sessions"], entry]
+        others = [{**team, "ended": entry["ended"]} for team in self.teams]
+        self.manifest["sessions"] = [*self.manifest["sessions"], entry, *others]
+        if others:
+            worlds = ((team["final"] or {}).get("world") or [] for team in others)
+            self.manifest["world"] = [*(final.get("world") or []), *chain(*worlds)]
         if found:
             mark_lost_rows(self.manifest["sessions"], found)
         self.manifest = _as_read(self.manifest)
@@ -435,20 +377,13 @@ class RunWriter:
         results = results_of(self.out, self.manifest, found, complete=complete)
         write_summary(results, check=self._claim.check)
 
-    def _row(self, table: Table, fields: dict[str, Any]) -> tuple[Any, ...]:
-        """Fields by name to a row: names to codes, this session as the default."""
-        for column, codes in table.coded.items():
-            value = fields.get(column)
-            if type(value) is str:
-                fields[column] = codes[value]
-        found: tuple[Any, ...] = table.row(**{"session": self.session, **table.defaults, **fields})
-        return found
-
 
 def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list[Any]) -> Json:
     """The manifest as it will be read back: format, version, session; types checked."""
     own = {"format": FORMAT, "version": VERSION, "session": session, "sessions": sessions}
     given = {"started": _now(), **manifest, **own, "accepted": {}, "status": "incomplete"}
+    if given.get("teams"):
+        given["launches"] = [[session, given["teams"]]]
     return _as_read(given)
 
 
@@ -465,7 +400,8 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
         UsageError: the settings differ.
     """
     before = read_manifest(out)
-    full = _prepared(manifest, session=before["session"] + 1, sessions=before.get("sessions") or [])
+    next_session = sessions_of(before).stop
+    full = _prepared(manifest, session=next_session, sessions=before.get("sessions") or [])
     changed = differences(before, full)
     if changed:
         listed = "\n  ".join(changed)

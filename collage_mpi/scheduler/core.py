@@ -60,10 +60,12 @@ class Scheduler:
         self._stopping: str | None = None
         self._ending = False
         self._finished = False
+        self._paused = False  # no image is left to come, for all that is known
         self._gathers = settings.together and settings.batch > 1
         self._handlers: dict[type, Callable[..., None]] = {
             ev.RankReady: self._on_rank_ready,
             ev.ImageArrived: self._on_image_arrived,
+            ev.InputPaused: self._on_input_paused,
             ev.InputClosed: self._on_input_closed,
             ev.StopRequested: self._on_stop,
             ev.SendDone: self._on_send_done,
@@ -92,7 +94,8 @@ class Scheduler:
             dispatch.now_ns = event.now_ns
             handlers[type(event)](event)
         self._admit()
-        if self.endgame is not None and self.groups.input_closed and self._stopping is None:
+        nothing_left = self.groups.input_closed or self._paused
+        if self.endgame is not None and nothing_left and self._stopping is None:
             self.endgame.copy()
         if dispatch.released:
             actions.append(ev.Release(tuple(dispatch.released)))
@@ -160,6 +163,9 @@ class Scheduler:
         if self.groups.input_closed:
             raise ProtocolViolation(f"image {event.image} arrived after InputClosed")
         self._last_image = event.image
+        self._paused = False
+        if event.group is not None:
+            self.groups.number_from(event.group)
         self.dispatch.gathering = self._gathers
         group = self.groups.open(event.intended_ns)
         if not group.images:
@@ -187,6 +193,10 @@ class Scheduler:
             self.scheme.group_closed(self, group)
             for image in group.images:
                 self.retries.image(image)
+
+    def _on_input_paused(self, event: ev.InputPaused) -> None:
+        self._paused = True
+        self.groups.let_go()
 
     def _on_input_closed(self, event: ev.InputClosed) -> None:
         self.groups.end_input()

@@ -33,13 +33,14 @@ class EndGame:
     def arrived(self, image: ImageState) -> None:
         """It may need a copy."""
         self._unresolved[image.id] = image
+        self._order = None  # a pause is over: the next one begins with all that is out then
 
     def resolved(self, image: ImageState) -> None:
         """It needs none."""
         self._unresolved.pop(image.id, None)
 
     def copy(self) -> None:
-        """No further image will come: a copy to each rank that is idle."""
+        """No further image is left to come: a copy to each rank that is idle."""
         if self._order is None:
             self._order = [(0, number) for number in sorted(self._unresolved)]
         while self._order and self._dispatch.has_idle(self._dispatch.main):

@@ -52,12 +52,25 @@ class ImageArrived(NamedTuple):
 
     With a `fault` (its row could not be read) it keeps its place in the group, is
     sent nowhere and resolves as an error at once.
+
+    `group` is the number that its group has in a job of several teams, which closes one of a
+    lower number that is being filled; None: groups are counted as they are filled.
     """
 
     now_ns: int
     image: int
     intended_ns: int
     fault: str = ""
+    group: int | None = None
+
+
+class InputPaused(NamedTuple):
+    """No image is left to come, for all that is known; one that comes all the same ends that.
+
+    What was gathered leaves as it is, and idle ranks copy what is out.
+    """
+
+    now_ns: int
 
 
 class InputClosed(NamedTuple):
@@ -151,6 +164,7 @@ class TimerFired(NamedTuple):
 Event = (
     RankReady
     | ImageArrived
+    | InputPaused
     | InputClosed
     | StopRequested
     | SendDone

@@ -115,10 +115,20 @@ class Groups:
             self._in_flight -= 1
             self._timers.drop(group)
 
+    def number_from(self, number: int) -> None:
+        """The next image is of the group of that number, or of a later one."""
+        if self.filling is not None and self.filling.id < number:
+            self.cut_short(self.filling)
+        self._next_group = max(self._next_group, number)
+
     def end_input(self) -> None:
         """No further image will come."""
         self.input_closed = True
         self._promised = 0
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What is gathered waits for no further image."""
         if self.filling is not None:
             self.cut_short(self.filling)
         else:

@@ -11,6 +11,7 @@ from collage_mpi.system.fields import AUTO, Settings, setting
 from collage_mpi.workload.arrival_settings import ArrivalSettings
 
 MOST_BATCH = 1024  # larger batches gain nothing that is known
+MOST_TEAMS = 4096  # of a run's 65,535 sessions each team of a launch is one
 
 _pace = partial(setting, group="pace")
 _survival = partial(setting, group="lost ranks, progress")
@@ -97,3 +98,10 @@ class SurvivalSettings(Settings):
         at_least=0.1,
     )
     status_every_s: float = _survival(5.0, "time between progress lines", at_least=0.1)
+    teams: int = _survival(
+        1,
+        "coordinators: the world is so many teams of as many ranks each, rank 0 that of the first "
+        "one and lead of them all",
+        at_least=1,
+        at_most=MOST_TEAMS,
+    )

@@ -13,43 +13,47 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, KIND, SINGLE
 from collage_mpi.scheduler.schemes import scheme_class
 
-COORDINATOR = 0
-
 
 @dataclass(frozen=True)
 class Placement:
-    """Capabilities per rank: `kinds[rank]` is the set of network kinds it holds.
+    """Capabilities per rank: `kinds[i]` are the kinds of network that rank coordinator + i holds.
 
     A set, not a role: a rank may hold several kinds (single and collage), one, or none
-    (rank 0, and ranks that a scheme leaves idle).
+    (the coordinator, and ranks that a scheme leaves idle).
     """
 
     kinds: tuple[frozenset[str], ...]
+    coordinator: int = 0  # rank of the world; the others of its team follow
 
     @property
     def world_size(self) -> int:
-        """Ranks in all, rank 0 included."""
+        """Ranks in all, the coordinator included."""
         return len(self.kinds)
+
+    @property
+    def of_rank(self) -> dict[int, frozenset[str]]:
+        """Rank -> what it holds, of all but the coordinator."""
+        return dict(enumerate(self.kinds[1:], start=self.coordinator + 1))
 
     @property
     def workers(self) -> tuple[int, ...]:
         """Ranks that hold at least one network."""
-        return tuple(rank for rank, held in enumerate(self.kinds) if held)
+        return tuple(rank for rank, held in self.of_rank.items() if held)
 
     @property
     def idle(self) -> tuple[int, ...]:
         """Ranks other than the coordinator that hold no network."""
-        return tuple(r for r, held in enumerate(self.kinds) if not held and r != COORDINATOR)
+        return tuple(rank for rank, held in self.of_rank.items() if not held)
 
     def ranks_of(self, kind: str) -> tuple[int, ...]:
         """Ranks that hold `kind`, ascending."""
-        return tuple(rank for rank, held in enumerate(self.kinds) if kind in held)
+        return tuple(rank for rank, held in self.of_rank.items() if kind in held)
 
     def describe(self) -> str:
         """One line for a log: `0 coordinator, 1-9 single, 10 collage`."""
-        parts = ["0 coordinator"]
+        parts = [f"{self.coordinator} coordinator"]
         runs: list[tuple[int, int, str]] = []
-        for rank, held in enumerate(self.kinds[1:], start=1):
+        for rank, held in self.of_rank.items():
             name = "+".join(sorted(held, reverse=True)) or "idle"
             if runs and runs[-1][2] == name:
                 runs[-1] = (runs[-1][0], rank, name)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from collage_mpi.encoding.vectors import EMBEDDINGS
-from collage_mpi.errors import UsageError
+from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import ENCODED_KINDS, KINDS, PARITY, SINGLE
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
+from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
 from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.settings.shipped import with_shipped
@@ -61,6 +62,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     def _check(self) -> None:
         if self.window is not None and self.window < self.group_size:
             raise UsageError(f"window is {self.window}; it needs at least {self.group_size}")
+        if self.teams > 1 and self.open_loop:
+            raise UsageError(
+                f"teams is {self.teams} with arrivals {self.arrivals}: teams are for the closed "
+                "loop, where they take images as they have room"
+            )
         encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
         if self.save == EMBEDDINGS and encoded is not None:
             raise UsageError(
@@ -104,6 +110,34 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                     f"--{kind} is missing: scheme {self.scheme} needs a {kind} network"
                     f"{made.get(kind, '')}"
                 )
+
+    @property
+    def launch_size(self) -> int:
+        """Ranks to launch: worlds of just the right size, one a team."""
+        return self.teams * self.world_size
+
+    def place_team(self, world_size: int, team: int, launcher_size: int | None) -> Placement:
+        """What the ranks of one team hold; ranks are those of the world, team by team.
+
+        Args:
+            world_size, launcher_size: as of `placement`, of the whole world.
+
+        Raises:
+            UsageError, EnvironmentFault: as `placement`; the world is not so many equal teams.
+        """
+        if self.teams == 1:
+            return self.place(world_size, launcher_size)
+        size, rest = divmod(world_size, self.teams)
+        whole = f"--teams {self.teams} of a world of {world_size} ranks"
+        if rest or size < 2 or (launcher_size or world_size) != world_size:
+            raise EnvironmentFault(
+                f"{whole}: needed are {self.teams} teams of {self.world_size}: launch with "
+                f"-n {self.launch_size}"
+            )
+        try:
+            return replace(self.place(size), coordinator=team * size)
+        except EnvironmentFault as error:
+            raise EnvironmentFault(f"{whole}, in each team: {error}") from error
 
     @property
     def paced(self) -> bool:

@@ -77,6 +77,7 @@ class ReadAhead:
         cells: how to make each image's cell; None for a job without collages.
         pixels: read them too; else only labels, which are as the shard has them, unchecked.
         files: leave encoded images as they are, those that are smaller so.
+        growing: more may be added to `order`, until `close`.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ReadAhead:
         *,
         pixels: bool = True,
         files: bool = False,
+        growing: bool = False,
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
@@ -97,6 +99,7 @@ class ReadAhead:
         self._cells = cells
         self._pixels, self._files = pixels, files
         self._order = np.array(order, dtype=np.int64)
+        self._growing = growing
         self._batch = batch
         self._room = batch * ahead
         self._ready: deque[ImageRecord] = deque()
@@ -144,6 +147,12 @@ class ReadAhead:
             self._change.notify_all()
             return records
 
+    def add(self, order: np.ndarray) -> None:
+        """Further (k,) global indices, behind those that are there."""
+        with self._change:
+            self._order = np.concatenate([self._order, order])
+            self._change.notify_all()
+
     def close(self) -> None:
         """Stop the thread and wait for it. May be called twice."""
         with self._change:
@@ -161,7 +170,7 @@ class ReadAhead:
     def _work(self) -> None:
         position = 0
         try:
-            while position < len(self._order):
+            while self._more(position):
                 room = self._wait_for_room()
                 if room == 0:
                     return
@@ -180,12 +189,19 @@ class ReadAhead:
                 self._failure = error
                 self._change.notify_all()
 
+    def _more(self, position: int) -> bool:
+        """Whether there is an image to read there; waits for one that may be added."""
+        with self._change:
+            while self._growing and not self._closed and position >= len(self._order):
+                self._change.wait()
+            return not self._closed and position < len(self._order)
+
     def _leave_out(self, shard: int, position: int) -> None:
         """Take the images of a lost shard out of the order from `position` on."""
         first, end = self._shards.span(shard)
-        rest = self._order[position:]
-        kept = rest[(rest < first) | (rest >= end)]
         with self._change:
+            rest = self._order[position:]
+            kept = rest[(rest < first) | (rest >= end)]
             self._order = np.concatenate([self._order[:position], kept])
             self._change.notify_all()
 

@@ -42,6 +42,7 @@ class StatusReporter:
         word: what marks status lines; "" for plain lines; None to look at the environment.
         unit: what is counted, for the plain line.
         passing: a wait rather than work: no line is left of it when it is over.
+        silent: another process tells of this one too.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StatusReporter:
         word: str | None = None,
         unit: str = "images",
         passing: bool = False,
+        silent: bool = False,
     ) -> None:
         self._total, self._phase, self._unit = total, phase, unit
         self._stream = sys.stderr if stream is None else stream
@@ -71,7 +73,7 @@ class StatusReporter:
         self._last: tuple[int, dict[str, Any]] = (0, {})
         self._written: tuple[int, dict[str, Any]] | None = None
         self._ended = False
-        self._deaf = False
+        self._deaf = silent
         self.also: Callable[[bool], None] = lambda last: None  # called with each line
 
     def update(self, done: int, **fields: Any) -> None:

@@ -76,6 +76,10 @@ class ClosedLoop:
         """Before they are read (C3)."""
         self._wanted.append((now_ns, images))
 
+    def granted(self, now_ns: int) -> None:
+        """There were none to read until now: what was asked for is admitted now."""
+        self._wanted = deque((now_ns, images) for _, images in self._wanted)
+
     @property
     def waiting(self) -> bool:
         """Whether any was asked for and has not come."""

@@ -43,6 +43,7 @@ class Workers:
 
     def __init__(self, size: int, answer=lambda rank, told: None) -> None:
         self.size = size
+        self.workers = range(1, size)
         self.answer = answer
         self.told: list[tuple[int, Message]] = []
         self.found: list[Any] = []

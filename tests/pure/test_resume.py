@@ -298,7 +298,7 @@ def test_a_retry_whose_part_vanishes_before_it_ends_keeps_the_errors(tmp_path: P
     session(out, list(range(18)), {3, 5})
     retry, _ = RunWriter.reopen(out, full, retry_errors=True)
     fill(retry, full, [3, 5])
-    retry._drain()
+    retry.drain()
     (out / "parts" / "images-0002-000001.npy").unlink()
     retry._drain = lambda: None
     retry.close("complete")

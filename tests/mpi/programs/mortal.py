@@ -59,6 +59,13 @@ def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def nap():
+    """This rank alone is stopped for a while, longer than others wait for it."""
+    wake = f"kill -STOP {os.getpid()}; sleep 3; kill -CONT {os.getpid()}"
+    subprocess.Popen(["sh", "-c", wake], start_new_session=True)
+    time.sleep(1.0)  # so that the moment is this one
+
+
 def leave():
     os._exit(1)
 
@@ -122,7 +129,8 @@ def mpi(act, count):
 
 def start(act, count):
     """MPI is up, nothing has been said."""
-    before(main, "_work", act, count)
+    for life in ("_work", "_work_as_team"):
+        before(main, life, act, count)
 
 
 def load(act, count):
@@ -189,6 +197,13 @@ def images(act, count):
         1,
         lambda self: self.recorder.totals.images >= count,
     )
+
+
+def others(act, count):
+    """The lead, once the other teams have said that so many of their images are done."""
+    from collage_mpi.job import lead
+
+    before(lead.Lead, "look", act, 1, lambda self: self.progress.images >= count)
 
 
 def noted(act):

@@ -1,0 +1,338 @@
+"""The lead: what rank 0 does for all teams, beside being the coordinator of the first one.
+
+Owns: what teams are told and when, which are there, given up or done, that a part is published
+only while its lease is its team's.
+Does not know: tasks, ranks of other teams, how leases are cut (scheduler/leases), files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
+from collage_mpi.job import messages
+from collage_mpi.job.messages import Begin, Begun, Done, Fault, Idle, Message, Part, Progress, Ready
+from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.mpi.transport import Gone, Received
+from collage_mpi.results.pending import Publisher, read_entry
+from collage_mpi.results.rows import IMAGES
+from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import RankLost
+from collage_mpi.scheduler.leases import LeaseBook, count
+from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
+from collage_mpi.system.tell import tell
+
+LOOK_EVERY_NS = 1_000_000
+_FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
+
+
+@dataclass
+class Team:
+    """What the lead knows of a team.
+
+    Attributes:
+        rank: of its coordinator.
+        session: of its rows.
+        ready: it takes leases, under its epoch.
+        lease: the last that it got.
+        lulled, closed: what it was told.
+        done: how it ended; None before, and of one that was given up.
+        gone: why it was given up.
+    """
+
+    number: int
+    rank: int
+    session: int
+    ready: bool = False
+    epoch: int = 0
+    lease: int = -1
+    lulled: bool = False
+    closed: bool = False
+    done: Done | None = None
+    gone: str | None = None
+    progress: Progress = field(default_factory=lambda: Progress(0, 0, 0))
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it may take leases."""
+        return self.ready and self.done is None and self.gone is None
+
+
+class Lead:
+    """Polled in rank 0's loop; never waits for a team but in `wait`.
+
+    Attributes:
+        unread: images that a team could not read.
+        inbox: what team 0 is told.
+    """
+
+    def __init__(
+        self,
+        others: WorkerGroup,
+        book: LeaseBook,
+        publisher: Publisher,
+        session: int,
+        *,
+        batch: int,
+        stop_reason: Callable[[], str | None],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """`others`: the coordinators of the other teams; `session` of team 0, others follow.
+
+        `batch`: groups of a unit of the book.
+        """
+        self.unread = 0
+        self.inbox: deque[Message] = deque()
+        self._others, self._book, self._publisher = others, book, publisher
+        self._batch, self._stop_reason, self._clock = batch, stop_reason, clock
+        self.teams = [
+            Team(number, rank, session + number) for number, rank in enumerate((0, *others.ranks))
+        ]
+        self._by_rank = {team.rank: team for team in self.teams}
+        self._start: messages.Start | None = None
+        self._networks: Mapping[str, str] = {}
+        self._waiting: list[tuple[Team, Ready]] = []  # until the costs are known
+        self._halted = False
+        self._look_at_ns = 0
+
+    # ---- what team 0 needs of a link ----------------------------------------
+
+    def say(self, message: Message) -> None:
+        """Team 0 says it."""
+        self._take(self.teams[0], message)
+
+    def hear(self) -> Message | None:
+        """What team 0 is told next."""
+        self.look()
+        return self.inbox.popleft() if self.inbox else None
+
+    # ---- the course of a job ------------------------------------------------
+
+    def begin(self, run_id: str, order: str) -> None:
+        """The run is claimed: teams may make ready."""
+        for team in self.teams[1:]:
+            self._tell(team, Begin(team.session, run_id, order))
+
+    def start(self, start: messages.Start, networks: Mapping[str, str]) -> None:
+        """What networks cost is known, and what team 0 holds: leases go out from now on."""
+        self._start, self._networks = start, networks
+        self._join(self.teams[0])
+        self.look()
+
+    def look(self) -> None:
+        """Take what has come and act upon it, now and then.
+
+        Raises:
+            CollageError: a fault of a team that ends the job; a coordinator is lost and the job
+                is not to go on without it.
+        """
+        now_ns = self._clock()
+        if now_ns < self._look_at_ns:
+            return
+        self._look_at_ns = now_ns + LOOK_EVERY_NS
+        signs = self._others.detector.look(now_ns)
+        for arrival in self._others.transport.poll():
+            if isinstance(arrival, Received):
+                self._others.detector.heard(arrival.rank, arrival.at_ns, ())
+                said = messages.unpack(arrival.message, arrival.rank)
+                self._take(self._by_rank[arrival.rank], said)
+            elif isinstance(arrival, Gone):
+                self._others.detector.gone(arrival)
+        for sign in signs:
+            if isinstance(sign, RankLost):
+                self._give_up(self._by_rank[sign.rank], sign.why)
+        reason = None if self._halted else self._stop_reason()
+        if reason is not None:
+            self._halted = True
+            for team in self.teams[1:]:
+                self._tell(team, messages.Halt(reason))
+        self._grant()
+
+    def wait(self, report: Callable[[], object], late_s: float) -> None:
+        """Until no team is at work; `report` is called again and again.
+
+        While something is left to do a team that is late is waited for, for so long.
+        """
+        backoff, until_ns = Backoff(GROUP_BACKOFF), self._clock() + int(late_s * 1e9)
+        while any(team.at_work for team in self.teams) or (
+            self._awaits_others and self._clock() < until_ns
+        ):
+            self.look()
+            report()
+            backoff.pause()
+        self.look()
+
+    @property
+    def _awaits_others(self) -> bool:
+        """Whether a team may still come that has something to do."""
+        coming = any(not team.ready and team.gone is None for team in self.teams)
+        return coming and not (self._halted or self._book.finished)
+
+    @property
+    def progress(self) -> Progress:
+        """That of all other teams; of those given up too, whose images are done again."""
+        found = [team.progress for team in self.teams[1:] if team.gone is None]
+        return Progress(
+            sum(team.images for team in found),
+            sum(team.errors for team in found),
+            sum(team.collage for team in found),
+        )
+
+    @property
+    def status(self) -> str:
+        """Of the launch, once no team is at work."""
+        whole = self._book.finished and not self.unread and not self._halted
+        return ev.COMPLETE if whole else ev.INCOMPLETE
+
+    @property
+    def reason(self) -> str:
+        """Why it is incomplete."""
+        said = (team.done.reason for team in self.teams if team.done and team.done.reason)
+        return next(said, "no team is left to do the rest")
+
+    @property
+    def faults(self) -> list[str]:
+        """Of the input, as teams met them."""
+        return [fault for team in self.teams if team.done for fault in team.done.faults]
+
+    def entries(
+        self, out: Path, world_of: Callable[[int], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """The other teams among the run's sessions.
+
+        Of one that did not end no rows are vouched for, and `world_of` tells its ranks.
+        """
+        found = []
+        for team in self.teams[1:]:
+            if team.done is not None:
+                found.append(read_entry(out, team.session))
+            elif team.ready:
+                final = {"world": world_of(team.number)}
+                lost = {"status": ev.INCOMPLETE, "rows": None, "final": final}
+                found.append({"session": team.session, **lost})
+        return found
+
+    # ---- what teams say -----------------------------------------------------
+
+    def _take(self, team: Team, said: Message) -> None:
+        if isinstance(said, Progress):
+            team.progress = said
+        elif isinstance(said, Ready):
+            self._waiting.append((team, said))
+        elif isinstance(said, Begun):
+            if team.at_work:
+                self._book.begun(team.number, said.number)
+        elif isinstance(said, Part):
+            self._commit(team, said)
+        elif isinstance(said, Idle):
+            self._count_unread(team, said)
+        elif isinstance(said, Done):
+            self._end(team, said)
+        elif isinstance(said, Fault):
+            self._fault(team, said)
+        if self._start is not None:
+            for each, ready in self._waiting:
+                self._welcome(each, ready)
+            self._waiting.clear()
+
+    def _welcome(self, team: Team, ready: Ready) -> None:
+        """The team has its ranks; it holds the networks of team 0, or leaves."""
+        assert self._start is not None
+        for kind, fingerprint in ready.fingerprints.items():
+            mine = self._networks.get(kind, fingerprint)
+            if fingerprint != mine:
+                raise DataFault(
+                    f"team {team.number} (rank {team.rank} and those after it) holds another "
+                    f"{kind} network (SHA-256 {fingerprint[:12]}...) than team 0 ({mine[:12]}...): "
+                    "make the weights the same file on every host"
+                )
+        self._tell(team, self._start)
+        self._join(team)
+        self._others.detector.sent(team.rank, self._clock())  # a sign of life, from now on
+
+    def _join(self, team: Team) -> None:
+        team.ready = True
+        team.epoch = self._book.join(team.number)
+
+    def _commit(self, team: Team, part: Part) -> None:
+        """Publish it, unless it holds images that are not its team's any more."""
+        if team.gone is not None:
+            return
+        if part.table == IMAGES.name:
+            ranges = messages.unpacked_ranges(part.places)
+            if not self._book.commit(team.number, part.epoch, ranges):
+                return
+        self._publisher.put(part.table, team.session, part.number)
+
+    def _count_unread(self, team: Team, idle: Idle) -> None:
+        """What has no row though all was done that could be read: nobody gets it again."""
+        if not team.at_work or idle.lease != team.lease:
+            return  # it has got another one meanwhile
+        held = self._book.held(team.number)
+        if held:
+            self.unread += count(held)
+            self._book.commit(team.number, team.epoch, held)
+
+    def _end(self, team: Team, done: Done) -> None:
+        """It has written all it will write: what it had left goes to others."""
+        if team.at_work:
+            team.done = done
+            self._book.lost(team.number)
+
+    def _fault(self, team: Team, said: Fault) -> None:
+        """A team cannot work, or not go on: as a rank, it is missed where others can."""
+        kind = _FAULTS.get(said.exit_code, EnvironmentFault)
+        error: CollageError = kind(f"team {team.number}: {said.message}")
+        stopped = said.exit_code == ExitCode.INCOMPLETE
+        if not stopped and not (self._others.detector.keep_going and kind is EnvironmentFault):
+            raise error
+        self._give_up(team, f"it cannot work: {said.message}", stay=True)
+
+    def _give_up(self, team: Team, why: str, *, stay: bool = False) -> None:
+        """What it wrote and was not published goes to others with all that it has not done.
+
+        `stay`: it is to hear when the job is over; else it is told to leave, for all that it hears.
+        """
+        if team.gone is not None:
+            return
+        was_at_work, team.gone = team.at_work, why
+        if not stay:
+            self._tell(team, messages.Stop(int(ExitCode.INCOMPLETE)))
+            self._others.transport.drop(team.rank)
+        text = "is given up" if team.done is None else "has gone after its last row"
+        if was_at_work:
+            images = count(self._book.held(team.number))
+            text += f"; {images:,} image(s) that it had go to others"
+            self._book.lost(team.number)
+        tell(f"collage-mpi run: team {team.number} (rank {team.rank}) {text}: {why}")
+
+    # ---- leases -------------------------------------------------------------
+
+    def _grant(self) -> None:
+        """Give what is wanted; tell who gets none."""
+        if self._halted or self._start is None:
+            return
+        for team in [each for each in self.teams if each.at_work]:
+            while self._book.wants(team.number):
+                lease = self._book.grant(team.number)
+                team.lease, team.lulled = lease.number, False
+                places = messages.packed_ranges(lease.ranges)
+                first = lease.first_group * self._batch
+                self._tell(team, messages.Lease(lease.number, lease.epoch, first, places))
+            if not self._book.left and not team.lulled:
+                team.lulled = True
+                self._tell(team, messages.Lull())
+            if self._book.finished and not team.closed:
+                team.closed = True
+                self._tell(team, messages.Close())
+
+    def _tell(self, team: Team, message: Message) -> None:
+        if team.number:
+            self._others.tell(team.rank, message)
+        else:
+            self.inbox.append(message)

@@ -1,0 +1,282 @@
+"""A team's end of what it and the lead say: images come as leases, parts go to be published.
+
+Owns: the link to the lead and its loss, which leases are in hand, what of the rows was told.
+Does not know: other teams, who gets which lease (job/lead), schemes, how rows are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.job import messages
+from collage_mpi.job.image_buffer import ImageBuffer
+from collage_mpi.job.messages import Close, Halt, Idle, Lease, Lull, Message, Part, Progress
+from collage_mpi.job.plan import Plan
+from collage_mpi.job.recorder import Recorder
+from collage_mpi.job.worker import CoordinatorMonitor, Endpoint
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.transport import RankFailure
+from collage_mpi.results.row_sink import RowSink
+from collage_mpi.shards import ReadAhead
+from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
+
+LOOK_EVERY_NS = 1_000_000  # at the lead's messages: it is two leases ahead
+ALIVE_EVERY_NS = 500_000_000
+LEAD_LOST = "the lead, rank 0, is lost"
+
+Said = TypeVar("Said", bound=Message)
+
+
+class Dismissed(CollageError):
+    """The lead has told the team to leave: the job is over, or the team was given up."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("told to leave")
+        self.exit_code = ExitCode(code)
+
+
+class LeadLost(CollageError):
+    """What the lead was to say will not come."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
+class Link(Protocol):
+    """What a team needs of its connection to the lead."""
+
+    def say(self, message: Message) -> None: ...
+    def hear(self) -> Message | None: ...
+
+
+class LeadLink:
+    """Another team's connection to the lead, by messages.
+
+    Attributes:
+        progress: how far the team is, told twice a second.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        monitor: CoordinatorMonitor,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.progress: Callable[[], Progress] = lambda: Progress(0, 0, 0)
+        self.gone = threading.Event()  # set by whoever notices first that the lead is lost
+        self._endpoint, self._monitor, self._clock = endpoint, monitor, clock
+        self._alive_ns = 0
+        self._heard: deque[Message] = deque()  # while something else was waited for
+
+    def say(self, message: Message) -> None:
+        """Send it; to a lead that is lost, nothing."""
+        if not self.gone.is_set():
+            buffer = self._endpoint.buffer(wire.CONTROL_BYTES)
+            self._endpoint.send(buffer, messages.pack(buffer, 0, message))
+
+    def hear(self) -> Message | None:
+        """What the lead has said next, or None.
+
+        Raises:
+            Dismissed: it has told the team to leave.
+        """
+        return self._heard.popleft() if self._heard else self._poll()
+
+    def stop_reason(self) -> str | None:
+        """For loops that wait for others: what keeps from going on, if anything does.
+
+        Raises:
+            Dismissed: as `hear`.
+        """
+        while (said := self._poll()) is not None:
+            self._heard.append(said)
+        return LEAD_LOST if self.gone.is_set() else None
+
+    def wait_for(self, kind: type[Said], interrupted: Callable[[], str | None]) -> Said:
+        """The lead's message of a kind.
+
+        Raises:
+            LeadLost, Dismissed: it will not come.
+        """
+        backoff = Backoff(GROUP_BACKOFF)
+        while True:
+            reason = self.stop_reason() or interrupted()
+            for said in self._heard:
+                if isinstance(said, kind):
+                    self._heard.remove(said)
+                    return said
+            if reason is not None:
+                raise LeadLost(reason)
+            backoff.pause()
+
+    def wait_for_the_end(self) -> int:
+        """The exit code that the lead gives, or that of a run that goes on by --resume."""
+        backoff = Backoff(GROUP_BACKOFF)
+        try:
+            while self.stop_reason() is None:
+                backoff.pause()
+        except Dismissed as told:
+            return int(told.exit_code)
+        return int(ExitCode.INCOMPLETE)
+
+    def _poll(self) -> Message | None:
+        if self.gone.is_set():
+            return None
+        if self._clock() >= self._alive_ns:
+            self._alive_ns = self._clock() + ALIVE_EVERY_NS
+            self.say(self.progress())
+        try:
+            message = self._endpoint.poll_control()
+        except RankFailure:
+            self.gone.set()
+            return None
+        if message is None:
+            return None
+        said = messages.unpack(message, 0)
+        if isinstance(said, messages.Rank0):
+            self._monitor.meet(said.host, said.process, said.tcp_link)
+            self.say(messages.Here())
+            return self._poll()
+        if isinstance(said, messages.Stop):
+            self._monitor.release()
+            self.say(messages.Bye())
+            raise Dismissed(said.exit_code)
+        return said
+
+
+class Supply:
+    """The leases of a team in its coordinator's loop."""
+
+    def __init__(self, link: Link, plan: Plan, reader: ReadAhead, rows: RowSink) -> None:
+        """`reader` has no image yet, and takes more."""
+        self.halted: str | None = None  # why the lead has told to stop
+        self._link, self._plan, self._reader, self._rows = link, plan, reader, rows
+        self._size = plan.settings.group_size
+        self._places = Places(plan)
+        self._look_at_ns = 0
+        self._given = 0  # images so far
+        self._waiting: deque[tuple[int, int]] = deque()  # leases not begun, images given before
+        self._lease, self._epoch = -1, 0  # the last one, and whose it is
+        self._lull = self._flushed = self._told = False
+
+    def attach(self, feed: ImageBuffer, recorder: Recorder) -> None:
+        """Where its images come in, and who counts them."""
+        self._feed, self._recorder = feed, recorder
+        feed.numbers, feed.growing = {}, True
+
+    def group_of(self, image: int) -> int:
+        """The number of an image's group: images are numbered by it and by their cell."""
+        return image // self._size
+
+    @property
+    def paused(self) -> bool:
+        """Whether no image is left to come in, for all that is known."""
+        return self._lull and self._reader.remaining == 0
+
+    @property
+    def progress(self) -> Progress:
+        """How far the team is."""
+        totals = self._recorder.totals
+        return Progress(totals.images, totals.errors, totals.collage)
+
+    def look(self, now_ns: int, unresolved: int) -> bool:
+        """Hear and tell; whether images have come, or the end of them.
+
+        `unresolved`: images in the job.
+        """
+        if now_ns < self._look_at_ns:
+            return False
+        self._look_at_ns = now_ns + LOOK_EVERY_NS
+        came = False
+        while (said := self._link.hear()) is not None:
+            came |= self._take(said)
+        while self._waiting and self._given - self._reader.remaining > self._waiting[0][1]:
+            self._link.say(messages.Begun(self._waiting.popleft()[0]))
+        self.tell_of_parts()
+        if self.paused and not unresolved:
+            self._rest()
+        return came
+
+    def tell_of_parts(self) -> None:
+        """Ask for those to be published that are on the disk."""
+        while self._rows.pending:
+            part = self._rows.pending.popleft()
+            ranges = () if part.images is None else self._places.of(part.images)
+            packed = messages.packed_ranges(ranges)
+            self._link.say(Part(part.table, part.number, self._epoch, packed))
+
+    def _rest(self) -> None:
+        """All that was given is done: its rows go to the disk, and then the lead is told so."""
+        if not self._flushed:
+            self._flushed = True
+            self._rows.flush()
+        elif not self._told and self._rows.idle:
+            self.tell_of_parts()
+            self._told = True
+            self._link.say(Idle(self._lease))
+
+    def _take(self, said: Message) -> bool:
+        if isinstance(said, Lease):
+            self._add(said)
+        elif isinstance(said, Close):
+            self._feed.growing = False
+        elif isinstance(said, Lull):
+            self._lull = True
+        elif isinstance(said, Halt):
+            self.halted = said.reason
+        return isinstance(said, Lease | Close)
+
+    def _add(self, lease: Lease) -> None:
+        if self._lease < 0:
+            self._recorder.warm_up_from(lease.first_group)
+        self._lease, self._epoch = lease.number, lease.epoch
+        self._lull = self._flushed = self._told = False
+        ranges = [np.arange(*each) for each in messages.unpacked_ranges(lease.places)]
+        indices = self._plan.order[np.concatenate(ranges)]  # (k,) int64
+        first = lease.first_group * self._size
+        assert self._feed.numbers is not None
+        numbers = range(first, first + len(indices))
+        self._feed.numbers.update(zip(indices.tolist(), numbers, strict=True))
+        self._waiting.append((lease.number, self._given))
+        self._given += len(indices)
+        self._reader.add(indices)
+
+
+class Places:
+    """Positions in the job's order, of images that are known by shard and row."""
+
+    def __init__(self, plan: Plan) -> None:
+        counts = [info.count for info in plan.shards.infos]
+        self._starts = np.cumsum([0, *counts], dtype=np.int64)
+        self._position = np.empty(sum(counts), np.int64)  # of each image of the input
+        self._position[plan.order] = np.arange(len(plan.order))
+
+    def of(self, keys: np.ndarray) -> list[tuple[int, int]]:
+        """[start, stop) ranges of positions; keys: (k,) with the columns shard and row."""
+        indices = self._starts[keys["shard"]] + keys["row"].astype(np.int64)
+        return ranges_of(np.sort(self._position[indices]))
+
+
+def ranges_of(numbers: np.ndarray) -> list[tuple[int, int]]:
+    """Ascending numbers, (k,) int64, as [start, stop) ranges."""
+    if not len(numbers):
+        return []
+    cuts = np.flatnonzero(np.diff(numbers) > 1)
+    starts = numbers[np.concatenate([[0], cuts + 1])]
+    stops = numbers[np.concatenate([cuts, [len(numbers) - 1]])] + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def order_digest(plan: Plan) -> str:
+    """By which the lead and a team know that they mean the same images by the same positions."""
+    digest = hashlib.sha256(plan.order.tobytes())
+    for info in plan.shards.infos:
+        digest.update(info.fingerprint.encode())
+    return digest.hexdigest()

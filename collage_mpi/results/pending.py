@@ -1,0 +1,148 @@
+"""Parts that teams have written and the lead publishes: what lies in `pending/` no reader sees.
+
+Owns: the thread that moves parts to their place, taking over what a lost lead left unpublished.
+Does not know: leases, messages, which parts are to be published.
+
+One process alone, that with the run's claim, makes a part count, by a rename. So whatever a
+team does that was given up and comes back, it writes no row of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import CollageError, EnvironmentFault
+from collage_mpi.results import parts
+from collage_mpi.results.buffers import unwritable
+from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
+from collage_mpi.results.reader import keys_of
+from collage_mpi.results.rows import IMAGES, TABLES
+from collage_mpi.results.vectors import extras_of, vectors_name
+from collage_mpi.system.files import sync_directory
+
+_TABLE = {table.name: table for table in TABLES}
+
+
+def publish(out: Path, part: str, vectors: str | None, check: Callable[[], object]) -> None:
+    """Give a pending part, and before it the file of its vectors, the place where it counts.
+
+    Raises:
+        OSError: as the system says.
+        CollageError: of `check`, when the folder is not ours to write to any more.
+    """
+    check()
+    if vectors is not None:
+        os.rename(out / PENDING_FOLDER / vectors, out / VECTORS_FOLDER / vectors)
+        sync_directory(out / VECTORS_FOLDER)
+    os.rename(out / PENDING_FOLDER / part, out / PARTS_FOLDER / part)
+    sync_directory(out / PARTS_FOLDER)
+
+
+class Publisher:
+    """Publishes parts in order, off the lead's loop; after a failure it only empties its queue."""
+
+    def __init__(self, out: Path, manifest: Mapping[str, Any], check: Callable[[], object]) -> None:
+        """`check`: raises once the folder is not ours to write to any more."""
+        self.fault: CollageError | None = None
+        self._out, self._check = out, check
+        self._vectors = bool(extras_of(manifest))
+        self._queue: queue.SimpleQueue[tuple[str, int, int] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="collage-mpi teams", daemon=True)
+        self._thread.start()
+
+    def put(self, table: str, session: int, number: int) -> None:
+        """The part is to count. Raises the fault of an earlier one."""
+        if self.fault is not None:
+            raise self.fault
+        self._queue.put((table, session, number))
+
+    def end(self) -> None:
+        """Publish what was put."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (asked := self._queue.get()) is not None:
+            if self.fault is None:
+                self.fault = self._fault_of(*asked)
+
+    def _fault_of(self, table: str, session: int, number: int) -> CollageError | None:
+        part = parts.part_path(Path(), _TABLE[table], session, number).name
+        vectors = vectors_name(session, number) if table == IMAGES.name and self._vectors else None
+        try:
+            publish(self._out, part, vectors, self._check)
+        except CollageError as error:
+            return error
+        except FileNotFoundError:
+            return EnvironmentFault(
+                f"{self._out / PENDING_FOLDER / part}: not there, though a team has written it: "
+                "--out must be in a file system that the hosts of all coordinators share"
+            )
+        except OSError as error:
+            return unwritable(self._out / PARTS_FOLDER / part, error)
+        return None
+
+
+def entry_path(out: Path, session: int) -> Path:
+    """Where a team says, when it has ended, what the manifest is to have of its session."""
+    return out / PENDING_FOLDER / f"session-{session:04d}.json"
+
+
+def read_entry(out: Path, session: int) -> Any:
+    """It, as the team wrote it.
+
+    Raises:
+        EnvironmentFault: it cannot be read.
+    """
+    path = entry_path(out, session)
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def adopt(out: Path, manifest: Mapping[str, Any], held: np.ndarray) -> None:
+    """Publish what teams of an earlier launch had written when they lost their lead.
+
+    To be called under the claim. A part of which an image has its row already is dropped: it is
+    of a team that had been given up.
+
+    Args:
+        manifest: of that launch.
+        held: (k,) of KEY_ROW, what has a row.
+
+    Raises:
+        OSError, CollageError: as `publish`.
+    """
+    folder = out / PENDING_FOLDER
+    if not folder.is_dir():
+        return
+    counts, keep = parts.counting(manifest), bool(extras_of(manifest))
+    for part in filter(counts, parts.list_parts(folder)):
+        vectors = None
+        if part.table == IMAGES.name:
+            try:
+                keys = keys_of(parts.read_part(part.path, IMAGES))
+            except CollageError:
+                continue  # damaged: its images are done again
+            vectors = vectors_name(part.session, part.number) if keep else None
+            whole = vectors is None or (folder / vectors).exists()
+            if not whole or np.isin(keys, held).any():
+                continue
+            held = np.concatenate([held, keys])
+        publish(out, part.path.name, vectors, lambda: None)
+    clear(out)
+
+
+def clear(out: Path) -> None:
+    """Nothing that is left there will count."""
+    shutil.rmtree(out / PENDING_FOLDER, ignore_errors=True)
