@@ -123,25 +123,31 @@ def scaling(images: int, lead: LeadCosts) -> dict[str, list[tuple[World, Outcome
 def cuts(images: int, lead: LeadCosts) -> Iterator[tuple[str, World, Outcome]]:
     """1,024 ranks in teams of 32: lease sizes, jitter, one slow team."""
     base = world(1024, 32, images, lead)
-    shares = {"1/4": 4, "1/8": 8, "1/16": 16, "1/64": 64}
+    leases, groups = base.leases, base.images // GROUP
     ways = {
-        f"{name} of a team's share": replace(base.leases, share=s) for name, s in shares.items()
+        "1/4 of a team's share of the rest": replace(leases, share=4),
+        "1/8": leases,
+        "1/32": replace(leases, share=32),
+        "1/8, down to a group": replace(leases, smallest=1),
+        "16 groups, all": replace(leases, smallest=16, largest=16),
+        "half a team's share, all": replace(
+            leases,
+            smallest=-(-groups // (2 * base.teams)),
+            largest=-(-groups // (2 * base.teams)),
+        ),
     }
-    ways["1/8, down to a group"] = replace(base.leases, smallest=1)
-    ways["16 groups, all"] = replace(base.leases, smallest=16, largest=16)
-    ways["2 leases a team, no more"] = replace(base.leases, share=2, smallest=10**6, largest=10**6)
-    for name, leases in ways.items():
-        for sigma, slower in ((0.0, {}), (0.3, {}), (1.0, {}), (0.3, {7: 2.0})):
-            of = replace(base, leases=leases, sigma=sigma, slower=slower)
+    for name, way in ways.items():
+        for sigma, slower in ((0.3, {}), (1.0, {}), (0.3, {7: 2.0})):
+            of = replace(base, leases=way, sigma=sigma, slower=slower)
             yield name, of, TeamsModel(of).run()
 
 
 def leads(images: int, lead: LeadCosts) -> Iterator[tuple[int, World, Outcome]]:
-    """Teams of 11 (the most leads' work a rank), the lead's costs as measured, 10 and 100 times."""
-    for times in (1, 10, 100):
-        dear = LeadCosts(lead.lease_ns * times, lead.part_ns * times)
-        for ranks in counts(11):
-            of = world(ranks, 11, images, dear)
+    """Teams of 11, the most work for the lead a rank; its costs 10 and 100 times those measured."""
+    for times in (10, 100):
+        dear = LeadCosts(lead.lease_ns * times, lead.part_ns * times, lead.sign_ns * times)
+        for teams in (1, 16, 64, 372):
+            of = world(11 * teams, 11, images, dear)
             yield times, of, TeamsModel(of).run()
 
 
@@ -163,12 +169,12 @@ def draw(found: dict[str, list[tuple[World, Outcome]]], dear: list, out: Path) -
         for number, times in enumerate(sorted({times for times, _, _ in dear})):
             points = [(of.ranks, done.lead_s / done.seconds) for t, of, done in dear if t == times]
             look = {"color": COLOURS[4 + number % 3], "marker": MARKERS[4 + number % 3], "ms": 4}
-            name = "lead's costs as measured" if times == 1 else f"{times} times that"
+            name = "its costs as measured" if times == 1 else f"{times} times"
             axes[2].plot(*zip(*points, strict=True), label=name, **look)
         titles = (
             ("CPU an image, busiest coordinator", "us an image"),
             ("images/s of a rank, over those at 11 ranks", "over linear"),
-            ("leases and parts, teams of 11", "share of the lead's core"),
+            ("the lead's own work, teams of 11", "share of the lead's core"),
         )
         for axis, (title, unit) in zip(axes, titles, strict=True):
             axis.set(title=title, ylabel=unit, xscale="log", xlabel="ranks, coordinators included")
@@ -182,7 +188,8 @@ def draw(found: dict[str, list[tuple[World, Outcome]]], dear: list, out: Path) -
         axes[2].axhline(1.0, color="0.4", lw=0.8, ls=":")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="upper left", ncols=4,
                       bbox_to_anchor=(0.05, 0.89))  # fmt: skip
-        axes[2].legend(fontsize=8)
+        figure.legend(*axes[2].get_legend_handles_labels(), loc="upper right", ncols=3,
+                      bbox_to_anchor=(0.985, 0.89))  # fmt: skip
         heading(figure, TITLE.format(images=found["one coordinator"][0][0].images // 10), 3.9)
     return save(figure, out, dpi=150)
 
@@ -215,8 +222,8 @@ def print_cuts(rows: Iterator[tuple[str, World, Outcome]]) -> None:
         ideal = sum(1 / of.slower.get(team, 1.0) for team in range(of.teams)) * of.workers
         over = done.images_per_s * of.costs.single_ns / 1e9 / ideal
         table.setdefault(name, []).append(f"{over:.3f} ({done.leases})")
-    print("| leases | sigma 0 | sigma 0.3 | sigma 1 | sigma 0.3, a team half as fast |")
-    print("|---|---|---|---|---|")
+    print("| leases | sigma 0.3 | sigma 1 | sigma 0.3, a team half as fast |")
+    print("|---|---|---|---|")
     for name, cells in table.items():
         print(f"| {name} | {' | '.join(cells)} |")
 
@@ -239,10 +246,13 @@ def main() -> None:
     found = scaling(args.images, lead)
     print_scaling(found)
     print_cuts(cuts(args.images, lead))
-    dear = list(leads(args.images, lead))
-    for times, of, done in dear:
-        share, over = done.lead_s / done.seconds, done.dearest_us
-        print(f"{times} x lead: {of.ranks} ranks, {of.teams} teams: {share:.1%}, {over:.0f} us")
+    dear = [(1, *point) for point in found["teams of 11"]]
+    for times, of, done in leads(args.images, lead):
+        dear.append((times, of, done))
+        share, over = done.lead_s / done.seconds, rate(done, of) * of.costs.single_ns / 1e9
+        print(
+            f"lead x {times}, {of.teams} teams of 11: {share:.1%} of its core, {over:.3f} of ideal"
+        )
     if args.out:
         print(*draw(found, dear, args.out), sep="\n")
 
