@@ -122,6 +122,7 @@ class Lead:
         """What networks cost is known, and what team 0 holds: leases go out from now on."""
         self._start, self._networks = start, networks
         self._join(self.teams[0])
+        self._look_at_ns = 0
         self.look()
 
     def look(self) -> None:
@@ -151,6 +152,10 @@ class Lead:
             self._halted = True
             for team in self.teams[1:]:
                 self._tell(team, messages.Halt(reason))
+        if self._start is not None:
+            waiting, self._waiting = self._waiting, []
+            for team, ready in waiting:
+                self._welcome(team, ready)
         self._grant()
 
     def wait(self, report: Callable[[], object], late_s: float) -> None:
@@ -235,14 +240,12 @@ class Lead:
             self._end(team, said)
         elif isinstance(said, Fault):
             self._fault(team, said)
-        if self._start is not None:
-            for each, ready in self._waiting:
-                self._welcome(each, ready)
-            self._waiting.clear()
 
     def _welcome(self, team: Team, ready: Ready) -> None:
-        """The team has its ranks; it holds the networks of team 0, or leaves."""
+        """The team has its ranks, which hold the networks of team 0: it is one of those at work."""
         assert self._start is not None
+        if team.gone is not None:
+            return
         for kind, fingerprint in ready.fingerprints.items():
             mine = self._networks.get(kind, fingerprint)
             if fingerprint != mine:
@@ -302,7 +305,8 @@ class Lead:
             return
         was_at_work, team.gone = team.at_work, why
         if not stay:
-            self._tell(team, messages.Stop(int(ExitCode.INCOMPLETE)))
+            # Not its own code: that of the job is told by who sees its end.
+            self._tell(team, messages.Stop(int(ExitCode.COMPLETE)))
             self._others.transport.drop(team.rank)
         text = "is given up" if team.done is None else "has gone after its last row"
         if was_at_work:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -167,14 +168,23 @@ def _work(comm: Any, mpi: Any, tolerant: bool, coordinator: int) -> int:
     rank = comm.Get_rank()
     transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant, coordinator=coordinator)
     loader = NetworkLoader(rank, comm.Get_size())
-    leave = partial(hard_exit.leave, ExitCode.INCOMPLETE)
+    leave = _end_alone if coordinator else partial(hard_exit.leave, ExitCode.INCOMPLETE)
     monitor = CoordinatorMonitor(rank, leave, coordinator)
     try:
         code = Worker(transport, loader, monitor=monitor).serve()
     except RankFailure:
-        hard_exit.leave(ExitCode.INCOMPLETE)
+        leave()
     transport.close()
     return code
+
+
+def _end_alone() -> None:
+    """Leave a job that goes on without this team: by SIGKILL, which all launchers outlive.
+
+    Open MPI's has ended a job of which several ranks had left with a code.
+    """
+    hard_exit.remove_shared_memory()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _coordinate(

@@ -291,7 +291,8 @@ def _measured_span_s(results: Results) -> float:
         span = at_ns + int(rows["t0_ns"].min()), at_ns + int(ends_ns.max())
         spans.setdefault(launch, []).append(span)
     starts_and_ends = (zip(*each, strict=True) for each in spans.values())
-    return sum(max(ends) - min(starts) for starts, ends in starts_and_ends) / 1e9
+    total_ns: int = sum(max(ends) - min(starts) for starts, ends in starts_and_ends)
+    return total_ns / 1e9
 
 
 def _rank0(results: Results) -> Json:

@@ -93,7 +93,7 @@ def forecast(
     out = Path(settings.out)
     resume = (resume or retry_errors) and has_run(settings.out)
     known = read_manifest(out) if resume else {}
-    size = settings.world_size if worker_group is None else worker_group.transport.size
+    size = settings.launch_size if worker_group is None else worker_group.transport.size
     plan = make_plan(settings, size, known.get("shards"), launched=worker_group is not None)
     with _closing(plan):
         warn_of_one_class_groups(plan)
@@ -154,10 +154,11 @@ def _measured_here(plan: Plan, encoder: AnyEncoder) -> Measured:
         }
         devices.add(predictor.device.partition(":")[0])
         rss_bytes[kind] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    shared = len(workers) / (gpus_here() if devices == {"cuda"} else allowed_cores())
+    ranks = plan.settings.teams * len(workers)
+    shared = ranks / (gpus_here() if devices == {"cuda"} else allowed_cores())
     needed = sum(max(rss_bytes[k] for k in plan.placement.kinds[rank]) for rank in workers)
-    there = available_bytes()
-    memory = f"at most {size_text(needed)} for {len(workers)} ranks, measured in this process"
+    needed, there = plan.settings.teams * needed, available_bytes()
+    memory = f"at most {size_text(needed)} for {ranks} ranks, measured in this process"
     if there is not None:
         memory += f"; {size_text(there)} available here"
         if needed > there:
@@ -232,11 +233,13 @@ def _lines(
     yield "shards", f"{len(shards.infos)} good{bad}; {shape} uint8, {named}"
     for kind, spec in plan.networks.items():
         yield kind, f"{spec} on rank(s) {_ranges(plan.placement.ranks_of(kind))}"
-    yield "ranks", f"{len(plan.placement.kinds)}: {plan.placement.describe()}"
+    ranks = f"{len(plan.placement.kinds)}: {plan.placement.describe()}"
+    teams = settings.teams
+    yield "ranks", ranks if teams == 1 else f"{teams} teams, the others likewise, each of {ranks}"
     yield "memory", measured.memory
     yield "output", _output(Path(settings.out), len(order), resume)
     yield "service", _service(plan, measured)
-    yield "time", _time(plan, len(order), measured, read_ns)
+    yield "time", _time(plan, -(-len(order) // teams), measured, read_ns)
     yield "", "nothing was written"
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from chaos_plan import SCHEMES, WEIGHTS, Round, make_round
+from chaos_plan import SCHEMES, TEAM_WEIGHTS, WEIGHTS, Round, make_round, with_teams
 from chaos_round import Verdict, run_round
 
 from collage_mpi.settings.run_settings import RunSettings
@@ -35,9 +35,10 @@ def kinds() -> tuple[str, ...]:
     return tuple(k for k in WEIGHTS if k != "stop worker" or modes() != ("plain",))
 
 
-def plan_of(seed: int, number: int) -> Round:
-    """The round's plan."""
-    return make_round(seed, number, modes(), kinds(), tuple(SCHEMES))
+def plan_of(seed: int, number: int, *, teams: bool = False) -> Round:
+    """The round's plan; `teams`: in a world of several."""
+    plan = make_round(seed, number, modes(), kinds(), tuple(SCHEMES))
+    return with_teams(plan) if teams else plan
 
 
 def report_failure(verdict: Verdict, folder: Path) -> str:
@@ -47,6 +48,7 @@ def report_failure(verdict: Verdict, folder: Path) -> str:
     lines += [f"  wrong: {text}" for text in verdict.wrong[:8]]
     lines += [f"  codes: {verdict.codes}"] + [f"  $ {command}" for command in verdict.commands]
     again = f"python tests/faults/chaos.py --seed {plan.seed} --only {plan.number}"
+    again += " --teams" if plan.teams > 1 else ""
     return "\n".join([*lines, f"  again: {again} --folder {folder}-again"])
 
 
@@ -54,7 +56,7 @@ def table(verdicts: list[Verdict]) -> str:
     """A line a kind of fault: rounds it was planned in, met its victim, rows lost, ..."""
     head = ("fault", "rounds", "met", "lost", "doubled", "hangs", "left", "failed")
     rows = [head]
-    for kind in [*WEIGHTS, "all"]:
+    for kind in [*WEIGHTS, *TEAM_WEIGHTS, "all"]:
         own = [v for v in verdicts if kind == "all" or kind in v.plan.kinds]
         if own:
             met = sum(kind in v.done if kind != "all" else bool(v.done) for v in own)
@@ -72,18 +74,20 @@ def table(verdicts: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def run_suite(seed: int, numbers: list[int], folder: Path, *, keep: bool = False) -> list[Verdict]:
+def run_suite(
+    seed: int, numbers: list[int], folder: Path, *, keep: bool = False, teams: bool = False
+) -> list[Verdict]:
     """Rounds one after the other; says how each went."""
     verdicts = []
     for number in numbers:
-        plan = plan_of(seed, number)
+        plan = plan_of(seed, number, teams=teams)
         place = folder / f"round-{seed}-{number}"
         verdict = run_round(plan, place, keep=keep)
         verdicts.append(verdict)
         word = "FAILED" if verdict.wrong else "ok"
         print(
             f"round {number}: {word}, {verdict.seconds:.1f} s, {plan.on_loss}, codes "
-            f"{verdict.codes}, {', '.join(sorted(plan.kinds))}; {plan.work}",
+            f"{verdict.codes}, {', '.join(sorted(plan.kinds))}; {plan.work}, {plan.teams} team(s)",
             flush=True,
         )
         if verdict.wrong:
@@ -99,11 +103,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="one round, its folder kept")
     parser.add_argument("--folder", type=Path, required=True, help="a new folder")
+    parser.add_argument("--teams", action="store_true", help="worlds of two or three teams")
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
     numbers = list(range(args.first, args.first + args.rounds))
     numbers = numbers if args.only is None else [args.only]
-    verdicts = run_suite(args.seed, numbers, args.folder, keep=args.only is not None)
+    verdicts = run_suite(
+        args.seed, numbers, args.folder, keep=args.only is not None, teams=args.teams
+    )
     print(table(verdicts))
     return int(any(verdict.wrong for verdict in verdicts))
 

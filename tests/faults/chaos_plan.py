@@ -7,7 +7,7 @@ Does not know: processes, files, what the job makes of it.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2")
 # Counted from the process's start, from MPI's, or from its first task.
@@ -33,8 +33,13 @@ WEIGHTS = {
     "SIGTERM": 2,
     "SIGINT": 1,
 }
+# Of a job of several teams, besides: of another team than the lead's.
+TEAM_WEIGHTS = {"kill coordinator": 5, "stop coordinator": 2, "delay coordinator": 1}
 # What a job that is to outlive its ranks outlives.
-OUTLIVED = ("kill worker", "kill collage rank", "kill all workers", "stop worker", "delay")
+OUTLIVED = (
+    *TEAM_WEIGHTS,
+    *("kill worker", "kill collage rank", "kill all workers", "stop worker", "delay"),
+)
 # scheme -> how often, and what it needs besides the shape of the job
 SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "collage": (6, ()),
@@ -83,11 +88,12 @@ class Round:
     on_loss: str  # continue, abort
     settings: tuple[str, ...]
     sessions: tuple[tuple[Fault, ...], ...] = field(default=())
+    teams: int = 1
 
     @property
     def ranks(self) -> int:
         """World size."""
-        return 1 + self.singles + self.collages
+        return self.teams * (1 + self.singles + self.collages)
 
     @property
     def work(self) -> str:
@@ -144,6 +150,31 @@ def make_round(
         *shape_of_work(rng, schemes, collages),
     )
     return Round(seed, number, singles, collages, on_loss, settings, sessions)
+
+
+def with_teams(plan: Round) -> Round:
+    """The round in a world of two or three teams, its faults in any of them.
+
+    In most rounds a coordinator other than rank 0 meets something too, killed more often than not.
+    """
+    rng = random.Random(f"teams:{plan.seed}:{plan.number}")
+    teams, size = rng.choice([2, 2, 3]), plan.ranks
+
+    def moved(fault: Fault) -> Fault:
+        return (
+            replace(fault, rank=fault.rank + size * rng.randrange(teams)) if fault.rank else fault
+        )
+
+    sessions = []
+    for faults in plan.sessions:
+        found = [moved(fault) for fault in faults]
+        if rng.random() < 0.75:
+            kind = rng.choices(tuple(TEAM_WEIGHTS), tuple(TEAM_WEIGHTS.values()))[0]
+            phase, after_s = rng.choices(PHASES, (0, 1, 4))[0], round(rng.uniform(0, 1.0), 3)
+            pause_s = round(rng.uniform(0.2, 6.0), 2)
+            found.append(Fault(kind, size * rng.randrange(1, teams), phase, after_s, pause_s))
+        sessions.append(tuple(found))
+    return replace(plan, sessions=tuple(sessions), teams=teams)
 
 
 def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -> tuple[str, ...]:

@@ -130,6 +130,7 @@ class Job:
         words += ["--shards", str(self.shards), "--single", "null", "--collage", "null"]
         words += ["--side", "2", "--singles", str(plan.singles), "--out", str(self.out)]
         words += ["--collage-ranks", str(plan.collages), *plan.settings]
+        words += ["--teams", str(plan.teams)]
         if plan.on_loss != "plain":
             words += ["--on-rank-loss", plan.on_loss, "--reply-timeout-s", "2"]
             words += ["--start-timeout-s", "20"]
@@ -174,13 +175,13 @@ class Job:
             done = all([self._signal(stage, r, signal.SIGKILL) for r in range(1, self.plan.ranks)])
         elif fault.kind == "kill launcher":
             done = self._kill_launcher(process)
-        elif fault.kind in ("stop worker", "delay"):
+        elif fault.kind.startswith(("stop", "delay")):
             done = self._signal(stage, fault.rank, signal.SIGSTOP)
         elif fault.kind.startswith("kill"):
             done = self._signal(stage, fault.rank, signal.SIGKILL)
         if done:
             self.verdict.done.add(fault.kind)
-        if fault.kind == "delay":
+        if fault.kind.startswith("delay"):
             yield fault.number
             self._signal(stage, fault.rank, signal.SIGCONT)
 

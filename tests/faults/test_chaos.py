@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from chaos import plan_of, report_failure, table
-from chaos_plan import WEIGHTS, Round
+from chaos_plan import TEAM_WEIGHTS, WEIGHTS, Round
 from chaos_round import Verdict, run_round
 
 pytestmark = pytest.mark.faults
@@ -20,7 +20,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "plan" in metafunc.fixturenames:
         rounds, seed = (metafunc.config.getoption(f"chaos_{n}") for n in ("rounds", "seed"))
         plans = [plan_of(seed, number) for number in range(rounds)]
-        metafunc.parametrize("plan", plans, ids=lambda p: f"seed{p.seed}-round{p.number}")
+        plans += [plan_of(seed, number, teams=True) for number in range(rounds)]
+        ids = [f"seed{p.seed}-round{p.number}-teams{p.teams}" for p in plans]
+        metafunc.parametrize("plan", plans, ids=ids)
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +47,7 @@ def test_a_seed_gives_the_same_plans_again() -> None:
     assert plans != [plan_of(6, number) for number in range(50)]
     kinds = set().union(*(plan.kinds for plan in plans))
     assert kinds >= set(WEIGHTS) - {"stop worker"}
+    several = [plan_of(5, number, teams=True) for number in range(50)]
+    assert several == [plan_of(5, number, teams=True) for number in range(50)]
+    assert set().union(*(plan.kinds for plan in several)) >= set(TEAM_WEIGHTS)
+    assert sum("kill coordinator" in plan.kinds for plan in several) > 50 / 3

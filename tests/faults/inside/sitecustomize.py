@@ -1,9 +1,8 @@
 """Runs first in every Python of a chaos round; does something in the ranks of the job only.
 
 A rank writes its pid to a file, so that it can be killed from outside, and leaves a file
-when MPI is up and one when its work begins. On rank 0 rows go to disk in small parts, and
-the disk may be full at a step that the plan names. All of it from CHAOS_FOLDER; without it,
-nothing.
+when MPI is up and one when its work begins. Rows go to disk in small parts, and rank 0's disk
+may be full at a step that the plan names. All of it from CHAOS_FOLDER; without it, nothing.
 """
 
 import os
@@ -13,9 +12,9 @@ from pathlib import Path
 
 def install(folder: Path, rank: str) -> None:
     (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
-    from collage_mpi import results
     from collage_mpi.job import coordinator, main
     from collage_mpi.models import NullPredictor
+    from collage_mpi.results import row_sink
 
     def mark_first(owner, name, mark, wanted=lambda *args: True):
         plain, seen = getattr(owner, name), []
@@ -37,11 +36,10 @@ def install(folder: Path, rank: str) -> None:
 
     main.open_world = open_world
     mark_first(NullPredictor, "predict", f"works-{rank}", lambda self, batch: batch.any())
-    if rank == "0":
-        mark_first(coordinator.Coordinator, "run", "works-0")
-        results.RunWriter.__init__.__kwdefaults__.update(rows_per_part=40, flush_s=0.2)
-        if (folder / "disk_full_at").exists():
-            fill_disk(int((folder / "disk_full_at").read_text()))
+    mark_first(coordinator.Coordinator, "run", f"works-{rank}")
+    row_sink.RowSink.__init__.__kwdefaults__.update(rows_per_part=40, flush_s=0.2)
+    if rank == "0" and (folder / "disk_full_at").exists():
+        fill_disk(int((folder / "disk_full_at").read_text()))
 
 
 def fill_disk(step: int) -> None:

@@ -15,6 +15,7 @@ from collage_mpi import cli, models, results
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job import coordinator, network_loader, session, worker, worker_group
 from collage_mpi.mpi import protocol, transport
+from collage_mpi.results import row_sink
 from collage_mpi.scheduler import Scheduler
 from collage_mpi.shards.schema import ShardInfo
 from collage_mpi.system.environment import launcher_rank
@@ -121,7 +122,7 @@ def close():
 
 def kill():
     die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    results.RunWriter.__init__.__kwdefaults__["rows_per_part"] = 8
+    row_sink.RowSink.__init__.__kwdefaults__["rows_per_part"] = 8
     at_images(die) if RANK == 0 else at_task(die)
 
 

@@ -1,0 +1,281 @@
+"""The lead and teams that tests play: who is told what, which parts count."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import pytest
+from fakes import Clock
+
+from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
+from collage_mpi.faults.failure_detector import FailureDetector
+from collage_mpi.job import messages
+from collage_mpi.job.lead import Lead
+from collage_mpi.job.messages import (
+    Begin,
+    Begun,
+    Close,
+    Done,
+    Fault,
+    Halt,
+    Idle,
+    Lease,
+    Lull,
+    Part,
+    Progress,
+    Ready,
+    Start,
+    Stop,
+)
+from collage_mpi.job.team import ranges_of
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.transport import Gone, Received
+from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
+
+MS = 1_000_000
+START, READY = Start(1.5, {}), Ready({"single": "aa"})
+
+
+class Others:
+    """Stands for the worker group of the other coordinators, ranks 4 and 8."""
+
+    ranks = (4, 8)
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.transport = self
+        self.detector = FailureDetector(self.ranks, clock.now_ns)
+        self.detector.keep_going = True
+        self.told: dict[int, list[messages.Message]] = {rank: [] for rank in self.ranks}
+        self.arrivals: deque[Received | Gone] = deque()
+        self.dropped: set[int] = set()
+
+    def tell(self, rank, message):
+        assert rank not in self.dropped
+        self.told[rank].append(message)
+
+    def drop(self, rank):
+        self.dropped.add(rank)
+
+    def poll(self):
+        found = [a for a in self.arrivals if a.rank not in self.dropped]
+        self.arrivals.clear()
+        return found
+
+    def says(self, rank, message):
+        buffer = np.empty(wire.CONTROL_BYTES, np.uint8)
+        nbytes = messages.pack(buffer, 0, message)
+        self.arrivals.append(Received(rank, buffer[:nbytes], self.clock.now_ns))
+
+
+class Published(list):
+    def put(self, *part):
+        self.append(part)
+
+
+class Play:
+    """A lead of three teams over 16 images in groups of 2; leases of one batch of 2 groups."""
+
+    def __init__(self, images: int = 16, done=()) -> None:
+        self.clock = Clock()
+        self.others = Others(self.clock)
+        self.published = Published()
+        self.stop: str | None = None
+        book = LeaseBook(LeaseSettings(4, largest=1), images, done=done)
+        self.lead = Lead(
+            self.others,
+            book,
+            self.published,
+            session=5,
+            batch=2,
+            stop_reason=lambda: self.stop,
+            clock=self.clock,
+        )
+
+    def look(self, ms: int = 2) -> None:
+        self.clock.now_ns += ms * MS
+        self.lead.look()
+
+    def says(self, rank: int, *said) -> None:
+        for message in said:
+            self.others.says(rank, message)
+        self.look()
+
+    def told(self, rank: int, kind: type) -> list:
+        found = self.lead.inbox if rank == 0 else self.others.told[rank]
+        return [message for message in found if isinstance(message, kind)]
+
+    def part(self, rank: int, lease: Lease, number: int = 1) -> Part:
+        return Part("images", number, lease.epoch, lease.places)
+
+
+@pytest.fixture
+def play() -> Play:
+    return Play()
+
+
+def start(play: Play, *ranks: int) -> None:
+    play.lead.begin("run", "digest")
+    play.lead.start(START, {"single": "aa"})
+    for rank in ranks:
+        play.says(rank, READY)
+
+
+def test_a_team_is_a_session_and_gets_leases_two_ahead(play):
+    start(play, 4)
+    assert play.others.told[4][:2] == [Begin(6, "run", "digest"), START]
+    mine, other = play.told(0, Lease), play.told(4, Lease)
+    assert [lease.first_group for lease in (*mine, *other)] == [0, 2, 4, 6]
+    assert [messages.unpacked_ranges(lease.places) for lease in other] == [[(8, 12)], [(12, 16)]]
+    assert play.told(4, Lull) == [Lull()]
+
+
+def test_a_lease_begun_makes_room_for_another(play):
+    start(play)
+    assert len(play.told(0, Lease)) == 2
+    play.lead.say(Begun(0))
+    play.look()
+    assert len(play.told(0, Lease)) == 3
+
+
+def test_ready_waits_until_the_costs_are_known(play):
+    play.lead.begin("run", "digest")
+    play.says(4, READY)
+    assert play.told(4, Start) == []
+    play.lead.start(START, {})
+    assert play.told(4, Start) == [START]
+
+
+def test_input_is_closed_when_every_image_is_in_a_part(play):
+    start(play, 4)
+    for rank in (0, 4):
+        for number, lease in enumerate(play.told(rank, Lease)):
+            assert play.told(4, Close) == []
+            part = play.part(rank, lease, number)
+            if rank:
+                play.says(rank, part)
+            else:
+                play.lead.say(part)
+    play.look()
+    assert play.told(0, Close) == play.told(4, Close) == [Close()]
+    assert play.published == [
+        ("images", 5, 0),
+        ("images", 5, 1),
+        ("images", 6, 0),
+        ("images", 6, 1),
+    ]
+
+
+def test_what_a_lost_team_had_goes_to_others_and_what_it_publishes_does_not_count(play):
+    start(play, 4)
+    first, second = play.told(4, Lease)
+    play.says(4, play.part(4, first))
+    play.others.arrivals.append(Gone(4, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()  # what came before the loss counts
+    play.others.says(4, play.part(4, second, 2))  # it was only asleep
+    play.look()
+    play.lead.say(Begun(0))
+    play.lead.say(Begun(1))
+    play.look()
+    again = play.told(0, Lease)[2:]
+    assert [lease.places for lease in again] == [second.places]
+    assert again[0].first_group == 8  # beyond the last
+    assert play.published == [("images", 6, 1)]
+    assert play.told(4, Stop) == [Stop(int(ExitCode.COMPLETE))]
+
+
+def test_a_part_of_an_older_epoch_is_not_published(play):
+    start(play)
+    lease = play.told(0, Lease)[0]
+    play.lead.say(Part("images", 1, lease.epoch + 7, lease.places))
+    assert play.published == []
+
+
+def test_silence_of_a_coordinator_is_a_loss(play):
+    play.others.detector.timeouts.reply_timeout_ns = 100 * MS
+    start(play, 4, 8)
+    for _ in range(60):
+        play.others.says(8, Progress(3, 1, 2))
+        play.look(10)
+    assert play.others.dropped == {4}
+    assert play.lead.progress == Progress(3, 1, 2)
+
+
+def test_an_idle_team_could_not_read_what_it_has_left(play):
+    start(play, 4)
+    first, second = play.told(4, Lease)
+    play.says(4, Idle(first.number))  # it had not heard of the second one
+    assert play.lead.unread == 0
+    play.says(4, play.part(4, first), Idle(second.number))
+    assert play.lead.unread == 4
+    for lease in play.told(0, Lease):
+        play.lead.say(play.part(0, lease))
+    play.look()
+    assert play.told(4, Close) == [Close()]
+    assert play.lead.status == "incomplete"
+
+
+def test_a_team_that_ends_early_leaves_the_rest_to_others(play):
+    start(play, 4)
+    play.lead.say(Done("incomplete", "no rank is left", ()))
+    assert play.lead.reason == "no rank is left"
+    for lease in play.told(4, Lease):
+        play.says(4, Begun(lease.number))
+    places = [lease.places for lease in play.told(4, Lease)[2:]]
+    assert places == [(0, 4), (4, 4)]
+
+
+def test_a_stop_reaches_all_teams_and_nothing_more_is_granted(play):
+    start(play, 4)
+    play.stop = "stopped by SIGTERM"
+    play.look()
+    assert play.told(4, Halt) == play.told(8, Halt) == [Halt("stopped by SIGTERM")]
+    play.others.arrivals.append(Gone(4, "", play.clock.now_ns))
+    play.lead.say(Begun(0))
+    play.look()
+    assert len(play.told(0, Lease)) == 2
+    play.look()
+    assert play.told(8, Halt) == [Halt("stopped by SIGTERM")]
+
+
+def test_another_network_or_a_fault_of_the_input_ends_the_job(play):
+    start(play)
+    with pytest.raises(DataFault, match=r"team 1 .* another single network"):
+        play.says(4, Ready({"single": "bb"}))
+    with pytest.raises(DataFault, match="team 2: shard gone"):
+        play.says(8, Fault("shard gone", int(ExitCode.DATA)))
+
+
+def test_a_team_that_cannot_work_is_missed_unless_each_rank_is_needed(play):
+    start(play)
+    play.says(8, Fault("no device", int(ExitCode.ENVIRONMENT)))
+    assert play.told(8, Stop) == []  # it waits for the end of the job
+    play.others.detector.keep_going = False
+    with pytest.raises(EnvironmentFault, match="team 1: no device"):
+        play.says(4, Fault("no device", int(ExitCode.ENVIRONMENT)))
+
+
+def test_the_end_waits_for_teams_at_work_and_for_late_ones_while_something_is_left(play):
+    start(play, 4)
+    turns = []
+
+    def report():
+        turns.append(1)
+        play.clock.now_ns += 300 * MS
+        if len(turns) == 3:
+            play.others.says(4, Done("incomplete", "", ("a shard",)))
+
+    play.lead.say(Done("incomplete", "", ()))
+    play.lead.wait(report, late_s=2.0)
+    assert 6 <= len(turns) <= 8  # rank 8 might still have come
+    assert play.lead.faults == ["a shard"]
+
+
+def test_ranges_of_numbers():
+    assert ranges_of(np.array([], np.int64)) == []
+    assert ranges_of(np.array([2, 3, 4, 7, 9, 10])) == [(2, 5), (7, 8), (9, 11)]
+    packed = messages.packed_ranges([(2, 5), (7, 8), (3, 4)])
+    assert packed == (2, 3, 2, 1, -5, 1)
+    assert messages.unpacked_ranges(packed) == [(2, 5), (7, 8), (3, 4)]

@@ -1,0 +1,303 @@
+"""A team's leases in its coordinator's loop, the link to the lead, groups that have numbers."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fakes import Clock
+
+from collage_mpi.errors import ExitCode
+from collage_mpi.job import messages
+from collage_mpi.job.image_buffer import ImageBuffer
+from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Lull, Part, Progress
+from collage_mpi.job.team import LEAD_LOST, Dismissed, LeadLink, LeadLost, Supply
+from collage_mpi.mpi.transport import RankFailure
+from collage_mpi.results.row_sink import Pending
+from collage_mpi.results.rows import KEY_ROW
+from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
+from collage_mpi.scheduler import events as ev
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.workload.arrivals import ClosedLoop
+
+MS = 1_000_000
+ORDER = np.array([5, 4, 3, 2, 1, 0, 6, 7], np.int64)  # two shards of four images
+
+
+class Reader:
+    """Images by their index, all of them there at once."""
+
+    failed = False
+
+    def __init__(self) -> None:
+        self.left: deque[int] = deque()
+
+    def add(self, order) -> None:
+        self.left.extend(order.tolist())
+
+    @property
+    def remaining(self) -> int:
+        return len(self.left)
+
+    ready = remaining
+
+    def take(self, n: int) -> list:
+        return [
+            SimpleNamespace(index=self.left.popleft(), fault=None)
+            for _ in range(min(n, len(self.left)))
+        ]
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.pending: deque[Pending] = deque()
+        self.flushes, self.idle = 0, True
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+class Link:
+    def __init__(self) -> None:
+        self.said: list[messages.Message] = []
+        self.told: deque[messages.Message] = deque()
+
+    def say(self, message) -> None:
+        self.said.append(message)
+
+    def hear(self):
+        return self.told.popleft() if self.told else None
+
+
+class Team:
+    """A supply with what it needs; `look` hears what it was told before."""
+
+    def __init__(self) -> None:
+        infos = [SimpleNamespace(count=4), SimpleNamespace(count=4)]
+        settings = SimpleNamespace(group_size=2)
+        shards = SimpleNamespace(infos=infos)
+        self.plan = SimpleNamespace(settings=settings, order=ORDER, shards=shards)
+        self.link, self.reader, self.rows = Link(), Reader(), Rows()
+        self.supply = Supply(self.link, self.plan, self.reader, self.rows)
+        self.feed = ImageBuffer(self.reader, None, 1, lambda: 0)
+        self.warm: list[int] = []
+        self.recorder = SimpleNamespace(
+            warm_up_from=self.warm.append,
+            totals=SimpleNamespace(images=3, errors=1, collage=2),
+        )
+        self.supply.attach(self.feed, self.recorder)
+        self.now_ns = 0
+
+    def look(self, *told, unresolved: int = 0) -> bool:
+        self.link.told.extend(told)
+        self.now_ns += 2 * MS
+        return self.supply.look(self.now_ns, unresolved)
+
+
+def lease(number: int, first_group: int, *ranges: tuple[int, int]) -> Lease:
+    return Lease(number, 9, first_group, messages.packed_ranges(ranges))
+
+
+def test_images_of_a_lease_come_in_its_order_and_by_its_numbers():
+    team = Team()
+    assert team.look(lease(0, 10, (0, 2), (5, 6)))
+    admitted = team.feed.admit(9)
+    assert [(number, record.index) for number, record in admitted] == [(20, 5), (21, 4), (22, 0)]
+    assert [team.supply.group_of(number) for number, _ in admitted] == [10, 10, 11]
+    assert team.warm == [10]
+    team.look(lease(1, 30, (6, 8)))
+    assert team.warm == [10]  # of the first one alone
+
+
+def test_a_lease_is_begun_with_its_first_image():
+    team = Team()
+    team.look(lease(0, 0, (0, 2)), lease(1, 1, (2, 4)))
+    assert team.link.said == []
+    team.feed.admit(1)
+    team.look()
+    team.feed.admit(1)
+    team.look()
+    assert team.link.said == [Begun(0)]
+    team.feed.admit(1)
+    team.look()
+    assert team.link.said == [Begun(0), Begun(1)]
+
+
+def test_input_ends_when_the_lead_says_so_and_not_before():
+    team = Team()
+    assert not team.feed.exhausted
+    team.look(lease(0, 0, (0, 2)), Lull())
+    team.feed.admit(2)
+    assert not team.feed.exhausted
+    assert team.look(Close())
+    assert team.feed.exhausted
+
+
+def test_a_lull_is_a_pause_once_all_that_is_in_hand_has_come_in():
+    team = Team()
+    team.look(lease(0, 0, (0, 2)), Lull())
+    assert not team.supply.paused
+    team.feed.admit(2)
+    assert team.supply.paused
+    team.look(lease(1, 4, (2, 4)))
+    assert not team.supply.paused
+
+
+def test_in_a_lull_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_disk():
+    team = Team()
+    team.look(lease(3, 0, (0, 2)), Lull())
+    team.feed.admit(2)
+    team.look(unresolved=1)
+    assert team.rows.flushes == 0
+    team.rows.idle = False
+    team.look()
+    team.look()
+    assert team.rows.flushes == 1
+    keys = np.array([(1, 1), (1, 0)], KEY_ROW)  # images 5 and 4, of positions 0 and 1
+    team.rows.pending.append(Pending("images", 1, keys))
+    team.rows.idle = True
+    team.look()
+    team.look()
+    assert team.link.said == [Begun(3), Part("images", 1, 9, (0, 2)), Idle(3)]
+
+
+def test_a_halt_is_a_reason_to_stop():
+    team = Team()
+    assert not team.look(Halt("SIGTERM"))
+    assert team.supply.halted == "SIGTERM"
+    assert team.supply.progress == Progress(3, 1, 2)
+
+
+# ---- the link ---------------------------------------------------------------
+
+
+class Endpoint:
+    def __init__(self) -> None:
+        self.said: list[messages.Message] = []
+        self.told: deque = deque()
+
+    def buffer(self, nbytes: int) -> np.ndarray:
+        return np.empty(nbytes, np.uint8)
+
+    def send(self, buffer, nbytes) -> None:
+        self.said.append(messages.unpack(buffer[:nbytes], 4))
+
+    def poll_control(self):
+        if not self.told:
+            return None
+        told = self.told.popleft()
+        if isinstance(told, Exception):
+            raise told
+        buffer = np.empty(4096, np.uint8)
+        return buffer[: messages.pack(buffer, 0, told)]
+
+
+class Monitor:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def meet(self, host, process, offer) -> None:
+        self.calls.append(f"met {host}")
+
+    def release(self) -> None:
+        self.calls.append("released")
+
+
+@pytest.fixture
+def link():
+    return LeadLink(Endpoint(), Monitor(), Clock(tick_ns=MS))
+
+
+def test_a_link_meets_the_lead_and_leaves_when_told(link):
+    link._endpoint.told.extend([messages.Rank0("node0", None, None), Begin(2, "r", "d")])
+    assert link.wait_for(Begin, lambda: None) == Begin(2, "r", "d")
+    link._endpoint.told.append(messages.Stop(5))
+    with pytest.raises(Dismissed) as told:
+        link.hear()
+    assert told.value.exit_code is ExitCode.COMPLETE_WITH_ERRORS
+    assert link._monitor.calls == ["met node0", "released"]
+    said = [type(message) for message in link._endpoint.said]
+    assert said == [Progress, messages.Here, messages.Bye]
+
+
+def test_what_is_heard_while_something_else_is_waited_for_is_kept(link):
+    link._endpoint.told.extend([Halt("x"), Begin(2, "r", "d")])
+    link.wait_for(Begin, lambda: None)
+    assert link.hear() == Halt("x")
+    assert link.hear() is None
+
+
+def test_a_sign_of_life_twice_a_second(link):
+    link.progress = lambda: Progress(7, 0, 0)
+    for _ in range(1100):  # two ticks of 1 ms each or so
+        link.hear()
+    said = link._endpoint.said
+    assert set(said) == {Progress(7, 0, 0)}
+    assert 3 <= len(said) <= 6
+
+
+def test_a_lost_lead_is_a_reason_to_stop_and_is_told_nothing_more(link):
+    link._endpoint.told.append(RankFailure(0, RuntimeError("gone")))
+    assert link.stop_reason() == LEAD_LOST
+    said = len(link._endpoint.said)
+    link.say(Progress(1, 0, 0))
+    assert len(link._endpoint.said) == said
+    assert link.wait_for_the_end() == ExitCode.INCOMPLETE
+    with pytest.raises(LeadLost, match="rank 0"):
+        link.wait_for(Begin, lambda: None)
+
+
+# ---- the scheduler ----------------------------------------------------------
+
+
+def scheduler(**settings) -> Scheduler:
+    scheme = make_scheme(RunSettings(scheme="none", side=2).scheme_settings())
+    found = Scheduler(SchedulerSettings(group_size=4, ranks=2, depth=4, **settings), scheme)
+    for rank in (1, 2):
+        found.handle(ev.RankReady(0, rank, frozenset({"single"}), "h", 2))
+    return found
+
+
+def sends(actions) -> list[ev.Send]:
+    return [a for a in actions if isinstance(a, ev.Send)] + [
+        s for a in actions if isinstance(a, ev.SendBatch) for s in a.sends
+    ]
+
+
+def test_groups_have_the_numbers_that_their_images_bring():
+    found = scheduler()
+    sent = sends(found.handle(ev.ImageArrived(1, 40, 1, "", 10), ev.ImageArrived(1, 41, 1, "", 10)))
+    assert {send.group for send in sent} == {10}
+    sent = sends(found.handle(ev.ImageArrived(2, 80, 2, "", 20)))  # of a rest: 10 is closed
+    assert {send.group for send in sent} == {20}
+    group = found.groups.filling
+    assert group is not None
+    assert (group.id, len(group.images)) == (20, 1)
+
+
+def test_after_a_pause_images_may_come_and_another_end_game_copies_them():
+    found = scheduler(endgame=True)
+    (first,) = sends(found.handle(ev.ImageArrived(1, 0, 1, "", 0)))
+    copies = sends(found.handle(ev.InputPaused(2)))
+    assert [copy.items[0].image for copy in copies] == [0]
+    assert found.groups.filling is None
+    for send in (first, *copies):
+        score = (ev.Score(1, 0.5),)
+        found.handle(
+            ev.SendDone(3, (send.task,)), ev.Answered(3, send.task, send.rank, score, 1, 0)
+        )
+    (second,) = sends(found.handle(ev.ImageArrived(4, 8, 4, "", 2)))
+    assert second.group == 2
+    copies = sends(found.handle(ev.InputPaused(5)))
+    assert [copy.items[0].image for copy in copies] == [8]
+    assert not any(isinstance(a, ev.Finish) for a in found.handle(ev.InputPaused(6)))
+
+
+def test_images_that_were_awaited_for_a_lease_count_from_the_grant():
+    loop = ClosedLoop()
+    loop.admit(5, 2)
+    loop.admit(6, 1)
+    loop.granted(50)
+    assert [entry.t0_ns for entry in [*loop.enter(51, 2), *loop.enter(51, 1)]] == [50, 50, 50]

@@ -1,0 +1,154 @@
+"""Parts of teams: published by one process alone, adopted once, dropped where a row stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from results_harness import fill, manifest
+
+from collage_mpi.errors import CollageError, EnvironmentFault
+from collage_mpi.results import RunWriter, read_results, summarise, verify_run
+from collage_mpi.results.manifest import read_manifest
+from collage_mpi.results.pending import Publisher
+from collage_mpi.results.row_sink import RowSink
+
+ROWS = 54
+FULL = {key: value for key, value in manifest(ROWS, teams=2).items() if key != "session"}
+
+
+def team_rows(out: Path, session: int, indices: list[int]) -> RowSink:
+    """Another team's rows of these images, on the disk."""
+    rows = RowSink(out, read_manifest(out), session)
+    fill(rows, FULL, indices)
+    assert rows.drain() is None
+    return rows
+
+
+def publish_all(lead: RunWriter, rows: RowSink) -> None:
+    assert lead.publisher is not None
+    while rows.pending:
+        part = rows.pending.popleft()
+        lead.publisher.put(part.table, rows.session, part.number)
+
+
+def entry(rows: RowSink, **final) -> dict:
+    said = {"session": rows.session, "status": "complete", "rows": rows.counts}
+    return {**said, "final": {"world": FULL["world"], **final}}
+
+
+def test_what_is_pending_no_reader_sees_until_it_is_published(tmp_path):
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    other = team_rows(out, 2, list(range(27, 54)))
+    fill(lead, FULL, list(range(27)))
+    assert lead.drain() is None
+    assert len(read_results(out).images) == 0
+    publish_all(lead, lead)
+    publish_all(lead, other)
+    lead.teams = [entry(other, began_ns=5_000_000_000)]
+    assert lead.close("complete", world=FULL["world"], began_ns=5_000_000_000) is None
+    assert verify_run(out).ok
+    assert set(read_results(out).images["session"]) == {1, 2}
+    assert not (out / "pending").exists()
+
+
+def test_teams_count_side_by_side_and_are_told_apart(tmp_path):
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    other = team_rows(out, 2, list(range(27, 54)))
+    fill(lead, FULL, list(range(27)))
+    lead.drain()
+    publish_all(lead, lead)
+    publish_all(lead, other)
+    lead.teams = [entry(other, began_ns=6_000_000_000)]
+    lead.close("complete", world=FULL["world"], began_ns=5_000_000_000)
+    found = read_results(out)
+    ends_ns = found.groups["t0_ns"] + found.groups["latency_ns"]
+    of_other = found.groups["session"] == 2
+    last_ns = max(int(ends_ns[~of_other].max()), 1_000_000_000 + int(ends_ns[of_other].max()))
+    span_s = (last_ns - int(found.groups["t0_ns"].min())) / 1e9
+    summary = summarise(found)
+    assert summary["price"]["images_per_s"] == pytest.approx(ROWS / span_s)
+    assert [(team["team"], team["n"]) for team in summary["teams"]] == [(0, 3), (1, 3)]
+
+
+def test_a_lost_leads_parts_are_adopted_once_and_never_beside_a_row(tmp_path):
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    whole, doubled = team_rows(out, 2, list(range(9, 18))), [*range(4)]
+    fill(lead, FULL, list(range(9)))
+    lead.drain()
+    publish_all(lead, lead)
+    lead.publisher.end()  # type: ignore[union-attr]
+    late = RowSink(out, read_manifest(out), 2)
+    late._thread._numbers["images"] = 2  # a part that the given-up team wrote when it woke
+    for row in doubled:
+        late.image(shard=0, row=row, group=0, cell=row, source="single", answered=True,
+                   predicted=0, score=0.5, rank=1, t0_ns=0, latency_ns=1)  # fmt: skip
+    late.drain()
+    lead._claim.release()  # as if the lead had been killed
+    writer, done = RunWriter.reopen(out, FULL)
+    assert sorted(done["row"].tolist()) == list(range(18))
+    assert whole.pending
+    assert writer.session == 3  # that of its first team: 1 and 2 were the launch before
+    writer.close("incomplete")
+    report = verify_run(out)
+    assert (report.rows, report.doubles) == (18, 0)
+    assert read_manifest(out)["launches"] == [[1, 2], [3, 2]]
+
+
+def test_a_damaged_pending_part_is_done_again(tmp_path):
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    team_rows(out, 2, list(range(9)))
+    part = out / "pending" / "images-0002-000001.npy"
+    part.write_bytes(part.read_bytes()[:-7])
+    lead._claim.release()
+    writer, done = RunWriter.reopen(out, FULL)
+    assert len(done) == 0
+    writer.close("incomplete")
+
+
+def test_a_part_that_the_lead_does_not_see_is_told_and_ends_the_job(tmp_path):
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    assert lead.publisher is not None
+    lead.publisher.put("images", 2, 7)
+    lead.publisher.end()
+    with pytest.raises(EnvironmentFault, match="hosts of all coordinators share"):
+        lead.publisher.put("images", 2, 8)
+    with pytest.raises(EnvironmentFault, match="images-0002-000007"):
+        lead.close("incomplete")
+
+
+def test_nothing_is_published_without_the_claim(tmp_path):
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    rows = team_rows(out, 2, list(range(9)))
+
+    def lost() -> None:
+        raise CollageError("taken over")
+
+    publisher = Publisher(out, FULL, lost)
+    publisher.put("images", 2, rows.pending[0].number)
+    publisher.end()
+    assert "taken over" in str(publisher.fault)
+    assert not list((out / "parts").iterdir())
+    lead.close("incomplete")
+
+
+def test_vectors_go_with_their_part(tmp_path):
+    pytest.importorskip("pyarrow")
+    full = {**FULL, "extras": {"top_k": 2, "save": "none"}}
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, full)
+    rows = RowSink(out, read_manifest(out), 2)
+    fill(rows, full, list(range(9)))
+    rows.drain()
+    assert not list((out / "vectors").iterdir())
+    publish_all(lead, rows)
+    lead.close("incomplete")
+    assert [path.name for path in (out / "vectors").iterdir()] == ["vectors-0002-000001.parquet"]
+    assert np.array_equal(read_results(out).kept("top_classes").shape, (9, 2))
