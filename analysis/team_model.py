@@ -25,18 +25,20 @@ from collage_mpi.system.backoff import COORDINATOR_BACKOFF as PAUSES
 
 CREDIT = 2  # messages that a rank has at a time: one runs, one waits
 ROWS_PER_PART = 4096
-SIGN_NS = 1_000_000_000  # a team tells the lead so often how far it is
+SIGN_NS = 500_000_000  # a team tells the lead so often how far it is
+LOOK_NS, LOOK_SHARE = 1_000_000, 20  # the lead looks so often, but for a twentieth of its time
 # At equal times a coordinator takes answers first.
-ANSWER, LEASE, LULL, BEGUN, PART, SIGN = range(6)
+ANSWER, LEASE, LULL, LOOK, BEGUN, PART, SIGN = range(7)
 
 
 @dataclass(frozen=True)
 class LeadCosts:
     """What the lead does for the teams, in ns; their own messages cost as any."""
 
-    lease_ns: int = 100_000  # "begun" received, the book asked, a lease sent
-    part_ns: int = 300_000  # a part of images and one of their tasks committed and renamed
-    sign_ns: int = 15_000  # a team's sign of life received
+    lease_ns: int  # "begun" received, the book asked, a lease sent
+    part_ns: int  # a part of images and one of their tasks committed and renamed
+    sign_ns: int  # a team's sign of life received
+    look_ns: int  # whether something has come from one team
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class World:
     workers: int
     images: int
     leases: LeaseSettings
-    costs: Costs = field(default_factory=Costs)
-    lead: LeadCosts = field(default_factory=LeadCosts)
+    costs: Costs
+    lead: LeadCosts
     poll_ns: int = 0
     sigma: float = 0.0
     slower: Mapping[int, float] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Outcome:
         busy_s: (teams,) float64; a coordinator's CPU time, that of its polls and of the lead's
             work included.
         images: (teams,) int64; that each has done.
-        lead_s: of busy_s[0], for leases and parts.
+        lead_s: of busy_s[0], for leases, parts and looks.
         leases, parts: that the lead saw; ranges: in the announcements of the parts.
     """
 
@@ -135,12 +137,13 @@ class TeamsModel:
         self._heap: list[tuple[int, ...]] = []
         self.leases: dict[int, Lease] = {}
         self.parts: list[list[Range]] = []
-        self.log: list[tuple[int, int, int]] = []  # what the lead did: kind, team, lease or part
         mean_ns, sigma = world.costs.single_ns, world.sigma
         normal = np.random.default_rng(world.seed).standard_normal(world.images)
         draws = mean_ns * np.exp(sigma * normal - sigma**2 / 2)  # (images,) float64
         self._service_ns: list[int] = draws.astype(np.int64).tolist()
         self._poll_ns = world.poll_ns * world.workers
+        self._look_ns = world.lead.look_ns * world.teams if world.teams > 1 else 0
+        self._look_every_ns = max(LOOK_NS, LOOK_SHARE * self._look_ns)
         self._lead_ns = 0
         self._ranges = 0
 
@@ -152,10 +155,13 @@ class TeamsModel:
         takes = {
             LEASE: self._lease,
             LULL: self._nothing_left,
+            LOOK: self._look,
             BEGUN: self._begun,
             PART: self._part,
             SIGN: self._sign,
         }
+        if self._look_ns:
+            self._at(self._look_every_ns, LOOK, 0, 0)
         heap = self._heap
         while not self.book.finished:
             at_ns, kind, number, what, position = heapq.heappop(heap)
@@ -237,12 +243,14 @@ class TeamsModel:
 
     def _tell(self, team: _Team, kind: int, what: int) -> None:
         """A message to the lead, which team 0 need not send."""
-        costs, way_ns = self.world.costs, 0
-        if team.number:
-            team.free_ns += costs.send_ns
-            team.busy_ns += costs.send_ns
-            way_ns = costs.network_ns
-        self._at(team.free_ns + way_ns, kind, team.number, what)
+        costs = self.world.costs
+        if not team.number:
+            self._at(team.free_ns, kind, 0, what)
+            return
+        team.free_ns += costs.send_ns
+        team.busy_ns += costs.send_ns
+        looks = -(-(team.free_ns + costs.network_ns) // self._look_every_ns)
+        self._at(looks * self._look_every_ns, kind, team.number, what)
 
     def _lease(self, team: _Team, at_ns: int, number: int) -> None:
         self._turn(team, at_ns, self.world.costs.receive_ns if team.number else 0)
@@ -261,10 +269,13 @@ class TeamsModel:
         self._turn(self.teams[0], at_ns, cost_ns)
         self._lead_ns += cost_ns
 
+    def _look(self, _: _Team, at_ns: int, __: int) -> None:
+        self._serve(at_ns, self._look_ns)
+        self._at(at_ns + self._look_every_ns, LOOK, 0, 0)
+
     def _begun(self, team: _Team, at_ns: int, number: int) -> None:
         self._serve(at_ns, 0)
         self.book.begun(team.number, number)
-        self.log.append((BEGUN, team.number, number))
         self._grant(team)
 
     def _grant(self, team: _Team) -> None:
@@ -273,7 +284,6 @@ class TeamsModel:
         while self.book.wants(team.number):
             lease = self.book.grant(team.number)
             self.leases[lease.number] = lease
-            self.log.append((LEASE, team.number, lease.number))
             self._serve(lead.polled_ns, self.world.lead.lease_ns)
             self._at(lead.free_ns + way_ns, LEASE, team.number, lease.number)
         if not self.book.left and not team.told:
@@ -289,7 +299,6 @@ class TeamsModel:
     def _part(self, team: _Team, at_ns: int, number: int) -> None:
         self._serve(at_ns, self.world.lead.part_ns)
         self._ranges += len(self.parts[number])
-        self.log.append((PART, team.number, number))
         assert self.book.commit(team.number, team.epoch, self.parts[number])
 
 

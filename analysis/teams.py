@@ -1,39 +1,33 @@
 """How large a team should be: what coordinators and the lead cost on 11 to 4,096 ranks, simulated.
 
     python analysis/teams.py --out figures/teams            # figure, tables, minutes of one core
-    python analysis/teams.py --measure                      # the lead's costs on this machine alone
 
-Owns: the cases, the lead's cost measured by the book's own calls, the figure and the tables of
-docs/teams.md. Does not know: how a job of teams runs (team_model).
+Owns: the cases, the figure and the tables of docs/teams.md. Does not know: how a job of teams runs
+(team_model), how its lead's costs are measured (lead_cost).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import os
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from team_model import BEGUN, LEASE, PART, LeadCosts, Outcome, TeamsModel, World
+from team_model import LeadCosts, Outcome, TeamsModel, World
 
 from collage_mpi.figures.style import COLOURS, MARKERS, STYLE, STYLES, heading, pyplot, save
-from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
+from collage_mpi.scheduler.leases import LeaseSettings
 from collage_mpi.simulation.costs import Costs
 
 GROUP = 9
 # Of 77 us an image (docs/benchmarks.md, rank 0's own work, batch 1), as `Costs` parts them.
 COSTS = Costs(receive_ns=46_000, send_ns=31_000, encode_ns=0)
-MESSAGES_NS = 30_000  # two of the lead's, MPI and its own unpacking (bare: 10 to 16 each)
+LEAD = LeadCosts(lease_ns=125_000, part_ns=820_000, sign_ns=5_000, look_ns=11_000)  # lead_cost
 POLL_NS = 160  # a rank's receive tested (docs/benchmarks.md: ten take 1.6 us under MPICH)
 SIGMA = 0.3
-IMAGES = 500  # a rank with a network
+IMAGES = 200  # a rank with a network
 SIZES = (11, 32, 64)  # ranks of a team
-ONE = (11, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # ranks of one coordinator
+ONE = (11, 32, 64, 128, 256, 1024, 4096)  # ranks of one coordinator
 LARGEST = 4096
 
 
@@ -58,51 +52,6 @@ def counts(size: int) -> Iterator[int]:
 def rate(done: Outcome, of: World) -> float:
     """Images a second of a rank with a network."""
     return done.images_per_s / (of.teams * of.workers)
-
-
-# ---- the lead's cost, measured -----------------------------------------------
-
-
-def measured_lead(of: World, repeats: int = 5) -> LeadCosts:
-    """CPU of the book, JSON and the renames of parts, over all that the lead does in that job.
-
-    The least of several replays of what the model's lead did, in its order.
-    """
-    model = TeamsModel(of)
-    model.run()
-    least = {LEASE: 10**18, BEGUN: 10**18, PART: 10**18}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(repeats):
-            for kind, took_ns in replayed_ns(model, Path(folder)).items():
-                least[kind] = min(least[kind], took_ns)
-    leases, parts = len(model.leases), len(model.parts)
-    return LeadCosts(
-        (least[LEASE] + least[BEGUN]) // leases + MESSAGES_NS, least[PART] // parts + MESSAGES_NS
-    )
-
-
-def replayed_ns(model: TeamsModel, folder: Path) -> dict[int, int]:
-    """CPU by what the lead did, of one replay."""
-    book = LeaseBook(model.world.leases, model.world.images)
-    epochs = [book.join(team) for team in range(model.world.teams)]
-    texts = [json.dumps({"name": "images", "ranges": ranges}) for ranges in model.parts]
-    for table, number in itertools.product(("images", "tasks"), range(len(texts))):
-        (folder / f"pending-{table}-{number}").write_bytes(b"")
-    spent = {LEASE: 0, BEGUN: 0, PART: 0}
-    for kind, team, number in model.log:
-        start_ns = time.thread_time_ns()
-        if kind == LEASE:
-            json.dumps(vars(book.grant(team))).encode()
-        elif kind == BEGUN:
-            book.begun(team, json.loads(f'{{"lease": {number}}}')["lease"])
-            book.wants(team)
-        else:
-            ranges = [(start, stop) for start, stop in json.loads(texts[number])["ranges"]]
-            assert book.commit(team, epochs[team], ranges)
-            for table in ("images", "tasks"):
-                os.rename(folder / f"pending-{table}-{number}", folder / f"{table}-{number}")
-        spent[kind] += time.thread_time_ns() - start_ns
-    return spent
 
 
 # ---- what is simulated -------------------------------------------------------
@@ -143,10 +92,10 @@ def cuts(images: int, lead: LeadCosts) -> Iterator[tuple[str, World, Outcome]]:
 
 
 def leads(images: int, lead: LeadCosts) -> Iterator[tuple[int, World, Outcome]]:
-    """Teams of 11, the most work for the lead a rank; its costs 10 and 100 times those measured."""
-    for times in (10, 100):
-        dear = LeadCosts(lead.lease_ns * times, lead.part_ns * times, lead.sign_ns * times)
-        for teams in (1, 16, 64, 372):
+    """Teams of 11, the most work for the lead a rank; its costs 3 and 10 times those measured."""
+    for times in (3, 10):
+        dear = LeadCosts(*(ns * times for ns in vars(lead).values()))
+        for teams in (16, 64, 372):
             of = world(11 * teams, 11, images, dear)
             yield times, of, TeamsModel(of).run()
 
@@ -233,16 +182,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="figure, without .png")
     parser.add_argument("--images", type=int, default=IMAGES, help="a rank with a network")
-    parser.add_argument("--measure", action="store_true", help="the lead's costs, and no more")
-    parser.add_argument("--lease-us", type=float, help="the lead's cost a lease; else measured")
-    parser.add_argument("--part-us", type=float, help="and a part")
     args = parser.parse_args()
-    lead = measured_lead(world(1024, 32, args.images, LeadCosts()))
-    print(f"lead, measured: {lead.lease_ns / 1e3:.0f} us a lease, {lead.part_ns / 1e3:.0f} a part")
-    if args.measure:
-        return
-    if args.lease_us is not None and args.part_us is not None:
-        lead = LeadCosts(round(args.lease_us * 1e3), round(args.part_us * 1e3))
+    lead = LEAD
     found = scaling(args.images, lead)
     print_scaling(found)
     print_cuts(cuts(args.images, lead))
