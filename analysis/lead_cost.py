@@ -1,10 +1,9 @@
 """What the lead of several teams does beside its own images, timed in a real job of them.
 
-    collage-mpi launch -n 16 -- --help >/dev/null          # which mpiexec: docs/launch.md
     mpiexec -n 16 python analysis/lead_cost.py run --teams 4 --singles 2 --single null \\
         --collage null --shards SHARD --out OUT
 
-Owns: CPU of each kind of message, of leases and of looks, on rank 0; table in docs/teams.md.
+Owns: CPU of each kind of message, of leases and of looks, on rank 0; figures in docs/teams.md.
 Does not know: what a job is (the words are those of `collage-mpi`).
 """
 

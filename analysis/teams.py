@@ -131,9 +131,12 @@ def draw(found: dict[str, list[tuple[World, Outcome]]], dear: list, out: Path) -
             axis.minorticks_off()
             axis.grid(alpha=0.25)
             axis.set_ylim(bottom=0)
+        axes[0].set(yscale="log", ylim=(50, 2500))
+        axes[0].set_yticks([50, 100, 200, 500, 1000, 2000], [50, 100, 200, 500, "1,000", "2,000"])
+        axes[0].minorticks_off()
         axes[1].axhline(0.95, color="0.4", lw=0.8, ls=":")
-        axes[1].annotate("0.95", (4096, 0.95), xytext=(0, -9), textcoords="offset points",
-                         ha="right", color="0.4", fontsize=8)  # fmt: skip
+        axes[1].annotate("0.95", (11, 0.95), xytext=(0, -10), textcoords="offset points",
+                         color="0.4", fontsize=8)  # fmt: skip
         axes[2].axhline(1.0, color="0.4", lw=0.8, ls=":")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="upper left", ncols=4,
                       bbox_to_anchor=(0.05, 0.89))  # fmt: skip
