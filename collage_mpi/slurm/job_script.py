@@ -19,7 +19,9 @@ from collage_mpi.system.fields import Settings, same, setting
 
 DEFAULT_SETUP = ("# module load <your MPI>", 'source "${CM_VENV:-.venv}/bin/activate"')
 _TEMPLATES = Path(__file__).with_name("templates")  # shell, with @NAMES@ where settings go
-RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "sweep")
+RUN_KINDS = ("run_one_node", "run_nodes", "run_het", "run_teams", "run_teams_het", "sweep")
+HET_KINDS = ("run_het", "run_teams_het")  # coordinators have nodes of their own
+TEAM_KINDS = ("run_teams", "run_teams_het")
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _COMMENT_COLUMN = 38
@@ -50,6 +52,8 @@ KINDS: dict[str, Kind] = {
     "run_one_node": Kind("run_one_node.sbatch", gpus_per_node=4),
     "run_nodes": Kind("run_nodes.sbatch", nodes=4, gpus_per_node=None),
     "run_het": Kind("run_het.sbatch", nodes=3, gpus_per_node=None),
+    "run_teams": Kind("run_teams.sbatch", nodes=4, gpus_per_node=4),
+    "run_teams_het": Kind("run_teams_het.sbatch", nodes=2, gpus_per_node=4),
     "sweep": Kind("sweep.sbatch", nodes=4, gpus_per_node=None, array="0-11"),
     "analyse": Kind("analyse.sbatch", time="00:20:00"),
     "chain": Kind("chain.sh"),
@@ -81,7 +85,10 @@ class SlurmSettings(Settings):
         at_least=0,
     )
     cpus_per_task: int = setting(4, "cores of a rank", at_least=1)
-    coordinator_cpus: int = setting(8, "cores of rank 0 in run_het", at_least=1)
+    coordinator_cpus: int = setting(8, "cores of a coordinator in run_*het", at_least=1)
+    teams: int | None = setting(
+        None, "teams in run_teams*, a coordinator each", unset="one a node", at_least=1
+    )
     time: str | None = setting(None, "time limit, e.g. 02:00:00", unset="the script's")
     mem_per_cpu: str | None = setting(None, "memory of a core, e.g. 4G", unset="the site's")
     array: str | None = setting(None, "array tasks, e.g. 0-11%2", unset="the script's")
@@ -128,12 +135,14 @@ class Layout:
 
     Attributes:
         nodes: that hold networks.
+        teams: a coordinator each; 1 where there are none.
         tasks_per_node: task slots of each; the last may stay unused.
         gpus_per_node: of each.
         limit_hours: the time limit.
     """
 
     nodes: int
+    teams: int
     tasks_per_node: int
     gpus_per_node: int
     limit_hours: float
@@ -149,12 +158,31 @@ def layout(kind: str, settings: SlurmSettings) -> Layout:
     nodes = settings.nodes or defaults.nodes
     if kind == "run_one_node" and nodes != 1:
         raise UsageError(f"nodes is {nodes} for run_one_node; use run_nodes")
-    ranks = settings.workers + (kind != "run_het")  # there rank 0 has a node of its own
-    tasks = -(-ranks // nodes) if kind in RUN_KINDS else 1
+    teams = _teams(kind, settings, nodes)
+    ranks = settings.workers + (kind not in HET_KINDS)  # of a team, on the nodes with networks
+    if kind not in RUN_KINDS:
+        tasks = 1
+    elif teams > nodes:
+        tasks = ranks * (teams // nodes)
+    else:
+        tasks = -(-ranks // (nodes // teams))
     gpus = settings.gpus_per_node
     if gpus is None or kind in ("prepare", "analyse"):
         gpus = tasks if defaults.gpus_per_node is None else defaults.gpus_per_node
-    return Layout(nodes, tasks, gpus, hours(settings.time or defaults.time))
+    return Layout(nodes, teams, tasks, gpus, hours(settings.time or defaults.time))
+
+
+def _teams(kind: str, settings: SlurmSettings, nodes: int) -> int:
+    """Teams on so many nodes: whole nodes a team, or whole teams a node."""
+    if kind not in TEAM_KINDS:
+        if settings.teams is not None:
+            raise UsageError(f"teams is {settings.teams} for {kind}; use {' or '.join(TEAM_KINDS)}")
+        return 1
+    teams = settings.teams or nodes
+    if nodes % teams and (kind in HET_KINDS or teams % nodes):
+        whole = "whole nodes a team" + ("" if kind in HET_KINDS else ", or whole teams a node")
+        raise UsageError(f"teams is {teams} on {nodes} nodes; {kind} needs {whole}: change one")
+    return teams
 
 
 def hours(text: str) -> float:
@@ -185,8 +213,8 @@ def render(kind: str, settings: SlurmSettings | None = None) -> str:
     if settings.array is not None and KINDS[kind].array is None:
         known = ", ".join(name for name, of in KINDS.items() if of.array)
         raise UsageError(f"array is {settings.array!r} for {kind}; it is for {known}")
-    if kind == "run_het" and settings.launcher == "mpiexec":
-        raise UsageError("run_het cannot use launcher mpiexec: only srun spans both parts")
+    if kind in HET_KINDS and settings.launcher == "mpiexec":
+        raise UsageError(f"{kind} cannot use launcher mpiexec: only srun spans all parts")
     plan = layout(kind, settings)
     tokens = {
         "DIRECTIVES": "\n".join(_directives(kind, settings, plan)),
@@ -196,6 +224,10 @@ def render(kind: str, settings: SlurmSettings | None = None) -> str:
         "SIDE": str(settings.side),
         "SINGLES": "$((side * side))" if settings.singles is None else str(settings.singles),
         "COLLAGE_RANKS": str(settings.collage_ranks),
+        "TEAMS": str(plan.teams),
+        "RANKS": "teams * (1 + singles + collage_ranks)"
+        if kind in TEAM_KINDS
+        else "1 + singles + collage_ranks",
     }
     return re.sub(r"@([A-Z_]+)@", lambda found: tokens[found[1]], _template(KINDS[kind].file))
 
@@ -209,7 +241,7 @@ def _template(file: str) -> str:
 def _cost(kind: str, settings: SlurmSettings, plan: Layout) -> str:
     """The most that the job can cost: what it holds x its limit."""
     cores = plan.nodes * plan.tasks_per_node * settings.cpus_per_task * _processes(kind, plan)
-    cores += settings.coordinator_cpus * (kind == "run_het")
+    cores += settings.coordinator_cpus * plan.teams * (kind in HET_KINDS)
     each = " a task" if KINDS[kind].array else ""
     gpus = plan.nodes * plan.gpus_per_node
     if gpus:
@@ -233,11 +265,19 @@ def _directives(kind: str, settings: SlurmSettings, plan: Layout) -> list[str]:
     if kind == "train" or kind in RUN_KINDS:
         why = "120 s before the limit: the shell below passes it on"
         lines.append(_line("--signal=B:USR2@120", why))
-    if kind == "run_het":
-        lines += _part(settings, 1, 1, settings.coordinator_cpus, 0)
-        lines += ["#SBATCH hetjob", *_site(kind, settings)]
     cores = settings.cpus_per_task * _processes(kind, plan)
-    lines += _part(settings, plan.nodes, plan.tasks_per_node, cores, plan.gpus_per_node)
+    if kind not in HET_KINDS:
+        return [
+            *lines,
+            *_part(settings, plan.nodes, plan.tasks_per_node, cores, plan.gpus_per_node),
+        ]
+    next_part = ["#SBATCH hetjob", *_site(kind, settings)]
+    nodes = plan.nodes // plan.teams
+    for team in range(plan.teams):
+        lines += next_part if team else []
+        lines += _part(settings, 1, 1, settings.coordinator_cpus, 0)
+        lines += next_part
+        lines += _part(settings, nodes, plan.tasks_per_node, cores, plan.gpus_per_node)
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -12,7 +13,15 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
-from collage_mpi.slurm.job_script import KINDS, RUN_KINDS, SlurmSettings, hours, layout, render
+from collage_mpi.slurm.job_script import (
+    HET_KINDS,
+    KINDS,
+    RUN_KINDS,
+    SlurmSettings,
+    hours,
+    layout,
+    render,
+)
 
 JOBS = Path(__file__).parents[2] / "jobs" / "slurm"
 GOLDEN = Path(__file__).parent / "golden"
@@ -78,8 +87,8 @@ def test_slots_are_enough_and_spread(
     settings = SlurmSettings(side=side, singles=singles, collage_ranks=collage_ranks)
     text = render(kind, settings)
     plan = layout(kind, settings)
-    ranks = 1 + (singles or side * side) + collage_ranks
-    slots = plan.nodes * plan.tasks_per_node + (kind == "run_het")
+    ranks = plan.teams * (1 + (singles or side * side) + collage_ranks)
+    slots = plan.nodes * plan.tasks_per_node + plan.teams * (kind in HET_KINDS)
     assert ranks <= slots < ranks + plan.nodes
     assert directive(text, "ntasks-per-node")[-1] == str(plan.tasks_per_node)
     assert "--ntasks=11" not in text  # a requeued job would get another number
@@ -97,6 +106,67 @@ def test_only_the_second_part_of_a_heterogeneous_job_has_gpus() -> None:
     assert not directive(first, "gpus-per-node")
     assert directive(first, "cpus-per-task") == ["8"]
     assert directive(second, "gpus-per-node") == ["4"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "teams", "found", "tasks"),
+    [(4, None, 4, 11), (4, 2, 2, 6), (4, 8, 8, 22), (1, 3, 3, 33), (6, 3, 3, 6)],
+)
+def test_teams_have_whole_nodes_or_nodes_whole_teams(
+    nodes: int, teams: int | None, found: int, tasks: int
+) -> None:
+    text = render("run_teams", SlurmSettings(nodes=nodes, teams=teams))
+    assert f"teams=${{CM_TEAMS:-{found}}}\n" in text
+    assert "ranks=$((teams * (1 + singles + collage_ranks)))" in text
+    assert directive(text, "ntasks-per-node") == [str(tasks)]
+
+
+def test_a_heterogeneous_job_of_teams_has_two_parts_a_team() -> None:
+    settings = SlurmSettings(nodes=6, teams=3, gpus_per_node=2, cpus_per_task=1)
+    text = render("run_teams_het", settings)
+    assert text.count("#SBATCH hetjob") == 5
+    assert directive(text, "nodes") == ["1", "2"] * 3
+    assert directive(text, "ntasks-per-node") == ["1", "5"] * 3
+    assert directive(text, "cpus-per-task") == ["8", "1"] * 3
+    assert directive(text, "account") == ["<account>"] * 6
+    assert "(12 GPUs, 54 cores)" in text  # 6 nodes of 5 ranks, 3 coordinators of 8
+
+
+def started(script: str, folder: Path, **env: str) -> list[str]:
+    """The words that a stand-in for srun is given."""
+    srun = folder / "srun"
+    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > words\n')
+    srun.chmod(0o755)
+    job = {"SLURM_JOB_NAME": "j", "SLURM_JOB_ID": "7", "PATH": f"{folder}:{os.environ['PATH']}"}
+    subprocess.run(
+        ["bash", "-s", "--", "--limit", "9"],
+        input=script, text=True, check=True, timeout=30, cwd=folder, env={**job, **env},
+    )  # fmt: skip
+    return (folder / "words").read_text().splitlines()
+
+
+def test_a_world_of_teams_is_started_part_by_part(tmp_path: Path) -> None:
+    script = render("run_teams_het", SlurmSettings(setup=("true",), singles=4))
+    cores = {f"SLURM_CPUS_PER_TASK_HET_GROUP_{part}": str(8 + part) for part in range(4)}
+    words = started(script, tmp_path, SLURM_HET_SIZE="4", **cores)
+    assert words[:3] == ["--mpi=pmix", "--kill-on-bad-exit=0", "--wait=60"]
+    parts = " ".join(words[3:]).split(" : ")
+    run = "run --resume --shards data/fashion-mnist/test --single weights/single.safetensors"
+    run += " --collage weights/collage.safetensors --out runs/j-7 --side 3 --singles 4"
+    run += " --collage-ranks 1 --teams 2 --limit 9"
+    assert parts == [
+        f"--het-group={part} --ntasks={tasks} --cpus-per-task={8 + part} collage-mpi {run}"
+        for part, tasks in enumerate((1, 5, 1, 5))
+    ]
+
+
+def test_a_world_of_teams_is_started_at_once(tmp_path: Path) -> None:
+    script = render("run_teams", SlurmSettings(setup=("true",), nodes=2))
+    words = started(script, tmp_path, SLURM_CPUS_PER_TASK="2", CM_TEAMS="6")
+    assert words[:5] == [
+        "--mpi=pmix", "--ntasks=66", "--kill-on-bad-exit=0", "--wait=60", "collage-mpi",
+    ]  # fmt: skip
+    assert words[-4:] == ["--teams", "6", "--limit", "9"]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +212,14 @@ def test_what_a_kind_cannot_take() -> None:
         render("runs")
     with pytest.raises(UsageError, match="only srun"):
         render("run_het", SlurmSettings(launcher="mpiexec"))
+    with pytest.raises(UsageError, match=r"run_teams_het cannot.*only srun"):
+        render("run_teams_het", SlurmSettings(launcher="mpiexec"))
+    with pytest.raises(UsageError, match="teams is 3 for run_nodes; use run_teams or run_teams_h"):
+        render("run_nodes", SlurmSettings(teams=3))
+    with pytest.raises(UsageError, match=r"teams is 3 on 4 nodes.*or whole teams a node"):
+        render("run_teams", SlurmSettings(nodes=4, teams=3))
+    with pytest.raises(UsageError, match=r"teams is 4 on .*whole nodes a team: change"):
+        render("run_teams_het", SlurmSettings(nodes=2, teams=4))
     with pytest.raises(UsageError, match="use run_nodes"):
         render("run_one_node", SlurmSettings(nodes=2))
 

@@ -18,6 +18,7 @@ from slurm_cluster import ROOT, Cluster, cluster
 
 from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.results import verify_run
+from collage_mpi.slurm.job_script import SlurmSettings, render
 
 pytest_plugins = ["second_try"]
 WHY_NOT = missing()
@@ -92,6 +93,34 @@ def test_run_in_two_parts(slurm: Cluster, pmi: str) -> None:
     run = slurm.folder / f"runs/run_het-{job}"
     assert exact(run, 90)
     assert Counter(hosts(run)) == {"n2": 4, "n3": 3, "n4": 3}  # rank 0 has n1 to itself
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodes", "teams", "spread"),
+    [
+        ("run_teams", 2, 2, [["n1"] * 4, ["n2"] * 4]),
+        ("run_teams", 4, 2, [["n1", "n1", "n2", "n2"], ["n3", "n3", "n4", "n4"]]),
+        ("run_teams_het", 2, 2, [["n1", "n2", "n2", "n2"], ["n3", "n4", "n4", "n4"]]),
+    ],
+)
+def test_run_in_teams(
+    slurm: Cluster, pmi: str, kind: str, nodes: int, teams: int, spread: list[list[str]]
+) -> None:
+    """A team a node, over nodes, and with its coordinator on a node of its own."""
+    shape = SlurmSettings(
+        nodes=nodes, teams=teams, singles=2, launcher=pmi, cpus_per_task=1, coordinator_cpus=1
+    )
+    script = slurm.folder / f"{kind}-{nodes}.sbatch"
+    script.write_text(render(kind, shape))
+    job = slurm.submit(
+        str(script), *lasting(20.0), **NULL
+    )  # of one team: the other has time to join
+    facts = slurm.wait(job)
+    assert facts["JobState"] == "COMPLETED", slurm.text(slurm.log(kind, job))
+    run = slurm.folder / f"runs/{kind}-{job}"
+    assert exact(run, ROWS)
+    world = json.loads((run / "manifest.json").read_text())["world"]
+    assert [member["host"] for member in world] == [host for team in spread for host in team]
 
 
 def test_sweep_and_its_table(slurm: Cluster, pmi: str) -> None:

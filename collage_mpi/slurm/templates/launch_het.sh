@@ -1,13 +1,5 @@
 # --- one world over both parts: pmix is Open MPI's, pmi2 is MPICH's and Intel MPI's -----------
-# --wait: a rank that dies alone ends the job a minute later.
-export OMPI_MCA_mpi_yield_when_idle=1   # Open MPI's ranks would spin, and starve the others
-launcher=${CM_LAUNCHER:-@LAUNCHER@}
-case $launcher in
-    pmix | pmi2) srun=(srun --mpi="$launcher" --kill-on-bad-exit=0 --wait=60) ;;
-    *)
-        echo "CM_LAUNCHER is $launcher; known are: pmix, pmi2 (mpiexec sees one part only)" >&2
-        exit 2 ;;
-esac
+@include srun_het.sh@
 launch=("${srun[@]}"
     --het-group=0 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK_HET_GROUP_0"
     collage-mpi "${words[@]}" :

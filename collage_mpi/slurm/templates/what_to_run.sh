@@ -6,7 +6,7 @@ out=${CM_OUT:-runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}   # a requeued job keeps its n
 side=${CM_SIDE:-@SIDE@}
 singles=${CM_SINGLES:-@SINGLES@}
 collage_ranks=${CM_COLLAGE_RANKS:-@COLLAGE_RANKS@}
-ranks=$((1 + singles + collage_ranks))   # rank 0 coordinates
+ranks=$((@RANKS@))   # rank 0 coordinates
 # --resume begins the run, or goes on with it: requeued, or CM_OUT of an earlier job.
 words=(run --resume --shards "$shards" --single "$single" --collage "$collage" --out "$out"
     --side "$side" --singles "$singles" --collage-ranks "$collage_ranks" "$@")
