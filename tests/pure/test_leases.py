@@ -205,6 +205,12 @@ def test_a_job_of_one_team_has_its_groups_as_without_leases() -> None:
     ]
 
 
+def test_a_lease_is_neither_too_small_nor_too_large() -> None:
+    book = LeaseBook(replace(BY_FOUR, smallest=2, largest=3), 40)
+    book.join(0)
+    assert [count(book.grant(0).ranges) for _ in range(4)] == [12, 12, 8, 8]
+
+
 def test_a_stopped_team_wakes_up_and_writes_nothing() -> None:
     book = LeaseBook(BY_FOUR, 8)
     asleep, epoch = 1, book.join(1)
