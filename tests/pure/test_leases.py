@@ -245,6 +245,18 @@ def test_a_team_that_is_not_in_or_in_twice() -> None:
             call(4)
 
 
+def test_a_rest_that_fills_no_group_has_a_number_of_its_own() -> None:
+    book = LeaseBook(BY_FOUR, 4)
+    epoch = book.join(0)
+    assert book.grant(0).first_group == 0
+    assert book.commit(0, epoch, [(0, 1)])
+    for number in (1, 2):
+        book.lost(0)
+        book.join(0)
+        lease = book.grant(0)
+        assert (lease.first_group, lease.ranges) == (number, ((1, 4),))
+
+
 def test_nothing_to_do() -> None:
     book = LeaseBook(BY_FOUR, 0)
     book.join(0)
