@@ -205,6 +205,12 @@ def test_a_job_of_one_team_has_its_groups_as_without_leases() -> None:
     ]
 
 
+def test_a_lease_is_neither_too_small_nor_too_large() -> None:
+    book = LeaseBook(replace(BY_FOUR, smallest=2, largest=3), 40)
+    book.join(0)
+    assert [count(book.grant(0).ranges) for _ in range(4)] == [12, 12, 8, 8]
+
+
 def test_a_stopped_team_wakes_up_and_writes_nothing() -> None:
     book = LeaseBook(BY_FOUR, 8)
     asleep, epoch = 1, book.join(1)
@@ -237,6 +243,18 @@ def test_a_team_that_is_not_in_or_in_twice() -> None:
     for call in (book.wants, book.grant, book.held, book.lost, lambda team: book.begun(team, 0)):
         with pytest.raises(ValueError, match="team 4 is not in"):
             call(4)
+
+
+def test_a_rest_that_fills_no_group_has_a_number_of_its_own() -> None:
+    book = LeaseBook(BY_FOUR, 4)
+    epoch = book.join(0)
+    assert book.grant(0).first_group == 0
+    assert book.commit(0, epoch, [(0, 1)])
+    for number in (1, 2):
+        book.lost(0)
+        book.join(0)
+        lease = book.grant(0)
+        assert (lease.first_group, lease.ranges) == (number, ((1, 4),))
 
 
 def test_nothing_to_do() -> None:
