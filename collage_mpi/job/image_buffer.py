@@ -68,9 +68,8 @@ class ImageBuffer:
 
         `reading`: ranks whose tasks name where the images lie. Records need no pixels if all are.
         """
-        self.numbers: dict[int, int] | None = (
-            None  # an image's index -> its id; None: they count up
-        )
+        # An image's index -> its id; None: ids count up.
+        self.numbers: dict[int, int] | None = None
         self.growing = False  # the reader may get more
         self.reader = reader
         self.encoder = encoder

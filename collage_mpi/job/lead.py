@@ -28,6 +28,7 @@ from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.tell import tell
 
 LOOK_EVERY_NS = 1_000_000
+LOOK_REST = 20  # looks take a twentieth of the time at most, however many teams there are
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
 
@@ -137,7 +138,6 @@ class Lead:
         now_ns = self._clock()
         if now_ns < self._look_at_ns:
             return
-        self._look_at_ns = now_ns + LOOK_EVERY_NS
         signs = self._others.detector.look(now_ns)
         for arrival in self._others.transport.poll():
             if isinstance(arrival, Received):
@@ -159,6 +159,7 @@ class Lead:
             for team, ready in waiting:
                 self._welcome(team, ready)
         self._grant()
+        self._look_at_ns = now_ns + max(LOOK_EVERY_NS, LOOK_REST * (self._clock() - now_ns))
 
     def wait(self, report: Callable[[], object], late_s: float) -> None:
         """Until no team is at work; `report` is called again and again.

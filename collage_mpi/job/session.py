@@ -62,9 +62,8 @@ from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 
-LARGEST_LEASE = (
-    2048  # images: what is done again when a coordinator is lost, and a message's length
-)
+# Images: what is done again when a coordinator is lost, and the length of a message.
+LARGEST_LEASE = 2048
 LARGEST_EXCEEDED_SHARE = 0.01  # of tasks that took longer than their draw and what is tolerated
 
 EXIT_CODES = {
@@ -249,7 +248,9 @@ def build_lead(
     others.detector.timeouts.reply_timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
     done = ranges_of(np.flatnonzero(~np.isin(plan.order, order)))
     unit = settings.batch * settings.group_size
-    leases = LeaseSettings(unit, largest=max(1, LARGEST_LEASE // unit))
+    largest = max(1, LARGEST_LEASE // unit)
+    an_image_a_rank = -(-len(plan.placement.workers) // unit)
+    leases = LeaseSettings(unit, smallest=min(an_image_a_rank, largest), largest=largest)
     book = LeaseBook(leases, len(plan.order), done=done)
     lead = Lead(
         others,

@@ -120,7 +120,9 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         """What the ranks of one team hold; ranks are those of the world, team by team.
 
         Args:
-            world_size, launcher_size: as of `placement`, of the whole world.
+            world_size: ranks of the whole world.
+            team: which one, from 0.
+            launcher_size: as of `placement`, of the whole world.
 
         Raises:
             UsageError, EnvironmentFault: as `placement`; the world is not so many equal teams.

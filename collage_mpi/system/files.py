@@ -74,7 +74,7 @@ def temporary_name(path: Path) -> Path:
     """
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):  # to write it says so
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
             raise FileExistsError(errno.EEXIST, "it is there and no regular file", str(path))

@@ -280,3 +280,22 @@ def test_ranges_of_numbers():
     packed = messages.packed_ranges([(2, 5), (7, 8), (3, 4)])
     assert packed == (2, 3, 2, 1, -5, 1)
     assert messages.unpacked_ranges(packed) == [(2, 5), (7, 8), (3, 4)]
+
+
+def test_looks_take_a_twentieth_of_the_time_at_most():
+    play = Play()
+    asked = []
+    poll = play.others.poll
+
+    def slow_poll():
+        play.clock.now_ns += 3 * MS
+        asked.append(play.clock.now_ns)
+        return poll()
+
+    play.others.poll = slow_poll
+    for _ in range(200):
+        play.look(1)
+    gaps = np.diff(asked)
+    assert len(asked) > 3
+    assert (gaps >= 60 * MS).all()
+    assert (gaps < 70 * MS).all()

@@ -11,7 +11,8 @@ from collage_mpi.results import file_names
 PACKAGE = Path(collage_mpi.__file__).parent
 HOME = Path(file_names.__file__)
 NAMES = {value for key, value in vars(file_names).items() if key.isupper()}
-ALSO_A_WORD = {file_names.EXPORT, file_names.VECTORS_FOLDER}  # a command, a table
+# A command, a table, a task's images that wait.
+ALSO_A_WORD = {file_names.EXPORT, file_names.VECTORS_FOLDER, file_names.PENDING_FOLDER}
 
 
 def literals(source: str) -> list[str]:

@@ -44,8 +44,8 @@ def send(
     return ev.Send(task, rank, kind, items, group, attempt)
 
 
-def ended(book: Recorder, outcome: str, now_ns: int, decode_ns: int, result: WireResult) -> None:
-    book.ended(result, outcome, START_NS + now_ns, decode_ns)
+def ended(book: Recorder, now_ns: int, decode_ns: int, result: WireResult) -> None:
+    book.ended([result], START_NS + now_ns, decode_ns)
 
 
 def resolved(
@@ -61,33 +61,33 @@ def test_a_group_row_by_row():
     rows, book = recorder(warmup_groups=9)
     book.admitted(0, record(0, label=6), START_NS + 100, 11)
     book.admitted(1, record(1, label=7), START_NS + 101, 12)
-    book.sent(send(20, 1, SINGLE, {0: 0}, 9, 1), START_NS + 110, 0)
-    book.sent(send(21, 2, SINGLE, {1: 1}, 9, 1), START_NS + 120, 0)
-    book.sent(send(22, 5, COLLAGE, {0: 0, 1: 1}, 9, 2), START_NS + 150, 30)
-    ended(book, "failed", 200, 1, WireResult(21, FAILED, 0, 5, reason="boom"))
-    book.settled(21)
-    ended(book, "answered", 300, 17, WireResult(20, ANSWERED, 41, 42, 43, read_ns=5))
+    book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
+    book.sent([send(21, 2, SINGLE, {1: 1}, 9, 1)], START_NS + 120, [0])
+    book.sent([send(22, 5, COLLAGE, {0: 0, 1: 1}, 9, 2)], START_NS + 150, [30])
+    ended(book, 200, 1, WireResult(21, FAILED, 0, 5, reason="boom"))
+    book.settled((21,))
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43, read_ns=5))
     book.resolved(resolved(0, SINGLE, (20,), 0, 6), START_NS + 290)
-    book.settled(20)
+    book.settled((20,))
     assert rows.groups == rows.tasks == [], "the group is not over"
-    ended(book, "answered", 400, 19, WireResult(22, ANSWERED, 51, 52, 61))
+    ended(book, 400, 19, WireResult(22, ANSWERED, 51, 52, 61))
     book.resolved(resolved(1, COLLAGE, (22,), 1, 3), START_NS + 390)
-    book.settled(22)
+    book.settled((22,))
     single, collage = rows.images
     assert single == (
         4, 50, 9, 0, SOURCE_CODE["single"], True, 6, 0.5, True, 6, 1, 1, 100, 190,
-        16, 30, 17, 41, 42, 3, False, "",
+        16, 30, 17, 41, 42, 3, False, b"",
     )  # fmt: skip
     assert collage == (
         4, 51, 9, 1, SOURCE_CODE["collage"], True, 3, 0.625, True, 7, 5, 2, 101, 289,
-        12, 30, 19, 51, 52, 3, False, "",
+        12, 30, 19, 51, 52, 3, False, b"",
     )  # fmt: skip
     assert rows.groups == [(9, 2, 100, 290, 11, 30, 2, 1, 3, False)]
     codes, kinds = OUTCOME_CODE, KIND_CODE
     assert rows.tasks == [
         (21, 2, kinds[SINGLE], 9, 1, 1, 0, 120, 200, 0, 5, 0, codes["failed"], 3, False, "boom"),
-        (20, 1, kinds[SINGLE], 9, 1, 1, 1, 110, 300, 41, 42, 43, codes["answered"], 3, False, ""),
-        (22, 5, kinds[COLLAGE], 9, 2, 2, 1, 150, 400, 51, 52, 61, codes["answered"], 3, False, ""),
+        (20, 1, kinds[SINGLE], 9, 1, 1, 1, 110, 300, 41, 42, 43, codes["answered"], 3, False, b""),
+        (22, 5, kinds[COLLAGE], 9, 2, 2, 1, 150, 400, 51, 52, 61, codes["answered"], 3, False, b""),
     ]  # fmt: skip
     totals = book.totals
     assert (totals.images, totals.errors, totals.collage) == (2, 0, 1)
@@ -102,12 +102,12 @@ def test_what_took_as_long_as_it_was_to_is_not_counted_against_a_run():
     drawn = [(100, 60, 50), (100, 60, 51), (0, 900, 900), (100, 0, 0)]  # ns: drawn, compute, held
     for task, (drawn_ns, compute_ns, held_ns) in enumerate(drawn):
         book.admitted(task, record(task, None), START_NS, 0)
-        book.sent(send(task, 1, SINGLE, {task: task % 2}, task // 2, 1), START_NS, 0)
-        ended(book, "answered", 1, 0, WireResult(task, ANSWERED, compute_ns, held_ns, drawn_ns))
-    for task, (outcome, status) in enumerate([("failed", FAILED), ("skipped", SKIPPED)], start=4):
+        book.sent([send(task, 1, SINGLE, {task: task % 2}, task // 2, 1)], START_NS, [0])
+        ended(book, 1, 0, WireResult(task, ANSWERED, compute_ns, held_ns, drawn_ns))
+    for task, status in enumerate([FAILED, SKIPPED], start=4):
         book.admitted(task, record(task, None), START_NS, 0)
-        book.sent(send(task, 1, SINGLE, {task: task % 2}, task // 2, 1), START_NS, 0)
-        ended(book, outcome, 1, 0, WireResult(task, status, 500, 500, 100))
+        book.sent([send(task, 1, SINGLE, {task: task % 2}, task // 2, 1)], START_NS, [0])
+        ended(book, 1, 0, WireResult(task, status, 500, 500, 100))
     assert (book.totals.drawn_tasks, book.totals.exceeded) == (3, 1)
 
 
@@ -115,8 +115,8 @@ def test_an_error_row_and_what_never_ended():
     rows, book = recorder(warmup_groups=10)
     book.admitted(0, record(0, label=None), START_NS + 100, 11)
     book.admitted(1, record(1, label=7), START_NS + 100, 11)
-    book.sent(send(20, 1, SINGLE, {0: 0}, 9, 1), START_NS + 110, 0)
-    book.sent(send(21, 2, SINGLE, {1: 1}, 9, 3), START_NS + 120, 0)
+    book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
+    book.sent([send(21, 2, SINGLE, {1: 1}, 9, 3)], START_NS + 120, [0])
     book.lost(2, START_NS + 170, "killed")
     book.lost(2, START_NS + 180, "killed twice")
     book.resolved(resolved(1, "error", (), 1, None, "nobody"), START_NS + 175)
@@ -130,6 +130,6 @@ def test_an_error_row_and_what_never_ended():
     codes = OUTCOME_CODE
     assert rows.tasks == [
         (21, 2, 0, 9, 3, 1, 0, 120, 170, 0, 0, 0, codes["lost"], 3, True, "killed"),
-        (20, 1, 0, 9, 1, 1, 0, 110, 500, 0, 0, 0, codes["unfinished"], 3, True, ""),
+        (20, 1, 0, 9, 1, 1, 0, 110, 500, 0, 0, 0, codes["unfinished"], 3, True, b""),
     ]
     assert (book.totals.images, book.totals.errors) == (1, 1)

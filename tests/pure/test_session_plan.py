@@ -240,6 +240,7 @@ def test_what_breaks_once_the_output_is_claimed_gives_it_back(shards, tmp_path, 
     world = SimpleNamespace(
         transport=SimpleNamespace(size=6, library="none"),
         detector=SimpleNamespace(describe=list),
+        others=None,
     )
     settings = RunSettings(shards=shards, single="null", collage="null", out=tmp_path, side=2)
     before = threading.active_count()

@@ -222,7 +222,7 @@ def session(out: Path, full: dict[str, Any], indices: range | list[int], status:
 
 
 def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatch):
-    beside = Beside(tmp_path, manifest(ROWS, extras=BOTH))
+    beside = Beside(tmp_path, 1, manifest(ROWS, extras=BOTH))
     message = np.zeros((9, 250), np.float32)
     beside.add(0, 0, message[0])
     message[0] = 1.0  # its buffer is used again, and not kept for one vector of it
