@@ -19,8 +19,16 @@ from collage_mpi.system.process_tree import end_family
 settings.register_profile("any machine", settings.get_profile("default"), deadline=None)
 settings.load_profile("any machine")
 
-# Skips that are no loss wherever they are: the start of the reason.
-MEANT = ("only Open MPI ", "root may write", "how a rank is started")
+# Skips that are no loss wherever they are, or that no package to install would end: the start of
+# the reason.
+MEANT = (
+    "only Open MPI ",
+    "root may write",
+    "how a rank is started",
+    "needs a CUDA GPU",
+    "needs the right to",
+    "seccomp is not allowed",
+)
 
 # Only a hang takes so long: the ranks of a job started in 40 s on cores that five others shared.
 RANKS_LIMIT_S = 120.0

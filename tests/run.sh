@@ -63,7 +63,7 @@ tests() {
     local mpi=$1 markers=$2
     shift 2
     check "pytest, $mpi: $markers" ".venv-$mpi/bin/python" -m pytest -q -m "$markers" \
-        --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped "$skipped" "$@"
+        --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped" "$@"
 }
 
 # Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.
@@ -75,8 +75,8 @@ tests openmpi "mpi and not faults and not any_mpi"
 # The short fault suite; another seed of chaos each day. The whole of it:
 # pytest -m faults --chaos-rounds 100 --fuzz 500
 day=$(date -u +%Y%m%d)
-tests mpich faults --chaos-seed "$day"
-tests openmpi "faults and mpi" --chaos-seed "$day"
+tests mpich faults --chaos-seed="$day"
+tests openmpi "faults and mpi" --chaos-seed="$day"
 
 # Real jobs on a virtual cluster. Skipped where Slurm is not installed or nodes cannot be told
 # apart (it takes root).
