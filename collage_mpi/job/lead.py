@@ -28,7 +28,8 @@ from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.tell import tell
 
 LOOK_EVERY_NS = 1_000_000
-LOOK_REST = 20  # looks take a twentieth of the time at most, however many teams there are
+LOOK_REST = 20  # looks take a twentieth of the time at most, however many teams there are,
+LONGEST_REST_NS = 1_000_000_000  # but a process that was suspended in one looks again soon
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
 
@@ -159,7 +160,8 @@ class Lead:
             for team, ready in waiting:
                 self._welcome(team, ready)
         self._grant()
-        self._look_at_ns = now_ns + max(LOOK_EVERY_NS, LOOK_REST * (self._clock() - now_ns))
+        rest_ns = min(LOOK_REST * (self._clock() - now_ns), LONGEST_REST_NS)
+        self._look_at_ns = now_ns + max(LOOK_EVERY_NS, rest_ns)
 
     def wait(self, report: Callable[[], object], late_s: float) -> None:
         """Until no team is at work; `report` is called again and again.

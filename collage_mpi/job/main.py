@@ -103,7 +103,7 @@ def run_world(
         each = size // teams if size % teams == 0 and size > teams else size
         coordinator = rank - rank % each
         if rank != coordinator:
-            return _work(comm, mpi, tolerant, coordinator)
+            return _work(comm, mpi, tolerant, coordinator, each if each < size else 0)
         own = range(coordinator + 1, coordinator + each)
         if rank and team_body is not None:
             return _work_as_team(name, comm, mpi, tolerant, own, team_body, stop)
@@ -166,11 +166,14 @@ def _work_as_team(
     return code
 
 
-def _work(comm: Any, mpi: Any, tolerant: bool, coordinator: int) -> int:
-    """A worker's life. It does not outlive its coordinator: MPI could not end without it."""
+def _work(comm: Any, mpi: Any, tolerant: bool, coordinator: int, team: int) -> int:
+    """A worker's life. It does not outlive its coordinator: MPI could not end without it.
+
+    `team`: ranks of each of several, 0 of one.
+    """
     rank = comm.Get_rank()
     transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant, coordinator=coordinator)
-    loader = NetworkLoader(rank, comm.Get_size())
+    loader = NetworkLoader(rank, comm.Get_size(), team)
     leave = _end_alone if coordinator else partial(hard_exit.leave, ExitCode.INCOMPLETE)
     monitor = CoordinatorMonitor(rank, leave, coordinator)
     try:
@@ -214,11 +217,14 @@ def _part(name: str, comm: Any, worker_group: WorkerGroup, code: int) -> None:
     """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
     tolerant = worker_group.detector.fault_tolerant
     silent = worker_group.stop(code, SHORT_STOP_S) if tolerant else worker_group.stop(code)
+    if not tolerant:  # MPI cannot end without those that were given up either
+        silent = sorted({*silent, *worker_group.detector.timeouts.losses})
     if comm.Get_rank() == 0:
         report_exit(code)
     if silent:
         names = ", ".join(map(str, silent))
         how = "left behind" if tolerant else "ending the job by force"
-        tell(f"collage-mpi {name}: rank(s) {names} did not end when told to; {how}")
+        text = f"collage-mpi {name}: rank(s) {names} did not end when told to; {how}"
+        tell(text, any_rank=True)
         if not tolerant:
             abort(comm, code)

@@ -36,8 +36,9 @@ from collage_mpi.system.environment import (
 class NetworkLoader:
     """Loads each network once, however many sessions use it."""
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.rank = rank
+    def __init__(self, rank: int, world_size: int, team: int = 0) -> None:
+        """`team`: ranks of each of several teams, 0 of one."""
+        self.rank, self.team = rank, team
         self.world_size = world_size
         self._loaded: dict[tuple[Any, ...], Predictor] = {}
 
@@ -93,7 +94,9 @@ class NetworkLoader:
         from collage_mpi.models.predictor import usable_device
 
         gpus = torch.cuda.device_count()
-        chosen = assign_device(local_gpu_rank(self.rank), visible_devices(), device, gpus)
+        chosen = assign_device(
+            local_gpu_rank(self.rank, team=self.team), visible_devices(), device, gpus
+        )
         usable_device(chosen)  # current from now on, for a user's own network too
         return chosen
 

@@ -41,7 +41,7 @@ from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.status import snapshot
-from collage_mpi.job.team import Supply, order_digest, ranges_of
+from collage_mpi.job.team import ALIVE_EVERY_NS, Supply, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SPARE_KINDS
 from collage_mpi.results import RunWriter, input_digest
@@ -202,7 +202,7 @@ def _run_plan(
                 published, writer, coordinator, worker_group, len(order), lead
             )
             try:
-                finish = coordinator.run(*roll_call(plan, worker_group, hellos))
+                own = finish = coordinator.run(*roll_call(plan, worker_group, hellos))
                 if lead is not None and supply is not None:
                     late_s = settings.start_timeout_s
                     finish = wait_for_teams(lead, supply, writer, coordinator, finish, late_s)
@@ -213,7 +213,8 @@ def _run_plan(
         final = final_facts(plan, coordinator, hellos, costs, job)
         if lead is not None:
             writer.teams = lead.entries(out, partial(_planned_world, plan))
-            faults = tuple(dict.fromkeys([*faults, *lead.faults]))
+            mine = judge_input(plan.shards, own.status)[1]
+            faults = tuple(dict.fromkeys([*faults, *mine, *lead.faults]))
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
         sent = reading < set(plan.placement.workers)  # to some, by rank 0
         final["read_by"] = sorted({0, *reading} if sent else reading)
@@ -243,8 +244,10 @@ def build_lead(
     """
     assert writer.publisher is not None
     settings = plan.settings
-    others.detector.keep_going = others.detector.fault_tolerant and settings.on_rank_loss != "abort"
+    others.detector.keep_going = settings.on_rank_loss != "abort"  # silence is seen in any world
     timeout_s = settings.reply_timeout_s
+    if timeout_s is not None:  # of a coordinator, which is heard but so often
+        timeout_s = max(timeout_s, 2 * ALIVE_EVERY_NS / 1e9)
     others.detector.timeouts.reply_timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
     done = ranges_of(np.flatnonzero(~np.isin(plan.order, order)))
     unit = settings.batch * settings.group_size

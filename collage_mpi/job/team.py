@@ -218,6 +218,7 @@ class Supply:
             self._flushed = True
             self._rows.flush()
         elif not self._told and self._rows.idle:
+            self._rows.flush()  # of nothing: raises what kept a part from the disk
             self.tell_of_parts()
             self._told = True
             self._link.say(Idle(self._lease))

@@ -7,11 +7,12 @@ Does not know: the manifest's writing, other teams, who is sent what.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, fault_of
+from collage_mpi.errors import CollageError, EnvironmentFault, fault_of
 from collage_mpi.job.handshake import ServiceCosts, handshake, readers, roll_call
 from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
 from collage_mpi.job.plan import Plan, make_plan
@@ -23,9 +24,10 @@ from collage_mpi.job.session import (
     judge_input,
     open_reader,
 )
-from collage_mpi.job.team import Dismissed, LeadLink, LeadLost, Supply, order_digest
+from collage_mpi.job.team import Dismissed, LeadLink, Supply, order_digest
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.results.manifest import plain, read_manifest
+from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import entry_path
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.settings.run_settings import RunSettings
@@ -33,6 +35,7 @@ from collage_mpi.system.files import write_atomic
 from collage_mpi.system.progress import StatusReporter
 
 StopReason = Callable[[], str | None]
+LATE_FILE_S = 90.0  # a file server shows what another host has made up to a minute late
 
 
 def run_team(
@@ -55,8 +58,6 @@ def run_team(
             session.plan.shards.close()
     except Dismissed as told:
         return int(told.exit_code)
-    except LeadLost:
-        return int(ExitCode.INCOMPLETE)
     except CollageError as error:
         link.say(Fault(str(error)[:2000], int(error.exit_code)))
     except OSError as error:
@@ -65,6 +66,33 @@ def run_team(
             raise
         link.say(Fault(str(fault)[:2000], int(fault.exit_code)))
     return link.wait_for_the_end()
+
+
+def manifest_of(
+    out: Path, begin: Begin, why_stop: StopReason, late_s: float = LATE_FILE_S
+) -> dict[str, Any]:
+    """That of the run which the lead has begun, as soon as it is seen here.
+
+    Raises:
+        EnvironmentFault: there is none after that time, or that of another run.
+        CollageError: it cannot be read.
+    """
+    until_s = time.monotonic() + late_s
+    while True:
+        late = time.monotonic() > until_s or why_stop() is not None
+        try:
+            found = read_manifest(out)
+            if found["run_id"] == begin.run_id and begin.session in sessions_of(found):
+                return found
+        except CollageError:
+            if late:
+                raise
+        if late:
+            raise EnvironmentFault(
+                f"{out}: holds another run here than where the lead is: --out must be in a "
+                "file system that the hosts of all coordinators share"
+            )
+        time.sleep(0.2)
 
 
 class TeamSession:
@@ -81,12 +109,7 @@ class TeamSession:
         self._worker_group, self._link, self._begin = worker_group, link, begin
         self._stop_reason = stop_reason
         self.out = Path(settings.out)
-        self._manifest = read_manifest(self.out)
-        if self._manifest["run_id"] != begin.run_id:
-            raise EnvironmentFault(
-                f"{self.out}: holds another run here than where the lead is: --out must be in a "
-                "file system that the hosts of all coordinators share"
-            )
+        self._manifest = manifest_of(self.out, begin, self._why_stop)
         team = begin.session - self._manifest["session"]
         size = worker_group.transport.size
         self.plan: Plan = make_plan(settings, size, self._manifest["shards"], team=team)

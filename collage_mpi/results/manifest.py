@@ -264,6 +264,8 @@ def readable(value: Any) -> Any:
 def to_go_on(manifest: Mapping[str, Any], out: Path, flag: str = "--resume") -> str:
     """The command that goes on with the run in `out`, on as many ranks as it had."""
     ranks = len(manifest.get("world") or ()) or "RANKS"
+    if (manifest.get("teams") or 1) > 1:  # of which some may never have come
+        ranks = RunSettings.from_mapping(recorded_settings(manifest)).launch_size
     return f"collage-mpi launch -n {ranks} -- run {flag} --out {shlex.quote(str(out))}"
 
 

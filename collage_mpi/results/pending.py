@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import CollageError, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.results import parts
 from collage_mpi.results.buffers import unwritable
 from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
@@ -110,7 +110,7 @@ def read_entry(out: Path, session: int) -> Any:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def adopt(out: Path, manifest: Mapping[str, Any], held: np.ndarray) -> None:
+def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]) -> None:
     """Publish what teams of an earlier launch had written when they lost their lead.
 
     To be called under the claim. A part of which an image has its row already is dropped: it is
@@ -118,7 +118,8 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: np.ndarray) -> None:
 
     Args:
         manifest: of that launch.
-        held: (k,) of KEY_ROW, what has a row.
+        held: gives (k,) of KEY_ROW, what has a row; asked once the parts are listed, so that a
+            lead that comes to its last rename now only makes one of them vanish.
 
     Raises:
         OSError, CollageError: as `publish`.
@@ -127,20 +128,28 @@ def adopt(out: Path, manifest: Mapping[str, Any], held: np.ndarray) -> None:
     if not folder.is_dir():
         return
     counts, keep = parts.counting(manifest), bool(extras_of(manifest))
-    for part in filter(counts, parts.list_parts(folder)):
+    listed = list(filter(counts, parts.list_parts(folder)))
+    known = set(_flat(held()).tolist()) if listed else set()
+    for part in listed:
         vectors = None
         if part.table == IMAGES.name:
             try:
-                keys = keys_of(parts.read_part(part.path, IMAGES))
-            except CollageError:
+                keys = _flat(keys_of(parts.read_part(part.path, IMAGES))).tolist()
+            except DataFault:
                 continue  # damaged: its images are done again
             vectors = vectors_name(part.session, part.number) if keep else None
             whole = vectors is None or (folder / vectors).exists()
-            if not whole or np.isin(keys, held).any():
+            if not whole or not known.isdisjoint(keys):
                 continue
-            held = np.concatenate([held, keys])
+            known.update(keys)
         publish(out, part.path.name, vectors, lambda: None)
     clear(out)
+
+
+def _flat(keys: np.ndarray) -> np.ndarray:
+    """(k,) of KEY_ROW as (k,) uint64: a shard has fewer than 2^40 rows."""
+    flat: np.ndarray = keys["shard"].astype(np.uint64) << np.uint64(40)
+    return flat | keys["row"].astype(np.uint64)
 
 
 def clear(out: Path) -> None:

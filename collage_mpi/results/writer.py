@@ -113,6 +113,7 @@ class RunWriter(RowSink):
                 if extras_of(full):
                     (out / VECTORS_FOLDER).mkdir(exist_ok=True)
                 if full.get("teams"):
+                    clear(out)  # of a run that is gone
                     (out / PENDING_FOLDER).mkdir(exist_ok=True)
                 write_manifest(out, full, claim.check)
                 return cls(out, full, claim, **options)
@@ -156,7 +157,7 @@ class RunWriter(RowSink):
                 if earlier or own:
                     full["launches"] = [*earlier, *own]
                 check_manifest(full, str(out / MANIFEST))
-                adopt(out, before, keys_of(read_all(parts_of(out, before))[IMAGES.name]))
+                adopt(out, before, lambda: keys_of(read_all(parts_of(out, before))[IMAGES.name]))
                 here = parts_of(out, before)
                 full["accepted"] = parts.describe(here)
                 found = read_all(here)
@@ -238,12 +239,14 @@ class RunWriter(RowSink):
         """Take back a run that has no rows: the folder is as it was, or gone if it is empty."""
         self._closed = True
         self._thread.end()
+        if self.publisher is not None:
+            self.publisher.end()
         try:
             self._claim.check()
             if self._status is not None:
                 self._status.remove()
+            (self.out / PARTS_FOLDER).rmdir()  # fails where another team's rows are: all stays
             (self.out / MANIFEST).unlink()  # under the claim: the next one's is not ours to take
-            (self.out / PARTS_FOLDER).rmdir()
             if self._vectors is not None:
                 (self.out / VECTORS_FOLDER).rmdir()
             clear(self.out)

@@ -30,6 +30,7 @@ NOT_OF_ROWS = ("out", "bad_shards", *names(SurvivalSettings))
 # They may name a file that comes with the package: shipped:NAME.
 PATH_SETTINGS = ("shards", *NETWORK_SETTINGS, "trace_file", "arrival_file")
 
+MOST_OF_A_LEASE = 4096  # images of a batch of groups, whose places go in one message
 R = TypeVar("R", bound="RunSettings")
 
 
@@ -66,6 +67,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             raise UsageError(
                 f"teams is {self.teams} with arrivals {self.arrivals}: teams are for the closed "
                 "loop, where they take images as they have room"
+            )
+        if self.teams > 1 and self.batch * self.group_size > MOST_OF_A_LEASE:
+            raise UsageError(
+                f"batch is {self.batch} with teams {self.teams} and side {self.side}: the most is "
+                f"{MOST_OF_A_LEASE // self.group_size}"
             )
         encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
         if self.save == EMBEDDINGS and encoded is not None:

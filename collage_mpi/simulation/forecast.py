@@ -140,7 +140,8 @@ def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
 
 
 def _read(plan: Plan, order: np.ndarray, encoder: AnyEncoder) -> None:
-    with open_reader(plan, order, encoder, ()) as reader:
+    alone = replace(plan, settings=replace(plan.settings, teams=1))  # else images come later
+    with open_reader(alone, order, encoder, ()) as reader:
         while reader.take(len(order)):
             pass
 

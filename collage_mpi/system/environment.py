@@ -238,7 +238,7 @@ def visible_entries(visible: str | None) -> list[str] | None:
     return entries
 
 
-def local_gpu_rank(rank: int, environ: Mapping[str, str] = os.environ) -> int | None:
+def local_gpu_rank(rank: int, environ: Mapping[str, str] = os.environ, team: int = 0) -> int | None:
     """This rank's number among the ranks of its host that hold a network; None for rank 0.
 
     Where the launcher tells no local rank, all ranks are taken to be on one host. On rank
@@ -246,9 +246,15 @@ def local_gpu_rank(rank: int, environ: Mapping[str, str] = os.environ) -> int | 
     would take one device: so what decides is the host, not the rank (Open MPI's mpirun
     numbers ranks 0, 1, 2, 3 of a two-socket host 0, 2, 1, 3). A host taken for rank 0's
     by mistake only rotates its devices: they stay evenly shared.
+
+    Args:
+        team: ranks of each of several teams, whose coordinators hold none either; 0 of one.
+            Teams lie along hosts, so the other ranks of a host then have numbers in a row.
     """
     if rank == 0:
         return None
+    if team:
+        return None if rank % team == 0 else rank - 1 - rank // team
     local = local_rank(environ)
     if local is None:
         return rank - 1

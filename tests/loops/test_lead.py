@@ -299,3 +299,20 @@ def test_looks_take_a_twentieth_of_the_time_at_most():
     assert len(asked) > 3
     assert (gaps >= 60 * MS).all()
     assert (gaps < 70 * MS).all()
+
+
+def test_after_a_suspended_look_the_next_comes_soon():
+    play = Play()
+    poll, asked = play.others.poll, []
+
+    def suspended_poll():
+        play.clock.now_ns += 60_000 * MS * (not asked)
+        asked.append(play.clock.now_ns)
+        return poll()
+
+    play.others.poll = suspended_poll
+    play.look()
+    play.look(999 - 60_000)
+    assert len(asked) == 1
+    play.look(1002)
+    assert len(asked) == 2

@@ -197,3 +197,14 @@ def test_status_is_wanted_only_when_asked():
 def test_the_device_that_mpi_was_told_to_use():
     assert environment.told_interface({"HYDRA_IFACE": "ib0"}) == "ib0"
     assert environment.told_interface({"HYDRA_IFACE": ""}) is None
+
+
+@pytest.mark.parametrize(
+    ("teams", "size", "gpus", "loads"),
+    [(4, 2, 4, [1, 1, 1, 1]), (2, 4, 4, [2, 2, 1, 1]), (2, 11, 4, [5, 5, 5, 5])],
+)
+def test_coordinators_of_teams_take_no_gpu(teams, size, gpus, loads):
+    numbers = [environment.local_gpu_rank(rank, {}, size) for rank in range(teams * size)]
+    assert numbers[::size] == [None] * teams
+    used = [number % gpus for number in numbers if number is not None]
+    assert [used.count(gpu) for gpu in range(gpus)] == loads

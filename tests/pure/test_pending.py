@@ -106,6 +106,24 @@ def test_a_lost_leads_parts_are_adopted_once_and_never_beside_a_row(tmp_path):
     assert read_manifest(out)["launches"] == [[1, 2], [3, 2]]
 
 
+def test_what_a_run_that_is_gone_has_left_pending_is_no_part_of_the_next(tmp_path):
+    out = tmp_path / "run"
+    (out / "pending").mkdir(parents=True)
+    (out / "pending" / "images-0002-000001.npy").write_bytes(b"old")
+    lead = RunWriter.create(out, FULL)
+    assert list((out / "pending").iterdir()) == []
+    lead.close("incomplete")
+
+
+def test_a_run_of_which_another_team_has_rows_is_not_taken_back(tmp_path):
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    publish_all(lead, team_rows(out, 2, list(range(9))))
+    lead.discard()
+    _, done = RunWriter.reopen(out, FULL)
+    assert len(done) == 9
+
+
 def test_a_damaged_pending_part_is_done_again(tmp_path):
     out = tmp_path / "run"
     lead = RunWriter.create(out, FULL)
