@@ -82,7 +82,7 @@ def execute(args: argparse.Namespace) -> int:
         found = simulated(question, advance)
     most = 1 + question.side**2 + question.spare
     best = best_of(found, most, args.points)
-    command = _command(best)
+    command = _command(best, question.side)
     if args.json:
         each = [{**asdict(one), "points_lost": points_lost(one, found[0])} for one in found]
         print(json.dumps({"candidates": each, "best": asdict(best), "command": command}, indent=1))
@@ -108,10 +108,13 @@ def _question(args: argparse.Namespace) -> Question:
 
 def _of_run(path: Path) -> Question:
     """What its ranks took, and what it measured."""
+    import numpy as np
+
     from collage_mpi.errors import DataFault
     from collage_mpi.kinds import BACKUP, SINGLE
     from collage_mpi.results import read_results
     from collage_mpi.results.recorded_trace import record_trace
+    from collage_mpi.results.slow_ranks import service_times_ns
     from collage_mpi.simulation.advice import Question
     from collage_mpi.simulation.costs import Costs, costs_of
 
@@ -122,8 +125,13 @@ def _of_run(path: Path) -> Question:
     except DataFault:  # simulated, or cut off: it measured none
         costs = Costs()
     batch = manifest.get("batch_costs") or {}
+    each = sorted(service_times_ns(run).items())  # over what a batch of its size takes
+    rows = [ns / 1e9 for (_, _, kind), ns in each if kind == SINGLE]
+    if not rows:
+        record_trace([run])  # says what is lacking
+    longest = max(map(len, rows))  # a slow rank that pulls has few: they come again
     return Question(
-        record_trace([run]).times_s.astype(float),
+        np.stack([np.resize(row, longest) for row in rows]),
         side=int(manifest["side"]),
         cost_ratio=float(manifest.get("cost_ratio") or 1.0),
         batch_cost=float(batch.get(BACKUP, batch.get(SINGLE, 1.0))),
@@ -177,11 +185,12 @@ def _ms(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.4g}"
 
 
-def _command(best: Candidate) -> str:
+def _command(best: Candidate, side: int) -> str:
     from collage_mpi.kinds import NETWORKS
     from collage_mpi.scheduler.schemes import scheme_class
 
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.flags.items())
+    said = {"side": side, **best.flags}
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in said.items())
     needs = scheme_class(best.flags["scheme"]).needs
     networks = " ".join(f"--{kind} W" for kind in NETWORKS if kind in needs)
     return f"collage-mpi launch -n {best.ranks} -- run --shards ... {networks} {flags} --out DIR"

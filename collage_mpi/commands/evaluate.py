@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collage_mpi.encoding import MAX_K, MIN_K
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import CODED, COLLAGE, NETWORKS, PARITY, SINGLE
 from collage_mpi.settings.shipped import file_argument, path_argument
@@ -89,6 +90,8 @@ def execute(args: argparse.Namespace) -> int:
         )
     if args.approx_k is not None and SINGLE not in specs:
         raise UsageError("--approx-k needs --single: it is that network that answers")
+    if args.approx_k is not None and not MIN_K <= args.approx_k <= MAX_K:
+        raise UsageError(f"--approx-k is {args.approx_k}; it needs {MIN_K} to {MAX_K}")
     for name in ("calls", "threads", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:

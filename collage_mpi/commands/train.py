@@ -361,6 +361,11 @@ def head_of(args: argparse.Namespace) -> HeadSpec:
     name: str | None = getattr(args, "head", None)
     reference = args.kind == COLLAGE and args.preset == REFERENCE
     if reference and name in (None, YOLO):
+        if args.side > REFERENCE_HEAD.across:
+            raise UsageError(
+                f"--preset reference has {REFERENCE_HEAD.across} squares an edge, too few for "
+                f"--side {args.side}: choose a smaller side, or --head grid"
+            )
         return REFERENCE_HEAD
     return HeadSpec() if name is None else HeadSpec(name)
 

@@ -20,7 +20,7 @@ from collage_mpi.job.messages import Hello, Welcome, shards_in_messages
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
-from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
+from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models import is_own
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
@@ -78,7 +78,7 @@ def handshake(
         )
     finally:
         loading.close()
-    check_same_weights(hellos)
+    check_same_weights(hellos, plan.networks)
     check_same_embedding(hellos)
     warn_of_mixed_tuning(hellos)
     _require_quorum(plan, worker_group)
@@ -126,12 +126,16 @@ def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:
             )
 
 
-def check_same_weights(hellos: Mapping[int, Hello]) -> None:
-    """Raise DataFault unless all ranks that hold a kind of network hold the same one."""
-    first: dict[str, tuple[int, str]] = {}  # kind -> (rank, fingerprint)
+def check_same_weights(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> None:
+    """Raise DataFault unless all ranks that hold a network hold the same one.
+
+    `specs`: kind -> its network as it is named; kinds that run the same one are to hold the same.
+    """
+    first: dict[tuple[str, str], tuple[int, str]] = {}  # network, spec -> (rank, fingerprint)
     for rank, hello in sorted(hellos.items()):
         for kind, fingerprint in hello.fingerprints.items():
-            other, expected = first.setdefault(kind, (rank, fingerprint))
+            what = KIND[kind].network, specs.get(kind, kind)
+            other, expected = first.setdefault(what, (rank, fingerprint))
             if fingerprint != expected:
                 raise DataFault(
                     f"rank {rank} on {hello.host} holds another {kind} network "
@@ -297,10 +301,11 @@ def service_costs(plan: Plan, worker_group: WorkerGroup) -> ServiceCosts:
     rounds = FEW_ROUNDS if settings.straggler == "none" else MEASURE_ROUNDS
     idle_ns, measured = worker_group.service_times(who, networks, rounds)
     measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
+    unlike = {(KIND[kind].network, spec) for kind, spec in plan.networks.items()}
     ratio, interval = 1.0, None
     if settings.cost_ratio is not None:
         ratio = settings.cost_ratio
-    elif measured is not None and measurable and len(set(plan.networks.values())) > 1:
+    elif measured is not None and measurable and len(unlike) > 1:
         ratio, interval = measured.median, (measured.low, measured.high)
     batches = {kind: most for kind in who if (most := settings.most_inputs(kind)) > 1}
     batch_ns = worker_group.batch_times(who, networks, batches, rounds)

@@ -260,6 +260,11 @@ def _check_sizes(shards: ShardSet, grid: Grid, settings: RunSettings) -> None:
     images = max(settings.most_inputs(kind) for kind in KINDS if settings.uses(kind)) // batch
     largest = max(nbytes, images * int(np.prod(shards.shape)))
     fit = LARGEST_INPUT_BYTES // largest
+    if largest > LARGEST_INPUT_BYTES >= nbytes:
+        raise UsageError(
+            f"a message of {images} images takes {largest:,} bytes; the most is "
+            f"{LARGEST_INPUT_BYTES:,}: choose a smaller --side, or smaller images"
+        )
     if batch > fit >= 1:
         raise UsageError(
             f"a batch of {batch} takes {batch * largest:,} bytes in one message; the most is "

@@ -21,6 +21,7 @@ from typing import Any
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 
+SYSTEM_LINKS = Path("/dev")  # stdout and others, which may lead to a file
 TEMP_MARK = ".tmp-"
 _CSV_ROWS = 4096  # in memory as text at a time
 
@@ -69,14 +70,15 @@ def temporary_name(path: Path) -> Path:
 
     Raises:
         IsADirectoryError: the path is "." or "/", as that of `--out ''` is.
-        FileExistsError: it is a device, a pipe or a socket: to rename over it would remove it, and
-            root may do so with /dev/null.
+        FileExistsError: it is a device, a pipe or a socket, or a link to one: to rename over it
+            would remove it, and root may do so with /dev/null and /dev/stdout.
     """
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     with suppress(FileNotFoundError, NotADirectoryError):  # to write it says so
-        mode = path.lstat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        mode = path.stat().st_mode
+        of_system = path.is_symlink() and path.parent.resolve() == SYSTEM_LINKS
+        if of_system or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise FileExistsError(errno.EEXIST, "it is there and no regular file", str(path))
     # Pids of two hosts may be the same, so the name is drawn as well.
     return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}")

@@ -57,9 +57,13 @@ def train_last_layer(
     torch.manual_seed(settings.seed)
     network = build_network(settings.architecture, data.images.shape[3], data.classes, None)
     assert data.first_weights is not None
-    assert data.first_normalisation is not None
+    if data.first_normalisation is None:
+        raise UsageError(f"--init {init}: its images have other channels than those of the shards")
     start_from(network, data.first_weights)
-    layer = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UsageError("--layers last needs a network whose last layer is linear")
+    layer = layers[-1]
     layer.reset_parameters()
     views = _features(data, settings, machine, init, cache)  # (images, views, features)
     used, held = views[: len(data.images)], views[len(data.images) :, 0]

@@ -405,6 +405,22 @@ def test_what_is_only_recorded_is_measured_in_few_rounds(straggler, batch, turns
     assert asked == [1, 2] * turns
 
 
+def test_one_file_that_makes_both_networks_has_two_costs(monkeypatch):
+    worker_group = group_of(Workers(3, polite))
+    measured = SimpleNamespace(median=4.0, low=3.0, high=5.0)
+    times = {"single": 10**8, "collage": 4 * 10**8}
+    monkeypatch.setattr(worker_group, "service_times", lambda *_: (times, measured))
+    monkeypatch.setattr(worker_group, "batch_times", lambda *_: {})
+    plan = SimpleNamespace(
+        settings=RunSettings(),
+        placement=SimpleNamespace(ranks_of=lambda kind: [1] if kind == "single" else [2]),
+        networks={"single": "mine.py:network", "collage": "mine.py:network"},
+    )
+    assert service_costs(plan, worker_group).ratio == 4.0
+    plan.networks = {"single": "w.safetensors", "backup": "w.safetensors"}
+    assert service_costs(plan, worker_group).ratio == 1.0
+
+
 def test_few_rounds_do_not_stand_for_many():
     workers = Workers(2, polite)
     worker_group = group_of(workers)

@@ -12,6 +12,10 @@ import pytest
 from paper import paper
 
 from collage_mpi.cli import main
+from collage_mpi.commands.advise import _of_run
+from collage_mpi.results import read_results
+from collage_mpi.results.rows import OUTCOME_CODE
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.advice import (
     Candidate,
     Question,
@@ -100,6 +104,7 @@ def test_of_one_slow_machine_it_is_enough_to_know(tmp_path, capsys):
     assert plain["p99_ms"] > 900 > 500 > found["best"]["p99_ms"]
     words = shlex.split(found["command"])
     assert words[:6] == ["collage-mpi", "launch", "-n", "7", "--", "run"]
+    assert words[words.index("--side") + 1] == "2"
     assert words[-4:] == ["--assign", "finish", "--out", "DIR"]
 
 
@@ -143,6 +148,18 @@ def test_a_run_is_asked_of_with_what_it_measured(tmp_path, capsys):
     assert "Choose " in shown
     assert "collage-mpi launch -n " in shown
     assert "evaluate --save-answers" in shown
+
+
+def test_of_a_run_with_a_slow_rank_no_time_is_left_out(tmp_path):
+    settings = RunSettings(scheme="none", side=2, straggler="lognormal", slow_ranks=("2:10",))
+    simulate(settings, tmp_path / "run", 4 * 60)
+    found = read_results(tmp_path / "run").measured_tasks
+    found = found[found["outcome"] == OUTCOME_CODE["answered"]]
+    most = max(np.unique(found["rank"], return_counts=True)[1])
+    times_s = _of_run(tmp_path / "run").times_s
+    assert times_s.shape == (4, most)
+    medians = sorted(np.median(times_s, axis=1))
+    assert medians[3] > 5 * medians[2]
 
 
 @pytest.mark.parametrize(

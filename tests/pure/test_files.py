@@ -55,6 +55,23 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="it is there and no regular file"):
         save_file(tmp_path / "pipe", b"x")
     assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+    link = tmp_path / "link"  # as /dev/stdout is
+    link.symlink_to(tmp_path / "pipe")
+    with pytest.raises(EnvironmentFault, match="it is there and no regular file"):
+        save_file(link, b"x")
+    assert link.is_symlink()
+
+
+def test_a_link_to_a_file_is_replaced_but_not_that_of_the_system(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"a")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    save_file(tmp_path / "link", b"b")
+    assert (tmp_path / "link").read_bytes() == b"b"
+    (tmp_path / "stdout").symlink_to(tmp_path / "file")
+    monkeypatch.setattr(files, "SYSTEM_LINKS", tmp_path)
+    with pytest.raises(EnvironmentFault, match="it is there and no regular file"):
+        save_file(tmp_path / "stdout", b"c")
+    assert (tmp_path / "file").read_bytes() == b"a"
 
 
 def test_a_temporary_name_is_one_that_is_swept(tmp_path: Path) -> None:

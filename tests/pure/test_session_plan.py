@@ -208,11 +208,15 @@ def hello(host: str, **fingerprints: str) -> Hello:
     return replace(HELLO, host=host, fingerprints=fingerprints)
 
 
-def test_ranks_of_a_kind_must_hold_the_same_weights():
+def test_ranks_that_run_a_network_must_hold_the_same_weights():
+    specs = {"single": "w", "backup": "w", "collage": "c"}
     same = {1: hello("n0", single="aa"), 2: hello("n1", single="aa"), 3: hello("n1", collage="bb")}
-    check_same_weights(same)
+    check_same_weights(same, specs)
     with pytest.raises(CollageError, match=r"rank 4 on n2 .* than rank 1 on n0"):
-        check_same_weights({**same, 4: hello("n2", single="cc")})
+        check_same_weights({**same, 4: hello("n2", single="cc")}, specs)
+    with pytest.raises(CollageError, match=r"rank 4 on n2 .* than rank 1 on n0"):
+        check_same_weights({**same, 4: hello("n2", backup="cc")}, specs)
+    check_same_weights({**same, 4: hello("n2", backup="cc")}, {**specs, "backup": "small"})
 
 
 def test_a_plan_that_fails_leaves_no_file_open(shards):
