@@ -26,25 +26,33 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import DataFault, UsageError
 
 
-class SumEncoder:
-    """The rounded mean of k images; an absent one counts as black, so that k is k always.
+class _WholeImages:
+    """Of k images of the size of one, all of each.
 
     Args:
         k: images of a full stripe.
         shape: (H, W, C) of the images.
     """
 
-    name = "sum"
     resizes = False
 
     def __init__(self, k: int, shape: tuple[int, int, int]) -> None:
         self.places, self.shape = k, shape
         self.cell_shape = self.input_shape = shape
-        self._total = np.empty(shape, np.uint16)
 
     def shrink(self, images: np.ndarray) -> np.ndarray:
         """What of an image is kept for a stripe: all of it."""
         return images
+
+
+class SumEncoder(_WholeImages):
+    """The rounded mean of k images; an absent one counts as black, so that k is k always."""
+
+    name = "sum"
+
+    def __init__(self, k: int, shape: tuple[int, int, int]) -> None:
+        super().__init__(k, shape)
+        self._total = np.empty(shape, np.uint16)
 
     def paste(
         self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
@@ -113,25 +121,11 @@ class ConcatEncoder:
         return np.ascontiguousarray(rows).reshape(n, *self.input_shape)
 
 
-class BerrutEncoder:
+class BerrutEncoder(_WholeImages):
     """The point of Berrut's curve through the images that are there, of at most k; rounded, and
-    cut off at black and white.
-
-    Args:
-        k: images of a full stripe.
-        shape: (H, W, C) of the images.
-    """
+    cut off at black and white."""
 
     name = BERRUT
-    resizes = False
-
-    def __init__(self, k: int, shape: tuple[int, int, int]) -> None:
-        self.places = k
-        self.shape = self.cell_shape = self.input_shape = shape
-
-    def shrink(self, images: np.ndarray) -> np.ndarray:
-        """What of an image is kept for a stripe: all of it."""
-        return images
 
     def paste(
         self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None

@@ -24,7 +24,7 @@ from collage_mpi.job.session import (
     judge_input,
     open_reader,
 )
-from collage_mpi.job.team import Dismissed, LeadLink, Supply, order_digest
+from collage_mpi.job.team import Dismissed, LeadLink, LeadLost, Supply, order_digest
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.results.manifest import plain, read_manifest
 from collage_mpi.results.parts import sessions_of
@@ -75,11 +75,15 @@ def manifest_of(
 
     Raises:
         EnvironmentFault: there is none after that time, or that of another run.
+        LeadLost: the job is to stop.
         CollageError: it cannot be read.
     """
     until_s = time.monotonic() + late_s
     while True:
-        late = time.monotonic() > until_s or why_stop() is not None
+        late = time.monotonic() > until_s
+        reason = why_stop()
+        if reason is not None:
+            raise LeadLost(reason)
         try:
             found = read_manifest(out)
             if found["run_id"] == begin.run_id and begin.session in sessions_of(found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from collage_mpi.job.messages import (
     Start,
     Stop,
 )
+from collage_mpi.job.session import build_lead
 from collage_mpi.job.team import ranges_of
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received
@@ -316,3 +318,24 @@ def test_after_a_suspended_look_the_next_comes_soon():
     assert len(asked) == 1
     play.look(1002)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("timeout_s", "heard_ns"), [(0.2, 10**9), (3.0, 3 * 10**9), (None, None)])
+def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
+    others = Others(Clock())
+    others.detector.keep_going = False
+    plan = SimpleNamespace(
+        settings=SimpleNamespace(
+            on_rank_loss="continue", reply_timeout_s=timeout_s, batch=2, group_size=4
+        ),
+        placement=SimpleNamespace(workers=range(1, 18)),
+        order=np.array([3, 1, 2, 0]),
+        shards=SimpleNamespace(infos=[]),
+    )
+    writer = SimpleNamespace(publisher=Published(), session=5, manifest={"run_id": "r"})
+    lead = build_lead(plan, others, writer, np.array([2, 0]), lambda: None)
+    assert others.detector.keep_going
+    assert others.detector.timeouts.reply_timeout_ns == heard_ns  # they speak twice a second
+    assert lead._book.settings.smallest == 3  # units of 8 images: one for each of 17 ranks
+    assert lead._book.left == 2
+    assert [team.session for team in lead.teams] == [5, 6, 7]

@@ -8,13 +8,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fakes import Clock
+from results_harness import manifest
 
-from collage_mpi.errors import ExitCode
+from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import messages
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Lull, Part, Progress
 from collage_mpi.job.team import LEAD_LOST, Dismissed, LeadLink, LeadLost, Supply
+from collage_mpi.job.team_session import manifest_of, run_team
 from collage_mpi.mpi.transport import RankFailure
+from collage_mpi.results import RunWriter
 from collage_mpi.results.row_sink import Pending
 from collage_mpi.results.rows import KEY_ROW
 from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
@@ -54,8 +57,11 @@ class Rows:
     def __init__(self) -> None:
         self.pending: deque[Pending] = deque()
         self.flushes, self.idle = 0, True
+        self.fault: EnvironmentFault | None = None
 
     def flush(self) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.flushes += 1
 
 
@@ -165,6 +171,17 @@ def test_in_a_lull_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_di
     assert team.link.said == [Begun(3), Part("images", 1, 9, (0, 2)), Idle(3)]
 
 
+def test_what_did_not_come_to_the_disk_is_not_told_as_done():
+    team = Team()
+    team.look(lease(3, 0, (0, 2)), Lull())
+    team.feed.admit(2)
+    team.look()
+    team.rows.fault = EnvironmentFault("disk full")
+    with pytest.raises(EnvironmentFault, match="disk full"):
+        team.look()
+    assert Idle(3) not in team.link.said
+
+
 def test_a_halt_is_a_reason_to_stop():
     team = Team()
     assert not team.look(Halt("SIGTERM"))
@@ -190,6 +207,8 @@ class Endpoint:
         if not self.told:
             return None
         told = self.told.popleft()
+        if told is None:
+            return None
         if isinstance(told, Exception):
             raise told
         buffer = np.empty(4096, np.uint8)
@@ -249,6 +268,42 @@ def test_a_lost_lead_is_a_reason_to_stop_and_is_told_nothing_more(link):
     assert link.wait_for_the_end() == ExitCode.INCOMPLETE
     with pytest.raises(LeadLost, match="rank 0"):
         link.wait_for(Begin, lambda: None)
+
+
+# ---- the start of a team's session ------------------------------------------
+
+
+def test_a_team_waits_for_a_manifest_that_is_seen_late(tmp_path):
+    begin = Begin(2, "r", "d")
+
+    def later() -> None:
+        if not looks:
+            RunWriter.create(tmp_path, manifest(4, teams=2, run_id="r")).close("incomplete")
+        looks.append(1)
+
+    looks: list[int] = []
+    assert manifest_of(tmp_path, begin, later)["run_id"] == "r"
+    with pytest.raises(EnvironmentFault, match="holds another run here"):
+        manifest_of(tmp_path, Begin(2, "other", "d"), lambda: None, late_s=0.0)
+    with pytest.raises(EnvironmentFault, match="holds another run here"):
+        manifest_of(tmp_path, Begin(3, "r", "d"), lambda: None, late_s=0.0)  # of two teams
+    with pytest.raises(LeadLost, match="SIGTERM"):
+        manifest_of(tmp_path / "none", begin, lambda: "SIGTERM")
+
+
+def test_a_team_that_is_stopped_before_its_start_says_so_and_waits_for_the_end(link):
+    link._endpoint.told.append(None)
+    stops = iter([None, "SIGTERM"])
+
+    def stop() -> str | None:
+        reason = next(stops, "SIGTERM")
+        if reason is not None:
+            link._endpoint.told.append(messages.Stop(6))
+        return reason
+
+    assert run_team(lambda: pytest.fail("no run"), None, link, stop) == ExitCode.INCOMPLETE
+    faults = [said for said in link._endpoint.said if isinstance(said, messages.Fault)]
+    assert [fault.exit_code for fault in faults] == [ExitCode.INCOMPLETE]
 
 
 # ---- the scheduler ----------------------------------------------------------
