@@ -169,6 +169,14 @@ def test_input_is_closed_when_every_image_is_in_a_part(play):
     ]
 
 
+def test_of_a_team_that_cannot_go_on_nothing_further_is_published(play):
+    start(play, 4)
+    first, _ = play.told(4, Lease)
+    play.says(4, Fault("disk full", int(ExitCode.ENVIRONMENT)))
+    play.says(4, Part("tasks", 1, first.epoch, ()), play.part(4, first))
+    assert play.published == []
+
+
 def test_what_a_lost_team_had_goes_to_others_and_what_it_publishes_does_not_count(play):
     start(play, 4)
     first, second = play.told(4, Lease)

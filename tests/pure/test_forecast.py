@@ -18,7 +18,7 @@ from collage_mpi.job.session import build_encoder, make_manifest
 from collage_mpi.results import RunWriter, writer
 from collage_mpi.results.claim import Holder
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards import reader, write_shard
+from collage_mpi.shards import ReadAhead, reader, write_shard
 from collage_mpi.simulation import forecast
 from collage_mpi.simulation.forecast import Measured, _as_measured, _simulated_s, _time
 from collage_mpi.system.environment import available_bytes
@@ -132,6 +132,23 @@ def test_opening_a_shard_is_no_part_of_reading_an_image(tmp_path, monkeypatch):
     assert forecast._read_ns(plan, build_encoder(plan), order) == 0
     plan.shards.close()
     assert now_ns == [2 * 10**9]
+
+
+def test_reading_is_timed_for_teams_too(shard, monkeypatch):
+    settings = RunSettings(
+        shards=(str(shard),), single="null", scheme="none", side=2, out="out", teams=2
+    )
+    plan, read = make_plan(settings, 10), []
+    plain = ReadAhead.take
+
+    def take(self, count):
+        read.extend(found := plain(self, count))
+        return found
+
+    monkeypatch.setattr(ReadAhead, "take", take)
+    forecast._read_ns(plan, build_encoder(plan), plan.order)
+    plan.shards.close()
+    assert len(read) > len(plan.order) > 0
 
 
 def test_too_little_room_is_told(shard, tmp_path, capsys, monkeypatch):

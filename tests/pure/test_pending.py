@@ -10,7 +10,7 @@ from results_harness import fill, manifest
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import RunWriter, read_results, summarise, verify_run
-from collage_mpi.results.manifest import read_manifest
+from collage_mpi.results.manifest import read_manifest, to_go_on
 from collage_mpi.results.pending import Publisher
 from collage_mpi.results.row_sink import RowSink
 
@@ -180,3 +180,10 @@ def test_vectors_go_with_their_part(tmp_path):
     lead.close("incomplete")
     assert [path.name for path in (out / "vectors").iterdir()] == ["vectors-0002-000001.parquet"]
     assert np.array_equal(read_results(out).kept("top_classes").shape, (9, 2))
+
+
+def test_the_command_to_go_on_is_for_all_teams(tmp_path):
+    settings = {"scheme": "collage", "side": 2, "teams": 3}
+    known = {"settings": settings, "teams": 3, "world": [{"rank": 0}] * 6}  # the third never came
+    assert "launch -n 18 -- run --resume" in to_go_on(known, tmp_path)
+    assert "launch -n 6 " in to_go_on({**known, "teams": None}, tmp_path)

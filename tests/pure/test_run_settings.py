@@ -270,6 +270,12 @@ def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
             RunSettings(**values)
 
 
+def test_a_lease_of_a_batch_fits_a_message():
+    assert RunSettings(teams=2, side=2, batch=1024).teams == 2
+    with pytest.raises(UsageError, match=r"batch is 1024 with teams 2 and side 3: the most is 455"):
+        RunSettings(teams=2, side=3, batch=1024)
+
+
 def test_a_backup_rank_gets_a_group_as_one_batch():
     found = RunSettings(scheme="batch-backup", side=2, batch_cost=0.25)
     assert (found.n_singles, found.backup_ranks, found.world_size) == (4, 1, 6)

@@ -12,6 +12,7 @@ import pytest
 from job_messages import HELLO
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.job import plan as plan_module
 from collage_mpi.job.handshake import check_same_weights, welcomes
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
@@ -217,6 +218,13 @@ def test_ranks_that_run_a_network_must_hold_the_same_weights():
     with pytest.raises(CollageError, match=r"rank 4 on n2 .* than rank 1 on n0"):
         check_same_weights({**same, 4: hello("n2", backup="cc")}, specs)
     check_same_weights({**same, 4: hello("n2", backup="cc")}, {**specs, "backup": "small"})
+
+
+def test_a_backup_batch_that_no_message_holds_is_refused(shards, monkeypatch):
+    monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", 200)
+    with pytest.raises(UsageError, match=r"a message of 9 images takes .* choose a smaller --side"):
+        plan_of(shards, 11, scheme="batch-backup", side=3, cell_px=2)
+    plan_of(shards, scheme="batch-backup", side=2, cell_px=2).shards.close()
 
 
 def test_a_plan_that_fails_leaves_no_file_open(shards):
