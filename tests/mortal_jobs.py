@@ -1,6 +1,6 @@
 """Real jobs whose ranks die or hang at chosen moments, under launch's supervision.
 
-Owns: starting `programs/mortal.py`, what it noted of deaths and of losses.
+Owns: starting `programs/mortal.py`, its images, what it noted of deaths and of losses.
 Does not know: what the job should have made of them.
 """
 
@@ -13,13 +13,25 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
 from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.shards import write_shard
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.process_tree import process_table
 
 MORTAL = Path(__file__).parent / "mpi" / "programs" / "mortal.py"
 LIMIT_S = 120.0  # a hang; on an idle machine a job takes 3 s
+
+
+def marked_shard(path: Path, images: int, classes: int = 251) -> Path:
+    """Noise of 8 px whose top-left pixel is its label: what the null network answers."""
+    labels = np.arange(images) * 37 % classes  # (images,) int64
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 8, 8, 1), dtype=np.uint8)
+    pixels[:, 0, 0, 0] = labels
+    write_shard(path, pixels, labels, class_names=tuple(f"class {i}" for i in range(classes)))
+    return path
 
 
 @dataclass

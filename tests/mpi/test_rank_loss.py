@@ -10,29 +10,22 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from mortal_jobs import Ended, run_mortal
+from mortal_jobs import Ended, marked_shard, run_mortal
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch import supervisor
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
-from collage_mpi.shards import write_shard
 
 pytestmark = pytest.mark.mpi
 
-CLASSES, IMAGES = 251, 123
+IMAGES = 123
 COMPLETE, INCOMPLETE = int(ExitCode.COMPLETE), int(ExitCode.INCOMPLETE)
 
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory) -> Path:
-    labels = np.arange(IMAGES) * 37 % CLASSES  # (n,) int64
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 1), dtype=np.uint8)
-    images[:, 0, 0, 0] = labels
-    path = tmp_path_factory.mktemp("data") / "a.h5"
-    write_shard(path, images, labels, class_names=tuple(f"class {i}" for i in range(CLASSES)))
-    return path
+    return marked_shard(tmp_path_factory.mktemp("data") / "a.h5", IMAGES)
 
 
 class Checked(Ended):
