@@ -162,6 +162,8 @@ def _work_as_team(
     code = body(worker_group, link, stop.reason)
     _part(name, comm, worker_group, code)
     if not link.gone.is_set():
+        if not tolerant:
+            link.wait_to_leave()
         transport.close()
     return code
 
@@ -177,7 +179,7 @@ def _work(comm: Any, mpi: Any, tolerant: bool, coordinator: int, team: int) -> i
     leave = _end_alone if coordinator else partial(hard_exit.leave, ExitCode.INCOMPLETE)
     monitor = CoordinatorMonitor(rank, leave, coordinator)
     try:
-        code = Worker(transport, loader, monitor=monitor).serve()
+        code = Worker(transport, loader, monitor=monitor, stays=not tolerant).serve()
     except RankFailure:
         leave()
     transport.close()
@@ -217,8 +219,6 @@ def _part(name: str, comm: Any, worker_group: WorkerGroup, code: int) -> None:
     """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
     tolerant = worker_group.detector.fault_tolerant
     silent = worker_group.stop(code, SHORT_STOP_S) if tolerant else worker_group.stop(code)
-    if not tolerant:  # MPI cannot end without those that were given up either
-        silent = sorted({*silent, *worker_group.detector.timeouts.losses})
     if comm.Get_rank() == 0:
         report_exit(code)
     if silent:

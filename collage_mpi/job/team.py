@@ -126,6 +126,15 @@ class LeadLink:
             return int(told.exit_code)
         return int(ExitCode.INCOMPLETE)
 
+    def wait_to_leave(self) -> None:
+        """Until the lead says that MPI may end; see `messages.Leave`."""
+        backoff = Backoff(GROUP_BACKOFF)
+        while not self.gone.is_set():
+            message = self._endpoint.poll_control()
+            if message is not None and isinstance(messages.unpack(message, 0), messages.Leave):
+                return
+            backoff.pause()
+
     def _poll(self) -> Message | None:
         if self.gone.is_set():
             return None

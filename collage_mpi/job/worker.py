@@ -157,23 +157,25 @@ class Worker:
         load: Loader,
         *,
         monitor: CoordinatorMonitor,
+        stays: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
         cpu_clock: Callable[[], int] = time.process_time_ns,
         backoff: Backoff | None = None,
     ) -> None:
-        """`monitor` is told who rank 0 is, and when it may go."""
+        """`monitor` is told who rank 0 is, and when it may go; `stays`: see `messages.Leave`."""
         self.endpoint = endpoint
         self.load = load
         self.clock, self.cpu_clock = clock, cpu_clock
         self.backoff = backoff or Backoff(WORKER_BACKOFF)
         self.session: Session | None = None
         self.exit_code: int | None = None
-        self._monitor = monitor
+        self._monitor, self._stays = monitor, stays
+        self._told_code: int | None = None
         self._next_control: np.ndarray | None = None  # seen during a hold
         self._told_shards: list[str] = []  # for the welcome that follows
 
     def serve(self) -> int:
-        """Work until rank 0 says stop; the exit code it gave."""
+        """Work until rank 0 lets it go; the exit code it gave."""
         while self.exit_code is None:
             if self.step():
                 self.backoff.reset()
@@ -223,7 +225,11 @@ class Worker:
             self._monitor.release()
             self._tell(messages.Bye(), number)
             self._end_session()
-            self.exit_code = told.exit_code
+            self._told_code = told.exit_code
+            if not self._stays:
+                self.exit_code = told.exit_code
+        elif isinstance(told, messages.Leave):
+            self.exit_code = self._told_code
 
     def _end_session(self) -> None:
         if self.session is not None:

@@ -205,8 +205,9 @@ class WorkerGroup:
         """Everybody ends with this exit code.
 
         Returns:
-            The ranks that did not say that they end within limit_s: with one of them MPI
-            itself could not end. A rank that has ended without a word is none of them.
+            The ranks that did not say that they end within limit_s, and in a plain world those
+            that were given up: with one of them MPI itself could not end. A rank that has
+            ended without a word is none of them.
         """
         if self._stopped:
             return []
@@ -214,10 +215,15 @@ class WorkerGroup:
         for rank in self.present:
             self.tell(rank, messages.Stop(int(exit_code)))
         silent = self._not_parting(limit_s)
+        if not self.detector.fault_tolerant:
+            silent |= self.detector.timeouts.losses.keys()
         if silent:
             for rank in silent:
                 self.detector.kill(rank)
             return sorted(silent)
+        if not self.detector.fault_tolerant:
+            for rank in self.present:
+                self.tell(rank, messages.Leave())
         if not self.transport.flush(limit_s):
             return self.present
         if not self.detector.fault_tolerant:  # such a world has no MPI_Finalize to prepare for

@@ -243,6 +243,14 @@ def test_a_link_meets_the_lead_and_leaves_when_told(link):
     assert said == [Progress, messages.Here, messages.Bye]
 
 
+def test_in_a_plain_world_a_coordinator_stays_until_the_lead_has_heard_all(link):
+    link._endpoint.told.extend([None, Lull(), messages.Leave(), Lull()])
+    link.wait_to_leave()
+    assert list(link._endpoint.told) == [Lull()]
+    link.gone.set()
+    link.wait_to_leave()
+
+
 def test_what_is_heard_while_something_else_is_waited_for_is_kept(link):
     link._endpoint.told.extend([Halt("x"), Begin(2, "r", "d")])
     link.wait_for(Begin, lambda: None)

@@ -22,6 +22,7 @@ from collage_mpi.job.messages import (
     Fault,
     Hello,
     Here,
+    Leave,
     Measure,
     Measured,
     Rank0,
@@ -392,6 +393,17 @@ def test_stop_is_acknowledged_and_its_code_is_the_rank_s():
     bench.endpoint.tell(Stop(3), session=0)  # before any welcome
     assert bench.worker.serve() == 3
     assert bench.endpoint.told() == [Bye()]
+
+
+def test_in_a_plain_world_it_stays_until_all_have_said_goodbye():
+    bench = Bench(start=False)
+    bench.worker._stays = True
+    bench.endpoint.tell(Stop(3), session=0)
+    bench.run()
+    assert bench.endpoint.told() == [Bye()]
+    assert bench.worker.exit_code is None
+    bench.endpoint.tell(Leave(), session=0)
+    assert bench.worker.serve() == 3
 
 
 def test_rank_0_is_watched_until_it_says_stop():

@@ -22,6 +22,7 @@ from collage_mpi.job.messages import (
     Fault,
     Hello,
     Here,
+    Leave,
     Measure,
     Measured,
     Message,
@@ -166,7 +167,7 @@ def test_stop_tells_everybody_once():
     workers = Workers(4, polite)
     worker_group = group_of(workers)
     assert worker_group.stop(5) == worker_group.stop(5) == []
-    assert workers.told == [(r, Stop(5)) for r in (1, 2, 3)]
+    assert workers.told == [(r, told) for told in (Stop(5), Leave()) for r in (1, 2, 3)]
     assert workers.flushed
     assert workers.closed
 
@@ -175,6 +176,7 @@ def test_stop_names_the_ranks_that_do_not_end():
     workers = Workers(4, lambda rank, told: polite(rank, told) if rank != 2 else None)
     assert group_of(workers).stop(0) == [2]
     assert not workers.closed
+    assert Leave() not in [told for _, told in workers.told]  # MPI will be ended by force
 
 
 def test_a_rank_that_was_silent_already_has_had_its_time():

@@ -16,7 +16,7 @@ from job_messages import HELLO, WELCOME
 from collage_mpi.encoding import ENCODERS, MAX_K, MIN_K, SUMMED
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
-from collage_mpi.job.messages import TYPES, Bye, Measured, Rank0, Start, Stop, Welcome
+from collage_mpi.job.messages import TYPES, Bye, Leave, Measured, Rank0, Start, Stop, Welcome
 from collage_mpi.models import ParitySpec, Tuning
 from collage_mpi.models.tuning import COMPILES, LAYOUTS, PRECISIONS
 from collage_mpi.mpi import protocol as wire
@@ -74,6 +74,7 @@ EXAMPLES = [
     messages.Measure("single", 4),
     Start(1.5, {"collage": 0.5}),
     Stop(6),
+    Leave(),
     HELLO,
     messages.Fault("no CUDA device", 3),
     Measured(5, None),
