@@ -112,16 +112,18 @@ def _read(pid: int, name: str) -> bytes:
 def listening(word: str) -> set[tuple[str, int]]:
     """Where processes of ours that hold `word` wait for connections: (address, port).
 
-    Not where an MPI launcher does: MPICH's reads from whoever connects until it has a whole
-    message, so that a stranger who says less stops it.
+    Not where an MPI launcher does, which its ranks may have inherited: MPICH's reads from whoever
+    connects until it has a whole message, so that a stranger who says less stops it.
     """
-    sockets = set()
-    for pid in filter(_ours, holders_of(word)):
+    sockets, launchers = set(), set()
+    for pid in holders_of(word):
         try:
             links = [os.readlink(entry) for entry in os.scandir(PROC / str(pid) / "fd")]
         except OSError:
             continue
-        sockets |= {link[8:-1] for link in links if link.startswith("socket:[")}
+        found = {link[8:-1] for link in links if link.startswith("socket:[")}
+        (sockets if _ours(pid) else launchers).update(found)
+    sockets -= launchers
     found = set()
     for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         for line in (PROC / "net" / name).read_text().splitlines()[1:]:
