@@ -307,6 +307,8 @@ class Job:
                 self._kill_at_s = self._clock() + self._leave_grace_s
             if code:
                 self._outcome.died = Death(code, rank)
+        elif not self._startup.up and code > 128 and self._outcome.stopped_by is None:
+            self._outcome.died = self._outcome.died or Death(code, rank)
         self._startup.has_ended(rank, code)
 
     def show(self, lines: Sequence[str], target: TextIO) -> None:

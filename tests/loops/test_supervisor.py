@@ -187,6 +187,14 @@ def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch):
     assert err.getvalue().count("is stopped and the others wait for it: kill -CONT") == 1
 
 
+def test_a_rank_that_a_signal_ends_before_mpi_is_up_is_named():
+    told = "".join(f'@status:w {{"ended": {rank}, "code": 135}}\n' for rank in (2, 1))
+    made, _, _ = job(f"import sys; print({told!r}, file=sys.stderr); sys.exit(135)")
+    code, note = exit_code(made.run(), None)
+    assert code == 3
+    assert "rank 2 was ended by SIGBUS (/dev/shm may be full" in note
+
+
 def test_a_launcher_that_outlives_all_its_ranks_is_ended(monkeypatch):
     """As MPICH's does that a stranger has sent the first bytes of a message."""
     monkeypatch.setattr(supervisor, "LEAVE_GRACE_S", 1.0)
