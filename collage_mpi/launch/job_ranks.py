@@ -1,7 +1,7 @@
 """The ranks of a job on this host, as launch sees them from outside.
 
-Owns: which process is which rank, for how long rank 0 alone has stood still, what the ranks had
-in shared memory.
+Owns: which process is which rank, for how long rank 0 alone has stood still or all have been gone,
+what the ranks had in shared memory.
 Does not know: the launcher, what is done about it.
 
 A job that is suspended stands still as a whole, and goes on when it is woken: so rank 0 counts as
@@ -32,6 +32,7 @@ class Kin:
         self._files: set[Path] = set()
         self._ranks: dict[int, int] = {}  # by process, without shells and children of ranks
         self._looked_s = self._still_s = 0.0
+        self.gone_s = 0.0  # how long, as of the last look, rank 0 and all others of this host
 
     def meet(self) -> None:
         """Find out who they are and what they have mapped."""
@@ -62,7 +63,10 @@ class Kin:
         pid = self.rank_0
         # Not t: somebody looks at it with a debugger.
         still = alone and pid is not None and state[pid] == "T"
-        self._still_s = self._still_s + min(gap_s, LONGEST_LOOK_S) if still else 0.0
+        counted_s = min(gap_s, LONGEST_LOOK_S)
+        self._still_s = self._still_s + counted_s if still else 0.0
+        gone = pid is not None and all(letter in ("Z", "") for letter in state.values())
+        self.gone_s = self.gone_s + counted_s if gone else 0.0
         return self._still_s
 
     def tidy(self) -> None:

@@ -134,7 +134,8 @@ class Job:
 
     def run(self) -> Outcome:
         """Start the job, follow it to its end, leave nothing of it behind."""
-        with _handlers(self._signals.append), guarded(self._job, round(self._stop_grace_s)):
+        grace_s = round(self._stop_grace_s)
+        with _handlers(self._signals.append), guarded(self._job, grace_s) as guard:
             process = _start(self._plan, self._job)
             self._show_start()
             try:
@@ -142,6 +143,7 @@ class Job:
             finally:
                 end_family(process, grace_s=0.0, word=self._job)
                 self._kin.tidy()
+                guard.sweep = self._listens and not self._startup.up
                 if self._plan.scratch is not None:
                     shutil.rmtree(self._plan.scratch, ignore_errors=True)
                 self._display.close()
@@ -203,11 +205,15 @@ class Job:
             self._kill_at_s = None if self._kill_at_s is None else self._kill_at_s + gap_s
 
     def _mind_rank_0(self, now_s: float) -> None:
-        """Nobody else ends a job whose rank 0 is stopped for good: its ranks wait for it."""
+        """Nobody else ends a job whose rank 0 is stopped for good: its ranks wait for it; or one
+        whose launcher goes on without ranks: MPICH's waits for the rest of a stranger's message."""
         if not self._startup.up or now_s < self._look_at_s:
             return
         self._look_at_s = now_s + LOOK_EVERY_S
         still_s, pid = self._kin.look(now_s), self._kin.rank_0
+        if self._kin.gone_s >= LEAVE_GRACE_S and self._kill_at_s is None:
+            self.say("all ranks have ended, their launcher has not: it is ended")
+            self._kill_at_s = now_s
         if still_s < STILL_NOTICE_S:
             self._noticed = False
         elif not self._noticed:
@@ -301,6 +307,8 @@ class Job:
                 self._kill_at_s = self._clock() + self._leave_grace_s
             if code:
                 self._outcome.died = Death(code, rank)
+        elif not self._startup.up and code > 128 and self._outcome.stopped_by is None:
+            self._outcome.died = self._outcome.died or Death(code, rank)
         self._startup.has_ended(rank, code)
 
     def show(self, lines: Sequence[str], target: TextIO) -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 # MPICH's proxy tells a rank's process group of another rank's death by it; the library handles
@@ -93,12 +94,20 @@ def sheltered(*numbers: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@dataclass
+class Guard:
+    """What the guard does when all is over: whether it looks for shared memory of the job."""
+
+    sweep: bool = False
+
+
 @contextmanager
-def guarded(word: str, grace_s: int) -> Iterator[None]:
+def guarded(word: str, grace_s: int) -> Iterator[Guard]:
     """All that hold `word` are killed `grace_s` after this process, if that is killed within.
 
     Their launcher is asked to end then, but it waits for a rank that is stopped.
     """
+    told = Guard()
     guard = subprocess.Popen(
         ["sh", str(GUARD), word, str(grace_s)],
         stdin=subprocess.PIPE,
@@ -107,10 +116,10 @@ def guarded(word: str, grace_s: int) -> Iterator[None]:
         start_new_session=True,
     )
     try:
-        yield
+        yield told
     finally:
         try:
-            guard.communicate(b"over\n")
+            guard.communicate(b"sweep\n" if told.sweep else b"over\n")
         except BrokenPipeError:
             guard.wait()
 

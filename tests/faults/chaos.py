@@ -2,15 +2,18 @@
 
 Usage: python tests/faults/chaos.py --rounds 100 --seed 1 --folder /tmp/chaos
        python tests/faults/chaos.py --seed 1 --only 17 --folder /tmp/again     one round again
+       python tests/faults/chaos.py --table /tmp/*/verdicts.jsonl              all of them, added up
 
 Under the environment whose MPI is to be tried. A failed round prints its plan, its
-commands and the line that repeats it, and its folder is kept.
+commands and the line that repeats it, and its folder is kept. What became of a round is a line
+of `verdicts.jsonl` in the folder: there it is not run again, so that days add up.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -22,6 +25,8 @@ from chaos_plan import SCHEMES, TEAM_WEIGHTS, WEIGHTS, Round, make_round, with_t
 from chaos_round import Verdict, run_round
 
 from collage_mpi.settings.run_settings import RunSettings
+
+RECORD = "verdicts.jsonl"
 
 
 def modes() -> tuple[str, ...]:
@@ -53,37 +58,53 @@ def report_failure(verdict: Verdict, folder: Path) -> str:
 
 
 def table(verdicts: list[Verdict]) -> str:
-    """A line a kind of fault: rounds it was planned in, met its victim, rows lost, ..."""
-    head = ("fault", "rounds", "met", "lost", "doubled", "hangs", "left", "failed")
-    rows = [head]
-    for kind in [*WEIGHTS, *TEAM_WEIGHTS, "all"]:
-        own = [v for v in verdicts if kind == "all" or kind in v.plan.kinds]
+    """Markdown, a line a kind of fault: rounds it was planned in (met its victim) by MPI, ..."""
+    families = sorted({v.mpi for v in verdicts})
+    sums = ("missing", "doubles", "hangs", "leftovers", "segments")
+    head = ("fault", *(f"{name}: rounds (met)" for name in families), "rows lost")
+    head += ("rows doubled", "hangs", "processes left", "segments left", "failed")
+    rows = [head, ("---",) * len(head)]
+    for kind in [*WEIGHTS, *TEAM_WEIGHTS, "rounds in all"]:
+        every = kind == "rounds in all"
+        own = [v for v in verdicts if every or kind in v.plan.kinds]
+        met = [v for v in own if (v.done if every else kind in v.done)]
         if own:
-            met = sum(kind in v.done if kind != "all" else bool(v.done) for v in own)
-            sums = [sum(getattr(v, name) for v in own) for name in
-                    ("missing", "doubles", "hangs", "leftovers")]  # fmt: skip
-            failed = sum(bool(v.wrong) for v in own)
-            rows.append(tuple(map(str, (kind, len(own), met, *sums, failed))))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in
-             enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
+            cells = [
+                f"{sum(v.mpi == name for v in own)} ({sum(v.mpi == name for v in met)})"
+                for name in families
+            ]
+            cells += [str(sum(getattr(v, name) for v in own)) for name in sums]
+            rows.append((kind, *cells, str(sum(bool(v.wrong) for v in own))))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     codes = Counter(code for v in verdicts for code in v.codes)
-    sessions = sum(len(v.codes) for v in verdicts)
-    lines.append(f"{sessions} sessions, exit codes: {dict(sorted(codes.items()))}")
+    lines += ["", f"{codes.total()} sessions, exit codes: {dict(sorted(codes.items()))}"]
     lines.append(f"{sum(v.survived for v in verdicts)} sessions lost ranks and completed")
+    lines.append(f"{sum(v.plan.teams > 1 for v in verdicts)} rounds had teams")
+    lines.append(f"{sum(v.strangers for v in verdicts)} connections to the jobs' ports")
     return "\n".join(lines)
+
+
+def read_verdicts(paths: list[Path]) -> list[Verdict]:
+    """The lines of files that `run_suite` has written."""
+    return [Verdict.from_line(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def run_suite(
     seed: int, numbers: list[int], folder: Path, *, keep: bool = False, teams: bool = False
-) -> list[Verdict]:
-    """Rounds one after the other; says how each went."""
-    verdicts = []
+) -> None:
+    """Rounds in turn, but for those of which `folder` has a verdict; says how each went."""
+    record = folder / RECORD
+    record.touch()
+    over = {(v.plan.seed, v.plan.number, v.plan.teams > 1) for v in read_verdicts([record])}
     for number in numbers:
+        if (seed, number, teams) in over:
+            continue
         plan = plan_of(seed, number, teams=teams)
-        place = folder / f"round-{seed}-{number}"
+        place = folder / f"round-{seed}-{number}{'-teams' if teams else ''}"
+        shutil.rmtree(place, ignore_errors=True)  # of a round that was cut off
         verdict = run_round(plan, place, keep=keep)
-        verdicts.append(verdict)
+        with record.open("a") as lines:
+            lines.write(verdict.as_line() + "\n")
         word = "FAILED" if verdict.wrong else "ok"
         print(
             f"round {number}: {word}, {verdict.seconds:.1f} s, {plan.on_loss}, codes "
@@ -92,7 +113,6 @@ def run_suite(
         )
         if verdict.wrong:
             print(report_failure(verdict, place), flush=True)
-    return verdicts
 
 
 def main() -> int:
@@ -102,15 +122,19 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="one round, its folder kept")
-    parser.add_argument("--folder", type=Path, required=True, help="a new folder")
+    parser.add_argument("--folder", type=Path, help="a folder of one MPI's rounds")
     parser.add_argument("--teams", action="store_true", help="worlds of two or three teams")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="only the table")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True)
-    numbers = list(range(args.first, args.first + args.rounds))
-    numbers = numbers if args.only is None else [args.only]
-    verdicts = run_suite(
-        args.seed, numbers, args.folder, keep=args.only is not None, teams=args.teams
-    )
+    if args.folder is None and args.table is None:
+        parser.error("--folder or --table is needed")
+    if args.table is None:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        numbers = list(range(args.first, args.first + args.rounds))
+        numbers = numbers if args.only is None else [args.only]
+        keep = args.only is not None
+        run_suite(args.seed, numbers, args.folder, keep=keep, teams=args.teams)
+    verdicts = read_verdicts(args.table or [args.folder / RECORD])
     print(table(verdicts))
     return int(any(verdict.wrong for verdict in verdicts))
 

@@ -32,7 +32,22 @@ WEIGHTS = {
     "replace shard during": 1,
     "SIGTERM": 2,
     "SIGINT": 1,
+    "damage part": 2,  # of an earlier session's rows, before the next
+    "lose part": 2,
+    "second session": 2,  # of the same run, at once
+    "suspend job": 2,  # SIGSTOP to all processes of it, and on after a while
+    "garbage on ports": 2,  # on all of them, from then on
+    "odd names": 2,  # of the folder, the shards and the output
+    "full /dev/shm": 2,
+    "kill wrapper": 2,  # what stands between launch, launcher and ranks
+    "kill launch": 2,
 }
+# These end no session, nor does a rank get lost by them.
+HARMLESS = ("damage part", "lose part", "suspend job", "garbage on ports", "odd names")
+# So that an earlier session leaves part of the work to the next.
+ENDS = ("kill rank 0", "kill launcher", "SIGTERM")
+NAMES = ("a b", "-n", "'q' \"$HOME\";#", "ligne\nnouvelle", "caf\udce9", "画像 ü", "\x1b[2J%s{0}")
+SHM_KIB = (4, 512, 2048, 8192, 40960)
 # Of a job of several teams, besides: of another team than the lead's.
 TEAM_WEIGHTS = {"kill coordinator": 5, "stop coordinator": 2, "delay coordinator": 1}
 # What a job that is to outlive its ranks outlives.
@@ -65,7 +80,7 @@ class Fault:
         rank: whom it meets, None where it is no rank.
         phase: of PHASES.
         after_s: seconds after the phase's begin.
-        number: shard, row or step, as the kind needs; seconds of a delay.
+        number: shard, row, step, name, KiB or whichever, as the kind needs; seconds of a delay.
     """
 
     kind: str
@@ -119,8 +134,8 @@ def make_round(
 
     Args:
         seed: of the whole suite.
-        number: of the round, from 0; the first rounds go through `kinds` in turn, so that a
-            short suite meets as many of them as it can.
+        number: of the round, from 0; the first rounds go through `kinds` in turn, from where the
+            seed says, so that a short suite of another seed each day meets them all.
         modes: what --on-rank-loss may be.
         kinds: of WEIGHTS, those to draw from.
         schemes: of SCHEMES likewise.
@@ -135,12 +150,14 @@ def make_round(
     def draw() -> str:
         return rng.choices(kinds, weights)[0]
 
-    first = [kinds[number % len(kinds)] if number < len(kinds) else None]
+    first = [kinds[(4 * seed + number) % len(kinds)] if number < len(kinds) else draw()]
     if rng.random() < 0.4:
-        first.append(None)
-    later = [None] if rng.random() < 0.3 else []
+        first.append(draw())
+    if {"damage part", "lose part"} & {*first}:
+        first.append(rng.choice(ENDS))
+    later = [draw()] if rng.random() < 0.3 else []
     sessions = tuple(
-        tuple(make_fault(rng, kind or draw(), (singles, collages), job_s) for kind in drawn)
+        tuple(make_fault(rng, kind, (singles, collages), job_s) for kind in drawn)
         for drawn in (first, later)
         if drawn
     )
@@ -223,6 +240,12 @@ def make_fault(rng: random.Random, kind: str, ranks: tuple[int, int], job_s: flo
         number = round(rng.uniform(0.2, 1.5), 2)
     elif kind == "disk full":
         number = rng.randint(1, 40)
+    elif kind == "suspend job":
+        number = round(rng.uniform(0.5, 8.0), 2)
+    elif kind == "full /dev/shm":
+        number = rng.choice(SHM_KIB)
+    elif kind in ("odd names", "kill wrapper", "damage part", "lose part"):
+        number = rng.randrange(1000)
     elif kind in SIGNALS:
         after_s += 0.3 if phase == "start" else 0.0
     return Fault(kind, rank, phase, round(after_s, 3), number)

@@ -3,14 +3,17 @@
 Owns: starting `collage-mpi launch`, doing harm at the planned moments, the verdict.
 Does not know: how plans are drawn.
 
-What must hold after every session: it has ended, no process of it is left, and its exit
-code agrees with what lies in the folder. What must hold in the end: one row an image, no
-double, every answer right, error rows only where a row was corrupted.
+What must hold after every session: it has ended, no process of it and no shared memory is left,
+and its exit code agrees with what lies in the folder. What must hold in the end: one row an image,
+no double, every answer right, error rows only where a row was corrupted.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,19 +25,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from chaos_plan import OUTLIVED, ROWS, SHARDS, SIGNALS, Fault, Round
+from chaos_plan import HARMLESS, NAMES, OUTLIVED, ROWS, SHARDS, SIGNALS, Fault, Round
+from chaos_surroundings import SharedMemory, Strangers, children, kill, signal_all, wrappers
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
+from collage_mpi.launch.mpiexec import find_mpi
 from collage_mpi.results import SOURCES, VerifyReport, read_results, verify_run
+from collage_mpi.results.file_names import PARTS_FOLDER
+from collage_mpi.results.parts import list_parts
 from collage_mpi.shards import write_shard
-from collage_mpi.system.process_tree import end_family, holders_of, process_table
+from collage_mpi.system.process_tree import end_family, holders_of
 
 INSIDE = Path(__file__).parent / "inside"
 CLASSES = 251
 DECODED = (SOURCES.index("parity"), SOURCES.index("coded"))
 SESSION_LIMIT_S = 150.0  # late answers 30 s, silent ranks 5 s; on cores shared with others
 LEFTOVER_S = 10.0
+GUARDED_S = 40.0  # of a launch that was killed: its guard gives ranks 20 s
 MOST_SESSIONS = 6
+BEFORE = ("truncate shard before", "disk full", "full /dev/shm")
 TICK_S = 0.005
 
 
@@ -51,19 +60,34 @@ class Verdict:
     doubles: int = 0
     hangs: int = 0
     leftovers: int = 0
+    segments: int = 0  # names in /dev/shm
+    strangers: int = 0  # connections to the job's ports
     seconds: float = 0.0
     commands: list[str] = field(default_factory=list)
+    mpi: str = field(default_factory=lambda: find_mpi().family)
+
+    def as_line(self) -> str:
+        """JSON, for `from_line`."""
+        return json.dumps(dataclasses.asdict(self), default=sorted)
+
+    @classmethod
+    def from_line(cls, line: str) -> Verdict:
+        """What `as_line` has written, of a plan that need not be drawn so any more."""
+        told = json.loads(line)
+        sessions = tuple(tuple(Fault(**f) for f in found) for found in told["plan"]["sessions"])
+        plan = {**told["plan"], "settings": tuple(told["plan"]["settings"]), "sessions": sessions}
+        return cls(**{**told, "plan": Round(**plan), "done": set(told["done"])})
 
 
-def make_shards(folder: Path) -> None:
+def make_shards(folder: Path, prefix: str) -> None:
     """The input: the top-left pixel is the class, so a right answer proves the right image."""
     folder.mkdir(parents=True)
     for shard in range(SHARDS):
         labels = (np.arange(ROWS) + shard * ROWS) * 37 % CLASSES  # (ROWS,) int64
         images = np.random.default_rng(shard).integers(0, 256, (ROWS, 8, 8, 1), dtype=np.uint8)
         images[:, 0, 0, 0] = labels
-        names = [f"class {i}" for i in range(CLASSES)]
-        write_shard(folder / f"{shard}.h5", images, labels, class_names=names, chunk_rows=16)
+        names, path = [f"class {i}" for i in range(CLASSES)], folder / f"{prefix}{shard}.h5"
+        write_shard(path, images, labels, class_names=names, chunk_rows=16)
 
 
 class Job:
@@ -72,24 +96,32 @@ class Job:
     def __init__(self, plan: Round, folder: Path) -> None:
         self.plan, self.folder = plan, folder
         self.verdict = Verdict(plan)
-        self.shards, self.out = folder / "shards", folder / "out"
+        odd = [int(f.number) for faults in plan.sessions for f in faults if f.kind == "odd names"]
+        self.prefix = NAMES[odd[0] % len(NAMES)] if odd else ""
+        self.home = folder / self.prefix
+        self.shards, self.out = self.home / f"{self.prefix}shards", self.home / f"{self.prefix}out"
+        if odd:
+            self.verdict.done.add("odd names")
         self.corrupted: set[tuple[int, int]] = set()
         self.replaced: set[int] = set()  # shards, while workers read them
         self._whole: dict[Path, bytes] = {}
-        self._harmed_while_open: set[int] = set()
+        self._shared_memory = SharedMemory()
+        self._second: list[subprocess.Popen] = []
 
     def run(self) -> Verdict:
         """All sessions, then the last look."""
         start_s = time.monotonic()
-        make_shards(self.shards)
+        make_shards(self.shards, self.prefix)
         self._corrupt_rows()
         for number in range(MOST_SESSIONS):
             faults = self.plan.sessions[number] if number < len(self.plan.sessions) else ()
             self._session(number, faults)
             self._mend()
+            self._harm_parts(number, faults)
             if self.verdict.wrong or self._complete():
                 break
         self._judge_rows()
+        self._shared_memory.close()
         self.verdict.seconds = time.monotonic() - start_s
         return self.verdict
 
@@ -98,37 +130,52 @@ class Job:
     def _session(self, number: int, faults: tuple[Fault, ...]) -> None:
         stage = self.folder / f"session-{number}"
         stage.mkdir()
-        before = [f for f in faults if f.kind in ("truncate shard before", "disk full")]
+        before = [f for f in faults if f.kind in BEFORE]
         for fault in before:
             self._harm_before(fault, stage)
-        words = self._words()
-        self.verdict.commands.append(f"{' '.join(words)}   # {'; '.join(map(str, faults))}")
-        tag = uuid.uuid4().hex
-        with open(stage / "out.txt", "w") as log:
-            process = subprocess.Popen(
-                words,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment(stage, tag),
-                start_new_session=True,
-            )
+        self._tag = tag = f"CHAOS_TAG={uuid.uuid4().hex}"
+        self._strangers = Strangers(tag, f"{self.plan.seed}:{self.plan.number}:{number}")
+        process, self._second = self._start(stage, self._words(), faults), []
+        elsewhere = (*BEFORE, "damage part", "lose part", "odd names")
+        processes = [process]
         try:
-            hung = self._follow(process, stage, [f for f in faults if f not in before])
+            during = [f for f in faults if f.kind not in elsewhere]
+            hung = self._follow(process, stage, during)
+            for second in self._second:
+                hung |= self._follow(second, stage, [])
+                processes.append(second)
         finally:
-            end_family(process, grace_s=0.0)
-        self.verdict.codes.append(process.returncode)
+            for each in processes:
+                end_family(each, grace_s=0.0)
+            self._strangers.leave()
+        self.verdict.strangers += self._strangers.connections
         if hung:
             self.verdict.hangs += 1
             self.verdict.wrong.append(f"session {number} did not end in {SESSION_LIMIT_S:g} s")
-        self._judge_leftovers(tag)
-        self._judge_code(number, process.returncode, faults)
+        self._judge_leftovers(number, faults)
+        codes = [each.returncode for each in processes]
+        self.verdict.codes += codes
+        self._judge_codes(number, codes, faults, stage)
+
+    def _start(self, stage: Path, words: list[str], faults: tuple[Fault, ...]) -> subprocess.Popen:
+        """A launch, noted down; what it says goes to out.txt in `stage`."""
+        command = f"cd {self.home} && {shlex.join(words)}   # {'; '.join(map(str, faults))}"
+        self.verdict.commands.append(command)
+        with open(stage / "out.txt", "w") as log:
+            return subprocess.Popen(
+                self._shared_memory.command(words, self.home),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment(stage, self._tag),
+                start_new_session=True,
+            )
 
     def _words(self) -> list[str]:
         plan = self.plan
         words = [sys.executable, "-m", "collage_mpi", "launch", "-n", str(plan.ranks), "--", "run"]
-        words += ["--shards", str(self.shards), "--single", "null", "--collage", "null"]
-        words += ["--side", "2", "--singles", str(plan.singles), "--out", str(self.out)]
+        words += [f"--shards={self.shards.name}", "--single", "null", "--collage", "null"]
+        words += ["--side", "2", "--singles", str(plan.singles), f"--out={self.out.name}"]
         words += ["--collage-ranks", str(plan.collages), *plan.settings]
         words += ["--teams", str(plan.teams)]
         if plan.on_loss != "plain":
@@ -174,7 +221,27 @@ class Job:
         elif fault.kind == "kill all workers":
             done = all([self._signal(stage, r, signal.SIGKILL) for r in range(1, self.plan.ranks)])
         elif fault.kind == "kill launcher":
-            done = self._kill_launcher(process)
+            launcher = children(process.pid).get("launcher")
+            done = launcher is not None and kill(launcher)
+        elif fault.kind == "kill launch":
+            done = kill(process.pid)
+        elif fault.kind == "kill wrapper":
+            ranks = [int(path.read_text() or 0) for path in stage.glob("rank-*.pid")]
+            found = wrappers(self._tag, process.pid, ranks)
+            done = bool(found) and kill(found[int(fault.number) % len(found)])
+        elif fault.kind == "suspend job":
+            done = signal_all(self._tag, signal.SIGSTOP)
+        elif fault.kind == "second session":
+            (stage / "second").mkdir()
+            words = [*self._words(), "--resume"]
+            self._second.append(self._start(stage / "second", words, ()))
+            done = True
+        elif fault.kind == "garbage on ports":
+            while True:  # until the session is over
+                self._strangers.call()
+                if self._strangers.connections:
+                    self.verdict.done.add(fault.kind)
+                yield 0.2
         elif fault.kind.startswith(("stop", "delay")):
             done = self._signal(stage, fault.rank, signal.SIGSTOP)
         elif fault.kind.startswith("kill"):
@@ -184,13 +251,9 @@ class Job:
         if fault.kind.startswith("delay"):
             yield fault.number
             self._signal(stage, fault.rank, signal.SIGCONT)
-
-    def _kill_launcher(self, launch: subprocess.Popen) -> bool:
-        """The one child of `launch`."""
-        children = [pid for pid, (parent, _) in process_table().items() if parent == launch.pid]
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-        return bool(children)
+        elif fault.kind == "suspend job":
+            yield fault.number
+            signal_all(self._tag, signal.SIGCONT)
 
     def _signal(self, stage: Path, rank: int | None, number: int) -> bool:
         try:
@@ -212,14 +275,18 @@ class Job:
                 if fault.kind == "corrupt row before":
                     shard = int(fault.number)
                     self._flip(shard, row := (self.plan.number * 31 + 5) % ROWS)
-                    (self.shards / f"{shard}.h5.sha256").unlink(missing_ok=True)
+                    path = self._shard(shard)
+                    path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
                     self.corrupted.add((shard, row))
                     self.verdict.done.add(fault.kind)
+
+    def _shard(self, number: int) -> Path:
+        return self.shards / f"{self.prefix}{number}.h5"
 
     def _flip(self, shard: int, row: int) -> None:
         import h5py
 
-        path = self.shards / f"{shard}.h5"
+        path = self._shard(shard)
         with h5py.File(path, "r", locking=False) as file:
             images = file["images"]
             chunk = images.id.get_chunk_info_by_coord((row - row % 16, 0, 0, 0))
@@ -233,8 +300,11 @@ class Job:
     def _harm_before(self, fault: Fault, stage: Path) -> None:
         if fault.kind == "disk full":
             (stage / "disk_full_at").write_text(str(int(fault.number)))
+        elif fault.kind == "full /dev/shm":
+            if not self._shared_memory.limit(int(fault.number)):
+                return
         else:
-            path = self.shards / f"{int(fault.number)}.h5"
+            path = self._shard(int(fault.number))
             self._whole.setdefault(path, path.read_bytes())
             path.write_bytes(self._whole[path][:1500])
         self.verdict.done.add(fault.kind)
@@ -242,24 +312,56 @@ class Job:
     def _harm_during(self, fault: Fault) -> bool:
         """While the job runs: a row in place, or the whole file replaced by another shard."""
         shard = int(fault.number)
-        path = self.shards / f"{shard}.h5"
+        path = self._shard(shard)
         self._whole.setdefault(path, path.read_bytes())
         if fault.kind == "corrupt row during":
             self._flip(shard, row := (self.plan.number * 17 + 3) % ROWS)
             self.corrupted.add((shard, row))
         else:
             other = path.with_name(f".{path.name}.new")
-            other.write_bytes((self.shards / f"{(shard + 1) % SHARDS}.h5").read_bytes())
+            other.write_bytes(self._shard((shard + 1) % SHARDS).read_bytes())
             os.replace(other, path)
             if "workers" in self.plan.settings:  # rank 0 alone would leave its images out
                 self.replaced.add(shard)
         return True
 
     def _mend(self) -> None:
-        """What a user would do before the next session: copy the shard again."""
+        """What a user would do before the next session: copy the shard again, make room."""
+        self._shared_memory.limit(None)
         for path, raw in self._whole.items():
             path.write_bytes(raw)
         self._whole.clear()
+
+    def _harm_parts(self, number: int, faults: tuple[Fault, ...]) -> None:
+        """Of what sessions have written; damage must be told until the part is moved away."""
+        for fault in faults:
+            folder, bad = self.out / PARTS_FOLDER, self.verdict.wrong
+            parts = list_parts(folder) if folder.exists() else []
+            if fault.kind not in ("damage part", "lose part") or not parts or bad:
+                continue
+            which = int(fault.number)
+            path = parts[which % len(parts)].path
+            self.verdict.done.add(fault.kind)
+            if fault.kind == "damage part":
+                raw = bytearray(path.read_bytes())
+                raw[which % len(raw)] ^= 0x10
+                path.write_bytes((raw, raw[: which % len(raw)], b"")[which % 3])
+                stage = self.folder / f"session-{number}-damaged"
+                stage.mkdir()
+                again = self._start(stage, self._words(), (fault,))
+                if self._follow(again, stage, []):
+                    bad.append("a session in a damaged folder did not end")
+                end_family(again, grace_s=0.0)
+                self.verdict.codes.append(again.returncode)
+                told = path.name in (stage / "out.txt").read_text(errors="replace")
+                report = self._report()
+                if again.returncode != ExitCode.DATA or not told:
+                    bad.append(f"{path.name} was damaged, --resume said {again.returncode}")
+                if report is None or report.status != "damaged":
+                    bad.append(f"{path.name} was damaged, verify said {report}")
+            path.unlink()
+            if self._complete() and path.name.startswith("images"):
+                bad.append(f"verify does not miss {path.name}")
 
     # ---- verdicts -----------------------------------------------------------
 
@@ -273,6 +375,32 @@ class Job:
         report = self._report()
         return report is not None and report.ok
 
+    def _judge_codes(
+        self, number: int, codes: list[int], faults: tuple[Fault, ...], stage: Path
+    ) -> None:
+        """Of a session, and of those that were begun while it ran: one at a time writes."""
+        kinds, bad = {fault.kind for fault in faults}, self.verdict.wrong
+        said = (stage / "out.txt").read_text(errors="replace")
+        if kinds <= {*HARMLESS}:
+            faults = ()  # the same as none
+            if "is lost" in said:
+                bad.append(f"session {number} has lost a rank that was there")
+        seconds = codes[1:]
+        for code in seconds:
+            told = (stage / "second" / "out.txt").read_text(errors="replace")
+            if code == ExitCode.ENVIRONMENT and "another" not in told and "claim" not in told:
+                bad.append(f"the second of session {number} said {code}: {told[-300:]}")
+        alone = kinds <= {*HARMLESS, "second session"}
+        if seconds and alone and (not {0, 5} & {*codes} or not {*codes} <= {0, 3, 5}):
+            bad.append(f"sessions {number} at once said {codes}")
+        told = codes[0] in (0, 5) or (codes[0] in (3, 6) and "/dev/shm" in said)
+        if kinds == {"full /dev/shm"} and not told:
+            bad.append(f"session {number} said {codes[0]} with /dev/shm full: {said[-300:]}")
+        if {*seconds} <= {int(ExitCode.ENVIRONMENT)}:  # else the run was another's by then
+            self._judge_code(number, codes[0], faults)
+        for code in seconds:
+            self._judge_code(number, code, faults)
+
     def _judge_code(self, number: int, code: int, faults: tuple[Fault, ...]) -> None:
         report = self._report()
         status = "no run" if report is None else report.status
@@ -284,6 +412,9 @@ class Job:
         kinds = {fault.kind for fault in faults}
         harmed = bool(kinds & {"corrupt row during", "replace shard during"})
         bad = self.verdict.wrong
+        known = {*map(int, ExitCode)} | {128 + getattr(signal, k) for k in kinds & {*SIGNALS}}
+        if code not in known and not (code == -signal.SIGKILL and "kill launch" in kinds):
+            bad.append(f"session {number} said {code}, which is no code of ours")
         if status == "damaged":
             bad.append(f"session {number} left a damaged run: {report.problems if report else ''}")
         if code in (0, 5) and (not marked or code not in truth.get(status, ())):
@@ -305,14 +436,19 @@ class Job:
         if self.plan.on_loss == "continue" and kinds and kinds <= {*OUTLIVED}:
             self.verdict.survived += code in (0, 5)
 
-    def _judge_leftovers(self, tag: str) -> None:
-        until_s = time.monotonic() + LEFTOVER_S
-        while (left := holders_of(f"CHAOS_TAG={tag}")) and time.monotonic() < until_s:
+    def _judge_leftovers(self, number: int, faults: tuple[Fault, ...]) -> None:
+        guarded = any(fault.kind == "kill launch" for fault in faults)
+        until_s = time.monotonic() + (GUARDED_S if guarded else LEFTOVER_S)
+        while (left := holders_of(self._tag)) and time.monotonic() < until_s:
             time.sleep(0.05)
         for pid in left:
             self.verdict.leftovers += 1
             self.verdict.wrong.append(f"process {pid} was left behind")
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
+        names = self._shared_memory.swept()
+        self.verdict.segments += len(names)
+        if names:
+            self.verdict.wrong.append(f"session {number} left in /dev/shm: {names}")
 
     def _judge_rows(self) -> None:
         report, bad = self._report(), self.verdict.wrong
@@ -326,7 +462,7 @@ class Job:
         run = read_results(self.out)
         paths = [Path(shard["path"]).stem for shard in run.manifest["shards"]]
         for row in run.images:
-            shard, number = int(paths[row["shard"]]), int(row["row"])
+            shard, number = int(paths[row["shard"]][-1]), int(row["row"])
             truth = (number + shard * ROWS) * 37 % CLASSES
             if not row["answered"]:
                 if (shard, number) not in self.corrupted and shard not in self.replaced:
@@ -340,7 +476,8 @@ class Job:
 def environment(stage: Path, tag: str) -> dict[str, str]:
     """The surroundings of a session: its ranks meet `inside/sitecustomize.py` first."""
     path = os.pathsep.join(filter(None, [str(INSIDE), os.environ.get("PYTHONPATH", "")]))
-    more = {"CHAOS_FOLDER": str(stage), "CHAOS_TAG": tag, "PYTHONPATH": path}
+    name, _, value = tag.partition("=")
+    more = {"CHAOS_FOLDER": str(stage), name: value, "PYTHONPATH": path}
     return {**os.environ, **more, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import select
 import signal
@@ -19,8 +20,9 @@ from collage_mpi.job.main import StopFlag
 from collage_mpi.launch import mpiexec, startup, supervisor
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.system import process_tree
 from collage_mpi.system.environment import STATUS_VARIABLE
-from collage_mpi.system.process_tree import process_table
+from collage_mpi.system.process_tree import GUARD, process_table
 
 
 def job(source: str, family="mpich", **options) -> tuple[Job, io.StringIO, io.StringIO]:
@@ -185,6 +187,27 @@ def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch):
     assert err.getvalue().count("is stopped and the others wait for it: kill -CONT") == 1
 
 
+def test_a_rank_that_a_signal_ends_before_mpi_is_up_is_named():
+    told = "".join(f'@status:w {{"ended": {rank}, "code": 135}}\n' for rank in (2, 1))
+    made, _, _ = job(f"import sys; print({told!r}, file=sys.stderr); sys.exit(135)")
+    code, note = exit_code(made.run(), None)
+    assert code == 3
+    assert "rank 2 was ended by SIGBUS (/dev/shm may be full" in note
+
+
+def test_a_launcher_that_outlives_all_its_ranks_is_ended(monkeypatch):
+    """As MPICH's does that a stranger has sent the first bytes of a message."""
+    monkeypatch.setattr(supervisor, "LEAVE_GRACE_S", 1.0)
+    rank = "import sys, time; print('@status:w {\"up\": 1}', file=sys.stderr); time.sleep(2)"
+    source = f"import os, subprocess, sys, time\nrank = [sys.executable, '-c', {rank!r}]\n"
+    source += "subprocess.run(rank, env={**os.environ, 'PMI_RANK': '0'}); time.sleep(600)"
+    made, _, err = job(source)
+    outcome = made.run()
+    assert outcome.begun
+    assert "all ranks have ended" in err.getvalue()
+    assert exit_code(outcome, None)[0] == 6
+
+
 KILLED = (
     "import sys\n"
     "from collage_mpi.launch.mpiexec import LaunchPlan\n"
@@ -205,6 +228,37 @@ def test_when_launch_is_killed_nothing_of_the_job_stays():
     process.stdout.close()
     assert select.select([pidfd], [], [], 30.0)[0]
     os.close(pidfd)
+
+
+@pytest.mark.parametrize(("last", "gone"), [(b"over\n", set()), (b"sweep\n", {"4"}), (b"", {"4"})])
+def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, last, gone):
+    """Not what was there before, what a process has mapped or open, or what is not MPI's."""
+    before, mapped, held, left = (tmp_path / f"mpich_shm_{i}_0" for i in range(1, 5))
+    before.touch()
+    words = ["sh", str(GUARD), "COLLAGE_MPI_JOB=none", "1", str(tmp_path)]
+    guard = subprocess.Popen(words, stdin=subprocess.PIPE)
+    while Path(f"/proc/{guard.pid}/syscall").read_text().split()[1:2] != ["0x0"]:
+        time.sleep(0.01)  # until it waits for what launch says
+    for path in (mapped, held, left, tmp_path / "x_4"):
+        path.write_bytes(bytes(4096))
+    with mapped.open("r+b") as file:
+        pages = mmap.mmap(file.fileno(), 0)
+    with pages, held.open():
+        guard.communicate(last)
+    there = {"mpich_shm_1_0", "mpich_shm_2_0", "mpich_shm_3_0", "mpich_shm_4_0", "x_4"}
+    assert {path.name for path in tmp_path.iterdir()} == there - {f"mpich_shm_{i}_0" for i in gone}
+
+
+@pytest.mark.parametrize(("status", "last"), [("", b"sweep\n"), ('@status:w {"up": 1}', b"over\n")])
+def test_the_guard_looks_for_shared_memory_where_mpi_never_came_up(
+    monkeypatch, tmp_path, status, last
+):
+    guard, told = tmp_path / "guard.sh", tmp_path / "told"
+    guard.write_text(f"cat > {told}")
+    monkeypatch.setattr(process_tree, "GUARD", guard)
+    made, _, _ = job(f"import sys; print({status!r}, file=sys.stderr)", start_limit_s=60.0)
+    made.run()
+    assert told.read_bytes() == last
 
 
 LAUNCHING = (

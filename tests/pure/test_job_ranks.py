@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_a_job_that_is_suspended_or_over_as_a_whole_does_not_stand_still(proc, o
         proc.state(pid, others)
     proc.state(21, "T")
     assert found.look(1.0) == 0.0
+
+
+def test_all_are_gone_when_none_is_left(proc):
+    found = met(proc)
+    for pid in (21, 31):
+        proc.state(pid, "Z")
+    found.look(1.0)
+    assert found.gone_s == 0.0
+    shutil.rmtree(proc.folder / "32")
+    found.look(2.0)
+    found.look(3600.0)
+    assert found.gone_s == 1.0 + LONGEST_LOOK_S
+    assert Kin("COLLAGE_MPI_JOB=none", proc.folder).gone_s == 0.0
 
 
 def test_a_debugger_may_look_at_rank_0(proc):

@@ -38,6 +38,8 @@ def test_openmpi_as_root_on_a_small_machine():
     assert plan.env["OMPI_MCA_mpi_yield_when_idle"] == "1"
     assert plan.env["OMPI_ALLOW_RUN_AS_ROOT"] == plan.env["PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
     assert plan.env["OMPI_MCA_btl_tcp_if_include"] == plan.env["UCX_NET_DEVICES"] == "lo"
+    assert plan.env["OMPI_MCA_btl"] == "^tcp"
+    assert "OMPI_MCA_btl" not in build_command(OPENMPI, 11, PROGRAM, Site(cores=2, hosts=2)).env
 
 
 def test_openmpi_as_a_user_on_a_large_machine():

@@ -65,10 +65,13 @@ class OpenMpi(Launcher):
     def variables(self, ranks: int, site: Site) -> dict[str, str]:
         """Leave to be root, and ranks that yield where they share cores. On one host a folder of
         its own: it keeps its files by process number, and where a killed one has left some under
-        a number that comes again, "the PMIx server's listener thread failed to start"."""
+        a number that comes again, "the PMIx server's listener thread failed to start". And no TCP
+        there: a rank would listen on all interfaces, and wait 2 s for whoever says nothing."""
         found = dict(_ALLOW_ROOT) if site.root else {}
         if site.scratch is not None and site.hosts == 1:
             found["PRTE_MCA_prte_tmpdir_base"] = site.scratch
+        if site.hosts == 1:
+            found["OMPI_MCA_btl"] = "^tcp"
         if ranks > site.cores * site.hosts:
             found["OMPI_MCA_mpi_yield_when_idle"] = "1"  # a spinning rank starves the others
         return found
