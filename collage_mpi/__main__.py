@@ -1,5 +1,6 @@
 """`python -m collage_mpi`, and the console script `collage-mpi`."""
 
+import signal
 import sys
 
 
@@ -15,6 +16,8 @@ def main() -> int:
         print("collage-mpi: interrupted", file=sys.stderr)
         return 130
     code = command()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # nothing is left to stop, and the code is decided
     leave_world(code)
     return code
 

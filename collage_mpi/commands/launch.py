@@ -147,6 +147,7 @@ def _follow(
         LEAVE_GRACE_S,
         Job,
         exit_code,
+        handled_by,
         marker_text,
         script_code,
     )
@@ -159,19 +160,23 @@ def _follow(
     script = _is_script(words)  # it may have more to do once its run is over
     grace_s = LEAVE_GRACE_S if fault_tolerant and not script else None
     until_s = None if timeout_s is None else time.monotonic() + timeout_s
-    for more in reversed(range(STARTS)):
-        left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-        job = Job(plan, family, left_s, start_limit_s=limit_s, leave_grace_s=grace_s)
-        outcome = job.run()
-        if not (more and outcome.hung and outcome.stopped_by is None):
-            break
-        job.say(f"MPI did not come up: {outcome.never_up}. Nothing had begun: starting once more")
-    if script:
-        code, note = script_code(outcome)
-    else:
-        code, note = exit_code(outcome, marker, must_report=fault_tolerant, earlier=earlier)
-    if note:
-        job.say(note)
+    late: list[int] = []  # signals that find no job
+    with handled_by(late.append):
+        for more in reversed(range(STARTS)):
+            left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+            job = Job(plan, family, left_s, start_limit_s=limit_s, leave_grace_s=grace_s)
+            outcome = job.run()
+            if late or not (more and outcome.hung and outcome.stopped_by is None):
+                break
+            job.say(
+                f"MPI did not come up: {outcome.never_up}. Nothing had begun: starting once more"
+            )
+        if script:
+            code, note = script_code(outcome)
+        else:
+            code, note = exit_code(outcome, marker, must_report=fault_tolerant, earlier=earlier)
+        if note:
+            job.say(note)
     return code
 
 

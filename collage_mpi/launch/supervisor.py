@@ -135,7 +135,7 @@ class Job:
     def run(self) -> Outcome:
         """Start the job, follow it to its end, leave nothing of it behind."""
         grace_s = round(self._stop_grace_s)
-        with _handlers(self._signals.append), guarded(self._job, grace_s) as guard:
+        with handled_by(self._signals.append), guarded(self._job, grace_s) as guard:
             process = _start(self._plan, self._job)
             self._show_start()
             try:
@@ -467,8 +467,8 @@ def _die_with_parent() -> Callable[[], object]:
 
 
 @contextmanager
-def _handlers(note: Callable[[int], object]) -> Iterator[None]:
-    """Signals are noted, not acted on, while a job runs."""
+def handled_by(note: Callable[[int], object]) -> Iterator[None]:
+    """Signals are noted, not acted on, while a job runs, and until what it was is said."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         note(number)

@@ -10,7 +10,7 @@ import pytest
 from fakes import Clock
 
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
-from collage_mpi.faults.failure_detector import FailureDetector
+from collage_mpi.faults.failure_detector import FailureDetector, RankGone
 from collage_mpi.job import messages
 from collage_mpi.job.lead import Lead
 from collage_mpi.job.messages import (
@@ -214,6 +214,16 @@ def test_silence_of_a_coordinator_is_a_loss(play):
     assert play.lead.progress == Progress(3, 1, 2)
 
 
+def test_where_each_rank_is_needed_a_silent_coordinator_ends_the_job(play):
+    play.others.detector.keep_going, play.others.detector.awaits_all = False, True
+    play.others.detector.timeouts.reply_timeout_ns = 100 * MS
+    start(play, 4)
+    for _ in range(19):
+        play.look(10)
+    with pytest.raises(RankGone, match=r"rank 4 is lost.*--resume"):
+        play.look(50)
+
+
 def test_an_idle_team_could_not_read_what_it_has_left(play):
     start(play, 4)
     first, second = play.told(4, Lease)
@@ -343,6 +353,7 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     writer = SimpleNamespace(publisher=Published(), session=5, manifest={"run_id": "r"})
     lead = build_lead(plan, others, writer, np.array([2, 0]), lambda: None)
     assert others.detector.keep_going
+    assert others.detector.awaits_all
     assert others.detector.timeouts.reply_timeout_ns == heard_ns  # they speak twice a second
     assert lead._book.settings.smallest == 3  # units of 8 images: one for each of 17 ranks
     assert lead._book.left == 2

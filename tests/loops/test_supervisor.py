@@ -328,6 +328,32 @@ def test_a_stop_lets_the_job_end_by_itself():
     assert stopped(STOPPABLE, signal.SIGUSR2) == 6
 
 
+def test_a_signal_that_finds_the_job_over_does_not_change_its_code(monkeypatch):
+    plan = LaunchPlan((sys.executable, "-c", "raise SystemExit(5)"))
+
+    def told(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return exit_code(*args, **options)
+
+    monkeypatch.setattr(supervisor, "exit_code", told)
+    before = signal.getsignal(signal.SIGTERM)
+    assert command._follow(plan, "mpich", ["show"], None, False) == 5
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_nor_does_one_to_a_process_on_its_way_out():
+    leaving = (
+        "import atexit, os, sys\n"
+        "from collage_mpi import cli, __main__\n"
+        "cli.main = lambda: 5\n"
+        "atexit.register(lambda: os.kill(os.getpid(), int(sys.argv[1])))\n"
+        "sys.exit(__main__.main())"
+    )
+    for number in supervisor.FORWARDED:
+        done = subprocess.run([sys.executable, "-c", leaving, str(int(number))])
+        assert done.returncode == 5, number
+
+
 def test_a_rank_says_where_launch_may_have_been_sent_another_signal(monkeypatch):
     monkeypatch.delenv("COLLAGE_MPI_STATUS", raising=False)
     flag = StopFlag()
