@@ -26,4 +26,7 @@ fi
 run "$@"
 code=$?
 [ -z "$PMI_RANK" ] && [ "$code" -gt 128 ] && kill -KILL $$
+# Where all others have left with another code than 0, Open MPI's daemon kills rank 0, which may not
+# have said its own yet.
+[ "${OMPI_COMM_WORLD_RANK:-0}" = 0 ] || exit 0
 exit "$code"

@@ -68,13 +68,12 @@ def table(verdicts: list[Verdict]) -> str:
         every = kind == "rounds in all"
         own = [v for v in verdicts if every or kind in v.plan.kinds]
         met = [v for v in own if (v.done if every else kind in v.done)]
-        if own:
-            cells = [
-                f"{sum(v.mpi == name for v in own)} ({sum(v.mpi == name for v in met)})"
-                for name in families
-            ]
-            cells += [str(sum(getattr(v, name) for v in own)) for name in sums]
-            rows.append((kind, *cells, str(sum(bool(v.wrong) for v in own))))
+        cells = [
+            f"{sum(v.mpi == name for v in own)} ({sum(v.mpi == name for v in met)})"
+            for name in families
+        ]
+        cells += [str(sum(getattr(v, name) for v in own)) for name in sums]
+        rows.append((kind, *cells, str(sum(bool(v.wrong) for v in own))))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     codes = Counter(code for v in verdicts for code in v.codes)
     lines += ["", f"{codes.total()} sessions, exit codes: {dict(sorted(codes.items()))}"]

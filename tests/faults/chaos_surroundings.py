@@ -30,7 +30,7 @@ class SharedMemory:
     def __init__(self) -> None:
         mount = "mount -t tmpfs chaos /dev/shm && echo ready && exec cat"
         self._keeper = subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", mount],
+            ["sh", "-c", 'exec unshare -m sh -c "$0"', mount],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from chaos_plan import TEAM_WEIGHTS, WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
@@ -52,6 +53,12 @@ def test_a_line_names_tests_that_are_run(cells: list[str], collected: set[tuple[
     assert len(cells) == 4
     assert named(cells), f"no test backs: {cells[0]}"
     assert set(named(cells)) <= collected, "pytest does not run it"
+
+
+def test_every_kind_of_chaos_has_its_line() -> None:
+    tried = PAGE.read_text().partition("\n## What was tried\n")[2]
+    kinds = re.findall(r"^\| ([^|]+) \| \d+ \(\d+\) \|", tried, re.M)
+    assert kinds == [*WEIGHTS, *TEAM_WEIGHTS, "rounds in all"]
 
 
 def test_the_page_is_read() -> None:

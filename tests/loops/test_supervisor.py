@@ -187,12 +187,25 @@ def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch):
     assert err.getvalue().count("is stopped and the others wait for it: kill -CONT") == 1
 
 
+UP = '@status:w {"up": 1}\n'
+
+
 def test_a_rank_that_a_signal_ends_before_mpi_is_up_is_named():
     told = "".join(f'@status:w {{"ended": {rank}, "code": 135}}\n' for rank in (2, 1))
     made, _, _ = job(f"import sys; print({told!r}, file=sys.stderr); sys.exit(135)")
     code, note = exit_code(made.run(), None)
     assert code == 3
     assert "rank 2 was ended by SIGBUS (/dev/shm may be full" in note
+
+
+@pytest.mark.parametrize(("status", "stopped_by"), [(UP, None), ("", 15)])
+def test_who_ends_later_or_when_told_to_is_not_the_one_that_ended_the_job(status, stopped_by):
+    told = status + '@status:w {"ended": 2, "code": 143}'
+    made, _, _ = job(f"import sys; print({told!r}, file=sys.stderr); sys.exit(6)")
+    made._outcome.stopped_by = stopped_by
+    found, note = exit_code(made.run(), None)
+    assert found == 6
+    assert "rank 2" not in (note or "")
 
 
 def test_a_launcher_that_outlives_all_its_ranks_is_ended(monkeypatch):
@@ -249,16 +262,20 @@ def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, las
     assert {path.name for path in tmp_path.iterdir()} == there - {f"mpich_shm_{i}_0" for i in gone}
 
 
-@pytest.mark.parametrize(("status", "last"), [("", b"sweep\n"), ('@status:w {"up": 1}', b"over\n")])
+@pytest.mark.parametrize(
+    ("status", "limit_s", "last"),
+    [("", 60.0, "sweep\n"), (UP, 60.0, "over\n"), ("", None, "over\n")],
+)
 def test_the_guard_looks_for_shared_memory_where_mpi_never_came_up(
-    monkeypatch, tmp_path, status, last
+    monkeypatch, tmp_path, status, limit_s, last
 ):
+    """Where nobody listens for the ranks it is not known."""
     guard, told = tmp_path / "guard.sh", tmp_path / "told"
     guard.write_text(f"cat > {told}")
     monkeypatch.setattr(process_tree, "GUARD", guard)
-    made, _, _ = job(f"import sys; print({status!r}, file=sys.stderr)", start_limit_s=60.0)
+    made, _, _ = job(f"import sys; print({status!r}, file=sys.stderr)", start_limit_s=limit_s)
     made.run()
-    assert told.read_bytes() == last
+    assert told.read_text() == last
 
 
 LAUNCHING = (

@@ -85,7 +85,9 @@ def test_all_are_gone_when_none_is_left(proc):
     found.look(2.0)
     found.look(3600.0)
     assert found.gone_s == 1.0 + LONGEST_LOOK_S
-    assert Kin("COLLAGE_MPI_JOB=none", proc.folder).gone_s == 0.0
+    nobody = Kin("COLLAGE_MPI_JOB=none", proc.folder)
+    nobody.look(1.0)
+    assert nobody.gone_s == 0.0
 
 
 def test_a_debugger_may_look_at_rank_0(proc):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from collage_mpi.commands.launch import launch_ranks, output_folder, wanted_on_loss
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.launch import mpiexec
-from collage_mpi.launch.mpiexec import Mpi, Site, build_command, site_here
+from collage_mpi.launch.mpiexec import TOLERANT_WRAPPER, Mpi, Site, build_command, site_here
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/v/bin/mpiexec"), "openmpi", "5.0.11")
@@ -193,3 +195,19 @@ def test_a_script_must_be_there(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"none\.py: there is no such script to launch"):
         launch_ranks(3, [str(tmp_path / "none.py")])
     assert wanted_on_loss(["none.py"], "continue") == "continue"
+
+
+@pytest.mark.parametrize(
+    ("rank", "program", "code"),
+    [
+        ("0", "exit 4", 4),
+        ("1", "exit 4", 0),
+        ("1", "kill -KILL $$", -9),
+        ("0", "kill -KILL $$", -9),
+    ],
+)
+def test_open_mpi_is_told_of_deaths_by_signal_and_of_rank_0s_code(rank, program, code):
+    """Where all others leave with another code than 0 it kills a rank 0 that is slower."""
+    environ = {"PATH": os.environ["PATH"], "OMPI_COMM_WORLD_RANK": rank}
+    words = ["sh", str(TOLERANT_WRAPPER), "sh", "-c", program]
+    assert subprocess.run(words, env=environ).returncode == code
