@@ -54,7 +54,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
+@pytest.mark.parametrize(
+    "name",  # launch passes each on as its MPI wants it: tests/mpi/test_launch
+    ["SIGTERM", *(pytest.param(name, marks=pytest.mark.any_mpi) for name in ("SIGINT", "SIGUSR2"))],
+)
 def test_a_signal_stops_the_job_and_resume_gives_the_same_rows(undisturbed: Path, name) -> None:
     stage, out = undisturbed / f"{name}-stage", undisturbed / name
     job = launch(stage, out)
@@ -82,6 +85,7 @@ def test_a_signal_stops_the_job_and_resume_gives_the_same_rows(undisturbed: Path
     assert (answers(out) == answers(undisturbed / "whole")).all()
 
 
+@pytest.mark.any_mpi
 def test_resume_while_the_job_is_alive_is_refused(undisturbed: Path) -> None:
     out, slow = undisturbed / "alive", ("--straggler-median-ms", "600")  # a minute and more
     job = launch(undisturbed / "alive-stage", out, *slow)

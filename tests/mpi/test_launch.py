@@ -183,6 +183,7 @@ def test_such_a_script_outlives_lost_ranks_too(script, tmp_path):
     assert len(read_results(tmp_path / "out").images) == 24
 
 
+@pytest.mark.any_mpi
 def test_a_run_is_started_from_python(script, tmp_path, monkeypatch, capfd):
     monkeypatch.syspath_prepend(tmp_path)
     settings = import_module("part_of_mine").settings(str(tmp_path / "out"))
