@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The whole check, on a fresh machine as on a used one: style, types, layers, every test under MPICH,
-# the tests with real ranks again under Open MPI, and every Slurm job script under both.
+# and those that an MPI may change, of Slurm's job scripts too, again under Open MPI.
 # Makes .venv-mpich and .venv-openmpi. Ends with what was skipped, and why; where CI is set, a test
 # that this machine cannot run is a failure.
 #
 # Usage: tests/run.sh            PYTHON=python3.12 tests/run.sh            CI=true tests/run.sh
-# Needs: Python >= 3.10 with venv, and PyPI. About 20 minutes on two cores the first time.
+# Needs: Python >= 3.10 with venv, and PyPI. About 15 minutes on two cores the first time.
 # Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -86,7 +86,7 @@ tests mpich tests/mpi -n 2 --dist loadfile
 tests openmpi tests/mpi -m "not any_mpi" -n 2 --dist loadfile
 
 # The short fault suite; another seed of chaos each day. The whole of it:
-# pytest -m faults --chaos-rounds 100 --fuzz 500
+# pytest tests/faults --chaos-rounds 100 --fuzz 500
 day=$(date -u +%Y%m%d)
 tests mpich tests/faults --chaos-seed="$day" -n 2 --dist loadfile
 tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-seed="$day" -n 2 --dist loadfile

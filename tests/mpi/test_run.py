@@ -13,12 +13,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import codes, run_many, run_ranks
+from conftest import RANKS_LIMIT_S, codes, run_many, run_ranks
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch.mpi_banners import BannerFilter
@@ -32,6 +31,8 @@ CLASSES = 251
 NAMES = tuple(f"class {i}" for i in range(CLASSES))
 NULL = ("--single", "null", "--collage", "null")
 SMALL = ("--singles", "2", "--side", "2")  # a world of 4
+# Half of the images are one rank's, and nobody else's: it gets to its fifth on any machine.
+BY_TURNS = ("--scheme", "none", "--assign", "turn", "--endgame", "off")
 QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -334,7 +335,8 @@ def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
 def test_a_defect_on_any_rank_ends_the_job_with_one_message(
     mpiexec, programs, both, tmp_path, rank, stage
 ):
-    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    turns = BY_TURNS if stage in ("reply", "leave") else ()
+    run = [*both, *SMALL, *turns, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", rank, stage, *run], env=QUICK)
     assert done.returncode != 0
     teller = 0 if stage == "garble" else rank  # rank 0 finds what another has garbled
@@ -400,7 +402,7 @@ def test_ranks_with_other_weights_are_refused(mpiexec, programs, both, tmp_path)
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_killed_rank_ends_the_job_and_resume_completes(mpiexec, programs, both, tmp_path, rank):
-    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    run = [*both, *SMALL, *BY_TURNS, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", rank, "kill", *run], env=QUICK)
     assert done.returncode != 0
     assert not (tmp_path / "out" / "COMPLETE").exists()
@@ -417,10 +419,8 @@ def test_workers_end_by_themselves_when_rank_0_is_gone(mpi, programs, both, tmp_
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     words = [sys.executable, programs / "saboteur.py", "0", "kill", *run]
     alone = dataclasses.replace(mpi, mpiexec=wrapped(tmp_path, mpi.mpiexec, leave))
-    start_s = time.monotonic()
-    done = run_ranks(alone, 4, words[1:], 30.0, QUICK, tmp_path)
+    done = run_ranks(alone, 4, words[1:], RANKS_LIMIT_S, QUICK, tmp_path)
     assert done.returncode != 0
-    assert time.monotonic() - start_s < 30
     assert not (tmp_path / "out" / "COMPLETE").exists()
 
 
@@ -513,9 +513,7 @@ def test_each_mistake_is_one_message_and_a_code(mpi, data, both, tmp_path):
         ([*plain, "--device", "cuda:7", *out], usage, "device"),
         ([*plain], usage, "--out is missing"),
     ]
-    start_s = time.monotonic()
     found = run_many(mpi, 4, [case for case, *_ in cases], tmp_path)
-    assert time.monotonic() - start_s < 90  # nobody waited for a rank or a limit
     for (words, code, says), ranks in zip(cases, found, strict=True):
         said = "".join(rank["err"] for rank in ranks)
         assert codes(ranks) == [code] * 4, (words, said)
