@@ -91,10 +91,10 @@ day=$(date -u +%Y%m%d)
 tests mpich tests/faults --chaos-seed="$day" -n 2 --dist loadfile
 tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-seed="$day" -n 2 --dist loadfile
 
-# Real jobs on a virtual cluster. Skipped where Slurm is not installed or nodes cannot be told
+# Real jobs on two virtual clusters. Skipped where Slurm is not installed or nodes cannot be told
 # apart (it takes root).
-tests mpich tests/slurm
-tests openmpi tests/slurm -m "not any_mpi"
+tests mpich tests/slurm -n 2
+tests openmpi tests/slurm -m "not any_mpi" -n 2
 
 say "skipped"
 cut -f 1,2 "$skipped" | sort | uniq -c | sort -rn

@@ -275,7 +275,7 @@ def test_resume_refuses_other_settings_and_a_finished_run_stays(mpi, both, tmp_p
 @pytest.mark.any_mpi
 def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, data, tmp_path):
     """In the paper's layout, whenever it begins a task, it is of the group in flight or before."""
-    slow = ["--straggler", "pinned", "--straggler-median-ms", "10", "--slow-ranks", "3:5"]
+    slow = ["--straggler", "pinned", "--straggler-median-ms", "20", "--slow-ranks", "3:5"]
     slow += ["--profile", "paper"]
     run = ["run", "--shards", data / "many.h5", *NULL, *slow, "--out", tmp_path / "out"]
     done = mpiexec(11, ["-m", "collage_mpi", *run], env=QUICK)
@@ -284,18 +284,19 @@ def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, dat
     tasks = found.tasks[found.tasks["rank"] == 3]
     begun = tasks[tasks["outcome"] == OUTCOMES.index("answered")]
     skipped = int((tasks["outcome"] == OUTCOMES.index("skipped")).sum())
-    # A worker reports durations only. Its answer may have waited for rank 0's next poll.
-    gap_ns = found.manifest["poll"]["longest_gap_ns"] + 2_000_000
-    starts_ns = begun["done_ns"] - begun["compute_ns"] - begun["held_ns"]
+    # A worker reports durations only: it began no sooner than it had the task and was free.
+    starts_ns, free_ns = [], 0
+    for task in np.sort(begun, order="done_ns"):
+        starts_ns.append(max(int(task["sent_ns"]), free_ns))
+        free_ns = starts_ns[-1] + int(task["compute_ns"] + task["held_ns"])
     t0_ns = found.groups["t0_ns"][np.argsort(found.groups["group"])]  # (groups,)
-    raw, behind = (
-        np.searchsorted(t0_ns, at_ns, side="right") - 1 - begun["group"]
-        for at_ns in (starts_ns, starts_ns - gap_ns)
-    )
-    print(f"slow rank: began {len(begun)}, groups behind {np.bincount(raw)}, skipped {skipped}")
+    at_ns = np.array(starts_ns)
+    current = np.searchsorted(t0_ns, at_ns, side="right") - 1
+    behind = current - np.sort(begun, order="done_ns")["group"]
+    print(f"slow rank: began {len(begun)}, groups behind {np.bincount(behind)}, skipped {skipped}")
     assert behind.max() <= 1
     assert skipped >= 5
-    assert len(begun) <= 3 + t0_ns.max() / 50e6  # one every 50 ms: it repeats nothing
+    assert len(begun) <= 3 + t0_ns.max() / 100e6  # one every 100 ms: it repeats nothing
     assert counted(found.images, "source", SOURCES)["collage"] >= 50
 
 

@@ -116,7 +116,7 @@ def test_run_in_teams(
     script = slurm.folder / f"{kind}-{nodes}.sbatch"
     script.write_text(render(kind, shape))
     job = slurm.submit(
-        str(script), *lasting(12.0), **NULL
+        str(script), *lasting(20.0), **NULL
     )  # of one team: the other has time to join
     facts = slurm.wait(job)
     assert facts["JobState"] == "COMPLETED", slurm.text(slurm.log(kind, job))
@@ -185,7 +185,7 @@ def test_chain(slurm: Cluster, pmi: str) -> None:
     null = ("--single", "null", "--collage", "null")
     said = slurm.command(str(ROOT / "jobs/slurm/chain.sh"), *null, env=slurm.job_env(words))
     last = re.findall(r"analyse (\d+);", said)[0]
-    facts = slurm.wait(last, timeout_s=170)
+    facts = slurm.wait(last)
     logs = "\n".join(slurm.text(path)[-800:] for path in slurm.folder.glob("*-*.log"))
     assert facts["JobState"] == "COMPLETED", logs
     assert {path.name for path in (slurm.folder / "weights").glob("*.safetensors")} == {
