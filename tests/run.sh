@@ -39,7 +39,9 @@ make_venv() {
                 "$venv"/lib/python*/site-packages/
         )
     fi
-    "$venv/bin/python" -m pip install --quiet -e ".[$mpi,plot,parquet,test$extra]"
+    "$venv/bin/python" -m pip install --quiet --no-compile -e ".[$mpi,plot,parquet,test$extra]"
+    # By all cores: by pip it is half of the time. Some packages hold what is no Python of today.
+    "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
     printf '%s\n' "$wanted" >"$stamp"
 }
 
