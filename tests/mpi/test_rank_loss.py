@@ -137,7 +137,7 @@ def test_a_stopped_rank_is_killed_or_written_off(job, apart):
 
     Without an end game, which would end the job before the time is over.
     """
-    flags = ("--reply-timeout-s", "1.5", "--scheme", "none", "--endgame", "off")
+    flags = ("--reply-timeout-s", "1", "--scheme", "none", "--endgame", "off")
     ended = job(f"2:compute:stop:3{apart}", *flags)
     ended.check()
     assert ended.layers() == {2: "timeout"}
@@ -145,8 +145,11 @@ def test_a_stopped_rank_is_killed_or_written_off(job, apart):
 
 
 def test_a_job_that_is_suspended_for_longer_than_the_reply_timeout_loses_nobody(job):
-    """All ranks are stopped for 3 s: their silence meanwhile is rank 0's own."""
-    found = job("0:images:suspend:40", "--reply-timeout-s", "2").check()
+    """All ranks are stopped for 3 s: their silence meanwhile is rank 0's own.
+
+    After twice the timeout a silent rank is lost.
+    """
+    found = job("0:images:suspend:40", "--reply-timeout-s", "1.2").check()
     assert found.manifest["lost"] == []
 
 

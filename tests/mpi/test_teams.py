@@ -115,7 +115,7 @@ def test_a_lost_worker_is_its_teams_affair(job):
 
 def test_a_coordinator_that_stops_is_given_up_and_writes_no_row_when_it_wakes(job):
     deaths = "4:images:nap:20,apart"
-    ended = job(deaths, 2, *SLOW, "--reply-timeout-s", "0.4")
+    ended = job(deaths, 2, *SLOW, "--reply-timeout-s", "0.6")
     assert ended.code == COMPLETE, ended.said
     check(ended.out)
     assert "team 1 (rank 4) is given up" in ended.said
