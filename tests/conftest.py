@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -32,6 +34,7 @@ MEANT = (
 
 # Only a hang takes so long: the ranks of a job started in 40 s on cores that five others shared.
 RANKS_LIMIT_S = 120.0
+MANY_LIMIT_S = 280.0
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 
 
@@ -59,6 +62,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]
+Case = list[dict[str, Any]]  # what each rank returned and said: {code, out, err}
 
 
 @pytest.fixture(scope="session")
@@ -128,3 +132,23 @@ def run_ranks(
         end_family(process, grace_s=0.0)
         shutil.rmtree(plan.scratch or "", ignore_errors=True)
     return subprocess.CompletedProcess(plan.argv, process.returncode, out, err)
+
+
+def run_many(
+    mpi: Mpi, n: int, cases: Sequence[Sequence[object]], cwd: Path, timeout: float = MANY_LIMIT_S
+) -> list[Case]:
+    """Several `collage-mpi` commands, one after the other in one launch of n ranks."""
+    folder = cwd / "said"
+    folder.mkdir()
+    (folder / "cases.json").write_text(json.dumps([[str(word) for word in c] for c in cases]))
+    words = [PROGRAMS / "many.py", folder / "cases.json", folder]
+    env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = run_ranks(mpi, n, words, timeout, env, cwd)
+    assert done.returncode == 0, done.stderr
+    by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]
+    return [list(case) for case in zip(*by_rank, strict=True)]
+
+
+def codes(case: Case) -> list[int]:
+    """What each rank returned."""
+    return [rank["code"] for rank in case]

@@ -278,6 +278,7 @@ def test_bad_shards_of_one_name_keep_apart(tmp_path: Path) -> None:
 # ---- whole jobs -------------------------------------------------------------
 
 
+@pytest.mark.any_mpi
 @pytest.mark.mpi
 def test_the_rest_is_done_and_a_mended_shard_completes_the_run(mpiexec, tmp_path: Path) -> None:
     paths = make_three(tmp_path)

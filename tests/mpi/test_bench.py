@@ -10,7 +10,7 @@ import pytest
 
 from collage_mpi.bench.report import FORMAT, VARIANTS
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 TINY = ["--px", "16", "--rounds", "8", "--blocks", "2", "--warmup", "1"]
 

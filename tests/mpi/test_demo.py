@@ -11,7 +11,7 @@ import pytest
 from collage_mpi.experiments.demo import CASES, SCHEMES
 from collage_mpi.results import read_results, verify_run
 
-pytestmark = [pytest.mark.mpi, pytest.mark.slow]
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.slow]
 
 GROUPS = 8
 

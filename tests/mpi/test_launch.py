@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from mortal_jobs import running
+from mortal_jobs import LIMIT_S, running
 
 import collage_mpi
 from collage_mpi.cli import main
@@ -65,7 +65,7 @@ def when_there(file: Path, number: signal.Signals) -> None:
     """Signal this process once `file` exists."""
 
     def wait() -> None:
-        end_s = time.monotonic() + 30
+        end_s = time.monotonic() + LIMIT_S
         while not file.exists() and time.monotonic() < end_s:
             time.sleep(0.01)
         os.kill(os.getpid(), number)
@@ -77,7 +77,7 @@ def when_there(file: Path, number: signal.Signals) -> None:
 def test_a_stop_reaches_rank_0_and_its_code_comes_back(mpi, programs, tmp_path, number):
     ready = tmp_path / "ready"
     when_there(ready, number)
-    code, _, err = supervised(mpi, 3, programs / "stoppable.py", ready, timeout_s=40.0)
+    code, _, err = supervised(mpi, 3, programs / "stoppable.py", ready, timeout_s=LIMIT_S)
     assert code == 6
     assert "collage-mpi run: stopped\n" in err
     assert "waiting: " in err  # the last status, drawn
@@ -88,7 +88,7 @@ def test_a_stop_reaches_rank_0_and_its_code_comes_back(mpi, programs, tmp_path, 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_an_abort_leaves_one_message(mpi, programs, rank):
-    code, out, err = supervised(mpi, 3, programs / "fails.py", "abort", rank, timeout_s=40.0)
+    code, out, err = supervised(mpi, 3, programs / "fails.py", "abort", rank, timeout_s=LIMIT_S)
     assert code == 3
     assert (out + err).split("\n") == [f"collage-mpi run: rank {rank} cannot go on", ""]
 
@@ -97,7 +97,7 @@ def test_an_abort_leaves_one_message(mpi, programs, rank):
 def test_a_killed_rank_ends_the_job_and_what_the_launcher_says_is_told_in_a_line(
     mpi, programs, rank
 ):
-    code, out, err = supervised(mpi, 3, programs / "fails.py", "kill", rank, timeout_s=40.0)
+    code, out, err = supervised(mpi, 3, programs / "fails.py", "kill", rank, timeout_s=LIMIT_S)
     assert code == 3  # this program never says that MPI is up
     assert "was ended by SIGKILL" in err
     assert "BAD TERMINATION" not in out + err
@@ -128,7 +128,7 @@ def test_a_killed_launch_leaves_no_ranks(programs, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    end_s = time.monotonic() + 30
+    end_s = time.monotonic() + LIMIT_S
     while not ready.exists() and time.monotonic() < end_s:
         time.sleep(0.02)
     launch.kill()
@@ -183,13 +183,14 @@ def test_such_a_script_outlives_lost_ranks_too(script, tmp_path):
     assert len(read_results(tmp_path / "out").images) == 24
 
 
+@pytest.mark.any_mpi
 def test_a_run_is_started_from_python(script, tmp_path, monkeypatch, capfd):
     monkeypatch.syspath_prepend(tmp_path)
     settings = import_module("part_of_mine").settings(str(tmp_path / "out"))
     done: list[object] = []
     thread = threading.Thread(target=lambda: done.append(collage_mpi.launch_run(settings)))
     thread.start()  # as a notebook's or a server's may be
-    thread.join(60)
+    thread.join(LIMIT_S)
     assert done == [ExitCode.COMPLETE]
     assert len(collage_mpi.read_results(tmp_path / "out").images) == 24
     assert collage_mpi.launch_run(settings) == ExitCode.ENVIRONMENT

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import codes, run_many
 from PIL import Image
 
 from collage_mpi.errors import ExitCode
@@ -35,7 +36,7 @@ def network(kind, shape, side, cell_px, classes, device):
 """
 
 
-def test_jpegs_under_mpi_with_a_network_of_ones_own(mpiexec, tmp_path: Path) -> None:
+def test_jpegs_under_mpi_with_a_network_of_ones_own(mpi, mpiexec, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for channel, name in enumerate(("1 red", "2 green", "3 blue")):
         folder = tmp_path / "pictures" / name
@@ -53,11 +54,14 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpiexec, tmp_path: Path) -> 
     (tmp_path / "my_nets.py").write_text(NETWORK)
     own = ["--single", "my_nets:network", "--collage", "my_nets.py:network", "--cell-px", "112"]
     kept = ["--top-k", "2", "--save", "scores"]
-    common = ["-m", "collage_mpi", "run", "--shards", "shards"]
-    run = [*common, *own, *kept, "--side", "2", "--out", "run"]
-    done = mpiexec(6, run)
-    assert done.returncode == 0, done.stderr
-    assert "complete: 36 of 36 images" in done.stdout
+    common = ["run", "--shards", "shards", "--side", "2"]
+    run = [*common, *own, *kept, "--out", "run"]
+    embeds = ["--single", "my_nets:network", "--scheme", "none", "--save", "embeddings"]
+    cases = [run, [*common, *embeds, "--batch", "3", "--out", "embeddings"]]
+    cases.append([*run[:-1], "other", "--single", "my_nets:nothing"])
+    done, embedded, refused = run_many(mpi, 6, cases, tmp_path)
+    assert codes(done) == [0] * 6, done[0]["err"]
+    assert "complete: 36 of 36 images" in done[0]["out"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["accuracy"]["overall"]["correct"] == summary["accuracy"]["overall"]["n"]
     report, results = verify_run(tmp_path / "run"), read_results(tmp_path / "run")
@@ -66,14 +70,12 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpiexec, tmp_path: Path) -> 
     labels = results.images["label"]  # all are right
     assert (results.kept("top_classes")[:, 0] == labels).all()
     assert np.array_equal(results.kept("scores"), np.eye(3)[labels])
-    embeds = ["--single", "my_nets:network", "--scheme", "none", "--save", "embeddings"]
-    done = mpiexec(5, [*common, *embeds, "--side", "2", "--batch", "3", "--out", "embeddings"])
-    assert done.returncode == 0, done.stderr
+    assert codes(embedded) == [0] * 6, embedded[0]["err"]
     results = read_results(tmp_path / "embeddings")
     assert verify_run(tmp_path / "embeddings").vectors == 36
     assert (results.kept("embedding").argmax(1) == results.images["label"]).all()
     assert results.kept("embedding").shape == (36, 3)
-    done = mpiexec(6, [*run[:-1], "other", "--single", "my_nets:nothing"])
-    assert done.returncode == ExitCode.USAGE
-    assert "has no function 'nothing'; it has Brightest, network" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert codes(refused) == [ExitCode.USAGE] * 6
+    told = "".join(rank["err"] for rank in refused)
+    assert "has no function 'nothing'; it has Brightest, network" in told
+    assert "Traceback" not in told

@@ -10,15 +10,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import codes, run_many
 from PIL import Image
-from test_run import QUICK, check_run, make_shard, one_message, run_many
+from test_run import QUICK, check_run, make_shard, one_message
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import OUTCOMES, read_results, verify_run
 from collage_mpi.shards import EncodedWriter
 from collage_mpi.shards.pictures import Fit
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 WORLD = 5
 SMALL = ("--single", "null", "--side", "2", "--order", "shuffle:1")
@@ -70,7 +71,7 @@ def rows_of(out: Path) -> list[tuple]:
     return sorted(rows[names].tolist())
 
 
-def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path):
+def test_the_rows_are_those_of_rank_0s_reading(mpi, data, tmp_path):
     schemes = [
         ("none", "ab", ()),
         ("none", "cd", ("--batch", "3", "--assign", "pull", "--endgame", "on")),
@@ -86,8 +87,8 @@ def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path
             run = ["run", "--shards", *shards(data, which), *SMALL, "--scheme", scheme, *more]
             run += ["--pixels", pixels, "--out", tmp_path / f"{scheme}-{which}-{pixels}"]
             cases.append(run)
-    done = run_many(mpiexec, programs, tmp_path / "many", WORLD, cases)
-    assert [[rank["code"] for rank in case] for case in done] == [[0] * WORLD] * len(cases), done
+    done = run_many(mpi, WORLD, cases, tmp_path)
+    assert [codes(case) for case in done] == [[0] * WORLD] * len(cases), done
     for scheme, which, _ in schemes:
         one, other = (tmp_path / f"{scheme}-{which}-{who}" for who in ("rank0", "workers"))
         assert rows_of(one) == rows_of(other)
@@ -96,17 +97,7 @@ def test_the_rows_are_those_of_rank_0s_reading(mpiexec, programs, data, tmp_path
     assert (read_ns > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("scheme", "more"),
-    [
-        ("none", ()),
-        ("collage-only", ONLY),
-        ("parity", PARITY),
-        ("approx", CODED),
-        ("batch-backup", ("--singles", "3")),
-    ],
-)
-def test_bad_rows_are_error_rows_of_no_rank(scheme, more, mpiexec, data, tmp_path):
+def test_bad_rows_are_error_rows_of_no_rank(mpi, data, tmp_path):
     """As many as would retire ranks if it were theirs."""
     folder = tmp_path / "bad"
     folder.mkdir()
@@ -114,11 +105,24 @@ def test_bad_rows_are_error_rows_of_no_rank(scheme, more, mpiexec, data, tmp_pat
         shutil.copy(data / f"{name}.h5", folder)
         shutil.copy(data / f"{name}.h5.sha256", folder)
     damage(folder / "a.h5", *range(20, 40))
-    out = tmp_path / "out"
-    run = ["-m", "collage_mpi", "run", "--shards", *shards(folder, "ab"), *SMALL]
-    run += ["--scheme", scheme, *more, "--pixels", "workers", "--order", "file", "--out", out]
-    done = mpiexec(WORLD, run, env=QUICK)
-    assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
+    run = ["run", "--shards", *shards(folder, "ab"), *SMALL, "--pixels", "workers"]
+    run += ["--order", "file"]
+    schemes = {
+        "none": (),
+        "collage-only": ONLY,
+        "parity": PARITY,
+        "approx": CODED,
+        "batch-backup": ("--singles", "3"),
+    }
+    cases = [[*run, "--scheme", s, *m, "--out", tmp_path / s] for s, m in schemes.items()]
+    done = run_many(mpi, WORLD, cases, tmp_path)
+    for scheme, case in zip(schemes, done, strict=True):
+        assert codes(case) == [ExitCode.COMPLETE_WITH_ERRORS] * WORLD, (scheme, case[0]["err"])
+        check_bad_rows(tmp_path / scheme, scheme)
+
+
+def check_bad_rows(out: Path, scheme: str) -> None:
+    """Rows 20 to 39 of the first shard, and no other."""
     if scheme in ("parity", "approx"):  # what null networks answer does not add up
         assert verify_run(out).ok
         found = read_results(out)
@@ -173,7 +177,6 @@ def test_auto_sends_pixels_to_who_has_not_the_input(rank, more, mpiexec, program
     assert set(found.images["rank"]) > {rank}
 
 
-@pytest.mark.any_mpi
 def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path):
     folder = tmp_path / "copies"
     folder.mkdir()
@@ -186,19 +189,18 @@ def test_a_copy_on_the_hosts_own_disk_will_do(mpiexec, programs, data, tmp_path)
     assert 2 in check_run(tmp_path / "out").images["rank"]
 
 
-@pytest.mark.any_mpi
-def test_a_stopped_run_is_resumed_by_the_same_readers_only(mpiexec, programs, data, tmp_path):
+def test_a_stopped_run_is_resumed_by_the_same_readers_only(mpi, mpiexec, programs, data, tmp_path):
     run = ["run", "--shards", *shards(data, "ab"), *SMALL, "--scheme", "none"]
     run += ["--pixels", "workers", "--out", tmp_path / "out"]
     stopped = mpiexec(WORLD, [programs / "saboteur.py", 0, "stop:SIGTERM", *run], env=QUICK)
     assert stopped.returncode == ExitCode.INCOMPLETE, stopped.stderr
-    go_on = ["-m", "collage_mpi", "run", "--resume", "--out", tmp_path / "out"]
-    other = mpiexec(WORLD, [*go_on, "--pixels", "rank0"], env=QUICK)
-    assert other.returncode == ExitCode.USAGE
-    assert "cannot resume with other settings" in one_message(other.stderr)
-    assert "pixels" in other.stderr
-    resumed = mpiexec(WORLD, go_on, env=QUICK)
-    assert resumed.returncode == 0, resumed.stderr
+    go_on = ["run", "--resume", "--out", tmp_path / "out"]
+    other, resumed = run_many(mpi, WORLD, [[*go_on, "--pixels", "rank0"], go_on], tmp_path)
+    assert codes(other) == [ExitCode.USAGE] * WORLD
+    told = "".join(rank["err"] for rank in other)
+    assert "cannot resume with other settings" in one_message(told)
+    assert "pixels" in told
+    assert codes(resumed) == [0] * WORLD, resumed[0]["err"]
     found = check_run(tmp_path / "out")
     assert set(found.images["session"]) == {1, 2}
     assert (found.images["read_ns"] > 0).all()

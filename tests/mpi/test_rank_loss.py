@@ -14,7 +14,7 @@ import pytest
 from mortal_jobs import Ended, marked_shard, run_mortal
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch import supervisor
+from collage_mpi.launch import startup, supervisor
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 
 pytestmark = pytest.mark.mpi
@@ -53,6 +53,7 @@ def job(mpi, shard, tmp_path):
         flags = ["--single", "null", "--collage", "null", "--side", "2", "--singles", singles]
         words = ["run", "--shards", shard, *flags, "--out", tmp_path / out, *more]
         folder, words = tmp_path / f"deaths{next(count)}", [str(word) for word in words]
+        deaths = f"{deaths},in-turn"
         ended = run_mortal(mpi, 2 + singles, folder, deaths, words, out=tmp_path / out, **how)
         return Checked(**vars(ended))
 
@@ -136,7 +137,7 @@ def test_a_stopped_rank_is_killed_or_written_off(job, apart):
 
     Without an end game, which would end the job before the time is over.
     """
-    flags = ("--reply-timeout-s", "0.5", "--scheme", "none", "--endgame", "off")
+    flags = ("--reply-timeout-s", "1", "--scheme", "none", "--endgame", "off")
     ended = job(f"2:compute:stop:3{apart}", *flags)
     ended.check()
     assert ended.layers() == {2: "timeout"}
@@ -144,8 +145,11 @@ def test_a_stopped_rank_is_killed_or_written_off(job, apart):
 
 
 def test_a_job_that_is_suspended_for_longer_than_the_reply_timeout_loses_nobody(job):
-    """All ranks are stopped for 3 s: their silence meanwhile is rank 0's own."""
-    found = job("0:images:suspend:40", "--reply-timeout-s", "0.5").check()
+    """All ranks are stopped for 3 s: their silence meanwhile is rank 0's own.
+
+    After twice the timeout a silent rank is lost.
+    """
+    found = job("0:images:suspend:40", "--reply-timeout-s", "1.2").check()
     assert found.manifest["lost"] == []
 
 
@@ -179,8 +183,9 @@ def test_when_rank_0_dies_all_end_and_resume_is_exact(job, apart):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, rank):
+def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, monkeypatch, rank):
     """They wait in MPI_Init, deaf to signals; the shell around the dead one tells launch."""
+    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
     ended = job(f"{rank}:mpi:kill", start_limit_s=600.0)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert f"MPI did not come up on all ranks in time: rank {rank} has ended" in ended.said

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import codes, run_many
 
+from collage_mpi.cli import main
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.shards import write_shard
@@ -51,7 +53,7 @@ def test_a_run_of_0_1_0_goes_on_by_its_folder_alone_with_other_ranks(mpiexec, tm
     assert verify_run(tmp_path / "stopped").ok
 
 
-def test_error_rows_are_done_again_on_request(mpiexec, tmp_path) -> None:
+def test_error_rows_are_done_again_on_request(mpi, mpiexec, tmp_path) -> None:
     labels = np.arange(24) % 10
     images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (24, 6, 6, 1))
     write_shard(tmp_path / "s.h5", images, labels, class_names=list("abcdefghij"))
@@ -64,27 +66,25 @@ def test_error_rows_are_done_again_on_request(mpiexec, tmp_path) -> None:
     errors = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]["errors"]
     assert errors > 0
     assert "--retry-errors" in first.stdout
-    for again, code in (("--resume", 5), ("--retry-errors", 0), ("--retry-errors", 0)):
-        more = ["--image-timeout-s", "60"] if again == "--retry-errors" else []
-        done = mpiexec(5, [*RUN, again, "--out", "out", *more], env=QUICK)
-        assert done.returncode == code, done.stderr
+    retry = ["run", "--retry-errors", "--out", "out", "--image-timeout-s", "60"]
+    again = run_many(mpi, 5, [["run", "--resume", "--out", "out"], retry, retry], tmp_path)
+    assert [codes(case) for case in again] == [[code] * 5 for code in (5, 0, 0)], again
     report = verify_run(tmp_path / "out")
     assert report.headline == "complete: 24 of 24 rows, no doubles"
     found = read_results(tmp_path / "out")
     assert (found.images["predicted"] == found.images["row"] % 10).all()
     assert len(found.mended) == errors == (found.images["session"] == 2).sum()
-    exported = mpiexec(1, ["-m", "collage_mpi", "export", "out", "--to", "csv"])
-    assert exported.returncode == 0
+    assert main(["export", str(tmp_path / "out"), "--to", "csv"]) == 0
     lines = (tmp_path / "out" / "export" / "images.csv").read_text().splitlines()
     assert len(lines) == 25
     assert not any(",error," in line for line in lines)
 
 
-def test_resume_without_a_run_says_what_is_missing(mpiexec, tmp_path) -> None:
-    done = mpiexec(4, [*RUN, "--resume", "--out", "new"], env=QUICK)
-    assert done.returncode == ExitCode.USAGE
-    assert "new: no run here yet, so --resume begins one and needs all settings" in done.stderr
+def test_resume_without_a_run_says_what_is_missing(mpi, tmp_path) -> None:
+    cases = [["run", "--resume", "--out", "new"], ["run", "--resume"]]
+    says = ["new: no run here yet, so --resume begins one and needs all settings"]
+    says += ["--out is missing"]
+    for case, text in zip(run_many(mpi, 4, cases, tmp_path), says, strict=True):
+        assert codes(case) == [ExitCode.USAGE] * 4
+        assert sum(text in rank["err"] for rank in case) == 1
     assert not (tmp_path / "new").exists()
-    done = mpiexec(4, [*RUN, "--resume"], env=QUICK)
-    assert done.returncode == ExitCode.USAGE
-    assert "--out is missing" in done.stderr

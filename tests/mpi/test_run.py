@@ -13,12 +13,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_ranks
+from conftest import RANKS_LIMIT_S, codes, run_many, run_ranks
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch.mpi_banners import BannerFilter
@@ -32,6 +31,8 @@ CLASSES = 251
 NAMES = tuple(f"class {i}" for i in range(CLASSES))
 NULL = ("--single", "null", "--collage", "null")
 SMALL = ("--singles", "2", "--side", "2")  # a world of 4
+# Half of the images are one rank's, and nobody else's: it gets to its fifth on any machine.
+BY_TURNS = ("--scheme", "none", "--assign", "turn", "--endgame", "off")
 QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -89,16 +90,6 @@ def counted(rows: np.ndarray, column: str, names: tuple[str, ...]) -> dict[str, 
     return {names[code]: int(count) for code, count in zip(codes, counts, strict=True)}
 
 
-def run_many(mpiexec, programs, folder: Path, n: int, cases: list) -> list:
-    """Several commands in one launch; per case the list of what each rank returned and said."""
-    folder.mkdir()
-    (folder / "cases.json").write_text(json.dumps([[str(w) for w in case] for case in cases]))
-    done = mpiexec(n, [programs / "many.py", folder / "cases.json", folder], env=QUICK)
-    assert done.returncode == 0, done.stderr
-    by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]
-    return [list(case) for case in zip(*by_rank, strict=True)]
-
-
 def said_by_ranks(stderr: str) -> list[str]:
     """The lines without launchers' banners; Open MPI ends one with a NUL and no newline."""
     lines = [line.lstrip("\0 ") for line in stderr.splitlines()]
@@ -116,10 +107,6 @@ def one_message(stderr: str, start: str = "collage-mpi run: ") -> str:
     return lines[0]
 
 
-def codes(case: list) -> list[int]:
-    return [rank["code"] for rank in case]
-
-
 # ---- rows -------------------------------------------------------------------
 
 
@@ -129,19 +116,16 @@ SLOW_2 = ("--straggler", "pinned", "--straggler-median-ms", "5", "--slow-ranks",
 HALF = ("--straggler", "pinned", "--straggler-median-ms", "5", "--batch-cost", "0.5")
 
 
+@pytest.mark.any_mpi
 def test_a_dry_run_asks_every_rank_and_writes_nothing(mpiexec, both, tmp_path):
     done = mpiexec(4, ["-m", "collage_mpi", *both, *SMALL, "--dry-run", "--out", "out"], env=QUICK)
     assert done.returncode == 0, done.stderr
     assert "all ranks have loaded their networks" in done.stdout
     assert "1-2 single, 3 collage" in done.stdout
     assert not list(tmp_path.iterdir())
-    wrong = ["-m", "collage_mpi", *both, "--dry-run", "--out", "out"]
-    done = mpiexec(4, wrong, env=QUICK)
-    assert done.returncode == ExitCode.ENVIRONMENT
-    assert "launch with -n 11" in done.stderr
 
 
-def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
+def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
     shapes = {
         "collage": [],
         "none": ["--scheme", "none"],
@@ -161,7 +145,7 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
         "late": ["--scheme", "collage-hedge", "--hedge-ms", "0", "--hedge-budget", "1"],
     }
     cases = [[*both, *more, "--out", tmp_path / name] for name, more in shapes.items()]
-    found = run_many(mpiexec, programs, tmp_path / "job", 11, cases)
+    found = run_many(mpi, 11, cases, tmp_path)
     for name, case in zip(shapes, found, strict=True):
         assert codes(case) == [0] * 11, (name, case[0]["err"])
         run = check_run(tmp_path / name, 50 if name == "shuffled" else 123)
@@ -193,6 +177,7 @@ def test_eleven_ranks_in_all_shapes(mpiexec, programs, both, tmp_path):
 HEAVY = {"torch", "torchvision", "h5py", "safetensors", "rich", "PIL", "matplotlib", "pyarrow"}
 
 
+@pytest.mark.any_mpi
 @pytest.mark.parametrize("single", ["null", "shipped"])
 def test_a_rank_imports_what_its_part_needs(mpiexec, programs, data, tmp_path, single):
     shipped = importlib.resources.files("collage_mpi") / "data"
@@ -211,7 +196,7 @@ def test_a_rank_imports_what_its_part_needs(mpiexec, programs, data, tmp_path, s
     assert found[1] <= {"torch", "safetensors"}
 
 
-def test_one_single_rank_and_one_image(mpiexec, programs, data, both, tmp_path):
+def test_one_single_rank_and_one_image(mpi, data, both, tmp_path):
     lone, large = (["run", "--shards", data / f"{name}.h5", *NULL] for name in ("one", "large"))
     one = ["--singles", "1", "--side", "3"]
     cases = [
@@ -220,7 +205,7 @@ def test_one_single_rank_and_one_image(mpiexec, programs, data, both, tmp_path):
         [*lone, *one, "--out", tmp_path / "lone"],
         [*large, *one, "--depth", "3", "--credit", "4", "--out", tmp_path / "large"],
     ]
-    found = run_many(mpiexec, programs, tmp_path / "job", 3, cases)
+    found = run_many(mpi, 3, cases, tmp_path)
     assert [codes(case) for case in found] == [[0] * 3] * 4, found[0][0]["err"]
     check_run(tmp_path / "large", 30)  # collages of 1.3 MB: MPI's way for long messages
     check_run(tmp_path / "n1")
@@ -264,7 +249,7 @@ def test_a_stopped_run_is_resumed_to_the_same_rows(mpiexec, programs, both, tmp_
 
 
 @pytest.mark.any_mpi
-def test_resume_refuses_other_settings_and_a_finished_run_stays(mpiexec, programs, both, tmp_path):
+def test_resume_refuses_other_settings_and_a_finished_run_stays(mpi, both, tmp_path):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     cases = [
         run,
@@ -273,7 +258,7 @@ def test_resume_refuses_other_settings_and_a_finished_run_stays(mpiexec, program
         run,
         [*both, *SMALL, "--out", tmp_path / "new", "--resume"],
     ]
-    found = run_many(mpiexec, programs, tmp_path / "job", 4, cases)
+    found = run_many(mpi, 4, cases, tmp_path)
     assert codes(found[0]) == codes(found[1]) == [0] * 4, found[1][0]["err"]
     assert codes(found[2]) == [ExitCode.USAGE] * 4
     assert "depth" in found[2][0]["err"]
@@ -290,7 +275,7 @@ def test_resume_refuses_other_settings_and_a_finished_run_stays(mpiexec, program
 @pytest.mark.any_mpi
 def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, data, tmp_path):
     """In the paper's layout, whenever it begins a task, it is of the group in flight or before."""
-    slow = ["--straggler", "pinned", "--straggler-median-ms", "10", "--slow-ranks", "3:5"]
+    slow = ["--straggler", "pinned", "--straggler-median-ms", "20", "--slow-ranks", "3:5"]
     slow += ["--profile", "paper"]
     run = ["run", "--shards", data / "many.h5", *NULL, *slow, "--out", tmp_path / "out"]
     done = mpiexec(11, ["-m", "collage_mpi", *run], env=QUICK)
@@ -299,18 +284,19 @@ def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, dat
     tasks = found.tasks[found.tasks["rank"] == 3]
     begun = tasks[tasks["outcome"] == OUTCOMES.index("answered")]
     skipped = int((tasks["outcome"] == OUTCOMES.index("skipped")).sum())
-    # A worker reports durations only. Its answer may have waited for rank 0's next poll.
-    gap_ns = found.manifest["poll"]["longest_gap_ns"] + 2_000_000
-    starts_ns = begun["done_ns"] - begun["compute_ns"] - begun["held_ns"]
+    # A worker reports durations only: it began no sooner than it had the task and was free.
+    starts_ns, free_ns = [], 0
+    for task in np.sort(begun, order="done_ns"):
+        starts_ns.append(max(int(task["sent_ns"]), free_ns))
+        free_ns = starts_ns[-1] + int(task["compute_ns"] + task["held_ns"])
     t0_ns = found.groups["t0_ns"][np.argsort(found.groups["group"])]  # (groups,)
-    raw, behind = (
-        np.searchsorted(t0_ns, at_ns, side="right") - 1 - begun["group"]
-        for at_ns in (starts_ns, starts_ns - gap_ns)
-    )
-    print(f"slow rank: began {len(begun)}, groups behind {np.bincount(raw)}, skipped {skipped}")
+    at_ns = np.array(starts_ns)
+    current = np.searchsorted(t0_ns, at_ns, side="right") - 1
+    behind = current - np.sort(begun, order="done_ns")["group"]
+    print(f"slow rank: began {len(begun)}, groups behind {np.bincount(behind)}, skipped {skipped}")
     assert behind.max() <= 1
     assert skipped >= 5
-    assert len(begun) <= 3 + t0_ns.max() / 50e6  # one every 50 ms: it repeats nothing
+    assert len(begun) <= 3 + t0_ns.max() / 100e6  # one every 100 ms: it repeats nothing
     assert counted(found.images, "source", SOURCES)["collage"] >= 50
 
 
@@ -337,20 +323,21 @@ def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
     ("rank", "stage"),
     [
         (2, "load"),
-        (3, "receive"),
-        (1, "reply"),
+        pytest.param(3, "receive", marks=pytest.mark.any_mpi),
+        pytest.param(1, "reply", marks=pytest.mark.any_mpi),
         (1, "leave"),
         (2, "garble"),
         (0, "plan"),
-        (0, "loop"),
-        (0, "row"),
+        pytest.param(0, "loop", marks=pytest.mark.any_mpi),
+        pytest.param(0, "row", marks=pytest.mark.any_mpi),
         (0, "close"),
     ],
 )
 def test_a_defect_on_any_rank_ends_the_job_with_one_message(
     mpiexec, programs, both, tmp_path, rank, stage
 ):
-    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    turns = BY_TURNS if stage in ("reply", "leave") else ()
+    run = [*both, *SMALL, *turns, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", rank, stage, *run], env=QUICK)
     assert done.returncode != 0
     teller = 0 if stage == "garble" else rank  # rank 0 finds what another has garbled
@@ -361,6 +348,7 @@ def test_a_defect_on_any_rank_ends_the_job_with_one_message(
     assert not (tmp_path / "out" / "COMPLETE").exists()
 
 
+@pytest.mark.any_mpi
 def test_a_full_disk_is_one_message_and_resumable(mpiexec, programs, both, tmp_path):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", 0, "disk_full", *run], env=QUICK)
@@ -384,8 +372,10 @@ def test_names_of_shards_and_folder_may_be_any_bytes(mpiexec, data, tmp_path):
     check_run(out, 70)
 
 
+@pytest.mark.any_mpi
 def test_a_network_that_fails_on_one_rank_is_retried_elsewhere(mpiexec, programs, both, tmp_path):
-    run = [*both, "--scheme", "none", *SMALL, "--out", tmp_path / "out"]
+    # Without an end game, in which the other rank may have them before this one has failed.
+    run = [*both, "--scheme", "none", "--endgame", "off", *SMALL, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", 2, "predict", *run], env=QUICK)
     assert done.returncode == 0, done.stderr
     found = check_run(tmp_path / "out")
@@ -395,6 +385,7 @@ def test_a_network_that_fails_on_one_rank_is_retried_elsewhere(mpiexec, programs
     assert set(failed["reason"]) == {b"RuntimeError: boom"}
 
 
+@pytest.mark.any_mpi
 def test_a_collage_rank_that_always_fails_leaves_the_singles(mpiexec, programs, both, tmp_path):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", 3, "predict", *run], env=QUICK)
@@ -402,6 +393,7 @@ def test_a_collage_rank_that_always_fails_leaves_the_singles(mpiexec, programs, 
     assert "collage" not in counted(check_run(tmp_path / "out").images, "source", SOURCES)
 
 
+@pytest.mark.any_mpi
 def test_ranks_with_other_weights_are_refused(mpiexec, programs, both, tmp_path):
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", 2, "foreign", *run], env=QUICK)
@@ -411,7 +403,7 @@ def test_ranks_with_other_weights_are_refused(mpiexec, programs, both, tmp_path)
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_killed_rank_ends_the_job_and_resume_completes(mpiexec, programs, both, tmp_path, rank):
-    run = [*both, *SMALL, "--out", tmp_path / "out"]
+    run = [*both, *SMALL, *BY_TURNS, "--out", tmp_path / "out"]
     done = mpiexec(4, [programs / "saboteur.py", rank, "kill", *run], env=QUICK)
     assert done.returncode != 0
     assert not (tmp_path / "out" / "COMPLETE").exists()
@@ -428,10 +420,8 @@ def test_workers_end_by_themselves_when_rank_0_is_gone(mpi, programs, both, tmp_
     run = [*both, *SMALL, "--out", tmp_path / "out"]
     words = [sys.executable, programs / "saboteur.py", "0", "kill", *run]
     alone = dataclasses.replace(mpi, mpiexec=wrapped(tmp_path, mpi.mpiexec, leave))
-    start_s = time.monotonic()
-    done = run_ranks(alone, 4, words[1:], 30.0, QUICK, tmp_path)
+    done = run_ranks(alone, 4, words[1:], RANKS_LIMIT_S, QUICK, tmp_path)
     assert done.returncode != 0
-    assert time.monotonic() - start_s < 30
     assert not (tmp_path / "out" / "COMPLETE").exists()
 
 
@@ -455,7 +445,7 @@ def test_a_rank_that_stops_for_good_cannot_keep_the_job(mpiexec, programs, both,
 
 
 @pytest.mark.any_mpi
-def test_each_mistake_is_one_message_and_a_code(mpiexec, programs, data, both, tmp_path):
+def test_each_mistake_is_one_message_and_a_code(mpi, data, both, tmp_path):
     shipped = importlib.resources.files("collage_mpi") / "data"
     collage28, single28 = (
         str(shipped / name)
@@ -492,6 +482,7 @@ def test_each_mistake_is_one_message_and_a_code(mpiexec, programs, data, both, t
     usage, environment, wrong = ExitCode.USAGE, ExitCode.ENVIRONMENT, ExitCode.DATA
     cases = [
         ([*both, *out], environment, "launch with -n 11"),
+        ([*both, *out, "--dry-run"], environment, "launch with -n 11"),
         ([*both, "--side", "2", "--singles", "3", *out], environment, "launch with -n 5"),
         (on(grey28, gone, "null", *SMALL), environment, "gone"),
         (on(grey28, "null", gone, *SMALL), environment, "gone"),
@@ -523,9 +514,7 @@ def test_each_mistake_is_one_message_and_a_code(mpiexec, programs, data, both, t
         ([*plain, "--device", "cuda:7", *out], usage, "device"),
         ([*plain], usage, "--out is missing"),
     ]
-    start_s = time.monotonic()
-    found = run_many(mpiexec, programs, tmp_path / "job", 4, [case for case, *_ in cases])
-    assert time.monotonic() - start_s < 90  # nobody waited for a rank or a limit
+    found = run_many(mpi, 4, [case for case, *_ in cases], tmp_path)
     for (words, code, says), ranks in zip(cases, found, strict=True):
         said = "".join(rank["err"] for rank in ranks)
         assert codes(ranks) == [code] * 4, (words, said)
@@ -533,6 +522,7 @@ def test_each_mistake_is_one_message_and_a_code(mpiexec, programs, data, both, t
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.any_mpi
 def test_a_flag_that_does_not_exist_is_one_usage(mpiexec, both):
     done = mpiexec(3, ["-m", "collage_mpi", *both, "--no-such-flag", "3"], env=QUICK)
     assert done.returncode == ExitCode.USAGE
@@ -555,12 +545,14 @@ def test_no_rank_leaves_before_rank_0_has_said_what_is_wrong(mpiexec, programs, 
     assert sum(says in line for line in said_by_ranks(done.stderr)) == 1
 
 
+@pytest.mark.any_mpi
 def test_a_wrong_world_ends_with_its_code(mpiexec, both, tmp_path):
     done = mpiexec(3, ["-m", "collage_mpi", *both, "--out", tmp_path / "out"], env=QUICK)
     assert done.returncode == ExitCode.ENVIRONMENT
     assert "launch with -n 11" in one_message(done.stderr)
 
 
+@pytest.mark.any_mpi
 def test_one_process_without_a_launcher_is_told_which_line_to_use(both, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "collage_mpi", *both, "--out", str(tmp_path / "out")],

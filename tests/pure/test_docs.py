@@ -1,4 +1,4 @@
-"""What the documents point to is there: files, commands, flags."""
+"""What the documents and the check point to is there: files, commands, flags, tests."""
 
 from __future__ import annotations
 
@@ -56,3 +56,9 @@ def test_files_that_a_change_touches_are_there():
     for name in re.findall(r"`([a-z_]+/[a-z_/]*)`", table):
         path = ROOT / "collage_mpi" / name
         assert path.is_dir() or path.with_suffix(".py").is_file(), name
+
+
+def test_the_check_runs_every_folder_of_tests():
+    run = re.findall(r"^tests mpich (.*)$", (ROOT / "tests" / "run.sh").read_text(), re.M)
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {str(folder.relative_to(ROOT)) for folder in folders} <= set(" ".join(run).split())

@@ -23,6 +23,7 @@ JOBS = ROOT / "jobs" / "slurm"
 # Slurm 24.11's pmi2 plugin was seen to garble a message of MPICH's start-up; the ranks then
 # wait in MPI_Init for ever. Not this package's to mend: the test is run once more (second_try).
 PLUGIN_FAULT = "mpi/pmi2: invalid client request"
+HANG_S = 200.0  # no job takes so long
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
 
 # Every virtual node is this machine: its ranks talk over loopback, and are root in containers.
@@ -108,7 +109,7 @@ class Cluster:
         out = self.command("scontrol", "--oneliner", "show", "job", job)
         return set(re.findall(r"JobState=(\w+)", out))
 
-    def wait(self, job: str, timeout_s: float = 200.0) -> dict[str, str]:
+    def wait(self, job: str, timeout_s: float = HANG_S) -> dict[str, str]:
         """Wait until no part of the job is active; its facts."""
         limit_s = time.monotonic() + timeout_s
         while self.states(job) & set(ACTIVE):
@@ -117,7 +118,7 @@ class Cluster:
             time.sleep(0.2)
         return self.facts(job)
 
-    def wait_for_text(self, log: Path, pattern: str, timeout_s: float = 60.0) -> None:
+    def wait_for_text(self, log: Path, pattern: str, timeout_s: float = HANG_S) -> None:
         """Wait until a log holds the pattern."""
         limit_s = time.monotonic() + timeout_s
         while not (log.exists() and re.search(pattern, log.read_text(errors="replace"))):

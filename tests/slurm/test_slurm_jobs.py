@@ -99,7 +99,10 @@ def test_run_in_two_parts(slurm: Cluster, pmi: str) -> None:
     ("kind", "nodes", "teams", "spread"),
     [
         ("run_teams", 2, 2, [["n1"] * 4, ["n2"] * 4]),
-        ("run_teams", 4, 2, [["n1", "n1", "n2", "n2"], ["n3", "n3", "n4", "n4"]]),
+        pytest.param(
+            *("run_teams", 4, 2, [["n1", "n1", "n2", "n2"], ["n3", "n3", "n4", "n4"]]),
+            marks=pytest.mark.any_mpi,
+        ),
         ("run_teams_het", 2, 2, [["n1", "n2", "n2", "n2"], ["n3", "n4", "n4", "n4"]]),
     ],
 )
@@ -123,6 +126,7 @@ def test_run_in_teams(
     assert [member["host"] for member in world] == [host for team in spread for host in team]
 
 
+@pytest.mark.any_mpi
 def test_sweep_and_its_table(slurm: Cluster, pmi: str) -> None:
     experiment = slurm.folder / "schemes.toml"
     experiment.write_text(
@@ -159,6 +163,7 @@ def write_idx(folder: Path, name: str, count: int) -> None:
             file.write(head + array.tobytes())
 
 
+@pytest.mark.any_mpi
 def test_chain(slurm: Cluster, pmi: str) -> None:
     slurm.command("mkdir", "idx")
     write_idx(slurm.folder / "idx", "train", 120)
@@ -180,7 +185,7 @@ def test_chain(slurm: Cluster, pmi: str) -> None:
     null = ("--single", "null", "--collage", "null")
     said = slurm.command(str(ROOT / "jobs/slurm/chain.sh"), *null, env=slurm.job_env(words))
     last = re.findall(r"analyse (\d+);", said)[0]
-    facts = slurm.wait(last, timeout_s=170)
+    facts = slurm.wait(last)
     logs = "\n".join(slurm.text(path)[-800:] for path in slurm.folder.glob("*-*.log"))
     assert facts["JobState"] == "COMPLETED", logs
     assert {path.name for path in (slurm.folder / "weights").glob("*.safetensors")} == {
@@ -297,8 +302,13 @@ def devices(slurm: Cluster, launch: str, *words: str) -> dict[int, dict[str, str
     "seen",
     [
         (),
-        ("CUDA_VISIBLE_DEVICES=GPU-8932f937-d72c,GPU-1b2c3d4e-9f00",),
-        ("CUDA_VISIBLE_DEVICES=MIG-c6d4f1ef,MIG-0a1b2c3d",),
+        pytest.param(
+            ("CUDA_VISIBLE_DEVICES=GPU-8932f937-d72c,GPU-1b2c3d4e-9f00",),
+            marks=pytest.mark.any_mpi,
+        ),
+        pytest.param(
+            ("CUDA_VISIBLE_DEVICES=MIG-c6d4f1ef,MIG-0a1b2c3d",), marks=pytest.mark.any_mpi
+        ),
     ],
     ids=["as Slurm sets it", "GPU-", "MIG-"],
 )

@@ -5,12 +5,14 @@ Usage: mortal.py FOLDER DEATHS ARGUMENT ...
 DEATHS is RANK:MOMENT:HOW[:COUNT], several joined by commas; the moments and the ways are the
 functions below, COUNT the call at which it happens (default 1). "apart" among them makes
 every rank believe that it is on a machine of its own, "only-mpi" and "only-processes" blind the
-other one of the two for what they see of a death. FOLDER/RANK.death holds the clock just
-before, FOLDER/losses a line for each loss that rank 0 notices: rank, layer, clock;
+other one of the two for what they see of a death; "in-turn", the last of them, lets no rank
+compute before those have died that are to at an earlier call. FOLDER/RANK.death holds the clock
+just before, FOLDER/losses a line for each loss that rank 0 notices: rank, layer, clock;
 FOLDER/silences one for each rank that it finds silent.
 """
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from pathlib import Path
 
 from collage_mpi import cli, models
 from collage_mpi.faults import failure_detector, process_monitor
-from collage_mpi.job import main, network_loader, worker, worker_group
+from collage_mpi.job import main, network_loader, session, worker, worker_group
 from collage_mpi.mpi import transport
 from collage_mpi.system import hard_exit, pidfd
 from collage_mpi.system.environment import launcher_rank
@@ -206,6 +208,28 @@ def others(act, count):
     before(lead.Lead, "look", act, 1, lambda self: self.progress.images >= count)
 
 
+AT_WORK = ("receive", "compute", "reply")
+WAIT_LIMIT_S = 20.0
+
+
+def in_turn():
+    """Where a machine keeps those ranks waiting, the others would do their images meanwhile."""
+    told = [death.split(":") for death in DEATHS if death.count(":") > 1]
+    calls = {int(rank): int((*more, 1)[0]) for rank, moment, _, *more in told if moment in AT_WORK}
+    mine = calls.pop(RANK, 1 << 30)
+    first = [Path(FOLDER, f"{rank}.death") for rank, call in calls.items() if call < mine]
+    plain = models.NullPredictor.predict
+
+    def predict(self, batch):
+        until_s = time.monotonic() + WAIT_LIMIT_S
+        while batch.any() and first and time.monotonic() < until_s:
+            first[:] = [file for file in first if not file.exists()]
+            time.sleep(0.002)
+        return plain(self, batch)
+
+    models.NullPredictor.predict = predict
+
+
 def noted(act):
     def noting():
         Path(FOLDER, f"{RANK}.death").write_text(str(time.monotonic_ns()))
@@ -261,11 +285,13 @@ def apart():
 
 
 for death in DEATHS:
-    if death in ("apart", "only-mpi", "only-processes"):
+    if death in ("apart", "only-mpi", "only-processes", "in-turn"):
         globals()[death.replace("-", "_")]()
     elif death and int(death.split(":")[0]) == RANK:
         _, moment, how, *count = death.split(":")
         globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)
 worker_group.HERE_LIMIT_S, main.SHORT_STOP_S = 5.0, 2.0
+# The claim of a rank 0 that died apart: nobody holds it, and it need not be watched for 30 s.
+session.Patience = functools.partial(session.Patience, still_s=3.0)
 note_losses()
 sys.exit(cli.main(ARGUMENTS))
