@@ -40,7 +40,7 @@ from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.resume import has_run
-from collage_mpi.job.status import snapshot
+from collage_mpi.job.status import ranks_of_others, snapshot
 from collage_mpi.job.team import ALIVE_EVERY_NS, Supply, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SPARE_KINDS
@@ -198,14 +198,18 @@ def _run_plan(
                 supply=supply,
                 lead=lead,
             )
-            progress.also = _publisher(
+            progress.also = publisher(
                 published, writer, coordinator, worker_group, len(order), lead
             )
+            if lead is not None:
+                world_of = partial(_planned_world, plan)
+                published.others = partial(ranks_of_others, out, lead, world_of)
             try:
                 own = finish = coordinator.run(*roll_call(plan, worker_group, hellos))
                 if lead is not None and supply is not None:
                     late_s = settings.start_timeout_s
                     finish = wait_for_teams(lead, supply, writer, coordinator, finish, late_s)
+                    progress.also(True)  # how each team has ended
             finally:
                 progress.close()
         worker_group.end()
@@ -285,13 +289,13 @@ def wait_for_teams(
     return ev.Finish(lead.status, "" if lead.status == ev.COMPLETE else lead.reason)
 
 
-def _publisher(
+def publisher(
     published: StatusFiles,
-    writer: RunWriter,
+    writer: RowSink,
     coordinator: Coordinator,
     worker_group: WorkerGroup,
     total: int,
-    lead: Lead | None,
+    lead: Lead | None = None,
 ) -> Callable[[bool], None]:
     """What makes a status of the session, called with each progress line; True at the last."""
 

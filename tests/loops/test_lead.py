@@ -30,9 +30,13 @@ from collage_mpi.job.messages import (
     Stop,
 )
 from collage_mpi.job.session import build_lead
+from collage_mpi.job.status import ranks_of_others
 from collage_mpi.job.team import ranges_of
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received
+from collage_mpi.results.pending import status_folder
+from collage_mpi.results.rows import TASK_ROW
+from collage_mpi.results.status import StatusFiles
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 
 MS = 1_000_000
@@ -282,6 +286,30 @@ def test_the_end_waits_for_teams_at_work_and_for_late_ones_while_something_is_le
     play.lead.wait(report, late_s=2.0)
     assert 6 <= len(turns) <= 8  # rank 8 might still have come
     assert play.lead.faults == ["a shard"]
+
+
+def test_ranks_of_other_teams_are_those_that_they_tell_of(play, tmp_path):
+    start(play, 4)
+    assert list(ranks_of_others(tmp_path, play.lead, lambda team: [])) == []
+    rank = {"rank": 5, "host": "node1", "kinds": ["single"], "state": "ready", "tasks": 1}
+    folder = status_folder(tmp_path, 6)
+    folder.mkdir(parents=True)
+    facts = {"run_id": "r", "session": 6, "label": "none", "total": 16, "before": 0}
+    files = StatusFiles(folder, facts, 0.0, lambda: None)
+    files.offer(lambda: ({"done": 1, "state": "running", "ranks": [rank]}, np.empty(0, TASK_ROW)))
+    files.end("complete")
+    (found,) = ranks_of_others(tmp_path, play.lead, lambda team: [])
+    assert found == {**rank, "service_ms": None, "answers": 0}
+    for gone in (4, 8):
+        play.others.arrivals.append(Gone(gone, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()
+    planned = {2: [{"rank": 8, "kinds": []}, {"rank": 9, "kinds": ["collage"]}]}
+    lost = list(ranks_of_others(tmp_path, play.lead, planned.get))
+    assert [(r["rank"], r["host"], r["state"], r["why"]) for r in lost] == [
+        (5, "node1", "lost", "MPI says so"),
+        (9, "", "lost", "MPI says so"),
+    ]
 
 
 def test_ranges_of_numbers():

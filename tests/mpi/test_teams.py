@@ -16,6 +16,7 @@ from mortal_jobs import Ended, marked_shard, run_mortal
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import read_results, verify_run
+from collage_mpi.results.status import read_status
 
 pytestmark = pytest.mark.mpi
 
@@ -79,6 +80,12 @@ def test_teams_share_the_images_and_the_run_is_one(mpi, shard, tmp_path, teams):
     assert summary["price"]["images_per_s"] > 0.5 * IMAGES / whole_s  # not one after another
     assert [team["team"] for team in summary["teams"]] == list(range(teams))
     assert not (tmp_path / "out" / "pending").exists()
+    status = read_status(tmp_path / "out")  # of late teams too: each has said its last word
+    listed = {rank["rank"]: rank for rank in status["ranks"]}
+    working = {rank for rank in range(TEAM * teams) if rank % TEAM and rank // TEAM + 1 in at_work}
+    assert working <= set(listed)
+    assert {rank["state"] for rank in listed.values()} == {"ready"}
+    assert all(listed[rank]["service_ms"] > 0 for rank in set(found.images["rank"].tolist()))
 
 
 def test_a_world_that_cannot_be_parted_is_told(mpi, shard, tmp_path):
@@ -96,6 +103,10 @@ def test_a_lost_coordinators_images_go_to_other_teams(job):
     found = check(ended.out)
     assert "team 1 (rank 4) is given up" in ended.said
     assert ended.said.count("Traceback") == 0
+    told = {rank["rank"]: rank for rank in read_status(ended.out)["ranks"]}
+    lost = {rank for rank, record in told.items() if record["state"] == "lost"}
+    assert lost == {5, 6, 7}
+    assert set(told) >= {1, 2, 3, 5, 6, 7}
     lost = {loss["rank"] for loss in found.manifest["lost"]}
     assert lost == {4}
     ranks = found.manifest["sessions"][1]["final"]["world"]
