@@ -152,7 +152,7 @@ class TeamSession:
                 rows,
                 encoder,
                 reader,
-                lambda: self._why_stop() or supply.halted,
+                lambda: link.lost or supply.halted or self._stop_reason(),
                 progress,
                 costs=costs,
                 reading=reading,
