@@ -21,7 +21,7 @@ import numpy as np
 from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import AnyEncoder
-from collage_mpi.errors import CollageError, ExitCode, UsageError
+from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job.coordinator import Coordinator
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
 from collage_mpi.job.handshake import (
@@ -113,8 +113,6 @@ def run_session(
     known = read_manifest(Path(settings.out))["shards"] if resume else None
     plan = make_plan(settings, worker_group.transport.size, known)
     try:
-        if settings.teams > 1 and worker_group.others is None:
-            raise UsageError(f"teams is {settings.teams}: needed is 1 in demos and experiments")
         return _run_plan(plan, worker_group, resume, retry_errors, stop_reason, phase)
     finally:
         plan.shards.close()
