@@ -203,7 +203,7 @@ def _run_plan(
                 world_of = partial(_planned_world, plan)
                 published.others = partial(ranks_of_others, out, lead, world_of)
             try:
-                own = finish = coordinator.run(*roll_call(plan, worker_group, hellos))
+                finish = coordinator.run(*roll_call(plan, worker_group, hellos))
                 if lead is not None and supply is not None:
                     late_s = settings.start_timeout_s
                     finish = wait_for_teams(lead, supply, writer, coordinator, finish, late_s)
@@ -211,12 +211,14 @@ def _run_plan(
             finally:
                 progress.close()
         worker_group.end()
+        if lead is not None and not lead.unread:
+            plan.shards.lost.clear()  # others have read them
         status, faults = judge_input(plan.shards, finish.status)
         final = final_facts(plan, coordinator, hellos, costs, job)
         if lead is not None:
             writer.teams = lead.entries(out, partial(_planned_world, plan))
-            mine = judge_input(plan.shards, own.status)[1]
-            faults = tuple(dict.fromkeys([*faults, *mine, *lead.faults]))
+            faults = tuple(dict.fromkeys([*faults, *lead.lost, *lead.changed]))
+            status = ev.INCOMPLETE if lead.unread else status
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
         sent = reading < set(plan.placement.workers)  # to some, by rank 0
         final["read_by"] = sorted({0, *reading} if sent else reading)
@@ -282,7 +284,7 @@ def wait_for_teams(
     if fault is not None:
         raise fault
     supply.tell_of_parts()
-    lead.say(Done(finish.status, finish.reason, ()))
+    lead.say(Done(finish.status, finish.reason, (), ()))
     lead.wait(coordinator.report, late_s)
     return ev.Finish(lead.status, "" if lead.status == ev.COMPLETE else lead.reason)
 
@@ -318,14 +320,18 @@ def judge_input(shards: ShardSet, status: str) -> tuple[str, tuple[str, ...]]:
 
     Without all of its shards a run is incomplete; one that was stopped says just that.
     """
-    unread = _unread(shards)
     if status == ev.INCOMPLETE:
         return status, ()
-    changed = (
+    unread = _unread(shards)
+    return ev.INCOMPLETE if unread else status, (*unread, *changes(shards))
+
+
+def changes(shards: ShardSet) -> list[str]:
+    """Shards that are not what they were at the start."""
+    return [
         f"{why}; its rows are those of the file as it was at the start"
         for why in shards.changed().values()
-    )
-    return ev.INCOMPLETE if unread else status, (*unread, *changed)
+    ]
 
 
 def _unread(shards: ShardSet) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.session import (
     build_coordinator,
     build_encoder,
+    changes,
     final_facts,
-    judge_input,
     open_reader,
     publisher,
 )
@@ -176,8 +176,11 @@ class TeamSession:
         final["read_by"] = sorted(reading) or [plan.placement.coordinator]
         final["lost"] = worker_group.detector.describe()
         self._leave(rows, finish.status, final)
-        faults = judge_input(plan.shards, finish.status)[1]
-        link.say(Done(finish.status, finish.reason, tuple(text[:500] for text in faults[:20])))
+        lost, changed = (
+            tuple(text[:500] for text in texts[:20])
+            for texts in (list(plan.shards.lost.values()), changes(plan.shards))
+        )
+        link.say(Done(finish.status, finish.reason, lost, changed))
 
     def _status(self, every_s: float) -> StatusFiles:
         """How the team stands, for the lead."""

@@ -150,6 +150,27 @@ def test_all_workers_of_the_leads_team_die_and_the_others_do_its_images(job):
     check(ended.out)
 
 
+@pytest.mark.parametrize("death", ["0:others:blind:20", "4:images:blind:20"])
+def test_what_one_team_can_read_no_more_another_reads(job, death):
+    ended = job(death, 2, *SLOW)
+    assert ended.code == COMPLETE, ended.said
+    check(ended.out)
+    team = death.startswith("4")
+    assert f"team {int(team)} could not read" in ended.said
+    assert "its disk is gone" not in ended.said
+
+
+def test_what_no_team_can_read_is_lacking_and_resume_reads_it(job):
+    ended = job("0:others:blind:20,4:images:blind:30", 2, *SLOW)
+    assert ended.code == ExitCode.DATA, ended.said
+    found = check(ended.out, whole=False)
+    assert found.manifest["status"] == "incomplete"
+    assert "shard 0: its disk is gone" in ended.said
+    ended = job("", 2, fresh=False)
+    assert ended.code == COMPLETE, ended.said
+    check(ended.out)
+
+
 @pytest.mark.parametrize("teams_after", [2, 3, 1])
 def test_the_lead_dies_and_what_its_teams_had_is_kept(job, teams_after):
     ended = job("0:others:kill:40", 2, *SLOW)
