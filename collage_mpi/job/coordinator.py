@@ -223,12 +223,11 @@ class Coordinator:
 
     def _pause(self) -> None:
         """Wait a little; where no image is in hand for the lead alone, which is heard so often."""
-        until_ns = self._until_timer_ns()
         in_hand = self.scheduler.groups.unresolved or self.feed.reader.remaining
         if self._supply is None or in_hand:
-            self.backoff.pause(until_ns)
+            self.backoff.pause(self._until_timer_ns())
         else:
-            self.backoff.rest(REST_NS if until_ns is None else min(until_ns, REST_NS))
+            self.backoff.rest(REST_NS)
 
     def report(self) -> None:
         """Tell how far the job is."""

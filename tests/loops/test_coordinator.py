@@ -673,19 +673,32 @@ class Leases:
         return image // 4
 
 
-def test_a_team_with_no_image_in_hand_looks_up_once_a_ms_and_else_as_ever():
-    job = Job(8, scheme="none", cluster={"service_ns": lambda rank, task: 30 * MS})
-    more = [job.feed.reader._left.pop() for _ in range(4)][::-1]
-    job.coordinator._supply = Leases(job, job.start_ns + 200 * MS, more)
-    sleeps: dict[bool, set[int]] = {True: set(), False: set()}
+def sleeps_of(job: Job) -> dict[bool, set[int]]:
+    """How long it sleeps, ns, with images in hand and without, once it has run."""
+    found: dict[bool, set[int]] = {True: set(), False: set()}
     sleep = job.coordinator.backoff._sleep
 
     def noted(seconds: float) -> None:
-        sleeps[job.scheduler.groups.unresolved > 0].add(round(seconds * 1e9))
+        in_hand = job.scheduler.groups.unresolved or job.feed.reader.remaining
+        found[bool(in_hand)].add(round(seconds * 1e9))
         sleep(seconds)
 
     job.coordinator.backoff._sleep = noted
     job.complete()
+    return found
+
+
+def test_a_team_with_no_image_in_hand_looks_up_once_a_ms_and_else_as_ever():
+    job = Job(8, scheme="none", every_ns=40 * MS, cluster={"service_ns": lambda *_: 30 * MS})
+    more = [job.feed.reader._left.pop() for _ in range(4)][::-1]
+    job.coordinator._supply = Leases(job, job.start_ns + 200 * MS, more)
+    sleeps = sleeps_of(job)
     assert sleeps[False] == {MS}
     assert max(sleeps[True]) <= COORDINATOR_BACKOFF.longest_ns
-    assert max(row.latency_ns for row in job.writer.images) < 32 * MS  # none waited for a look
+
+
+def test_a_job_of_one_team_looks_up_as_ever_while_late_answers_are_awaited():
+    late = {"service_ns": lambda rank, task: 100 * MS if rank == 5 else 30 * MS}
+    sleeps = sleeps_of(Job(4, cluster=late))
+    assert sleeps[False]
+    assert max(sleeps[False] | sleeps[True]) <= COORDINATOR_BACKOFF.longest_ns
