@@ -29,19 +29,10 @@ def start(out: Path, shard: str, teams: int, images: int) -> subprocess.Popen[by
     shutil.rmtree(out, ignore_errors=True)
     job = f"run --shards {shard} --out {out} --limit {images} --teams {teams} --singles {SINGLES}"
     how = "--single null --collage null --side 2 --scheme none --endgame off --depth 8"
-    words = [
-        "launch",
-        "-n",
-        str(teams * (SINGLES + 1)),
-        "--",
-        *job.split(),
-        *how.split(),
-        "--status-every-s",
-        "600",
-    ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "collage_mpi", *words], stdout=subprocess.DEVNULL
-    )
+    said = "--status-every-s 600"
+    words = f"launch -n {teams * (SINGLES + 1)} -- {job} {how} {said}".split()
+    command = [sys.executable, "-m", "collage_mpi", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def cpu_us(outs: list[Path]) -> float:

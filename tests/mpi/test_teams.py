@@ -23,6 +23,7 @@ pytestmark = pytest.mark.mpi
 IMAGES, TEAM = 803, 4
 COMPLETE, INCOMPLETE = int(ExitCode.COMPLETE), int(ExitCode.INCOMPLETE)
 SHAPE = ("--single", "null", "--collage", "null", "--side", "2", "--singles", "2")
+ALL_OF_THE_LEAD = ",".join(f"{rank}:receive:kill:3" for rank in (1, 2, 3))
 SLOW = ("--straggler", "pinned", "--straggler-median-ms", "20", "--cost-ratio", "1")
 
 
@@ -144,8 +145,7 @@ def test_all_workers_of_a_team_die_and_the_others_do_its_images(job):
 
 
 def test_all_workers_of_the_leads_team_die_and_the_others_do_its_images(job):
-    dead = ",".join(f"{rank}:receive:kill:3" for rank in (1, 2, 3))
-    ended = job(dead, 2, *SLOW)
+    ended = job(ALL_OF_THE_LEAD, 2, *SLOW)
     assert ended.code == COMPLETE, ended.said
     check(ended.out)
 
@@ -160,9 +160,11 @@ def test_what_one_team_can_read_no_more_another_reads(job, death):
     assert "its disk is gone" not in ended.said
 
 
-def test_what_no_team_can_read_is_lacking_and_resume_reads_it(job):
-    ended = job("0:others:blind:20,4:images:blind:30", 2, *SLOW)
+@pytest.mark.parametrize("other", ["0:others:blind:20", ALL_OF_THE_LEAD])
+def test_what_no_team_can_read_is_lacking_and_resume_reads_it(job, other):
+    ended = job(f"4:images:blind:30,{other}", 2, *SLOW)
     assert ended.code == ExitCode.DATA, ended.said
+    assert "were removed" not in ended.said
     found = check(ended.out, whole=False)
     assert found.manifest["status"] == "incomplete"
     assert "shard 0: its disk is gone" in ended.said
