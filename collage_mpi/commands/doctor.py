@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.settings.flags import add_flags
+from collage_mpi.settings.pace import SurvivalSettings
 from collage_mpi.settings.redundancy import RANKS, RankSettings
 from collage_mpi.settings.shipped import file_argument
 from collage_mpi.system.fields import names
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collage_mpi.doctor.screen import Screen
 
 TRIAL_RANKS = 2
+OF_RUN = (*names(RankSettings), "teams")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         RANKS, "as of `run`; without --side and --singles, numbers that fit the ranks there are"
     )
     add_flags(parser, RankSettings)
+    add_flags(parser, SurvivalSettings, ["teams"])
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -65,7 +68,7 @@ def execute(args: argparse.Namespace) -> int:
         raise UsageError(f"-n {args.ranks}: at least 1 rank")
     wanted = Wanted(
         ranks=args.ranks,
-        run={name: value for name, value in vars(args).items() if name in names(RankSettings)},
+        run={name: value for name, value in vars(args).items() if name in OF_RUN},
         device=args.device,
         mpi=args.mpi,
         mpiexec=args.mpiexec,
@@ -169,7 +172,7 @@ class Doctor:
 
         told = asdict(facts)
         run = told["wanted"].pop("run")
-        told["wanted"] |= {name: run.get(name) for name in names(RankSettings)}
+        told["wanted"] |= {name: run.get(name) for name in (*names(RankSettings), *run)}
         return {
             "format": "collage-mpi doctor",
             "version": 1,

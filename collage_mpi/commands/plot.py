@@ -90,7 +90,9 @@ def _cdf(args: argparse.Namespace) -> Sequence[Path]:
 def _timeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, with its rows")
     parser.add_argument("--groups", required=True, metavar="A-B", help="first and last group")
-    parser.add_argument("--session", type=int, default=1, metavar="N", help="of a resumed run")
+    parser.add_argument(
+        "--session", type=int, default=1, metavar="N", help="of a resumed run, or of several teams"
+    )
     _add_out(parser, "lines above the figure")
 
 

@@ -110,12 +110,12 @@ def roles(wanted: Wanted, size: int) -> list[str]:
     if not isinstance(placed, Placement):
         return ["coordinator", *["-"] * (size - 1)]
     held = ["+".join(sorted(kinds, reverse=True)) or "idle" for kinds in placed.kinds]
-    return ["coordinator", *held[1:]]
+    return ["coordinator", *held[1:]] * wanted.run.get("teams", 1)
 
 
 def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int | None]:
-    """The placement `run` would make, and the side; where the user gave no numbers, those
-    that fit: a side if one does, else single ranks."""
+    """The placement `run` would make, of the first of several teams, and the side; where the user
+    gave no numbers, those that fit: a side if one does, else single ranks."""
     tries: list[Mapping[str, int]] = [{}]
     if not wanted.run.keys() & {"side", "singles"}:
         tries = [{"side": side} for side in range(MIN_SIDE, MAX_SIDE + 1)]
@@ -123,7 +123,7 @@ def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int
     error: CollageError | None = None
     for numbers in tries:
         try:
-            placed = _settings(wanted, **numbers).place(size)
+            placed = _settings(wanted, **numbers).place_team(size, 0, None)
             return placed, numbers.get("side", wanted.run.get("side"))
         except CollageError as found:
             error = found
@@ -156,7 +156,9 @@ def check_size(wanted: Wanted, size: int) -> Finding:
             f"{size} ranks: {counted(n_single, 'single rank')} fit no side",
             f"give run --singles {n_single}, or {_sides_near(wanted, size)}",
         )
-    what = "" if side is None else f"side {side}: "
+    teams = wanted.run.get("teams", 1)
+    what = "" if teams == 1 else f"{teams} teams, each of "
+    what += "" if side is None else f"side {side}: "
     return Finding("world size", OK, f"{what}{placed.describe()}")
 
 
@@ -165,7 +167,7 @@ def _sides_near(wanted: Wanted, size: int) -> str:
     found: dict[int, int] = {}
     for side in range(MIN_SIDE, MAX_SIDE + 1):
         with suppress(CollageError):  # such as a parity k of more than the group
-            found[side] = _settings(wanted, side=side).world_size
+            found[side] = _settings(wanted, side=side).launch_size
     small = max(0, sum(found[side] <= size for side in found) - 1)
     near = list(found.items())[small : small + 2]
     return "launch " + " or ".join(f"-n {ranks} (side {side})" for side, ranks in near)

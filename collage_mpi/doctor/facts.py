@@ -36,8 +36,8 @@ class Wanted:
 
     Attributes:
         ranks: world size; None if the user did not say.
-        run: the settings of `run` that decide which ranks there are (RankSettings), as far as
-            the user said them.
+        run: the settings of `run` that decide which ranks there are (RankSettings, teams), as
+            far as the user said them.
         device: auto, cpu or cuda.
         mpi, mpiexec: as of `launch`.
     """

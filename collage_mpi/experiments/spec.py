@@ -204,8 +204,12 @@ def ranks_needed(settings: RunSettings) -> int:
     """World size that the settings need, rank 0 included.
 
     Raises:
-        UsageError: the scheme cannot be placed, or a slow rank is outside the world.
+        UsageError: several teams; the scheme cannot be placed, or a slow rank is outside the world.
     """
+    if settings.teams > 1:
+        raise UsageError(
+            f"teams is {settings.teams}; it needs 1: runs of an experiment have one coordinator"
+        )
     world = settings.world_size
     settings.place(world)
     settings.check_slow_ranks(world)

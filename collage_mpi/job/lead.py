@@ -41,6 +41,7 @@ class Team:
         rank: of its coordinator.
         session: of its rows.
         ready: it takes leases, under its epoch.
+        blind: it gets none for now: it could not read what it had left, which others try.
         lease: the last that it got.
         published: images in parts that count.
         lulled, closed: what it was told.
@@ -52,6 +53,7 @@ class Team:
     rank: int
     session: int
     ready: bool = False
+    blind: bool = False
     epoch: int = 0
     lease: int = -1
     published: int = 0
@@ -63,15 +65,20 @@ class Team:
 
     @property
     def at_work(self) -> bool:
-        """Whether it may take leases."""
+        """Whether it takes leases, or stays until all is done."""
         return self.ready and self.done is None and self.gone is None
+
+    @property
+    def takes(self) -> bool:
+        """Whether it is among those of the book of leases."""
+        return self.at_work and not self.blind
 
 
 class Lead:
     """Polled in rank 0's loop; never waits for a team but in `wait`.
 
     Attributes:
-        unread: images that a team could not read.
+        unread: images that no team could read.
         inbox: what team 0 is told.
     """
 
@@ -198,8 +205,8 @@ class Lead:
 
     @property
     def status(self) -> str:
-        """Of the launch, once no team is at work."""
-        return ev.COMPLETE if self._book.finished and not self.unread else ev.INCOMPLETE
+        """Of the launch, once no team is at work; what no team could read is told apart."""
+        return ev.COMPLETE if self._book.finished else ev.INCOMPLETE
 
     @property
     def reason(self) -> str:
@@ -208,9 +215,15 @@ class Lead:
         return next(said, "no team is left to do the rest")
 
     @property
-    def faults(self) -> list[str]:
-        """Of the input, as teams met them."""
-        return [fault for team in self.teams if team.done for fault in team.done.faults]
+    def lost(self) -> list[str]:
+        """Why shards were not read in full, where that left an image without a row."""
+        ended = [team.done for team in self.teams if team.done]
+        return [why for done in ended for why in done.lost] if self.unread else []
+
+    @property
+    def changed(self) -> list[str]:
+        """Shards that have changed, as teams met them."""
+        return [why for team in self.teams if team.done for why in team.done.changed]
 
     def entries(
         self, out: Path, world_of: Callable[[int], list[dict[str, Any]]]
@@ -237,12 +250,12 @@ class Lead:
         elif isinstance(said, Ready):
             self._waiting.append((team, said))
         elif isinstance(said, Begun):
-            if team.at_work:
+            if team.takes:
                 self._book.begun(team.number, said.number)
         elif isinstance(said, Part):
             self._commit(team, said)
         elif isinstance(said, Idle):
-            self._count_unread(team, said)
+            self._judge_rest(team, said)
         elif isinstance(said, Done):
             self._end(team, said)
         elif isinstance(said, Fault):
@@ -280,20 +293,26 @@ class Lead:
             team.published += count(ranges)
         self._publisher.put(part.table, team.session, part.number)
 
-    def _count_unread(self, team: Team, idle: Idle) -> None:
-        """What has no row though all was done that could be read: nobody gets it again."""
-        if not team.at_work or idle.lease != team.lease:
+    def _judge_rest(self, team: Team, idle: Idle) -> None:
+        """What has no row though all was done that could be read: each other team tries it."""
+        if not team.takes or idle.lease != team.lease:
             return  # it has got another one meanwhile
         held = self._book.held(team.number)
-        if held:
+        if held and any(other.takes for other in self.teams if other is not team):
+            team.blind = True
+            self._book.lost(team.number)
+            text = f"team {team.number} could not read {count(held):,} image(s)"
+            tell(f"collage-mpi run: {text}, which other teams try")
+        elif held:
             self.unread += count(held)
             self._book.commit(team.number, team.epoch, held)
 
     def _end(self, team: Team, done: Done) -> None:
         """It has written all it will write: what it had left goes to others."""
         if team.at_work:
+            if team.takes:
+                self._book.lost(team.number)
             team.done = done
-            self._book.lost(team.number)
 
     def _fault(self, team: Team, said: Fault) -> None:
         """A team cannot work, or not go on: as a rank, it is missed where others can."""
@@ -311,13 +330,13 @@ class Lead:
         """
         if team.gone is not None:
             return
-        was_at_work, team.gone = team.at_work, why
+        took, team.gone = team.takes, why
         if not stay:
             # Not its own code: that of the job is told by who sees its end.
             self._tell(team, messages.Stop(int(ExitCode.COMPLETE)))
             self._others.transport.drop(team.rank)
         text = "is given up" if team.done is None else "has gone after its last row"
-        if was_at_work:
+        if took:
             images = count(self._book.held(team.number))
             text += f"; {images:,} image(s) that it had go to others"
             self._book.lost(team.number)
@@ -329,8 +348,13 @@ class Lead:
         """Give what is wanted; tell who gets none."""
         if self._halted or self._start is None:
             return
-        for team in [each for each in self.teams if each.at_work]:
-            while self._book.wants(team.number):
+        at_work = [team for team in self.teams if team.at_work]
+        if self._book.left and not any(team.takes for team in at_work):
+            for team in at_work:  # a loss has left it to those that could not read something
+                team.blind = False
+                self._join(team)
+        for team in at_work:
+            while team.takes and self._book.wants(team.number):
                 lease = self._book.grant(team.number)
                 team.lease, team.lulled = lease.number, False
                 places = messages.packed_ranges(lease.ranges)

@@ -305,12 +305,14 @@ class Done:
 
     Attributes:
         status: of the scheduler's Finish, reason likewise.
-        faults: shards that were not read in full, or have changed.
+        lost: why shards were not read in full, which another team may have read.
+        changed: shards that are not as they were at the start.
     """
 
     status: str
     reason: str
-    faults: tuple[str, ...]
+    lost: tuple[str, ...]
+    changed: tuple[str, ...]
 
 
 # ---- as bytes ---------------------------------------------------------------

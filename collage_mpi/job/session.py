@@ -21,7 +21,7 @@ import numpy as np
 from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import AnyEncoder
-from collage_mpi.errors import CollageError, ExitCode, UsageError
+from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job.coordinator import Coordinator
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
 from collage_mpi.job.handshake import (
@@ -40,7 +40,7 @@ from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.resume import has_run
-from collage_mpi.job.status import snapshot
+from collage_mpi.job.status import ranks_of_others, snapshot
 from collage_mpi.job.team import ALIVE_EVERY_NS, Supply, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SPARE_KINDS
@@ -113,8 +113,6 @@ def run_session(
     known = read_manifest(Path(settings.out))["shards"] if resume else None
     plan = make_plan(settings, worker_group.transport.size, known)
     try:
-        if settings.teams > 1 and worker_group.others is None:
-            raise UsageError(f"teams is {settings.teams}: needed is 1 in demos and experiments")
         return _run_plan(plan, worker_group, resume, retry_errors, stop_reason, phase)
     finally:
         plan.shards.close()
@@ -198,23 +196,29 @@ def _run_plan(
                 supply=supply,
                 lead=lead,
             )
-            progress.also = _publisher(
+            progress.also = publisher(
                 published, writer, coordinator, worker_group, len(order), lead
             )
+            if lead is not None:
+                world_of = partial(_planned_world, plan)
+                published.others = partial(ranks_of_others, out, lead, world_of)
             try:
-                own = finish = coordinator.run(*roll_call(plan, worker_group, hellos))
+                finish = coordinator.run(*roll_call(plan, worker_group, hellos))
                 if lead is not None and supply is not None:
                     late_s = settings.start_timeout_s
                     finish = wait_for_teams(lead, supply, writer, coordinator, finish, late_s)
+                    progress.also(True)  # how each team has ended
             finally:
                 progress.close()
         worker_group.end()
+        if lead is not None and not lead.unread:
+            plan.shards.lost.clear()  # others have read them
         status, faults = judge_input(plan.shards, finish.status)
         final = final_facts(plan, coordinator, hellos, costs, job)
         if lead is not None:
             writer.teams = lead.entries(out, partial(_planned_world, plan))
-            mine = judge_input(plan.shards, own.status)[1]
-            faults = tuple(dict.fromkeys([*faults, *mine, *lead.faults]))
+            faults = tuple(dict.fromkeys([*faults, *lead.lost, *lead.changed]))
+            status = ev.INCOMPLETE if lead.unread else status
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
         sent = reading < set(plan.placement.workers)  # to some, by rank 0
         final["read_by"] = sorted({0, *reading} if sent else reading)
@@ -281,18 +285,18 @@ def wait_for_teams(
     if fault is not None:
         raise fault
     supply.tell_of_parts()
-    lead.say(Done(finish.status, finish.reason, ()))
+    lead.say(Done(finish.status, finish.reason, (), ()))
     lead.wait(coordinator.report, late_s)
     return ev.Finish(lead.status, "" if lead.status == ev.COMPLETE else lead.reason)
 
 
-def _publisher(
+def publisher(
     published: StatusFiles,
-    writer: RunWriter,
+    writer: RowSink,
     coordinator: Coordinator,
     worker_group: WorkerGroup,
     total: int,
-    lead: Lead | None,
+    lead: Lead | None = None,
 ) -> Callable[[bool], None]:
     """What makes a status of the session, called with each progress line; True at the last."""
 
@@ -317,14 +321,18 @@ def judge_input(shards: ShardSet, status: str) -> tuple[str, tuple[str, ...]]:
 
     Without all of its shards a run is incomplete; one that was stopped says just that.
     """
-    unread = _unread(shards)
     if status == ev.INCOMPLETE:
         return status, ()
-    changed = (
+    unread = _unread(shards)
+    return ev.INCOMPLETE if unread else status, (*unread, *changes(shards))
+
+
+def changes(shards: ShardSet) -> list[str]:
+    """Shards that are not what they were at the start."""
+    return [
         f"{why}; its rows are those of the file as it was at the start"
         for why in shards.changed().values()
-    )
-    return ev.INCOMPLETE if unread else status, (*unread, *changed)
+    ]
 
 
 def _unread(shards: ShardSet) -> tuple[str, ...]:

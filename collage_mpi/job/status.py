@@ -1,6 +1,6 @@
 """A snapshot of a running job, for who looks into its folder.
 
-Owns: what is taken from the scheduler, the totals and the watch over ranks.
+Owns: what is taken from the scheduler, the totals and the watch over ranks, and from other teams.
 Does not know: when a snapshot is due, files (results/status).
 
 Rank 0 knows all of it anyway, so nothing is counted for it in the loop; the snapshot itself is
@@ -9,11 +9,16 @@ O(ranks), once in a few seconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from collage_mpi.errors import CollageError
 from collage_mpi.faults.failure_detector import FailureDetector
+from collage_mpi.job.lead import Lead
 from collage_mpi.job.recorder import Totals
-from collage_mpi.results.status import ENDING, RUNNING
+from collage_mpi.results.pending import status_folder
+from collage_mpi.results.status import ENDING, RUNNING, read_status
 from collage_mpi.scheduler import Scheduler
 
 
@@ -51,3 +56,21 @@ def snapshot(
         "by_collage": totals.collage,
         "ranks": ranks,
     }
+
+
+def ranks_of_others(
+    out: Path, lead: Lead, world_of: Callable[[int], list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """The ranks of the other teams, as each has last said in a status of its own.
+
+    Those of a team that was given up are lost: where it has said nothing `world_of` tells them.
+    """
+    for team in lead.teams[1:]:
+        try:
+            ranks = read_status(status_folder(out, team.session))["ranks"]
+        except CollageError:
+            ranks = []  # it has none yet
+        if team.gone is not None:
+            ranks = ranks or [{"host": "", **rank} for rank in world_of(team.number)[1:]]
+            ranks = [{**rank, "state": "lost", "tasks": 0, "why": team.gone} for rank in ranks]
+        yield from ranks

@@ -97,6 +97,11 @@ class LeadLink:
         """
         while (said := self._poll()) is not None:
             self._heard.append(said)
+        return self.lost
+
+    @property
+    def lost(self) -> str | None:
+        """What the loss of the lead is to those who hear it otherwise; costs no look."""
         return LEAD_LOST if self.gone.is_set() else None
 
     def wait_for(self, kind: type[Said], interrupted: Callable[[], str | None]) -> Said:

@@ -20,16 +20,19 @@ from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.session import (
     build_coordinator,
     build_encoder,
+    changes,
     final_facts,
-    judge_input,
     open_reader,
+    publisher,
 )
 from collage_mpi.job.team import Dismissed, LeadLink, LeadLost, Supply, order_digest
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.results.manifest import plain, read_manifest
 from collage_mpi.results.parts import sessions_of
-from collage_mpi.results.pending import entry_path
+from collage_mpi.results.pending import entry_path, status_folder
+from collage_mpi.results.reader import label_of
 from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.status import StatusFiles
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.progress import StatusReporter
@@ -140,20 +143,27 @@ class TeamSession:
         costs = ServiceCosts({}, {}, start.cost_ratio, None, start.batch_costs)
         with open_reader(plan, plan.order, encoder, reading) as reader:
             supply = Supply(link, plan, reader, rows)
+            every_s = plan.settings.status_every_s
+            progress = StatusReporter(None, "", every_s=every_s, silent=True)
+            published = self._status(every_s)
             coordinator = build_coordinator(
                 plan,
                 worker_group,
                 rows,
                 encoder,
                 reader,
-                lambda: self._why_stop() or supply.halted,
-                StatusReporter(None, "", silent=True),
+                lambda: link.lost or supply.halted or self._stop_reason(),
+                progress,
                 costs=costs,
                 reading=reading,
                 supply=supply,
             )
+            total = self._manifest["rows"]
+            progress.also = publisher(published, rows, coordinator, worker_group, total)
             link.progress = lambda: supply.progress
             finish = coordinator.run(*roll_call(plan, worker_group, hellos))
+            progress.close()
+        published.end(finish.status)
         worker_group.end()
         fault = rows.drain()
         if fault is not None:
@@ -166,8 +176,25 @@ class TeamSession:
         final["read_by"] = sorted(reading) or [plan.placement.coordinator]
         final["lost"] = worker_group.detector.describe()
         self._leave(rows, finish.status, final)
-        faults = judge_input(plan.shards, finish.status)[1]
-        link.say(Done(finish.status, finish.reason, tuple(text[:500] for text in faults[:20])))
+        lost, changed = (
+            tuple(text[:500] for text in texts[:20])
+            for texts in (list(plan.shards.lost.values()), changes(plan.shards))
+        )
+        link.say(Done(finish.status, finish.reason, lost, changed))
+
+    def _status(self, every_s: float) -> StatusFiles:
+        """How the team stands, for the lead."""
+        manifest, session = self._manifest, self._begin.session
+        folder = status_folder(self.out, session)
+        folder.mkdir(exist_ok=True)
+        facts = {
+            "run_id": manifest["run_id"],
+            "session": session,
+            "label": label_of(manifest),
+            "total": manifest["rows"],
+            "before": 0,
+        }
+        return StatusFiles(folder, facts, every_s, lambda: None)
 
     def _leave(self, rows: RowSink, status: str, final: dict[str, Any]) -> None:
         """What the manifest is to have of the session, which may be more than a message holds."""

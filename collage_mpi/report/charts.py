@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Results
 from collage_mpi.results.statistics import PERCENTILES, ecdf, percentile, percentile_name
 from collage_mpi.results.timeline import STRAGGLER, Timeline, look_of, looks, make_timeline
@@ -26,13 +27,16 @@ BARS = 1500
 Json = dict[str, Any]
 
 
-def chart_data(run: Results, name: str) -> Json:
-    """All charts of one run, ready for JSON; None where the run has nothing for one."""
+def chart_data(run: Results, name: str, *, by_team: bool = False) -> Json:
+    """All charts of one run, ready for JSON; None where the run has nothing for one.
+
+    `by_team`: a line over time of the fastest team and of the slowest, too.
+    """
     measured = len(run.measured_groups) > 0
     return {
         "name": name,
         "curve": _curve(run) if measured else None,
-        "time": _over_time(run) if measured else None,
+        "time": _over_time(run, by_team) if measured else None,
         "timeline": _timeline(run) if measured and len(run.tasks) else None,
     }
 
@@ -72,16 +76,27 @@ def kept_steps(share: np.ndarray, n: int) -> np.ndarray:
     return np.unique(np.clip(wanted, 0, len(share) - 1))
 
 
-def _over_time(run: Results) -> Json:
-    """Median and slowest group of each of at most SLICES slices; sessions one behind another."""
+def _over_time(run: Results, by_team: bool) -> Json:
+    """Median and slowest group of each of at most SLICES slices.
+
+    Sessions lie one behind another, but those of a launch's teams side by side.
+    """
     groups = np.sort(run.measured_groups, order=("session", "t0_ns", "group"))
+    launches, began = launch_of(run.manifest), began_ns(run.manifest)
     t0_ns = groups["t0_ns"].astype(np.int64)
-    begins_s, end_ns = [], 0
-    for session in np.unique(groups["session"]):
+    launch = groups["session"].astype(np.int64)
+    for session in began:
         mine = groups["session"] == session
+        t0_ns[mine] += began[session]
+        launch[mine] = launches[session]
+    begins_s, end_ns = [], 0
+    for each in np.unique(launch):
+        mine = launch == each
         t0_ns[mine] += end_ns - t0_ns[mine].min()
         begins_s.append(end_ns / 1e9)
         end_ns = int((t0_ns[mine] + groups["latency_ns"][mine]).max())
+    order = np.argsort(t0_ns, kind="stable")
+    groups, t0_ns, team = groups[order], t0_ns[order], (groups["session"] - launch)[order]
     slices = np.array_split(np.arange(len(groups)), min(SLICES, len(groups)))
     latency_ms = groups["latency_ns"] / 1e6
     return {
@@ -90,6 +105,10 @@ def _over_time(run: Results) -> Json:
         "slowest": _digits([latency_ms[part].max() for part in slices]),
         "each": len(slices[0]),
         "sessions": _digits(begins_s[1:], 7),
+        "teams": [
+            [f"team {each}", [_median(latency_ms[part][team[part] == each]) for part in slices]]
+            for each in (_unlike(latency_ms, team) if by_team else ())
+        ],
     }
 
 
@@ -140,6 +159,16 @@ def _ranks_shown(timeline: Timeline) -> list[int]:
     for bar in timeline.bars:
         longest[bar.rank] = max(longest[bar.rank], bar.end_ns - bar.start_ns)
     return sorted(sorted(longest, key=lambda rank: -longest[rank])[:RANKS_SHOWN])
+
+
+def _unlike(latency_ms: np.ndarray, team: np.ndarray) -> list[int]:
+    """The teams with the least and the largest median."""
+    found = sorted(np.unique(team).tolist(), key=lambda each: np.median(latency_ms[team == each]))
+    return [found[0], found[-1]]
+
+
+def _median(values: np.ndarray) -> float | None:
+    return float(f"{np.median(values):.6g}") if len(values) else None
 
 
 def _digits(values: Any, digits: int = 6) -> list[float]:

@@ -96,7 +96,7 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
     entries = compare(runs, summaries=summaries)
     names = [readable(entry["name"]) for entry in entries]
     parts = []
-    for run, summary, name in zip(runs, summaries, names, strict=True):
+    for run, summary, entry, name in zip(runs, summaries, entries, names, strict=True):
         slow, rank_tables = tables.ranks(run)
         parts.append(
             {
@@ -107,7 +107,7 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
                 "simulated": "simulated" in run.manifest,
                 "proof": verify_run(run.path, run),
                 "warnings": readable(warnings(summary)),
-                "chart": chart_data(run, printable(name)),
+                "chart": chart_data(run, printable(name), by_team=bool(entry["unlike_teams"])),
                 "slow": slow,
                 "ranks": rank_tables,
                 "confusion": tables.confusions(run),

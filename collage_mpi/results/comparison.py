@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from collage_mpi.results.reader import Results, distinct
-from collage_mpi.results.render import optional, points, shares_shown, supported
+from collage_mpi.results.render import optional, points, shares_shown, supported, unlike_teams
 from collage_mpi.results.summary import summarise
 from collage_mpi.system.terminal import make_table, to_text, usable_width
 
@@ -47,8 +47,8 @@ def compare(
         Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
         independent (groups, or batches), `<stat>_ms` and `<stat>_ratio` (this run / first
         run, below 1 is faster) for p50, p95, p99, p99.9 and std, accuracy, paired {n,
-        accuracy, baseline, difference, only_this, only_baseline, why}, and the price. None where
-        the samples do not support it.
+        accuracy, baseline, difference, only_this, only_baseline, why}, the price, and
+        unlike_teams: lines to tell where teams differ. None where the samples do not support it.
     """
     summaries = summaries or [summarise(run) for run in runs]
     names = distinct([run.label for run in runs], runs)
@@ -79,6 +79,7 @@ def _entry(run: Results, summary: Json, first: Results, baseline: Json, per: str
     entry["accuracy"] = summary["accuracy"]["overall"]["accuracy"]
     entry["paired"] = paired_accuracy(run, first)
     entry["price"] = summary["price"]
+    entry["unlike_teams"] = unlike_teams(summary)
     return entry
 
 
@@ -217,6 +218,7 @@ def notes(entries: Sequence[Json]) -> list[str]:
         for e in entries[1:]
         if e["paired"]["why"] is not None
     ]
+    lines += [f"{e['name']}: {line}" for e in entries for line in e["unlike_teams"]]
     if any(entry["invalid"] for entry in entries):
         lines.append(INVALID_NOTE)
     return lines

@@ -105,6 +105,21 @@ def launch_of(manifest: Mapping[str, Any]) -> dict[int, int]:
     return {session: first for first, n in launches for session in range(first, first + n)}
 
 
+def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
+    """Session -> the Unix time at which its clock began, of launches of several teams.
+
+    By it they lie side by side. A team that was lost has told none: it counts as begun with the
+    first.
+    """
+    finals = {e["session"]: e.get("final") or {} for e in manifest.get("sessions") or []}
+    return {
+        session: (finals.get(session) or {}).get("began_ns")
+        or (finals.get(first) or {}).get("began_ns")
+        or 0
+        for session, first in launch_of(manifest).items()
+    }
+
+
 def npy_header(dtype: np.dtype, rows: int) -> bytes:
     """The `.npy` header of a one-dimensional array."""
     out = io.BytesIO()

@@ -97,6 +97,11 @@ def entry_path(out: Path, session: int) -> Path:
     return out / PENDING_FOLDER / f"session-{session:04d}.json"
 
 
+def status_folder(out: Path, session: int) -> Path:
+    """Where a team says how it stands, for the lead to tell of all ranks in one status."""
+    return out / PENDING_FOLDER / f"status-{session:04d}"
+
+
 def read_entry(out: Path, session: int) -> Any:
     """It, as the team wrote it.
 

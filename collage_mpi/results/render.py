@@ -31,7 +31,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             *(Text(line, style="bold red") for line in warnings(summary)),
             "",
             _latency_table(summary),
-            *_unlike_teams(summary),
+            *unlike_teams(summary),
             "",
             _parts_table(summary),
             "",
@@ -219,7 +219,7 @@ def coordinators(price: Json) -> str:
     return f"{n} coordinator" + ("s" if n > 1 else "")
 
 
-def _unlike_teams(summary: Json) -> list[str]:
+def unlike_teams(summary: Json) -> list[str]:
     """A line where the medians of teams differ: of two their 95 % intervals do not meet."""
     known = [team for team in summary.get("teams") or [] if team["p50_ci95_ms"]]
     if not known:

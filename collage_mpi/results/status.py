@@ -15,7 +15,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -39,6 +39,9 @@ _LARGEST_BYTES = 16 << 20  # 10,000 ranks are 2 MB
 
 class StatusFiles:
     """The status of one session, from its claim to its end.
+
+    Attributes:
+        others: the ranks of other teams, asked in the thread for each status.
 
     Args:
         out: the run's folder.
@@ -70,6 +73,7 @@ class StatusFiles:
         self._last: Json = {"state": STARTING, "done": 0, "ranks": []}
         self._before: tuple[float, int] | None = None  # seconds, done: of the last snapshot
         self._told = False
+        self.others: Callable[[], Iterable[Json]] = tuple
         self._waiting: tuple[Json, np.ndarray | None] | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -125,7 +129,8 @@ class StatusFiles:
             with self._guarded():
                 if tasks is not None:
                     add_service_times(said["ranks"], tasks)
-                self._last = {**said, **self._rates(said["done"])}
+                ranks = [*said["ranks"], *self.others()]
+                self._last = {**said, "ranks": ranks, **self._rates(said["done"])}
                 self._write(self._last)
 
     def _rates(self, done: int) -> Json:

@@ -20,7 +20,7 @@ import numpy as np
 from collage_mpi.kinds import COLLAGE, KINDS, SHARED_KINDS
 from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
-from collage_mpi.results.parts import launch_of
+from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.predictions import predictions
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import (
@@ -279,16 +279,13 @@ def _measured_span_s(results: Results) -> float:
 
     The sessions of a launch's teams ran side by side, each from the Unix time that it began at.
     """
-    groups, manifest = results.measured_groups, results.manifest
-    launches = launch_of(manifest)
-    finals = {e["session"]: e.get("final") or {} for e in manifest.get("sessions") or []}
+    groups = results.measured_groups
+    launches, began = launch_of(results.manifest), began_ns(results.manifest)
     spans: dict[int, list[tuple[int, int]]] = {}
     for session in np.unique(groups["session"]).tolist():
         rows = groups[groups["session"] == session]
         launch = launches.get(session, session)
-        at_ns = (finals.get(session) or {}).get("began_ns") or 0
-        # Without its Unix time, of a team that was lost, it counts as if begun with the first.
-        at_ns = at_ns or (finals.get(launch) or {}).get("began_ns") or 0
+        at_ns = began.get(session, 0)
         ends_ns = rows["t0_ns"] + rows["latency_ns"]
         span = at_ns + int(rows["t0_ns"].min()), at_ns + int(ends_ns.max())
         spans.setdefault(launch, []).append(span)

@@ -21,6 +21,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import KIND, KINDS, SINGLE, TABLE
+from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Results
 from collage_mpi.results.rows import OUTCOMES, ran_together
 from collage_mpi.system.files import write_atomic, writing
@@ -44,6 +45,7 @@ class Bar:
     """One task on its rank; times in ns since the session began.
 
     Attributes:
+        team: of several, the number of its session less that of the groups shown.
         state: of STATES; used: it resolved an image, late: answered, but resolved none.
         sent_ns, start_ns, end_ns: rank 0 sent it, the rank began, the answer was there.
         straggler: its service took over three times the median of its kind.
@@ -63,6 +65,7 @@ class Bar:
     straggler: bool
     lane: int = 0
     lanes: int = 1
+    team: int = 0
 
 
 def look_of(bar: Bar) -> str:
@@ -115,6 +118,9 @@ def looks(timeline: Timeline) -> dict[str, tuple[str, str]]:
 def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Timeline:
     """The tasks of groups `first` to `last`, both included, and what else ranks did meanwhile.
 
+    Of several teams one has the groups, whose session it is; the ranks of the others are shown
+    beside its own, at its times.
+
     Raises:
         UsageError: no such groups in that session.
         DataFault: the run kept no tasks.
@@ -127,7 +133,7 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
         known = f"{groups['group'].min()} to {groups['group'].max()}" if len(groups) else "none"
         raise UsageError(f"{run.path}: no groups {first} to {last}; session {session} has {known}")
     ends_ns = chosen["t0_ns"] + chosen["latency_ns"]
-    tasks = run.tasks[run.tasks["session"] == session]
+    tasks = _side_by_side(run, session)
     begin_ns, end_ns = int(chosen["t0_ns"].min()), int(ends_ns.max())
     shown = tasks[(tasks["done_ns"] >= begin_ns) & (tasks["sent_ns"] <= end_ns)]
     holders = [member for member in run.manifest.get("world") or () if member.get("kinds")]
@@ -137,7 +143,9 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
     releases = zip(chosen, ends_ns.tolist(), strict=True)
     return Timeline(
         ranks={rank: f"{only.get(rank, 'rank')} {rank}" for rank in sorted(ranks)},
-        bars=tuple(_bars(np.sort(shown, order=("rank", "done_ns", "sent_ns", "task")), tasks)),
+        bars=tuple(
+            _bars(np.sort(shown, order=("rank", "done_ns", "sent_ns", "task")), tasks, session)
+        ),
         releases=tuple(
             Release(int(g["group"]), int(g["t0_ns"]), end, int(g["collage_cells"]))
             for g, end in releases
@@ -145,7 +153,19 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
     )
 
 
-def _bars(shown: np.ndarray, tasks: np.ndarray) -> Iterator[Bar]:
+def _side_by_side(run: Results, session: int) -> np.ndarray:
+    """The tasks of a session and of those that ran at the same time, on the clock of the first."""
+    launches, began = launch_of(run.manifest), began_ns(run.manifest)
+    together = [each for each in launches if launches[each] == launches.get(session)] or [session]
+    tasks = run.tasks[np.isin(run.tasks["session"], together)]
+    for other in together:
+        mine = tasks["session"] == other
+        for name in ("sent_ns", "done_ns") if other != session else ():
+            tasks[name][mine] += began[other] - began[session]
+    return tasks
+
+
+def _bars(shown: np.ndarray, tasks: np.ndarray, session: int) -> Iterator[Bar]:
     service_ns = _service_ns(tasks)
     answered = tasks["outcome"] == OUTCOMES.index("answered")
     limits = {
@@ -172,6 +192,7 @@ def _bars(shown: np.ndarray, tasks: np.ndarray) -> Iterator[Bar]:
             straggler=outcome == "answered" and service > limits[int(row["kind"])],
             lane=lane,
             lanes=int(size),
+            team=int(row["session"]) - session,
         )
 
 
@@ -239,6 +260,8 @@ def _task_events(bar: Bar) -> Iterator[Json]:
     }
     if bar.start_ns > bar.sent_ns:
         wait = {**about, "cat": "wait", "id": bar.task, "name": f"wait: {shown}"}
+        if bar.team:  # the numbers of its tasks are its own
+            wait["scope"] = f"team {bar.team:+d}"
         yield {**wait, "ph": "b", "ts": _us(bar.sent_ns), "args": args}
         yield {**wait, "ph": "e", "ts": _us(bar.start_ns)}
     if bar.state == "skipped":

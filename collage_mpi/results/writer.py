@@ -311,6 +311,8 @@ class RunWriter(RowSink):
             if self._status is not None:
                 marked = (self.out / MARKER).exists()
                 self._status.end(self.manifest["status"] if marked else "incomplete")
+            if self.publisher is not None and self.manifest["status"] in COMPLETE:
+                clear(self.out)  # where teams have said how they stand, too
             self._claim.release()
 
     def _settle(self, status: str, final: Mapping[str, Any], summary: bool) -> str | None:
@@ -333,8 +335,6 @@ class RunWriter(RowSink):
             self._seal("incomplete" if fault or lacking else status, final, found)
             if summary and fault is None:
                 self._summarise(found)
-            if self.publisher is not None and self.manifest["status"] in COMPLETE:
-                clear(self.out)
         except CollageError as error:
             fault = fault or error
         except OSError as error:

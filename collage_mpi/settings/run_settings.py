@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -136,16 +137,13 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         if self.teams == 1:
             return self.place(world_size, launcher_size)
         size, rest = divmod(world_size, self.teams)
-        whole = f"--teams {self.teams} of a world of {world_size} ranks"
-        if rest or size < 2 or (launcher_size or world_size) != world_size:
-            raise EnvironmentFault(
-                f"{whole}: needed are {self.teams} teams of {self.world_size}: launch with "
-                f"-n {self.launch_size}"
-            )
-        try:
-            return replace(self.place(size), coordinator=team * size)
-        except EnvironmentFault as error:
-            raise EnvironmentFault(f"{whole}, in each team: {error}") from error
+        if not rest and size > 1 and (launcher_size or world_size) == world_size:
+            with suppress(EnvironmentFault):  # of one team, told as of the whole world
+                return replace(self.place(size), coordinator=team * size)
+        raise EnvironmentFault(
+            f"--teams {self.teams} of a world of {world_size} ranks: needed are {self.teams} teams "
+            f"of {self.world_size}: launch with -n {self.launch_size}"
+        )
 
     @property
     def paced(self) -> bool:

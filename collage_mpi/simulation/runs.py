@@ -147,6 +147,11 @@ def check_job(job: Job) -> None:
             trace, file of arrivals or of answers.
     """
     settings = job.settings
+    if settings.teams > 1:
+        raise UsageError(
+            f"teams is {settings.teams}; a simulation needs 1: simulate a team with its share of "
+            "the images. docs/teams.md has what many cost"
+        )
     settings.check_slow_ranks(settings.world_size)
     if settings.burn_ranks:
         raise UsageError("--burn-ranks burns real cores; simulate with --straggler markov")

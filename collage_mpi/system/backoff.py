@@ -54,6 +54,10 @@ class Backoff:
             self._sleep(wait_ns / 1e9)
         self._pause_ns = min(2 * self._pause_ns, self.settings.longest_ns)
 
+    def rest(self, for_ns: int) -> None:
+        """Nothing can come for so long: one pause, whatever came before."""
+        self._sleep(for_ns / 1e9)
+
     def describe(self) -> dict[str, int]:
         """The constants, for the record."""
         return asdict(self.settings)

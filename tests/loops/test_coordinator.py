@@ -652,3 +652,53 @@ def test_ranks_that_are_lost_before_it_begins_are_done_without():
     assert finish.status == ev.COMPLETE
     assert {row.rank for row in job.writer.images} <= {2, 3, 4}
     assert job.detector.timeouts.present == [2, 3, 4]
+
+
+class Leases:
+    """A supply with one more lease, of `more`, at a time; then the input is closed."""
+
+    def __init__(self, job: Job, at_ns: int, more: list[Any]) -> None:
+        self._reader, self._feed, self._at_ns, self._more = job.feed.reader, job.feed, at_ns, more
+        self.paused = False
+        job.feed.growing = True
+
+    def look(self, now_ns: int, unresolved: int) -> bool:
+        if not self._feed.growing or now_ns < self._at_ns:
+            return False
+        self._reader._left.extend(self._more)
+        self._feed.growing = False
+        return True
+
+    def group_of(self, image: int) -> int:
+        return image // 4
+
+
+def sleeps_of(job: Job) -> dict[bool, set[int]]:
+    """How long it sleeps, ns, with images in hand and without, once it has run."""
+    found: dict[bool, set[int]] = {True: set(), False: set()}
+    sleep = job.coordinator.backoff._sleep
+
+    def noted(seconds: float) -> None:
+        in_hand = job.scheduler.groups.unresolved or job.feed.reader.remaining
+        found[bool(in_hand)].add(round(seconds * 1e9))
+        sleep(seconds)
+
+    job.coordinator.backoff._sleep = noted
+    job.complete()
+    return found
+
+
+def test_a_team_with_no_image_in_hand_looks_up_once_a_ms_and_else_as_ever():
+    job = Job(8, scheme="none", every_ns=40 * MS, cluster={"service_ns": lambda *_: 30 * MS})
+    more = [job.feed.reader._left.pop() for _ in range(4)][::-1]
+    job.coordinator._supply = Leases(job, job.start_ns + 200 * MS, more)
+    sleeps = sleeps_of(job)
+    assert sleeps[False] == {MS}
+    assert max(sleeps[True]) <= COORDINATOR_BACKOFF.longest_ns
+
+
+def test_a_job_of_one_team_looks_up_as_ever_while_late_answers_are_awaited():
+    late = {"service_ns": lambda rank, task: 100 * MS if rank == 5 else 30 * MS}
+    sleeps = sleeps_of(Job(4, cluster=late))
+    assert sleeps[False]
+    assert max(sleeps[False] | sleeps[True]) <= COORDINATOR_BACKOFF.longest_ns

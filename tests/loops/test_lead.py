@@ -30,9 +30,13 @@ from collage_mpi.job.messages import (
     Stop,
 )
 from collage_mpi.job.session import build_lead
+from collage_mpi.job.status import ranks_of_others
 from collage_mpi.job.team import ranges_of
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received
+from collage_mpi.results.pending import status_folder
+from collage_mpi.results.rows import TASK_ROW
+from collage_mpi.results.status import StatusFiles
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 
 MS = 1_000_000
@@ -224,23 +228,84 @@ def test_where_each_rank_is_needed_a_silent_coordinator_ends_the_job(play):
         play.look(50)
 
 
-def test_an_idle_team_could_not_read_what_it_has_left(play):
+def blinded(play: Play) -> Lease:
+    """Teams 0 and 1 work; what team 1 could not read, the lease returned, is for others now."""
     start(play, 4)
     first, second = play.told(4, Lease)
     play.says(4, Idle(first.number))  # it had not heard of the second one
-    assert play.lead.unread == 0
-    play.says(4, play.part(4, first), Idle(second.number))
-    assert play.lead.unread == 4
+    assert not play.lead.teams[1].blind
+    play.says(4, play.part(4, first), Begun(first.number), Begun(second.number))
+    play.says(4, Idle(second.number))
+    assert (play.lead.teams[1].blind, play.lead.unread) == (True, 0)
+    return second
+
+
+def test_what_a_team_could_not_read_others_try_and_who_cannot_either_has_the_last_word(play):
+    unread = blinded(play)
+    for lease in play.told(0, Lease):
+        play.lead.say(play.part(0, lease))
+        play.lead.say(Begun(lease.number))
+    play.look()
+    (again,) = play.told(0, Lease)[2:]
+    assert (again.places, again.first_group) == (unread.places, 8)
+    assert len(play.told(4, Lease)) == 2
+    play.says(4, Part("tasks", 3, unread.epoch, ()), Part("images", 4, unread.epoch, (12, 4)))
+    assert ("tasks", 6, 3) in play.published
+    assert ("images", 6, 4) not in play.published  # it has no image any more
+    assert play.told(4, Close) == []
+    play.lead.say(Begun(again.number))
+    play.lead.say(Idle(again.number))
+    play.look()
+    assert play.told(0, Close) == play.told(4, Close) == [Close()]
+    assert (play.lead.unread, play.lead.status) == (4, "complete")
+    play.says(4, Done("complete", "", ("its disk",), ("another",)))
+    assert (play.lead.lost, play.lead.changed) == (["its disk"], ["another"])
+
+
+def test_what_another_team_has_read_is_no_loss(play):
+    blinded(play)
+    for lease in play.told(0, Lease):
+        play.lead.say(Begun(lease.number))
+    play.look()
     for lease in play.told(0, Lease):
         play.lead.say(play.part(0, lease))
     play.look()
     assert play.told(4, Close) == [Close()]
-    assert play.lead.status == "incomplete"
+    play.says(4, Done("complete", "", ("its disk",), ()))
+    assert (play.lead.unread, play.lead.lost, play.lead.status) == (0, [], "complete")
+
+
+def test_where_no_other_is_left_a_team_tries_again_what_it_could_not_read(play):
+    blinded(play)
+    play.lead.say(Done("incomplete", "no rank is left", (), ()))
+    play.look()
+    again = play.told(4, Lease)[2:]
+    for lease in again:
+        play.says(4, Begun(lease.number))
+    again = play.told(4, Lease)[2:]
+    held = [messages.unpacked_ranges(lease.places) for lease in again]
+    assert sum(stop - start for ranges in held for start, stop in ranges) == 12
+    for lease in again[:-1]:
+        play.says(4, play.part(4, lease))
+    play.says(4, Idle(again[-1].number))
+    assert play.lead.unread == 4
+    assert play.told(4, Close) == [Close()]
+
+
+def test_a_blind_team_that_is_lost_leaves_nothing_to_others(play):
+    blinded(play)
+    play.others.arrivals.append(Gone(4, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()
+    for lease in play.told(0, Lease):
+        play.lead.say(Begun(lease.number))
+    play.look()
+    assert len(play.told(0, Lease)) == 3
 
 
 def test_a_team_that_ends_early_leaves_the_rest_to_others(play):
     start(play, 4)
-    play.lead.say(Done("incomplete", "no rank is left", ()))
+    play.lead.say(Done("incomplete", "no rank is left", (), ()))
     assert play.lead.reason == "no rank is left"
     for lease in play.told(4, Lease):
         play.says(4, Begun(lease.number))
@@ -286,12 +351,36 @@ def test_the_end_waits_for_teams_at_work_and_for_late_ones_while_something_is_le
         turns.append(1)
         play.clock.now_ns += 300 * MS
         if len(turns) == 3:
-            play.others.says(4, Done("incomplete", "", ("a shard",)))
+            play.others.says(4, Done("incomplete", "", (), ("a shard",)))
 
-    play.lead.say(Done("incomplete", "", ()))
+    play.lead.say(Done("incomplete", "", (), ()))
     play.lead.wait(report, late_s=2.0)
     assert 6 <= len(turns) <= 8  # rank 8 might still have come
-    assert play.lead.faults == ["a shard"]
+    assert play.lead.changed == ["a shard"]
+
+
+def test_ranks_of_other_teams_are_those_that_they_tell_of(play, tmp_path):
+    start(play, 4)
+    assert list(ranks_of_others(tmp_path, play.lead, lambda team: [])) == []
+    rank = {"rank": 5, "host": "node1", "kinds": ["single"], "state": "ready", "tasks": 1}
+    folder = status_folder(tmp_path, 6)
+    folder.mkdir(parents=True)
+    facts = {"run_id": "r", "session": 6, "label": "none", "total": 16, "before": 0}
+    files = StatusFiles(folder, facts, 0.0, lambda: None)
+    files.offer(lambda: ({"done": 1, "state": "running", "ranks": [rank]}, np.empty(0, TASK_ROW)))
+    files.end("complete")
+    (found,) = ranks_of_others(tmp_path, play.lead, lambda team: [])
+    assert found == {**rank, "service_ms": None, "answers": 0}
+    for gone in (4, 8):
+        play.others.arrivals.append(Gone(gone, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()
+    planned = {2: [{"rank": 8, "kinds": []}, {"rank": 9, "kinds": ["collage"]}]}
+    lost = list(ranks_of_others(tmp_path, play.lead, planned.get))
+    assert [(r["rank"], r["host"], r["state"], r["why"]) for r in lost] == [
+        (5, "node1", "lost", "MPI says so"),
+        (9, "", "lost", "MPI says so"),
+    ]
 
 
 def test_ranges_of_numbers():

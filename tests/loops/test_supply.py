@@ -269,7 +269,8 @@ def test_a_sign_of_life_twice_a_second(link):
 
 def test_a_lost_lead_is_a_reason_to_stop_and_is_told_nothing_more(link):
     link._endpoint.told.append(RankFailure(0, RuntimeError("gone")))
-    assert link.stop_reason() == LEAD_LOST
+    assert link.lost is None  # known by a look alone
+    assert link.stop_reason() == link.lost == LEAD_LOST
     said = len(link._endpoint.said)
     link.say(Progress(1, 0, 0))
     assert len(link._endpoint.said) == said

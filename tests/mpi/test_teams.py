@@ -17,12 +17,14 @@ from mortal_jobs import Ended, marked_shard, run_mortal
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import read_results, verify_run
+from collage_mpi.results.status import read_status
 
 pytestmark = pytest.mark.mpi
 
 IMAGES, TEAM = 803, 4
 COMPLETE, INCOMPLETE = int(ExitCode.COMPLETE), int(ExitCode.INCOMPLETE)
 SHAPE = ("--single", "null", "--collage", "null", "--side", "2", "--singles", "2")
+ALL_OF_THE_LEAD = ",".join(f"{rank}:receive:kill:3" for rank in (1, 2, 3))
 SLOW = ("--straggler", "pinned", "--straggler-median-ms", "20", "--cost-ratio", "1")
 
 
@@ -81,6 +83,12 @@ def test_teams_share_the_images_and_the_run_is_one(mpi, shard, tmp_path, teams):
     assert summary["price"]["images_per_s"] > 0.5 * IMAGES / whole_s  # not one after another
     assert [team["team"] for team in summary["teams"]] == list(range(teams))
     assert not (tmp_path / "out" / "pending").exists()
+    status = read_status(tmp_path / "out")  # of late teams too: each has said its last word
+    listed = {rank["rank"]: rank for rank in status["ranks"]}
+    working = {rank for rank in range(TEAM * teams) if rank % TEAM and rank // TEAM + 1 in at_work}
+    assert working <= set(listed)
+    assert {rank["state"] for rank in listed.values()} == {"ready"}
+    assert all(listed[rank]["service_ms"] > 0 for rank in set(found.images["rank"].tolist()))
 
 
 @pytest.mark.any_mpi
@@ -99,6 +107,10 @@ def test_a_lost_coordinators_images_go_to_other_teams(job):
     found = check(ended.out)
     assert "team 1 (rank 4) is given up" in ended.said
     assert ended.said.count("Traceback") == 0
+    told = {rank["rank"]: rank for rank in read_status(ended.out)["ranks"]}
+    lost = {rank for rank, record in told.items() if record["state"] == "lost"}
+    assert lost == {5, 6, 7}
+    assert set(told) >= {1, 2, 3, 5, 6, 7}
     lost = {loss["rank"] for loss in found.manifest["lost"]}
     assert lost == {4}
     ranks = found.manifest["sessions"][1]["final"]["world"]
@@ -136,8 +148,30 @@ def test_all_workers_of_a_team_die_and_the_others_do_its_images(job):
 
 
 def test_all_workers_of_the_leads_team_die_and_the_others_do_its_images(job):
-    dead = ",".join(f"{rank}:receive:kill:3" for rank in (1, 2, 3))
-    ended = job(dead, 2, *SLOW)
+    ended = job(ALL_OF_THE_LEAD, 2, *SLOW)
+    assert ended.code == COMPLETE, ended.said
+    check(ended.out)
+
+
+@pytest.mark.parametrize("death", ["0:others:blind:20", "4:images:blind:20"])
+def test_what_one_team_can_read_no_more_another_reads(job, death):
+    ended = job(death, 2, *SLOW)
+    assert ended.code == COMPLETE, ended.said
+    check(ended.out)
+    team = death.startswith("4")
+    assert f"team {int(team)} could not read" in ended.said
+    assert "its disk is gone" not in ended.said
+
+
+@pytest.mark.parametrize("other", ["0:others:blind:20", ALL_OF_THE_LEAD])
+def test_what_no_team_can_read_is_lacking_and_resume_reads_it(job, other):
+    ended = job(f"4:images:blind:30,{other}", 2, *SLOW)
+    assert ended.code == ExitCode.DATA, ended.said
+    assert "were removed" not in ended.said
+    found = check(ended.out, whole=False)
+    assert found.manifest["status"] == "incomplete"
+    assert "shard 0: its disk is gone" in ended.said
+    ended = job("", 2, fresh=False)
     assert ended.code == COMPLETE, ended.said
     check(ended.out)
 

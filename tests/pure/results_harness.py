@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from collage_mpi.results import RunWriter
+from collage_mpi.results import Results, RunWriter
 from collage_mpi.results.buffers import PartThread
 from collage_mpi.results.rows import TABLES
 from collage_mpi.results.vectors import extras_of
@@ -200,6 +201,22 @@ def make_run(
     end = {"poll": {"longest_gap_ns": 1_500_000}, "validity": valid()}
     writer.close(status, **{**end, **(final or {})})
     return out
+
+
+def as_two_teams(run: Results, gap_ns: int = 1_000_000) -> Results:
+    """The run as if its odd groups were another team's, whose clock began `gap_ns` later."""
+    tables = {}
+    for name in ("images", "groups", "tasks"):
+        rows = getattr(run, name).copy()
+        odd = rows["group"] % 2 == 1
+        rows["session"][odd] = 2
+        for column in {"t0_ns", "sent_ns", "done_ns"} & set(rows.dtype.names):
+            rows[column][odd] -= gap_ns
+        tables[name] = rows
+    began = [{"session": 1, "final": {"began_ns": 1_790_000_000 * 10**9}}]
+    began.append({"session": 2, "final": {"began_ns": 1_790_000_000 * 10**9 + gap_ns}})
+    told = {**run.manifest, "teams": 2, "launches": [[1, 2]], "sessions": began}
+    return dataclasses.replace(run, manifest=told, **tables)
 
 
 def valid(exceeded: int = 0, tasks: int = 1000) -> dict[str, Any]:

@@ -396,12 +396,22 @@ def test_a_world_of_eleven_is_side_three():
         (Wanted(run=dict(scheme="replicate", replicas=4)), 2, BAD, "launch -n 17 (side 2)"),
         (Wanted(run=dict(side=3, scheme="collage-only", collage_ranks=2)), 3, OK, None),
         (Wanted(run=dict(side=3, scheme="parity", parity_k=10)), 11, BAD, "run --help"),
+        (Wanted(run=dict(teams=4, side=3)), 44, OK, None),
+        (Wanted(run=dict(teams=2, side=2)), 8, BAD, "launch with -n 12"),
+        (Wanted(run=dict(teams=2)), 8, WARN, "--singles 2, or launch -n 12 (side 2)"),
     ],
 )
 def test_the_size_must_fit(wanted, size, verdict, fix):
     finding = check_size(wanted, size)
     assert finding.verdict == verdict, finding
     assert (fix or "") in (finding.fix or "")
+
+
+def test_of_several_teams_each_has_its_coordinator_in_the_map():
+    wanted = Wanted(run=dict(teams=2, side=2))
+    assert roles(wanted, 12) == ["coordinator", *["single"] * 4, "collage"] * 2
+    found = check_size(wanted, 12).found
+    assert found == "2 teams, each of side 2: 0 coordinator, 1-4 single, 5 collage"
 
 
 def test_the_map_names_parity_ranks_and_ranks_that_hold_both():

@@ -147,6 +147,7 @@ def test_their_headers_say_how_to_run_and_draw_them(path: Path) -> None:
         ({"base": {**BASE, "single": "shipped:none"}}, "ships fashion_collage_side3.safetensors"),
         ({"base": {**BASE, "collage_ranks": 0}}, "collage_ranks is 0"),
         ({"grid": {"collage_copies": [1, 2]}}, "each copy needs a rank"),
+        ({"base": {**BASE, "teams": 2}}, r"point 0 \(run\): teams is 2; it needs 1"),
         ({"point": [{"scheme": "hedge"}]}, r"point 0 \(scheme-hedge\): .*hedge"),
         (
             {

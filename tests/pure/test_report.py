@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from results_harness import fill, make_run, manifest, times_ms
+from results_harness import as_two_teams, fill, make_run, manifest, times_ms
 
 from collage_mpi.cli import main
 from collage_mpi.commands.run import write_page
@@ -23,7 +23,8 @@ from collage_mpi.report.page import SCRIPTS, render_page
 from collage_mpi.report.tables import Cell, confusions, ranks
 from collage_mpi.report.tables import settings as settings_table
 from collage_mpi.report.worst import worst_images
-from collage_mpi.results import read_results, summarise
+from collage_mpi.results import compare, read_results, render_summary, summarise
+from collage_mpi.results.comparison import notes
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.statistics import ecdf
 from collage_mpi.settings.run_settings import RunSettings
@@ -177,6 +178,35 @@ def test_sessions_stand_one_behind_another(tmp_path: Path) -> None:
     end_s = ((first["t0_ns"] + first["latency_ns"]).max() - first["t0_ns"].min()) / 1e9
     assert shown["sessions"] == [pytest.approx(end_s, rel=1e-5)]
     assert shown["s"][5] == pytest.approx(end_s, rel=1e-5)
+
+
+def test_teams_stand_side_by_side_and_where_they_differ_each_has_a_line(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 90))
+    alone, teams = chart_data(run, "x"), chart_data(as_two_teams(run), "x", by_team=True)
+    (first, mine), (second, others) = teams["time"].pop("teams")
+    assert {first, second} == {"team 0", "team 1"}
+    assert [a is None for a in mine] == [b is not None for b in others]  # a slice is of one group
+    assert alone["time"].pop("teams") == []
+    assert teams["time"] == alone["time"]
+    assert teams["curve"] == alone["curve"]
+
+
+def test_that_teams_differ_is_told_and_drawn(tmp_path: Path) -> None:
+    teams = as_two_teams(read_results(make_run(tmp_path / "run", 360)))
+    groups = teams.groups.copy()
+    groups["latency_ns"][groups["session"] == 2] *= 5
+    unlike = dataclasses.replace(teams, groups=groups)
+    told = [notes(compare([run])) for run in (teams, unlike)]
+    line = "P50 per group differs between teams: "
+    assert [any(line in text for text in lines) for lines in told] == [False, True]
+    (text,) = (text for text in told[1] if line in text)
+    of_team = (unlike.measured_groups["session"] == session for session in (1, 2))
+    latency_ms = unlike.measured_groups["latency_ns"] / 1e6
+    fast, slow = (np.quantile(latency_ms[own], 0.5, method="inverted_cdf") for own in of_team)
+    assert text.endswith(f"{fast:.1f} in team 0 to {slow:.1f} in team 1")
+    assert line in render_summary(summarise(unlike))
+    drawn = [name for name, _ in chart_data(unlike, "x", by_team=True)["time"]["teams"]]
+    assert drawn == ["team 0", "team 1"]
 
 
 def test_the_timeline_holds_the_slowest_group(tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ def test_a_status_begins_goes_on_and_ends(tmp_path: Path) -> None:
     assert (last["state"], last["done"], last["count"]) == ("complete", 60, 6)
 
 
+def test_ranks_of_other_teams_stand_behind_ones_own_to_the_end(tmp_path: Path) -> None:
+    files = StatusFiles(tmp_path, FACTS, 5.0, lambda: None)
+    files.others = lambda: [a_rank(5, 70.0)]
+    files.offer(lambda: (said(3, (a_rank(1),)), NO_TASKS), now=True)
+    status = written(tmp_path, 2)
+    assert [(r["rank"], r["service_ms"]) for r in status["ranks"]] == [(1, None), (5, 70.0)]
+    files.end("complete")
+    assert [rank["rank"] for rank in read_status(tmp_path)["ranks"]] == [1, 5]
+
+
 def test_a_status_that_cannot_be_written_is_told_once_and_ends_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -11,7 +12,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from results_harness import make_run
+from results_harness import as_two_teams, make_run
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.figures.timeline import _legend
@@ -89,6 +90,24 @@ def test_the_trace_is_what_chrome_and_perfetto_read(run: Results, tmp_path: Path
     first = timeline.bars[0]
     assert bars[0]["ts"] == pytest.approx(first.start_ns / 1e3)
     assert bars[0]["dur"] == pytest.approx((first.end_ns - first.start_ns) / 1e3)
+
+
+def test_ranks_of_other_teams_are_shown_at_the_same_times(run: Results) -> None:
+    alone, teams = make_timeline(run, 4, 4), make_timeline(as_two_teams(run), 4, 4)
+    assert {bar.team for bar in teams.bars} == {0, 1}
+    assert tuple(dataclasses.replace(bar, team=0) for bar in teams.bars) == alone.bars
+    assert all(bar.group % 2 == bar.team for bar in teams.bars)
+    other = make_timeline(as_two_teams(run), 5, 5, session=2)
+    assert {bar.team for bar in other.bars} == {-1, 0}
+    ends = {bar.task: bar.end_ns for bar in make_timeline(run, 5, 5).bars}
+    assert {bar.task: bar.end_ns + 1_000_000 for bar in other.bars} == ends
+    waits = [dataclasses.replace(bar, start_ns=bar.sent_ns + 1) for bar in other.bars]
+    drawn = dataclasses.replace(other, bars=tuple(waits))
+    events = [event for event in trace_events(drawn)["traceEvents"] if event["ph"] in "be"]
+    events = [event for event in events if event["cat"] == "wait"]
+    assert [event.get("scope") for event in events] == [
+        "team -1" if bar.team else None for bar in waits for _ in "be"
+    ]
 
 
 def simulated(receive_ns: int = 60_000, **changes: object) -> Results:

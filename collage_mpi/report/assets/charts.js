@@ -124,13 +124,15 @@ function curves(tail) {
 
 function overTime() {
   const shown = runs.map((run, i) => ({...run, i})).filter((run) => run.time);
-  const tables = shown.map(({time}) => time.each > 1
-    ? [time.s, time.median, time.slowest] : [time.s, time.median]);
+  const tables = shown.map(({time}) => [time.s, time.median,
+    ...(time.each > 1 ? [time.slowest] : []), ...time.teams.map(([, medians]) => medians)]);
   const series = shown.flatMap(({name, time, i}) => {
     const points = {show: time.s.length < 150, size: 4, fill: colour(i)};
     const median = line(i, time.each > 1 ? `${name}, median` : name, number, [], {points});
-    return time.each > 1
-      ? [median, line(i, `${name}, slowest`, number, [3, 4], {width: 1})] : [median];
+    const slowest = time.each > 1
+      ? [line(i, `${name}, slowest`, number, [3, 4], {width: 1})] : [];
+    return [median, ...slowest, ...time.teams.map(([team], k) =>
+      line(i + k + 1, `${name}, ${team}, median`, number, DASHES[(k + 1) % 4], {width: 1}))];
   });
   const end = Math.max(...shown.map(({time}) => time.s.at(-1)));
   const least = Math.min(...shown.map(({time}) => Math.min(...time.median)));

@@ -103,6 +103,17 @@ def suspend():
     subprocess.Popen(["sh", "-c", stop], start_new_session=True)
 
 
+def blind():
+    """From now on it can read no shard."""
+    from collage_mpi.errors import EnvironmentFault
+    from collage_mpi.shards import reader
+
+    def gone(self, number):
+        raise EnvironmentFault(f"shard {number}: its disk is gone")
+
+    reader.ShardSet._shard = gone
+
+
 def throw():
     raise RuntimeError("boom")
 

@@ -1,0 +1,90 @@
+"""CPU of coordinators an image: one team, several, and as many jobs of one team at once or in turn.
+
+    python analysis/teams_cpu.py --shards SHARD --out FOLDER --images 30000 --rounds 3
+
+What several teams cost over one is of three parts: coordinators that each begin (jobs in turn),
+more ranks than cores (jobs at once), and what teams do beside (teams). Null networks, one image a
+message, three single ranks a team.
+
+Owns: the jobs, in turn; figures in docs/teams.md.
+Does not know: what a coordinator does with its time (`rank0` in a run's manifest tells it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from collage_mpi.results import read_results
+
+SINGLES = 3
+
+
+def start(out: Path, shard: str, teams: int, images: int) -> subprocess.Popen[bytes]:
+    """A job of so many teams."""
+    shutil.rmtree(out, ignore_errors=True)
+    job = f"run --shards {shard} --out {out} --limit {images} --teams {teams} --singles {SINGLES}"
+    how = "--single null --collage null --side 2 --scheme none --endgame off --depth 8"
+    said = "--status-every-s 600"
+    words = f"launch -n {teams * (SINGLES + 1)} -- {job} {how} {said}".split()
+    command = [sys.executable, "-m", "collage_mpi", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def cpu_us(outs: list[Path]) -> float:
+    """CPU of the coordinators' processes in their loops, over the images of the runs."""
+    spent_ns = images = 0
+    for out in outs:
+        run = read_results(out)
+        images += len(run.images)
+        finals = (session["final"] for session in run.manifest["sessions"])
+        spent_ns += sum(final["rank0"]["process_cpu_ns"] for final in finals)
+    return spent_ns / images / 1e3
+
+
+def measured(args: argparse.Namespace, teams: int, jobs: int, *, at_once: bool) -> float:
+    """Of so many jobs of so many teams, which share the images."""
+    outs = [args.out / f"job{number}" for number in range(jobs)]
+    running = []
+    for out in outs:
+        running.append(start(out, args.shards, teams, args.images // jobs))
+        if not at_once:
+            running[-1].wait()
+    if any([job.wait() for job in running]):
+        raise SystemExit("a job has failed: see above")
+    return cpu_us(outs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--out", required=True, type=Path, help="overwritten")
+    parser.add_argument("--images", type=int, default=30_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    cases = {
+        "1 team": (1, 1, True),
+        "2 teams": (2, 1, True),
+        "4 teams": (4, 1, True),
+        "4 jobs at once": (1, 4, True),
+        "4 jobs in turn": (1, 4, False),
+    }
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(args.rounds):
+        for name, (teams, jobs, at_once) in cases.items():
+            found[name].append(measured(args, teams, jobs, at_once=at_once))
+            print(f"{name}: {found[name][-1]:.0f} us an image", flush=True)
+    one = statistics.median(found["1 team"])
+    for name, values in found.items():
+        middle = statistics.median(values)
+        least, most = min(values), max(values)
+        print(f"{name:15} median {middle:.0f} us ({least:.0f} to {most:.0f}), {middle / one:.2f}")
+
+
+if __name__ == "__main__":
+    main()
