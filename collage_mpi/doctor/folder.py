@@ -73,7 +73,7 @@ def _holds(out: Path) -> str | None:
 def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
     """The kind of file system a path is on, e.g. `nfs4`; None if not told."""
     try:
-        lines = [line.split() for line in mounts.read_text().splitlines()]
+        lines = [line.split() for line in mounts.read_text(errors="replace").split("\n")]
     except OSError:
         return None
     resolved = str(path.resolve()) + "/"

@@ -18,9 +18,10 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCo
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Begin, Begun, Done, Fault, Idle, Message, Part, Progress, Ready
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.pending import Publisher, read_entry
-from collage_mpi.results.rows import IMAGES
+from collage_mpi.results.rows import IMAGES, TABLES
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import RankLost
 from collage_mpi.scheduler.leases import LeaseBook, count
@@ -30,6 +31,7 @@ from collage_mpi.system.tell import tell
 LOOK_EVERY_NS = 1_000_000
 LOOK_REST = 20  # looks take a twentieth of the time at most, however many teams there are,
 LONGEST_REST_NS = 1_000_000_000  # but a process that was suspended in one looks again soon
+TABLE_NAMES = frozenset(table.name for table in TABLES)
 _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFault, DataFault)}
 
 
@@ -150,8 +152,7 @@ class Lead:
         for arrival in self._others.transport.poll():
             if isinstance(arrival, Received):
                 self._others.detector.heard(arrival.rank, arrival.at_ns, ())
-                said = messages.unpack(arrival.message, arrival.rank)
-                self._take(self._by_rank[arrival.rank], said)
+                self._hear(arrival)
             elif isinstance(arrival, Gone):
                 self._others.detector.gone(arrival)
         for sign in signs:
@@ -244,10 +245,21 @@ class Lead:
 
     # ---- what teams say -----------------------------------------------------
 
+    def _hear(self, arrival: Received) -> None:
+        """Raises WireFault: no message, or one that this team cannot have said now."""
+        said = messages.unpack(arrival.message, arrival.rank)
+        try:
+            self._take(self._by_rank[arrival.rank], said)
+        except ValueError as error:
+            name = type(said).__name__.lower()
+            raise WireFault(f"rank {arrival.rank} sent {name} that cannot be: {error}") from error
+
     def _take(self, team: Team, said: Message) -> None:
         if isinstance(said, Progress):
             team.progress = said
         elif isinstance(said, Ready):
+            if team.ready or any(waiting is team for waiting, _ in self._waiting):
+                raise ValueError(f"team {team.number} is ready already")
             self._waiting.append((team, said))
         elif isinstance(said, Begun):
             if team.takes:
@@ -284,6 +296,8 @@ class Lead:
 
     def _commit(self, team: Team, part: Part) -> None:
         """Publish it, unless it holds images that are not its team's any more."""
+        if part.table not in TABLE_NAMES:
+            raise ValueError(f"there is no table {part.table!r}")
         if team.gone is not None:
             return
         if part.table == IMAGES.name:

@@ -95,13 +95,18 @@ class RowReader:
 
     Raises:
         EnvironmentFault: this host cannot open a shard, or has another file under its name.
+        WireFault: a description is none.
     """
 
     def __init__(self, descriptions: Sequence[str], hash_limit_bytes: int | None = None) -> None:
         from collage_mpi.shards.reader import ShardSet
 
         self._thread = ThreadPoolExecutor(1, "read")  # made at its first use
-        self._shards = ShardSet([ShardInfo.from_json(json.loads(text)) for text in descriptions])
+        try:
+            infos = [ShardInfo.from_json(json.loads(text)) for text in descriptions]
+            self._shards = ShardSet(infos)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise WireFault(f"rank 0 sent a shard that cannot be: {error!r}") from error
         self._shards.hash_limit_bytes = hash_limit_bytes
         self._shards.decoders = threads_per_rank(local_size() or 1)
         try:

@@ -180,8 +180,8 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
             raw = message[text : text + length].tobytes()
             result.reason = raw.decode("utf-8", "replace")
             at = cells_at + first * _CELL.size
-            states = message[at : at + count * _CELL.size].view(CELL)["state"].tolist()
-            _note_unread(result, states)
+            states = message[at : at + len(result.cells) * _CELL.size].view(CELL)["state"]
+            _note_unread(result, states.tolist())
         if vectors is not None and rows:
             result.vectors = vectors[row : row + rows]
         if result.status not in STATUSES:

@@ -107,12 +107,18 @@ def read_entry(out: Path, session: int) -> Any:
 
     Raises:
         EnvironmentFault: it cannot be read.
+        DataFault: it is damaged.
     """
     path = entry_path(out, session)
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.get("session") != session:
+        raise DataFault(f"{path}: damaged; go on with --resume: the rows are there")
+    return found
 
 
 def adopt(out: Path, manifest: Mapping[str, Any], held: Callable[[], np.ndarray]) -> None:

@@ -101,7 +101,7 @@ def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> list[Path]:
 def shared_memory(maps: Path) -> list[Path]:
     """The files of the MPI library that a process has mapped, from its /proc/PID/maps."""
     try:
-        lines = maps.read_text().splitlines()
+        lines = maps.read_text(errors="surrogateescape").split("\n")  # names are any bytes
     except OSError:  # it has ended, or is another user's
         return []
     names = {line.split(maxsplit=5)[5] for line in lines if f" {FOLDER}" in line}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 MACHINE_EVERY_S = 0.25  # what a bar needs to look alive
+MOST_SHOWN = 10**18
 PLAIN_EVERY_S = 5.0  # what a batch log can bear
 
 
@@ -177,12 +178,26 @@ def split_statuses(line: str, word: str | None) -> tuple[str, list[dict[str, Any
             status, end = json.JSONDecoder().raw_decode(text)
         except (ValueError, RecursionError):
             status, end = None, 0
-        if isinstance(status, dict):
+        if isinstance(status, dict) and _can_be_shown(status):
             rest, line = rest + before, text[end:]
             statuses.append(status)
         else:
             rest, line = rest + before + mark, text
     return rest + line, statuses
+
+
+def _can_be_shown(status: dict[str, Any]) -> bool:
+    """Not where two lines ran into each other and the numbers of one are the words of the other."""
+    texts = (status.get(name, "") for name in ("phase", "unit"))
+    numbers = (
+        value
+        for name, value in status.items()
+        if name in ("done", "every_s", "code", "total") or name.endswith("_s")
+        if not (name == "total" and value is None)
+    )
+    return all(isinstance(text, str) for text in texts) and all(
+        type(value) in (int, float) and abs(value) < MOST_SHOWN for value in numbers
+    )
 
 
 def plain_line(status: dict[str, Any]) -> str:

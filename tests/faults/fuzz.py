@@ -1,17 +1,19 @@
 """Damaged inputs for every reader of this package, and what the readers make of them.
 
 Usage: python tests/faults/fuzz.py --inputs 1000 --seed 1      so many for each reader
+       python tests/faults/fuzz.py --inputs 1000 --seed 1 --log fuzz.jsonl      goes on where it was
 
 Each input is a valid file (or message) with bytes changed, zeroed, cut off, repeated or
 inserted, numbers made huge, text tokens exchanged; for JSON also with values replaced and
 the rest of the file kept sound. A reader may read it or refuse it with an error for the
-user. Anything else is a finding: another exception, more than LIMIT_S seconds, more memory
-than ROOM_BYTES on top of what the process had.
+user. Anything else is a finding: another exception, more than LIMIT_S seconds of CPU time or
+HANG_S on the clock, more memory than ROOM_BYTES on top of what the process had.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 import resource
@@ -29,15 +31,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "pure"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "loops"))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-LIMIT_S = 10.0  # of one input; on a busy machine a sound one takes up to 0.2 s
+LIMIT_S = 10.0  # CPU time of one input; a sound one takes up to 0.2 s
+HANG_S = 120.0  # of one that waits for something, however busy the machine is
 ROOM_BYTES = 2 << 30  # address space for one input: a header that claims more must not get it
 HUGE = (b"1000000000000", b"-1", b"99999999999999999999999", b"1e309", b"NaN", b"null", b"[]")
 
 
 class TooSlow(BaseException):
-    """An input took longer than LIMIT_S; no handler of a reader may catch it."""
+    """An input took longer than it may; no handler of a reader may catch it."""
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Reader:
         allowed: what may leave it.
         change: how inputs are damaged; bytes by default.
         files: damaged files that one input stands for.
+        every: so many times fewer inputs than asked for: one takes a second.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Reader:
         default=lambda rng, raw: damage(rng, raw)
     )
     files: int = 1
+    every: int = 1
 
 
 @dataclass
@@ -188,15 +194,19 @@ def limits() -> Iterator[None]:
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
-    old = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, LIMIT_S),
+              (signal.SIGALRM, signal.ITIMER_REAL, HANG_S))  # fmt: skip
+    old = {number: signal.signal(number, late) for number, _, _ in timers}
+    for _, timer, limit_s in timers:
+        signal.setitimer(timer, limit_s)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM_BYTES, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        for number, timer, _ in timers:
+            signal.setitimer(timer, 0)
+            signal.signal(number, old[number])
 
 
 def fuzz(reader: Reader, files: int, seed: int) -> Tally:
@@ -205,7 +215,7 @@ def fuzz(reader: Reader, files: int, seed: int) -> Tally:
     tally = Tally(reader.name, files=reader.files)
     for raw in reader.valid:
         reader.read(raw)  # they are valid, and what is imported on first use is there
-    while tally.inputs * reader.files < files:
+    while tally.inputs * reader.files * reader.every < files:
         raw = reader.change(rng, rng.choice(reader.valid))
         tally.inputs += 1
         try:
@@ -222,13 +232,15 @@ def fuzz(reader: Reader, files: int, seed: int) -> Tally:
 def table(tallies: list[Tally]) -> str:
     """A line a reader."""
     rows = [("reader", "inputs", "read", "refused", "findings")]
-    for tally in tallies:
-        n, refused = tally.files, sum(tally.refused.values())
-        counts = (n * tally.inputs, n * tally.read, n * refused, len(tally.findings))
-        rows.append((tally.name, *map(str, counts)))
+    rows += [(name, *map(str, counts)) for name, *counts in map(_row, tallies)]
     sums = [str(sum(int(row[i]) for row in rows[1:])) for i in range(1, 5)]
     rows.append(("all", *sums))
     return "\n".join(f"{row[0]:30}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
+
+
+def _row(tally: Tally) -> tuple[Any, ...]:
+    n, refused = tally.files, sum(tally.refused.values())
+    return tally.name, n * tally.inputs, n * tally.read, n * refused, len(tally.findings)
 
 
 def main() -> int:
@@ -239,20 +251,32 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=1000, help="for each reader")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="readers whose name holds this")
+    parser.add_argument("--log", type=Path, help="what was done, a line a reader and seed")
     args = parser.parse_args()
+    lines = args.log.read_text().splitlines() if args.log and args.log.exists() else []
+    done = {(line["seed"], line["inputs"], line["name"]) for line in map(json.loads, lines)}
     tallies = []
     with tempfile.TemporaryDirectory() as folder:
         for reader in make_readers(Path(folder)):
-            if args.only and args.only not in reader.name:
+            one = {"seed": args.seed, "inputs": args.inputs, "name": reader.name}
+            if (args.only and args.only not in reader.name) or tuple(one.values()) in done:
                 continue
             tallies.append(fuzz(reader, args.inputs, args.seed))
-            print(f"{reader.name}: {len(tallies[-1].findings)} findings", flush=True)
-            kinds = Counter(text.strip().splitlines()[-1][:100] for _, text in tallies[-1].findings)
-            for kind, count in kinds.most_common(8):
-                example = next(t for _, t in tallies[-1].findings if kind in t)
-                print(f"  {count} x {kind}\n{example}", flush=True)
+            _tell(tallies[-1])
+            if args.log:
+                _, *counts = _row(tallies[-1])
+                with args.log.open("a") as log:
+                    print(json.dumps({**one, "counts": counts}), file=log)
     print(table(tallies))
     return int(any(tally.findings for tally in tallies))
+
+
+def _tell(tally: Tally) -> None:
+    print(f"{tally.name}: {len(tally.findings)} findings", flush=True)
+    kinds = Counter(text.strip().splitlines()[-1][:100] for _, text in tally.findings)
+    for kind, count in kinds.most_common(8):
+        raw, example = next((r, t) for r, t in tally.findings if kind in t)
+        print(f"  {count} x {kind}\n{example}  {raw[:600]!r}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,45 +6,49 @@ Does not know: how inputs are damaged, what counts as a finding.
 
 from __future__ import annotations
 
+import ast
 import gzip
 import io
 import json
 import random
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fuzz import Reader, change_json, damage
-from job_messages import HELLO, WELCOME
+from fuzz import Reader, change_json, other_value
+from fuzz_job_readers import job_readers, json_change
+from fuzz_shard_readers import shard_readers
 from results_harness import make_run
 
+from collage_mpi.commands.advise import _of_run
 from collage_mpi.errors import CollageError
-from collage_mpi.experiments.spec import expand, read_experiment
-from collage_mpi.job import messages
+from collage_mpi.experiments.spec import _with_set, expand, read_experiment
+from collage_mpi.job.resume import resumed_settings
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
-from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, unpack_results
-from collage_mpi.mpi.tasks import (
-    WireTask,
-    pack_cancel,
-    pack_places,
-    pack_tasks,
-    unpack_cancel,
-    unpack_tasks,
-)
+from collage_mpi.prep.arrays import read_labels, to_labels
 from collage_mpi.prep.idx import read_idx
-from collage_mpi.results import read_results, render_summary, summarise, verify_run
+from collage_mpi.report.page import render_page
+from collage_mpi.results import (
+    RunWriter,
+    export_run,
+    read_results,
+    render_summary,
+    summarise,
+    verify_run,
+)
+from collage_mpi.results.manifest import read_manifest
+from collage_mpi.results.recorded_trace import record_trace
 from collage_mpi.results.rows import TABLES
-from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.costs import costs_of
 from collage_mpi.slurm.job_script import SlurmSettings, render
-from collage_mpi.workload.straggler_settings import StragglerSettings
 from collage_mpi.workload.trace import load_trace
 
 USER = (CollageError,)
@@ -57,11 +61,13 @@ def make_readers(folder: Path) -> list[Reader]:
         *_settings(folder),
         *_arrays(folder),
         *_weights(folder),
-        *_messages(),
+        *job_readers(folder),
+        *_resumed(folder),
+        *_tables(folder),
         *_training(folder),
         *_simulation(folder),
         *_pictures(folder),
-        *_shards(folder),
+        *shard_readers(folder),
     ]
 
 
@@ -73,10 +79,6 @@ def _from_file(path: Path, read: Callable[[Path], Any]) -> Callable[[bytes], Any
     return reader
 
 
-def _json_change(rng: random.Random, raw: bytes) -> bytes:
-    return json.dumps(change_json(rng, json.loads(raw))).encode()
-
-
 # ---- results ----------------------------------------------------------------
 
 
@@ -86,6 +88,21 @@ def _read_run(run: Path) -> None:
     render_summary(summarise(results))
 
 
+def _use_run(run: Path) -> None:
+    """As report, export, trace record, simulate, advise and --resume do."""
+    results = read_results(run)
+    uses: tuple[tuple[Callable[..., Any], Any], ...] = (
+        *((render_page, [run]), (record_trace, [results]), (costs_of, results), (_of_run, run)),
+        (lambda out: resumed_settings({"out": str(out)}, "flags", 11), run),
+        (lambda found: export_run(found, "csv"), results),
+    )
+    for use, what in uses:
+        try:
+            use(what)
+        except CollageError:
+            pass  # one refuses, the next reads it all the same
+
+
 def _results(folder: Path) -> list[Reader]:
     run = make_run(folder / "run", 27, errors=frozenset({4}))
     manifest = run / "manifest.json"
@@ -93,25 +110,31 @@ def _results(folder: Path) -> list[Reader]:
     readers = []
     for path, name in ((manifest, "manifest, bytes"), (part, "part, bytes")):
         readers.append(_kept(name, path, run, None))
-    readers.append(_kept("manifest, values", manifest, run, _json_change))
+    readers.append(_kept("manifest, values", manifest, run, json_change))
+    readers.append(_kept("manifest, values, as used", manifest, run, json_change, _use_run))
     for table in TABLES:
         path = run / "parts" / f"{table.name}-0001-000001.npy"
         readers.append(_kept(f"part of {table.name}, rows", path, run, _change_rows))
+        used = f"part of {table.name}, rows, as used"
+        readers.append(_kept(used, path, run, _change_rows, _use_run))
     return readers
 
 
-def _kept(name: str, path: Path, run: Path, change: Any) -> Reader:
+def _kept(
+    name: str, path: Path, run: Path, change: Any, use: Callable[[Path], None] = _read_run
+) -> Reader:
     """A reader of a file of the run, which is whole again after each input."""
     whole = path.read_bytes()
 
     def read(raw: bytes) -> None:
         try:
             path.write_bytes(raw)
-            _read_run(run)
+            use(run)
         finally:
             path.write_bytes(whole)
 
-    return Reader(name, [whole], read, USER, **({"change": change} if change else {}))
+    every = 10 if use is _use_run else 1
+    return Reader(name, [whole], read, USER, every=every, **({"change": change} if change else {}))
 
 
 def _change_rows(rng: random.Random, raw: bytes) -> bytes:
@@ -172,6 +195,7 @@ directives = ["--qos=long"]
 
 def _settings(folder: Path) -> list[Reader]:
     import tomllib
+    import yaml
 
     def run_settings(path: Path) -> None:
         settings = RunSettings.from_mapping(read_settings_file(path), str(path))
@@ -197,10 +221,21 @@ def _settings(folder: Path) -> list[Reader]:
         readers.append(Reader(f"{name} .toml", [text.encode()], _from_file(toml, read), USER))
         readers.append(Reader(f"{name} .json", [as_json], _from_file(plain, read), USER))
         readers.append(
-            Reader(f"{name}, values", [as_json], _from_file(plain, read), USER, _json_change)
+            Reader(f"{name}, values", [as_json], _from_file(plain, read), USER, json_change)
         )
-    assert expand(tomllib.loads(EXPERIMENT)).points
-    return readers
+        as_yaml = yaml.safe_dump(tomllib.loads(text)).encode()
+        with_alias = as_yaml.replace(b"- a.h5", b"- &a a.h5\n- *a")
+        plain = folder / f"{stem}.yaml"
+        texts = [as_yaml, with_alias]
+        readers.append(Reader(f"{name} .yaml", texts, _from_file(plain, read), USER))
+    document = tomllib.loads(EXPERIMENT)
+    assert expand(document).points
+
+    def with_set(raw: bytes) -> None:
+        expand(_with_set(document, raw.decode(errors="replace"), "flags"))
+
+    sets = [b"credit=3", b'order="shuffle:4"', b"images=90"]
+    return [*readers, Reader("experiment --set", sets, with_set, USER)]
 
 
 # ---- arrays -----------------------------------------------------------------
@@ -220,14 +255,43 @@ def _idx(array: np.ndarray) -> bytes:
 def _arrays(folder: Path) -> list[Reader]:
     times = np.random.default_rng(0).random((5, 40)) + 0.1
     idx = _idx(np.zeros((6, 10, 10), np.uint8))
+    labels = _npy(np.arange(20) % 3)
     traces = [_npy(times), _npy(times.astype(np.float32)), _npy(times[0])]
     return [
         Reader(
             "trace .npy", traces, _from_file(folder / "t.npy", lambda p: load_trace(str(p))), USER
         ),
+        Reader("trace .npy, header", traces,
+               _from_file(folder / "t.npy", lambda p: load_trace(str(p))), USER, _npy_header),
+        Reader("labels .npy", [labels], _from_file(folder / "l.npy", _labels), USER),
+        Reader("labels .npy, header", [labels], _from_file(folder / "l.npy", _labels), USER,
+               _npy_header),
         Reader("idx", [idx], _from_file(folder / "i.idx", read_idx), USER),
         Reader("idx.gz", [gzip.compress(idx)], _from_file(folder / "i.gz", read_idx), USER),
-    ]
+    ]  # fmt: skip
+
+
+def _labels(path: Path) -> None:
+    to_labels(read_labels(str(path)), None)
+
+
+def _npy_header(rng: random.Random, raw: bytes) -> bytes:
+    """Another type, order or shape in a .npy's header, which is whole."""
+    end = 10 + int.from_bytes(raw[8:10], "little")
+    header = ast.literal_eval(raw[10:end].decode())
+    types = ("<f8", ">i2", "|u1", "|S9", "<U3", "|O", "<M8[ns]", "|V0", "<c16", "|b1", "<f8,<f8")
+    sizes = (0, 1, -1, 3, 10**12, 2**63, 10**30, 1.5, "3", None)
+    key = rng.choice(list(header))
+    if key == "descr":
+        odd = ([("a", "<f8")], [("a", "<f8", (10**9,))], other_value(rng))
+        header[key] = rng.choice((*types, *odd))
+    elif key == "shape":
+        shape = tuple(rng.choice(sizes) for _ in range(rng.randrange(4)))
+        header[key] = rng.choice((shape, list(shape), rng.choice(sizes)))
+    else:
+        header[key] = rng.choice((True, 1, None, "x"))
+    text = repr(header).encode("latin-1", "replace").ljust(117) + b"\n"
+    return raw[:8] + struct.pack("<H", len(text)) + text + raw[end:]
 
 
 # ---- weights ----------------------------------------------------------------
@@ -259,10 +323,6 @@ def _weights(folder: Path) -> list[Reader]:
     def read(path: Path) -> None:
         read_tensors(describe_weights(path))
 
-    def values(rng: random.Random, raw: bytes) -> bytes:
-        changed = change_json(rng, json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]]))
-        return _with_header(raw, changed)
-
     def facts(rng: random.Random, raw: bytes) -> bytes:
         header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
         inner = change_json(rng, json.loads(header["__metadata__"][METADATA_KEY]))
@@ -272,9 +332,16 @@ def _weights(folder: Path) -> list[Reader]:
     reader = _from_file(path, read)
     return [
         Reader("weights, bytes", [whole, stripes], reader, USER),
-        Reader("weights, header", [whole, stripes], reader, USER, values),
+        Reader("weights, header", [whole, stripes], reader, USER, _header_change),
         Reader("weights, record", [whole, stripes], reader, USER, facts),
     ]
+
+
+def _header_change(rng: random.Random, raw: bytes) -> bytes:
+    """Other values in a safetensors header, which is whole."""
+    return _with_header(
+        raw, change_json(rng, json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]))
+    )
 
 
 def _with_header(raw: bytes, header: Any) -> bytes:
@@ -283,49 +350,95 @@ def _with_header(raw: bytes, header: Any) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-# ---- messages ---------------------------------------------------------------
+# ---- runs that go on, tables, names -----------------------------------------
 
 
-def _messages() -> list[Reader]:
-    refused = (wire.WireFault,)
-    buffer = np.zeros(4096, np.uint8)
+def _resumed(folder: Path) -> list[Reader]:
+    """`--resume`: the manifest of a run that is to go on; a run that keeps vectors."""
+    run, kept = folder / "resumed", folder / "resumed-kept"
+    with_vectors = {"extras": {"top_k": 2, "save": "embeddings"}}
+    make_run(run, 27, status="incomplete", errors=frozenset({4}), **with_vectors)
+    (vectors,) = (run / "vectors").iterdir()
+    whole, now = (run / "manifest.json").read_bytes(), read_manifest(run)
+    shutil.copytree(run, kept)
 
-    def message(pack: Callable[..., int], *args: Any) -> bytes:
-        return buffer[: pack(buffer, 1, *args)].tobytes()
+    def resumed(raw: bytes) -> None:
+        shutil.rmtree(run)
+        shutil.copytree(kept, run)
+        (run / "manifest.json").write_bytes(raw)
+        writer, _ = RunWriter.reopen(run, now)
+        writer.close("incomplete")
 
-    def reading(unpack: Callable[[np.ndarray], Any]) -> Callable[[bytes], Any]:
-        return lambda raw: unpack(np.frombuffer(raw, np.uint8))
+    def looked_at(raw: bytes) -> None:
+        path = kept / "vectors" / vectors.name
+        path.write_bytes(raw)
+        verify_run(kept)
+        for name in ("top_classes", "top_scores", "embedding"):
+            read_results(kept).kept(name)
 
-    tasks = [
-        WireTask(1, 0, 1, "single", ((0, 0),)),
-        WireTask(2, 0, 1, "collage", tuple((i, i) for i in range(9))),
-        WireTask(3, 0, 1, "single", ((2, 0),), by_place=True),
-    ]
-    results = [
-        WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
-        WireResult(2, FAILED, reason="out of memory", retryable=True),
-        WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
-    ]
-    told = replace(
-        WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)
-    )
-
-    def read_text(raw: bytes) -> Any:
-        out = np.zeros(wire.HEADER.itemsize + len(raw), np.uint8)
-        return messages.unpack(out[: wire.pack_control(out, 1, raw)], 1)
-
-    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_places([(1, 2)])]
-    cases = (
-        ("tasks", unpack_tasks, message(pack_tasks, tasks, pixels)),
-        ("results", unpack_results, message(pack_results, results)),
-        ("cancel", unpack_cancel, message(pack_cancel, [4, 5, 6])),
-        ("control", lambda raw: messages.unpack(raw, 1), message(messages.pack, HELLO)),
-    )
-    texts = [message(messages.pack, each)[wire.HEADER.itemsize :] for each in (HELLO, told)]
+    parquet = vectors.read_bytes()
     return [
-        *(Reader(f"message: {name}", [raw], reading(u), refused) for name, u, raw in cases),
-        Reader("message: control, values", texts, read_text, refused, _json_change),
+        Reader("manifest of a run that goes on", [whole], resumed, USER, json_change),
+        Reader("vectors", [parquet], looked_at, USER),
+        Reader("vectors, columns", [parquet], looked_at, USER, _other_columns),
     ]
+
+
+def _other_columns(rng: random.Random, raw: bytes) -> bytes:
+    """A sound Parquet file with a column of other values, type or name, or without it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(raw))
+    at, n = rng.randrange(table.num_columns), table.num_rows
+    other = (
+        pa.array(["x"] * n), pa.array([None] * n), pa.array([1.5] * n), pa.array([2**40] * n),
+        pa.array([[1.0]] * n), pa.array([[]] * n), pa.array([[None]] * n),
+        pa.array(([[1, 2], None] * n)[:n]), pa.array([{"a": 1}] * n), pa.array([float("nan")] * n),
+        table.column(rng.randrange(table.num_columns)),
+    )  # fmt: skip
+    how = rng.choice(("values", "values", "values", "name", "without", "rows"))
+    if how == "values":
+        table = table.set_column(at, table.column_names[at], rng.choice(other))
+    elif how == "name":
+        table = table.rename_columns([*table.column_names[:at], "x", *table.column_names[at + 1 :]])
+    elif how == "without":
+        table = table.remove_column(at)
+    else:
+        table = rng.choice((table.slice(1), table.slice(0, 0), pa.concat_tables([table, table])))
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+def _tables(folder: Path) -> list[Reader]:
+    """Text of other programs: points of an experiment, names of classes, a file of checksums."""
+    from collage_mpi.commands.prep_rows import class_names
+    from collage_mpi.figures.points_csv import choose, frontier, need, read_points
+    from collage_mpi.shards.schema import read_sidecar, sidecar_path
+
+    rows = ["name,placements,ranks,axis:scheme,group_p99_ms", "a,3,10,none,5.5", "b,3,11,collage,"]
+
+    def points(path: Path) -> None:
+        found = read_points([path])
+        choose(found, [])
+        frontier(
+            [need(row, "group_p99_ms") for row in found], [need(row, "ranks") for row in found]
+        )
+
+    def names(path: Path) -> None:
+        class_names(SimpleNamespace(class_names=None, class_names_file=path))
+
+    shard = folder / "beside.h5"
+    line = f"{'ab' * 32}  beside.h5\n".encode()
+    return [
+        Reader("points.csv", [b"\n".join(row.encode() for row in [*rows[:2], "c,1,4,x,7.0"])],
+               _from_file(folder / "points.csv", points), USER),
+        Reader("names of classes", ["cat\ndög\n".encode()],
+               _from_file(folder / "names.txt", names), USER),
+        Reader("checksum beside a shard", [line],
+               _from_file(sidecar_path(shard), lambda p: read_sidecar(shard)), USER),
+    ]  # fmt: skip
 
 
 # ---- training ---------------------------------------------------------------
@@ -333,9 +446,11 @@ def _messages() -> list[Reader]:
 
 def _training(folder: Path) -> list[Reader]:
     import torch
+    from safetensors.numpy import save
 
     from collage_mpi.models.foreign_weights import read_state
     from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
+    from collage_mpi.training.teacher import _read
 
     identity = {"seed": 1}
     network = torch.nn.Linear(3, 2)
@@ -344,6 +459,10 @@ def _training(folder: Path) -> list[Reader]:
     path = folder / "c.pt"
     save_checkpoint(path, state, {"identity": identity, "step": 3})
     checkpoint = path.read_bytes()
+    foreign = save({"a": np.ones((4, 5), np.float16), "b": np.zeros(3, np.float32)})
+    kept = io.BytesIO()
+    np.savez(kept, identity=np.array("[1]"), views=np.zeros((3, 2, 4), np.float32))
+    cache = kept.getvalue()
     return [
         Reader(
             "checkpoint",
@@ -357,7 +476,13 @@ def _training(folder: Path) -> list[Reader]:
             _from_file(folder / "w.pth", read_state),
             USER,
         ),
-    ]
+        Reader("safetensors of other programs", [foreign],
+               _from_file(folder / "w.safetensors", read_state), USER),
+        Reader("safetensors of other programs, header", [foreign],
+               _from_file(folder / "w.safetensors", read_state), USER, _header_change),
+        Reader("cache of a teacher", [cache],
+               _from_file(folder / "teacher.npz", lambda p: _read(p, "[1]")), USER),
+    ]  # fmt: skip
 
 
 def _bytes_of(state: Any) -> bytes:
@@ -410,7 +535,7 @@ def _simulation(folder: Path) -> list[Reader]:
                _from_file(path, lambda p: read_answers(p, 3)), USER),
         Reader("costs", [costs], _from_file(folder / "k.json", read_costs), USER),
         Reader("costs, values", [costs], _from_file(folder / "k.json", read_costs), USER,
-               _json_change),
+               json_change),
         Reader("arrivals .npy", [times],
                _from_file(folder / "a.npy", lambda p: load_times_ns(str(p), 9)), USER),
         Reader("arrivals .txt", [text],
@@ -418,7 +543,7 @@ def _simulation(folder: Path) -> list[Reader]:
         Reader("latencies", [latencies],
                _from_file(bare / LATENCIES, lambda p: read_latencies_ns(bare)), USER),
         Reader("status", [status], top, USER),
-        Reader("status, values", [status], top, USER, _json_change),
+        Reader("status, values", [status], top, USER, json_change),
         Reader("summary without rows", [summary],
                _from_file(bare / SUMMARY, lambda p: read_summary(bare)), USER),
     ]  # fmt: skip
@@ -451,56 +576,3 @@ def _pictures(folder: Path) -> list[Reader]:
         Reader("pictures", files, lambda raw: picture_pixels(raw, fit), (UnreadablePicture,)),
         Reader("tar", [packed.getvalue()], _from_file(path, lambda p: list_tars([p])), USER),
     ]
-
-
-# ---- shards -----------------------------------------------------------------
-
-SHARDS_A_CHILD = 25
-
-
-def _shards(folder: Path) -> list[Reader]:
-    """Many in one input: the child that looks first takes half a second to start."""
-    import h5py
-
-    from collage_mpi.shards import write_shard
-
-    images = np.random.default_rng(0).integers(0, 256, (20, 3, 3, 1), dtype=np.uint8)
-    labels = np.arange(20) % 3
-    own, other = folder / "s.h5", folder / "other.h5"
-    write_shard(own, images, labels, class_names=["a", "b", "c"], source="s", chunk_rows=6)
-    with h5py.File(other, "w") as file:
-        file["images"], file["labels"] = images, labels
-    return [
-        _shard_reader("shards", folder, own.read_bytes(), (images, labels)),
-        _shard_reader("HDF5 of other programs", folder, other.read_bytes(), None),
-    ]
-
-
-def _shard_reader(
-    name: str, folder: Path, whole: bytes, truth: tuple[np.ndarray, np.ndarray] | None
-) -> Reader:
-    from collage_mpi.shards import ShardSet, guard
-
-    paths = [folder / f"{name.split()[0]}-{number}.h5" for number in range(SHARDS_A_CHILD)]
-
-    def read(raw: bytes) -> None:
-        rng = random.Random(raw)
-        for path in paths:
-            path.write_bytes(damage(rng, whole))
-        for found in guard.examine_shards(paths):
-            if isinstance(found, CollageError):
-                continue
-            try:
-                with ShardSet([found]) as shards:
-                    pixels, tags = shards.read_all()
-            except CollageError:
-                continue
-            if truth is not None:  # a file without checksums cannot tell a changed pixel
-                assert (pixels == truth[0]).all(), "wrong pixels were given out"
-                assert tags is None or (tags == truth[1]).all(), "wrong labels were given out"
-
-    return Reader(name, [b"0"], read, USER, _serial, SHARDS_A_CHILD)
-
-
-def _serial(rng: random.Random, raw: bytes) -> bytes:
-    return rng.randbytes(8)

@@ -2,36 +2,114 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import random
+import re
+import sys
+import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fuzz import Reader, Tally, fuzz, table
+from fuzz_job_readers import CONTROL
 from fuzz_readers import make_readers
+from test_lead import Play
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job import messages
+from collage_mpi.job.messages import Part, Ready, Start
+from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.answers import FAILED, RESULT, WireResult, pack_results, unpack_results
+from collage_mpi.results.pending import entry_path, read_entry
+from collage_mpi.scheduler.events import Unread
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm.job_script import SlurmSettings
+from collage_mpi.system.hard_exit import shared_memory
+from collage_mpi.system.progress import split_statuses, status_line
 from collage_mpi.training.checkpoint import VERSION, load_checkpoint
 from collage_mpi.workload.trace import load_trace
 
 pytestmark = pytest.mark.faults
 FEW = 20
+PACKAGE = Path(__file__).parents[2] / "collage_mpi"
 NAMES = (
-    *("manifest, bytes", "part, bytes", "manifest, values"),
-    *(f"part of {table}, rows" for table in ("images", "groups", "tasks")),
+    *(f"manifest, {how}" for how in ("bytes", "values", "values, as used")),
+    *("part, bytes", "manifest of a run that goes on", "vectors", "vectors, columns"),
+    *(f"part of {table}, rows{used}" for table in ("images", "groups", "tasks")
+      for used in ("", ", as used")),
     *(f"{of}{how}" for of in ("settings", "experiment", "slurm settings")
-      for how in (" .toml", " .json", ", values")),
-    *("trace .npy", "idx", "idx.gz", "weights, bytes", "weights, header", "weights, record"),
+      for how in (" .toml", " .json", " .yaml", ", values")),
+    *("experiment --set", "trace .npy", "trace .npy, header", "labels .npy", "labels .npy, header"),
+    *("labels .h5", "idx", "idx.gz", "points.csv", "names of classes", "checksum beside a shard"),
+    *("weights, bytes", "weights, header", "weights, record"),
+    *("safetensors of other programs", "safetensors of other programs, header"),
+    *("checkpoint", "weights of other programs", "cache of a teacher"),
     *(f"message: {what}" for what in ("tasks", "results", "cancel", "control", "control, values")),
-    *("costs", "costs, values", "status", "status, values"),
-    *("checkpoint", "weights of other programs", "answers .npz"),
+    *("message: to the lead, values", "message: to a team, values"),
+    *("pending part", "pending entry", "pending entry, values", "claim", "claim, values"),
+    *(f"{what}{how}" for what in ("status lines", "greeting", "description of a shard")
+      for how in ("", ", values")),
+    *("variables, values", "kernel's files of the host", "kernel's files of a process"),
+    *("answers .npz", "costs", "costs, values", "status", "status, values"),
     *("arrivals .npy", "arrivals .txt", "latencies", "summary without rows", "pictures", "tar"),
-    *("shards", "HDF5 of other programs"),
+    *(f"{what}{how}" for what in ("shards", "HDF5 of other programs") for how in ("", ", values")),
 )  # fmt: skip
+
+# What reads bytes, and is tried by no reader: (module, function) -> why not.
+OWN, CHILD, KERNEL = "its own bytes", "what its own child says", "a file of the kernel, words only"
+NOT_TRIED = {
+    ("bench/report", "_cpu_name"): KERNEL,
+    ("commands/bench", "_start_worlds"): CHILD,
+    ("doctor/folder", "file_system"): KERNEL,
+    ("doctor/gather", "probe"): CHILD,
+    ("doctor/probe", "probe_locks"): OWN,
+    ("doctor/probe", "probe_shards"): "its parent's paths; shards are tried",
+    ("doctor/probe", "torch_build"): "a file of torch",
+    ("doctor/ranks", "look"): "a rank of the same doctor",
+    ("doctor/trial", "try_ranks"): CHILD,
+    ("launch/supervisor", "marker_text"): "any text is a marker",
+    ("models/tuning", "bfloat16_pays"): KERNEL,
+    ("prep/work", "read_member"): "bytes of a picture: pictures are tried",
+    ("results/claim", "_read"): "bytes of a claim: claims are tried",
+    ("results/row_sink", "_wait_for_lead"): OWN,
+    ("results/buffers", "recent"): OWN,
+    ("results/export", "_to_hdf5"): "a manifest as it is: manifests are tried",
+    ("shards/cells", "_append"): "a shard that was read before: shards are tried",
+    ("shards/guard", "main"): "its parent's paths; shards are tried",
+    ("training/last_layer", "_features"): "as the cache of a teacher",
+    ("training/measure", "processor_name"): KERNEL,
+    ("training/parts", "resolve_precision"): KERNEL,
+    ("training/peers", "read_once"): "memory of its own process on the host",
+}
+READS = re.compile(
+    r"(^|\.)(loads|json\.load|np\.load|torch\.load|load_file|read_bytes|read_text|ParquetFile"
+    r"|DictReader|File|frombuffer|raw_decode|(tarfile|gzip|Image)\.open)$"
+)
+
+
+def what_reads() -> set[tuple[str, str]]:
+    """(module, function) of the package with a call that makes something of bytes, or opens a file
+    to read it."""
+    found = set()
+    for path in sorted(PACKAGE.glob("**/*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and any(map(_reads, ast.walk(function))):
+                found.add((str(path.relative_to(PACKAGE).with_suffix("")), function.name))
+    return found
+
+
+def _reads(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    name, words = ast.unparse(node.func), {ast.unparse(each) for each in node.args}
+    opens = name == "open" or (name.endswith(".open") and name != "os.open")
+    if opens and words & {"'rb'", "'r'"}:
+        return True
+    return bool(READS.search(name)) and not words & {"'w'", "'r+'"}
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +131,39 @@ def test_every_reader_is_tried(readers: dict[str, Reader]) -> None:
 
 
 @pytest.mark.timeout(1800)
+def test_whatever_reads_bytes_is_tried_by_a_reader(readers: dict[str, Reader]) -> None:
+    """By which functions are entered while sound inputs are read; the others say why not."""
+    entered, package = set(), str(PACKAGE) + "/"
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(package):
+            entered.add((code.co_filename[len(package) :].removesuffix(".py"), code.co_name))
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        for reader in readers.values():
+            for raw in reader.valid:
+                reader.read(raw)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    packers = {each for each in what_reads() if each[1].startswith("pack_")}
+    assert what_reads() - packers - entered == set(NOT_TRIED)
+
+
+def test_every_control_message_is_among_the_inputs() -> None:
+    assert {type(message) for message in CONTROL} == set(messages.TYPES.values())
+
+
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NAMES)
 def test_damaged_inputs_are_read_or_refused(readers, tallies, request, name: str) -> None:
     files = request.config.getoption("fuzz") or FEW
     tally = fuzz(readers[name], files, request.config.getoption("chaos_seed"))
     tallies.append(tally)
-    assert tally.inputs * tally.files >= files
+    assert tally.inputs * tally.files * readers[name].every >= files
     texts = "\n\n".join(f"{raw[:400]!r}\n{text}" for raw, text in tally.findings[:3])
     assert not tally.findings, f"{len(tally.findings)} of {tally.inputs}:\n{texts}"
 
@@ -125,6 +230,61 @@ def test_a_control_message_nested_too_deep() -> None:
     message = buffer[: wire.pack_control(buffer, 1, b"[" * 60_000)]
     with pytest.raises(wire.WireFault, match="rank 1"):
         messages.unpack(message, 1)
+
+
+def test_an_answer_that_claims_more_cells_than_there_are() -> None:
+    buffer = np.zeros(4096, np.uint8)
+    failed = WireResult(1, FAILED, reason="boom", unread=(Unread("worn", of_input=True),))
+    message = buffer[: pack_results(buffer, 1, [failed])].copy()
+    message[wire.HEADER.itemsize + RESULT.fields["n_cells"][1]] = 9
+    with pytest.raises(wire.WireFault, match="do not add up"):
+        unpack_results(message)
+
+
+@pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff", b"{}", b'{"session": 3}', b"[" * 60_000])
+def test_what_a_team_left_of_its_session_is_damaged(tmp_path, raw: bytes) -> None:
+    entry_path(tmp_path, 2).parent.mkdir()
+    entry_path(tmp_path, 2).write_bytes(raw)
+    with pytest.raises(DataFault, match="go on with --resume"):
+        read_entry(tmp_path, 2)
+
+
+@pytest.mark.parametrize("raw", [b"{", b"{}", b"3", b'{"class_names": 3}', b"[" * 60_000])
+def test_a_description_of_a_shard_that_is_none(raw: bytes) -> None:
+    with pytest.raises(wire.WireFault, match="rank 0 sent a shard that cannot be"):
+        RowReader([raw.decode()])
+
+
+@pytest.mark.parametrize("said", [
+    Ready({}), Part("images", 1, 2, (0,)), Part("images", 1, 2, (0, 99)), Part("nothing", 1, 2, ()),
+])  # fmt: skip
+def test_what_a_team_cannot_say_now_is_no_defect_of_the_lead(said) -> None:
+    play = Play()
+    play.lead.begin("run", "digest")
+    play.lead.start(Start(1.5, {}), {})
+    play.says(4, Ready({}))
+    with pytest.raises(wire.WireFault, match="that cannot be"):
+        play.says(4, said)
+
+
+@pytest.mark.parametrize("status", [
+    {"phase": "x", "done": None}, {"done": "1"}, {"done": 1, "total": []}, {"unit": 3, "done": 1},
+    {"done": 10**400}, {"done": 1, "images_s": "3"}, {"ended": 1, "code": "x"}, {"phase": 1},
+    {"every_s": None, "done": 1}, {"done": True},
+])  # fmt: skip
+def test_a_status_that_cannot_be_shown_is_output_like_any_other(status) -> None:
+    line = status_line(status, "w")
+    assert split_statuses(line, "w") == (line, [])
+    sound = {"phase": "x", "done": 1, "total": None, "images_s": 2.5}
+    assert split_statuses(status_line(sound, "w"), "w") == ("", [sound])
+
+
+def test_a_mapped_file_of_any_name(tmp_path) -> None:
+    """launch looks at what each rank has mapped."""
+    line = b"7f00-7f01 rw-s 00000000 00:17 5      %s\n"
+    names = (b"/home/caf\xe9.npy", b"/home/a\xe2\x80\xa8b /dev/shm/", b"/dev/shm/mpich_shm_1")
+    (tmp_path / "maps").write_bytes(b"".join(line % name for name in names))
+    assert shared_memory(tmp_path / "maps") == [Path("/dev/shm/mpich_shm_1")]
 
 
 def test_damage_is_the_same_for_the_same_seed(readers) -> None:

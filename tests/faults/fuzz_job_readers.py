@@ -1,0 +1,380 @@
+"""What the parts of a running job read of each other, and of their surroundings, each with valid
+inputs: what fuzz.py damages.
+
+Owns: messages, the lead's and a team's ends of theirs, pending parts, claims, status lines,
+greetings, descriptions of shards, variables and kernel files.
+Does not know: how inputs are damaged, what counts as a finding.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fakes import FakeMonitor
+from fuzz import Reader, change_json, damage
+from job_messages import HELLO, WELCOME
+from results_harness import fill, manifest
+from test_lead import Play
+
+from collage_mpi.errors import CollageError
+from collage_mpi.faults.tcp_link import Offer, read_greeting
+from collage_mpi.job import messages as said
+from collage_mpi.job.row_reader import RowReader, described
+from collage_mpi.job.team import Dismissed, LeadLink
+from collage_mpi.launch.job_ranks import Kin
+from collage_mpi.launch.mpiexec import LaunchPlan
+from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, unpack_results
+from collage_mpi.mpi.tasks import (
+    WireTask,
+    pack_cancel,
+    pack_places,
+    pack_tasks,
+    unpack_cancel,
+    unpack_tasks,
+)
+from collage_mpi.mpi.transport import Received
+from collage_mpi.results import RunWriter, parts
+from collage_mpi.results.claim import Holder
+from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER
+from collage_mpi.results.manifest import read_manifest
+from collage_mpi.results.pending import adopt, entry_path, read_entry
+from collage_mpi.results.reader import keys_of
+from collage_mpi.results.rows import IMAGES, KEY_ROW, TABLES
+from collage_mpi.scheduler.events import Score, Unread
+from collage_mpi.shards import write_shard
+from collage_mpi.system import environment
+from collage_mpi.system.launchers import LAUNCHERS, starter
+from collage_mpi.system.pidfd import ProcessId, watch_process
+from collage_mpi.workload.straggler_settings import StragglerSettings
+
+Change = Callable[[random.Random, bytes], bytes]
+USER = (CollageError,)
+REFUSED = (wire.WireFault,)
+PROCESS = ProcessId("m", 1, 2)
+OFFER = Offer(("h", "10.0.0.1"), 4000, "ab" * 16)
+STATUS_WORD = "f" * 32
+
+# One of each type, or several; `messages.TYPES` says which there are.
+CONTROL: tuple[said.Message, ...] = (
+    *(HELLO, replace(HELLO, embedding=3), WELCOME),
+    replace(WELCOME, networks={"single": "null"}, straggler=StragglerSettings(straggler_seed=3)),
+    *(said.Rank0("h", PROCESS, OFFER), said.Rank0("h", None, None), said.Shards(("{}", "{}"))),
+    *(said.Measure("single", 2), said.Start(1.5, {"single": 0.5}), said.End(), said.Stop(0)),
+    *(said.Here(), said.Fault("no GPU", 3), said.Measured(1000, None), said.Bye()),
+    *(said.Begin(6, "run", "ab" * 32), said.Lease(1, 2, 4, (8, 4)), said.Lull(), said.Close()),
+    *(said.Halt("stopped"), said.Ready({"single": "aa"}), said.Begun(1)),
+    *(said.Part("images", 1, 1, (0, 4)), said.Part("tasks", 1, 1, ())),
+    *(said.Progress(8, 1, 3), said.Idle(1), said.Done("complete", "", ("a.h5: cut off",))),
+)
+
+
+def job_readers(folder: Path) -> list[Reader]:
+    """All of them; what they need lies in `folder`."""
+    return [
+        *_messages(),
+        *_teams(),
+        *_pending(folder),
+        *_lines(),
+        *_descriptions(folder),
+        *_surroundings(folder),
+    ]
+
+
+def json_change(rng: random.Random, raw: bytes) -> bytes:
+    """Sound JSON with other values in it."""
+    return json.dumps(change_json(rng, json.loads(raw))).encode()
+
+
+# ---- messages ---------------------------------------------------------------
+
+
+def _packed(pack: Callable[..., int], *args: Any) -> bytes:
+    buffer = np.zeros(wire.CONTROL_BYTES, np.uint8)
+    return buffer[: pack(buffer, 1, *args)].tobytes()
+
+
+def _text(message: said.Message) -> bytes:
+    return _packed(said.pack, message)[wire.HEADER.itemsize :]
+
+
+def _message(text: bytes) -> np.ndarray:
+    """The bytes of a control message of any text."""
+    out = np.zeros(wire.HEADER.itemsize + len(text), np.uint8)
+    return out[: wire.pack_control(out, 0, text)]
+
+
+def _messages() -> list[Reader]:
+    def reading(unpack: Callable[[np.ndarray], Any]) -> Callable[[bytes], Any]:
+        return lambda raw: unpack(np.frombuffer(raw, np.uint8))
+
+    tasks = [
+        WireTask(1, 0, 1, "single", ((0, 0),)),
+        WireTask(2, 0, 1, "collage", tuple((i, i) for i in range(9))),
+        WireTask(3, 0, 1, "single", ((2, 0),), by_place=True),
+    ]
+    results = [
+        WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
+        WireResult(2, FAILED, reason="out of memory", retryable=True),
+        WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
+    ]
+    pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_places([(1, 2)])]
+    cases = (
+        ("tasks", unpack_tasks, [_packed(pack_tasks, tasks, pixels)]),
+        ("results", unpack_results, [_packed(pack_results, results)]),
+        ("cancel", unpack_cancel, [_packed(pack_cancel, [4, 5, 6])]),
+        ("control", lambda raw: said.unpack(raw, 1), [_packed(said.pack, m) for m in CONTROL]),
+    )
+    texts = [_text(message) for message in CONTROL]
+    return [
+        *(Reader(f"message: {name}", valid, reading(u), REFUSED) for name, u, valid in cases),
+        Reader("message: control, values", texts, lambda raw: said.unpack(_message(raw), 1),
+               REFUSED, json_change),
+    ]  # fmt: skip
+
+
+class _Endpoint:
+    """A team's end of its messages with the lead: hears one, says nothing."""
+
+    def __init__(self, message: np.ndarray) -> None:
+        self._left = [message]
+
+    def buffer(self, nbytes: int) -> np.ndarray:
+        return np.zeros(nbytes, np.uint8)
+
+    def send(self, buffer: np.ndarray, nbytes: int) -> None:
+        pass
+
+    def poll_control(self) -> np.ndarray | None:
+        return self._left.pop() if self._left else None
+
+
+def _teams() -> list[Reader]:
+    """What teams say, to the lead in mid-job; what the lead says, to a team."""
+
+    def to_lead(raw: bytes) -> None:
+        play = Play()
+        play.lead.begin("run", "digest")
+        play.lead.start(said.Start(1.5, {}), {"single": "aa"})
+        play.says(4, said.Ready({"single": "aa"}))
+        play.others.arrivals.append(Received(4, _message(raw), play.clock.now_ns))
+        play.look()
+        play.look()
+        assert {table for table, _, _ in play.published} <= {table.name for table in TABLES}
+
+    def to_team(raw: bytes) -> None:
+        link = LeadLink(_Endpoint(_message(raw)), FakeMonitor())
+        link.hear()
+
+    lead = [_text(m) for m in CONTROL if isinstance(m, said.FromTeams) and
+            not isinstance(m, said.Ready)]  # fmt: skip
+    lead.append(_text(said.Part("images", 1, 2, (8, 4))))
+    team = [_text(m) for m in CONTROL if isinstance(m, said.ToTeams | said.Rank0 | said.Start)]
+    allowed = (*REFUSED, *USER)
+    return [
+        Reader("message: to the lead, values", lead, to_lead, allowed, json_change),
+        Reader("message: to a team, values", team, to_team, (*allowed, Dismissed), json_change),
+    ]  # fmt: skip
+
+
+# ---- what teams leave -------------------------------------------------------
+
+
+def _pending(folder: Path) -> list[Reader]:
+    """A run of two teams that lost its lead: a part in pending/, and what the other team said."""
+    out, kept = folder / "teams", folder / "kept"
+    full = manifest(27, teams=2)
+    writer = RunWriter.create(out, full, rows_per_part=512)
+    fill(writer, full, range(27))
+    writer.close("incomplete")
+    found = read_manifest(out)
+    for path in (out / PARTS_FOLDER).iterdir():
+        path.rename(out / PENDING_FOLDER / path.name)
+    (part,) = (out / PENDING_FOLDER).glob("images-*")
+    entry = json.dumps({"session": 2, "status": "incomplete", "rows": None, "final": {}}).encode()
+    shutil.copytree(out, kept)
+
+    def taken_over(raw: bytes) -> None:
+        shutil.rmtree(out)
+        shutil.copytree(kept, out)
+        part.write_bytes(raw)
+        adopt(out, found, lambda: np.empty(0, KEY_ROW))
+        for each in parts.list_parts(out / PARTS_FOLDER):
+            if each.table == IMAGES.name:
+                keys_of(parts.read_part(each.path, IMAGES))
+
+    def entered(raw: bytes) -> None:
+        entry_path(kept, 2).write_bytes(raw)
+        said_of_it = read_entry(kept, 2)
+        assert said_of_it["session"] == 2
+
+    whole = part.read_bytes()
+    return [
+        Reader("pending part", [whole], taken_over, USER),
+        Reader("pending entry", [entry], entered, USER),
+        Reader("pending entry, values", [entry], entered, USER, json_change),
+        Reader("claim", [_claim(PROCESS.__dict__), _claim(None)], _holder, ()),
+        Reader("claim, values", [_claim(PROCESS.__dict__)[21:]],
+               lambda raw: _holder(b"%020d\n" % 7 + raw), (), json_change),
+    ]  # fmt: skip
+
+
+def _claim(process: dict[str, Any] | None) -> bytes:
+    return b"%020d\n" % 7 + json.dumps({"host": "h", "pid": 4, "process": process}).encode()
+
+
+def _holder(raw: bytes) -> None:
+    holder = Holder.read(raw)
+    str(holder), holder.ended
+
+
+# ---- lines and greetings ----------------------------------------------------
+
+
+def _lines() -> list[Reader]:
+    """What ranks print, as launch reads it; what comes to rank 0's port."""
+    statuses: list[dict[str, Any]] = [
+        {"there": 1}, {"up": 1}, {"ended": 2, "code": 137}, {"exit": 0},
+        {"phase": "collage", "done": 5, "total": 9, "images_s": 3.5, "unit": "images", "end": True},
+    ]  # fmt: skip
+    mark = f"@status:{STATUS_WORD} "
+
+    def line(raw: bytes) -> None:
+        job = Job(LaunchPlan(("true",), {environment.STATUS_VARIABLE: STATUS_WORD}, ranks=4),
+                  "mpich", out=io.StringIO(), err=io.StringIO(), start_limit_s=9.0)  # fmt: skip
+        job._kin.meet = lambda: None  # looks at the processes of this machine
+        for text in raw.split(b"\n"):
+            job.line(text.decode(errors="replace"), job._out, _filter(job))
+        job._display.close()
+        exit_code(job._outcome, None, must_report=True)
+
+    def lines(change: Change) -> Change:
+        def changed(rng: random.Random, raw: bytes) -> bytes:
+            return b"\n".join(mark.encode() + change(rng, one) for one in raw.split(b"\n"))
+
+        return changed
+
+    texts = b"\n".join(json.dumps(status).encode() for status in statuses)
+    whole = b"\n".join(mark.encode() + each for each in texts.split(b"\n"))
+    greeting = json.dumps({"rank": 1, "process": asdict(PROCESS), "token": OFFER.token}).encode()
+
+    def greeted(raw: bytes) -> None:
+        """As `ProcessMonitor._greet` takes it; the errors that it catches may leave."""
+        content = read_greeting(raw, OFFER.token)
+        if content is not None:
+            watch_process(ProcessId.from_dict(content["process"]))
+
+    met = (KeyError, TypeError, ValueError, ProcessLookupError)
+    return [
+        Reader("status lines", [whole], line, ()),
+        Reader("status lines, values", [texts], line, (), lines(json_change)),
+        Reader("greeting", [greeting], greeted, met),
+        Reader("greeting, values", [greeting], greeted, met, json_change),
+    ]
+
+
+def _filter(job: Job) -> Any:
+    from collage_mpi.launch.mpi_banners import BannerFilter
+
+    return BannerFilter(job._launcher)
+
+
+# ---- descriptions of shards -------------------------------------------------
+
+
+def _descriptions(folder: Path) -> list[Reader]:
+    from collage_mpi.shards import ShardSet
+
+    path = folder / "described" / "s.h5"
+    write_shard(path, np.zeros((9, 3, 3, 1), np.uint8), np.arange(9) % 3, class_names=list("abc"))
+    with ShardSet.open([path]) as shards:
+        texts = [text.encode() for text in described(shards)]
+
+    def read(raw: bytes) -> None:
+        RowReader([raw.decode(errors="replace")])
+
+    return [
+        Reader("description of a shard", texts, read, (*USER, *REFUSED)),
+        Reader("description of a shard, values", texts, read, (*USER, *REFUSED), json_change),
+    ]
+
+
+# ---- surroundings -----------------------------------------------------------
+
+
+def _surroundings(folder: Path) -> list[Reader]:
+    """Variables that launchers and batch systems set; files of the kernel."""
+    names = {name for each in LAUNCHERS for field in ("ranks", "sizes", "local_ranks",
+             "local_sizes", "host_numbers", "interfaces", "marks", "hints")
+             for name in getattr(each, field, ())}  # fmt: skip
+    names |= {*environment.HOSTS_VARIABLES, *environment.TORCHRUN_VARIABLES,
+              environment.TORCHRUN_ID, environment.CPUS_ON_NODE,
+              environment.CPUS_PER_TASK, environment.PBS_HOSTS_FILE}  # fmt: skip
+    values = json.dumps(dict.fromkeys(sorted(names), "3")).encode()
+
+    def variables(raw: bytes) -> None:
+        found = json.loads(raw.decode(errors="replace"))
+        if not isinstance(found, dict):
+            return
+        environ = {str(k): str(v).replace("\0", "") for k, v in found.items()}
+        starter(environ), environment.launcher_rank(environ), environment.mpi_rank(environ)
+        environment.torchrun_place(environ), environment.telling_rank(environ)
+        environment.launcher_size(environ), environment.local_rank(environ)
+        environment.local_size(environ), environment.told_interface(environ)
+        environment.fault_tolerant_launch(environ), environment.visible_devices(environ)
+        environment.allocated_hosts(environ), environment.local_gpu_rank(1, environ)
+        environment.threads_per_rank(2, None, environ)
+
+    hosts, proc = folder / "hosts", folder / "proc"
+    kernel = {"cpu.max": b"200000 100000", "memory.max": b"1000000", "memory.current": b"5000",
+              "meminfo": b"MemTotal: 900 kB\nMemAvailable: 500 kB\n"}  # fmt: skip
+    # What stands around the names is the kernel's own, and sound.
+    process = {"environ": b"JOB=x\0PMI_RANK=0\0", "maps": b"/dev/shm/mpich_shm_1",
+               "stat": b"python"}  # fmt: skip
+    around = {"environ": b"%s", "maps": b"7f00-7f01 rw-s 0000 00:17 5      %s\n",
+              "stat": b"7 (%s) S 1 7 7 0 -1 41 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1"}  # fmt: skip
+    for each in (hosts, proc / "7"):
+        each.mkdir(parents=True)
+
+    def of(where: Path, files: dict[str, bytes], look: Callable[[], object]) -> Any:
+        def read(raw: bytes) -> None:
+            name, _, content = raw.partition(b"=")
+            for each, sound in files.items():
+                inner = content if each == name.decode() else sound
+                (where / each).write_bytes(around.get(each, b"%s") % inner)
+            look()
+
+        return read
+
+    def limits_of_host() -> None:
+        environment.allowed_cores({}, hosts)
+        environment.available_bytes(hosts / "meminfo", hosts)
+
+    def looked() -> None:
+        kin = Kin("JOB=x", proc)
+        kin.meet()
+        kin.look(1.0), kin.rank_0
+
+    def behind_name(rng: random.Random, raw: bytes) -> bytes:
+        name, equals, content = raw.partition(b"=")
+        return name + equals + damage(rng, content).replace(b"\n", b" ")  # names hold none
+
+    def named(files: dict[str, bytes]) -> list[bytes]:
+        return [name.encode() + b"=" + content for name, content in files.items()]
+
+    return [
+        Reader("variables, values", [values], variables, (), json_change),
+        Reader("kernel's files of the host", named(kernel), of(hosts, kernel, limits_of_host), (),
+               behind_name),
+        Reader("kernel's files of a process", named(process), of(proc / "7", process, looked), (),
+               behind_name),
+    ]  # fmt: skip
