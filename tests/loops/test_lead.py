@@ -343,6 +343,7 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     writer = SimpleNamespace(publisher=Published(), session=5, manifest={"run_id": "r"})
     lead = build_lead(plan, others, writer, np.array([2, 0]), lambda: None)
     assert others.detector.keep_going
+    assert others.detector.all_needed
     assert others.detector.timeouts.reply_timeout_ns == heard_ns  # they speak twice a second
     assert lead._book.settings.smallest == 3  # units of 8 images: one for each of 17 ranks
     assert lead._book.left == 2
