@@ -463,7 +463,10 @@ class Job:
         if report is None:
             bad.append("there is no run")
             return
-        self.verdict.missing, self.verdict.doubles = report.missing, report.doubles
+        self.verdict.doubles = report.doubles
+        if bad and not report.ok:
+            return  # cut short: who knows what further sessions would have done
+        self.verdict.missing = report.missing
         if not report.ok:
             bad.append(f"not complete after {len(self.verdict.codes)} sessions: {report.problems}")
             return
