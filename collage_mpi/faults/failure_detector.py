@@ -44,8 +44,7 @@ class FailureDetector:
 
     Attributes:
         keep_going: whether the job goes on without a lost rank; each session sets it.
-        awaits_all: whether nobody else does a silent rank's work: it is lost then, whatever
-            keep_going.
+        all_needed: whether a rank that stays silent is lost even so: others cannot do its work.
         leaving: whether ranks are meant to end now.
     """
 
@@ -58,7 +57,7 @@ class FailureDetector:
     ) -> None:
         """`process_monitor` in a fault-tolerant world; the command's `name`, for messages."""
         self.timeouts = ReplyTimeouts(ranks, now_ns)
-        self.keep_going = self.awaits_all = False
+        self.keep_going = self.all_needed = False
         self.leaving = False
         self._monitor = process_monitor
         self._name = name
@@ -117,7 +116,7 @@ class FailureDetector:
         for sign in self.timeouts.overdue(now_ns):
             if isinstance(sign, Suspicion):
                 events.append(RankSuspected(now_ns, sign.rank, sign.why))
-            elif self.keep_going or self.awaits_all:
+            elif self.keep_going or self.all_needed:
                 self._ended.append(self._killed(sign.rank, sign.why, TIMEOUT))
         if self._monitor is not None:
             self._ended += self._monitor.look()

@@ -416,8 +416,11 @@ class Job:
         kinds = {fault.kind for fault in faults}
         harmed = bool(kinds & {"corrupt row during", "replace shard during"})
         bad = self.verdict.wrong
-        known = {*map(int, ExitCode)} | {128 + getattr(signal, k) for k in kinds & {*SIGNALS}}
-        if code not in known and not (code == -signal.SIGKILL and "kill launch" in kinds):
+        met = {getattr(signal, kind) for kind in kinds & {*SIGNALS}}
+        met |= {signal.SIGKILL} if "kill launch" in kinds else set()
+        # Of launch itself, before it heeds a signal or when all is over: to a shell 128 + it too.
+        known = {*map(int, ExitCode)} | {128 + m for m in met} | {-m for m in met}
+        if code not in known:
             bad.append(f"session {number} said {code}, which is no code of ours")
         self._wounded &= status == "damaged"  # until a session has gone on without the part
         if status == "damaged" and not self._wounded:
@@ -436,7 +439,7 @@ class Job:
             self.verdict.done & kinds
         ):
             in_order = (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.INCOMPLETE)
-            if code not in in_order:
+            if code not in in_order and -code not in met:
                 bad.append(f"session {number} was told to stop and said {code}")
         if self.plan.on_loss == "continue" and kinds and kinds <= {*OUTLIVED}:
             self.verdict.survived += code in (0, 5)
@@ -460,7 +463,10 @@ class Job:
         if report is None:
             bad.append("there is no run")
             return
-        self.verdict.missing, self.verdict.doubles = report.missing, report.doubles
+        self.verdict.doubles = report.doubles
+        if bad and not report.ok:
+            return  # cut short: who knows what further sessions would have done
+        self.verdict.missing = report.missing
         if not report.ok:
             bad.append(f"not complete after {len(self.verdict.codes)} sessions: {report.problems}")
             return

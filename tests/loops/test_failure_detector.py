@@ -209,6 +209,15 @@ def test_a_plain_world_suspects_and_kills_nobody():
     assert detector.timeouts.present == [1, 2, 3]
 
 
+def test_where_all_are_needed_silence_ends_the_job():
+    detector = detector_of(None, keep_going=False)
+    detector.all_needed = True
+    detector.sent(1, 0)
+    assert looked(detector, 0, S) == [RankSuspected(S, 1, "no answer for 1.0 s")]
+    with pytest.raises(RankGone, match=r"rank 1 \(single\) is lost: no answer for 2.0 s; written"):
+        looked(detector, S, 3 * S)
+
+
 def test_abort_ends_the_job_at_the_first_loss():
     process_monitor = FakeMonitor()
     detector = detector_of(process_monitor, keep_going=False)

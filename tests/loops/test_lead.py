@@ -219,7 +219,7 @@ def test_silence_of_a_coordinator_is_a_loss(play):
 
 
 def test_where_each_rank_is_needed_a_silent_coordinator_ends_the_job(play):
-    play.others.detector.keep_going, play.others.detector.awaits_all = False, True
+    play.others.detector.keep_going, play.others.detector.all_needed = False, True
     play.others.detector.timeouts.reply_timeout_ns = 100 * MS
     start(play, 4)
     for _ in range(19):
@@ -442,7 +442,7 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     writer = SimpleNamespace(publisher=Published(), session=5, manifest={"run_id": "r"})
     lead = build_lead(plan, others, writer, np.array([2, 0]), lambda: None)
     assert others.detector.keep_going
-    assert others.detector.awaits_all
+    assert others.detector.all_needed
     assert others.detector.timeouts.reply_timeout_ns == heard_ns  # they speak twice a second
     assert lead._book.settings.smallest == 3  # units of 8 images: one for each of 17 ranks
     assert lead._book.left == 2

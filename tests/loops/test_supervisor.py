@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import mmap
 import os
@@ -254,10 +255,13 @@ def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, las
         time.sleep(0.01)  # until it waits for what launch says
     for path in (mapped, held, left, tmp_path / "x_4"):
         path.write_bytes(bytes(4096))
-    with mapped.open("r+b") as file:
-        pages = mmap.mmap(file.fileno(), 0)
-    with pages, held.open():
+    libc = ctypes.CDLL(None)  # Python's own mmap keeps the file open
+    libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, *[ctypes.c_long] * 5]
+    with mapped.open() as file:
+        page = libc.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    with held.open():
         guard.communicate(last)
+    libc.munmap(ctypes.c_void_p(page), ctypes.c_long(4096))
     there = {"mpich_shm_1_0", "mpich_shm_2_0", "mpich_shm_3_0", "mpich_shm_4_0", "x_4"}
     assert {path.name for path in tmp_path.iterdir()} == there - {f"mpich_shm_{i}_0" for i in gone}
 

@@ -133,6 +133,17 @@ def test_a_coordinator_that_stops_is_given_up_and_writes_no_row_when_it_wakes(jo
     assert "team 1 (rank 4) is given up" in ended.said
 
 
+def test_with_abort_a_coordinator_that_stops_ends_the_job(job):
+    """Also when all its images are done: it has still to say so."""
+    abort = ("--on-rank-loss", "abort", "--reply-timeout-s", "1")
+    ended = job("4:images:stop:20,apart", 2, *SLOW, *abort, tolerant=False)
+    assert ended.code == INCOMPLETE, ended.said
+    assert "rank 4 is lost: no answer for" in ended.said
+    ended = job("", 2, fresh=False)
+    assert ended.code == COMPLETE, ended.said
+    check(ended.out)
+
+
 def test_a_team_that_never_comes_is_not_waited_for(job):
     ended = job("4:start:kill", 2)
     assert ended.code == COMPLETE, ended.said
