@@ -26,6 +26,7 @@ from collage_mpi.job.messages import Part, Ready, Start
 from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import FAILED, RESULT, WireResult, pack_results, unpack_results
+from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import entry_path, read_entry
 from collage_mpi.scheduler.events import Unread
@@ -302,6 +303,24 @@ def test_costs_in_a_manifest_are_numbers(tmp_path, change) -> None:
     (run / "manifest.json").write_text(json.dumps({**found, **change}))
     with pytest.raises(DataFault, match=next(iter(change))):
         read_manifest(run)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("fingerprint", 3), ("row", "x"), ("shard", [1]), ("top_classes", "x"), ("top_scores", 1.5),
+    ("top_classes", []), ("top_classes", [None]), ("top_scores", {"a": 1}), ("session", None),
+])  # fmt: skip
+def test_vectors_whose_columns_are_of_other_types(tmp_path, name, value) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run = make_run(tmp_path / "run", 18, extras={"top_k": 2, "save": "none"})
+    (path,) = (run / "vectors").iterdir()
+    table = pq.read_table(path)
+    at = table.column_names.index(name)
+    pq.write_table(table.set_column(at, name, pa.array([value] * len(table))), path)
+    assert not verify_run(run).ok
+    with pytest.raises(DataFault, match=r"has the columns|other lengths"):
+        read_results(run).kept("top_classes" if "top" not in name else name)
 
 
 def test_a_run_that_does_not_say_its_side_is_advised_as_one_of_three(tmp_path) -> None:
