@@ -132,7 +132,7 @@ def _of_run(path: Path) -> Question:
     longest = max(map(len, rows))  # a slow rank that pulls has few: they come again
     return Question(
         np.stack([np.resize(row, longest) for row in rows]),
-        side=int(manifest["side"]),
+        side=int(manifest.get("side") or 3),
         cost_ratio=float(manifest.get("cost_ratio") or 1.0),
         batch_cost=float(batch.get(BACKUP, batch.get(SINGLE, 1.0))),
         costs=costs,

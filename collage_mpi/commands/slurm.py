@@ -43,6 +43,7 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     with writing(args.out):
         args.out.write_text(text, encoding="utf-8")
-        args.out.chmod(0o755)
+        mode = args.out.stat().st_mode
+        args.out.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it, as umask says
     print(args.out)
     return 0

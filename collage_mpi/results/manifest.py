@@ -118,9 +118,17 @@ def _is_accepted(value: object) -> bool:
     return _dict_of(_dict_of(_list_of(_is_range)))(value)
 
 
+def _is_number(value: object) -> bool:
+    """One that can be shown and reckoned with: no NaN, nothing of 400 digits."""
+    return isinstance(value, int | float) and value is not True and -1e18 < value < 1e18
+
+
 def _is_interval(value: object) -> bool:
-    numbers = value if isinstance(value, list) else []
-    return len(numbers) == 2 and all(isinstance(n, int | float) for n in numbers)
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
 _SHARD = _fields(path=_optional(_is_text), fingerprint=_is_text, count=_is_count)
@@ -160,7 +168,9 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "status": (_is_text, "a status"),
     "sessions": (_list_of(_SESSION), "a list of sessions"),
     "bad_shards": (_list_of(_BAD_SHARD), "a list of {path, reason}"),
+    "cost_ratio": (_is_number, "a number"),
     "cost_ratio_interval": (_is_interval, "two numbers"),
+    "batch_costs": (_is_numbers, "an object of numbers"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),

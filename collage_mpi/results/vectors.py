@@ -178,14 +178,30 @@ def read_file(path: Path, extras: Extras) -> Any:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
     if tuple(table.column_names) != (*KEYS, *extras.columns):
         raise DataFault(f"{path}: has the columns {', '.join(table.column_names)}. {advice}")
+    odd = [f"{each.name} of {each.type}" for each in table.schema if not _is_ours(each)]
+    if odd:
+        raise DataFault(f"{path}: has the columns {', '.join(odd)}. {advice}")
     return table
+
+
+def _is_ours(column: Any) -> bool:
+    """Whether a pyarrow.Field is of texts, numbers or lists of them, as its name says."""
+    from pyarrow import types
+
+    kind = column.type
+    if column.name == KEYS[0]:
+        return types.is_string(kind.value_type if types.is_dictionary(kind) else kind)
+    if column.name in KEYS:
+        return types.is_integer(kind)
+    inner = kind.value_type if types.is_list(kind) else None
+    return inner is not None and (types.is_integer(inner) or types.is_floating(inner))
 
 
 def matrix_of(column: Any) -> np.ndarray:
     """(n, length) of a column of lists, all as long. Raises DataFault: they are not."""
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     lengths = {length for chunk in chunks for length in np.unique(chunk.value_lengths())}
-    if len(lengths) > 1 or column.null_count:
+    if len(lengths) > 1 or 0 in lengths or column.null_count:
         raise DataFault("vectors of other lengths in one file")
     # By chunk: the numbers of all may be more than a list's 32-bit offsets reach.
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]

@@ -2,6 +2,7 @@
 
 Usage: python tests/faults/fuzz.py --inputs 1000 --seed 1      so many for each reader
        python tests/faults/fuzz.py --inputs 1000 --seed 1 --log fuzz.jsonl      goes on where it was
+       python tests/faults/fuzz.py --inputs 5000 --cpu-s 2      fewer of what takes long
 
 Each input is a valid file (or message) with bytes changed, zeroed, cut off, repeated or
 inserted, numbers made huge, text tokens exchanged; for JSON also with values replaced and
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import re
 import resource
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -209,13 +212,14 @@ def limits() -> Iterator[None]:
             signal.signal(number, old[number])
 
 
-def fuzz(reader: Reader, files: int, seed: int) -> Tally:
-    """At least so many damaged files (or messages) for a reader."""
+def fuzz(reader: Reader, files: int, seed: int, cpu_s: float = math.inf) -> Tally:
+    """So many damaged files (or messages) for a reader, or as many as there is time for."""
     rng = random.Random(f"{seed}:{reader.name}")
     tally = Tally(reader.name, files=reader.files)
     for raw in reader.valid:
         reader.read(raw)  # they are valid, and what is imported on first use is there
-    while tally.inputs * reader.files * reader.every < files:
+    end_s = time.process_time() + cpu_s
+    while tally.inputs * reader.files * reader.every < files and time.process_time() < end_s:
         raw = reader.change(rng, rng.choice(reader.valid))
         tally.inputs += 1
         try:
@@ -250,6 +254,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=1000, help="for each reader")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cpu-s", type=float, default=math.inf, help="for each reader at most")
     parser.add_argument("--only", help="readers whose name holds this")
     parser.add_argument("--log", type=Path, help="what was done, a line a reader and seed")
     args = parser.parse_args()
@@ -261,7 +266,7 @@ def main() -> int:
             one = {"seed": args.seed, "inputs": args.inputs, "name": reader.name}
             if (args.only and args.only not in reader.name) or tuple(one.values()) in done:
                 continue
-            tallies.append(fuzz(reader, args.inputs, args.seed))
+            tallies.append(fuzz(reader, args.inputs, args.seed, args.cpu_s))
             _tell(tallies[-1])
             if args.log:
                 _, *counts = _row(tallies[-1])

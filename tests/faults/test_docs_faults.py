@@ -1,4 +1,4 @@
-"""Every line of docs/faults.md names a test that pytest collects, to run it."""
+"""Every line of docs/faults.md and docs/security.md names a test that pytest collects."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from chaos_plan import TEAM_WEIGHTS, WEIGHTS
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "faults.md"
+PAGES = [ROOT / "docs" / name for name in ("faults.md", "security.md")]
 
 
 def lines() -> list[list[str]]:
     """The cells of each line of the tables whose last column is a test."""
     rows, wanted = [], False
-    for line in PAGE.read_text().splitlines():
+    for line in [line for page in PAGES for line in page.read_text().splitlines()]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if not line.startswith("|"):
             wanted = False
@@ -56,10 +56,10 @@ def test_a_line_names_tests_that_are_run(cells: list[str], collected: set[tuple[
 
 
 def test_every_kind_of_chaos_has_its_line() -> None:
-    tried = PAGE.read_text().partition("\n## What was tried\n")[2]
+    tried = PAGES[0].read_text().partition("\n## What was tried\n")[2]
     kinds = re.findall(r"^\| ([^|]+) \| \d+ \(\d+\) \|", tried, re.M)
     assert kinds == [*WEIGHTS, *TEAM_WEIGHTS, "rounds in all"]
 
 
-def test_the_page_is_read() -> None:
+def test_the_pages_are_read() -> None:
     assert len(lines()) > 10

@@ -16,14 +16,18 @@ import pytest
 from fuzz import Reader, Tally, fuzz, table
 from fuzz_job_readers import CONTROL
 from fuzz_readers import make_readers
+from results_harness import make_run
 from test_lead import Play
 
+from collage_mpi.commands.advise import _of_run
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Part, Ready, Start
 from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import FAILED, RESULT, WireResult, pack_results, unpack_results
+from collage_mpi.results import read_results, verify_run
+from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.pending import entry_path, read_entry
 from collage_mpi.scheduler.events import Unread
 from collage_mpi.settings.run_settings import RunSettings
@@ -285,6 +289,46 @@ def test_a_mapped_file_of_any_name(tmp_path) -> None:
     names = (b"/home/caf\xe9.npy", b"/home/a\xe2\x80\xa8b /dev/shm/", b"/dev/shm/mpich_shm_1")
     (tmp_path / "maps").write_bytes(b"".join(line % name for name in names))
     assert shared_memory(tmp_path / "maps") == [Path("/dev/shm/mpich_shm_1")]
+
+
+@pytest.mark.parametrize("change", [
+    {"cost_ratio": "1"}, {"cost_ratio": float("nan")}, {"cost_ratio": 10**400},
+    {"cost_ratio": True},
+    {"cost_ratio_interval": [1, 10**400]}, {"cost_ratio_interval": 3}, {"batch_costs": []},
+    {"batch_costs": {"single": "x"}},
+])  # fmt: skip
+def test_costs_in_a_manifest_are_numbers(tmp_path, change) -> None:
+    run = make_run(tmp_path / "run", 18)
+    found = read_manifest(run)
+    (run / "manifest.json").write_text(json.dumps({**found, **change}))
+    with pytest.raises(DataFault, match=next(iter(change))):
+        read_manifest(run)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("fingerprint", 3), ("row", "x"), ("shard", [1]), ("top_classes", "x"), ("top_scores", 1.5),
+    ("top_classes", []), ("top_classes", [None]), ("top_scores", {"a": 1}), ("session", None),
+])  # fmt: skip
+def test_vectors_whose_columns_are_of_other_types(tmp_path, name, value) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run = make_run(tmp_path / "run", 18, extras={"top_k": 2, "save": "none"})
+    (path,) = (run / "vectors").iterdir()
+    table = pq.read_table(path)
+    at = table.column_names.index(name)
+    pq.write_table(table.set_column(at, name, pa.array([value] * len(table))), path)
+    assert not verify_run(run).ok
+    with pytest.raises(DataFault, match=r"has the columns|other lengths"):
+        read_results(run).kept("top_classes" if "top" not in name else name)
+
+
+def test_a_run_that_does_not_say_its_side_is_advised_as_one_of_three(tmp_path) -> None:
+    run = make_run(tmp_path / "run", 90)
+    found = read_manifest(run)
+    del found["side"]
+    (run / "manifest.json").write_text(json.dumps(found))
+    assert _of_run(run).side == 3
 
 
 def test_damage_is_the_same_for_the_same_seed(readers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,15 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 from results_harness import make_run
+from strangers import IMAGES, run_visited
 
+from collage_mpi.cli import main
 from collage_mpi.commands import prep
 from collage_mpi.errors import CollageError, ExitCode, UsageError
 from collage_mpi.experiments.spec import expand
+from collage_mpi.faults.process_monitor import STRANGERS
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results, unpack_results
 from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
 from collage_mpi.prep.plan import shard_paths
-from collage_mpi.results import export_run, read_results
+from collage_mpi.results import export_run, read_results, verify_run
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards import write_shard
 from collage_mpi.slurm.job_script import KINDS, SlurmSettings, render
@@ -106,6 +110,45 @@ def test_no_shell_is_started() -> None:
             assert "'sh'" not in first or "['sh', str(GUARD)," in first, where  # a script, no -c
         if where.partition(":")[0] not in EXECUTES_TORCH:
             assert name not in ("eval", "exec"), where
+
+
+# ---- strangers at the ports, other users at the files -----------------------
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_strangers_at_the_ports_of_a_job_change_nothing(mpi, tmp_path, request) -> None:
+    """Each kind of them, and many at once: the rows, the exit code, no thread and no descriptor
+    more for who says nothing."""
+    many = request.config.getoption("strangers")
+    alone = run_visited(mpi, tmp_path / "alone", 0)
+    visit = run_visited(
+        mpi, tmp_path / "visited", many, seed=request.config.getoption("chaos_seed")
+    )
+    assert sum(visit.calls.values()) + visit.kept_out == many
+    for job in (alone, visit):
+        assert job.code == ExitCode.COMPLETE, job.said
+        assert verify_run(job.out).ok
+        assert len(read_results(job.out).images) == IMAGES
+        assert "Traceback" not in job.said
+    assert visit.open_at_last == 0
+    assert visit.usage[0].threads <= alone.usage[0].threads
+    assert visit.usage[0].descriptors <= alone.usage[0].descriptors + 4 + STRANGERS + 1
+    assert visit.usage[0].rss_mib <= alone.usage[0].rss_mib + 50
+
+
+def test_files_are_as_open_as_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        run = make_run(tmp_path / "run", 18, extras={"top_k": 2, "save": "none"})
+        export_run(read_results(run), "csv")
+        write_shard(tmp_path / "s.h5", np.zeros((3, 4, 4, 1), np.uint8))
+        assert main(["slurm", "render", "run_nodes", "--out", str(tmp_path / "job.sh")]) == 0
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert (tmp_path / "job.sh").stat().st_mode & 0o100
 
 
 # ---- names in inputs --------------------------------------------------------
