@@ -6,6 +6,7 @@ import ctypes
 import io
 import mmap
 import os
+import re
 import select
 import signal
 import subprocess
@@ -417,7 +418,7 @@ say('{{"exit":5}}')
 def launched(tmp_path: Path, monkeypatch, hang: int) -> int:
     """The code of a launch whose first `hang` starts hang; how often it started is in tmp_path."""
     monkeypatch.setattr(startup, "TELL_AFTER_S", 0.2)
-    monkeypatch.setattr(command, "START_LIMIT_S", 2.0)  # a busy machine starts slowly
+    monkeypatch.setattr(command, "START_LIMIT_S", 4.0)  # a busy machine starts slowly
     monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: "mpich")
     program = tmp_path / "mpiexec"
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=hang))
@@ -430,7 +431,8 @@ def test_a_start_that_hangs_names_who_is_missing_and_is_tried_once_more(
 ):
     assert launched(tmp_path, monkeypatch, hang=1) == 5
     said = capsys.readouterr().err
-    assert "MPI is not up after 0 s: 1 of 2 ranks are there; nothing yet of rank(s) 1" in said
+    told = r"MPI is not up after \d s: 1 of 2 ranks are there; nothing yet of rank\(s\) 1"
+    assert re.search(told, said), said
     assert "Nothing had begun: starting once more" in said
 
 
@@ -447,7 +449,7 @@ def test_a_start_is_tried_once_more_only_within_the_time_limit(tmp_path, monkeyp
     program.write_text(LAUNCHER.format(python=sys.executable, folder=str(tmp_path), hang=9))
     program.chmod(0o755)
     assert command.launch_ranks(2, ["run"], mpiexec=str(program), timeout_s=0.5) == 6
-    assert len(list(tmp_path.glob("start-*"))) == 1
+    assert len(list(tmp_path.glob("start-*"))) <= 1  # none where the cores are busy
 
 
 def test_what_looks_like_a_status_of_another_launch_ends_nothing():

@@ -62,8 +62,9 @@ def stop():
 
 
 def nap():
-    """This rank alone is stopped for a while, longer than others wait for it."""
-    wake = f"kill -STOP {os.getpid()}; sleep 3; kill -CONT {os.getpid()}"
+    """This coordinator alone is stopped, until the lead has given its team up."""
+    wait = f"for _ in $(seq 600); do [ -e {FOLDER}/{RANK}.gone ] && break; sleep 0.1; done"
+    wake = f"kill -STOP {os.getpid()}; {wait}; kill -CONT {os.getpid()}"
     subprocess.Popen(["sh", "-c", wake], start_new_session=True)
     time.sleep(1.0)  # so that the moment is this one
 
@@ -273,6 +274,19 @@ def note_losses():
     failure_detector.FailureDetector._lose, failure_detector.FailureDetector.look = noting, looking
 
 
+def note_given_up():
+    """FOLDER/RANK.gone appears when the lead gives up the team of that coordinator."""
+    from collage_mpi.job import lead
+
+    plain = lead.Lead._give_up
+
+    def noting(self, team, why, **how):
+        plain(self, team, why, **how)
+        Path(FOLDER, f"{team.rank}.gone").touch()
+
+    lead.Lead._give_up = noting
+
+
 def only_mpi():
     process_monitor.ProcessMonitor.look = lambda self: []
 
@@ -305,4 +319,6 @@ worker_group.HERE_LIMIT_S, main.SHORT_STOP_S = 5.0, 2.0
 # The claim of a rank 0 that died apart: nobody holds it, and it need not be watched for 30 s.
 session.Patience = functools.partial(session.Patience, still_s=3.0)
 note_losses()
+if ":nap" in sys.argv[2]:
+    note_given_up()
 sys.exit(cli.main(ARGUMENTS))
