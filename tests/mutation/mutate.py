@@ -22,7 +22,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +40,6 @@ PARTS = (
     *("faults", "models/weights.py"),
 )
 CONTROL_EVERY = 25
-TESTS_LIMIT_S = 90.0  # of tests a mutant, by what they took when they were measured
 
 
 def all_mutants(parts: Sequence[str]) -> dict[str, list[Mutant]]:
@@ -54,40 +53,22 @@ def all_mutants(parts: Sequence[str]) -> dict[str, list[Mutant]]:
     return found
 
 
-def outcome(
-    mutant: Mutant, control: bool, tests: Sequence[str], seconds: Mapping[str, float], tree: Tree
-) -> dict:
+def outcome(mutant: Mutant, control: bool, tests: LinesOfTests, limit_s: float, tree: Tree) -> dict:
     """What became of a mutant under its tests; of a control: of the code as it is."""
-    chosen, took_s = [], 0.0
-    for test in tests:
-        took_s += seconds[test]
-        if chosen and took_s > TESTS_LIMIT_S:
+    found, chosen, took_s = tests.tests(mutant), {}, 0.0
+    for test in found:
+        took_s += tests.seconds[test]
+        if chosen and took_s > limit_s:
             break
-        chosen.append(test)
+        chosen[test] = tests.seconds[test]
     key = mutant.key + "-control" * control
     record = {**asdict(mutant), "key": key, "control": control, "tests": len(chosen)}
     if not chosen:
         return {**record, "became": "untested"}
-    path, names = tree.folder / mutant.file, tree.folder / "chosen_tests"
-    names.write_text("\n".join(chosen))
-    text, start = path.read_bytes(), time.monotonic()
-    # A hang is told from a busy machine: ten times what the slowest took, at least a minute.
-    each_s = max(60.0, 10 * max(seconds[test] for test in chosen))
-    try:
-        path.write_bytes(text if control else mutant.applied(text))
-        words = ["-x", "-rfE", f"--timeout={each_s:.0f}", f"@{names}"]
-        code, out = tree.pytest(*words, limit_s=2 * each_s + 5 * took_s)
-    finally:
-        path.write_bytes(text)
-    hung = code is None or "Failed: Timeout" in out
-    by = [line for line in out.splitlines() if line.startswith(("FAILED", "ERROR"))][:1]
-    return {
-        **record,
-        "became": "hung" if hung else "lived" if code == 0 else "killed",
-        "left_out": len(tests) - len(chosen),
-        "by": by,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    start = time.monotonic()
+    answer = tree.outcome(mutant, control, chosen, tests.files)
+    seconds = round(time.monotonic() - start, 1)
+    return {**record, **answer, "left_out": len(found) - len(chosen), "seconds": seconds}
 
 
 def wilson(killed: int, of: int) -> tuple[float, float]:
@@ -138,6 +119,7 @@ def main() -> int:
     parser.add_argument(
         "--tests", nargs="+", default=["tests/pure/test_*.py", "tests/loops/test_*.py"]
     )
+    parser.add_argument("--tests-s", type=float, default=90.0, help="of CPU, of tests a mutant")
     parser.add_argument("--again", action="store_true", help="run those that lived once more")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
@@ -150,8 +132,9 @@ def main() -> int:
     todo = [m for m in sample if m.key not in known or known[m.key]["became"] in anew]
     with tempfile.TemporaryDirectory() as folder, args.out.open("a") as out:
         trees: SimpleQueue[Tree] = SimpleQueue()
-        for number in range(args.jobs):
-            trees.put(Tree(Path(folder, str(number))))
+        first = Tree(Path(folder, "0"))
+        for tree in [first, *(first.copied(Path(folder, str(n))) for n in range(1, args.jobs))]:
+            trees.put(tree)
         files = sorted({f for pattern in args.tests for f in ROOT.glob(pattern)})
         tests = LinesOfTests(trees, args.jobs, files)
         print(f"{len(sample)} mutants, {len(todo)} to run, {len(tests.seconds)} tests", flush=True)
@@ -159,7 +142,7 @@ def main() -> int:
         def run(number: int, mutant: Mutant) -> None:
             for control in (False, True)[: 1 + (number % CONTROL_EVERY == 0)]:
                 tree = trees.get()
-                record = outcome(mutant, control, tests.tests(mutant), tests.seconds, tree)
+                record = outcome(mutant, control, tests, args.tests_s, tree)
                 trees.put(tree)
                 known[record["key"]] = record
                 out.write(json.dumps(record) + "\n")
@@ -167,6 +150,8 @@ def main() -> int:
 
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(run, range(len(todo)), todo))
+        for _ in range(args.jobs):
+            trees.get().end()
     for mutant in sample:
         became = known[mutant.key]["became"]
         if became in ("lived", "untested"):
