@@ -29,7 +29,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, Ready
+from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, Ready, WorkMeter
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
@@ -599,6 +599,29 @@ def test_the_loop_s_processor_time_is_taken_down():
     job.complete()
     work = job.coordinator.work.means()
     assert 0 < work["loop_cpu_ns"] <= work["process_cpu_ns"] < time.process_time_ns()
+
+
+def test_work_is_told_as_means():
+    meter = WorkMeter()
+    assert set(meter.means().values()) == {0}
+    meter.sent(10, [])
+    assert meter.means()["send_ns"] == 10
+    meter.sent(30, [5, 7])
+    meter.receives, meter.receive_ns = 1, 9
+    means = [meter.means()[f"{name}_ns"] for name in ("receive", "send", "encode")]
+    assert means == [9, (10 + 30 - 12) / 2, (5 + 7) / 2]
+
+
+@pytest.mark.parametrize("scheme", ["none", "collage"])
+def test_rank_0_s_parts_of_work_are_no_more_than_the_time_it_took(scheme):
+    job = Job(37, scheme=scheme)
+    job.clock.tick_ns = 1000
+    job.complete()
+    work = job.coordinator.work
+    parts_ns = work.receive_ns, work.send_ns, work.encode_ns
+    assert min(parts_ns[: 3 if scheme == "collage" else 2]) > 0
+    assert sum(parts_ns) <= job.clock.now_ns - job.start_ns
+    assert work.receives == len(job.writer.tasks)
 
 
 def test_a_long_silence_is_the_longest_gap():

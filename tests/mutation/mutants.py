@@ -114,8 +114,8 @@ def _changes(node: ast.AST) -> Iterator[Change]:
         case ast.Constant(value=bool(value)):
             yield node, "constant", repr(not value)
         case ast.Constant(value=int(value) | float(value)):
-            yield node, "constant", f"({value + 1!r})"
-            yield node, "constant", f"({value - 1!r})"
+            for other in _others(value):
+                yield node, "constant", f"({other!r})"
         case ast.Call(func=ast.Name(id=("min" | "max") as name) as func):
             yield func, "min/max swapped", EXTREMES[name]
         case ast.Return(value=ast.Constant(value=None)):
@@ -130,6 +130,13 @@ def _changes(node: ast.AST) -> Iterator[Change]:
             yield node, "statement left out", "pass"
 
 
+def _others(value: float) -> tuple[float, float]:
+    """One more and one less; of what is large or no whole number twice and half, which show."""
+    if value == 0 or (isinstance(value, int) and abs(value) < 100):
+        return value + 1, value - 1
+    return value * 2, value // 2 if isinstance(value, int) else value / 2
+
+
 def _negated(test: ast.expr) -> Iterator[Change]:
     """Not where to turn its comparison, or to leave its `not` out, is the same."""
     ordered = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
@@ -141,6 +148,8 @@ def _negated(test: ast.expr) -> Iterator[Change]:
 def _walk(node: ast.AST, statement: int) -> Iterator[tuple[ast.AST, int]]:
     """Every node whose change may be noticed, and the first line of its statement."""
     if isinstance(node, ast.JoinedStr | ast.Assert):
+        return
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: an assertion
         return
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return

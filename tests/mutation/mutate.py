@@ -9,6 +9,7 @@ that they start import too; a result is a line of JSON, and what is in the file 
     python tests/mutation/mutate.py --out runs/mutants.jsonl --modules scheduler results/verify.py
     python tests/mutation/mutate.py --out runs/mutants.jsonl --again    # those that lived
 
+What lives and is the same as the code for all who look is named in equivalent.py, with the reason.
 Which tests run a line is measured once, and of a test's file again when that has changed. Only
 tests/pure and tests/loops are asked: what real ranks alone would notice counts as lived. Every 25th
 mutant is followed by a control, its tests on the code as it is: that must live.
@@ -28,6 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 
+from equivalent import SAME
 from mutants import Mutant, drawn, mutants_of
 from trees import ROOT, LinesOfTests, Tree
 
@@ -82,8 +84,11 @@ def wilson(killed: int, of: int) -> tuple[float, float]:
 
 
 def table(records: Sequence[dict], parts: Sequence[str]) -> str:
-    """What became of the mutants of each part, and of all; a hang is a death."""
-    words = ("killed", "hung", "lived", "untested")
+    """What became of the mutants of each part, and of all; a hang is a death.
+
+    The share of the dead is of those that are not the same as the code.
+    """
+    words = ("killed", "hung", "lived", "untested", "same")
     lines = [
         f"{'part':28}{'mutants':>8}" + "".join(f"{word:>9}" for word in words) + "  dead (95 %)"
     ]
@@ -92,11 +97,11 @@ def table(records: Sequence[dict], parts: Sequence[str]) -> str:
     for name, some in [*of_part.items(), ("all", real)]:
         if some:
             counts = [sum(r["became"] == word for r in some) for word in words]
-            dead = counts[0] + counts[1]
-            low, high = wilson(dead, len(some))
+            dead, of = counts[0] + counts[1], max(1, len(some) - counts[4])
+            low, high = wilson(dead, of)
             lines.append(
                 f"{name:28}{len(some):8}" + "".join(f"{count:9}" for count in counts)
-                + f"  {dead / len(some):.0%} ({low:.0%} to {high:.0%})"
+                + f"  {dead / of:.0%} ({low:.0%} to {high:.0%})"
             )  # fmt: skip
     controls = [r for r in records if r["control"]]
     dead = sum(r["became"] in ("killed", "hung") for r in controls)
@@ -153,10 +158,15 @@ def main() -> int:
         for _ in range(args.jobs):
             trees.get().end()
     for mutant in sample:
-        became = known[mutant.key]["became"]
-        if became in ("lived", "untested"):
+        record = known[mutant.key]
+        if record["became"] in ("lived", "untested"):
             diff = mutant.diff((ROOT / mutant.file).read_bytes())
-            print(f"\n{became}: {mutant.file}:{mutant.line} {mutant.operator}\n{diff}")
+            makes = " ".join(line[1:].strip() for line in diff.splitlines() if line[0] == "+")
+            why = SAME.get((mutant.file, makes))
+            if why is not None:
+                known[mutant.key] = {**record, "became": "same"}
+            about = f"the same, as {why}" if why else record["became"]
+            print(f"\n{about}: {mutant.file}:{mutant.line} {mutant.operator}\n{diff}")
     keys = [key for mutant in sample for key in (mutant.key, mutant.key + "-control")]
     print("\n" + table([known[key] for key in keys if key in known], args.modules))
     return 0
