@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection
 from typing import Any
 
@@ -613,14 +613,22 @@ def test_work_is_told_as_means():
 
 
 @pytest.mark.parametrize("scheme", ["none", "collage"])
-def test_rank_0_s_parts_of_work_are_no_more_than_the_time_it_took(scheme):
+def test_rank_0_s_work_is_told_apart(scheme):
     job = Job(37, scheme=scheme)
-    job.clock.tick_ns = 1000
+    job.clock.tick_ns = 10
+    send = job.cluster.send_task
+
+    def send_slowly(rank, buffer, nbytes, token):
+        job.clock.now_ns += MS if token is not None else 0  # of a cancel
+        send(rank, buffer, nbytes, token)
+
+    job.cluster.send_task = send_slowly
     job.complete()
     work = job.coordinator.work
-    parts_ns = work.receive_ns, work.send_ns, work.encode_ns
-    assert min(parts_ns[: 3 if scheme == "collage" else 2]) > 0
-    assert sum(parts_ns) <= job.clock.now_ns - job.start_ns
+    assert 0 < work.receive_ns < MS, "sending is no part of it"
+    assert work.sends * MS < work.send_ns < (work.sends + 1) * MS
+    assert 0 <= work.encode_ns < MS
+    assert (work.encode_ns > 0) == (scheme == "collage")
     assert work.receives == len(job.writer.tasks)
 
 
@@ -628,6 +636,57 @@ def test_a_long_silence_is_the_longest_gap():
     job = Job(4)
     job.complete()
     assert job.coordinator.polls.longest_ns <= COORDINATOR_BACKOFF.longest_ns
+
+
+# ---- a team's images ------------------------------------------------------------
+
+
+class Leases:
+    """A supply of `size` records at a time, a lull before each; each begins a group of its own."""
+
+    EVERY_NS = 500 * MS
+
+    def __init__(self, job: Job, size: int) -> None:
+        self.reader, self.feed, self.clock = job.feed.reader, job.feed, job.clock
+        self.left, self.reader._left = self.reader._left, deque()
+        self.feed.numbers, self.feed.growing = {}, True
+        self.size, self.group_size, self.start_ns = size, 4, job.start_ns
+        self.granted_ns: list[int] = []
+
+    @property
+    def paused(self) -> bool:
+        return self.feed.growing and self.reader.remaining == 0
+
+    def look(self, now_ns: int, unresolved: int) -> bool:
+        number = len(self.granted_ns)
+        if not self.left or now_ns < self.start_ns + (number + 1) * self.EVERY_NS:
+            return False
+        self.granted_ns.append(now_ns)
+        groups = -(-self.size // self.group_size)
+        for i in range(min(self.size, len(self.left))):
+            self.feed.numbers[self.left[0].index] = number * groups * self.group_size + i
+            self.reader._left.append(self.left.popleft())
+        self.feed.growing = bool(self.left)
+        return True
+
+    def group_of(self, image: int) -> int:
+        return image // self.group_size
+
+
+@pytest.mark.parametrize("scheme", ["none", "collage"])
+def test_a_team_s_images_count_from_their_lease_and_wait_for_no_other(scheme):
+    job = Job(17, scheme=scheme)
+    leases = job.coordinator._supply = Leases(job, 6)  # of 4 and 2 images
+    job.complete()
+    assert len(leases.granted_ns) == 3
+    begun_ns: dict[int, int] = {}
+    for row in job.writer.images:
+        lease = row.group // 2
+        begun_ns[lease] = min(row.t0_ns, begun_ns.get(lease, row.t0_ns))
+        assert row.latency_ns < leases.EVERY_NS // 2
+    assert [begun_ns[i] + job.start_ns for i in range(3)] == leases.granted_ns
+    for task in job.writer.tasks:
+        assert 0 <= task.sent_ns - begun_ns[task.group // 2] < leases.EVERY_NS // 2
 
 
 # ---- lost ranks ---------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 A script of ours and neither mutmut nor cosmic-ray: neither draws a seeded sample in proportion from
 each part of the package, and cosmic-ray changes the checkout itself and runs all tests for each
-mutant. Here those that run the line are run, quickest first, in a copy of the tree, which processes
-that they start import too; a result is a line of JSON, and what is in the file is not run again.
+mutant. Here those that run the line are run, a case of each function first, in a copy of the tree,
+which processes that they start import too; each in a fork of a process that has collected them all.
+A result is a line of JSON, and what is in the file is not run again.
 
     python tests/mutation/mutate.py --out runs/mutants.jsonl --sample 600 --seed 1
     python tests/mutation/mutate.py --out runs/mutants.jsonl --modules scheduler results/verify.py
@@ -132,7 +133,10 @@ def main() -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     known = {record["key"]: record for record in map(json.loads, lines)}  # the last one counts
-    sample = drawn(all_mutants(args.modules), args.sample, args.seed)
+    sample = drawn(
+        all_mutants(args.modules), args.sample, args.seed,
+        lambda mutant: mutant.compiles((ROOT / mutant.file).read_bytes()),
+    )  # fmt: skip
     anew = {"lived", "untested"} if args.again else set()
     todo = [m for m in sample if m.key not in known or known[m.key]["became"] in anew]
     with tempfile.TemporaryDirectory() as folder, args.out.open("a") as out:

@@ -43,7 +43,9 @@ class Tree:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        compileall.compile_dir(folder / "collage_mpi", quiet=1)
+        package = ROOT / "collage_mpi"
+        compileall.compile_dir(package, quiet=1)  # what is, stays: the copies keep their times
+        shutil.copytree(package, folder / package.name, dirs_exist_ok=True)
 
     def copied(self, folder: Path) -> Tree:
         """Another, as this is while nothing has been asked."""
@@ -176,7 +178,7 @@ class LinesOfTests:
         """
         of_file = self._of.get(mutant.file, {})
         found = of_file.get(mutant.line, set()) | of_file.get(mutant.statement, set())
-        if not found and not _in_function(mutant):
+        if not _in_function(mutant):  # whichever test imported it first
             folder = Path(mutant.file).parent
             near = [f for f in self._of if Path(f).parent == folder]
             found = found.union(

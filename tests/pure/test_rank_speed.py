@@ -19,6 +19,7 @@ BOTH = frozenset({SINGLE, COLLAGE})
 def dispatch_of(n: int, costs: dict[str, float] | None = None) -> Dispatch:
     """`n` ranks that hold both networks."""
     dispatch = Dispatch(health=Health(costs or {}))
+    dispatch.now_ns = 10**15  # a clock begins anywhere
     for rank in range(1, n + 1):
         dispatch.enter(RankState(rank, BOTH, "host", 2))
     return dispatch

@@ -10,6 +10,7 @@ from scheduler_harness import COLLAGE, MS, SINGLE, Harness, started
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
+from collage_mpi.scheduler.quantiles import RunningQuantile
 
 
 def test_nothing_is_admitted_before_every_rank_is_ready():
@@ -19,6 +20,18 @@ def test_nothing_is_admitted_before_every_rank_is_ready():
     assert job.admitted == 0
     job.rank_ready(5)
     assert job.admitted == 4
+
+
+def test_the_latencies_that_a_quantile_is_of():
+    job, known = Harness(policy="grace", grace_quantile=0.9), RunningQuantile()
+    job.now_ns = 10**12
+    job.start()
+    job.arrive(4)
+    for image in range(2):
+        job.now_ns += 5 * MS
+        job.answer(job.task_of(image))
+        known.add((image + 1) * 5 * MS)
+    assert vars(job.scheduler.latencies) == vars(known)
 
 
 def test_a_lost_rank_at_start_counts_as_reported():
