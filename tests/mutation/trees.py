@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,8 @@ from collage_mpi.system.process_tree import end_family
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".pytest_cache" / "lines_of_tests.json"
 MEMORY_KB = 8 << 20  # a mutant may allocate without end
+BY_COLLECTION = {"became": "killed", "by": "collection"}
+BY_FORCE = {"became": "killed", "by": "the end of the process that runs its tests"}
 
 
 class Tree:
@@ -62,30 +65,40 @@ class Tree:
             tests: their names and what each takes, s of CPU.
             files: all that are ever asked, collected once.
         """
-        if self._warm is None:
-            self._warm = Warm(self, files)
-            if not self._warm.ready:
-                raise SystemExit("the tests cannot be collected on the code as it is")
         path = self.folder / mutant.file
         text, at = path.read_bytes(), path.stat()
         request = {"tests": list(tests), "seconds": list(tests.values())}
         try:
             if control:
-                return self._warm.ask({**request, "mutant": None})
+                return self._asked({**request, "mutant": None}, files)
             path.write_bytes(mutant.applied(text))
-            answer = self._warm.ask({**request, "mutant": asdict(mutant)})
+            answer = self._asked({**request, "mutant": asdict(mutant)}, files)
             if answer["became"] == "cold":
                 cold = Warm(self, sorted({test.partition("::")[0] for test in tests}))
-                answer = cold.ask({**request, "mutant": None})
+                answer = cold.ask({**request, "mutant": None}) if cold.ready else BY_COLLECTION
                 cold.end()
-            return answer
+            return answer or BY_FORCE
         finally:
             path.write_bytes(text)
             os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))  # what is compiled stays valid
 
+    def _asked(self, request: dict, files: Sequence[str]) -> dict:
+        """Of the process that has collected them; a mutant that ends it does it twice."""
+        for _ in range(2):
+            if self._warm is None:
+                self._warm = Warm(self, files)
+                if not self._warm.ready:
+                    raise SystemExit("the tests cannot be collected on the code as it is")
+            answer = self._warm.ask(request)
+            if answer is not None:
+                return answer
+            self.end()
+        return BY_FORCE
+
     def end(self) -> None:
         if self._warm is not None:
             self._warm.end()
+            self._warm = None
 
     def start(self, *words: str, pass_fds: Sequence[int] = (), **environ: str) -> Popen[bytes]:
         """A process of pytest here."""
@@ -115,15 +128,17 @@ class Warm:
         self._requests, self._answers = os.fdopen(requests, "w"), os.fdopen(answers)
         self.ready = self._answers.readline() == "ready\n"
 
-    def ask(self, request: dict) -> dict:
-        """Its answer; a mutant with which nothing can be collected is killed."""
-        if not self.ready:
-            return {"became": "killed", "by": "collection"}
-        print(json.dumps(request), file=self._requests, flush=True)
-        return json.loads(self._answers.readline())
+    def ask(self, request: dict) -> dict | None:
+        """Its answer; `None` where it has ended."""
+        try:
+            print(json.dumps(request), file=self._requests, flush=True)
+            return json.loads(self._answers.readline() or "null")
+        except BrokenPipeError:
+            return None
 
     def end(self) -> None:
-        self._requests.close()
+        with suppress(BrokenPipeError):
+            self._requests.close()
         self._answers.close()
         end_family(self._process, grace_s=0.0)
         self._process.wait()
