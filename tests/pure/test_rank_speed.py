@@ -149,3 +149,6 @@ def check(dispatch: Dispatch, health: Health, kind: str) -> None:
     assert sorted(found) == ranks
     times = [finish(rank) for rank in found]
     assert times == sorted(times)
+    idle = [finish(rank) for rank in ranks if not dispatch.ranks[rank].load]
+    picked = health.pick_idle(kind, dispatch.now_ns)
+    assert (None if picked is None else finish(picked)) == min(idle, default=None)
