@@ -31,6 +31,7 @@ from collage_mpi.results import (
     wait_ns,
     write_summary,
 )
+from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.rows import (
     ENCODED,
     OUTCOMES,
