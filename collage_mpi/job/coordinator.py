@@ -410,9 +410,11 @@ class Coordinator:
         """A message a rank: what follows from one message of answers, or one turn, is together."""
         cancels, self._cancels = self._cancels, {}
         for rank, tasks in cancels.items():
+            start_ns = self.clock()
             buffer = self.transport.buffer(cancel_message_bytes(len(tasks)))
             nbytes = pack_cancel(buffer, self.session, tasks)
             self.transport.send_task(rank, buffer, nbytes, None)
+            self.work.sent(self.clock() - start_ns, ())
 
     def _resolve(self, action: ev.Resolve) -> None:
         self.recorder.resolved(action, self._stamp_ns)

@@ -94,7 +94,7 @@ def in_messages(results: Sequence[WireResult], room: int = UP_BYTES) -> list[lis
     free = 0
     for result in results:
         needed = _bytes_of(result)
-        if not parts or needed > free:
+        if needed > free:  # the first one, too: none is of no bytes
             parts.append([])
             free = room - HEADER.itemsize
         parts[-1].append(result)

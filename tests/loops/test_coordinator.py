@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection
 from typing import Any
 
@@ -29,7 +29,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, Ready
+from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, Ready, WorkMeter
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
@@ -601,10 +601,92 @@ def test_the_loop_s_processor_time_is_taken_down():
     assert 0 < work["loop_cpu_ns"] <= work["process_cpu_ns"] < time.process_time_ns()
 
 
+def test_work_is_told_as_means():
+    meter = WorkMeter()
+    assert set(meter.means().values()) == {0}
+    meter.sent(10, [])
+    assert meter.means()["send_ns"] == 10
+    meter.sent(30, [5, 7])
+    meter.receives, meter.receive_ns = 1, 9
+    means = [meter.means()[f"{name}_ns"] for name in ("receive", "send", "encode")]
+    assert means == [9, (10 + 30 - 12) / 2, (5 + 7) / 2]
+
+
+@pytest.mark.parametrize("scheme", ["none", "collage"])
+def test_rank_0_s_work_is_told_apart(scheme):
+    job = Job(37, scheme=scheme)
+    job.clock.tick_ns = 10
+    send = job.cluster.send_task
+
+    def send_slowly(*message):
+        job.clock.now_ns += MS
+        send(*message)
+
+    job.cluster.send_task = send_slowly
+    job.complete()
+    work = job.coordinator.work
+    assert 0 < work.receive_ns < MS, "sending is no part of it, nor that of cancels"
+    assert work.sends * MS < work.send_ns < (work.sends + 1) * MS
+    assert 0 <= work.encode_ns < MS
+    assert (work.encode_ns > 0) == (scheme == "collage")
+    assert work.receives == len(job.writer.tasks)
+
+
 def test_a_long_silence_is_the_longest_gap():
     job = Job(4)
     job.complete()
     assert job.coordinator.polls.longest_ns <= COORDINATOR_BACKOFF.longest_ns
+
+
+# ---- a team's images ------------------------------------------------------------
+
+
+class Leases:
+    """A supply of `size` records at a time, a lull before each; each begins a group of its own."""
+
+    EVERY_NS = 500 * MS
+
+    def __init__(self, job: Job, size: int) -> None:
+        self.reader, self.feed, self.clock = job.feed.reader, job.feed, job.clock
+        self.left, self.reader._left = self.reader._left, deque()
+        self.feed.numbers, self.feed.growing = {}, True
+        self.size, self.group_size, self.start_ns = size, 4, job.start_ns
+        self.granted_ns: list[int] = []
+
+    @property
+    def paused(self) -> bool:
+        return self.feed.growing and self.reader.remaining == 0
+
+    def look(self, now_ns: int, unresolved: int) -> bool:
+        number = len(self.granted_ns)
+        if not self.left or now_ns < self.start_ns + (number + 1) * self.EVERY_NS:
+            return False
+        self.granted_ns.append(now_ns)
+        groups = -(-self.size // self.group_size)
+        for i in range(min(self.size, len(self.left))):
+            self.feed.numbers[self.left[0].index] = number * groups * self.group_size + i
+            self.reader._left.append(self.left.popleft())
+        self.feed.growing = bool(self.left)
+        return True
+
+    def group_of(self, image: int) -> int:
+        return image // self.group_size
+
+
+@pytest.mark.parametrize("scheme", ["none", "collage"])
+def test_a_team_s_images_count_from_their_lease_and_wait_for_no_other(scheme):
+    job = Job(17, scheme=scheme)
+    leases = job.coordinator._supply = Leases(job, 6)  # of 4 and 2 images
+    job.complete()
+    assert len(leases.granted_ns) == 3
+    begun_ns: dict[int, int] = {}
+    for row in job.writer.images:
+        lease = row.group // 2
+        begun_ns[lease] = min(row.t0_ns, begun_ns.get(lease, row.t0_ns))
+        assert row.latency_ns < leases.EVERY_NS // 2
+    assert [begun_ns[i] + job.start_ns for i in range(3)] == leases.granted_ns
+    for task in job.writer.tasks:
+        assert 0 <= task.sent_ns - begun_ns[task.group // 2] < leases.EVERY_NS // 2
 
 
 # ---- lost ranks ---------------------------------------------------------------

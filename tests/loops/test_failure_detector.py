@@ -218,6 +218,37 @@ def test_where_all_are_needed_silence_ends_the_job():
         looked(detector, S, 3 * S)
 
 
+def test_a_loss_says_where_what_and_when(caplog):
+    detector = FailureDetector([1, 2], 5 * S, FakeMonitor())
+    detector.keep_going = True
+    detector.begin({1: {"single", "parity"}, 2: ["single"]})
+    detector.met(1, "node7", 4 * S)
+    assert detector.timeouts.patience_ns == 40 * S
+    at_ns = 6 * S + 123_456_789
+    detector.heard(1, at_ns, [])
+    detector.gone(Gone(1, "MPI says: gone", at_ns))
+    detector.look(at_ns)
+    assert "rank 1 (parity+single) on node7 is lost" in caplog.text
+    assert detector.describe() == [
+        {
+            "rank": 1,
+            "host": "node7",
+            "kinds": ["parity", "single"],
+            "why": "MPI says: gone",
+            "layer": "mpi",
+            "at_s": 1.123457,
+            "silent_s": 0.0,
+        }
+    ]
+
+
+def test_what_mpi_says_ends_a_plain_world():
+    detector = detector_of(None, keep_going=False)
+    detector.gone(Gone(1, "MPI says: gone", S))
+    with pytest.raises(RankGone, match="MPI says: gone"):
+        detector.look(S)
+
+
 def test_abort_ends_the_job_at_the_first_loss():
     process_monitor = FakeMonitor()
     detector = detector_of(process_monitor, keep_going=False)

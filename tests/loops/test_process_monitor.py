@@ -126,6 +126,7 @@ def test_a_rank_of_another_machine_is_watched_by_its_line(process_monitor, child
     line.close()
     (ended,) = until(process_monitor.look)
     assert (ended.rank, ended.layer) == (3, "connection")
+    assert process_monitor.look() == []
 
 
 def test_a_rank_that_ended_before_it_could_be_watched_is_lost(process_monitor, child):
@@ -265,10 +266,10 @@ def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(process_mo
 def test_the_port_closes_after_a_time_in_any_case(slow_monitor):
     port = slow_monitor.offer().port
     slow_monitor._clock.now_ns += 3600 * 10**9  # rank 0 was busy elsewhere: ours may be waiting
-    for _ in range(100):
+    for _ in range(2800):
         slow_monitor.look()
     socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S).close()
-    for _ in range(3000):
+    for _ in range(300):
         slow_monitor.look()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
@@ -338,6 +339,15 @@ def test_a_rank_that_is_none_is_a_stranger(process_monitor, rank):
     line.close()
 
 
+def test_a_host_that_has_gone_is_noticed_within_20_s(process_monitor):
+    with joined(process_monitor, 1, None) as its_end:
+        for line in (its_end, process_monitor._lines[1]):
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            idle_s, every_s, probes = (line.getsockopt(socket.IPPROTO_TCP, n) for n in names)
+            assert idle_s + every_s * probes <= 20
+
+
 def test_a_job_on_one_host_opens_no_port_to_others(process_monitor):
     assert process_monitor._tcp_link.listener.getsockname()[0] == "127.0.0.1"
     assert process_monitor.offer().addresses == ("127.0.0.1",)
@@ -364,6 +374,7 @@ def test_it_sees_rank_0_s_process_end(child):
 def test_it_sees_rank_0_s_connection_close(process_monitor):
     _, gone = monitor_over(offer=process_monitor.offer())
     until(lambda: process_monitor.look() or 1 in process_monitor._lines)
+    process_monitor._lines[1].send(b"x")  # it lives
     assert not gone.wait(0.05)
     process_monitor._lines[1].shutdown(socket.SHUT_RDWR)
     assert gone.wait(LIMIT_S)

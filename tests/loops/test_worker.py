@@ -13,6 +13,7 @@ import pytest
 from fakes import MS, SESSION, SHAPE, Clock, FakeEndpoint, FakeMonitor
 from job_messages import WELCOME
 
+from collage_mpi.encoding.decode import summands
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.faults.tcp_link import Offer
@@ -30,7 +31,7 @@ from collage_mpi.job.messages import (
     Stop,
     Welcome,
 )
-from collage_mpi.job.worker import RING_SPARE, Worker
+from collage_mpi.job.worker import RING_SPARE, Worker, _outcome_of
 from collage_mpi.kinds import KIND
 from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
@@ -798,3 +799,14 @@ def test_the_parity_network_is_held_by_its_cost_ratio():
     bench.endpoint.give([WireTask(1, 0, 1, "parity", ((4, 0),))], [np.zeros(SHAPE, np.uint8)])
     bench.run()
     assert bench.results[0].drawn_ns == 150 * MS
+
+
+@pytest.mark.parametrize("kind", ["parity", "coded"])
+def test_a_coded_image_s_scores_travel_as_a_single_s_and_a_parity_network_s_as_they_are(kind):
+    scores = np.array([[[0.75, 0.25]]], np.float32)
+    task = WireTask(1, 0, 1, kind, ((0, 0), (1, 1)))
+    cells, said = _outcome_of(task, scores, "logits")
+    assert cells == (None, None)
+    assert np.array_equal(
+        said, summands(scores[:, 0], "logits") if kind == "coded" else scores[:, 0]
+    )

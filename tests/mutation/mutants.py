@@ -10,8 +10,9 @@ import difflib
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 TURNED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -51,6 +52,13 @@ class Mutant:
         end = self.start + len(self.before.encode())
         return text[: self.start] + self.after.encode() + text[end:]
 
+    def compiles(self, text: bytes) -> bool:
+        try:
+            compile(self.applied(text), self.file, "exec")
+        except SyntaxError:
+            return False
+        return True
+
     def diff(self, text: bytes) -> str:
         """The lines that change, as they were and as they are."""
         old, new = (each.decode().splitlines() for each in (text, self.applied(text)))
@@ -58,7 +66,7 @@ class Mutant:
 
 
 def mutants_of(file: str, text: bytes) -> list[Mutant]:
-    """Every mutant of a file that compiles."""
+    """Every mutant of a file; a few of them do not compile."""
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -69,22 +77,25 @@ def mutants_of(file: str, text: bytes) -> list[Mutant]:
             end = starts[old.end_lineno - 1] + old.end_col_offset
             after = new if isinstance(new, str) else f"({ast.unparse(new)})"
             before = text[start:end].decode()
-            mutant = Mutant(file, old.lineno, statement, operator, start, before, after, source)
-            try:
-                compile(mutant.applied(text), file, "exec")
-            except SyntaxError:
-                continue
-            found.append(mutant)
+            found.append(
+                Mutant(file, old.lineno, statement, operator, start, before, after, source)
+            )
     return found
 
 
-def drawn(of_part: Mapping[str, list[Mutant]], size: int, seed: int) -> list[Mutant]:
+def drawn(
+    of_part: Mapping[str, list[Mutant]],
+    size: int,
+    seed: int,
+    compiles: Callable[[Mutant], bool] = lambda mutant: True,
+) -> list[Mutant]:
     """A sample in proportion to what each part has, at least one of each, in no order."""
     chance, total = random.Random(seed), sum(map(len, of_part.values()))
     sample = []
     for mutants in of_part.values():
         share = math.ceil(size * len(mutants) / total)
-        sample += chance.sample(mutants, min(share, len(mutants)))
+        shuffled = chance.sample(mutants, len(mutants))
+        sample += islice(filter(compiles, shuffled), share)
     chance.shuffle(sample)
     return sample
 
@@ -114,8 +125,8 @@ def _changes(node: ast.AST) -> Iterator[Change]:
         case ast.Constant(value=bool(value)):
             yield node, "constant", repr(not value)
         case ast.Constant(value=int(value) | float(value)):
-            yield node, "constant", f"({value + 1!r})"
-            yield node, "constant", f"({value - 1!r})"
+            for other in _others(value):
+                yield node, "constant", f"({other!r})"
         case ast.Call(func=ast.Name(id=("min" | "max") as name) as func):
             yield func, "min/max swapped", EXTREMES[name]
         case ast.Return(value=ast.Constant(value=None)):
@@ -130,6 +141,13 @@ def _changes(node: ast.AST) -> Iterator[Change]:
             yield node, "statement left out", "pass"
 
 
+def _others(value: float) -> tuple[float, float]:
+    """One more and one less; of what is large or no whole number twice and half, which show."""
+    if value == 0 or (isinstance(value, int) and abs(value) < 100):
+        return value + 1, value - 1
+    return value * 2, value // 2 if isinstance(value, int) else value / 2
+
+
 def _negated(test: ast.expr) -> Iterator[Change]:
     """Not where to turn its comparison, or to leave its `not` out, is the same."""
     ordered = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
@@ -141,6 +159,8 @@ def _negated(test: ast.expr) -> Iterator[Change]:
 def _walk(node: ast.AST, statement: int) -> Iterator[tuple[ast.AST, int]]:
     """Every node whose change may be noticed, and the first line of its statement."""
     if isinstance(node, ast.JoinedStr | ast.Assert):
+        return
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: an assertion
         return
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return

@@ -2,13 +2,15 @@
 
 A script of ours and neither mutmut nor cosmic-ray: neither draws a seeded sample in proportion from
 each part of the package, and cosmic-ray changes the checkout itself and runs all tests for each
-mutant. Here those that run the line are run, quickest first, in a copy of the tree, which processes
-that they start import too; a result is a line of JSON, and what is in the file is not run again.
+mutant. Here those that run the line are run, a case of each function first, in a copy of the tree,
+which processes that they start import too; each in a fork of a process that has collected them all.
+A result is a line of JSON, and what is in the file is not run again.
 
     python tests/mutation/mutate.py --out runs/mutants.jsonl --sample 600 --seed 1
     python tests/mutation/mutate.py --out runs/mutants.jsonl --modules scheduler results/verify.py
     python tests/mutation/mutate.py --out runs/mutants.jsonl --again    # those that lived
 
+What lives and is the same as the code for all who look is named in equivalent.py, with the reason.
 Which tests run a line is measured once, and of a test's file again when that has changed. Only
 tests/pure and tests/loops are asked: what real ranks alone would notice counts as lived. Every 25th
 mutant is followed by a control, its tests on the code as it is: that must live.
@@ -22,12 +24,13 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 
+from equivalent import SAME
 from mutants import Mutant, drawn, mutants_of
 from trees import ROOT, LinesOfTests, Tree
 
@@ -40,7 +43,6 @@ PARTS = (
     *("faults", "models/weights.py"),
 )
 CONTROL_EVERY = 25
-TESTS_LIMIT_S = 90.0  # of tests a mutant, by what they took when they were measured
 
 
 def all_mutants(parts: Sequence[str]) -> dict[str, list[Mutant]]:
@@ -54,40 +56,22 @@ def all_mutants(parts: Sequence[str]) -> dict[str, list[Mutant]]:
     return found
 
 
-def outcome(
-    mutant: Mutant, control: bool, tests: Sequence[str], seconds: Mapping[str, float], tree: Tree
-) -> dict:
+def outcome(mutant: Mutant, control: bool, tests: LinesOfTests, limit_s: float, tree: Tree) -> dict:
     """What became of a mutant under its tests; of a control: of the code as it is."""
-    chosen, took_s = [], 0.0
-    for test in tests:
-        took_s += seconds[test]
-        if chosen and took_s > TESTS_LIMIT_S:
+    found, chosen, took_s = tests.tests(mutant), {}, 0.0
+    for test in found:
+        took_s += tests.seconds[test]
+        if chosen and took_s > limit_s:
             break
-        chosen.append(test)
+        chosen[test] = tests.seconds[test]
     key = mutant.key + "-control" * control
     record = {**asdict(mutant), "key": key, "control": control, "tests": len(chosen)}
     if not chosen:
         return {**record, "became": "untested"}
-    path, names = tree.folder / mutant.file, tree.folder / "chosen_tests"
-    names.write_text("\n".join(chosen))
-    text, start = path.read_bytes(), time.monotonic()
-    # A hang is told from a busy machine: ten times what the slowest took, at least a minute.
-    each_s = max(60.0, 10 * max(seconds[test] for test in chosen))
-    try:
-        path.write_bytes(text if control else mutant.applied(text))
-        words = ["-x", "-rfE", f"--timeout={each_s:.0f}", f"@{names}"]
-        code, out = tree.pytest(*words, limit_s=2 * each_s + 5 * took_s)
-    finally:
-        path.write_bytes(text)
-    hung = code is None or "Failed: Timeout" in out
-    by = [line for line in out.splitlines() if line.startswith(("FAILED", "ERROR"))][:1]
-    return {
-        **record,
-        "became": "hung" if hung else "lived" if code == 0 else "killed",
-        "left_out": len(tests) - len(chosen),
-        "by": by,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    start = time.monotonic()
+    answer = tree.outcome(mutant, control, chosen, tests.files)
+    seconds = round(time.monotonic() - start, 1)
+    return {**record, **answer, "left_out": len(found) - len(chosen), "seconds": seconds}
 
 
 def wilson(killed: int, of: int) -> tuple[float, float]:
@@ -101,8 +85,11 @@ def wilson(killed: int, of: int) -> tuple[float, float]:
 
 
 def table(records: Sequence[dict], parts: Sequence[str]) -> str:
-    """What became of the mutants of each part, and of all; a hang is a death."""
-    words = ("killed", "hung", "lived", "untested")
+    """What became of the mutants of each part, and of all; a hang is a death.
+
+    The share of the dead is of those that are not the same as the code.
+    """
+    words = ("killed", "hung", "lived", "untested", "same")
     lines = [
         f"{'part':28}{'mutants':>8}" + "".join(f"{word:>9}" for word in words) + "  dead (95 %)"
     ]
@@ -111,11 +98,11 @@ def table(records: Sequence[dict], parts: Sequence[str]) -> str:
     for name, some in [*of_part.items(), ("all", real)]:
         if some:
             counts = [sum(r["became"] == word for r in some) for word in words]
-            dead = counts[0] + counts[1]
-            low, high = wilson(dead, len(some))
+            dead, of = counts[0] + counts[1], max(1, len(some) - counts[4])
+            low, high = wilson(dead, of)
             lines.append(
                 f"{name:28}{len(some):8}" + "".join(f"{count:9}" for count in counts)
-                + f"  {dead / len(some):.0%} ({low:.0%} to {high:.0%})"
+                + f"  {dead / of:.0%} ({low:.0%} to {high:.0%})"
             )  # fmt: skip
     controls = [r for r in records if r["control"]]
     dead = sum(r["became"] in ("killed", "hung") for r in controls)
@@ -138,6 +125,7 @@ def main() -> int:
     parser.add_argument(
         "--tests", nargs="+", default=["tests/pure/test_*.py", "tests/loops/test_*.py"]
     )
+    parser.add_argument("--tests-s", type=float, default=90.0, help="of CPU, of tests a mutant")
     parser.add_argument("--again", action="store_true", help="run those that lived once more")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
@@ -145,13 +133,17 @@ def main() -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     known = {record["key"]: record for record in map(json.loads, lines)}  # the last one counts
-    sample = drawn(all_mutants(args.modules), args.sample, args.seed)
+    sample = drawn(
+        all_mutants(args.modules), args.sample, args.seed,
+        lambda mutant: mutant.compiles((ROOT / mutant.file).read_bytes()),
+    )  # fmt: skip
     anew = {"lived", "untested"} if args.again else set()
     todo = [m for m in sample if m.key not in known or known[m.key]["became"] in anew]
     with tempfile.TemporaryDirectory() as folder, args.out.open("a") as out:
         trees: SimpleQueue[Tree] = SimpleQueue()
-        for number in range(args.jobs):
-            trees.put(Tree(Path(folder, str(number))))
+        first = Tree(Path(folder, "0"))
+        for tree in [first, *(first.copied(Path(folder, str(n))) for n in range(1, args.jobs))]:
+            trees.put(tree)
         files = sorted({f for pattern in args.tests for f in ROOT.glob(pattern)})
         tests = LinesOfTests(trees, args.jobs, files)
         print(f"{len(sample)} mutants, {len(todo)} to run, {len(tests.seconds)} tests", flush=True)
@@ -159,7 +151,7 @@ def main() -> int:
         def run(number: int, mutant: Mutant) -> None:
             for control in (False, True)[: 1 + (number % CONTROL_EVERY == 0)]:
                 tree = trees.get()
-                record = outcome(mutant, control, tests.tests(mutant), tests.seconds, tree)
+                record = outcome(mutant, control, tests, args.tests_s, tree)
                 trees.put(tree)
                 known[record["key"]] = record
                 out.write(json.dumps(record) + "\n")
@@ -167,11 +159,18 @@ def main() -> int:
 
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(run, range(len(todo)), todo))
+        for _ in range(args.jobs):
+            trees.get().end()
     for mutant in sample:
-        became = known[mutant.key]["became"]
-        if became in ("lived", "untested"):
+        record = known[mutant.key]
+        if record["became"] in ("lived", "untested"):
             diff = mutant.diff((ROOT / mutant.file).read_bytes())
-            print(f"\n{became}: {mutant.file}:{mutant.line} {mutant.operator}\n{diff}")
+            makes = " ".join(line[1:].strip() for line in diff.splitlines() if line[0] == "+")
+            why = SAME.get((mutant.file, makes))
+            if why is not None:
+                known[mutant.key] = {**record, "became": "same"}
+            about = f"the same, as {why}" if why else record["became"]
+            print(f"\n{about}: {mutant.file}:{mutant.line} {mutant.operator}\n{diff}")
     keys = [key for mutant in sample for key in (mutant.key, mutant.key + "-control")]
     print("\n" + table([known[key] for key in keys if key in known], args.modules))
     return 0

@@ -8,6 +8,7 @@ from test_simulator import FREE, Rows, play
 
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE
 from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.endgame import EndGame
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import Simulation
 
@@ -153,3 +154,12 @@ def test_a_slow_rank_of_nine_takes_no_more_than_its_speed(scheme, slower):
     assert took_ns / 1e9 <= 1.05 * ideal_s
     if scheme == "none":
         assert any(row.source == SOURCE_CODE["endgame"] for row in rows.images)
+
+
+@pytest.mark.parametrize(("sends", "wanted"), [(251, True), (252, False)])
+def test_numbers_of_attempts_are_left_for_retries(sends, wanted):
+    """A row has one byte for them."""
+    job = started(4, singles=4)
+    image = job.states[0]
+    image.sends = sends
+    assert EndGame(job.scheduler.dispatch, max_attempts=3)._wants_copy(image) is wanted

@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 from mutants import Mutant, drawn, mutants_of
 from mutate import outcome, table, wilson
+from trees import LinesOfTests
+from warm import put_in
 
 SOURCE = b'''\
 """A module's first line: 1 < 2."""
@@ -18,9 +20,9 @@ def f(a: 1, b=True) -> 2:
         raise ValueError(f"{a + 1}", 7)
     self.x = min(a, b) - 1
     tell("it is", 5)
-    close(a)
+    close(a, 1000, 0.5)
     while a is None:
-        break
+        zip(a, b, strict=True)
     return [c for c in a if c] or None
 '''
 
@@ -45,9 +47,11 @@ def test_each_operator_changes_what_it_should():
         (8, "min/max swapped", "min", "max"),
         (8, "constant", "1", "(2)"), (8, "constant", "1", "(0)"),
         (9, "constant", "5", "(6)"), (9, "constant", "5", "(4)"),
-        (10, "statement left out", "close(a)", "pass"),
+        (10, "statement left out", "close(a, 1000, 0.5)", "pass"),
+        (10, "constant", "1000", "(2000)"), (10, "constant", "1000", "(500)"),
+        (10, "constant", "0.5", "(1.0)"), (10, "constant", "0.5", "(0.25)"),
         (11, "comparison turned", "a is None", "(a is not None)"),
-        (12, "statement left out", "break", "pass"),
+        (12, "statement left out", "zip(a, b, strict=True)", "pass"),
         (13, "return value dropped", "return [c for c in a if c] or None", "return None"),
         (13, "and/or swapped", "[c for c in a if c] or None", "([c for c in a if c] and None)"),
         (13, "operand left out", "[c for c in a if c] or None", "([c for c in a if c])"),
@@ -69,7 +73,7 @@ def test_a_mutant_differs_by_what_it_says_alone():
 
 
 def test_the_sample_is_seeded_and_in_proportion():
-    some = mutants()
+    some = mutants()[:25]
     parts = {"large": some[:20], "small": some[20:24], "tiny": some[24:]}
     sample = drawn(parts, 10, seed=3)
     assert sample == drawn(parts, 10, seed=3) != drawn(parts, 10, seed=4)
@@ -86,42 +90,72 @@ def test_the_interval_of_a_share():
 
 
 class Scripted:
-    """A tree whose tests end as they are told, and keep what they saw."""
+    """A tree that answers as it is told, and the tests that run a line; keeps what was asked."""
 
-    def __init__(self, folder, code: int | None, out: str = "") -> None:
-        self.folder, self.end = folder, (code, out)
-        (folder / "f.py").write_bytes(SOURCE)
+    files = ("test_f.py",)
 
-    def pytest(self, *words: str, limit_s: float) -> tuple[int | None, str]:
-        self.saw = (self.folder / "f.py").read_bytes()
-        self.tests = (self.folder / "chosen_tests").read_text().split("\n")
-        return self.end
+    def __init__(self, found: dict[str, float], became: str = "lived") -> None:
+        self.seconds, self.became = found, became
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        return [*self.seconds]
+
+    def outcome(self, mutant, control, tests, files) -> dict:
+        self.asked = (control, [*tests])
+        return {"became": self.became, "by": ""}
+
+
+def test_a_mutant_gets_the_tests_of_its_line_up_to_a_limit():
+    mutant, world = mutants()[0], Scripted({"a": 1.0, "b": 80.0, "c": 20.0}, "killed")
+    record = outcome(mutant, False, world, 90.0, world)
+    assert (record["became"], record["left_out"]) == ("killed", 1)
+    assert world.asked == (False, ["a", "b"])
+    assert outcome(mutant, True, world, 0.5, world)["key"] == mutant.key + "-control"
+    assert world.asked == (True, ["a"]), "one at least"
+    assert outcome(mutant, False, Scripted({}), 90.0, world)["became"] == "untested"
+
+
+def test_the_quickest_case_of_each_function_comes_first():
+    lines = LinesOfTests.__new__(LinesOfTests)
+    lines.seconds = {"t::a[1]": 0.1, "t::a[2]": 0.2, "t::a[3]": 0.3, "t::b": 5.0, "t::c": 9.0}
+    lines._of = {"f.py": {2: {*lines.seconds} - {"t::c"}}}
+    assert lines.tests(mutants()[0]) == ["t::a[1]", "t::b", "t::a[2]", "t::a[3]"]
+
+
+MODULE = b"""\
+LIMIT = 3
+
+class Sums:
+    @property
+    def more(self):
+        return [x + 1 for x in (LIMIT,)][0]
+
+def outer(a, b=2):
+    def inner():
+        return a < b
+    return inner()
+"""
 
 
 @pytest.mark.parametrize(
-    ("code", "out", "became"),
+    ("line", "operator", "gives"),
     [
-        (0, "", "lived"),
-        (1, "FAILED a::b - it", "killed"),
-        (2, "ERROR a", "killed"),
-        (None, "", "hung"),
-        (1, "Failed: Timeout (>60s)", "hung"),
+        (6, "operator swapped", (2, True)),
+        (10, "comparison turned", (4, True)),
+        (1, "constant", None),
     ],
 )
-def test_what_a_mutant_becomes(tmp_path, code, out, became):
-    tree, mutant = Scripted(tmp_path, code, out), mutants()[0]
-    seconds = {"a": 1.0, "b": 80.0, "c": 20.0}
-    record = outcome(mutant, False, ["a", "b", "c"], seconds, tree)
-    assert record["became"] == became
-    assert (tree.tests, record["left_out"]) == (["a", "b"], 1), "no more than 90 s of tests"
-    assert tree.saw == mutant.applied(SOURCE)
-    assert (tmp_path / "f.py").read_bytes() == SOURCE, "the tree is as it was"
-    assert outcome(mutant, True, ["a"], seconds, tree)["key"] == mutant.key + "-control"
-    assert tree.saw == SOURCE
-
-
-def test_a_line_that_no_test_runs_lives(tmp_path):
-    assert outcome(mutants()[0], False, [], {}, Scripted(tmp_path, 1))["became"] == "untested"
+def test_a_mutant_is_put_into_the_functions_that_there_are(tmp_path, line, operator, gives):
+    path = tmp_path / "module.py"
+    space: dict = {"__name__": "module"}
+    exec(compile(MODULE, path, "exec"), space)
+    functions = [space["outer"], space["Sums"].more.fget]
+    found = mutants_of(str(path), MODULE)
+    mutant = next(m for m in found if (m.line, m.operator) == (line, operator))
+    path.write_bytes(mutant.applied(MODULE))
+    assert put_in(mutant, functions) is (gives is not None), "what runs at import cannot be put in"
+    same = 2 if operator == "comparison turned" else 1
+    assert (space["Sums"]().more, space["outer"](same)) == (gives or (4, True))
 
 
 def test_the_table_counts_parts_and_says_whether_controls_died():
@@ -131,13 +165,14 @@ def test_the_table_counts_parts_and_says_whether_controls_died():
     records = [
         *(record("scheduler/core.py", word) for word in ("killed", "killed", "hung", "lived")),
         record("mpi/tasks.py", "untested"),
+        record("mpi/tasks.py", "same"),
         record("mpi/tasks.py", "killed", control=True),
     ]
     lines = table(records, ["scheduler", "mpi/tasks.py", "faults"]).splitlines()
-    assert [line.split()[:6] for line in lines[1:4]] == [
-        ["scheduler", "4", "2", "1", "1", "0"],
-        ["mpi/tasks.py", "1", "0", "0", "0", "1"],
-        ["all", "5", "2", "1", "1", "1"],
+    assert [line.split()[:8] for line in lines[1:4]] == [
+        ["scheduler", "4", "2", "1", "1", "0", "0", "75%"],
+        ["mpi/tasks.py", "2", "0", "0", "0", "1", "1", "0%"],
+        ["all", "6", "2", "1", "1", "1", "1", "60%"],
     ]
     assert "75% (30% to 95%)" in lines[1]
     assert lines[4] == "controls: 1, of which 1 died (none may)"

@@ -26,6 +26,7 @@ from collage_mpi.mpi.answers import (
 )
 from collage_mpi.mpi.tasks import (
     PLACE,
+    TASK,
     WireTask,
     pack_cancel,
     pack_file,
@@ -188,7 +189,9 @@ def test_cancels_read_back(batch):
 @given(st.binary(max_size=99))
 def test_controls_read_back(text):
     out = np.zeros(wire.CONTROL_BYTES, np.uint8)
-    assert wire.unpack_control(out[: wire.pack_control(out, 1, text)]) == text
+    message = out[: wire.pack_control(out, 1, text)]
+    assert wire.unpack_control(message) == text
+    assert [*wire.read_header(message).values()] == [wire.CONTROL, 1, 0, 0, len(text), 0]
 
 
 def test_another_type_is_no_control():
@@ -197,13 +200,37 @@ def test_another_type_is_no_control():
         wire.unpack_control(out[: pack_cancel(out, 1, [])])
 
 
-def test_a_message_that_does_not_fit_is_refused():
-    small = np.zeros(64, np.uint8)
-    task = WireTask(1, 0, 1, "single", ((0, 0),))
-    with pytest.raises(wire.WireFault, match="64"):
-        pack_tasks(small, 1, [task], [np.zeros(100, np.uint8)])
-    with pytest.raises(wire.WireFault, match="64"):
-        wire.pack_control(small, 1, b"x" * 100)
+TASK_OF_ONE = WireTask(1, 0, 1, "single", ((0, 0),))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda out: pack_tasks(out, 1, [TASK_OF_ONE], [np.zeros(9, np.uint8)]),
+        lambda out: pack_results(out, 1, [WireResult(1, FAILED, reason="no")]),
+        lambda out: wire.pack_control(out, 1, b"x" * 9),
+    ],
+)
+def test_a_message_may_fill_its_buffer_and_no_more_is_written(pack):
+    length = pack(np.zeros(256, np.uint8))
+    assert pack(np.zeros(length, np.uint8)) == length
+    with pytest.raises(wire.WireFault, match=f"buffer of {length - 1}"):
+        pack(np.zeros(length - 1, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"), [("n_items", 2, "add up"), ("kind", 99, "kind 99")]
+)
+def test_a_task_that_does_not_add_up_is_refused(field, value, words):
+    out = np.zeros(256, np.uint8)
+    length = pack_tasks(out, 1, [TASK_OF_ONE], [])
+    out[wire.HEADER.itemsize :][: TASK.itemsize].view(TASK)[field] = value
+    with pytest.raises(wire.WireFault, match=words):
+        unpack_tasks(out[:length])
+
+
+def test_of_a_task_that_was_skipped_nothing_was_measured():
+    assert WireResult(1, SKIPPED) == WireResult(1, SKIPPED, 0, 0, 0, False, 0, (), "", (), None)
 
 
 def test_another_version_is_refused_by_name():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from scheduler_harness import Harness
 from test_simulator import FREE, Rows, play
 
+from collage_mpi.scheduler.backlog import SPARE, Backlog
 from collage_mpi.scheduler.schemes import ASSIGNMENTS, SCHEMES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import Simulation
@@ -278,3 +280,14 @@ def test_a_rank_that_runs_a_whole_group_draws_a_time_for_each_image(batch):
     assert len({ns for _, ns in drawn}) == len(drawn) == 24 // batch
     in_turn = play(6, assign="turn", **alone)
     assert len({task.drawn_ns for task in in_turn.tasks}) == 6  # as ever: one a group
+
+
+def test_what_waits_no_more_is_cleared_from_the_order_now_and_then():
+    backlog, lengths = Backlog(), []
+    for number in range(3 * SPARE):
+        task = SimpleNamespace(id=number, images=[SimpleNamespace(id=number)])
+        backlog.add(task)
+        backlog.forget(task)
+        lengths.append(len(backlog._order))
+    assert max(lengths) == SPARE
+    assert lengths.count(0) == 2

@@ -36,3 +36,13 @@ def test_it_follows_what_is_added():
     for _ in range(300):
         running.add(9000)
     assert running.quantile(0.5) >= 9000
+
+
+def test_it_looks_again_once_2_percent_more_is_there():
+    running, looked = RunningQuantile(), []
+    running._walk = lambda q: looked.append(running.count) or 7
+    for _ in range(104):
+        running.add(1)
+        assert running.quantile(0.5) == (7 if running.count >= MIN_COUNT else None)
+    assert looked[:3] == [50, 52, 54]
+    assert looked[-2:] == [100, 103]

@@ -19,6 +19,7 @@ BOTH = frozenset({SINGLE, COLLAGE})
 def dispatch_of(n: int, costs: dict[str, float] | None = None) -> Dispatch:
     """`n` ranks that hold both networks."""
     dispatch = Dispatch(health=Health(costs or {}))
+    dispatch.now_ns = 10**15  # a clock begins anywhere
     for rank in range(1, n + 1):
         dispatch.enter(RankState(rank, BOTH, "host", 2))
     return dispatch
@@ -148,3 +149,6 @@ def check(dispatch: Dispatch, health: Health, kind: str) -> None:
     assert sorted(found) == ranks
     times = [finish(rank) for rank in found]
     assert times == sorted(times)
+    idle = [finish(rank) for rank in ranks if not dispatch.ranks[rank].load]
+    picked = health.pick_idle(kind, dispatch.now_ns)
+    assert (None if picked is None else finish(picked)) == min(idle, default=None)

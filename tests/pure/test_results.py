@@ -31,6 +31,7 @@ from collage_mpi.results import (
     wait_ns,
     write_summary,
 )
+from collage_mpi.results.file_names import MANIFEST, MARKER
 from collage_mpi.results.rows import (
     ENCODED,
     OUTCOMES,
@@ -530,6 +531,13 @@ def test_a_complete_run_is_known_as_such(tmp_path: Path) -> None:
     assert RunWriter.finished(out, manifest(1)) == "complete"
     other = {**manifest(1)["settings"], "scheme": "hedge"}
     assert RunWriter.finished(out, {**manifest(1), "settings": other}) is None
+    mark = (out / MARKER).read_bytes()
+    (out / MARKER).unlink()
+    assert RunWriter.finished(out, manifest(1)) is None
+    (out / MARKER).write_bytes(mark)
+    content = json.loads((out / MANIFEST).read_text())
+    (out / MANIFEST).write_text(json.dumps({**content, "status": "incomplete"}))
+    assert RunWriter.finished(out, manifest(1)) is None
 
 
 def test_a_file_in_the_way_is_called_one(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from itertools import permutations, product
+from types import SimpleNamespace
 
 import pytest
 from scheduler_harness import COLLAGE, MS, SINGLE, Harness, started
 
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
+from collage_mpi.scheduler.quantiles import RunningQuantile
 
 
 def test_nothing_is_admitted_before_every_rank_is_ready():
@@ -19,6 +21,35 @@ def test_nothing_is_admitted_before_every_rank_is_ready():
     assert job.admitted == 0
     job.rank_ready(5)
     assert job.admitted == 4
+
+
+def test_the_latencies_that_a_quantile_is_of():
+    job, known = Harness(policy="grace", grace_quantile=0.9), RunningQuantile()
+    job.now_ns = 10**12
+    job.start()
+    job.arrive(4)
+    for image in range(2):
+        job.now_ns += 5 * MS
+        job.answer(job.task_of(image))
+        known.add((image + 1) * 5 * MS)
+    assert vars(job.scheduler.latencies) == vars(known)
+
+
+def test_a_rank_that_never_came_is_not_suspected():
+    assert Harness().feed(ev.RankSuspected(0, 3, "silent")) == []
+
+
+def test_the_reason_of_an_image_is_its_single_s_or_else_the_first():
+    job = started()
+    image, note = job.states[0], job.scheduler.retries.note
+    for kind, reason, kept in (
+        (COLLAGE, "first", "first"),
+        (COLLAGE, "second", "first"),
+        (SINGLE, "single", "single"),
+        (COLLAGE, "third", "single"),
+    ):
+        note(image, SimpleNamespace(kind=kind, rank=SimpleNamespace(id=5)), reason)
+        assert image.reason == kept
 
 
 def test_a_lost_rank_at_start_counts_as_reported():

@@ -129,6 +129,28 @@ def test_draws_depend_on_seed_and_key_only(model):
     assert [other.draw_ns(*key) for key in keys] != found
 
 
+@pytest.mark.parametrize(
+    ("model", "drawn_ns"),
+    [
+        ("lognormal", [114150136, 87290826, 93422745]),
+        ("pareto", [87516827, 126266911, 110872168]),
+        ("bimodal", [114150136, 436454128, 93422745]),
+        ("markov", [570750682, 87290826, 93422745]),
+        ("trace", [100000000, 50000000, 110000000]),
+    ],
+)
+def test_a_seed_gives_what_it_gave_in_every_version(model, drawn_ns, tmp_path):
+    """Runs of two versions are compared by it."""
+    np.save(tmp_path / "t.npy", np.arange(1, 13).reshape(3, 4) / 100)
+    trace = str(tmp_path / "t.npy")
+    settings = StragglerSettings(
+        model, straggler_seed=7, straggler_slow_share=0.5, trace_file=trace
+    )
+    draw_ns = make_delays(settings).draw_ns
+    keys = [(1, 0, 1, 0), (2, 3, 1, 4 * 10**9), (5, 8, 2, 30 * 10**9)]
+    assert [draw_ns(*key) for key in keys] == drawn_ns
+
+
 class Tasks:
     """A writer that keeps the tasks."""
 

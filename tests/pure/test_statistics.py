@@ -23,6 +23,12 @@ from collage_mpi.results.statistics import (
 )
 
 
+@pytest.mark.parametrize("q", [-0.5, 0.0, 1.0])
+def test_a_percentile_lies_between_0_and_1(q: float) -> None:
+    with pytest.raises(ValueError, match="lies between 0 and 1"):
+        support_needed(q)
+
+
 def test_support_needed() -> None:
     assert [support_needed(q) for q in PERCENTILES] == [6, 72, 368, 3688]
     for q in PERCENTILES:  # the meaning: the maximum exceeds the quantile with 97.5 %

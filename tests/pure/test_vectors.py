@@ -19,7 +19,7 @@ from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifes
 
 from collage_mpi.encoding.berrut import missing_weights
 from collage_mpi.encoding.decode import decode, decode_parity, parity_scores
-from collage_mpi.encoding.vectors import Extras
+from collage_mpi.encoding.vectors import MOST_EMBEDDING, Extras
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.handshake import answer_bytes, check_same_embedding
 from collage_mpi.job.plan import make_plan
@@ -65,7 +65,8 @@ def test_what_is_packed_comes_back(scores, data):
         extras = Extras(k, save)
         vectors = extras.pack(scores, embeddings)
         assert vectors.shape == (n, saved + 2 * k)
-        assert vectors.shape[1] <= extras.floats(classes)
+        room = MOST_EMBEDDING if save == "embeddings" else saved
+        assert extras.floats(classes) == room + 2 * k
         found = extras.unpack(vectors)
         assert tuple(found) == extras.columns
         top = found["top_classes"]

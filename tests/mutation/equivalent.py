@@ -1,0 +1,37 @@
+"""Mutants that change nothing anyone could observe, by the line that they make, and why."""
+
+SAME: dict[tuple[str, str], str] = {
+    (
+        "collage_mpi/job/coordinator.py",
+        "if (len(dropped) > DROPPED_TIMERS):",
+    ): "only how often the heap is cleared",
+    (
+        "collage_mpi/job/worker.py",
+        "encoder = session.encoder if KIND[tasks[(-1)].kind].encoded else None",
+    ): "the tasks of a message are of one kind",
+    (
+        "collage_mpi/mpi/answers.py",
+        "ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, (4)",
+    ): "a code that both ends take from here",
+    (
+        "collage_mpi/mpi/answers.py",
+        'CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), '
+        '("reserved", "u1", ((2),))])',
+    ): "padding of a record that both ends lay out by it",
+    (
+        "collage_mpi/results/summary.py",
+        'at_ns = at_ns or (finals.get(launch) or {}).get("began_ns") or (1)',
+    ): "of a launch without any Unix time all sessions begin at the same",
+    (
+        "collage_mpi/scheduler/groups.py",
+        "missing = depth if self._drained(silent_tasks) else (-1)",
+    ): "none are admitted unless more than none are missing",
+    (
+        "collage_mpi/scheduler/leases.py",
+        "smallest: int = (0)",
+    ): "of what is left a share rounded up is a group at least",
+    (
+        "collage_mpi/workload/service_times.py",
+        "def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = (-1)) -> int:",
+    ): "a rank's spells just before the start are those at the start",
+}
