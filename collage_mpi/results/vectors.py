@@ -190,9 +190,9 @@ def _is_ours(column: Any) -> bool:
 
     kind = column.type
     if column.name == KEYS[0]:
-        return types.is_string(kind.value_type if types.is_dictionary(kind) else kind)
+        return bool(types.is_string(kind.value_type if types.is_dictionary(kind) else kind))
     if column.name in KEYS:
-        return types.is_integer(kind)
+        return bool(types.is_integer(kind))
     inner = kind.value_type if types.is_list(kind) else None
     return inner is not None and (types.is_integer(inner) or types.is_floating(inner))
 

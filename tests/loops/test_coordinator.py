@@ -736,7 +736,7 @@ def test_ranks_that_are_lost_before_it_begins_are_done_without():
     assert job.detector.timeouts.present == [2, 3, 4]
 
 
-class Leases:
+class LateLease:
     """A supply with one more lease, of `more`, at a time; then the input is closed."""
 
     def __init__(self, job: Job, at_ns: int, more: list[Any]) -> None:
@@ -773,7 +773,7 @@ def sleeps_of(job: Job) -> dict[bool, set[int]]:
 def test_a_team_with_no_image_in_hand_looks_up_once_a_ms_and_else_as_ever():
     job = Job(8, scheme="none", every_ns=40 * MS, cluster={"service_ns": lambda *_: 30 * MS})
     more = [job.feed.reader._left.pop() for _ in range(4)][::-1]
-    job.coordinator._supply = Leases(job, job.start_ns + 200 * MS, more)
+    job.coordinator._supply = LateLease(job, job.start_ns + 200 * MS, more)
     sleeps = sleeps_of(job)
     assert sleeps[False] == {MS}
     assert max(sleeps[True]) <= COORDINATOR_BACKOFF.longest_ns
