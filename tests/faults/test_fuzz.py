@@ -305,7 +305,7 @@ def test_costs_in_a_manifest_are_numbers(tmp_path, change) -> None:
         read_manifest(run)
 
 
-@pytest.mark.parametrize("name, value", [
+@pytest.mark.parametrize(("name", "value"), [
     ("fingerprint", 3), ("row", "x"), ("shard", [1]), ("top_classes", "x"), ("top_scores", 1.5),
     ("top_classes", []), ("top_classes", [None]), ("top_scores", {"a": 1}), ("session", None),
 ])  # fmt: skip
