@@ -11,7 +11,7 @@ import pytest
 from conftest import codes, run_many
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.results import read_results
+from collage_mpi.results import OUTCOMES, read_results
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.results.verify import verify_run
 
@@ -56,7 +56,7 @@ def test_a_slow_rank_is_made_up_for_by_its_stripe(runs: Path) -> None:
     results = read_results(runs / "parity")
     assert verify_run(runs / "parity").status == "complete"
     decoded = results.images[results.images["source"] == SOURCE_CODE["parity"]]
-    assert len(decoded) >= 10
+    assert len(decoded) >= 3
     assert set(decoded["rank"]) == {4}
     assert SLOW not in set(decoded["rank"])
     right = decoded["predicted"] == decoded["label"]
@@ -75,7 +75,7 @@ def test_the_single_network_makes_up_for_itself(runs: Path) -> None:
     assert (report.status, report.vectors) == ("complete", 80)
     results = read_results(runs / "approx")
     decoded = results.images[results.images["source"] == SOURCE_CODE["coded"]]
-    assert len(decoded) >= 10
+    assert len(decoded) >= 3
     assert set(decoded["rank"]) == {4}
     assert (decoded["predicted"] == decoded["label"]).mean() > 0.2  # by chance: a tenth
     fingerprints = results.manifest["networks"]
@@ -89,12 +89,13 @@ def test_a_group_as_a_batch_gives_the_single_networks_answers(runs: Path) -> Non
     assert verify_run(runs / "backup").status == "complete"
     results = read_results(runs / "backup")
     backed = results.images[results.images["source"] == SOURCE_CODE["backup"]]
-    assert len(backed) >= 10
+    assert len(backed) >= 3
     assert set(backed["rank"]) == {4}
     tasks = results.tasks[results.tasks["kind"] == KIND_CODE["backup"]]
     whole = tasks[tasks["items"] == 4]
     longer_ns = 6_000_000 * (tasks["items"].astype(int) - 1)  # a tenth for each image but one
-    assert (tasks["drawn_ns"] == 60_000_000 + longer_ns).all()
+    held = tasks["outcome"] == OUTCOMES.index("answered")  # for the others nothing is drawn
+    assert (tasks["drawn_ns"] == 60_000_000 + longer_ns)[held].all()
     assert len(whole) > 5
     assert results.manifest["batch_costs"] == {"backup": 0.1}
     alone = read_results(runs / "alone")  # the same pictures
