@@ -44,6 +44,8 @@ class FailureDetector:
 
     Attributes:
         keep_going: whether the job goes on without a lost rank; each session sets it.
+        needed: whether a rank that stays silent is lost also where the job does not go on: no
+            other has its tasks then.
         leaving: whether ranks are meant to end now.
     """
 
@@ -57,6 +59,7 @@ class FailureDetector:
         """`process_monitor` in a fault-tolerant world; the command's `name`, for messages."""
         self.timeouts = ReplyTimeouts(ranks, now_ns)
         self.keep_going = False
+        self.needed = False
         self.leaving = False
         self._monitor = process_monitor
         self._name = name
@@ -115,7 +118,7 @@ class FailureDetector:
         for sign in self.timeouts.overdue(now_ns):
             if isinstance(sign, Suspicion):
                 events.append(RankSuspected(now_ns, sign.rank, sign.why))
-            elif self.keep_going:
+            elif self.keep_going or self.needed:
                 self._ended.append(self._killed(sign.rank, sign.why, TIMEOUT))
         if self._monitor is not None:
             self._ended += self._monitor.look()

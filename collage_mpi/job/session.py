@@ -249,6 +249,7 @@ def build_lead(
     assert writer.publisher is not None
     settings = plan.settings
     others.detector.keep_going = settings.on_rank_loss != "abort"  # silence is seen in any world
+    others.detector.needed = True
     timeout_s = settings.reply_timeout_s
     if timeout_s is not None:  # of a coordinator, which is heard but so often
         timeout_s = max(timeout_s, 2 * ALIVE_EVERY_NS / 1e9)

@@ -10,7 +10,7 @@ import pytest
 from fakes import Clock
 
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
-from collage_mpi.faults.failure_detector import FailureDetector
+from collage_mpi.faults.failure_detector import FailureDetector, RankGone
 from collage_mpi.job import messages
 from collage_mpi.job.lead import Lead
 from collage_mpi.job.messages import (
@@ -216,6 +216,17 @@ def test_silence_of_a_coordinator_is_a_loss(play):
         play.look(10)
     assert play.others.dropped == {4}
     assert play.lead.progress == Progress(3, 1, 2)
+
+
+def test_silence_of_a_coordinator_ends_a_job_that_is_to_end_with_a_loss(play):
+    play.others.detector.timeouts.reply_timeout_ns = 100 * MS
+    play.others.detector.keep_going, play.others.detector.needed = False, True
+    start(play, 4)
+    for _ in range(12):
+        play.look(10)
+    assert play.others.dropped == set()  # silent, and may come back
+    with pytest.raises(RankGone, match=r"rank 4 .*no answer .*--resume"):
+        [play.look(10) for _ in range(60)]
 
 
 def blinded(play: Play) -> Lease:
@@ -432,6 +443,7 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     writer = SimpleNamespace(publisher=Published(), session=5, manifest={"run_id": "r"})
     lead = build_lead(plan, others, writer, np.array([2, 0]), lambda: None)
     assert others.detector.keep_going
+    assert others.detector.needed
     assert others.detector.timeouts.reply_timeout_ns == heard_ns  # they speak twice a second
     assert lead._book.settings.smallest == 3  # units of 8 images: one for each of 17 ranks
     assert lead._book.left == 2
