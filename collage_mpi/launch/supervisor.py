@@ -426,8 +426,8 @@ def _without_a_word(outcome: Outcome, must_report: bool) -> tuple[int, str | Non
     if code in _KNOWN_CODES and not (killed or never_there):
         return code, None
     return int(ExitCode.ENVIRONMENT), (
-        f"{_who_ended(outcome)} before the job had begun: a rank has died, or MPI cannot start; "
-        "collage-mpi doctor says more"
+        f"{_who_ended(outcome)} before the job had begun: a rank has died, or MPI cannot start (is "
+        "/dev/shm full?); collage-mpi doctor says more"
     )
 
 

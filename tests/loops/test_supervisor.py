@@ -189,7 +189,7 @@ def test_a_job_whose_rank_0_is_stopped_for_good_is_told_and_ended(monkeypatch):
     assert err.getvalue().count("is stopped and the others wait for it: kill -CONT") == 1
 
 
-UP = '@status:w {"up": 1}\n'
+IS_UP = '@status:w {"up": 1}\n'
 
 
 def test_a_rank_that_a_signal_ends_before_mpi_is_up_is_named():
@@ -200,7 +200,7 @@ def test_a_rank_that_a_signal_ends_before_mpi_is_up_is_named():
     assert "rank 2 was ended by SIGBUS (/dev/shm may be full" in note
 
 
-@pytest.mark.parametrize(("status", "stopped_by"), [(UP, None), ("", 15)])
+@pytest.mark.parametrize(("status", "stopped_by"), [(IS_UP, None), ("", 15)])
 def test_who_ends_later_or_when_told_to_is_not_the_one_that_ended_the_job(status, stopped_by):
     told = status + '@status:w {"ended": 2, "code": 143}'
     made, _, _ = job(f"import sys; print({told!r}, file=sys.stderr); sys.exit(6)")
@@ -269,7 +269,7 @@ def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, las
 
 @pytest.mark.parametrize(
     ("status", "limit_s", "last"),
-    [("", 60.0, "sweep\n"), (UP, 60.0, "over\n"), ("", None, "over\n")],
+    [("", 60.0, "sweep\n"), (IS_UP, 60.0, "over\n"), ("", None, "over\n")],
 )
 def test_the_guard_looks_for_shared_memory_where_mpi_never_came_up(
     monkeypatch, tmp_path, status, limit_s, last

@@ -115,7 +115,8 @@ def test_a_mutant_gets_the_tests_of_its_line_up_to_a_limit():
     assert outcome(mutant, False, Scripted({}), 90.0, world)["became"] == "untested"
 
 
-def test_the_quickest_case_of_each_function_comes_first():
+def test_the_quickest_case_of_each_function_comes_first(monkeypatch):
+    monkeypatch.setattr("trees._in_function", lambda mutant: True)
     lines = LinesOfTests.__new__(LinesOfTests)
     lines.seconds = {"t::a[1]": 0.1, "t::a[2]": 0.2, "t::a[3]": 0.3, "t::b": 5.0, "t::c": 9.0}
     lines._of = {"f.py": {2: {*lines.seconds} - {"t::c"}}}
