@@ -103,19 +103,19 @@ class RowReader:
 
         self._thread = ThreadPoolExecutor(1, "read")  # made at its first use
         try:
-            infos = [ShardInfo.from_json(json.loads(text)) for text in descriptions]
-            self._shards = ShardSet(infos)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise WireFault(f"rank 0 sent a shard that cannot be: {error!r}") from error
-        self._shards.hash_limit_bytes = hash_limit_bytes
-        self._shards.decoders = threads_per_rank(local_size() or 1)
-        try:
+            self._shards = ShardSet(
+                [ShardInfo.from_json(json.loads(text)) for text in descriptions]
+            )
+            self._shards.hash_limit_bytes = hash_limit_bytes
+            self._shards.decoders = threads_per_rank(local_size() or 1)
             self._shards.check_each()
         except ShardFault as fault:
             self._shards.close()
             raise EnvironmentFault(
                 f"host {socket.gethostname()} has not the input that rank 0 has: {fault}"
             ) from fault
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise WireFault(f"rank 0 sent a shard that cannot be: {error!r}") from error
 
     def begin(self, tasks: Sequence[Wanted], encoder: AnyEncoder | None) -> Future[Inputs]:
         """Begin to make `inputs`, in a thread, in the order of these calls."""

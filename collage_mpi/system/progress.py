@@ -188,15 +188,11 @@ def split_statuses(line: str, word: str | None) -> tuple[str, list[dict[str, Any
 
 def _can_be_shown(status: dict[str, Any]) -> bool:
     """Not where two lines ran into each other and the numbers of one are the words of the other."""
-    texts = (status.get(name, "") for name in ("phase", "unit"))
-    numbers = (
-        value
-        for name, value in status.items()
-        if name in ("done", "every_s", "code", "total") or name.endswith("_s")
-        if not (name == "total" and value is None)
-    )
-    return all(isinstance(text, str) for text in texts) and all(
-        type(value) in (int, float) and abs(value) < MOST_SHOWN for value in numbers
+    unit = status.get("unit", "images")
+    numbers = [status.get(name, 0) for name in ("done", "every_s", "code", f"{unit}_s")]
+    numbers.append(status.get("total") or 0)
+    return (isinstance(status.get("phase", ""), str) and isinstance(unit, str)) and all(
+        type(number) in (int, float) and abs(number) < MOST_SHOWN for number in numbers
     )
 
 
