@@ -72,7 +72,7 @@ class Buffer:
         self._capacity = rows * self._size
         self._pack_into = table.packer.pack_into
         self._has_reason = table.has_reason
-        self._handed_over = memoryview(b"")
+        self._recent = memoryview(b"")
         self._fresh()
 
     def _fresh(self) -> None:
@@ -94,16 +94,20 @@ class Buffer:
     def hand_over(self) -> None:
         """Give the filled part of the buffer to the thread and take a new one."""
         if self._used:
-            self._handed_over = memoryview(self._bytes)[: self._used]
+            part = memoryview(self._bytes)[: self._used]
             before = None if self.beside is None else self.beside.take()
-            self._thread.put(self.table, self._handed_over, before)
+            self._thread.put(self.table, part, before)
+            if self._used < self._capacity:  # a team's, which may be of a few rows
+                part = memoryview((bytes(self._recent) + part)[-self._capacity :])
+            self._recent = part
         self._fresh()
         if self._thread.fault is not None:
             raise self._thread.fault
 
     def recent(self) -> np.ndarray:
-        """A copy of the rows of the last two buffers, (n,) of the table's dtype, in their order."""
-        both = bytes(self._handed_over) + bytes(memoryview(self._bytes)[: self._used])
+        """A copy of the last rows, (n,) of the table's dtype, in their order: at least as many as
+        a buffer holds, where so many have come."""
+        both = bytes(self._recent) + memoryview(self._bytes)[: self._used]
         return np.frombuffer(both, self.table.dtype)
 
 

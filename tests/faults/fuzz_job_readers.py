@@ -74,7 +74,11 @@ CONTROL: tuple[said.Message, ...] = (
     *(said.Begin(6, "run", "ab" * 32), said.Lease(1, 2, 4, (8, 4)), said.Lull(), said.Close()),
     *(said.Halt("stopped"), said.Ready({"single": "aa"}), said.Begun(1)),
     *(said.Part("images", 1, 1, (0, 4)), said.Part("tasks", 1, 1, ())),
-    *(said.Progress(8, 1, 3), said.Idle(1), said.Done("complete", "", ("a.h5: cut off",))),
+    *(
+        said.Progress(8, 1, 3),
+        said.Idle(1),
+        said.Done("complete", "", ("a.h5: cut off",), ("b.h5: replaced",)),
+    ),
 )
 
 

@@ -57,7 +57,7 @@ def answers(out: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("signals")
-    make_shards(folder / "shards")
+    make_shards(folder / "shards", "")
     job = launch(folder / "whole-stage", folder / "whole")
     told = job.communicate(timeout=120)[0]
     assert job.returncode == 0, told

@@ -132,7 +132,7 @@ def test_strangers_at_the_ports_of_a_job_change_nothing(mpi, tmp_path, request) 
         assert len(read_results(job.out).images) == IMAGES
         assert "Traceback" not in job.said
     assert visit.open_at_last == 0
-    assert visit.usage[0].threads <= alone.usage[0].threads
+    assert visit.usage[0].threads <= alone.usage[0].threads + 2  # those of a job come and go
     assert visit.usage[0].descriptors <= alone.usage[0].descriptors + 4 + STRANGERS + 1
     assert visit.usage[0].rss_mib <= alone.usage[0].rss_mib + 50
 

@@ -183,6 +183,18 @@ def test_rows_handed_over_are_recent_too(tmp_path: Path) -> None:
     writer.close("complete")
 
 
+def test_rows_of_many_small_parts_are_recent_too(tmp_path: Path) -> None:
+    """As a team hands them over, whenever its input pauses."""
+    full = manifest(90)
+    writer = RunWriter.create(tmp_path, full, rows_per_part=64)
+    for first in range(0, 90, 9):
+        fill(writer, full, range(first, first + 9))
+        writer._tasks.hand_over()
+    tens = [*range(6, 10), *[*range(10)] * 6]  # ten tasks a group; a buffer holds 64
+    assert writer.recent_tasks()["task"].tolist() == tens
+    writer.close("complete")
+
+
 def test_a_run_that_was_none_leaves_no_status(tmp_path: Path) -> None:
     out = tmp_path / "run"
     writer = RunWriter.create(out, manifest(90))
