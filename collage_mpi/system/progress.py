@@ -188,9 +188,9 @@ def split_statuses(line: str, word: str | None) -> tuple[str, list[dict[str, Any
 
 def _can_be_shown(status: dict[str, Any]) -> bool:
     """Not where two lines ran into each other and the numbers of one are the words of the other."""
-    unit = status.get("unit", "images")
+    unit, total = status.get("unit", "images"), status.get("total")
     numbers = [status.get(name, 0) for name in ("done", "every_s", "code", f"{unit}_s")]
-    numbers.append(status.get("total") or 0)
+    numbers.append(0 if total is None else total)
     return (isinstance(status.get("phase", ""), str) and isinstance(unit, str)) and all(
         type(number) in (int, float) and abs(number) < MOST_SHOWN for number in numbers
     )
