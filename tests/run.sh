@@ -5,7 +5,7 @@
 # that this machine cannot run is a failure.
 #
 # Usage: tests/run.sh            PYTHON=python3.12 tests/run.sh            CI=true tests/run.sh
-# Needs: Python >= 3.10 with venv, and PyPI. About 15 minutes on two cores the first time.
+# Needs: Python >= 3.10 with venv, and PyPI. About 20 minutes on two cores the first time.
 # Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
