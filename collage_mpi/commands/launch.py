@@ -160,13 +160,20 @@ def _follow(
     script = _is_script(words)  # it may have more to do once its run is over
     grace_s = LEAVE_GRACE_S if fault_tolerant and not script else None
     until_s = None if timeout_s is None else time.monotonic() + timeout_s
-    late: list[int] = []  # signals that find no job
-    with handled_by(late.append):
+    signals: list[int] = []  # not passed on, as they came before a job or after it
+    with handled_by(signals.append):
         for more in reversed(range(STARTS)):
             left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            job = Job(plan, family, left_s, start_limit_s=limit_s, leave_grace_s=grace_s)
+            job = Job(
+                plan,
+                family,
+                left_s,
+                start_limit_s=limit_s,
+                leave_grace_s=grace_s,
+                signals=signals,
+            )
             outcome = job.run()
-            if late or not (more and outcome.hung and outcome.stopped_by is None):
+            if signals or not (more and outcome.hung and outcome.stopped_by is None):
                 break
             job.say(
                 f"MPI did not come up: {outcome.never_up}. Nothing had begun: starting once more"

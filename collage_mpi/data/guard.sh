@@ -6,7 +6,7 @@
 # Of a job whose MPI never came up (the line is then "sweep") nobody knows what its ranks had in
 # shared memory. It is what has appeared there meanwhile, is this user's, and nobody has open.
 trap '' HUP INT TERM USR1 USR2
-cd "${3:-/dev/shm}" || exit 0
+cd "${3:-/dev/shm}" 2>/dev/null || cd /   # where there is none nothing of ours is found
 ours() {
     find "$PWD" -maxdepth 1 -user "$(id -u)" '(' -name 'mpich_shm_*' -o -name 'sm_segment.*' ')'
 }

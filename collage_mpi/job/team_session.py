@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,8 @@ class TeamSession:
         """How the team stands, for the lead."""
         manifest, session = self._manifest, self._begin.session
         folder = status_folder(self.out, session)
-        folder.mkdir(exist_ok=True)
+        with suppress(OSError):  # it can be done without
+            folder.mkdir(exist_ok=True)
         facts = {
             "run_id": manifest["run_id"],
             "session": session,

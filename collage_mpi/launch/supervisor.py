@@ -98,6 +98,7 @@ class Job:
         start_limit_s: seconds until rank 0 has said that MPI is up, or anything else that
             launch listens for; None for no limit. A rank that dies before leaves the others
             waiting in MPI_Init, deaf to signals (see startup).
+        signals: that have come and are still to be passed on.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Job:
         clock: Callable[[], float] = time.monotonic,
         start_limit_s: float | None = None,
         leave_grace_s: float | None = None,
+        signals: list[int] | None = None,
     ) -> None:
         self._leave_grace_s = leave_grace_s
         self._word = plan.env.get(STATUS_VARIABLE)
@@ -124,7 +126,7 @@ class Job:
             start_limit_s is not None,
             Start(plan.ranks, start_limit_s, clock),
         )
-        self._signals: list[int] = []
+        self._signals = [] if signals is None else signals
         self._kill_at_s: float | None = None
         self._outcome = Outcome(launcher=0)
         # Known by this word even when the launcher has been killed: nobody's children then.

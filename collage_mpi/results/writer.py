@@ -308,10 +308,10 @@ class RunWriter(RowSink):
         try:
             return self._settle(status, final, summary)
         finally:
+            marked = (self.out / MARKER).exists()
             if self._status is not None:
-                marked = (self.out / MARKER).exists()
                 self._status.end(self.manifest["status"] if marked else "incomplete")
-            if self.publisher is not None and self.manifest["status"] in COMPLETE:
+            if self.publisher is not None and marked:
                 clear(self.out)  # where teams have said how they stand, too
             self._claim.release()
 

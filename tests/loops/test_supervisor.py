@@ -267,6 +267,14 @@ def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, las
     assert {path.name for path in tmp_path.iterdir()} == there - {f"mpich_shm_{i}_0" for i in gone}
 
 
+def test_the_guard_ends_a_job_where_there_is_no_shared_memory_to_look_at(tmp_path):
+    word = f"COLLAGE_MPI_JOB={tmp_path}"
+    name, _, value = word.partition("=")
+    left = subprocess.Popen(["sleep", "600"], env={**os.environ, name: value})
+    subprocess.run(["sh", str(GUARD), word, "0", str(tmp_path / "none")], stdin=subprocess.DEVNULL)
+    assert left.wait() == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
     ("status", "limit_s", "last"),
     [("", 60.0, "sweep\n"), (IS_UP, 60.0, "over\n"), ("", None, "over\n")],
@@ -361,6 +369,13 @@ def test_a_signal_that_finds_the_job_over_does_not_change_its_code(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     assert command._follow(plan, "mpich", ["show"], None, False) == 5
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_came_before_the_job_stops_it():
+    made, _, err = job("import time; time.sleep(600)", signals=[signal.SIGTERM], stop_grace_s=0.5)
+    outcome = made.run()
+    assert outcome.stopped_by == signal.SIGTERM
+    assert "SIGTERM: stopping" in err.getvalue()
 
 
 def test_nor_does_one_to_a_process_on_its_way_out():
