@@ -378,6 +378,30 @@ def test_a_signal_that_came_before_the_job_stops_it():
     assert "SIGTERM: stopping" in err.getvalue()
 
 
+def test_a_signal_before_the_job_is_passed_on_to_it(monkeypatch):
+    class Late(Job):
+        def __init__(self, *args, **options) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(supervisor, "Job", Late)
+    plan = LaunchPlan((sys.executable, "-c", "import time; time.sleep(600)"))
+    assert command._follow(plan, "mpich", ["show"], None, False) == 128 + signal.SIGTERM
+
+
+def test_after_a_signal_between_two_starts_there_is_no_second(monkeypatch):
+    class Hung(Job):
+        def run(self) -> supervisor.Outcome:
+            starts.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return supervisor.Outcome(launcher=1, hung=True, never_up="rank 1")
+
+    starts: list[int] = []
+    monkeypatch.setattr(supervisor, "Job", Hung)
+    command._follow(LaunchPlan(("true",)), "mpich", ["show"], None, False)
+    assert starts == [1]
+
+
 def test_nor_does_one_to_a_process_on_its_way_out():
     leaving = (
         "import atexit, os, sys\n"

@@ -15,7 +15,7 @@ from collage_mpi.job import messages
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Lull, Part, Progress
 from collage_mpi.job.team import LEAD_LOST, Dismissed, LeadLink, LeadLost, Supply
-from collage_mpi.job.team_session import manifest_of, run_team
+from collage_mpi.job.team_session import TeamSession, manifest_of, run_team
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results import RunWriter
 from collage_mpi.results.row_sink import Pending
@@ -313,6 +313,13 @@ def test_a_team_that_is_stopped_before_its_start_says_so_and_waits_for_the_end(l
     assert run_team(lambda: pytest.fail("no run"), None, link, stop) == ExitCode.INCOMPLETE
     faults = [said for said in link._endpoint.said if isinstance(said, messages.Fault)]
     assert [fault.exit_code for fault in faults] == [ExitCode.INCOMPLETE]
+
+
+def test_a_team_that_cannot_say_how_it_stands_works_on(tmp_path):
+    """Its folder is gone: the disk is full, or somebody removed it."""
+    begin, told = Begin(2, "r", "d"), manifest(4, teams=2, run_id="r")
+    session = SimpleNamespace(_manifest=told, _begin=begin, out=tmp_path / "gone")
+    TeamSession._status(session, 5.0).end("complete")
 
 
 # ---- the scheduler ----------------------------------------------------------

@@ -179,6 +179,14 @@ def test_stop_names_the_ranks_that_do_not_end():
     assert Leave() not in [told for _, told in workers.told]  # MPI will be ended by force
 
 
+def test_in_a_plain_world_a_rank_that_was_given_up_does_not_let_mpi_end():
+    workers = Workers(4, polite)
+    worker_group = group_of(workers)
+    worker_group.detector.timeouts.lose(2, "timeout", "no answer", 0)
+    assert worker_group.stop(0) == [2]
+    assert {told for _, told in workers.told} == {Stop(0)}
+
+
 def test_a_rank_that_was_silent_already_has_had_its_time():
     workers = Workers(4, lambda rank, told: polite(rank, told) if rank != 2 else None)
     clock = Clock(tick_ns=1000)

@@ -54,6 +54,24 @@ def test_what_is_pending_no_reader_sees_until_it_is_published(tmp_path):
     assert not (out / "pending").exists()
 
 
+def test_what_teams_left_stays_until_the_run_is_marked(tmp_path, monkeypatch):
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "run"
+    lead = RunWriter.create(out, FULL)
+    other = team_rows(out, 2, list(range(27, 54)))
+    fill(lead, FULL, list(range(27)))
+    lead.drain()
+    publish_all(lead, lead)
+    publish_all(lead, other)
+    lead.teams = [entry(other)]
+    monkeypatch.setattr("collage_mpi.results.writer.write_manifest", full_disk)
+    with pytest.raises(EnvironmentFault, match="No space"):
+        lead.close("complete", world=FULL["world"])
+    assert (out / "pending").exists()
+
+
 def test_teams_count_side_by_side_and_are_told_apart(tmp_path):
     out = tmp_path / "run"
     lead = RunWriter.create(out, FULL)
