@@ -121,20 +121,17 @@ def test_strangers_at_the_ports_of_a_job_change_nothing(mpi, tmp_path, request) 
     """Each kind of them, and many at once: the rows, the exit code, no thread and no descriptor
     more for who says nothing."""
     many = request.config.getoption("strangers")
-    alone = run_visited(mpi, tmp_path / "alone", 0)
-    visit = run_visited(
-        mpi, tmp_path / "visited", many, seed=request.config.getoption("chaos_seed")
-    )
-    assert sum(visit.calls.values()) + visit.kept_out == many
-    for job in (alone, visit):
-        assert job.code == ExitCode.COMPLETE, job.said
-        assert verify_run(job.out).ok
-        assert len(read_results(job.out).images) == IMAGES
-        assert "Traceback" not in job.said
-    assert visit.open_at_last == 0
-    assert visit.usage[0].threads <= alone.usage[0].threads + 2  # those of a job come and go
-    assert visit.usage[0].descriptors <= alone.usage[0].descriptors + 4 + STRANGERS + 1
-    assert visit.usage[0].rss_mib <= alone.usage[0].rss_mib + 50
+    job = run_visited(mpi, tmp_path, many, seed=request.config.getoption("chaos_seed"))
+    assert sum(job.calls.values()) + job.kept_out == many
+    assert job.code == ExitCode.COMPLETE, job.said
+    assert verify_run(job.out).ok
+    assert len(read_results(job.out).images) == IMAGES
+    assert "Traceback" not in job.said
+    assert job.open_at_last == 0
+    found = job.usage[0]  # alone it has 6 threads, 25 to 36 descriptors, 75 to 85 MiB
+    assert found.threads <= 8
+    assert found.descriptors <= 44 + STRANGERS
+    assert found.rss_mib <= 150
 
 
 def test_files_are_as_open_as_umask_says(tmp_path: Path) -> None:
