@@ -121,7 +121,7 @@ def test_strangers_at_the_ports_of_a_job_change_nothing(mpi, tmp_path, request) 
     """Each kind of them, and many at once: the rows, the exit code, no thread and no descriptor
     more for who says nothing."""
     many = request.config.getoption("strangers")
-    job = run_visited(mpi, tmp_path, many, seed=request.config.getoption("chaos_seed"))
+    job = run_visited(mpi, tmp_path / "visited", many, seed=request.config.getoption("chaos_seed"))
     assert sum(job.calls.values()) + job.kept_out == many
     assert job.code == ExitCode.COMPLETE, job.said
     assert verify_run(job.out).ok
