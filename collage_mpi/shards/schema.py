@@ -185,9 +185,12 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def sidecar_text(path: Path, digest: str) -> str:
-    """The line that `sha256sum -c` reads."""
-    return f"{digest}  {path.name}\n"
+def sidecar_line(path: Path, digest: str) -> bytes:
+    """The line that `sha256sum -c` reads, whatever bytes the name is made of."""
+    name = os.fsencode(path.name)
+    plain = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+    mark = b"" if plain == name else b"\\"  # says that the name is escaped
+    return mark + digest.encode() + b"  " + plain + b"\n"
 
 
 def read_sidecar(path: Path) -> str | None:
@@ -258,5 +261,5 @@ def publish(temporary: Path, path: Path) -> str:
     beside = sidecar_path(path)
     beside.unlink(missing_ok=True)  # an older shard's: none is better than a wrong one
     os.replace(temporary, path)
-    write_atomic(beside, (sidecar_text(path, fingerprint).encode(),))  # syncs the folder for both
+    write_atomic(beside, (sidecar_line(path, fingerprint),))  # syncs the folder for both
     return fingerprint

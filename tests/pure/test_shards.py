@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -289,6 +290,15 @@ def test_sidecar(tmp_path: Path) -> None:
     sidecar_path(path).unlink()
     assert read_sidecar(path) is None
     assert inspect_here(path, hash_file=False) == info
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.h5", b"a\\b.h5", b"a\nb\r.h5", b"a b.h5"])
+def test_the_sidecar_of_any_name_is_what_sha256sum_takes(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    info = write_shard(path, make_images(1))
+    assert read_sidecar(path) == info.fingerprint
+    check = ["sha256sum", "--check", "--status", os.fsencode(sidecar_path(path))]
+    assert subprocess.run(check, cwd=tmp_path, check=False).returncode == 0
 
 
 def test_the_package_does_not_import_h5py() -> None:
