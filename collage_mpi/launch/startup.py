@@ -15,6 +15,7 @@ INIT_LIMIT_S = 120.0  # for MPI to be up once all ranks have begun to start it: 
 END_GRACE_S = 10.0  # for MPI to be up after all, once a rank has ended before it was
 MOST_NAMED = 12
 
+BUS_ERROR = "/dev/shm may be full"  # the messages of one host lie there
 SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
 
 
@@ -81,9 +82,9 @@ class Start:
         """In words, whom the others wait for."""
         if self.ended is not None:
             rank, code = self.ended
-            return (
-                f"rank {rank} has ended before it ({SIGNAL_NAMES.get(code - 128, f'code {code}')})"
-            )
+            how = SIGNAL_NAMES.get(code - 128, f"code {code}")
+            full = f": {BUS_ERROR}" if how == "SIGBUS" else ""
+            return f"rank {rank} has ended before it ({how}{full})"
         missing = [rank for rank in range(self._ranks) if rank not in self.there]
         if not missing:
             return f"all {self._ranks} ranks have begun to start it, and wait for each other"

@@ -27,7 +27,7 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.launch.job_ranks import LOOK_EVERY_S, Kin
 from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.launch.mpiexec import LaunchPlan
-from collage_mpi.launch.startup import SIGNAL_NAMES, Start
+from collage_mpi.launch.startup import BUS_ERROR, SIGNAL_NAMES, Start
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.launchers import FAMILIES, Death, Launcher
 from collage_mpi.system.process_tree import end_family, guarded
@@ -444,7 +444,7 @@ def _who_ended(outcome: Outcome) -> str:
     who += "" if death.pid is None else f" (pid {death.pid})"
     name = SIGNAL_NAMES.get(death.code - 128)
     how = f"was ended by {name}" if name else f"has ended with code {death.code}"
-    full = " (/dev/shm may be full: collage-mpi doctor says more)" if name == "SIGBUS" else ""
+    full = f" ({BUS_ERROR}: collage-mpi doctor says more)" if name == "SIGBUS" else ""
     return f"{who} {how}{full}"
 
 

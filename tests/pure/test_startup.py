@@ -68,3 +68,12 @@ def test_time_in_which_launch_was_suspended_is_forgiven():
     assert not made.too_late(50.0 + 600.0 + 3599.0)
     assert made.news(50.0 + 3629.0) is None
     assert made.too_late(50.0 + 600.0 + 3601.0)
+
+
+def test_a_rank_that_ends_before_mpi_is_up_is_named_with_what_its_end_says():
+    how = {139: "SIGSEGV", 135: "SIGBUS: /dev/shm may be full", 3: "code 3"}
+    for code, words in how.items():
+        made, _ = start(4)
+        made.has_ended(2, code)
+        made.has_ended(1, 9)  # with the first
+        assert made.who_is_missing() == f"rank 2 has ended before it ({words})"
