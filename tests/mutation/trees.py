@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import asdict
 from pathlib import Path
@@ -65,31 +65,39 @@ class Tree:
             tests: their names and what each takes, s of CPU.
             files: all that are ever asked, collected once.
         """
+        request = {"tests": list(tests), "seconds": list(tests.values())}
+        if control:
+            return self._asked({**request, "mutant": None}, files, mutant, spoilt=False)
+        answer = self._asked({**request, "mutant": asdict(mutant)}, files, mutant, spoilt=True)
+        if answer["became"] != "cold":
+            return answer
+        with self._holding(mutant):
+            cold = Warm(self, sorted({test.partition("::")[0] for test in tests}))
+            answer = cold.ask({**request, "mutant": None}) if cold.ready else BY_COLLECTION
+            cold.end()
+        return answer or BY_FORCE
+
+    @contextmanager
+    def _holding(self, mutant: Mutant) -> Iterator[None]:
         path = self.folder / mutant.file
         text, at = path.read_bytes(), path.stat()
-        request = {"tests": list(tests), "seconds": list(tests.values())}
+        path.write_bytes(mutant.applied(text))
         try:
-            if control:
-                return self._asked({**request, "mutant": None}, files)
-            path.write_bytes(mutant.applied(text))
-            answer = self._asked({**request, "mutant": asdict(mutant)}, files)
-            if answer["became"] == "cold":
-                cold = Warm(self, sorted({test.partition("::")[0] for test in tests}))
-                answer = cold.ask({**request, "mutant": None}) if cold.ready else BY_COLLECTION
-                cold.end()
-            return answer or BY_FORCE
+            yield
         finally:
             path.write_bytes(text)
             os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))  # what is compiled stays valid
 
-    def _asked(self, request: dict, files: Sequence[str]) -> dict:
-        """Of the process that has collected them; a mutant that ends it does it twice."""
+    def _asked(self, request: dict, files: Sequence[str], mutant: Mutant, *, spoilt: bool) -> dict:
+        """Of the process that has collected them, all on the code as it is: only then does the
+        mutant's stand in the file. One that ends that process does it twice."""
         for _ in range(2):
             if self._warm is None:
                 self._warm = Warm(self, files)
                 if not self._warm.ready:
                     raise SystemExit("the tests cannot be collected on the code as it is")
-            answer = self._warm.ask(request)
+            with self._holding(mutant) if spoilt else nullcontext():
+                answer = self._warm.ask(request)
             if answer is not None:
                 return answer
             self.end()

@@ -6,7 +6,7 @@ into the functions that there are and runs the tests; the answer goes to $WARM_O
 import cannot be changed afterwards: the answer "cold" asks for a new process that imports it.
 
 A hang is told by CPU and never by a clock, as others may use the machine: a test that takes ten
-times what it took, or processes that have used none for half a minute.
+times what it took and FIRST_S, or processes that have used none for half a minute.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mutants import Mutant
 from collage_mpi.system.process_tree import family_of, process_table
 
 STILL_S = 30.0
+FIRST_S = 10.0  # of a test's CPU: what is imported late falls to the first test of a fork
 LOOK_EVERY_S = 2.0
 
 
@@ -131,7 +132,7 @@ def _answer(
     first = _First()
     chosen[0].config.pluginmanager.register(first)
     for item, after, seconds in zip(chosen, [*chosen[1:], None], request["seconds"], strict=True):
-        signal.setitimer(signal.ITIMER_PROF, max(5.0, 10 * seconds))  # ends the process
+        signal.setitimer(signal.ITIMER_PROF, max(FIRST_S, 10 * seconds))  # ends the process
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         if first.failed:
             return {"became": "killed", "by": first.failed}
