@@ -17,11 +17,13 @@ from collage_mpi.system.hard_exit import shared_memory, unlink
 from collage_mpi.system.process_tree import holders_of
 
 LOOK_EVERY_S = 1.0
+LOOK_AT_START_S = 0.3  # Python alone takes longer to begin
 LONGEST_LOOK_S = 2.0  # of a longer gap between looks launch was stopped itself
 
 
 class Kin:
-    """The processes of a job's ranks: `meet` them once MPI is up, `look` now and then.
+    """The processes of a job's ranks: ask who is `lost` while MPI starts, `meet` them once it is
+    up, and `look` now and then.
 
     Args:
         word: NAME=value in the environment of all of them.
@@ -49,6 +51,12 @@ class Kin:
                 shells.add(pid)
         own = parents.keys() - shells
         self._ranks = {pid: ranks[pid] for pid in own if parents[pid] not in own}
+
+    def lost(self) -> int | None:
+        """Meet them again: the lowest rank of which there was a process and is none."""
+        before = self._ranks
+        self.meet()
+        return min({*before.values()} - {*self._ranks.values()}, default=None)
 
     @property
     def rank_0(self) -> int | None:

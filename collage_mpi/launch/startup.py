@@ -32,9 +32,8 @@ class Start:
     def __init__(self, ranks: int, limit_s: float | None, clock: Callable[[], float]) -> None:
         self.up = False
         self.there: set[int] = set()  # ranks whose Python runs and begins to start MPI
-        self.ended: tuple[int, int] | None = (
-            None  # the first that ended before MPI was up: its code
-        )
+        # the first that ended before MPI was up, and its code if anybody has told it
+        self.ended: tuple[int, int | None] | None = None
         self._ranks, self._clock, self._began_s = ranks, clock, clock()
         self._until_s = None if limit_s is None else self._began_s + limit_s
         self._tell_after_s = TELL_AFTER_S
@@ -50,9 +49,9 @@ class Start:
         if len(self.there) >= self._ranks:
             self._at_most(INIT_LIMIT_S)
 
-    def has_ended(self, rank: int, code: int) -> None:
+    def has_ended(self, rank: int, code: int | None) -> None:
         """A rank has ended. MPI that is not up yet will not be; unless it was just about to."""
-        if not self.up and self.ended is None:
+        if not self.up and (self.ended is None or self.ended[1] is None):
             self.ended = rank, code
             self._at_most(END_GRACE_S)
 
@@ -82,6 +81,8 @@ class Start:
         """In words, whom the others wait for."""
         if self.ended is not None:
             rank, code = self.ended
+            if code is None:
+                return f"rank {rank} has ended before it"
             how = SIGNAL_NAMES.get(code - 128, f"code {code}")
             full = f": {BUS_ERROR}" if how == "SIGBUS" else ""
             return f"rank {rank} has ended before it ({how}{full})"

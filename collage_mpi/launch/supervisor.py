@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, TextIO, cast
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch.job_ranks import LOOK_EVERY_S, Kin
+from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, Kin
 from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.startup import BUS_ERROR, SIGNAL_NAMES, Start
@@ -228,7 +228,15 @@ class Job:
             self._outcome.stood_still, self._kill_at_s = pid, now_s
 
     def _look_at_start(self, now_s: float) -> None:
-        """A start that takes long is told of; one that takes too long is ended."""
+        """A start that takes long is told of; one that takes too long is ended.
+
+        A rank whose shell or proxy was killed ends without their word: its process is gone.
+        """
+        if self._startup.watched and now_s >= self._look_at_s:
+            self._look_at_s = now_s + LOOK_AT_START_S
+            rank = self._kin.lost()
+            if rank is not None:
+                self._startup.has_ended(rank, None)
         news = self._startup.news(now_s)
         if news is not None:
             self.say(news)

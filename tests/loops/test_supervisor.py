@@ -137,6 +137,24 @@ def test_a_rank_that_ends_before_mpi_is_up_ends_the_start(monkeypatch):
     assert "rank 3 has ended before it (SIGKILL)" in note
 
 
+def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells(monkeypatch):
+    """As when the shell around it was killed, or the proxy that its last word goes through."""
+    monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
+    made, _, _ = job(
+        "import os, subprocess, time\n"
+        "rank = subprocess.Popen(['sleep', '600'], env={**os.environ, 'PMI_RANK': '1'})\n"
+        "time.sleep(2)\n"
+        "rank.kill()\n"
+        "time.sleep(600)",
+        start_limit_s=600.0,
+    )
+    start_s = time.monotonic()
+    code, note = exit_code(made.run(), None)
+    assert time.monotonic() - start_s < 60
+    assert code == 3
+    assert "rank 1 has ended before it;" in note
+
+
 @pytest.mark.parametrize("said", [UP + ENDED, ENDED + UP])
 def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said):
     monkeypatch.setattr(startup, "END_GRACE_S", 0.5)

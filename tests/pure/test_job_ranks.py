@@ -57,6 +57,18 @@ def test_rank_0_is_neither_the_shell_around_it_nor_its_child(proc):
     assert met(proc).rank_0 == 21
 
 
+def test_a_rank_is_lost_once_it_has_no_process_left(proc):
+    found = Kin(WORD, proc.folder)
+    assert [found.lost(), found.lost()] == [None, None]
+    for pid in (20, 22, 31):  # the shell, a child, and rank 1, which has another by then
+        shutil.rmtree(proc.folder / str(pid))
+    proc.add(41, 10, rank=1)
+    assert found.lost() is None
+    shutil.rmtree(proc.folder / "32")
+    assert found.lost() == 2
+    assert found.rank_0 == 21
+
+
 def test_rank_0_stands_still_while_another_rank_does_not(proc):
     found = met(proc)
     assert found.look(1.0) == 0.0

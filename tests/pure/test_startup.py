@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collage_mpi.launch.startup import INIT_LIMIT_S, Start
+from collage_mpi.launch.startup import END_GRACE_S, INIT_LIMIT_S, Start
 
 
 class Clock:
@@ -75,5 +75,16 @@ def test_a_rank_that_ends_before_mpi_is_up_is_named_with_what_its_end_says():
     for code, words in how.items():
         made, _ = start(4)
         made.has_ended(2, code)
-        made.has_ended(1, 9)  # with the first
+        made.has_ended(1, 9)  # after the first
         assert made.who_is_missing() == f"rank 2 has ended before it ({words})"
+
+
+def test_a_rank_that_nobody_tells_of_has_a_moment_too_and_what_is_told_says_more():
+    made, clock = start(4)
+    made.has_ended(3, None)
+    assert made.who_is_missing() == "rank 3 has ended before it"
+    clock.now_s += END_GRACE_S + 1
+    assert made.too_late(clock())
+    made.has_ended(2, 135)
+    made.has_ended(3, None)
+    assert made.who_is_missing().startswith("rank 2 has ended before it (SIGBUS")
