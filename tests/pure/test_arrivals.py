@@ -163,6 +163,14 @@ def test_overload_grows_in_time_whatever_the_window_and_is_said(tmp_path):
     assert "open loop, poisson 100/s" in summary["mode"]
 
 
+def test_one_image_has_no_rate(tmp_path):
+    common = {"scheme": "none", "singles": 1, "arrivals": "poisson", "rate": 100.0}
+    for images, known in ((1, False), (2, True)):
+        latencies_ms(tmp_path / str(images), images, **common)
+        summary = summarise(read_results(tmp_path / str(images) / "run"))
+        assert (summary["arrivals"] is not None) == known
+
+
 def test_a_load_that_is_served_is_no_overload(tmp_path, capsys):
     words = ["--arrivals", "poisson", "--rate", "50", "--straggler", "pinned", "--linger-ms", "20"]
     out = str(tmp_path / "run")

@@ -74,6 +74,9 @@ def test_describe() -> None:
     assert (empty.n, empty.mean, empty.std, empty.maximum, empty.over_3_medians) == (
         (0,) + (None,) * 4
     )
+    assert describe(np.array([5.0])).std is None
+    assert describe(np.array([5.0, 6.0]), independent=1).std is None
+    assert describe(np.array([5.0, 7.0])).std == pytest.approx(2.0**0.5)
 
 
 def test_intervals_are_of_measured_values_and_absent_below_their_support() -> None:
