@@ -6,7 +6,8 @@ into the functions that there are and runs the tests; the answer goes to $WARM_O
 import cannot be changed afterwards: the answer "cold" asks for a new process that imports it.
 
 A hang is told by CPU and never by a clock, as others may use the machine: a test that takes ten
-times what it took and FIRST_S, or processes that have used none for half a minute.
+times what it took and FIRST_S, or processes that for a minute have mostly slept, though they may
+look for something now and then.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from mutants import Mutant
 
 from collage_mpi.system.process_tree import family_of, process_table
 
-STILL_S = 30.0
+STILL_S = 60.0
+BUSY = 0.5  # of the time: at work, or kept from it by others
 FIRST_S = 10.0  # of a test's CPU: what is imported late falls to the first test of a fork
 LOOK_EVERY_S = 2.0
 
@@ -86,13 +88,15 @@ def in_fork(
 
 def _hung(pid: int, limit_s: float) -> bool:
     """Wait for a process, and end it and all below it where they hang."""
-    end, used_s, since = os.pidfd_open(pid), 0.0, time.monotonic()
-    hung = False
+    end = os.pidfd_open(pid)
+    hung, looked_s, was_s, since_s = False, time.monotonic(), 0.0, time.monotonic()
     while not hung and not select.select([end], [], [], LOOK_EVERY_S)[0]:
-        now_s = sum(map(_cpu_s, family_of(pid, process_table())))
-        if now_s != used_s:
-            used_s, since = now_s, time.monotonic()
-        hung = used_s > limit_s or time.monotonic() - since > STILL_S
+        family, now_s = family_of(pid, process_table()), time.monotonic()
+        active_s = sum(map(_active_s, family))
+        if active_s < was_s or active_s - was_s > BUSY * (now_s - looked_s):  # or one has ended
+            since_s = now_s
+        looked_s, was_s = now_s, active_s
+        hung = sum(map(_cpu_s, family)) > limit_s or now_s - since_s > STILL_S
     os.close(end)
     for each in family_of(pid, process_table()) | {pid}:
         with suppress(ProcessLookupError):
@@ -108,6 +112,15 @@ def _cpu_s(pid: int) -> float:
     except OSError:  # it has ended
         return 0.0
     return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _active_s(pid: int) -> float:
+    """How long the threads of a process have run, or waited for a core."""
+    total_ns = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):
+            total_ns += sum(map(int, thread.read_text().split()[:2]))
+    return total_ns / 1e9
 
 
 class _First:
