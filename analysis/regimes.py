@@ -55,15 +55,18 @@ class Entry:
         return self.family in (FIXED, FASTEST, SURE)
 
 
-def entries(n: int) -> list[Entry]:
+def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
     """The candidates at N = `n` and two ranks more, the simpler ones first; and replication on 2N.
 
-    A further image of a batch costs 0.3 of the first for the shipped single network on a CPU
-    (docs/speed.md), 0.1 is what a GPU may come to; a parity answer 0.38 of a single's.
+    A copy after 1.3 x `median_s`, the median service time, and as many copies as it takes, is about
+    the best that hedging can do here; it asks for somebody who knows the median. A further image
+    of a batch costs 0.3 of the first for the shipped single network on a CPU (docs/speed.md), 0.1
+    is what a GPU may come to; a parity answer 0.38 of a single's.
     """
     more: Json = {"scheme": "none", "singles": n + 2}
     finish: Json = {"assign": "finish"}
     hedge: Json = {**more, "scheme": "hedge"}
+    soon: Json = {**hedge, "hedge_ms": 1.3e3 * median_s, "hedge_budget": 1.0}
     backup: Json = {"scheme": "batch-backup", "backup_ranks": 2, "assign": "pull"}
     paper: Json = {"scheme": "collage", "collage_ranks": 2, "accept": "first", "assign": "turn"}
     fastest: Json = {"placement": "fastest"}
@@ -76,7 +79,8 @@ def entries(n: int) -> list[Entry]:
         (BASELINES[1], NONE, {**more, **finish}),
         ("none, pull, end game", NONE, {**more, "assign": "pull", "endgame": "on"}),
         ("none, finish, end game", NONE, {**more, **finish, "endgame": "on"}),
-        ("hedge q0.95, pull", HEDGE, {**hedge, "assign": "pull", "hedge_quantile": 0.95}),
+        ("hedge 1.3 x median, pull", HEDGE, {**soon, "assign": "pull"}),
+        ("hedge 1.3 x median, finish", HEDGE, {**soon, **finish}),
         ("hedge q0.9, finish", HEDGE, {**hedge, **finish, "hedge_quantile": 0.9}),
         ("batch-backup, batch cost 0.3", BACKUP, {**backup, "batch_cost": 0.3}),
         ("batch-backup, batch cost 0.1", BACKUP, {**backup, "batch_cost": 0.1}),

@@ -85,6 +85,11 @@ def test_all_but_replication_have_as_many_ranks(regimes):
         assert ranks == (19 if entry.family == regimes.REPLICATE else 12), entry.name
 
 
+def test_a_hedge_waits_a_share_of_the_median(regimes):
+    each = {entry.name: entry.flags for entry in regimes.entries(9, 0.2)}
+    assert each["hedge 1.3 x median, finish"]["hedge_ms"] == pytest.approx(260)
+
+
 def test_only_collages_are_simulated_for_each_cost_ratio(regimes):
     for entry in regimes.entries(9):
         assert entry.by_ratio == (entry.flags["scheme"] == "collage"), entry.name
@@ -119,10 +124,10 @@ def test_a_gain_is_over_the_better_of_what_does_nothing_twice(regime_map):
 
 
 def test_replication_is_not_chosen_nor_what_gains_too_little(regime_map):
-    rows = some_rows(regime_map, {"replicate, 2N": 10, "hedge q0.95, pull": 96}, 0.0)
+    rows = some_rows(regime_map, {"replicate, 2N": 10, "hedge 1.3 x median, pull": 96}, 0.0)
     cell = regime_map.best_cell(rows, 0.6, 0.5)
     assert (cell.family, cell.gain) == (regime_map.regimes.NONE, 1.0)
-    rows = some_rows(regime_map, {"hedge q0.95, pull": 94}, 0.0)
+    rows = some_rows(regime_map, {"hedge 1.3 x median, pull": 94}, 0.0)
     assert regime_map.best_cell(rows, 0.6, 0.5).family == regime_map.regimes.HEDGE
 
 
@@ -155,7 +160,7 @@ def small(regime_map, monkeypatch, tmp_path) -> Path:
 
 def test_the_table_goes_on_where_it_was_and_the_figure_is_drawn(regime_map, small, monkeypatch):
     few = regime_map.regimes.entries(9)[:2] + regime_map.regimes.entries(9)[8:10]
-    monkeypatch.setattr(regime_map.regimes, "entries", lambda n: few)
+    monkeypatch.setattr(regime_map.regimes, "entries", lambda n, median_s=0.1: few)
     times_s = regime_map.regimes.service_times(math.inf, 5.0, 9)
     place = regime_map.Place("mine", measure_tail(times_s), times_s)
     table = small / "map.csv"
