@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from collage_mpi.system.printable import say
 if TYPE_CHECKING:
     from collage_mpi.results import Results
     from collage_mpi.simulation.advice import Candidate, Question
+    from collage_mpi.workload.tail import Tail
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +74,7 @@ def execute(args: argparse.Namespace) -> int:
     """Simulate the candidates, print the table and the one to choose."""
     from collage_mpi.simulation.advice import best_of, candidates, points_lost, simulated
     from collage_mpi.system.progress import advancing
+    from collage_mpi.workload.tail import measure_tail
 
     for name, least in (("spare", 1), ("placements", 1), ("groups", 3)):
         if getattr(args, name) < least:
@@ -83,10 +86,15 @@ def execute(args: argparse.Namespace) -> int:
     most = 1 + question.side**2 + question.spare
     best = best_of(found, most, args.points)
     command = _command(best, question.side)
+    tail = measure_tail(question.times_s)
     if args.json:
         each = [{**asdict(one), "points_lost": points_lost(one, found[0])} for one in found]
-        print(json.dumps({"candidates": each, "best": asdict(best), "command": command}, indent=1))
+        spell = tail.spell if math.isfinite(tail.spell) else None  # it outlasts the rows
+        place = {"weight": tail.weight, "spell_requests": spell, "slow_share": tail.share}
+        told = {"candidates": each, "best": asdict(best), "command": command, "tail": place}
+        print(json.dumps(told, indent=1))
         return 0
+    _print_tail(tail)
     _print_table(found)
     _print_best(found, best, args.points)
     say(f"\n{command}")
@@ -136,6 +144,19 @@ def _of_run(path: Path) -> Question:
         cost_ratio=float(manifest.get("cost_ratio") or 1.0),
         batch_cost=float(batch.get(BACKUP, batch.get(SINGLE, 1.0))),
         costs=costs,
+    )
+
+
+def _print_tail(tail: Tail) -> None:
+    from collage_mpi.scheduler.rank_speed import WINDOW
+
+    lasts = "longer than these times go"
+    if math.isfinite(tail.spell):
+        lasts = f"{tail.spell:.3g} requests, {tail.memories:.2g} x what is remembered of a rank"
+        lasts += f" ({WINDOW})"
+    print(
+        f"Service times: P99 is {tail.weight:.3g} x the median, a slow spell lasts {lasts}.\n"
+        "Where that is on the map of schemes: docs/does-it-work.md\n"
     )
 
 

@@ -40,6 +40,8 @@ class Question:
         costs: of rank 0 and the way.
         answers: file of the networks' answers, for accuracies; "{side}" as of a job.
         placements, groups: simulated: so many groups for each placement.
+        by_image: a column of the times is an image's (True) or a group's; by default what a run's
+            own trace would be: an image's where a rank may run several of a group.
     """
 
     times_s: np.ndarray
@@ -51,6 +53,7 @@ class Question:
     answers: str | None = None
     placements: int = 12
     groups: int = 200
+    by_image: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def simulated(question: Question, advance: Callable[[int], None]) -> list[Candid
     """
     plain = _job(question, {"scheme": "none"}, 0)
     answers = plain.load_answers()
-    return [_simulated(question, flags, advance) for flags in candidates(question, answers)]
+    return [simulated_one(question, flags, advance) for flags in candidates(question, answers)]
 
 
 def _job(question: Question, flags: Json, seed: int) -> Job:
@@ -124,13 +127,18 @@ def _job(question: Question, flags: Json, seed: int) -> Job:
     if settings.uses(BACKUP) or settings.uses(CODED):
         settings = replace(settings, cost_ratio=1.0)  # the single network itself
     body = trace_rows(seed, question.times_s)
-    delays = Delays(body, 1.0, {}, {}, by_image=settings.draws_by_image)
+    by_image = settings.draws_by_image if question.by_image is None else question.by_image
+    delays = Delays(body, 1.0, {}, {}, by_image=by_image)
     images = question.groups * settings.group_size
     first = seed * images
     return Job(settings, images, question.costs, question.answers, first=first, delays=delays)
 
 
-def _simulated(question: Question, flags: Json, advance: Callable[[int], None]) -> Candidate:
+def simulated_one(question: Question, flags: Json, advance: Callable[[int], None]) -> Candidate:
+    """One candidate, of those settings, on all placements.
+
+    Raises as `simulated`.
+    """
     latencies, right, labelled, work_s, wasted_s = [], 0, 0, 0.0, 0.0
     for seed in range(question.placements):
         job = _job(question, flags, seed)

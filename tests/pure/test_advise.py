@@ -102,6 +102,8 @@ def test_of_one_slow_machine_it_is_enough_to_know(tmp_path, capsys):
     assert found["best"]["flags"].get("assign") == "finish"
     plain = found["candidates"][0]
     assert plain["p99_ms"] > 900 > 500 > found["best"]["p99_ms"]
+    assert found["tail"]["spell_requests"] is None  # it is slow all along
+    assert found["tail"]["weight"] == pytest.approx(10, rel=0.2)
     words = shlex.split(found["command"])
     assert words[:6] == ["collage-mpi", "launch", "-n", "7", "--", "run"]
     assert words[words.index("--side") + 1] == "2"
@@ -117,6 +119,7 @@ def test_a_tail_in_the_requests_asks_for_redundancy_that_is_cheap(tmp_path, caps
     dear = {one["flags"]["scheme"]: one for one in dear["candidates"]}
     assert each["batch-backup"]["p99_ms"] < 0.8 * dear["batch-backup"]["p99_ms"]
     assert each["collage"]["points_lost"] is None
+    assert found["tail"]["spell_requests"] == pytest.approx(1 / 0.95, rel=0.1)
     assert found["best"]["lossless"]
 
 
@@ -145,6 +148,7 @@ def test_a_run_is_asked_of_with_what_it_measured(tmp_path, capsys):
     assert main(["advise", str(tmp_path / "run"), *FEW[2:]]) == 0
     shown = capsys.readouterr().out
     assert "points lost" in shown
+    assert "P99 is 1.5 x the median, a slow spell lasts 1.11 requests, 0.12 x" in shown
     assert "Choose " in shown
     assert "collage-mpi launch -n " in shown
     assert "evaluate --save-answers" in shown

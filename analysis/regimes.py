@@ -1,0 +1,185 @@
+"""Service times of every kind of tail, and the schemes that are compared on them.
+
+Owns: synthetic machines that are slow in spells, the measured profiles beside them, the candidates.
+Does not know: how a candidate is simulated (simulation/advice), the table, the figure (regime_map).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+Json = dict[str, Any]
+MACHINES = 40
+GROUPS = 3000  # in order of time, of which a placement takes some hundred
+MEDIAN_S = 0.1  # of a usual request
+SIGMA = 0.1  # of its logarithm
+SHARE = 0.05  # of the time that a machine is slow: two of 40 where they are slow all along
+SEED = 1
+ALL_ALONG = math.inf  # a spell that outlasts the job
+DEMO_MEDIAN_S, DEMO_SIGMA = 0.144, 0.22  # of `collage-mpi demo`, fitted to cloud machines
+
+# ---- what is compared -----------------------------------------------------------
+
+NONE, HEDGE, BACKUP = "none", "hedge", "batch-backup"  # families of schemes: a colour each
+FIXED, FASTEST, SURE = "collage, fixed", "collage, fastest", "collage, confident"
+STRIPES = "parity, approx"
+REPLICATE = "replicate"  # for comparison: it has more ranks
+BASELINES = ("none, pull", "none, finish")  # gains are over the better of them
+
+# A group at a time, so that all schemes meet the same load: one that is done sooner gets no more.
+COMMON: Json = {"depth": 1, "endgame": "off"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate.
+
+    Attributes:
+        name: in tables.
+        family: its colour.
+        flags: settings over COMMON.
+    """
+
+    name: str
+    family: str
+    flags: Json
+
+    @property
+    def by_ratio(self) -> bool:
+        """Whether the collage network's time over the single's matters to it."""
+        return self.family in (FIXED, FASTEST, SURE)
+
+
+def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
+    """The candidates at N = `n` and two ranks more, the simpler ones first; and replication on 2N.
+
+    A copy after 1.3 x `median_s`, the median service time, and as many copies as it takes, is about
+    the best that hedging can do here; it asks for somebody who knows the median. A further image
+    of a batch costs 0.3 of the first for the shipped single network on a CPU (docs/speed.md), 0.1
+    is what a GPU may come to; a parity answer 0.38 of a single's.
+    """
+    more: Json = {"scheme": "none", "singles": n + 2}
+    finish: Json = {"assign": "finish"}
+    hedge: Json = {**more, "scheme": "hedge"}
+    soon: Json = {**hedge, "hedge_ms": 1.3e3 * median_s, "hedge_budget": 1.0}
+    backup: Json = {"scheme": "batch-backup", "backup_ranks": 2, "assign": "pull"}
+    paper: Json = {"scheme": "collage", "collage_ranks": 2, "accept": "first", "assign": "turn"}
+    fastest: Json = {"placement": "fastest"}
+    spare: Json = {"collage_ranks": 1, "singles": n + 1}
+    sure: Json = {"accept": "confident", "accept_deadline_quantile": 0.7}
+    stripes: Json = {"parity_ranks": 2, "assign": "turn"}
+    half = -(-n // 2)
+    named: list[tuple[str, str, Json]] = [
+        (BASELINES[0], NONE, {**more, "assign": "pull"}),
+        (BASELINES[1], NONE, {**more, **finish}),
+        ("none, pull, end game", NONE, {**more, "assign": "pull", "endgame": "on"}),
+        ("none, finish, end game", NONE, {**more, **finish, "endgame": "on"}),
+        ("hedge 1.3 x median, pull", HEDGE, {**soon, "assign": "pull"}),
+        ("hedge 1.3 x median, finish", HEDGE, {**soon, **finish}),
+        ("hedge q0.9, finish", HEDGE, {**hedge, **finish, "hedge_quantile": 0.9}),
+        ("batch-backup, batch cost 0.3", BACKUP, {**backup, "batch_cost": 0.3}),
+        ("batch-backup, batch cost 0.1", BACKUP, {**backup, "batch_cost": 0.1}),
+        ("fixed, M=2, first", FIXED, paper),
+        ("fastest, M=2, first", FASTEST, {**paper, **fastest}),
+        ("fixed, M=2, confident q0.7", SURE, {**paper, **sure}),
+        ("fastest, M=2, finish, confident q0.7", SURE, {**paper, **fastest, **finish, **sure}),
+        (
+            "fastest, M=1, finish, confident q0.7",
+            SURE,
+            {**paper, **spare, **fastest, **finish, **sure},
+        ),
+        (
+            "parity, k=3, cost 0.38",
+            STRIPES,
+            {**stripes, "scheme": "parity", "parity_k": 3, "cost_ratio": 0.38},
+        ),
+        (f"approx, k={half}", STRIPES, {**stripes, "scheme": "approx", "parity_k": half}),
+        ("replicate, 2N", REPLICATE, {"scheme": "replicate", "assign": "turn"}),
+    ]
+    return [Entry(name, family, {**COMMON, **flags}) for name, family, flags in named]
+
+
+# ---- service times --------------------------------------------------------------
+
+
+def slow_factor(weight: float, share: float = SHARE, sigma: float = SIGMA) -> float:
+    """How much slower a slow request is, so that P99 / median of all requests is `weight`.
+
+    Raises:
+        ValueError: a weight that the usual requests' own spread exceeds.
+    """
+    law = NormalDist(0, sigma)
+
+    def quantile(q: float, shift: float) -> float:
+        """Of the logarithms, by bisection."""
+        low, high = -10 * sigma, shift + 10 * sigma
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = (1 - share) * law.cdf(middle) + share * law.cdf(middle - shift)
+            low, high = (middle, high) if below < q else (low, middle)
+        return low
+
+    def weight_of(shift: float) -> float:
+        return math.exp(quantile(0.99, shift) - quantile(0.5, shift))
+
+    least, most = 0.0, math.log(weight) + 10 * sigma
+    if weight_of(least) > weight:
+        raise ValueError(f"P99 / median is {weight_of(least):.2f} without a slow request")
+    for _ in range(60):
+        middle = (least + most) / 2
+        least, most = (middle, most) if weight_of(middle) < weight else (least, middle)
+    return math.exp(least)
+
+
+def spells(spell: float, machines: int, groups: int, rng: np.random.Generator) -> np.ndarray:
+    """When machines are slow: a two-state Markov chain each, in equilibrium at the start.
+
+    Args:
+        spell: mean length of a slow spell in groups, at least 1 / (1 - SHARE), which is each group
+            by itself; ALL_ALONG for exactly SHARE of the machines, all the time.
+
+    Returns:
+        (machines, groups) bool.
+    """
+    if spell == ALL_ALONG:
+        return np.repeat(rng.permutation(machines) < round(SHARE * machines), groups).reshape(
+            machines, groups
+        )
+    ends, begins = 1 / spell, SHARE / (1 - SHARE) / spell  # chances from one group to the next
+    slow = np.empty((machines, groups), bool)
+    slow[:, 0] = rng.random(machines) < SHARE
+    for group in range(1, groups):
+        drawn = rng.random(machines)
+        slow[:, group] = np.where(slow[:, group - 1], drawn >= ends, drawn < begins)
+    return slow
+
+
+def service_times(spell: float, weight: float, size: int) -> np.ndarray:
+    """Machines that are slow in spells, a column an image.
+
+    A rank serves one image of each group of `size`, so that a column's spell is that of its group:
+    what a scheme leaves out passes by, whoever serves it.
+
+    Args:
+        spell: as of `spells`: in groups, which are requests of a rank.
+        weight: P99 / median.
+        size: images of a group.
+
+    Returns:
+        (MACHINES, GROUPS * size) float64, seconds.
+    """
+    rng = np.random.default_rng(SEED)  # the same machines for every weight
+    slow = np.repeat(spells(spell, MACHINES, GROUPS, rng), size, axis=1)
+    usual = np.exp(rng.normal(math.log(MEDIAN_S), SIGMA, slow.shape))
+    return np.where(slow, slow_factor(weight), 1.0) * usual
+
+
+def demo_times() -> np.ndarray:
+    """(MACHINES, GROUPS) seconds: what the demo injects, alike and each by itself."""
+    rng = np.random.default_rng(SEED)
+    return np.exp(rng.normal(math.log(DEMO_MEDIAN_S), DEMO_SIGMA, (MACHINES, GROUPS)))
