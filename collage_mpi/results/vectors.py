@@ -170,7 +170,7 @@ def read_file(path: Path, extras: Extras) -> Any:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # of a column's name
         raise DataFault(f"{path}: damaged: {' '.join(str(error).split())}. {advice}") from error
     except OSError as error:  # pyarrow's own too: a page whose checksum is wrong
         if error.errno is None:

@@ -388,8 +388,9 @@ def test_a_bit_that_flips_is_found(tmp_path):
         damaged[column.data_page_offset + column.total_compressed_size - 3] ^= 4
         path.write_bytes(damaged)
         assert not verify_run(run).ok, column.path_in_schema
-    path.write_bytes(good[: len(good) // 2])
-    assert any("damaged" in problem for problem in verify_run(run).problems)
+    for raw in (good[: len(good) // 2], good.replace(b"embedding", b"embed\xffing")):
+        path.write_bytes(raw)
+        assert any("damaged" in problem for problem in verify_run(run).problems)
 
 
 def test_images_whose_vectors_are_gone_are_done_again(tmp_path):
