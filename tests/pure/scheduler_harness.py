@@ -409,6 +409,7 @@ class Harness:
         }
         assert self.resolved.keys() - self.released <= needed, "pixels leak (7)"
         assert self.scheduler.timers._calls.keys() == self.timers.keys(), "timers leak"
+        assert self.scheduler.retries.suspects.keys() == self.suspected, "silent ranks leak"
         for group in {state.group for state in self.states.values()}:
             if group.closed and group.unresolved == 0:
                 assert not group.timers, "timers of a group that is done"

@@ -503,6 +503,8 @@ def test_an_empty_input_is_complete():
     job.start()
     job.close()
     assert job.finish.status == ev.COMPLETE
+    with pytest.raises(ProtocolViolation, match="after Finish"):
+        job.lose(1)
 
 
 def test_a_stale_timer_changes_nothing():
@@ -1017,6 +1019,26 @@ def test_all_ranks_lost_before_the_start_ends_the_job():
         job.lose(rank)
     assert job.finish.status == ev.INCOMPLETE
     assert job.admitted == 0
+
+
+def test_of_a_kind_that_never_came_nobody_is_left():
+    """So the job is to be resumed: its images are no errors."""
+    job = Harness(singles=1)
+    job.lose(2)
+    job.rank_ready(1)
+    job.arrive(3)  # of four: no collage was looked for yet
+    job.lose(1)
+    assert job.finish.status == ev.INCOMPLETE
+    assert not job.resolved
+
+
+def test_a_collage_that_was_not_sent_when_its_rank_left_goes_to_another():
+    job = started(collages=2, credit=1, depth=4)
+    job.lose(5)  # the first group's has left, the third's waits
+    for _ in range(2):
+        job.answer(next(task for task, send in job.live.items() if send.rank == 6))
+    images = [{i.image for i in send.items} for send in job.live.values() if send.rank == 6]
+    assert images == [{8, 9, 10, 11}]
 
 
 def test_a_lost_rank_cannot_become_ready():
