@@ -38,6 +38,7 @@ from collage_mpi.results.rows import (
     REASON_BYTES,
     TABLES,
     TASKS,
+    Table,
     ran_together,
     reason_bytes,
 )
@@ -63,6 +64,12 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
     assert images[0].item() == (*ROW[:-1], b"")
     assert images[1]["reason"].decode() == "späte Antwort"
     assert wait_ns(images).tolist() == [1000 - 10 - 20 - 100 - 200] * 2
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_what_a_row_leaves_out_is_nothing(table: Table) -> None:
+    assert table.defaults
+    assert not any(table.defaults.values())
 
 
 def test_encode_counts_only_for_answers_of_the_collage() -> None:
@@ -213,6 +220,12 @@ def test_verify_finds(tmp_path: Path, spoil, words: str) -> None:
     assert not report.ok
     assert words in "\n".join(report.problems)
     assert main(["verify", str(tmp_path / "run")]) == 4
+
+
+def test_of_what_cannot_be_read_no_row_is_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    next((run / "parts").glob("images-*")).write_bytes(b"")
+    assert verify_run(run).headline == "damaged: 0 of 0 rows, no doubles"
 
 
 def test_a_missing_part_is_found(tmp_path: Path) -> None:

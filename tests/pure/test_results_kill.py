@@ -25,6 +25,7 @@ from collage_mpi.results import (
     summarise,
     verify_run,
 )
+from collage_mpi.results.rows import IMAGES
 from collage_mpi.system import files
 
 ROWS = 27
@@ -234,6 +235,16 @@ def test_any_change_of_a_part_is_found(good_run: Path, tmp_path: Path, data: Any
         assert verify_run(good_run).status == "damaged"
     finally:
         part.write_bytes(raw)
+
+
+def test_any_change_of_a_trailer_is_found(good_run: Path, tmp_path: Path) -> None:
+    (part, *_) = sorted((good_run / "parts").glob("images-*"))
+    raw = part.read_bytes()
+    copy = tmp_path / part.name
+    for place in range(len(raw) - parts._TRAILER.size, len(raw)):
+        copy.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        with pytest.raises(DataFault):
+            parts.read_part(copy, IMAGES)
 
 
 JSON = st.recursive(

@@ -126,6 +126,7 @@ def test_any_parity_record_is_read_or_refused(value: Any) -> None:
         ({"normalisation": {"mean": [0.1, 0.2], "std": [1, 1]}}, "mean"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": 1e30}, "temperature"),
         ({"architecture": {}}, "architecture"),
         ({"architecture": {**default_architecture("single").to_dict(), "norm": "x"}}, "norm"),
         ({"architecture": {**default_architecture("single").to_dict(), "stages": [1]}}, "built"),
@@ -178,6 +179,14 @@ def test_foreign_bytes_are_refused(tmp_path: Path, payload: bytes) -> None:
     path.write_bytes(payload)
     with pytest.raises(DataFault, match="safetensors"):
         describe_weights(path)
+
+
+def test_an_empty_header_lacks_what_we_need(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", 2) + b"{}")
+    with pytest.raises(DataFault) as other:
+        describe_weights(path)
+    assert "not a safetensors file" not in str(other.value)
 
 
 @same_folder
