@@ -6,6 +6,26 @@ SAME: dict[tuple[str, str], str] = {
         "if (len(dropped) > DROPPED_TIMERS):",
     ): "only how often the heap is cleared",
     (
+        "collage_mpi/job/coordinator.py",
+        "if (len(dropped) >= DROPPED_TIMERS) and 2 * len(dropped) > len(self._timers):",
+    ): "only how often the heap is cleared",
+    (
+        "collage_mpi/job/coordinator.py",
+        "if (len(dropped) > DROPPED_TIMERS or 2 * len(dropped) > len(self._timers)):",
+    ): "only how often the heap is cleared",
+    (
+        "collage_mpi/job/coordinator.py",
+        "if (not (len(dropped) > DROPPED_TIMERS and 2 * len(dropped) > len(self._timers))):",
+    ): "only how often the heap is cleared",
+    (
+        "collage_mpi/job/recorder.py",
+        "done_ns: int = (-1)",
+    ): "set before the row is written, which names no time before it was sent",
+    (
+        "collage_mpi/job/row_reader.py",
+        "self._shards.decoders = threads_per_rank(local_size() or (0))",
+    ): "for no rank there are as many threads as for one",
+    (
         "collage_mpi/job/worker.py",
         "encoder = session.encoder if KIND[tasks[(-1)].kind].encoded else None",
     ): "the tasks of a message are of one kind",
@@ -19,9 +39,17 @@ SAME: dict[tuple[str, str], str] = {
         '("reserved", "u1", ((2),))])',
     ): "padding of a record that both ends lay out by it",
     (
+        "collage_mpi/results/statistics.py",
+        "size = 1 << ((3) * n - 1).bit_length()",
+    ): "more zeros behind the values than their lags need",
+    (
         "collage_mpi/results/summary.py",
         'at_ns = at_ns or (finals.get(launch) or {}).get("began_ns") or (1)',
     ): "of a launch without any Unix time all sessions begin at the same",
+    (
+        "collage_mpi/scheduler/dispatch.py",
+        "if (not task.avoid):",
+    ): "where one of a collage's images is fresh all are, for ranks of the collage's kind",
     (
         "collage_mpi/scheduler/groups.py",
         "missing = depth if self._drained(silent_tasks) else (-1)",
@@ -30,6 +58,19 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/scheduler/leases.py",
         "smallest: int = (0)",
     ): "of what is left a share rounded up is a group at least",
+    (
+        "collage_mpi/shards/reader.py",
+        "return self.infos[0].fit if len(kinds) == 1 "
+        'and self.infos[(-1)].storage == "encoded" else None',
+    ): "of one kind all shards are stored alike",
+    (
+        "collage_mpi/shards/reader.py",
+        "if not self.infos[(-1)].has_labels:",
+    ): "shards of which some alone have labels are refused",
+    (
+        "collage_mpi/simulation/simulator.py",
+        "self._sequence += (2)",
+    ): "the numbers only rise",
     (
         "collage_mpi/workload/service_times.py",
         "def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = (-1)) -> int:",
