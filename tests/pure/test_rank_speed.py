@@ -59,6 +59,13 @@ def test_a_collage_counts_by_its_cost():
     assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
 
 
+def test_an_answer_that_names_no_time_says_nothing():
+    dispatch = dispatch_of(1)
+    for took_ns in (0, 100 * MS, 0):
+        served(dispatch, 1, took_ns)
+    assert dispatch.health.service_ns(1) == 100 * MS
+
+
 def test_a_busy_fast_rank_may_finish_before_an_idle_slow_one():
     dispatch = dispatch_of(2)
     served(dispatch, 1, 100 * MS)

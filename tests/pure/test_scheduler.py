@@ -12,6 +12,7 @@ from scheduler_harness import COLLAGE, MS, SINGLE, Harness, started
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.scheduler.quantiles import RunningQuantile
+from collage_mpi.scheduler.transitions import PARKED
 
 
 def test_nothing_is_admitted_before_every_rank_is_ready():
@@ -593,6 +594,19 @@ def hedged(**kwargs) -> Harness:
     return job
 
 
+def test_replicas_wait_while_every_rank_is_silent():
+    job = Harness(scheme="replicate", collages=0, singles=1, depth=2)
+    job.start()
+    job.arrive(4)
+    job.suspect(1)
+    job.arrive(4)
+    assert {state.status for state in job.states.values()} == {PARKED}
+    job.answer(job.task_of(0))
+    job.close()
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE
+
+
 def test_a_late_image_is_hedged_on_an_idle_rank():
     job = hedged()
     (timer,) = job.timers
@@ -1132,6 +1146,17 @@ def test_what_is_resolved_while_it_is_gathered_does_not_leave():
     job.fire(min(job.timers))
     assert job.messages == []
     assert [r.outcome for r in job.resolved.values()] == ["error"] * 3
+
+
+def test_what_is_gathered_for_a_rank_that_is_lost_goes_to_another():
+    job = Harness(side=2, singles=2, collages=0, scheme="none", batch=4)
+    job.start()
+    job.arrive(4)
+    job.lose(1)
+    job.arrive(12)
+    job.close()
+    job.run_out()
+    assert {resolve.source for resolve in job.resolved.values()} == {SINGLE}
 
 
 def test_linger_sends_what_has_come_of_a_batch():

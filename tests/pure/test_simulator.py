@@ -76,7 +76,7 @@ def test_what_is_resolved_before_a_batch_leaves_costs_nothing():
 
 def test_a_rank_runs_one_message_at_a_time():
     rows = play(1, scheme="none", side=2, singles=1, credit=4)
-    assert [image.latency_ns for image in rows.images] == [FREE.single_ns * n for n in (1, 2, 3, 4)]
+    assert [image.latency_ns for image in rows.images] == [5 * MS * n for n in (1, 2, 3, 4)]
 
 
 def test_rank_0_is_a_serial_server():
