@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
 from collage_mpi.mpi.tasks import WireTask
+from collage_mpi.mpi.transport import Received
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler import (
     PolicySettings,
@@ -366,6 +368,22 @@ def test_stamps_are_those_of_the_arrival():
         assert truth_ns <= latency_ns <= truth_ns + longest_pause_ns
     (group,) = job.writer.groups
     assert group.latency_ns == max(latencies.values())
+
+
+def test_after_an_answer_rank_0_looks_again_at_once():
+    """Whatever it has waited before: others may be about to come."""
+    job = Job(12, scheme="none")
+    poll, looks = job.cluster.poll, []
+
+    def look():
+        found = poll()
+        looks.append((job.clock.now_ns, any(isinstance(each, Received) for each in found)))
+        return found
+
+    job.cluster.poll = look
+    job.complete()
+    assert sum(answered for _, answered in looks) >= 3
+    assert all(then == at for (at, answered), (then, _) in pairwise(looks) if answered)
 
 
 def test_a_reserved_answer_is_stamped_when_it_begins_to_count():

@@ -378,6 +378,12 @@ def test_a_host_that_has_gone_is_noticed_within_20_s(process_monitor):
             assert idle_s + every_s * probes <= 20
 
 
+def test_nobody_at_the_port_is_not_waited_for(process_monitor):
+    """Who knocked may have gone before it is let in."""
+    assert process_monitor._tcp_link.listener.gettimeout() == 0
+    assert process_monitor._tcp_link.accept() is None
+
+
 def test_a_job_on_one_host_opens_no_port_to_others(process_monitor):
     assert process_monitor._tcp_link.listener.getsockname()[0] == "127.0.0.1"
     assert process_monitor.offer().addresses == ("127.0.0.1",)
