@@ -39,6 +39,14 @@ SAME: dict[tuple[str, str], str] = {
         '("reserved", "u1", ((2),))])',
     ): "padding of a record that both ends lay out by it",
     (
+        "collage_mpi/mpi/protocol.py",
+        "for name in (layout.names)",
+    ): "the names of a record are never none, which only its type allows",
+    (
+        "collage_mpi/results/parts.py",
+        "or (-1)",
+    ): "of a launch without any Unix time all sessions begin at the same",
+    (
         "collage_mpi/results/statistics.py",
         "size = 1 << ((3) * n - 1).bit_length()",
     ): "more zeros behind the values than their lags need",
@@ -75,4 +83,36 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/workload/service_times.py",
         "def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = (-1)) -> int:",
     ): "a rank's spells just before the start are those at the start",
+    (
+        "collage_mpi/workload/service_times.py",
+        "return math.exp(min(x, (120.0)))",
+    ): "a draw is cut far below either, unless the median is below 1e-17 s",
+    (
+        "collage_mpi/workload/service_times.py",
+        "return usual(moment) * (factor if (mode <= share) else 1.0)",
+    ): "one draw in 2 ** 53 is the share itself",
+    (
+        "collage_mpi/scheduler/timers.py",
+        "self._next = (1)",
+    ): "a timer's number is a name",
+    (
+        "collage_mpi/job/recorder.py",
+        "self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[(-1)]",
+    ): "of one image there is one vector",
+    (
+        "collage_mpi/scheduler/dispatch.py",
+        "alone = share > (0) and _has_failed(task)",
+    ): "a share of one ends with its first task anyway",
+    (
+        "collage_mpi/job/coordinator.py",
+        "self._report_at_ns = (-1)",
+    ): "no clock is below 0",
+    (
+        "collage_mpi/job/coordinator.py",
+        "return None if next_ns is None else max((-1), next_ns - now_ns)",
+    ): "neither is a time to sleep",
+    (
+        "collage_mpi/mpi/answers.py",
+        "retryable: bool = True",
+    ): "it counts for failed ones alone, of which the worker says it",
 }
