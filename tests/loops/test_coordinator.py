@@ -370,6 +370,20 @@ def test_stamps_are_those_of_the_arrival():
     assert group.latency_ns == max(latencies.values())
 
 
+def test_what_is_asked_for_comes_in_at_once():
+    """Not a turn later: its latency counts from then."""
+    job, sent = Job(8, scheme="none"), []
+    turn = job.coordinator.turn
+
+    def turned():
+        sent.append(len(job.cluster.tasks))
+        return turn()
+
+    job.coordinator.turn = turned
+    job.complete()
+    assert sent[0] == 4
+
+
 def test_after_an_answer_rank_0_looks_again_at_once():
     """Whatever it has waited before: others may be about to come."""
     job = Job(12, scheme="none")
@@ -628,6 +642,9 @@ def test_work_is_told_as_means():
     meter.receives, meter.receive_ns = 1, 9
     means = [meter.means()[f"{name}_ns"] for name in ("receive", "send", "encode")]
     assert means == [9, (10 + 30 - 12) / 2, (5 + 7) / 2]
+    meter = WorkMeter()
+    meter.sent(9, [4])
+    assert meter.means()["encode_ns"] == 4
 
 
 @pytest.mark.parametrize("scheme", ["none", "collage"])

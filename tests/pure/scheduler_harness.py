@@ -160,6 +160,7 @@ class Harness:
                 return
             image = len(self.arrived)
             self.arrived.add(image)
+            assert self.admitted > 0, "it was not asked for (C6)"
             self.admitted -= 1
             self.feed(ev.ImageArrived(self.now_ns, image, self.now_ns))
 

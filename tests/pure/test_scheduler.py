@@ -175,7 +175,6 @@ def test_only_for_a_scheme_that_may_ask_is_it_kept_how_long_answers_took(scheme,
 
 def test_a_collage_that_waits_leaves_out_what_is_resolved_meanwhile():
     job = started(credit=1, depth=2)
-    job.arrive(8)
     first = job.task_of(0, COLLAGE)
     for image in (0, 1, 2, 3, 5):  # ranks have one message: the first group's answers let them on
         job.answer(job.task_of(image))
@@ -983,6 +982,14 @@ def test_a_failed_copy_is_not_sent_to_the_rank_that_has_the_other():
     job = started(collages=2, copies=2)
     job.fail(min(t for t, s in job.live.items() if s.kind == COLLAGE))
     assert len([s for s in job.live.values() if s.kind == COLLAGE]) == 1
+
+
+def test_a_failed_copy_is_not_sent_again_for_answers_that_are_held():
+    job = started(collages=3, copies=2, policy="grace", grace_ns=50 * MS)
+    first, second = (task for task, send in job.live.items() if send.kind == COLLAGE)
+    job.answer(first)
+    job.fail(second)
+    assert not [send for send in job.live.values() if send.kind == COLLAGE]
 
 
 def test_a_collage_is_replaced_once_when_its_rank_falls_silent_and_is_lost():

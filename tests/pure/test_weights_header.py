@@ -16,6 +16,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models import describe
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import (
+    ITEM_BYTES,
     METADATA_KEY,
     describe_weights,
     parse_metadata,
@@ -116,7 +117,8 @@ def test_any_parity_record_is_read_or_refused(value: Any) -> None:
         ({"format": "other"}, "format 'other'"),
         ({"version": 2}, "version 2"),
         ({"kind": "double"}, "kinds are"),
-        ({"channels": 0}, "channels"),
+        ({"channels": 0}, "channels is 0"),
+        ({"height": 1 << 15}, "height is 32768"),
         ({"height": "28"}, "height"),
         ({"height": True}, "height"),
         ({"class_names": []}, "class_names"),
@@ -231,6 +233,20 @@ def test_entries_of_tensors_are_checked(tmp_path: Path, entry: Any, message: str
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
     with pytest.raises(DataFault, match=message):
         describe_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("I64", np.int64),
+     ("I32", np.int32), ("I16", np.int16), ("I8", np.int8), ("U8", np.uint8)],
+)  # fmt: skip
+def test_tensors_of_each_type_fill_their_bytes(tmp_path: Path, name: str, dtype: Any) -> None:
+    path, size = tmp_path / "w.safetensors", 3 * np.dtype(dtype).itemsize
+    entry = {"dtype": name, "shape": [3], "data_offsets": [0, size]}
+    text = json.dumps({**header(record()), "m": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+    assert describe_weights(path).kind == "single"
+    assert set(ITEM_BYTES) == {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8"}
 
 
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
