@@ -2,6 +2,10 @@
 
 SAME: dict[tuple[str, str], str] = {
     (
+        "collage_mpi/faults/process_monitor.py",
+        "if not self._awaited or (now_ns >= PORT_LIMIT_NS):",
+    ): "a ns sooner",
+    (
         "collage_mpi/job/coordinator.py",
         "if (len(dropped) > DROPPED_TIMERS):",
     ): "only how often the heap is cleared",
@@ -18,9 +22,21 @@ SAME: dict[tuple[str, str], str] = {
         "if (not (len(dropped) > DROPPED_TIMERS and 2 * len(dropped) > len(self._timers))):",
     ): "only how often the heap is cleared",
     (
+        "collage_mpi/job/coordinator.py",
+        "self._report_at_ns = (-1)",
+    ): "no clock is below 0",
+    (
+        "collage_mpi/job/coordinator.py",
+        "return None if next_ns is None else max((-1), next_ns - now_ns)",
+    ): "neither is a time to sleep",
+    (
         "collage_mpi/job/recorder.py",
         "done_ns: int = (-1)",
     ): "set before the row is written, which names no time before it was sent",
+    (
+        "collage_mpi/job/recorder.py",
+        "self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[(-1)]",
+    ): "of one image there is one vector",
     (
         "collage_mpi/job/row_reader.py",
         "self._shards.decoders = threads_per_rank(local_size() or (0))",
@@ -30,6 +46,14 @@ SAME: dict[tuple[str, str], str] = {
         "encoder = session.encoder if KIND[tasks[(-1)].kind].encoded else None",
     ): "the tasks of a message are of one kind",
     (
+        "collage_mpi/job/worker.py",
+        "FOR_EVER_NS = 1 << (61)  # of the clock: a dead rank's hold",
+    ): "73 years",
+    (
+        "collage_mpi/job/worker.py",
+        "said = scores[:, (-1)]  # (1, classes)",
+    ): "of a stripe there is one row of scores",
+    (
         "collage_mpi/mpi/answers.py",
         "ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, (4)",
     ): "a code that both ends take from here",
@@ -38,6 +62,10 @@ SAME: dict[tuple[str, str], str] = {
         'CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), '
         '("reserved", "u1", ((2),))])',
     ): "padding of a record that both ends lay out by it",
+    (
+        "collage_mpi/mpi/answers.py",
+        "retryable: bool = True",
+    ): "it counts for failed ones alone, of which the worker says it",
     (
         "collage_mpi/mpi/protocol.py",
         "for name in (layout.names)",
@@ -59,6 +87,10 @@ SAME: dict[tuple[str, str], str] = {
         "if (not task.avoid):",
     ): "where one of a collage's images is fresh all are, for ranks of the collage's kind",
     (
+        "collage_mpi/scheduler/dispatch.py",
+        "alone = share > (0) and _has_failed(task)",
+    ): "a share of one ends with its first task anyway",
+    (
         "collage_mpi/scheduler/groups.py",
         "missing = depth if self._drained(silent_tasks) else (-1)",
     ): "none are admitted unless more than none are missing",
@@ -66,6 +98,10 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/scheduler/leases.py",
         "smallest: int = (0)",
     ): "of what is left a share rounded up is a group at least",
+    (
+        "collage_mpi/scheduler/timers.py",
+        "self._next = (1)",
+    ): "a timer's number is a name",
     (
         "collage_mpi/shards/reader.py",
         "return self.infos[0].fit if len(kinds) == 1 "
@@ -91,28 +127,4 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/workload/service_times.py",
         "return usual(moment) * (factor if (mode <= share) else 1.0)",
     ): "one draw in 2 ** 53 is the share itself",
-    (
-        "collage_mpi/scheduler/timers.py",
-        "self._next = (1)",
-    ): "a timer's number is a name",
-    (
-        "collage_mpi/job/recorder.py",
-        "self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[(-1)]",
-    ): "of one image there is one vector",
-    (
-        "collage_mpi/scheduler/dispatch.py",
-        "alone = share > (0) and _has_failed(task)",
-    ): "a share of one ends with its first task anyway",
-    (
-        "collage_mpi/job/coordinator.py",
-        "self._report_at_ns = (-1)",
-    ): "no clock is below 0",
-    (
-        "collage_mpi/job/coordinator.py",
-        "return None if next_ns is None else max((-1), next_ns - now_ns)",
-    ): "neither is a time to sleep",
-    (
-        "collage_mpi/mpi/answers.py",
-        "retryable: bool = True",
-    ): "it counts for failed ones alone, of which the worker says it",
 }
