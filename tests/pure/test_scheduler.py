@@ -1166,6 +1166,15 @@ def test_what_is_gathered_for_a_rank_that_is_lost_goes_to_another():
     assert {resolve.source for resolve in job.resolved.values()} == {SINGLE}
 
 
+def test_what_is_gathered_when_the_job_stops_waits_for_no_rank():
+    job = Harness(side=2, singles=1, collages=0, scheme="none", batch=4)
+    job.start()
+    job.arrive(1)
+    assert not job.scheduler.dispatch.has_idle(SINGLE)
+    job.stop()
+    assert job.scheduler.dispatch.has_idle(SINGLE)
+
+
 def test_linger_sends_what_has_come_of_a_batch():
     job = Harness(side=2, batch=4, scheme="collage", linger_ns=MS)
     job.start()
