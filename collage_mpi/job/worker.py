@@ -298,7 +298,7 @@ class Worker:
         return Measured(min(wall for wall, _ in times), cpu_ns)
 
     def _times_ns(
-        self, session: Session, kind: str, runs: int, batch: int = 1
+        self, session: Session, kind: str, runs: int, batch: int
     ) -> list[tuple[int, int]]:
         """Of each call the time on the clock, and the processor time of this process."""
         inputs = np.zeros((batch, *session.input_shape(kind)), np.uint8)  # (n, H, W, C) uint8

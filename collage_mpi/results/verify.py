@@ -156,11 +156,8 @@ def _look_for_a_writer(report: VerifyReport) -> None:
     if writer is None:
         return
     report.writing = str(writer)
-    what = f"a job is writing here ({writer})"
     if report.status == "incomplete":
-        report.problems = [f"{report.headline}; {what}"]
-    else:
-        report.notes.append(what)
+        report.problems = [f"{report.headline}; a job is writing here ({writer})"]
 
 
 def _note_late_parts(results: Results, report: VerifyReport) -> None:
@@ -184,7 +181,6 @@ def _check_keys(results: Results, report: VerifyReport) -> None:
         report.problems.append(f"{report.doubles:,} doubles, the first is {_name(first)}")
     inside = inside_input(keys, manifest)
     limit = manifest.get("limit")
-    in_order = limit is not None and manifest.get("order") == "file"
     foreign = int((~inside).sum())
     if foreign:
         first = keys[~inside][0]
@@ -195,7 +191,7 @@ def _check_keys(results: Results, report: VerifyReport) -> None:
     exact = len(keys) == report.expected and not (report.doubles or foreign)
     if digest and exact and input_digest(keys["shard"], keys["row"]) != digest:
         report.problems.append("as many rows as images, but other images: input_digest differs")
-    elif limit is not None and not in_order and not digest:
+    elif limit is not None and manifest.get("order") != "file" and not digest:
         report.problems.append("manifest lacks input_digest, needed for order and limit as set")
     if len(keys) - report.doubles - foreign > report.expected:
         report.problems.append(f"{len(keys):,} rows for {report.expected:,} images")

@@ -285,8 +285,6 @@ class Scheduler:
         task = self._terminal(event.task, event.rank, "skipped")
         if task.kind == SINGLE:
             self._observe(task)  # censored: it would have taken at least as long
-        for image in task.images:
-            self.retries.image(image)
         self._alive(task.rank)
 
     def _observe(self, task: TaskState) -> None:

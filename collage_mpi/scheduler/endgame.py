@@ -65,8 +65,7 @@ class EndGame:
         avoid.update(*(i.tried for i in images))
         attempt = max(i.sends for i in images) + 1
         order = Order(main, source, attempt, spare=True)
-        if self._dispatch.to_idle(order, images, avoid) is None:
-            return False
+        task = self._dispatch.to_idle(order, images, avoid)
         for each in images:
-            each.copies += 1
-        return True
+            each.copies += task is not None
+        return task is not None

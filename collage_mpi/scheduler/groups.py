@@ -71,7 +71,7 @@ class Groups:
         if limit_ns is not None and (not last or last[0].t0_ns != t0_ns):
             # Images that came together share one timer: in a closed loop, all of a group.
             self._timers.set(t0_ns + limit_ns, partial(self._timed_out, group), group)
-        self._promised = max(0, self._promised - 1)
+        self._promised -= 1
         group.images.append(image)
         group.unresolved += 1
         self.unresolved += 1

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
 from collage_mpi.mpi.tasks import WireTask
+from collage_mpi.mpi.transport import Received
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler import (
     PolicySettings,
@@ -368,6 +370,36 @@ def test_stamps_are_those_of_the_arrival():
     assert group.latency_ns == max(latencies.values())
 
 
+def test_what_is_asked_for_comes_in_at_once():
+    """Not a turn later: its latency counts from then."""
+    job, sent = Job(8, scheme="none"), []
+    turn = job.coordinator.turn
+
+    def turned():
+        sent.append(len(job.cluster.tasks))
+        return turn()
+
+    job.coordinator.turn = turned
+    job.complete()
+    assert sent[0] == 4
+
+
+def test_after_an_answer_rank_0_looks_again_at_once():
+    """Whatever it has waited before: others may be about to come."""
+    job = Job(12, scheme="none")
+    poll, looks = job.cluster.poll, []
+
+    def look():
+        found = poll()
+        looks.append((job.clock.now_ns, any(isinstance(each, Received) for each in found)))
+        return found
+
+    job.cluster.poll = look
+    job.complete()
+    assert sum(answered for _, answered in looks) >= 3
+    assert all(then == at for (at, answered), (then, _) in pairwise(looks) if answered)
+
+
 def test_a_reserved_answer_is_stamped_when_it_begins_to_count():
     slow = {"service_ns": lambda rank, task: MS if task.kind == "collage" else 50 * MS}
     job = Job(4, policy="grace", grace_ns=10 * MS, cluster=slow)
@@ -610,6 +642,9 @@ def test_work_is_told_as_means():
     meter.receives, meter.receive_ns = 1, 9
     means = [meter.means()[f"{name}_ns"] for name in ("receive", "send", "encode")]
     assert means == [9, (10 + 30 - 12) / 2, (5 + 7) / 2]
+    meter = WorkMeter()
+    meter.sent(9, [4])
+    assert meter.means()["encode_ns"] == 4
 
 
 @pytest.mark.parametrize("scheme", ["none", "collage"])

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -240,7 +241,7 @@ def test_idle_connections_cannot_use_up_the_descriptors(process_monitor):
         idle.append(knock(process_monitor))
         process_monitor.look()
         process_monitor.look()
-    assert len(process_monitor._strangers) <= 4 + STRANGERS
+    assert len(process_monitor._strangers) == 4 + 16
     assert closed(idle[0])
     assert not closed(idle[-1])
     joined(process_monitor, 2, None).close()  # ours is let in
@@ -259,6 +260,9 @@ def test_the_port_closes_when_every_rank_has_connected_or_is_given_up(process_mo
         socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
     assert closed(idle)
     assert not any(closed(line) for line in lines)
+    assert process_monitor._acts.keys() == {
+        line.fileno() for line in process_monitor._lines.values()
+    }
     for line in (idle, *lines):
         line.close()
 
@@ -319,15 +323,41 @@ def test_on_several_hosts_the_port_is_open_on_the_device_that_was_told(monkeypat
     asked = []
 
     def server(address, backlog):
-        asked.append(address[0])
+        asked.append((address[0], backlog))
         return SimpleNamespace(setblocking=bool, getsockname=lambda: (address[0], 7))
 
     addresses = {"fab0": "10.1.2.3"}
     monkeypatch.setattr(tcp_link, "_address_of", addresses.get)
     monkeypatch.setattr(tcp_link.socket, "create_server", server)
     offer = TcpLink(3, one_host=False, interface=told).offer()
-    assert asked == [bound]
+    TcpLink(300, one_host=False, interface=told)
+    assert asked == [(bound, 16), (bound, 300)]  # so many may knock at once
     assert (offer.addresses == (bound,)) == (bound != "0.0.0.0")
+
+
+def test_a_device_is_found_by_a_name_of_as_many_letters_as_linux_allows(monkeypatch):
+    name = "enp129s0f0np0.7"
+
+    def ask(_, what, request):
+        assert (what, len(request)) == (tcp_link._SIOCGIFADDR, 256)
+        if request.rstrip(b"\0").decode() != name:
+            raise OSError(errno.ENODEV, "No such device")
+        return request[:20] + socket.inet_aton("10.1.2.3") + request[24:]
+
+    monkeypatch.setattr("fcntl.ioctl", ask)
+    assert len(name) == 15
+    assert tcp_link._address_of(name) == "10.1.2.3"
+    assert tcp_link._address_of("fab0") is None
+
+
+def test_it_may_open_as_many_descriptors_as_the_system_lets_it():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft // 2, hard))
+    try:
+        ProcessMonitor(4, one_host=True).close()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("rank", [0, 4, -1, True, "1"])
@@ -346,6 +376,12 @@ def test_a_host_that_has_gone_is_noticed_within_20_s(process_monitor):
             names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
             idle_s, every_s, probes = (line.getsockopt(socket.IPPROTO_TCP, n) for n in names)
             assert idle_s + every_s * probes <= 20
+
+
+def test_nobody_at_the_port_is_not_waited_for(process_monitor):
+    """Who knocked may have gone before it is let in."""
+    assert process_monitor._tcp_link.listener.gettimeout() == 0
+    assert process_monitor._tcp_link.accept() is None
 
 
 def test_a_job_on_one_host_opens_no_port_to_others(process_monitor):

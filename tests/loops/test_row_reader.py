@@ -31,7 +31,7 @@ from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.kinds import KIND
 from collage_mpi.models import NullPredictor, ParitySpec
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED
 from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
 from collage_mpi.scheduler.events import Send, Unread
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
@@ -124,6 +124,19 @@ def test_the_next_message_is_read_while_the_network_computes(
         bench.endpoint.give([sent], [pack_places([place])])
     bench.run()
     assert [result.cells[0].label for result in bench.results] == [1, 6]
+
+
+def test_what_is_cancelled_before_its_turn_is_not_read(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, queued = reading(shards), Future[Any]()
+    monkeypatch.setattr(RowReader, "begin", lambda rows, *asked: queued)
+    task = WireTask(0, 0, 1, "single", ((0, 0),), by_place=True)
+    bench.endpoint.give([task], [pack_places([(0, 1)])])
+    bench.endpoint.cancel(0)
+    bench.run()
+    assert [result.status for result in bench.results] == [SKIPPED]
+    assert queued.cancelled()
 
 
 def test_a_bad_row_fails_its_own_task_alone(shards: ShardSet, tmp_path: Path) -> None:

@@ -391,6 +391,8 @@ def test_a_worker_hears_and_answers_rank_0():
         comm.deliver(0, TAG_TASK, text)
     messages = transport.poll_tasks()
     assert [message.tobytes() for message in messages] == [b"one", b"two"]
+    came_in = [r.buffer for r in comm.receives if r.message == b"one"]
+    assert np.shares_memory(messages[0], *came_in), "pixels are not copied"
     buffer = transport.buffer(3)
     transport.send(buffer, packed(buffer, b"yes"))
     comm.complete(0)

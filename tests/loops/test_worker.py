@@ -307,6 +307,17 @@ def test_a_held_rank_goes_on_testing_mpi():
     assert gaps_ns.max() <= MS + WORKER_BACKOFF.longest_ns
 
 
+def test_a_hold_begins_with_looks_at_once_however_long_the_rank_was_idle():
+    bench = Bench(straggler=StragglerSettings("pinned", straggler_median_ms=100))
+    for _ in range(20):
+        bench.worker.backoff.pause()
+    polls, start_ns = [], bench.clock.now_ns
+    bench.endpoint.at_poll = lambda: polls.append(bench.clock.now_ns)
+    bench.single(0)
+    bench.run()
+    assert polls.count(start_ns + MS) > WORKER_BACKOFF.free_tests
+
+
 @pytest.mark.parametrize("last", [End(), Stop(6)])
 def test_a_hold_ends_with_the_session(last):
     """A rank drawn for ten minutes does not keep the whole job from ending."""

@@ -2,13 +2,57 @@
 
 SAME: dict[tuple[str, str], str] = {
     (
+        "collage_mpi/faults/process_monitor.py",
+        "if not self._awaited or (now_ns >= PORT_LIMIT_NS):",
+    ): "a ns sooner",
+    (
         "collage_mpi/job/coordinator.py",
         "if (len(dropped) > DROPPED_TIMERS):",
     ): "only how often the heap is cleared",
     (
+        "collage_mpi/job/coordinator.py",
+        "if (len(dropped) >= DROPPED_TIMERS) and 2 * len(dropped) > len(self._timers):",
+    ): "only how often the heap is cleared",
+    (
+        "collage_mpi/job/coordinator.py",
+        "if (len(dropped) > DROPPED_TIMERS or 2 * len(dropped) > len(self._timers)):",
+    ): "only how often the heap is cleared",
+    (
+        "collage_mpi/job/coordinator.py",
+        "if (not (len(dropped) > DROPPED_TIMERS and 2 * len(dropped) > len(self._timers))):",
+    ): "only how often the heap is cleared",
+    (
+        "collage_mpi/job/coordinator.py",
+        "self._report_at_ns = (-1)",
+    ): "no clock is below 0",
+    (
+        "collage_mpi/job/coordinator.py",
+        "return None if next_ns is None else max((-1), next_ns - now_ns)",
+    ): "neither is a time to sleep",
+    (
+        "collage_mpi/job/recorder.py",
+        "done_ns: int = (-1)",
+    ): "set before the row is written, which names no time before it was sent",
+    (
+        "collage_mpi/job/recorder.py",
+        "self._decoded[image] = self._extras.pack(scores[None].astype(np.float32))[(-1)]",
+    ): "of one image there is one vector",
+    (
+        "collage_mpi/job/row_reader.py",
+        "self._shards.decoders = threads_per_rank(local_size() or (0))",
+    ): "for no rank there are as many threads as for one",
+    (
         "collage_mpi/job/worker.py",
         "encoder = session.encoder if KIND[tasks[(-1)].kind].encoded else None",
     ): "the tasks of a message are of one kind",
+    (
+        "collage_mpi/job/worker.py",
+        "FOR_EVER_NS = 1 << (61)  # of the clock: a dead rank's hold",
+    ): "73 years",
+    (
+        "collage_mpi/job/worker.py",
+        "said = scores[:, (-1)]  # (1, classes)",
+    ): "of a stripe there is one row of scores",
     (
         "collage_mpi/mpi/answers.py",
         "ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, (4)",
@@ -19,9 +63,33 @@ SAME: dict[tuple[str, str], str] = {
         '("reserved", "u1", ((2),))])',
     ): "padding of a record that both ends lay out by it",
     (
+        "collage_mpi/mpi/answers.py",
+        "retryable: bool = True",
+    ): "it counts for failed ones alone, of which the worker says it",
+    (
+        "collage_mpi/mpi/protocol.py",
+        "for name in (layout.names)",
+    ): "the names of a record are never none, which only its type allows",
+    (
+        "collage_mpi/results/parts.py",
+        "or (-1)",
+    ): "of a launch without any Unix time all sessions begin at the same",
+    (
+        "collage_mpi/results/statistics.py",
+        "size = 1 << ((3) * n - 1).bit_length()",
+    ): "more zeros behind the values than their lags need",
+    (
         "collage_mpi/results/summary.py",
         'at_ns = at_ns or (finals.get(launch) or {}).get("began_ns") or (1)',
     ): "of a launch without any Unix time all sessions begin at the same",
+    (
+        "collage_mpi/scheduler/dispatch.py",
+        "if (not task.avoid):",
+    ): "where one of a collage's images is fresh all are, for ranks of the collage's kind",
+    (
+        "collage_mpi/scheduler/dispatch.py",
+        "alone = share > (0) and _has_failed(task)",
+    ): "a share of one ends with its first task anyway",
     (
         "collage_mpi/scheduler/groups.py",
         "missing = depth if self._drained(silent_tasks) else (-1)",
@@ -31,7 +99,32 @@ SAME: dict[tuple[str, str], str] = {
         "smallest: int = (0)",
     ): "of what is left a share rounded up is a group at least",
     (
+        "collage_mpi/scheduler/timers.py",
+        "self._next = (1)",
+    ): "a timer's number is a name",
+    (
+        "collage_mpi/shards/reader.py",
+        "return self.infos[0].fit if len(kinds) == 1 "
+        'and self.infos[(-1)].storage == "encoded" else None',
+    ): "of one kind all shards are stored alike",
+    (
+        "collage_mpi/shards/reader.py",
+        "if not self.infos[(-1)].has_labels:",
+    ): "shards of which some alone have labels are refused",
+    (
+        "collage_mpi/simulation/simulator.py",
+        "self._sequence += (2)",
+    ): "the numbers only rise",
+    (
         "collage_mpi/workload/service_times.py",
         "def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = (-1)) -> int:",
     ): "a rank's spells just before the start are those at the start",
+    (
+        "collage_mpi/workload/service_times.py",
+        "return math.exp(min(x, (120.0)))",
+    ): "a draw is cut far below either, unless the median is below 1e-17 s",
+    (
+        "collage_mpi/workload/service_times.py",
+        "return usual(moment) * (factor if (mode <= share) else 1.0)",
+    ): "one draw in 2 ** 53 is the share itself",
 }

@@ -197,16 +197,16 @@ class LinesOfTests:
     def tests(self, mutant: Mutant) -> list[str]:
         """Tests that run its line: the quickest case of each function, then the next of each.
 
-        Of a line that runs at import: those of its module, or of its folder.
+        Of a line that runs at import: those of its module, or of its folder where it has no
+        functions that a test runs.
         """
         of_file = self._of.get(mutant.file, {})
         found = of_file.get(mutant.line, set()) | of_file.get(mutant.statement, set())
         if not _in_function(mutant):  # whichever test imported it first
             folder = Path(mutant.file).parent
             near = [f for f in self._of if Path(f).parent == folder]
-            found = found.union(
-                *(t for f in ([mutant.file] if of_file else near) for t in self._of[f].values())
-            )
+            own = [mutant.file] if of_file and _functions(mutant.file) else near
+            found = found.union(*(t for f in own for t in self._of[f].values()))
         quickest = sorted(found, key=lambda test: (self.seconds[test], test))
         of_function: Counter[str] = Counter()
         turn = {}
@@ -228,9 +228,13 @@ def _measured(trees: SimpleQueue[Tree], names: Sequence[str]) -> Iterator[tuple[
     trees.put(tree)
 
 
+def _functions(file: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    nodes = ast.walk(ast.parse((ROOT / file).read_bytes()))
+    return [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
 def _in_function(mutant: Mutant) -> bool:
-    nodes = ast.walk(ast.parse((ROOT / mutant.file).read_bytes()))
-    functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = _functions(mutant.file)
     return any(f.body[0].lineno <= mutant.line <= (f.end_lineno or 0) for f in functions)
 
 

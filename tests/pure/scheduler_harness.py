@@ -160,6 +160,7 @@ class Harness:
                 return
             image = len(self.arrived)
             self.arrived.add(image)
+            assert self.admitted > 0, "it was not asked for (C6)"
             self.admitted -= 1
             self.feed(ev.ImageArrived(self.now_ns, image, self.now_ns))
 
@@ -409,6 +410,7 @@ class Harness:
         }
         assert self.resolved.keys() - self.released <= needed, "pixels leak (7)"
         assert self.scheduler.timers._calls.keys() == self.timers.keys(), "timers leak"
+        assert self.scheduler.retries.suspects.keys() == self.suspected, "silent ranks leak"
         for group in {state.group for state in self.states.values()}:
             if group.closed and group.unresolved == 0:
                 assert not group.timers, "timers of a group that is done"

@@ -171,6 +171,17 @@ def test_one_image_has_no_rate(tmp_path):
         assert (summary["arrivals"] is not None) == known
 
 
+def test_of_few_images_nobody_says_that_they_are_too_many(tmp_path):
+    common = {
+        "scheme": "none", "singles": 1, "straggler": "pinned", "straggler_median_ms": 20.0,
+        "arrivals": "poisson", "rate": 100.0,
+    }  # fmt: skip
+    for images, known in ((199, None), (200, True)):
+        latencies_ms(tmp_path / str(images), images, **common)
+        summary = summarise(read_results(tmp_path / str(images) / "run"))
+        assert summary["arrivals"]["overloaded"] is known
+
+
 def test_a_load_that_is_served_is_no_overload(tmp_path, capsys):
     words = ["--arrivals", "poisson", "--rate", "50", "--straggler", "pinned", "--linger-ms", "20"]
     out = str(tmp_path / "run")

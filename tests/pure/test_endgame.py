@@ -101,6 +101,22 @@ def test_an_image_whose_copy_was_lost_is_copied_no_more():
     assert len(copies(job)) == 2
 
 
+def test_an_image_whose_answer_is_held_needs_no_copy():
+    """Its group came while the only single rank was silent: the collage has answered alone."""
+    job = Harness(scheme="collage", policy="grace", grace_ns=SECOND_NS, endgame=True, assign="pull",
+                  singles=1, credit=4, depth=2)  # fmt: skip
+    job.start()
+    job.arrive(4)
+    job.suspect(1)
+    job.arrive(4)
+    job.close()
+    for image in (0, 4):
+        job.answer(job.task_of(image, "collage"))
+    for image in range(4):
+        job.answer(job.task_of(image))
+    assert len(job.sent) == 4 + 2
+
+
 def test_alone_a_collage_is_copied_as_a_collage():
     job = started(4, scheme="collage-only", collages=2)
     first, copy = job.sent.values()

@@ -123,6 +123,21 @@ def test_the_quickest_case_of_each_function_comes_first(monkeypatch):
     assert lines.tests(mutants()[0]) == ["t::a[1]", "t::b", "t::a[2]", "t::a[3]"]
 
 
+def test_a_module_of_constants_gets_the_tests_of_its_folder():
+    """Whichever test imported it first says nothing of who needs them."""
+    lines = LinesOfTests.__new__(LinesOfTests)
+    lines.seconds = dict.fromkeys(["t::a", "t::b", "t::c"], 1.0)
+    encoding = "collage_mpi/encoding"
+    lines._of = {
+        f"{encoding}/__init__.py": {1: {"t::a"}},
+        f"{encoding}/stripe.py": {1: {"t::b"}},
+        "collage_mpi/kinds.py": {1: {"t::c"}},
+    }
+    for file, wanted in (("__init__", ["t::a", "t::b"]), ("stripe", ["t::b"])):
+        mutant = Mutant(f"{encoding}/{file}.py", 1, 1, "constant", 0, "1", "2", "")
+        assert lines.tests(mutant) == wanted
+
+
 MODULE = b"""\
 LIMIT = 3
 

@@ -51,6 +51,7 @@ def test_what_is_pending_no_reader_sees_until_it_is_published(tmp_path):
     assert lead.close("complete", world=FULL["world"], began_ns=5_000_000_000) is None
     assert verify_run(out).ok
     assert set(read_results(out).images["session"]) == {1, 2}
+    assert read_manifest(out)["world"] == 2 * FULL["world"]
     assert not (out / "pending").exists()
 
 

@@ -196,6 +196,10 @@ def test_controls_read_back(text):
 
 def test_another_type_is_no_control():
     out = np.zeros(64, np.uint8)
+    length = wire.pack_control(out, 1, b"text")
+    for other in (length - 1, length + 1):
+        with pytest.raises(wire.WireFault, match="is no CONTROL"):
+            wire.unpack_control(out[:other])
     with pytest.raises(wire.WireFault, match="type 2"):
         wire.unpack_control(out[: pack_cancel(out, 1, [])])
 

@@ -282,6 +282,14 @@ def test_a_rank_that_runs_a_whole_group_draws_a_time_for_each_image(batch):
     assert len({task.drawn_ns for task in in_turn.tasks}) == 6  # as ever: one a group
 
 
+def test_the_task_with_the_oldest_image_is_first():
+    backlog = Backlog()
+    for number, images in enumerate(([5, 6], [1, 8], [2, 3])):
+        images = [SimpleNamespace(id=image) for image in images]
+        backlog.add(SimpleNamespace(id=number, images=images))
+    assert [backlog.take(bool).id for _ in range(3)] == [1, 2, 0]
+
+
 def test_what_waits_no_more_is_cleared_from_the_order_now_and_then():
     backlog, lengths = Backlog(), []
     for number in range(3 * SPARE):

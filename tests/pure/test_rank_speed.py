@@ -59,6 +59,13 @@ def test_a_collage_counts_by_its_cost():
     assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
 
 
+def test_an_answer_that_names_no_time_says_nothing():
+    dispatch = dispatch_of(1)
+    for took_ns in (0, 100 * MS, 0):
+        served(dispatch, 1, took_ns)
+    assert dispatch.health.service_ns(1) == 100 * MS
+
+
 def test_a_busy_fast_rank_may_finish_before_an_idle_slow_one():
     dispatch = dispatch_of(2)
     served(dispatch, 1, 100 * MS)
@@ -68,6 +75,20 @@ def test_a_busy_fast_rank_may_finish_before_an_idle_slow_one():
     give(dispatch, 1)
     give(dispatch, 1)
     assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 2  # 400 against 300
+
+
+def test_what_waits_counts_by_its_share_of_a_batch():
+    """A whole batch of 4 takes 2.5 times as long as one: each of those that wait 0.625."""
+    dispatch = Dispatch(health=Health({}, {SINGLE: 0.5}, 4), batch=4)
+    for rank in (1, 2):
+        dispatch.enter(RankState(rank, BOTH, "host", 1))
+    served(dispatch, 1, 100 * MS)
+    served(dispatch, 2, 300 * MS)
+    give(dispatch, 1)
+    give(dispatch, 1)
+    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1  # 262.5 ms against 300
+    give(dispatch, 1)
+    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 2  # 325
 
 
 def test_what_is_overdue_is_expected_to_take_as_long_again():

@@ -111,6 +111,20 @@ def test_what_took_as_long_as_it_was_to_is_not_counted_against_a_run():
     assert (book.totals.drawn_tasks, book.totals.exceeded) == (3, 1)
 
 
+def test_what_is_written_is_forgotten():
+    _, book = recorder()
+    unread = ev.Unread("worn", of_input=True)
+    for image in range(4):
+        group = 8 + image // 2
+        book.admitted(image, record(image, None), START_NS, 0)
+        book.sent([send(image, 1, SINGLE, {image: image % 2}, group, 1)], START_NS, [0])
+        ended(book, 1, 0, WireResult(image, FAILED, reason="worn", unread=(unread,)))
+        book.settled((image,))
+        error = resolved(image, "error", (), image % 2, None, "worn")
+        book.resolved(error._replace(group=group), START_NS + 2)
+    assert not any((book._images, book._groups, book._tasks, book._unread))
+
+
 def test_an_error_row_and_what_never_ended():
     rows, book = recorder(warmup_groups=10)
     book.admitted(0, record(0, label=None), START_NS + 100, 11)

@@ -8,6 +8,7 @@ import re
 import struct
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,11 @@ from collage_mpi.results.rows import (
     REASON_BYTES,
     TABLES,
     TASKS,
+    Table,
     ran_together,
     reason_bytes,
 )
+from collage_mpi.results.summary import _errors, ranks_used
 
 ROW = ImageRow(
     0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False, ""
@@ -63,6 +66,12 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
     assert images[0].item() == (*ROW[:-1], b"")
     assert images[1]["reason"].decode() == "späte Antwort"
     assert wait_ns(images).tolist() == [1000 - 10 - 20 - 100 - 200] * 2
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_what_a_row_leaves_out_is_nothing(table: Table) -> None:
+    assert table.defaults
+    assert not any(table.defaults.values())
 
 
 def test_encode_counts_only_for_answers_of_the_collage() -> None:
@@ -215,6 +224,12 @@ def test_verify_finds(tmp_path: Path, spoil, words: str) -> None:
     assert main(["verify", str(tmp_path / "run")]) == 4
 
 
+def test_of_what_cannot_be_read_no_row_is_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    next((run / "parts").glob("images-*")).write_bytes(b"")
+    assert verify_run(run).headline == "damaged: 0 of 0 rows, no doubles"
+
+
 def test_a_missing_part_is_found(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     next((run / "parts").glob("tasks-*")).unlink()
@@ -226,6 +241,7 @@ def test_summary_counts_and_prices(tmp_path: Path) -> None:
     results = read_results(run)
     summary = write_summary(results)
     assert json.loads((run / "summary.json").read_text()) == summary
+    assert '\n "run_id": ' in (run / "summary.json").read_text()  # to be read by eye too
     assert summary["rows"]["warmup_images"] == 18
     assert summary["latency"]["group"]["groups"] == 98
     assert summary["latency"]["image"]["n"] == 882
@@ -239,6 +255,20 @@ def test_summary_counts_and_prices(tmp_path: Path) -> None:
     assert price["late_answers"] > 0
     assert 0 < price["wasted_work"] < 1
     assert summary["rank0"]["longest_poll_gap_ms"] == 1.5
+
+
+def test_a_rank_without_a_network_is_one_of_all(tmp_path: Path) -> None:
+    results = read_results(make_run(tmp_path / "run"))
+    lead = {"rank": 99, "role": "coordinator"}
+    manifest = {**results.manifest, "world": [*results.manifest["world"], lead]}
+    before, after = ranks_used(results), ranks_used(replace(results, manifest=manifest))
+    assert after["all"] == before["all"] + 1
+
+
+def test_the_ten_commonest_errors_are_named() -> None:
+    images = np.zeros(78, IMAGE_ROW)
+    images["reason"] = [f"reason {n}" for n in range(12) for _ in range(n + 1)]
+    assert _errors(images) == {f"reason {n}": n + 1 for n in range(11, 1, -1)}
 
 
 def test_how_long_unfinished_tasks_were_out_is_told_beside_the_wasted_work(tmp_path: Path) -> None:
@@ -520,6 +550,10 @@ def test_taking_back_leaves_other_peoples_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     RunWriter.create(tmp_path, manifest(9)).discard()
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    writer = RunWriter.create(tmp_path, manifest(9))
+    (tmp_path / "parts" / "notes.txt").write_text("mine")
+    writer.discard()
+    assert not [*tmp_path.glob("claim-*")]  # another may write
 
 
 def test_a_complete_run_is_known_as_such(tmp_path: Path) -> None:

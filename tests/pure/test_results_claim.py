@@ -534,6 +534,12 @@ def test_verify_of_a_running_job_says_so(tmp_path: Path, capsys) -> None:
         assert "a job is writing here (host" in told
         assert f"pid {holder.pid}" in told
         assert "--resume" not in told
+        part = next((out / "parts").glob("images-*"))
+        whole = part.read_bytes()
+        part.write_bytes(whole[:-1])
+        assert main(["verify", str(out)]) == ExitCode.DATA
+        assert "a job is writing here (host" in capsys.readouterr().out
+        part.write_bytes(whole)
         with pytest.raises(EnvironmentFault, match="another job is writing here"):
             RunWriter.reopen(out, FULL)
         holder.send_signal(signal.SIGKILL)

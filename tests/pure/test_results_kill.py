@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +28,7 @@ from collage_mpi.results import (
     summarise,
     verify_run,
 )
+from collage_mpi.results.rows import IMAGE_ROW, IMAGES
 from collage_mpi.system import files
 
 ROWS = 27
@@ -234,6 +238,26 @@ def test_any_change_of_a_part_is_found(good_run: Path, tmp_path: Path, data: Any
         assert verify_run(good_run).status == "damaged"
     finally:
         part.write_bytes(raw)
+
+
+def test_any_change_of_a_trailer_is_found(good_run: Path, tmp_path: Path) -> None:
+    (part, *_) = sorted((good_run / "parts").glob("images-*"))
+    raw = part.read_bytes()
+    copy = tmp_path / part.name
+    for place in range(len(raw) - parts._TRAILER.size, len(raw)):
+        copy.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        with pytest.raises(DataFault):
+            parts.read_part(copy, IMAGES)
+
+
+def test_another_version_of_numpy_s_format_is_refused(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.zeros(1, IMAGE_ROW), version=(2, 0))
+    body = file.getvalue()
+    trailer = parts._TRAILER.pack(parts._MARK, len(body), zlib.crc32(body))
+    (tmp_path / "images-000001.npy").write_bytes(body + trailer)
+    with pytest.raises(DataFault, match=r"another version of \.npy"):
+        parts.read_part(tmp_path / "images-000001.npy", IMAGES)
 
 
 JSON = st.recursive(

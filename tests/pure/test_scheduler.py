@@ -12,6 +12,7 @@ from scheduler_harness import COLLAGE, MS, SINGLE, Harness, started
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.scheduler.quantiles import RunningQuantile
+from collage_mpi.scheduler.transitions import PARKED
 
 
 def test_nothing_is_admitted_before_every_rank_is_ready():
@@ -174,7 +175,6 @@ def test_only_for_a_scheme_that_may_ask_is_it_kept_how_long_answers_took(scheme,
 
 def test_a_collage_that_waits_leaves_out_what_is_resolved_meanwhile():
     job = started(credit=1, depth=2)
-    job.arrive(8)
     first = job.task_of(0, COLLAGE)
     for image in (0, 1, 2, 3, 5):  # ranks have one message: the first group's answers let them on
         job.answer(job.task_of(image))
@@ -503,6 +503,8 @@ def test_an_empty_input_is_complete():
     job.start()
     job.close()
     assert job.finish.status == ev.COMPLETE
+    with pytest.raises(ProtocolViolation, match="after Finish"):
+        job.lose(1)
 
 
 def test_a_stale_timer_changes_nothing():
@@ -589,6 +591,19 @@ def hedged(**kwargs) -> Harness:
     job = started(scheme="hedge", collages=0, singles=6, hedge_ns=50 * MS, **kwargs)
     job.answer(job.task_of(3))
     return job
+
+
+def test_replicas_wait_while_every_rank_is_silent():
+    job = Harness(scheme="replicate", collages=0, singles=1, depth=2)
+    job.start()
+    job.arrive(4)
+    job.suspect(1)
+    job.arrive(4)
+    assert {state.status for state in job.states.values()} == {PARKED}
+    job.answer(job.task_of(0))
+    job.close()
+    job.run_out()
+    assert job.finish.status == ev.COMPLETE
 
 
 def test_a_late_image_is_hedged_on_an_idle_rank():
@@ -969,6 +984,14 @@ def test_a_failed_copy_is_not_sent_to_the_rank_that_has_the_other():
     assert len([s for s in job.live.values() if s.kind == COLLAGE]) == 1
 
 
+def test_a_failed_copy_is_not_sent_again_for_answers_that_are_held():
+    job = started(collages=3, copies=2, policy="grace", grace_ns=50 * MS)
+    first, second = (task for task, send in job.live.items() if send.kind == COLLAGE)
+    job.answer(first)
+    job.fail(second)
+    assert not [send for send in job.live.values() if send.kind == COLLAGE]
+
+
 def test_a_collage_is_replaced_once_when_its_rank_falls_silent_and_is_lost():
     job = started(collages=3, copies=1)
     rank = job.live[job.task_of(0, COLLAGE)].rank
@@ -1017,6 +1040,26 @@ def test_all_ranks_lost_before_the_start_ends_the_job():
         job.lose(rank)
     assert job.finish.status == ev.INCOMPLETE
     assert job.admitted == 0
+
+
+def test_of_a_kind_that_never_came_nobody_is_left():
+    """So the job is to be resumed: its images are no errors."""
+    job = Harness(singles=1)
+    job.lose(2)
+    job.rank_ready(1)
+    job.arrive(3)  # of four: no collage was looked for yet
+    job.lose(1)
+    assert job.finish.status == ev.INCOMPLETE
+    assert not job.resolved
+
+
+def test_a_collage_that_was_not_sent_when_its_rank_left_goes_to_another():
+    job = started(collages=2, credit=1, depth=4)
+    job.lose(5)  # the first group's has left, the third's waits
+    for _ in range(2):
+        job.answer(next(task for task, send in job.live.items() if send.rank == 6))
+    images = [{i.image for i in send.items} for send in job.live.values() if send.rank == 6]
+    assert images == [{8, 9, 10, 11}]
 
 
 def test_a_lost_rank_cannot_become_ready():
@@ -1110,6 +1153,26 @@ def test_what_is_resolved_while_it_is_gathered_does_not_leave():
     job.fire(min(job.timers))
     assert job.messages == []
     assert [r.outcome for r in job.resolved.values()] == ["error"] * 3
+
+
+def test_what_is_gathered_for_a_rank_that_is_lost_goes_to_another():
+    job = Harness(side=2, singles=2, collages=0, scheme="none", batch=4)
+    job.start()
+    job.arrive(4)
+    job.lose(1)
+    job.arrive(12)
+    job.close()
+    job.run_out()
+    assert {resolve.source for resolve in job.resolved.values()} == {SINGLE}
+
+
+def test_what_is_gathered_when_the_job_stops_waits_for_no_rank():
+    job = Harness(side=2, singles=1, collages=0, scheme="none", batch=4)
+    job.start()
+    job.arrive(1)
+    assert not job.scheduler.dispatch.has_idle(SINGLE)
+    job.stop()
+    assert job.scheduler.dispatch.has_idle(SINGLE)
 
 
 def test_linger_sends_what_has_come_of_a_batch():

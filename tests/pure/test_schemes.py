@@ -13,6 +13,7 @@ from collage_mpi.scheduler import SchemeSettings, make_policy, make_scheme
 from collage_mpi.scheduler.policies import Delay, PolicySettings
 from collage_mpi.scheduler.schemes import SCHEMES, Scheme, base, scheme_class
 from collage_mpi.settings.placement import placement
+from collage_mpi.settings.run_settings import RunSettings
 
 ASKED = SchemeSettings(
     "none",
@@ -106,6 +107,20 @@ def test_only_who_makes_collages_places_them_by_speed(name):
 def test_hedging_needs_a_time(name):
     with pytest.raises(UsageError, match=f"scheme {name} needs --hedge-ms or --hedge-quantile"):
         make_scheme(asked(name, hedge_delay=None))
+
+
+def test_what_is_not_given_is_as_in_a_run_that_gives_nothing():
+    run = RunSettings(assign="turn", scheme="none")
+    assert SchemeSettings("none", policy=run.accept_policy()) == run.scheme_settings()
+    sure = RunSettings(scheme="collage", accept="confident").accept_policy()
+    assert make_policy(PolicySettings("confident")) == sure
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_who_assigns_by_finish_watches_the_ranks(name):
+    """Beside collages that go where they are placed."""
+    made = make_scheme(asked(name, assign="finish"))
+    assert made.watches_health == ("finish" in scheme_class(name).assigns)
 
 
 def test_one_more_scheme_is_one_class():

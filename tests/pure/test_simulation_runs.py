@@ -316,6 +316,7 @@ def test_what_cannot_work_is_one_message(words, code, capsys):
 
 
 def test_costs_travel_by_file(tmp_path):
+    assert Costs().describe() == "receive 60, send 40, encode 30, network 50, single 5000 us"
     costs = Costs(1, 2, 3, 4, 5)
     save_costs(tmp_path / "c.json", costs, "here")
     assert read_costs(tmp_path / "c.json") == costs
@@ -324,9 +325,10 @@ def test_costs_travel_by_file(tmp_path):
         with pytest.raises(DataFault):
             read_costs(tmp_path / "bad.json")
     good = json.loads((tmp_path / "c.json").read_text())
-    (tmp_path / "bad.json").write_text(json.dumps({**good, "send_ns": -1}))
-    with pytest.raises(DataFault, match="send_ns"):
-        read_costs(tmp_path / "bad.json")
+    for no_time in (-1, True, "1"):
+        (tmp_path / "bad.json").write_text(json.dumps({**good, "send_ns": no_time}))
+        with pytest.raises(DataFault, match="send_ns"):
+            read_costs(tmp_path / "bad.json")
 
 
 @pytest.fixture
@@ -351,6 +353,20 @@ def test_costs_are_measured_from_a_run(as_if_real):
     assert dataclasses.replace(found, network_ns=0) == dataclasses.replace(costs, network_ns=0)
     # a task's answer may also have waited for rank 0 to be done with another
     assert found.network_ns == pytest.approx(costs.network_ns, rel=0.1)
+
+
+def test_ranks_of_one_task_each_found_it_idle(as_if_real):
+    run = read_results(as_if_real[0])
+    run.tasks["rank"] = np.arange(len(run.tasks))
+    run.tasks["sent_ns"], run.tasks["done_ns"], run.tasks["drawn_ns"] = 0, 10**9, 0
+    assert costs_of(run).network_ns == round((10**9 - run.tasks["compute_ns"].max()) / 2)
+
+
+def test_no_way_takes_less_than_no_time(as_if_real):
+    """Rank 0's clock and a rank's own may disagree by more than the way."""
+    run = read_results(as_if_real[0])
+    run.tasks["drawn_ns"] += 10**9
+    assert costs_of(run).network_ns == 0
 
 
 def test_a_simulation_like_a_run_is_that_run(as_if_real, capsys):

@@ -74,6 +74,11 @@ def test_what_is_resolved_before_a_batch_leaves_costs_nothing():
     assert [t.held_ns for t in batches] == [800 * MS, 200 * MS]
 
 
+def test_a_rank_runs_one_message_at_a_time():
+    rows = play(1, scheme="none", side=2, singles=1, credit=4)
+    assert [image.latency_ns for image in rows.images] == [5 * MS * n for n in (1, 2, 3, 4)]
+
+
 def test_rank_0_is_a_serial_server():
     costs = Costs(receive_ns=3, send_ns=10, encode_ns=100, network_ns=7, single_ns=1000)
     (group,) = play(1, costs=costs, scheme="none", side=2).groups

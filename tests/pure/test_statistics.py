@@ -7,12 +7,13 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from collage_mpi.results.statistics import (
     PERCENTILES,
     Interval,
+    _binomial_ranks,
     describe,
     ecdf,
     percentile,
@@ -94,6 +95,15 @@ def test_intervals_are_of_measured_values_and_absent_below_their_support() -> No
     # 80 batches of 5 groups that end together are worth no more than 80 values
     batches = percentile_intervals(np.repeat(values[:80], 5), independent=80)
     assert 40 < batches["p50"].samples <= 80
+
+
+@given(st.integers(1, 60), st.floats(0.02, 0.98), st.floats(0.001, 0.2))
+def test_ranks_around_a_quantile_are_those_of_the_binomial(m: int, q: float, miss: float) -> None:
+    below = [math.fsum(math.comb(m, i) * q**i * (1 - q) ** (m - i) for i in range(k + 1))
+             for k in range(m + 1)]  # fmt: skip
+    assume(min(min(abs(p - miss), abs(p - 1 + miss)) for p in below) > 1e-9)
+    low = sum(p <= miss for p in below)
+    assert _binomial_ranks(m, q, miss) == (low, 1 + sum(p < 1 - miss for p in below))
 
 
 def lognormal(rng: np.random.Generator, n: int, memory: float) -> np.ndarray:

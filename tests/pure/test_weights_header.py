@@ -16,6 +16,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models import describe
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import (
+    ITEM_BYTES,
     METADATA_KEY,
     describe_weights,
     parse_metadata,
@@ -116,7 +117,8 @@ def test_any_parity_record_is_read_or_refused(value: Any) -> None:
         ({"format": "other"}, "format 'other'"),
         ({"version": 2}, "version 2"),
         ({"kind": "double"}, "kinds are"),
-        ({"channels": 0}, "channels"),
+        ({"channels": 0}, "channels is 0"),
+        ({"height": 1 << 15}, "height is 32768"),
         ({"height": "28"}, "height"),
         ({"height": True}, "height"),
         ({"class_names": []}, "class_names"),
@@ -126,6 +128,7 @@ def test_any_parity_record_is_read_or_refused(value: Any) -> None:
         ({"normalisation": {"mean": [0.1, 0.2], "std": [1, 1]}}, "mean"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": 1e30}, "temperature"),
         ({"architecture": {}}, "architecture"),
         ({"architecture": {**default_architecture("single").to_dict(), "norm": "x"}}, "norm"),
         ({"architecture": {**default_architecture("single").to_dict(), "stages": [1]}}, "built"),
@@ -180,6 +183,14 @@ def test_foreign_bytes_are_refused(tmp_path: Path, payload: bytes) -> None:
         describe_weights(path)
 
 
+def test_an_empty_header_lacks_what_we_need(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", 2) + b"{}")
+    with pytest.raises(DataFault) as other:
+        describe_weights(path)
+    assert "not a safetensors file" not in str(other.value)
+
+
 @same_folder
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.none() | st.integers(0, 10_000))
 def test_damaged_files_never_crash(tmp_path: Path, at: int, value: int, cut: int | None) -> None:
@@ -222,6 +233,20 @@ def test_entries_of_tensors_are_checked(tmp_path: Path, entry: Any, message: str
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
     with pytest.raises(DataFault, match=message):
         describe_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("I64", np.int64),
+     ("I32", np.int32), ("I16", np.int16), ("I8", np.int8), ("U8", np.uint8)],
+)  # fmt: skip
+def test_tensors_of_each_type_fill_their_bytes(tmp_path: Path, name: str, dtype: Any) -> None:
+    path, size = tmp_path / "w.safetensors", 3 * np.dtype(dtype).itemsize
+    entry = {"dtype": name, "shape": [3], "data_offsets": [0, size]}
+    text = json.dumps({**header(record()), "m": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+    assert describe_weights(path).kind == "single"
+    assert set(ITEM_BYTES) == {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8"}
 
 
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
