@@ -33,6 +33,7 @@ class Kin:
         self._word, self._proc = word, proc
         self._files: set[Path] = set()
         self._ranks: dict[int, int] = {}  # by process, without shells and children of ranks
+        self._missing: set[int] = set()  # ranks, as of the last time that they were met
         self._looked_s = self._still_s = 0.0
         self.gone_s = 0.0  # how long, as of the last look, rank 0 and all others of this host
 
@@ -53,10 +54,11 @@ class Kin:
         self._ranks = {pid: ranks[pid] for pid in own if parents[pid] not in own}
 
     def lost(self) -> int | None:
-        """Meet them again: the lowest rank of which there was a process and is none."""
-        before = self._ranks
+        """Meet them again: the lowest rank that was there, and twice in turn has no process."""
+        missing, there = self._missing, {*self._ranks.values()}
         self.meet()
-        return min({*before.values()} - {*self._ranks.values()}, default=None)
+        self._missing = (there | missing) - {*self._ranks.values()}
+        return min(missing & self._missing, default=None)
 
     @property
     def rank_0(self) -> int | None:

@@ -51,7 +51,7 @@ class Start:
 
     def has_ended(self, rank: int, code: int | None) -> None:
         """A rank has ended. MPI that is not up yet will not be; unless it was just about to."""
-        if not self.up and (self.ended is None or self.ended[1] is None):
+        if not self.up and self.ended in (None, (rank, None)):
             self.ended = rank, code
             self._at_most(END_GRACE_S)
 

@@ -230,9 +230,11 @@ class Job:
     def _look_at_start(self, now_s: float) -> None:
         """A start that takes long is told of; one that takes too long is ended.
 
-        A rank whose shell or proxy was killed ends without their word: its process is gone.
+        A rank whose shell or proxy was killed ends without their word: its process is gone. Where
+        the launcher ends a job that has lost a rank, it needs no telling; nor while the job stops.
         """
-        if self._startup.watched and now_s >= self._look_at_s:
+        needless = self._leave_grace_s is None or self._outcome.stopped_by is not None
+        if self._startup.watched and not needless and now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_AT_START_S
             rank = self._kin.lost()
             if rank is not None:

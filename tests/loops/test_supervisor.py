@@ -20,6 +20,7 @@ import pytest
 from collage_mpi.commands import launch as command
 from collage_mpi.job.main import StopFlag
 from collage_mpi.launch import mpiexec, startup, supervisor
+from collage_mpi.launch.job_ranks import Kin
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Job, exit_code
 from collage_mpi.system import process_tree
@@ -137,20 +138,29 @@ def test_a_rank_that_ends_before_mpi_is_up_ends_the_start(monkeypatch):
     assert "rank 3 has ended before it (SIGKILL)" in note
 
 
-def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells(monkeypatch):
+def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells(
+    monkeypatch, tmp_path
+):
     """As when the shell around it was killed, or the proxy that its last word goes through."""
+    seen, look = tmp_path / "seen", Kin.lost
+
+    def lost(kin):
+        found = look(kin)
+        if 1 in kin._ranks.values():
+            seen.touch()
+        return found
+
     monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
+    monkeypatch.setattr(Kin, "lost", lost)
+    rank = f"import os, time\nwhile not os.path.exists({str(seen)!r}):\n    time.sleep(0.05)"
     made, _, _ = job(
-        "import os, subprocess, time\n"
-        "rank = subprocess.Popen(['sleep', '600'], env={**os.environ, 'PMI_RANK': '1'})\n"
-        "time.sleep(2)\n"
-        "rank.kill()\n"
+        "import os, subprocess, sys, time\n"
+        f"subprocess.run([sys.executable, '-c', {rank!r}], env={{**os.environ, 'PMI_RANK': '1'}})\n"
         "time.sleep(600)",
-        start_limit_s=600.0,
+        start_limit_s=60.0,
+        leave_grace_s=0.3,
     )
-    start_s = time.monotonic()
     code, note = exit_code(made.run(), None)
-    assert time.monotonic() - start_s < 60
     assert code == 3
     assert "rank 1 has ended before it;" in note
 

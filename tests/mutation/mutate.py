@@ -130,6 +130,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
 
+    if not Path("/proc/self/schedstat").exists():  # else what only takes long would count as a hang
+        raise SystemExit("mutate.py tells hangs by /proc/PID/schedstat, which this kernel has not")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     lines = args.out.read_text().splitlines() if args.out.exists() else []
     known = {record["key"]: record for record in map(json.loads, lines)}  # the last one counts

@@ -63,9 +63,13 @@ def test_a_rank_is_lost_once_it_has_no_process_left(proc):
     for pid in (20, 22, 31):  # the shell, a child, and rank 1, which has another by then
         shutil.rmtree(proc.folder / str(pid))
     proc.add(41, 10, rank=1)
-    assert found.lost() is None
+    assert [found.lost(), found.lost()] == [None, None]
     shutil.rmtree(proc.folder / "32")
-    assert found.lost() == 2
+    assert found.lost() is None  # a process that starts another program has no environment
+    proc.add(32, 10, rank=2)
+    assert [found.lost(), found.lost()] == [None, None]
+    shutil.rmtree(proc.folder / "32")
+    assert [found.lost(), found.lost(), found.lost()] == [None, 2, 2]
     assert found.rank_0 == 21
 
 

@@ -85,6 +85,8 @@ def test_a_rank_that_nobody_tells_of_has_a_moment_too_and_what_is_told_says_more
     assert made.who_is_missing() == "rank 3 has ended before it"
     clock.now_s += END_GRACE_S + 1
     assert made.too_late(clock())
-    made.has_ended(2, 135)
+    made.has_ended(2, 135)  # for want of the first
+    assert made.who_is_missing() == "rank 3 has ended before it"
+    made.has_ended(3, 135)
     made.has_ended(3, None)
-    assert made.who_is_missing().startswith("rank 2 has ended before it (SIGBUS")
+    assert made.who_is_missing().startswith("rank 3 has ended before it (SIGBUS")
