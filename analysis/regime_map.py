@@ -6,7 +6,7 @@
 Owns: the grid, the table (STEM.csv, to which each result is added as it comes: typed again the
 command goes on), which candidate a cell shows, the figure. Does not know: service times and
 candidates (regimes), how they are simulated (simulation/advice), how a trace is placed
-(workload/tail). 15 minutes of one core; with a whole STEM.csv seconds.
+(workload/tail). Some 6 minutes of one core; with a whole STEM.csv seconds.
 """
 
 from __future__ import annotations
@@ -334,7 +334,11 @@ def _legend(figure: Any, names: Sequence[str], seen: set[str]) -> None:
         Line2D([], [], label=f"{number}  {name}", **look) for number, name in enumerate(names, 1)
     ]
     if never:
-        patches.append(Patch(fc="none", ec="none", label=f"never the best: {', '.join(never)}"))
+        patches.append(
+            Patch(
+                fc="none", ec="none", label=f"not the best within these points: {', '.join(never)}"
+            )
+        )
     place = {"loc": "upper left", "fontsize": 9}
     figure.legend(handles=patches, bbox_to_anchor=(0.045, 0.135), ncols=2, **place)
     title = "measured, coloured by what is best there"

@@ -137,7 +137,8 @@ def _of_run(path: Path) -> Question:
     rows = [ns / 1e9 for (_, _, kind), ns in each if kind == SINGLE]
     if not rows:
         record_trace([run])  # says what is lacking
-    longest = max(map(len, rows))  # a slow rank that pulls has few: they come again
+    # A slow rank that pulls has few: they come again, so that each counts alike.
+    longest = max(map(len, rows))
     return Question(
         np.stack([np.resize(row, longest) for row in rows]),
         side=int(manifest.get("side") or 3),

@@ -21,7 +21,8 @@ class Tail(NamedTuple):
     """Of service times.
 
     Attributes:
-        weight: P99 over the median, of all requests of all machines together.
+        weight: P99 over the median, of all requests of all machines together. What is rarer than
+            one request in a hundred does not show in it.
         spell: mean length of a slow spell, in requests of a machine: 1 / (1 - share) where each
             request is slow by itself; infinite where spells outlast the rows.
         share: of the requests that are slow.
