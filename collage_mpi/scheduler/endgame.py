@@ -65,7 +65,8 @@ class EndGame:
         avoid.update(*(i.tried for i in images))
         attempt = max(i.sends for i in images) + 1
         order = Order(main, source, attempt, spare=True)
-        task = self._dispatch.to_idle(order, images, avoid)
+        if self._dispatch.to_idle(order, images, avoid) is None:
+            return False
         for each in images:
-            each.copies += task is not None
-        return task is not None
+            each.copies += 1
+        return True
