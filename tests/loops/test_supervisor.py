@@ -165,6 +165,20 @@ def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells
     assert "rank 1 has ended before it;" in note
 
 
+@pytest.mark.parametrize(
+    ("leave_grace_s", "stopped_by", "ended"),
+    [(0.3, None, (1, None)), (None, None, None), (0.3, signal.SIGINT, None)],
+)
+def test_who_is_gone_is_looked_for_only_where_nobody_else_ends_the_job(
+    leave_grace_s, stopped_by, ended, monkeypatch
+):
+    monkeypatch.setattr(Kin, "lost", lambda _: 1)
+    made, _, _ = job("", start_limit_s=600.0, leave_grace_s=leave_grace_s)
+    made._outcome.stopped_by = stopped_by
+    made._look_at_start(time.monotonic())
+    assert made._startup.ended == ended
+
+
 @pytest.mark.parametrize("said", [UP + ENDED, ENDED + UP])
 def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said):
     monkeypatch.setattr(startup, "END_GRACE_S", 0.5)

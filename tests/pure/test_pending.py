@@ -38,6 +38,17 @@ def entry(rows: RowSink, **final) -> dict:
     return {**said, "final": {"world": FULL["world"], **final}}
 
 
+def published_by_two(out: Path) -> tuple[RunWriter, RowSink]:
+    """The lead and another team with all their rows published, half of the input each."""
+    lead = RunWriter.create(out, FULL)
+    other = team_rows(out, 2, list(range(27, 54)))
+    fill(lead, FULL, list(range(27)))
+    lead.drain()
+    publish_all(lead, lead)
+    publish_all(lead, other)
+    return lead, other
+
+
 def test_what_is_pending_no_reader_sees_until_it_is_published(tmp_path):
     out = tmp_path / "run"
     lead = RunWriter.create(out, FULL)
@@ -60,12 +71,7 @@ def test_what_teams_left_stays_until_the_run_is_marked(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     out = tmp_path / "run"
-    lead = RunWriter.create(out, FULL)
-    other = team_rows(out, 2, list(range(27, 54)))
-    fill(lead, FULL, list(range(27)))
-    lead.drain()
-    publish_all(lead, lead)
-    publish_all(lead, other)
+    lead, other = published_by_two(out)
     lead.teams = [entry(other)]
     monkeypatch.setattr("collage_mpi.results.writer.write_manifest", full_disk)
     with pytest.raises(EnvironmentFault, match="No space"):
@@ -75,12 +81,7 @@ def test_what_teams_left_stays_until_the_run_is_marked(tmp_path, monkeypatch):
 
 def test_teams_count_side_by_side_and_are_told_apart(tmp_path):
     out = tmp_path / "run"
-    lead = RunWriter.create(out, FULL)
-    other = team_rows(out, 2, list(range(27, 54)))
-    fill(lead, FULL, list(range(27)))
-    lead.drain()
-    publish_all(lead, lead)
-    publish_all(lead, other)
+    lead, other = published_by_two(out)
     lead.teams = [entry(other, began_ns=6_000_000_000)]
     lead.close("complete", world=FULL["world"], began_ns=5_000_000_000)
     found = read_results(out)

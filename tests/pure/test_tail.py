@@ -66,3 +66,10 @@ def test_weight_is_of_all_machines_together_whatever_the_unit():
 
 def test_times_that_are_all_alike_have_no_tail():
     assert measure_tail(np.full((3, 50), 0.1)) == Tail(1.0, 1.0, 0.0)
+
+
+def test_of_three_machines_one_that_is_slow_all_along_is_so_for_ever() -> None:
+    """Lags beyond half a row have so few pairs that anything could be noise."""
+    tail = measure_tail(np.repeat([[1.0], [1.0], [5.0]], 200, axis=1))
+    assert tail.spell == math.inf
+    assert tail.share == pytest.approx(1 / 3)
