@@ -18,7 +18,7 @@ EFFICIENTNET_LITE = "efficientnet-lite"
 # What each has; torchvision is asked itself.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "torchvision": (),
-    EFFICIENTNET_LITE: ("lite0",),
+    EFFICIENTNET_LITE: ("lite0", "lite0_16"),
     "darknet": ("tiny",),
 }
 

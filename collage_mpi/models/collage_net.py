@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import Architecture
 from collage_mpi.models.backbone import Backbone
 from collage_mpi.models.heads import APART, YOLO, HeadSpec
@@ -112,6 +113,35 @@ def build_network(
         return VisionSingle(architecture, classes)
     trunk = ConvTrunk(architecture)
     return _collage(trunk, trunk.features_out, classes, side, head, "batch")
+
+
+def check_pixels(
+    architecture: Architecture | Backbone,
+    shape: tuple[int, int, int],
+    side: int | None,
+    head: HeadSpec | None = None,
+) -> None:
+    """Whether a known network has a map left of what it is to see.
+
+    Args:
+        shape: (H, W, C) of an image, or of a collage.
+
+    Raises:
+        UsageError: these are too few pixels.
+    """
+    if isinstance(architecture, Architecture):
+        return  # its convolutions take any
+    height, width, channels = shape
+    with torch.device("meta"):  # shapes only, nothing is computed
+        network = build_network(architecture, channels, 2, side, head).eval()
+        try:
+            network(torch.zeros(1, channels, height, width))
+        except RuntimeError as error:
+            cells = "" if side is None else f", {side} x {side} cells,"
+            raise UsageError(
+                f"{height} x {width} pixels{cells} are too few for {architecture.name}: {error}; "
+                f"give it larger {'images' if side is None else 'cells, --cell-px'}"
+            ) from error
 
 
 def _collage(

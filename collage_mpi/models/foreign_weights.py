@@ -15,6 +15,7 @@ from torch import Tensor
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.backbone import EFFICIENTNET_LITE, Backbone
+from collage_mpi.models.collage_net import check_pixels
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.lite import renamed
 from collage_mpi.models.torch_file import load_tensors
@@ -47,7 +48,9 @@ def import_weights(
     Raises:
         EnvironmentFault: the file cannot be read, torchvision is missing.
         DataFault: it holds code, no state dict, or one of another network.
+        UsageError: the network cannot see images of that size.
     """
+    check_pixels(backbone, (size_px, size_px, 3), None)
     state = read_state(file)
     if backbone.library == EFFICIENTNET_LITE:
         state = renamed(state)

@@ -1,7 +1,8 @@
 """EfficientNet-Lite0, as torch modules whose norms fold and whose names are ours.
 
 Owns: the network (Tan and Le 2019, arXiv 1905.11946, in its form for plain processors: ReLU6, no
-squeeze and excitation), and the names of its weights in the package efficientnet-lite-pytorch.
+squeeze and excitation), the same cut off where its map is a sixteenth of the picture, and the names
+of its weights in the package efficientnet-lite-pytorch.
 Does not know: collages, weights files, training.
 """
 
@@ -67,21 +68,43 @@ class Block(nn.Module):
         return found + x if self.shortcut else found
 
 
-class Lite0(nn.Module):
-    """(n, 3, H, W) -> (n, classes) logits."""
+class Widened(nn.Module):
+    """The first third of a `Block`, under its name: where a network is cut off."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.expand = SameConvNorm(inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(self.expand(x), inplace=True)
+
+
+class Lite0(nn.Module):
+    """(n, 3, H, W) -> (n, classes) logits.
+
+    Args:
+        stages: of the seven; with fewer the last map is what the next one's first block widens,
+            as detectors take it (SSDLite, arXiv 1801.04381, 6.2), with weights of its own.
+    """
+
+    def __init__(self, classes: int, stages: int = len(STAGES)) -> None:
         super().__init__()
         self.stem = nn.Sequential(SameConvNorm(3, STEM, kernel=3, stride=2), nn.ReLU6(True))
-        blocks, width = [], STEM
-        for count, kernel, first, widen, outputs in STAGES:
+        blocks: list[nn.Module] = []
+        width = STEM
+        for count, kernel, first, widen, outputs in STAGES[:stages]:
             for place in range(count):
                 stride = first if place == 0 else 1
                 blocks.append(Block(width, outputs, kernel=kernel, stride=stride, widen=widen))
                 width = outputs
+        features, self.head = FEATURES, nn.Sequential()
+        if stages < len(STAGES):
+            features = width * STAGES[stages][3]
+            blocks.append(Widened(width, features))
+        else:
+            self.head.extend((SameConvNorm(width, features, kernel=1), nn.ReLU6(True)))
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(SameConvNorm(width, FEATURES, kernel=1), nn.ReLU6(True))
-        self.classifier = nn.Linear(FEATURES, classes)
+        self.classifier = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.head(self.blocks(self.stem(x)))

@@ -8,6 +8,8 @@ Does not know: weights files, training, where images are in a collage.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -31,7 +33,11 @@ TRUNKS = (
     ("features",),  # MobileNet, EfficientNet, VGG, DenseNet, ConvNeXt, SqueezeNet
 )
 # Those that are built here.
-OWN: dict[str, type[nn.Module]] = {"efficientnet-lite:lite0": Lite0, "darknet:tiny": Tiny}
+OWN: dict[str, Callable[[int], nn.Module]] = {
+    "efficientnet-lite:lite0": Lite0,
+    "efficientnet-lite:lite0_16": partial(Lite0, stages=5),  # its map is 1/16 of the picture
+    "darknet:tiny": Tiny,
+}
 PROBE_PX = 96  # every one of them has a feature map left at this size
 NOT_CONVOLUTIONAL = ("swin", "vit", "maxvit")  # their maps have other axes, or a fixed size
 

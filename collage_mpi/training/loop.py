@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collage_mpi.errors import DataFault
-from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.collage_net import build_network, check_pixels
 from collage_mpi.models.resnet import channels_last
 from collage_mpi.training.batches import Batch, BatchMaker, plain_batches
 from collage_mpi.training.checkpoint import load_checkpoint, save_checkpoint
@@ -63,10 +63,14 @@ class Trainer:
         self.held = plain_batches(data.held_images, data.held_labels, settings) if lead else []
         self.precision = resolve_precision(settings.precision, self.device)
         self.normalisation = data.first_normalisation or pixel_statistics(data.images)
-        channels = data.images.shape[3]
-        shape = (1, channels, 1, 1)
+        shape = (1, data.images.shape[3], 1, 1)
         self._mean = torch.tensor(self.normalisation["mean"]).reshape(shape).to(self.device)
         self._std = torch.tensor(self.normalisation["std"]).reshape(shape).to(self.device)
+        height, width, channels = data.images.shape[1:]
+        if settings.side is not None and settings.cell_px is not None:
+            height = width = settings.side * settings.cell_px
+        seen = (height, width, channels)
+        check_pixels(settings.architecture, seen, settings.side, settings.head)
         network = build_network(
             settings.architecture, channels, data.classes, settings.side, settings.head
         )

@@ -36,6 +36,7 @@ NAMES = (
     "torchvision:mobilenet_v3_small",
     "torchvision:efficientnet_b0",
     "efficientnet-lite:lite0",
+    "efficientnet-lite:lite0_16",
     "darknet:tiny",
 )
 SMALL = Backbone("torchvision:mobilenet_v3_small")
@@ -293,6 +294,57 @@ def test_lite0_answers_as_its_package_does(lite0: Path) -> None:
         expected = torch.softmax(theirs(x), 1).numpy()
     found = load_predictor(str(lite0), "single").predict(pixels)[:, 0]
     np.testing.assert_allclose(found, expected, atol=0.01)  # matrices are stored in float16
+
+
+def test_lite0_16_is_lite0_up_to_where_its_map_is_a_sixteenth() -> None:
+    """It starts from the whole network's weights, and what it reads is a map within that one."""
+    torch.manual_seed(0)
+    whole = build_network(Backbone("efficientnet-lite:lite0"), 3, 7, None).eval()
+    cut = build_network(Backbone("efficientnet-lite:lite0_16"), 3, 7, 3, HeadSpec("apart")).eval()
+    for module in whole.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.running_mean)
+    taken, needed = start_from(cut, {n: t.numpy() for n, t in whole.state_dict().items()})
+    assert needed - taken == 2  # all but the last layer, which reads another map
+    seen: list[torch.Tensor] = []
+    blocks = whole.trunk.blocks  # the twelfth is the first whose map is a thirty-second
+    blocks[11].depthwise.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        whole(x)
+        found = cut.trunk(x)
+    assert found.shape == (2, 672, 4, 4)
+    torch.testing.assert_close(found, seen[0])
+    assert found.min() == 0
+
+
+@pytest.mark.parametrize("head", ["apart", "grid"])
+def test_pixels_that_leave_no_map_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str
+) -> None:
+    images = np.zeros((20, 16, 16, 3), np.uint8)
+    write_shard(tmp_path / "a.h5", images, np.arange(20) % 2, class_names=["a", "b"])
+    command = ["train", "collage", "--backbone=efficientnet-lite:lite0", f"--head={head}"]
+    command += [f"--shards={tmp_path}/a.h5", f"--out={tmp_path}/c.safetensors", "--epochs=1"]
+    code = main([*command, "--side=3", "--cell-px=15", "--batch=2"])
+    if head == "grid":  # whose trunk sees all of it
+        assert code == 0
+        return
+    assert code == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert "45 x 45 pixels, 3 x 3 cells, are too few for efficientnet-lite:lite0" in told
+    assert "--cell-px" in told
+
+
+def test_a_size_that_leaves_no_map_is_not_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["weights", "import", "any.pth", "--backbone=torchvision:densenet121"]
+    out = tmp_path / "out.safetensors"
+    assert main([*command, "--size=16", f"--out={out}"]) == ExitCode.USAGE
+    assert "16 x 16 pixels are too few for torchvision:densenet121" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_last_layer_alone_learns(
