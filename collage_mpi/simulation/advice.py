@@ -24,6 +24,7 @@ from collage_mpi.simulation.runs import Job, check_job, simulate_in_memory
 from collage_mpi.workload.service_times import Delays, trace_rows
 
 GAIN = 1.05  # what gains less than this over a simpler one is not worth its ranks
+LATE = 1.3  # medians after its send that a copy without a limit goes out (docs/does-it-work.md)
 Json = dict[str, Any]
 
 
@@ -86,11 +87,13 @@ def candidates(question: Question, answers: Answers | None) -> list[Json]:
     more: Json = {"singles": n + spare}
     k = -(-n // spare)
     stripes = {"parity_k": k, "parity_ranks": spare}
+    late_ms = float(f"{LATE * 1e3 * np.median(question.times_s):.3g}")
     found: list[Json] = [
         {"scheme": "none"},
         {"scheme": "none", **more},
         {"scheme": "none", **more, "assign": "finish"},
         {"scheme": "hedge", **more, "hedge_quantile": 0.95},
+        {"scheme": "hedge", **more, "assign": "finish", "hedge_ms": late_ms, "hedge_budget": 1.0},
         {"scheme": "batch-backup", "backup_ranks": spare},
         {"scheme": "collage", "collage_ranks": spare, "accept": "first"},
         {"scheme": "collage", "collage_ranks": spare, "accept": "first", "placement": "fastest"},

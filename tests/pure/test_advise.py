@@ -123,6 +123,16 @@ def test_a_tail_in_the_requests_asks_for_redundancy_that_is_cheap(tmp_path, caps
     assert found["best"]["lossless"]
 
 
+def test_rare_slow_requests_ask_for_a_copy_at_a_fixed_time(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    times_s = np.where(rng.random((8, 900)) < 0.01, 1.0, 0.1) * rng.uniform(0.95, 1.05, (8, 900))
+    found = asked(capsys, saved(tmp_path / "t.npy", times_s))
+    own = {"hedge_ms": 130.0, "hedge_budget": 1.0, "assign": "finish"}  # 1.3 medians of 100 ms
+    assert found["best"]["flags"] == {"scheme": "hedge", "singles": 6, **own}
+    assert found["best"]["p99_ms"] < 0.3 * found["candidates"][0]["p99_ms"]  # 231 of 1022
+    assert "--hedge-ms 130.0 --hedge-budget 1.0" in found["command"]
+
+
 def test_with_answers_the_price_is_known(tmp_path, capsys):
     n = 40
     right = [(i % 4, 0.95) for i in range(n)]
