@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import struct
 import sys
@@ -187,12 +188,15 @@ def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
     shard = np.array([int(i >= 45) for i in chosen])
     digest = input_digest(shard, np.array(chosen) - 45 * shard)
     full = manifest(90, limit=9, rows=9, order="shuffle:1", input_digest=digest)
-    for name, indices in (("good", chosen), ("other", [*chosen[:-1], 14])):
+    last = {"good": chosen[-1], "other": 14, "double": chosen[0], "foreign": 4_000}
+    for name, index in last.items():
         writer = RunWriter.create(tmp_path / name, full)
-        fill(writer, full, indices)
+        fill(writer, full, [*chosen[:-1], index])
         writer.close("complete")
     assert verify_run(tmp_path / "good").ok
     assert "other images" in verify_run(tmp_path / "other").problems[0]
+    for name in ("double", "foreign"):  # that is told, and explains the digest
+        assert "other images" not in "".join(verify_run(tmp_path / name).problems)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +232,16 @@ def test_of_what_cannot_be_read_no_row_is_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     next((run / "parts").glob("images-*")).write_bytes(b"")
     assert verify_run(run).headline == "damaged: 0 of 0 rows, no doubles"
+
+
+def test_what_is_far_too_large_for_a_part_is_not_read(tmp_path: Path, monkeypatch) -> None:
+    run, read = make_run(tmp_path / "run"), Path.read_bytes
+    part = next((run / "parts").glob("images-*"))
+    os.truncate(part, 2 << 30)
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: pytest.fail("it is") if path == part else read(path)
+    )
+    assert "far too large for a part" in verify_run(run).problems[0]
 
 
 def test_a_missing_part_is_found(tmp_path: Path) -> None:
@@ -343,9 +357,11 @@ def test_classes_without_names_and_many_of_them(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_can_be_summarised(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest(9)).close("incomplete")
+    none = {**valid(), "tasks": 0}
+    RunWriter.create(tmp_path / "run", manifest(9)).close("incomplete", validity=none)
     results = read_results(tmp_path / "run")
     assert "INCOMPLETE" in render_summary(summarise(results))
+    assert summarise(results)["validity"] == none
     assert "n/a" in render_comparison(compare([results, results]))
 
 

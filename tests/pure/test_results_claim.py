@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from results_harness import InlineThread, fill, make_run, manifest
 
 from collage_mpi.cli import main
-from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.results import (
     RunWriter,
     claim,
@@ -471,6 +471,16 @@ def test_a_manifest_restored_from_an_older_copy_can_be_gone_on_with(tmp_path: Pa
     fill(run, FULL, range(9, ROWS))
     assert run.close("complete") is None
     assert verify_run(out).ok, verify_run(out).problems
+
+
+def test_a_part_of_a_session_that_no_row_can_name_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    RunWriter.create(out, FULL).close("incomplete")
+    (out / "parts" / "images-65534-000001.npy").write_bytes(b"foreign")  # of a u2 column
+    before = content(out)
+    with pytest.raises(DataFault, match="'session'"):
+        RunWriter.reopen(out, FULL)
+    assert content(out) == before
 
 
 @pytest.mark.parametrize("with_folder", [False, True])

@@ -195,7 +195,8 @@ def test_a_full_disk_at_the_last_part_is_told_by_close(
     run = RunWriter.create(tmp_path / "run", manifest(9))
     fill(run, manifest(9), range(9))
     with pytest.raises(EnvironmentFault, match="No space left"):
-        run.close("complete")
+        run.close("complete", summary=True)
+    assert not (tmp_path / "run" / "summary.json").exists()
     assert verify_run(tmp_path / "run").status == "incomplete"
 
 
