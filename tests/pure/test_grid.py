@@ -39,6 +39,11 @@ def test_impossible_grids_are_refused(side: int, cell_px: int) -> None:
         Grid(side, cell_px)
 
 
+@pytest.mark.parametrize("side", [2, 16])
+def test_the_smallest_and_the_largest_grid(side: int) -> None:
+    assert Grid(side, 1).cells == side * side
+
+
 def test_cells_outside_are_refused() -> None:
     grid = Grid(2, 4)
     for index in (-1, 4):

@@ -22,6 +22,7 @@ from collage_mpi.shards import reader as reader_module
 from collage_mpi.shards.check import inspect_here
 from collage_mpi.shards.reader import expand_paths
 from collage_mpi.shards.schema import (
+    ShardFault,
     chunk_rows,
     read_sidecar,
     row_crc32,
@@ -124,6 +125,38 @@ def test_a_compressed_shard_of_somebody_else_is_read(tmp_path: Path) -> None:
         file.create_dataset("images", data=images, chunks=(4, 3, 4, 1), compression="gzip")
     with open_here(path) as shards:
         np.testing.assert_array_equal(shards.read([3, 19, 0])[0], images[[3, 19, 0]])
+
+
+def test_a_row_that_cannot_be_unpacked_leaves_the_others(tmp_path: Path) -> None:
+    path, images = tmp_path / "a.h5", make_images(6)
+    write_shard(path, images)
+    sidecar_path(path).unlink()
+    with h5py.File(path, "a") as file:
+        del file["images"]
+        packed = {"chunks": (1, 3, 4, 1), "compression": "gzip"}
+        rows = file.create_dataset("images", data=images, **packed)
+        rows.id.write_direct_chunk((4, 0, 0, 0), b"no gzip")
+    with open_here(path) as shards:
+        pixels, _, good = shards.read_checked([5, 4, 3, 4])
+        assert good.tolist() == [True, False, True, False]
+        np.testing.assert_array_equal(pixels[[0, 2]], images[[5, 3]])
+        assert shards.row_fault(4).startswith("cannot be read: ")
+        assert not shards.lost
+
+
+def test_a_shard_that_was_lost_stays_lost(tmp_path: Path) -> None:
+    """Else its rows would have an error or an answer, as it happens."""
+    paths = [tmp_path / name for name in ("a.h5", "b.h5")]
+    for path in paths:
+        write_shard(path, make_images(2))
+    with open_here(*paths) as shards:
+        paths[0].rename(tmp_path / "away")
+        with pytest.raises(ShardFault, match=r"a\.h5: can no longer be read"):
+            shards.read([0])
+        (tmp_path / "away").rename(paths[0])
+        with pytest.raises(ShardFault, match=r"a\.h5: can no longer be read"):
+            shards.read([0])
+        np.testing.assert_array_equal(shards.read([2])[0], make_images(2)[:1])
 
 
 def test_a_changed_pixel_is_named(tmp_path: Path) -> None:

@@ -224,6 +224,8 @@ def test_a_file_that_is_cut_short_is_found_by_its_header(tmp_path: Path, cut: in
         ({"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}, "'m' is no dtype"),
         ({"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}, "overlap"),
         ({"dtype": "F32", "shape": [2], "data_offsets": [0, True]}, "'m' is no dtype"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0]}, "'m' is no dtype"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4, 8]}, "'m' is no dtype"),
         ([], "'m' is no dtype"),
     ],
 )
