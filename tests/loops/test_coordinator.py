@@ -343,6 +343,7 @@ def test_nothing_but_bad_rows_ends():
     job = Job([record(i, "crc") for i in range(9)], depth=2)
     assert job.run().status == ev.COMPLETE_WITH_ERRORS
     assert not job.cluster.tasks
+    assert job.coordinator.polls.longest_ns == 0  # it had none to make
 
 
 def test_a_rank_that_always_fails_costs_retries_only():

@@ -957,12 +957,15 @@ def test_a_healthy_collage_rank_keeps_the_job_when_parking_is_over():
 
 
 def test_a_retired_rank_is_recalled_when_it_is_the_last():
-    job = Harness(scheme="none", collages=0, singles=2, max_failures=1, max_attempts=9)
+    job = Harness(scheme="none", collages=0, singles=3, max_failures=1, max_attempts=9)
     job.start()
     job.arrive(4)
-    job.fail(min(t for t, s in job.live.items() if s.rank == 1))
-    assert job.retired == {1}
-    job.lose(2)
+    for rank in (1, 2):
+        job.fail(min(t for t, s in job.live.items() if s.rank == rank))
+    assert job.retired == {1, 2}
+    job.lose(3)
+    assert job.retired == {2}, "one is enough"
+    job.lose(1)
     assert job.retired == set()
     job.close()
     job.run_out()
