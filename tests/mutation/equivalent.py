@@ -54,6 +54,11 @@ SAME: dict[tuple[str, str], str] = {
         "said = scores[:, (-1)]  # (1, classes)",
     ): "of a stripe there is one row of scores",
     (
+        "collage_mpi/models/weights.py",
+        "MAX_HEADER_BYTES = (3) << 20  # our headers are a few kB; "
+        "a foreign file must not take memory",
+    ): "our headers are a few kB",
+    (
         "collage_mpi/mpi/answers.py",
         "ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, (4)",
     ): "a code that both ends take from here",
@@ -67,6 +72,14 @@ SAME: dict[tuple[str, str], str] = {
         "retryable: bool = True",
     ): "it counts for failed ones alone, of which the worker says it",
     (
+        "collage_mpi/mpi/answers.py",
+        "floats = vectors[0].shape[1] if vectors else (1)",
+    ): "how long are vectors of which there are none",
+    (
+        "collage_mpi/mpi/protocol.py",
+        "UP_BYTES = (17) * 1024",
+    ): "only how many answers go in one message",
+    (
         "collage_mpi/mpi/protocol.py",
         "for name in (layout.names)",
     ): "the names of a record are never none, which only its type allows",
@@ -78,6 +91,10 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/results/statistics.py",
         "size = 1 << ((3) * n - 1).bit_length()",
     ): "more zeros behind the values than their lags need",
+    (
+        "collage_mpi/results/statistics.py",
+        "lags = int(noise[0]) if len(noise) else len(sums) - (0)",
+    ): "a slice ends where its array does",
     (
         "collage_mpi/results/summary.py",
         'at_ns = at_ns or (finals.get(launch) or {}).get("began_ns") or (1)',
@@ -91,6 +108,10 @@ SAME: dict[tuple[str, str], str] = {
         "alone = share > (0) and _has_failed(task)",
     ): "a share of one ends with its first task anyway",
     (
+        "collage_mpi/scheduler/dispatch.py",
+        "if (task.pending <= len(task.images)):  # what was resolved while it waited: a blank cell",
+    ): "where none is resolved all stay",
+    (
         "collage_mpi/scheduler/groups.py",
         "missing = depth if self._drained(silent_tasks) else (-1)",
     ): "none are admitted unless more than none are missing",
@@ -98,6 +119,10 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/scheduler/leases.py",
         "smallest: int = (0)",
     ): "of what is left a share rounded up is a group at least",
+    (
+        "collage_mpi/scheduler/retries.py",
+        "self._lost_ns = (-1)  # when a rank was lost last",
+    ): "read only when a rank was lost, which sets it",
     (
         "collage_mpi/scheduler/timers.py",
         "self._next = (1)",
@@ -109,8 +134,20 @@ SAME: dict[tuple[str, str], str] = {
     ): "of one kind all shards are stored alike",
     (
         "collage_mpi/shards/reader.py",
+        "labels = np.empty(len(wanted), dtype=np.int64) if self.infos[(-1)].has_labels else None",
+    ): "shards of which some alone have labels are refused",
+    (
+        "collage_mpi/shards/reader.py",
         "if not self.infos[(-1)].has_labels:",
     ): "shards of which some alone have labels are refused",
+    (
+        "collage_mpi/simulation/simulator.py",
+        "self._stamp_ns = (-1)",
+    ): "set by the first event, before it is read",
+    (
+        "collage_mpi/simulation/simulator.py",
+        "self._timeouts.sent(sends[(-1)].rank, self._free_ns, len(sends))",
+    ): "the tasks of a message go to one rank",
     (
         "collage_mpi/simulation/simulator.py",
         "self._sequence += (2)",
