@@ -84,7 +84,11 @@ class ConvTrunk(nn.Module):
             self.add_module(name, getattr(model, name))
         if backbone.network.startswith("densenet"):
             self.add_module("last", nn.ReLU())  # DenseNet applies it outside of its features
-        self.features_out = self._probe()
+        # What a linear layer of ours reads is the mean of this map. Others are asked: the import of
+        # their library has run the whole of torch, which a rank without it has not (part_torch).
+        self.features_out = (
+            int(model.classifier.in_features) if backbone.name in OWN else self._probe()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = _three(x)

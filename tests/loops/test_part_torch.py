@@ -40,6 +40,31 @@ assert all(off()), "something has run it: torch uses it now, or has other parts"
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "is_off"),
+    [("efficientnet-lite:lite0_16", True), ("darknet:tiny", True), ("torchvision:resnet18", False)],
+)
+def test_a_collage_network_of_a_known_trunk_is_built_as_a_rank_builds_it(
+    name: str, is_off: bool
+) -> None:
+    """Shapes first, weights later; torchvision's trunk is asked for its last map."""
+    if name.startswith("torchvision"):
+        pytest.importorskip("torchvision")
+    run(
+        f"""
+import torch
+from collage_mpi.models.backbone import Backbone
+from collage_mpi.models.collage_net import build_network
+from collage_mpi.models.heads import HeadSpec
+with torch.device("meta"):
+    network = build_network(Backbone("{name}"), 3, 10, 3, HeadSpec("apart"))
+assert all(off()) == {is_off}
+network = network.to_empty(device="cpu").eval()
+assert network(torch.zeros(1, 3, 288, 288)).shape == (1, 9, 10)
+"""
+    )
+
+
 def test_any_other_part_of_torch_comes_after_it() -> None:
     run("import torch._dynamo\nassert not any(off())")
 
