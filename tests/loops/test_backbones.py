@@ -333,17 +333,18 @@ def test_pixels_that_leave_no_map_are_refused(
         return
     assert code == ExitCode.USAGE
     told = capsys.readouterr().err
-    assert "45 x 45 pixels, 3 x 3 cells, are too few for efficientnet-lite:lite0" in told
+    assert "efficientnet-lite:lite0 cannot see 45 x 45 pixels, 3 x 3 cells:" in told
     assert "--cell-px" in told
 
 
-def test_a_size_that_leaves_no_map_is_not_imported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["densenet121", "vit_b_16"])
+def test_a_size_that_a_network_cannot_see_is_not_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    command = ["weights", "import", "any.pth", "--backbone=torchvision:densenet121"]
+    command = ["weights", "import", "any.pth", f"--backbone=torchvision:{name}"]
     out = tmp_path / "out.safetensors"
     assert main([*command, "--size=16", f"--out={out}"]) == ExitCode.USAGE
-    assert "16 x 16 pixels are too few for torchvision:densenet121" in capsys.readouterr().err
+    assert f"torchvision:{name} cannot see 16 x 16 pixels: " in capsys.readouterr().err
     assert not out.exists()
 
 

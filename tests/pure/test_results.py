@@ -195,8 +195,10 @@ def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
         writer.close("complete")
     assert verify_run(tmp_path / "good").ok
     assert "other images" in verify_run(tmp_path / "other").problems[0]
-    for name in ("double", "foreign"):  # that is told, and explains the digest
-        assert "other images" not in "".join(verify_run(tmp_path / name).problems)
+    for name, told in (("double", "1 doubles"), ("foreign", "outside the input")):
+        problems = "".join(verify_run(tmp_path / name).problems)
+        assert told in problems
+        assert "other images" not in problems  # that explains the digest
 
 
 @pytest.mark.parametrize(
