@@ -116,26 +116,28 @@ def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         np.testing.assert_array_equal(shards.read([9, 0, 5])[1], [4, 0, 2])
 
 
-def test_a_compressed_shard_of_somebody_else_is_read(tmp_path: Path) -> None:
-    path, images = tmp_path / "a.h5", make_images(20)
+def repacked(path: Path, images: np.ndarray, rows: int) -> None:
+    """A shard as another program may write it: in gzip chunks of so many rows, no sidecar."""
     write_shard(path, images)
     sidecar_path(path).unlink()
     with h5py.File(path, "a") as file:
         del file["images"]
-        file.create_dataset("images", data=images, chunks=(4, 3, 4, 1), compression="gzip")
+        chunks = (rows, *images.shape[1:])
+        file.create_dataset("images", data=images, chunks=chunks, compression="gzip")
+
+
+def test_a_compressed_shard_of_somebody_else_is_read(tmp_path: Path) -> None:
+    path, images = tmp_path / "a.h5", make_images(20)
+    repacked(path, images, rows=4)
     with open_here(path) as shards:
         np.testing.assert_array_equal(shards.read([3, 19, 0])[0], images[[3, 19, 0]])
 
 
 def test_a_row_that_cannot_be_unpacked_leaves_the_others(tmp_path: Path) -> None:
     path, images = tmp_path / "a.h5", make_images(6)
-    write_shard(path, images)
-    sidecar_path(path).unlink()
+    repacked(path, images, rows=1)
     with h5py.File(path, "a") as file:
-        del file["images"]
-        packed = {"chunks": (1, 3, 4, 1), "compression": "gzip"}
-        rows = file.create_dataset("images", data=images, **packed)
-        rows.id.write_direct_chunk((4, 0, 0, 0), b"no gzip")
+        file["images"].id.write_direct_chunk((4, 0, 0, 0), b"no gzip")
     with open_here(path) as shards:
         pixels, _, good = shards.read_checked([5, 4, 3, 4])
         assert good.tolist() == [True, False, True, False]
