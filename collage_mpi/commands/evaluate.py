@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.encoding import MAX_K, MIN_K
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import CODED, COLLAGE, NETWORKS, PARITY, SINGLE
+from collage_mpi.models.tuning import PRECISIONS, Tuning
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
 
@@ -70,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="number format of the networks; auto is what the ranks of run take (default: "
+        "%(default)s)",
+    )
     parser.add_argument(
         "--save-answers",
         type=Path,
@@ -164,6 +172,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
                 kind,
                 device=args.device,
                 threads=args.threads,
+                tuning=Tuning(args.precision),
                 geometry=_geometry(args, shards, infos),
             )
             for kind, spec in specs.items()
@@ -294,7 +303,7 @@ def _print_table(report: dict[str, Any]) -> None:
     print(to_text(table))
     print(
         f"Service time: median of {report['calls']} calls of batch 1, networks in turn, on "
-        f"{report['device']} with {report['threads']} thread(s). FLOP: "
+        f"{report['device']} with {report['threads']} thread(s), {_tunings(networks)}. FLOP: "
         f"{report['flops_counted_by']}. Images in {report['order']} order."
     )
     for kind, ratio in ratios.items():
@@ -308,6 +317,10 @@ def _print_table(report: dict[str, Any]) -> None:
             "Parity and approx: each image as if its own answer alone were missing from its "
             "stripe (degraded accuracy)."
         )
+
+
+def _tunings(networks: dict[str, dict[str, Any]]) -> str:
+    return " / ".join(dict.fromkeys(entry["tuning"] for entry in networks.values()))
 
 
 def _title(kind: str, entry: dict[str, Any]) -> str:

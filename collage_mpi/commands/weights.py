@@ -64,8 +64,7 @@ def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "threshold",
         help=line,
         description=f"{line[0].upper()}{line[1:]}: chosen on one half of labelled images, which no "
-        "network was trained on, and measured on the other; at most 0.1 points of accuracy are "
-        "given away. `run` uses it by default.",
+        "network was trained on, and measured on the other. `run` uses it by default.",
     )
     child.add_argument(
         "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
@@ -78,6 +77,14 @@ def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     child.add_argument(
         "--out", type=Path, metavar="FILE", help="weights file to write (default: --collage itself)"
+    )
+    child.add_argument(
+        "--aim",
+        choices=("share", "accuracy"),
+        default="share",
+        help="share: as many cells count as at most 0.1 points of accuracy pay for; accuracy: "
+        "those that gain most, for a collage network that is worse than the single but better "
+        "where it is sure (default: %(default)s)",
     )
     child.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
 
@@ -121,13 +128,13 @@ def _threshold(args: argparse.Namespace) -> int:
             alone = decode(single_scores(both[SINGLE], shards, order, advance))
     finally:
         shards.close()
-    found = choose_threshold(alone, cells, labels, collage.cells, single.fingerprint)
+    found = choose_threshold(alone, cells, labels, collage.cells, single.fingerprint, args.aim)
     made = with_accept(collage, found, args.out or Path(args.collage))
     print(
-        f"{made.path}: cells count from a score of {found.confidence:g}, which gave "
-        f"{found.chosen_points:+.2f} points away on {found.chosen_on:,} images and "
-        f"{found.measured_points:+.2f} on {found.measured_on:,} others, where {found.share:.0%} of "
-        f"the cells count; sha256 {made.fingerprint[:12]}"
+        f"{made.path}: cells count from a score of {found.confidence:g}, which changes accuracy "
+        f"by {-found.chosen_points:+.2f} points on {found.chosen_on:,} images and "
+        f"{-found.measured_points:+.2f} on {found.measured_on:,} others, where {found.share:.0%} "
+        f"of the cells count; sha256 {made.fingerprint[:12]}"
     )
     return 0
 

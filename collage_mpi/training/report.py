@@ -93,6 +93,7 @@ def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
         "architecture": info.architecture,
         "class_names": list(info.class_names),
         "temperature": info.metadata["temperature"],
+        "tuning": predictor.tuning,
         "accept": None if info.accept is None else info.accept.to_dict(),
         "training": info.metadata.get("training"),
         "flops": count_flops(predictor),

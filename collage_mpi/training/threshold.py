@@ -1,4 +1,4 @@
-"""From which score on a collage's answers may count, so that hardly any accuracy is given away.
+"""From which score on a collage's answers may count, by what that costs or gains in accuracy.
 
 Owns: the choice on one half of the images, the measurement on the other.
 Does not know: networks, files.
@@ -18,22 +18,30 @@ LEAST_IMAGES = 1000  # a half of fewer tells nothing of a tenth of a point
 
 
 def choose_threshold(
-    single: Answers, collage: Answers, labels: np.ndarray, cells: int, fingerprint: str
+    single: Answers,
+    collage: Answers,
+    labels: np.ndarray,
+    cells: int,
+    fingerprint: str,
+    aim: str = "share",
 ) -> AcceptSpec:
-    """The least score from which on, on every other group, at most MOST_POINTS are lost.
+    """The score by every other group, and what it costs on the groups between.
 
-    What is lost is counted as if every cell of at least that score came before its single
-    answer, and a standard error is added, so that it holds on the other groups too.
+    "share" takes the least score from which on at most MOST_POINTS are lost, so that most cells
+    count; "accuracy" the one from which on most is gained. What is lost or gained is counted as
+    if every cell of at least that score came before its single answer, and is taken as worse by a
+    standard error, so that it holds on the other groups too.
 
     Args:
         single, collage: n answers each, groups of `cells` in order.
         labels: (n,) int64.
         cells: images of a group.
         fingerprint: of the single network.
+        aim: "share" or "accuracy".
 
     Raises:
-        DataFault: too few images; no score costs so little, or the chosen one costs more on the
-            other groups.
+        DataFault: too few images; no score costs so little, or gains, or the chosen one costs more
+            than MOST_POINTS on the other groups.
     """
     if len(labels) < 2 * LEAST_IMAGES:
         raise DataFault(
@@ -43,11 +51,11 @@ def choose_threshold(
     scores = np.array([-1.0 if answer is None else answer[1] for answer in collage])  # (n,)
     lost = right(single, labels).astype(int) - right(collage, labels)  # (n,) -1, 0, 1
     chosen = np.arange(len(labels)) // cells % 2 == 0  # (n,) bool, whole groups
-    confidence = _least(scores[chosen], lost[chosen])
+    confidence = _chosen(scores[chosen], lost[chosen], aim)
     if confidence is None:
+        why = f"costs less than {MOST_POINTS:g} points" if aim == "share" else "gains accuracy"
         raise DataFault(
-            f"no score of the collage network costs less than {MOST_POINTS:g} points here: use "
-            "--accept backup, or train it further"
+            f"no score of the collage network {why} here: use --accept backup, or train it further"
         )
     counts = scores >= confidence
 
@@ -71,18 +79,24 @@ def choose_threshold(
     )
 
 
-def _least(scores: np.ndarray, lost: np.ndarray) -> float | None:
-    """The least score such that it and every higher one cost little enough; None if none does."""
+def _chosen(scores: np.ndarray, lost: np.ndarray, aim: str) -> float | None:
+    """The score that the aim asks for; None if none serves.
+
+    Args:
+        scores, lost: (n,) of the cells that choose.
+    """
     order = np.argsort(-scores, kind="stable")
     at, so_far = scores[order], np.cumsum(lost[order])  # (n,) from the surest on
-    error = np.sqrt(np.cumsum(lost[order] ** 2))
-    within = 100 * (so_far + error) / len(scores) <= MOST_POINTS
-    last = np.append(at[1:] != at[:-1], True)  # of several with the same score
-    fails = np.flatnonzero(last & ~within)
-    good = np.flatnonzero(last)
-    good = good[good < fails[0]] if len(fails) else good
-    good = good[at[good] >= 0]
-    if not len(good):
+    worst = so_far + np.sqrt(np.cumsum(lost[order] ** 2))
+    ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score
+    ends = ends[at[ends] >= 0]
+    if aim == "accuracy":
+        best = ends[np.argmin(worst[ends])] if len(ends) else None
+        found = None if best is None or worst[best] >= 0 else best
+    else:
+        fails = np.flatnonzero(100 * worst[ends] / len(scores) > MOST_POINTS)
+        good = ends[: fails[0]] if len(fails) else ends
+        found = good[-1] if len(good) else None
+    if found is None:
         return None
-    confidence = float(np.ceil(at[good[-1]] * 1e4) / 1e4)
-    return min(confidence, 1.0)
+    return min(float(np.ceil(at[found] * 1e4) / 1e4), 1.0)

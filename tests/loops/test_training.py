@@ -67,13 +67,36 @@ def test_both_networks_learn_and_evaluate_says_so(
         assert entry["accuracy"] > 0.9
         assert entry["images"] == 101
         assert min(entry["flops"], entry["parameters"], entry["service_ns"]) > 0
+        assert entry["tuning"] == "float32, channels-last"
     ratio = report["collage_over_single"]
     assert ratio["flops"] == pytest.approx(4, rel=0.1)
     assert ratio["parameters"] == pytest.approx(1)
-    assert main([*words, *both, "--shuffle", "3", "--limit", "50"]) == 0
+    assert main([*words, *both, "--shuffle", "3", "--limit", "50", "--precision", "bfloat16"]) == 0
     text = capsys.readouterr().out
     assert "collage : single" in text
+    assert "1 thread(s), bfloat16, channels-last. FLOP" in text
     assert "shuffle:3 order" in text
+
+
+def test_a_threshold_goes_into_the_weights(
+    weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, out = make_shard(tmp_path / "test.h5", 2000, 1), tmp_path / "out.safetensors"
+    words = ["weights", "threshold", "--shards", str(test), "--single", str(weights["single"])]
+    words += ["--collage", str(weights["collage"]), "--out", str(out)]
+    assert main([*words, "--aim", "accuracy"]) == 4  # the single network is as right as can be
+    assert "no score of the collage network gains accuracy" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    single, made = describe(str(weights["single"]), "single"), describe(str(out), "collage")
+    assert single is not None
+    assert made is not None
+    assert made.accept is not None
+    assert made.accept.single == single.fingerprint
+    assert f"from a score of {made.accept.confidence:g}, which changes accuracy by" in text
+    assert f"by {-made.accept.chosen_points:+.2f} points on 1,000 images" in text
+    assert made.accept.chosen_points <= 0.1
 
 
 def test_saved_answers_are_those_of_the_networks(

@@ -104,6 +104,28 @@ def test_the_half_that_measures_does_not_choose():
         choose_threshold(single, worse, labels, 4, "s")
 
 
+def test_a_threshold_can_be_that_of_most_accuracy():
+    """Cells of a score from 0.7 are right, half of the single's answers are; below, neither."""
+    single, collage, labels = network(20_000, wrong_below=0.7)
+    single = [(i // 2 % 2, 1.0) for i in range(len(single))]  # pairs, so that both halves have both
+    found = choose_threshold(single, collage, labels, 9, "s", "accuracy")
+    assert 0.699 < found.confidence < 0.701
+    assert found.share == pytest.approx(0.3, abs=0.02)
+    assert found.chosen_points == pytest.approx(-15, abs=1)
+    assert found.measured_points == pytest.approx(-15, abs=1)
+    assert choose_threshold(single, collage, labels, 9, "s").confidence < 0.5  # which costs nothing
+
+
+def test_a_threshold_of_most_accuracy_counts_scattered_luck_for_nothing():
+    single, collage, labels = network(4000, wrong_below=0.0)  # as right as the single
+    single[0], single[9] = (1, 1.0), (1, 1.0)  # better by one image in either half
+    with pytest.raises(DataFault, match="gains accuracy"):
+        choose_threshold(single, collage, labels, 9, "s", "accuracy")
+    collage = [None] * 4000
+    with pytest.raises(DataFault, match="gains accuracy"):
+        choose_threshold(single, collage, labels, 9, "s", "accuracy")
+
+
 @pytest.mark.parametrize("side", ["3", "3_balanced", "3_yolo", "5"])
 def test_the_shipped_networks_give_at_most_a_tenth_of_a_point_away(side, networks):
     """As measured on images that did not choose it."""
