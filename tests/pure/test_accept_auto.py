@@ -116,6 +116,32 @@ def test_a_threshold_can_be_that_of_most_accuracy():
     assert choose_threshold(single, collage, labels, 9, "s").confidence < 0.5  # which costs nothing
 
 
+@pytest.mark.parametrize(
+    ("aim", "lost", "confidence"),
+    [
+        ("share", [[0], [0], [1], [-1]], 0.88),  # the fourth would make up for the third: too late
+        ("share", [[0], [0], [0], [0]], 0.84),
+        ("share", [[0], [0], [0], [1]], 0.86),
+        ("share", [[0], [0, 0, 1]], 0.9),  # of one score all count, or none
+        ("accuracy", [[-1], [-1], [1], [0]], 0.88),
+        ("accuracy", [[-1], [-1], [-1], [1]], 0.86),
+        ("accuracy", [[-1] * 4, [1] * 3, [-1] * 4], 0.9),  # one more is gained by the third: luck
+        ("accuracy", [[0], [-1, -1, 1, -1, -1]], 0.88),
+        ("accuracy", [[-1] * 1000], 0.9),  # every cell
+    ],
+)
+def test_a_threshold_by_hand(aim, lost, confidence):
+    """Of every other image the first ones have cells, by levels of score; else all are wrong."""
+    labels = np.zeros(2000, np.int64)
+    single, collage = [(1, 1.0)] * 2000, [None] * 2000
+    cells = [(0.9 - level / 50, change) for level, each in enumerate(lost) for change in each]
+    for i, (score, change) in enumerate(cells):
+        single[2 * i] = (int(change < 0), 1.0)
+        collage[2 * i] = (int(change > 0), score)
+    found = choose_threshold(single, collage, labels, 1, "s", aim)
+    assert found.confidence == pytest.approx(confidence, abs=1e-3)
+
+
 def test_a_threshold_of_most_accuracy_counts_scattered_luck_for_nothing():
     single, collage, labels = network(4000, wrong_below=0.0)  # as right as the single
     single[0], single[9] = (1, 1.0), (1, 1.0)  # better by one image in either half
