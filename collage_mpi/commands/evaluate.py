@@ -75,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="number format of the networks; auto is what the ranks of run take (default: "
-        "%(default)s)",
+        help="number format of the networks; auto is what the ranks of run take by default "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--save-answers",
@@ -320,7 +320,10 @@ def _print_table(report: dict[str, Any]) -> None:
 
 
 def _tunings(networks: dict[str, dict[str, Any]]) -> str:
-    return " / ".join(dict.fromkeys(entry["tuning"] for entry in networks.values()))
+    told = {kind: entry["tuning"] for kind, entry in networks.items()}
+    if len(set(told.values())) == 1:
+        return str(next(iter(told.values())))
+    return "; ".join(f"{kind} {tuning}" for kind, tuning in told.items())
 
 
 def _title(kind: str, entry: dict[str, Any]) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.models.tuning import PRECISIONS, Tuning
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
 
@@ -87,6 +89,12 @@ def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "where it is sure (default: %(default)s)",
     )
     child.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
+    child.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="number format of the networks (default: %(default)s)",
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -120,7 +128,8 @@ def _threshold(args: argparse.Namespace) -> int:
         if labels is None:
             raise DataFault("the shards have no labels; a threshold needs labelled shards")
         order = np.arange(len(shards))
-        both = {kind: load_predictor(s, kind, device=args.device) for kind, s in specs.items()}
+        how: dict[str, Any] = {"device": args.device, "tuning": Tuning(args.precision)}
+        both = {kind: load_predictor(spec, kind, **how) for kind, spec in specs.items()}
         grid = Grid(collage.side, collage.cell_px)
         with advancing(len(order), COLLAGE) as advance:
             cells = predict_collage(both[COLLAGE], grid, shards, order, advance)
@@ -131,10 +140,10 @@ def _threshold(args: argparse.Namespace) -> int:
     found = choose_threshold(alone, cells, labels, collage.cells, single.fingerprint, args.aim)
     made = with_accept(collage, found, args.out or Path(args.collage))
     print(
-        f"{made.path}: cells count from a score of {found.confidence:g}, which changes accuracy "
-        f"by {-found.chosen_points:+.2f} points on {found.chosen_on:,} images and "
-        f"{-found.measured_points:+.2f} on {found.measured_on:,} others, where {found.share:.0%} "
-        f"of the cells count; sha256 {made.fingerprint[:12]}"
+        f"{made.path}: cells count from a score of {found.confidence:g}, which changes accuracy by "
+        f"{0 - found.chosen_points:+.2f} points on {found.chosen_on:,} images and by "
+        f"{0 - found.measured_points:+.2f} on {found.measured_on:,} others, where "
+        f"{found.share:.0%} of the cells count; sha256 {made.fingerprint[:12]}"
     )
     return 0
 

@@ -30,7 +30,7 @@ def choose_threshold(
     "share" takes the least score from which on at most MOST_POINTS are lost, so that most cells
     count; "accuracy" the one from which on most is gained. What is lost or gained is counted as
     if every cell of at least that score came before its single answer, and is taken as worse by a
-    standard error, so that it holds on the other groups too.
+    standard error, so that it holds on the other groups too. Scores are taken in steps of 0.0001.
 
     Args:
         single, collage: n answers each, groups of `cells` in order.
@@ -41,32 +41,32 @@ def choose_threshold(
 
     Raises:
         DataFault: too few images; no score costs so little, or gains, or the chosen one costs more
-            than MOST_POINTS on the other groups.
+            than MOST_POINTS, or anything at all, on the other groups.
     """
     if len(labels) < 2 * LEAST_IMAGES:
         raise DataFault(
             f"{len(labels):,} labelled images: a threshold needs {2 * LEAST_IMAGES:,}, half of "
             "them to choose it and half to measure what it costs"
         )
-    scores = np.array([-1.0 if answer is None else answer[1] for answer in collage])  # (n,)
+    scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in collage])
+    scores = np.floor(scores * 1e4) / 1e4  # (n,)
     lost = right(single, labels).astype(int) - right(collage, labels)  # (n,) -1, 0, 1
     chosen = np.arange(len(labels)) // cells % 2 == 0  # (n,) bool, whole groups
     confidence = _chosen(scores[chosen], lost[chosen], aim)
     if confidence is None:
         why = f"costs less than {MOST_POINTS:g} points" if aim == "share" else "gains accuracy"
-        raise DataFault(
-            f"no score of the collage network {why} here: use --accept backup, or train it further"
-        )
+        raise DataFault(f"no score of the collage network {why} here: {_remedy(aim)}")
     counts = scores >= confidence
 
     def points(part: np.ndarray) -> float:
         return round(100 * float(lost[part & counts].sum()) / int(part.sum()), 3)
 
     measured = points(~chosen)
-    if measured > MOST_POINTS:
+    allowed = MOST_POINTS if aim == "share" else 0
+    if measured > allowed:
         raise DataFault(
             f"the score {confidence:g} gives {measured:.2f} points away on the images that did not "
-            f"choose it, more than {MOST_POINTS:g}: there is no threshold; use --accept backup"
+            f"choose it, more than {allowed:g}: there is no threshold; {_remedy(aim)}"
         )
     return AcceptSpec(
         confidence,
@@ -77,6 +77,11 @@ def choose_threshold(
         measured,
         round(float(counts[~chosen].mean()), 3),
     )
+
+
+def _remedy(aim: str) -> str:
+    other = "try --aim accuracy, " if aim == "share" else ""
+    return f"{other}use --accept backup, or train it further"
 
 
 def _chosen(scores: np.ndarray, lost: np.ndarray, aim: str) -> float | None:
@@ -91,12 +96,10 @@ def _chosen(scores: np.ndarray, lost: np.ndarray, aim: str) -> float | None:
     ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score
     ends = ends[at[ends] >= 0]
     if aim == "accuracy":
-        best = ends[np.argmin(worst[ends])] if len(ends) else None
-        found = None if best is None or worst[best] >= 0 else best
+        least = ends[worst[ends] == worst[ends].min(initial=0)]  # the last: most cells
+        found = least[-1] if len(least) and worst[least[-1]] < 0 else None
     else:
         fails = np.flatnonzero(100 * worst[ends] / len(scores) > MOST_POINTS)
         good = ends[: fails[0]] if len(fails) else ends
         found = good[-1] if len(good) else None
-    if found is None:
-        return None
-    return min(float(np.ceil(at[found] * 1e4) / 1e4), 1.0)
+    return None if found is None else float(at[found])

@@ -95,7 +95,7 @@ def test_a_threshold_goes_into_the_weights(
     assert made.accept is not None
     assert made.accept.single == single.fingerprint
     assert f"from a score of {made.accept.confidence:g}, which changes accuracy by" in text
-    assert f"by {-made.accept.chosen_points:+.2f} points on 1,000 images" in text
+    assert f"by {0 - made.accept.chosen_points:+.2f} points on 1,000 images" in text
     assert made.accept.chosen_points <= 0.1
 
 

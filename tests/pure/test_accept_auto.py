@@ -128,6 +128,7 @@ def test_a_threshold_can_be_that_of_most_accuracy():
         ("accuracy", [[-1] * 4, [1] * 3, [-1] * 4], 0.9),  # one more is gained by the third: luck
         ("accuracy", [[0], [-1, -1, 1, -1, -1]], 0.88),
         ("accuracy", [[-1] * 1000], 0.9),  # every cell
+        ("accuracy", [[-1] * 50, [0] * 300, [1]], 0.88),  # as good as 0.9, and more cells count
     ],
 )
 def test_a_threshold_by_hand(aim, lost, confidence):
@@ -140,6 +141,31 @@ def test_a_threshold_by_hand(aim, lost, confidence):
         collage[2 * i] = (int(change > 0), score)
     found = choose_threshold(single, collage, labels, 1, "s", aim)
     assert found.confidence == pytest.approx(confidence, abs=1e-3)
+
+
+def test_a_threshold_counts_the_cells_that_chose_it():
+    """Of a score of 1, 30 are wrong; of one that is written as 0.9999, 80 are right."""
+    single, collage, labels = [(1, 1.0)] * 2000, [None] * 2000, np.zeros(2000, np.int64)
+    for i in range(110):
+        single[2 * i] = (int(i >= 30), 1.0)
+        collage[2 * i] = (int(i < 30), 1.0 if i < 30 else 0.99992)
+    found = choose_threshold(single, collage, labels, 1, "s", "accuracy")
+    assert found.confidence == 0.9999
+    assert found.chosen_points == -5
+
+
+def test_a_threshold_that_loses_on_the_others_is_none():
+    """Two cells of the half that does not choose are wrong: 0.2 points of 1,000; one is 0.1."""
+    single, collage, labels = [(1, 1.0)] * 2000, [None] * 2000, np.zeros(2000, np.int64)
+    for i in range(50):
+        collage[2 * i] = (0, 0.9)
+    single[1], collage[1] = (0, 1.0), (1, 0.9)
+    with pytest.raises(DataFault, match="more than 0: there is no threshold; use --accept backup"):
+        choose_threshold(single, collage, labels, 1, "s", "accuracy")
+    assert choose_threshold(single, collage, labels, 1, "s").measured_points == 0.1
+    single[3], collage[3] = (0, 1.0), (1, 0.9)
+    with pytest.raises(DataFault, match=r"0.20 points .* more than 0.1: .* try --aim accuracy"):
+        choose_threshold(single, collage, labels, 1, "s")
 
 
 def test_a_threshold_of_most_accuracy_counts_scattered_luck_for_nothing():

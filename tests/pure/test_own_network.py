@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.models import Geometry, describe, is_own, load_predictor
+from collage_mpi.models import Geometry, Tuning, describe, is_own, load_predictor
 from collage_mpi.models.own import find_function
 
 GEOMETRY = Geometry((8, 8, 3), side=2, cell_px=6, classes=5)
@@ -88,6 +88,16 @@ def embeds_nothing(**told):
     made = Embeds(1, told["classes"])
     made.length = 0
     return made
+
+def float32_only(kind, shape, side, cell_px, classes, device):
+    import torch
+    from torch import nn
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(shape[2], classes)
+        def forward(self, x): return self.last(x.mean((2, 3)) + torch.zeros(1))
+    return Net()
 
 def misshapen(kind, shape, side, cell_px, classes, device):
     from torch import nn
@@ -219,6 +229,15 @@ def test_a_module_that_gives_probabilities_is_refused(own: str) -> None:
     for kind in ("single", "collage"):
         with pytest.raises(DataFault, match=r"softmax_twice: the network gave probab.*Leave out"):
             load_predictor(f"{own}:softmax_twice", kind, geometry=GEOMETRY)
+
+
+def test_a_module_that_works_in_float32_only_says_so(own: str) -> None:
+    for precision in ("auto", "float32"):
+        load_predictor(f"{own}:float32_only", "single", geometry=GEOMETRY, tuning=Tuning(precision))
+    with pytest.raises(UsageError, match=r"not work as bfloat16 \(.*\): use --precision auto"):
+        load_predictor(
+            f"{own}:float32_only", "single", geometry=GEOMETRY, tuning=Tuning("bfloat16")
+        )
 
 
 def test_a_network_of_ones_own_says_that_it_has_embeddings_by_giving_them(own: str) -> None:
