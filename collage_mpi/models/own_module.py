@@ -14,12 +14,7 @@ from torch import Tensor, nn
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.models.own_info import HOW, TOLERANCE, Geometry, own_info
-from collage_mpi.models.predictor import (
-    TorchPredictor,
-    is_out_of_memory,
-    told_if_it_does_not_fit,
-    usable_device,
-)
+from collage_mpi.models.predictor import TorchPredictor, told_if_it_does_not_fit, usable_device
 from collage_mpi.models.tuning import Tuning
 
 
@@ -40,9 +35,9 @@ def module_predictor(
     make tensors of its own that do not follow another precision.
 
     Raises:
-        UsageError: it gives no embeddings, and they are wanted; it does not work in this precision.
+        UsageError: it gives no embeddings, and they are wanted.
         DataFault: its output has another shape, or is probabilities already.
-        EnvironmentFault: the device is not there.
+        EnvironmentFault: the device is not there, or it does not work in this precision.
     """
     torch.set_num_threads(max(1, threads))
     info = own_info(spec, kind, geometry, fingerprint_of(spec, module))
@@ -50,16 +45,7 @@ def module_predictor(
     place, chosen = usable_device(device), _as_said(tuning or Tuning())
     with told_if_it_does_not_fit(info, shaped, place, chosen):
         predictor = TorchPredictor(info, shaped, place, chosen, embed)
-        try:
-            predictor.first_call()
-        except RuntimeError as error:
-            if chosen.precision == "float32" or is_out_of_memory(error):
-                raise
-            detail = " ".join(str(error).split())[:300]
-            raise UsageError(
-                f"{spec}: the network does not work as {chosen.precision} ({detail}): use "
-                "--precision auto or float32"
-            ) from error
+        predictor.first_call()
         _check_logits(spec, predictor.outputs(info.noise()))
     return predictor
 

@@ -189,7 +189,8 @@ def told_if_it_does_not_fit(
     """Turn what a device refuses while a network is placed and first called into a message.
 
     Raises:
-        EnvironmentFault: the GPU's memory is too small, or torch.compile cannot work here.
+        EnvironmentFault: the GPU's memory is too small, torch.compile cannot work here, or the
+            network not in this precision.
     """
     chosen = (tuning or Tuning()).on(device.type)
     try:
@@ -201,9 +202,16 @@ def told_if_it_does_not_fit(
             what = f"the {info.kind} network of {info.path} ({chosen})"
             message = memory_fault(what, str(device), weights, *_memory(device))
             raise EnvironmentFault(message) from error
-        if chosen.compile != "torch-compile" or isinstance(error, CollageError):
+        compiled = chosen.compile == "torch-compile"
+        halved = chosen.precision != "float32" and isinstance(error, RuntimeError)
+        if isinstance(error, CollageError) or not (compiled or halved):
             raise
         detail = " ".join(str(error).split())[:300]
+        if not compiled:
+            raise EnvironmentFault(
+                f"the {info.kind} network of {info.origin} does not work as {chosen} on {device} "
+                f"({detail}): choose --precision float32"
+            ) from error
         raise EnvironmentFault(
             f"torch.compile cannot make the {info.kind} network here ({detail}); it needs a C++ "
             "compiler, on GPUs Triton too: choose --compile auto or none"

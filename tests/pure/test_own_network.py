@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models import Geometry, Tuning, describe, is_own, load_predictor
 from collage_mpi.models.own import find_function
 
@@ -234,10 +234,15 @@ def test_a_module_that_gives_probabilities_is_refused(own: str) -> None:
 def test_a_module_that_works_in_float32_only_says_so(own: str) -> None:
     for precision in ("auto", "float32"):
         load_predictor(f"{own}:float32_only", "single", geometry=GEOMETRY, tuning=Tuning(precision))
-    with pytest.raises(UsageError, match=r"not work as bfloat16 \(.*\): use --precision auto"):
-        load_predictor(
-            f"{own}:float32_only", "single", geometry=GEOMETRY, tuning=Tuning("bfloat16")
-        )
+    for how, says in (
+        (
+            Tuning("bfloat16"),
+            r"only does not work as bfloat16, .* \(.*dtype.*\): choose --precision",
+        ),
+        (Tuning("bfloat16", compile="torch-compile"), "torch.compile cannot make the single"),
+    ):
+        with pytest.raises(EnvironmentFault, match=says):
+            load_predictor(f"{own}:float32_only", "single", geometry=GEOMETRY, tuning=how)
 
 
 def test_a_network_of_ones_own_says_that_it_has_embeddings_by_giving_them(own: str) -> None:
