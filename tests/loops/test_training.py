@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.cli import main
-from collage_mpi.models import describe
+from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import write_shard
 
@@ -79,12 +79,23 @@ def test_both_networks_learn_and_evaluate_says_so(
 
 
 def test_a_threshold_goes_into_the_weights(
-    weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    asked = []
+
+    def load(*words: Any, **how: Any) -> Any:
+        asked.append(how["tuning"].precision)
+        return load_predictor(*words, **how)
+
+    monkeypatch.setattr("collage_mpi.models.load_predictor", load)
     test, out = make_shard(tmp_path / "test.h5", 2000, 1), tmp_path / "out.safetensors"
     words = ["weights", "threshold", "--shards", str(test), "--single", str(weights["single"])]
     words += ["--collage", str(weights["collage"]), "--out", str(out)]
-    assert main([*words, "--aim", "accuracy"]) == 4  # the single network is as right as can be
+    # the single network is as right as can be
+    assert main([*words, "--aim", "accuracy", "--precision", "bfloat16"]) == 4
     assert "no score of the collage network gains accuracy" in capsys.readouterr().err
     assert not out.exists()
     assert main(words) == 0
@@ -97,6 +108,7 @@ def test_a_threshold_goes_into_the_weights(
     assert f"from a score of {made.accept.confidence:g}, which changes accuracy by" in text
     assert f"by {0 - made.accept.chosen_points:+.2f} points on 1,000 images" in text
     assert made.accept.chosen_points <= 0.1
+    assert asked == ["bfloat16"] * 2 + ["float32"] * 2
 
 
 def test_saved_answers_are_those_of_the_networks(
@@ -539,8 +551,6 @@ def test_a_yolo_head_learns_and_answers_like_a_grid(
     words += ["--collage", str(out), "--calls", "1", "--json", "--save-answers", str(answers)]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["networks"]["collage"]["accuracy"] > 0.85
-
-    from collage_mpi.models import load_predictor
 
     predictor = load_predictor(str(out), "collage")
     scores = predictor.predict(np.zeros((2, *info.shape), np.uint8))
