@@ -16,6 +16,7 @@ from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.results.file_names import MANIFEST
+from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest, recorded_settings
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
@@ -58,6 +59,8 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
                 f"{out}: no run here yet, so --resume begins one and needs all settings: {error}"
             ) from error
         return settings
+    # Before its manifest is believed, which may name a network to import; by the given settings.
+    refuse_foreign(Path(out), given.get("shared_out") == "on")
     manifest = read_manifest(Path(out))
     values = over_recorded(_known(manifest), given, source, anew=False)
     settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")

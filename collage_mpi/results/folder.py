@@ -6,7 +6,11 @@ Does not know: who writes when, statistics.
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
+import shlex
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +33,44 @@ from collage_mpi.results.reader import keys_of, missing_images, standing
 from collage_mpi.results.rows import IMAGES, TABLES
 from collage_mpi.results.vectors import of_parts
 from collage_mpi.system.files import remove_leftovers
+
+
+def refuse_foreign(out: Path, shared: bool) -> None:
+    """Refuse a folder for results in which another user decides what is written where.
+
+    Args:
+        out: the folder. It, and its folders of rows, need not exist. What lies above it is not
+            looked at: a link there is the user's own choice.
+        shared: take the folder of another user. A link is refused all the same.
+
+    Raises:
+        EnvironmentFault: one of them is a link, or belongs to neither this user nor root.
+    """
+    for path in (out, *(out / name for name in (PARTS_FOLDER, VECTORS_FOLDER, PENDING_FOLDER))):
+        try:
+            found = path.lstat()
+        except OSError:  # what cannot be looked at cannot be opened either
+            continue
+        if stat.S_ISLNK(found.st_mode):
+            named = f"name the folder itself: --out {shlex.quote(os.path.realpath(path))}"
+            what = named if path == out else f"remove the link (rm {shlex.quote(str(path))})"
+            raise EnvironmentFault(
+                f"{path}: a symbolic link, to {os.readlink(path)}. Rows are not written through "
+                f"links. Choose another --out, or {what}"
+            )
+        if not shared and found.st_uid not in (0, os.geteuid()):
+            raise EnvironmentFault(
+                f"{path}: belongs to {_user(found.st_uid)}, who can read, change and remove what "
+                "is written there. A folder of your own is needed: choose another --out. If you "
+                "share the folder with its owner on purpose, add --shared-out on"
+            )
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"the user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"a user without a name (uid {uid})"
 
 
 def swept(out: Path) -> Path:

@@ -276,7 +276,8 @@ def to_go_on(manifest: Mapping[str, Any], out: Path, flag: str = "--resume") -> 
     ranks = len(manifest.get("world") or ()) or "RANKS"
     if (manifest.get("teams") or 1) > 1:  # of which some may never have come
         ranks = RunSettings.from_mapping(recorded_settings(manifest)).launch_size
-    return f"collage-mpi launch -n {ranks} -- run {flag} --out {shlex.quote(str(out))}"
+    shared = " --shared-out on" if recorded_settings(manifest).get("shared_out") == "on" else ""
+    return f"collage-mpi launch -n {ranks} -- run {flag} --out {shlex.quote(str(out))}{shared}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -41,6 +41,7 @@ from collage_mpi.results.folder import (
     mark_lost_rows,
     parts_of,
     read_all,
+    refuse_foreign,
     swept,
 )
 from collage_mpi.results.manifest import (
@@ -93,16 +94,17 @@ class RunWriter(RowSink):
         """Begin a new run in `out`, which is made where it does not exist.
 
         Raises:
-            EnvironmentFault: `out` cannot be written, holds a run already, or another job
-                writes there.
+            EnvironmentFault: `out` cannot be written, is another user's, holds a run already,
+                or another job writes there.
             DataFault: the manifest lacks a key or has one of a wrong type.
         """
         out = Path(out)
         full = _prepared(manifest, session=1, sessions=[])
         try:
+            out.mkdir(parents=True, exist_ok=True)
+            refuse_foreign(out, _is_shared(full))
             if (out / MANIFEST).exists():
                 raise _holds_a_run(out)
-            out.mkdir(parents=True, exist_ok=True)
             with _claimed(out, patience) as claim:
                 directory = swept(out)  # a kill before the manifest was written
                 if (out / MANIFEST).exists():
@@ -192,10 +194,11 @@ class RunWriter(RowSink):
             retry_errors: a run with error rows is not.
 
         Raises:
-            EnvironmentFault: no run in `out`.
+            EnvironmentFault: no run in `out`, or it is another user's.
             DataFault: its manifest or a part is damaged.
         """
         out = Path(out)
+        refuse_foreign(out, _is_shared(manifest))
         before = read_manifest(out)
         same = not differences(before, _prepared(manifest, session=1, sessions=[]))
         marked = (out / MARKER).exists() and before.get("status") in COMPLETE
@@ -221,9 +224,10 @@ class RunWriter(RowSink):
         return keys_of(images[images["answered"]] if retry_errors else images)
 
     @classmethod
-    def check_place(cls, out: Path) -> None:
+    def check_place(cls, out: Path, *, shared: bool = False) -> None:
         """Raise EnvironmentFault where `create` would, as far as that is known without writing."""
         try:
+            refuse_foreign(out, shared)
             if (out / MANIFEST).exists():
                 raise _holds_a_run(out)
             if (out / PARTS_FOLDER).exists() and parts.list_parts(out / PARTS_FOLDER):
@@ -390,6 +394,11 @@ def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list[Any])
     return _as_read(given)
 
 
+def _is_shared(manifest: Mapping[str, Any]) -> bool:
+    """Whether another user's folder may be taken, by the settings of the session that asks."""
+    return bool(manifest["settings"].get("shared_out") == "on")
+
+
 def _as_read(manifest: Mapping[str, Any]) -> Json:
     """The manifest as a reader will find it, refused here rather than there."""
     found = readable(json.loads(json.dumps(manifest, default=plain)))
@@ -402,6 +411,7 @@ def _next_session(out: Path, manifest: Mapping[str, Any]) -> tuple[Json, Json]:
     Raises:
         UsageError: the settings differ.
     """
+    refuse_foreign(out, _is_shared(manifest))
     before = read_manifest(out)
     next_session = sessions_of(before).stop
     full = _prepared(manifest, session=next_session, sessions=before.get("sessions") or [])

@@ -22,6 +22,12 @@ class InputSettings(Settings):
 
     shards: tuple[str, ...] = _setting((), "shard files, or folders of them", metavar="PATH")
     out: str = _setting("", "folder for the results", metavar="DIR")
+    shared_out: str = _setting(
+        "off",
+        "on: take a folder for the results that belongs to another user, such as one that a group "
+        "shares; its owner can read, change and remove the rows",
+        choices=("off", "on"),
+    )
     bad_shards: str = _setting(
         "skip",
         "a shard that cannot be read: do the rest and end with code 4, or refuse to start",

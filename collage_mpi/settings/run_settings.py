@@ -27,7 +27,7 @@ from collage_mpi.system.fields import names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 # Settings that decide how a job survives and tells, not what its rows are.
-NOT_OF_ROWS = ("out", "bad_shards", *names(SurvivalSettings))
+NOT_OF_ROWS = ("out", "shared_out", "bad_shards", *names(SurvivalSettings))
 # They may name a file that comes with the package: shipped:NAME.
 PATH_SETTINGS = ("shards", *NETWORK_SETTINGS, "trace_file", "arrival_file")
 

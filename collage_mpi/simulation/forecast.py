@@ -106,7 +106,7 @@ def forecast(
                 return ExitCode.COMPLETE
             order = not_done(plan, RunWriter.done(out, manifest, retry_errors=retry_errors))
         else:
-            RunWriter.check_place(out)
+            RunWriter.check_place(out, shared=settings.shared_out == "on")
         encoder = build_encoder(plan)
         read_ns = _read_ns(plan, encoder, order)
         if worker_group is None:

@@ -6,25 +6,27 @@ import ast
 import functools
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from results_harness import make_run
+from results_harness import make_run, manifest
 from strangers import IMAGES, run_visited
 
 from collage_mpi.cli import main
 from collage_mpi.commands import prep
-from collage_mpi.errors import CollageError, ExitCode, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.experiments.spec import expand
 from collage_mpi.faults.process_monitor import STRANGERS
+from collage_mpi.job.resume import resumed_settings
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results, unpack_results
 from collage_mpi.mpi.tasks import WireTask, pack_cancel, pack_tasks, unpack_cancel, unpack_tasks
 from collage_mpi.prep.plan import shard_paths
-from collage_mpi.results import export_run, read_results, verify_run
+from collage_mpi.results import RunWriter, export_run, read_results, verify_run
 from collage_mpi.scheduler.events import Score
 from collage_mpi.shards import write_shard
 from collage_mpi.slurm.job_script import KINDS, SlurmSettings, render
@@ -132,6 +134,79 @@ def test_strangers_at_the_ports_of_a_job_change_nothing(mpi, tmp_path, request) 
     assert found.threads <= 8
     assert found.descriptors <= 44 + STRANGERS
     assert found.rss_mib <= 150
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if another user owned it: to change an owner one must be root."""
+    real = Path.lstat
+
+    def lstat(self: Path) -> os.stat_result:
+        found = list(real(self))
+        return os.stat_result([*found[:4], 54321, *found[5:]] if self == path else found)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+
+
+def ways_in(out: Path, rows: int, **settings: Any) -> list[Callable[[], object]]:
+    """All that writes to a folder of results, or believes what it holds."""
+    full = manifest(rows)
+    full["settings"] |= settings
+    return [
+        lambda: RunWriter.check_place(out, shared=bool(settings)),
+        lambda: RunWriter.create(out, full),
+        lambda: RunWriter.reopen(out, full),
+        lambda: RunWriter.finished(out, full),
+        lambda: RunWriter.done(out, full),
+        lambda: resumed_settings({"out": str(out), **settings}, "flags", None),
+    ]
+
+
+@pytest.mark.parametrize("name", [".", "parts", "vectors", "pending"])
+def test_a_link_in_the_place_of_a_results_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Rows would go where the one who made it says, so whoever owns it and whatever is shared."""
+    private = tmp_path / "private"
+    make_run(private, 18)
+    for folder in ("vectors", "pending"):
+        (private / folder).mkdir()
+    before = sorted(private.rglob("*"))
+    out = tmp_path / "out"
+    if name != ".":
+        out.mkdir()
+        (out / "manifest.json").write_bytes((private / "manifest.json").read_bytes())
+    (out / name).symlink_to(private / name, target_is_directory=True)
+    for way in (*ways_in(out, 18), *ways_in(out, 18, shared_out="on")):
+        with pytest.raises(EnvironmentFault, match=r"a symbolic link, to .*private") as caught:
+            way()
+        assert ("name the folder itself" if name == "." else "(rm ") in str(caught.value)
+    assert sorted(private.rglob("*")) == before
+    assert name == "." or [path.name for path in out.glob("claim-*")] == []
+
+
+def test_a_link_above_the_results_folder_is_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch")
+    assert verify_run(make_run(tmp_path / "runs" / "first", 18)).ok
+
+
+@pytest.mark.parametrize("name", [".", "parts", "vectors", "pending"])
+def test_a_results_folder_of_another_user_wants_a_flag(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    make_run(out, 18, settings={"scheme": "collage", "side": 3, "shared_out": "on"})
+    (out / name).mkdir(exist_ok=True)
+    give_away(out / name, monkeypatch)
+    for way in ways_in(out, 18):  # what the folder itself says of sharing is not asked
+        with pytest.raises(EnvironmentFault, match="belongs to a user without a name") as caught:
+            way()
+        assert "--shared-out" in str(caught.value)
+    assert list(out.glob("claim-*")) == []
+    _, create, reopen, finished, done, settings = ways_in(out, 18, shared_out="on")
+    assert (finished(), len(done()), settings().shared_out) == ("complete", 18, "on")
+    writer, _ = reopen()
+    writer.close("complete")
+    with pytest.raises(EnvironmentFault, match="holds a run already"):
+        create()
 
 
 def test_files_are_as_open_as_umask_says(tmp_path: Path) -> None:

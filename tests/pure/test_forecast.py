@@ -69,7 +69,7 @@ def test_it_tells_what_would_be_done_and_writes_nothing(shard, tmp_path, capsys)
         (("--out", "a.h5"), 3, "--out needs a folder"),
         (("--out", "a.h5/below"), 3, "--out needs a folder"),
         (("--out", "x" * 300), 3, "--out needs a folder"),
-        (("--out", "dangling"), 3, "it is no folder; --out needs a folder"),
+        (("--out", "dangling"), 3, "a symbolic link, to nowhere"),
         (("--out", "dangling/below"), 3, "it is no folder; --out needs a folder"),
         (("--out", "headless"), 3, "holds rows of a run whose manifest.json is gone"),
         (("--shards", "torn.h5"), 4, "torn.h5"),
