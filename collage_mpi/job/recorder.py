@@ -147,7 +147,8 @@ class Recorder:
         self._images: dict[int, _Image] = {}
         self._tasks: dict[int, _Task] = {}
         self._groups: dict[int, _Group] = {}
-        self._unread: set[int] = set()  # images whose row a rank has found to be bad
+        # Images that a rank could not read, and whether a rank has found the row itself to be bad
+        self._unread: dict[int, bool] = {}
 
     def warm_up_from(self, group: int) -> None:
         """The session's first group has that number."""
@@ -178,8 +179,8 @@ class Recorder:
 
     def _note_unread(self, send: Send, unread: Sequence[Unread | None]) -> None:
         for (image, _), why in zip(send.items, unread, strict=True):
-            if why is not None and why.of_input and image in self._images:
-                self._unread.add(image)
+            if why is not None and image in self._images:
+                self._unread[image] = why.of_input or self._unread.get(image, False)
 
     def settled(self, tasks: Iterable[int]) -> None:
         """The scheduler has acted on the end of these: file each, or keep it for its group."""
@@ -206,16 +207,16 @@ class Recorder:
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
         if resolve.image in self._unread:
             by_row = task is not None and not KIND[task.send.kind].encoded
-            if resolve.outcome == "error" or not by_row:
-                # As when rank 0 reads: the label of a bad row is not to be trusted either, though
-                # a stored cell of it may have been classified.
+            if resolve.outcome == "error" or (self._unread[resolve.image] and not by_row):
+                # As when rank 0 reads, a row that nobody could read has no label to be trusted.
+                # Neither has a bad row whose stored cell was classified.
                 image = image._replace(record=replace(image.record, label=None))
         if self._vectors is not None and task is not None:
             self._vectors.keep(resolve, image.record, task.send, task.result)
         # First: a writer that raises leaves everything as if this had not happened.
         self._writer.image(self._image_row(resolve, image, task, group, now_ns))
         del self._images[resolve.image]
-        self._unread.discard(resolve.image)
+        self._unread.pop(resolve.image, None)
         if task is not None:  # of several the first: the others resolved images of their own
             task.resolved += 1
         group.images += 1

@@ -333,6 +333,11 @@ class ShardSet:
             self._check_same(number)
             self._open[number] = open_shard(self.infos[number])
             self._open[number].decoders = self.decoders
+            try:
+                self._check_same(number)  # it may have been replaced just before it was opened
+            except (DataFault, EnvironmentFault):
+                self._open.pop(number).close()
+                raise
         self._open.move_to_end(number)
         return self._open[number]
 

@@ -14,6 +14,7 @@ from collage_mpi.job.session import judge_input
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import differences
 from collage_mpi.shards import ReadAhead, ShardSet, as_before, guard, write_shard
+from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.schema import BadShard, ShardFault
 
@@ -167,6 +168,22 @@ def test_a_shard_that_is_written_over_in_place_gives_error_rows(tmp_path: Path) 
         assert len(records) == 3 * ROWS
         assert "has changed since the job began" in shards.changed()[1]
         assert judge_input(shards, "complete_with_errors")[0] == "complete_with_errors"
+
+
+def test_a_shard_that_is_replaced_while_it_is_opened_is_lost(tmp_path: Path, monkeypatch) -> None:
+    """Between the look at its stamp and its opening: labels and pixels would be another file's."""
+    paths, real = make_three(tmp_path), shards_reader.open_shard
+
+    def opened(info):
+        if info.path == paths[1]:
+            os.replace(make_shard(tmp_path / "other.h5", 100), paths[1])
+        return real(info)
+
+    monkeypatch.setattr(shards_reader, "open_shard", opened)
+    with ShardSet.open(paths) as shards:
+        records = take_all(shards)
+        assert [r.shard for r in records] == [0] * ROWS + [2] * ROWS
+        assert "has changed since the job began" in shards.lost[1]
 
 
 def test_a_touched_file_is_the_same_file(tmp_path: Path) -> None:

@@ -125,6 +125,23 @@ def test_what_is_written_is_forgotten():
     assert not any((book._images, book._groups, book._tasks, book._unread))
 
 
+def test_an_error_row_that_no_rank_could_read_has_no_label():
+    """Whether its row was bad or its whole file was replaced; a sound answer keeps the label."""
+    rows, book = recorder()
+    whole_file = (ev.Unread("has changed since the job began", of_input=False),)
+    for image in range(2):
+        book.admitted(image, record(image, label=6), START_NS, 0)
+        book.sent([send(image, 1, SINGLE, {image: image}, 9, 1)], START_NS, [0])
+        ended(book, 1, 0, WireResult(image, FAILED, reason="gone", unread=whole_file))
+        book.settled((image,))
+    book.sent([send(2, 2, COLLAGE, {1: 1}, 9, 2)], START_NS, [0])
+    ended(book, 2, 0, WireResult(2, ANSWERED))
+    book.resolved(resolved(0, "error", (), 0, None, "gone"), START_NS + 3)
+    book.resolved(resolved(1, COLLAGE, (2,), 1, 6), START_NS + 3)
+    labels = [(row.answered, row.has_label, row.label) for row in rows.images]
+    assert labels == [(False, False, 0), (True, True, 6)]
+
+
 def test_an_error_row_and_what_never_ended():
     rows, book = recorder(warmup_groups=10)
     book.admitted(0, record(0, label=None), START_NS + 100, 11)
