@@ -247,8 +247,9 @@ def _in_a_line(settings: RunSettings) -> str:
 
 
 def _told(summary: Json) -> str:
-    group, share = summary["latency"]["group"], summary["price"]["collage_share"]
+    group, price = summary["latency"]["group"], summary["price"]
     numbers = {name: group[f"{name}_ms"] for name in ("p50", "p95", "p99")}
     shown = ", ".join(f"{n} {'n/a' if v is None else f'{v:.1f} ms'}" for n, v in numbers.items())
+    share = price["collage_share"] if price["collage_ranks"] else None
     collage = "" if share is None else f", collage share {share:.1%}"
     return f"{group['groups']} groups, {shown}{collage}"

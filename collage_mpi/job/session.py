@@ -40,7 +40,7 @@ from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
 from collage_mpi.job.provenance import job_facts
 from collage_mpi.job.recorder import Recorder, Totals, Vectors
 from collage_mpi.job.resume import has_run
-from collage_mpi.job.status import ranks_of_others, snapshot
+from collage_mpi.job.status import Told, ranks_of_others, snapshot
 from collage_mpi.job.team import ALIVE_EVERY_NS, Supply, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SPARE_KINDS
@@ -199,6 +199,7 @@ def _run_plan(
             progress.also = publisher(
                 published, writer, coordinator, worker_group, len(order), lead
             )
+            progress.began = published.begin
             if lead is not None:
                 world_of = partial(_planned_world, plan)
                 published.others = partial(ranks_of_others, out, lead, world_of)
@@ -477,14 +478,11 @@ def build_coordinator(
         vectors=vectors,
     )
 
+    told = Told(status, settings)
+
     def report(recorder: Recorder) -> None:
-        totals = all_totals(recorder, lead)
-        done = totals.images
-        share = totals.collage / done if done else 0.0
-        lost = len(worker_group.detector.timeouts.losses)
-        fields = {"lost_ranks": lost} if lost else {}
         writer.tick()
-        status.update(done, collage_share=round(share, 3), **fields)
+        told.tell(all_totals(recorder, lead), len(worker_group.detector.timeouts.losses))
 
     feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading)
     if supply is not None:

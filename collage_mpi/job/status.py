@@ -1,7 +1,4 @@
-"""A snapshot of a running job, for who looks into its folder.
-
-Owns: what is taken from the scheduler, the totals and the watch over ranks, and from other teams.
-Does not know: when a snapshot is due, files (results/status).
+"""How a running job stands: the progress line's figures, and a snapshot for its folder.
 
 Rank 0 knows all of it anyway, so nothing is counted for it in the loop; the snapshot itself is
 O(ranks), once in a few seconds.
@@ -10,6 +7,7 @@ O(ranks), once in a few seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,36 @@ from collage_mpi.errors import CollageError
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.lead import Lead
 from collage_mpi.job.recorder import Totals
+from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.pending import status_folder
 from collage_mpi.results.status import ENDING, RUNNING, read_status
 from collage_mpi.scheduler import Scheduler
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.progress import StatusReporter
+
+
+class Told:
+    """How far the job is, for people. As in the summary, rate and share leave the warm-up out."""
+
+    def __init__(self, status: StatusReporter, settings: RunSettings) -> None:
+        self._status = status
+        self._warmup = settings.teams * settings.warm_groups * settings.group_size
+        self._collages = settings.uses(COLLAGE)
+        self._before = Totals()  # of the warm-up
+
+    def tell(self, totals: Totals, lost_ranks: int) -> None:
+        """Of all images of the session so far."""
+        if self._before.images < self._warmup <= totals.images:
+            self._before = replace(totals)
+            self._status.begin(totals.images)
+        fields: dict[str, Any] = {}
+        if self._collages:
+            measured = max(1, totals.images - self._before.images)
+            share = (totals.collage - self._before.collage) / measured
+            fields["collage_share"] = f"{100 * share:.1f} %"
+        if lost_ranks:
+            fields["lost_ranks"] = lost_ranks
+        self._status.update(totals.images, **fields)
 
 
 def snapshot(

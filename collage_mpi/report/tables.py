@@ -19,7 +19,14 @@ from collage_mpi.kinds import KINDS
 from collage_mpi.results.comparison import STATISTICS
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.reader import Results
-from collage_mpi.results.render import coordinators, optional, points, shares_shown, supported
+from collage_mpi.results.render import (
+    coordinators,
+    optional,
+    points,
+    share_of,
+    shares_shown,
+    supported,
+)
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile
 from collage_mpi.settings.run_settings import RunSettings
@@ -109,7 +116,7 @@ def _price(entries: Sequence[Json]) -> list[Row]:
         ["accuracy", *(points(entry["accuracy"]) for entry in entries)],
         *more,
         *(
-            [f"{kind} share of images", *(points(price[f"{kind}_share"]) for price in prices)]
+            [f"{kind} share of images", *(share_of(price, kind) for price in prices)]
             for kind in shares_shown(prices)
         ),
         ["wasted work", *(points(price["wasted_work"]) for price in prices)],

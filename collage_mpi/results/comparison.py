@@ -16,7 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from collage_mpi.results.reader import Results, distinct
-from collage_mpi.results.render import optional, points, shares_shown, supported, unlike_teams
+from collage_mpi.results.render import (
+    optional,
+    points,
+    share_of,
+    shares_shown,
+    supported,
+    unlike_teams,
+)
 from collage_mpi.results.summary import summarise
 from collage_mpi.system.terminal import make_table, to_text, usable_width
 
@@ -196,7 +203,7 @@ def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:
     return [
         points(entry["accuracy"]),
         "" if first else f"{difference} (n={paired['n']:,})" if paired["n"] else "n/a (see below)",
-        *(points(price[f"{kind}_share"]) for kind in shares),
+        *(share_of(price, kind) for kind in shares),
         points(price["wasted_work"]),
         str(price["ranks"]),
         optional(price["rank_seconds_per_image"], ".4f"),

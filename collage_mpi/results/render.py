@@ -209,8 +209,13 @@ def _class(one: Json) -> str:
 
 
 def shares_shown(prices: Sequence[Json]) -> list[str]:
-    """Kinds whose share of the images is shown: collages', and of others where ranks held them."""
-    return [k for k in SHARED_KINDS if k == COLLAGE or any(p[f"{k}_ranks"] for p in prices)]
+    """Kinds whose share of the images is shown: those that ranks of some run held."""
+    return [kind for kind in SHARED_KINDS if any(price[f"{kind}_ranks"] for price in prices)]
+
+
+def share_of(price: Json, kind: str) -> str:
+    """The share of images that a kind resolved; empty where no rank held it."""
+    return points(price[f"{kind}_share"]) if price[f"{kind}_ranks"] else ""
 
 
 def coordinators(price: Json) -> str:
@@ -255,7 +260,9 @@ def _price_table(summary: Json) -> Table:
     cost = optional(price["rank_seconds_per_image"], ".4f")
     table.add_row("rank-seconds per image", cost, ranks)
     rate = optional(price["images_per_s"], ".1f", " images/s")
-    table.add_row("throughput", rate, "")
+    warm = summary["rows"]["warmup_groups"]
+    left_out = f"without the warm-up, {warm:,} group{'s' if warm > 1 else ''}" if warm else ""
+    table.add_row("throughput", rate, left_out)
     arrivals = summary.get("arrivals")
     if arrivals is not None:
         offered = optional(arrivals["offered_per_s"], ".1f", " images/s")

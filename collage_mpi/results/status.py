@@ -67,7 +67,8 @@ class StatusFiles:
             "pid": os.getpid(),
             "every_s": every_s,
         }
-        self._began_s = self._loop_s = clock()
+        self._began_s = clock()
+        self._began_at = self._began_s, 0  # when the rate begins to count, with how many done
         self._due_s = self._began_s
         self._count = 0
         self._last: Json = {"state": STARTING, "done": 0, "ranks": []}
@@ -82,9 +83,13 @@ class StatusFiles:
         self._thread = threading.Thread(target=self._work, name="collage-mpi status", daemon=True)
         self._thread.start()
 
-    def begin(self) -> None:
-        """Images come from now on: rates count from here."""
-        self._loop_s = self._clock()
+    def begin(self, done: int = 0) -> None:
+        """Images come from now on, or the warm-up is over: the average rate counts from here.
+
+        Args:
+            done: how many images are done.
+        """
+        self._began_at = self._clock(), done
 
     def offer(self, snapshot: Callable[[], tuple[Json, np.ndarray]], *, now: bool = False) -> None:
         """From the loop: take a snapshot if one is due, or `now`; well under 1 us if not.
@@ -134,14 +139,15 @@ class StatusFiles:
                 self._write(self._last)
 
     def _rates(self, done: int) -> Json:
-        """Images a second, of the session and since the last snapshot; the seconds left."""
+        """Images a second, since the warm-up and since the last snapshot; the seconds left."""
         now_s = self._clock()
-        before_s, before = self._before or (self._loop_s, 0)
+        loop_s, first = self._began_at
+        before_s, before = self._before or self._began_at
         self._before = (now_s, done)
         lately = (done - before) / max(now_s - before_s, 1e-9)
         left = self._facts["total"] - done
         return {
-            "images_per_s": done / max(now_s - self._loop_s, 1e-9),
+            "images_per_s": (done - first) / max(now_s - loop_s, 1e-9),
             "images_per_s_lately": lately,
             "left_s": left / lately if lately > 0 else None,
         }

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collage_mpi.kinds import SHARED_KINDS
+from collage_mpi.results.render import shares_shown
 from collage_mpi.system.terminal import make_table, to_text
 
 Json = dict[str, Any]
@@ -34,7 +35,10 @@ def compare(real: Json, simulated: Json) -> list[Json]:
     """name, real, simulated and their ratio (None where there is none), the figures that a
     simulation must tell first."""
     found = []
+    shares = [f"{kind}_share" for kind in shares_shown([real["price"], simulated["price"]])]
     for name, path in _SIDES:
+        if path[-1].endswith("_share") and path[-1] not in shares:
+            continue
         ours, theirs = _at(simulated, path), _at(real, path)
         ratio = ours / theirs if ours is not None and theirs else None
         found.append({"name": name, "real": theirs, "simulated": ours, "ratio": ratio})

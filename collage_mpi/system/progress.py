@@ -68,7 +68,7 @@ class StatusReporter:
         self._more: dict[str, Any] = {"every_s": every_s} if self._word else {}
         if passing:
             self._more["passing"] = True
-        self._start_s = clock()
+        self._start_s, self._start = clock(), 0
         # The bar appears at once; a plain line only after the first interval.
         self._next_s = self._start_s + (0.0 if self._word else self._every_s)
         self._last: tuple[int, dict[str, Any]] = (0, {})
@@ -76,6 +76,13 @@ class StatusReporter:
         self._ended = False
         self._deaf = silent
         self.also: Callable[[bool], None] = lambda last: None  # called with each line
+        self.began: Callable[[int], None] = lambda done: None  # called by `begin`
+
+    def begin(self, done: int) -> None:
+        """The warm-up is over and `done` are done: the rate counts from here, if work is left."""
+        if done != self._total:
+            self._start_s, self._start = self._clock(), done
+            self.began(done)
 
     def update(self, done: int, **fields: Any) -> None:
         """Say that `done` are done. Costs under 1 us when no line is due.
@@ -110,7 +117,11 @@ class StatusReporter:
             "done": done,
             "total": self._total,
             "unit": self._unit,
-            **({} if self._passing else {f"{self._unit}_s": round(done / elapsed_s, 2)}),
+            **(
+                {}
+                if self._passing
+                else {f"{self._unit}_s": round((done - self._start) / elapsed_s, 2)}
+            ),
             **fields,
             **self._more,
             **({"end": True} if end else {}),

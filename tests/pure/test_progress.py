@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collage_mpi.job.recorder import Totals
+from collage_mpi.job.status import Told
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.progress import (
     BarDisplay,
@@ -86,6 +89,31 @@ def test_plain_lines_wait_for_the_first_interval(caplog):
     assert caplog.messages == [
         "none: 100 of 200 images (50.0 %), 20.0 images/s, collage share 0.123, 5 s left"
     ]
+
+
+@pytest.mark.parametrize(("scheme", "share"), [("collage", ", collage share 50.0 %"), ("none", "")])
+def test_the_rate_and_the_share_leave_the_warm_up_out_as_the_summary_does(caplog, scheme, share):
+    """Two groups of nine that took 10 s and no collage, then 72 images in 9 s."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    reporter = StatusReporter(90, scheme, clock=clock, word="")
+    rates_begin = []
+    reporter.began = rates_begin.append
+    told = Told(reporter, RunSettings(scheme=scheme, warmup_groups=2))
+    for wait_s, images, collage in ((10, 18, 0), (4.5, 54, 18), (4.5, 90, 36)):
+        clock.now_s += wait_s
+        told.tell(Totals(images=images, collage=collage), 0)
+    assert rates_begin == [18]
+    assert caplog.messages[-1] == f"{scheme}: 90 of 90 images (100.0 %), 8.0 images/s{share}"
+
+
+def test_a_job_of_warm_up_alone_has_a_rate(caplog):
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    told = Told(StatusReporter(9, "none", clock=clock, word=""), RunSettings(scheme="none"))
+    clock.now_s += 3.0
+    told.tell(Totals(images=9), 2)
+    assert caplog.messages == ["none: 9 of 9 images (100.0 %), 3.0 images/s, lost ranks 2"]
 
 
 def test_numpy_numbers_are_welcome():

@@ -84,9 +84,13 @@ def test_a_status_begins_goes_on_and_ends(tmp_path: Path) -> None:
     clock.now_s += 5.0
     files.offer(lambda: (said(60), NO_TASKS))
     assert written(tmp_path, 5)["left_s"] is None  # nothing moves: no time can be told
+    files.begin(60)  # the warm-up is over
+    clock.now_s += 5.0
+    files.offer(lambda: (said(90), NO_TASKS))
+    assert written(tmp_path, 6)["images_per_s"] == 6.0
     files.end("complete")
     last = read_status(tmp_path)
-    assert (last["state"], last["done"], last["count"]) == ("complete", 60, 6)
+    assert (last["state"], last["done"], last["count"]) == ("complete", 90, 7)
 
 
 def test_ranks_of_other_teams_stand_behind_ones_own_to_the_end(tmp_path: Path) -> None:
