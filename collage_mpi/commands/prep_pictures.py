@@ -86,7 +86,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--unreadable",
         choices=("skip", "stop"),
         default="skip",
-        help="damaged pictures: listed and left out, exit code 5, or stop at the first (default: "
+        help="damaged pictures and labels: listed and left out, exit code 5, or stop (default: "
         "%(default)s)",
     )
     what.add_argument("--limit", type=int, metavar="N", help="only N pictures, after shuffling")
@@ -205,7 +205,7 @@ def _tell(
     made = [report for report in reports if report.made]
     height, width, channels = jobs[0].recipe.fit.shape
     classes = "no labels"
-    if listing.members[0].label is not None:
+    if any(member.label is not None for member in listing.members):
         classes = "classes by number" if listing.class_names is None else ""
         classes = classes or f"{len(listing.class_names or ())} classes"
     paths = [str(report.path) for report in reports]

@@ -29,6 +29,7 @@ class Member:
         nbytes: of the picture.
         offset: where it starts in that file; 0 for a file of its own.
         label: class number, or None.
+        fault: why it cannot be used, though its bytes may be sound; None for a good one.
     """
 
     id: str
@@ -36,11 +37,12 @@ class Member:
     nbytes: int
     offset: int = 0
     label: int | None = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All pictures in sorted order, all with labels or none.
+    """All pictures in sorted order, all with labels or none; one with a fault has none.
 
     Attributes:
         warnings: sentences for the user.

@@ -21,6 +21,7 @@ from collage_mpi.shards.pictures import SUFFIXES
 LABEL_KEYS = ("cls", "label", "class", "class_name")  # of a .json, the first that is there
 LARGEST_LABEL_BYTES = 1 << 20
 BLOCK_BYTES = 512  # of the tar format
+LARGEST_CLASS = 2**31 - 1  # results keep a label as int32
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def list_tars(
 
     Raises:
         EnvironmentFault: a file that cannot be read.
-        DataFault: damaged, compressed or cut off; labels that cannot be understood.
+        DataFault: damaged, compressed or cut off; labels that cannot be understood. A picture
+            whose own label cannot be read is listed with that as its `fault`, unless all are so.
     """
     samples: list[Sample] = []
     for path in paths:
@@ -60,9 +62,15 @@ def list_tars(
             raise EnvironmentFault(f"{path}: cannot be read: {reason}") from error
     if not samples:
         raise DataFault(f"{paths[0]}: no picture in it. Pictures end in {', '.join(SUFFIXES)}.")
-    labels, classes = _resolve(samples, names)
+    good = [sample for sample in samples if sample.member.fault is None]
+    if not good:
+        raise DataFault(f"{samples[0].member.id}: {samples[0].member.fault}")
+    found, classes = _resolve(good, names)
+    labels = iter(found)
     return Listing(
-        tuple(replace(s.member, label=label) for s, label in zip(samples, labels, strict=True)),
+        tuple(
+            s.member if s.member.fault else replace(s.member, label=next(labels)) for s in samples
+        ),
         classes,
     )
 
@@ -70,6 +78,7 @@ def list_tars(
 def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator[Sample]:
     pictures: dict[str, tuple[str, Member]] = {}  # key -> (extension, where)
     answers: dict[str, int | str] = {}
+    faults: dict[str, str] = {}  # key -> why its label cannot be read
     with path.open("rb") as stream:
         for info in _headers(path, stream):
             key, extension = split_key(info.name)
@@ -81,11 +90,15 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
                 where = Member(name, str(path), info.size, info.offset_data)
                 pictures[key] = (extension, where)
             elif extension.rpartition(".")[2] in ("cls", "json"):
-                answer = _answer(path, stream, info, extension, label_key)
+                try:
+                    answer = _answer(stream, info, extension, label_key)
+                except DataFault as fault:
+                    faults[key] = str(fault)
+                    continue
                 if answer is not None:
                     answers[key] = answer
     for key, (_, member) in pictures.items():
-        yield Sample(member, answers.get(key))
+        yield Sample(replace(member, fault=faults.get(key)), answers.get(key))
 
 
 def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -137,10 +150,10 @@ def _only_one(
 
 
 def _answer(
-    path: Path, stream: BinaryIO, info: tarfile.TarInfo, extension: str, label_key: str | None
+    stream: BinaryIO, info: tarfile.TarInfo, extension: str, label_key: str | None
 ) -> int | str | None:
     """The class that a .cls or .json member names. Raises DataFault."""
-    name = f"{path}: {name_text(info.name)}"
+    name = name_text(info.name)
     if info.size > LARGEST_LABEL_BYTES:
         raise DataFault(f"{name} has {info.size:,} bytes; that is no label")
     here = stream.tell()  # the walk over the headers goes on from there
@@ -150,11 +163,21 @@ def _answer(
     try:
         text = data.decode("utf-8").strip()
         if extension.endswith("cls"):
-            return int(text) if text.isdecimal() else text or None
+            return _class(name, int(text)) if text.isdecimal() else text or None
         record = json.loads(text)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise DataFault(f"{name} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise DataFault(f"{name} cannot be read: its lists are nested too deeply") from error
+    except ValueError as error:  # of a number with thousands of digits Python adds advice
+        raise DataFault(f"{name} cannot be read: {str(error).partition(';')[0]}") from error
     return _answer_in(name, record, label_key)
+
+
+def _class(name: str, number: int) -> int:
+    if 0 <= number <= LARGEST_CLASS:
+        return number
+    text = str(number)
+    text = text if len(text) <= 20 else f"a number of {len(text)} digits"
+    raise DataFault(f"{name}: {text} is no class number; needed: 0 to {LARGEST_CLASS}")
 
 
 def _answer_in(name: str, record: object, label_key: str | None) -> int | str | None:
@@ -162,7 +185,9 @@ def _answer_in(name: str, record: object, label_key: str | None) -> int | str | 
         raise DataFault(f'{name} is no JSON object; needed: such as {{"label": 3}}')
     keys = (label_key,) if label_key else LABEL_KEYS
     value = next((record[key] for key in keys if key in record), None)
-    if isinstance(value, str) or type(value) is int:
+    if type(value) is int:
+        return _class(name, value)
+    if isinstance(value, str):
         return value
     if value is None and label_key is None:
         return None

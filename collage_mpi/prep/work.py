@@ -118,6 +118,8 @@ def sweep_drafts(path: Path) -> None:
 
 def read_member(member: Member) -> bytes:
     """The picture's bytes. Raises UnreadablePicture."""
+    if member.fault is not None:
+        raise UnreadablePicture(member.fault)
     if not 0 < member.nbytes <= LARGEST_PICTURE_BYTES:
         raise UnreadablePicture(f"{member.nbytes:,} bytes")
     try:

@@ -270,6 +270,39 @@ def test_tars_that_cannot_be_understood(
         list_tars([tar_of(tmp_path / "a.tar", members)])
 
 
+@pytest.mark.parametrize(
+    ("label", "why"),
+    [
+        (b"[" * 200_000, "cannot be read: its lists are nested too deeply"),
+        (b'{"label": ' + b"9" * 5000 + b"}", "cannot be read: Exceeds the limit"),
+        (b'{"label": ' + b"9" * 400 + b"}", "a number of 400 digits is no class number"),
+        (b'{"label": -1}', "-1 is no class number; needed: 0 to 2147483647"),
+        (b'{"label": [3]}', "no class under"),
+        (b"\xff", "cannot be read"),
+    ],
+)
+def test_a_bad_label_leaves_out_its_own_picture_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], label: bytes, why: str
+) -> None:
+    files = {f"{k}.{e}": v for k in range(4) for e, v in (
+        ("png", picture(k)), ("json", b'{"label": %d}' % k))}  # fmt: skip
+    path = tar_of(tmp_path / "a.tar", {**files, "1.json": label})
+    flags = ["prep", "tar", str(path), f"--out={tmp_path / 'out'}", *SMALL]
+    assert main([*flags, "--unreadable=stop"]) == ExitCode.DATA
+    assert "a.tar:1.png: 1.json" in capsys.readouterr().err
+    assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
+    (line,) = (tmp_path / "out" / "shard.h5.unreadable.tsv").read_text().splitlines()[1:]
+    assert line.startswith("a.tar:1.png\t1.json")
+    assert why in line
+    assert "Python" not in line
+    assert "sys." not in line
+    with opened(tmp_path / "out") as shards:
+        images, labels = shards.read_all()
+        assert labels is not None
+        assert sorted(labels.tolist()) == [0, 2, 3]
+        assert (images[:, 0, 0, 0] == labels).all()
+
+
 def test_damaged_tars_are_refused_and_not_cut_short(tmp_path: Path) -> None:
     whole = tar_of(tmp_path / "a.tar", {f"{k}.png": picture(k) for k in range(5)}).read_bytes()
     size = 512 * (1 + -(-len(picture(0)) // 512))  # of a member with its header
