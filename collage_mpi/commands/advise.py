@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--placements", type=int, default=12, help="times ranks are drawn (default: %(default)s)"
     )
     parser.add_argument(
-        "--groups", type=int, default=200, help="groups of each of them (default: %(default)s)"
+        "--groups",
+        type=int,
+        help="groups of each of them (default: as many as a rank has service times, 33 to 200)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.epilog = (
@@ -77,11 +79,11 @@ def execute(args: argparse.Namespace) -> int:
     from collage_mpi.workload.tail import measure_tail
 
     for name, least in (("spare", 1), ("placements", 1), ("groups", 3)):
-        if getattr(args, name) < least:
-            raise UsageError(f"--{name} is {getattr(args, name)}; it needs a number from {least}")
+        if (given := getattr(args, name)) is not None and given < least:
+            raise UsageError(f"--{name} is {given}; it needs a number from {least}")
     question = _question(args)
-    total = question.placements * len(candidates(question, None))
-    with advancing(total, "simulating", unit="runs", bar=False) as advance:
+    schemes = len(candidates(question, None))
+    with advancing(schemes, "simulating", unit="schemes", bar=False) as advance:
         found = simulated(question, advance)
     most = 1 + question.side**2 + question.spare
     best = best_of(found, most, args.points)
@@ -94,8 +96,10 @@ def execute(args: argparse.Namespace) -> int:
         told = {"candidates": each, "best": asdict(best), "command": command, "tail": place}
         print(json.dumps(told, indent=1))
         return 0
+    _print_few(question)
     _print_tail(tail)
     _print_table(found)
+    print(f"Simulated: {question.placements} placements of {question.groups:,} groups each.")
     _print_best(found, best, args.points)
     say(f"\n{command}")
     return 0
@@ -103,15 +107,16 @@ def execute(args: argparse.Namespace) -> int:
 
 def _question(args: argparse.Namespace) -> Question:
     """From a trace alone, or from a run, of which the flags change single things."""
-    from collage_mpi.simulation.advice import Question
+    from collage_mpi.simulation.advice import Question, groups_of
     from collage_mpi.workload.trace import load_trace
 
     path = Path(args.source)
     question = _of_run(path) if path.is_dir() else Question(load_trace(args.source))
     names = ("side", "cost_ratio", "batch_cost")
     said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    given = {name: getattr(args, name) for name in ("spare", "answers", "placements", "groups")}
-    return replace(question, **given, **said)
+    given = {name: getattr(args, name) for name in ("spare", "answers", "placements")}
+    groups = args.groups or groups_of(question.times_s, args.placements)
+    return replace(question, **given, **said, groups=groups)
 
 
 def _of_run(path: Path) -> Question:
@@ -146,6 +151,20 @@ def _of_run(path: Path) -> Question:
         batch_cost=float(batch.get(BACKUP, batch.get(SINGLE, 1.0))),
         costs=costs,
     )
+
+
+def _print_few(question: Question) -> None:
+    """Where the times are too few to show a tail, that the advice is rough."""
+    from collage_mpi.results.statistics import support_needed
+
+    machines, requests = question.times_s.shape
+    needed = support_needed(0.99)
+    if machines * requests < needed:
+        print(
+            f"ROUGH: {machines:,} ranks with {requests:,} service times each. A P99 needs {needed} "
+            "service times in all, so what is rarer than these times show is not in the advice. "
+            "Record more: a run of more images.\n"
+        )
 
 
 def _print_tail(tail: Tail) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import KINDS
-from collage_mpi.results.comparison import STATISTICS
+from collage_mpi.results.comparison import STATISTICS, accuracies_of
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.reader import Results
 from collage_mpi.results.render import (
@@ -113,7 +113,7 @@ def _price(entries: Sequence[Json]) -> list[Row]:
     dropped = ("late_answers", "skipped_tasks", "failed_tasks", "lost_tasks", "unfinished_tasks")
     return [
         ["Price"],
-        ["accuracy", *(points(entry["accuracy"]) for entry in entries)],
+        ["accuracy", *accuracies_of(entries)],
         *more,
         *(
             [f"{kind} share of images", *(share_of(price, kind) for price in prices)]

@@ -53,9 +53,10 @@ def compare(
     Returns:
         Per run: name, run, label, scheme, mode, straggler, invalid, complete, n, groups,
         independent (groups, or batches), `<stat>_ms` and `<stat>_ratio` (this run / first
-        run, below 1 is faster) for p50, p95, p99, p99.9 and std, accuracy, paired {n,
-        accuracy, baseline, difference, only_this, only_baseline, why}, the price, and
-        unlike_teams: lines to tell where teams differ. None where the samples do not support it.
+        run, below 1 is faster) for p50, p95, p99, p99.9 and std, accuracy, labelled (images
+        that it is of), paired {n, accuracy, baseline, difference, only_this, only_baseline,
+        why}, the price, and unlike_teams: lines to tell where teams differ. None where the samples
+        do not support it.
     """
     summaries = summaries or [summarise(run) for run in runs]
     names = distinct([run.label for run in runs], runs)
@@ -83,7 +84,8 @@ def _entry(run: Results, summary: Json, first: Results, baseline: Json, per: str
     for name in STATISTICS:
         entry[f"{name}_ms"] = row[f"{name}_ms"]
         entry[f"{name}_ratio"] = _ratio(row[f"{name}_ms"], base[f"{name}_ms"])
-    entry["accuracy"] = summary["accuracy"]["overall"]["accuracy"]
+    overall = summary["accuracy"]["overall"]
+    entry["accuracy"], entry["labelled"] = overall["accuracy"], overall["n"]
     entry["paired"] = paired_accuracy(run, first)
     entry["price"] = summary["price"]
     entry["unlike_teams"] = unlike_teams(summary)
@@ -174,9 +176,10 @@ def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = Fal
             table.title, table.columns[0].header = title, ""
             for column in table.columns:
                 column.no_wrap = False
+    accuracies = accuracies_of(entries)
     for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
         latency.add_row(name, *(_cell(entry, key, i == 0) for key in STATISTICS), _n(entry))
-        price.add_row(name, *_price_cells(entry, i == 0, shares))
+        price.add_row(name, accuracies[i], *_price_cells(entry, i == 0, shares))
     return [latency, price]
 
 
@@ -201,13 +204,34 @@ def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:
         None if paired["difference"] is None else 100 * paired["difference"], "+.2f", " points"
     )
     return [
-        points(entry["accuracy"]),
         "" if first else f"{difference} (n={paired['n']:,})" if paired["n"] else "n/a (see below)",
         *(share_of(price, kind) for kind in shares),
         points(price["wasted_work"]),
         str(price["ranks"]),
         optional(price["rank_seconds_per_image"], ".4f"),
     ]
+
+
+def accuracies_of(entries: Sequence[Json]) -> list[str]:
+    """Accuracies over each run's own labelled images; how many these are where runs differ."""
+    unlike = len({entry["labelled"] for entry in entries}) > 1
+    return [
+        points(entry["accuracy"]) + (f" of {entry['labelled']:,}" if unlike else "")
+        for entry in entries
+    ]
+
+
+def _other_images(entry: Json, first: Json) -> str | None:
+    """What to tell where a pair has fewer images than one of its runs: its accuracies differ."""
+    paired = entry["paired"]
+    if not paired["n"] or entry["labelled"] == first["labelled"] == paired["n"]:
+        return None
+    ours, theirs = points(paired["accuracy"]), points(paired["baseline"])
+    return (
+        f"{paired['n']:,} labelled images were classified by both the first run and "
+        f"{entry['name']}: {theirs} and {ours} of them rightly. The accuracies in the table are "
+        "over all labelled images of each run."
+    )
 
 
 def notes(entries: Sequence[Json]) -> list[str]:
@@ -225,6 +249,7 @@ def notes(entries: Sequence[Json]) -> list[str]:
         for e in entries[1:]
         if e["paired"]["why"] is not None
     ]
+    lines += filter(None, (_other_images(entry, entries[0]) for entry in entries[1:]))
     lines += [f"{e['name']}: {line}" for e in entries for line in e["unlike_teams"]]
     if any(entry["invalid"] for entry in entries):
         lines.append(INVALID_NOTE)

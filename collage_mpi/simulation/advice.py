@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import BACKUP, CODED, PARITY
-from collage_mpi.results.statistics import percentile
+from collage_mpi.results.statistics import percentile, support_needed
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.simulation.runs import Job, check_job, simulate_in_memory
 from collage_mpi.workload.service_times import Delays, trace_rows
 
+MOST_GROUPS = 200  # of a placement
 GAIN = 1.05  # what gains less than this over a simpler one is not worth its ranks
 LATE = 1.3  # medians after its send that a copy without a limit goes out (docs/does-it-work.md)
 Json = dict[str, Any]
@@ -80,6 +81,13 @@ class Candidate:
     lossless: bool
 
 
+def groups_of(times_s: np.ndarray, placements: int) -> int:
+    """Groups of a placement, MOST_GROUPS at most: as many as a machine has times, of which more
+    would be copies, and enough for a P99 of all placements together, the warm-up left out."""
+    enough = -(-support_needed(0.99) // placements) + RunSettings().warm_groups
+    return max(enough, min(MOST_GROUPS, len(times_s[0])))
+
+
 def candidates(question: Question, answers: Answers | None) -> list[Json]:
     """Settings of each, the plain one first; parity and approx where it is known what they decode,
     or accuracy is not asked for."""
@@ -108,14 +116,18 @@ def candidates(question: Question, answers: Answers | None) -> list[Json]:
 
 
 def simulated(question: Question, advance: Callable[[int], None]) -> list[Candidate]:
-    """All candidates; `advance` is told how many more placements of one are done.
+    """All candidates; `advance` is told of each that is done.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: as `check_job`.
     """
     plain = _job(question, {"scheme": "none"}, 0)
     answers = plain.load_answers()
-    return [simulated_one(question, flags, advance) for flags in candidates(question, answers)]
+    found = []
+    for flags in candidates(question, answers):
+        found.append(simulated_one(question, flags))
+        advance(1)
+    return found
 
 
 def _job(question: Question, flags: Json, seed: int) -> Job:
@@ -137,7 +149,7 @@ def _job(question: Question, flags: Json, seed: int) -> Job:
     return Job(settings, images, question.costs, question.answers, first=first, delays=delays)
 
 
-def simulated_one(question: Question, flags: Json, advance: Callable[[int], None]) -> Candidate:
+def simulated_one(question: Question, flags: Json) -> Candidate:
     """One candidate, of those settings, on all placements.
 
     Raises as `simulated`.
@@ -154,7 +166,6 @@ def simulated_one(question: Question, flags: Json, advance: Callable[[int], None
         labelled += len(images)
         work_s += float(tasks["held_ns"].sum())
         wasted_s += float(tasks["held_ns"][tasks["resolved"] == 0].sum())
-        advance(1)
     pooled_ms = np.concatenate(latencies) / 1e6
     settings = job.settings
     return Candidate(

@@ -21,6 +21,7 @@ from collage_mpi.simulation.advice import (
     Question,
     best_of,
     candidates,
+    groups_of,
     points_lost,
     simulated,
 )
@@ -53,6 +54,28 @@ def saved(path: Path, times_s: np.ndarray) -> str:
 def asked(capsys, *words: str) -> dict:
     assert main(["advise", *words, *FEW, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("requests", "placements", "groups"),
+    [(10, 12, 33), (10, 1, 370), (60, 12, 60), (300, 12, 200), (300, 1, 370)],
+)
+def test_few_times_are_replayed_no_oftener_than_a_p99_needs(requests, placements, groups):
+    assert groups_of(np.ones((9, requests)), placements) == groups
+
+
+def test_a_short_run_is_advised_in_few_groups_and_told_to_be_rough(tmp_path, capsys):
+    simulate(RunSettings(scheme="none", straggler="lognormal"), tmp_path / "run", 90)
+    assert main(["advise", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr()
+    assert "Simulated: 12 placements of 33 groups each." in told.out
+    assert "n/a" not in told.out  # a P99 of every scheme
+    assert "ROUGH: 9 ranks with" in told.out
+    assert "of 11 schemes" in told.err
+    assert main(["advise", saved(tmp_path / "t.npy", heavy_requests()), "--groups", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "Simulated: 12 placements of 3 groups each." in told
+    assert "ROUGH" not in told  # 2,400 times
 
 
 def test_the_fastest_that_costs_no_more_than_may_be_lost():
