@@ -43,7 +43,6 @@ class Team:
         rank: of its coordinator.
         session: of its rows.
         ready: it takes leases, under its epoch.
-        blind: it gets none for now: it could not read what it had left, which others try.
         lease: the last that it got.
         published: images in parts that count.
         lulled, closed: what it was told.
@@ -55,7 +54,6 @@ class Team:
     rank: int
     session: int
     ready: bool = False
-    blind: bool = False
     epoch: int = 0
     lease: int = -1
     published: int = 0
@@ -67,13 +65,8 @@ class Team:
 
     @property
     def at_work(self) -> bool:
-        """Whether it takes leases, or stays until all is done."""
+        """Whether it takes leases, or stays until all is done: it is in the book of leases."""
         return self.ready and self.done is None and self.gone is None
-
-    @property
-    def takes(self) -> bool:
-        """Whether it is among those of the book of leases."""
-        return self.at_work and not self.blind
 
 
 class Lead:
@@ -92,12 +85,14 @@ class Lead:
         session: int,
         *,
         batch: int,
+        late_s: float,
         stop_reason: Callable[[], str | None],
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """`others`: the coordinators of the other teams; `session` of team 0, others follow.
 
-        `batch`: groups of a unit of the book.
+        `batch`: groups of a unit of the book. `late_s`: how long after the start a team may come
+        for whose sake the job waits.
         """
         self.unread = 0
         self.inbox: deque[Message] = deque()
@@ -111,6 +106,7 @@ class Lead:
         self._networks: Mapping[str, str] = {}
         self._waiting: list[tuple[Team, Ready]] = []  # until the costs are known
         self._halted = False
+        self._late_ns = int(late_s * 1e9)  # from the start on: when that is
         self._look_at_ns = 0
 
     # ---- what team 0 needs of a link ----------------------------------------
@@ -134,6 +130,7 @@ class Lead:
     def start(self, start: messages.Start, networks: Mapping[str, str]) -> None:
         """What networks cost is known, and what team 0 holds: leases go out from now on."""
         self._start, self._networks = start, networks
+        self._late_ns += self._clock()
         self._join(self.teams[0])
         self._look_at_ns = 0
         self.look()
@@ -171,25 +168,27 @@ class Lead:
         rest_ns = min(LOOK_REST * (self._clock() - now_ns), LONGEST_REST_NS)
         self._look_at_ns = now_ns + max(LOOK_EVERY_NS, rest_ns)
 
-    def wait(self, report: Callable[[], object], late_s: float) -> None:
-        """Until no team is at work; `report` is called again and again.
-
-        While something is left to do a team that is late is waited for, for so long.
-        """
-        backoff, until_ns = Backoff(GROUP_BACKOFF), self._clock() + int(late_s * 1e9)
-        while any(team.at_work for team in self.teams) or (
-            self._awaits_others and self._clock() < until_ns
-        ):
+    def wait(self, report: Callable[[], object]) -> None:
+        """Until no team is awaited; `report` is called again and again."""
+        backoff = Backoff(GROUP_BACKOFF)
+        while self.awaits_teams:
             self.look()
             report()
             backoff.pause()
         self.look()
 
     @property
-    def _awaits_others(self) -> bool:
-        """Whether a team may still come that has something to do."""
-        coming = any(not team.ready and team.gone is None for team in self.teams)
-        return coming and not (self._halted or self._book.finished)
+    def awaits_teams(self) -> bool:
+        """Whether a team is at work, or may yet come and has something to do."""
+        more = not (self._halted or self._book.finished)
+        return any(team.at_work for team in self.teams) or (more and bool(self._late))
+
+    @property
+    def _late(self) -> list[Team]:
+        """Teams that may yet come."""
+        if self._clock() >= self._late_ns:
+            return []
+        return [team for team in self.teams if not team.ready and team.gone is None]
 
     @property
     def progress(self) -> Progress:
@@ -262,7 +261,7 @@ class Lead:
                 raise ValueError(f"team {team.number} is ready already")
             self._waiting.append((team, said))
         elif isinstance(said, Begun):
-            if team.takes:
+            if team.at_work:
                 self._book.begun(team.number, said.number)
         elif isinstance(said, Part):
             self._commit(team, said)
@@ -308,24 +307,31 @@ class Lead:
         self._publisher.put(part.table, team.session, part.number)
 
     def _judge_rest(self, team: Team, idle: Idle) -> None:
-        """What has no row though all was done that could be read: each other team tries it."""
-        if not team.takes or idle.lease != team.lease:
+        """What has no row though all was done that could be read: teams try it that have not."""
+        if not team.at_work or idle.lease != team.lease:
             return  # it has got another one meanwhile
-        held = self._book.held(team.number)
-        if held and any(other.takes for other in self.teams if other is not team):
-            team.blind = True
-            self._book.lost(team.number)
-            text = f"team {team.number} could not read {count(held):,} image(s)"
+        held = count(self._book.held(team.number))
+        self._book.lost(team.number, tried=True)
+        self._join(team)
+        others = held - self._settle()
+        if others:
+            text = f"team {team.number} could not read {others:,} image(s)"
             tell(f"collage-mpi run: {text}, which other teams try")
-        elif held:
-            self.unread += count(held)
-            self._book.commit(team.number, team.epoch, held)
+
+    def _settle(self) -> int:
+        """Do without what each team that could do it has tried: how many images."""
+        able = [team.number for team in self.teams if team.at_work]
+        able += [team.number for team in self._late]
+        if self._halted or not able:
+            return 0
+        images = self._book.settle(able)
+        self.unread += images
+        return images
 
     def _end(self, team: Team, done: Done) -> None:
         """It has written all it will write: what it had left goes to others."""
         if team.at_work:
-            if team.takes:
-                self._book.lost(team.number)
+            self._book.lost(team.number)
             team.done = done
 
     def _fault(self, team: Team, said: Fault) -> None:
@@ -344,7 +350,7 @@ class Lead:
         """
         if team.gone is not None:
             return
-        took, team.gone = team.takes, why
+        took, team.gone = team.at_work, why
         if not stay:
             # Not its own code: that of the job is told by who sees its end.
             self._tell(team, messages.Stop(int(ExitCode.COMPLETE)))
@@ -362,19 +368,15 @@ class Lead:
         """Give what is wanted; tell who gets none."""
         if self._halted or self._start is None:
             return
-        at_work = [team for team in self.teams if team.at_work]
-        if self._book.left and not any(team.takes for team in at_work):
-            for team in at_work:  # a loss has left it to those that could not read something
-                team.blind = False
-                self._join(team)
-        for team in at_work:
-            while team.takes and self._book.wants(team.number):
+        self._settle()
+        for team in (team for team in self.teams if team.at_work):
+            while self._book.wants(team.number):
                 lease = self._book.grant(team.number)
                 team.lease, team.lulled = lease.number, False
                 places = messages.packed_ranges(lease.ranges)
                 first = lease.first_group * self._batch
                 self._tell(team, messages.Lease(lease.number, lease.epoch, first, places))
-            if not self._book.left and not team.lulled:
+            if not self._book.left_for(team.number) and not team.lulled:
                 team.lulled = True
                 self._tell(team, messages.Lull())
             if self._book.finished and not team.closed:

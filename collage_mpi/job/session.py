@@ -206,8 +206,7 @@ def _run_plan(
             try:
                 finish = coordinator.run(*roll_call(plan, worker_group, hellos))
                 if lead is not None and supply is not None:
-                    late_s = settings.start_timeout_s
-                    finish = wait_for_teams(lead, supply, writer, coordinator, finish, late_s)
+                    finish = wait_for_teams(lead, supply, writer, coordinator, finish)
                     progress.also(True)  # how each team has ended
             finally:
                 progress.close()
@@ -267,6 +266,7 @@ def build_lead(
         writer.publisher,
         writer.session,
         batch=settings.batch,
+        late_s=settings.start_timeout_s,
         stop_reason=stop_reason,
     )
     lead.begin(writer.manifest["run_id"], order_digest(plan))
@@ -279,7 +279,6 @@ def wait_for_teams(
     writer: RunWriter,
     coordinator: Coordinator,
     finish: ev.Finish,
-    late_s: float,
 ) -> ev.Finish:
     """Team 0 has ended: its last rows are published, and then the others' are; how all ended."""
     fault = writer.drain()
@@ -287,7 +286,7 @@ def wait_for_teams(
         raise fault
     supply.tell_of_parts()
     lead.say(Done(finish.status, finish.reason, (), ()))
-    lead.wait(coordinator.report, late_s)
+    lead.wait(coordinator.report)
     return ev.Finish(lead.status, "" if lead.status == ev.COMPLETE else lead.reason)
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 Range = tuple[int, int]  # [start, stop) of positions in the job's order
+Teams = frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,23 @@ class _Team:
     epoch: int
     held: list[Range] = field(default_factory=list)  # uncommitted; sorted, none touch
     waiting: set[int] = field(default_factory=set)  # leases not begun
+    again: dict[Teams, list[Range]] = field(default_factory=dict)  # granted anew, by who tried
 
 
 class _Pool:
-    """Positions that nobody has and the ids of their groups, both taken in order."""
+    """Positions that nobody has, taken in order."""
 
-    def __init__(self, ranges: Iterable[Range], group_size: int, next_group: int) -> None:
+    def __init__(self, ranges: Iterable[Range] = ()) -> None:
         self._ranges = deque(ranges)
-        self._group_size, self._next_group = group_size, next_group
         self.images = count(self._ranges)
 
     def put(self, ranges: Iterable[Range]) -> None:
         self._ranges.extend(ranges)
         self.images = count(self._ranges)
 
-    def take(self, groups: int) -> tuple[int, tuple[Range, ...]]:
-        """So many groups, or all: the id of the first one, their positions."""
-        taken, missing = [], groups * self._group_size
+    def take(self, images: int) -> tuple[Range, ...]:
+        """So many positions, or all."""
+        taken, missing = [], images
         while missing and self._ranges:
             start, stop = self._ranges.popleft()
             cut = min(stop, start + missing)
@@ -83,10 +84,8 @@ class _Pool:
                 self._ranges.appendleft((cut, stop))
             taken.append((start, cut))
             missing -= cut - start
-        first, images = self._next_group, count(taken)
-        self._next_group += _groups(images, self._group_size)
-        self.images -= images
-        return first, tuple(taken)
+        self.images -= images - missing
+        return tuple(taken)
 
 
 class LeaseBook:
@@ -94,7 +93,7 @@ class LeaseBook:
 
     What was never granted goes out in order, so that a position's group is the one that it has in
     a job of one team. What a lost team held goes out behind it, in groups whose ids lie beyond: so
-    the ids that a team gets only grow.
+    the ids that a team gets only grow. A team never gets a position again that it has tried.
     A team that is not in, or in twice, is a defect of the caller: ValueError.
     """
 
@@ -109,16 +108,17 @@ class LeaseBook:
         self.settings, self.images = settings, images
         size = settings.group_size
         fresh = _without([(0, images)], done)
-        rests_from = first_group + _groups(count(fresh), size)
-        self._fresh, self._rests = _Pool(fresh, size, first_group), _Pool((), size, rests_from)
+        self._fresh, self._fresh_group = _Pool(fresh), first_group
+        self._rests: dict[Teams, _Pool] = {}  # by the teams that have tried these positions
+        self._rests_group = first_group + _groups(count(fresh), size)
         self._teams: dict[int, _Team] = {}
         self._epochs = self._leases = 0  # so far
         self.committed = images - self.left
 
     @property
     def left(self) -> int:
-        """Positions to grant; what a lost team held comes on top."""
-        return self._rests.images + self._fresh.images
+        """Positions to grant, to one team or another."""
+        return self._fresh.images + sum(pool.images for pool in self._rests.values())
 
     @property
     def finished(self) -> bool:
@@ -137,27 +137,45 @@ class LeaseBook:
         self._teams[team] = _Team(self._epochs)
         return self._epochs
 
+    def left_for(self, team: int) -> int:
+        """Positions to grant that the team has not tried."""
+        rests = sum(pool.images for tried, pool in self._rests.items() if team not in tried)
+        return self._fresh.images + rests
+
     def wants(self, team: int) -> bool:
         """Whether to grant it a lease now."""
-        return self.left > 0 and len(self._in(team).waiting) < self.settings.ahead
+        return len(self._in(team).waiting) < self.settings.ahead and self.left_for(team) > 0
 
     def grant(self, team: int) -> Lease:
         """A lease for it.
 
         Raises:
-            ValueError: nothing is left.
+            ValueError: nothing is left that it has not tried.
         """
-        to, settings = self._in(team), self.settings
-        if not self.left:
-            raise ValueError("nothing is left to grant")
-        groups = -(-_groups(self.left, settings.group_size) // (settings.share * len(self._teams)))
+        to, settings, left = self._in(team), self.settings, self.left_for(team)
+        if not left:
+            raise ValueError(f"nothing is left to grant to team {team}")
+        groups = -(-_groups(left, settings.group_size) // (settings.share * len(self._teams)))
         groups = min(max(groups, settings.smallest), settings.largest)
-        first, ranges = (self._fresh if self._fresh.images else self._rests).take(groups)
+        first, ranges = self._take(to, team, groups * settings.group_size)
         lease = Lease(self._leases, team, to.epoch, first, ranges)
         self._leases += 1
         to.held = _merged([*to.held, *ranges])
         to.waiting.add(lease.number)
         return lease
+
+    def _take(self, to: _Team, team: int, images: int) -> tuple[int, tuple[Range, ...]]:
+        """The first group's id, and positions: all of those that the same teams have tried."""
+        size = self.settings.group_size
+        if self._fresh.images:
+            first, ranges = self._fresh_group, self._fresh.take(images)
+            self._fresh_group += _groups(count(ranges), size)
+            return first, ranges
+        tried = next(t for t, pool in self._rests.items() if pool.images and team not in t)
+        first, ranges = self._rests_group, self._rests[tried].take(images)
+        self._rests_group += _groups(count(ranges), size)
+        to.again.setdefault(tried, []).extend(ranges)
+        return first, ranges
 
     def begun(self, team: int, number: int) -> None:
         """It has come to that lease, and may want another."""
@@ -177,10 +195,32 @@ class LeaseBook:
         self.committed += before - count(by.held)
         return True
 
-    def lost(self, team: int) -> None:
-        """Its epoch is over; what it held and had not committed is granted anew."""
-        self._rests.put(self._in(team).held)
+    def lost(self, team: int, *, tried: bool = False) -> None:
+        """Its epoch is over; what it held and had not committed is granted anew.
+
+        `tried`: to other teams, because it did all that it could.
+        """
+        gone, by = self._in(team), Teams([team] if tried else [])
         del self._teams[team]
+        held = gone.held
+        for others, ranges in gone.again.items():
+            again = _common(held, ranges)
+            held = _without(held, again)
+            self._put(others | by, again)
+        self._put(by, held)
+
+    def _put(self, tried: Teams, ranges: list[Range]) -> None:
+        if ranges:
+            self._rests.setdefault(tried, _Pool()).put(ranges)
+
+    def settle(self, teams: Collection[int]) -> int:
+        """Commit what each of these teams has tried, though it has no rows: how many positions."""
+        hopeless = [pool for tried, pool in self._rests.items() if tried.issuperset(teams)]
+        images = sum(pool.images for pool in hopeless)
+        for pool in hopeless:
+            pool.take(images)
+        self.committed += images
+        return images
 
     def _in(self, team: int) -> _Team:
         if team not in self._teams:
@@ -221,3 +261,18 @@ def _without(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
         around = ((left[at][0], start), (stop, left[at][1]))
         left[at : at + 1] = [each for each in around if each[0] < each[1]]
     return left
+
+
+def _common(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
+    """What both have, sorted. Of neither do any overlap."""
+    found: list[Range] = []
+    ends = deque(sorted(others))
+    for start, stop in sorted(ranges):
+        while ends and ends[0][0] < stop:
+            both = max(start, ends[0][0]), min(stop, ends[0][1])
+            if both[0] < both[1]:
+                found.append(both)
+            if ends[0][1] > stop:
+                break
+            ends.popleft()
+    return found

@@ -44,12 +44,10 @@ START, READY = Start(1.5, {}), Ready({"single": "aa"})
 
 
 class Others:
-    """Stands for the worker group of the other coordinators, ranks 4 and 8."""
+    """Stands for the worker group of the other coordinators."""
 
-    ranks = (4, 8)
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, ranks: tuple[int, ...] = (4, 8)) -> None:
+        self.clock, self.ranks = clock, ranks
         self.transport = self
         self.detector = FailureDetector(self.ranks, clock.now_ns)
         self.detector.keep_going = True
@@ -95,6 +93,7 @@ class Play:
             self.published,
             session=5,
             batch=2,
+            late_s=2.0,
             stop_reason=lambda: self.stop,
             clock=self.clock,
         )
@@ -228,20 +227,39 @@ def test_where_each_rank_is_needed_a_silent_coordinator_ends_the_job(play):
         play.look(50)
 
 
-def blinded(play: Play) -> Lease:
+LATE_MS = 2000  # from the start on: no team is waited for any more
+
+
+def unread_by_team_1(play: Play) -> Lease:
     """Teams 0 and 1 work; what team 1 could not read, the lease returned, is for others now."""
     start(play, 4)
     first, second = play.told(4, Lease)
     play.says(4, Idle(first.number))  # it had not heard of the second one
-    assert not play.lead.teams[1].blind
+    assert play.lead._book.held(1) == ((8, 16),)
     play.says(4, play.part(4, first), Begun(first.number), Begun(second.number))
     play.says(4, Idle(second.number))
-    assert (play.lead.teams[1].blind, play.lead.unread) == (True, 0)
+    assert (play.lead._book.held(1), play.lead.unread) == ((), 0)
     return second
 
 
-def test_what_a_team_could_not_read_others_try_and_who_cannot_either_has_the_last_word(play):
-    unread = blinded(play)
+def does_its_leases(play: Play, rank: int) -> None:
+    """All leases that the team has, and those that it gets meanwhile."""
+    done = 0
+    while done < len(play.told(rank, Lease)):
+        lease = play.told(rank, Lease)[done]
+        done += 1
+        said = Begun(lease.number), play.part(rank, lease, 10 + done)
+        if rank:
+            play.says(rank, *said)
+        else:
+            for each in said:
+                play.lead.say(each)
+            play.look()
+
+
+def test_what_no_team_can_read_is_counted_once_each_has_tried_it(play, caplog):
+    unread = unread_by_team_1(play)
+    assert "team 1 could not read 4 image(s), which other teams try" in caplog.text
     for lease in play.told(0, Lease):
         play.lead.say(play.part(0, lease))
         play.lead.say(Begun(lease.number))
@@ -252,48 +270,118 @@ def test_what_a_team_could_not_read_others_try_and_who_cannot_either_has_the_las
     play.says(4, Part("tasks", 3, unread.epoch, ()), Part("images", 4, unread.epoch, (12, 4)))
     assert ("tasks", 6, 3) in play.published
     assert ("images", 6, 4) not in play.published  # it has no image any more
-    assert play.told(4, Close) == []
     play.lead.say(Begun(again.number))
     play.lead.say(Idle(again.number))
     play.look()
+    assert play.told(0, Close) == play.told(4, Close) == []  # team 2 may come yet
+    assert (play.lead.unread, play.lead.status) == (0, "incomplete")
+    play.look(LATE_MS)
     assert play.told(0, Close) == play.told(4, Close) == [Close()]
     assert (play.lead.unread, play.lead.status) == (4, "complete")
     play.says(4, Done("complete", "", ("its disk",), ("another",)))
     assert (play.lead.lost, play.lead.changed) == (["its disk"], ["another"])
 
 
-def test_what_another_team_has_read_is_no_loss(play):
-    blinded(play)
-    for lease in play.told(0, Lease):
-        play.lead.say(Begun(lease.number))
-    play.look()
+def test_a_team_that_comes_late_tries_what_no_other_could_read(play):
+    unread = unread_by_team_1(play)
     for lease in play.told(0, Lease):
         play.lead.say(play.part(0, lease))
+        play.lead.say(Begun(lease.number))
     play.look()
+    play.lead.say(Idle(play.told(0, Lease)[-1].number))
+    play.look(LATE_MS // 2)
+    play.says(8, READY)
+    (lease,) = play.told(8, Lease)
+    assert lease.places == unread.places
+    play.look(LATE_MS)  # it has come: it is waited for
+    assert play.told(8, Close) == []
+    play.says(8, play.part(8, lease))
+    assert play.told(0, Close) == play.told(4, Close) == play.told(8, Close) == [Close()]
+    assert (play.lead.unread, play.lead.status) == (0, "complete")
+
+
+def test_what_another_team_has_read_is_no_loss(play):
+    unread_by_team_1(play)
+    does_its_leases(play, 0)
     assert play.told(4, Close) == [Close()]
     play.says(4, Done("complete", "", ("its disk",), ()))
     assert (play.lead.unread, play.lead.lost, play.lead.status) == (0, [], "complete")
 
 
-def test_where_no_other_is_left_a_team_tries_again_what_it_could_not_read(play):
-    blinded(play)
+def test_where_no_other_is_left_a_team_does_the_rest_but_not_what_it_could_not_read(play):
+    unread = unread_by_team_1(play)
     play.lead.say(Done("incomplete", "no rank is left", (), ()))
-    play.look()
-    again = play.told(4, Lease)[2:]
-    for lease in again:
-        play.says(4, Begun(lease.number))
-    again = play.told(4, Lease)[2:]
-    held = [messages.unpacked_ranges(lease.places) for lease in again]
-    assert sum(stop - start for ranges in held for start, stop in ranges) == 12
-    for lease in again[:-1]:
-        play.says(4, play.part(4, lease))
-    play.says(4, Idle(again[-1].number))
+    play.look(LATE_MS)
     assert play.lead.unread == 4
+    does_its_leases(play, 4)
+    again = [lease.places for lease in play.told(4, Lease)[2:]]
+    assert again == [(0, 4), (4, 4)]
+    assert unread.places not in again
     assert play.told(4, Close) == [Close()]
 
 
-def test_a_blind_team_that_is_lost_leaves_nothing_to_others(play):
-    blinded(play)
+def test_the_last_team_that_could_try_is_not_said_to_leave_it_to_others(play, caplog):
+    start(play)
+    play.look(LATE_MS)
+    play.lead.say(Idle(play.told(0, Lease)[-1].number))
+    assert play.lead.unread == 8
+    assert "could not read" not in caplog.text
+
+
+def test_of_a_job_that_is_stopped_nothing_counts_as_unread(play):
+    start(play)
+    play.look(LATE_MS)
+    play.stop = "stopped by SIGTERM"
+    play.look()
+    play.lead.say(Idle(play.told(0, Lease)[-1].number))
+    play.look()
+    assert (play.lead.unread, play.lead.status) == (0, "incomplete")
+
+
+def test_a_team_that_is_gone_is_not_waited_for_as_a_late_one():
+    start(play := Play(4))
+    for rank in (4, 8):
+        play.others.arrivals.append(Gone(rank, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()
+    play.lead.say(Idle(play.told(0, Lease)[-1].number))
+    assert play.lead.unread == 4
+
+
+def test_what_is_left_when_all_teams_have_gone_is_not_called_unread(play):
+    unread_by_team_1(play)
+    play.says(4, Done("incomplete", "no rank is left", (), ()))
+    play.lead.say(Done("incomplete", "no rank is left", (), ()))
+    play.look(LATE_MS)
+    assert (play.lead.unread, play.lead.status) == (0, "incomplete")
+    assert not play.lead.awaits_teams
+
+
+def test_a_team_is_lulled_though_something_is_left_that_it_has_tried(play):
+    """Else its rows stay in memory while a team that is late is waited for."""
+    unread_by_team_1(play)
+    play.lead.say(Done("incomplete", "no rank is left", (), ()))
+    play.look()
+    assert len(play.told(4, Lease)) == 4
+    assert play.told(4, Lull) == [Lull(), Lull()]
+    assert (play.lead._book.left, play.lead.unread) == (4, 0)
+
+
+def test_no_late_team_is_waited_for_once_all_is_done_or_the_job_is_stopped():
+    for stop in (None, "stopped by SIGTERM"):
+        play = Play(4)
+        start(play)
+        if stop is None:
+            does_its_leases(play, 0)
+        play.stop = stop
+        play.look()
+        assert play.lead.awaits_teams  # the first one
+        play.lead.say(Done("complete", "", (), ()))
+        assert not play.lead.awaits_teams
+
+
+def test_a_team_that_is_lost_after_it_gave_up_a_rest_leaves_no_more_to_others(play):
+    unread_by_team_1(play)
     play.others.arrivals.append(Gone(4, "MPI says so", play.clock.now_ns))
     play.look()
     play.look()
@@ -354,7 +442,7 @@ def test_the_end_waits_for_teams_at_work_and_for_late_ones_while_something_is_le
             play.others.says(4, Done("incomplete", "", (), ("a shard",)))
 
     play.lead.say(Done("incomplete", "", (), ()))
-    play.lead.wait(report, late_s=2.0)
+    play.lead.wait(report)
     assert 6 <= len(turns) <= 8  # rank 8 might still have come
     assert play.lead.changed == ["a shard"]
 
@@ -433,7 +521,11 @@ def test_what_the_lead_of_a_plan_goes_by(timeout_s, heard_ns):
     others.detector.keep_going = False
     plan = SimpleNamespace(
         settings=SimpleNamespace(
-            on_rank_loss="continue", reply_timeout_s=timeout_s, batch=2, group_size=4
+            on_rank_loss="continue",
+            reply_timeout_s=timeout_s,
+            start_timeout_s=600.0,
+            batch=2,
+            group_size=4,
         ),
         placement=SimpleNamespace(workers=range(1, 18)),
         order=np.array([3, 1, 2, 0]),

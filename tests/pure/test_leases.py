@@ -50,7 +50,8 @@ class LeaseMachine(RuleBasedStateMachine):
         self.book = LeaseBook(self.settings, images, first_group, ranges_of(done))
         self.holder: dict[int, int | None] = {p: DONE if p in done else None for p in range(images)}
         self.fresh = [p for p in range(images) if p not in done]
-        self.rests: list[int] = []
+        self.rests: dict[frozenset[int], list[int]] = {}  # by the teams that have tried them
+        self.tried: dict[int, frozenset[int]] = dict.fromkeys(range(images), frozenset())
         self.group_of = {p: first_group + i // size for i, p in enumerate(self.fresh)}
         self.beyond = first_group + -(-len(self.fresh) // size)  # the next rest's group
         self.epochs: dict[int, int] = {}
@@ -75,29 +76,39 @@ class LeaseMachine(RuleBasedStateMachine):
     def grant(self, data):
         self.grant_to(data.draw(st.sampled_from(sorted(self.epochs))))
 
+    def left_for(self, team: int) -> int:
+        rests = sum(len(rest) for tried, rest in self.rests.items() if team not in tried)
+        return len(self.fresh) + rests
+
     def grant_to(self, team: int) -> None:
-        left = len(self.rests) + len(self.fresh)
+        left = self.left_for(team)
+        assert self.book.left_for(team) == left
         assert self.book.wants(team) == (left > 0 and len(self.waiting[team]) < self.settings.ahead)
         if not left:
             with pytest.raises(ValueError, match="nothing is left"):
                 self.book.grant(team)
             return
-        pool, size = self.fresh or self.rests, self.settings.group_size
+        size = self.settings.group_size
         groups = -(-left // size)
         wanted = -(-groups // (self.settings.share * len(self.epochs)))
         wanted = min(max(wanted, self.settings.smallest), self.settings.largest)
-        taken = pool[: wanted * size]
-        first = self.beyond if pool is self.rests else self.group_of[taken[0]]
-        if pool is self.rests:
-            self.beyond += -(-len(taken) // size)
-        else:  # as in a job of one team
+        lease = self.book.grant(team)
+        taken = positions(lease.ranges)
+        pool = self.fresh or self.rests[self.tried[taken[0]]]
+        assert len(taken) == min(wanted * size, len(pool))
+        assert not any(team in self.tried[p] for p in taken)
+        if pool is self.fresh:  # as in a job of one team
+            assert taken == pool[: len(taken)]
+            first = self.group_of[taken[0]]
             assert [self.group_of[p] for p in taken] == [
                 first + i // size for i in range(len(taken))
             ]
-        lease = self.book.grant(team)
-        assert positions(lease.ranges) == taken
+        else:
+            first = self.beyond
+            self.beyond += -(-len(taken) // size)
         assert lease == Lease(self.number, team, self.epochs[team], first, lease.ranges)
-        del pool[: wanted * size]
+        for each in taken:
+            pool.remove(each)
         self.number += 1
         self.holder.update(dict.fromkeys(taken, team))
         self.waiting[team].append(lease.number)
@@ -138,36 +149,44 @@ class LeaseMachine(RuleBasedStateMachine):
         assert not self.book.commit(team, epoch, ranges_of(sorted(some)))
 
     @precondition(lambda self: self.epochs)
-    @rule(data=st.data())
-    def lose(self, data):
+    @rule(data=st.data(), tried=st.booleans())
+    def lose(self, data, tried):
         team = data.draw(st.sampled_from(sorted(self.epochs)))
-        self.book.lost(team)
-        back = self.mine(team)
-        self.rests += back
-        self.holder.update(dict.fromkeys(back))
+        self.book.lost(team, tried=tried)
+        for each in self.mine(team):
+            self.tried[each] |= {team} if tried else set()
+            self.rests.setdefault(self.tried[each], []).append(each)
+            self.holder[each] = None
         del self.epochs[team], self.waiting[team]
+
+    @rule(teams=st.sets(st.sampled_from(TEAMS), min_size=1))
+    def settle(self, teams):
+        """What each of these has tried is done without; what one of them has not is left."""
+        hopeless = [tried for tried in self.rests if tried >= teams]
+        gone = [each for tried in hopeless for each in self.rests.pop(tried)]
+        assert self.book.settle(teams) == len(gone)
+        self.holder.update(dict.fromkeys(gone, DONE))
 
     @invariant()
     def the_book_is_the_model(self):
         if not hasattr(self, "book"):
             return
-        assert self.book.left == len(self.rests) + len(self.fresh)
+        assert self.book.left == sum(map(len, self.rests.values())) + len(self.fresh)
         assert self.book.committed == sum(who == DONE for who in self.holder.values())
         assert self.book.finished == all(who == DONE for who in self.holder.values())
         for team in self.epochs:
             assert list(self.book.held(team)) == ranges_of(self.mine(team))
 
     def teardown(self):
-        """As long as one team stays everything is committed."""
+        """A team that has tried nothing yet can have everything that is left."""
         if not hasattr(self, "book"):
             return
-        for team in list(self.epochs)[1:]:
+        for team in self.epochs:
             self.book.lost(team)
-        team, *_ = self.epochs or (0,)
-        epoch = self.epochs[team] if self.epochs else self.book.join(team)
+        epoch = self.book.join(len(TEAMS))
         while self.book.left:
-            self.book.grant(team)
-        assert self.book.commit(team, epoch, self.book.held(team))
+            self.book.grant(len(TEAMS))
+        assert self.book.commit(len(TEAMS), epoch, self.book.held(len(TEAMS)))
         assert self.book.finished
 
 
@@ -262,3 +281,51 @@ def test_nothing_to_do() -> None:
     book.join(0)
     assert book.finished
     assert not book.wants(0)
+
+
+def test_what_a_team_has_tried_goes_to_each_other_team_once() -> None:
+    book = LeaseBook(BY_FOUR, 8)
+    for team in (0, 1, 2):
+        book.join(team)
+    assert [book.grant(0).ranges, book.grant(1).ranges] == [((0, 4),), ((4, 8),)]
+    book.lost(0, tried=True)
+    book.join(0)
+    assert (book.left, book.left_for(0), book.left_for(1)) == (4, 0, 4)
+    assert book.settle((0, 1)) == 0
+    assert book.grant(1).ranges == ((0, 4),)
+    book.lost(1, tried=True)  # 0 to 3 both have tried, 4 to 7 this one alone
+    assert book.settle((0, 1)) == 4
+    assert book.grant(0).ranges == ((4, 8),)
+    book.lost(0)  # it has gone: it has not tried them
+    assert (book.settle((1,)), book.committed) == (4, 8)
+    assert book.finished
+
+
+@pytest.mark.parametrize(
+    ("committed", "untried_by_2", "untried_by_0"),
+    [
+        ((1, 3), [((0, 1), (3, 4)), ((4, 8),)], [((4, 8),)]),  # a hole in what both have tried
+        ((0, 4), [((4, 8),)], [((4, 8),)]),
+        ((2, 7), [((0, 2),), ((7, 8),)], [((7, 8),)]),
+        ((3, 8), [((0, 3),)], []),
+    ],
+)
+def test_who_has_tried_what_is_kept_by_position(
+    committed: Range, untried_by_2: list[tuple[Range, ...]], untried_by_0: list[tuple[Range, ...]]
+) -> None:
+    """Team 0 has tried positions 0 to 3, and team 1 all that it did not commit."""
+
+    def leases_of(team: int) -> list[tuple[Range, ...]]:
+        book = LeaseBook(BY_FOUR, 8)
+        epochs = {team: book.join(team) for team in range(3)}
+        book.grant(0)
+        book.lost(0, tried=True)
+        book.join(0)
+        assert [book.grant(1).ranges for _ in range(2)] == [((4, 8),), ((0, 4),)]
+        assert book.commit(1, epochs[1], [committed])
+        book.lost(1, tried=True)
+        book.join(1)
+        assert book.left_for(1) == 0
+        return [book.grant(team).ranges for _ in range(2) if book.left_for(team)]
+
+    assert (leases_of(2), leases_of(0)) == (untried_by_2, untried_by_0)
