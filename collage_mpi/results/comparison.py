@@ -30,9 +30,9 @@ from collage_mpi.system.terminal import make_table, to_text, usable_width
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
 
 INVALID_NOTE = (
-    "(INVALID): over 1 % of the tasks took over 10 % longer than the injected service time, so "
-    "these figures are not the model's: the machine was busy with other work, or the time scale is "
-    "too small for it."
+    "(INVALID): over 1 % of the tasks took over 10 % longer than the injected service time: the "
+    "machine was busy with other work, or the time scale is too small for it. The answers and "
+    "their accuracy count, the times do not."
 )
 
 _WIDE = 1000  # columns: nothing is wrapped

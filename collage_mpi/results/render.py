@@ -79,7 +79,9 @@ def warnings(summary: Json) -> list[str]:
         lines.append(
             f"INVALID: {validity['exceeded']:,} of {validity['tasks']:,} tasks "
             f"({100 * validity['share']:.1f} %, at most 1 % allowed) took over 10 % longer than "
-            "the injected service time: this machine is too slow, or too busy, for the time scale."
+            "the injected service time: this machine is too slow, or too busy, for the time scale. "
+            "The answers and their accuracy count. The times do not: run it again on an idle "
+            "machine, or with a larger --time-scale."
         )
     arrivals = summary.get("arrivals") or {}
     if arrivals.get("overloaded"):
