@@ -434,6 +434,5 @@ def _terminal(arrival: Received, result: WireResult) -> ev.Event:
         more = result.vectors, result.unread
         return ev.Answered(now_ns, task, rank, result.cells, *took_ns, *more)
     if result.status == FAILED:
-        how = result.reason, result.retryable, result.unread
-        return ev.Failed(now_ns, task, rank, *how)
+        return ev.Failed(now_ns, task, rank, result.reason, result.unread)
     return ev.Skipped(now_ns, task, rank)

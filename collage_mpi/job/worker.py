@@ -565,7 +565,7 @@ def _answered(
 
 
 def _failed(task: WireTask, reason: str, unread: Faults = ()) -> WireResult:
-    return WireResult(task.task, FAILED, reason=reason, retryable=True, unread=unread)
+    return WireResult(task.task, FAILED, reason=reason, unread=unread)
 
 
 def _is_of_device(error: Exception) -> bool:

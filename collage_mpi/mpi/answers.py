@@ -39,7 +39,6 @@ RESULT = np.dtype(
         ("compute_ns", "<i8"),
         ("held_ns", "<i8"),
         ("drawn_ns", "<i8"),
-        ("retryable", "?"),
         ("read_ns", "<i8"),
         # How much of the rest of the message is its own.
         ("n_cells", "<u4"),
@@ -66,7 +65,6 @@ class WireResult:
         compute_ns: time in the network, GPU synchronised.
         held_ns: injected delay on top of it.
         drawn_ns: service time that the delay model asked for, 0 without one.
-        retryable: of a failed one: another rank may do better.
         read_ns: waiting until its rank had read its images, where it did.
         cells: one record per item, None where the network gave none; () unless answered.
         unread: one an item if any of its images was not read: of an answered one those that are
@@ -80,7 +78,6 @@ class WireResult:
     compute_ns: int = 0
     held_ns: int = 0
     drawn_ns: int = 0
-    retryable: bool = False
     read_ns: int = 0
     cells: tuple[Score | None, ...] = ()
     reason: str = ""

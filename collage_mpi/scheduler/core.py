@@ -267,7 +267,7 @@ class Scheduler:
 
     def _on_failed(self, event: ev.Failed) -> None:
         task = self._terminal(event.task, event.rank, "failed")
-        self.retries.redo(task, event.reason, event.unread, retryable=event.retryable)
+        self.retries.redo(task, event.reason, event.unread)
         self._recover(task.rank)
         task.rank.failures += not event.of_input
         if task.rank.failures >= self.settings.max_failures and self._dispensable(task.rank):

@@ -112,7 +112,7 @@ class Answered(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Terminal: the rank could not do the task; `retryable` if another might.
+    """Terminal: the rank could not do the task.
 
     `unread`, one an item, if it was for want of images.
     """
@@ -121,7 +121,6 @@ class Failed(NamedTuple):
     task: int
     rank: int
     reason: str
-    retryable: bool
     unread: tuple[Unread | None, ...] = ()
 
     @property

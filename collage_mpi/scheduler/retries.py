@@ -134,7 +134,6 @@ class Retries:
         unread: Sequence[ev.Unread | None] = (),
         *,
         failed: bool = True,
-        retryable: bool = True,
     ) -> None:
         """A task failed or was lost (`failed`), or its rank is silent."""
         main = self.core.scheme.main
@@ -145,8 +144,8 @@ class Retries:
             images.append(image)
             self.note(image, task, reason if why is None else _not_read(image, task, why))
             if failed and task.kind == main and not task.spare:
-                image.failures = image.failures + 1 if retryable else self.max_attempts
-        if task.kind != main and retryable and task.attempt < self.max_attempts:
+                image.failures += 1
+        if task.kind != main and task.attempt < self.max_attempts:
             self._again(task, images)
         for image in images:
             self.image(image)

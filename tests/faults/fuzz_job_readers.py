@@ -134,7 +134,7 @@ def _messages() -> list[Reader]:
     ]
     results = [
         WireResult(1, ANSWERED, 10, 5, 7, cells=(Score(3, 0.5), None)),
-        WireResult(2, FAILED, reason="out of memory", retryable=True),
+        WireResult(2, FAILED, reason="out of memory"),
         WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
     ]
     pixels = [np.zeros((4, 4, 1), np.uint8), np.zeros((12, 12, 1), np.uint8), pack_places([(1, 2)])]

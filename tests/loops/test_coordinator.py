@@ -229,7 +229,7 @@ def test_random_delays_faults_and_absent_cells_lose_nothing(seed):
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         lot = chance.random()
         if lot < 0.15:
-            return WireResult(task.task, FAILED, reason="boom", retryable=lot < 0.12)
+            return WireResult(task.task, FAILED, reason="boom")
         result = truthful(rank, task, pixels)
         cells = tuple(None if chance.random() < 0.1 else cell for cell in result.cells)
         return dataclasses.replace(result, cells=cells)
@@ -284,7 +284,7 @@ def test_the_last_batch_does_not_wait_for_images_that_do_not_come():
 def test_a_failed_task_of_a_batch_is_done_again_and_the_others_stay():
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         if task.attempt == 1 and rank == 2 and task.group == 1:
-            return WireResult(task.task, FAILED, reason="boom", retryable=True)
+            return WireResult(task.task, FAILED, reason="boom")
         return truthful(rank, task, pixels)
 
     job = Job(16, scheme="none", batch=4, cluster={"behave": behave})
@@ -349,7 +349,7 @@ def test_nothing_but_bad_rows_ends():
 def test_a_rank_that_always_fails_costs_retries_only():
     def behave(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         if rank == 2:
-            return WireResult(task.task, FAILED, reason="CUDA error", retryable=True)
+            return WireResult(task.task, FAILED, reason="CUDA error")
         return truthful(rank, task, pixels)
 
     job = Job(64, scheme="none", cluster={"behave": behave})

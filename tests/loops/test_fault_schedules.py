@@ -77,7 +77,7 @@ def drawn(rng: random.Random) -> Plan:
         kills=of_ranks(4, 0, 12),
         hangs=of_ranks(2, 0, 3),
         slow=of_ranks(2, 2, 9),
-        bad={number: rng.choice(("fail", "final", "absent")) for number in served},
+        bad={number: rng.choice(("fail", "absent")) for number in served},
         unread=frozenset(rng.sample(range(24), rng.choice((0, 0, 1, 3)))),
         stop_ms=rng.choice((None, rng.randint(0, 10))),
     )
@@ -127,9 +127,9 @@ class Ends:
         if self.of_rank[rank] > self.plan.hangs.get(rank, 1 << 30):
             return None
         how = self.plan.bad.get(number)
-        self.said[task.task] = "failed" if how in ("fail", "final") else "answered"
-        if how in ("fail", "final"):
-            return WireResult(task.task, FAILED, reason="boom", retryable=how == "fail")
+        self.said[task.task] = "failed" if how == "fail" else "answered"
+        if how == "fail":
+            return WireResult(task.task, FAILED, reason="boom")
         result = truthful(rank, task, pixels)
         if how == "absent":
             return dataclasses.replace(result, cells=(None,) * len(result.cells))

@@ -148,7 +148,6 @@ def test_a_bad_row_fails_its_own_task_alone(shards: ShardSet, tmp_path: Path) ->
     assert [found[task].status for task in range(3)] == [ANSWERED, FAILED, ANSWERED]
     assert [found[task].cells[0].label for task in (0, 2)] == [1, 9]
     bad = found[1]
-    assert bad.retryable
     assert bad.reason == "checksum does not match its pixels and label"
     assert bad.unread == (Unread(bad.reason, of_input=True),)
     give(bench, (1, 3))  # nothing is left to compute
@@ -165,7 +164,6 @@ def test_a_file_that_goes_fails_what_is_in_it_and_the_rank_is_to_blame(
     found = {result.task: result for result in bench.results}
     assert [found[task].status for task in range(3)] == [ANSWERED, FAILED, ANSWERED]
     assert [found[task].cells[0].label for task in (0, 2)] == [6, 7]
-    assert found[1].retryable
     assert found[1].reason.startswith(f"{shards.infos[0].path}: can no longer be read")
     assert found[1].unread == (Unread(found[1].reason, of_input=False),)
 

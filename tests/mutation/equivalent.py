@@ -69,10 +69,6 @@ SAME: dict[tuple[str, str], str] = {
     ): "padding of a record that both ends lay out by it",
     (
         "collage_mpi/mpi/answers.py",
-        "retryable: bool = True",
-    ): "it counts for failed ones alone, of which the worker says it",
-    (
-        "collage_mpi/mpi/answers.py",
         "floats = vectors[0].shape[1] if vectors else (1)",
     ): "how long are vectors of which there are none",
     (

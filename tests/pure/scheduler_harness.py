@@ -222,11 +222,11 @@ class Harness:
         assert total - sum(others) == value(image), "decoded from the answers of others"
         return ev.Score(image % 10, 0.7)
 
-    def fail(self, task: int, retryable: bool = True, of_input: bool = False) -> list[ev.Action]:
+    def fail(self, task: int, of_input: bool = False) -> list[ev.Action]:
         send = self._terminal(task)
         self.suspected.discard(send.rank)
         unread = (WORN,) * len(send.items) if of_input else ()
-        return self.feed(ev.Failed(self.now_ns, task, send.rank, "boom", retryable, unread))
+        return self.feed(ev.Failed(self.now_ns, task, send.rank, "boom", unread))
 
     def skip(self, task: int) -> list[ev.Action]:
         assert task in self.cancelled

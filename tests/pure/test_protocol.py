@@ -69,7 +69,6 @@ results = st.builds(
     held_ns=ids,
     drawn_ns=ids,
     reason=st.text("abc äµ", max_size=50),
-    retryable=st.booleans(),
     read_ns=ids,
 )
 faults = st.builds(Unread, st.text("abcäµ", min_size=1, max_size=40), st.booleans())
@@ -234,7 +233,7 @@ def test_a_task_that_does_not_add_up_is_refused(field, value, words):
 
 
 def test_of_a_task_that_was_skipped_nothing_was_measured():
-    assert WireResult(1, SKIPPED) == WireResult(1, SKIPPED, 0, 0, 0, False, 0, (), "", (), None)
+    assert WireResult(1, SKIPPED) == WireResult(1, SKIPPED, 0, 0, 0, 0, (), "", (), None)
 
 
 def test_another_version_is_refused_by_name():

@@ -304,8 +304,8 @@ def test_an_image_that_fails_everywhere_becomes_an_error_row():
 
 
 def test_the_collage_saves_an_image_that_cannot_be_retried():
-    job = started()
-    job.fail(job.task_of(0), retryable=False)
+    job = started(max_attempts=1)
+    job.fail(job.task_of(0))
     assert 0 not in job.resolved
     job.answer(job.task_of(0, COLLAGE))
     assert job.resolved[0].source == COLLAGE
@@ -674,10 +674,10 @@ def test_a_sure_copy_counts_while_an_unsure_one_is_kept():
 
 
 def test_an_unsure_cell_is_better_than_an_error():
-    job = started(policy="confident", deadline_ns=100 * MS)
+    job = started(policy="confident", deadline_ns=100 * MS, max_attempts=1)
     job.close()
     job.answer(job.task_of(0, COLLAGE), unsure=frozenset({0}))
-    job.fail(job.task_of(0), retryable=False)
+    job.fail(job.task_of(0))
     job.run_out()
     assert job.resolved[0].source == COLLAGE
     assert job.finish.status == ev.COMPLETE
@@ -916,10 +916,10 @@ def test_silence_is_no_failure():
 
 
 def test_an_image_waits_for_a_silent_collage_rank_that_holds_it():
-    job = started()
+    job = started(max_attempts=1)
     collage = job.task_of(0, COLLAGE)
     job.suspect(5)
-    job.fail(job.task_of(0), retryable=False)
+    job.fail(job.task_of(0))
     assert 0 not in job.resolved
     job.answer(collage)
     assert job.resolved[0].source == COLLAGE

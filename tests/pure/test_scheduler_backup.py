@@ -80,7 +80,7 @@ def test_an_image_whose_single_goes_wrong_has_its_batch(how):
     if how == "lose":
         job.lose(job.live[task].rank)
     elif how == "fail":
-        job.fail(task, retryable=False)
+        job.fail(task)
     elif how == "absent":
         job.answer(task, frozenset({1}))
     else:

@@ -68,7 +68,7 @@ def test_one_task_of_a_stripe_that_goes_wrong_at_every_moment(how, k):
     """Each task of the first stripe is the victim, in every order of its singles and its parity."""
     stripe = [*STRIPES[k][0], 4]  # places in `tasks_of`
     for victim, order in product(stripe, permutations(stripe)):
-        job = started(k)
+        job = started(k, **{"max_attempts": 1} if how == "fail for good" else {})
         job.close()
         tasks = tasks_of(job, k)
         for position in order:
@@ -84,7 +84,7 @@ def test_one_task_of_a_stripe_that_goes_wrong_at_every_moment(how, k):
             elif how == "absent":
                 job.answer(task, frozenset(i.image for i in job.live[task].items))
             else:
-                job.fail(task, retryable=how == "fail")
+                job.fail(task)
         job.run_out()
         # A single that is refused for good is made up for by its stripe, whenever that comes.
         assert job.finish.status == ev.COMPLETE
@@ -94,7 +94,7 @@ def test_one_task_of_a_stripe_that_goes_wrong_at_every_moment(how, k):
 def test_two_of_a_stripe_refused_for_good_are_errors_and_hang_nothing():
     """Images 0 and 1 of stripe 0, 1, 2 in every order: a parity answer makes up for one."""
     for order in permutations([0, 1, 2, 4]):
-        job = started(3)
+        job = started(3, max_attempts=1)
         job.close()
         tasks = tasks_of(job, 3)
         for position in order:
@@ -102,7 +102,7 @@ def test_two_of_a_stripe_refused_for_good_are_errors_and_hang_nothing():
             if task not in job.live:
                 continue
             if position < 2:
-                job.fail(task, retryable=False)
+                job.fail(task)
             else:
                 job.answer(task)
         job.run_out()

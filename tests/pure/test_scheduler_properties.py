@@ -98,9 +98,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.job.fail(task, of_input=True)
 
     @precondition(lambda self: self.running() and self.job.live)
-    @rule(data=st.data(), retryable=st.booleans())
-    def fail(self, data, retryable):
-        self.job.fail(data.draw(st.sampled_from(sorted(self.job.live))), retryable)
+    @rule(data=st.data())
+    def fail(self, data):
+        self.job.fail(data.draw(st.sampled_from(sorted(self.job.live))))
 
     @precondition(lambda self: self.running() and self.job.cancelled & set(self.job.live))
     @rule(data=st.data())
