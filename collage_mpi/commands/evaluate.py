@@ -266,6 +266,7 @@ def _answers(
 
 def _print_table(report: dict[str, Any]) -> None:
     from collage_mpi.system.terminal import make_table, to_text
+    from collage_mpi.training.saving import told_savings
 
     networks = report["networks"]
     ratios = {k: r for k in networks if (r := report.get(f"{k}_over_single")) is not None}
@@ -312,6 +313,9 @@ def _print_table(report: dict[str, Any]) -> None:
             f"{ratio['only_single_right']:.2%}, only the {kind} "
             f"{ratio[f'only_{kind}_right']:.2%}."
         )
+    if "saving" in report:
+        timed = f"median of {report['calls']} calls, {_tunings(networks)}, on {report['device']}"
+        print(told_savings(report["saving"], timed))
     if {PARITY, CODED} & networks.keys():
         print(
             "Parity and approx: each image as if its own answer alone were missing from its "

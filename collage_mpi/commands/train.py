@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from collage_mpi.models.backbone import Backbone
     from collage_mpi.models.info import NetworkInfo
     from collage_mpi.training.peers import Peers
+    from collage_mpi.training.records import TrainData
     from collage_mpi.training.sources import Sources
 
+SPLIT = ("shard_fingerprints", "limit", "seed", "validation_share")  # what decides it, in a record
 DEFAULT = "(default: %(default)s)"
 
 
@@ -240,11 +242,35 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
         flush=True,
     )
     _tell(args, store(args.out, trainer.run(), settings, data, facts))
+    if args.kind == COLLAGE:
+        print(_saving(args, data, peers.device))
     return 0
 
 
 def _tell(args: argparse.Namespace, info: NetworkInfo) -> None:
     print(f"{args.out}: {_worth(args.kind, info.metadata)}, sha256 {info.fingerprint[:12]}")
+
+
+def _saving(args: argparse.Namespace, data: TrainData, device: str) -> str:
+    """What the network saves beside its teacher, by the validation part."""
+    from collage_mpi.models.weights import describe_weights
+    from collage_mpi.training.finish import held_savings
+    from collage_mpi.training.saving import told_savings
+
+    if args.teacher is None:
+        return (
+            "Saving at no loss: n/a (--teacher names the single network to compare with, as do "
+            "evaluate and weights threshold)."
+        )
+    told = told_savings(*held_savings(args.teacher, args.out, data, device, args.threads))
+    mine = describe_weights(args.out).metadata["training"]
+    its = describe_weights(args.teacher).metadata.get("training")
+    if its and any(its.get(name) != mine[name] for name in SPLIT):
+        told += (
+            "\nThe teacher was trained on another part of the images, so it may have seen those of "
+            "this validation split: give both the same --shards, --limit, --seed and --validation."
+        )
+    return told
 
 
 def _worth(kind: str, metadata: dict[str, Any]) -> str:

@@ -111,7 +111,8 @@ def _threshold(args: argparse.Namespace) -> int:
     from collage_mpi.models.fit import check_fit
     from collage_mpi.models.weights import with_accept
     from collage_mpi.shards import ShardSet
-    from collage_mpi.training.measure import predict_collage, single_scores
+    from collage_mpi.training.measure import predict_collage, service_ratio, single_scores
+    from collage_mpi.training.saving import find_savings, told_savings
     from collage_mpi.training.threshold import choose_threshold
 
     specs = {SINGLE: args.single, COLLAGE: args.collage}
@@ -129,7 +130,9 @@ def _threshold(args: argparse.Namespace) -> int:
             raise DataFault("the shards have no labels; a threshold needs labelled shards")
         order = np.arange(len(shards))
         how: dict[str, Any] = {"device": args.device, "tuning": Tuning(args.precision)}
-        both = {kind: load_predictor(spec, kind, **how) for kind, spec in specs.items()}
+        both: dict[str, Any] = {
+            kind: load_predictor(spec, kind, **how) for kind, spec in specs.items()
+        }
         grid = Grid(collage.side, collage.cell_px)
         with advancing(len(order), COLLAGE) as advance:
             cells = predict_collage(both[COLLAGE], grid, shards, order, advance)
@@ -145,6 +148,9 @@ def _threshold(args: argparse.Namespace) -> int:
         f"{0 - found.measured_points:+.2f} on {found.measured_on:,} others, where "
         f"{found.share:.0%} of the cells count; sha256 {made.fingerprint[:12]}"
     )
+    ratio, timed = service_ratio(both[SINGLE], both[COLLAGE])
+    saved = find_savings(alone, cells, labels, collage.cells, ratio, found.confidence)
+    print(told_savings(saved, timed))
     return 0
 
 

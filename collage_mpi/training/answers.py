@@ -1,6 +1,6 @@
 """The answers of the networks on the same images, in a file that a simulation replays.
 
-Owns: the layout of `evaluate --save-answers` and its atomic write.
+Owns: which answers are right, the layout of `evaluate --save-answers` and its atomic write.
 Does not know: how an answer was made, who reads the file.
 """
 
@@ -76,6 +76,17 @@ def save_answers(
         **more,
     )
     save_file(path, buffer.getvalue())
+
+
+def right(answers: Answers, labels: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether each answer is the label; no answer is wrong."""
+    return np.array(
+        [
+            answer is not None and answer[0] == label
+            for answer, label in zip(answers, labels, strict=True)
+        ],
+        dtype=bool,
+    )
 
 
 def _columns(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

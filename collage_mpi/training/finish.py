@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from collage_mpi.encoding.grid import Grid
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.reading import GridReading, Reading
@@ -24,9 +26,12 @@ from collage_mpi.training.calibration import (
     calibration_error,
     fit_temperature,
 )
+from collage_mpi.training.measure import predict_collage, predict_single, service_ratio
 from collage_mpi.training.objective_parity import ParityObjective
 from collage_mpi.training.records import TrainData, Trained
+from collage_mpi.training.saving import find_savings
 from collage_mpi.training.settings import TrainSettings
+from collage_mpi.training.threshold import LEAST_IMAGES
 
 MIN_FOR_TEMPERATURE = 100  # held-out images; with fewer the fit is noise and 1.0 stays
 
@@ -90,6 +95,41 @@ class Held:
         """(m, classes) float32 probabilities of the cells with an image."""
         read = (self.reading.scores(outputs, temperature) for outputs in self.outputs)
         return np.concatenate([s[here] for s, here in zip(read, self.present, strict=True)])
+
+
+class _InMemory:
+    """The validation images, as the measuring functions read images."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        height, width, channels = images.shape[1:]
+        self.images, self.shape = images, (height, width, channels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, None]:
+        return self.images[indices], None
+
+
+def held_savings(
+    single: Path, collage: Path, data: TrainData, device: str, threads: int
+) -> tuple[dict[str, Any] | None, str]:
+    """What a collage network saves beside a single one by the validation images; how it was timed.
+
+    Both answer and are timed in float32, as `evaluate` does by default.
+    """
+    if len(data.held_labels) < LEAST_IMAGES:
+        return None, ""
+    one = TorchPredictor.load(str(single), SINGLE, device=device, threads=threads)
+    many = TorchPredictor.load(str(collage), COLLAGE, device=device, threads=threads)
+    assert many.info.side is not None
+    assert many.info.cell_px is not None
+    grid = Grid(many.info.side, many.info.cell_px)
+    images, order = _InMemory(data.held_images), np.arange(len(data.held_labels))
+    alone = predict_single(one, images, order)
+    cells = predict_collage(many, grid, images, order)
+    ratio, timed = service_ratio(one, many)
+    return find_savings(alone, cells, data.held_labels, grid.cells, ratio), timed
 
 
 def _error(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -28,6 +28,7 @@ from collage_mpi.models.parity_spec import ParitySpec
 from collage_mpi.models.predictor import TorchPredictor
 
 SINGLE_BATCH = 64
+RATIO_CALLS = 100  # timed calls of each network where a command has no --calls
 Advance = Callable[[int], None]  # told how many more images, or calls, are done
 
 
@@ -164,17 +165,6 @@ def collages(grid: Grid, images: Images, order: np.ndarray) -> Iterator[tuple[np
         yield encoder.paste(list(encoder.shrink(pixels)), out=collage), len(chosen)
 
 
-def right(answers: Sequence[tuple[int, float] | None], labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether each answer is the label; no answer is wrong."""
-    return np.array(
-        [
-            answer is not None and answer[0] == label
-            for answer, label in zip(answers, labels, strict=True)
-        ],
-        dtype=bool,
-    )
-
-
 def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
     """Floating-point operations of one input by torch.utils.flop_counter.
 
@@ -220,6 +210,15 @@ def service_times(
         ServiceTime(int(m), int(p10), int(p90), calls)
         for m, p10, p90 in zip(middle, low, high, strict=True)
     ]
+
+
+def service_ratio(
+    single: TorchPredictor | OwnPredictor, collage: TorchPredictor | OwnPredictor
+) -> tuple[float, str]:
+    """Service time of a collage over that of an image by the single network; how it was timed."""
+    one, whole = service_times([single, collage], RATIO_CALLS)
+    how = f"median of {RATIO_CALLS} calls, {collage.tuning}, on {collage.device}"
+    return whole.median_ns / one.median_ns, how
 
 
 def torch_threads() -> int:

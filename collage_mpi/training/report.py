@@ -12,19 +12,19 @@ import numpy as np
 import torch
 
 from collage_mpi import __version__
-from collage_mpi.kinds import ENCODED_KINDS, SINGLE
+from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, SINGLE
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.training.answers import Answers
+from collage_mpi.training.answers import Answers, right
 from collage_mpi.training.judge import judge
 from collage_mpi.training.measure import (
     count_flops,
     count_parameters,
     processor_name,
-    right,
     service_times,
     torch_threads,
 )
+from collage_mpi.training.saving import find_savings
 
 
 def make_report(
@@ -75,6 +75,19 @@ def make_report(
     for kind in ENCODED_KINDS:
         if {SINGLE, kind} <= set(networks):
             report[f"{kind}_over_single"] = _ratios(networks, correct, kind)
+    if {SINGLE, COLLAGE} <= set(networks):
+        collage = predictors[COLLAGE].info
+        known = collage.accept
+        if known is not None and known.single != predictors[SINGLE].info.fingerprint:
+            known = None
+        report["saving"] = find_savings(
+            answers[SINGLE],
+            answers[COLLAGE],
+            labels,
+            collage.cells,
+            report[f"{COLLAGE}_over_single"]["service"],
+            None if known is None else known.confidence,
+        )
     return report
 
 

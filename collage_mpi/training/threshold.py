@@ -10,11 +10,10 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.models.accept_spec import AcceptSpec
-from collage_mpi.training.answers import Answers
-from collage_mpi.training.measure import right
+from collage_mpi.training.answers import Answers, right
 
 MOST_POINTS = 0.1  # percentage points of accuracy
-LEAST_IMAGES = 1000  # a half of fewer tells nothing of a tenth of a point
+LEAST_IMAGES = 2000  # in all: a smaller half tells nothing of a tenth of a point
 
 
 def choose_threshold(
@@ -43,16 +42,14 @@ def choose_threshold(
         DataFault: too few images; no score costs so little, or gains, or the chosen one costs more
             than MOST_POINTS, or anything at all, on the other groups.
     """
-    if len(labels) < 2 * LEAST_IMAGES:
+    if len(labels) < LEAST_IMAGES:
         raise DataFault(
-            f"{len(labels):,} labelled images: a threshold needs {2 * LEAST_IMAGES:,}, half of "
+            f"{len(labels):,} labelled images: a threshold needs {LEAST_IMAGES:,}, half of "
             "them to choose it and half to measure what it costs"
         )
-    scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in collage])
-    scores = np.floor(scores * 1e4) / 1e4  # (n,)
-    lost = right(single, labels).astype(int) - right(collage, labels)  # (n,) -1, 0, 1
-    chosen = np.arange(len(labels)) // cells % 2 == 0  # (n,) bool, whole groups
-    confidence = _chosen(scores[chosen], lost[chosen], aim)
+    scores, lost = scores_and_losses(single, collage, labels)
+    chosen = choosing_half(len(labels), cells)
+    confidence = chosen_score(scores[chosen], lost[chosen], aim)
     if confidence is None:
         why = f"costs less than {MOST_POINTS:g} points" if aim == "share" else "gains accuracy"
         raise DataFault(f"no score of the collage network {why} here: {_remedy(aim)}")
@@ -84,11 +81,34 @@ def _remedy(aim: str) -> str:
     return f"{other}use --accept backup, or train it further"
 
 
-def _chosen(scores: np.ndarray, lost: np.ndarray, aim: str) -> float | None:
+def scores_and_losses(
+    single: Answers, collage: Answers, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each image's cell scores, and what is lost if it counts.
+
+    Returns:
+        (n,) float64, in steps of 0.0001, -1 where the cell has no answer; and (n,) int: 1 where
+        the single network alone is right, -1 where its cell alone is, else 0.
+    """
+    scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in collage])
+    lost = right(single, labels).astype(int) - right(collage, labels)
+    return np.floor(scores * 1e4) / 1e4, lost
+
+
+def choosing_half(n: int, cells: int) -> np.ndarray:
+    """(n,) bool: the images of every other group, which choose; the others measure."""
+    half: np.ndarray = np.arange(n) // cells % 2 == 0
+    return half
+
+
+def chosen_score(
+    scores: np.ndarray, lost: np.ndarray, aim: str = "share", most_points: float = MOST_POINTS
+) -> float | None:
     """The score that the aim asks for; None if none serves.
 
     Args:
         scores, lost: (n,) of the cells that choose.
+        most_points: percentage points of accuracy that may be lost if the aim is "share".
     """
     order = np.argsort(-scores, kind="stable")
     at, so_far = scores[order], np.cumsum(lost[order])  # (n,) from the surest on
@@ -99,7 +119,7 @@ def _chosen(scores: np.ndarray, lost: np.ndarray, aim: str) -> float | None:
         least = ends[worst[ends] == worst[ends].min(initial=0)]  # the last: most cells
         found = least[-1] if len(least) and worst[least[-1]] < 0 else None
     else:
-        fails = np.flatnonzero(100 * worst[ends] / len(scores) > MOST_POINTS)
+        fails = np.flatnonzero(100 * worst[ends] / len(scores) > most_points)
         good = ends[: fails[0]] if len(fails) else ends
         found = good[-1] if len(good) else None
     return None if found is None else float(at[found])

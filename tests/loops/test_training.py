@@ -12,7 +12,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.weights import describe_weights, read_tensors
+from collage_mpi.models.weights import describe_weights, read_tensors, save_weights
 from collage_mpi.shards import write_shard
 
 torch = pytest.importorskip("torch")
@@ -71,11 +71,13 @@ def test_both_networks_learn_and_evaluate_says_so(
     ratio = report["collage_over_single"]
     assert ratio["flops"] == pytest.approx(4, rel=0.1)
     assert ratio["parameters"] == pytest.approx(1)
+    assert report["saving"] is None  # of 101 images
     assert main([*words, *both, "--shuffle", "3", "--limit", "50", "--precision", "bfloat16"]) == 0
     text = capsys.readouterr().out
     assert "collage : single" in text
     assert "1 thread(s), bfloat16, channels-last. FLOP" in text
     assert "shuffle:3 order" in text
+    assert "Saving at no loss: n/a (it needs 2,000 labelled images" in text
 
 
 def test_a_threshold_goes_into_the_weights(
@@ -109,6 +111,54 @@ def test_a_threshold_goes_into_the_weights(
     assert f"by {0 - made.accept.chosen_points:+.2f} points on 1,000 images" in text
     assert made.accept.chosen_points <= 0.1
     assert asked == ["bfloat16"] * 2 + ["float32"] * 2
+    assert "(median of 100 calls, float32, channels-last, on cpu)" in text
+    ratio = number_after("A collage takes ", text)
+    at_threshold = number_after("Saving at the threshold in the file: ", text)
+    assert at_threshold == pytest.approx(1 / (ratio / 4 + 1 - made.accept.share), rel=0.05)
+    assert "Saving at no loss: " in text
+    words = ["evaluate", "--shards", str(test), "--single", str(weights["single"])]
+    words += ["--collage", str(out), "--calls", "9"]
+    assert main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = report["saving"]
+    assert found["ratio"] == report["collage_over_single"]["service"]
+    assert found["at_threshold"]["share"] == pytest.approx(made.accept.share, abs=1e-3)
+    assert found["at_threshold"]["points"] == pytest.approx(-made.accept.measured_points, abs=1e-3)
+    words[4] = str(stranger(weights["single"], tmp_path))
+    assert main(words) == 0  # the threshold is of another single network
+    told = capsys.readouterr().out
+    assert "Saving at no loss: " in told
+    assert "threshold in the file" not in told
+
+
+def number_after(words: str, text: str) -> float:
+    return float(text.partition(words)[2].split()[0])
+
+
+def stranger(single: Path, folder: Path) -> Path:
+    """The same network in a file of another fingerprint."""
+    info = describe_weights(single)
+    save_weights(
+        folder / "s.safetensors", read_tensors(info), {**info.metadata, "temperature": 1.5}
+    )
+    return folder / "s.safetensors"
+
+
+def test_train_tells_the_saving_beside_the_teacher_by_its_validation_split(
+    weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, apart = make_shard(tmp_path / "d.h5", 2600, 3), ["--validation", "0.8"]
+    assert train("single", data, tmp_path / "single", *apart) == 0
+    words = ["--side", "2", *apart, "--teacher"]
+    assert train("collage", data, tmp_path / "a", *words, str(tmp_path / "single")) == 0
+    told = capsys.readouterr().out
+    assert "measured on 1,040 others" in told
+    assert "another part of the images" not in told
+    assert told.splitlines()[-1].startswith("Saving at no loss: ")
+    assert train("collage", data, tmp_path / "b", *words, str(weights["single"])) == 0
+    assert "may have seen those of this validation split" in capsys.readouterr().out
+    assert train("collage", data, tmp_path / "c", "--side", "2") == 0
+    assert "n/a (--teacher names the single network" in capsys.readouterr().out
 
 
 def test_saved_answers_are_those_of_the_networks(
