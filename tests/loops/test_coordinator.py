@@ -462,6 +462,24 @@ def test_timers_of_groups_that_are_done_leave_memory():
     assert max(largest) < 200
 
 
+def test_cancelled_timers_are_cleared_once_they_are_the_larger_part():
+    """Clearing them costs as much as there are timers, which each cancelled one would cost."""
+    coordinator = Job(4).coordinator
+
+    def kept_after(cancelled: range) -> list[int]:
+        kept = []
+        for timer in cancelled:
+            coordinator._drop_timer(ev.CancelTimer(timer))
+            kept.append(len(coordinator._timers))
+        return kept
+
+    coordinator._timers = [(10**15, timer) for timer in range(1000)]
+    assert kept_after(range(500)) == [1000] * 500
+    assert kept_after(range(500, 501)) == [499]
+    coordinator._timers = coordinator._timers[:60]
+    assert kept_after(range(501, 561)) == [60] * 60  # so few are not worth it
+
+
 def test_part_filled_groups_are_written_when_they_are_done():
     """A group that linger closed early does not wait for the end of the run."""
     job = Job(40, every_ns=MS // 2, linger_ns=MS, depth=2)

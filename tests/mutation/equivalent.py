@@ -7,20 +7,8 @@ SAME: dict[tuple[str, str], str] = {
     ): "a ns sooner",
     (
         "collage_mpi/job/coordinator.py",
-        "if (len(dropped) > DROPPED_TIMERS):",
-    ): "only how often the heap is cleared",
-    (
-        "collage_mpi/job/coordinator.py",
         "if (len(dropped) >= DROPPED_TIMERS) and 2 * len(dropped) > len(self._timers):",
-    ): "only how often the heap is cleared",
-    (
-        "collage_mpi/job/coordinator.py",
-        "if (len(dropped) > DROPPED_TIMERS or 2 * len(dropped) > len(self._timers)):",
-    ): "only how often the heap is cleared",
-    (
-        "collage_mpi/job/coordinator.py",
-        "if (not (len(dropped) > DROPPED_TIMERS and 2 * len(dropped) > len(self._timers))):",
-    ): "only how often the heap is cleared",
+    ): "the heap is cleared one cancelled timer sooner",
     (
         "collage_mpi/job/coordinator.py",
         "self._report_at_ns = (-1)",
@@ -54,27 +42,9 @@ SAME: dict[tuple[str, str], str] = {
         "said = scores[:, (-1)]  # (1, classes)",
     ): "of a stripe there is one row of scores",
     (
-        "collage_mpi/models/weights.py",
-        "MAX_HEADER_BYTES = (3) << 20  # our headers are a few kB; "
-        "a foreign file must not take memory",
-    ): "our headers are a few kB",
-    (
-        "collage_mpi/mpi/answers.py",
-        "ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, (4)",
-    ): "a code that both ends take from here",
-    (
-        "collage_mpi/mpi/answers.py",
-        'CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), '
-        '("reserved", "u1", ((2),))])',
-    ): "padding of a record that both ends lay out by it",
-    (
         "collage_mpi/mpi/answers.py",
         "floats = vectors[0].shape[1] if vectors else (1)",
     ): "how long are vectors of which there are none",
-    (
-        "collage_mpi/mpi/protocol.py",
-        "UP_BYTES = (17) * 1024",
-    ): "only how many answers go in one message",
     (
         "collage_mpi/mpi/protocol.py",
         "for name in (layout.names)",
@@ -91,10 +61,6 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/results/statistics.py",
         "lags = int(noise[0]) if len(noise) else len(sums) - (0)",
     ): "a slice ends where its array does",
-    (
-        "collage_mpi/results/summary.py",
-        'at_ns = at_ns or (finals.get(launch) or {}).get("began_ns") or (1)',
-    ): "of a launch without any Unix time all sessions begin at the same",
     (
         "collage_mpi/scheduler/dispatch.py",
         "if (not task.avoid):",

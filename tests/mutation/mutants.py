@@ -64,6 +64,11 @@ class Mutant:
         old, new = (each.decode().splitlines() for each in (text, self.applied(text)))
         return "\n".join([*difflib.unified_diff(old, new, n=0, lineterm="")][3:])
 
+    def added(self, text: bytes) -> str:
+        """The lines that it makes, as one."""
+        diff = self.diff(text).splitlines()
+        return " ".join(line[1:].strip() for line in diff if line[0] == "+")
+
 
 def mutants_of(file: str, text: bytes) -> list[Mutant]:
     """Every mutant of a file; a few of them do not compile."""

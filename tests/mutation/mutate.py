@@ -166,9 +166,9 @@ def main() -> int:
     for mutant in sample:
         record = known[mutant.key]
         if record["became"] in ("lived", "untested"):
-            diff = mutant.diff((ROOT / mutant.file).read_bytes())
-            makes = " ".join(line[1:].strip() for line in diff.splitlines() if line[0] == "+")
-            why = SAME.get((mutant.file, makes))
+            source = (ROOT / mutant.file).read_bytes()
+            diff = mutant.diff(source)
+            why = SAME.get((mutant.file, mutant.added(source)))
             if why is not None:
                 known[mutant.key] = {**record, "became": "same"}
             about = f"the same, as {why}" if why else record["became"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -13,11 +14,14 @@ from collage_mpi.kinds import KINDS
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import (
     ANSWERED,
+    CELL,
     FAILED,
     LOST_REASON,
     REASON_BYTES,
     RESULT,
     SKIPPED,
+    STATUSES,
+    VECTOR,
     WireResult,
     _bytes_of,
     in_messages,
@@ -25,6 +29,8 @@ from collage_mpi.mpi.answers import (
     unpack_results,
 )
 from collage_mpi.mpi.tasks import (
+    FILE,
+    ITEM,
     PLACE,
     TASK,
     WireTask,
@@ -72,6 +78,15 @@ results = st.builds(
     read_ns=ids,
 )
 faults = st.builds(Unread, st.text("abcäµ", min_size=1, max_size=40), st.booleans())
+
+
+def test_what_travels_changes_only_with_its_version():
+    """Ranks with two versions of the package must refuse each other's bytes, not misread them."""
+    layouts = [each.descr for each in (wire.HEADER, TASK, ITEM, PLACE, FILE, RESULT, CELL, VECTOR)]
+    codes = wire.TASKS, wire.CANCEL, wire.ANSWERS, wire.CONTROL, STATUSES
+    sizes = wire.CONTROL_BYTES, wire.UP_BYTES  # what the receiver has room for
+    digest = zlib.crc32(repr((layouts, codes, sizes)).encode())
+    assert (wire.VERSION, digest) == (6, 1937125358)
 
 
 @given(batch=st.lists(tasks, min_size=1, max_size=4), session=st.integers(0, 9))

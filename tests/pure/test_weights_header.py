@@ -217,6 +217,19 @@ def test_a_file_that_is_cut_short_is_found_by_its_header(tmp_path: Path, cut: in
         describe_weights(path)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_header_is_read_up_to_its_limit(tmp_path: Path, more: int) -> None:
+    """That of a network with very many tensors is large; what is larger is not even read."""
+    path, limit = tmp_path / "w.safetensors", 4 * 1024 * 1024
+    text = json.dumps(header(record())).encode().ljust(limit + more)
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    if not more:
+        assert describe_weights(path).kind == "single"
+        return
+    with pytest.raises(DataFault, match="are not a safetensors file"):
+        describe_weights(path)
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
