@@ -16,7 +16,9 @@ from importlib import import_module
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import CollageError, ExitCode, fault_of
+from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.hard_exit import leave_if_armed
+from collage_mpi.system.progress import report_fault
 from collage_mpi.system.safe_stream import SafeStream, abandon
 from collage_mpi.system.tell import let_rank_0_speak, tell, told_on_stderr
 
@@ -49,10 +51,10 @@ def _main(argv: list[str]) -> int:
         module = import_module(f"collage_mpi.commands.{COMMANDS[args.command][0]}")
         return int(module.execute(args))
     except CollageError as error:
-        tell(f"{name}: {error}", logging.ERROR)
+        _last_word(f"{name}: {error}", logging.ERROR)
         return int(error.exit_code)
     except KeyboardInterrupt:
-        tell(f"{name}: interrupted", logging.ERROR)
+        _last_word(f"{name}: interrupted", logging.ERROR)
         return 130
     except BrokenPipeError:
         abandon(sys.stdout)  # the reader of our output has gone: nothing left to tell
@@ -60,10 +62,17 @@ def _main(argv: list[str]) -> int:
     except Exception as error:
         fault = fault_of(error) if isinstance(error, OSError) else None
         if fault is not None:
-            tell(f"{name}: {fault}", logging.ERROR)
+            _last_word(f"{name}: {fault}", logging.ERROR)
             return int(fault.exit_code)
         report = "This is a defect of collage-mpi: please report it."
-        tell(traceback.format_exc() + report, logging.CRITICAL)
+        _last_word(traceback.format_exc() + report, logging.CRITICAL)
         return int(ExitCode.DEFECT)
     finally:
         SafeStream(sys.stdout).write("")  # flushed: at exit a failure would be a code of its own
+
+
+def _last_word(message: str, level: int) -> None:
+    """Rank 0 tells why it fails; the others tell launch, which speaks for one that fails alone."""
+    tell(message, level)
+    if launcher_rank() not in (None, 0):
+        report_fault(message)

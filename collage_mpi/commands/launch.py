@@ -173,7 +173,7 @@ def _follow(
                 signals=signals,
             )
             outcome = job.run()
-            if signals or not (more and outcome.hung and outcome.stopped_by is None):
+            if signals or script or not (more and outcome.hung and outcome.stopped_by is None):
                 break
             job.say(
                 f"MPI did not come up: {outcome.never_up}. Nothing had begun: starting once more"

@@ -19,6 +19,7 @@ from secrets import token_hex
 from tempfile import gettempdir
 
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.launchers import FAMILIES, Site
 
@@ -34,7 +35,8 @@ INSTALL_HINT = (
 # Threads of the numeric libraries in each rank: left alone, every rank takes all cores.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-TOLERANT_WRAPPER = Path(__file__).parents[1] / "data" / "rank.sh"
+DATA = Path(__file__).parents[1] / "data"
+TOLERANT_WRAPPER, WRAPPER = DATA / "rank.sh", DATA / "watch.sh"
 
 # Prints the family of the library that ranks will load, without starting MPI.
 PROBE = """
@@ -129,10 +131,11 @@ def build_command(
     env = {name: value for name, value in wanted.items() if name not in environ}
     env.update(extra_env or {})
     flags = launcher.flags(ranks, site, env)
-    wrapper: tuple[str, ...] = ()
+    wrapper: tuple[str, ...] = ()  # a shell between the launcher and each rank: it says what for
     if fault_tolerant:
-        # A shell between the launcher and each rank: what for, it says itself.
         flags, wrapper = [*flags, *_tolerant_flags(mpi)], ("sh", str(TOLERANT_WRAPPER))
+    elif STATUS_VARIABLE in env:
+        wrapper = ("sh", str(WRAPPER))
     argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
     return LaunchPlan(argv, env, ranks, site.scratch)
 

@@ -6,6 +6,7 @@ Does not know: processes, streams, which MPI it is.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Collection
 from typing import Any
@@ -25,7 +26,8 @@ class Start:
     Args:
         ranks: of the world.
         limit_s: until rank 0 has said that MPI is up, or anything else that launch listens
-            for; None where nobody will say so.
+            for; None where it is not known whether anybody will say so: a user's script. Then
+            a start is watched from the moment at which a rank says that it begins to start MPI.
         clock: monotonic seconds.
     """
 
@@ -35,13 +37,14 @@ class Start:
         # the first that ended before MPI was up, and its code if anybody has told it
         self.ended: tuple[int, int | None] | None = None
         self._ranks, self._clock, self._began_s = ranks, clock, clock()
-        self._until_s = None if limit_s is None else self._began_s + limit_s
+        self._limited = limit_s is not None
+        self._until_s = math.inf if limit_s is None else self._began_s + limit_s
         self._tell_after_s = TELL_AFTER_S
 
     @property
     def watched(self) -> bool:
         """Whether MPI is to come up, and has not."""
-        return self._until_s is not None and not self.up
+        return not self.up and (self._limited or bool(self.there))
 
     def arrived(self, rank: int) -> None:
         """A rank begins to start MPI. Once all do, it is up within moments."""
@@ -57,12 +60,12 @@ class Start:
 
     def too_late(self, now_s: float) -> bool:
         """Whether MPI will not come up any more."""
-        return self.watched and self._until_s is not None and now_s > self._until_s
+        return self.watched and now_s > self._until_s
 
     def forgive(self, gap_s: float) -> None:
         """Launch was suspended, and the ranks with it: that was no time of theirs."""
         self._began_s += gap_s
-        self._until_s = None if self._until_s is None else self._until_s + gap_s
+        self._until_s += gap_s
 
     def news(self, now_s: float) -> str | None:
         """What to say of a start that takes long, now and then."""
@@ -95,8 +98,7 @@ class Start:
         )
 
     def _at_most(self, seconds: float) -> None:
-        if self._until_s is not None:
-            self._until_s = min(self._until_s, self._clock() + seconds)
+        self._until_s = min(self._until_s, self._clock() + seconds)
 
 
 def _some(ranks: Collection[int]) -> str:

@@ -122,10 +122,8 @@ class Job:
         self._out = cast(TextIO, SafeStream(out or sys.stdout))
         self._err = cast(TextIO, SafeStream(err or sys.stderr))
         self._display: Display = display_for(self._err)
-        self._listens, self._startup = (
-            start_limit_s is not None,
-            Start(plan.ranks, start_limit_s, clock),
-        )
+        self._listens = start_limit_s is not None
+        self._startup = Start(plan.ranks, start_limit_s, clock)
         self._signals = [] if signals is None else signals
         self._kill_at_s: float | None = None
         self._outcome = Outcome(launcher=0)
@@ -133,6 +131,7 @@ class Job:
         self._job = f"{JOB_VARIABLE}={uuid.uuid4().hex}"
         self._kin = Kin(self._job)
         self._look_at_s, self._noticed = 0.0, False
+        self._last_words: dict[int | None, str] = {}  # of ranks that rank 0 speaks for, by rank
 
     def run(self) -> Outcome:
         """Start the job, follow it to its end, leave nothing of it behind."""
@@ -192,7 +191,16 @@ class Job:
         explained |= any(stream.filter.explained for stream in streams)
         self._outcome.failed = any(stream.filter.failed for stream in streams)
         held = [line for stream in streams for line in stream.finish()]
-        if explained or self._outcome.failed:
+        if not (explained or self._outcome.failed):
+            self._tell_who_ended(held)
+
+    def _tell_who_ended(self, held: Sequence[str]) -> None:
+        """No rank has said what ended the job: the rank that left first, or the launcher, does."""
+        rank, code = self._startup.ended or (None, None)
+        told = code is not None and (code > 128 or self._startup.watched)
+        if rank is not None and told and self._outcome.stopped_by is None:
+            self._outcome.died = Death(code, rank)
+            self.show(self._last_words.get(rank, "").splitlines(), self._err)
             return
         died = self._outcome.died or self._launcher.death("\n".join(held))
         if died is not None and (self._outcome.begun or died.by_signal):
@@ -230,11 +238,11 @@ class Job:
     def _look_at_start(self, now_s: float) -> None:
         """A start that takes long is told of; one that takes too long is ended.
 
-        A rank whose shell or proxy was killed ends without their word: its process is gone. Where
-        the launcher ends a job that has lost a rank, it needs no telling; nor while the job stops.
+        A rank whose shell or proxy was killed ends without their word: its process is gone. Nobody
+        is looked for while the job stops.
         """
-        needless = self._leave_grace_s is None or self._outcome.stopped_by is not None
-        if self._startup.watched and not needless and now_s >= self._look_at_s:
+        stopping = self._outcome.stopped_by is not None
+        if self._startup.watched and not stopping and now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_AT_START_S
             rank = self._kin.lost()
             if rank is not None:
@@ -299,6 +307,9 @@ class Job:
             self._startup.arrived(status["there"])
             self._show_start()
             return
+        if isinstance(status.get("fault"), str):
+            self._last_words.setdefault(status.get("rank"), status["fault"])
+            return
         if not self._startup.up:
             self._startup.up = True
             self._kin.meet()
@@ -319,8 +330,6 @@ class Job:
                 self._kill_at_s = self._clock() + self._leave_grace_s
             if code:
                 self._outcome.died = Death(code, rank)
-        elif not self._startup.up and code > 128 and self._outcome.stopped_by is None:
-            self._outcome.died = self._outcome.died or Death(code, rank)
         self._startup.has_ended(rank, code)
 
     def show(self, lines: Sequence[str], target: TextIO) -> None:
@@ -404,9 +413,11 @@ def exit_code(
 
 def script_code(outcome: Outcome) -> tuple[int, str | None]:
     """The code of a user's own script: what it left with, or, for 0, what its run ended with."""
-    if outcome.timed_out or outcome.stood_still is not None or outcome.launcher < 0:
+    ended_here = outcome.timed_out or outcome.stood_still is not None or outcome.launcher < 0
+    if ended_here or outcome.never_up is not None:
         return exit_code(outcome, None)
-    return outcome.launcher or outcome.reported or 0, None
+    note = None if outcome.died is None else _who_ended(outcome)
+    return outcome.launcher or outcome.reported or 0, note
 
 
 def marker_text(marker: Path | None) -> str | None:
@@ -433,9 +444,10 @@ def _without_a_word(outcome: Outcome, must_report: bool) -> tuple[int, str | Non
         return incomplete, None if outcome.failed else f"{_who_ended(outcome)}: {_INCOMPLETE}"
     if outcome.stopped_by is not None and code not in (*_COMPLETE_CODES, incomplete):
         return 128 + outcome.stopped_by, None
-    killed = outcome.died is not None and outcome.died.by_signal
+    death = outcome.died
+    alone = death is not None and (death.by_signal or (death.rank is not None and code != 0))
     never_there = code == ExitCode.DEFECT and outcome.heard == 0
-    if code in _KNOWN_CODES and not (killed or never_there):
+    if code in _KNOWN_CODES and not (alone or never_there):
         return code, None
     return int(ExitCode.ENVIRONMENT), (
         f"{_who_ended(outcome)} before the job had begun: a rank has died, or MPI cannot start (is "

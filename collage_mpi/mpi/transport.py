@@ -390,12 +390,12 @@ def open_world(*, fault_tolerant: bool = False) -> tuple[Any, Any]:
     Raises:
         EnvironmentFault: there is no MPI library that mpi4py could load.
     """
-    import mpi4py
-
-    mpi4py.rc.thread_level = "funneled"
-    if fault_tolerant:
-        mpi4py.rc.finalize = False
     try:
+        import mpi4py
+
+        mpi4py.rc.thread_level = "funneled"
+        if fault_tolerant:
+            mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

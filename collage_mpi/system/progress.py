@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from collage_mpi.system.environment import status_word
+from collage_mpi.system.environment import launcher_rank, status_word
 from collage_mpi.system.printable import printable
 from collage_mpi.system.tell import tell
 
@@ -154,6 +154,12 @@ def report_there(rank: int, stream: TextIO | None = None) -> None:
 def report_up(stream: TextIO | None = None) -> None:
     """Tell launch that MPI has started: every rank is there."""
     _report({"up": True}, stream)
+
+
+def report_fault(message: str, stream: TextIO | None = None) -> None:
+    """Give launch what this rank would say if rank 0 did not speak for all ranks: launch passes
+    it on where this rank alone has ended."""
+    _report({"fault": message, "rank": launcher_rank()}, stream)
 
 
 def report_exit(code: int, stream: TextIO | None = None) -> None:

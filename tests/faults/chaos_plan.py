@@ -41,7 +41,9 @@ WEIGHTS = {
     "full /dev/shm": 2,
     "kill wrapper": 2,  # what stands between launch, launcher and ranks
     "kill launch": 2,
+    "exit at start": 3,  # a rank leaves by itself, before MPI is up or about then
 }
+EXITS = ("no library", "exit 1", "SIGINT")  # how
 # These end no session, nor does a rank get lost by them.
 HARMLESS = ("damage part", "lose part", "suspend job", "garbage on ports", "odd names")
 # So that an earlier session leaves part of the work to the next.
@@ -236,6 +238,9 @@ def make_fault(rng: random.Random, kind: str, ranks: tuple[int, int], job_s: flo
         rank = rng.randint(singles + 1, singles + collages)
     elif kind == "kill rank 0":
         rank = 0
+    elif kind == "exit at start":
+        phase, after_s = "start", rng.uniform(0, 0.8)
+        rank = rng.randint(0, singles + collages)
     if kind == "delay":
         number = round(rng.uniform(0.2, 1.5), 2)
     elif kind == "disk full":
@@ -244,6 +249,8 @@ def make_fault(rng: random.Random, kind: str, ranks: tuple[int, int], job_s: flo
         number = round(rng.uniform(0.5, 8.0), 2)
     elif kind == "full /dev/shm":
         number = rng.choice(SHM_KIB)
+    elif kind == "exit at start":
+        number = rng.randrange(len(EXITS))
     elif kind in ("odd names", "kill wrapper", "damage part", "lose part"):
         number = rng.randrange(1000)
     elif kind in SIGNALS:

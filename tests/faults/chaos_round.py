@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from chaos_plan import HARMLESS, NAMES, OUTLIVED, ROWS, SHARDS, SIGNALS, Fault, Round
+from chaos_plan import EXITS, HARMLESS, NAMES, OUTLIVED, ROWS, SHARDS, SIGNALS, Fault, Round
 from chaos_surroundings import SharedMemory, Strangers, children, kill, signal_all, wrappers
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
@@ -45,7 +45,7 @@ SESSION_LIMIT_S = 400.0
 LEFTOVER_S = 10.0
 GUARDED_S = 40.0  # of a launch that was killed: its guard gives ranks 20 s
 MOST_SESSIONS = 6
-BEFORE = ("truncate shard before", "disk full", "full /dev/shm")
+BEFORE = ("truncate shard before", "disk full", "full /dev/shm", "exit at start")
 TICK_S = 0.005
 
 
@@ -303,6 +303,9 @@ class Job:
     def _harm_before(self, fault: Fault, stage: Path) -> None:
         if fault.kind == "disk full":
             (stage / "disk_full_at").write_text(str(int(fault.number)))
+        elif fault.kind == "exit at start":
+            how = f"{fault.after_s} {EXITS[int(fault.number)]}"
+            (stage / f"exits-{fault.rank}").write_text(how)
         elif fault.kind == "full /dev/shm":
             if not self._shared_memory.limit(int(fault.number)):
                 return

@@ -167,9 +167,9 @@ def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells
 
 @pytest.mark.parametrize(
     ("leave_grace_s", "stopped_by", "ended"),
-    [(0.3, None, (1, None)), (None, None, None), (0.3, signal.SIGINT, None)],
+    [(0.3, None, (1, None)), (None, None, (1, None)), (0.3, signal.SIGINT, None)],
 )
-def test_who_is_gone_is_looked_for_only_where_nobody_else_ends_the_job(
+def test_who_is_gone_is_looked_for_in_every_mode_until_the_job_stops(
     leave_grace_s, stopped_by, ended, monkeypatch
 ):
     monkeypatch.setattr(Kin, "lost", lambda _: 1)
@@ -177,6 +177,35 @@ def test_who_is_gone_is_looked_for_only_where_nobody_else_ends_the_job(
     made._outcome.stopped_by = stopped_by
     made._look_at_start(time.monotonic())
     assert made._startup.ended == ended
+
+
+FAULT = 'print(\'@status:w {"rank":3,"fault":"Traceback: why"}\', file=sys.stderr, flush=True)\n'
+
+
+@pytest.mark.parametrize("then", ["time.sleep(600)", "sys.exit(1)"])
+def test_a_rank_that_fails_alone_before_mpi_is_up_is_heard(monkeypatch, then):
+    """Rank 0 speaks for all where all fail alike; whether the launcher ends the job or launch."""
+    monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
+    ended = ENDED.replace("137", "1")
+    made, _, err = job(
+        f"import sys, time\n{FAULT}{FAULT.replace('3', '2', 1)}{ended}{BANNER}\n{then}",
+        "openmpi",
+        start_limit_s=600.0,
+    )
+    code, note = exit_code(made.run(), None)
+    assert code == 3
+    assert err.getvalue() == "Traceback: why\n"
+    assert "rank 3 has ended " in note
+
+
+def test_a_fault_that_rank_0_tells_is_told_once_with_its_code():
+    made, _, err = job(
+        f"import sys\nprint('collage-mpi run: no', file=sys.stderr, flush=True)\n{FAULT}"
+        f"{ENDED.replace('137', '2')}sys.exit(2)",
+        start_limit_s=600.0,
+    )
+    assert exit_code(made.run(), None) == (2, None)
+    assert err.getvalue() == "collage-mpi run: no\n"
 
 
 @pytest.mark.parametrize("said", [UP + ENDED, ENDED + UP])

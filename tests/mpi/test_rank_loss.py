@@ -194,6 +194,38 @@ def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, monkeypat
     assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 30
 
 
+@pytest.mark.parametrize("tolerant", [True, False])
+@pytest.mark.parametrize(
+    ("death", "said"),
+    [
+        ("3:mpi:leave", "rank 3 has ended "),
+        ("3:mpi:leave0", "rank 3 has ended "),
+        ("0:mpi:leave", "rank 0 has ended "),
+        ("3:library:throw", "RuntimeError: boom\n"),
+    ],
+)
+def test_a_rank_that_exits_before_mpi_is_up_cannot_keep_the_others(
+    job, monkeypatch, death, said, tolerant
+):
+    """MPICH's launcher makes nothing of it; what the rank had to say is passed on."""
+    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
+    ended = job(death, start_limit_s=600.0, tolerant=tolerant)
+    assert ended.code == int(ExitCode.ENVIRONMENT), ended.said
+    assert said in ended.said
+    assert ended.said.count(said) == 1
+    assert "BAD TERMINATION" not in ended.said
+    assert "prterun" not in ended.said
+    assert (time.monotonic_ns() - ended.death_ns(int(death[0]))) / 1e9 < 30
+
+
+def test_a_rank_that_is_interrupted_before_mpi_is_up_ends_a_plain_start(job, monkeypatch):
+    """A shell lets what it starts in the background be deaf to Ctrl-C, with `continue`."""
+    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
+    ended = job("3:mpi:interrupt", start_limit_s=600.0, tolerant=False)
+    assert ended.code == int(ExitCode.ENVIRONMENT)
+    assert "rank 3 was ended by SIGINT" in ended.said or "rank 3 has ended" in ended.said
+
+
 def test_a_stopped_rank_does_not_outlive_rank_0(job):
     ended = job("2:receive:stop:3,0:images:kill:40")
     assert ended.code not in (COMPLETE, int(ExitCode.COMPLETE_WITH_ERRORS))

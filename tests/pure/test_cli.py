@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from collage_mpi import __main__, cli
-from collage_mpi.errors import EnvironmentFault
+from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.launch import mpiexec
 from collage_mpi.shards.reader import expand_paths
+from collage_mpi.system import tell
 
 SHARD = Path(cli.__file__).parent / "data" / "fashion_demo.h5"
 LONG = "x" * 300  # a file's name has 255 bytes at most
@@ -79,6 +80,20 @@ def test_help_comes_from_one_rank(words, monkeypatch, capsys):
             cli.main(words)
         assert caught.value.code == 0
         assert bool(capsys.readouterr().out) == expected
+
+
+def test_what_other_ranks_fail_of_is_for_launch_which_speaks_for_one_that_fails_alone(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(tell, "SPEAK_FIRST_S", 0.0)
+    for rank, word in (("0", "w"), ("3", ""), ("3", "w")):
+        monkeypatch.setenv("PMI_RANK", rank)
+        monkeypatch.setenv("COLLAGE_MPI_STATUS", word)
+        assert cli.main(["verify", "no/such"]) == ExitCode.ENVIRONMENT
+        said = capsys.readouterr().err
+        assert said.startswith("collage-mpi verify: ") == (rank == "0")
+        if rank == "3":
+            assert ('"fault":"collage-mpi verify: ' in said) == bool(word)
 
 
 def test_launch_helps_without_ranks(monkeypatch, capsys):

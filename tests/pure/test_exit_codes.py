@@ -55,6 +55,7 @@ def test_codes(outcome, code):
         (Outcome(0, begun=True), 0),
         (Outcome(-9, begun=True), 6),
         (Outcome(143, timed_out=True), 6),
+        (Outcome(137, never_up="rank 3 has ended before it"), 3),
     ],
 )
 def test_a_script_s_own_code_comes_first(outcome, code):
@@ -120,6 +121,9 @@ def test_complete_needs_the_marker(tmp_path):
         ),
         (Outcome(7, begun=True, died=Death(3, 1, 40)), 6, "rank 1 (pid 40) has ended with code 3:"),
         (Outcome(15, begun=True), 6, "a rank has ended without a word (the launcher's code is 15)"),
+        (Outcome(1, died=Death(1, 3)), 3, "rank 3 has ended with code 1 before the job had begun"),
+        (Outcome(1, died=Death(0, 3)), 3, "rank 3 has ended with code 0 before the job had begun"),
+        (Outcome(0, died=Death(0, 3)), 0, None),  # a command that needs no MPI
         (Outcome(7, died=Death(135)), 3, "a rank was ended by SIGBUS (/dev/shm may be full"),
         (Outcome(1, died=Death(1)), 1, None),  # its traceback and the banner were shown
         (Outcome(1, begun=True, failed=True), 6, None),  # the rank has said so

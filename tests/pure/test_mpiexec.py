@@ -11,7 +11,15 @@ import pytest
 from collage_mpi.commands.launch import launch_ranks, output_folder, wanted_on_loss
 from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
 from collage_mpi.launch import mpiexec
-from collage_mpi.launch.mpiexec import TOLERANT_WRAPPER, Mpi, Site, build_command, site_here
+from collage_mpi.launch.mpiexec import (
+    TOLERANT_WRAPPER,
+    WRAPPER,
+    Mpi,
+    Site,
+    build_command,
+    site_here,
+)
+from collage_mpi.system.environment import STATUS_VARIABLE
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/v/bin/mpiexec"), "openmpi", "5.0.11")
@@ -195,6 +203,26 @@ def test_a_script_must_be_there(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"none\.py: there is no such script to launch"):
         launch_ranks(3, [str(tmp_path / "none.py")])
     assert wanted_on_loss(["none.py"], "continue") == "continue"
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [("exit 0", 0), ("exit 4", 4), ("kill -KILL $$", -9), ("kill -TERM $$", -15)],
+)
+def test_a_plain_launch_is_told_how_each_rank_ended_and_so_is_its_launcher(program, code):
+    environ = {"PATH": os.environ["PATH"], "PMI_RANK": "3", STATUS_VARIABLE: "w"}
+    words = ["sh", str(WRAPPER), "sh", "-c", f"echo said >&2; {program}"]
+    done = subprocess.run(words, env=environ, capture_output=True, text=True)
+    told = code if code >= 0 else 128 - code
+    assert done.returncode == code
+    assert done.stderr == f'said\n@status:w {{"ended": 3, "code": {told}}}\n'
+
+
+def test_the_shell_that_tells_is_there_only_where_launch_listens():
+    site = Site(cores=2)
+    listens = build_command(MPICH, 3, PROGRAM, site, extra_env={STATUS_VARIABLE: "w"})
+    assert listens.argv[-6:] == ("sh", str(WRAPPER), *PROGRAM)
+    assert "sh" not in build_command(MPICH, 3, PROGRAM, site).argv
 
 
 @pytest.mark.parametrize(

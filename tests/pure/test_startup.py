@@ -62,6 +62,17 @@ def test_a_start_that_is_over_or_not_watched_says_nothing():
         assert (one.news(1000.0), one.too_late(1000.0), one.watched) == (None, False, False)
 
 
+def test_of_a_script_a_start_is_watched_once_a_rank_begins_to_start_mpi():
+    made, clock = start(3, None)
+    made.has_ended(2, 1)
+    clock.now_s += END_GRACE_S + 1
+    assert not made.too_late(clock())
+    made.arrived(0)
+    assert made.too_late(clock())
+    made.up = True
+    assert not made.too_late(clock())
+
+
 def test_time_in_which_launch_was_suspended_is_forgiven():
     made, _ = start(2)
     made.forgive(3600.0)

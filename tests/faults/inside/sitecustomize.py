@@ -2,7 +2,8 @@
 
 A rank writes its pid to a file, so that it can be killed from outside, and leaves a file
 when MPI is up and one when its work begins. Rows go to disk in small parts, and rank 0's disk
-may be full at a step that the plan names. All of it from CHAOS_FOLDER; without it, nothing.
+may be full at a step that the plan names; a rank may end by itself. All of it from CHAOS_FOLDER;
+without it, nothing.
 """
 
 import os
@@ -40,6 +41,29 @@ def install(folder: Path, rank: str) -> None:
     row_sink.RowSink.__init__.__kwdefaults__.update(rows_per_part=40, flush_s=0.2)
     if rank == "0" and (folder / "disk_full_at").exists():
         fill_disk(int((folder / "disk_full_at").read_text()))
+    if (folder / f"exits-{rank}").exists():
+        exit_at_start(*(folder / f"exits-{rank}").read_text().split(" ", 1))
+
+
+def exit_at_start(after_s: str, how: str) -> None:
+    """This rank has no MPI library, or ends by itself after so many seconds."""
+    import signal
+    import threading
+
+    class NoLibrary:
+        def find_spec(self, name, *_):
+            if name == "mpi4py.MPI":
+                raise ImportError("libmpi.so.12: cannot open shared object file")
+
+    def leave() -> None:
+        os._exit(1) if how == "exit 1" else os.kill(os.getpid(), signal.SIGINT)
+
+    if how == "no library":
+        sys.meta_path.insert(0, NoLibrary())
+        return
+    timer = threading.Timer(float(after_s), leave)
+    timer.daemon = True
+    timer.start()
 
 
 def fill_disk(step: int) -> None:

@@ -77,6 +77,10 @@ def leave0():
     os._exit(0)
 
 
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def orphan():
     """The launcher dies, not this rank; its job cannot end before that is noticed."""
     pid = os.getppid()
@@ -139,6 +143,11 @@ def before(owner, name, act, count, only=lambda *args: True):
 def mpi(act, count):
     """Before MPI_Init."""
     act()
+
+
+def library(act, count):
+    """It has said that it begins to start MPI, and has not."""
+    before(main, "open_world", act, count)
 
 
 def start(act, count):
