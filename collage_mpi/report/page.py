@@ -21,10 +21,11 @@ from collage_mpi import __version__
 from collage_mpi.errors import UsageError
 from collage_mpi.report import tables
 from collage_mpi.report.charts import chart_data
+from collage_mpi.report.verdict import verdicts
 from collage_mpi.report.worst import worst_images
 from collage_mpi.results.comparison import compare, notes
 from collage_mpi.results.manifest import readable
-from collage_mpi.results.reader import read_results
+from collage_mpi.results.reader import Results, distinct, read_results
 from collage_mpi.results.render import warnings
 from collage_mpi.results.summary import summarise
 from collage_mpi.results.verify import verify_run
@@ -86,6 +87,29 @@ def render_page(folders: Sequence[Path], shards: Sequence[Path | str] | None = N
     )
 
 
+def _names(runs: Sequence[Results]) -> list[str]:
+    """What the page calls its runs: how groups follow each other only where runs differ in it."""
+    alike = len({run.mode for run in runs}) == 1
+    names = [run.scheme if alike else run.label for run in runs]
+    return [readable(name) for name in distinct(names, runs)]
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """The schemes alone, where these tell the runs apart."""
+    schemes = [name.split(",")[0] for name in names]
+    return schemes if len(set(schemes)) == len(schemes) else list(names)
+
+
+def _pace(mode: str) -> str:
+    """How groups follow each other, in words and as the settings call it."""
+    words = {
+        "carry": "a rank that is still busy stays busy when the next group comes",
+        "drain": "the next group comes when all ranks are idle",
+    }
+    known = words.get(mode.replace(",", " ").split()[0])
+    return f"{known} ({mode})" if known else mode
+
+
 def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -93,19 +117,26 @@ def _sha256(script: str) -> str:
 def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> Json:
     runs = [read_results(folder) for folder in folders]
     summaries = [summarise(run) for run in runs]
-    entries = compare(runs, summaries=summaries)
-    names = [readable(entry["name"]) for entry in entries]
+    names = _names(runs)
+    entries = [
+        {**entry, "name": name}
+        for entry, name in zip(compare(runs, summaries=summaries), names, strict=True)
+    ]
+    proofs = [verify_run(run.path, run) for run in runs]
     parts = []
-    for run, summary, entry, name in zip(runs, summaries, entries, names, strict=True):
+    for run, summary, entry, name, proof in zip(
+        runs, summaries, entries, names, proofs, strict=True
+    ):
         slow, rank_tables = tables.ranks(run)
         parts.append(
             {
                 "name": name,
                 "run": summary["run"],
                 "summary": summary,
+                "pace": _pace(run.mode),
                 "world": [member for member in run.manifest.get("world") or () if member],
                 "simulated": "simulated" in run.manifest,
-                "proof": verify_run(run.path, run),
+                "proof": proof,
                 "warnings": readable(warnings(summary)),
                 "chart": chart_data(run, printable(name), by_team=bool(entry["unlike_teams"])),
                 "slow": slow,
@@ -117,6 +148,7 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
         )
     return {
         "runs": parts,
+        "verdicts": verdicts(_short(names), entries, summaries, proofs),
         "notes": notes(entries),
         "compared": tables.compared(entries, summaries),
         "accuracies": tables.accuracies(summaries, names),

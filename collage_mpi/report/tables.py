@@ -28,7 +28,7 @@ from collage_mpi.results.render import (
     supported,
 )
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
-from collage_mpi.results.statistics import percentile
+from collage_mpi.results.statistics import percentile, support_needed
 from collage_mpi.settings.run_settings import RunSettings
 
 MOST_RANKS, MOST_NAMED = 40, 10
@@ -57,6 +57,7 @@ class Cell:
 
 
 Row = Sequence[Cell | str]
+Range = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,7 @@ def _price(entries: Sequence[Json]) -> list[Row]:
         ["images/s", *(optional(price["images_per_s"], ",.1f") for price in prices)],
         ["cost ratio", *(optional(price["cost_ratio"], ".2f") for price in prices)],
         ["tasks", *(f"{price['tasks']:,}" for price in prices)],
-        *(
-            [f"\u2003{name.split('_')[0]}", *(f"{price[name]:,}" for price in prices)]
-            for name in dropped
-        ),
+        *([name.replace("_", " "), *(f"{price[name]:,}" for price in prices)] for name in dropped),
     ]
 
 
@@ -211,7 +209,8 @@ def ranks(run: Results) -> tuple[str, list[Table]]:
     notes = [
         f"Slow is what surely took over {OVER:g} times what its peers took, the other ranks of its "
         "kind; in brackets the 95 % interval, of all ranks at once. The bar goes from the 5 % to "
-        "the 95 % percentile of the rank's service times, its mark is the median."
+        "the 95 % percentile of the rank's service times, its mark is the median; n/a: under "
+        f"{support_needed(0.95)} answers, too few for it."
     ]
     shown = of_ranks[:MOST_RANKS]  # the slowest first
     if len(of_ranks) > len(shown):
@@ -228,7 +227,7 @@ def ranks(run: Results) -> tuple[str, list[Table]]:
         [
             *(str(speed.ranks[0]), *([speed.host or "\u2013"] if hosts else []), speed.kind),
             *(optional(speed.median_ms, ".1f"), _against(speed)),
-            Cell("", bar=_scaled(found, longest)) if (found := ranges[speed]) else "",
+            _range_cell(ranges[speed], longest, speed.messages),
             f"{speed.messages:,}",
             *([Cell(f"{speed.unanswered:,}", bad=speed.unanswered > 0)] if failing else []),
         ]
@@ -250,18 +249,20 @@ def _times_ms(run: Results) -> dict[tuple[int, str], np.ndarray]:
     return defaultdict(lambda: np.empty(0), some)
 
 
-def _range(times_ms: np.ndarray) -> tuple[float, float, float] | None:
-    """P5, median and P95; where too few support the ends, the median alone."""
-    middle = percentile(times_ms, 0.5)
-    if middle is None:
-        return None
+def _range(times_ms: np.ndarray) -> Range | None:
+    """P5, median and P95; None where the times are too few for the ends."""
     low, high = percentile(-times_ms, 0.95), percentile(times_ms, 0.95)
-    return (middle,) * 3 if low is None or high is None else (-low, middle, high)
+    if low is None or high is None:
+        return None
+    return -low, float(np.quantile(times_ms, 0.5, method="inverted_cdf")), high
 
 
-def _scaled(ends: tuple[float, float, float], most: float) -> tuple[float, float, float]:
+def _range_cell(ends: Range | None, longest: float, answers: int) -> Cell | str:
+    """A bar, or how many answers are too few for it."""
+    if ends is None:
+        return supported(None, answers) if answers else ""
     low, middle, high = ends
-    return low / most, middle / most, high / most
+    return Cell("", bar=(low / longest, middle / longest, high / longest))
 
 
 def _against(speed: Speed) -> Cell | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def test_charts_have_marks_and_nothing_complains(
 def test_keys_move_the_cursor_and_zoom(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
     legend = f"{PLOT}[0].querySelector('.u-legend').innerText"
-    assert "--" in browser.value(legend)
+    idle = browser.value(legend)
+    assert "none, pulled" in idle
+    assert "--" not in idle  # no value without a cursor
+    assert "latency" not in idle
     browser.value(f"{PLOT}[0].focus()")
     browser.press("ArrowRight")
     told = browser.value(legend)
@@ -87,6 +91,38 @@ def test_keys_move_the_cursor_and_zoom(browser: Browser, page: Path) -> None:
     assert (before != zoomed).any()
     browser.press("0", "ArrowLeft", "ArrowRight")
     assert (browser.picture() == before).all()
+
+
+def test_a_table_says_that_it_has_more_columns_while_it_has(browser: Browser, page: Path) -> None:
+    told = "[...document.querySelectorAll('.scroll')].filter((t) => t.offsetParent).map((t) => "
+    told += "[t.scrollWidth > t.clientWidth + 2, !t.previousElementSibling.hidden])"
+    for width in (400, 1280):
+        browser.open(page, width)
+        found = browser.value(told)
+        assert all(wide == said for wide, said in found)
+        assert any(wide for wide, _ in found) == (width == 400)
+    browser.open(page, 400)
+    browser.value("document.querySelectorAll('.scroll').forEach((t) => t.scrollLeft = 9999)")
+    browser.press("Shift")  # waits for the next frame
+    assert not any(said for _, said in browser.value(told))
+
+
+def test_the_charts_say_what_their_axes_are(browser: Browser, page: Path) -> None:
+    keep = "const fill = CanvasRenderingContext2D.prototype.fillText; window.texts = new Set();"
+    keep += "CanvasRenderingContext2D.prototype.fillText = function(text, ...more) {"
+    keep += "texts.add(text); fill.call(this, text, ...more)}"
+    script = browser.call("Page.addScriptToEvaluateOnNewDocument", source=keep)["identifier"]
+    browser.open(page, 1280)
+    browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+    texts = [text for text in browser.value("[...texts]") if not re.match(r"[\d.,]*$", text)]
+    ranks = {f"rank {rank}" for rank in range(1, 10)} | {"collage 10"}
+    group = re.compile(r"ms since the release of group \d+")
+    assert {group.sub("ms since the release", text) for text in texts} - ranks == {
+        *("latency of a group, ms (log scale)", "latency of a group, ms"),
+        *("done, % of groups", "still waiting, % of groups (log scale)"),
+        *("seconds since the first measured release", "ms since the release"),
+        *("P50", "P95", "P99"),
+    }
 
 
 def test_the_timeline_tells_what_is_under_the_cursor(browser: Browser, page: Path) -> None:

@@ -88,11 +88,13 @@ class Lines(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.lines: list[str] = []
+        self.hidden = False
         self.charts = ""
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         about = dict(attrs)
+        self.hidden = "hidden" in about
         if tag in self.BLOCKS:
             self.lines.append("")
         if tag in ("h2", "table"):
@@ -110,7 +112,7 @@ class Lines(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.lasttag == "script":
             self.charts = self.charts or data
-        elif self.lasttag != "style" and data.strip():
+        elif self.lasttag != "style" and not self.hidden and data.strip():
             self.lines[-1] += " ".join(data.split())
 
 

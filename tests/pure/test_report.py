@@ -22,11 +22,13 @@ from collage_mpi.report.charts import STEPS, chart_data, kept_steps
 from collage_mpi.report.page import SCRIPTS, render_page
 from collage_mpi.report.tables import Cell, confusions, ranks
 from collage_mpi.report.tables import settings as settings_table
+from collage_mpi.report.verdict import verdicts
 from collage_mpi.report.worst import worst_images
 from collage_mpi.results import compare, read_results, render_summary, summarise
 from collage_mpi.results.comparison import notes
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.statistics import ecdf
+from collage_mpi.results.verify import VerifyReport
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, inspect_shard, write_shard
 from collage_mpi.simulation.runs import Job, run_job
@@ -189,6 +191,82 @@ def test_teams_stand_side_by_side_and_where_they_differ_each_has_a_line(tmp_path
     assert alone["time"].pop("teams") == []
     assert teams["time"] == alone["time"]
     assert teams["curve"] == alone["curve"]
+
+
+def side(p99: float | None, p50: float | None, **more: Any) -> tuple[dict[str, Any], ...]:
+    """An entry of `compare` and a summary, as far as the verdict reads them."""
+    entry = {"p99_ms": p99, "p95_ms": None, "p50_ms": p50, "groups": 400, "accuracy": 0.9}
+    price = {"ranks": 10, "wasted_work": 0.25, "images_per_s": 50.0, **more.pop("price", {})}
+    entry |= {"price": price, "paired": {"difference": more.pop("difference", None)}}
+    entry["mode"] = "carry, depth 1"
+    ends = {"p99_ci95_ms": more.pop("ends", None), "p50_ci95_ms": None}
+    validity = more.pop("validity", {"valid": True, "share": 0.0})
+    summary = {"latency": {"group": ends}, "validity": validity, "arrivals": more.pop("open", None)}
+    return {**entry, **more}, summary
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            side(50.0, 20.0, difference=-0.0081, price={"ranks": 11, "wasted_work": 0.78}),
+            'The "b" run had 99 % of its groups done 2.00 times sooner than the "a" run (50.0 ms '
+            "instead of 100.0 ms), lost 0.81 points of accuracy, wasted 78 % of its work instead "
+            "of 25 %, and used 11 ranks instead of 10; both runs are complete, verified and valid.",
+        ),
+        (
+            side(150.0, 20.0, difference=0.004),
+            'The "b" run had 99 % of its groups done 1.50 times later than the "a" run (150.0 ms '
+            "instead of 100.0 ms), gained 0.40 points of accuracy, wasted 25 % of its work like "
+            "the other, and used 10 ranks like the other; both runs are complete, verified and "
+            "valid.",
+        ),
+        (
+            side(95.0, 20.0, difference=0.0, ends=[85.0, 99.0]),
+            'The "b" run had 99 % of its groups done about as soon as the "a" run (95.0 ms instead '
+            "of 100.0 ms, a difference within chance), had the same accuracy, wasted 25 % of its "
+            "work like the other, and used 10 ranks like the other; both runs are complete, "
+            "verified and valid.",
+        ),
+        (
+            side(None, 20.0, price={"wasted_work": None}, open={"overloaded": True}),
+            'NOT VALID: The "b" run got more images than its ranks could answer. The "b" run had '
+            'half of its groups done 2.00 times sooner than the "a" run (20.0 ms instead of 40.0 '
+            "ms), has no accuracy that could be compared, and used 10 ranks like the other.",
+        ),
+        (
+            side(None, None, groups=4, difference=0.0, mode="carry, depth 1, simulated"),
+            'The "b" run and the "a" run have too few groups to compare latencies (4 and 400), had '
+            "the same accuracy, wasted 25 % of its work like the other, and used 10 ranks like "
+            "the other; both runs are simulated, complete, verified and valid.",
+        ),
+    ],
+    ids=["sooner", "later", "alike", "overloaded", "few"],
+)
+def test_the_page_opens_with_what_a_run_gains_and_costs(
+    other: tuple[dict[str, Any], ...], said: str
+) -> None:
+    entries, summaries = zip(side(100.0, 40.0, ends=[90.0, 110.0]), other, strict=True)
+    proof = VerifyReport(Path("x"), status="complete")
+    (verdict,) = verdicts(["a", "b"], entries, summaries, [proof, proof])
+    assert verdict.text == said
+    assert verdict.good == (not said.startswith("NOT VALID"))
+
+
+def test_of_one_run_the_page_says_what_it_did() -> None:
+    entry, summary = side(100.0, 40.0)
+    proof = VerifyReport(Path("x"), status="complete")
+    (verdict,) = verdicts(["a"], [entry], [summary], [proof])
+    assert verdict.text == (
+        "The run had 99 % of its groups done within 100.0 ms, classified 50.0 images a second, "
+        "90.00 % of all images rightly, and used 10 ranks; the run is complete, verified and valid."
+    )
+
+
+def test_a_rank_of_few_answers_has_a_number_in_place_of_a_bar(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 9 * 28))
+    _, (table,) = ranks(run)
+    assert {row[-2] for row in table.rows} == {"n/a (n=28)"}
 
 
 def test_that_teams_differ_is_told_and_drawn(tmp_path: Path) -> None:

@@ -254,8 +254,13 @@ function make(figure) {
   options.scales.x.range = (u, min, max) => min === data[0][0] && max === data[0].at(-1)
     ? range : [min, max];
   place.replaceChildren();
+  // Without a cursor there are no values: the legend shows names only.
+  const idle = (u) => u.root.classList.toggle("idle", !(u.cursor.left >= 0));
+  const {setCursor = [], ...hooks} = options.hooks;
   const u = new uPlot({width: Math.max(place.clientWidth, 240), height, ...options,
+    hooks: {...hooks, setCursor: [idle, ...setCursor]},
     cursor: {drag: {x: true, y: false}, ...options.cursor}}, data, place);
+  idle(u);
   for (const name of u.root.querySelectorAll(".u-series th")) {
     name.tabIndex = 0;
     name.onkeydown = (event) => { if (event.key === "Enter") name.click(); };
@@ -273,6 +278,20 @@ for (const figure of figures) {
   for (const button of figure.querySelectorAll("button"))
     button.onclick = () => figure.zoom(+button.dataset.zoom);
 }
-addEventListener("resize", () => figures.forEach((figure) => figure.fit()));
+function hint(table) {  // of columns that lie to the right of what is in view
+  table.previousElementSibling.hidden =
+    table.scrollLeft + table.clientWidth >= table.scrollWidth - 2;
+}
+const tables = [...document.querySelectorAll(".scroll")];
+for (const table of tables) {
+  hint(table);
+  table.addEventListener("scroll", () => hint(table));
+}
+for (const part of document.querySelectorAll("details"))
+  part.addEventListener("toggle", () => tables.forEach(hint));
+addEventListener("resize", () => {
+  figures.forEach((figure) => figure.fit());
+  tables.forEach(hint);
+});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => figures.forEach(make));
 })();
