@@ -15,9 +15,10 @@ from importlib import import_module
 
 from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import build_parser
-from collage_mpi.errors import CollageError, ExitCode, fault_of
+from collage_mpi.errors import ExitCode
 from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.hard_exit import leave_if_armed
+from collage_mpi.system.limits import fault_of
 from collage_mpi.system.progress import report_fault
 from collage_mpi.system.safe_stream import SafeStream, abandon
 from collage_mpi.system.tell import let_rank_0_speak, tell, told_on_stderr
@@ -50,9 +51,6 @@ def _main(argv: list[str]) -> int:
         args = build_parser(command).parse_args(argv)
         module = import_module(f"collage_mpi.commands.{COMMANDS[args.command][0]}")
         return int(module.execute(args))
-    except CollageError as error:
-        _last_word(f"{name}: {error}", logging.ERROR)
-        return int(error.exit_code)
     except KeyboardInterrupt:
         _last_word(f"{name}: interrupted", logging.ERROR)
         return 130
@@ -60,7 +58,7 @@ def _main(argv: list[str]) -> int:
         abandon(sys.stdout)  # the reader of our output has gone: nothing left to tell
         return 0
     except Exception as error:
-        fault = fault_of(error) if isinstance(error, OSError) else None
+        fault = fault_of(error)
         if fault is not None:
             _last_word(f"{name}: {fault}", logging.ERROR)
             return int(fault.exit_code)

@@ -10,7 +10,6 @@ of this package and keeps its traceback.
 
 from __future__ import annotations
 
-import errno
 from enum import IntEnum
 
 
@@ -42,18 +41,6 @@ class EnvironmentFault(CollageError):
     """The surroundings are wrong: MPI, world size, files, devices."""
 
     exit_code = ExitCode.ENVIRONMENT
-
-
-def fault_of(error: OSError) -> EnvironmentFault | None:
-    """What the system says of a file, or of the output; None for errors of other sorts.
-
-    For what no reader or writer of ours has caught: a name that is too long, say.
-    """
-    if error.filename is not None:
-        return EnvironmentFault(f"{error.filename}: {error.strerror or error}")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return EnvironmentFault(f"the output cannot be written: {error.strerror}")
-    return None
 
 
 class DataFault(CollageError):

@@ -17,7 +17,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from collage_mpi.errors import CollageError, ExitCode, fault_of
+from collage_mpi.errors import ExitCode
 from collage_mpi.faults.coordinator_monitor import CoordinatorMonitor
 from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.job.network_loader import NetworkLoader
@@ -41,6 +41,7 @@ from collage_mpi.system.environment import (
     status_word,
     told_interface,
 )
+from collage_mpi.system.limits import fault_of
 from collage_mpi.system.process_tree import STOP_SIGNALS
 from collage_mpi.system.progress import report_exit, report_there, report_up
 from collage_mpi.system.tell import tell
@@ -203,10 +204,7 @@ def _coordinate(
 ) -> int:
     try:
         code = body(worker_group, stop.reason)
-    except CollageError as error:
-        tell(f"collage-mpi {name}: {error}", logging.ERROR)
-        code = int(error.exit_code)
-    except OSError as error:
+    except Exception as error:
         fault = fault_of(error)
         if fault is None:
             raise

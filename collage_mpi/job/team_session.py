@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import CollageError, EnvironmentFault, fault_of
+from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.job.handshake import ServiceCosts, handshake, readers, roll_call
 from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
 from collage_mpi.job.plan import Plan, make_plan
@@ -36,6 +36,7 @@ from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.files import write_atomic
+from collage_mpi.system.limits import fault_of
 from collage_mpi.system.progress import StatusReporter
 
 StopReason = Callable[[], str | None]
@@ -62,9 +63,7 @@ def run_team(
             session.plan.shards.close()
     except Dismissed as told:
         return int(told.exit_code)
-    except CollageError as error:
-        link.say(Fault(str(error)[:2000], int(error.exit_code)))
-    except OSError as error:
+    except Exception as error:
         fault = fault_of(error)
         if fault is None:
             raise

@@ -27,6 +27,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.mpi.protocol import CONTROL_BYTES, TAG_CONTROL, TAG_TASK, TAG_UP, UP_BYTES
 from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.hard_exit import leave
+from collage_mpi.system.limits import limit_met
 from collage_mpi.system.progress import report_exit
 from collage_mpi.system.tell import tell
 
@@ -427,8 +428,9 @@ def guarded(comm: Any, body: Callable[[], int], *, fault_tolerant: bool = False)
     except BaseException as error:
         where = f"rank {comm.Get_rank()} on {socket.gethostname()} (pid {os.getpid()})"
         code, detail = ExitCode.DEFECT, "\n" + "".join(traceback.format_exception(error))
-        if isinstance(error, CollageError):  # no defect of ours: a foreign peer
-            code, detail = error.exit_code, f" {error}"
+        fault = limit_met(error) or error
+        if isinstance(fault, CollageError):  # no defect of ours: the machine, or a foreign peer
+            code, detail = fault.exit_code, f" {fault}"
         tell(f"collage-mpi: {where} failed:{detail}", logging.CRITICAL, any_rank=True)
         if not fault_tolerant or comm.Get_rank() == 0:
             report_exit(int(code))  # the launcher's own code may be any

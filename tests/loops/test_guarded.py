@@ -94,3 +94,12 @@ def test_a_defect_is_told_with_its_traceback_and_a_foreign_peer_in_a_line(world,
     assert defect.startswith("collage-mpi: rank 2 on ")
     assert "Traceback" in defect
     assert peer.endswith("failed: another version")
+
+
+def test_a_limit_of_the_machine_is_no_defect(world, caplog):
+    seen = world(2)
+    with pytest.raises(MemoryError):
+        guarded(seen, fails(MemoryError()))
+    assert "failed: This process has no memory left" in caplog.messages[0]
+    assert "Traceback" not in caplog.messages[0]
+    assert seen.done == [("report", 3), PAUSE, ("abort", 3)]

@@ -1,0 +1,145 @@
+"""What the system refuses a process: which exceptions mean that, and how the user is told.
+
+A limit of the machine (file descriptors, memory, threads) may be met at any line of the program.
+So its edges ask here: the command line, the coordinators, the guard around a rank's whole work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from collage_mpi.errors import CollageError, EnvironmentFault
+
+MOST_DESCRIPTORS = 1 << 16  # looked at, one by one: a list of them would need a descriptor
+NO_THREAD = "can't start new thread"
+MIB = 1 << 20
+
+
+def fault_of(error: BaseException) -> CollageError | None:
+    """What to tell the user of an exception that nobody has dealt with; None for a defect.
+
+    That is a limit of the machine if one was met, an error of this package itself, or what the
+    system says of a file or of the output: a name that is too long, say.
+    """
+    limit = limit_met(error)
+    if limit is not None:
+        return limit
+    if isinstance(error, CollageError):
+        return error
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is not None:
+        return EnvironmentFault(f"{error.filename}: {error.strerror or error}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return EnvironmentFault(f"the output cannot be written: {error.strerror}")
+    return None
+
+
+def limit_met(error: BaseException) -> EnvironmentFault | None:
+    """The limit of the machine that the exception comes from, with its value and use; or None.
+
+    Want of descriptors is also found where an error of this package hides it: a file that could
+    not be opened for it is not damaged.
+    """
+    told = ""
+    for cause in _causes(error):
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number == errno.EMFILE:
+            told = _descriptors()
+        elif number == errno.ENFILE:
+            told = _descriptors_of_all()
+    if isinstance(error, MemoryError) or _is(error, errno.ENOMEM):
+        told = _memory()
+    elif _is(error, errno.EAGAIN) or (isinstance(error, RuntimeError) and NO_THREAD in str(error)):
+        told = _threads()
+    if not told:
+        return None
+    kind = "" if isinstance(error, CollageError) else type(error).__name__
+    where = ": ".join(filter(None, (kind, str(error))))
+    return EnvironmentFault(f"{told} It was met here: {where}")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _is(error: BaseException, number: int) -> bool:
+    """By its text too: a stream that must not wait raises EAGAIN with a text of its own."""
+    return isinstance(error, OSError) and (
+        (error.errno, error.strerror) == (number, os.strerror(number))
+    )
+
+
+def _descriptors() -> str:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = 0
+    for number in range(min(soft, MOST_DESCRIPTORS)):
+        with suppress(OSError):
+            os.fstat(number)
+            used += 1
+    most = f"at most {hard:,} without an administrator" if hard != resource.RLIM_INFINITY else "any"
+    return (
+        f"This process has no file descriptor left: {used:,} are in use now and `ulimit -n` "
+        f"allows {soft:,}. Raise the limit ({most}) and start again."
+    )
+
+
+def _descriptors_of_all() -> str:
+    use = ""
+    with suppress(OSError, ValueError):  # to read it takes a descriptor
+        used, _, most = Path("/proc/sys/fs/file-nr").read_text().split()
+        use = f": {int(used):,} are in use now and the limit is {int(most):,}"
+    return (
+        f"This machine has no file descriptor left for any process{use} (/proc/sys/fs/file-max). "
+        "End other programs or ask the machine's administrator, then start again."
+    )
+
+
+def _memory() -> str:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    use, resident = (size // MIB for size in _sizes_bytes())
+    if limit != resource.RLIM_INFINITY:
+        found = f"it uses {use:,} MiB of address space now and `ulimit -v` allows {limit // MIB:,}"
+        return f"This process has no memory left: {found} MiB. Raise the limit and start again."
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
+    found = f"it uses {resident:,} MiB now and the machine has {whole:,} MiB for all processes"
+    return f"This process has no memory left: {found}. Start fewer ranks here, or free memory."
+
+
+def _threads() -> str:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = "any number" if limit == resource.RLIM_INFINITY else f"{limit:,}"
+    told = (
+        f"No further thread or process can be started: this user has {_threads_of_user():,} now "
+        f"and `ulimit -u` allows {most}."
+    )
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return f"{told} Raise the limit, or end other programs, and start again."
+    return f"{told} A thread needs memory too. {_memory()}"
+
+
+def _sizes_bytes() -> tuple[int, int]:
+    """Of this process: its address space, and what of it is in memory; 0 where nobody tells."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return 0, 0
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return int(pages[0]) * page_bytes, int(pages[1]) * page_bytes
+
+
+def _threads_of_user() -> int:
+    found = 0
+    for task in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended while we looked
+            if task.stat().st_uid == os.getuid():
+                found += len(os.listdir(task / "task"))
+    return found

@@ -1,0 +1,102 @@
+"""Limits of the machine: exit code 3 with what ran out, its limit and its use, and no traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from collage_mpi import cli
+from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
+from collage_mpi.system import limits
+from collage_mpi.system.limits import fault_of, limit_met
+
+SHARD = Path(cli.__file__).parent / "data" / "fashion_demo.h5"
+
+
+def refused(number: int, *more: str) -> OSError:
+    return OSError(number, os.strerror(number), *more)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (refused(errno.EMFILE), r"no file descriptor left: \d+ are in use now and `ulimit -n` al"),
+        (refused(errno.EMFILE, "a.h5"), r"no file descriptor left: .*'a.h5'"),
+        (refused(errno.ENFILE), r"for any process: [\d,]+ are in use now and the limit is [\d,]+"),
+        (refused(errno.ENOMEM), r"no memory left: it uses [\d,]+ MiB"),
+        (MemoryError(), r"no memory left: it uses [\d,]+ MiB"),
+        (refused(errno.EAGAIN), r"this user has [\d,]+ now and `ulimit -u` allows"),
+        (RuntimeError("can't start new thread"), r"this user has [\d,]+ now and `ulimit -u` all"),
+    ],
+)
+def test_what_ran_out_its_limit_and_its_use_are_told(error: Exception, words: str) -> None:
+    fault = fault_of(error)
+    assert isinstance(fault, EnvironmentFault)
+    assert str(limit_met(error)) == str(fault)
+    with pytest.raises(EnvironmentFault, match=words):
+        raise fault
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("boom"),
+        BlockingIOError(errno.EAGAIN, "write could not complete without blocking", 0),
+        OSError("no number"),
+        KeyError("x"),
+    ],
+)
+def test_anything_else_stays_a_defect(error: Exception) -> None:
+    assert fault_of(error) is None
+    assert limit_met(error) is None
+
+
+def hidden(cause: BaseException) -> DataFault:
+    try:
+        raise DataFault("a.h5: cannot be opened as HDF5") from cause
+    except DataFault as fault:
+        return fault
+
+
+def test_a_file_that_could_not_be_opened_for_want_of_descriptors_is_not_damaged() -> None:
+    fault = fault_of(hidden(refused(errno.EMFILE)))
+    assert isinstance(fault, EnvironmentFault)
+    assert str(fault).startswith("This process has no file descriptor left")
+    assert str(fault).endswith("It was met here: a.h5: cannot be opened as HDF5")
+    for other in (MemoryError(), refused(errno.ENOENT)):  # a damaged header may ask for any size
+        told = hidden(other)
+        assert fault_of(told) is told
+
+
+def test_a_limit_of_address_space_is_told_with_threads_too(monkeypatch) -> None:
+    known = {resource.RLIMIT_AS: 300 << 20, resource.RLIMIT_NPROC: 77}
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda which: (known[which],) * 2)
+    (threads, memory) = (
+        str(limit_met(error)) for error in (RuntimeError("can't start new thread"), MemoryError())
+    )
+    assert "`ulimit -u` allows 77" in threads
+    assert "`ulimit -v` allows 300 MiB" in threads
+    assert "`ulimit -v` allows 300 MiB" in memory
+
+
+def test_a_command_without_descriptors_ends_in_one_message() -> None:
+    """The checker of shards cannot be started: with 326 connections to a rank's port it was so."""
+    program = (
+        "import os, resource, sys; from collage_mpi import cli, shards\n"
+        "import collage_mpi.commands.shards, collage_mpi.shards.guard\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+        "held = [os.dup(0) for _ in range(60 - len(os.listdir('/proc/self/fd')))]\n"
+        f"sys.exit(cli.main(['shards', 'inspect', {str(SHARD)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("collage-mpi shards: This process has no file descriptor left: ")
+    assert "`ulimit -n` allows 64. Raise the limit" in done.stderr
