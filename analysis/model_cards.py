@@ -79,9 +79,9 @@ def read_report(path: Path) -> Any:
 def check_report(report: Any, name: str) -> None:
     """Raise DataFault unless this is what `evaluate --json` of this version prints."""
     entries = report.get("networks") if isinstance(report, dict) else None
+    needed = {"confusion", "flops", "training", "input", "tuning"}
     whole = isinstance(entries, dict) and all(
-        isinstance(entry, dict) and {"confusion", "flops", "training", "input"} <= entry.keys()
-        for entry in entries.values()
+        isinstance(entry, dict) and needed <= entry.keys() for entry in entries.values()
     )
     if not whole:
         raise DataFault(
@@ -257,11 +257,13 @@ def _worth(
 
 def _measured(report: Report) -> str:
     data = ", ".join(f"{d['file']} ({d['source']})" for d in report["data"])
+    tunings = dict.fromkeys(entry["tuning"] for entry in report["networks"].values())
     return (
         f"On {data}, images in {report['order']} order. Service time: median of "
-        f"{report['calls']:,} calls, networks in turn, on {report['device']} with "
-        f"{report['threads']} thread(s), {report['processor']}, torch "
-        f"{report['versions']['torch']}."
+        f"{report['calls']:,} calls, networks in turn, {'; '.join(tunings)}, on "
+        f"{report['device']} with {report['threads']} thread(s), {report['processor']}, torch "
+        f"{report['versions']['torch']}. Ranks may take another precision (--precision auto), "
+        "with another ratio."
     )
 
 

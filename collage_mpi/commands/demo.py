@@ -7,7 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collage_mpi.experiments.demo import GROUPS, RANKS, check_before, run_all, tell_and_draw
+from collage_mpi.experiments.demo import (
+    GROUPS,
+    RANKS,
+    TIME_SCALE,
+    check_before,
+    run_all,
+    tell_and_draw,
+)
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.launchers import MPIS
 
@@ -30,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--groups", type=int, default=GROUPS, help=f"groups of 9 images a run (default: {GROUPS})"
     )
+    parser.add_argument(
+        "--time-scale",
+        type=float,
+        default=TIME_SCALE,
+        help="multiplies the injected service times; a machine on which runs are INVALID needs a "
+        "larger one, and the demo takes as much longer (default: %(default)s)",
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -39,8 +53,9 @@ def execute(args: argparse.Namespace) -> int:
     from collage_mpi.commands.launch import launch_ranks
 
     out = Path(args.out)
-    check_before(out, args.groups)
+    check_before(out, args.groups, args.time_scale)
     words = ["demo", "--out", str(out), "--device", args.device, "--groups", str(args.groups)]
+    words += ["--time-scale", str(args.time_scale)]
     code = launch_ranks(RANKS, words, mpi=args.mpi)
     if code:
         return code
@@ -55,6 +70,7 @@ def _as_ranks(args: argparse.Namespace) -> int:
     from collage_mpi.job.main import run_world
 
     def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
-        return run_all(Path(args.out), args.device, worker_group, stop_reason, args.groups)
+        out = Path(args.out)
+        return run_all(out, args.device, worker_group, stop_reason, args.groups, args.time_scale)
 
     return run_world("demo", body)

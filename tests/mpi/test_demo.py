@@ -28,7 +28,7 @@ def test_the_demo_runs_shows_and_proves_both_cases(tmp_path: Path) -> None:
     said = done.stdout
     assert "5x slower throughout: the collage's group p95 is" in said
     assert "The other case: rank 10, the collage rank, is the slow one" in said
-    assert said.count("Measured here before the run: the collage network takes") == len(CASES)
+    assert said.count("as the ranks compute: the collage network takes") == len(CASES)
     assert said.count(f"complete: {9 * GROUPS} of {9 * GROUPS} rows, no doubles") == 4
     for case in CASES:
         for ending in ("png", "pdf", "csv"):

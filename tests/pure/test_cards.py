@@ -72,6 +72,7 @@ def make_entry(name: str, side: int | None) -> dict[str, Any]:
         "mean_score": 0.91,
         "reliability": [{"answers": 100, "score": 0.91, "accuracy": 0.9}],
         "confusion": [[45, 5], [5, 45]],
+        "tuning": "float32, channels-last",
         "service_ns": 3_000_000,
         "service_p10_ns": 2_900_000,
         "service_p90_ns": 3_300_000,
@@ -107,6 +108,7 @@ def test_a_card_says_what_was_measured() -> None:
         assert text in card
     for text in ("| **shirt** | 45 | 5 |", "t10k.h5 (test images)", "A Processor", "epoch 6"):
         assert text in card
+    assert "networks in turn, float32, channels-last, on cpu" in card
     assert "the error was 0.0777 before and 0.0111 after" in " ".join(card.split())
     assert "/somewhere" not in card  # where a file lay is nobody's business
     assert ": single" not in cards.render_card(make_report(), "single").replace("single's", "")
