@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,19 +50,11 @@ class Table:
 
 def class_names(args: argparse.Namespace) -> tuple[str, ...] | None:
     """The names from either flag, or None. Raises UsageError, EnvironmentFault."""
+    from collage_mpi.shards.class_names import read_class_names, told_apart
+
     if args.class_names is not None:
-        names = [name.strip() for name in args.class_names.split(",")]
-    elif args.class_names_file is not None:
-        try:
-            lines = args.class_names_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EnvironmentFault(f"{args.class_names_file}: cannot be read: {error}") from error
-        names = [line.strip() for line in lines if line.strip()]
-    else:
-        return None
-    if not names or not all(names) or len(set(names)) != len(names):
-        raise UsageError(f"class names {names}: needed: one or more, each different, none empty")
-    return tuple(names)
+        return told_apart([name.strip() for name in args.class_names.split(",")])
+    return None if args.class_names_file is None else read_class_names(args.class_names_file)
 
 
 def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:

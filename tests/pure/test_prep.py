@@ -94,7 +94,7 @@ def test_overwrite_removes_shards_of_another_number(tmp_path: Path, idx: list[st
         (["--rows-per-shard=-1"], ExitCode.USAGE, "at least 1"),
         (["--prefix=a/b"], ExitCode.USAGE, "--prefix"),
         (["--seed=-1"], ExitCode.USAGE, "--seed"),
-        (["--class-names=a,a,b"], ExitCode.USAGE, "each different"),
+        (["--class-names=a,,b"], ExitCode.USAGE, "class 1 has none"),
         (["--class-names=a,b"], ExitCode.DATA, "label 2 has no name"),
         (["--class-names-file=/none"], ExitCode.ENVIRONMENT, "/none: cannot be read"),
         (["--images=/none"], ExitCode.ENVIRONMENT, "/none: cannot be read"),

@@ -1,0 +1,62 @@
+"""Lists of class names as users have them: read from a file, doubles told apart.
+
+The name of class 0 comes first. Names in shards and weights are unique; a list such as ImageNet's
+own has some twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.system.tell import tell
+
+SHOWN = 5  # doubles that are named in the message
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The names in a file, a name a line; empty lines do not count.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
+        UsageError: no name is in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {error}") from error
+    return told_apart([line.strip() for line in lines if line.strip()])
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with the class number behind each that is there more than once.
+
+    The user is told which these are.
+
+    Raises:
+        UsageError: no name, an empty one, or one that another becomes by its number.
+    """
+    places: dict[str, list[int]] = defaultdict(list)
+    for number, name in enumerate(names):
+        places[name].append(number)
+    if not names or "" in places:
+        where = f"class {places[''][0]} has none" if names else "there are none"
+        raise UsageError(f"class names: {where}; needed: one or more, none of them empty")
+    doubles = {name: numbers for name, numbers in places.items() if len(numbers) > 1}
+    if not doubles:
+        return tuple(names)
+    made = tuple(f"{n} ({i})" if n in doubles else n for i, n in enumerate(names))
+    listed = _listed(doubles)
+    if len(set(made)) < len(made):
+        raise UsageError(f"class names are in the list more than once: {listed}; rename them")
+    tell(f"note: a class name that is in the list more than once gets its class number: {listed}")
+    return made
+
+
+def _listed(doubles: dict[str, list[int]]) -> str:
+    """Such as `"crane" (134, 517)`: the first few."""
+    shown = [f'"{name}" ({", ".join(map(str, doubles[name][:SHOWN]))})' for name in doubles]
+    more = len(shown) - SHOWN
+    return ", ".join(shown[:SHOWN]) + (f" and {more} more" if more > 0 else "")
