@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from collage_mpi.system.environment import mpi_rank
-from collage_mpi.system.hard_exit import shared_memory, unlink
+from collage_mpi.system.hard_exit import UCX, shared_memory, unlink
 from collage_mpi.system.process_tree import holders_of
 
 LOOK_EVERY_S = 1.0
@@ -45,7 +45,7 @@ class Kin:
             if rank is None:
                 continue
             ranks[pid] = rank
-            self._files.update(shared_memory(self._proc / str(pid) / "maps"))
+            self._files.update(shared_memory(self._proc / str(pid) / "maps", UCX))
             name, _, fields = self._stat(pid).rpartition(")")
             parents[pid] = int(fields.split()[1]) if fields else 0
             if name.endswith("(sh"):

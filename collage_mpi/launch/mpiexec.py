@@ -19,6 +19,7 @@ from secrets import token_hex
 from tempfile import gettempdir
 
 from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.launch.scratch import PREFIX
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.launchers import FAMILIES, Site
@@ -67,7 +68,7 @@ class Mpi:
 class LaunchPlan:
     """A command line, the variables to add to the environment for it, how many ranks it starts.
 
-    `scratch` is the folder that its launcher may have made, to be removed after the job.
+    `scratch` is a folder of its own for what the launcher keeps in files (see `launch.scratch`).
     """
 
     argv: tuple[str, ...]
@@ -90,7 +91,7 @@ def site_here(environ: Mapping[str, str] = os.environ, *, scratch: bool = True) 
         hosts=allocated_hosts(environ),
         root=os.geteuid() == 0,
         loopback=sys.platform == "linux",
-        scratch=f"{gettempdir()}/collage-mpi-{token_hex(6)}" if scratch else None,
+        scratch=f"{gettempdir()}/{PREFIX}{token_hex(6)}" if scratch else None,
     )
 
 

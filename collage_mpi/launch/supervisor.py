@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, Kin
 from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.launch.mpiexec import LaunchPlan
+from collage_mpi.launch.scratch import held
 from collage_mpi.launch.startup import BUS_ERROR, SIGNAL_NAMES, Start
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.launchers import FAMILIES, Death, Launcher
@@ -136,7 +136,11 @@ class Job:
     def run(self) -> Outcome:
         """Start the job, follow it to its end, leave nothing of it behind."""
         grace_s = round(self._stop_grace_s)
-        with handled_by(self._signals.append), guarded(self._job, grace_s) as guard:
+        with (
+            handled_by(self._signals.append),
+            held(self._plan.scratch) as locks,
+            guarded(self._job, grace_s, self._plan.scratch, locks) as guard,
+        ):
             process = _start(self._plan, self._job)
             self._show_start()
             try:
@@ -145,8 +149,6 @@ class Job:
                 end_family(process, grace_s=0.0, word=self._job)
                 self._kin.tidy()
                 guard.sweep = self._listens and not self._startup.up
-                if self._plan.scratch is not None:
-                    shutil.rmtree(self._plan.scratch, ignore_errors=True)
                 self._display.close()
         self._outcome.launcher = process.returncode
         if self._listens:

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 FOLDER = "/dev/shm/"
 SHARED = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")  # MPICH's, Open MPI's
+UCX = "/dev/shm/ucx_shm_posix_"  # where /proc is no way to it peers open it by name, late too
 
 _armed = False
 _finalize: Callable[[], object] | None = None
@@ -98,14 +99,15 @@ def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> list[Path]:
     return ours
 
 
-def shared_memory(maps: Path) -> list[Path]:
-    """The files of the MPI library that a process has mapped, from its /proc/PID/maps."""
+def shared_memory(maps: Path, *more: str) -> list[Path]:
+    """The files of the MPI library that a process has mapped, from its /proc/PID/maps; `more`: of
+    which other beginnings too."""
     try:
         lines = maps.read_text(errors="surrogateescape").split("\n")  # names are any bytes
     except OSError:  # it has ended, or is another user's
         return []
     names = {line.split(maxsplit=5)[5] for line in lines if f" {FOLDER}" in line}
-    return sorted(Path(name) for name in names if name.startswith(SHARED))
+    return sorted(Path(name) for name in names if name.startswith((*SHARED, *more)))
 
 
 def unlink(files: Iterable[Path]) -> None:

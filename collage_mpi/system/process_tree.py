@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +102,18 @@ class Guard:
 
 
 @contextmanager
-def guarded(word: str, grace_s: int) -> Iterator[Guard]:
+def guarded(
+    word: str, grace_s: int, scratch: str | None = None, locks: Sequence[int] = ()
+) -> Iterator[Guard]:
     """All that hold `word` are killed `grace_s` after this process, if that is killed within.
 
-    Their launcher is asked to end then, but it waits for a rank that is stopped.
+    Their launcher is asked to end then, but it waits for a rank that is stopped. The guard keeps
+    the descriptors `locks`, and removes the folder `scratch` in that case.
     """
     told = Guard()
     guard = subprocess.Popen(
-        ["sh", str(GUARD), word, str(grace_s)],
+        ["sh", str(GUARD), word, str(grace_s), scratch or ""],
+        pass_fds=locks,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

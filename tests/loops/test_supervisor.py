@@ -22,6 +22,7 @@ from collage_mpi.job.main import StopFlag
 from collage_mpi.launch import mpiexec, startup, supervisor
 from collage_mpi.launch.job_ranks import Kin
 from collage_mpi.launch.mpiexec import LaunchPlan
+from collage_mpi.launch.scratch import PREFIX, held, sweep
 from collage_mpi.launch.supervisor import Job, exit_code
 from collage_mpi.system import process_tree
 from collage_mpi.system.environment import STATUS_VARIABLE
@@ -316,15 +317,87 @@ def test_when_launch_is_killed_nothing_of_the_job_stays():
     os.close(pidfd)
 
 
+def guarding(scratch: object, shm: Path, temp: Path, proc: Path = Path("/proc")):
+    """A guard of no job that waits for what launch says."""
+    words = ["sh", str(GUARD), "COLLAGE_MPI_JOB=none", "1", scratch, shm, temp, proc]
+    guard = subprocess.Popen([str(word) for word in words], stdin=subprocess.PIPE)
+    while Path(f"/proc/{guard.pid}/syscall").read_text().split()[1:2] != ["0x0"]:
+        time.sleep(0.01)
+    return guard
+
+
+def aged(path: Path, age_s: float = 3600.0) -> Path:
+    path.touch()
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+@pytest.mark.parametrize("last", [b"over\n", b"sweep\n", b""])
+@pytest.mark.parametrize("lives", [True, False])
+def test_what_launchers_that_were_killed_left_is_removed(tmp_path, last, lives):
+    """The map of the machine that MPICH's wrote, where no launcher of this user could need it; what
+    earlier launches left, once it is old; the folder of a launch that was killed, b"" here."""
+    shm, temp, proc = (tmp_path / name for name in ("shm", "tmp", "proc"))
+    for folder in (shm, temp, proc / "7"):
+        folder.mkdir(parents=True)
+    (proc / "7" / "comm").write_text("hydra_pmi_proxy\n" if lives else "python\n")
+    old, young = aged(temp / "hydra_hwloc_xmlfile_1"), temp / "hydra_hwloc_xmlfile_2"
+    segment = aged(shm / "ucx_shm_posix_1")
+    kept = [aged(path, 0.0) for path in (young, shm / "ucx_shm_posix_2")]
+    kept += [aged(temp / "my_file"), aged(shm / "my_segment")]
+    scratch = temp / f"{PREFIX}1"
+    scratch.mkdir()
+    guard = guarding(scratch, shm, temp, proc)
+    assert (old.exists(), segment.exists()) == (False, False)
+    own = temp / "hydra_hwloc_xmlfile_3"
+    own.touch()
+    guard.communicate(last)
+    assert own.exists() == lives
+    assert scratch.exists() == bool(last)
+    assert all(path.exists() for path in kept)
+
+
+def test_a_launch_has_a_folder_of_its_own_that_goes_with_it(tmp_path):
+    """Another launch removes those of launches that are gone, and of no other."""
+    mine, dead, foreign = (tmp_path / f"{PREFIX}{i}" for i in range(3))
+    dead.mkdir()
+    (dead / "lock").touch()
+    foreign.mkdir()  # without its lock yet
+    with held(str(mine)) as locks:
+        assert mine.stat().st_mode & 0o777 == 0o700
+        assert {*tmp_path.iterdir()} == {mine, foreign}
+        sweep(tmp_path)
+        assert mine.exists()
+        assert locks
+    assert not mine.exists()
+
+
+def test_a_folder_is_held_for_as_long_as_launch_or_its_guard_lives(tmp_path):
+    mine = tmp_path / f"{PREFIX}1"
+    holding = (
+        "import subprocess, sys, os, signal\n"
+        "from collage_mpi.launch.scratch import held\n"
+        "with held(sys.argv[1]) as locks:\n"
+        "    keeper = subprocess.Popen(['cat'], stdin=0, pass_fds=locks)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    reading, writing = os.pipe()
+    done = subprocess.run([sys.executable, "-c", holding, str(mine)], stdin=reading)
+    os.close(reading)
+    assert done.returncode == -signal.SIGKILL
+    sweep(tmp_path)
+    assert mine.exists(), "its guard lives"
+    os.close(writing)
+    while mine.exists():
+        sweep(tmp_path)
+
+
 @pytest.mark.parametrize(("last", "gone"), [(b"over\n", set()), (b"sweep\n", {"4"}), (b"", {"4"})])
 def test_what_a_start_that_failed_left_in_shared_memory_is_removed(tmp_path, last, gone):
     """Not what was there before, what a process has mapped or open, or what is not MPI's."""
     before, mapped, held, left = (tmp_path / f"mpich_shm_{i}_0" for i in range(1, 5))
     before.touch()
-    words = ["sh", str(GUARD), "COLLAGE_MPI_JOB=none", "1", str(tmp_path)]
-    guard = subprocess.Popen(words, stdin=subprocess.PIPE)
-    while Path(f"/proc/{guard.pid}/syscall").read_text().split()[1:2] != ["0x0"]:
-        time.sleep(0.01)  # until it waits for what launch says
+    guard = guarding("", tmp_path, tmp_path / "none")
     for path in (mapped, held, left, tmp_path / "x_4"):
         path.write_bytes(bytes(4096))
     libc = ctypes.CDLL(None)  # Python's own mmap keeps the file open
@@ -342,7 +415,8 @@ def test_the_guard_ends_a_job_where_there_is_no_shared_memory_to_look_at(tmp_pat
     word = f"COLLAGE_MPI_JOB={tmp_path}"
     name, _, value = word.partition("=")
     left = subprocess.Popen(["sleep", "600"], env={**os.environ, name: value})
-    subprocess.run(["sh", str(GUARD), word, "0", str(tmp_path / "none")], stdin=subprocess.DEVNULL)
+    words = ["sh", str(GUARD), word, "0", "", str(tmp_path / "none"), str(tmp_path)]
+    subprocess.run(words, stdin=subprocess.DEVNULL)
     assert left.wait() == -signal.SIGKILL
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from collage_mpi.launch import job_ranks
 from collage_mpi.launch.job_ranks import LONGEST_LOOK_S, Kin
 from collage_mpi.system import hard_exit
 
@@ -129,9 +130,12 @@ def test_only_what_its_ranks_had_mapped_is_removed(proc, tmp_path, monkeypatch):
     monkeypatch.setattr(hard_exit, "SHARED", (f"{tmp_path}/mpich_shm_",))
     monkeypatch.setattr(hard_exit, "FOLDER", f"{tmp_path}/")
     line = "7f00-7f01 rw-s 00000000 00:19 12 {}\n"
+    monkeypatch.setattr(job_ranks, "UCX", f"{tmp_path}/ucx_")
+    (tmp_path / "ucx_ours").touch()
     for name in ("ours", "others"):
         (tmp_path / f"mpich_shm_{name}").touch()
-    (proc.folder / "31" / "maps").write_text(line.format(tmp_path / "mpich_shm_ours"))
+    mapped = [line.format(tmp_path / name) for name in ("mpich_shm_ours", "ucx_ours")]
+    (proc.folder / "31" / "maps").write_text("".join(mapped))
     (proc.folder / "99" / "maps").write_text(line.format(tmp_path / "mpich_shm_others"))
     met(proc).tidy()
-    assert [path.name for path in tmp_path.glob("mpich*")] == ["mpich_shm_others"]
+    assert [path.name for path in tmp_path.glob("*_o*")] == ["mpich_shm_others"]

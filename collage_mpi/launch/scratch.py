@@ -1,0 +1,66 @@
+"""The folder of a launch: what its launcher keeps in files while the job runs, and who removes it.
+
+A launch and its guard hold a lock in the folder for as long as one of them lives, on whatever
+host and in whatever container. A folder whose lock is free belongs to nobody any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = "collage-mpi-launch-"
+LOCK = "lock"
+
+
+@contextmanager
+def held(folder: str | None) -> Iterator[tuple[int, ...]]:
+    """Make the folder, which is removed at the end, and remove those that killed launches left.
+
+    Gives the descriptors that a guard must inherit; none where there is no such folder.
+    """
+    if folder is None:
+        yield ()
+        return
+    sweep(Path(folder).parent)
+    try:
+        os.mkdir(folder, 0o700)
+        lock = os.open(Path(folder) / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError:  # a full disk, say: the launcher will say so, if it needs the folder
+        yield ()
+        return
+    try:
+        _take(lock)
+        yield (lock,)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(temporary: Path) -> None:
+    """Remove the folders of this user's launches that have ended without removing them."""
+    for folder in temporary.glob(f"{PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue  # it has just gone, or is just being made
+        try:
+            if _take(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _take(lock: int) -> bool:
+    """Whether the lock was free. Where the file system has no locks nothing is free."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
