@@ -157,14 +157,14 @@ def run_and_tell(
 ) -> int:
     """One session on rank 0, its summary printed and saved as summary.json."""
     from collage_mpi.job.session import run_session
-    from collage_mpi.results import read_results, render_summary, summarise
-    from collage_mpi.results.manifest import COMPLETE, to_go_on
+    from collage_mpi.results import render_summary, summarise
+    from collage_mpi.results.manifest import COMPLETE, read_manifest, to_go_on
+    from collage_mpi.results.reader import open_run
 
     outcome = run_session(
         settings, worker_group, resume=resume, retry_errors=retry_errors, stop_reason=stop_reason
     )
-    results = read_results(outcome.out)
-    summary = summarise(results)
+    summary = outcome.summary or summarise(open_run(outcome.out))
     print(render_summary(summary), flush=True)
     proof = ""
     if outcome.status in COMPLETE:
@@ -173,12 +173,12 @@ def run_and_tell(
     if outcome.input_faults:
         tell_of_input(outcome.input_faults)
     if outcome.exit_code is ExitCode.INCOMPLETE:
-        go_on = to_go_on(results.manifest, outcome.out)
+        go_on = to_go_on(read_manifest(outcome.out), outcome.out)
         say(f"incomplete: {outcome.reason}; go on with: {go_on}")
     elif errors := summary["rows"]["errors"]:
         say(
             f"{errors:,} image(s) have error rows. When the cause is mended, do them again with: "
-            + to_go_on(results.manifest, outcome.out, "--retry-errors")
+            + to_go_on(read_manifest(outcome.out), outcome.out, "--retry-errors")
         )
     return int(outcome.exit_code)
 

@@ -241,9 +241,10 @@ def simulate_points(
 
 
 def _in_a_line(settings: RunSettings) -> str:
-    from collage_mpi.results import read_results, summarise
+    from collage_mpi.results import summarise
+    from collage_mpi.results.reader import open_run
 
-    return _told(summarise(read_results(settings.out)))
+    return _told(summarise(open_run(settings.out)))
 
 
 def _told(summary: Json) -> str:

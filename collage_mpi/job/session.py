@@ -44,9 +44,10 @@ from collage_mpi.job.status import Told, ranks_of_others, snapshot
 from collage_mpi.job.team import ALIVE_EVERY_NS, Supply, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SPARE_KINDS
-from collage_mpi.results import RunWriter, input_digest
+from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
+from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import label_of
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import StatusFiles
@@ -81,6 +82,7 @@ class Outcome:
     reason: str
     out: Path
     input_faults: tuple[str, ...] = ()  # shards that were not read in full, or have changed
+    summary: dict[str, Any] | None = None  # of the run; None where nothing was left to do
 
     @property
     def exit_code(self) -> ExitCode:
@@ -232,7 +234,8 @@ def _run_plan(
         if worker_group.others is not None:
             lost += worker_group.others.detector.describe()
         lacking = writer.close(status, summary=True, **final, lost=lost, job=job)
-    return Outcome(writer.manifest["status"], lacking or finish.reason, out, faults)
+    reason = lacking or finish.reason
+    return Outcome(writer.manifest["status"], reason, out, faults, writer.summary)
 
 
 def build_lead(
@@ -410,7 +413,6 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
     """What the run was asked to do, for its manifest."""
     settings = plan.settings
     starts = _starts(plan)
-    shard = np.searchsorted(starts, plan.order, side="right") - 1  # (n,) int64; none is empty
     return {
         "run_id": uuid.uuid4().hex,
         "settings": (plan.asked or settings).to_dict(),
@@ -423,7 +425,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "rows": len(plan.order),
         "order": settings.order,
         "limit": settings.limit,
-        "input_digest": input_digest(shard, plan.order - starts[shard]),
+        "input_digest": keys_digest(plan.order, starts),
         "class_names": list(plan.class_names) if plan.class_names else None,
         **settings.labels(),
         "mode": settings.mode,

@@ -11,7 +11,6 @@ import pwd
 import re
 import shlex
 import stat
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,9 @@ from collage_mpi.results.file_names import (
     VECTORS_FOLDER,
 )
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.reader import keys_of, missing_images, standing
-from collage_mpi.results.rows import IMAGES, TABLES
+from collage_mpi.results.reader import StoredRun, keys_of
+from collage_mpi.results.rows import IMAGES, KEY_ROW, TABLES
+from collage_mpi.results.tally import Inventory
 from collage_mpi.results.vectors import of_parts
 from collage_mpi.system.files import remove_leftovers
 
@@ -101,19 +101,21 @@ def parts_of(out: Path, manifest: Json) -> list[parts.PartName]:
         raise EnvironmentFault(f"{directory}: cannot be read: {error.strerror or error}") from error
 
 
-def read_all(found: Sequence[parts.PartName]) -> dict[str, np.ndarray]:
-    """All rows by the name of their table, (n,) of its dtype."""
-    rows = {}
-    for table in TABLES:
-        mine = [parts.read_part(part.path, table) for part in found if part.table == table.name]
-        rows[table.name] = np.concatenate(mine) if mine else np.empty(0, table.dtype)
-    return rows
+def stored(out: Path, manifest: Json) -> StoredRun:
+    """The run in `out` by what its writer knows of it, not yet complete. Raises as `parts_of`."""
+    return StoredRun(out, manifest, False, tuple(parts_of(out, manifest)))
 
 
-def has_errors(found: Mapping[str, np.ndarray]) -> bool:
-    """Whether an error row stands, of this session or an earlier one."""
-    images = found[IMAGES.name]
-    return not images["answered"][standing(images)].all()
+def done_keys(run: StoredRun, *, answered: bool) -> np.ndarray:
+    """Keys of the images that have a row, or an answer, (k,) of KEY_ROW.
+
+    Raises:
+        DataFault: a part is damaged.
+    """
+    keys = [np.empty(0, KEY_ROW)]
+    for rows in run.chunks(IMAGES):
+        keys.append(keys_of(rows[rows["answered"]] if answered else rows))
+    return np.concatenate(keys)
 
 
 def is_whole(out: Path, manifest: Json) -> bool:
@@ -125,24 +127,21 @@ def is_whole(out: Path, manifest: Json) -> bool:
     Raises:
         DataFault: a part is damaged.
     """
-    found = read_all(parts_of(out, manifest))
-    if missing_images(keys_of(found[IMAGES.name]), manifest):
-        return False
-    if manifest.get("status") == "complete" and has_errors(found):
+    found = Inventory(stored(out, manifest))
+    if found.input.missing or (manifest.get("status") == "complete" and found.errors):
         return False
     return not any(_lost_rows(entry, found) for entry in manifest.get("sessions") or [])
 
 
-def _lost_rows(entry: Json, found: Mapping[str, np.ndarray]) -> bool:
+def _lost_rows(entry: Json, found: Inventory) -> bool:
     """Whether a session lacks rows that it once recorded: a part was moved away."""
     counts = entry.get("rows")
     return counts is not None and any(
-        int((rows["session"] == entry["session"]).sum()) != counts[name]
-        for name, rows in found.items()
+        found.rows[table.name, entry["session"]] != counts[table.name] for table in TABLES
     )
 
 
-def mark_lost_rows(sessions: list[Json], found: Mapping[str, np.ndarray]) -> None:
+def mark_lost_rows(sessions: list[Json], found: Inventory) -> None:
     """A session that has lost rows stops vouching for them."""
     for entry in sessions:
         if _lost_rows(entry, found):

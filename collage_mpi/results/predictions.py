@@ -8,68 +8,49 @@ no images of its own.
 from __future__ import annotations
 
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.reader import Results
+from collage_mpi.results.reader import Run
+from collage_mpi.results.tally import Images
 
-EXAMPLES = 5
 
-
-def predictions(results: Results) -> Json | None:
+def predictions(run: Run, images: Images) -> Json | None:
     """Counts and mean scores a class, and examples from all over the input.
 
     Returns:
         None where some image has a label, none has an answer, or all is simulated.
     """
-    images = results.images
-    answered = images[images["answered"]]
-    simulated = "simulated" in results.manifest
-    if simulated or images["has_label"].any() or not len(answered):
+    if "simulated" in run.manifest or images.labelled or not images.answered:
         return None
-    names = results.manifest.get("class_names") or []
-    numbers, inverse, counts = np.unique(
-        answered["predicted"], return_inverse=True, return_counts=True
-    )
-    means = np.bincount(inverse, answered["score"]) / counts
+    names = run.manifest.get("class_names") or []
     classes = [
         {
             "class": number,
             "name": _name(names, number),
-            "n": count,
-            "share": count / len(answered),
-            "mean_score": mean,
+            "n": n,
+            "share": n / images.answered,
+            "mean_score": score / n,
         }
-        for number, count, mean in zip(
-            numbers.tolist(), counts.tolist(), means.tolist(), strict=True
-        )
+        for number, (n, score) in sorted(images.classes.items())
     ]
     return {
-        "n": len(answered),
-        "mean_score": float(answered["score"].mean()),
+        "n": images.answered,
+        "mean_score": sum(score for _, score in images.classes.values()) / images.answered,
         "classes": sorted(classes, key=lambda one: -one["n"]),
-        "examples": _examples(results, answered, names),
+        "examples": [_example(run, row, names) for row in images.examples.rows()],
     }
 
 
-def _examples(results: Results, answered: np.ndarray, names: list[str]) -> list[Json]:
-    order = np.lexsort((answered["row"], answered["shard"]))
-    places = np.linspace(0, len(answered) - 1, min(EXAMPLES, len(answered))).astype(int)
-    paths = [shard.get("path") for shard in results.manifest["shards"]]
-    found = []
-    for row in answered[order[places]]:
-        number, path = int(row["predicted"]), paths[int(row["shard"])]
-        found.append(
-            {
-                "shard": path and Path(path).name,
-                "row": int(row["row"]),
-                "class": number,
-                "name": _name(names, number),
-                "score": float(row["score"]),
-            }
-        )
-    return found
+def _example(run: Run, row: Any, names: list[str]) -> Json:
+    number, path = int(row["predicted"]), run.manifest["shards"][int(row["shard"])].get("path")
+    return {
+        "shard": path and Path(path).name,
+        "row": int(row["row"]),
+        "class": number,
+        "name": _name(names, number),
+        "score": float(row["score"]),
+    }
 
 
 def _name(names: list[str], number: int) -> str | None:

@@ -8,11 +8,11 @@ Does not know: statistics, whether the rows add up (verify).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from collage_mpi.results.rows import (
     TABLES,
     TASKS,
     Table,
+    columns_of,
 )
 from collage_mpi.results.vectors import (
     arrow_vectors,
@@ -46,31 +47,40 @@ if TYPE_CHECKING:
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 
 
-@dataclass(frozen=True)
-class Results:
-    """A run as it lies on disk, complete or not.
+class Run:
+    """A run, complete or not, by its manifest; where its rows are, a subclass knows.
 
     Attributes:
         path: the run directory.
         manifest: checked contents of manifest.json.
-        images, groups, tasks: (n,) of IMAGE_ROW, GROUP_ROW, TASK_ROW, in written order.
         complete: the COMPLETE marker is there (C7).
-        mended: (m,) of IMAGE_ROW, error rows whose images a later session did again: its rows
-            stand for them in `images`.
+        bound: the most rows or values that a statistic may hold at once; None where all rows are
+            in memory anyway.
     """
 
     path: Path
     manifest: Json
-    images: np.ndarray
-    groups: np.ndarray
-    tasks: np.ndarray
     complete: bool
-    mended: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
+    bound: ClassVar[int | None] = None
 
-    def __repr__(self) -> str:
-        rows = f"{len(self.images):,} of {self.manifest['rows']:,} rows"
-        status = self.manifest.get("status") or "incomplete"
-        return f"<Results {str(self.path)!r}: {rows}, {status}>"
+    def pieces(self, table: Table) -> Sequence[Callable[[], np.ndarray]]:
+        """What gives the rows of a table in written order, (n,) of its dtype at a time.
+
+        Error rows whose images a later session did again are left out: its rows stand for them.
+        """
+        raise NotImplementedError
+
+    def chunks(self, table: Table) -> Iterator[np.ndarray]:
+        """The rows of a table, as `pieces` gives them."""
+        return (piece() for piece in self.pieces(table))
+
+    def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+        """What gives those error rows, (n,) of IMAGE_ROW at a time."""
+        raise NotImplementedError
+
+    def rows_of(self, table: Table) -> int:
+        """The most rows that a table may have."""
+        raise NotImplementedError
 
     @property
     def scheme(self) -> str:
@@ -94,13 +104,131 @@ class Results:
         found = [self.manifest.get("validity"), *(final.get("validity") for final in finals)]
         return any(isinstance(item, dict) and item.get("valid") is False for item in found)
 
-    def independent(self, rows: np.ndarray) -> int:
-        """How many independent samples stand behind rows of groups or of images: their groups,
-        or batches where groups were let in together, which end nearly together too."""
+    @property
+    def fingerprints(self) -> list[str]:
+        """Per shard number its SHA-256: with the row, the key of an image (C4)."""
+        return [shard["fingerprint"] for shard in self.manifest["shards"]]
+
+    def samples_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64, which independent sample each row of groups or of images belongs to: its
+        group, or its batch where groups were let in together, which end nearly together too."""
         together = 1 if self.manifest.get("open_loop") else self.manifest.get("batch") or 1
         batches = rows["group"] // together
-        pairs = rows["session"].astype(np.int64) << 47 | (batches & ((1 << 47) - 1))
-        return len(np.unique(pairs))
+        found: np.ndarray = rows["session"].astype(np.int64) << 47 | (batches & ((1 << 47) - 1))
+        return found
+
+    def independent(self, rows: np.ndarray) -> int:
+        """How many independent samples stand behind rows of groups or of images."""
+        return len(np.unique(self.samples_of(rows)))
+
+
+@dataclass(frozen=True)
+class StoredRun(Run):
+    """A run as it lies on disk, whose rows are read a part at a time and not kept.
+
+    Attributes:
+        parts: those that count, in written order, as they were when the run was opened.
+    """
+
+    path: Path
+    manifest: Json
+    complete: bool
+    parts: tuple[parts.PartName, ...]
+    bound: ClassVar[int | None] = 1 << 17  # 1 MiB of 8-byte values; 10**5 rows are told exactly
+
+    def pieces(self, table: Table) -> Sequence[Callable[[], np.ndarray]]:
+        """See `Run`; each raises as `read_results`."""
+        read = self._stored if table is not IMAGES else self._standing
+        mine = [part.path for part in self.parts if part.table == table.name]
+        return [partial(read, path, table) for path in mine]
+
+    def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+        """See `Run`; each raises as `read_results`."""
+        mine = [part.path for part in self.parts if part.table == IMAGES.name]
+        return [
+            partial(self._standing, path, IMAGES, of=False) for path in mine if len(self._mended)
+        ]
+
+    def rows_of(self, table: Table) -> int:
+        """See `Run`: as many as its files have room for."""
+        size = table.dtype.itemsize
+        mine = (part.path for part in self.parts if part.table == table.name)
+        return sum(path.stat().st_size // size for path in mine if path.exists())
+
+    def _stored(self, path: Path, table: Table) -> np.ndarray:
+        return _checked_codes(path, parts.read_part(path, table), table)
+
+    def _standing(self, path: Path, table: Table, *, of: bool = True) -> np.ndarray:
+        rows = self._stored(path, table)
+        stand = np.ones(len(rows), bool)
+        if len(self._mended):
+            errors = np.flatnonzero(rows["source"] == SOURCE_CODE["error"])
+            stand[errors] = ~np.isin(columns_of(rows[errors], _ATTEMPT), self._mended)
+        found: np.ndarray = rows[stand == of]
+        return found
+
+    @cached_property
+    def _mended(self) -> np.ndarray:
+        """The error rows that do not stand, (m,) of shard, row and session: see `standing`."""
+        mine = [part for part in self.parts if part.table == IMAGES.name]
+        named = {part.session for part in mine}
+        if len(named) < 2 and 0 not in named:
+            return np.empty(0, _ATTEMPT)
+        errors = [np.empty(0, _ATTEMPT)]
+        for part in mine:
+            rows = self._stored(part.path, IMAGES)
+            errors.append(columns_of(rows[rows["source"] == SOURCE_CODE["error"]], _ATTEMPT))
+        found = np.unique(np.concatenate(errors))
+        keys = np.unique(found[["shard", "row"]])
+        last = np.zeros(len(keys), found["session"].dtype)  # the last session with a row of each
+        for part in mine if len(keys) else ():
+            rows = columns_of(self._stored(part.path, IMAGES), _ATTEMPT)
+            place = np.searchsorted(keys, rows[["shard", "row"]])
+            known = place < len(keys)
+            known[known] = keys[place[known]] == rows[["shard", "row"]][known]
+            np.maximum.at(last, place[known], rows["session"][known])
+        place = np.searchsorted(keys, found[["shard", "row"]])
+        mended: np.ndarray = found[found["session"] != last[place]]
+        return mended
+
+
+_ATTEMPT = np.dtype([("shard", "<u4"), ("row", "<u8"), ("session", "<u2")])
+
+
+@dataclass(frozen=True)
+class Results(Run):
+    """A run with all its rows in memory.
+
+    Attributes:
+        images, groups, tasks: (n,) of IMAGE_ROW, GROUP_ROW, TASK_ROW, in written order.
+        mended: (m,) of IMAGE_ROW, error rows whose images a later session did again: its rows
+            stand for them in `images`.
+    """
+
+    path: Path
+    manifest: Json
+    images: np.ndarray
+    groups: np.ndarray
+    tasks: np.ndarray
+    complete: bool
+    mended: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
+
+    def __repr__(self) -> str:
+        rows = f"{len(self.images):,} of {self.manifest['rows']:,} rows"
+        status = self.manifest.get("status") or "incomplete"
+        return f"<Results {str(self.path)!r}: {rows}, {status}>"
+
+    def pieces(self, table: Table) -> Sequence[Callable[[], np.ndarray]]:
+        """See `Run`."""
+        return [lambda: getattr(self, table.name)]
+
+    def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+        """See `Run`."""
+        return [lambda: self.mended]
+
+    def rows_of(self, table: Table) -> int:
+        """See `Run`."""
+        return len(getattr(self, table.name)) + len(self.mended) * (table is IMAGES)
 
     @cached_property
     def measured_images(self) -> np.ndarray:
@@ -180,11 +308,6 @@ class Results:
             raise UsageError(f"a run has no table {table!r}; it has {', '.join(known)}, vectors")
         return table, names or image_names(self)
 
-    @property
-    def fingerprints(self) -> list[str]:
-        """Per shard number its SHA-256: with the row, the key of an image (C4)."""
-        return [shard["fingerprint"] for shard in self.manifest["shards"]]
-
 
 def label_of(manifest: Mapping[str, Any]) -> str:
     """What a run is called in legends and tables: scheme, policy and mode."""
@@ -223,6 +346,14 @@ def read_results(path: Path | str) -> Results:
     found = read_parts(path, manifest)
     rows = {table.name: _rows(found, table) for table in TABLES}
     return results_of(path, manifest, rows, complete=complete)
+
+
+def open_run(path: Path | str) -> StoredRun:
+    """The run in a directory, to be read a part at a time. Raises as read_results."""
+    path = Path(path)
+    complete = (path / MARKER).exists()  # first: a job may close while its rows are read
+    manifest = read_manifest(path)
+    return StoredRun(path, manifest, complete, tuple(read_parts(path, manifest)))
 
 
 def standing(images: np.ndarray) -> np.ndarray:

@@ -209,6 +209,14 @@ TASK_ROW = TASKS.dtype
 KEY_ROW = np.dtype([("shard", "<u4"), ("row", "<u8")])
 
 
+def columns_of(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The columns of rows that a dtype names, copied: (n,) of the dtype."""
+    found = np.empty(len(rows), dtype)
+    for name in dtype.names or ():
+        found[name] = rows[name]
+    return found
+
+
 def reason_bytes(text: str | bytes) -> bytes:
     """A reason as UTF-8 of at most 96 bytes, cut between characters and free of newlines."""
     if not text:

@@ -142,15 +142,15 @@ def _interval(
     values: np.ndarray, ordered: np.ndarray, q: float, most: int, miss: float
 ) -> Interval:
     n = len(values)
-    samples = min(most, int(n / _time_above(values, ordered, q))) if n else 0
+    samples = min(most, int(n / time_above(values, ordered, q))) if n else 0
     if samples < support_needed(q, miss):
         return Interval(samples, None)
-    low, high = _binomial_ranks(samples, q, miss)
+    low, high = binomial_ranks(samples, q, miss)
     low, high = math.floor(low * n / samples), math.ceil(high * n / samples)
     return Interval(samples, (float(ordered[max(low, 1) - 1]), float(ordered[min(high, n) - 1])))
 
 
-def _time_above(values: np.ndarray, ordered: np.ndarray, q: float) -> float:
+def time_above(values: np.ndarray, ordered: np.ndarray, q: float) -> float:
     """Integrated autocorrelation time, in values, of lying above the q-quantile; at least 1.
 
     Where too few lie above it to tell, that of a lower quantile, down to the median: values
@@ -171,7 +171,7 @@ def _time_above(values: np.ndarray, ordered: np.ndarray, q: float) -> float:
     return 1.0 + 2.0 * float(sums[1 : 1 + lags].sum() / sums[0])
 
 
-def _binomial_ranks(m: int, q: float, miss: float) -> tuple[int, int]:
+def binomial_ranks(m: int, q: float, miss: float) -> tuple[int, int]:
     """Ranks, from 1, of the values of m that enclose the q-quantile, each missing with <= miss.
 
     P(value of rank r <= quantile) = P(at least r of m lie at or below it), B ~ Bin(m, q).

@@ -11,79 +11,75 @@ with the n it needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import COLLAGE, KINDS, SHARED_KINDS
+from collage_mpi.kinds import COLLAGE, KINDS
 from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.predictions import predictions
-from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import (
-    ENCODED,
-    KIND_CODE,
-    OUTCOMES,
-    SOURCE_CODE,
-    SOURCES,
-    ran_together,
-    wait_ns,
-)
+from collage_mpi.results.reader import Run
+from collage_mpi.results.rows import IMAGES, KIND_CODE, OUTCOMES, SOURCES
 from collage_mpi.results.statistics import (
     PERCENTILES,
     Spread,
-    describe,
     percentile_name,
     support_needed,
     wilson_interval,
 )
+from collage_mpi.results.tally import Groups, Images, Tally, Tasks
 from collage_mpi.system.files import write_atomic, writing
 
 SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
 ENOUGH_IMAGES = 200  # below, those still under way at the end weigh too much to say so
-PARTS = ("read", "encode", "wait", "compute", "held", "decode")
 
 Json = dict[str, Any]
 
 
-def summarise(results: Results) -> Json:
+def summarise(run: Run, tally: Tally | None = None) -> Json:
     """All numbers of one run, ready for JSON; see docs/results.md for each.
 
     Works on incomplete runs too: `complete` says which it is.
+
+    Args:
+        run: in memory, or on the disk, of which no more than a part is held at a time.
+        tally: of the run, where it was made already.
     """
-    manifest = results.manifest
+    manifest = run.manifest
+    tally = tally or Tally(run)
     return {
-        "run": readable(str(results.path)),
+        "run": readable(str(run.path)),
         "run_id": manifest["run_id"],
-        "complete": results.complete,
+        "complete": run.complete,
         "status": manifest.get("status"),
-        "scheme": results.scheme,
-        "mode": results.mode,
+        "scheme": run.scheme,
+        "mode": run.mode,
         "side": manifest.get("side"),
         "straggler": manifest.get("straggler"),
         "order": manifest.get("order"),
-        "rows": _rows(results),
-        "latency": _latency(results),
-        **_by_team(results),
+        "rows": _rows(run, tally),
+        "latency": _latency(tally),
+        **_by_team(run, tally),
         "support": {percentile_name(q): support_needed(q) for q in PERCENTILES},
-        "parts_ms": _parts_ms(results.measured_images),
-        "accuracy": accuracy(results.images),
-        "predictions": predictions(results),
-        "price": _price(results),
-        "arrivals": _arrivals(results),
-        "rank0": _rank0(results),
-        "validity": _validity(results),
-        "errors": _errors(results.images),
-        "first_errors": _first_errors(results),
-        "lost_ranks": _lost_ranks(results),
+        "parts_ms": _parts_ms(tally.images),
+        "accuracy": _accuracy(tally.images),
+        "predictions": predictions(run, tally.images),
+        "price": _price(run, tally),
+        "arrivals": _arrivals(run),
+        "rank0": _rank0(run),
+        "validity": _validity(run),
+        "errors": _errors(tally.images),
+        "first_errors": _first_errors(run, tally.images),
+        "lost_ranks": _lost_ranks(run),
     }
 
 
 def write_summary(
-    results: Results, out: Path | None = None, check: Callable[[], object] | None = None
+    run: Run, out: Path | None = None, check: Callable[[], object] | None = None
 ) -> Json:
     """Summarise and save as summary.json in the run directory (or `out`).
 
@@ -91,47 +87,50 @@ def write_summary(
         EnvironmentFault: the file cannot be written.
         CollageError: of `check` (see `write_atomic`).
     """
-    summary = summarise(results)
-    path = (out or results.path) / SUMMARY
-    text = json.dumps(summary, indent=1, default=plain)
-    with writing(path):
-        write_atomic(path, (text.encode(), b"\n"), check=check)
+    summary = summarise(run)
+    save_summary(summary, out or run.path, check)
     return summary
 
 
-def _rows(results: Results) -> Json:
-    images = results.images
+def save_summary(summary: Json, out: Path, check: Callable[[], object] | None = None) -> None:
+    """Save it as summary.json in `out`. Raises as `write_summary`."""
+    path = out / SUMMARY
+    text = json.dumps(summary, indent=1, default=plain)
+    with writing(path):
+        write_atomic(path, (text.encode(), b"\n"), check=check)
+
+
+def _rows(run: Run, tally: Tally) -> Json:
+    images, groups = tally.images, tally.groups
     return {
-        "expected": results.manifest["rows"],
-        "found": len(images),
-        "answered": int(images["answered"].sum()),
-        "errors": int((~images["answered"]).sum()),
-        "groups": len(results.groups),
-        "warmup_groups": int(results.groups["warmup"].sum()),
-        "warmup_images": int(images["warmup"].sum()),
-        "sessions": len(np.unique(images["session"])),
+        "expected": run.manifest["rows"],
+        "found": images.n,
+        "answered": images.answered,
+        "errors": images.errors,
+        "groups": groups.n,
+        "warmup_groups": groups.warmup,
+        "warmup_images": images.warmup,
+        "sessions": len(images.sessions),
     }
 
 
-def _latency(results: Results) -> Json:
+def _latency(tally: Tally) -> Json:
     """Per group and per image; support is counted in groups, or batches, for both."""
-    groups = np.sort(results.measured_groups, order=("session", "t0_ns", "group"))
-    images = results.measured_images
+    groups, images = tally.groups, tally.images
     spreads = {
-        "group": describe(groups["latency_ns"] / 1e6, results.independent(groups), ci=True),
-        "image": describe(images["latency_ns"] / 1e6, results.independent(images)),
+        "group": groups.latency_ms.spread(groups.independent),
+        "image": images.latency_ms.spread(images.independent),
     }
-    return {per: _in_ms(spread, len(groups)) for per, spread in spreads.items()}
+    return {per: _in_ms(spread, groups.latency_ms.n) for per, spread in spreads.items()}
 
 
-def _by_team(results: Results) -> Json:
+def _by_team(run: Run, tally: Tally) -> Json:
     """Latency per group of each team, where there are several; a team of each launch is one."""
-    teams, found = launch_of(results.manifest), []
+    teams, found = launch_of(run.manifest), []
     for session, first in teams.items():
-        groups = results.measured_groups
-        groups = np.sort(groups[groups["session"] == session], order=("t0_ns", "group"))
-        spread = describe(groups["latency_ns"] / 1e6, results.independent(groups), ci=True)
-        found.append({"session": session, "team": session - first, **_in_ms(spread, len(groups))})
+        latency_ms, samples = tally.groups.of_session[session]
+        spread = latency_ms.spread(len(samples))
+        found.append({"session": session, "team": session - first, **_in_ms(spread, latency_ms.n)})
     return {"teams": found} if teams else {}
 
 
@@ -151,31 +150,23 @@ def _in_ms(spread: Spread, groups: int) -> Json:
     }
 
 
-def _parts_ms(images: np.ndarray) -> Json:
+def _parts_ms(images: Images) -> Json:
     """Median and mean of each part over answered images; encode over those of encoded tasks."""
-    answered = images[images["answered"]]
-    encoded = answered[np.isin(answered["source"], ENCODED)]
-    found: Json = {}
-    for name in PARTS:
-        rows = encoded if name == "encode" else answered
-        values_ms = (wait_ns(rows) if name == "wait" else rows[f"{name}_ns"]) / 1e6
-        median, mean = (
-            (float(np.median(values_ms)), float(values_ms.mean())) if len(rows) else (None, None)
-        )
-        found[name] = {"n": len(rows), "median": median, "mean": mean}
-    return found
+    return {
+        name: {"n": sample.n, "median": sample.median, "mean": sample.mean}
+        for name, sample in images.parts_ms.items()
+    }
 
 
-def accuracy(images: np.ndarray) -> Json:
+def _accuracy(images: Images) -> Json:
     """Accuracy over the labelled images, an error row counting as wrong, and by source."""
-    labelled = images[images["has_label"]]
-    right = labelled["answered"] & (labelled["predicted"] == labelled["label"])
-    by_source = {}
-    for code, name in enumerate(SOURCES):
-        mask = labelled["source"] == code
-        if mask.any():
-            by_source[name] = _share(int(right[mask].sum()), int(mask.sum()))
-    return {"overall": _share(int(right.sum()), len(labelled)), "by_source": by_source}
+    labelled, right = images.right.tolist()
+    by_source = {
+        name: _share(right[code], labelled[code])
+        for code, name in enumerate(SOURCES)
+        if labelled[code]
+    }
+    return {"overall": _share(sum(right), sum(labelled)), "by_source": by_source}
 
 
 def _share(correct: int, n: int) -> Json:
@@ -184,42 +175,35 @@ def _share(correct: int, n: int) -> Json:
     return {"n": n, "correct": correct, "accuracy": accuracy, "ci95": ci and list(ci)}
 
 
-def _price(results: Results) -> Json:
+def _price(run: Run, tally: Tally) -> Json:
     """What the answers cost (C8), over measured groups."""
-    images, tasks = results.measured_images, results.measured_tasks
-    work_s = (tasks["compute_ns"] + tasks["held_ns"]) / 1e9 / ran_together(tasks)  # (tasks,)
-    answered = tasks["outcome"] == OUTCOMES.index("answered")
-    useless = tasks["resolved"] == 0
-    unfinished = tasks[tasks["outcome"] == OUTCOMES.index("unfinished")]
-    ranks, rank_s = ranks_used(results), _measured_span_s(results)
-    n = len(images)
-    resolved = int(images["answered"].sum())
-    by_kind = {kind: int((images["source"] == SOURCE_CODE[kind]).sum()) for kind in SHARED_KINDS}
-    total_s = float(work_s.sum())
-    wasted_s = float(work_s[useless].sum())
+    tasks = tally.tasks
+    ranks, rank_s = ranks_used(run, tasks), _measured_span_s(run, tally.groups)
+    n, resolved = tally.images.measured, tally.images.resolved
+    by_kind = tally.images.by_kind
     return {
         **{f"{kind}_share": n / resolved if resolved else None for kind, n in by_kind.items()},
-        "cost_ratio": results.manifest.get("cost_ratio"),
-        "cost_ratio_ci95": results.manifest.get("cost_ratio_interval"),
-        "injected": _injected(results.manifest),
-        "wasted_work": wasted_s / total_s if total_s else None,
-        "wasted_s": wasted_s,
-        "work_s": total_s,
+        "cost_ratio": run.manifest.get("cost_ratio"),
+        "cost_ratio_ci95": run.manifest.get("cost_ratio_interval"),
+        "injected": _injected(run.manifest),
+        "wasted_work": tasks.wasted_s / tasks.work_s if tasks.work_s else None,
+        "wasted_s": tasks.wasted_s,
+        "work_s": tasks.work_s,
         "ranks": ranks["all"],
         "coordinators": ranks["coordinators"],
         **{f"{kind}_ranks": ranks[kind] for kind in KINDS},
         "rank_seconds_per_image": rank_s * ranks["all"] / n if n else None,
-        "busy_seconds_per_image": total_s / n if n else None,
+        "busy_seconds_per_image": tasks.work_s / n if n else None,
         "images_per_s": n / rank_s if rank_s else None,
-        "tasks": len(tasks),
-        "collage_tasks": int((tasks["kind"] == KIND_CODE[COLLAGE]).sum()),
-        "late_answers": int((answered & useless).sum()),
+        "tasks": tasks.n,
+        "collage_tasks": tasks.by_kind[KIND_CODE[COLLAGE]],
+        "late_answers": tasks.late,
         **{
-            f"{name}_tasks": int((tasks["outcome"] == code).sum())
+            f"{name}_tasks": tasks.by_outcome[code]
             for code, name in enumerate(OUTCOMES)
             if name != "answered"
         },
-        "unfinished_s": float((unfinished["done_ns"] - unfinished["sent_ns"]).sum()) / 1e9,
+        "unfinished_s": float(tasks.unfinished_ns) / 1e9,
     }
 
 
@@ -229,39 +213,48 @@ def _injected(manifest: Json) -> bool:
     return drawn or "simulated" in manifest
 
 
-def _arrivals(results: Results) -> Json | None:
+def _arrivals(run: Run) -> Json | None:
     """An open loop's offered and served rate; None in a closed loop.
 
     Served: answers within the time in which images came. It is overloaded where that is
     less than 95 % of what was offered: its latencies then grow with the length of the run.
     """
-    images = results.measured_images
-    if not results.manifest.get("open_loop") or len(images) < 2:
+    if not run.manifest.get("open_loop"):
         return None
-    came_s, offered, served, waiting = 0.0, 0, 0, 0
-    for session in np.unique(images["session"]):
-        rows = images[images["session"] == session]
-        last_ns = int(rows["t0_ns"].max())
-        came_s += (last_ns - int(rows["t0_ns"].min())) / 1e9
-        done = int((rows["t0_ns"] + rows["latency_ns"] <= last_ns).sum())
-        offered, served, waiting = offered + len(rows), served + done, len(rows) - done
+    came: dict[int, tuple[int, int]] = {}  # session -> its first and last arrival, ns
+    for session, rows in _measured_by_session(run):
+        first, last = came.get(session, (1 << 63, -(1 << 63)))
+        t0_ns = rows["t0_ns"]
+        came[session] = min(first, int(t0_ns.min())), max(last, int(t0_ns.max()))
+    offered = served = 0
+    for session, rows in _measured_by_session(run):
+        offered += len(rows)
+        served += int((rows["t0_ns"] + rows["latency_ns"] <= came[session][1]).sum())
+    if offered < 2:
+        return None
+    came_s = sum((last - first) / 1e9 for first, last in came.values())
     known = came_s > 0
     return {
         "offered_per_s": offered / came_s if known else None,
         "served_per_s": served / came_s if known else None,
-        "waiting_at_the_end": waiting,
+        "waiting_at_the_end": offered - served,
         "overloaded": bool(served < SERVED_SHARE * offered) if offered >= ENOUGH_IMAGES else None,
     }
 
 
-def ranks_used(results: Results) -> dict[str, int]:
+def _measured_by_session(run: Run) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows of measured images, some of a session at a time."""
+    for rows in run.chunks(IMAGES):
+        measured = rows[~rows["warmup"]]
+        for session in np.unique(measured["session"]).tolist():
+            yield session, measured[measured["session"] == session]
+
+
+def ranks_used(run: Run, tasks: Tasks) -> dict[str, int]:
     """Ranks of the world: all, its coordinators, and those that hold each kind."""
-    world = results.manifest.get("world")
+    world = run.manifest.get("world")
     if not world:  # interrupted before the world was recorded: those that were sent a task
-        kinds = {
-            name: {int(rank) for rank in results.tasks["rank"][results.tasks["kind"] == code]}
-            for name, code in KIND_CODE.items()
-        }
+        kinds = {name: tasks.ranks.get(code, set()) for name, code in KIND_CODE.items()}
     else:
         kinds = {
             name: {member["rank"] for member in world if name in (member.get("kinds") or ())}
@@ -274,36 +267,32 @@ def ranks_used(results: Results) -> dict[str, int]:
     return {**found, **{name: len(ranks) for name, ranks in kinds.items()}}
 
 
-def _measured_span_s(results: Results) -> float:
+def _measured_span_s(run: Run, groups: Groups) -> float:
     """Seconds from the first measured release to the last measured end of each launch, added.
 
     The sessions of a launch's teams ran side by side, each from the Unix time that it began at.
     """
-    groups = results.measured_groups
-    launches, began = launch_of(results.manifest), began_ns(results.manifest)
+    launches, began = launch_of(run.manifest), began_ns(run.manifest)
     spans: dict[int, list[tuple[int, int]]] = {}
-    for session in np.unique(groups["session"]).tolist():
-        rows = groups[groups["session"] == session]
-        launch = launches.get(session, session)
+    for session, (first_ns, last_ns) in sorted(groups.span_ns.items()):
         at_ns = began.get(session, 0)
-        ends_ns = rows["t0_ns"] + rows["latency_ns"]
-        span = at_ns + int(rows["t0_ns"].min()), at_ns + int(ends_ns.max())
-        spans.setdefault(launch, []).append(span)
+        launch = launches.get(session, session)
+        spans.setdefault(launch, []).append((at_ns + first_ns, at_ns + last_ns))
     starts_and_ends = (zip(*each, strict=True) for each in spans.values())
     total_ns: int = sum(max(ends) - min(starts) for starts, ends in starts_and_ends)
     return total_ns / 1e9
 
 
-def _rank0(results: Results) -> Json:
-    poll = results.manifest.get("poll") or {}
+def _rank0(run: Run) -> Json:
+    poll = run.manifest.get("poll") or {}
     gap_ns = poll.get("longest_gap_ns")
     gap_ms = float(gap_ns) / 1e6 if isinstance(gap_ns, int | float) and abs(gap_ns) < 1e18 else None
     return {"longest_poll_gap_ms": gap_ms, "poll": poll}
 
 
-def _validity(results: Results) -> Json:
+def _validity(run: Run) -> Json:
     """The injection rule over all sessions; None where nothing was injected or recorded."""
-    manifest = results.manifest
+    manifest = run.manifest
     finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
     found = [final["validity"] for final in finals if isinstance(final.get("validity"), dict)]
     if not found and manifest.get("validity"):
@@ -314,34 +303,31 @@ def _validity(results: Results) -> Json:
         sum(_number(item.get(key)) for item in found) for key in ("exceeded", "tasks")
     )
     share = exceeded / tasks if tasks else 0.0
-    return {"valid": not results.invalid, "exceeded": exceeded, "tasks": tasks, "share": share}
+    return {"valid": not run.invalid, "exceeded": exceeded, "tasks": tasks, "share": share}
 
 
 def _number(value: object) -> int:
     return int(value) if is_int(value) else 0  # type: ignore[call-overload]
 
 
-def _lost_ranks(results: Results) -> list[Json]:
+def _lost_ranks(run: Run) -> list[Json]:
     """The ranks that were lost in any session."""
-    finals = [entry.get("final") or {} for entry in results.manifest.get("sessions") or []]
+    finals = [entry.get("final") or {} for entry in run.manifest.get("sessions") or []]
     return [loss for final in finals for loss in final.get("lost") or []]
 
 
-def _first_errors(results: Results) -> dict[str, Json]:
+def _first_errors(run: Run, images: Images) -> dict[str, Json]:
     """Reason of error rows -> shard (its path) and row of the first such image."""
-    images, shards = results.images, results.manifest["shards"]
-    images = images[~images["answered"]]
-    reasons, first = np.unique(images["reason"], return_index=True)
+    shards = run.manifest["shards"]
     found = {}
-    for reason, image in zip(reasons.tolist(), images[first], strict=True):
+    for reason, image in sorted(images.first.items()):
         shard = int(image["shard"])
         path = shards[shard].get("path") if shard < len(shards) else None
         found[reason.decode("utf-8", "replace")] = {"shard": path, "row": int(image["row"])}
     return found
 
 
-def _errors(images: np.ndarray) -> dict[str, int]:
+def _errors(images: Images) -> dict[str, int]:
     """Reasons of error rows and how often, the commonest ten."""
-    reasons, counts = np.unique(images["reason"][~images["answered"]], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:10]
-    return {reasons[i].decode("utf-8", "replace"): int(counts[i]) for i in order}
+    commonest = sorted(images.reasons.items(), key=lambda item: (-item[1], item[0]))[:10]
+    return {reason.decode("utf-8", "replace"): n for reason, n in commonest}

@@ -9,7 +9,12 @@ the last seconds of any table, and its lost images were done again by the next o
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +24,21 @@ from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
 from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
+from collage_mpi.results.marks import InputMarks, Marks
 from collage_mpi.results.parts import counting, list_parts, read_part
-from collage_mpi.results.reader import (
-    Results,
-    input_digest,
-    inside_input,
-    missing_images,
-    read_results,
-    sorted_keys,
+from collage_mpi.results.reader import Run, open_run
+from collage_mpi.results.rows import (
+    GROUPS,
+    IMAGES,
+    OUTCOME_CODE,
+    SOURCE_CODE,
+    TABLES,
+    TASKS,
+    Table,
+    columns_of,
+    wait_ns,
 )
-from collage_mpi.results.rows import IMAGES, OUTCOME_CODE, SOURCE_CODE, wait_ns
+from collage_mpi.results.tally import Inventory
 from collage_mpi.results.vectors import check_file, extras_of, of_parts, vectors_path
 
 _ERROR = SOURCE_CODE["error"]
@@ -85,52 +95,129 @@ class VerifyReport:
         return f"{status}: {self.rows:,} of {self.expected:,} rows, {doubles}{errors}{vectors}"
 
 
-def verify_run(path: Path | str, results: Results | None = None) -> VerifyReport:
-    """Check the run in `path`. Damage is reported, not raised.
+def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
+    """Check the run in `path`, a part at a time. Damage is reported, not raised.
 
     Args:
         path: the run directory.
-        results: what `read_results` gave of it, where it was read already.
+        run: what `open_run` or `read_results` gave of it, where that was done already.
 
     Raises:
         EnvironmentFault: there is no run in `path`, or it cannot be read.
     """
     report = VerifyReport(Path(path))
-    _check(report, results)
+    try:
+        _check(report, run or open_run(path))
+    except EnvironmentFault:
+        raise
+    except CollageError as error:  # of what cannot be read no row is counted
+        report = VerifyReport(Path(path), problems=[str(error)])
     if not report.ok:
         _look_for_a_writer(report)
     return report
 
 
-def _check(report: VerifyReport, results: Results | None) -> None:
-    try:
-        results = results or read_results(report.path)
-    except EnvironmentFault:
-        raise
-    except CollageError as error:
-        report.problems.append(str(error))
-        return
-    report.rows, report.expected = len(results.images), results.manifest["rows"]
-    report.to_go_on = to_go_on(results.manifest, report.path)
-    if "simulated" in results.manifest:
+class _Found:
+    """What one pass over the rows found, before it is judged.
+
+    Attributes:
+        answers: sentence -> image rows of which it is true.
+        negative: image rows whose parts exceed their latency.
+        sessions: of those that closed, by number.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Read the run. Raises as `read_results`."""
+        manifest = run.manifest
+        closed = [entry for entry in manifest.get("sessions") or [] if entry["rows"] is not None]
+        self.sessions = {entry["session"]: _Session(run, entry) for entry in closed}
+        self.answers: Counter[str] = Counter()
+        self.error_rows = self.negative = 0
+        self.inventory = Inventory(run, partial(self._add, run))
+        for piece in run.mended_pieces():
+            self._add_written(IMAGES, piece())
+
+    def _add(self, run: Run, table: Table, rows: np.ndarray) -> None:
+        if table is IMAGES:
+            self.error_rows += int((rows["source"] == _ERROR).sum())
+            self.negative += int((rows["answered"] & (wait_ns(rows) < 0)).sum())
+            _check_answers(self.answers, rows, run.manifest)
+        self._add_written(table, rows)
+
+    def _add_written(self, table: Table, rows: np.ndarray) -> None:
+        for number in np.unique(rows["session"]).tolist():
+            if number in self.sessions:
+                self.sessions[number].add(table, rows[rows["session"] == number])
+
+
+class _Session:
+    """Of a session that closed: what it said, and what its rows are.
+
+    Attributes:
+        twice: group rows, and task rows, whose number another one has.
+        tasks: sentence -> rows of tasks of which it is true.
+        by_image, by_task: rank -> images that rows, and tasks, say it answered.
+        groups: the least and the largest number of a group in its rows.
+    """
+
+    def __init__(self, run: Run, entry: Json) -> None:
+        self.number, self.said = entry["session"], entry["rows"]
+        self.twice: Counter[str] = Counter()
+        self.tasks: Counter[str] = Counter()
+        self.by_image: Counter[int] = Counter()
+        self.by_task: Counter[int] = Counter()
+        self.groups = (1 << 63, -(1 << 63))
+        self._seen = {table.name: Marks(8 * run.rows_of(table)) for table in (GROUPS, TASKS)}
+
+    def add(self, table: Table, rows: np.ndarray) -> None:
+        """Some of its rows."""
+        if table is IMAGES:
+            _add_by_rank(self.by_image, rows["rank"][rows["answered"]])
+        else:
+            column = table.name.removesuffix("s")
+            again = self._seen[table.name].add(rows[column].astype(np.int64))
+            self.twice[column] += int(again.sum())
+        if table is TASKS:
+            _check_task_rows(self.tasks, rows, f"session {self.number}: ")
+            _add_by_rank(self.by_task, rows["rank"], rows["resolved"])
+        elif len(rows):
+            low, high = self.groups
+            self.groups = min(low, int(rows["group"].min())), max(high, int(rows["group"].max()))
+
+
+def _add_by_rank(sums: Counter[int], ranks: np.ndarray, more: np.ndarray | None = None) -> None:
+    numbers, place = np.unique(ranks, return_inverse=True)
+    added = np.bincount(place, more).astype(np.int64)
+    for rank, n in zip(numbers.tolist(), added.tolist(), strict=True):
+        sums[rank] += n
+
+
+def _check(report: VerifyReport, run: Run) -> None:
+    found = _Found(run)
+    report.rows, report.expected = found.inventory.input.rows, run.manifest["rows"]
+    report.to_go_on = to_go_on(run.manifest, report.path)
+    if "simulated" in run.manifest:
         report.to_go_on = "remove this folder and simulate again: a simulation begins anew"
-    report.error_rows = int((results.images["source"] == _ERROR).sum())
-    _check_keys(results, report)
-    _check_answers(results, report)
-    if extras_of(results.manifest):
-        _check_vectors(results, report)
-    for entry in results.manifest.get("sessions") or []:
-        if entry["rows"] is not None:
-            _check_session(results, entry, report)
-    _note_late_parts(results, report)
-    _conclude(results, report)
+    report.error_rows = found.error_rows
+    _check_keys(found.inventory.input, run.manifest, report)
+    _tell(report, found.answers)
+    if found.negative:
+        report.notes.append(
+            f"{found.negative:,} images whose parts exceed their latency (wait < 0)"
+        )
+    if extras_of(run.manifest):
+        _check_vectors(run, report)
+    for session in found.sessions.values():
+        _check_session(run, session, found.inventory, report)
+    _note_late_parts(run, report)
+    _conclude(run, report)
 
 
-def _check_vectors(results: Results, report: VerifyReport) -> None:
+def _check_vectors(run: Run, report: VerifyReport) -> None:
     """Every answered image has its vector, once, and nothing else has one."""
-    counts, out, report.vectors = counting(results.manifest), results.path, 0
+    counts, out, report.vectors = counting(run.manifest), run.path, 0
     parts = [part for part in list_parts(out / PARTS_FOLDER) if counts(part)]
-    here = of_parts(out, parts, results.manifest)
+    here = of_parts(out, parts, run.manifest)
     for part in (part for part in parts if part not in here):
         path = vectors_path(out, part.session, part.number)
         report.problems.append(
@@ -142,7 +229,7 @@ def _check_vectors(results: Results, report: VerifyReport) -> None:
             continue
         path = vectors_path(out, part.session, part.number)
         try:
-            found, wrong = check_file(path, read_part(part.path, IMAGES), results.manifest)
+            found, wrong = check_file(path, read_part(part.path, IMAGES), run.manifest)
         except CollageError as error:
             report.problems.append(str(error))
             continue
@@ -160,10 +247,10 @@ def _look_for_a_writer(report: VerifyReport) -> None:
         report.problems = [f"{report.headline}; a job is writing here ({writer})"]
 
 
-def _note_late_parts(results: Results, report: VerifyReport) -> None:
+def _note_late_parts(run: Run, report: VerifyReport) -> None:
     """Parts that do not count: their session was taken over, and their images done again."""
-    counts = counting(results.manifest)
-    late = [part for part in list_parts(results.path / PARTS_FOLDER) if not counts(part)]
+    counts = counting(run.manifest)
+    late = [part for part in list_parts(run.path / PARTS_FOLDER) if not counts(part)]
     if late:
         report.notes.append(
             f"{len(late):,} parts are not counted, since another session had gone on before "
@@ -171,30 +258,25 @@ def _note_late_parts(results: Results, report: VerifyReport) -> None:
         )
 
 
-def _check_keys(results: Results, report: VerifyReport) -> None:
+def _check_keys(found: InputMarks, manifest: Json, report: VerifyReport) -> None:
     """Each key once, inside the input; and, if none is missing, exactly the input."""
-    keys, manifest = sorted_keys(results.images), results.manifest
-    double = keys[1:] == keys[:-1]
-    report.doubles = int(double.sum())
-    if report.doubles:
-        first = keys[1:][double][0]
-        report.problems.append(f"{report.doubles:,} doubles, the first is {_name(first)}")
-    inside = inside_input(keys, manifest)
+    report.doubles, report.missing = found.doubles, found.missing
+    if found.first_double is not None:
+        first = _name(found.first_double)
+        report.problems.append(f"{report.doubles:,} doubles, the first is {first}")
+    if found.first_foreign is not None:
+        first = _name(found.first_foreign)
+        report.problems.append(f"{found.foreign:,} rows outside the input, the first is {first}")
     limit = manifest.get("limit")
-    foreign = int((~inside).sum())
-    if foreign:
-        first = keys[~inside][0]
-        report.problems.append(f"{foreign:,} rows outside the input, the first is {_name(first)}")
-    report.missing = missing_images(keys, manifest)
     _check_size(manifest, report)
     digest = manifest.get("input_digest")
-    exact = len(keys) == report.expected and not (report.doubles or foreign)
-    if digest and exact and input_digest(keys["shard"], keys["row"]) != digest:
+    exact = found.rows == report.expected and not (report.doubles or found.foreign)
+    if digest and exact and found.digest() != digest:
         report.problems.append("as many rows as images, but other images: input_digest differs")
     elif limit is not None and manifest.get("order") != "file" and not digest:
         report.problems.append("manifest lacks input_digest, needed for order and limit as set")
-    if len(keys) - report.doubles - foreign > report.expected:
-        report.problems.append(f"{len(keys):,} rows for {report.expected:,} images")
+    if found.rows - report.doubles - found.foreign > report.expected:
+        report.problems.append(f"{found.rows:,} rows for {report.expected:,} images")
 
 
 def _check_size(manifest: Json, report: VerifyReport) -> None:
@@ -208,132 +290,175 @@ def _check_size(manifest: Json, report: VerifyReport) -> None:
         )
 
 
-def _name(key: np.void) -> str:
-    return f"shard {int(key['shard'])} row {int(key['row'])}"
+def _name(key: tuple[int, int]) -> str:
+    return f"shard {key[0]} row {key[1]}"
 
 
-def _check_answers(results: Results, report: VerifyReport) -> None:
+def _check_answers(found: Counter[str], images: np.ndarray, manifest: Json) -> None:
     """What each image row says about itself."""
-    images = results.images
     error = images["source"] == _ERROR
-    _count(report, images["answered"] == error, "image rows answered and error at once, or neither")
-    _count(report, error & (images["reason"] == b""), "error rows without a reason")
-    _count(report, images["latency_ns"] < 0, "image rows with a negative latency")
-    names = results.manifest.get("class_names")
+    _count(found, images["answered"] == error, "image rows answered and error at once, or neither")
+    _count(found, error & (images["reason"] == b""), "error rows without a reason")
+    _count(found, images["latency_ns"] < 0, "image rows with a negative latency")
+    names = manifest.get("class_names")
     if names:
         for column, mask in (("predicted", images["answered"]), ("label", images["has_label"])):
             outside = mask & ((images[column] < 0) | (images[column] >= len(names)))
-            _count(report, outside, f"image rows with {column} outside the {len(names)} classes")
-    foreign = images["answered"] & _unknown_ranks(results)
-    _count(report, foreign, "image rows answered by an unknown rank")
-    negative = int((images["answered"] & (wait_ns(images) < 0)).sum())
-    if negative:
-        report.notes.append(f"{negative:,} images whose parts exceed their latency (wait < 0)")
+            _count(found, outside, f"image rows with {column} outside the {len(names)} classes")
+    foreign = images["answered"] & _unknown_ranks(images, manifest)
+    _count(found, foreign, "image rows answered by an unknown rank")
 
 
-def _unknown_ranks(results: Results) -> np.ndarray:
+def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
     """Rows whose rank is none of their session's world, (n,) bool.
 
     A later session may have come up with fewer ranks. One that was killed tells no world.
     """
-    images = results.images
     unknown = np.zeros(len(images), dtype=bool)
-    for entry in results.manifest.get("sessions") or []:
+    for entry in manifest.get("sessions") or []:
         final = entry.get("final") or {}
-        world = final.get("world") or results.manifest.get("world")
-        if world:
-            mine = images["session"] == entry["session"]
+        world = final.get("world") or manifest.get("world")
+        mine = images["session"] == entry["session"]
+        if world and mine.any():
             unknown |= mine & ~np.isin(images["rank"], [member["rank"] for member in world])
     return unknown
 
 
-def _check_session(results: Results, entry: Json, report: VerifyReport) -> None:
+def _check_session(run: Run, session: _Session, inventory: Inventory, report: VerifyReport) -> None:
     """A session that closed: its counts, groups against images, tasks against images."""
-    session = entry["session"]
-    written = np.concatenate([results.images, results.mended])
-    images, groups, tasks = (
-        rows[rows["session"] == session] for rows in (written, results.groups, results.tasks)
-    )
-    for name, rows in (("images", images), ("groups", groups), ("tasks", tasks)):
-        if len(rows) != entry["rows"][name]:
+    number, before = session.number, len(report.problems)
+    for table in TABLES:
+        rows, said = inventory.rows[table.name, number], session.said[table.name]
+        if rows != said:
             report.problems.append(
-                f"session {session}: {len(rows):,} rows of {name} found, "
-                f"{entry['rows'][name]:,} were written (a part is gone? "
+                f"session {number}: {rows:,} rows of {table.name} found, "
+                f"{said:,} were written (a part is gone? "
                 "Put it back, or go on with --resume)"
             )
-    before = len(report.problems)
-    for name, rows, column in (("group", groups, "group"), ("task", tasks, "task")):
-        doubles = len(rows) - len(np.unique(rows[column]))
+    whole = len(report.problems) == before
+    for name in ("group", "task"):
+        doubles = session.twice[name]
         if doubles:
-            report.problems.append(f"session {session}: {doubles:,} {name} rows are doubles")
-    if len(report.problems) == before:
-        _check_groups(images, groups, session, report)
-        _check_tasks(images, tasks, session, report)
+            report.problems.append(f"session {number}: {doubles:,} {name} rows are doubles")
+            whole = False
+    if not whole:
+        return
+    found: Counter[str] = Counter()
+    for images, groups in _windows(run, session, inventory.rows[IMAGES.name, number]):
+        _check_groups(found, images, groups, f"session {number}: ")
+    _tell(report, found)
+    _tell(report, session.tasks)
+    _check_ranks(session, report)
 
 
-def _check_groups(
-    images: np.ndarray, groups: np.ndarray, session: int, report: VerifyReport
-) -> None:
+def _windows(run: Run, session: _Session, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The session's rows of images and of groups, those of some groups at a time.
+
+    Parts come nearly in the order of their groups, so each is read once or twice.
+    """
+    low, high = session.groups
+    count = max(1, -(-images // (run.bound or images or 1)))
+    edges = [low + (high + 1 - low) * i // count for i in range(count + 1)]
+    mine = _Grouped([*run.pieces(IMAGES), *run.mended_pieces()], session.number, _OF_IMAGE)
+    theirs = _Grouped(run.pieces(GROUPS), session.number, GROUPS.dtype)
+    for first, end in pairwise(edges):
+        yield mine.rows(first, end), theirs.rows(first, end)
+
+
+_OF_IMAGE = np.dtype(
+    [(name, IMAGES.dtype[name]) for name in ("group", "source", "t0_ns", "latency_ns", "warmup")]
+)
+
+
+class _Grouped:
+    """Rows of a session by the numbers of their groups."""
+
+    def __init__(
+        self, pieces: Sequence[Callable[[], np.ndarray]], session: int, dtype: np.dtype
+    ) -> None:
+        self._session, self._dtype = session, dtype
+        # Each with the least and the largest number in it, once it was read.
+        self._pieces: list[tuple[float, float, Callable[[], np.ndarray]]]
+        self._pieces = [(-math.inf, math.inf, piece) for piece in pieces]
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """Those of groups `first` to `end`, without `end`, (n,) of the dtype."""
+        found = [np.empty(0, self._dtype)]
+        for i, (low, high, piece) in enumerate(self._pieces):
+            if low >= end or high < first:
+                continue
+            rows = piece()
+            rows = columns_of(rows[rows["session"] == self._session], self._dtype)
+            groups = rows["group"]
+            ends = (int(groups.min()), int(groups.max())) if len(rows) else (math.inf, -math.inf)
+            self._pieces[i] = (*ends, piece)
+            found.append(rows[(groups >= first) & (groups < end)])
+        return np.concatenate(found)
+
+
+def _check_groups(found: Counter[str], images: np.ndarray, groups: np.ndarray, of: str) -> None:
     """A group row says what its image rows add up to."""
     groups = np.sort(groups, order="group")
     place = np.searchsorted(groups["group"], images["group"])
     known = place < len(groups)
     known[known] = groups["group"][place[known]] == images["group"][known]
-    of = f"session {session}: "
-    _count(report, ~known, of + "image rows whose group has no row")
+    _count(found, ~known, of + "image rows whose group has no row")
     images, place = images[known], place[known]
-    found = np.bincount(place, minlength=len(groups))
-    _count(report, found != groups["images"], of + "groups with another number of image rows")
+    n = np.bincount(place, minlength=len(groups))
+    _count(found, n != groups["images"], of + "groups with another number of image rows")
     from_collage = images["source"] == SOURCE_CODE[COLLAGE]
     cells = np.bincount(place[from_collage], minlength=len(groups))
-    _count(report, cells != groups["collage_cells"], of + "groups with other collage_cells")
+    _count(found, cells != groups["collage_cells"], of + "groups with other collage_cells")
     last = np.full(len(groups), np.iinfo(np.int64).min)
     np.maximum.at(last, place, images["t0_ns"] + images["latency_ns"])
     ends = groups["t0_ns"] + groups["latency_ns"]
-    _count(report, (found > 0) & (last != ends), of + "groups that end with none of their images")
+    _count(found, (n > 0) & (last != ends), of + "groups that end with none of their images")
     flags = images["warmup"] != groups["warmup"][place]
-    _count(report, flags, of + "image rows whose warm-up flag is not their group's")
+    _count(found, flags, of + "image rows whose warm-up flag is not their group's")
 
 
-def _check_tasks(images: np.ndarray, tasks: np.ndarray, session: int, report: VerifyReport) -> None:
-    """Every answered image is resolved by a task of the rank it names (parity: the parity task)."""
-    of = f"session {session}: "
-    _count(report, tasks["resolved"] > tasks["items"], of + "tasks resolved more than they hold")
+def _check_task_rows(found: Counter[str], tasks: np.ndarray, of: str) -> None:
+    """What each task row says about itself."""
+    _count(found, tasks["resolved"] > tasks["items"], of + "tasks resolved more than they hold")
     silent = tasks["outcome"] != OUTCOME_CODE["answered"]
-    _count(report, silent & (tasks["resolved"] > 0), of + "tasks resolved images unanswered")
-    answered = images[images["answered"]]
-    ranks = np.union1d(answered["rank"], tasks["rank"])
-    by_image, by_task = np.zeros(len(ranks), np.int64), np.zeros(len(ranks), np.int64)
-    np.add.at(by_image, np.searchsorted(ranks, answered["rank"]), 1)
-    np.add.at(by_task, np.searchsorted(ranks, tasks["rank"]), tasks["resolved"].astype(np.int64))
-    for i in np.flatnonzero(by_image != by_task):
-        report.problems.append(
-            f"{of}rank {ranks[i]} answered {by_image[i]:,} images, "
-            f"its tasks resolved {by_task[i]:,}"
-        )
+    _count(found, silent & (tasks["resolved"] > 0), of + "tasks resolved images unanswered")
 
 
-def _count(report: VerifyReport, wrong: np.ndarray, what: str) -> None:
-    if wrong.any():
-        report.problems.append(f"{int(wrong.sum()):,} {what}")
+def _check_ranks(session: _Session, report: VerifyReport) -> None:
+    """Every answered image is resolved by a task of the rank it names (parity: the parity task)."""
+    for rank in sorted(session.by_image.keys() | session.by_task.keys()):
+        by_image, by_task = session.by_image[rank], session.by_task[rank]
+        if by_image != by_task:
+            report.problems.append(
+                f"session {session.number}: rank {rank} answered {by_image:,} images, "
+                f"its tasks resolved {by_task:,}"
+            )
 
 
-def _conclude(results: Results, report: VerifyReport) -> None:
+def _count(found: Counter[str], wrong: np.ndarray, what: str) -> None:
+    found[what] += int(wrong.sum())
+
+
+def _tell(report: VerifyReport, found: Counter[str]) -> None:
+    report.problems += [f"{n:,} {what}" for what, n in found.items() if n]
+
+
+def _conclude(run: Run, report: VerifyReport) -> None:
     """Incomplete is a state of its own; anything else that is wrong is damage."""
     if report.problems:
         return
-    manifest_status = results.manifest.get("status")
-    bad = results.manifest.get("bad_shards") or []
+    manifest_status = run.manifest.get("status")
+    bad = run.manifest.get("bad_shards") or []
     if report.missing:
         report.status = "incomplete"
         report.problems.append(f"{report.headline}; {report.to_go_on}")
-        if results.complete:
+        if run.complete:
             report.status = "damaged"
             report.problems.append("marked COMPLETE, but images have no row")
     elif bad:
         report.status = "incomplete"
         report.problems.append(f"{report.headline}; all rows of the shards that could be read")
-    elif manifest_status not in COMPLETE or not results.complete:
+    elif manifest_status not in COMPLETE or not run.complete:
         report.status = "incomplete"
         report.problems.append(
             f"{report.headline}; all rows are there, but the job did not close: "

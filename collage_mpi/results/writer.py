@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
@@ -36,12 +37,11 @@ from collage_mpi.results.file_names import (
     VECTORS_FOLDER,
 )
 from collage_mpi.results.folder import (
-    has_errors,
+    done_keys,
     is_whole,
     mark_lost_rows,
-    parts_of,
-    read_all,
     refuse_foreign,
+    stored,
     swept,
 )
 from collage_mpi.results.manifest import (
@@ -60,10 +60,11 @@ from collage_mpi.results.manifest import (
 )
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.pending import Publisher, adopt, clear
-from collage_mpi.results.reader import keys_of, missing_images, results_of
+from collage_mpi.results.reader import missing_images
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
+from collage_mpi.results.tally import Inventory, Tally
 from collage_mpi.results.vectors import extras_of, remove_orphans
 from collage_mpi.system.files import write_atomic
 
@@ -78,6 +79,7 @@ class RunWriter(RowSink):
         self._claim = claim
         self._closed = False
         self._status: StatusFiles | None = None
+        self.summary: Json | None = None  # of the run, once it is closed with one
         self.teams: list[Json] = []  # the other teams' entries among the sessions
         several = manifest.get("teams") is not None
         self.publisher = Publisher(out, manifest, claim.check) if several else None
@@ -159,15 +161,12 @@ class RunWriter(RowSink):
                 if earlier or own:
                     full["launches"] = [*earlier, *own]
                 check_manifest(full, str(out / MANIFEST))
-                adopt(out, before, lambda: keys_of(read_all(parts_of(out, before))[IMAGES.name]))
-                here = parts_of(out, before)
+                adopt(out, before, lambda: done_keys(stored(out, before), answered=False))
+                run = stored(out, before)
+                here = run.parts
                 full["accepted"] = parts.describe(here)
-                found = read_all(here)
-                mark_lost_rows(full["sessions"], found)
-                images = found[IMAGES.name]
-                if retry_errors:
-                    images = images[images["answered"]]
-                done = keys_of(images)
+                mark_lost_rows(full["sessions"], Inventory(run))
+                done = done_keys(run, answered=retry_errors)
                 if missing_images(done, full):
                     claim.check()
                     (out / MARKER).unlink(missing_ok=True)
@@ -220,8 +219,7 @@ class RunWriter(RowSink):
             _check_free(out, out)
         except OSError as error:
             raise unwritable(out, error) from error
-        images = read_all(parts_of(out, before))[IMAGES.name]
-        return keys_of(images[images["answered"]] if retry_errors else images)
+        return done_keys(stored(out, before), answered=retry_errors)
 
     @classmethod
     def check_place(cls, out: Path, *, shared: bool = False) -> None:
@@ -325,19 +323,19 @@ class RunWriter(RowSink):
         if self.publisher is not None:
             self.publisher.end()
             fault = fault or self.publisher.fault
-        found: dict[str, np.ndarray] = {}
+        found: Tally | None = None
         lacking = None
         try:
             if fault is None:
-                found = read_all(parts_of(self.out, self.manifest))
+                found = Tally(stored(self.out, self.manifest))
                 lacking = self._lacking(found) if status in COMPLETE else None
-                if status == "complete" and has_errors(found):
+                if status == "complete" and found.inventory.errors:
                     status = "complete_with_errors"
         except CollageError as error:  # a damaged part
             fault = error
         try:
             self._seal("incomplete" if fault or lacking else status, final, found)
-            if summary and fault is None:
+            if summary and found is not None:
                 self._summarise(found)
         except CollageError as error:
             fault = fault or error
@@ -347,9 +345,9 @@ class RunWriter(RowSink):
             raise fault
         return lacking
 
-    def _lacking(self, found: Mapping[str, np.ndarray]) -> str | None:
+    def _lacking(self, found: Tally) -> str | None:
         """What to say of images that have no row on the disk; None if there are none."""
-        missing = missing_images(keys_of(found[IMAGES.name]), self.manifest)
+        missing = found.inventory.input.missing
         if not missing:
             return None
         return (
@@ -357,7 +355,7 @@ class RunWriter(RowSink):
             f"{self.out / PARTS_FOLDER} any more: parts were removed while the job ran"
         )
 
-    def _seal(self, status: str, final: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:
+    def _seal(self, status: str, final: Mapping[str, Any], found: Tally | None) -> None:
         """Manifest first, marker last: the marker is never there without its rows."""
         written = None if self._thread.fault else self.counts
         entry = {"session": self.session, "status": status, "rows": written, "final": dict(final)}
@@ -369,20 +367,21 @@ class RunWriter(RowSink):
         if others:
             worlds = ((team["final"] or {}).get("world") or [] for team in others)
             self.manifest["world"] = [*(final.get("world") or []), *chain(*worlds)]
-        if found:
-            mark_lost_rows(self.manifest["sessions"], found)
+        if found is not None:
+            mark_lost_rows(self.manifest["sessions"], found.inventory)
         self.manifest = _as_read(self.manifest)
         write_manifest(self.out, self.manifest, self._claim.check)
         if status in COMPLETE:
             line = json.dumps({"status": status, "run_id": self.manifest["run_id"]})
             write_atomic(self.out / MARKER, (line.encode(), b"\n"), check=self._claim.check)
 
-    def _summarise(self, found: Mapping[str, np.ndarray]) -> None:
-        from collage_mpi.results.summary import write_summary
+    def _summarise(self, found: Tally) -> None:
+        from collage_mpi.results.summary import save_summary, summarise
 
-        complete = self.manifest["status"] in COMPLETE
-        results = results_of(self.out, self.manifest, found, complete=complete)
-        write_summary(results, check=self._claim.check)
+        run = stored(self.out, self.manifest)
+        run = replace(run, complete=self.manifest["status"] in COMPLETE)
+        self.summary = summarise(run, found)
+        save_summary(self.summary, self.out, self._claim.check)
 
 
 def _prepared(manifest: Mapping[str, Any], *, session: int, sessions: list[Any]) -> Json:

@@ -28,10 +28,11 @@ from collage_mpi.job.plan import with_accept_of
 from collage_mpi.job.recorder import Writer
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY, SINGLE
 from collage_mpi.models import describe
-from collage_mpi.results import Results, RunWriter, read_results, summarise
+from collage_mpi.results import Results, RunWriter, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
 from collage_mpi.results.manifest import plain, recorded_settings
 from collage_mpi.results.memory import MemoryWriter
+from collage_mpi.results.reader import open_run
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
@@ -277,7 +278,7 @@ def run_job(job: Job) -> Json:
     out = Path(job.settings.out) if job.settings.out else None
     if job.rows and out is not None:
         simulate(job.settings, out, job.images, job.costs, job.answers)
-        return summarise(read_results(out))
+        return summarise(open_run(out))
     if out is not None:
         _refuse_a_run(out)
     results = simulate_in_memory(job)

@@ -44,7 +44,8 @@ from collage_mpi.results.rows import (
     ran_together,
     reason_bytes,
 )
-from collage_mpi.results.summary import _errors, ranks_used
+from collage_mpi.results.summary import ranks_used
+from collage_mpi.results.tally import Tally
 
 ROW = ImageRow(
     0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False, ""
@@ -277,14 +278,17 @@ def test_a_rank_without_a_network_is_one_of_all(tmp_path: Path) -> None:
     results = read_results(make_run(tmp_path / "run"))
     lead = {"rank": 99, "role": "coordinator"}
     manifest = {**results.manifest, "world": [*results.manifest["world"], lead]}
-    before, after = ranks_used(results), ranks_used(replace(results, manifest=manifest))
+    tasks = Tally(results).tasks
+    before = ranks_used(results, tasks)
+    after = ranks_used(replace(results, manifest=manifest), tasks)
     assert after["all"] == before["all"] + 1
 
 
-def test_the_ten_commonest_errors_are_named() -> None:
+def test_the_ten_commonest_errors_are_named(tmp_path: Path) -> None:
     images = np.zeros(78, IMAGE_ROW)
     images["reason"] = [f"reason {n}" for n in range(12) for _ in range(n + 1)]
-    assert _errors(images) == {f"reason {n}": n + 1 for n in range(11, 1, -1)}
+    found = summarise(replace(read_results(make_run(tmp_path / "run")), images=images))["errors"]
+    assert list(found.items()) == [(f"reason {n}", n + 1) for n in range(11, 1, -1)]
 
 
 def test_how_long_unfinished_tasks_were_out_is_told_beside_the_wasted_work(tmp_path: Path) -> None:
@@ -330,8 +334,8 @@ def test_a_run_without_labels_ends_with_its_predictions(tmp_path: Path) -> None:
     assert sum(one["n"] for one in found["classes"]) == 89
     assert found["classes"] == sorted(found["classes"], key=lambda one: -one["n"])
     assert found["mean_score"] == pytest.approx(0.9)
-    assert [one["row"] for one in found["examples"]][:2] == [0, 23]
-    assert [one["shard"] for one in found["examples"]] == ["a.h5"] * 2 + ["b.h5"] * 3
+    assert [one["row"] for one in found["examples"]][:2] == [0, 22]
+    assert [one["shard"] for one in found["examples"]] == ["a.h5"] * 3 + ["b.h5"] * 2
     assert found["examples"][0]["name"] == f"class {run.images['predicted'][0]}"
     printed = render_summary(summary)
     assert "predictions (no labels)" in printed

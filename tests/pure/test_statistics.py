@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from collage_mpi.results.statistics import (
     PERCENTILES,
     Interval,
-    _binomial_ranks,
+    binomial_ranks,
     describe,
     ecdf,
     percentile,
@@ -103,7 +103,7 @@ def test_ranks_around_a_quantile_are_those_of_the_binomial(m: int, q: float, mis
              for k in range(m + 1)]  # fmt: skip
     assume(min(min(abs(p - miss), abs(p - 1 + miss)) for p in below) > 1e-9)
     low = sum(p <= miss for p in below)
-    assert _binomial_ranks(m, q, miss) == (low, 1 + sum(p < 1 - miss for p in below))
+    assert binomial_ranks(m, q, miss) == (low, 1 + sum(p < 1 - miss for p in below))
 
 
 def lognormal(rng: np.random.Generator, n: int, memory: float) -> np.ndarray:

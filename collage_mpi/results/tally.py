@@ -1,0 +1,319 @@
+"""What the rows of a run add up to, taken in one pass over them: counts, sums and samples.
+
+A run on the disk is read a part at a time. What is held of it does not grow with the run, but for
+a bit a group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.kinds import SHARED_KINDS
+from collage_mpi.results.marks import InputMarks, SessionMarks
+from collage_mpi.results.parts import launch_of
+from collage_mpi.results.reader import Run
+from collage_mpi.results.rows import (
+    ENCODED,
+    GROUPS,
+    IMAGES,
+    OUTCOME_CODE,
+    SOURCE_CODE,
+    SOURCES,
+    TABLES,
+    TASKS,
+    Table,
+    columns_of,
+    ran_together,
+    wait_ns,
+)
+from collage_mpi.results.sample import Sample, TimedSample
+
+PARTS = ("read", "encode", "wait", "compute", "held", "decode")
+EXAMPLES = 5
+MOST_REASONS = 4096  # that are told apart; of a reason beyond no count is kept
+
+Json = dict[str, Any]
+
+
+class Inventory:
+    """Which rows a run has.
+
+    Attributes:
+        rows: (table, session) -> how many, those included that a later session did again.
+        errors: error rows that stand.
+        input: which images have a row that stands.
+    """
+
+    def __init__(self, run: Run, also: Callable[[Table, np.ndarray], object] | None = None) -> None:
+        """Read the run; `also` is shown the rows that stand. Raises as `read_results`."""
+        self.rows: Counter[tuple[str, int]] = Counter()
+        self.errors = 0
+        self.input = InputMarks(run.manifest, run.rows_of(IMAGES))
+        for table in TABLES:
+            for rows in run.chunks(table):
+                self._count(table, rows)
+                if table is IMAGES:
+                    self.errors += int((~rows["answered"]).sum())
+                    self.input.add(rows)
+                if also is not None:
+                    also(table, rows)
+        for piece in run.mended_pieces():
+            self._count(IMAGES, piece())
+
+    def _count(self, table: Table, rows: np.ndarray) -> None:
+        sessions, n = np.unique(rows["session"], return_counts=True)
+        for session, count in zip(sessions.tolist(), n.tolist(), strict=True):
+            self.rows[table.name, session] += count
+
+
+class Tally:
+    """One pass over a run."""
+
+    def __init__(self, run: Run) -> None:
+        """Read the run. Raises as `read_results`."""
+        self.groups, self.images, self.tasks = Groups(run), Images(run), Tasks(run)
+        adds = {"groups": self.groups.add, "images": self.images.add, "tasks": self.tasks.add}
+        self.inventory = Inventory(run, lambda table, rows: adds[table.name](rows))
+        self.tasks.finish()
+
+
+class Groups:
+    """Of groups.
+
+    Attributes:
+        n, warmup: rows; those of warm-up groups.
+        latency_ms: of measured groups.
+        independent: samples that they are worth.
+        of_session: session -> the same of its groups alone, where a launch had several teams.
+        span_ns: session -> first release and last end of its measured groups.
+        slowest: the measured group that took longest, of GROUP_ROW; None without any.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.n = self.warmup = 0
+        bound = run.bound and run.bound // 4  # each takes as much as four other values
+        self.latency_ms = TimedSample(bound)
+        self._samples = SessionMarks(run.rows_of(GROUPS))
+        teams = launch_of(run.manifest)
+        bound = bound and bound // max(1, len(teams))
+        self.of_session = {
+            each: (TimedSample(bound), SessionMarks(run.rows_of(GROUPS))) for each in teams
+        }
+        self.span_ns: dict[int, tuple[int, int]] = {}
+        self.slowest: np.void | None = None
+
+    @property
+    def independent(self) -> int:
+        """See the class."""
+        return len(self._samples)
+
+    def add(self, rows: np.ndarray) -> None:
+        """Some rows, (n,) of GROUP_ROW."""
+        self.n += len(rows)
+        self.warmup += int(rows["warmup"].sum())
+        rows = rows[~rows["warmup"]]
+        if not len(rows):
+            return
+        latency_ms, keys = rows["latency_ns"] / 1e6, columns_of(rows, _IN_TIME)
+        samples = self._run.samples_of(rows)
+        self.latency_ms.add_at(latency_ms, keys)
+        self._samples.add(rows["session"], samples & _OF_SESSION)
+        slowest = rows[int(np.argmax(rows["latency_ns"]))]
+        if self.slowest is None or slowest["latency_ns"] > self.slowest["latency_ns"]:
+            self.slowest = slowest.copy()
+        ends_ns = rows["t0_ns"] + rows["latency_ns"]
+        for session in np.unique(rows["session"]).tolist():
+            mine = rows["session"] == session
+            first, last = self.span_ns.get(session, (1 << 63, -(1 << 63)))
+            first = min(first, int(rows["t0_ns"][mine].min()))
+            self.span_ns[session] = first, max(last, int(ends_ns[mine].max()))
+            if session in self.of_session:
+                sample, marks = self.of_session[session]
+                sample.add_at(latency_ms[mine], keys[mine])
+                marks.add(rows["session"][mine], samples[mine] & _OF_SESSION)
+
+
+_OF_SESSION = (1 << 47) - 1
+_IN_TIME = np.dtype([(name, GROUPS.dtype[name]) for name in ("session", "t0_ns", "group")])
+
+
+class Images:
+    """Of images; times and shares of measured ones alone.
+
+    Attributes:
+        n, answered, errors, warmup: rows.
+        sessions: that have any.
+        reasons: of error rows -> how many; first: of each the first row.
+        right: source -> labelled images, right ones.
+        latency_ms: of measured images; independent: samples that they are worth.
+        parts_ms: name -> that part of the latency, of measured answers.
+        measured, resolved: measured rows, answered ones; by_kind: of these by who answered.
+        classes: class -> answers, the sum of their scores.
+        examples: rows from all over the input, that are answered.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.n = self.answered = self.errors = self.warmup = self.labelled = 0
+        self.measured = self.resolved = 0
+        self.sessions: set[int] = set()
+        self.reasons: Counter[bytes] = Counter()
+        self.first: dict[bytes, np.void] = {}
+        self.right = np.zeros((2, len(SOURCES)), np.int64)  # labelled, right
+        self.latency_ms = Sample(run.bound)
+        self._samples = SessionMarks(run.rows_of(GROUPS))
+        self.parts_ms = {name: Sample(run.bound) for name in PARTS}
+        self.by_kind = dict.fromkeys(SHARED_KINDS, 0)
+        self.classes: dict[int, list[float]] = defaultdict(lambda: [0, 0.0])
+        self.examples = _Examples(run.manifest)
+
+    @property
+    def independent(self) -> int:
+        """See the class."""
+        return len(self._samples)
+
+    def add(self, rows: np.ndarray) -> None:
+        """Some rows, (n,) of IMAGE_ROW, that stand."""
+        answered = rows["answered"]
+        self.n += len(rows)
+        self.answered += int(answered.sum())
+        self.errors += int((~answered).sum())
+        self.warmup += int(rows["warmup"].sum())
+        self.sessions.update(np.unique(rows["session"]).tolist())
+        self._add_errors(rows[~answered])
+        self._add_labelled(rows[rows["has_label"]])
+        self._add_answers(rows[answered])
+        self._add_measured(rows[~rows["warmup"]])
+
+    def _add_errors(self, rows: np.ndarray) -> None:
+        reasons, first, counts = np.unique(rows["reason"], return_index=True, return_counts=True)
+        for reason, place, n in zip(reasons.tolist(), first, counts.tolist(), strict=True):
+            if reason in self.first or len(self.first) < MOST_REASONS:
+                self.reasons[reason] += n
+                self.first.setdefault(reason, rows[place].copy())
+
+    def _add_labelled(self, rows: np.ndarray) -> None:
+        right = rows["answered"] & (rows["predicted"] == rows["label"])
+        self.labelled += len(rows)
+        for i, of in enumerate((rows, rows[right])):
+            self.right[i] += np.bincount(of["source"], minlength=len(SOURCES))
+
+    def _add_answers(self, rows: np.ndarray) -> None:
+        if self.labelled or not len(rows):
+            return
+        numbers, place, n = np.unique(rows["predicted"], return_inverse=True, return_counts=True)
+        scores = np.bincount(place, rows["score"])
+        for number, count, score in zip(numbers.tolist(), n.tolist(), scores, strict=True):
+            known = self.classes[number]
+            known[0], known[1] = known[0] + count, known[1] + float(score)
+        self.examples.add(rows)
+
+    def _add_measured(self, rows: np.ndarray) -> None:
+        self.measured += len(rows)
+        self.latency_ms.add(rows["latency_ns"] / 1e6)
+        self._samples.add(rows["session"], self._run.samples_of(rows) & _OF_SESSION)
+        for kind in self.by_kind:
+            self.by_kind[kind] += int((rows["source"] == SOURCE_CODE[kind]).sum())
+        rows = rows[rows["answered"]]
+        self.resolved += len(rows)
+        encoded = rows[np.isin(rows["source"], ENCODED)]
+        for name, sample in self.parts_ms.items():
+            of = encoded if name == "encode" else rows
+            sample.add((wait_ns(of) if name == "wait" else of[f"{name}_ns"]) / 1e6)
+
+
+class _Examples:
+    """Answers from all over the input: those next to places that lie evenly in it."""
+
+    def __init__(self, manifest: Json) -> None:
+        counts = [shard["count"] for shard in manifest["shards"]]
+        self._starts = np.cumsum([0.0, *counts])  # floats: a damaged manifest may say any
+        in_order = manifest.get("order") == "file" and manifest.get("limit") is not None
+        total = manifest["rows"] if in_order else sum(counts)
+        self._wanted = np.linspace(0, max(0, total - 1), EXAMPLES).astype(np.int64)
+        self._found: list[tuple[float, float, np.void] | None] = [None] * EXAMPLES
+
+    def add(self, rows: np.ndarray) -> None:
+        rows = rows[rows["shard"] < len(self._starts) - 1]
+        if not len(rows):
+            return
+        places = self._starts[rows["shard"]] + rows["row"]
+        for i, wanted in enumerate(self._wanted.tolist()):
+            off = np.abs(places - wanted)
+            nearest = int(np.argmin(off))
+            known = self._found[i]
+            if known is None or off[nearest] < known[0]:
+                self._found[i] = float(off[nearest]), float(places[nearest]), rows[nearest].copy()
+
+    def rows(self) -> list[np.void]:
+        """In the order of the input, each once."""
+        found = {at: row for _, at, row in filter(None, self._found)}
+        return [found[at] for at in sorted(found)]
+
+
+class Tasks:
+    """Of measured tasks.
+
+    Attributes:
+        n: rows; by_outcome, by_kind: code -> how many; late: answers that resolved nothing.
+        work_s, wasted_s: seconds of work; of tasks that resolved nothing.
+        unfinished_ns: how long those without an end were out.
+        ranks: kind's code -> ranks that were sent a task, in warm-up too.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._bound = run.bound
+        self.n = self.late = self.unfinished_ns = 0
+        self.work_s = self.wasted_s = 0.0
+        self.by_outcome: Counter[int] = Counter()
+        self.by_kind: Counter[int] = Counter()
+        self.ranks: dict[int, set[int]] = defaultdict(set)
+        self._waiting: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        """Some rows, (n,) of TASK_ROW."""
+        for kind in np.unique(rows["kind"]).tolist():
+            self.ranks[kind].update(np.unique(rows["rank"][rows["kind"] == kind]).tolist())
+        rows = rows[~rows["warmup"]]
+        self.n += len(rows)
+        for column, counts in (("outcome", self.by_outcome), ("kind", self.by_kind)):
+            codes, n = np.unique(rows[column], return_counts=True)
+            counts.update(dict(zip(codes.tolist(), n.tolist(), strict=True)))
+        answered = rows["outcome"] == OUTCOME_CODE["answered"]
+        self.late += int((answered & (rows["resolved"] == 0)).sum())
+        unfinished = rows[rows["outcome"] == OUTCOME_CODE["unfinished"]]
+        self.unfinished_ns += int((unfinished["done_ns"] - unfinished["sent_ns"]).sum())
+        self._waiting.append(columns_of(rows, _OF_WORK))
+        if self._bound is not None and sum(map(len, self._waiting)) > self._bound:
+            # Tasks of one message lie near each other: those that ended first have all come.
+            waiting = np.concatenate(self._waiting)
+            order = np.lexsort([waiting[name] for name in ("rank", "session", "done_ns")])
+            cut = len(order) // 2
+            ended = waiting[order[cut]]["done_ns"]
+            while cut < len(order) and waiting[order[cut]]["done_ns"] == ended:
+                cut += 1
+            self._waiting = [waiting[order[cut:]]]
+            self._add_work(waiting[order[:cut]])
+
+    def finish(self) -> None:
+        """All rows have come."""
+        self._add_work(np.concatenate(self._waiting) if self._waiting else np.empty(0, _OF_WORK))
+        self._waiting = []
+
+    def _add_work(self, rows: np.ndarray) -> None:
+        work_s = (rows["compute_ns"] + rows["held_ns"]) / 1e9 / ran_together(rows)  # (n,)
+        self.work_s += float(work_s.sum())
+        self.wasted_s += float(work_s[rows["resolved"] == 0].sum())
+
+
+_OF_WORK = np.dtype(
+    [
+        (name, TASKS.dtype[name])
+        for name in ("session", "rank", "sent_ns", "done_ns", "compute_ns", "held_ns", "resolved")
+    ]
+)

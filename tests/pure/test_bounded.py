@@ -1,0 +1,189 @@
+"""What is held of a run does not grow with it: it is read a part at a time."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from results_harness import as_two_teams, fill, make_run, manifest
+
+from collage_mpi.results import Results, RunWriter, read_results, sample, summarise, verify_run
+from collage_mpi.results.marks import keys_digest
+from collage_mpi.results.reader import Run, StoredRun, input_digest, open_run
+from collage_mpi.results.rows import IMAGES, Table
+from collage_mpi.results.sample import Sample, TimedSample
+from collage_mpi.results.statistics import PERCENTILES, describe, percentile_name, quantile_interval
+from collage_mpi.results.tally import Tally
+
+RNG = np.random.default_rng(22)
+
+
+class Chopped(Run):
+    """The rows of a run in memory as a run on the disk would give them, some at a time."""
+
+    bound: ClassVar[int | None] = 32
+
+    def __init__(self, of: Results, size: int = 7) -> None:
+        self.path, self.manifest, self.complete = of.path, of.manifest, of.complete
+        self._of, self._size = of, size
+
+    def _pieces(self, rows: np.ndarray) -> Sequence[Callable[[], np.ndarray]]:
+        starts = range(0, len(rows), self._size)
+        return [lambda start=start: rows[start : start + self._size] for start in starts]
+
+    def pieces(self, table: Table) -> Sequence[Callable[[], np.ndarray]]:
+        return self._pieces(getattr(self._of, table.name))
+
+    def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+        return self._pieces(self._of.mended)
+
+    def rows_of(self, table: Table) -> int:
+        return self._of.rows_of(table)
+
+
+def close_to(found: Any, exact: Any, rel: float) -> bool:
+    """Equal, but for floats, which may be off by a share of their value."""
+    if isinstance(exact, dict):
+        return found.keys() == exact.keys() and all(
+            close_to(found[key], exact[key], rel) for key in exact
+        )
+    if isinstance(exact, list | tuple):
+        return len(found) == len(exact) and all(map(close_to, found, exact, [rel] * len(exact)))
+    return found == (pytest.approx(exact, rel=rel) if isinstance(exact, float) else exact)
+
+
+# ---- samples ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [100, 101, 200_000])
+def test_a_sample_beyond_its_bound_is_right_to_a_twentieth_of_a_percent(n: int) -> None:
+    values = np.concatenate([RNG.lognormal(3, 1, n - 2), [-4.0, 0.0]])
+    drawn = Sample(n // 2)
+    for some in np.array_split(values, 7):
+        drawn.add(some)
+    exact = describe(values)
+    found = drawn.spread(n)
+    assert (drawn.exact, found.n, found.maximum) == (False, n, exact.maximum)
+    for name in ("percentiles", "mean", "std"):
+        assert close_to(getattr(found, name), getattr(exact, name), 2**-11), name
+    assert found.over_3_medians == pytest.approx(exact.over_3_medians, abs=0.002)
+    assert drawn.median == pytest.approx(float(np.median(values)), rel=0.05)
+    assert drawn.held <= 2 * min(n, 20_000)  # a number and a count a bin
+    assert drawn.at_rank(1) == -4.0
+    assert drawn.at_rank(n) == pytest.approx(exact.maximum, rel=2**-11)
+
+
+def test_a_sample_within_its_bound_is_exact() -> None:
+    values = RNG.lognormal(3, 1, 1000)
+    drawn = Sample(1000)
+    for some in np.array_split(values, 3):
+        drawn.add(some)
+    assert drawn.exact
+    assert drawn.spread(1000) == describe(values)
+    x, below = drawn.steps()
+    assert (list(x), below[-1]) == (sorted(values), 1000)
+
+
+@pytest.mark.parametrize("n", [4000, 400_000])
+def test_intervals_beyond_the_bound_are_those_of_all_values(n: int) -> None:
+    """Slow spells of 20 values make the sample worth less, which a block of it tells too."""
+    values = RNG.lognormal(0, 0.3, n) * np.repeat(RNG.lognormal(0, 0.3, n // 20), 20)
+    timed = TimedSample(1000)
+    keys = np.zeros(n, [("session", "<u2")])
+    for some, key in zip(np.array_split(values, 50), np.array_split(keys, 50), strict=True):
+        timed.add_at(some, key)
+    found = timed.spread(n).intervals
+    for q in PERCENTILES[:3]:
+        exact = quantile_interval(values, q)
+        interval = found[percentile_name(q)]
+        assert interval.samples == pytest.approx(exact.samples, rel=0.4)
+        assert interval.ends == pytest.approx(exact.ends, rel=0.02)
+
+
+# ---- summaries and proofs ---------------------------------------------------
+
+
+def test_a_stored_run_is_summarised_as_one_in_memory(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 900, errors=frozenset({7, 400}), status="complete_with_errors")
+    assert close_to(summarise(open_run(run)), summarise(read_results(run)), 1e-12)
+
+
+@pytest.mark.parametrize("of", ["one", "teams", "unlabelled", "open"])
+def test_a_run_beyond_the_bound_has_the_same_counts_and_near_times(tmp_path: Path, of: str) -> None:
+    more = {"open_loop": True} if of == "open" else {}
+    run = read_results(make_run(tmp_path / "run", 1800, labels=of != "unlabelled", **more))
+    run = as_two_teams(run) if of == "teams" else run
+    exact, found = summarise(run), summarise(Chopped(run))
+    for summary in (exact, found):
+        rows = [*summary["latency"].values(), *summary.get("teams", [])]
+        for row in rows:  # of a share of some values, and of what blocks of them tell
+            for key in [key for key in row if "ci95" in key or key == "over_3_medians"]:
+                del row[key]
+        for part in summary["parts_ms"].values():  # the lower one of two in the middle
+            del part["median"]
+    assert close_to(found, exact, 2**-11)
+
+
+def test_a_resumed_run_counts_the_later_row(tmp_path: Path) -> None:
+    full = manifest(90)
+    first = RunWriter.create(tmp_path / "run", full, rows_per_part=16)
+    fill(first, full, range(90), errors=frozenset({3, 5}))
+    first.close("complete_with_errors")
+    again, done = RunWriter.reopen(tmp_path / "run", full, retry_errors=True, rows_per_part=16)
+    assert len(done) == 88
+    fill(again, full, [3, 5], errors=frozenset({5}))
+    again.close("complete_with_errors", summary=True)
+    stored, run = open_run(tmp_path / "run"), read_results(tmp_path / "run")
+    np.testing.assert_array_equal(np.concatenate([*stored.chunks(IMAGES)]), run.images)
+    mended = np.concatenate([piece() for piece in stored.mended_pieces()])
+    np.testing.assert_array_equal(mended, run.mended)
+    assert close_to(summarise(stored), summarise(run), 1e-12)
+    assert close_to(again.summary, summarise(run), 1e-12)
+    assert Tally(stored).inventory.rows["images", 1] == 90
+    assert verify_run(tmp_path / "run").headline == verify_run(tmp_path / "run", run).headline
+
+
+def test_a_group_without_a_row_is_found_in_any_window(tmp_path: Path) -> None:
+    """Windows of groups: what is wrong with one of them is counted once, wherever it lies."""
+    run = read_results(make_run(tmp_path / "run", 900))
+    assert verify_run(run.path, Chopped(run)).ok
+    for wrong in (0, 37, 99):
+        groups = run.groups.copy()
+        groups["images"][wrong] += 1
+        report = verify_run(run.path, Chopped(replace(run, groups=groups)))
+        assert report.problems == ["1 session 1: groups with another number of image rows"]
+
+
+def test_the_end_and_the_proof_hold_no_more_of_a_longer_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory at its most, counted by Python and numpy, of 3,600 images and of 36,000.
+
+    With wider bins, so that the shorter run has met most of them too.
+    """
+    monkeypatch.setattr(StoredRun, "bound", 512)
+    monkeypatch.setattr(sample, "_SHIFT", 49)
+    peaks = []
+    for rows in (3_600, 36_000):
+        full = manifest(rows)
+        writer = RunWriter.create(tmp_path / str(rows), full, rows_per_part=1024)
+        fill(writer, full, range(rows))
+        tracemalloc.start()
+        writer.close("complete", summary=True)
+        assert verify_run(tmp_path / str(rows)).ok
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.parametrize("limit", [200_000, 1234])
+def test_the_digest_of_an_input_is_taken_a_piece_at_a_time(limit: int) -> None:
+    starts = np.array([0, 70_000, 70_001, 200_000])
+    order = np.random.default_rng(1).permutation(200_000)[:limit]
+    shard = np.searchsorted(starts, order, side="right") - 1
+    assert keys_digest(order, starts) == input_digest(shard, order - starts[shard])
