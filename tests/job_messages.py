@@ -40,6 +40,7 @@ HELLO = Hello(
     fingerprints={"single": "b" * 64},
     service_ns={"single": 1_000_000},
     longest_ns=1_000_000,
+    classes={"single": 10},
     embedding=None,
     cannot_read="",
 )

@@ -17,7 +17,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import Ready
 from collage_mpi.job.messages import Hello, Welcome, shards_in_messages
-from collage_mpi.job.plan import Plan
+from collage_mpi.job.plan import Plan, check_top_k
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
@@ -80,6 +80,8 @@ def handshake(
         loading.close()
     check_same_weights(hellos, plan.networks)
     check_same_embedding(hellos)
+    if plan.classes is None:
+        check_top_k(settings, counted_classes(hellos, plan.networks))
     warn_of_mixed_tuning(hellos)
     _require_quorum(plan, worker_group)
     return hellos
@@ -153,6 +155,26 @@ def check_same_embedding(hellos: Mapping[int, Hello]) -> None:
         raise DataFault(
             f"the ranks' networks give embeddings of other lengths ({told}): make them the same"
         )
+
+
+def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> int | None:
+    """How many classes the user's own networks tell apart, by their first answers; None without.
+
+    Raises:
+        DataFault: not all of them as many.
+    """
+    found = {
+        classes: (kind, rank)
+        for rank, hello in sorted(hellos.items())
+        for kind, classes in hello.classes.items()
+        if is_own(specs.get(kind, ""))
+    }
+    if len(found) > 1:
+        told = ", ".join(f"{n} ({kind}, rank {rank})" for n, (kind, rank) in found.items())
+        raise DataFault(
+            f"the networks tell apart different numbers of classes: {told}; all must have the same"
+        )
+    return next(iter(found), None)
 
 
 def refuse_other_networks(
@@ -251,7 +273,8 @@ def answer_bytes(plan: Plan, encoder: AnyEncoder) -> int:
     by_group = plan.settings.uses(COLLAGE) or plan.settings.uses(BACKUP)
     cells = encoder.places if by_group else 1
     vectors = cells if extras else 0 if plan.parity is None else 1
-    floats = extras.floats(plan.classes) + (0 if plan.parity is None else plan.classes)
+    classes = plan.classes or 0  # known wherever it counts
+    floats = extras.floats(classes) + (0 if plan.parity is None else classes)
     return max(UP_BYTES, answer_message_bytes(encoder.places, vectors, floats))
 
 

@@ -29,6 +29,7 @@ def named_files(settings: RunSettings, *, networks: bool = True) -> dict[str, Pa
     used = {"trace_file": settings.straggler == "trace", "arrival_file": True}
     if networks:
         used |= {kind: settings.uses(kind) for kind in NETWORK_SETTINGS}
+        used["class_names_file"] = True
     named = {name: getattr(settings, name) for name, wanted in used.items() if wanted}
     return {
         name: Path(spec)

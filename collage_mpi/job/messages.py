@@ -67,7 +67,8 @@ class Welcome:
         networks: kind -> what the rank loads.
         image_shape, encoded_shape: of one input: (H, W, C) of a single network, (P, P, C) of
             one for collages or stripes.
-        side, cell_px, classes: of a network that does not know them itself.
+        side, cell_px, classes: of a network that does not know them itself; classes is None
+            where the network alone knows how many there are.
         credit: messages of tasks that may be under way to the rank.
         batch: inputs of one message, at most.
         task_bytes, answer_bytes: of a message of tasks, and of answers, at most.
@@ -86,7 +87,7 @@ class Welcome:
     encoded_shape: Shape
     side: int
     cell_px: int
-    classes: int
+    classes: int | None
     device: str
     tuning: Tuning
     credit: int
@@ -163,6 +164,7 @@ class Hello:
         tuning, fingerprints: by kind, of its network.
         service_ns: kind -> one input, while other ranks may be at work too.
         longest_ns: of any batch that was tried.
+        classes: by kind, how many its network tells apart.
         embedding: how many numbers of an image it gives; None where it was asked for none.
         cannot_read: why it must be sent pixels, where it was told of shards; "" else.
     """
@@ -175,6 +177,7 @@ class Hello:
     fingerprints: dict[str, str]
     service_ns: dict[str, int]
     longest_ns: int
+    classes: dict[str, int]
     embedding: int | None
     cannot_read: str
 

@@ -23,6 +23,7 @@ from collage_mpi.models import (
     is_own,
     load_predictor,
 )
+from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.part_torch import import_part, whole_torch
 from collage_mpi.system.environment import (
     assign_device,
@@ -66,11 +67,11 @@ class NetworkLoader:
         kind: str,
         device: str,
         tuning: Tuning,
-        geometry: tuple[Any, int, int, int],
+        geometry: tuple[Any, int, int, int | None],
         embed: bool,
     ) -> Predictor:
         if spec == "null" and not embed:
-            return NullPredictor(kind, *geometry)
+            return NullPredictor(kind, *geometry[:3], geometry[3] or NULL_CLASSES)
         if is_own(spec) or tuning.compile == "torch-compile":
             whole_torch()
         else:

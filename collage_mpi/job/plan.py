@@ -16,23 +16,24 @@ import numpy as np
 
 from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.vectors import SCORES
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
-from collage_mpi.models.fit import check_fit, check_parity
-from collage_mpi.models.null import is_null
+from collage_mpi.models.fit import check_fit, check_parity, class_mismatch
+from collage_mpi.models.null import NULL_CLASSES, is_null
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, as_before
+from collage_mpi.shards.class_names import read_class_names
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import make_delays
 
-NULL_CLASSES = 10
 NULL_PARITY = ("sum", "probabilities", "null")  # encoder, summed, single
 LARGEST_INPUT_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 LARGEST_LABEL = 2**31 - 1  # what a row of the results holds
@@ -49,7 +50,7 @@ class Plan:
     grid: Grid
     placement: Placement
     class_names: tuple[str, ...] | None
-    classes: int
+    classes: int | None
     parity: ParitySpec | None = None  # what answers are decoded by; None where none are
     parity_temperature: float = 1.0
     asked: RunSettings | None = None  # with accept as it was asked for; None: the same
@@ -106,6 +107,8 @@ def make_plan(
             settings.side,
             settings.cell_px,
         )
+        if settings.class_names_file is not None:
+            names = _named_by_file(Path(settings.class_names_file), shards, names)
         cell_px = settings.cell_px if collage is None else collage.cell_px
         grid = Grid(settings.side, cell_px or shards.shape[0])
         _check_sizes(shards, grid, settings)
@@ -116,9 +119,12 @@ def make_plan(
         shards.close()
         raise
     classes = len(names) if names else _unnamed_classes(settings, shards)
-    if (settings.top_k or 0) > classes:
+    try:
+        check_top_k(settings, classes)
+        _require_classes(settings, classes)
+    except UsageError:
         shards.close()
-        raise UsageError(f"top_k is {settings.top_k}; there are {classes} classes")
+        raise
     known = with_accept_of(settings, single, collage)
     if known.accept == "backup" != settings.accept:
         tell(
@@ -183,21 +189,52 @@ def with_accept_of(
     return replace(settings, accept="confident", confidence=spec.confidence)
 
 
-def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int:
-    """How many classes there are where nobody names them: what networks without weights are told.
+def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names in the file.
 
     Raises:
-        UsageError: a network of the user's own must be told, and nothing says it.
+        UsageError, EnvironmentFault: as `read_class_names`.
+        DataFault: shards or networks name others, or a label has no name.
+    """
+    given = read_class_names(path)
+    where = f"--class-names-file {path}"
+    if names is not None and names != given:
+        raise DataFault(class_mismatch(where, given, "the shards and networks", names))
+    labels = shards.labels()
+    highest = -1 if labels is None else int(labels.max())
+    if highest >= len(given):
+        raise DataFault(f"{where} names {len(given)} classes, and the shards have label {highest}")
+    return given
+
+
+def _unnamed_classes(settings: RunSettings, shards: ShardSet) -> int | None:
+    """How many classes there are where nobody names them: what networks without weights are told.
+
+    None where a network of the user's own alone knows: its first answer tells.
     """
     if not (is_own(settings.single) or is_own(settings.collage)):
         return NULL_CLASSES
     labels = shards.labels()
-    if labels is None:
-        raise UsageError(
-            "a network of your own is told the number of classes, and the shards have neither "
-            "class names nor labels: make them with --class-names or --class-names-file"
-        )
-    return int(labels.max()) + 1
+    return None if labels is None else int(labels.max()) + 1
+
+
+def check_top_k(settings: RunSettings, classes: int | None) -> None:
+    """Raise UsageError if more classes are to be kept of an image than there are."""
+    if classes is not None and (settings.top_k or 0) > classes:
+        raise UsageError(f"top_k is {settings.top_k}; there are {classes} classes")
+
+
+def _require_classes(settings: RunSettings, classes: int | None) -> None:
+    """Raise UsageError where rank 0 needs the number before a network has answered."""
+    for asked, wanted in (
+        (f"--save {SCORES}", settings.save == SCORES),
+        (f"--scheme {settings.scheme}", settings.uses(CODED)),
+    ):
+        if classes is None and wanted:
+            raise UsageError(
+                f"{asked} needs the number of classes at the start, and the shards have neither "
+                "class names nor labels: name the classes with --class-names-file FILE"
+            )
 
 
 def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
@@ -217,7 +254,7 @@ def warn_of_one_class_groups(plan: Plan) -> None:
     labels = plan.shards.labels() if plan.settings.uses_collage else None
     size = plan.settings.group_size
     full = len(plan.order) // size
-    if labels is None or full == 0 or plan.classes < 2 or plan.shards.lost:
+    if labels is None or full == 0 or plan.classes == 1 or plan.shards.lost:
         return
     groups = labels[plan.order[: full * size]].reshape(full, size)  # (groups, s*s) int64
     share = float((groups == groups[:, :1]).all(axis=1).mean())

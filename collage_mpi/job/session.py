@@ -464,7 +464,7 @@ def build_coordinator(
     settings, clock = plan.settings, time.monotonic_ns
     vectors = None
     if settings.extras:
-        evidence = 0 if plan.parity is None else plan.classes
+        evidence = 0 if plan.parity is None else plan.classes or 0
         vectors = Vectors(settings.extras, writer.vector, evidence)
     decoder = parity_decoder(plan, vectors)
     scheme = make_scheme(replace(settings.scheme_settings(), decode=decoder))

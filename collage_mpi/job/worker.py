@@ -275,6 +275,7 @@ class Worker:
             fingerprints={k: p.fingerprint for k, p in session.predictors.items()},
             service_ns=single_ns,
             longest_ns=max([*batch_ns, *single_ns.values()], default=0),
+            classes={k: p.classes for k, p in session.predictors.items()},
             embedding=next((p.embedding for p in session.predictors.values()), None),
             cannot_read=cannot_read,
         )

@@ -48,7 +48,7 @@ def check_fit(
     known = [(where, tuple(names)) for where, names in named if names]
     for where, names in known[1:]:
         if names != known[0][1]:
-            raise DataFault(_class_mismatch(*known[0], where, names))
+            raise DataFault(class_mismatch(*known[0], where, names))
     return known[0][1] if known else None
 
 
@@ -113,7 +113,7 @@ def _remake(paths: Sequence[Path | str], shape: tuple[int, int, int]) -> str:
     return f"`{remake_command(paths, shape)}` makes such, or train for this shape"
 
 
-def _class_mismatch(where: str, names: Sequence[str], elsewhere: str, others: Sequence[str]) -> str:
+def class_mismatch(where: str, names: Sequence[str], elsewhere: str, others: Sequence[str]) -> str:
     """What to say of two lists of class names that differ: their lengths, or the first pair."""
     if len(names) != len(others):
         return f"{len(names)} classes in {where}, {len(others)} in {elsewhere}; they must agree"

@@ -17,6 +17,7 @@ from collage_mpi.models.info import check_kind
 
 # key -> default of "null:key=value,..."
 NULL_DEFAULTS = {"height": 28, "width": 28, "channels": 1, "side": 3, "cell_px": 28, "classes": 10}
+NULL_CLASSES = 10  # of a null network where nobody says how many
 
 
 class NullPredictor:

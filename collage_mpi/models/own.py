@@ -40,6 +40,11 @@ from collage_mpi.models.own_info import (
 )
 from collage_mpi.models.tuning import Tuning
 
+UNKNOWN_CLASSES = (
+    "classes is None where nobody names the classes and no label shows how many there are: "
+    "--class-names-file FILE names them. "
+)
+
 
 def is_own(spec: str) -> bool:
     """Whether a network spec is MODULE:FUNCTION or FILE.py:FUNCTION, and no file of that name."""
@@ -79,9 +84,10 @@ def load_own(
     except CollageError:
         raise
     except Exception as error:
+        unknown = "" if geometry.classes is not None else UNKNOWN_CLASSES
         raise UsageError(
             f"{spec}: calling it with {', '.join(f'{k}={v!r}' for k, v in told.items())} raised "
-            f"{type(error).__name__}: {error}. {HOW}"
+            f"{type(error).__name__}: {error}. {unknown}{HOW}"
         ) from error
     if callable(getattr(made, "predict", None)):
         predictor = OwnPredictor(spec, kind, geometry, made, device)
@@ -129,7 +135,7 @@ class OwnPredictor:
 
     def __init__(self, spec: str, kind: str, geometry: Geometry, made: Any, device: str) -> None:
         self.spec, self.kind, self.made = spec, kind, made
-        self.cells, self.classes = geometry.cells(kind), geometry.classes
+        self.cells, self.classes = geometry.cells(kind), geometry.classes or 0
         self.device = str(getattr(made, "device", device))
         self.tuning = "its own"
         self.embedding: int | None = None
@@ -155,6 +161,8 @@ class OwnPredictor:
 
     def _checked(self, given: Any, batch: np.ndarray) -> np.ndarray:
         scores = np.asarray(given, dtype=np.float32)
+        if not self.classes and scores.ndim == 3:
+            self.classes = scores.shape[2]  # the first answer tells
         needed = (len(batch), self.cells, self.classes)
         if scores.shape != needed:
             raise DataFault(f"{self.spec}: predict gave {scores.shape}; needed: {needed}")

@@ -37,13 +37,13 @@ class Geometry:
     Attributes:
         image_shape: (H, W, C) of an image.
         side, cell_px: of the collage.
-        classes: at least 1.
+        classes: at least 1; None where the network's first answer is to tell.
     """
 
     image_shape: tuple[int, int, int]
     side: int
     cell_px: int
-    classes: int
+    classes: int | None
 
     def input_shape(self, kind: str) -> tuple[int, int, int]:
         """(H, W, C) of one input of the kind's network."""
@@ -67,7 +67,7 @@ def own_info(spec: str, kind: str, geometry: Geometry, fingerprint: str) -> Netw
         shape=geometry.input_shape(kind),
         side=geometry.side if collage else None,
         cell_px=geometry.cell_px if collage else None,
-        class_names=tuple(str(number) for number in range(geometry.classes)),
+        class_names=tuple(str(number) for number in range(geometry.classes or 0)),
         fingerprint=fingerprint,
         metadata={
             "normalisation": {"mean": [0.0] * channels, "std": [1.0] * channels},

@@ -45,6 +45,10 @@ def module_predictor(
     place, chosen = usable_device(device), _as_said(tuning or Tuning())
     with told_if_it_does_not_fit(info, shaped, place, chosen):
         predictor = TorchPredictor(info, shaped, place, chosen, embed)
+        if geometry.classes is None:
+            predictor.outputs(info.noise())  # which tells how many there are
+            info = own_info(spec, kind, replace(geometry, classes=shaped.classes), info.fingerprint)
+            predictor = TorchPredictor(info, shaped, place, chosen, embed)
         predictor.first_call()
         _check_logits(spec, predictor.outputs(info.noise()))
     return predictor
@@ -82,7 +86,7 @@ class _Shaped(nn.Module):
     """(n, cells, classes) from what a module gives; with `embed` and (n, d) embeddings."""
 
     def __init__(
-        self, spec: str, module: nn.Module, cells: int, classes: int, embed: bool = False
+        self, spec: str, module: nn.Module, cells: int, classes: int | None, embed: bool = False
     ) -> None:
         super().__init__()
         self.spec, self.module, self.cells, self.classes = spec, module, cells, classes
@@ -101,8 +105,10 @@ class _Shaped(nn.Module):
         return self._logits(logits, len(x)), embedding.flatten(1)
 
     def _logits(self, out: object, n: int) -> Tensor:
-        cells, classes = self.cells, self.classes
-        side = round(cells**0.5)
+        cells, side = self.cells, round(self.cells**0.5)
+        if self.classes is None and isinstance(out, Tensor) and out.dim() > 1:
+            self.classes = out.shape[1 if out.dim() == 4 else -1]  # the first answer tells
+        classes = self.classes
         if isinstance(out, Tensor):
             if out.shape == (n, cells, classes):
                 return out

@@ -55,7 +55,7 @@ UNUSED_ONCE = (
 # Settings that version 0.1.0 did not record, and what it did; of others the default is that.
 YOUNGER = {"endgame": "off"}
 # Settings that name files: another path is the same where the content is.
-FILE_SETTINGS = (*NETWORK_SETTINGS, "trace_file", "arrival_file")
+FILE_SETTINGS = (*NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_file")
 
 Json = dict[str, Any]
 

@@ -38,6 +38,11 @@ class InputSettings(Settings):
         None, "classify at most this many images", at_least=1, at_most=math.inf
     )
 
+    class_names_file: str | None = _setting(
+        None,
+        "names of the classes in order, a name a line, where neither shards nor networks name them",
+        metavar="FILE",
+    )
     pixels: str = _setting(
         "rank0",
         "who reads, checks and decodes the images: rank 0, which sends them; the workers, "

@@ -29,7 +29,7 @@ from collage_mpi.workload.straggler_settings import StragglerSettings
 # Settings that decide how a job survives and tells, not what its rows are.
 NOT_OF_ROWS = ("out", "shared_out", "bad_shards", *names(SurvivalSettings))
 # They may name a file that comes with the package: shipped:NAME.
-PATH_SETTINGS = ("shards", *NETWORK_SETTINGS, "trace_file", "arrival_file")
+PATH_SETTINGS = ("shards", *NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_file")
 
 MOST_OF_A_LEASE = 4096  # images of a batch of groups, whose places go in one message
 R = TypeVar("R", bound="RunSettings")

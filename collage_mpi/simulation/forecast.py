@@ -238,7 +238,9 @@ def _lines(
     yield "scheme", ", ".join([*labels.values(), settings.mode, settings.describe_delays()])
     of = f"{len(order):,} of {len(plan.order):,} images" if resume else f"{len(order):,} images"
     yield "images", f"{of}, {groups:,} groups of {settings.group_size}, order {settings.order}"
-    named = f"{plan.classes} classes" + ("" if shards.labels() is None else ", labelled")
+    named = "classes by the network's first answer"
+    if plan.classes is not None:
+        named = f"{plan.classes} classes" + ("" if shards.labels() is None else ", labelled")
     bad = f", {len(shards.bad)} cannot be read" if shards.bad else ""
     yield "shards", f"{len(shards.infos)} good{bad}; {shape} uint8, {named}"
     for kind, spec in plan.networks.items():

@@ -31,7 +31,7 @@ class Brightest:
         return self.predict(batch), batch.mean((1, 2))
 
 def network(kind, shape, side, cell_px, classes, device):
-    assert classes == 3 and shape[2] == 3
+    assert classes in (3, None) and shape[2] == 3
     return Brightest(side if kind == "collage" else 1)
 """
 
@@ -51,6 +51,8 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpi, mpiexec, tmp_path: Path
     assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
     assert "rank 2: " in done.stdout
     assert len(list((tmp_path / "shards").glob("*.h5"))) == 4
+    plain = ["-m", "collage_mpi", "prep", "images", "pictures/2 green", "--out", "plain"]
+    assert mpiexec(1, plain).returncode == ExitCode.COMPLETE
     (tmp_path / "my_nets.py").write_text(NETWORK)
     own = ["--single", "my_nets:network", "--collage", "my_nets.py:network", "--cell-px", "112"]
     kept = ["--top-k", "2", "--save", "scores"]
@@ -59,7 +61,10 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpi, mpiexec, tmp_path: Path
     embeds = ["--single", "my_nets:network", "--scheme", "none", "--save", "embeddings"]
     cases = [run, [*common, *embeds, "--batch", "3", "--out", "embeddings"]]
     cases.append([*run[:-1], "other", "--single", "my_nets:nothing"])
-    done, embedded, refused = run_many(mpi, 6, cases, tmp_path)
+    unlabelled = ["run", "--shards", "plain", "--side", "2", *own]  # the network knows its classes
+    cases.append([*unlabelled, "--top-k", "2", "--out", "unlabelled"])
+    cases.append([*unlabelled, "--top-k", "4", "--out", "too-many"])
+    done, embedded, refused, counted, too_many = run_many(mpi, 6, cases, tmp_path)
     assert codes(done) == [0] * 6, done[0]["err"]
     assert "complete: 36 of 36 images" in done[0]["out"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -75,6 +80,12 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpi, mpiexec, tmp_path: Path
     assert verify_run(tmp_path / "embeddings").vectors == 36
     assert (results.kept("embedding").argmax(1) == results.images["label"]).all()
     assert results.kept("embedding").shape == (36, 3)
+    assert codes(counted) == [0] * 6, counted[0]["err"]
+    rows = read_results(tmp_path / "unlabelled").images
+    assert (rows["predicted"] == 1).all()  # green
+    assert not rows["has_label"].any()
+    assert codes(too_many) == [ExitCode.USAGE] * 6
+    assert "top_k is 4; there are 3 classes" in too_many[0]["err"]
     assert codes(refused) == [ExitCode.USAGE] * 6
     told = "".join(rank["err"] for rank in refused)
     assert "has no function 'nothing'; it has Brightest, network" in told

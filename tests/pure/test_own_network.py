@@ -270,3 +270,49 @@ def test_a_network_of_ones_own_says_that_it_has_embeddings_by_giving_them(own: s
     ):
         with pytest.raises(UsageError, match=says):
             load(name)
+
+
+def knows(kind: str, cells: int, classes: int) -> str:
+    return f"""
+import numpy as np, torch
+from torch import nn
+def given(**told):
+    assert told["classes"] is None
+class Answers:
+    def predict(self, batch): return np.full((len(batch), {cells}, {classes}), 1 / {classes})
+    def embed(self, batch): return self.predict(batch), np.ones((len(batch), 2))
+class Net(nn.Module):
+    def __init__(self, square): super().__init__(); self.square = square
+    def forward(self, x):
+        logits = x.new_zeros((len(x), {cells}, {classes})) - torch.arange({classes}).to(x)
+        if self.square and {cells} > 1:
+            return logits.transpose(1, 2).reshape(len(x), {classes}, 2, 2)
+        return logits[:, 0] if self.square else logits
+class Embeds(Net):
+    def forward(self, x): return super().forward(x), x.mean((2, 3))
+def object(**told): given(**told); return Answers()
+def listed(**told): given(**told); return Net(False)
+def square(**told): given(**told); return Net(True)
+def embeds(**told): given(**told); return Embeds(True)
+def needs(classes, **told): return np.zeros(classes + 1)
+"""
+
+
+@pytest.mark.parametrize(("kind", "cells"), [("single", 1), ("collage", 4)])
+def test_the_first_answer_tells_how_many_classes_there_are(
+    tmp_path: Path, kind: str, cells: int
+) -> None:
+    path = tmp_path / f"knows_{kind}.py"
+    path.write_text(knows(kind, cells, 7))
+    unknown = Geometry((8, 8, 3), side=2, cell_px=6, classes=None)
+    batch = np.zeros((3, *unknown.input_shape(kind)), np.uint8)
+    names = ("object", "listed", "square") + (("embeds",) if kind == "single" else ())
+    for name in names:
+        embed = name == "embeds"
+        made = load_predictor(f"{path}:{name}", kind, geometry=unknown, embed=embed)
+        assert made.classes == 7
+        scores = made.embed(batch)[0] if embed else made.predict(batch)
+        assert scores.shape == (3, cells, 7)
+    told = Geometry((8, 8, 3), side=2, cell_px=6, classes=None)
+    with pytest.raises(UsageError, match=r"classes=None.*--class-names-file FILE names them"):
+        load_predictor(f"{path}:needs", kind, geometry=told)

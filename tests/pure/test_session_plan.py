@@ -13,7 +13,7 @@ from job_messages import HELLO
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job import plan as plan_module
-from collage_mpi.job.handshake import check_same_weights, welcomes
+from collage_mpi.job.handshake import check_same_weights, counted_classes, welcomes
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups
 from collage_mpi.job.recorder import Totals
@@ -260,3 +260,55 @@ def test_what_breaks_once_the_output_is_claimed_gives_it_back(shards, tmp_path, 
         run_session(settings, world)
     assert not read_claims(tmp_path)
     assert threading.active_count() == before
+
+
+@pytest.fixture
+def unlabelled(tmp_path) -> tuple[str, ...]:
+    write_shard(tmp_path / "u.h5", np.zeros((6, 6, 6, 1), np.uint8))
+    return (str(tmp_path / "u.h5"),)
+
+
+OWN = {"single": "my_nets:network", "collage": "my_nets:network", "cell_px": 6}
+
+
+def test_of_pictures_without_labels_a_network_of_ones_own_tells_the_classes(unlabelled, tmp_path):
+    plan = plan_of(unlabelled, **OWN)
+    assert plan.classes is None
+    assert {w.classes for w in welcomes(plan, build_encoder(plan)).values()} == {None}
+    assert make_manifest(plan)["class_names"] is None
+    for more, flag in (
+        ({"save": "scores"}, "--save scores"),
+        ({"scheme": "approx"}, "--scheme ap"),
+    ):
+        with pytest.raises(UsageError, match=f"{flag}.*--class-names-file FILE"):
+            plan_of(unlabelled, **{**OWN, **more}, world=7 if "scheme" in more else 6)
+    names = tmp_path / "names.txt"
+    names.write_text("crane\nowl\ncrane\n")
+    plan = plan_of(unlabelled, **OWN, save="scores", class_names_file=str(names))
+    assert (plan.classes, plan.class_names) == (3, ("crane (0)", "owl", "crane (2)"))
+    assert "class_names_file" in make_manifest(plan)["inputs"]
+
+
+def test_names_in_a_file_must_be_those_of_shards_and_labels(shards, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    with pytest.raises(DataFault, match="names 2 classes, and the shards have label 2"):
+        plan_of(shards, class_names_file=str(names))
+    names.write_text("a\nb\nc\n")
+    assert plan_of(shards, class_names_file=str(names)).class_names == ("a", "b", "c")
+    named = tmp_path / "named.h5"
+    write_shard(named, np.zeros((2, 6, 6, 1), np.uint8), np.arange(2), class_names=["a", "b", "x"])
+    with pytest.raises(DataFault, match=r"class 2 is 'c' in --class-names-file .* and 'x' in"):
+        plan_of((str(named),), class_names_file=str(names))
+
+
+def test_networks_of_ones_own_that_count_otherwise_are_refused():
+    def hello(**classes: int) -> Hello:
+        return replace(HELLO, classes=classes)
+
+    specs = {"single": "my:net", "collage": "my:other", "backup": "null"}
+    same = {1: hello(single=7), 2: hello(collage=7, backup=10)}
+    assert counted_classes(same, specs) == 7
+    assert counted_classes({1: hello(single=7)}, {"single": "null"}) is None
+    with pytest.raises(DataFault, match=r"7 \(single, rank 1\), 8 \(collage, rank 2\)"):
+        counted_classes({1: hello(single=7), 2: hello(collage=8)}, specs)
