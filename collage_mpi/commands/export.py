@@ -36,6 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the run's shards are now, for the images' ids (default: where they were)",
     )
 
+    parser.add_argument(
+        "--predictions",
+        action="store_true",
+        help="write only what was answered, an image a line in the order of the input: id, class, "
+        "score, and the next best of a run with --top-k (csv, parquet)",
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="csv for programs: texts as they are. Otherwise a text that a spreadsheet would take "
+        "for a formula (it begins with = + - @) gets an apostrophe before it, and control "
+        "characters are shown by their codes",
+    )
+
 
 def execute(args: argparse.Namespace) -> int:
     """Export and name the files, one a line."""
@@ -50,6 +64,7 @@ def execute(args: argparse.Namespace) -> int:
     names = image_names(results, args.shards)
     for note in names.notes:
         print(printable(f"note: {note}"), file=sys.stderr)
-    for path in export_run(results, args.to, args.out, names):
+    how = {"only_predictions": args.predictions, "raw": args.raw}
+    for path in export_run(results, args.to, args.out, names, **how):
         say(str(path))
     return int(ExitCode.COMPLETE)

@@ -49,11 +49,18 @@ _BEHIND = {
     "label": ("label_name",),
 }
 _TOP = "top_"  # begins the columns of --top-k
+PREDICTIONS = "predictions"  # the file of these alone, without its suffix
 _CSV_ROWS = 50_000  # rows turned into Python objects at a time: about 200 MB
 
 
 def export_run(
-    results: Results, to: str, out: Path | None = None, names: ImageNames | None = None
+    results: Results,
+    to: str,
+    out: Path | None = None,
+    names: ImageNames | None = None,
+    *,
+    only_predictions: bool = False,
+    raw: bool = False,
 ) -> list[Path]:
     """Write the three tables and the manifest in one format; replaces older exports.
 
@@ -62,24 +69,71 @@ def export_run(
         to: csv, parquet or hdf5.
         out: directory, made if need be; `export` inside the run directory by default.
         names: of the images; by default `image_names(results)`.
+        only_predictions: write `prediction_columns` alone, as csv or parquet.
+        raw: write texts in csv as they are (see `save_csv`).
 
     Returns:
-        The files written: images, groups, tasks (.csv, .parquet) or run.h5; manifest.json.
+        The files written: images, groups, tasks (.csv, .parquet) or run.h5; manifest.json. Or
+        predictions (.csv, .parquet).
 
     Raises:
-        UsageError: an unknown format.
+        UsageError: an unknown format, or one that does not go with what was asked.
         EnvironmentFault: `out` cannot be written, or pyarrow is missing.
     """
     if to not in FORMATS:
         raise UsageError(f"export format {to!r} is unknown; choose one of {', '.join(FORMATS)}")
+    if raw and to != "csv":
+        raise UsageError(f"raw texts are for csv; {to} holds texts as they are anyway")
+    write = FORMATS[to]
+    if write is None and only_predictions:
+        raise UsageError(f"predictions alone are written as csv or parquet, not as {to}")
     out = out or results.path / EXPORT
+    names = names or image_names(results)
     manifest = out / MANIFEST
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        files = FORMATS[to](results, out, names or image_names(results))
+        if write is None:
+            files = _to_hdf5(results, out, names)
+        elif only_predictions:
+            return [write(out / PREDICTIONS, prediction_columns(results, names), raw)]
+        else:
+            tables = [table.name for table in TABLES]
+            files = [write(out / name, columns(results, name, names), raw) for name in tables]
         if out.resolve() != results.path.resolve():
             write_atomic(manifest, ((results.path / MANIFEST).read_bytes(),))
     return [*files, manifest]
+
+
+def prediction_columns(results: Results, names: ImageNames) -> dict[str, np.ma.MaskedArray]:
+    """What the run answered, an image a row in the order of the input: (n,) each.
+
+    id: the image's id; shard and row where it has none. class, score: its answer, by name or by
+    number, masked where there is none. class_2, score_2, ...: the next best, of a run with top-k.
+    """
+    images, answered = results.images, results.images["answered"]
+    order = np.lexsort((images["row"], images["shard"]))
+    places = [f"{shard}:{row}" for shard, row in zip(names.shard_name, images["row"], strict=True)]
+    known = np.ma.getmaskarray(names.id)
+    found = {
+        "id": np.ma.array(np.where(known, np.array(places, object), names.id.data)),
+        "class": _class_of(names.predicted_name, images["predicted"], answered),
+        "score": np.ma.array(images["score"], mask=~answered),
+    }
+    if extras_of(results.manifest).top_k:
+        top = _top_columns(results)
+        for k in range(2, len(top) // 3 + 1):
+            name = f"{_TOP}{k}"
+            found[f"class_{k}"] = _class_of(top[f"{name}_name"], top[name].data, answered)
+            found[f"score_{k}"] = top[f"{name}_score"]
+    return {name: values[order] for name, values in found.items()}
+
+
+def _class_of(
+    named: np.ma.MaskedArray, numbers: np.ndarray, answered: np.ndarray
+) -> np.ma.MaskedArray:
+    """(n,) text: each class's name, or its number where it has none."""
+    texts = np.where(np.ma.getmaskarray(named), numbers.astype(str).astype(object), named.data)
+    return np.ma.array(texts, mask=~answered)
 
 
 def columns(results: Results, table: str, named: ImageNames) -> dict[str, np.ma.MaskedArray]:
@@ -149,15 +203,11 @@ def _replacing(path: Path) -> Iterator[Path]:
         temp.unlink(missing_ok=True)
 
 
-def _to_csv(results: Results, out: Path, names: ImageNames) -> list[Path]:
+def _to_csv(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -> Path:
     """One file a table; an absent value is an empty field, a flag is 0 or 1."""
-    files = []
-    for table in TABLES:
-        path = out / f"{table.name}.csv"
-        found = columns(results, table.name, names)
-        save_csv(path, list(found), _csv_rows(found), line_end="\r\n")
-        files.append(path)
-    return files
+    path = path.with_suffix(".csv")
+    save_csv(path, list(found), _csv_rows(found), line_end="\r\n", raw=raw)
+    return path
 
 
 def _csv_rows(found: Mapping[str, np.ma.MaskedArray]) -> Iterator[tuple[Any, ...]]:
@@ -172,18 +222,15 @@ def _csv_cells(values: np.ma.MaskedArray) -> list[Any]:
     return found
 
 
-def _to_parquet(results: Results, out: Path, names: ImageNames) -> list[Path]:
+def _to_parquet(path: Path, found: Mapping[str, np.ma.MaskedArray], raw: bool) -> Path:
     """One file a table; an absent value is null, a name is dictionary-encoded."""
     require_pyarrow("export to parquet", "export to csv or hdf5")
     import pyarrow.parquet as pq
 
-    files = []
-    for table in TABLES:
-        path = out / f"{table.name}.parquet"
-        with _replacing(path) as temp:
-            pq.write_table(arrow_table(results, table.name, names), temp)
-        files.append(path)
-    return files
+    path = path.with_suffix(".parquet")
+    with _replacing(path) as temp:
+        pq.write_table(_as_arrow(found), temp)
+    return path
 
 
 def require_pandas() -> None:
@@ -201,10 +248,14 @@ def arrow_table(results: Results, table: str, names: ImageNames) -> Any:
 
     An absent value is null, a name is dictionary-encoded. pyarrow must be there.
     """
+    return _as_arrow(columns(results, table, names))
+
+
+def _as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
     import pyarrow as pa
 
     arrays = {}
-    for name, values in columns(results, table, names).items():
+    for name, values in found.items():
         text = values.dtype == object
         mask = np.ma.getmaskarray(values)
         array = pa.array(np.asarray(values.data), pa.string() if text else None, mask=mask)
@@ -291,8 +342,10 @@ def _completed(results: Results) -> np.ndarray:
     return found
 
 
-FORMATS: dict[str, Callable[[Results, Path, ImageNames], list[Path]]] = {
+_Columns = Mapping[str, np.ma.MaskedArray]
+# What writes a table to a path without its suffix; None: all of a run is one file.
+FORMATS: dict[str, Callable[[Path, _Columns, bool], Path] | None] = {
     "csv": _to_csv,
     "parquet": _to_parquet,
-    "hdf5": _to_hdf5,
+    "hdf5": None,
 }

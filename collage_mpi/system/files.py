@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, EnvironmentFault
+from collage_mpi.system.printable import cell
 
 SYSTEM_LINKS = Path("/dev")  # stdout and others, which may lead to a file
 TEMP_MARK = ".tmp-"
@@ -107,13 +108,24 @@ def save_file(path: Path, *chunks: bytes) -> None:
 
 
 def save_csv(
-    path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]], line_end: str = "\n"
+    path: Path,
+    columns: Sequence[str],
+    rows: Iterable[Iterable[Any]],
+    line_end: str = "\n",
+    *,
+    raw: bool = False,
 ) -> None:
     """A line a row below the columns' names, whole or not at all; None is an empty field.
+
+    Args:
+        raw: write texts as they are, for programs; else so that no spreadsheet takes one for a
+            formula and no terminal obeys one (`printable.cell`).
 
     Raises:
         EnvironmentFault: it cannot be written.
     """
+    if not raw:
+        rows = ([cell(one) if type(one) is str else one for one in row] for row in rows)
     with writing(path):
         write_atomic(path, _csv(itertools.chain((columns,), rows), line_end))
 

@@ -14,6 +14,8 @@ import reprlib
 _UNFIT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_CONTROLS = re.compile(rf"[\t\n]|{_UNFIT.pattern}")
+_FORMULA = ("=", "+", "-", "@")
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 3
 _BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxset = _BRIEF.maxfrozenset = _BRIEF.maxdict = 20
@@ -27,6 +29,24 @@ def printable(text: str) -> str:
 
 def _code(number: int) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def cell(text: str) -> str:
+    r"""The text as a cell of a spreadsheet, which takes one that begins with = + - @ as a formula.
+
+    Such a text gets an apostrophe before it, unless it is a number; controls, a new line and a
+    tab among them, are shown by their code.
+    """
+    shown_text = _CONTROLS.sub(lambda match: _code(ord(match[0])), text)
+    return f"'{shown_text}" if shown_text[:1] in _FORMULA and not _is_number(text) else shown_text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def storable(text: str) -> str:

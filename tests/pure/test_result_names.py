@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,30 @@ def test_csv_has_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[2]["label_name"] == f"class {rows[2]['label']}"
     assert (rows[3]["id"], rows[3]["predicted_name"]) == (IDS[3], "")
     assert (rows[9]["id"], rows[9]["shard_name"]) == ("", "b.h5")
+
+
+def test_predictions_alone_are_an_image_a_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By id, or shard and row where there is none, in the input order; no answer is empty."""
+    assert main(["export", str(run), "--to", "csv", "--predictions"]) == 0
+    (path,) = map(Path, capsys.readouterr().out.splitlines())
+    assert path == run / "export" / "predictions.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["id", "class", "score"]
+    assert [row["id"] for row in rows] == [*IDS, *(f"b.h5:{number}" for number in range(9))]
+    images = read_results(run).images
+    assert (rows[3]["class"], rows[3]["score"]) == ("", "")
+    assert rows[4]["class"] == f"class {images['predicted'][4]}"
+    assert float(rows[4]["score"]) == pytest.approx(0.9)
+    results = read_results(run)
+    shuffled = dataclasses.replace(results, images=results.images[::-1])
+    parquet = pytest.importorskip("pyarrow.parquet")
+    written = export_run(shuffled, "parquet", only_predictions=True)[0]
+    table = parquet.read_table(written).to_pylist()
+    assert [row["id"] for row in table] == [row["id"] for row in rows]
+    assert (table[3]["class"], table[4]["class"]) == (None, rows[4]["class"])
 
 
 def test_parquet_has_them_as_plain_text(run: Path) -> None:
