@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCORES, EMBEDDINGS = "scores", "embeddings"
-SAVES = ("none", SCORES, EMBEDDINGS)
+NO_SAVE = "none"
+SAVES = (NO_SAVE, SCORES, EMBEDDINGS)
 MOST_EMBEDDING = 8192  # numbers; room for a vector is kept for every message of answers
 
 
@@ -30,10 +31,10 @@ class Extras:
     """
 
     top_k: int | None = None
-    save: str = SAVES[0]
+    save: str = NO_SAVE
 
     def __bool__(self) -> bool:
-        return self.top_k is not None or self.save != SAVES[0]
+        return self.top_k is not None or self.save != NO_SAVE
 
     @property
     def columns(self) -> tuple[str, ...]:

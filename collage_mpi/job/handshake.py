@@ -6,6 +6,7 @@ Does not know: which task a rank gets, results.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.encoding.stripe import AnyEncoder
+from collage_mpi.encoding.vectors import NO_SAVE
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import Ready
@@ -22,10 +24,12 @@ from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import FEW_ROUNDS, MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models import is_own
+from collage_mpi.models.tuning import told_tunings
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
+from collage_mpi.system.fields import AUTO
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.background_load import Burn
@@ -193,6 +197,19 @@ def refuse_other_networks(
                 f"fingerprint {known[kind][:12]}... before, {found.pop()[:12]}... now. Make it as "
                 "it was, or choose another --out."
             )
+
+
+def tell_tunings(plan: Plan, hellos: Mapping[int, Hello]) -> None:
+    """Say how the networks run, and that this was chosen for the user where it was."""
+    found = told_tunings(hello.tuning for _, hello in sorted(hellos.items()))
+    if not found:
+        return
+    settings, chosen = plan.settings, ""
+    if settings.precision == AUTO and settings.save != NO_SAVE:
+        chosen = f"; --save {settings.save} computes in float32 unless --precision says otherwise"
+    elif settings.precision == AUTO and "float16" in found:
+        chosen = "; chosen for speed by --precision auto, --precision float32 is more exact"
+    tell(f"number format: {found}{chosen}", logging.INFO)
 
 
 def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:

@@ -31,6 +31,7 @@ from collage_mpi.job.handshake import (
     refuse_other_networks,
     roll_call,
     service_costs,
+    tell_tunings,
 )
 from collage_mpi.job.image_buffer import ImageBuffer, Reader
 from collage_mpi.job.inputs import digests, named_files
@@ -165,6 +166,7 @@ def _run_plan(
             first = open_reader(plan, order, encoder, plan.placement.workers)
             reader = open_readers.enter_context(first)
             hellos = handshake(plan, worker_group, encoder, stop_reason)
+            tell_tunings(plan, hellos)
             reading = readers(plan, hellos)
             if settings.by_place and reading < set(plan.placement.workers):
                 reader.close()

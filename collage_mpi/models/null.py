@@ -14,6 +14,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.models.info import check_kind
+from collage_mpi.models.tuning import NO_TUNING
 
 # key -> default of "null:key=value,..."
 NULL_DEFAULTS = {"height": 28, "width": 28, "channels": 1, "side": 3, "cell_px": 28, "classes": 10}
@@ -38,7 +39,7 @@ class NullPredictor:
         self.kind = kind
         self.classes = classes
         self.device = "cpu"
-        self.tuning = "null"
+        self.tuning = NO_TUNING
         self.embedding: int | None = None
         if kind == COLLAGE:
             grid = Grid(side, cell_px)

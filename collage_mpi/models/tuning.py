@@ -6,6 +6,7 @@ Does not know: torch, networks, weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from collage_mpi.errors import UsageError
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 LAYOUTS = ("on", "off")
+NO_TUNING = "null"  # of a null network, which computes nothing
 COMPILES = ("auto", "none", "cuda-graph", "torch-compile")
 
 
@@ -75,6 +77,20 @@ class Tuning:
         return f"{self.precision}, {layout}" + (
             "" if self.compile == "none" else f", {self.compile}"
         )
+
+
+def told_tunings(each: Iterable[Mapping[str, str]]) -> str:
+    """How ranks run their networks: `single network bfloat16, channels-last; collage ...`.
+
+    Args:
+        each: of every rank, kind -> its tuning in words. Null networks are left out.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for tunings in each:
+        for kind, how in tunings.items():
+            if how != NO_TUNING:
+                found.setdefault(kind, {})[how] = None
+    return "; ".join(f"{kind} network {' and '.join(ways)}" for kind, ways in found.items())
 
 
 def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

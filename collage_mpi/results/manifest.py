@@ -105,8 +105,8 @@ def _fields(**checks: Callable[[object], bool]) -> Callable[[object], bool]:
 
 def _is_rank(value: object) -> bool:
     kinds = _optional(_list_of(_is_text))
-    fingerprints = _optional(_texts)
-    return _fields(rank=_is_count, kinds=kinds, fingerprints=fingerprints)(value)
+    texts = _optional(_texts)
+    return _fields(rank=_is_count, kinds=kinds, fingerprints=texts, tuning=texts)(value)
 
 
 def _is_range(value: object) -> bool:

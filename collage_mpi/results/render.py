@@ -68,6 +68,7 @@ def _title(summary: Json) -> str:
         f"{summary['scheme']} - {summary['mode']} - stragglers: {summary['straggler'] or 'none'}\n"
         f"{state}: {rows['found']:,} of {rows['expected']:,} images, {rows['groups']:,} groups "
         f"({rows['warmup_groups']:,} of them warm-up, left out of all below but accuracy)"
+        + (f"\nnumber format: {summary['networks']}" if summary.get("networks") else "")
     )
 
 

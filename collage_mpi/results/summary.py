@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import COLLAGE, KINDS
+from collage_mpi.models.tuning import told_tunings
 from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.parts import began_ns, launch_of
@@ -75,7 +76,16 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "errors": _errors(tally.images),
         "first_errors": _first_errors(run, tally.images),
         "lost_ranks": _lost_ranks(run),
+        "networks": _tunings(run),
     }
+
+
+def _tunings(run: Run) -> str:
+    """How the networks ran in all sessions, in words; "" of null networks and simulations."""
+    manifest = run.manifest
+    finals = [entry.get("final") or {} for entry in manifest.get("sessions") or []]
+    worlds = [found.get("world") or [] for found in (*finals, manifest)]
+    return told_tunings(member.get("tuning") or {} for world in worlds for member in world)
 
 
 def write_summary(

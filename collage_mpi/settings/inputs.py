@@ -113,8 +113,8 @@ class NetworkSettings(Settings):
     device: str = _network("auto", "device of the workers", choices=("auto", "cpu", "cuda"))
     precision: str = _network(
         "auto",
-        "number format of the networks; auto is float16 on GPUs, bfloat16 on CPUs where it is "
-        "faster (docs/speed.md)",
+        "number format of the networks; auto is float32 with --save, else float16 on GPUs, "
+        "bfloat16 on CPUs where it is faster (docs/speed.md)",
         choices=PRECISIONS,
     )
     channels_last: str = _network(

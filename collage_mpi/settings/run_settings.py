@@ -14,16 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from collage_mpi.encoding.vectors import EMBEDDINGS
+from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import ENCODED_KINDS, KIND, KINDS, NETWORK_SETTINGS, PARITY, SINGLE
+from collage_mpi.models.tuning import Tuning
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.profiles import PROFILE, profile_of, with_profile
 from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.settings.shipped import with_shipped
-from collage_mpi.system.fields import names
+from collage_mpi.system.fields import AUTO, names
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 # Settings that decide how a job survives and tells, not what its rows are.
@@ -163,6 +164,12 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             return self.depth or 1
         window = max(4096, 8 * self.n_singles) if self.window is None else self.window
         return -(-window // self.group_size)
+
+    def tuning(self) -> Tuning:
+        """How the workers run their networks: what `--save` keeps is as exact as float32."""
+        asked = super().tuning()
+        exact = asked.precision == AUTO and self.save != NO_SAVE
+        return replace(asked, precision="float32") if exact else asked
 
     def most_inputs(self, kind: str) -> int:
         """Inputs of a message to a rank of the kind, at most: a batch."""

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from collage_mpi.job.session import (
 )
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND, SINGLE, SPARE_KINDS
+from collage_mpi.models.tuning import NO_TUNING
 from collage_mpi.results.manifest import held, read_manifest
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
@@ -57,6 +58,7 @@ class Measured:
         shared: how many ranks work on one core, or one GPU, at most; 1.0 if none share.
         who: in words.
         memory: what is known of it, in words.
+        tunings: kind -> how its network runs, in words.
     """
 
     single_ns: int
@@ -65,6 +67,7 @@ class Measured:
     shared: float
     who: str
     memory: str
+    tunings: dict[str, str] = field(default_factory=dict)
 
 
 def forecast(
@@ -152,7 +155,7 @@ def _measured_here(plan: Plan, encoder: AnyEncoder) -> Measured:
     loader, told = NetworkLoader(workers[0], len(plan.placement.kinds)), welcomes(plan, encoder)
     times_ns: dict[str, dict[int, int]] = {}
     rss_bytes: dict[str, int] = {}
-    devices = set()
+    devices, tunings = set(), {}
     for kind, spec in plan.networks.items():
         predictor = loader(spec, kind, told[plan.placement.ranks_of(kind)[0]])
         shape = encoder.input_shape if KIND[kind].encoded else plan.shards.shape
@@ -161,6 +164,7 @@ def _measured_here(plan: Plan, encoder: AnyEncoder) -> Measured:
             for batch in sorted({1, plan.settings.most_inputs(kind)})
         }
         devices.add(predictor.device.partition(":")[0])
+        tunings[kind] = predictor.tuning
         rss_bytes[kind] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     ranks = plan.settings.teams * len(workers)
     shared = ranks / (gpus_here() if devices == {"cuda"} else allowed_cores())
@@ -172,7 +176,7 @@ def _measured_here(plan: Plan, encoder: AnyEncoder) -> Measured:
         if needed > there:
             memory += ": TOO LITTLE for all ranks on this host"
     who = f"in this process, on {' and '.join(sorted(devices))}"
-    return _as_measured(plan, times_ns, max(1.0, shared), who, memory)
+    return replace(_as_measured(plan, times_ns, max(1.0, shared), who, memory), tunings=tunings)
 
 
 def _timed_ns(predict: Callable[[np.ndarray], object], inputs: np.ndarray) -> int:
@@ -225,7 +229,8 @@ def _measured_there(
     named = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in sorted(hosts.items()))
     first = costs.idle_ns.get(SINGLE) or next(iter(costs.idle_ns.values()), 0)
     who = f"on a rank of each kind while the others wait; on {named}"
-    return Measured(first, costs.ratio, costs.batch_costs, shared, who, memory)
+    tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
+    return Measured(first, costs.ratio, costs.batch_costs, shared, who, memory, tunings)
 
 
 def _lines(
@@ -244,7 +249,8 @@ def _lines(
     bad = f", {len(shards.bad)} cannot be read" if shards.bad else ""
     yield "shards", f"{len(shards.infos)} good{bad}; {shape} uint8, {named}"
     for kind, spec in plan.networks.items():
-        yield kind, f"{spec} on rank(s) {_ranges(plan.placement.ranks_of(kind))}"
+        where, how = _ranges(plan.placement.ranks_of(kind)), measured.tunings.get(kind, NO_TUNING)
+        yield kind, f"{spec} on rank(s) {where}" + ("" if how == NO_TUNING else f", {how}")
     ranks = f"{len(plan.placement.kinds)}: {plan.placement.describe()}"
     teams = settings.teams
     yield "ranks", ranks if teams == 1 else f"{teams} teams, the others likewise, each of {ranks}"

@@ -15,12 +15,13 @@ from collage_mpi.commands.launch import output_folder
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.session import build_encoder, make_manifest
+from collage_mpi.models.tuning import NO_TUNING
 from collage_mpi.results import RunWriter, writer
 from collage_mpi.results.claim import Holder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, reader, write_shard
 from collage_mpi.simulation import forecast
-from collage_mpi.simulation.forecast import Measured, _as_measured, _simulated_s, _time
+from collage_mpi.simulation.forecast import Measured, _as_measured, _lines, _simulated_s, _time
 from collage_mpi.system.environment import available_bytes
 
 NULL = ("--single", "null", "--collage", "null", "--side", "2")
@@ -195,6 +196,15 @@ def test_the_estimate_is_the_networks_time_over_the_ranks(shard):
     assert "about 50 s with a core or GPU a rank, 4 min where 5.0 share" in told
     # Where reading takes longer than all networks, that is the time.
     assert "about 67 min;" in _time(plan, 4000, measured, read_ns=1e9)
+
+
+def test_the_number_format_of_each_network_is_told(shard):
+    settings = RunSettings(shards=(str(shard),), single="null", scheme="none", side=2, out="out")
+    plan = make_plan(settings, 5)
+    for how, end in (("bfloat16, channels-last", "1-4, bfloat16, channels-last"), (NO_TUNING, "4")):
+        measured = Measured(50_000_000, 1.0, {}, 5.0, "here", "", {"single": how})
+        assert dict(_lines(plan, plan.order, measured, 1.0, False))["single"].endswith(end)
+    plan.shards.close()
 
 
 def test_costs_of_a_collage_and_of_a_batch_are_measured_unless_said(shard):

@@ -326,6 +326,26 @@ def test_printed_summary_says_why_a_percentile_is_missing(tmp_path: Path) -> Non
     assert "\x1b" not in text
 
 
+def test_the_summary_says_in_which_number_format_the_networks_ran(tmp_path: Path) -> None:
+    """In all sessions: a later one may have run on another device. Null networks have none."""
+    world = [
+        {"rank": 0, "kinds": []},
+        *({"rank": k, "kinds": ["single"], "tuning": {"single": "bfloat16"}} for k in (1, 2)),
+        {"rank": 3, "kinds": ["collage"], "tuning": {"collage": "float32"}},
+    ]
+    found = summarise(read_results(make_run(tmp_path / "run", 90, final={"world": world})))
+    assert found["networks"] == "single network bfloat16; collage network float32"
+    line = "number format: single network bfloat16; collage network float32"
+    assert line in render_summary(found).splitlines()[:4]
+    null = [{"rank": 1, "kinds": ["single"], "tuning": {"single": "null"}}]
+    found = summarise(read_results(make_run(tmp_path / "null", 90, final={"world": null})))
+    assert found["networks"] == ""
+    assert "number format" not in render_summary(found)
+    other = [{"rank": 1, "tuning": {"single": 16}}]
+    with pytest.raises(DataFault, match="world"):
+        read_results(make_run(tmp_path / "bad", 90, final={"world": other}))
+
+
 def test_a_run_without_labels_ends_with_its_predictions(tmp_path: Path) -> None:
     run = read_results(make_run(tmp_path / "run", errors=frozenset({3}), labels=False))
     summary = summarise(run)

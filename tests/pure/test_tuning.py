@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from job_messages import HELLO
 
 from collage_mpi.errors import UsageError
-from collage_mpi.job.handshake import warn_of_mixed_tuning
+from collage_mpi.job.handshake import tell_tunings, warn_of_mixed_tuning
 from collage_mpi.models.tuning import Tuning, bfloat16_pays, memory_fault
 from collage_mpi.settings.run_settings import RunSettings
 
@@ -73,3 +74,40 @@ def test_ranks_that_run_a_network_in_two_ways_are_told(caplog: pytest.LogCapture
     other = replace(HELLO, tuning={"single": "bfloat16"})
     warn_of_mixed_tuning({1: HELLO, 2: other, 3: HELLO})
     assert "float32, channels-last on rank(s) 1, 3; bfloat16 on rank(s) 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "how", "said"),
+    [
+        (
+            {},
+            "bfloat16, channels-last",
+            "; chosen for speed by --precision auto, --precision",
+        ),
+        ({}, "float32, channels-last", ""),
+        ({"precision": "bfloat16"}, "bfloat16, channels-last", ""),
+        (
+            {"save": "scores"},
+            "float32, channels-last",
+            "; --save scores computes in float32 unless",
+        ),
+    ],
+)
+def test_the_number_format_is_said_before_the_job(settings, how, said, caplog):
+    caplog.set_level("INFO")
+    plan = SimpleNamespace(settings=RunSettings(**settings))
+    null = replace(HELLO, tuning={"collage": "null"})
+    tell_tunings(plan, {1: replace(HELLO, tuning={"single": how}), 2: null})
+    (line,) = caplog.messages
+    assert line.startswith(f"number format: single network {how}{said}")
+    assert line.endswith(how) or said
+    tell_tunings(plan, {2: null})  # which computes nothing
+    assert len(caplog.messages) == 1
+
+
+def test_what_is_saved_is_computed_in_float32_unless_told_otherwise():
+    for save in ("scores", "embeddings"):
+        kept = RunSettings(save=save, scheme="none")
+        assert kept.tuning() == replace(AUTO, precision="float32")
+        assert replace(kept, precision="bfloat16").tuning().precision == "bfloat16"
+    assert RunSettings(top_k=3).tuning() == AUTO
