@@ -14,7 +14,14 @@ from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import messages
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Lull, Part, Progress
-from collage_mpi.job.team import LEAD_LOST, Dismissed, LeadLink, LeadLost, Supply
+from collage_mpi.job.team import (
+    LEAD_LOST,
+    Dismissed,
+    LeadLink,
+    LeadLost,
+    Supply,
+    order_digest,
+)
 from collage_mpi.job.team_session import TeamSession, manifest_of, run_team
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results import RunWriter
@@ -171,6 +178,33 @@ def test_in_a_lull_rows_are_flushed_and_the_lead_is_told_when_they_are_on_the_di
     assert team.link.said == [Begun(3), Part("images", 1, 9, (0, 2)), Idle(3)]
 
 
+def test_the_rows_of_a_part_are_in_any_order_and_of_any_lease():
+    team = Team()
+    team.look(lease(0, 0, (0, 2)), lease(1, 1, (4, 8)))
+    rows = [(1, 3), (1, 0), (0, 0), (1, 2), (1, 1)]  # images 7, 4, 0, 6, 5: positions 7 1 5 6 0
+    team.rows.pending.append(Pending("images", 1, np.array(rows, KEY_ROW)))
+    team.look()
+    (part,) = [said for said in team.link.said if isinstance(said, Part)]
+    assert messages.unpacked_ranges(part.places) == [(0, 2), (5, 8)]
+
+
+def test_an_order_s_digest_is_of_the_images_and_of_the_shards_that_they_are_in():
+    def digest(order=(2, 0, 1), fingerprints=("aa", "bb")) -> str:
+        infos = [SimpleNamespace(fingerprint=each) for each in fingerprints]
+        shards = SimpleNamespace(infos=infos)
+        return order_digest(SimpleNamespace(order=np.array(order, np.int64), shards=shards))
+
+    assert digest() == digest()
+    others = {
+        "other order": digest(order=(2, 1, 0)),
+        "fewer images": digest(order=(2, 0)),
+        "another first shard": digest(fingerprints=("ab", "bb")),
+        "another last shard": digest(fingerprints=("aa", "bc")),
+        "shards in another order": digest(fingerprints=("bb", "aa")),
+    }
+    assert len({digest(), *others.values()}) == 1 + len(others)
+
+
 def test_what_did_not_come_to_the_disk_is_not_told_as_done():
     team = Team()
     team.look(lease(3, 0, (0, 2)), Lull())
@@ -298,6 +332,32 @@ def test_a_team_waits_for_a_manifest_that_is_seen_late(tmp_path):
         manifest_of(tmp_path, Begin(3, "r", "d"), lambda: None, late_s=0.0)  # of two teams
     with pytest.raises(LeadLost, match="SIGTERM"):
         manifest_of(tmp_path / "none", begin, lambda: "SIGTERM")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_team_whose_images_have_another_order_than_the_lead_s_does_not_begin(
+    tmp_path, monkeypatch, same
+):
+    RunWriter.create(tmp_path, manifest(8, teams=2, run_id="r")).close("incomplete")
+    closed, asked = [], []
+    shards = SimpleNamespace(infos=[], close=lambda: closed.append(1))
+    plan = SimpleNamespace(order=ORDER, shards=shards, placement=SimpleNamespace(coordinator=4))
+
+    def make_plan(settings, size, shards, *, team):
+        asked.append((size, team))
+        return plan
+
+    monkeypatch.setattr("collage_mpi.job.team_session.make_plan", make_plan)
+    begin = Begin(2, "r", order_digest(plan) if same else "another")
+    group = SimpleNamespace(transport=SimpleNamespace(size=8))
+    link = SimpleNamespace(stop_reason=lambda: None)
+    made = (SimpleNamespace(out=tmp_path), group, link, begin, lambda: None)
+    if same:
+        TeamSession(*made)
+    else:
+        with pytest.raises(EnvironmentFault, match="of rank 4 are not those of rank 0"):
+            TeamSession(*made)
+    assert (asked, bool(closed)) == ([(8, 1)], not same)
 
 
 def test_a_team_that_is_stopped_before_its_start_says_so_and_waits_for_the_end(link):

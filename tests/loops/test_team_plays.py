@@ -131,6 +131,7 @@ class Player:
     def _work(self) -> None:
         draw = self.play.draw
         self.unresolved += self.reader.take(draw.randrange(4))
+        draw.shuffle(self.unresolved)  # answers come in any order
         done = draw.randrange(len(self.unresolved) + 1)
         self.rows.buffer += self.unresolved[:done]
         del self.unresolved[:done]

@@ -337,6 +337,40 @@ def test_the_sidecar_of_any_name_is_what_sha256sum_takes(tmp_path: Path, name: b
     assert subprocess.run(check, cwd=tmp_path, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("killed_in", ["os.replace", "write_atomic"])
+def test_an_older_shard_s_checksum_never_stands_beside_another_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    """A shard that is made again, and the writer is killed: the shard can be used as it is."""
+    path = tmp_path / "a.h5"
+    old = write_shard(path, make_images(2))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"collage_mpi.shards.schema.{killed_in}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_shard(path, make_images(3))
+    assert read_sidecar(path) is None
+    found = inspect_here(path, hash_file=True)
+    replaced = killed_in == "write_atomic"
+    assert (found.count, found.fingerprint == old.fingerprint) == (2 + replaced, not replaced)
+
+
+def test_a_checksum_file_of_another_program_is_read(tmp_path: Path) -> None:
+    """In capitals, with the line ends of Windows, without a name, of several lines."""
+    path = tmp_path / "a.h5"
+    digest = write_shard(path, make_images(1)).fingerprint
+    for text in (f"{digest.upper()} *a.h5\r\n", digest, f"{digest}\n{'0' * 64}  b.h5\n"):
+        sidecar_path(path).write_text(text)
+        assert inspect_here(path, hash_file=True).fingerprint == digest
+    for text in (digest[:-1], f"{digest}0  a.h5\n", f" {digest}  a.h5\n", ""):
+        sidecar_path(path).write_text(text)
+        with pytest.raises(DataFault, match="not a SHA-256 line"):
+            read_sidecar(path)
+
+
 def test_the_package_does_not_import_h5py() -> None:
     code = (
         "import sys, collage_mpi.shards, collage_mpi.prep.idx, collage_mpi.commands.prep, "
