@@ -50,9 +50,9 @@ class EndGame:
                 heappop(self._order)
 
     def _wants_copy(self, image: ImageState) -> bool:
-        well = not image.resolved and not image.failures and not image.losses
+        well = not image.failures and not image.losses
         few = image.copies < MOST_COPIES and image.sends < self._most_sends
-        return well and few and bool(image.tasks)
+        return well and few and bool(image.tasks)  # none are out of one that is resolved
 
     def _copy(self, image: ImageState) -> bool:
         """Whether an idle rank took it."""

@@ -781,6 +781,44 @@ def test_a_hung_rank_is_suspected_then_lost_and_its_images_sent_to_others():
     assert loss["layer"] == "timeout"
 
 
+def test_a_rank_that_hangs_over_the_rest_of_a_message_owes_that_rest():
+    """It has answered three tasks of the four that one message held."""
+
+    def hang(rank: int, task: WireTask, pixels: list[int]) -> WireResult | None:
+        return None if rank == 3 and task.group == 3 else truthful(rank, task, pixels)
+
+    job = Job(16, scheme="none", batch=4, cluster={"behave": hang})
+    job.detector.timeouts.reply_timeout_ns = 500 * MS
+    job.complete()
+    assert (3, 4) in job.cluster.messages
+    assert job.cluster.dropped == [3]
+    assert job.sources == {"single": 15, "retry": 1}
+    (loss,) = job.detector.describe()
+    assert loss["why"] == "no answer for 1.1 s; written off"
+    assert loss["silent_s"] == pytest.approx(1.0, abs=0.1)  # since its last answer
+
+
+def test_a_rank_that_is_only_asked_seldom_is_not_silent():
+    """What it has answered is owed no more, however long the next image is awaited."""
+    job = Job(8, scheme="none", every_ns=400 * MS)
+    job.detector.timeouts.reply_timeout_ns = 50 * MS
+    job.complete()
+    assert job.detector.describe() == []
+    assert job.sources == {"single": 8}
+
+
+def test_an_injected_delay_is_no_silence():
+    """The longest service time, on which patience depends, has the delay in it."""
+
+    def delayed(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        took = {"compute_ns": 10**9, "held_ns": 6 * 10**9}
+        return dataclasses.replace(truthful(rank, task, pixels), **took)
+
+    job = Job(4, scheme="none", cluster={"behave": delayed})
+    job.complete()
+    assert job.detector.timeouts.patience_ns == 70 * 10**9
+
+
 def test_ranks_that_are_lost_before_it_begins_are_done_without():
     job = Job(12, scheme="none")
     job.detector.timeouts.lose(1, "start", "no hello", 0)

@@ -90,6 +90,64 @@ def test_silence_counts_from_the_first_debt_or_the_last_word():
     assert isinstance(watched(timeouts, 13 * S, 13 * S + 2 * SCAN_EVERY_NS)[0], Overdue)
 
 
+def test_what_a_hung_rank_is_still_sent_does_not_hide_its_silence():
+    timeouts = ReplyTimeouts([1], 0, S)
+    for at_ns in range(0, S, S // 4):
+        assert watched(timeouts, at_ns, at_ns + S // 5) == []
+        timeouts.sent(1, at_ns)
+    assert timeouts.silent == []  # it owes four answers, and not for long
+    assert watched(timeouts, S, S + S // 4) == [Suspicion(1, "no answer for 1.0 s")]
+    assert timeouts.silent == [1]
+
+
+def test_silence_counts_in_time_watched_also_where_rank_0_was_away_before():
+    timeouts = ReplyTimeouts([1], 0, S)
+    hour = 3600 * S
+    assert timeouts.overdue(hour) == []
+    timeouts.sent(1, hour)
+    assert watched(timeouts, hour, hour + S - 1) == []
+    assert watched(timeouts, hour + S, hour + S) == [Suspicion(1, "no answer for 1.0 s")]
+
+
+def test_each_task_of_a_message_is_owed():
+    detector = detector_of()
+    detector.sent(1, 0, 4)
+    detector.sent(2, 0, 4)
+    detector.heard(1, S // 2, [S // 4] * 3)
+    detector.heard(2, S // 2, [S // 4] * 4)
+    (sign,) = looked(detector, 0, S + S // 2)
+    assert (sign.rank, sign.why) == (1, "no answer for 1.0 s")
+
+
+def test_a_rank_that_was_silent_in_one_session_has_its_second_chance_in_the_next():
+    detector = detector_of()
+    detector.sent(1, 0)
+    assert len(looked(detector, 0, S)) == 1
+    detector.begin({1: ["single"], 2: ["single"]})
+    assert detector.timeouts.silent == []
+    assert looked(detector, S, 3 * S) == []  # it owes nothing
+    detector.sent(1, 3 * S)
+    assert looked(detector, 3 * S, 4 * S) == [RankSuspected(4 * S, 1, "no answer for 1.0 s")]
+
+
+def test_how_long_a_lost_rank_was_silent_counts_from_the_start_and_is_never_negative():
+    timeouts = ReplyTimeouts([1, 2], 5 * S)
+    never_heard = timeouts.lose(1, "start", "why", 7 * S)
+    timeouts.heard(2, 7 * S + 1)  # its last word came after this turn had begun
+    just_heard = timeouts.lose(2, "process", "why", 7 * S)
+    assert (never_heard.silent_ns, just_heard.silent_ns) == (2 * S, 0)
+
+
+def test_more_answers_than_are_owed_are_no_credit_for_later():
+    """Late ones of a session that is over: the rank may hang over what it is sent next."""
+    timeouts = ReplyTimeouts([1], 0, S)
+    timeouts.sent(1, 0, 2)
+    timeouts.settle()
+    timeouts.heard(1, S // 2, answers=2)
+    timeouts.sent(1, S // 2, 2)
+    assert watched(timeouts, 0, 2 * S)[0] == Suspicion(1, "no answer for 1.0 s")
+
+
 def test_a_suspect_that_speaks_is_trusted_again():
     timeouts = ReplyTimeouts([1], 0, S)
     timeouts.sent(1, 0)

@@ -52,6 +52,26 @@ def test_an_idle_rank_gets_the_oldest_with_the_fewest_copies():
     assert sorted(copies(job)[2:]) == [(3, 0, 3), (4, 0, 4)]  # never where it is
 
 
+def test_an_image_has_eight_copies_at_most():
+    job = started(1, singles=11)
+    assert copies(job) == [(rank, 0, rank) for rank in range(2, 10)]
+
+
+def test_an_image_that_has_its_answer_is_copied_no_more_though_its_first_task_is_out():
+    job = started(2, singles=4)
+    assert copies(job) == [(3, 0, 2), (4, 1, 2)]
+    job.answer(task_of(job, 0, 2))
+    assert task_of(job, 0) in job.live
+    assert copies(job)[2:] == [(3, 1, 3)]
+
+
+def test_a_rank_that_had_no_answer_for_an_image_gets_no_further_copy_of_it():
+    job = started(1, singles=3)
+    assert copies(job) == [(2, 0, 2), (3, 0, 3)]
+    job.answer(task_of(job, 0, 2), absent=frozenset({0}))
+    assert len(copies(job)) == 2
+
+
 def test_nothing_is_copied_while_images_may_come():
     job = Harness(scheme="none", collages=0, assign="pull", endgame=True, singles=4)
     job.start()
