@@ -31,9 +31,14 @@ EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of launch."""
-    parser.usage = "collage-mpi launch -n RANKS [options] -- COMMAND [arguments of COMMAND]"
+    parser.usage = "collage-mpi launch [-n RANKS] [options] -- COMMAND [arguments of COMMAND]"
     parser.epilog = f"e.g. {EXAMPLE}, or collage-mpi launch -n 11 -- script.py"
-    parser.add_argument("-n", "--ranks", type=int, required=True, help="world size, e.g. 11")
+    parser.add_argument(
+        "-n",
+        "--ranks",
+        type=int,
+        help="world size, e.g. 11 (default: what the settings of run, demo or experiment need)",
+    )
     parser.add_argument(
         "--mpi",
         choices=MPIS,
@@ -72,8 +77,10 @@ def execute(args: argparse.Namespace) -> int:
         build_parser(words[0]).parse_args(words)  # says it once, without ranks, and leaves
     if args.timeout is not None and args.timeout <= 0:
         raise UsageError(f"--timeout {args.timeout:g}: seconds, more than 0")
+    _check_words(words)
+    _check_not_a_rank()
     return launch_ranks(
-        args.ranks,
+        check_before_ranks(words, args.ranks, dry_run=args.dry_run),
         words,
         mpi=args.mpi,
         mpiexec=args.mpiexec,
@@ -81,6 +88,64 @@ def execute(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         fault_tolerant=wanted_on_loss(words, args.on_rank_loss) == "continue",
     )
+
+
+def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool = False) -> int:
+    """How many ranks to start, once this process has checked what it can see of their command.
+
+    Args:
+        words: a command, or a script, and its arguments.
+        ranks: as asked for; None for as many as the command needs.
+        dry_run: nothing will be started; only a number that is missing is looked for.
+
+    Raises:
+        UsageError: what was typed does not fit together; the number is missing, and the command
+            does not say it.
+        EnvironmentFault, DataFault: a file is not there, damaged, or in use.
+    """
+    if ranks is not None and (ranks < 1 or dry_run):
+        return ranks  # `build_command` refuses what is no number of ranks
+    if words[0] not in WORLD_COMMANDS:
+        if ranks is None:
+            raise UsageError(f"-n is missing: how many ranks to start, e.g. {EXAMPLE}")
+        return ranks
+    args = build_parser(words[0]).parse_args(words)  # says what is wrong, and leaves
+    if words[0] == "run":
+        from collage_mpi.commands.run import check_before_ranks as check_run
+        from collage_mpi.system.environment import allocated_hosts
+
+        return check_run(args, ranks, files=not dry_run and allocated_hosts() == 1)
+    needed = _ranks_of_demo(args) if words[0] == "demo" else _ranks_of_experiment(args)
+    if ranks not in (None, *needed):
+        listed = " or ".join(map(str, needed))
+        raise UsageError(f"-n {ranks}: {words[0]} needs {listed} ranks here")
+    if ranks is None and len(needed) > 1:
+        raise UsageError(
+            f"-n is missing: runs of this experiment need {', '.join(map(str, needed))} ranks. "
+            f"Leave out launch: collage-mpi {' '.join(words)} starts each run's own"
+        )
+    return needed[0] if ranks is None else ranks
+
+
+def _ranks_of_demo(args: argparse.Namespace) -> list[int]:
+    from collage_mpi.experiments.demo import RANKS, check_before
+
+    check_before(Path(args.out), args.groups, args.time_scale)
+    return [RANKS]
+
+
+def _ranks_of_experiment(args: argparse.Namespace) -> list[int]:
+    """Worlds that its points need; it is read and expanded as each rank will."""
+    from collage_mpi.experiments.spec import parse_indices, read_experiment
+
+    experiment = read_experiment(args.file, args.sets)
+    if experiment.how != "run":
+        raise UsageError(f"how = {experiment.how!r} needs no ranks: leave out launch")
+    points = experiment.points
+    chosen: Sequence[int] = range(len(points))
+    if args.index is not None:
+        chosen = parse_indices(args.index, len(points))
+    return sorted({points[i].ranks for i in chosen})
 
 
 def launch_ranks(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.results.file_names import REPORT
 from collage_mpi.settings.flags import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
@@ -95,6 +95,65 @@ def execute(args: argparse.Namespace) -> int:
 
     teams = settings.teams if settings is not None else _teams_of(given, source)
     return run_world("run", body, teams=teams, team_body=team_body)
+
+
+def check_before_ranks(args: argparse.Namespace, ranks: int | None, *, files: bool = True) -> int:
+    """Everything that one process can see of a run before its ranks start; how many they are.
+
+    Args:
+        ranks: as they were asked for; None for as many as the settings need.
+        files: look at files too: where ranks may be on other hosts, this one may lack them.
+
+    Raises:
+        UsageError: what was typed does not fit together, the number of ranks included.
+        EnvironmentFault, DataFault: a file is not there, damaged, or in use.
+    """
+    from collage_mpi.job.plan import check_without_images
+    from collage_mpi.job.resume import fitted, has_run, resumed_settings
+
+    given, source = given_settings(args)
+    resume = args.resume or args.retry_errors
+    if not resume:
+        settings = RunSettings.from_mapping(given, source)
+        settings.require_inputs()
+    else:
+        settings = resumed_settings(given, source, None)
+        if ranks is not None and "singles" not in given and has_run(settings.out):
+            settings = fitted(settings, ranks // settings.teams)
+    size = settings.launch_size if ranks is None else ranks
+    try:
+        settings.place_team(size, 0, None)
+    except EnvironmentFault as error:  # of a world: here it is what was typed
+        raise UsageError(str(error)) from error
+    if files:
+        check_without_images(settings, size)
+        _check_shards(settings)
+        _check_out(settings, resume)
+    return size
+
+
+def _check_shards(settings: RunSettings) -> None:
+    """Raise where a path of the shards names nothing; what is in the files rank 0 looks at."""
+    for path in settings.shards:
+        try:
+            Path(path).stat()
+        except OSError as error:
+            raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _check_out(settings: RunSettings, resume: bool) -> None:
+    """Raise where a run in the output folder would be refused, or another job writes there."""
+    from collage_mpi.job.resume import has_run
+    from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
+    from collage_mpi.results.writer import RunWriter
+
+    out = Path(settings.out)
+    if not (resume and has_run(settings.out)):
+        RunWriter.check_place(out, shared=settings.shared_out == "on")
+        return
+    writer, _ = find_writer(out, Patience(still_s=LOOK_S))
+    if writer is not None:
+        raise held_by(out, writer)
 
 
 def _teams_of(given: Mapping[str, Any], source: str) -> int:

@@ -113,7 +113,7 @@ def _threshold(args: argparse.Namespace) -> int:
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.measure import predict_collage, service_ratio, single_scores
     from collage_mpi.training.saving import find_savings, told_savings
-    from collage_mpi.training.threshold import choose_threshold
+    from collage_mpi.training.threshold import choose_threshold, require_images
 
     specs = {SINGLE: args.single, COLLAGE: args.collage}
     infos = {kind: describe(spec, kind) for kind, spec in specs.items()}
@@ -128,6 +128,7 @@ def _threshold(args: argparse.Namespace) -> int:
         labels = shards.labels()
         if labels is None:
             raise DataFault("the shards have no labels; a threshold needs labelled shards")
+        require_images(len(labels))
         order = np.arange(len(shards))
         how: dict[str, Any] = {"device": args.device, "tuning": Tuning(args.precision)}
         both: dict[str, Any] = {

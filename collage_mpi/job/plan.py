@@ -87,9 +87,7 @@ def make_plan(
     if settings.extras:
         require_pyarrow("--top-k and --save", "leave them out")
     placement = settings.place_team(world_size, team, launcher_size() if launched else None)
-    make_delays(settings)  # reads the trace: a bad one ends here
-    settings.check_slow_ranks(world_size)
-    networks = _networks(settings)
+    networks = check_without_images(settings, world_size)
     for network in networks.values():
         read_tensors(network)  # damage is found here, before any rank has loaded torch
     single, collage, parity = (networks.get(kind) for kind in (SINGLE, COLLAGE, PARITY))
@@ -143,6 +141,17 @@ def make_plan(
         return replace(plan, parity=ParitySpec(settings.n_stripe, *NULL_PARITY))
     temperature = float(parity.metadata["temperature"])
     return replace(plan, parity=parity.parity, parity_temperature=temperature)
+
+
+def check_without_images(settings: RunSettings, world_size: int) -> dict[str, NetworkInfo]:
+    """The facts of the networks, as of `_networks`, once what else needs no image is checked too.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: the first thing that does not fit.
+    """
+    make_delays(settings)  # reads the trace: a bad one ends here
+    settings.check_slow_ranks(world_size)
+    return _networks(settings)
 
 
 def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:

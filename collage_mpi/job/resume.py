@@ -66,7 +66,11 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
     settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")
     if world_size is None or "singles" in given:
         return settings
-    return fitted(settings, world_size // settings.teams)
+    found = fitted(settings, world_size // settings.teams)
+    if found is not settings:
+        ranks = f"{found.n_singles} single rank(s); there were {settings.n_singles}"
+        tell(f"going on with {ranks}", logging.INFO)
+    return found
 
 
 def _known(manifest: Json) -> Json:
@@ -100,8 +104,6 @@ def fitted(settings: RunSettings, world_size: int) -> RunSettings:
         except UsageError:  # each copy of scheme replicate needs a rank of its own
             continue
         if other.world_size == world_size:
-            ranks = f"{singles} single rank(s); there were {settings.n_singles}"
-            tell(f"going on with {ranks}", logging.INFO)
             return other
     return settings
 

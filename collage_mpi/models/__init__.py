@@ -58,9 +58,9 @@ def describe(spec: str, kind: str) -> NetworkInfo | None:
         The facts, or None for a null network and a user's own, which are told the shapes.
 
     Raises:
-        UsageError: an unknown kind or a malformed null spec.
+        UsageError: an unknown kind, a malformed null spec, or weights of the other kind.
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: not weights of this package, or of the other kind.
+        DataFault: not weights of this package.
     """
     from collage_mpi.models.info import check_kind
     from collage_mpi.models.null import is_null, parse_null

@@ -18,7 +18,7 @@ import numpy as np
 
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import make_stripe_encoder
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, PARITY
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.backbone import read_architecture
@@ -51,7 +51,8 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: foreign, damaged, another version, or of the other kind.
+        DataFault: foreign, damaged, another version.
+        UsageError: of the other kind.
     """
     path = Path(spec)
     try:
@@ -67,7 +68,7 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
         raise EnvironmentFault(f"weights {path}: cannot read: {reason}; {_REMEDY}") from error
     info = parse_metadata(str(path), header, fingerprint, path)
     if kind is not None and info.kind != kind:
-        raise DataFault(
+        raise UsageError(
             f"weights {path} hold a {info.kind} network; a {kind} network is needed here: "
             f"are --{kind} and --{info.kind} the wrong way round?"
         )

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.regular_file import require_regular
 
@@ -21,8 +21,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
     Raises:
         EnvironmentFault: the file cannot be read, or is YAML and PyYAML is missing.
-        DataFault: it is not what its ending says, or no table.
-        UsageError: another ending.
+        UsageError: another ending; it is not what its ending says, or no table.
     """
     if path.suffix not in _PARSERS:
         raise UsageError(f"settings file {path}: known endings are {', '.join(_PARSERS)}")
@@ -40,9 +39,9 @@ def read_settings_file(path: Path) -> dict[str, Any]:
             f"{pip_line('yaml')}, or write the settings as .toml"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataFault(f"settings file {path} is no {name}: {error}") from error
+        raise UsageError(f"settings file {path} is no {name}: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise DataFault(f"settings file {path} does not hold a table of settings")
+        raise UsageError(f"settings file {path} does not hold a table of settings")
     return values
 
 

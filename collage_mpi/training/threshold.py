@@ -42,11 +42,7 @@ def choose_threshold(
         DataFault: too few images; no score costs so little, or gains, or the chosen one costs more
             than MOST_POINTS, or anything at all, on the other groups.
     """
-    if len(labels) < LEAST_IMAGES:
-        raise DataFault(
-            f"{len(labels):,} labelled images: a threshold needs {LEAST_IMAGES:,}, half of "
-            "them to choose it and half to measure what it costs"
-        )
+    require_images(len(labels))
     scores, lost = scores_and_losses(single, collage, labels)
     chosen = choosing_half(len(labels), cells)
     confidence = chosen_score(scores[chosen], lost[chosen], aim)
@@ -74,6 +70,15 @@ def choose_threshold(
         measured,
         round(float(counts[~chosen].mean()), 3),
     )
+
+
+def require_images(n: int) -> None:
+    """Raise DataFault where `n` labelled images are too few for a threshold."""
+    if n < LEAST_IMAGES:
+        raise DataFault(
+            f"{n:,} labelled images: a threshold needs {LEAST_IMAGES:,}, half of them to choose it "
+            "and half to measure what it costs"
+        )
 
 
 def _remedy(aim: str) -> str:

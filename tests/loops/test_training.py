@@ -479,12 +479,12 @@ def test_a_teacher_that_does_not_fit_is_refused(
     wide = tmp_path / "wide.h5"
     images = np.zeros((40, 8, 9, 1), np.uint8)
     write_shard(wide, images, np.zeros(40, np.int64), class_names=NAMES)
-    for shard, teacher, message in (
-        (other, weights["single"], "class 0 is 'a' in the shards and 'dark' in single network"),
-        (wide, weights["single"], "(8, 9, 1)"),
-        (other, weights["collage"], "wrong way round"),
+    for shard, teacher, code, message in (
+        (other, weights["single"], 4, "class 0 is 'a' in the shards and 'dark' in single network"),
+        (wide, weights["single"], 4, "(8, 9, 1)"),
+        (other, weights["collage"], 2, "wrong way round"),
     ):
-        assert train("single", shard, tmp_path / "w", "--teacher", str(teacher)) == 4
+        assert train("single", shard, tmp_path / "w", "--teacher", str(teacher)) == code
         assert message in capsys.readouterr().err
 
 
@@ -571,7 +571,7 @@ def test_evaluate_refuses_what_does_not_fit(
     single, collage = str(weights["single"]), str(weights["collage"])
     for words, code, message in (
         ([shard], 2, "nothing to evaluate"),
-        ([shard, "--single", collage], 4, "wrong way round"),
+        ([shard, "--single", collage], 2, "wrong way round"),
         ([shard, "--collage", collage, "--side", "3"], 4, "side 2"),
         ([other, "--single", single], 4, "class 0 is 'a' in the shards and 'dark' in"),
         ([wide, "--single", single], 4, "(8, 9, 1)"),

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from scheduler_harness import Harness
 
+from collage_mpi import cli, models
 from collage_mpi.errors import DataFault
 from collage_mpi.job.plan import with_accept_of
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.settings.shipped import with_shipped
+from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.simulation.runs import Job
 from collage_mpi.training.threshold import MOST_POINTS, choose_threshold
 
@@ -252,3 +254,16 @@ def test_a_collage_that_comes_after_all_attempts_resolves():
     assert 0 not in job.resolved  # the collage is under way
     job.answer(collage_task(job))
     assert job.resolved[0].source == "collage"
+
+
+def test_too_few_images_are_told_of_before_a_network_runs(tmp_path, monkeypatch, capsys):
+    shard = tmp_path / "a.h5"
+    images, labels = np.zeros((20, 28, 28, 1), np.uint8), np.zeros(20, np.int64)
+    names = tuple(ShardSet.open([with_shipped("shipped:fashion_demo.h5")]).class_names or ())
+    write_shard(shard, images, labels, class_names=names)
+    monkeypatch.setattr(models, "load_predictor", None)  # it is not asked for
+    words = ["weights", "threshold", "--shards", str(shard), "--out", str(tmp_path / "w")]
+    words += ["--single", "shipped:fashion_single.safetensors"]
+    words += ["--collage", "shipped:fashion_collage_side3.safetensors"]
+    assert cli.main(words) == 4
+    assert "20 labelled images: a threshold needs 2,000" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from paper import paper
 
 from collage_mpi.cli import main
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.flags import add_setting_flags, flags_of, settings_from_args
 from collage_mpi.settings.run_settings import RunSettings
@@ -171,7 +171,7 @@ def test_settings_may_be_yaml(tmp_path):
     assert (found.side, found.slowed()) == (5, {3: 5.0})
     for text in ("side: [", "- 1", "3: 4"):
         file.write_text(text)
-        with pytest.raises(DataFault, match=r"job\.yaml"):
+        with pytest.raises(UsageError, match=r"job\.yaml"):
             read_settings_file(file)
 
 
@@ -361,17 +361,17 @@ def test_aliases_of_yaml_cannot_fill_the_memory(tmp_path: Path) -> None:
     lines = ['- &a0 ["lol", "lol", "lol"]']
     lines += [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
     bomb.write_text("side:\n" + "\n".join(lines))
-    with pytest.raises(DataFault, match=r"its aliases .* stand for more than 4,000,000"):
+    with pytest.raises(UsageError, match=r"its aliases .* stand for more than 4,000,000"):
         read_settings_file(bomb)
     good.write_text("base: &b {side: 3, depth: 2}\nother: {<<: *b, side: 4}\nlist: [*b, *b]\n")
     found = read_settings_file(good)
     assert found["other"] == {"side": 4, "depth": 2}
     assert found["list"] == [{"side": 3, "depth": 2}] * 2
     own.write_text("side: &a [*a]")
-    with pytest.raises(DataFault, match="stands within what it names"):
+    with pytest.raises(UsageError, match="stands within what it names"):
         read_settings_file(own)
     (tmp_path / "empty.yaml").write_text("# nothing")
-    with pytest.raises(DataFault, match="does not hold a table"):
+    with pytest.raises(UsageError, match="does not hold a table"):
         read_settings_file(tmp_path / "empty.yaml")
 
 

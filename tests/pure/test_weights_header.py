@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.models import describe
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import (
@@ -272,7 +272,7 @@ def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
 def test_the_other_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(path, {}, record("collage"))
-    with pytest.raises(DataFault, match="wrong way round"):
+    with pytest.raises(UsageError, match="wrong way round"):
         describe(str(path), "single")
 
 

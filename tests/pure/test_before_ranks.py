@@ -1,0 +1,115 @@
+"""What `launch` sees before it starts a rank: one message, its exit code, how many ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import collage_mpi
+from collage_mpi import cli
+from collage_mpi.commands import launch
+
+DATA = Path(collage_mpi.__file__).parent / "data"
+SHARD = str(DATA / "fashion_demo.h5")
+RUN = ("run", "--shards", SHARD, "--single", "null", "--collage", "null", "--side", "2")
+SWAPPED = ("--single", str(DATA / "fashion_collage_side3.safetensors"))
+SWAPPED += ("--collage", str(DATA / "fashion_single.safetensors"), "--side", "3")
+POINTS = {"base": {"shards": [SHARD], "single": "null", "collage": "null", "side": 2}}
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path) -> list[int]:
+    """Numbers of ranks of the jobs that launch would have started."""
+    monkeypatch.chdir(tmp_path)
+    found: list[int] = []
+
+    def start(ranks, words, **_):
+        found.append(ranks)
+        return 0
+
+    monkeypatch.setattr(launch, "launch_ranks", start)
+    return found
+
+
+def launched(*words: str) -> int:
+    """The exit code, also of a usage error."""
+    try:
+        return cli.main(["launch", *words])
+    except SystemExit as left:
+        return int(left.code)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("-n", "4", "--", *RUN, "--out", "o"), 2, "the world has 4 ranks"),
+        (("-n", "1", "--", *RUN, "--out", "o"), 2, "the job needs 6 ranks"),
+        (("--", *RUN, "--out", "o", "--scheme", "colage"), 2, "invalid choice: 'colage'"),
+        (("--", *RUN, "--out", "o", "--nix"), 2, "unrecognized arguments: --nix"),
+        (("--", *RUN), 2, "--out is missing"),
+        (("--", *RUN, "--resume", "--single", ""), 2, "--out is missing"),
+        (("--", "run", "--settings", "bad.toml"), 2, "bad.toml is no TOML"),
+        (("--", "run", "--settings", "list.json"), 2, "does not hold a table"),
+        (("--", *RUN, *SWAPPED, "--out", "o"), 2, "the wrong way round"),
+        (("--", *RUN, "--single", "no.safetensors", "--out", "o"), 3, "it is not there"),
+        (("--", *RUN, "--shards", "nix", "--out", "o"), 3, "nix: cannot be read: No such file"),
+        (("--", *RUN, "--out", "used"), 3, "used: holds a run already"),
+        (("--", *RUN, "--trace-file", "nix.npy", "--straggler", "trace", "--out", "o"), 3, "nix"),
+        (("--", "verify", "o"), 2, "-n is missing"),
+        (("-n", "5", "--", "demo", "--out", "o"), 2, "-n 5: demo needs 11 ranks"),
+        (("--", "demo", "--out", "o", "--groups", "1"), 2, "--groups is 1"),
+        (("--", "experiment", "bad.toml", "--out", "o"), 2, "bad.toml is no TOML"),
+        (("--", "experiment", "two.json", "--out", "o"), 2, "need 6, 11 ranks. Leave out launch"),
+    ],
+)
+def test_what_one_process_can_see_is_told_before_any_rank_starts(
+    words, code, said, started, tmp_path, capsys
+):
+    (tmp_path / "bad.toml").write_text("[[1")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "manifest.json").write_text("{}")
+    (tmp_path / "two.json").write_text(json.dumps({**POINTS, "grid": {"side": [2, 3]}}))
+    assert launched(*words) == code
+    assert said in capsys.readouterr().err
+    assert started == []
+
+
+def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("collage_mpi.job.resume.has_run", lambda out: True)
+    monkeypatch.setattr("collage_mpi.results.claim.find_writer", lambda *_: ("node 7, pid 9", {}))
+    monkeypatch.setattr(
+        "collage_mpi.job.resume.resumed_settings",
+        lambda given, source, ranks: collage_mpi.RunSettings.from_mapping(given, source),
+    )
+    assert launched("--", *RUN, "--out", "o", "--resume") == 3
+    assert "another job is writing here (node 7, pid 9)" in capsys.readouterr().err
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks"),
+    [
+        (("--", *RUN, "--out", "o"), 6),
+        (("--", *RUN, "--out", "o", "--singles", "7"), 9),
+        (("-n", "6", "--", *RUN, "--out", "o"), 6),
+        (("--", "demo", "--out", "o"), 11),
+        (("--", "experiment", "one.json", "--out", "o"), 6),
+        (("-n", "2", "--", "verify", "o"), 2),
+        (("--dry-run", "--", *RUN, "--shards", "elsewhere", "--out", "o"), 6),
+        (("--dry-run", "-n", "3", "--", "run"), 3),
+    ],
+)
+def test_how_many_ranks_are_needed_launch_knows(words, ranks, started, tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(POINTS))
+    assert launched(*words) == 0
+    assert started == [ranks]
+
+
+def test_where_ranks_may_be_on_other_hosts_their_files_are_not_looked_at_here(started, monkeypatch):
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    assert launched("--", *RUN, "--shards", "on/a/node", "--out", "o") == 0
+    assert started == [6]
+    assert launched("-n", "5", "--", *RUN, "--shards", "on/a/node", "--out", "o") == 2
