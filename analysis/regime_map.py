@@ -1,7 +1,7 @@
 """Which scheme wins where: persistence of slowness x weight of the tail x cost ratio, simulated.
 
     python analysis/regime_map.py --answers answers_side3.npz --out figures/regime_map \\
-        --trace '25 cloud machines=cloud.npy' --trace 'one slow GPU rank of 16=one_slow.npy'
+        --trace '25 cloud machines=cloud.npy' --trace 'training steps, 1 slow rank=one_slow.npy'
 
 Owns: the grid, the table (STEM.csv, to which each result is added as it comes: typed again the
 command goes on), which candidate a cell shows, the figure. Does not know: service times and
@@ -123,7 +123,7 @@ def _row(place: Place, entry: Entry, ratio: float | str, answers: str) -> dict[s
         groups=GROUPS,
         by_image=True,
     )
-    found = simulated_one(question, entry.flags, lambda more: None)
+    found = simulated_one(question, entry.flags)
     values = (*place.key, ratio, entry.name, found.ranks, found.p50_ms, found.p99_ms)
     return dict(zip(COLUMNS, (*values, found.accuracy, found.wasted, found.lossless), strict=True))
 

@@ -14,7 +14,7 @@ import pytest
 
 from collage_mpi.simulation.advice import Question, simulated, simulated_one
 from collage_mpi.training.answers import save_answers
-from collage_mpi.workload.tail import measure_tail
+from collage_mpi.workload.tail import Tail, measure_tail
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 
@@ -81,7 +81,7 @@ def test_all_but_replication_have_as_many_ranks(regimes):
         question = Question(times_s, placements=1, groups=3)
         if entry.flags.get("accept") == "confident":
             continue  # needs answers
-        ranks = simulated_one(question, entry.flags, lambda more: None).ranks
+        ranks = simulated_one(question, entry.flags).ranks
         assert ranks == (19 if entry.family == regimes.REPLICATE else 12), entry.name
 
 
@@ -198,9 +198,7 @@ def once(simulate):
 def p99_ms(regime_map: ModuleType, times_s: np.ndarray, names: list[str]) -> dict[str, float]:
     each = {entry.name: entry for entry in regime_map.regimes.entries(9)}
     question = Question(times_s, placements=12, groups=35, by_image=True)
-    return {
-        name: simulated_one(question, each[name].flags, lambda more: None).p99_ms for name in names
-    }
+    return {name: simulated_one(question, each[name].flags).p99_ms for name in names}
 
 
 def test_of_machines_slow_all_along_it_is_enough_to_know(regime_map):
@@ -227,3 +225,14 @@ def test_advise_sees_the_same_on_the_same_times(regime_map):
     there = by_flags[str(sorted(finish.items()))]
     mine = p99_ms(regime_map, times_s, ["none, finish, end game"])
     assert mine["none, finish, end game"] == there.p99_ms
+
+
+def test_a_candidate_is_simulated_at_a_place(regime_map, monkeypatch):
+    monkeypatch.setattr(regime_map, "PLACEMENTS", 1)
+    monkeypatch.setattr(regime_map, "GROUPS", 8)
+    times_s = np.full((11, 9 * 8), 0.1)  # each of 11 machines takes 0.1 s
+    place = regime_map.Place("alike", Tail(1.0, 1.0, 0.0), times_s)
+    entry = next(e for e in regime_map.regimes.entries(9) if e.name == "none, finish")
+    row = regime_map._row(place, entry, "", None)
+    assert (row["profile"], row["name"], row["ranks"]) == ("alike", "none, finish", 12)
+    assert row["p50_ms"] == pytest.approx(100, rel=0.02)
