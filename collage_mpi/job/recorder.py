@@ -1,11 +1,9 @@
 """From what happens to the rows of a run.
 
-Owns: what is remembered of images, groups and tasks until their rows are written.
-Does not know: files (the writer does), scheduling, statistics.
-
 A group's row is written when its last image is resolved (and, if it was closed part-filled,
 the next group is seen), a task's when it has ended and its group is done, since until then
-a held answer of it may still resolve an image.
+a held answer of it may still resolve an image. The row of a bundle, whose images may be of several
+groups, is written when it has ended and all its images are resolved.
 """
 
 from __future__ import annotations
@@ -95,7 +93,10 @@ class _Task:
     done_ns: int = 0
     decode_ns: int = 0
     outcome: str = "unfinished"
+    encode_ns: int = 0
     resolved: int = 0
+    open: int = 0  # of a bundle, images that are not resolved yet
+    waits: bool = False  # for them alone
     reason: str = ""
 
 
@@ -149,6 +150,7 @@ class Recorder:
         self._groups: dict[int, _Group] = {}
         # Images that a rank could not read, and whether a rank has found the row itself to be bad
         self._unread: dict[int, bool] = {}
+        self._bundles: dict[int, _Task] = {}  # unresolved image -> the bundle that it left in
 
     def warm_up_from(self, group: int) -> None:
         """The session's first group has that number."""
@@ -161,8 +163,12 @@ class Recorder:
     def sent(self, sends: Sequence[Send], now_ns: int, encodes_ns: Sequence[int]) -> None:
         """Tasks left in one message; for a collage or a stripe, encoding it took so long."""
         for send, encode_ns in zip(sends, encodes_ns, strict=True):
-            self._tasks[send.task] = _Task(send, now_ns, NO_RESULT)
-            self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
+            task = self._tasks[send.task] = _Task(send, now_ns, NO_RESULT)
+            if send.bundle:
+                task.encode_ns, task.open = encode_ns, len(send.items)
+                self._bundles.update((image, task) for image, _ in send.items)
+            else:
+                self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
 
     def ended(self, results: Sequence[WireResult], now_ns: int, decode_ns: int) -> None:
         """Tasks ended on their rank, which has said so in one message."""
@@ -187,11 +193,16 @@ class Recorder:
         for task_id in tasks:
             task = self._tasks[task_id]
             group = self._groups.get(task.send.group)
-            if group is not None:
+            if task.open:
+                task.waits = True
+            elif group is not None and not task.send.bundle:
                 group.ended.append(task)  # a reserved answer may still resolve an image
             else:
-                del self._tasks[task_id]
-                self._write_task(task)
+                self._file(task)
+
+    def _file(self, task: _Task) -> None:
+        del self._tasks[task.send.task]
+        self._write_task(task)
 
     def lost(self, rank: int, now_ns: int, why: str) -> None:
         """The rank is gone: its tasks ended without an answer."""
@@ -229,6 +240,11 @@ class Recorder:
             group.collage_cells += 1
             totals.collage += 1
         totals.errors += resolve.outcome == "error"
+        bundle = self._bundles.pop(resolve.image, None)
+        if bundle is not None:
+            bundle.open -= 1
+            if bundle.waits and not bundle.open:
+                self._file(bundle)
         if group.images == group.size:
             self._close_group(resolve.group)
 
@@ -307,7 +323,7 @@ class Recorder:
             image.t0_ns - self._start_ns,
             now_ns - image.t0_ns,  # latency_ns
             image.read_ns + result.read_ns,
-            group.encode_ns,
+            group.encode_ns + (task.encode_ns if task is not None else 0),
             task.decode_ns if task is not None else 0,
             result.compute_ns,
             result.held_ns,

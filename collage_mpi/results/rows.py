@@ -20,9 +20,11 @@ import numpy as np
 from collage_mpi.kinds import ENCODED_KINDS, TABLE
 from collage_mpi.kinds import KINDS as KINDS  # what a row's code stands for
 
+KEPT = "kept"  # a collage's answer that was too unsure to count at once, and counted later
+
 # The kind whose answer it was, or why it was asked: codes that were given stay.
 _SOURCES = {kind.source: kind.name for kind in TABLE}
-_SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame"}
+_SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame", 10: KEPT}
 SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 
@@ -30,7 +32,8 @@ SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
 KIND_CODE = {name: code for code, name in enumerate(KINDS)}
 OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 
-ENCODED = tuple(SOURCE_CODE[kind] for kind in ENCODED_KINDS)  # sources whose task was encoded
+# Sources whose task was encoded.
+ENCODED = tuple(SOURCE_CODE[name] for name in (*ENCODED_KINDS, KEPT))
 
 REASON_BYTES = 96
 

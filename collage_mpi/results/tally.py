@@ -261,13 +261,16 @@ class Tasks:
 
     Attributes:
         n: rows; by_outcome, by_kind: code -> how many; late: answers that resolved nothing.
-        work_s, wasted_s: seconds of work; of tasks that resolved nothing.
+        work_s, wasted_s: seconds of work; of tasks that resolved nothing, and in a cascade of the
+            images of a task that it did not resolve, since they were sent again.
         unfinished_ns: how long those without an end were out.
         ranks: kind's code -> ranks that were sent a task, in warm-up too.
     """
 
     def __init__(self, run: Run) -> None:
         self._bound = run.bound
+        scheme = (run.manifest.get("settings") or {}).get("scheme")
+        self._by_image = str(scheme).startswith("cascade")
         self.n = self.late = self.unfinished_ns = 0
         self.work_s = self.wasted_s = 0.0
         self.by_outcome: Counter[int] = Counter()
@@ -308,12 +311,18 @@ class Tasks:
     def _add_work(self, rows: np.ndarray) -> None:
         work_s = (rows["compute_ns"] + rows["held_ns"]) / 1e9 / ran_together(rows)  # (n,)
         self.work_s += float(work_s.sum())
-        self.wasted_s += float(work_s[rows["resolved"] == 0].sum())
+        useless = rows["resolved"] == 0  # (n,)
+        if self._by_image:
+            useless = 1.0 - rows["resolved"] / np.maximum(rows["items"], 1)
+        self.wasted_s += float((work_s * useless).sum())
 
 
 _OF_WORK = np.dtype(
     [
         (name, TASKS.dtype[name])
-        for name in ("session", "rank", "sent_ns", "done_ns", "compute_ns", "held_ns", "resolved")
+        for name in (
+            *("session", "rank", "sent_ns", "done_ns"),
+            *("compute_ns", "held_ns", "items", "resolved"),
+        )
     ]
 )

@@ -1,17 +1,19 @@
-"""What waits for any rank of a kind, and the ranks of it that have room.
-
-Owns: one kind's queue, oldest image first; its ranks with room, least busy first.
-Does not know: which rank a task must not go to, credit, when a message leaves.
-"""
+"""What waits for any rank of a kind, oldest image first, and the ranks of it that have room, the
+least busy first and of these the fastest."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
+from itertools import islice
+from math import inf
 
 from collage_mpi.scheduler.state import TaskState
 
 SPARE = 64  # entries of tasks that are gone, beside one a task that waits
+
+_Place = tuple[float, int, int]  # service time, turn, rank
 
 
 class Backlog:
@@ -24,9 +26,13 @@ class Backlog:
 
     def __init__(self) -> None:
         self.tasks: dict[int, TaskState] = {}
-        self._order: list[tuple[int, int]] = []  # heap of (oldest image, task), of some gone too
-        self._messages: dict[int, int] = {}  # rank with room -> messages that it has
-        self._levels: list[dict[int, None]] = [{}]  # the same, by messages
+        # Of these, tasks whose images may leave together in a task of another kind, oldest first.
+        self.fresh: dict[int, TaskState] = {}
+        # Heap of (fresh, oldest image, task), of some that are gone too.
+        self._order: list[tuple[bool, int, int]] = []
+        self._turn = 0  # of equally fast ranks the one that has had room for longest comes first
+        self._ranks: dict[int, tuple[int, _Place]] = {}  # with room -> messages it has, its place
+        self._levels: list[list[_Place]] = [[]]  # the same, sorted, by messages
 
     # ---- tasks --------------------------------------------------------------
 
@@ -34,65 +40,85 @@ class Backlog:
         """All that wait, in no order."""
         return list(self.tasks.values())
 
-    def add(self, task: TaskState) -> None:
-        """It waits."""
+    def add(self, task: TaskState, *, fresh: bool = False) -> None:
+        """It waits; `fresh` ones come after all others."""
         self.tasks[task.id] = task
-        heappush(self._order, (task.images[0].id, task.id))
+        if fresh:
+            self.fresh[task.id] = task
+        heappush(self._order, (fresh, task.images[0].id, task.id))
 
     def forget(self, task: TaskState) -> None:
         """It need not be sent."""
         del self.tasks[task.id]
+        self.fresh.pop(task.id, None)
         if len(self._order) > 2 * len(self.tasks) + SPARE:
-            self._order = [entry for entry in self._order if entry[1] in self.tasks]
+            self._order = [entry for entry in self._order if entry[2] in self.tasks]
             heapify(self._order)
 
-    def take(self, fits: Callable[[TaskState], bool]) -> TaskState | None:
-        """The first one that fits, which waits no more; None if none does."""
+    def clear(self) -> None:
+        """Nothing waits any more."""
+        self.tasks.clear()
+        self.fresh.clear()
+
+    def take(self, fits: Callable[[TaskState], bool], *, fresh: bool = True) -> TaskState | None:
+        """The first one that fits, which waits no more; None if none does.
+
+        `fresh`: whether it may be a fresh one.
+        """
         passed, found = [], None
-        while found is None and self._order:
+        while found is None and self._order and (fresh or not self._order[0][0]):
             entry = heappop(self._order)
-            task = self.tasks.get(entry[1])
+            task = self.tasks.get(entry[2])
             if task is not None and fits(task):
                 found = self.tasks.pop(task.id)
+                self.fresh.pop(task.id, None)
             elif task is not None:
                 passed.append(entry)
         for entry in passed:
             heappush(self._order, entry)
         return found
 
+    def take_fresh(self, most: int) -> list[TaskState]:
+        """The oldest fresh tasks, up to `most`, which wait no more."""
+        taken = list(islice(self.fresh.values(), most))
+        for task in taken:
+            self.forget(task)
+        return taken
+
     # ---- ranks --------------------------------------------------------------
 
     def __contains__(self, rank: int) -> bool:
-        return rank in self._messages
-
-    @property
-    def has_room(self) -> bool:
-        """Whether any rank has."""
-        return bool(self._messages)
+        return rank in self._ranks
 
     @property
     def idle(self) -> int:
         """Ranks without a message."""
         return len(self._levels[0])
 
-    def room(self, rank: int, messages: int) -> None:
-        """The rank has room beside so many messages."""
+    def room(self, rank: int, messages: int, pace_ns: float) -> None:
+        """The rank, of that running service time, has room beside so many messages."""
         self.no_room(rank)
         while len(self._levels) <= messages:
-            self._levels.append({})
-        self._levels[messages][rank] = None
-        self._messages[rank] = messages
+            self._levels.append([])
+        self._turn += 1
+        place = (pace_ns, self._turn, rank)
+        insort(self._levels[messages], place)
+        self._ranks[rank] = messages, place
 
     def no_room(self, rank: int) -> None:
         """It takes nothing, for now or for good."""
-        messages = self._messages.pop(rank, None)
-        if messages is not None:
-            del self._levels[messages][rank]
+        found = self._ranks.pop(rank, None)
+        if found is not None:
+            level = self._levels[found[0]]
+            del level[bisect_left(level, found[1])]
 
-    def pick(self, avoid: Collection[int]) -> int | None:
-        """The rank with room and the fewest messages that is not in `avoid`, or None."""
+    def pick(self, avoid: Collection[int], limit_ns: float = inf) -> int | None:
+        """The rank with room and the fewest messages, of these the fastest, that is not in
+        `avoid` nor slower than the limit; or None."""
         for level in self._levels:
-            for rank in level:
+            for pace_ns, _, rank in level:
+                if pace_ns > limit_ns:
+                    break
                 if rank not in avoid:
                     return rank
         return None

@@ -18,7 +18,7 @@ from collage_mpi.scheduler.endgame import EndGame
 from collage_mpi.scheduler.events import Action, Event, Score
 from collage_mpi.scheduler.groups import Groups
 from collage_mpi.scheduler.quantiles import RunningQuantile
-from collage_mpi.scheduler.rank_speed import Health
+from collage_mpi.scheduler.rank_speed import Health, Paces
 from collage_mpi.scheduler.retries import NOBODY, Retries
 from collage_mpi.scheduler.schemes import Later, Scheme
 from collage_mpi.scheduler.settings import SECOND_NS, SchedulerSettings
@@ -45,7 +45,15 @@ class Scheduler:
         costs = settings.costs, settings.batch_costs, settings.batch
         health = Health(*costs) if scheme.watches_health else None
         pulls = scheme.assign == "pull"
-        self.dispatch = Dispatch(scheme.main, health, settings.batch, pulls=pulls)
+        bundle = scheme.bundle(settings)
+        self.dispatch = Dispatch(
+            scheme.main,
+            health,
+            settings.batch,
+            pulls=pulls,
+            paces=Paces(*costs) if pulls else None,
+            bundle=bundle,
+        )
         self.latencies = RunningQuantile()  # of single answers, late ones too
         self._keeps_latencies = scheme.asks_latencies
         self.timers = Timers(self.dispatch)
@@ -62,7 +70,7 @@ class Scheduler:
         self._ending = False
         self._finished = False
         self._paused = False  # no image is left to come, for all that is known
-        self._gathers = settings.together and settings.batch > 1
+        self._gathers = settings.together and (settings.batch > 1 or bundle is not None)
         self._handlers: dict[type, Callable[..., None]] = {
             ev.RankReady: self._on_rank_ready,
             ev.ImageArrived: self._on_image_arrived,
@@ -121,6 +129,7 @@ class Scheduler:
         rank.status = RANK[rank.status]["silent"]
         self.retries.suspects[rank.id] = rank
         self.retries.leave(rank, event.why)
+        self.dispatch.offer_waiting()
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
@@ -138,6 +147,7 @@ class Scheduler:
             self.dispatch.end(task, "rank lost")
         self.retries.leave(rank, why)
         self.retries.lost(covered, f"rank {rank.id} was lost: {why}")
+        self.dispatch.offer_waiting()
 
     def _recover(self, rank: RankState) -> None:
         if rank.status in SILENT:
@@ -148,6 +158,7 @@ class Scheduler:
 
     def _enter(self, rank: RankState) -> None:
         self.dispatch.enter(rank)
+        self.dispatch.offer_waiting()
         self.retries.ranks_changed()
 
     def _anybody_alive(self) -> bool:
@@ -250,6 +261,8 @@ class Scheduler:
             self._absent(task, cells)
         if unread:
             self.retries.unread(task, unread)
+        if unread or None in cells:
+            self.dispatch.offer_waiting()
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -275,6 +288,7 @@ class Scheduler:
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
             self.retries.leave(task.rank, why)
             self.dispatch.actions.append(ev.Retire(task.rank.id, why))
+        self.dispatch.offer_waiting()
         self._alive(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:
@@ -298,6 +312,7 @@ class Scheduler:
             self._recover(rank)
         if rank.messages < rank.credit:
             self.dispatch.pump(rank)
+            self.dispatch.serve()
             if self._stopping is None:
                 self.scheme.rank_free(self)
 
@@ -343,14 +358,16 @@ class Scheduler:
 
     def _use_reserve(self, image: ImageState) -> None:
         if image.reserve is not None:
-            score, task = image.reserve
-            self.accept(image, task, score)
+            self._use_kept(image, *image.reserve)
+
+    def _use_kept(self, image: ImageState, score: Score, task: TaskState) -> None:
+        source = self.scheme.kept_source or task.source
+        self._resolve(image, source, (task.id,), score, "")
 
     def error(self, image: ImageState, reason: str) -> None:
         """Give the image up: an error row, unless an answer was kept for that."""
         if image.backup is not None:
-            score, task = image.backup
-            self.accept(image, task, score)
+            self._use_kept(image, *image.backup)
             return
         self._errors += 1
         self._resolve(image, "error", (), None, reason)

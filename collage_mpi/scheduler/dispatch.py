@@ -1,29 +1,27 @@
 """Who has what: ranks, their queues and credit, the tasks under way.
 
-Owns: choosing a rank, which tasks leave together, sending up to a rank's credit, what a
-task's end frees.
-Does not know: groups, schemes, retries, timers, why a task was made.
-
 Up to `batch` tasks of one kind leave in one message, a rank has at most `credit` messages at
 a time. What waits for a busy rank leaves together. While groups come in (`gathering`), tasks
 wait beside the queue for others of their batch: until there are `batch` of their kind for the
 rank, or until `flush`. Nothing else waits for a batch to fill.
 
-Where ranks pull (`pulls`) a task is bound to no rank until one has room for it, and a message
-takes up to `batch` of those that wait longest; of fewer each idle rank gets its share.
+Where ranks pull (`pulls`) a task is bound to no rank until one has room for it, the fastest idle
+rank first, and a message takes up to `batch` of those that wait longest; of fewer each idle rank
+gets its share. With a `Bundle`, what waits and was never sent leaves as one task of another kind.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from math import inf
 from typing import NamedTuple
 
 from collage_mpi.kinds import KIND, SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.backlog import Backlog
 from collage_mpi.scheduler.events import Action, Item
-from collage_mpi.scheduler.rank_speed import Health
+from collage_mpi.scheduler.rank_speed import Health, Paces
 from collage_mpi.scheduler.state import ImageState, Message, Pool, RankState, TaskState
 from collage_mpi.scheduler.transitions import CANCELLED, IMAGE, RESOLVED, SETTLED, TASK
 
@@ -39,6 +37,23 @@ class Order(NamedTuple):
     spare: bool = False
 
 
+class Bundle(NamedTuple):
+    """How images that wait, and were never sent, leave together as one task.
+
+    Attributes:
+        order: of that task.
+        least: images that must wait for it; 1 while no rank of the main kind takes work.
+        most: images of a task. A rank that is slow beside others takes whole ones alone, and
+            nothing that a quicker one could take.
+        beyond_idle: idle ranks are counted off what waits.
+    """
+
+    order: Order
+    least: int
+    most: int
+    beyond_idle: bool = False
+
+
 class Dispatch:
     """Ranks and tasks. Actions go to `actions`, which the scheduler hands on."""
 
@@ -49,12 +64,17 @@ class Dispatch:
         batch: int = 1,
         *,
         pulls: bool = False,
+        paces: Paces | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
-        """`main`: the kind whose tasks are an image's attempts; `health` if it is watched."""
+        """`main`: the kind whose tasks are an image's attempts; `health` if it is watched, else
+        `paces` where ranks pull; `bundle` where what waits is sent together."""
         self.main = main
         self.health = health
         self.batch = batch
         self.pulls = pulls
+        self.bundle = bundle
+        self._paces = health or paces
         # Where ranks pull it is asked who has nothing, never who has least: messages will do
         self._counts_tasks = health is not None or not pulls
         self.gathering = False  # whether the tasks that are made wait for others
@@ -68,7 +88,7 @@ class Dispatch:
         self._gathered: dict[int, RankState] = {}  # ranks for which tasks are gathered
         self._backlogs: defaultdict[str, Backlog] = defaultdict(Backlog)
         self._unbound = RankState(0, frozenset(), "", 0)  # where the tasks of backlogs are
-        self._fresh: list[TaskState] = []  # of these, made while groups come in
+        self._just_made: list[TaskState] = []  # of these, made while groups come in
         self._next_task = 0
 
     # ---- ranks --------------------------------------------------------------
@@ -78,29 +98,40 @@ class Dispatch:
         self.ranks[rank.id] = rank
         for kind in sorted(rank.kinds):
             self._pools[kind].add(rank.id, rank.load)
+        if self._paces is not None:
+            self._paces.enter(rank, self.now_ns)
         self._room_changed(rank)
-        if self.health is not None:
-            self.health.enter(rank, self.now_ns)
 
     def leave(self, rank: RankState) -> list[TaskState]:
         """The rank takes no more work; the tasks that can wait no longer, to be moved."""
         for kind in rank.kinds:
             self._pools[kind].discard(rank.id)
         self._room_changed(rank)
-        if self.health is not None:
-            self.health.leave(rank)
+        if self._paces is not None:
+            self._paces.leave(rank)
         return self._withdraw(rank.clear()) + self._stranded(rank.kinds)
 
     def _stranded(self, kinds: Collection[str]) -> list[TaskState]:
         """A rank has left: tasks that no other may take, taken out; the others may now go to
         ranks that failed their image."""
+        if self.bundle is not None and self.bundle.order.kind in kinds:
+            kinds = {*kinds, self.main}
         waiting = [t for kind, b in self._backlogs.items() if kind in kinds for t in b.waiting()]
-        stranded = [t for t in waiting if not self._pools[t.kind].has_other(_held(t))]
+        stranded = [t for t in waiting if not self._may_wait(t.kind, _held(t), self._is_fresh(t))]
         for task in self._withdraw(stranded):
             self._backlogs[task.kind].forget(task)
         for task in waiting:
             self._offer(task)
         return stranded
+
+    def _may_wait(self, kind: str, avoid: Collection[int], fresh: bool) -> bool:
+        """Whether a rank that takes work may come to take such a task."""
+        if fresh and self.bundle is not None and len(self._pools[self.bundle.order.kind]):
+            return True
+        return self._pools[kind].has_other(avoid)
+
+    def _is_fresh(self, task: TaskState) -> bool:
+        return task.id in self._backlogs[task.kind].fresh
 
     def has_rank(self, kind: str) -> bool:
         """Whether any ready rank holds a network of the kind."""
@@ -115,6 +146,12 @@ class Dispatch:
         """Whether a ready rank of the kind has nothing to do."""
         return self._pools[kind].pick_idle() is not None
 
+    @property
+    def wants_images(self) -> bool:
+        """Whether a ready rank that images are sent to first has nothing to do."""
+        bundled = self.bundle is not None and self.has_idle(self.bundle.order.kind)
+        return bundled or self.has_idle(self.main)
+
     def close(self) -> None:
         """Nothing more is sent; what waited is forgotten."""
         self.closed = True
@@ -123,7 +160,7 @@ class Dispatch:
             self._load_changed(rank)
         for backlog in self._backlogs.values():
             self._withdraw(backlog.waiting())
-            backlog.tasks.clear()
+            backlog.clear()
 
     def waiting(self) -> Iterator[TaskState]:
         """Tasks that are not sent yet."""
@@ -190,8 +227,15 @@ class Dispatch:
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
         """A task to the first rank of the kind that has room and is not to be avoided."""
-        may_go = self._pools[order.kind].has_other(avoid)
-        return self._wait(order, images, avoid) if may_go else None
+        fresh = self._bundles(order, images)
+        if not self._may_wait(order.kind, avoid, fresh):
+            return None
+        return self._wait(order, images, avoid, fresh=fresh)
+
+    def _bundles(self, order: Order, images: list[ImageState]) -> bool:
+        """Whether the task may leave in a bundle: it is its image's first."""
+        first = order.kind == self.main and order.attempt == 1 and not images[0].bundled
+        return self.bundle is not None and first and not images[0].failures
 
     def first_to_finish(self, kind: str, count: int) -> list[int]:
         """The ranks that would finish a task of the kind first; () if ranks are not watched."""
@@ -242,8 +286,8 @@ class Dispatch:
 
     def flush(self) -> None:
         """Nobody comes to join what was gathered: it leaves."""
-        fresh, self._fresh = self._fresh, []
-        for task in fresh:
+        made, self._just_made = self._just_made, []
+        for task in made:
             self._offer(task)
         ranks, self._gathered = self._gathered, {}
         for rank in ranks.values():
@@ -277,44 +321,119 @@ class Dispatch:
 
     # ---- tasks that ranks pull ----------------------------------------------
 
-    def _wait(self, order: Order, images: list[ImageState], avoid: Collection[int]) -> TaskState:
+    def _wait(
+        self,
+        order: Order,
+        images: list[ImageState],
+        avoid: Collection[int],
+        *,
+        fresh: bool = False,
+    ) -> TaskState:
         task = self._new(order, images, self._unbound, avoid)
-        self._backlogs[order.kind].add(task)
+        self._backlogs[order.kind].add(task, fresh=fresh)
         if self.gathering:
-            self._fresh.append(task)
+            self._just_made.append(task)
         else:
             self._offer(task)
         return task
 
+    def offer_waiting(self) -> None:
+        """What a rank may not take may have changed: offer what waits to those with room."""
+        if self.bundle is not None:
+            for task in self._backlogs[self.main].waiting():
+                self._offer(task)
+
     def _offer(self, task: TaskState) -> None:
         """Let ranks with room pull until the task has left, or none of them may take it."""
         backlog = self._backlogs[task.kind]
-        while backlog.has_room and task.id in backlog.tasks:
-            rank = backlog.pick(self._barred(task))
+        while task.id in backlog.tasks:
+            barred = self._barred(task)
+            rank = backlog.pick(barred, self._limit_ns(task, barred))
+            if rank is None and self._is_fresh(task):
+                rank = self._pick_for_bundle()
             if rank is None or not self._pull(self.ranks[rank]):
                 return
 
     def _pull(self, rank: RankState) -> bool:
         """A message of what waits longest and may go to the rank; whether it has room for any."""
-        for backlog in self._backlogs.values():
-            tasks = self._take(backlog, rank) if rank.id in backlog and not self.closed else []
-            if tasks:
-                self._send(rank, tasks)
-                self._load_changed(rank)
-                return True
-        return False
+        tasks = [] if self.closed else self._next(rank)
+        if tasks:
+            self._send(rank, tasks)
+            self._load_changed(rank)
+        return bool(tasks)
 
-    def _take(self, backlog: Backlog, rank: RankState) -> list[TaskState]:
+    def _next(self, rank: RankState) -> list[TaskState]:
+        """Up to a batch of tasks of one kind. Before what is bundled comes what a bundle's
+        answer, or a failure, has left to be sent alone."""
+        if self.bundle is not None:
+            main = self._backlogs[self.main]
+            tasks = self._take(main, rank, fresh=False) if rank.id in main else []
+            tasks = tasks or self._take_bundles(self.bundle, rank)
+            if tasks:
+                return tasks
+        for backlog in self._backlogs.values():
+            if rank.id in backlog and (tasks := self._take(backlog, rank)):
+                return tasks
+        return []
+
+    # ---- what leaves together as one task -----------------------------------
+
+    def _take_bundles(self, bundle: Bundle, rank: RankState) -> list[TaskState]:
+        """Up to a batch of them, whole ones if there are several; [] if too little waits."""
+        kind, main = bundle.order.kind, self._backlogs[self.main]
+        if rank.id not in self._backlogs[kind] or len(main.fresh) < self._least(bundle, rank.id):
+            return []
+        share = len(main.fresh) // (bundle.most * max(1, self._backlogs[kind].idle))
+        tasks = []
+        for _ in range(min(self.batch, max(1, share))):
+            images = [task.images[0] for task in self._withdraw(main.take_fresh(bundle.most))]
+            for image in images:
+                image.bundled = True
+            tasks.append(self._new(bundle.order, images, rank))
+        return tasks
+
+    def _least(self, bundle: Bundle, rank: int) -> int:
+        """Images that must wait for the rank to take a bundle."""
+        if not len(self._pools[self.main]):
+            return 1
+        if self._is_slow(bundle.order.kind, rank):
+            return bundle.most
+        idle = self._backlogs[self.main].idle if bundle.beyond_idle else 0
+        return bundle.least + idle
+
+    def _pick_for_bundle(self) -> int | None:
+        """The rank with room that takes what waits as a bundle, where one does."""
+        assert self.bundle is not None
+        rank = self._backlogs[self.bundle.order.kind].pick(NO_RANKS)
+        waiting = len(self._backlogs[self.main].fresh)
+        return rank if rank is not None and waiting >= self._least(self.bundle, rank) else None
+
+    def _is_slow(self, kind: str, rank: int) -> bool:
+        assert self._paces is not None
+        return self._paces.service_ns(rank) > self._paces.limit_ns(kind)
+
+    def _limit_ns(self, task: TaskState, barred: Collection[int]) -> float:
+        """No rank slower than this may take the task by itself: a quicker one will."""
+        if self.bundle is None or self._paces is None:
+            return inf
+        quick = self._paces.has_quick(task.kind, barred)
+        return self._paces.limit_ns(task.kind) if quick else inf
+
+    def _take(self, backlog: Backlog, rank: RankState, *, fresh: bool = True) -> list[TaskState]:
         """The next batch for the rank; of less than a batch for each idle rank its share."""
-        share = min(self.batch, -(-len(backlog.tasks) // max(1, backlog.idle)))
+        waiting = len(backlog.tasks) - (0 if fresh else len(backlog.fresh))
+        share = min(self.batch, -(-waiting // max(1, backlog.idle)))
         tasks: list[TaskState] = []
 
         def fits(task: TaskState) -> bool:
-            return rank.id not in self._barred(task)
+            barred = self._barred(task)
+            if rank.id in barred:
+                return False
+            return self.bundle is None or self._pace_ns(rank) <= self._limit_ns(task, barred)
 
         alone = False
         while len(tasks) < share and not alone:
-            task = backlog.take(fits)
+            task = backlog.take(fits, fresh=fresh)
             if task is None:
                 break
             alone = share > 1 and _has_failed(task)
@@ -336,12 +455,15 @@ class Dispatch:
         tried = held.union(*(image.tried for image in task.images))
         return tried if self._pools[task.kind].has_other(tried) else held
 
+    def _pace_ns(self, rank: RankState) -> float:
+        return 0.0 if self._paces is None else self._paces.service_ns(rank.id)
+
     def _room_changed(self, rank: RankState) -> None:
         if not self.pulls:
             return
         for kind in rank.kinds:
             if rank.messages < rank.credit and rank.id in self._pools[kind]:
-                self._backlogs[kind].room(rank.id, rank.messages)
+                self._backlogs[kind].room(rank.id, rank.messages, self._pace_ns(rank))
             else:
                 self._backlogs[kind].no_room(rank.id)
 
@@ -360,14 +482,20 @@ class Dispatch:
     def _leave(self, task: TaskState, message: Message) -> ev.Send:
         if task.pending < len(task.images):  # what was resolved while it waited: a blank cell
             task.images = [image for image in task.images if image.status not in SETTLED]
-        task.items = tuple([Item(image.id, image.cell) for image in task.images])
+        bundled = self.bundle is not None and task.kind == self.bundle.order.kind
+        if bundled:  # images of several groups, each in the place of its turn
+            task.items = tuple([Item(image.id, i) for i, image in enumerate(task.images)])
+        else:
+            task.items = tuple([Item(image.id, image.cell) for image in task.images])
         task.message = message
         task.status = TASK[task.status]["leaves"]
         task.rank.outstanding[task.id] = task
         self.tasks[task.id] = task
         for image in task.images:
             image.holders += 1
-        return ev.Send(task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt)
+        return ev.Send(
+            task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt, bundled
+        )
 
     # ---- what ends them -----------------------------------------------------
 
@@ -398,8 +526,19 @@ class Dispatch:
 
     def observe(self, task: TaskState, service_ns: int) -> None:
         """The task was answered, its message after so long at work: once for a message."""
-        if self.health is not None and task.message is not None and task.message.left == 0:
-            self.health.observe(task, service_ns)
+        if self._paces is None or task.message is None or task.message.left:
+            return
+        if self._paces.observe(task, service_ns):
+            self._room_changed(task.rank)
+
+    def serve(self) -> None:
+        """Other ranks may count as slow since an answer: those that do no more take what was
+        held back."""
+        backlog = self._backlogs[self.main]
+        while self.bundle is not None and self._paces is not None and backlog.tasks:
+            rank = backlog.pick(NO_RANKS, self._paces.limit_ns(self.main))
+            if rank is None or not self._pull(self.ranks[rank]):
+                return
 
     def resolved(self, image: ImageState) -> None:
         """The image has its outcome: cancel or drop each task that has no other left."""

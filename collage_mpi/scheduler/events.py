@@ -186,7 +186,10 @@ class Admit(NamedTuple):
 
 
 class Send(NamedTuple):
-    """Send the items to the rank for the network named by `kind`."""
+    """Send the items to the rank for the network named by `kind`.
+
+    `bundle`: the items may be of several groups, and an item's cell is its place in the task.
+    """
 
     task: int
     rank: int
@@ -194,6 +197,7 @@ class Send(NamedTuple):
     items: tuple[Item, ...]
     group: int
     attempt: int
+    bundle: bool = False
 
 
 class SendBatch(NamedTuple):

@@ -174,7 +174,7 @@ class Groups:
 
     def _wanted(self) -> bool:
         """Whether a rank has nothing to do: whatever waits it may not take."""
-        idle = self._dispatch.has_idle(self._dispatch.main) or not self.unresolved
+        idle = self._dispatch.wants_images or not self.unresolved
         return idle and not self._promised
 
     def _drained(self, silent_tasks: Callable[[], int]) -> bool:

@@ -1,8 +1,4 @@
-"""How fast the ranks have been lately, and which would finish a task first.
-
-Owns: running service times by rank, censored by what is under way; the order of the ranks
-by the time at which one more task would be done.
-Does not know: who is sent what and why.
+"""How fast the ranks have been lately, which of them are slow, and which would finish a task first.
 
 A rank's service time is the median of its last few, compute and held, each divided by the
 cost of its kind of network, and of its batch: robust against one slow answer, and soon aware
@@ -13,14 +9,16 @@ answered yet comes first while it is idle, and counts as a typical one once it h
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import deque
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
+from math import inf
 
 from collage_mpi.scheduler.settings import batch_factor
 from collage_mpi.scheduler.state import RankState, TaskState
 
 WINDOW = 9  # service times remembered of a rank
+SLOW = 1.5  # times the median pace of the ranks of a kind: a rank beyond it is slow
 PROBE_AFTER = 100  # of its service times idle: a slow rank is tried again
 
 
@@ -44,13 +42,8 @@ class Pace:
         self.service_ns = self._sorted[(len(self._sorted) - 1) // 2]
 
 
-class Health:
-    """Running service times of all ranks, and the ranks of a kind in order of finish.
-
-    Idle ranks are sorted by their service time, busy ones by when they would be done with
-    one more task: both stay true as time passes, but for a task that is overdue, whose rank
-    is sorted in again when its turn comes (and, for a while, a rank nothing is known of).
-    So a choice is O(log ranks) amortised.
+class Paces:
+    """Running service times of the ranks, and which of them are slow beside the others of a kind.
 
     Args:
         costs: kind -> its network's service time over the single's; 1 where it is not named.
@@ -68,28 +61,105 @@ class Health:
         self._batch_costs = dict(batch_costs or {})
         self._batch = batch
         self._paces: dict[int, Pace] = {}
-        self._typical = Pace()  # of all ranks, for one that has not answered yet
         self._ranks: dict[int, RankState] = {}
+        # kind -> (service time, rank) of those that take work, sorted
+        self._by_pace: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+
+    def enter(self, rank: RankState, now_ns: int) -> None:
+        """The rank takes work."""
+        pace = self._paces.setdefault(rank.id, Pace())
+        pace.begun_ns = now_ns
+        self._ranks[rank.id] = rank
+        for kind in rank.kinds:
+            insort(self._by_pace[kind], (pace.service_ns, rank.id))
+
+    def leave(self, rank: RankState) -> None:
+        """It takes no more work."""
+        if self._ranks.pop(rank.id, None) is not None:
+            self._unsort(rank)
+
+    def _unsort(self, rank: RankState) -> None:
+        entry = (self._paces[rank.id].service_ns, rank.id)
+        for kind in rank.kinds:
+            entries = self._by_pace[kind]
+            del entries[bisect_left(entries, entry)]
+
+    def service_ns(self, rank: int) -> float:
+        """Running service time of a single image on the rank; 0 until one is known."""
+        return self._paces[rank].service_ns
+
+    def limit_ns(self, kind: str) -> float:
+        """The service time beyond which a rank of the kind is slow; without end while less than
+        half of them are known."""
+        entries = self._by_pace[kind]
+        median_ns = entries[(len(entries) - 1) // 2][0] if entries else 0.0
+        return SLOW * median_ns or inf
+
+    def has_quick(self, kind: str, avoid: Collection[int]) -> bool:
+        """Whether a rank of the kind that is not slow, nor in `avoid`, takes work."""
+        limit_ns = self.limit_ns(kind)
+        quick = bisect_right(self._by_pace[kind], (limit_ns, inf))
+        for rank in avoid:
+            there = rank in self._ranks and kind in self._ranks[rank].kinds
+            quick -= there and self._paces[rank].service_ns <= limit_ns
+        return quick > 0
+
+    def observe(self, task: TaskState, service_ns: int) -> bool:
+        """An answer says how long the rank was at work on it; whether it says anything."""
+        if service_ns <= 0:
+            return False
+        rank = task.rank
+        entered = rank.id in self._ranks
+        if entered:
+            self._unsort(rank)
+        pace = self._paces[rank.id]
+        pace.observe(service_ns / self._message_cost(task))
+        for kind in rank.kinds if entered else ():
+            insort(self._by_pace[kind], (pace.service_ns, rank.id))
+        return True
+
+    def _message_cost(self, task: TaskState) -> float:
+        """What the message that the task left in takes, over one single image."""
+        inputs = 1 if task.message is None else task.message.inputs
+        return self._costs.get(task.kind, 1.0) * self._batch_cost(task.kind, inputs)
+
+    def _batch_cost(self, kind: str, size: int) -> float:
+        """A batch over one input."""
+        return batch_factor(size, self._batch_costs.get(kind, 1.0))
+
+
+class Health(Paces):
+    """Beside the paces, the ranks of a kind in order of finish.
+
+    Idle ranks are sorted by their service time, busy ones by when they would be done with
+    one more task: both stay true as time passes, but for a task that is overdue, whose rank
+    is sorted in again when its turn comes (and, for a while, a rank nothing is known of).
+    So a choice is O(log ranks) amortised. Args as of `Paces`.
+    """
+
+    def __init__(
+        self,
+        costs: Mapping[str, float],
+        batch_costs: Mapping[str, float] | None = None,
+        batch: int = 1,
+    ) -> None:
+        super().__init__(costs, batch_costs, batch)
+        self._typical = Pace()  # of all ranks, for one that has not answered yet
         self._orders: dict[str, _Order] = {}
         self._changed: dict[str, set[int]] = {}  # kind -> ranks to be sorted in before a choice
 
     def enter(self, rank: RankState, now_ns: int) -> None:
         """The rank takes work."""
-        self._paces.setdefault(rank.id, Pace()).begun_ns = now_ns
-        self._ranks[rank.id] = rank
+        super().enter(rank, now_ns)
         self.changed(rank)
 
     def leave(self, rank: RankState) -> None:
         """It takes no more work."""
-        self._ranks.pop(rank.id, None)
+        super().leave(rank)
         for kind in rank.kinds:
             if kind in self._orders:
                 self._orders[kind].remove(rank.id)
             self._changed[kind].discard(rank.id)
-
-    def service_ns(self, rank: int) -> float:
-        """Running service time of a single image on the rank; 0 until one is known."""
-        return self._paces[rank].service_ns
 
     # ---- what happens to a rank ---------------------------------------------
 
@@ -103,13 +173,13 @@ class Health:
             for kind in rank.kinds:
                 self._changed.setdefault(kind, set()).add(rank.id)
 
-    def observe(self, task: TaskState, service_ns: int) -> None:
-        """An answer says how long the rank was at work on it."""
-        if service_ns > 0:
-            cost = self._message_cost(task)
-            self._paces[task.rank.id].observe(service_ns / cost)
-            self._typical.observe(service_ns / cost)
-            self.changed(task.rank)
+    def observe(self, task: TaskState, service_ns: int) -> bool:
+        """As of `Paces`."""
+        if not super().observe(task, service_ns):
+            return False
+        self._typical.observe(service_ns / self._message_cost(task))
+        self.changed(task.rank)
+        return True
 
     # ---- choices ------------------------------------------------------------
 
@@ -178,15 +248,6 @@ class Health:
             waiting += task.pending > 0 and task.message is not first.message  # type: ignore[union-attr]
         share = self._batch_cost(kind, self._batch) / self._batch  # of a batch
         return free_ns + each_ns * (waiting * share + self._costs.get(kind, 1.0))
-
-    def _message_cost(self, task: TaskState) -> float:
-        """What the message that the task left in takes, over one single image."""
-        inputs = 1 if task.message is None else task.message.inputs
-        return self._costs.get(task.kind, 1.0) * self._batch_cost(task.kind, inputs)
-
-    def _batch_cost(self, kind: str, size: int) -> float:
-        """A batch over one input."""
-        return batch_factor(size, self._batch_costs.get(kind, 1.0))
 
     def _sorted(self, kind: str, now_ns: int) -> _Order:
         """The ranks of the kind, those that have changed since the last choice sorted in."""

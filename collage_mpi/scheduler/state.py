@@ -19,6 +19,7 @@ class ImageState:
 
     __slots__ = (
         "backup",
+        "bundled",
         "cell",
         "copies",
         "failures",
@@ -48,6 +49,7 @@ class ImageState:
         self.failures = 0  # of them failed, lost or without an answer
         self.losses = 0  # of its tasks of that kind, lost with their rank
         self.copies = 0  # of the end game
+        self.bundled = False  # it was sent with others, in a task of another kind
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.backup: tuple[Score, TaskState] | None = None  # counts if no other will come
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later

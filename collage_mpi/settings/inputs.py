@@ -103,7 +103,8 @@ class NetworkSettings(Settings):
     )
     backup: str = _network(
         "",
-        "network of scheme batch-backup's spare ranks: a single classifier, smaller maybe",
+        "network of scheme batch-backup's spare ranks, or that scheme cascade-batch asks first: a "
+        "single classifier, smaller maybe",
         unset="the single network",
         metavar="W",
     )

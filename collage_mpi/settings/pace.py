@@ -40,7 +40,12 @@ class PaceSettings(ArrivalSettings):
         auto=True,
         at_most=MOST_BATCH,
     )
-    credit: int = _pace(2, "messages that a rank may have at a time, each of a batch", at_least=1)
+    credit: int | None = _pace(
+        None,
+        "messages that a rank may have at a time, each of a batch",
+        unset="2; scheme cascade: 1, since what a busy rank has been sent waits in no collage",
+        at_least=1,
+    )
     window: int | None = _pace(
         None,
         "open loop: images in the job at a time; at least a group",

@@ -75,7 +75,8 @@ def placement(
 ) -> Placement:
     """Rank 0 coordinator, 1..N single, then those of each further kind that the scheme needs.
 
-    With layout fastest all ranks but rank 0 hold all of them.
+    With layout fastest all ranks but rank 0 hold all of them; where that is the scheme's own
+    layout and N is not said, the world may be of any size.
 
     A scheme without any needs no collage rank either: worlds of 1+N and of 1+N+M are both
     right, and in the larger one the last M ranks stay idle. So do the N singles where a
@@ -96,6 +97,10 @@ def placement(
         EnvironmentFault: the world is of the wrong size, or is N worlds of one rank.
     """
     needs = scheme_class(scheme).needs
+    one_world = world_size > 1 and (launcher_size or world_size) == world_size
+    any_size = layout == scheme_class(scheme).placement == "fastest" and singles is None
+    if any_size and one_world:
+        return Placement((frozenset(), *[needs] * (world_size - 1)))
     n_single = side * side if singles is None else singles
     if n_single < 1:
         raise UsageError(f"--singles {n_single}: at least one single rank is needed")
@@ -107,7 +112,7 @@ def placement(
     least = 1 + n_single * (SINGLE in needs) + len(beside)
     most = 1 + n_single + (len(beside) or ranks[COLLAGE])
     needed = least if beside else most  # what to launch
-    if world_size == 1 or (launcher_size or world_size) != world_size:
+    if not one_world:
         raise _one_world_is_missing(world_size, launcher_size, needed)
     if world_size not in (least, most):
         counts = {SINGLE: n_single, **others} if SINGLE in needs else others

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from collage_mpi.errors import UsageError
+from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.pace import PaceSettings
 from collage_mpi.settings.redundancy import RankSettings
 from collage_mpi.system.fields import names
@@ -55,7 +56,8 @@ def full_depth(values: Json) -> int:
     group but those of its own messages: the other half is for these.
     """
     ranks = RankSettings.from_mapping({k: values[k] for k in names(RankSettings) if k in values})
-    credit = PaceSettings.from_mapping({k: values[k] for k in ("credit",) if k in values}).credit
+    given = PaceSettings.from_mapping({k: values[k] for k in ("credit",) if k in values}).credit
+    credit = given or scheme_class(ranks.scheme).credit
     fill = -(-ranks.n_singles // ranks.group_size) if ranks.uses_single else 1
     if ranks.uses_collage:  # a collage a group, on n_copies of M ranks
         fill = max(fill, -(-ranks.collage_ranks // ranks.n_copies))
@@ -81,6 +83,8 @@ PROFILES: dict[str, Profile] = {
             "parity_k": None,
             "parity_ranks": None,
             "backup_ranks": 1,
+            "collage_from": None,
+            "collage_counts": "all",
             "assign": "turn",
             "endgame": "off",
             "placement": "fixed",

@@ -65,6 +65,18 @@ class RankSettings(Settings):
     backup_ranks: int = _setting(
         1, "scheme batch-backup: ranks that get groups as batches", at_least=1
     )
+    collage_from: int | None = _setting(
+        None,
+        "scheme cascade: images that must wait for a rank to take them as one collage",
+        unset="3, or more where a collage takes longer than two single answers",
+        at_least=1,
+    )
+    collage_counts: str = _setting(
+        "all",
+        "scheme cascade: images that count for --collage-from: all that wait, or those beyond the "
+        "idle ranks, for as many answers of the single network as the load allows",
+        choices=("all", "beyond-idle"),
+    )
     assign: str = _setting(
         "pull",
         "single rank that gets an image: the next in turn, the least loaded, the one that would "
@@ -77,10 +89,11 @@ class RankSettings(Settings):
         "on: when no image is left to come, idle ranks copy those that are still out",
         choices=("off", "on"),
     )
-    placement: str = _setting(
-        "fixed",
+    placement: str | None = _setting(
+        None,
         "ranks that get collages: M of their own, or the currently fastest of N+M that all hold "
         "both networks",
+        unset="fixed; scheme cascade: fastest",
         choices=PLACEMENTS,
     )
 
@@ -102,6 +115,11 @@ class RankSettings(Settings):
                 f"collage_copies is {self.collage_copies} with {self.collage_ranks} collage "
                 "rank(s); each copy needs a rank of its own"
             )
+
+    @property
+    def layout(self) -> str:
+        """Which ranks hold the collage network: one of PLACEMENTS."""
+        return self.placement or scheme_class(self.scheme).placement
 
     @property
     def group_size(self) -> int:
@@ -184,7 +202,7 @@ class RankSettings(Settings):
             {kind: self.n_ranks(kind) for kind in KINDS if kind != SINGLE},
             side=self.side,
             scheme=self.scheme,
-            layout=self.placement,
+            layout=self.layout,
             launcher_size=launcher_size,
         )
 
@@ -194,7 +212,18 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
     """All that the scheme is made from."""
 
     def _check(self) -> None:
+        for name, known in scheme_class(self.scheme).only.items():
+            if getattr(self, name) not in known:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)} with scheme {self.scheme}; it takes: "
+                    f"{', '.join(known)}"
+                )
         make_scheme(self.scheme_settings())
+
+    @property
+    def needs_threshold(self) -> bool:
+        """Whether the scheme must know from which score on a collage's answer counts."""
+        return "accept" in scheme_class(self.scheme).only
 
     def scheme_settings(self) -> SchemeSettings:
         """What the scheme is made from."""
@@ -206,8 +235,10 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             self.replicas,
             self.hedge_delay() if self._takes("hedge_delay") else None,
             self.hedge_budget,
-            self.placement,
+            self.layout,
             self.n_stripe,
+            bundle_from=self.collage_from,
+            beyond_idle=self.collage_counts == "beyond-idle",
         )
 
     @property

@@ -18,6 +18,7 @@ from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import ENCODED_KINDS, KIND, KINDS, NETWORK_SETTINGS, PARITY, SINGLE
 from collage_mpi.models.tuning import Tuning
+from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
 from collage_mpi.settings.placement import Placement
@@ -153,13 +154,17 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return self.depth is None and not held
 
     @property
-    def groups_in_flight(self) -> int:
+    def messages(self) -> int:
+        """Messages that a rank may have at a time."""
+        return self.credit or scheme_class(self.scheme).credit
+
+    def groups_in_flight(self, workers: int) -> int:
         """The scheduler's depth, at most: this one's, or an open loop's window in groups.
 
         Where groups come in as ranks have room, each message may hold up another group.
         """
         if self.paced:
-            return self.credit * self.world_size
+            return self.messages * max(self.world_size, workers + 1)
         if not self.open_loop:
             return self.depth or 1
         window = max(4096, 8 * self.n_singles) if self.window is None else self.window

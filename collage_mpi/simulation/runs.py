@@ -24,7 +24,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
-from collage_mpi.job.plan import with_accept_of
+from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.job.recorder import Writer
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY, SINGLE
 from collage_mpi.models import describe
@@ -103,8 +103,17 @@ class Job:
         settings = self.settings
         if settings.accept != AUTO or not settings.takes_policy:
             return settings
-        if self.answers is None or not (settings.single and settings.collage):
-            return replace(settings, accept="first")
+        if settings.uses(BACKUP):
+            return with_accept_of(settings, None, None)
+        named = settings.single and settings.collage
+        if settings.needs_threshold and self.answers is not None and not named:
+            raise UsageError(
+                f"scheme {settings.scheme} must know from which score on a collage's answer "
+                "counts: name the networks of --answers by --single and --collage, whose threshold "
+                "it then takes, or set it by --accept confident --confidence 0.9"
+            )
+        if self.answers is None or not named:
+            return with_every_answer(settings)
         single, collage = (describe(getattr(settings, kind), kind) for kind in (SINGLE, COLLAGE))
         return with_accept_of(settings, single, collage)
 

@@ -129,7 +129,7 @@ class Simulation:
     def run(self) -> ev.Finish:
         """Everything, from the first admission to the end."""
         for rank, state in self.ranks.items():
-            self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.credit))
+            self._handle(ev.RankReady(0, rank, state.kinds, "simulated", self.settings.messages))
         if self._timeouts is not None:
             self._at(SCAN_EVERY_NS, TIMER, self._scan, self._timeouts)
         told = False

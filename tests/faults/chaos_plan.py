@@ -68,6 +68,7 @@ SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "parity": (3, ("--parity", "null", "--parity-k", "2")),
     "approx": (2, ("--parity-k", "2")),
     "batch-backup": (3, ()),
+    "cascade": (6, ("--accept", "confident")),
 }
 ACCEPT = (("first",), ("first",), ("grace", "--grace-ms", "30"),
           ("confident", "--accept-deadline-ms", "60"))  # fmt: skip
@@ -212,7 +213,7 @@ def shape_of_work(rng: random.Random, schemes: tuple[str, ...], collages: int) -
         words += ["--parity-ranks", str(collages)]
     if scheme == "batch-backup":
         words += ["--backup-ranks", str(collages)]
-    if scheme == "collage":
+    if scheme in ("collage", "cascade"):
         words += ["--placement", rng.choice(["fixed", "fixed", "fastest"])]
     if scheme == "none":
         words += ["--assign", rng.choice(["turn", "least"])]

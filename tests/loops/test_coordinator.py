@@ -95,6 +95,7 @@ class Job:
         credit: int = 2,
         reading: Collection[int] = (),
         deaths: dict[int, int] | None = None,
+        placement: str = "fixed",
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
@@ -113,14 +114,15 @@ class Job:
         self.recorder = Recorder(
             self.writer, start_ns=self.start_ns, group_size=side * side, warmup_groups=1
         )
-        collages = collages if scheme == "collage" else 0
+        collages = collages if scheme in ("collage", "cascade") else 0
         self.scheduler = Scheduler(
             SchedulerSettings(group_size=side * side, ranks=singles + collages, **settings),
             make_scheme(
                 SchemeSettings(
                     scheme,
-                    policy=make_policy(PolicySettings(policy, grace_ns)),
+                    policy=make_policy(PolicySettings(policy, grace_ns, confidence=0.8)),
                     collage_copies=copies,
+                    placement=placement,
                 )
             ),
         )
@@ -131,7 +133,8 @@ class Job:
         self.detector.keep_going = True
         self.credit = credit
         kinds = ["single"] * singles + ["collage"] * collages
-        self.ready = [Ready(r, frozenset({k}), "host") for r, k in enumerate(kinds, start=1)]
+        held = [set(kinds) if placement == "fastest" else {kind} for kind in kinds]
+        self.ready = [Ready(r, frozenset(k), "host") for r, k in enumerate(held, start=1)]
         self.most_held = self.most_remembered = 0
         self.coordinator = Coordinator(
             self.scheduler,
@@ -195,7 +198,7 @@ class Job:
 
 
 @pytest.mark.parametrize("images", [0, 1, 3, 4, 5, 16, 37])
-@pytest.mark.parametrize("scheme", ["none", "collage"])
+@pytest.mark.parametrize("scheme", ["none", "collage", "cascade"])
 @pytest.mark.parametrize(
     "shape",
     [

@@ -28,6 +28,7 @@ from collage_mpi.results.reader import Results, results_of
 from collage_mpi.results.rows import OUTCOMES, TABLES
 from collage_mpi.results.summary import summarise
 from collage_mpi.scheduler import events as ev
+from collage_mpi.scheduler.events import Score
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 
 SIDE = 2
@@ -39,6 +40,7 @@ class Plan:
 
     images: int
     scheme: str
+    placement: str  # of scheme cascade
     singles: int
     collages: int
     policy: str
@@ -65,10 +67,11 @@ def drawn(rng: random.Random) -> Plan:
     served = rng.sample(range(31), rng.choice((0, 0, 1, 2, 5, 12)))
     return Plan(
         images=rng.randint(0, 24),
-        scheme=rng.choice(("none", "collage", "replicate")),
+        scheme=rng.choice(("none", "collage", "replicate", "cascade", "cascade")),
+        placement=rng.choice(("fixed", "fastest")),
         singles=rng.randint(1, 5),
         collages=rng.randint(1, 2),
-        policy=rng.choice(("first", "grace")),
+        policy=rng.choice(("first", "grace", "confident")),
         depth=rng.randint(1, 2),
         batch=rng.randint(1, 3),
         credit=rng.randint(1, 2),
@@ -77,14 +80,14 @@ def drawn(rng: random.Random) -> Plan:
         kills=of_ranks(4, 0, 12),
         hangs=of_ranks(2, 0, 3),
         slow=of_ranks(2, 2, 9),
-        bad={number: rng.choice(("fail", "absent")) for number in served},
+        bad={number: rng.choice(("fail", "absent", "unsure")) for number in served},
         unread=frozenset(rng.sample(range(24), rng.choice((0, 0, 1, 3)))),
         stop_ms=rng.choice((None, rng.randint(0, 10))),
     )
 
 
 SIMPLEST = Plan(
-    0, "none", 1, 1, "first", 1, 1, 1, False, 200, {}, {}, {}, {}, frozenset(), None
+    0, "none", "fixed", 1, 1, "first", 1, 1, 1, False, 200, {}, {}, {}, {}, frozenset(), None
 )  # fmt: skip
 
 
@@ -133,6 +136,9 @@ class Ends:
         result = truthful(rank, task, pixels)
         if how == "absent":
             return dataclasses.replace(result, cells=(None,) * len(result.cells))
+        if how == "unsure":
+            cells = tuple(Score(cell.label, 0.5) for cell in result.cells if cell is not None)
+            return dataclasses.replace(result, cells=cells)
         return dataclasses.replace(result, compute_ns=MS // 2)
 
 
@@ -147,6 +153,7 @@ def session(plan: Plan, number: int, rows: list[int]) -> tuple[ev.Finish, Job, E
         records,
         side=SIDE,
         scheme=plan.scheme,
+        placement=plan.placement if plan.scheme == "cascade" else "fixed",
         singles=plan.singles,
         collages=plan.collages,
         policy=plan.policy,

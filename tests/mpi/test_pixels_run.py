@@ -113,6 +113,7 @@ def test_bad_rows_are_error_rows_of_no_rank(mpi, data, tmp_path):
         "parity": PARITY,
         "approx": CODED,
         "batch-backup": ("--singles", "3"),
+        "cascade": ("--collage", "null", "--singles", "3"),
     }
     cases = [[*run, "--scheme", s, *m, "--out", tmp_path / s] for s, m in schemes.items()]
     done = run_many(mpi, WORLD, cases, tmp_path)

@@ -125,6 +125,18 @@ def test_all_ranks_die_and_resume_completes_the_run(job):
     assert set(found.images["session"]) == {1, 2}
 
 
+def test_a_cascade_loses_ranks_and_is_resumed(job):
+    """Ranks die with a collage; the others send its images alone."""
+    flags = ("--scheme", "cascade", "--endgame", "off")
+    ended = job("1:receive:kill:1,2:reply:kill:2,3:compute:kill:3,4:receive:kill:9", *flags)
+    found = ended.check(INCOMPLETE)
+    tasks = found.tasks[found.tasks["outcome"] == OUTCOMES.index("lost")]
+    assert (tasks["items"] > 1).any()
+    assert {SOURCES[code] for code in found.images["source"]} == {"collage", "single"}
+    found = job("", "--resume").check()
+    assert set(found.images["session"]) == {1, 2}
+
+
 def test_too_few_ranks_to_begin_with_can_be_resumed(job):
     ended = job("1:load:kill,2:warm:kill,3:load:kill")
     assert ended.code == INCOMPLETE

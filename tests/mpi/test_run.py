@@ -143,6 +143,9 @@ def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
         "batches": ["--batch", "3", "--depth", "2", "--credit", "1", "--scheme", "none", *HALF],
         "only": ["--scheme", "collage-only"],
         "late": ["--scheme", "collage-hedge", "--hedge-ms", "0", "--hedge-budget", "1"],
+        "cascade": ["--scheme", "cascade", "--batch", "2"],
+        "apart": ["--scheme", "cascade", "--placement", "fixed"],
+        "quick": ["--scheme", "cascade-batch"],
     }
     cases = [[*both, *more, "--out", tmp_path / name] for name, more in shapes.items()]
     found = run_many(mpi, 11, cases, tmp_path)
@@ -155,6 +158,11 @@ def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
     shuffled = read_results(tmp_path / "shuffled")
     assert set(shuffled.images["shard"]) == {0, 1}  # 50 of the first shard would be file order
     assert counted(read_results(tmp_path / "only").images, "source", SOURCES) == {"collage": 123}
+    cascade = read_results(tmp_path / "cascade")
+    collages = cascade.tasks[cascade.tasks["kind"] == KINDS.index("collage")]
+    assert collages["items"].sum() == 123, "each image is in one collage"
+    assert len(np.unique(cascade.tasks["rank"])) > 5
+    assert {"backup"} <= set(counted(read_results(tmp_path / "quick").images, "source", SOURCES))
     for name, most in (("batch", 4), ("batches", 3)):
         rows = read_results(tmp_path / name).tasks
         together = np.unique(rows[["rank", "sent_ns"]], return_counts=True)[1]

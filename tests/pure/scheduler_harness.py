@@ -59,6 +59,8 @@ class Harness:
         parities: int | None = None,
         credit: int = 2,
         batch: int = 1,
+        bundle_from: int | None = None,
+        beyond_idle: bool = False,
         **settings,
     ) -> None:
         if scheme == "collage-only":
@@ -82,6 +84,8 @@ class Harness:
                 placement if "placement" in scheme_class(scheme).takes else "fixed",
                 parity_k,
                 self._decode,
+                bundle_from,
+                beyond_idle,
             )
         )
         self.scheduler = Scheduler(
@@ -98,7 +102,7 @@ class Harness:
         self.messages: list[tuple[ev.Send, ...]] = []
         single = frozenset({SINGLE})
         collage = scheme_class(scheme).needs - single or frozenset({COLLAGE})
-        if self.scheme.watches_health and placement == "fastest" and singles:
+        if "placement" in scheme_class(scheme).takes and placement == "fastest" and singles:
             single = collage = single | collage
         self.nonsense: set[int] = set()  # parity tasks whose answer decodes to nothing
         self.kinds = {r: single for r in range(1, singles + 1)}
@@ -306,7 +310,14 @@ class Harness:
             assert item.image not in self.released, "pixels are gone (7)"
         for other in self.live.values():
             if (other.rank, other.kind) == (send.rank, send.kind):
-                assert not {*other.items} & {*send.items}, "it is on the rank already"
+                here = {item.image for item in other.items}
+                assert not here & {item.image for item in send.items}, "it is on the rank already"
+        if send.bundle:
+            images = [item.image for item in send.items]
+            assert [item.cell for item in send.items] == list(range(len(images)))
+            assert images == sorted(images)
+            before = {item.image for other in self.sent.values() for item in other.items}
+            assert not before & {*images}, "only what was never sent is bundled"
         self.sent[send.task] = self.live[send.task] = send
 
     def _do_cancel(self, action: ev.Cancel) -> None:

@@ -101,7 +101,7 @@ def test_meaning():
         ({"side": True}, "side is True"),
         ({"side": 1}, "2 to 16"),
         ({"shards": 3}, "list of strings"),
-        ({"scheme": "replicate3"}, "known are: none, replicate, hedge, batch-backup, collage"),
+        ({"scheme": "replicate3"}, "known are: none, cascade, cascade-batch, replicate, hedge,"),
         ({"accept": "grace"}, "--grace-ms"),
         ({"accept": "grace", "grace_quantile": 1.5}, "between 0 and 1"),
         ({"accept": "confident", "accept_deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
@@ -241,7 +241,7 @@ def test_other_endings_and_missing_files(tmp_path):
 )
 def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
     found = RunSettings.from_mapping(values)
-    assert (found.paced, found.groups_in_flight) == (paced, depth)
+    assert (found.paced, found.groups_in_flight(found.world_size - 1)) == (paced, depth)
 
 
 def test_auto_is_the_default_where_a_setting_has_one():

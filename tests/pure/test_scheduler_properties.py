@@ -169,17 +169,39 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "job") or self.job.finish is not None:
             return
         dispatch = self.job.scheduler.dispatch
-        gathered = {task.id for task in dispatch._fresh}
+        gathered = {task.id for task in dispatch._just_made}
         for kind, backlog in dispatch._backlogs.items():
             ready = {r for r in dispatch._pools[kind]._order if kind in dispatch.ranks[r].kinds}
             room = {r for r in ready if dispatch.ranks[r].messages < dispatch.ranks[r].credit}
-            assert set(backlog._messages) == room
+            places = [(n, place) for n, level in enumerate(backlog._levels) for place in level]
+            assert sorted(places) == places == sorted(backlog._ranks.values())
+            assert {place[2] for _, place in places} == room
+            for messages, (pace_ns, _, rank) in places:
+                assert messages == dispatch.ranks[rank].messages
+                assert pace_ns == (dispatch._paces.service_ns(rank) if dispatch._paces else 0.0)
             for task in backlog.waiting():
-                assert ready - {*task.avoid}, "it waits for nobody"
+                bundle = dispatch.bundle if task.id in backlog.fresh else None
+                alone = ready - {*task.avoid}
+                assert alone or (bundle and dispatch.count(bundle.order.kind)), "for nobody"
                 others = {t.rank.id for i in task.images for t in i.tasks} | {*task.avoid}
                 tried = {r for i in task.images for r in i.tried}
+                barred = others | (tried if ready - others - tried else set())
+                slow = {r for r in room if dispatch.bundle and dispatch._is_slow(kind, r)}
+                held_back = slow if slow and dispatch._paces.has_quick(kind, barred) else set()
                 if task.id not in gathered:
-                    assert not room - others - (tried if ready - others - tried else set())
+                    assert not room - barred - held_back
+            if dispatch.bundle and kind == "single" and not gathered:
+                collages = dispatch._backlogs[dispatch.bundle.order.kind]
+                for rank in [r for r in dispatch.ranks if r in collages]:
+                    assert len(backlog.fresh) < dispatch._least(dispatch.bundle, rank)
+
+    @invariant()
+    def paces_are_those_of_the_ranks_that_take_work(self):
+        dispatch = self.job.scheduler.dispatch if hasattr(self, "job") else None
+        paces = dispatch._paces if dispatch else None
+        for kind, entries in paces._by_pace.items() if paces else ():
+            ready = dispatch._pools[kind]._order
+            assert entries == sorted((paces.service_ns(rank), rank) for rank in ready)
 
     @invariant()
     def ranks_are_sorted_once(self):

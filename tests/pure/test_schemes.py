@@ -35,7 +35,8 @@ def asked(name: str, **changes: object) -> SchemeSettings:
 
 def test_schemes_are_in_the_order_that_help_and_errors_list_them():
     listed = (
-        "none, replicate, hedge, batch-backup, collage, collage-only, collage-hedge, parity, approx"
+        "none, cascade, cascade-batch, replicate, hedge, batch-backup, collage, collage-only, "
+        "collage-hedge, parity, approx"
     )
     assert ", ".join(SCHEMES) == listed
     with pytest.raises(UsageError, match=f"known are: {listed}"):
@@ -97,7 +98,10 @@ def test_needs_and_takes_are_names_that_there_are(name):
 @pytest.mark.parametrize("name", SCHEMES)
 def test_only_who_makes_collages_places_them_by_speed(name):
     if COLLAGE in scheme_class(name).needs:
-        assert make_scheme(asked(name, placement="fastest")).watches_health
+        made = make_scheme(asked(name, placement="fastest"))
+        assert made.watches_health or made.assign == "pull"  # to the fastest that has room
+    elif "placement" in scheme_class(name).takes:
+        assert make_scheme(asked(name, placement="fastest")).assign == "pull"
     else:
         with pytest.raises(UsageError, match=f"scheme {name} makes none"):
             make_scheme(asked(name, placement="fastest"))

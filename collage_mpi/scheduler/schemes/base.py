@@ -6,14 +6,15 @@ Does not know: credit, queues, lost ranks, retries (the core does those).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from collage_mpi.kinds import COLLAGE, RESOLVING_KINDS, SINGLE
-from collage_mpi.scheduler.dispatch import Dispatch, Order
+from collage_mpi.scheduler.dispatch import Bundle, Dispatch, Order
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.quantiles import RunningQuantile
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
+from collage_mpi.scheduler.settings import SchedulerSettings
 from collage_mpi.scheduler.state import GroupState, ImageState, TaskState
 
 ASSIGNMENTS = ("turn", "least", "finish", "pull")
@@ -92,6 +93,11 @@ class Scheme:
         assigns: of ASSIGNMENTS, those with a meaning of their own; others are as `turn`.
         mark: colour and marker of its points in figures.
         main: the kind whose failures count, and that is tried again.
+        only: setting of a run -> its values that go with the scheme, where not all do.
+        kept_source: source of an image that is resolved by an answer which was kept for it; None:
+            as of any other answer of that task.
+        placement, credit: which ranks hold a second network, and how many messages a rank may
+            have at a time, where nobody says it.
         kinds: those needed whose answers resolve images by themselves.
     """
 
@@ -101,6 +107,10 @@ class Scheme:
     assigns: ClassVar[tuple[str, ...]] = ASSIGNMENTS
     mark: ClassVar[tuple[str, str]] = ("#000000", "o")
     main: ClassVar[str] = SINGLE
+    only: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    kept_source: ClassVar[str | None] = None
+    placement: ClassVar[str] = "fixed"
+    credit: ClassVar[int] = 2
 
     def __init__(self, settings: SchemeSettings) -> None:
         self.assign = settings.assign if settings.assign in self.assigns else "turn"
@@ -120,6 +130,10 @@ class Scheme:
     def asks_latencies(self) -> bool:
         """Whether it may ask how long single answers have taken so far."""
         return not self.takes.isdisjoint(("policy", "hedge_delay"))
+
+    def bundle(self, settings: SchedulerSettings) -> Bundle | None:
+        """How images that wait leave together; None: each by itself."""
+        return None
 
     def group_opened(self, core: Core, group: GroupState) -> None:
         """A group begins; its first image follows."""

@@ -40,6 +40,8 @@ class SchemeSettings:
             that hold both networks.
         parity_k: images of a stripe.
         decode: how an image's record is made from the answers of others.
+        bundle_from: images that must wait for a collage (cascade); None: as many as pay.
+        beyond_idle: idle ranks are counted off them.
     """
 
     name: str
@@ -52,3 +54,5 @@ class SchemeSettings:
     placement: str = "fixed"
     parity_k: int = 3
     decode: Decode = tell_nothing
+    bundle_from: int | None = None
+    beyond_idle: bool = False

@@ -1,0 +1,100 @@
+"""What waits leaves together, as a collage or as a batch for a quick network; what that is unsure
+of goes to the single network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
+from collage_mpi.scheduler.dispatch import Bundle, Order
+from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.policies import AUTO
+from collage_mpi.scheduler.schemes.base import Core, Scheme, register
+from collage_mpi.scheduler.schemes.settings import SchemeSettings
+from collage_mpi.scheduler.settings import SchedulerSettings
+from collage_mpi.scheduler.state import TaskState
+
+LEAST = 3  # images: of two the second one would wait for less than a collage takes
+
+
+@register
+class CascadeScheme(Scheme):
+    """A collage of up to side x side images that wait, then singles for what it is unsure of.
+
+    A rank with room takes the oldest image that a collage was unsure of; else, where enough
+    images wait, the oldest of them as one collage; else the oldest one alone. Where nothing waits
+    this is scheme `none`; the more waits, the more images a rank answers at a call. A cascade of
+    classifiers (Streeter, arXiv 1802.07697) whose first stage is as large as the queue.
+    """
+
+    name = "cascade"
+    first: ClassVar[str] = COLLAGE  # kind of the network that is asked first
+    needs = frozenset({SINGLE, COLLAGE})
+    takes = frozenset({"assign", "policy", "placement", "bundle_from", "beyond_idle"})
+    assigns = ("pull",)
+    only: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "assign": ("pull",),
+        "accept": (AUTO, "confident"),
+    }
+    mark = ("#CC79A7", "*")
+    kept_source = "kept"
+    placement = "fastest"
+    credit = 1  # in a rank's second message images would wait where no collage can take them
+
+    def __init__(self, settings: SchemeSettings) -> None:
+        super().__init__(settings)
+        self.assign = "pull"
+        self.policy = settings.policy
+        self.apart = settings.placement == "fixed"
+        self._from, self._beyond_idle = settings.bundle_from, settings.beyond_idle
+
+    @property
+    def label(self) -> str:
+        """As shown in tables and legends."""
+        least = "" if self._from is None else f" from {self._from}"
+        beyond = " beyond idle ranks" if self._beyond_idle else ""
+        return f"{self.name}{least}{beyond}" + (", ranks apart" if self.apart else "")
+
+    def bundle(self, settings: SchedulerSettings) -> Bundle:
+        """All that waits, from as many images on as one takes the time of single answers."""
+        least = self._from or max(LEAST, int(settings.costs.get(self.first, 1.0)) + 1)
+        most = settings.group_size
+        return Bundle(Order(self.first, self.first), min(least, most), most, self._beyond_idle)
+
+    def answered(
+        self,
+        core: Core,
+        task: TaskState,
+        cells: Sequence[Score | None],
+        now_ns: int,
+        evidence: Any = None,
+    ) -> None:
+        """A sure answer resolves its image; another is kept while the single network is asked."""
+        if task.kind != self.first:
+            super().answered(core, task, cells, now_ns)
+            return
+        for image, cell in zip(task.images, cells, strict=True):
+            if cell is None or image.resolved:
+                continue
+            at_ns = self.policy.accept_at_ns(image.t0_ns, now_ns, cell, core.latencies)
+            if at_ns is not None and at_ns <= now_ns:
+                core.accept(image, task, cell)
+                continue
+            core.keep(image, task, cell)
+            if at_ns is not None and not image.resolved and image.reserve is None:
+                core.reserve(image, task, cell, at_ns)
+
+
+@register
+class CascadeBatchScheme(CascadeScheme):
+    """As `cascade`, with a batch for the backup network in the collage's place.
+
+    That is a quick network of the same classes; where none is named it is the single one, whose
+    answers all count: the same rule without a cheaper answer.
+    """
+
+    name = "cascade-batch"
+    first = BACKUP
+    needs = frozenset({SINGLE, BACKUP})
+    mark = ("#CC79A7", "P")

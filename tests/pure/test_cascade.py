@@ -1,0 +1,379 @@
+"""Scheme cascade: what waits leaves as a collage, what a collage is unsure of goes to a single."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scheduler_harness import COLLAGE, MS, SINGLE, Harness
+from test_simulator import FREE, Rows
+
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.kinds import PARITY
+from collage_mpi.results import summarise
+from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
+from collage_mpi.scheduler.events import Score
+from collage_mpi.settings.placement import placement
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.replayed_answers import Answers
+from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.simulator import Simulation
+
+SURE, UNSURE = 0.9, 0.5  # of the harness, around a confidence of 0.8
+
+
+def cascade(**settings) -> Harness:
+    given = {
+        "scheme": "cascade",
+        "policy": "confident",
+        "placement": "fastest",
+        "side": 3,
+        "singles": 2,
+        "collages": 0,
+        "credit": 1,
+        "depth": 4,
+        "together": False,
+    }
+    job = Harness(**{**given, **settings})
+    job.start()
+    return job
+
+
+def out(job: Harness) -> list[tuple[int, str, list[int]]]:
+    """(rank, kind, images) of what is out, in the order in which it left."""
+    return [(s.rank, s.kind, [item.image for item in s.items]) for s in job.live.values()]
+
+
+def end(job: Harness, rank: int, **answer) -> None:
+    """The rank answers what it has."""
+    job.answer(next(task for task, send in job.live.items() if send.rank == rank), **answer)
+
+
+def test_where_ranks_are_idle_images_go_alone():
+    job = cascade(singles=3)
+    job.arrive(3)
+    assert out(job) == [(1, SINGLE, [0]), (2, SINGLE, [1]), (3, SINGLE, [2])]
+    assert [job.resolved.get(i) for i in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("waiting", "taken"),
+    [
+        (1, (SINGLE, [2])),
+        (2, (SINGLE, [2])),
+        (3, (COLLAGE, [2, 3, 4])),
+        (12, (COLLAGE, [*range(2, 11)])),
+    ],
+)
+def test_a_rank_takes_what_waits_as_a_collage_from_three_images_on(waiting, taken):
+    job = cascade()
+    job.arrive(2 + waiting)
+    end(job, 2)
+    assert out(job)[-1] == (2, *taken)
+
+
+def test_a_collage_holds_images_of_several_groups_each_in_the_place_of_its_turn():
+    job = cascade(side=2, singles=1)
+    job.arrive(1)
+    job.arrive(5)
+    end(job, 1)
+    (send,) = job.live.values()
+    assert [tuple(item) for item in send.items] == [(1, 0), (2, 1), (3, 2), (4, 3)]
+    assert (send.bundle, send.attempt) == (True, 1)
+    end(job, 1)
+    cells = [(job.resolved[i].group, job.resolved[i].cell) for i in range(5)]
+    assert cells == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)], "those of its group, as ever"
+
+
+def test_what_a_collage_is_unsure_of_goes_first_and_alone():
+    job = cascade(singles=1)
+    job.arrive(9)
+    end(job, 1)
+    job.arrive(9)
+    end(job, 1, unsure=frozenset({3, 4}), absent=frozenset({5}))
+    assert out(job) == [(1, SINGLE, [3])]
+    end(job, 1)
+    assert out(job) == [(1, SINGLE, [4])]
+    end(job, 1)
+    assert out(job) == [(1, SINGLE, [5])]
+    end(job, 1)
+    assert out(job) == [(1, COLLAGE, [*range(9, 18)])]
+    sources = {i: job.resolved[i].source for i in range(9)}
+    assert sources == {**dict.fromkeys(range(9), COLLAGE), **dict.fromkeys((0, 3, 4, 5), SINGLE)}
+    attempts = {s.attempt for s in job.sent.values() if s.kind == SINGLE}
+    assert attempts == {1}, "an unsure cell is no failure"
+
+
+def test_a_batch_holds_singles_or_whole_collages_never_both():
+    job = cascade(singles=1, batch=2, side=2, depth=8)
+    job.arrive(16)
+    end(job, 1)
+    assert [images for _, _, images in out(job)] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    for task in list(job.live):
+        job.answer(task, unsure=frozenset({1, 2, 5}))
+    assert out(job) == [(1, SINGLE, [1]), (1, SINGLE, [2])]
+    for task in list(job.live):
+        job.answer(task)
+    assert out(job) == [(1, SINGLE, [5])]
+
+
+def test_a_batch_leaves_idle_ranks_their_share():
+    job = cascade(singles=2, batch=4, side=2, depth=4, together=True)
+    job.arrive(16)
+    assert [(rank, images[0]) for rank, _, images in out(job)] == [(1, 0), (1, 4), (2, 8), (2, 12)]
+
+
+def test_in_a_closed_loop_a_group_that_enters_is_a_collage_at_once():
+    job = cascade(together=True, paced=True)
+    job.arrive(9)
+    assert out(job) == [(1, COLLAGE, [*range(9)])]
+    job.arrive(9)
+    assert out(job)[1:] == [(2, COLLAGE, [*range(9, 18)])]
+    assert job.admitted == 0, "no rank has nothing to do"
+
+
+@pytest.mark.parametrize("how", ["fail", "lose", "suspect"])
+def test_images_of_a_collage_that_fails_are_sent_alone_before_others(how):
+    job = cascade(singles=3)
+    job.arrive(3 + 9 + 1)
+    end(job, 1)
+    task = job.task_of(3, COLLAGE)
+    if how == "fail":
+        job.fail(task)
+    else:
+        getattr(job, how)(1)
+    end(job, 2)
+    end(job, 3)
+    alone = {tuple(images) for _, kind, images in out(job) if kind == SINGLE}
+    assert {(3,), (4,)} <= alone
+    for rank in (2, 3):
+        end(job, rank)
+    assert not any(s.bundle for t, s in job.sent.items() if t > task)
+
+
+@pytest.mark.parametrize(("least", "beyond", "taken"), [(1, False, COLLAGE), (5, False, SINGLE)])
+def test_the_number_may_be_set(least, beyond, taken):
+    job = cascade(bundle_from=least)
+    job.arrive(2 + 1 + 3 * (least > 1))
+    end(job, 1)
+    assert out(job)[-1][1] == taken
+
+
+def test_images_may_count_beyond_the_idle_ranks_only():
+    """Nine that come together are singles of nine idle ranks; of 13 the last four wait."""
+    job = cascade(singles=9, beyond_idle=True, together=True, depth=4)
+    job.arrive(9)
+    assert {kind for _, kind, _ in out(job)} == {SINGLE}
+    job.arrive(9)
+    end(job, 1)
+    assert out(job)[-1] == (1, COLLAGE, [*range(9, 18)])
+
+
+def test_a_kept_cell_answers_where_no_single_can():
+    job = cascade(placement="fixed", singles=1, collages=1)
+    job.arrive(5)
+    assert out(job) == [(1, SINGLE, [0]), (2, COLLAGE, [1, 2, 3])]
+    job.lose(1)
+    end(job, 2, unsure=frozenset({1}))
+    assert (job.resolved[1].source, job.resolved[2].source) == ("kept", COLLAGE)
+    assert out(job) == [(2, COLLAGE, [4])], "there is nothing else to wait for"
+    assert job.resolved[0].outcome == "error", "its only rank is lost"
+
+
+def test_a_kept_cell_answers_at_the_deadline():
+    job = cascade(singles=1, deadline_ns=50 * MS)
+    job.arrive(4)
+    end(job, 1)
+    job.now_ns = 10 * MS
+    end(job, 1, unsure=frozenset({1, 2}))
+    assert out(job) == [(1, SINGLE, [1])], "a single rank may still be sooner"
+    job.fire(min(job.timers))
+    assert {job.resolved[i].source for i in (1, 2)} == {"kept"}
+    assert job.now_ns == 50 * MS
+
+
+def test_where_ranks_are_apart_single_ranks_take_the_oldest_and_collage_ranks_what_is_left():
+    job = cascade(placement="fixed", singles=2, collages=1)
+    job.arrive(4)
+    assert out(job) == [(1, SINGLE, [0]), (2, SINGLE, [1])], "two wait"
+    job.arrive(2)
+    assert out(job)[2:] == [(3, COLLAGE, [2, 3, 4])]
+    end(job, 3, unsure=frozenset({2}))
+    end(job, 1)
+    assert out(job)[-1] == (1, SINGLE, [2]), "before 5, which came earlier than its answer"
+
+
+def paced(job: Harness, *ns: int) -> None:
+    """Each rank answers one image, in so long."""
+    job.arrive(len(ns))
+    for rank, service_ns in enumerate(ns, start=1):
+        end(job, rank, service_ns=service_ns)
+
+
+def test_the_fastest_idle_rank_goes_first():
+    for scheme in ("none", "cascade"):
+        job = cascade(scheme=scheme, singles=3, assign="pull")
+        paced(job, 30 * MS, 10 * MS, 20 * MS)
+        job.arrive(3)
+        assert [rank for rank, _, _ in out(job)] == [2, 3, 1], scheme
+
+
+def test_a_rank_with_less_to_do_goes_before_a_faster_one():
+    job = cascade(scheme="none", singles=2, credit=2, assign="pull")
+    paced(job, 10 * MS, 30 * MS)
+    job.arrive(3)
+    assert [rank for rank, _, _ in out(job)] == [1, 2, 1]
+
+
+def test_a_slow_rank_takes_whole_collages_alone():
+    job = cascade(singles=3)
+    paced(job, 10 * MS, 10 * MS, 16 * MS)
+    job.arrive(2 + 8)
+    assert [rank for rank, _, _ in out(job)] == [1, 2], "8 wait, rank 3 is idle"
+    job.arrive(1)
+    assert out(job)[-1] == (3, COLLAGE, [*range(5, 14)])
+
+
+def test_a_rank_half_as_slow_again_as_the_others_is_not_slow():
+    job = cascade(singles=3)
+    paced(job, 10 * MS, 10 * MS, 15 * MS)
+    job.arrive(3)
+    assert [rank for rank, _, _ in out(job)] == [1, 2, 3]
+
+
+def test_a_slow_rank_takes_what_no_quicker_one_may():
+    job = cascade(singles=3)
+    paced(job, 10 * MS, 10 * MS, 90 * MS)
+    job.arrive(1)
+    job.fail(job.task_of(3))
+    job.fail(job.task_of(3))
+    assert [rank for rank, _, _ in out(job)] == [3], "ranks 1 and 2 have failed it"
+
+
+def test_what_was_held_back_goes_to_a_rank_that_is_slow_no_more():
+    """Rank 2 is idle while rank 1, the quicker one, is at work; then that takes 20 x as long."""
+    job = cascade(singles=2)
+    paced(job, 10 * MS, 30 * MS)
+    job.arrive(2)
+    assert out(job) == [(1, SINGLE, [2])], "image 3 waits for rank 1"
+    end(job, 1, service_ns=200 * MS)
+    assert out(job) == [(1, SINGLE, [3])], "the median of two answers is the lower one"
+    job.arrive(2)
+    end(job, 1, service_ns=200 * MS)
+    assert out(job) == [(2, SINGLE, [4])], "rank 1 is the slow one now, image 5 waits for rank 2"
+
+
+def test_a_slow_rank_works_when_the_quicker_ones_are_lost():
+    job = cascade(singles=3)
+    paced(job, 10 * MS, 10 * MS, 90 * MS)
+    job.arrive(3)
+    job.lose(1)
+    job.lose(2)
+    assert out(job) == [(3, SINGLE, [3])]
+
+
+# ---- settings ---------------------------------------------------------------
+
+
+def test_its_ranks_hold_both_networks_and_any_number_will_do():
+    run = RunSettings(scheme="cascade")
+    assert (run.layout, run.messages, run.world_size) == ("fastest", 1, 11)
+    assert run.place(4).describe() == "0 coordinator, 1-3 single+collage"
+    assert (
+        RunSettings(scheme="cascade", singles=3).place(5).describe().endswith("1-4 single+collage")
+    )
+    with pytest.raises(EnvironmentFault, match="the world has 4 ranks"):
+        RunSettings(scheme="cascade", singles=5).place(4)
+    apart = RunSettings(scheme="cascade", placement="fixed", side=2)
+    assert apart.place(6).describe() == "0 coordinator, 1-4 single, 5 collage"
+    with pytest.raises(EnvironmentFault, match="the world has 4 ranks"):
+        placement(4, None, {COLLAGE: 1, PARITY: 1}, side=2, scheme="collage", layout="fastest")
+    assert run.groups_in_flight(30) == 31, "a group for each rank there is"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"assign": "turn"}, "assign is turn with scheme cascade; it takes: pull"),
+        ({"assign": "finish"}, "assign is finish"),
+        ({"accept": "first"}, "accept is first with scheme cascade; it takes: auto, confident"),
+        ({"accept": "grace", "grace_ms": 5.0}, "accept is grace"),
+        ({"accept": "backup"}, "accept is backup"),
+        ({"profile": "paper"}, r"assign is turn .* \(profile paper sets"),
+        ({"save": "embeddings"}, "save is embeddings with scheme cascade"),
+        ({"collage_from": 0}, "collage_from is 0; it needs"),
+        ({"collage_counts": "some"}, "known are: all, beyond-idle"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused_by_name(settings, said):
+    with pytest.raises(UsageError, match=said):
+        RunSettings.from_mapping({"scheme": "cascade", **settings}, "x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({}, "cascade, end game"),
+        ({"placement": "fixed"}, "cascade, ranks apart, end game"),
+        ({"collage_from": 5}, "cascade from 5, end game"),
+        ({"collage_counts": "beyond-idle"}, "cascade beyond idle ranks, end game"),
+    ],
+)
+def test_its_label(settings, label):
+    assert RunSettings(scheme="cascade", **settings).labels()["scheme"] == label
+
+
+# ---- a run on virtual time --------------------------------------------------
+
+
+def play(images: int, unsure: int = 3, **settings) -> Rows:
+    """Of every group the first `unsure` cells are below the confidence of 0.8."""
+    sure = {"accept": "confident", "confidence": 0.8, "warmup_groups": 0}
+    job = RunSettings(**{"scheme": "cascade", **sure, **settings})
+    n = job.group_size
+    cells = [Score(0, UNSURE if cell < unsure else SURE) for cell in range(n)]
+    answers = Answers(job.side, ("a",), [0] * n, [Score(0, 1.0)] * n, cells)
+    rows = Rows()
+    Simulation(job, images, FREE, rows, 1.0, answers).run()
+    return rows
+
+
+def test_in_a_closed_loop_every_image_is_collaged_once_and_a_third_sent_again():
+    rows = play(9 * 40)
+    sources = [image.source for image in rows.images]
+    assert len(rows.images) == 360
+    assert {sources.count(SOURCE_CODE[name]) for name in (SINGLE, "endgame")} <= {*range(121)}
+    assert sources.count(SOURCE_CODE[COLLAGE]) == 240
+    collages = [task for task in rows.tasks if task.kind == KIND_CODE[COLLAGE]]
+    assert sum(task.items for task in collages) == 360
+    assert sum(task.resolved for task in collages) == 240
+
+
+def test_the_row_of_a_collage_is_written_with_the_last_of_its_images():
+    """Its images are of two groups; it has resolved all but one, which a single rank does."""
+    rows = play(18, arrivals="poisson", rate=1e6, singles=1, collage_ranks=1, straggler="pinned")
+    collages = [task for task in rows.tasks if task.kind == KIND_CODE[COLLAGE]]
+    assert sum(task.items for task in collages) > sum(task.resolved for task in collages) > 0
+    assert len({image.row for image in rows.images}) == 18
+    assert len(rows.groups) == 2
+
+
+def test_the_unsure_part_of_a_collage_is_wasted_work(tmp_path):
+    """Of every nine cells three are unsure; a collage and a single answer take equally long."""
+    cells = np.arange(9)
+    np.savez(
+        tmp_path / "answers.npz",
+        version=1,
+        side=3,
+        labels=np.zeros(9, int),
+        class_names=np.array(["a"]),
+        single_class=np.zeros(9, int),
+        single_score=np.ones(9),
+        collage_class=np.zeros(9, int),
+        collage_score=np.where(cells < 3, UNSURE, SURE),
+        collage_absent=cells < 0,
+    )
+    sure = {"accept": "confident", "confidence": 0.8, "endgame": "off", "warmup_groups": 0}
+    job = Job(RunSettings(scheme="cascade", **sure), 360, answers=str(tmp_path / "answers.npz"))
+    price = summarise(simulate_in_memory(job))["price"]
+    assert price["wasted_work"] == pytest.approx(40 / 3 / (40 + 120))
+    assert (price["late_answers"], price["collage_share"]) == (0, pytest.approx(2 / 3))
