@@ -1,0 +1,265 @@
+"""The cascade beside its baselines: images a rank-second in closed loop, tails in open loop.
+
+    python analysis/cascade.py --answers analysis/answers --trace 'clouds=cloud.npy' --out OUT
+
+Simulated by the package's own scheduler. Answers are replayed from the groups that did not choose
+the thresholds in the weights files (every other one). Writes OUT.csv, a line a placement, and
+OUT.md, the tables. Typed again it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.models import describe
+from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.shipped import with_shipped
+from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.workload.service_times import Moment, trace_rows
+
+Json = dict[str, Any]
+SINGLE = "shipped:fashion_single.safetensors"
+LOADS = (None, 0.5, 0.8, 0.95, 1.5, 3.0)  # of what `none` can serve; None: closed loop
+WARM = 300  # images before the latencies that count
+
+
+@dataclass(frozen=True)
+class Network:
+    """A collage network that has a threshold.
+
+    Attributes:
+        name: of its file, shipped:NAME.safetensors, and of its answers.
+        side: cells along an edge.
+        ratio: its service time over the single's.
+        confidence: the score in its file from which on a cell counts.
+    """
+
+    name: str
+    side: int
+    ratio: float
+    confidence: float
+
+    @property
+    def sure(self) -> Json:
+        """Settings by which its sure cells count."""
+        return {"accept": "confident", "confidence": self.confidence, "cost_ratio": self.ratio}
+
+
+def networks(folder: Path, precision: str) -> list[Network]:
+    """Those of ratios.csv beside the answers."""
+    found = []
+    for row in csv.DictReader((folder / "ratios.csv").open()):
+        name = row["network"]
+        info = describe(with_shipped(f"shipped:{name}.safetensors"), "collage")
+        assert info is not None
+        if info.accept is not None:
+            side = int(np.load(folder / f"{name}.npz")["side"])
+            found.append(Network(name, side, float(row[precision]), info.accept.confidence))
+    return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A setting to be compared; `ranks` if it is not to have all of them."""
+
+    name: str
+    network: Network
+    flags: tuple[tuple[str, Any], ...]
+    ranks: int | None = None
+
+
+def entries(found: list[Network]) -> list[Entry]:
+    """Baselines first."""
+    best = next(network for network in found if network.name.endswith("balanced"))
+
+    def entry(name: str, network: Network = best, ranks: int | None = None, **flags: Any) -> Entry:
+        return Entry(name, network, tuple(flags.items()), ranks)
+
+    ratio = {"cost_ratio": best.ratio}
+    return [
+        entry("none, pull", scheme="none"),
+        entry("none, finish", scheme="none", assign="finish"),
+        entry("collage, the default", scheme="collage", **best.sure),
+        *(
+            entry(f"batch of 9, cost {cost}", scheme="cascade-batch", batch_cost=cost)
+            for cost in (0.1, 0.3, 1.0)
+        ),
+        *(
+            entry(f"collage-only, {ranks} ranks", ranks=ranks, scheme="collage-only", **ratio)
+            for ranks in (1, 2, 3)
+        ),
+        entry("collage-only, 2 copies", scheme="collage-only", collage_copies=2, **ratio),
+        *(
+            entry(
+                f"cascade, {n.name.removeprefix('fashion_collage_')}", n, scheme="cascade", **n.sure
+            )
+            for n in found
+        ),
+        entry("cascade, ranks apart", scheme="cascade", placement="fixed", **best.sure),
+        entry("cascade, beyond idle", scheme="cascade", collage_counts="beyond-idle", **best.sure),
+    ]
+
+
+@cache
+def capacity(trace: str, seed: int, ranks: int) -> float:
+    """Images a second that single networks can serve on the placement's ranks."""
+    times_s = np.load(trace)  # (machines, requests) float
+    draw, requests = trace_rows(seed, times_s), range(times_s.shape[1])
+    means_s = [
+        np.mean([draw(Moment(rank, i, 1, 0)) for i in requests]) for rank in range(1, ranks + 1)
+    ]
+    return float(sum(1 / mean_s for mean_s in means_s))
+
+
+def run(work: tuple[Entry, str, str, float | None, int, int, int, str]) -> Json:
+    """One placement. Latencies in ms of an image, and of a group."""
+    entry, trace, name, load, seed, ranks, images, answers = work
+    flags: Json = dict(entry.flags)
+    side = entry.network.side
+    flags |= {"side": side, "straggler": "trace", "trace_file": trace, "straggler_seed": seed}
+    if load is not None:
+        rate = load * capacity(trace, seed, ranks)
+        flags |= {"arrivals": "poisson", "rate": rate, "arrival_seed": seed}
+    workers = entry.ranks or ranks
+    counts = {"none": (workers, 0), "collage-only": (0, workers)}
+    singles, others = counts.get(flags["scheme"], (workers - 1, 1))
+    flags |= {"singles": singles or None, "collage_ranks": max(1, others)}
+    settings = RunSettings.from_mapping(flags, entry.name)
+    file = answers.format(entry.network.name)
+    found = simulate_in_memory(Job(settings, images, answers=file))
+    rows, tasks = np.sort(found.images, order="row"), found.tasks
+    ends_ns = rows["t0_ns"] + rows["latency_ns"]
+    span_s = (ends_ns.max() - rows["t0_ns"].min()) / 1e9
+    late_ms, groups_ms = rows["latency_ns"][WARM:] / 1e6, found.groups["latency_ns"] / 1e6
+    first = tasks[tasks["kind"] != KIND_CODE["single"]]
+    known = np.load(file)
+    n = len(rows)
+    asked = np.arange(n) % (len(known["labels"]) // side**2 * side**2)
+    right = (known["single_class"] == known["labels"])[asked].mean()
+    return {
+        "trace": name,
+        "load": "closed" if load is None else load,
+        "ranks": ranks,
+        "entry": entry.name,
+        "placement": seed,
+        "images_per_s": len(rows) / span_s,
+        "p50_ms": np.quantile(late_ms, 0.5),
+        "p99_ms": np.quantile(late_ms, 0.99),
+        "group_p99_ms": np.quantile(groups_ms[WARM // side**2 :], 0.99),
+        "first_stage": first["items"].sum() / len(rows),
+        "kept": (rows["source"] == SOURCE_CODE["kept"]).mean(),
+        "points": 100 * ((rows["predicted"] == rows["label"]).mean() - right),
+        "rank_ms": tasks["held_ns"].sum() / 1e6 / len(rows),
+    }
+
+
+def halves(folder: Path, found: list[Network], into: Path) -> str:
+    """The groups that did not choose a threshold, as files of answers; their pattern."""
+    for network in found:
+        with np.load(folder / f"{network.name}.npz") as file:
+            arrays = dict(file)
+        groups = np.arange(len(arrays["labels"])) // network.side**2
+        rows = {key: values for key, values in arrays.items() if values.shape == groups.shape}
+        arrays |= {key: values[groups % 2 == 1] for key, values in rows.items()}
+        np.savez_compressed(into / f"{network.name}.npz", **arrays)
+    return str(into / "{}.npz")
+
+
+def pending(
+    args: argparse.Namespace, found: list[Network], answers: str, done: set[tuple[str, ...]]
+) -> Iterator[Any]:
+    """What is not in the table yet."""
+    for spec, ranks in product(args.trace, args.ranks):
+        name, _, trace = spec.partition("=")
+        for load, entry, seed in product(LOADS, entries(found), range(args.placements)):
+            key = (name, "closed" if load is None else str(load), str(ranks), entry.name, str(seed))
+            grows = entry.name.startswith(("none", "collage, "))
+            overload = load is not None and load > 1 and grows
+            if key not in done and not overload:
+                yield entry, trace, name, load, seed, ranks, args.images, answers
+
+
+def tables(rows: list[Json]) -> str:
+    """Markdown: a table for each trace and number of ranks."""
+    cells: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for row in rows:
+        key = tuple(str(row[k]) for k in ("trace", "ranks", "load", "entry"))
+        for name in ("images_per_s", "p50_ms", "p99_ms", "points", "first_stage", "group_p99_ms"):
+            cells.setdefault(key, {}).setdefault(name, []).append(float(row[name]))
+
+    def shown(key: tuple[str, ...], name: str, form: str) -> str:
+        return form.format(np.median(cells[key][name])) if key in cells else ""
+
+    out = []
+    names = list(dict.fromkeys(row["entry"] for row in rows))
+    loads = [str(load) for load in LOADS if load is not None]
+    for trace, ranks in dict.fromkeys((row["trace"], str(row["ranks"])) for row in rows):
+        out += [f"\n{trace}, {ranks} ranks: closed loop\n"]
+        out += ["| | images/s over `none` pull (10-90 %) | points | P50, P99, ms | group's P99 |"]
+        out += ["|---|---|---|---|---|"]
+        base = cells[trace, ranks, "closed", "none, pull"]["images_per_s"]
+        for name in names:
+            key = (trace, ranks, "closed", name)
+            if key not in cells:
+                continue
+            ratio = np.array(cells[key]["images_per_s"]) / np.array(base)
+            low, mid, high = np.quantile(ratio, [0.1, 0.5, 0.9])
+            points, group = shown(key, "points", "{:+.2f}"), shown(key, "group_p99_ms", "{:.0f}")
+            late = [shown(key, what, "{:.0f}") for what in ("p50_ms", "p99_ms")]
+            rate = f"{mid:.2f} ({low:.2f}-{high:.2f})"
+            out += [f"| {name} | {rate} | {points} | {', '.join(late)} | {group} |"]
+        for what, form in (("p99_ms", "{:.0f}"), ("p50_ms", "{:.0f}"), ("first_stage", "{:.0%}")):
+            out += [f"\n{trace}, {ranks} ranks: {what} of an image by load, median (worst)\n"]
+            out += ["| | " + " | ".join(loads) + " |", "|---|" + "---|" * len(loads)]
+            for name in names:
+                keys = [(trace, ranks, load, name) for load in loads]
+                worst = [
+                    f" ({form.format(max(cells[k][what]))})" if k in cells else "" for k in keys
+                ]
+                both = [shown(k, what, form) + w for k, w in zip(keys, worst, strict=True)]
+                out += [f"| {name} | " + " | ".join(both) + " |"]
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--answers", type=Path, required=True, help="folder of answers files")
+    parser.add_argument("--trace", action="append", required=True, metavar="NAME=FILE.npy")
+    parser.add_argument("--out", type=Path, required=True, metavar="STEM")
+    parser.add_argument("--placements", type=int, default=24)
+    parser.add_argument("--images", type=int, default=4500)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[11])
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    path = args.out.with_suffix(".csv")
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    done = {tuple(r[k] for k in ("trace", "load", "ranks", "entry", "placement")) for r in rows}
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(args.jobs) as pool:
+        found = networks(args.answers, args.precision)
+        work = list(pending(args, found, halves(args.answers, found, Path(folder)), done))
+        for row in pool.map(run, work):
+            fresh = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                if fresh:
+                    writer.writeheader()
+                writer.writerow(row)
+    rows = list(csv.DictReader(path.open()))
+    args.out.with_suffix(".md").write_text(tables(rows))
+
+
+if __name__ == "__main__":
+    main()
