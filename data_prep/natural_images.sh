@@ -19,8 +19,9 @@ single="$out/single.safetensors" trunk="${TRUNK:-lite0_16}" whole="${WHOLE:-0}"
 name="${trunk}_side${side}_${cell_px}px" lite0=efficientnet-lite:lite0
 collage="$out/$name.safetensors"
 
-shards() { # PART SIZE OUT; 5 says that unreadable pictures were left out
-    collage-mpi prep images "$pictures/$1" --size "$2" --out "$3" --prefix "$1" || [[ $? == 5 ]]
+shards() { # PART SIZE OUT; small pictures are enlarged; 5 says that unreadable ones were left out
+    collage-mpi prep images "$pictures/$1" --size "$2" --enlarge --out "$3" --prefix "$1" ||
+        [[ $? == 5 ]]
 }
 train() { # KIND FILE WORDS: unless it is there, on from its checkpoint if that is
     local resume=()

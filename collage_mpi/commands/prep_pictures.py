@@ -80,6 +80,11 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="crop: the shorter edge before the crop (default: --size)",
     )
     what.add_argument(
+        "--enlarge",
+        action="store_true",
+        help="take pictures that are smaller than --size too (default: listed and left out)",
+    )
+    what.add_argument(
         "--channels", type=int, choices=(1, 3), default=3, help="1 is grey (default: %(default)s)"
     )
     what.add_argument(
@@ -174,6 +179,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         val_share=args.val_share,
         limit=args.limit,
         unreadable=args.unreadable,
+        enlarge=args.enlarge,
         source=args.source or os.path.basename(os.path.realpath(given)),
     )
 
@@ -223,9 +229,19 @@ def _tell(
             f"read {read_mb:,.1f} MB, wrote {wrote_mb:,.1f} MB in {took_s:.1f} s: "
             f"{count / took_s:,.0f} images/s"
         )
+    small = sum(report.small for report in made)
+    if small and jobs[0].recipe.enlarge:
+        lines.append(f"{pictures(small)} smaller than {height} x {width}: enlarged")
+    elif small:
+        lines.append(f"{pictures(small)} smaller than {height} x {width}: --enlarge takes such")
     for report in (report for report in reports if report.unreadable):
         lines.append(f"{report.unreadable} unreadable, left out: {report.path}.unreadable.tsv")
     print("\n".join(who + line for line in lines), flush=True)
+
+
+def pictures(number: int) -> str:
+    """`1 picture is`, `2 pictures are`."""
+    return "1 picture is" if number == 1 else f"{number:,} pictures are"
 
 
 @contextmanager

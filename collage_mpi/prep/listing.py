@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.system.printable import storable
 
+HIDDEN, BROKEN, OTHER, TWICE = "hidden", "broken", "other", "twice"
+ENDS = f"not end in {', '.join(SUFFIXES)}"
+SAID = {  # what is said of one, and of several
+    HIDDEN: ("hidden file or folder is passed over", "hidden files or folders are passed over"),
+    BROKEN: ("link leads nowhere", "links lead nowhere"),
+    OTHER: (
+        f"file is passed over, whose name does {ENDS}",
+        f"files are passed over, whose names do {ENDS}",
+    ),
+    TWICE: (
+        "picture is taken twice, as a link leads to its folder",
+        "pictures are taken twice, as a link leads to their folder",
+    ),
+}
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
 
 
@@ -42,7 +56,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Listing:
-    """All pictures in sorted order, all with labels or none; one with a fault has none.
+    """All pictures in sorted order, all with labels or none, but for those with a fault.
 
     Attributes:
         warnings: sentences for the user.
@@ -51,6 +65,32 @@ class Listing:
     members: tuple[Member, ...]
     class_names: tuple[str, ...] | None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Seen:
+    """What a walk over folders has passed over or met twice: how many, and the first one.
+
+    Attributes:
+        folders: the real path of each folder that was walked.
+    """
+
+    root: Path
+    folders: set[str] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def note(self, what: str, path: str, number: int = 1) -> None:
+        """So many of a sort, a key of SAID."""
+        self.counts[what] = self.counts.get(what, 0) + number
+        self.first.setdefault(what, name_text(os.path.relpath(path, self.root)))
+
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence a sort."""
+        return tuple(
+            f"{n:,} {SAID[what][n > 1]}{', such as' if n > 1 else ':'} {self.first[what]}"
+            for what, n in self.counts.items()
+        )
 
 
 def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
@@ -66,8 +106,9 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
     """
     if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
-    loose, folders = _scan(root)
-    found = {entry.name: list(_walk(Path(entry.path))) for entry in folders}
+    seen = _Seen(root)
+    loose, folders = _scan(root, seen)
+    found = {entry.name: list(_walk(Path(entry.path), seen)) for entry in folders}
     found = {name: entries for name, entries in found.items() if entries}
     if loose and found:
         raise DataFault(
@@ -79,7 +120,8 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
         raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")
     if loose:
         known = None if names is None else tuple(names)
-        return Listing(tuple(_member(entry, root, None) for entry in loose), known)
+        members = [_member(entry, root, None) for entry in loose]
+        return Listing(tuple(members), known, seen.warnings())
     classes = _classes(root, sorted(found), names)
     numbers = {name: number for number, name in enumerate(classes)}
     members = [
@@ -87,7 +129,7 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
         for name in sorted(found)
         for entry in found[name]
     ]
-    return Listing(tuple(members), classes, _warn_of_splits(root, classes))
+    return Listing(tuple(members), classes, _warn_of_splits(root, classes) + seen.warnings())
 
 
 def _classes(root: Path, folders: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
@@ -113,27 +155,44 @@ def _warn_of_splits(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _scan(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """(pictures, folders) directly in a folder, sorted by name; hidden ones left out."""
+def _scan(folder: Path, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """(pictures, folders) directly in a folder, sorted by name; what is passed over is noted.
+
+    A link that leads nowhere counts as a picture if its name does.
+    """
+    folders, files = [], []
     try:
         with os.scandir(folder) as entries:
-            seen = sorted((e for e in entries if not e.name.startswith(".")), key=_name)
-            folders = [entry for entry in seen if entry.is_dir()]
-            files = [entry for entry in seen if is_picture(entry.name) and entry.is_file()]
+            for entry in sorted(entries, key=_name):
+                if entry.name.startswith("."):
+                    seen.note(HIDDEN, entry.path)
+                elif entry.is_dir():
+                    folders.append(entry)
+                elif is_picture(entry.name) and (entry.is_file() or _is_broken(entry)):
+                    files.append(entry)
+                else:
+                    seen.note(BROKEN if _is_broken(entry) else OTHER, entry.path)
     except OSError as error:
         where = error.filename or folder  # an entry of it that is a link in a circle, or itself
         raise EnvironmentFault(f"{where}: cannot be read: {error.strerror}") from error
     return files, folders
 
 
-def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+def _walk(folder: Path, seen: _Seen, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
     real = os.path.realpath(folder)
     if real in above:
         return  # a link that leads back up
-    files, folders = _scan(folder)
+    files, folders = _scan(folder, seen)
+    if real in seen.folders and files:
+        seen.note(TWICE, files[0].path, len(files))
+    seen.folders.add(real)
     yield from files
     for entry in folders:
-        yield from _walk(Path(entry.path), (*above, real))
+        yield from _walk(Path(entry.path), seen, (*above, real))
+
+
+def _is_broken(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _name(entry: os.DirEntry[str]) -> str:
@@ -141,8 +200,10 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 def _member(entry: os.DirEntry[str], root: Path, label: int | None) -> Member:
-    relative = Path(entry.path).relative_to(root).as_posix()
-    return Member(name_text(relative), entry.path, entry.stat().st_size, 0, label)
+    name = name_text(Path(entry.path).relative_to(root).as_posix())
+    if _is_broken(entry):
+        return Member(name, entry.path, 0, 0, label, "a link that leads nowhere")
+    return Member(name, entry.path, entry.stat().st_size, 0, label)
 
 
 def is_picture(name: str) -> bool:

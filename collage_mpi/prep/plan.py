@@ -38,6 +38,7 @@ class Recipe:
         val_share: part that goes to validation shards; 0 for none.
         limit: only so many pictures, after shuffling.
         unreadable: "skip" lists and leaves them out, "stop" ends at the first.
+        enlarge: take pictures that are smaller than `fit`; else they count as unreadable.
         source: where the pictures come from, in words.
     """
 
@@ -48,6 +49,7 @@ class Recipe:
     val_share: float = 0.0
     limit: int | None = None
     unreadable: str = "skip"
+    enlarge: bool = False
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -124,6 +126,8 @@ def recipe_digest(
         "class_names": class_names,
         "members": [(m.id, m.nbytes, m.label) for m in members],
     }
+    if not recipe.enlarge:  # earlier versions enlarged, and had no word for it
+        record["enlarge"] = False
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ from collage_mpi.prep.listing import Member
 from collage_mpi.prep.plan import ShardJob, names_of, remove_shard, unreadable_path
 from collage_mpi.shards.encoded import EncodedWriter
 from collage_mpi.shards.hdf5 import H5_LOCK, open_file
-from collage_mpi.shards.pictures import UnreadablePicture, picture_pixels
+from collage_mpi.shards.pictures import TooSmall, UnreadablePicture, picture_pixels
 from collage_mpi.shards.schema import read_sidecar, sha256_of
 from collage_mpi.shards.writer import ShardWriter
 from collage_mpi.system.files import remove_leftovers, write_atomic, writing
@@ -35,6 +35,7 @@ class ShardReport:
     Attributes:
         made: False if it was there and whole.
         images, unreadable: pictures in it, and left out.
+        small: pictures smaller than its images, enlarged or left out; 0 if it was there already.
         bytes_in, bytes_out: of the files read, of the shard.
     """
 
@@ -44,6 +45,7 @@ class ShardReport:
     unreadable: int
     bytes_in: int
     bytes_out: int
+    small: int = 0
 
 
 def make_shard(
@@ -66,21 +68,24 @@ def make_shard(
         bad = len(job.members) - images
         return ShardReport(job.path, False, images, bad, 0, job.path.stat().st_size)
     unreadable: list[tuple[str, str]] = []
-    bytes_in = 0
+    bytes_in = small = 0
     with writing(job.path), _writer(job) as writer:
         for start in range(0, len(job.members), BATCH):
             members = job.members[start : start + BATCH]
-            bytes_in += _append(writer, members, job, unreadable)
+            nbytes, found = _append(writer, members, job, unreadable)
+            bytes_in, small = bytes_in + nbytes, small + found
             advance(len(members))
         _list_unreadable(job, unreadable)
         if writer.count == 0:
+            name, why = unreadable[0]
             raise DataFault(
-                f"{job.path}: none of its {len(job.members)} pictures can be read "
-                f"(listed in {unreadable_path(job.path)}): a shard needs one at least. Give "
-                "a larger --images-per-shard, or take them away"
+                f"{job.path}: none of its {len(job.members)} pictures can be used (listed in "
+                f"{unreadable_path(job.path)}), the first is {name}: {why}. A shard needs one at "
+                "least: mend them, take them away, or give a larger --images-per-shard"
             )
     images = len(job.members) - len(unreadable)
-    return ShardReport(job.path, True, images, len(unreadable), bytes_in, job.path.stat().st_size)
+    size = job.path.stat().st_size
+    return ShardReport(job.path, True, images, len(unreadable), bytes_in, size, small)
 
 
 def is_finished(job: ShardJob, overwrite: bool) -> bool:
@@ -150,17 +155,27 @@ def _append(
     members: Sequence[Member],
     job: ShardJob,
     unreadable: list[tuple[str, str]],
-) -> int:
-    """Read, decode and append; returns the bytes read. Raises DataFault on "stop"."""
+) -> tuple[int, int]:
+    """Read, decode and append; the bytes read, and how many pictures are smaller than needed.
+
+    Raises:
+        DataFault: one cannot be used, and the recipe says stop.
+    """
     good: list[Member] = []
     files: list[bytes] = []
     pixels: list[np.ndarray] = []
-    nbytes = 0
+    nbytes = small = 0
     for member in members:
         try:
             data = read_member(member)
             nbytes += len(data)
-            pixels.append(picture_pixels(data, job.recipe.fit))
+            try:
+                pixels.append(picture_pixels(data, job.recipe.fit, enlarge=False))
+            except TooSmall:
+                small += 1
+                if not job.recipe.enlarge:
+                    raise
+                pixels.append(picture_pixels(data, job.recipe.fit))
         except UnreadablePicture as fault:
             if job.recipe.unreadable == "stop":
                 raise DataFault(
@@ -172,14 +187,14 @@ def _append(
         good.append(member)
         files.append(data)
     if not good:
-        return nbytes
+        return nbytes, small
     labels = [member.label for member in good if member.label is not None] or None
     ids = [member.id for member in good]
     if isinstance(writer, EncodedWriter):
         writer.append_files(files, labels, ids)
     else:
         writer.append(np.stack(pixels), labels, ids)
-    return nbytes
+    return nbytes, small
 
 
 def _list_unreadable(job: ShardJob, unreadable: Sequence[tuple[str, str]]) -> None:

@@ -34,6 +34,10 @@ class UnreadablePicture(DataFault):
     """Bytes that are no whole picture."""
 
 
+class TooSmall(UnreadablePicture):
+    """A picture that would have to be enlarged, where nobody allows it."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """How a picture of any size becomes one of `px` x `px`.
@@ -88,17 +92,19 @@ def parse_fit(text: str) -> Fit:
     return fit
 
 
-def picture_pixels(data: bytes, fit: Fit) -> np.ndarray:
+def picture_pixels(data: bytes, fit: Fit, *, enlarge: bool = True) -> np.ndarray:
     """Decode, turn upright, resize.
 
     Args:
         data: the whole file: grey, palette, RGB, CMYK, with alpha (laid on white), 1 to 16
             bits a channel. Of several frames the first.
+        enlarge: whether a picture may become larger than it is.
 
     Returns:
         (px, px, C) uint8.
 
     Raises:
+        TooSmall: it has fewer pixels than needed.
         UnreadablePicture: not a picture, cut off, damaged, over 179 million pixels, or of
             pixels without a known range (float, 32 bits).
     """
@@ -112,6 +118,8 @@ def picture_pixels(data: bytes, fit: Fit) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 _draft(picture, fit)
                 upright = _upright(picture)
+                if not enlarge:
+                    _refuse_small(upright.size, fit)
                 return _fitted(_plain(upright, fit.channels), fit)
     except UnreadablePicture:
         raise
@@ -129,6 +137,19 @@ def fit_pixels(image: np.ndarray, fit: Fit) -> np.ndarray:
 
     plain = image[:, :, 0] if image.shape[2] == 1 else image
     return _fitted(_plain(Image.fromarray(plain), fit.channels), fit)
+
+
+def _refuse_small(size: tuple[int, int], fit: Fit) -> None:
+    """Raise TooSmall if fewer pixels than `px` are taken along the edge that decides."""
+    if fit.mode == "letterbox":
+        edge, needed, which = max(size), fit.px, "longer"
+    else:
+        edge, needed, which = min(size), fit.resize_px or fit.px, "shorter"
+    if edge < needed:
+        raise TooSmall(
+            f"it has {size[0]} x {size[1]} pixels, and its {which} edge needs {needed}: "
+            "--enlarge takes it"
+        )
 
 
 def _draft(picture: Any, fit: Fit) -> None:

@@ -16,7 +16,7 @@ export PHOTOS_WEIGHTS="$out/weights"
 
 python "$here/make_photos.py" "$out/pictures" --each "${EACH:-24}"
 for part in train val; do # 5 says that a damaged picture was left out
-    collage-mpi prep images "$out/pictures/$part" --size 224 --out "$out/shards" \
+    collage-mpi prep images "$out/pictures/$part" --size 224 --enlarge --out "$out/shards" \
         --prefix "$part" || [[ $? == 5 ]]
 done
 collage-mpi shards inspect "$out/shards/val.h5"

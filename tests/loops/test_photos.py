@@ -37,7 +37,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos = script("make_photos")
     photos.PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
     assert photos.make(folder / "pictures", each=7) == 3
-    flags = [f"--out={folder / 'shards'}", "--prefix=train", "--workers=1", "--size=112"]
+    flags = [
+        f"--out={folder / 'shards'}",
+        "--prefix=train",
+        "--workers=1",
+        "--size=112",
+        "--enlarge",
+    ]
     code = main(["prep", "images", str(folder / "pictures" / "train"), *flags])
     assert code == ExitCode.COMPLETE_WITH_ERRORS  # one picture is cut off
     return folder / "shards" / "train.h5"

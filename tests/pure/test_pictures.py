@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.shards.pictures import Fit, UnreadablePicture, parse_fit, picture_pixels
+from collage_mpi.shards.pictures import Fit, TooSmall, UnreadablePicture, parse_fit, picture_pixels
 
 HALVES = np.zeros((20, 40, 3), np.uint8)  # left red, right blue: a rotation is seen
 HALVES[:, :20], HALVES[:, 20:] = (250, 0, 0), (0, 0, 250)
@@ -187,3 +187,24 @@ def test_settings_that_cannot_work() -> None:
     ):
         with pytest.raises(UsageError):
             Fit(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "small"),
+    [
+        (Fit(8), (8, 30), False),
+        (Fit(8), (7, 30), True),
+        (Fit(8, resize_px=10), (9, 30), True),
+        (Fit(8, resize_px=10), (10, 30), False),
+        (Fit(8, "letterbox"), (2, 8), False),
+        (Fit(8, "letterbox"), (2, 7), True),
+    ],
+)
+def test_which_pictures_would_be_enlarged(fit: Fit, size: tuple[int, int], small: bool) -> None:
+    data = file_of(Image.new("RGB", size))
+    assert picture_pixels(data, fit).shape == fit.shape
+    if not small:
+        assert picture_pixels(data, fit, enlarge=False).shape == fit.shape
+        return
+    with pytest.raises(TooSmall, match=rf"{size[0]} x {size[1]} pixels.*--enlarge"):
+        picture_pixels(data, fit, enlarge=False)

@@ -135,20 +135,72 @@ def test_unreadable_pictures_are_listed_or_stop_it(
 ) -> None:
     (tree / "bee" / "zz\tz.png").write_bytes(picture(1)[:40])
     (tree / "bee" / "empty.jpg").write_bytes(b"")
-    (tree / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")  # a broken link is no file
+    (tree / "ant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     out = tmp_path / "out"
     flags = ["prep", "images", str(tree), f"--out={out}", f"--store={store}", *SMALL]
     assert main([*flags, "--unreadable=stop"]) == ExitCode.DATA
-    assert "bee/" in capsys.readouterr().err
+    assert re.search("(bee|ant)/.*: ", capsys.readouterr().err)
     assert list(out.iterdir()) == []
     for _ in range(2):  # the second time they are known from the first
         assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
-        assert "2 unreadable, left out" in capsys.readouterr().out
+        assert "3 unreadable, left out" in capsys.readouterr().out
     lines = (out / "shard.h5.unreadable.tsv").read_text().splitlines()
     assert lines[0] == "id\treason"
-    assert sorted(line.split("\t")[0] for line in lines[1:]) == ["bee/empty.jpg", "bee/zz\\tz.png"]
+    listed = dict(line.split("\t") for line in lines[1:])
+    assert sorted(listed) == ["ant/gone.png", "bee/empty.jpg", "bee/zz\\tz.png"]
+    assert listed["ant/gone.png"] == "a link that leads nowhere"
     with opened(out) as shards:
         assert len(shards) == 30
+
+
+@pytest.mark.parametrize("store", ["raw", "encoded"])
+def test_small_pictures_are_enlarged_only_where_it_is_said(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    for k, size in enumerate([(7, 30), (1, 1), (8, 8)]):
+        (tree / "cat" / f"small{k}.png").write_bytes(picture(9, size))
+    out = tmp_path / "out"
+    flags = ["prep", "images", str(tree), f"--out={out}", f"--store={store}", *SMALL]
+    assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
+    said = capsys.readouterr().out
+    assert "31 images of 8 x 8 x 3" in said
+    assert "2 pictures are smaller than 8 x 8: --enlarge takes such" in said
+    lines = (out / "shard.h5.unreadable.tsv").read_text().splitlines()[1:]
+    assert sorted(lines) == [
+        f"cat/small{k}.png\tit has {size} pixels, and its shorter edge needs 8: --enlarge takes it"
+        for k, size in enumerate(["7 x 30", "1 x 1"])
+    ]
+    assert main([*flags, "--enlarge"]) == ExitCode.ENVIRONMENT  # another recipe
+    assert main([*flags, "--enlarge", "--overwrite"]) == 0
+    assert "2 pictures are smaller than 8 x 8: enlarged" in capsys.readouterr().out
+    with opened(out) as shards:
+        assert len(shards) == 33
+    size, least = ["--size=40", "--workers=1"], [f"--out={tmp_path / 'none'}"]
+    assert main(["prep", "images", str(tree), *least, *size]) == ExitCode.DATA
+    assert "shorter edge needs 40: --enlarge takes it" in capsys.readouterr().err
+
+
+def test_what_is_passed_over_or_taken_twice_is_counted_and_said(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tree / ".cache").mkdir()
+    (tree / "ant" / "IMG_1").write_bytes(picture(1))
+    (tree / "bee" / "lost").symlink_to(tmp_path / "nowhere")
+    (tree / "dog").symlink_to(tree / "ant")
+    flags = ["prep", "images", str(tree), f"--out={tmp_path / 'out'}", *SMALL]
+    assert main(flags) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "warning: 5 hidden files or folders are passed over, such as .cache" in said
+    assert "warning: 1 link leads nowhere: bee/lost" in said
+    first = (
+        "warning: 10 pictures are taken twice, as a link leads to their folder, such as dog/0.png"
+    )
+    assert first in said
+    ends = "not end in .jpg, .jpeg, .png, .webp, .bmp, .gif, .tif, .tiff, .ppm, .pgm"
+    other = f"warning: 6 files are passed over, whose names do {ends}, such as ant/IMG_1"
+    assert other in said
+    with opened(tmp_path / "out") as shards:
+        assert len(shards) == 40
 
 
 def test_a_shard_of_unreadable_pictures_only_is_refused(
