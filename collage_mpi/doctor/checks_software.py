@@ -9,7 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, MpiFacts, Package, Wanted
+from collage_mpi.doctor.facts import (
+    BAD,
+    NO_ANSWER,
+    OK,
+    WARN,
+    Facts,
+    Finding,
+    MpiFacts,
+    Package,
+    Wanted,
+)
 from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.system.extras import PACKAGES, pip_line
 from collage_mpi.system.launchers import FAMILIES, by_word
@@ -67,6 +77,21 @@ def _wanted(package: Package) -> str:
     return package.name + (f">={package.minimum}" if package.minimum else "")
 
 
+def _how_to_load(package: Package, wanted: str) -> str:
+    """What to type for a package that is there and does not load."""
+    if (package.error or "").startswith(NO_ANSWER):
+        return (
+            "its file system is slow, or hangs: try again, and if it stays so move the Python "
+            "environment to a faster disk, such as the node's own"
+        )
+    if package.name == "torch":  # PyPI's is a CUDA build: in the place of a ROCm one it sees no GPU
+        return (
+            "reinstall the build for your GPUs by the line of https://pytorch.org/get-started; "
+            "if a library is missing, load its module"
+        )
+    return f"pip install --force-reinstall '{wanted}'; if a library is missing, load its module"
+
+
 def _package_problem(package: Package) -> Finding | None:
     wanted = _wanted(package)
     if package.version is None and package.error is None:
@@ -77,7 +102,7 @@ def _package_problem(package: Package) -> Finding | None:
             package.name,
             BAD,
             f"{package.name}{version} is installed but does not load: {package.error}",
-            f"pip install --force-reinstall '{wanted}'; if a library is missing, load its module",
+            _how_to_load(package, wanted),
         )
     if package.minimum and version_key(package.version or "") < version_key(package.minimum):
         return Finding(

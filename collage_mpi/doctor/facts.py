@@ -59,6 +59,9 @@ class Package:
     error: str | None = None
 
 
+NO_ANSWER = "no answer within"  # how the error begins where an import took too long
+
+
 @dataclass(frozen=True)
 class Python:
     """The interpreter."""

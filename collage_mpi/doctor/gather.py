@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.doctor.facts import (
+    NO_ANSWER,
     Clock,
     Facts,
     Folder,
@@ -125,7 +126,7 @@ def probe(task: str, argument: str = "", env: Mapping[str, str] | None = None) -
             env={**os.environ, **(env or {})},
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {PROBE_LIMIT_S:.0f} s"}
+        return {"error": f"{NO_ANSWER} {PROBE_LIMIT_S:.0f} s"}
     if done.returncode < 0:
         return {"error": f"the process died of {signal.Signals(-done.returncode).name}"}
     try:

@@ -146,9 +146,18 @@ def check_same_weights(hellos: Mapping[int, Hello], specs: Mapping[str, str]) ->
                 raise DataFault(
                     f"rank {rank} on {hello.host} holds another {kind} network "
                     f"(SHA-256 {fingerprint[:12]}...) than rank {other} on "
-                    f"{hellos[other].host} ({expected[:12]}...): make the weights the same "
-                    "file on every host"
+                    f"{hellos[other].host} ({expected[:12]}...): {same_advice(what[1])}"
                 )
+
+
+def same_advice(spec: str) -> str:
+    """What makes all ranks hold the same network of this name."""
+    if is_own(spec):
+        return (
+            f"{spec} makes other weights on each rank; let it load them from a file, or seed its "
+            "random numbers (torch.manual_seed)"
+        )
+    return "make the weights the same file on every host"
 
 
 def check_same_embedding(hellos: Mapping[int, Hello]) -> None:

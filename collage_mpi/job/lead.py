@@ -283,7 +283,8 @@ class Lead:
                 raise DataFault(
                     f"team {team.number} (rank {team.rank} and those after it) holds another "
                     f"{kind} network (SHA-256 {fingerprint[:12]}...) than team 0 ({mine[:12]}...): "
-                    "make the weights the same file on every host"
+                    "make the weights the same file on every host; a network of your own must load "
+                    "them from a file, or seed its random numbers"
                 )
         self._tell(team, self._start)
         self._join(team)

@@ -24,6 +24,7 @@ from collage_mpi.job.network_loader import NetworkLoader
 from collage_mpi.job.team import LeadLink
 from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.launch.scratch import noted_signal
 from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import (
     CoordinatorTransport,
@@ -56,7 +57,7 @@ class StopFlag:
     """Set by a signal; rank 0 stops dispatching, the others wait to be told."""
 
     def __init__(self) -> None:
-        self._reason: str | None = None
+        self._number: int | None = None
 
     def install(self) -> None:
         """Take over SIGTERM, SIGINT and SIGUSR2."""
@@ -64,13 +65,15 @@ class StopFlag:
             signal.signal(number, self._caught)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        # A launcher may pass on another signal than launch was sent, which says its own.
-        through = " through the launcher" if status_word() else ""
-        self._reason = f"stopped by {signal.Signals(number).name}{through}"
+        self._number = number
 
     def reason(self) -> str | None:
-        """Why to stop, or None."""
-        return self._reason
+        """Why to stop, or None: by the signal that launch was sent, where launch has noted it."""
+        if self._number is None:
+            return None
+        # A launcher may pass on another signal.
+        through = " through the launcher" if status_word() else ""
+        return f"stopped by {noted_signal() or signal.Signals(self._number).name + through}"
 
 
 def run_world(

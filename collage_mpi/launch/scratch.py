@@ -1,7 +1,8 @@
 """The folder of a launch: what its launcher keeps in files while the job runs, and who removes it.
 
 A launch and its guard hold a lock in the folder for as long as one of them lives, on whatever
-host and in whatever container. A folder whose lock is free belongs to nobody any more.
+host and in whatever container. A folder whose lock is free belongs to nobody any more. In it
+launch notes the signal that stops a job: a launcher passes another one on to the ranks.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = "collage-mpi-launch-"
-LOCK = "lock"
+LOCK, SIGNAL = "lock", "signal"
+VARIABLE = "COLLAGE_MPI_SCRATCH"  # where the ranks find the folder
 
 
 @contextmanager
@@ -55,6 +58,22 @@ def sweep(temporary: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
+
+
+def note_signal(folder: str | None, name: str) -> None:
+    """Say for the ranks of this host which signal launch has been sent."""
+    if folder is not None:
+        with suppress(OSError):
+            (Path(folder) / SIGNAL).write_text(name)
+
+
+def noted_signal(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The signal that launch has been sent; None if no launch of this host has said so."""
+    try:
+        name = (Path(environ[VARIABLE]) / SIGNAL).read_text(errors="replace")
+    except (KeyError, OSError):
+        return None
+    return name if name in signal.Signals.__members__ else None
 
 
 def _take(lock: int) -> bool:

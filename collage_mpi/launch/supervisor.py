@@ -26,7 +26,7 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.launch.job_ranks import LOOK_AT_START_S, LOOK_EVERY_S, Kin
 from collage_mpi.launch.mpi_banners import BannerFilter
 from collage_mpi.launch.mpiexec import LaunchPlan
-from collage_mpi.launch.scratch import held
+from collage_mpi.launch.scratch import VARIABLE, held, note_signal
 from collage_mpi.launch.startup import BUS_ERROR, SIGNAL_NAMES, Start
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.launchers import FAMILIES, Death, Launcher
@@ -282,6 +282,7 @@ class Job:
             self._outcome.stopped_by = number
             self._kill_at_s = now_s + self._stop_grace_s
             name = signal.Signals(number).name
+            note_signal(self._plan.scratch, name)
             self.say(f"{name}: stopping; results so far are kept. Again to stop at once.")
             if process.poll() is None:
                 process.send_signal(self._launcher.stop_signal)
@@ -476,7 +477,7 @@ def _start(plan: LaunchPlan, word: str) -> subprocess.Popen[bytes]:
     name, _, value = word.partition("=")
     return subprocess.Popen(
         plan.argv,
-        env={**os.environ, **plan.env, name: value},
+        env={**os.environ, **plan.env, name: value, VARIABLE: plan.scratch or ""},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

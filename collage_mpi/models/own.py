@@ -21,6 +21,8 @@ import importlib.util
 import os
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,13 @@ from collage_mpi.models.tuning import Tuning
 UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "
     "--class-names-file FILE names them. "
+)
+
+
+# Files of this package, of Python's own and of installed ones, and what has no file.
+_NOT_THEIRS = (
+    *(str(Path(__file__).parents[1]), "<"),
+    *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
 )
 
 
@@ -87,7 +96,7 @@ def load_own(
         unknown = "" if geometry.classes is not None else UNKNOWN_CLASSES
         raise UsageError(
             f"{spec}: calling it with {', '.join(f'{k}={v!r}' for k, v in told.items())} raised "
-            f"{type(error).__name__}: {error}. {unknown}{HOW}"
+            f"{told_error(error)}. {unknown}{HOW}"
         ) from error
     if callable(getattr(made, "predict", None)):
         predictor = OwnPredictor(spec, kind, geometry, made, device)
@@ -105,6 +114,14 @@ def load_own(
     )
 
 
+def told_error(error: Exception) -> str:
+    """What a user's code raised, and the last line of that code that it came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
+    place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
 def find_function(spec: str) -> Callable[..., Any]:
     """The function of a spec; a module is looked for in the current folder too.
 
@@ -116,7 +133,7 @@ def find_function(spec: str) -> Callable[..., Any]:
         module = _file_module(Path(place)) if place.endswith(".py") else _module(place)
     except Exception as error:  # whatever the user's module raises while it is imported
         raise UsageError(
-            f"{spec}: {place} cannot be imported: {type(error).__name__}: {error}. "
+            f"{spec}: {place} cannot be imported: {told_error(error)}. "
             "Name a module that Python finds (PYTHONPATH, or the current folder), or a .py file"
         ) from error
     function: Callable[..., Any] | None = getattr(module, name, None)
@@ -192,9 +209,14 @@ class OwnPredictor:
 def check_probabilities(spec: str, scores: np.ndarray) -> None:
     """Raise DataFault unless scores (n, cells, classes) can be believed: logits would be taken
     for a confidence of 18, and where none is above zero for no answer."""
+    if not np.isfinite(scores).all():
+        raise DataFault(
+            f"{spec}: predict gave scores that are NaN or infinite; look for NaN or infinity in "
+            "its weights and its code"
+        )
     low, high = float(scores.min()), float(scores.max())
     most = float(scores.sum(axis=2).max())
-    if low >= -TOLERANCE and most <= 1 + TOLERANCE:  # both are false for NaN
+    if low >= -TOLERANCE and most <= 1 + TOLERANCE:
         return
     raise DataFault(
         f"{spec}: predict gave scores from {low:.3g} to {high:.3g}, those of a cell {most:.3g} in "

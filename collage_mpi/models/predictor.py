@@ -157,7 +157,7 @@ class TorchPredictor:
         if not all(np.isfinite(each).all() for each in found):
             raise EnvironmentFault(
                 f"the {self.kind} network of {self.info.origin} gives no finite scores as "
-                f"{self.tuning} on {self.device}: choose --precision float32 or bfloat16"
+                f"{self.tuning} on {self.device}: {_other_than(self._dtype)}"
             )
 
     def _checked(self, batch: np.ndarray) -> np.ndarray:
@@ -180,6 +180,13 @@ class TorchPredictor:
             return torch.cat([logits.float(), features.float()[:, None]], dim=2)
         outputs: torch.Tensor = found.float()
         return outputs
+
+
+def _other_than(dtype: torch.dtype) -> str:
+    """What to do about scores that are NaN or infinite in this precision."""
+    if dtype == torch.float32:
+        return "no other precision helps; look for NaN or infinity in its weights and its code"
+    return f"choose --precision float32{' or bfloat16' if dtype == torch.float16 else ''}"
 
 
 @contextmanager

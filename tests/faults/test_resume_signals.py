@@ -83,6 +83,7 @@ def test_a_signal_stops_the_job_and_resume_gives_the_same_rows(undisturbed: Path
         end_family(job, grace_s=0.0)
     assert job.returncode == ExitCode.INCOMPLETE, told
     assert "--resume" in told
+    assert f"stopped by {name};" in told
     assert took_s < STOP_LIMIT_S
     report = verify_run(out)
     assert report.status == "incomplete"

@@ -22,7 +22,7 @@ from collage_mpi.job.main import StopFlag
 from collage_mpi.launch import mpiexec, startup, supervisor
 from collage_mpi.launch.job_ranks import Kin
 from collage_mpi.launch.mpiexec import LaunchPlan
-from collage_mpi.launch.scratch import PREFIX, held, sweep
+from collage_mpi.launch.scratch import PREFIX, VARIABLE, held, note_signal, sweep
 from collage_mpi.launch.supervisor import Job, exit_code
 from collage_mpi.system import process_tree
 from collage_mpi.system.environment import STATUS_VARIABLE
@@ -560,13 +560,18 @@ def test_nor_does_one_to_a_process_on_its_way_out():
         assert done.returncode == 5, number
 
 
-def test_a_rank_says_where_launch_may_have_been_sent_another_signal(monkeypatch):
+def test_a_rank_says_which_signal_launch_was_sent_where_it_can(monkeypatch, tmp_path):
     monkeypatch.delenv("COLLAGE_MPI_STATUS", raising=False)
     flag = StopFlag()
     flag._caught(signal.SIGTERM, None)
     assert flag.reason() == "stopped by SIGTERM"
     monkeypatch.setenv("COLLAGE_MPI_STATUS", "word")
     flag._caught(signal.SIGTERM, None)
+    assert flag.reason() == "stopped by SIGTERM through the launcher"
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    note_signal(str(tmp_path), "SIGHUP")
+    assert flag.reason() == "stopped by SIGHUP"
+    note_signal(str(tmp_path), "\x1b[2J")
     assert flag.reason() == "stopped by SIGTERM through the launcher"
 
 

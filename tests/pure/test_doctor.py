@@ -116,6 +116,14 @@ FAULTS = {
         {"packages": (Package("h5py", None, "3.1", "ImportError: libhdf5.so"),)},
         ("h5py", BAD, "libhdf5.so", "--force-reinstall"),
     ),
+    "torch broken, of a build that is not PyPI's": (
+        {"packages": (Package("torch", "2.6", "2.6.0+rocm6.2", "ImportError: libhip.so"),)},
+        ("torch", BAD, "libhip.so", "the build for your GPUs"),
+    ),
+    "torch slow to import": (
+        {"packages": (Package("torch", "2.6", None, "no answer within 60 s"),)},
+        ("torch", BAD, "no answer within 60 s", "its file system is slow"),
+    ),
     "everything missing is one line": (
         {"packages": (Package("numpy"), Package("torch"))},
         ("packages", BAD, "numpy, torch", "/v/bin/python -m pip install 'numpy' 'torch'"),

@@ -197,9 +197,17 @@ def test_answers_of_another_shape_and_modules_that_break(own: str, tmp_path: Pat
         load_predictor(f"{own}:wrong", "single", geometry=GEOMETRY)
     with pytest.raises(UsageError, match="cannot be imported: ModuleNotFoundError"):
         load_predictor("no_such_module_here:f", "single", geometry=GEOMETRY)
-    (tmp_path / "bad.py").write_text("1 / 0")
-    with pytest.raises(UsageError, match="ZeroDivisionError"):
-        load_predictor(f"{tmp_path / 'bad.py'}:f", "single", geometry=GEOMETRY)
+    bad = tmp_path / "bad.py"
+    bad.write_text("\n1 / 0")
+    with pytest.raises(UsageError, match=rf"ZeroDivisionError: .*\({bad}, line 2\)"):
+        load_predictor(f"{bad}:f", "single", geometry=GEOMETRY)
+    slip = tmp_path / "slip.py"
+    slip.write_text("import json\n\ndef f(**told):\n    return json.loads(netz)")
+    with pytest.raises(UsageError, match=rf"NameError: name 'netz' .*\({slip}, line 4\)"):
+        load_predictor(f"{slip}:f", "single", geometry=GEOMETRY)
+    slip.with_name("deep.py").write_text("import json\ndef f(**told): json.loads('[')")
+    with pytest.raises(UsageError, match=r"JSONDecodeError: .*deep\.py, line 2\)"):
+        load_predictor(f"{slip.with_name('deep.py')}:f", "single", geometry=GEOMETRY)
     with pytest.raises(UsageError, match="cannot be used here"):
         load_predictor(f"{own}:network", "single")
 
@@ -210,7 +218,6 @@ def test_answers_of_another_shape_and_modules_that_break(own: str, tmp_path: Pat
         ("logits", "scores from -3 to 18, those of a cell 18 in all"),
         ("log_probabilities", "scores from -2.3 to -0.511"),
         ("large_sums", "scores from 0.1 to 0.9, those of a cell 2.1 in all"),
-        ("not_finite", "scores from nan to nan"),
     ],
 )
 def test_scores_that_are_no_probabilities_are_refused_at_once(
@@ -218,6 +225,12 @@ def test_scores_that_are_no_probabilities_are_refused_at_once(
 ) -> None:
     with pytest.raises(DataFault, match=f"{name}: predict gave {found}.*Apply softmax"):
         load_predictor(f"{own}:{name}", "single", geometry=GEOMETRY)
+
+
+def test_scores_that_are_nan_are_not_taken_for_logits(own: str) -> None:
+    with pytest.raises(DataFault, match="not_finite: predict gave scores that are NaN") as caught:
+        load_predictor(f"{own}:not_finite", "single", geometry=GEOMETRY)
+    assert "softmax" not in str(caught.value)
 
 
 def test_cells_without_an_answer_and_rounding_are_believed(own: str) -> None:

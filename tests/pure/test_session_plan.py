@@ -140,7 +140,7 @@ def test_a_parity_network_decodes_with_the_single_that_it_was_trained_for(shards
     for more, error, says in (
         ({"single": single, "parity": ""}, UsageError, "train parity"),
         ({"single": single, "parity": "my:network"}, UsageError, "collage-mpi train parity"),
-        ({"single": single, "parity": single}, DataFault, "a parity network is needed"),
+        ({"single": single, "parity": single}, UsageError, "a parity network is needed"),
         ({"single": other, "parity": parity}, DataFault, "is another"),
         ({"single": "null", "parity": parity}, DataFault, "is another"),
         ({"single": single, "parity": parity, "parity_k": 3}, DataFault, "--parity-k 2"),
@@ -218,6 +218,11 @@ def test_ranks_that_run_a_network_must_hold_the_same_weights():
     with pytest.raises(CollageError, match=r"rank 4 on n2 .* than rank 1 on n0"):
         check_same_weights({**same, 4: hello("n2", backup="cc")}, specs)
     check_same_weights({**same, 4: hello("n2", backup="cc")}, {**specs, "backup": "small"})
+    with pytest.raises(CollageError, match="the same file on every host"):
+        check_same_weights({**same, 4: hello("n2", single="cc")}, specs)
+    mine = {**specs, "single": "net:make", "backup": "net:make"}
+    with pytest.raises(CollageError, match=r"net:make makes other .* seed its random numbers"):
+        check_same_weights({**same, 4: hello("n2", single="cc")}, mine)
 
 
 def test_a_backup_batch_that_no_message_holds_is_refused(shards, monkeypatch):
