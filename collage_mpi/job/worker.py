@@ -44,6 +44,7 @@ from collage_mpi.shards.guard import HASH_LIMIT_BYTES
 from collage_mpi.shards.pictures import parse_fit
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
+from collage_mpi.system.limits import limit_met
 from collage_mpi.system.pidfd import ProcessId
 from collage_mpi.workload.background_load import Burners
 from collage_mpi.workload.service_times import DelayModel, service_ns
@@ -256,13 +257,14 @@ class Worker:
             single_ns = {k: self._service_ns(session, k, 3) for k in session.predictors}
             batch_ns = [self._try_batches(session, k) for k in session.predictors]
         except CollageError as error:
-            self._cannot(error, number)
+            self._cannot(limit_met(error) or error, number)
             return
         except Exception as error:
-            if not _is_of_device(error):
+            fault = limit_met(error)
+            if fault is None and not _is_of_device(error):
                 raise
-            what = f"{type(error).__name__}: {error}"
-            self._cannot(EnvironmentFault(f"its device cannot run the networks: {what}"), number)
+            what = f"its device cannot run the networks: {type(error).__name__}: {error}"
+            self._cannot(fault or EnvironmentFault(what), number)
             return
         self.session = session
         self.endpoint.open_tasks(welcome.task_bytes, welcome.credit + RING_SPARE)

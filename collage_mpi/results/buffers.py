@@ -179,7 +179,9 @@ class PartThread:
         except CollageError as error:
             return error
         except OSError as error:
-            return unwritable(path, error)
+            fault = unwritable(path, error)
+            fault.__cause__ = error  # which may be a limit of the machine
+            return fault
         except Exception as error:  # else nobody empties the queue, and rank 0 waits for ever
             return EnvironmentFault(
                 f"{path}: cannot be written: {type(error).__name__}: {error}. {INTACT} Run "

@@ -514,6 +514,17 @@ def test_a_device_that_fails_at_the_start_is_told_to_rank_0(moment):
     assert "OutOfMemoryError: CUDA out of memory" in fault.message
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_limit_of_the_machine_at_the_start_is_told_to_rank_0(error):
+    bench = Bench(start=False)
+    bench.load_error = error
+    bench.endpoint.tell(bench.welcome)
+    bench.run()
+    (fault,) = bench.endpoint.told()
+    assert fault.exit_code == ExitCode.ENVIRONMENT
+    assert fault.message.startswith(("This process has no memory left", "No further thread"))
+
+
 def test_a_defect_at_the_start_is_no_fault_of_the_device():
     bench = Bench(start=False)
     bench.load_error = RuntimeError("boom")

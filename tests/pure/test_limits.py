@@ -13,6 +13,8 @@ import pytest
 
 from collage_mpi import cli
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
+from collage_mpi.results import buffers
+from collage_mpi.results.rows import IMAGES
 from collage_mpi.system import limits
 from collage_mpi.system.limits import fault_of, limit_met
 
@@ -72,6 +74,22 @@ def test_a_file_that_could_not_be_opened_for_want_of_descriptors_is_not_damaged(
     for other in (MemoryError(), refused(errno.ENOENT)):  # a damaged header may ask for any size
         told = hidden(other)
         assert fault_of(told) is told
+
+
+def test_want_of_descriptors_is_found_behind_a_part_that_cannot_be_written(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise refused(errno.EMFILE)
+
+    monkeypatch.setattr(buffers.parts, "write_part", refuses)
+    thread = buffers.PartThread(tmp_path, 1, None)
+    thread.put(IMAGES, memoryview(b""))
+    thread.end()
+    assert thread.fault is not None
+    fault = fault_of(thread.fault)
+    assert str(fault).startswith("This process has no file descriptor left")
+    assert "--resume" in str(fault)
 
 
 def test_a_limit_of_address_space_is_told_with_threads_too(monkeypatch) -> None:
