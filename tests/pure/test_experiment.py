@@ -240,7 +240,7 @@ def test_the_list_and_errors_on_the_command_line(
         assert main(["experiment", str(file), *words]) == code
         assert message in capsys.readouterr().err
     file.write_text("[base\n")
-    assert main(["experiment", str(file), "--list"]) == 4
+    assert main(["experiment", str(file), "--list"]) == 2
     assert main(["experiment", str(tmp_path / "none.toml"), "--list"]) == 3
 
 
