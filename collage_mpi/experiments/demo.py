@@ -11,8 +11,8 @@ short; both schemes see the same draws.
 
 Ten ranks may share two cores, where each waits while others compute, also when its drawn time is
 over. A run is INVALID where over 1 % of the tasks take over a tenth too long, so the draws have to
-be long beside that wait. Six runs each on two cores beside other work (load average 11 to 19, the
-demo's ranks with priority) had 0.2 to 3.3 % such tasks at a scale of 0.5, and 0 to 0.2 % at 0.8.
+be long beside that wait. Six runs each on two cores beside other work (load average 11 to 19) had
+0.2 to 3.3 % such tasks at a scale of 0.5, and 0 to 0.2 % at 0.8.
 """
 
 from __future__ import annotations
