@@ -1,7 +1,7 @@
 """Which scheme wins where: persistence of slowness x weight of the tail x cost ratio, simulated.
 
     python analysis/regime_map.py --answers answers_side3.npz --out figures/regime_map \\
-        --trace '25 cloud machines=cloud.npy' --trace 'training steps, 1 slow rank=one_slow.npy'
+        --trace '25 cloud machines=cloud.npy' --trace 'training steps: one slow rank=slow.npy'
 
 Owns: the grid, the table (STEM.csv, to which each result is added as it comes: typed again the
 command goes on), which candidate a cell shows, the figure. Does not know: service times and
