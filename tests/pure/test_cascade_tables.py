@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.grid import Grid
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = ROOT / "analysis" / "answers"
@@ -14,12 +19,12 @@ ANSWERS = ROOT / "analysis" / "answers"
 
 def script(name: str):
     spec = importlib.util.spec_from_file_location(name, ROOT / "analysis" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-savings = script("savings")
+savings, cells = script("savings"), script("cascade_cells")
 
 
 def test_the_table_of_the_docs_is_what_the_answers_give(capsys):
@@ -49,3 +54,62 @@ def test_a_folder_without_what_is_needed_is_a_line(ratios, code, said, tmp_path,
         (tmp_path / "ratios.csv").write_text(ratios)
     assert savings.main(["--answers", str(tmp_path)]) == code
     assert said in capsys.readouterr().err
+
+
+class Reader:
+    """A network that says what stands in each cell: its pixels' value as a class, blank as 0."""
+
+    classes = 5
+
+    def __init__(self, side: int, px: int) -> None:
+        self.side, self.px, self.seen = side, px, []
+
+    def predict(self, collages: np.ndarray) -> np.ndarray:
+        n = len(collages)
+        corners = collages[:, :: self.px, :: self.px, 0].reshape(n, -1)  # (n, cells)
+        self.seen += corners.tolist()
+        return np.eye(self.classes, dtype=np.float32)[corners]
+
+
+def test_the_first_cells_are_filled_in_file_order_and_the_others_are_blank():
+    images = np.array([1, 2, 3, 4, 3, 2, 1], np.uint8).repeat(4).reshape(7, 2, 2, 1)
+    network = Reader(2, 2)
+    found = cells.answers(network, Encoder(Grid(2, 2), (2, 2, 1)), images, 3)
+    assert network.seen == [[1, 2, 3, 0], [4, 3, 2, 0]]  # the seventh image stays out
+    assert found.argmax(1).tolist() == [1, 2, 3, 4, 3, 2]
+    found = cells.answers(network, Encoder(Grid(2, 2), (2, 2, 1)), images, 1)
+    assert found.argmax(1).tolist() == [1, 2, 3, 4, 3, 2, 1]
+
+
+def test_sure_cells_are_counted_beside_the_single_network():
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.8, 0.2], [0.6, 0.4]])
+    labels, single_right = np.array([0, 0, 0, 0, 0]), np.array([True, True, False, True, True])
+    assert cells.counted(scores, labels, single_right, 0.8) == (4, 3, 2, 2, 1)
+    row = cells.told(np.array([cells.counted(scores, labels, single_right, 0.8)]), 1)
+    assert row == "75.0%; 66.67% (66.67%); +0.00 (70.71)"
+    assert cells.told(np.zeros((1, 5), int), 2) == ""
+
+
+def test_counts_are_kept_and_printed_again(tmp_path, capsys):
+    counts = np.array([[100, 80, 79, 77, 76], [98, 70, 69, 68, 68]])
+    cells.save(tmp_path / "c.npz", {"side3": cells.Cells(0.75, counts)})
+    assert cells.main(["--from", str(tmp_path / "c.npz")]) == 0
+    told = capsys.readouterr().out
+    assert "| images | side3, score 0.75 |" in told
+    assert "| 1 | 80.0%; 98.75% (96.25%); +2.00 (3.98) |" in told
+    (tmp_path / "c.npz").write_bytes(b"x")
+    assert cells.main(["--from", str(tmp_path / "c.npz")]) == 4
+    assert "no file of cascade_cells.py" in capsys.readouterr().err
+    assert cells.main(["--from", str(tmp_path / "none.npz")]) == 3
+
+
+def test_a_data_set_that_is_not_there_is_asked_for(tmp_path, capsys):
+    out = tmp_path / "c.npz"
+    assert cells.main(["--out", str(out), "--data", str(tmp_path)]) == 3
+    assert "apt install dataset-fashion-mnist" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_table_of_cells_is_what_was_counted(capsys):
+    assert cells.main(["--from", str(ANSWERS / "cells.npz")]) == 0
+    assert capsys.readouterr().out == (ANSWERS / "cells.md").read_text()
