@@ -90,6 +90,8 @@ NOT_TRIED = {
     ("shards/guard", "main"): "its parent's paths; shards are tried",
     ("shards/schema", "sha256_of"): "any bytes have a hash",
     ("system/environment", "_pbs_hosts"): "a file of PBS, words only",
+    ("system/limits", "_descriptors_of_all"): KERNEL,
+    ("system/limits", "_sizes_bytes"): KERNEL,
     ("training/last_layer", "_features"): "as the cache of a teacher",
     ("training/measure", "processor_name"): KERNEL,
     ("training/parts", "resolve_precision"): KERNEL,
