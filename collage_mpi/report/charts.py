@@ -15,7 +15,8 @@ import numpy as np
 
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Results
-from collage_mpi.results.statistics import PERCENTILES, ecdf, percentile, percentile_name
+from collage_mpi.results.statistics import PERCENTILES, percentile_name
+from collage_mpi.results.tally import Groups, Tally
 from collage_mpi.results.timeline import STRAGGLER, Timeline, look_of, looks, make_timeline
 
 STEPS = 1200  # of a curve: half of them by share, half by the logarithm of the tail
@@ -27,30 +28,35 @@ BARS = 1500
 Json = dict[str, Any]
 
 
-def chart_data(run: Results, name: str, *, by_team: bool = False) -> Json:
+def chart_data(
+    run: Results, name: str, *, by_team: bool = False, tally: Tally | None = None
+) -> Json:
     """All charts of one run, ready for JSON; None where the run has nothing for one.
 
-    `by_team`: a line over time of the fastest team and of the slowest, too.
+    Args:
+        run: all of it, or an excerpt.
+        by_team: a line over time of the fastest team and of the slowest, too.
+        tally: of all of the run, where it was made already.
     """
-    measured = len(run.measured_groups) > 0
+    tally = tally or Tally(run)
+    measured = tally.groups.latency_ms.n > 0
     return {
         "name": name,
-        "curve": _curve(run) if measured else None,
+        "curve": _curve(tally.groups) if measured else None,
         "time": _over_time(run, by_team) if measured else None,
-        "timeline": _timeline(run) if measured and len(run.tasks) else None,
+        "timeline": _timeline(run, tally) if measured and len(run.tasks) else None,
     }
 
 
-def _curve(run: Results) -> Json:
+def _curve(groups: Groups) -> Json:
     """The distribution of group latencies: steps (ms, share done) and its percentiles."""
-    groups = run.measured_groups
-    values_ms = groups["latency_ns"] / 1e6
-    x_ms, share = ecdf(values_ms)
-    keep = kept_steps(share, len(groups))
-    independent = run.independent(groups)
-    found = {q: percentile(values_ms, q, independent) for q in PERCENTILES}
+    sample = groups.latency_ms
+    x_ms, below = sample.steps()
+    share = below / sample.n
+    keep = kept_steps(share, sample.n)
+    found = {q: sample.percentile(q, groups.independent) for q in PERCENTILES}
     return {
-        "n": len(groups),
+        "n": sample.n,
         "ms": _digits(x_ms[keep]),
         "share": _digits(share[keep], 8),
         "marks": [
@@ -103,7 +109,7 @@ def _over_time(run: Results, by_team: bool) -> Json:
         "s": _digits([t0_ns[part].mean() / 1e9 for part in slices], 7),
         "median": _digits([np.median(latency_ms[part]) for part in slices]),
         "slowest": _digits([latency_ms[part].max() for part in slices]),
-        "each": len(slices[0]),
+        "each": len(slices[0]) * run.every,
         "sessions": _digits(begins_s[1:], 7),
         "teams": [
             [f"team {each}", [_median(latency_ms[part][team[part] == each]) for part in slices]]
@@ -112,12 +118,12 @@ def _over_time(run: Results, by_team: bool) -> Json:
     }
 
 
-def _timeline(run: Results) -> Json:
+def _timeline(run: Results, tally: Tally) -> Json:
     """What the ranks did about the slowest group."""
-    groups = run.measured_groups
-    slowest = groups[int(np.argmax(groups["latency_ns"]))]
+    slowest = tally.groups.slowest
+    assert slowest is not None
     session, group = int(slowest["session"]), int(slowest["group"])
-    tasks_each = len(run.tasks) / max(1, len(run.groups))
+    tasks_each = tally.inventory.all("tasks") / max(1, tally.groups.n)
     half = int(max(0, min(GROUPS_SHOWN, BARS / tasks_each) - 1) // 2)
     timeline = make_timeline(run, group - half, group + half, session)
     ranks = _ranks_shown(timeline)

@@ -24,10 +24,12 @@ from collage_mpi.report.charts import chart_data
 from collage_mpi.report.verdict import verdicts
 from collage_mpi.report.worst import worst_images
 from collage_mpi.results.comparison import compare, notes
+from collage_mpi.results.excerpt import excerpt
 from collage_mpi.results.manifest import readable
-from collage_mpi.results.reader import Results, distinct, read_results
+from collage_mpi.results.reader import Run, distinct, open_run
 from collage_mpi.results.render import warnings
 from collage_mpi.results.summary import summarise
+from collage_mpi.results.tally import Tally
 from collage_mpi.results.verify import verify_run
 from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.printable import printable
@@ -87,7 +89,7 @@ def render_page(folders: Sequence[Path], shards: Sequence[Path | str] | None = N
     )
 
 
-def _names(runs: Sequence[Results]) -> list[str]:
+def _names(runs: Sequence[Run]) -> list[str]:
     """What the page calls its runs: how groups follow each other only where runs differ in it."""
     alike = len({run.mode for run in runs}) == 1
     names = [run.scheme if alike else run.label for run in runs]
@@ -115,8 +117,9 @@ def _sha256(script: str) -> str:
 
 
 def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> Json:
-    runs = [read_results(folder) for folder in folders]
-    summaries = [summarise(run) for run in runs]
+    runs = [open_run(folder) for folder in folders]
+    tallies = [Tally(run) for run in runs]
+    summaries = [summarise(run, tally) for run, tally in zip(runs, tallies, strict=True)]
     names = _names(runs)
     entries = [
         {**entry, "name": name}
@@ -124,10 +127,11 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
     ]
     proofs = [verify_run(run.path, run) for run in runs]
     parts = []
-    for run, summary, entry, name, proof in zip(
-        runs, summaries, entries, names, proofs, strict=True
+    for run, tally, summary, entry, name, proof in zip(
+        runs, tallies, summaries, entries, names, proofs, strict=True
     ):
-        slow, rank_tables = tables.ranks(run)
+        some, by_team = excerpt(run, tally), bool(entry["unlike_teams"])
+        slow, rank_tables = tables.ranks(some, tally.tasks.answered)
         parts.append(
             {
                 "name": name,
@@ -138,7 +142,7 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
                 "simulated": "simulated" in run.manifest,
                 "proof": proof,
                 "warnings": readable(warnings(summary)),
-                "chart": chart_data(run, printable(name), by_team=bool(entry["unlike_teams"])),
+                "chart": chart_data(some, printable(name), by_team=by_team, tally=tally),
                 "slow": slow,
                 "ranks": rank_tables,
                 "confusion": tables.confusions(run),

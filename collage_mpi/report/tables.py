@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from collage_mpi.kinds import KINDS
 from collage_mpi.results.comparison import STATISTICS, accuracies_of
 from collage_mpi.results.manifest import recorded_settings
-from collage_mpi.results.reader import Results
+from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.render import (
     coordinators,
     optional,
@@ -27,6 +27,7 @@ from collage_mpi.results.render import (
     shares_shown,
     supported,
 )
+from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile, support_needed
 from collage_mpi.settings.run_settings import RunSettings
@@ -159,18 +160,27 @@ def _accuracy_cell(row: Json | None) -> str:
     return f"{points(row['accuracy'])} of {row['n']:,} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def confusions(run: Results) -> tuple[Table | None, Table | None]:
+def _answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of labelled answers each pair of label and answer, ascending, and how often: (k,) each."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for rows in run.chunks(IMAGES):
+        rows = rows[rows["answered"] & rows["has_label"]]
+        columns = np.stack([rows["label"], rows["predicted"]], axis=1)  # (n, 2)
+        found, counts = np.unique(columns, axis=0, return_counts=True)
+        pairs.update(dict(zip(map(tuple, found.tolist()), counts.tolist(), strict=True)))
+    told = np.array(sorted(pairs), np.int64).reshape(-1, 2)
+    return told[:, 0], told[:, 1], np.array([pairs[pair] for pair in sorted(pairs)], np.int64)
+
+
+def confusions(run: Run) -> tuple[Table | None, Table | None]:
     """Of labelled answers: the matrix, where it can be read, and the commonest mistakes."""
-    images = run.images[run.images["answered"] & run.images["has_label"]]
-    if not len(images):
+    labels, predicted, counts = _answers(run)
+    if not len(labels):
         return None, None
-    labels, predicted = images["label"], images["predicted"]
     classes = np.unique(np.concatenate([labels, predicted]))  # those that occur, any numbers
     names = [class_name(run, number) for number in classes.tolist()]
-    i, j = np.searchsorted(classes, labels), np.searchsorted(classes, predicted)
-    pairs, counts = np.unique(i * len(classes) + j, return_counts=True)
-    is_, taken = pairs // len(classes), pairs % len(classes)
-    of_label = np.bincount(i, minlength=len(classes))
+    is_, taken = np.searchsorted(classes, labels), np.searchsorted(classes, predicted)
+    of_label = np.bincount(is_, counts, minlength=len(classes))
     wrong = np.flatnonzero(is_ != taken)
     wrong = wrong[np.argsort(-counts[wrong], kind="stable")][:MOST_PAIRS]
     mistakes = [
@@ -196,14 +206,19 @@ def _confusion_cell(matrix: np.ndarray, i: int, j: int) -> Cell:
     return Cell(f"{n:,}" if n else "", n / row if row else 0.0, right=i == j)
 
 
-def class_name(run: Results, number: int) -> str:
+def class_name(run: Run, number: int) -> str:
     """A class by its name, or its number where it has none."""
     names = run.manifest.get("class_names") or []
     return names[number] if 0 <= number < len(names) else str(number)
 
 
-def ranks(run: Results) -> tuple[str, list[Table]]:
-    """Sentences that name slow and idle ranks; a line a rank, and a line a host or GPU."""
+def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table]]:
+    """Sentences that name slow and idle ranks; a line a rank, and a line a host or GPU.
+
+    Args:
+        run: all of it, or an excerpt.
+        answered: ranks of which an answer is known beside those in `run`.
+    """
     speeds = rank_speeds(run)
     of_ranks = [speed for speed in speeds if speed.unit == "rank"]
     notes = [
@@ -212,6 +227,11 @@ def ranks(run: Results) -> tuple[str, list[Table]]:
         "the 95 % percentile of the rank's service times, its mark is the median; n/a: under "
         f"{support_needed(0.95)} answers, too few for it."
     ]
+    if run.every > 1:
+        notes.append(
+            f"This run is long: one in {run.every:,} of its parts of some thousand rows was looked "
+            "at here, and the answers in those are counted."
+        )
     shown = of_ranks[:MOST_RANKS]  # the slowest first
     if len(of_ranks) > len(shown):
         notes.append(f"The slowest {MOST_RANKS} of {len(of_ranks):,}.")
@@ -237,7 +257,7 @@ def ranks(run: Results) -> tuple[str, list[Table]]:
     wider = [speed for speed in speeds if speed.unit != "rank" and speed.ratio is not None]
     if wider:
         tables.append(_wider(wider))
-    return _named(run, speeds), tables
+    return _named(run, speeds, answered), tables
 
 
 def _times_ms(run: Results) -> dict[tuple[int, str], np.ndarray]:
@@ -283,9 +303,10 @@ def _wider(speeds: Sequence[Speed]) -> Table:
     return Table("By GPU and host", ("", "network", "ranks", "x their peers"), rows, note)
 
 
-def _named(run: Results, speeds: Sequence[Speed]) -> str:
+def _named(run: Results, speeds: Sequence[Speed], answered: Collection[int]) -> str:
     """The slow ones, and the ranks that answered nothing."""
     idle = [one for one in speeds if one.unit == "rank" and not one.messages]
+    idle = [one for one in idle if one.ranks[0] not in answered]
     if not idle:
         return _slow_named(run, speeds)
     names = [one.name + (f" on {one.host}" if one.host else "") for one in idle[:MOST_NAMED]]
@@ -310,7 +331,7 @@ def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
     return f"Slow against its peers: {', '.join(named)}{more}.{why}"
 
 
-def errors(run: Results, summary: Json) -> Table | None:
+def errors(run: Run, summary: Json) -> Table | None:
     """Why images have no answer, and which ranks and shards are missing."""
     first = summary["first_errors"]
     rows: list[Row] = [
@@ -325,7 +346,7 @@ def errors(run: Results, summary: Json) -> Table | None:
     return Table(caption, ("reason", "images", "first at"), rows) if rows else None
 
 
-def settings(runs: Sequence[Results], names: Sequence[str]) -> Table:
+def settings(runs: Sequence[Run], names: Sequence[str]) -> Table:
     """What each run was asked to do; those that differ first and marked."""
     recorded = [{**RunSettings().to_dict(), **recorded_settings(run.manifest)} for run in runs]
     defaults = RunSettings().to_dict()
@@ -349,7 +370,7 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
-def origins(runs: Sequence[Results], names: Sequence[str]) -> Table:
+def origins(runs: Sequence[Run], names: Sequence[str]) -> Table:
     """By what each run was made, and from what."""
     rows: dict[str, Sequence[Cell | str]] = {}
     jobs = [run.manifest.get("job") or {} for run in runs]
@@ -370,7 +391,7 @@ def origins(runs: Sequence[Results], names: Sequence[str]) -> Table:
     return Table("Made by", ("", *names), [[k, *row] for k, row in rows.items() if any(row)])
 
 
-def _shards(run: Results) -> str:
+def _shards(run: Run) -> str:
     entries = run.manifest["shards"]
     lines = [f"{one['path'] or 'simulated'}: {one['count']:,} images" for one in entries]
     more = len(lines) - MOST_SHARDS

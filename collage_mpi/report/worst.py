@@ -7,7 +7,6 @@ Does not know: HTML, how a shard is read safely.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ import numpy as np
 from collage_mpi.errors import CollageError
 from collage_mpi.report.tables import class_name
 from collage_mpi.results.names import find_shards, image_names
-from collage_mpi.results.reader import Results
-from collage_mpi.results.rows import SOURCES
+from collage_mpi.results.reader import Results, Run
+from collage_mpi.results.rows import IMAGES, SOURCES
 
 EDGE_PX = 96
 SMALL_PX = 48  # up to here PNG is smaller than JPEG
@@ -43,7 +42,7 @@ class Worst:
     notes: tuple[str, ...] = ()
 
 
-def worst_images(run: Results, shards: Sequence[Path | str] | None, most: int) -> Worst | None:
+def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Worst | None:
     """The `most` surest wrong answers, or least sure answers of an input without labels.
 
     Args:
@@ -55,20 +54,14 @@ def worst_images(run: Results, shards: Sequence[Path | str] | None, most: int) -
     Raises:
         EnvironmentFault: nothing is there in `shards`.
     """
-    entries = run.manifest["shards"]
-    real = np.array([bool(entry.get("path")) for entry in entries] or [False])
-    images = run.images[run.images["answered"] & (run.images["shard"] < len(entries))]
-    images = images[real[images["shard"]]]
-    labelled = bool(run.images["has_label"].any())
-    if labelled:
-        images = images[images["has_label"] & (images["predicted"] != images["label"])]
-    if not len(images):
+    labelled = any(rows["has_label"].any() for rows in run.chunks(IMAGES))
+    chosen, n = _chosen(run, labelled, most)
+    if not n:
         return None
-    order = np.argsort(-images["score"] if labelled else images["score"], kind="stable")[:most]
-    chosen = images[order]
     heading = "Wrong and sure of it" if labelled else "Least sure"
-    heading += f": {len(chosen)} of {len(images):,} {'wrong answers' if labelled else 'answers'}"
-    names = image_names(dataclasses.replace(run, images=chosen), shards)
+    heading += f": {len(chosen)} of {n:,} {'wrong answers' if labelled else 'answers'}"
+    none = np.empty(0)
+    names = image_names(Results(run.path, run.manifest, chosen, none, none, run.complete), shards)
     pixels, notes = _pixels(run, chosen, shards)
     pictures = []
     for i, row in enumerate(chosen):
@@ -82,8 +75,25 @@ def worst_images(run: Results, shards: Sequence[Path | str] | None, most: int) -
     return Worst(heading, tuple(pictures), notes)
 
 
+def _chosen(run: Run, labelled: bool, most: int) -> tuple[np.ndarray, int]:
+    """The rows of those images, (at most `most`,) of IMAGE_ROW, and of how many they are."""
+    entries = run.manifest["shards"]
+    real = np.array([bool(entry.get("path")) for entry in entries] or [False])
+    chosen, n = np.empty(0, IMAGES.dtype), 0
+    for images in run.chunks(IMAGES):
+        images = images[images["answered"] & (images["shard"] < len(entries))]
+        images = images[real[images["shard"]]]
+        if labelled:
+            images = images[images["has_label"] & (images["predicted"] != images["label"])]
+        n += len(images)
+        chosen = np.concatenate([chosen, images])
+        by = -chosen["score"] if labelled else chosen["score"]
+        chosen = chosen[np.argsort(by, kind="stable")[:most]]
+    return chosen, n
+
+
 def _pixels(
-    run: Results, chosen: np.ndarray, shards: Sequence[Path | str] | None
+    run: Run, chosen: np.ndarray, shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
     """Place in `chosen` -> (H, W, C) uint8, of those that can be read; and why not, of others."""
     from collage_mpi.shards import ShardSet

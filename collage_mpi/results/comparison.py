@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from collage_mpi.results.reader import Results, distinct
+from collage_mpi.results.reader import Run, distinct
 from collage_mpi.results.render import (
     optional,
     points,
@@ -24,6 +24,7 @@ from collage_mpi.results.render import (
     supported,
     unlike_teams,
 )
+from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.summary import summarise
 from collage_mpi.system.terminal import make_table, to_text, usable_width
 
@@ -41,7 +42,7 @@ Json = dict[str, Any]
 
 
 def compare(
-    runs: Sequence[Results], *, per: str = "group", summaries: Sequence[Json] | None = None
+    runs: Sequence[Run], *, per: str = "group", summaries: Sequence[Json] | None = None
 ) -> list[Json]:
     """One entry per run; the first run is the baseline of all ratios and pairs.
 
@@ -66,7 +67,7 @@ def compare(
     ]
 
 
-def _entry(run: Results, summary: Json, first: Results, baseline: Json, per: str) -> Json:
+def _entry(run: Run, summary: Json, first: Run, baseline: Json, per: str) -> Json:
     row, base = summary["latency"][per], baseline["latency"][per]
     entry: Json = {
         "run": summary["run"],
@@ -86,7 +87,7 @@ def _entry(run: Results, summary: Json, first: Results, baseline: Json, per: str
         entry[f"{name}_ratio"] = _ratio(row[f"{name}_ms"], base[f"{name}_ms"])
     overall = summary["accuracy"]["overall"]
     entry["accuracy"], entry["labelled"] = overall["accuracy"], overall["n"]
-    entry["paired"] = paired_accuracy(run, first)
+    entry["paired"] = _unpaired(summary) if run is first else paired_accuracy(run, first)
     entry["price"] = summary["price"]
     entry["unlike_teams"] = unlike_teams(summary)
     return entry
@@ -96,7 +97,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     return None if value is None or not base else value / base
 
 
-def paired_accuracy(run: Results, baseline: Results) -> Json:
+def paired_accuracy(run: Run, baseline: Run) -> Json:
     """Accuracy of both runs on the labelled images that both have a row of.
 
     Images are matched by (shard fingerprint, row); error rows count as wrong.
@@ -121,31 +122,51 @@ def paired_accuracy(run: Results, baseline: Results) -> Json:
     }
 
 
-def _why_unpaired(run: Results, baseline: Results) -> str:
+def _unpaired(summary: Json) -> Json:
+    """Of the first run, which is its own baseline."""
+    found = summary["accuracy"]["overall"]
+    return {
+        "n": found["n"],
+        "accuracy": found["accuracy"],
+        "baseline": found["accuracy"],
+        "difference": 0.0 if found["n"] else None,
+        "only_this": 0,
+        "only_baseline": 0,
+        "why": None if found["n"] else "no labels",
+    }
+
+
+def _why_unpaired(run: Run, baseline: Run) -> str:
     """Why two runs share no labelled image: what to look at."""
     shared = set(run.fingerprints) & set(baseline.fingerprints)
     if not shared:
         ours, theirs = (_input_of(each) for each in (run, baseline))
         return f"other images than the first run's: {ours}; {theirs}"
-    if not (run.measured_images["has_label"].any() and baseline.measured_images["has_label"].any()):
+    if not (_has_labels(run) and _has_labels(baseline)):
         return "no labels"
     return "no image that the first run classified too, beside warm-up (order, limit)"
 
 
-def _input_of(run: Results) -> str:
+def _has_labels(run: Run) -> bool:
+    return any((rows["has_label"] & ~rows["warmup"]).any() for rows in run.chunks(IMAGES))
+
+
+def _input_of(run: Run) -> str:
     names = [Path(shard["path"] or "simulated").name for shard in run.manifest["shards"]]
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"{', '.join(names[:2])}{more}, {run.manifest['rows']:,} images"
 
 
-def _right_by_key(run: Results, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def _right_by_key(run: Run, names: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Keys, (n,) uint64: shard and row in one number; and (n,) bool: answered rightly."""
-    images = run.images
-    images = images[images["has_label"] & (images["shard"] < len(run.fingerprints))]
     number = np.array([names[name] for name in run.fingerprints] or [0], np.uint64)
-    # Rows of a shard stay far below 2**40 (a shard of 10**12 images does not exist).
-    keys = number[images["shard"]] << np.uint64(40) | images["row"]
-    return keys, images["answered"] & (images["predicted"] == images["label"])
+    keys, right = [np.empty(0, np.uint64)], [np.empty(0, bool)]
+    for images in run.chunks(IMAGES):
+        images = images[images["has_label"] & (images["shard"] < len(run.fingerprints))]
+        # Rows of a shard stay far below 2**40 (a shard of 10**12 images does not exist).
+        keys.append(number[images["shard"]] << np.uint64(40) | images["row"])
+        right.append(images["answered"] & (images["predicted"] == images["label"]))
+    return np.concatenate(keys), np.concatenate(right)
 
 
 def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> str:

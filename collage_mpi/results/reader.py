@@ -203,6 +203,7 @@ class Results(Run):
         images, groups, tasks: (n,) of IMAGE_ROW, GROUP_ROW, TASK_ROW, in written order.
         mended: (m,) of IMAGE_ROW, error rows whose images a later session did again: its rows
             stand for them in `images`.
+        every: which share of a run's parts that is, one in so many (`excerpt`); 1 is all.
     """
 
     path: Path
@@ -212,6 +213,7 @@ class Results(Run):
     tasks: np.ndarray
     complete: bool
     mended: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
+    every: int = 1
 
     def __repr__(self) -> str:
         rows = f"{len(self.images):,} of {self.manifest['rows']:,} rows"
@@ -325,7 +327,7 @@ def _mode_of(manifest: Mapping[str, Any]) -> str:
     return mode.replace(" depth", ", depth") if ", depth" not in mode else mode
 
 
-def distinct(names: Sequence[str], runs: Sequence[Results]) -> list[str]:
+def distinct(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
     """Names of runs, those that occur twice with the run's directory behind them."""
     return [
         name if names.count(name) == 1 else f"{name} [{readable(run.path.name)}]"

@@ -19,6 +19,7 @@ from collage_mpi.results.statistics import (
     Spread,
     binomial_ranks,
     describe,
+    percentile,
     percentile_name,
     support_needed,
     time_above,
@@ -108,6 +109,8 @@ class Sample:
 
     def percentile(self, q: float, independent: int) -> float | None:
         """As `statistics.percentile`."""
+        if self._kept is not None:
+            return percentile(self.values, q, independent)
         if min(independent, self.n) < support_needed(q):
             return None
         return self.at_rank(math.ceil(q * self.n))

@@ -64,6 +64,10 @@ class Inventory:
         for piece in run.mended_pieces():
             self._count(IMAGES, piece())
 
+    def all(self, table: str) -> int:
+        """How many rows a table has."""
+        return sum(n for (name, _), n in self.rows.items() if name == table)
+
     def _count(self, table: Table, rows: np.ndarray) -> None:
         sessions, n = np.unique(rows["session"], return_counts=True)
         for session, count in zip(sessions.tolist(), n.tolist(), strict=True):
@@ -265,6 +269,7 @@ class Tasks:
             images of a task that it did not resolve, since they were sent again.
         unfinished_ns: how long those without an end were out.
         ranks: kind's code -> ranks that were sent a task, in warm-up too.
+        answered: ranks that answered a measured task.
     """
 
     def __init__(self, run: Run) -> None:
@@ -276,6 +281,7 @@ class Tasks:
         self.by_outcome: Counter[int] = Counter()
         self.by_kind: Counter[int] = Counter()
         self.ranks: dict[int, set[int]] = defaultdict(set)
+        self.answered: set[int] = set()
         self._waiting: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> None:
@@ -288,6 +294,7 @@ class Tasks:
             codes, n = np.unique(rows[column], return_counts=True)
             counts.update(dict(zip(codes.tolist(), n.tolist(), strict=True)))
         answered = rows["outcome"] == OUTCOME_CODE["answered"]
+        self.answered.update(np.unique(rows["rank"][answered]).tolist())
         self.late += int((answered & (rows["resolved"] == 0)).sum())
         unfinished = rows[rows["outcome"] == OUTCOME_CODE["unfinished"]]
         self.unfinished_ns += int((unfinished["done_ns"] - unfinished["sent_ns"]).sum())

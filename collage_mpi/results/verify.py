@@ -357,7 +357,8 @@ def _windows(run: Run, session: _Session, images: int) -> Iterator[tuple[np.ndar
     Parts come nearly in the order of their groups, so each is read once or twice.
     """
     low, high = session.groups
-    count = max(1, -(-images // (run.bound or images or 1)))
+    most = images if run.bound is None else run.bound // 4
+    count = max(1, -(-images // max(1, most)))
     edges = [low + (high + 1 - low) * i // count for i in range(count + 1)]
     mine = _Grouped([*run.pieces(IMAGES), *run.mended_pieces()], session.number, _OF_IMAGE)
     theirs = _Grouped(run.pieces(GROUPS), session.number, GROUPS.dtype)

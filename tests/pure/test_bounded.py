@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from results_harness import as_two_teams, fill, make_run, manifest
 
+from collage_mpi.report.charts import chart_data
+from collage_mpi.report.page import render_page
+from collage_mpi.report.tables import confusions, ranks
+from collage_mpi.report.worst import _chosen
 from collage_mpi.results import Results, RunWriter, read_results, sample, summarise, verify_run
+from collage_mpi.results.excerpt import excerpt
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import Run, StoredRun, input_digest, open_run
 from collage_mpi.results.rows import IMAGES, Table
@@ -159,7 +164,34 @@ def test_a_group_without_a_row_is_found_in_any_window(tmp_path: Path) -> None:
         assert report.problems == ["1 session 1: groups with another number of image rows"]
 
 
-def test_the_end_and_the_proof_hold_no_more_of_a_longer_run(
+def test_the_report_of_a_long_run_looks_at_some_parts_and_at_all_extremes(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 1800))
+    longest_ns = run.groups["latency_ns"].max()
+    run.groups["latency_ns"][101] = longest_ns + 1  # of a part that is not among those kept
+    chopped = Chopped(run)
+    tally, whole = Tally(chopped), Tally(run)
+    some = excerpt(chopped, tally)
+    assert some.every == 125
+    assert len(some.tasks) < len(run.tasks) / 4
+    shown = chart_data(some, "x", tally=tally)
+    exact = chart_data(run, "x", tally=whole)
+    assert shown["timeline"] == exact["timeline"]
+    assert max(shown["time"]["slowest"]) == max(exact["time"]["slowest"])
+    assert shown["curve"]["n"] == exact["curve"]["n"]
+    assert close_to(shown["curve"]["marks"], exact["curve"]["marks"], 2**-10)
+    assert confusions(chopped) == confusions(run)
+    for labelled in (True, False):
+        best, n = _chosen(chopped, labelled, 24)
+        of_all, of_n = _chosen(run, labelled, 24)
+        assert n == of_n
+        np.testing.assert_array_equal(best, of_all)
+    told, tables = ranks(some, {5})
+    assert "one in 125 of its parts" in " ".join(tables[0].notes)
+    assert "rank 5" not in told
+    assert "one in" not in " ".join(ranks(excerpt(run, whole))[1][0].notes)
+
+
+def test_the_end_the_proof_and_the_report_hold_no_more_of_a_longer_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory at its most, counted by Python and numpy, of 3,600 images and of 36,000.
@@ -168,7 +200,7 @@ def test_the_end_and_the_proof_hold_no_more_of_a_longer_run(
     """
     monkeypatch.setattr(StoredRun, "bound", 512)
     monkeypatch.setattr(sample, "_SHIFT", 49)
-    peaks = []
+    ends, pages = [], []
     for rows in (3_600, 36_000):
         full = manifest(rows)
         writer = RunWriter.create(tmp_path / str(rows), full, rows_per_part=1024)
@@ -176,9 +208,16 @@ def test_the_end_and_the_proof_hold_no_more_of_a_longer_run(
         tracemalloc.start()
         writer.close("complete", summary=True)
         assert verify_run(tmp_path / str(rows)).ok
-        peaks.append(tracemalloc.get_traced_memory()[1])
+        ends.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0]
+        for _ in range(2):  # the second time all modules and templates are there
+            tracemalloc.start()
+            render_page([tmp_path / str(rows)])
+            page = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        pages.append(page)
+    assert ends[1] < 1.2 * ends[0]
+    assert pages[1] < 1.2 * pages[0]
 
 
 @pytest.mark.parametrize("limit", [200_000, 1234])
