@@ -309,8 +309,8 @@ class Lead:
 
     def _judge_rest(self, team: Team, idle: Idle) -> None:
         """What has no row though all was done that could be read: teams try it that have not."""
-        if not team.at_work or idle.lease != team.lease:
-            return  # it has got another one meanwhile
+        if self._halted or not team.at_work or idle.lease != team.lease:
+            return  # nobody is to try it, or it has got another one meanwhile
         held = count(self._book.held(team.number))
         self._book.lost(team.number, tried=True)
         self._join(team)
@@ -323,7 +323,7 @@ class Lead:
         """Do without what each team that could do it has tried: how many images."""
         able = [team.number for team in self.teams if team.at_work]
         able += [team.number for team in self._late]
-        if self._halted or not able:
+        if not able:
             return 0
         images = self._book.settle(able)
         self.unread += images
@@ -367,7 +367,7 @@ class Lead:
 
     def _grant(self) -> None:
         """Give what is wanted; tell who gets none."""
-        if self._halted or self._start is None:
+        if self._halted:
             return
         self._settle()
         for team in (team for team in self.teams if team.at_work):

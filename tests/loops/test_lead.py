@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from types import SimpleNamespace
 
@@ -33,8 +34,9 @@ from collage_mpi.job.session import build_lead
 from collage_mpi.job.status import ranks_of_others
 from collage_mpi.job.team import ranges_of
 from collage_mpi.mpi import protocol as wire
+from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
-from collage_mpi.results.pending import status_folder
+from collage_mpi.results.pending import entry_path, status_folder
 from collage_mpi.results.rows import TASK_ROW
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
@@ -134,6 +136,19 @@ def test_a_team_is_a_session_and_gets_leases_two_ahead(play):
     assert [lease.first_group for lease in (*mine, *other)] == [0, 2, 4, 6]
     assert [messages.unpacked_ranges(lease.places) for lease in other] == [[(8, 12)], [(12, 16)]]
     assert play.told(4, Lull) == [Lull()]
+
+
+def test_a_lull_is_told_when_nothing_is_left_and_team_0_hears_of_it_by_asking(play):
+    start(play)
+    assert len(play.told(0, Lease)) == 2
+    assert play.told(0, Lull) == play.told(0, Begin) == []
+    play.others.says(4, READY)
+    heard = []
+    for _ in range(4):
+        play.clock.now_ns += 2 * MS
+        heard.append(type(play.lead.hear()))
+    assert heard == [Lease, Lease, Lull, type(None)]
+    assert len(play.told(4, Lease)) == 2
 
 
 def test_a_lease_begun_makes_room_for_another(play):
@@ -328,14 +343,111 @@ def test_the_last_team_that_could_try_is_not_said_to_leave_it_to_others(play, ca
     assert "could not read" not in caplog.text
 
 
-def test_of_a_job_that_is_stopped_nothing_counts_as_unread(play):
-    start(play)
+def test_of_a_job_that_is_stopped_nothing_counts_as_unread(play, caplog):
+    start(play, 4)
     play.look(LATE_MS)
     play.stop = "stopped by SIGTERM"
     play.look()
     play.lead.say(Idle(play.told(0, Lease)[-1].number))
     play.look()
     assert (play.lead.unread, play.lead.status) == (0, "incomplete")
+    assert "other teams try" not in caplog.text
+
+
+def test_teams_that_have_ended_are_not_waited_for_as_late_ones(play):
+    start(play, 4, 8)
+    for rank in (4, 8):
+        play.says(rank, Done("incomplete", "no rank is left", (), ()))
+    play.lead.say(Idle(play.told(0, Lease)[-1].number))
+    assert play.lead.unread == 8
+    play.lead.say(Done("incomplete", "no rank is left", (), ()))
+    assert not play.lead.awaits_teams
+
+
+def test_what_a_team_says_after_it_was_missed_changes_nothing(play):
+    start(play, 4)
+    first, second = play.told(4, Lease)
+    play.says(4, Fault("disk full", int(ExitCode.ENVIRONMENT)))
+    play.says(4, Begun(first.number), Idle(second.number), Done("complete", "", (), ()))
+    assert (play.lead.unread, play.lead.teams[1].done) == (0, None)
+    assert play.lead.status == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ([READY], "ready that cannot be: team 1 is ready already"),
+        ([Part("images", 1, 2, (0, 4))], "part that cannot be: positions 0 to 3 are not among"),
+        ([Part("tastes", 1, 2, ())], "part that cannot be: there is no table 'tastes'"),
+    ],
+)
+def test_what_a_team_cannot_have_said_is_told_with_its_rank(play, said, why):
+    start(play, 4)
+    with pytest.raises(WireFault, match=f"rank 4 sent {why}"):
+        play.says(4, *said)
+
+
+def test_a_team_is_ready_once_also_before_the_costs_are_known(play):
+    play.lead.begin("run", "digest")
+    with pytest.raises(WireFault, match="team 1 is ready already"):
+        play.says(4, READY, READY)
+
+
+def test_why_a_launch_is_incomplete_is_the_first_reason_that_a_team_gave(play):
+    start(play, 4, 8)
+    assert play.lead.reason == "no team is left to do the rest"
+    play.says(4, Done("complete", "", (), ()))
+    play.says(8, Done("incomplete", "no rank is left", (), ()))
+    assert play.lead.reason == "no rank is left"
+
+
+def test_a_team_that_is_given_up_is_told_with_what_it_had(play, caplog):
+    start(play, 4)
+    play.says(4, play.part(4, play.told(4, Lease)[0]))
+    play.says(8, Fault("no device", int(ExitCode.ENVIRONMENT)))
+    play.others.arrivals.append(Gone(4, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()
+    told = [text for text in caplog.messages if "given up" in text]
+    assert told == [
+        "collage-mpi run: team 2 (rank 8) is given up: it cannot work: no device",
+        "collage-mpi run: team 1 (rank 4) is given up; 4 image(s) that it had go to others: "
+        "MPI says so",
+    ]
+
+
+def test_a_coordinator_that_goes_after_its_last_row_is_told_as_that(play, caplog):
+    start(play, 4)
+    play.says(4, Done("complete", "", (), ()))
+    play.others.arrivals.append(Gone(4, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()
+    assert "team 1 (rank 4) has gone after its last row: MPI says so" in caplog.messages[-1]
+
+
+def test_a_team_that_was_stopped_ends_no_job(play):
+    """It says so with exit code 6, wherever each rank is needed too."""
+    play.others.detector.keep_going = False
+    start(play)
+    play.says(4, Fault("stopped by SIGTERM", int(ExitCode.INCOMPLETE)))
+    assert play.lead.teams[1].gone == "it cannot work: stopped by SIGTERM"
+
+
+def test_sessions_of_the_manifest_are_of_the_teams_that_began(play, tmp_path):
+    """What a team wrote of its own, if it ended; of one that was lost its ranks as planned."""
+    start(play, 4, 8)
+    play.says(4, Done("complete", "", (), ()))
+    play.others.arrivals.append(Gone(8, "MPI says so", play.clock.now_ns))
+    play.look()
+    play.look()
+    own = {"session": 6, "status": "complete", "rows": {"images": 3}, "final": {}}
+    entry_path(tmp_path, 6).parent.mkdir()
+    entry_path(tmp_path, 6).write_text(json.dumps(own))
+    assert play.lead.entries(tmp_path, lambda team: [{"rank": 4 * team}]) == [
+        own,
+        {"session": 7, "status": "incomplete", "rows": None, "final": {"world": [{"rank": 8}]}},
+    ]
+    assert Play().lead.entries(tmp_path, lambda team: []) == []
 
 
 def test_a_team_that_is_gone_is_not_waited_for_as_a_late_one():
