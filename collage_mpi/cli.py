@@ -48,7 +48,10 @@ def _main(argv: list[str]) -> int:
     command = next((word for word in argv if word in COMMANDS), None)
     name = f"collage-mpi {command}" if command else "collage-mpi"
     try:
-        args = build_parser(command).parse_args(argv)
+        parser = build_parser(command)
+        if parser.help_if_bare(argv):
+            return 0
+        args = parser.parse_args(argv)
         module = import_module(f"collage_mpi.commands.{COMMANDS[args.command][0]}")
         return int(module.execute(args))
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import CODED, COLLAGE, NETWORKS, PARITY, SINGLE
 from collage_mpi.models.tuning import PRECISIONS, Tuning
 from collage_mpi.settings.shipped import file_argument, path_argument
+from collage_mpi.system.printable import counted
 from collage_mpi.system.progress import advancing
 
 if TYPE_CHECKING:
@@ -304,8 +305,8 @@ def _print_table(report: dict[str, Any]) -> None:
     print(to_text(table))
     print(
         f"Service time: median of {report['calls']} calls of batch 1, networks in turn, on "
-        f"{report['device']} with {report['threads']} thread(s), {_tunings(networks)}. FLOP: "
-        f"{report['flops_counted_by']}. Images in {report['order']} order."
+        f"{report['device']} with {counted(report['threads'], 'thread')}, {_tunings(networks)}. "
+        f"FLOP: {report['flops_counted_by']}. Images in {report['order']} order."
     )
     for kind, ratio in ratios.items():
         print(

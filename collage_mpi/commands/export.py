@@ -12,7 +12,7 @@ from pathlib import Path
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.system.extras import pip_line
-from collage_mpi.system.printable import printable, say
+from collage_mpi.system.printable import counted, printable, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def execute(args: argparse.Namespace) -> int:
     results = read_results(args.run)
     if not results.complete:
         found, expected = len(results.images), results.manifest["rows"]
-        print(f"note: incomplete run, {found:,} of {expected:,} rows", file=sys.stderr)
+        print(f"note: incomplete run, {found:,} of {counted(expected, 'row')}", file=sys.stderr)
     names = image_names(results, args.shards)
     for note in names.notes:
         print(printable(f"note: {note}"), file=sys.stderr)

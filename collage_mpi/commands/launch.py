@@ -19,6 +19,7 @@ from collage_mpi.commands import COMMANDS
 from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.system.launchers import MPIS
+from collage_mpi.system.printable import did_you_mean
 
 if TYPE_CHECKING:
     from collage_mpi.launch.mpiexec import LaunchPlan
@@ -323,9 +324,10 @@ def _check_words(words: Sequence[str]) -> None:
         return
     allowed = [name for name in COMMANDS if name != "launch"]
     if words[0] not in allowed:
+        hint = did_you_mean(words[0], allowed) or "."
         raise UsageError(
-            f"{words[0]!r} is not a command of collage-mpi: after -- comes one of "
-            f"{', '.join(allowed)}, e.g. {EXAMPLE}; or a script.py of your own"
+            f"{words[0]!r} is not a command of collage-mpi{hint} After -- comes a command "
+            f"(collage-mpi --help lists them), e.g. {EXAMPLE}, or a script.py of your own"
         )
 
 

@@ -6,7 +6,6 @@ Owns: usage errors, help and version, said by one rank only.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,7 +15,7 @@ from collage_mpi import __version__
 from collage_mpi.commands import COMMANDS
 from collage_mpi.errors import ExitCode
 from collage_mpi.system.environment import telling_rank
-from collage_mpi.system.printable import printable
+from collage_mpi.system.printable import did_you_mean, printable
 from collage_mpi.system.safe_stream import SafeStream
 from collage_mpi.system.tell import let_rank_0_speak
 
@@ -47,14 +46,35 @@ class _Parser(argparse.ArgumentParser):
             self.error(self._unknown(unknown))
         return found, unknown
 
+    def _check_value(self, action, value):  # type: ignore[no-untyped-def]
+        """As argparse's; a command that is mistyped is told the nearest, not all."""
+        names = action.choices
+        if isinstance(action, argparse._SubParsersAction) and value not in names:
+            hint = did_you_mean(value, names) or "."
+            told = f"{value!r} is no command of {self.prog}{hint} {self.prog} --help lists them"
+            raise argparse.ArgumentError(None, told)
+        super()._check_value(action, value)
+
     def _unknown(self, words: Sequence[str]) -> str:
         flag = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
-        near = difflib.get_close_matches(flag or "", self._option_string_actions, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(flag or "", self._option_string_actions, 1).replace("'", "")
         return f"unrecognized arguments: {' '.join(words)}{hint}"
 
+    def help_if_bare(self, words: Sequence[str]) -> bool:
+        """Print the help of what is named without one of its commands; whether it was so."""
+        parser: argparse.ArgumentParser = self
+        for word in [*words, None]:
+            found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+            if word is None and found:
+                parser.print_help()
+                return True
+            if not found or word not in found[0].choices:
+                return False
+            parser = found[0].choices[word]
+        return False
 
-def build_parser(command: str | None = None, *, whole: bool = False) -> argparse.ArgumentParser:
+
+def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
     """The parser of the whole tool, with the full arguments of one command only, or of all."""
     parser = _Parser(
         prog="collage-mpi",

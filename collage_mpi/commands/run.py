@@ -14,7 +14,7 @@ from collage_mpi.results.file_names import REPORT
 from collage_mpi.settings.flags import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
-from collage_mpi.system.printable import say
+from collage_mpi.system.printable import counted, say
 
 if TYPE_CHECKING:
     from collage_mpi.job.team import LeadLink
@@ -236,7 +236,7 @@ def run_and_tell(
         say(f"incomplete: {outcome.reason}; go on with: {go_on}")
     elif errors := summary["rows"]["errors"]:
         say(
-            f"{errors:,} image(s) have error rows. When the cause is mended, do them again with: "
+            f"{counted(errors, 'error row')}. When the cause is mended, do them again with: "
             + to_go_on(read_manifest(outcome.out), outcome.out, "--retry-errors")
         )
     return int(outcome.exit_code)
@@ -248,7 +248,7 @@ def tell_of_input(faults: Sequence[str]) -> None:
 
     listed = "\n  ".join(faults)
     tell(
-        f"collage-mpi run: {len(faults)} shard(s) were not read in full, or have changed; all "
+        f"collage-mpi run: {counted(len(faults), 'shard')} not read in full, or changed; all "
         f"other images have their rows:\n  {listed}\n"
         "Mend or copy them, then the same command with --resume does what is left.",
         logging.ERROR,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.system.printable import say
+from collage_mpi.system.printable import counted, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -161,9 +161,9 @@ def progress_line(status: Json) -> str:
     done, total = status["done"], status["total"]
     share = f" ({100 * done / total:.1f} %)" if total else ""
     before = f"; {status['before']:,} in earlier sessions" if status["before"] else ""
-    errors = f"; {status['errors']:,} error rows" if status.get("errors") else ""
+    errors = f"; {counted(status['errors'], 'error row')}" if status.get("errors") else ""
     took = f"; {minutes(status['elapsed_s'])} since the start"
-    return f"{done:,} of {total:,} images{share}{before}{errors}{took}"
+    return f"{done:,} of {counted(total, 'image')}{share}{before}{errors}{took}"
 
 
 def rates_line(view: View) -> str:

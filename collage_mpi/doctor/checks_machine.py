@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder, counted
+from collage_mpi.doctor.facts import BAD, OK, WARN, Facts, Finding, Folder
+from collage_mpi.system.printable import counted
 
 MIB = 1 << 20
 

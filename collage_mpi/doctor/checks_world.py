@@ -22,7 +22,6 @@ from collage_mpi.doctor.facts import (
     Trial,
     Wanted,
     World,
-    counted,
 )
 from collage_mpi.doctor.rankmap import numbers_text
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
@@ -30,6 +29,7 @@ from collage_mpi.errors import CollageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.settings.placement import Placement
 from collage_mpi.system.launchers import FAMILIES
+from collage_mpi.system.printable import counted
 
 if TYPE_CHECKING:
     from collage_mpi.settings.run_settings import RunSettings

@@ -15,11 +15,6 @@ from collage_mpi.launch.mpiexec import Mpi
 OK, WARN, BAD = "ok", "warn", "bad"
 
 
-def counted(number: int, thing: str) -> str:
-    """`1 rank`, `11 ranks`."""
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
 @dataclass(frozen=True)
 class Finding:
     """One line of the screen: a verdict on one thing, and the fix if it is not well."""

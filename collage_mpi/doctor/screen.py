@@ -12,8 +12,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
-from collage_mpi.doctor.facts import BAD, OK, WARN, Finding, counted
+from collage_mpi.doctor.facts import BAD, OK, WARN, Finding
 from collage_mpi.system.environment import launcher_size
+from collage_mpi.system.printable import counted
 
 COLOURS = {OK: "\033[32m", WARN: "\033[33m", BAD: "\033[1;31m"}
 PLAIN = "\033[0m"

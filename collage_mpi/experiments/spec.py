@@ -19,7 +19,6 @@ Does not know: how a grid is expanded (grid), how a point is run, results.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -40,7 +39,7 @@ from collage_mpi.experiments.grid import (
 from collage_mpi.settings.files import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.settings.shipped import with_shipped
-from collage_mpi.system.printable import shown
+from collage_mpi.system.printable import did_you_mean, shown
 
 if TYPE_CHECKING:
     from collage_mpi.simulation.costs import Costs
@@ -321,9 +320,8 @@ def _check_distinct(points: Sequence[Point], source: str) -> None:
 def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise UsageError(f"{where}: unknown key {shown(key)}{hint} Known: {', '.join(known)}")
+            hint = did_you_mean(str(key), known) or f". Known: {', '.join(known)}"
+            raise UsageError(f"{where}: unknown key {shown(key)}{hint}")
 
 
 def _one_of(value: Any, known: Sequence[str], where: str) -> str:

@@ -20,6 +20,7 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi.transport import Gone
 from collage_mpi.scheduler.events import RankLost, RankSuspected
+from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
 LOOK_EVERY_NS = 1_000_000  # at processes: a system call of 1 us; at clocks likewise
@@ -169,4 +170,4 @@ class FailureDetector:
         for kind, n in left.items():
             if n == 0 and kind != SINGLE:
                 return f"; no {kind} rank is left: the job goes on as scheme none"
-        return "".join(f"; {n} {kind} rank(s) left" for kind, n in left.items())
+        return "".join(f"; {counted(n, f'{kind} rank')} left" for kind, n in left.items())

@@ -30,6 +30,7 @@ from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.system.fields import AUTO
+from collage_mpi.system.printable import numbered
 from collage_mpi.system.progress import StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.background_load import Burn
@@ -100,10 +101,7 @@ def readers(plan: Plan, hellos: Mapping[int, Hello]) -> frozenset[int]:
         if hello.cannot_read:
             lacking.setdefault(hello.cannot_read, []).append(rank)
     for why, ranks in lacking.items():
-        tell(
-            f"warning: rank 0 reads the images and sends them to rank(s) "
-            f"{', '.join(map(str, ranks))}: {why}"
-        )
+        tell(f"warning: rank 0 reads the images and sends them to {numbered('rank', ranks)}: {why}")
     return frozenset(plan.placement.workers).difference(*lacking.values())
 
 
@@ -229,9 +227,7 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
             found.setdefault(kind, {}).setdefault(how, []).append(rank)
     for kind, ways in found.items():
         if len(ways) > 1:
-            shown = "; ".join(
-                f"{how} on rank(s) {', '.join(map(str, ranks))}" for how, ranks in ways.items()
-            )
+            shown = "; ".join(f"{how} on {numbered('rank', ranks)}" for how, ranks in ways.items())
             tell(
                 f"warning: the {kind} network runs as {shown}: answers may differ a little from "
                 "rank to rank; --precision sets one for all"

@@ -26,6 +26,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import RankLost
 from collage_mpi.scheduler.leases import LeaseBook, count
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
+from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
 LOOK_EVERY_NS = 1_000_000
@@ -316,7 +317,7 @@ class Lead:
         self._join(team)
         others = held - self._settle()
         if others:
-            text = f"team {team.number} could not read {others:,} image(s)"
+            text = f"team {team.number} could not read {counted(others, 'image')}"
             tell(f"collage-mpi run: {text}, which other teams try")
 
     def _settle(self) -> int:
@@ -359,7 +360,7 @@ class Lead:
         text = "is given up" if team.done is None else "has gone after its last row"
         if took:
             images = count(self._book.held(team.number))
-            text += f"; {images:,} image(s) that it had go to others"
+            text += f"; {counted(images, 'image')} that it had go to others"
             self._book.lost(team.number)
         tell(f"collage-mpi run: team {team.number} (rank {team.rank}) {text}: {why}")
 

@@ -43,6 +43,7 @@ from collage_mpi.system.environment import (
     told_interface,
 )
 from collage_mpi.system.limits import fault_of
+from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import STOP_SIGNALS
 from collage_mpi.system.progress import report_exit, report_there, report_up
 from collage_mpi.system.tell import tell
@@ -223,9 +224,8 @@ def _part(name: str, comm: Any, worker_group: WorkerGroup, code: int) -> None:
     if comm.Get_rank() == 0:
         report_exit(code)
     if silent:
-        names = ", ".join(map(str, silent))
         how = "left behind" if tolerant else "ending the job by force"
-        text = f"collage-mpi {name}: rank(s) {names} did not end when told to; {how}"
+        text = f"collage-mpi {name}: {numbered('rank', silent)} did not end when told to; {how}"
         tell(text, any_rank=True)
         if not tolerant:
             abort(comm, code)

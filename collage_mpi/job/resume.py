@@ -20,6 +20,7 @@ from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest, recorded_settings
 from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
 Json = dict[str, Any]
@@ -68,7 +69,7 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
         return settings
     found = fitted(settings, world_size // settings.teams)
     if found is not settings:
-        ranks = f"{found.n_singles} single rank(s); there were {settings.n_singles}"
+        ranks = f"{counted(found.n_singles, 'single rank')}; there were {settings.n_singles}"
         tell(f"going on with {ranks}", logging.INFO)
     return found
 

@@ -29,6 +29,7 @@ from collage_mpi.scheduler.events import RankLost
 from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 from collage_mpi.system.hard_exit import remove_shared_memory
 from collage_mpi.system.pidfd import this_process
+from collage_mpi.system.printable import numbered
 
 HERE_LIMIT_S = 30.0  # MPI is up, and the answer is the first thing a rank does
 HELLO_LIMIT_S = 600.0  # loading weights from a cold, shared file system
@@ -265,13 +266,11 @@ class WorkerGroup:
         if self.detector.keep_going:
             self._go_on_without(what, missing, limit_s, bool(answers))
         elif missing:
-            names = ", ".join(map(str, sorted(missing)))
+            names = numbered("rank", sorted(missing))
             hint = "are their hosts up, and can they read the weights?"
             if what is Measured:
                 hint = "the network is too slow there, or the host busy with other work"
-            raise EnvironmentFault(
-                f"no {OWED[what]} from rank(s) {names} within {limit_s:g} s; {hint}"
-            )
+            raise EnvironmentFault(f"no {OWED[what]} from {names} within {limit_s:g} s; {hint}")
         return answers
 
     def _go_on_without(

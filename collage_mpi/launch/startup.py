@@ -11,6 +11,8 @@ import signal
 from collections.abc import Callable, Collection
 from typing import Any
 
+from collage_mpi.system.printable import numbered
+
 TELL_AFTER_S = 30.0  # and again after twice as long, and so on
 INIT_LIMIT_S = 120.0  # for MPI to be up once all ranks have begun to start it: it takes some 1 s
 END_GRACE_S = 10.0  # for MPI to be up after all, once a rank has ended before it was
@@ -93,8 +95,8 @@ class Start:
         if not missing:
             return f"all {self._ranks} ranks have begun to start it, and wait for each other"
         return (
-            f"{len(self.there)} of {self._ranks} ranks are there; nothing yet of rank(s) "
-            f"{_some(missing)}, which died, hang or are slow to import"
+            f"{len(self.there)} of {self._ranks} ranks are there; nothing yet of "
+            f"{_some(missing)}: dead, hung or slow to import"
         )
 
     def _at_most(self, seconds: float) -> None:
@@ -102,6 +104,5 @@ class Start:
 
 
 def _some(ranks: Collection[int]) -> str:
-    names = [str(rank) for rank in ranks]
-    more = len(names) - MOST_NAMED
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:MOST_NAMED])} and {more} more"
+    told, more = numbered("rank", list(ranks)[:MOST_NAMED]), len(ranks) - MOST_NAMED
+    return told if more <= 0 else f"{told} and {more} more"

@@ -12,6 +12,7 @@ from pathlib import Path
 from collage_mpi.errors import DataFault
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.shards.schema import remake_command
+from collage_mpi.system.printable import counted
 
 Shape = tuple[int, ...]
 
@@ -84,7 +85,7 @@ def _check_images(network: NetworkInfo, shape: Shape, paths: Sequence[Path | str
     channels = network.shape[2]
     if channels != shape[2]:
         raise DataFault(
-            f"shards hold {shape[2]} channel(s), {_title(network)} needs {channels}: "
+            f"shards hold {counted(shape[2], 'channel')}, {_title(network)} needs {channels}: "
             f"{_remake(paths, (shape[0], shape[1], channels))}"
         )
 

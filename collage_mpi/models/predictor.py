@@ -24,6 +24,7 @@ from collage_mpi.models.reading import reading_of
 from collage_mpi.models.resnet import channels_last, fold_norms
 from collage_mpi.models.tuning import Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
+from collage_mpi.system.printable import counted
 
 # What CUDA, cuBLAS and cuDNN say when memory runs out outside torch's own allocator.
 NO_ROOM = ("CUDA error: out of memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
@@ -274,6 +275,6 @@ def usable_device(device: str) -> torch.device:
         count = torch.cuda.device_count()
         raise EnvironmentFault(
             f"device {device!r} cannot be used ({str(error).splitlines()[0]}); this process sees "
-            f"cpu and {count} CUDA device(s): check --device and CUDA_VISIBLE_DEVICES"
+            f"cpu and {counted(count, 'CUDA device')}: check --device and CUDA_VISIBLE_DEVICES"
         ) from error
     return chosen

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.pictures import SUFFIXES
-from collage_mpi.system.printable import storable
+from collage_mpi.system.printable import counted, storable
 
 HIDDEN, BROKEN, OTHER, TWICE = "hidden", "broken", "other", "twice"
 ENDS = f"not end in {', '.join(SUFFIXES)}"
@@ -112,9 +112,9 @@ def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
     found = {name: entries for name, entries in found.items() if entries}
     if loose and found:
         raise DataFault(
-            f"{root}: holds {len(loose)} picture(s), such as {loose[0].name!r}, beside "
-            f"{len(found)} folder(s) of pictures; needed: pictures in one folder a class, or no "
-            "folders at all"
+            f"{root}: holds {counted(len(loose), 'picture')}, such as {loose[0].name!r}, beside "
+            f"{counted(len(found), 'folder')} of pictures; needed: pictures in one folder a class, "
+            "or no folders at all"
         )
     if not loose and not found:
         raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")

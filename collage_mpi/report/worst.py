@@ -19,6 +19,7 @@ from collage_mpi.report.tables import class_name
 from collage_mpi.results.names import find_shards, image_names
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.rows import IMAGES, SOURCES
+from collage_mpi.system.printable import counted
 
 EDGE_PX = 96
 SMALL_PX = 48  # up to here PNG is smaller than JPEG
@@ -119,7 +120,7 @@ def _pixels(
     if not missing:
         return found, ()
     return found, (
-        f"No pictures of {len(missing)} shard(s): {missing[0]}. --shards PATH says "
+        f"No pictures of {counted(len(missing), 'shard')}: {missing[0]}. --shards PATH says "
         "where they are now.",
     )
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
 from collage_mpi.results.weak import ADVICE, weaker_by
+from collage_mpi.system.printable import counted
 from collage_mpi.system.terminal import make_table, to_text
 
 _MOST_CLASSES = 10  # of a run without labels; all are in summary.json
@@ -63,11 +64,12 @@ def _title(summary: Json) -> str:
     rows = summary["rows"]
     state = "complete" if summary["complete"] else "INCOMPLETE"
     if summary["complete"] and rows["errors"]:
-        state = f"complete, {rows['errors']:,} error rows"
+        state = f"complete, {counted(rows['errors'], 'error row')}"
     return (
         f"{summary['scheme']} - {summary['mode']} - stragglers: {summary['straggler'] or 'none'}\n"
-        f"{state}: {rows['found']:,} of {rows['expected']:,} images, {rows['groups']:,} groups "
-        f"({rows['warmup_groups']:,} of them warm-up, left out of all below but accuracy)"
+        f"{state}: {rows['found']:,} of {counted(rows['expected'], 'image')}, "
+        f"{counted(rows['groups'], 'group')} ({rows['warmup_groups']:,} of them warm-up, "
+        "left out of all below but accuracy)"
         + (f"\nnumber format: {summary['networks']}" if summary.get("networks") else "")
     )
 
@@ -145,7 +147,7 @@ def _latency_table(summary: Json) -> Table:
     table.add_row("std", stds[0], "", stds[1])
     over = [_over(row) for row in (group, image)]
     table.add_row("> 3x median", over[0], "", over[1])
-    table.add_row("n", f"{group['n']:,} groups", "", f"{image['n']:,} images")
+    table.add_row("n", counted(group["n"], "group"), "", counted(image["n"], "image"))
     return table
 
 

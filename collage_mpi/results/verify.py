@@ -40,6 +40,7 @@ from collage_mpi.results.rows import (
 )
 from collage_mpi.results.tally import Inventory
 from collage_mpi.results.vectors import check_file, extras_of, of_parts, vectors_path
+from collage_mpi.system.printable import counted
 
 _ERROR = SOURCE_CODE["error"]
 
@@ -88,11 +89,12 @@ class VerifyReport:
     @property
     def headline(self) -> str:
         """One line: "complete: 10,000 of 10,000 rows, no doubles"."""
-        doubles = f"{self.doubles:,} doubles" if self.doubles else "no doubles"
+        doubles = counted(self.doubles, "double") if self.doubles else "no doubles"
         status = self.status.replace("_", " ")
-        errors = f", {self.error_rows:,} error rows" if self.error_rows else ""
-        vectors = "" if self.vectors is None else f", {self.vectors:,} vectors"
-        return f"{status}: {self.rows:,} of {self.expected:,} rows, {doubles}{errors}{vectors}"
+        errors = f", {counted(self.error_rows, 'error row')}" if self.error_rows else ""
+        vectors = "" if self.vectors is None else f", {counted(self.vectors, 'vector')}"
+        rows = f"{self.rows:,} of {counted(self.expected, 'row')}"
+        return f"{status}: {rows}, {doubles}{errors}{vectors}"
 
 
 def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
@@ -203,7 +205,7 @@ def _check(report: VerifyReport, run: Run) -> None:
     _tell(report, found.answers)
     if found.negative:
         report.notes.append(
-            f"{found.negative:,} images whose parts exceed their latency (wait < 0)"
+            f"{counted(found.negative, 'image')} whose parts exceed their latency (wait < 0)"
         )
     if extras_of(run.manifest):
         _check_vectors(run, report)
@@ -263,10 +265,12 @@ def _check_keys(found: InputMarks, manifest: Json, report: VerifyReport) -> None
     report.doubles, report.missing = found.doubles, found.missing
     if found.first_double is not None:
         first = _name(found.first_double)
-        report.problems.append(f"{report.doubles:,} doubles, the first is {first}")
+        report.problems.append(f"{counted(report.doubles, 'double')}, the first is {first}")
     if found.first_foreign is not None:
         first = _name(found.first_foreign)
-        report.problems.append(f"{found.foreign:,} rows outside the input, the first is {first}")
+        report.problems.append(
+            f"{counted(found.foreign, 'row')} outside the input, the first is {first}"
+        )
     limit = manifest.get("limit")
     _check_size(manifest, report)
     digest = manifest.get("input_digest")
@@ -276,7 +280,9 @@ def _check_keys(found: InputMarks, manifest: Json, report: VerifyReport) -> None
     elif limit is not None and manifest.get("order") != "file" and not digest:
         report.problems.append("manifest lacks input_digest, needed for order and limit as set")
     if found.rows - report.doubles - found.foreign > report.expected:
-        report.problems.append(f"{found.rows:,} rows for {report.expected:,} images")
+        report.problems.append(
+            f"{counted(found.rows, 'row')} for {counted(report.expected, 'image')}"
+        )
 
 
 def _check_size(manifest: Json, report: VerifyReport) -> None:

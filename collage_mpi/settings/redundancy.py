@@ -24,6 +24,7 @@ from collage_mpi.scheduler.schemes import (
 from collage_mpi.settings.acceptance import AcceptSettings, LateSettings
 from collage_mpi.settings.placement import Placement, placement
 from collage_mpi.system.fields import Settings, setting
+from collage_mpi.system.printable import counted
 
 RANKS = "redundancy and ranks"  # group of --help
 
@@ -107,13 +108,13 @@ class RankSettings(Settings):
             )
         if self._takes("replicas") and self.replicas > self.n_singles:
             raise UsageError(
-                f"replicas is {self.replicas} with {self.n_singles} single rank(s); each copy "
-                "needs a rank of its own"
+                f"replicas is {self.replicas} with {counted(self.n_singles, 'single rank')}; each "
+                "copy needs a rank of its own"
             )
         if self.n_copies > self.collage_ranks > 0:
             raise UsageError(
-                f"collage_copies is {self.collage_copies} with {self.collage_ranks} collage "
-                "rank(s); each copy needs a rank of its own"
+                f"collage_copies is {self.collage_copies} with "
+                f"{counted(self.collage_ranks, 'collage rank')}; each copy needs a rank of its own"
             )
 
     @property

@@ -41,6 +41,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import Job, simulate_in_memory
 from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
+from collage_mpi.system.printable import counted
 
 READ_IMAGES = 512  # read to see how fast that is
 SIMULATED_GROUPS = 200  # of them the time of all is known well enough; a second of computing
@@ -241,8 +242,15 @@ def _lines(
     shape = " x ".join(map(str, shards.shape))
     groups = -(-len(order) // settings.group_size)
     yield "scheme", ", ".join([*labels.values(), settings.mode, settings.describe_delays()])
-    of = f"{len(order):,} of {len(plan.order):,} images" if resume else f"{len(order):,} images"
-    yield "images", f"{of}, {groups:,} groups of {settings.group_size}, order {settings.order}"
+    of = (
+        f"{len(order):,} of {counted(len(plan.order), 'image')}"
+        if resume
+        else counted(len(order), "image")
+    )
+    yield (
+        "images",
+        f"{of}, {counted(groups, 'group')} of {settings.group_size}, order {settings.order}",
+    )
     named = "classes by the network's first answer"
     if plan.classes is not None:
         named = f"{plan.classes} classes" + ("" if shards.labels() is None else ", labelled")
@@ -250,7 +258,8 @@ def _lines(
     yield "shards", f"{len(shards.infos)} good{bad}; {shape} uint8, {named}"
     for kind, spec in plan.networks.items():
         where, how = _ranges(plan.placement.ranks_of(kind)), measured.tunings.get(kind, NO_TUNING)
-        yield kind, f"{spec} on rank(s) {where}" + ("" if how == NO_TUNING else f", {how}")
+        many = "" if where.isdecimal() else "s"
+        yield kind, f"{spec} on rank{many} {where}" + ("" if how == NO_TUNING else f", {how}")
     ranks = f"{len(plan.placement.kinds)}: {plan.placement.describe()}"
     teams = settings.teams
     yield "ranks", ranks if teams == 1 else f"{teams} teams, the others likewise, each of {ranks}"

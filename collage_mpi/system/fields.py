@@ -7,7 +7,6 @@ with one form of message; plain values in (from files, flags, JSON) and out.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import types
@@ -17,7 +16,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 from collage_mpi.errors import UsageError
-from collage_mpi.system.printable import shown
+from collage_mpi.system.printable import did_you_mean, shown
 
 AUTO = "auto"
 LARGEST = 1e9  # of a number that names no bound of its own: times then fit 63 bits of ns
@@ -155,19 +154,15 @@ class Settings:
         """Build from plain values.
 
         Raises:
-            UsageError: an unknown key (named, with the nearest known one), a value of
+            UsageError: an unknown key (named, with the nearest known ones), a value of
                 the wrong type, or as the class itself.
         """
         hints = typing.get_type_hints(cls)
         known = names(cls)
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else "."
-                raise UsageError(
-                    f"{source}: unknown setting {shown(key)}{hint} "
-                    f"Known: {', '.join(sorted(known))}"
-                )
+                hint = did_you_mean(str(key), known) or "; the command's --help lists them all"
+                raise UsageError(f"{source}: unknown setting {shown(key)}{hint}")
         given = {key: _switch(cls.__dataclass_fields__[key], v) for key, v in values.items()}
         return cls(**{key: _typed(key, v, hints[key], source) for key, v in given.items()})
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # Controls (a new line and a tab aside), C1 controls, what turns the direction of text or
 # breaks lines unseen, and halves of characters, which no terminal takes.
@@ -47,6 +49,23 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 rank`, `1,800 images`; no image is `0 images`."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def numbered(thing: str, numbers: Iterable[object]) -> str:
+    """`rank 3`, `ranks 1, 3`."""
+    told = [str(number) for number in numbers]
+    return f"{thing}{'' if len(told) == 1 else 's'} {', '.join(told)}"
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
+    """`; did you mean 'side' or 'size'?` for a word that is none of the known ones, or nothing."""
+    near = [repr(name) for name in get_close_matches(word, [*known], most)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def storable(text: str) -> str:

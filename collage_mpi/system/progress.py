@@ -73,7 +73,7 @@ class StatusReporter:
         self._next_s = self._start_s + (0.0 if self._word else self._every_s)
         self._last: tuple[int, dict[str, Any]] = (0, {})
         self._written: tuple[int, dict[str, Any]] | None = None
-        self._ended = False
+        self._ended, self._said = False, ""
         self._deaf = silent
         self.also: Callable[[bool], None] = lambda last: None  # called with each line
         self.began: Callable[[int], None] = lambda done: None  # called by `begin`
@@ -127,7 +127,10 @@ class StatusReporter:
             **({"end": True} if end else {}),
         }
         if not self._word:
-            tell(plain_line(status), logging.INFO, any_rank=True)
+            line = plain_line(status)
+            if line != self._said:
+                tell(line, logging.INFO, any_rank=True)
+            self._said = line
             return
         try:  # in one write: lines of other ranks cannot cut it
             self._stream.write(status_line(status, self._word) + "\n")
@@ -276,6 +279,7 @@ class LineDisplay:
         self._stream, self._clock = stream, clock
         self._last_s = clock()  # when a line was written
         self._waiting: dict[str, Any] | None = None
+        self._said = ""  # the last line of a wait: nothing is written twice in a row
 
     def show(self, status: dict[str, Any]) -> None:
         if self._waiting and self._waiting.get("phase") != status.get("phase"):
@@ -305,9 +309,10 @@ class LineDisplay:
 
     def _write(self) -> None:
         assert self._waiting is not None
-        self._last_s = self._clock()
-        print(plain_line(self._waiting), file=self._stream, flush=True)
-        self._waiting = None
+        self._last_s, line = self._clock(), plain_line(self._waiting)
+        if line != self._said:
+            print(line, file=self._stream, flush=True)
+        self._said, self._waiting = line, None
 
 
 class BarDisplay:

@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.system.environment import TorchrunPlace, torchrun_place
 from collage_mpi.system.hard_exit import leave_at_once
+from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 from collage_mpi.training.stop import TrainingStopped
 
@@ -126,7 +127,7 @@ def own_device(device: str, place: TorchrunPlace, gpus: int) -> str:
     if place.local_size > gpus:
         raise EnvironmentFault(
             f"{place.local_size} training processes on host {socket.gethostname()}, which shows "
-            f"{gpus} GPU(s): one GPU each is needed; use --nproc-per-node={max(1, gpus)}"
+            f"{counted(gpus, 'GPU')}: one GPU each is needed; use --nproc-per-node={max(1, gpus)}"
             + ("" if gpus else " and --device cpu")
         )
     return f"cuda:{place.local_rank}"

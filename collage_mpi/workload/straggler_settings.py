@@ -20,6 +20,7 @@ from pathlib import Path
 
 from collage_mpi.errors import UsageError
 from collage_mpi.system.fields import Settings, setting
+from collage_mpi.system.printable import counted
 from collage_mpi.workload import service_times
 from collage_mpi.workload.background_load import MOST as MOST_BURNING
 from collage_mpi.workload.service_times import Body, Death, DelayModel, Delays, Spells
@@ -166,7 +167,9 @@ class StragglerSettings(Settings):
         parts += [f", rank {rank} {factor:g}x slower" for rank, factor in self.slowed().items()]
         parts += [f", rank {rank} dead after {_after(d)}" for rank, d in self.dying().items()]
         parts.append("" if name in ("none", "pinned") else f", seed {self.straggler_seed}")
-        parts += [f", {n} core(s) burned beside rank {r}" for r, n in self.burning().items()]
+        parts += [
+            f", {counted(n, 'core')} burned beside rank {r}" for r, n in self.burning().items()
+        ]
         return "".join(parts)
 
 

@@ -309,7 +309,7 @@ def test_the_rest_is_done_and_a_mended_shard_completes_the_run(mpiexec, tmp_path
     done = mpiexec(4, words)
     assert done.returncode == ExitCode.DATA, done.stderr
     assert "warning: " in done.stderr
-    assert "1 shard(s) were not read in full" in done.stderr
+    assert "1 shard not read in full" in done.stderr
     report = verify_run(out)
     assert (report.status, report.rows, report.doubles) == ("incomplete", 2 * ROWS, 0)
     assert "b.h5" in report.problems[-1]

@@ -239,7 +239,7 @@ def test_each_layer_makes_one_loss_and_the_first_counts(caplog):
     assert detector.look(2 * S) == []
     (told,) = caplog.messages
     assert told == (
-        "collage-mpi run: rank 1 (single) is lost: MPI says: ERR_PROC_FAILED; 1 single rank(s) left"
+        "collage-mpi run: rank 1 (single) is lost: MPI says: ERR_PROC_FAILED; 1 single rank left"
     )
     (known,) = detector.describe()
     assert (known["rank"], known["layer"], known["kinds"]) == (1, "mpi", ["single"])
@@ -321,7 +321,7 @@ def test_the_end_of_collages_is_said_once(caplog):
     process_monitor.ended = [Ended(2, "process", "gone"), Ended(3, "process", "gone")]
     detector.look(S)
     first, second = caplog.messages
-    assert first.endswith("1 collage rank(s) left")
+    assert first.endswith("1 collage rank left")
     assert second.endswith("no collage rank is left: the job goes on as scheme none")
 
 
@@ -331,8 +331,8 @@ def test_without_single_ranks_there_is_no_scheme_to_go_on_as(caplog):
     process_monitor.ended = [Ended(1, "process", "gone"), Ended(2, "process", "gone")]
     detector.look(S)
     first, second = caplog.messages
-    assert first.endswith("0 single rank(s) left")
-    assert second.endswith("1 parity rank(s) left")
+    assert first.endswith("0 single ranks left")
+    assert second.endswith("1 parity rank left")
 
 
 def test_a_rank_that_leaves_at_the_end_is_no_loss(caplog):

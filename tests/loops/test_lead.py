@@ -274,7 +274,7 @@ def does_its_leases(play: Play, rank: int) -> None:
 
 def test_what_no_team_can_read_is_counted_once_each_has_tried_it(play, caplog):
     unread = unread_by_team_1(play)
-    assert "team 1 could not read 4 image(s), which other teams try" in caplog.text
+    assert "team 1 could not read 4 images, which other teams try" in caplog.text
     for lease in play.told(0, Lease):
         play.lead.say(play.part(0, lease))
         play.lead.say(Begun(lease.number))

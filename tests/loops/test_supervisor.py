@@ -620,7 +620,7 @@ def test_a_start_that_hangs_names_who_is_missing_and_is_tried_once_more(
 ):
     assert launched(tmp_path, monkeypatch, hang=1) == 5
     said = capsys.readouterr().err
-    told = r"MPI is not up after \d s: 1 of 2 ranks are there; nothing yet of rank\(s\) 1"
+    told = r"MPI is not up after \d s: 1 of 2 ranks are there; nothing yet of rank 1: dead"
     assert re.search(told, said), said
     assert "Nothing had begun: starting once more" in said
 

@@ -75,7 +75,7 @@ def test_both_networks_learn_and_evaluate_says_so(
     assert main([*words, *both, "--shuffle", "3", "--limit", "50", "--precision", "bfloat16"]) == 0
     text = capsys.readouterr().out
     assert "collage : single" in text
-    assert "1 thread(s), bfloat16, channels-last. FLOP" in text
+    assert "1 thread, bfloat16, channels-last. FLOP" in text
     assert "shuffle:3 order" in text
     assert "Saving at no loss: n/a (it needs 2,000 labelled images" in text
 

@@ -183,7 +183,7 @@ def test_a_rank_that_dies_or_stops_at_the_end_changes_nothing(job):
     ended = job("1:shutdown:kill,2:shutdown:stop")
     found = ended.check()
     assert found.manifest["lost"] == []
-    assert "rank(s) 2 did not end when told to" in ended.said
+    assert "rank 2 did not end when told to" in ended.said
 
 
 @pytest.mark.parametrize("apart", ["", ",apart"])

@@ -26,10 +26,10 @@ def test_a_run_of_0_1_0_goes_on_by_its_folder_alone_with_other_ranks(mpiexec, tm
     shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
     done = mpiexec(6, [*RUN, "--resume", "--out", "stopped"], env=QUICK)
     assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
-    assert "going on with 4 single rank(s); there were 2" in done.stderr
+    assert "going on with 4 single ranks; there were 2" in done.stderr
     assert "run --retry-errors --out stopped" in done.stdout
     report = verify_run(tmp_path / "stopped")
-    assert report.headline == "complete with errors: 20 of 20 rows, no doubles, 1 error rows"
+    assert report.headline == "complete with errors: 20 of 20 rows, no doubles, 1 error row"
     manifest = read_results(tmp_path / "stopped").manifest
     assert manifest["scheme"] == "collage, N = 2 then collage"
     assert manifest["settings"]["straggler"] == "pinned"

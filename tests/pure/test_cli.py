@@ -133,3 +133,35 @@ def test_a_full_disk_of_the_output_is_one_message():
     assert done.stderr == (
         b"collage-mpi shards: the output cannot be written: No space left on device\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu"], "'rnu' is no command of collage-mpi; did you mean 'run'? collage-mpi --help"),
+        (["zzzz"], "'zzzz' is no command of collage-mpi. collage-mpi --help lists them"),
+        (["prep", "imgaes"], "'imgaes' is no command of collage-mpi prep; did you mean 'images'?"),
+    ],
+)
+def test_a_mistyped_command_is_told_the_nearest_and_not_all(words, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    told = capsys.readouterr().err
+    assert caught.value.code == ExitCode.USAGE
+    assert said in told
+    assert "slow-ranks" not in told
+
+
+def test_after_launch_too(capsys):
+    assert cli.main(["launch", "-n", "2", "--", "rnu"]) == ExitCode.USAGE
+    assert "did you mean 'run'? After -- comes a command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"), [([], "collage-mpi ["), (["prep"], "collage-mpi prep")]
+)
+def test_a_bare_command_prints_its_help(words, begins, capsys):
+    assert cli.main(words) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"usage: {begins}")
+    assert told.err == ""

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from collage_mpi.cli import main
 from collage_mpi.shards import write_shard
-from collage_mpi.system.printable import printable, shown
+from collage_mpi.system.printable import counted, did_you_mean, numbered, printable, shown
 from collage_mpi.system.progress import plain_line
 from collage_mpi.system.tell import tell, told_on_stderr
 from collage_mpi.system.terminal import to_text
@@ -97,3 +97,29 @@ def test_values_in_messages_are_short() -> None:
         nested = [nested] * 9  # its repr would have 9**40 words
     assert len(shown(nested)) <= 120
     assert shown({"side": 3, "names": ["a", None]}) == "{'names': ['a', None], 'side': 3}"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0 images"), (1, "1 image"), (2, "2 images"), (1800, "1,800 images")]
+)
+def test_plurals_and_zero_are_right(number: int, said: str) -> None:
+    assert counted(number, "image") == said
+
+
+def test_numbers_are_listed_behind_their_noun() -> None:
+    assert numbered("rank", [3]) == "rank 3"
+    assert numbered("rank", [1, 3]) == "ranks 1, 3"
+
+
+def test_the_nearest_words_are_proposed_and_no_others() -> None:
+    assert did_you_mean("rnu", ["run", "report"]) == "; did you mean 'run'?"
+    assert did_you_mean("side_px", ["size_px", "side_px2"]) == (
+        "; did you mean 'side_px2' or 'size_px'?"
+    )
+    assert did_you_mean("zzz", ["run"]) == ""
+
+
+def test_no_message_of_ours_has_a_plural_in_brackets() -> None:
+    package = Path(__file__).parents[2] / "collage_mpi"
+    lines = [line for path in package.rglob("*.py") for line in path.read_text().splitlines()]
+    assert not [line for line in lines if "(s)" in line]

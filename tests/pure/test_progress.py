@@ -287,3 +287,20 @@ def test_the_bar_shows_part_and_time_left():
     display.clear()
     assert "25 %" in stream.getvalue()
     assert "10.0 images/s, 75 s left" in stream.getvalue()
+
+
+def test_a_wait_that_does_not_move_is_told_once(caplog):
+    waiting = {"phase": "loading networks", "total": 10, "unit": "ranks", "passing": True}
+    stream, clock = io.StringIO(), Clock()
+    display = LineDisplay(stream, clock)
+    reporter = StatusReporter(
+        10, "loading networks", clock=clock, every_s=1.0, word="", unit="ranks", passing=True
+    )
+    with caplog.at_level(logging.INFO):
+        for second in range(60):
+            display.show({**waiting, "done": second // 50})
+            reporter.update(second // 50)
+            clock.now_s += 6.0
+    told = ["loading networks: 0 of 10 ranks (0.0 %)", "loading networks: 1 of 10 ranks (10.0 %)"]
+    assert stream.getvalue().splitlines() == told
+    assert caplog.messages == told

@@ -87,7 +87,7 @@ def test_the_page_says_what_the_summary_says(folders: list[Path], tmp_path: Path
     ratio = group["p95_ms"] / summarise(read_results(folders[0]))["latency"]["group"]["p95_ms"]
     for wanted in (
         "Complete and verified",
-        "complete with errors: 900 of 900 rows, no doubles, 1 error rows",
+        "complete with errors: 900 of 900 rows, no doubles, 1 error row",
         f"{group['p95_ms']:.1f} ({ratio:.2f}x) [{low:.1f}, {high:.1f}]",
         "n/a (n=100)",  # P99 of 100 groups
         f"{100 * price['collage_share']:.2f} %",

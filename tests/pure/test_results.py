@@ -196,7 +196,7 @@ def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
         writer.close("complete")
     assert verify_run(tmp_path / "good").ok
     assert "other images" in verify_run(tmp_path / "other").problems[0]
-    for name, told in (("double", "1 doubles"), ("foreign", "outside the input")):
+    for name, told in (("double", "1 double"), ("foreign", "outside the input")):
         problems = "".join(verify_run(tmp_path / name).problems)
         assert told in problems
         assert "other images" not in problems  # that explains the digest
@@ -205,7 +205,7 @@ def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda w: w.image(ROW._replace(row=0, session=1)), "1 doubles"),
+        (lambda w: w.image(ROW._replace(row=0, session=1)), "1 double"),
         (lambda w: w.image(ROW._replace(row=4_000)), "outside the input"),
         (lambda w: w.image(ROW._replace(shard=9)), "outside the input"),
         (lambda w: w.group(group=0, images=9, t0_ns=0, latency_ns=1), "group rows are doubles"),

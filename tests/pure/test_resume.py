@@ -250,7 +250,7 @@ def test_a_retrys_row_stands_for_the_error_row(tmp_path: Path) -> None:
     assert session(out, [3, 5, 7], {5}, retry_errors=True) == "complete_with_errors"
     assert error_rows(out) == [(5, 2)]  # it failed again: the new row stands
     report = verify_run(out)
-    assert report.headline == "complete with errors: 18 of 18 rows, no doubles, 1 error rows"
+    assert report.headline == "complete with errors: 18 of 18 rows, no doubles, 1 error row"
     assert report.ok, report.problems
     assert session(out, [5], retry_errors=True) == "complete"
     assert error_rows(out) == []

@@ -96,7 +96,7 @@ def test_meaning():
     ("values", "says"),
     [
         ({"sides": 3}, "did you mean 'side'"),
-        ({"zzz": 3}, "Known: "),
+        ({"zzz": 3}, "unknown setting .zzz.; the command.s --help lists them all"),
         ({"side": "3"}, "side is '3'"),
         ({"side": True}, "side is True"),
         ({"side": 1}, "2 to 16"),

@@ -187,7 +187,7 @@ def test_time_limits(text: str, expected: float) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"nodez": 3}, "unknown setting 'nodez'; did you mean 'nodes'.*Known: account"),
+        ({"nodez": 3}, "unknown setting 'nodez'; did you mean 'nodes'"),
         ({"nodes": "3"}, "it needs int"),
         ({"nodes": True}, "it needs int"),
         ({"nodes": 0}, "at least 1"),

@@ -32,14 +32,14 @@ def test_who_is_missing_is_said_after_30_s_and_again_now_and_then():
             said[second] = news
     assert list(said) == [30, 60, 120, 240, 480]
     assert said[30] == (
-        "MPI is not up after 30 s: 3 of 5 ranks are there; nothing yet of rank(s) 2, 3, which "
-        "died, hang or are slow to import"
+        "MPI is not up after 30 s: 3 of 5 ranks are there; nothing yet of ranks 2, 3: "
+        "dead, hung or slow to import"
     )
 
 
 def test_many_missing_ranks_are_not_all_named():
     made, _ = start(100)
-    assert "rank(s) 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 88 more" in made.who_is_missing()
+    assert "ranks 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 88 more" in made.who_is_missing()
 
 
 def test_once_all_are_there_mpi_has_less_time():

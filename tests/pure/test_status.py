@@ -374,7 +374,7 @@ def test_what_top_shows() -> None:
     )
     lines = text.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert "45 of 90 images (50.0 %); 10 in earlier sessions; 1 error rows" in text
+    assert "45 of 90 images (50.0 %); 10 in earlier sessions; 1 error row" in text
     assert "3 images/s now, 1.5 on average, 15 s left, collage share 4.4 %" in text
     table = [line.split() for line in lines if line.split()[1:2] and line.split()[1][:4] == "node"]
     assert table[0][:4] == ["10", "node10", "single", "ready"]

@@ -73,7 +73,7 @@ def test_ranks_that_run_a_network_in_two_ways_are_told(caplog: pytest.LogCapture
     assert caplog.messages == []
     other = replace(HELLO, tuning={"single": "bfloat16"})
     warn_of_mixed_tuning({1: HELLO, 2: other, 3: HELLO})
-    assert "float32, channels-last on rank(s) 1, 3; bfloat16 on rank(s) 2" in caplog.text
+    assert "float32, channels-last on ranks 1, 3; bfloat16 on rank 2" in caplog.text
 
 
 @pytest.mark.parametrize(

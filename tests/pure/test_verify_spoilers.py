@@ -138,9 +138,9 @@ def incomplete(run: Run) -> None:
 
 NOT_CLOSED = "all rows are there, but the job did not close"
 SPOILERS: list[tuple[Callable[[Run], None], str, list[str]]] = [
-    (another, "damaged", ["1 doubles, the first is shard 0 row 0"]),
-    (image(row=4000), "damaged", ["1 rows outside the input, the first is shard 0 row 4000"]),
-    (image(shard=2), "damaged", ["1 rows outside the input, the first is shard 2 row"]),
+    (another, "damaged", ["1 double, the first is shard 0 row 0"]),
+    (image(row=4000), "damaged", ["1 row outside the input, the first is shard 0 row 4000"]),
+    (image(shard=2), "damaged", ["1 row outside the input, the first is shard 2 row"]),
     (a_row_more, "damaged", ["manifest expects 90 rows, its shards and limit give 91"]),
     (
         says(limit=80, order="shuffle:1", input_digest="0"),
@@ -277,4 +277,4 @@ def test_parts_that_exceed_a_latency_are_a_note(results: Results) -> None:
     run.images["compute_ns"][run.early()] += 1 << 40
     report = verify_run(results.path, replace(results, images=run.images))
     assert report.ok
-    assert report.notes == ["1 images whose parts exceed their latency (wait < 0)"]
+    assert report.notes == ["1 image whose parts exceed their latency (wait < 0)"]
