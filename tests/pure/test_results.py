@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from results_harness import COLLAGE_RANK, fill, make_run, manifest, valid
+from results_harness import COLLAGE_RANK, fill, locate, make_run, manifest, valid
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
@@ -25,6 +25,7 @@ from collage_mpi.results import (
     compare,
     export_run,
     input_digest,
+    parts,
     read_results,
     render_comparison,
     render_summary,
@@ -127,6 +128,27 @@ def test_rows_wait_for_a_tick_when_they_are_old(tmp_path: Path) -> None:
     writer.tick()
     assert writer._images._used, "they have just been handed over"
     writer.close("incomplete")
+
+
+def test_rows_are_written_as_they_came_and_of_a_flush_those_of_images_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the job is killed between two of its parts no image lacks its tasks and its group."""
+    full, written, write_part = manifest(9), [], parts.write_part
+
+    def noted(path: Path, table: Table, payload: memoryview, *more: object) -> None:
+        written.append((table.name, np.frombuffer(payload, table.dtype)))
+        write_part(path, table, payload, *more)
+
+    monkeypatch.setattr(parts, "write_part", noted)
+    writer = RunWriter.create(tmp_path, full)
+    order = [7, 2, 8, 0, 5, 1, 6, 3, 4]
+    fill(writer, full, order)
+    writer.flush()
+    writer.close("complete")
+    assert [name for name, _ in written] == ["tasks", "groups", "images"]
+    assert written[-1][1]["row"].tolist() == [locate(full, index)[1] for index in order]
+    assert [len(rows) for _, rows in written[1:]] == [1, 9]
 
 
 def test_create_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
