@@ -239,7 +239,7 @@ class _Examples:
         self._starts = np.cumsum([0.0, *counts])  # floats: a damaged manifest may say any
         in_order = manifest.get("order") == "file" and manifest.get("limit") is not None
         total = manifest["rows"] if in_order else sum(counts)
-        self._wanted = np.linspace(0, max(0, total - 1), EXAMPLES).astype(np.int64)
+        self._wanted = np.floor(np.linspace(0.0, max(0, total - 1), EXAMPLES))
         self._found: list[tuple[float, float, np.void] | None] = [None] * EXAMPLES
 
     def add(self, rows: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -226,3 +227,19 @@ def test_the_digest_of_an_input_is_taken_a_piece_at_a_time(limit: int) -> None:
     order = np.random.default_rng(1).permutation(200_000)[:limit]
     shard = np.searchsorted(starts, order, side="right") - 1
     assert keys_digest(order, starts) == input_digest(shard, order - starts[shard])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1 << 40, (1 << 63) - 1])
+def test_images_that_only_a_manifest_claims_take_no_memory(tmp_path: Path, count: int) -> None:
+    run = make_run(tmp_path / "run", 90, labels=False)
+    claimed = json.loads((run / "manifest.json").read_text())
+    claimed["shards"][1]["count"], claimed["rows"] = count, min(45 + count, 1 << 62)
+    (run / "manifest.json").write_text(json.dumps(claimed))
+    tracemalloc.start()
+    report, summary = verify_run(run), summarise(open_run(run))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (report.status, report.missing) == ("damaged", claimed["rows"] - 90)
+    assert summary["predictions"]["examples"][0]["row"] == 0
+    assert peak < 4 << 20
