@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import re
 import sys
@@ -108,6 +109,20 @@ def test_a_data_set_that_is_not_there_is_asked_for(tmp_path, capsys):
     assert cells.main(["--out", str(out), "--data", str(tmp_path)]) == 3
     assert "apt install dataset-fashion-mnist" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_images_are_read_and_stdout_is_left_to_the_table(tmp_path, capsys):
+    images = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8)
+    for name, head, body in (
+        ("images-idx3", (2051, 3, 28, 28), images),
+        ("labels-idx1", (2049, 3), np.array([7, 0, 9], np.uint8)),
+    ):
+        words = np.array(head, ">u4").tobytes() + body.tobytes()
+        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(words))
+    found, labels = cells.test_images(tmp_path)
+    assert (found.shape, labels.tolist()) == ((3, 28, 28, 1), [7, 0, 9])
+    assert (found.reshape(-1) == images).all()
+    assert capsys.readouterr().out == ""
 
 
 def test_the_table_of_cells_is_what_was_counted(capsys):
