@@ -69,9 +69,10 @@ def note_signal(folder: str | None, name: str) -> None:
 
 def noted_signal(environ: Mapping[str, str] = os.environ) -> str | None:
     """The signal that launch has been sent; None if no launch of this host has said so."""
+    folder = environ.get(VARIABLE)
     try:
-        name = (Path(environ[VARIABLE]) / SIGNAL).read_text(errors="replace")
-    except (KeyError, OSError):
+        name = (Path(folder) / SIGNAL).read_text(errors="replace") if folder else ""
+    except OSError:
         return None
     return name if name in signal.Signals.__members__ else None
 

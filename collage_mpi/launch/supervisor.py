@@ -452,9 +452,10 @@ def _without_a_word(outcome: Outcome, must_report: bool) -> tuple[int, str | Non
     never_there = code == ExitCode.DEFECT and outcome.heard == 0
     if code in _KNOWN_CODES and not (alone or never_there):
         return code, None
+    left = death is not None and death.rank is not None and not death.by_signal
+    guess = "" if left else ": a rank has died, or MPI cannot start (is /dev/shm full?)"
     return int(ExitCode.ENVIRONMENT), (
-        f"{_who_ended(outcome)} before the job had begun: a rank has died, or MPI cannot start (is "
-        "/dev/shm full?); collage-mpi doctor says more"
+        f"{_who_ended(outcome)} before the job had begun{guess}; collage-mpi doctor says more"
     )
 
 

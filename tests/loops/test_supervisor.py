@@ -573,6 +573,10 @@ def test_a_rank_says_which_signal_launch_was_sent_where_it_can(monkeypatch, tmp_
     assert flag.reason() == "stopped by SIGHUP"
     note_signal(str(tmp_path), "\x1b[2J")
     assert flag.reason() == "stopped by SIGTERM through the launcher"
+    note_signal(str(tmp_path), "SIGHUP")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "")  # no folder: not the current one
+    assert flag.reason() == "stopped by SIGTERM through the launcher"
 
 
 def test_a_job_that_does_not_stop_is_ended_after_its_grace():

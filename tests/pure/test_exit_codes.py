@@ -121,7 +121,11 @@ def test_complete_needs_the_marker(tmp_path):
         ),
         (Outcome(7, begun=True, died=Death(3, 1, 40)), 6, "rank 1 (pid 40) has ended with code 3:"),
         (Outcome(15, begun=True), 6, "a rank has ended without a word (the launcher's code is 15)"),
-        (Outcome(1, died=Death(1, 3)), 3, "rank 3 has ended with code 1 before the job had begun"),
+        (
+            Outcome(1, died=Death(1, 3)),
+            3,
+            "rank 3 has ended with code 1 before the job had begun; collage-mpi doctor",
+        ),
         (Outcome(1, died=Death(0, 3)), 3, "rank 3 has ended with code 0 before the job had begun"),
         (Outcome(0, died=Death(0, 3)), 0, None),  # a command that needs no MPI
         (Outcome(7, died=Death(135)), 3, "a rank was ended by SIGBUS (/dev/shm may be full"),
