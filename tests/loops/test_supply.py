@@ -205,6 +205,18 @@ def test_an_order_s_digest_is_of_the_images_and_of_the_shards_that_they_are_in()
     assert len({digest(), *others.values()}) == 1 + len(others)
 
 
+def test_a_part_that_comes_to_the_disk_in_the_turn_of_the_rest_is_told_before_it():
+    """Else its images would count as those that the team could not read."""
+    team = Team()
+    team.look(lease(3, 0, (0, 2)), Lull())
+    team.feed.admit(2)
+    team.look()
+    written = Pending("images", 1, np.array([(1, 1), (1, 0)], KEY_ROW))
+    team.rows.flush = lambda: team.rows.pending.append(written)  # since the turn began
+    team.look()
+    assert team.link.said[-2:] == [Part("images", 1, 9, (0, 2)), Idle(3)]
+
+
 def test_what_did_not_come_to_the_disk_is_not_told_as_done():
     team = Team()
     team.look(lease(3, 0, (0, 2)), Lull())
