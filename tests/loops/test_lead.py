@@ -411,7 +411,7 @@ def test_a_team_that_is_given_up_is_told_with_what_it_had(play, caplog):
     told = [text for text in caplog.messages if "given up" in text]
     assert told == [
         "collage-mpi run: team 2 (rank 8) is given up: it cannot work: no device",
-        "collage-mpi run: team 1 (rank 4) is given up; 4 image(s) that it had go to others: "
+        "collage-mpi run: team 1 (rank 4) is given up; 4 images that it had go to others: "
         "MPI says so",
     ]
 
