@@ -534,11 +534,15 @@ class Dispatch:
     def serve(self) -> None:
         """Other ranks may count as slow since an answer: those that do no more take what was
         held back."""
-        backlog = self._backlogs[self.main]
-        while self.bundle is not None and self._paces is not None and backlog.tasks:
-            rank = backlog.pick(NO_RANKS, self._paces.limit_ns(self.main))
-            if rank is None or not self._pull(self.ranks[rank]):
+        if self.bundle is None or self._paces is None:
+            return
+        backlog, passed = self._backlogs[self.main], set[int]()
+        while backlog.tasks:
+            rank = backlog.pick(passed, self._paces.limit_ns(self.main))
+            if rank is None:
                 return
+            if not self._pull(self.ranks[rank]):
+                passed.add(rank)  # it has failed what waits; a slower rank may take that
 
     def resolved(self, image: ImageState) -> None:
         """The image has its outcome: cancel or drop each task that has no other left."""

@@ -262,6 +262,30 @@ def test_what_was_held_back_goes_to_a_rank_that_is_slow_no_more():
     assert out(job) == [(2, SINGLE, [4])], "rank 1 is the slow one now, image 5 waits for rank 2"
 
 
+def test_each_rank_that_is_slow_no_more_takes_what_was_held_back():
+    job = cascade(singles=5)
+    paced(job, *[10 * MS] * 3, *[30 * MS] * 2)
+    job.arrive(3 + 1)
+    end(job, 1, service_ns=200 * MS)
+    job.arrive(2)
+    assert [rank for rank, _, _ in out(job)] == [2, 3, 1], "images 9 and 10 wait"
+    end(job, 1, service_ns=200 * MS)
+    assert out(job)[2:] == [(4, SINGLE, [9]), (5, SINGLE, [10])]
+
+
+def test_an_idle_rank_that_failed_an_image_keeps_it_from_no_other_rank():
+    """Rank 1, the fastest, has failed image 3. Rank 3 was to take it, and is the slow one now."""
+    job = cascade(singles=3)
+    paced(job, 10 * MS, 30 * MS, 10 * MS)
+    job.arrive(2)
+    end(job, 3, service_ns=200 * MS)
+    job.arrive(1)
+    job.fail(job.task_of(3))
+    assert out(job) == [(3, SINGLE, [5])], "rank 2 is slow beside rank 3"
+    end(job, 3, service_ns=200 * MS)
+    assert out(job) == [(2, SINGLE, [3])]
+
+
 def test_a_slow_rank_works_when_the_quicker_ones_are_lost():
     job = cascade(singles=3)
     paced(job, 10 * MS, 10 * MS, 90 * MS)
