@@ -236,8 +236,10 @@ def test_a_slow_rank_takes_whole_collages_alone():
 def test_a_rank_half_as_slow_again_as_the_others_is_not_slow():
     job = cascade(singles=3)
     paced(job, 10 * MS, 10 * MS, 15 * MS)
-    job.arrive(3)
+    job.arrive(3 + 3)
     assert [rank for rank, _, _ in out(job)] == [1, 2, 3]
+    end(job, 3, service_ns=15 * MS)
+    assert out(job)[-1] == (3, COLLAGE, [6, 7, 8])
 
 
 def test_a_slow_rank_takes_what_no_quicker_one_may():
@@ -293,6 +295,138 @@ def test_a_slow_rank_works_when_the_quicker_ones_are_lost():
     job.lose(1)
     job.lose(2)
     assert out(job) == [(3, SINGLE, [3])]
+
+
+# ---- what each rank takes, and when -----------------------------------------
+
+
+def test_two_fresh_images_and_one_that_the_rank_failed_are_no_collage():
+    job = cascade()
+    job.arrive(4)
+    job.fail(job.task_of(0))
+    assert out(job) == [(2, SINGLE, [1]), (1, SINGLE, [2])], "image 0 waits for rank 2"
+    end(job, 2)
+    assert out(job)[-1] == (2, SINGLE, [0])
+
+
+def test_a_rank_that_failed_the_oldest_image_takes_a_collage_of_others():
+    job = cascade(batch=2)
+    job.arrive(2)
+    first = job.task_of(0)
+    job.arrive(3)
+    job.fail(first)
+    assert out(job)[-1] == (1, COLLAGE, [2, 3, 4])
+
+
+def test_an_image_of_a_silent_rank_is_in_no_collage():
+    """It was sent before, though it has not failed."""
+    job = cascade()
+    job.arrive(2 + 3)
+    job.suspect(1)
+    end(job, 2)
+    assert out(job)[-1] == (2, SINGLE, [0])
+    end(job, 2)
+    assert out(job)[-1] == (2, COLLAGE, [2, 3, 4])
+
+
+def test_of_a_batch_of_collages_each_one_is_whole_or_the_only_one():
+    job = cascade(singles=1, batch=2, side=2, depth=8)
+    job.arrive(1 + 5)
+    end(job, 1)
+    assert out(job) == [(1, COLLAGE, [1, 2, 3, 4])], "image 5 waits"
+
+
+def test_a_batch_of_collages_leaves_idle_collage_ranks_theirs():
+    apart = {"placement": "fixed", "singles": 1, "collages": 2}
+    job = cascade(side=2, batch=4, together=True, **apart)
+    job.arrive(16)
+    first = [(rank, kind, images[0]) for rank, kind, images in out(job)]
+    singles = [(1, SINGLE, image) for image in range(4)]
+    assert first == [*singles, (2, COLLAGE, 4), (3, COLLAGE, 8), (3, COLLAGE, 12)]
+
+
+def test_of_several_idle_ranks_each_takes_its_share_of_what_collages_were_unsure_of():
+    """Fresh images do not count: rank 1 takes two of four, with the slow rank 2 idle as well."""
+    job = cascade(singles=2, batch=4, side=2)
+    paced(job, 10 * MS, 30 * MS)
+    job.arrive(1 + 4 + 8)
+    end(job, 1, service_ns=10 * MS)
+    slow, first, second = job.live
+    assert out(job) == [
+        (2, COLLAGE, [3, 4, 5, 6]),
+        *((1, COLLAGE, [i, *range(i + 1, i + 4)]) for i in (7, 11)),
+    ]
+    job.answer(slow, service_ns=30 * MS)
+    job.arrive(3)
+    job.answer(first, unsure=frozenset({7, 8, 9, 10}))
+    job.answer(second, service_ns=10 * MS)
+    assert out(job) == [(1, SINGLE, [7]), (1, SINGLE, [8])]
+
+
+def test_a_second_message_of_a_rank_may_be_a_collage():
+    job = cascade(singles=1, credit=2)
+    job.arrive(2 + 3)
+    end(job, 1)
+    assert out(job) == [(1, SINGLE, [1]), (1, COLLAGE, [2, 3, 4])]
+
+
+def test_a_quick_rank_with_room_goes_before_a_slow_one_that_is_idle():
+    job = cascade(singles=2, credit=2)
+    paced(job, 10 * MS, 30 * MS)
+    job.arrive(2)
+    assert out(job) == [(1, SINGLE, [2]), (1, SINGLE, [3])]
+
+
+def test_a_collage_rank_is_slow_beside_collage_ranks_alone():
+    job = cascade(placement="fixed", singles=2, collages=2)
+    job.arrive(2 + 3 + 3)
+    for rank, service_ns in ((3, 30 * MS), (4, 30 * MS), (1, 10 * MS), (2, 10 * MS)):
+        end(job, rank, service_ns=service_ns)
+    job.arrive(2 + 3)
+    assert [(rank, kind) for rank, kind, _ in out(job)] == [
+        (1, SINGLE),
+        (2, SINGLE),
+        (3, COLLAGE),
+    ]
+
+
+def test_of_idle_ranks_the_single_ones_alone_count_beyond():
+    job = cascade(placement="fixed", singles=1, collages=2, beyond_idle=True)
+    job.arrive(1 + 3)
+    assert out(job) == [(1, SINGLE, [0]), (2, COLLAGE, [1, 2, 3])]
+
+
+def test_where_ranks_are_apart_a_group_comes_in_for_an_idle_collage_rank():
+    job = cascade(placement="fixed", singles=1, collages=1, together=True, paced=True)
+    job.arrive(9)
+    assert (out(job)[1], job.admitted) == ((2, COLLAGE, [*range(1, 9)]), 0)
+    end(job, 2)
+    assert (out(job), job.admitted) == ([(1, SINGLE, [0])], 9)
+
+
+def test_collage_ranks_take_every_image_that_comes_while_no_single_rank_does():
+    job = cascade(placement="fixed", singles=1, collages=1)
+    job.lose(1)
+    job.arrive(1)
+    assert out(job) == [(2, COLLAGE, [0])]
+
+
+def test_what_waited_for_a_collage_rank_that_is_lost_waits_for_a_silent_single_rank():
+    """The images are parked: they do not wait for a rank that may never come."""
+    job = cascade(placement="fixed", singles=1, collages=1)
+    job.arrive(1)
+    job.suspect(1)
+    job.arrive(2)
+    assert out(job)[1:] == [(2, COLLAGE, [1])] or out(job)[1:] == [(2, COLLAGE, [0])]
+    job.lose(2)
+    assert not list(job.scheduler.dispatch.waiting())
+
+
+def test_after_a_stop_nothing_waits():
+    job = cascade(singles=1)
+    job.arrive(9)
+    job.stop()
+    assert not list(job.scheduler.dispatch.waiting())
 
 
 # ---- settings ---------------------------------------------------------------
