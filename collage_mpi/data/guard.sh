@@ -8,6 +8,7 @@
 # MPICH's launcher writes a map of the machine to TEMP, which ranks read while they start MPI. Where
 # the launcher was killed the map stays. It is nobody's once no such launcher of this user lives, or
 # when it is older than any start takes. What earlier launches have left, and is as old, goes first.
+# shellcheck disable=SC2046  # the names that segments and maps print have no blanks
 trap '' HUP INT TERM USR1 USR2
 cd "${4:-/dev/shm}" 2>/dev/null || cd /   # where there is none nothing of ours is found
 temp=${5:-/tmp} proc=${6:-/proc}
@@ -26,18 +27,17 @@ remove_segments() {
 }
 remove_own_maps() {
     [ $# -gt 0 ] || return
-    for name in $(grep -lsx -e 'mpi[re].*' -e hydra_pmi_proxy "$proc"/[0-9]*/comm); do
-        [ -O "$name" ] && return
-    done
+    find "$proc" -maxdepth 2 -path '*/[0-9]*/comm' -user "$(id -u)" -exec \
+        grep -qsx -e 'mpi[re].*' -e hydra_pmi_proxy {} ';' -print 2>/dev/null | grep -q . && return
     for file; do
         case $before in *" $file "*) continue ;; esac
         rm -f "$file"
     done
 }
 there=" $(segments | tr '\n' ' ')$(maps | tr '\n' ' ')"
-old="-mmin +15" before=
-remove_segments $(segments $old)
-maps $old -exec rm -f {} +
+before=
+remove_segments $(segments -mmin +15)
+maps -mmin +15 -exec rm -f {} +
 before=$there
 over() {
     remove_own_maps $(maps)

@@ -12,6 +12,7 @@ rank=${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-${PALS_RANKID:-0}}}
 [ -n "$COLLAGE_MPI_STATUS" ] &&
     echo "@status:$COLLAGE_MPI_STATUS {\"ended\": $rank, \"code\": $code}" >&3
 if [ "$code" -gt 128 ]; then
+    # shellcheck disable=SC3045  # dash and bash have it
     ulimit -c 0   # the rank has left its core, if any
     trap - HUP INT TERM USR1 USR2
     kill "-$((code - 128))" $$

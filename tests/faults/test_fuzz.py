@@ -77,6 +77,7 @@ NOT_TRIED = {
     ("doctor/ranks", "look"): "a rank of the same doctor",
     ("doctor/ranks", "report"): "a rank of the same doctor",
     ("doctor/trial", "try_ranks"): CHILD,
+    ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
     ("launch/supervisor", "marker_text"): "any text is a marker",
     ("models/tuning", "bfloat16_pays"): KERNEL,
     ("models/weights", "sha256_of_file"): "any bytes have a hash",
