@@ -150,7 +150,7 @@ class Recorder:
         self._groups: dict[int, _Group] = {}
         # Images that a rank could not read, and whether a rank has found the row itself to be bad
         self._unread: dict[int, bool] = {}
-        self._bundles: dict[int, _Task] = {}  # unresolved image -> the bundle that it left in
+        self._bundles: dict[int, list[_Task]] = {}  # unresolved image -> bundles it left in
 
     def warm_up_from(self, group: int) -> None:
         """The session's first group has that number."""
@@ -166,7 +166,9 @@ class Recorder:
             task = self._tasks[send.task] = _Task(send, now_ns, NO_RESULT)
             if send.bundle:
                 task.encode_ns, task.open = encode_ns, len(send.items)
-                self._bundles.update((image, task) for image, _ in send.items)
+                for (image, _), place in zip(send.items, send.bundle, strict=True):
+                    self._bundles.setdefault(image, []).append(task)
+                    self._group_of(place[0], image, place[1])
             else:
                 self._group_of(send.group, *send.items[0]).encode_ns += encode_ns
 
@@ -240,8 +242,7 @@ class Recorder:
             group.collage_cells += 1
             totals.collage += 1
         totals.errors += resolve.outcome == "error"
-        bundle = self._bundles.pop(resolve.image, None)
-        if bundle is not None:
+        for bundle in self._bundles.pop(resolve.image, ()):
             bundle.open -= 1
             if bundle.waits and not bundle.open:
                 self._file(bundle)

@@ -13,7 +13,7 @@ from collage_mpi.scheduler.state import TaskState
 
 SPARE = 64  # entries of tasks that are gone, beside one a task that waits
 
-_Place = tuple[float, int, int]  # service time, turn, rank
+_Place = tuple[float, float, int]  # service time, turn, rank
 
 
 class Backlog:
@@ -94,6 +94,10 @@ class Backlog:
     def idle(self) -> int:
         """Ranks without a message."""
         return len(self._levels[0])
+
+    def idle_within(self, limit_ns: float) -> int:
+        """Those of them that are not slower than the limit."""
+        return bisect_left(self._levels[0], (limit_ns, inf, 0))
 
     def room(self, rank: int, messages: int, pace_ns: float) -> None:
         """The rank, of that running service time, has room beside so many messages."""

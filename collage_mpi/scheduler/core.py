@@ -129,7 +129,7 @@ class Scheduler:
         rank.status = RANK[rank.status]["silent"]
         self.retries.suspects[rank.id] = rank
         self.retries.leave(rank, event.why)
-        self.dispatch.offer_waiting()
+        self.dispatch.serve(everyone=True)
 
     def _on_lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
@@ -147,7 +147,7 @@ class Scheduler:
             self.dispatch.end(task, "rank lost")
         self.retries.leave(rank, why)
         self.retries.lost(covered, f"rank {rank.id} was lost: {why}")
-        self.dispatch.offer_waiting()
+        self.dispatch.serve(everyone=True)
 
     def _recover(self, rank: RankState) -> None:
         if rank.status in SILENT:
@@ -158,7 +158,7 @@ class Scheduler:
 
     def _enter(self, rank: RankState) -> None:
         self.dispatch.enter(rank)
-        self.dispatch.offer_waiting()
+        self.dispatch.serve(everyone=True)
         self.retries.ranks_changed()
 
     def _anybody_alive(self) -> bool:
@@ -262,7 +262,7 @@ class Scheduler:
         if unread:
             self.retries.unread(task, unread)
         if unread or None in cells:
-            self.dispatch.offer_waiting()
+            self.dispatch.serve(everyone=True)
         self._alive(task.rank)
 
     def _absent(self, task: TaskState, cells: Sequence[Score | None]) -> None:
@@ -288,7 +288,7 @@ class Scheduler:
             why = f"{task.rank.failures} failures in a row, the last: {event.reason}"
             self.retries.leave(task.rank, why)
             self.dispatch.actions.append(ev.Retire(task.rank.id, why))
-        self.dispatch.offer_waiting()
+        self.dispatch.serve(everyone=True)
         self._alive(task.rank)
 
     def _dispensable(self, rank: RankState) -> bool:

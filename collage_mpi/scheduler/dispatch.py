@@ -42,9 +42,9 @@ class Bundle(NamedTuple):
 
     Attributes:
         order: of that task.
-        least: images that must wait for it; 1 while no rank of the main kind takes work.
-        most: images of a task. A rank that is slow beside others takes whole ones alone, and
-            nothing that a quicker one could take.
+        least: images that must wait for it; 1 if no rank takes single images.
+        most: images of a task. A rank that is slow beside others takes only full ones, and nothing
+            that a quicker one could take.
         beyond_idle: idle ranks are counted off what waits.
     """
 
@@ -337,15 +337,26 @@ class Dispatch:
             self._offer(task)
         return task
 
-    def offer_waiting(self) -> None:
-        """What a rank may not take may have changed: offer what waits to those with room."""
-        if self.bundle is not None:
-            for task in self._backlogs[self.main].waiting():
-                self._offer(task)
+    def serve(self, *, everyone: bool = False) -> None:
+        """What a rank may not take may have changed: ask the ranks with room, the fastest first.
+
+        Not the slow ones, unless `everyone`: they take what is barred to the others, which
+        changes with a failure or a rank, and whole bundles, which they were offered.
+        """
+        if self.bundle is None or self._paces is None:
+            return
+        main = self._backlogs[self.main]
+        for kind in (self.main, self.bundle.order.kind):
+            limit_ns = inf if everyone else self._paces.limit_ns(kind)
+            passed: set[int] = set()
+            while main.tasks and (rank := self._backlogs[kind].pick(passed, limit_ns)) is not None:
+                if not self._pull(self.ranks[rank]):
+                    passed.add(rank)
 
     def _offer(self, task: TaskState) -> None:
         """Let ranks with room pull until the task has left, or none of them may take it."""
         backlog = self._backlogs[task.kind]
+        self._try_again()
         while task.id in backlog.tasks:
             barred = self._barred(task)
             rank = backlog.pick(barred, self._limit_ns(task, barred))
@@ -384,7 +395,7 @@ class Dispatch:
         if rank.id not in self._backlogs[kind] or len(main.fresh) < self._least(bundle, rank.id):
             return []
         share = len(main.fresh) // (bundle.most * max(1, self._backlogs[kind].idle))
-        tasks = []
+        tasks: list[TaskState] = []
         for _ in range(min(self.batch, max(1, share))):
             images = [task.images[0] for task in self._withdraw(main.take_fresh(bundle.most))]
             for image in images:
@@ -398,19 +409,34 @@ class Dispatch:
             return 1
         if self._is_slow(bundle.order.kind, rank):
             return bundle.most
-        idle = self._backlogs[self.main].idle if bundle.beyond_idle else 0
-        return bundle.least + idle
+        if not bundle.beyond_idle:
+            return bundle.least
+        assert self._paces is not None
+        limit_ns = self._paces.limit_ns(self.main)
+        return bundle.least + self._backlogs[self.main].idle_within(limit_ns)
 
     def _pick_for_bundle(self) -> int | None:
-        """The rank with room that takes what waits as a bundle, where one does."""
+        """The rank with room that takes what waits as a bundle, where one does: a quick one, else
+        a slow one, which takes only full bundles."""
         assert self.bundle is not None
-        rank = self._backlogs[self.bundle.order.kind].pick(NO_RANKS)
-        waiting = len(self._backlogs[self.main].fresh)
-        return rank if rank is not None and waiting >= self._least(self.bundle, rank) else None
+        assert self._paces is not None
+        kind, waiting = self.bundle.order.kind, len(self._backlogs[self.main].fresh)
+        for limit_ns in (self._paces.limit_ns(kind), inf):
+            rank = self._backlogs[kind].pick(NO_RANKS, limit_ns)
+            if rank is not None and waiting >= self._least(self.bundle, rank):
+                return rank
+        return None
 
     def _is_slow(self, kind: str, rank: int) -> bool:
         assert self._paces is not None
         return self._paces.service_ns(rank) > self._paces.limit_ns(kind)
+
+    def _try_again(self) -> None:
+        """A rank that is slow and has long been idle is taken for one that nothing is known of."""
+        if self.bundle is not None and self._paces is not None:
+            rank = self._paces.forget_one(self.now_ns)
+            if rank is not None:
+                self._room_changed(rank)
 
     def _limit_ns(self, task: TaskState, barred: Collection[int]) -> float:
         """No rank slower than this may take the task by itself: a quicker one will."""
@@ -472,6 +498,8 @@ class Dispatch:
         if self.health is not None and not rank.outstanding:
             self.health.turned(rank, self.now_ns)
         rank.messages += 1
+        if self._paces is not None:
+            self._paces.busy(rank.id)
         self._room_changed(rank)
         message = Message(len(tasks), len(tasks))
         sends = [self._leave(task, message) for task in tasks]
@@ -483,7 +511,7 @@ class Dispatch:
         if task.pending < len(task.images):  # what was resolved while it waited: a blank cell
             task.images = [image for image in task.images if image.status not in SETTLED]
         bundled = self.bundle is not None and task.kind == self.bundle.order.kind
-        if bundled:  # images of several groups, each in the place of its turn
+        if bundled:
             task.items = tuple([Item(image.id, i) for i, image in enumerate(task.images)])
         else:
             task.items = tuple([Item(image.id, image.cell) for image in task.images])
@@ -493,8 +521,9 @@ class Dispatch:
         self.tasks[task.id] = task
         for image in task.images:
             image.holders += 1
+        places = tuple([(i.group.id, i.cell) for i in task.images]) if bundled else ()
         return ev.Send(
-            task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt, bundled
+            task.id, task.rank.id, task.kind, task.items, task.group.id, task.attempt, places
         )
 
     # ---- what ends them -----------------------------------------------------
@@ -515,6 +544,8 @@ class Dispatch:
         task.message.left -= 1
         if task.message.left == 0:
             task.rank.messages -= 1
+            if self._paces is not None and not task.rank.messages:
+                self._paces.idle(task.rank.id, self.now_ns)
             self._room_changed(task.rank)
         if self.health is not None:
             self.health.turned(task.rank, self.now_ns)
@@ -530,19 +561,6 @@ class Dispatch:
             return
         if self._paces.observe(task, service_ns):
             self._room_changed(task.rank)
-
-    def serve(self) -> None:
-        """Other ranks may count as slow since an answer: those that do no more take what was
-        held back."""
-        if self.bundle is None or self._paces is None:
-            return
-        backlog, passed = self._backlogs[self.main], set[int]()
-        while backlog.tasks:
-            rank = backlog.pick(passed, self._paces.limit_ns(self.main))
-            if rank is None:
-                return
-            if not self._pull(self.ranks[rank]):
-                passed.add(rank)  # it has failed what waits; a slower rank may take that
 
     def resolved(self, image: ImageState) -> None:
         """The image has its outcome: cancel or drop each task that has no other left."""

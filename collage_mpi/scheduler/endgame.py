@@ -52,7 +52,10 @@ class EndGame:
     def _wants_copy(self, image: ImageState) -> bool:
         well = not image.failures and not image.losses
         few = image.copies < MOST_COPIES and image.sends < self._most_sends
-        return well and few and bool(image.tasks)  # none are out of one that is resolved
+        tasks = image.tasks  # none of one that is resolved
+        if self._dispatch.bundle is not None:  # what waits does so for a bundle, or a quicker rank
+            tasks = [task for task in tasks if task.sent]
+        return well and few and bool(tasks)
 
     def _copy(self, image: ImageState) -> bool:
         """Whether an idle rank took it."""

@@ -188,7 +188,8 @@ class Admit(NamedTuple):
 class Send(NamedTuple):
     """Send the items to the rank for the network named by `kind`.
 
-    `bundle`: the items may be of several groups, and an item's cell is its place in the task.
+    `bundle`: (group, cell there) of each item, where they may be of several groups; an item's cell
+    is then its place in the task.
     """
 
     task: int
@@ -197,7 +198,7 @@ class Send(NamedTuple):
     items: tuple[Item, ...]
     group: int
     attempt: int
-    bundle: bool = False
+    bundle: tuple[tuple[int, int], ...] = ()
 
 
 class SendBatch(NamedTuple):

@@ -125,7 +125,11 @@ class Confident:
 
     confidence: float
     deadline: Delay | None
-    needs_scores: bool = True
+
+    @property
+    def needs_scores(self) -> bool:
+        """Any score will do for a confidence of 0."""
+        return self.confidence > 0
 
     @property
     def name(self) -> str:

@@ -62,6 +62,7 @@ class Paces:
         self._batch = batch
         self._paces: dict[int, Pace] = {}
         self._ranks: dict[int, RankState] = {}
+        self._idle: dict[int, int] = {}  # rank -> since when it has nothing to do
         # kind -> (service time, rank) of those that take work, sorted
         self._by_pace: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
 
@@ -70,13 +71,18 @@ class Paces:
         pace = self._paces.setdefault(rank.id, Pace())
         pace.begun_ns = now_ns
         self._ranks[rank.id] = rank
-        for kind in rank.kinds:
-            insort(self._by_pace[kind], (pace.service_ns, rank.id))
+        self._sort(rank)
 
     def leave(self, rank: RankState) -> None:
         """It takes no more work."""
+        self._idle.pop(rank.id, None)
         if self._ranks.pop(rank.id, None) is not None:
             self._unsort(rank)
+
+    def _sort(self, rank: RankState) -> None:
+        entry = (self._paces[rank.id].service_ns, rank.id)
+        for kind in rank.kinds:
+            insort(self._by_pace[kind], entry)
 
     def _unsort(self, rank: RankState) -> None:
         entry = (self._paces[rank.id].service_ns, rank.id)
@@ -104,6 +110,33 @@ class Paces:
             quick -= there and self._paces[rank].service_ns <= limit_ns
         return quick > 0
 
+    def idle(self, rank: int, now_ns: int) -> None:
+        """It has nothing to do from now on."""
+        self._idle[rank] = now_ns
+
+    def busy(self, rank: int) -> None:
+        """It has."""
+        self._idle.pop(rank, None)
+
+    def forget_one(self, now_ns: int) -> RankState | None:
+        """Look at one idle rank, each in turn. If it is slow and has been idle for PROBE_AFTER of
+        its service times, these are forgotten: the rank, if so."""
+        rank_id = next(iter(self._idle), None)
+        if rank_id is None:
+            return None
+        since_ns, pace = self._idle.pop(rank_id), self._paces[rank_id]
+        rank = self._ranks.get(rank_id)
+        if rank is None:
+            return None
+        slow = any(pace.service_ns > self.limit_ns(kind) for kind in rank.kinds)
+        if not slow or now_ns - since_ns <= PROBE_AFTER * pace.service_ns:
+            self._idle[rank_id] = since_ns
+            return None
+        self._unsort(rank)
+        self._paces[rank_id] = Pace()
+        self._sort(rank)
+        return rank
+
     def observe(self, task: TaskState, service_ns: int) -> bool:
         """An answer says how long the rank was at work on it; whether it says anything."""
         if service_ns <= 0:
@@ -114,8 +147,8 @@ class Paces:
             self._unsort(rank)
         pace = self._paces[rank.id]
         pace.observe(service_ns / self._message_cost(task))
-        for kind in rank.kinds if entered else ():
-            insort(self._by_pace[kind], (pace.service_ns, rank.id))
+        if entered:
+            self._sort(rank)
         return True
 
     def _message_cost(self, task: TaskState) -> float:

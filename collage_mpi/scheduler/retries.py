@@ -145,7 +145,8 @@ class Retries:
             self.note(image, task, reason if why is None else _not_read(image, task, why))
             if failed and task.kind == main and not task.spare:
                 image.failures += 1
-        bundled = self.core.dispatch.bundle is not None  # its images are sent alone now
+        # Its images are sent alone now, where a rank takes such.
+        bundled = self.core.dispatch.bundle is not None and self.core.dispatch.count(main) > 0
         if task.kind != main and not bundled and task.attempt < self.max_attempts:
             self._again(task, images)
         for image in images:

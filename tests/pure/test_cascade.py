@@ -78,7 +78,7 @@ def test_a_collage_holds_images_of_several_groups_each_in_the_place_of_its_turn(
     end(job, 1)
     (send,) = job.live.values()
     assert [tuple(item) for item in send.items] == [(1, 0), (2, 1), (3, 2), (4, 3)]
-    assert (send.bundle, send.attempt) == (True, 1)
+    assert (send.bundle, send.attempt) == (((0, 1), (0, 2), (0, 3), (1, 0)), 1)
     end(job, 1)
     cells = [(job.resolved[i].group, job.resolved[i].cell) for i in range(5)]
     assert cells == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)], "those of its group, as ever"
@@ -535,3 +535,98 @@ def test_the_unsure_part_of_a_collage_is_wasted_work(tmp_path):
     price = summarise(simulate_in_memory(job))["price"]
     assert price["wasted_work"] == pytest.approx(40 / 3 / (40 + 120))
     assert (price["late_answers"], price["collage_share"]) == (0, pytest.approx(2 / 3))
+
+
+# ---- what a reader found ----------------------------------------------------
+
+
+def test_a_rank_that_may_not_take_what_waits_hides_no_other():
+    """Rank 1 failed image 3; rank 3, which was to take it, has become the slow one: rank 2 does."""
+    job = cascade(singles=3)
+    job.arrive(3)
+    end(job, 1, service_ns=10 * MS)
+    end(job, 2, service_ns=20 * MS)
+    job.arrive(1)
+    job.fail(job.task_of(3))
+    assert out(job) == [(3, SINGLE, [2])], "image 3 waits for rank 3, of which nothing is known"
+    end(job, 3, service_ns=100 * MS)
+    assert out(job) == [(2, SINGLE, [3])]
+
+
+def test_a_slow_rank_that_was_long_idle_is_tried_again():
+    """After a hundred of its service times."""
+    job = cascade(singles=3)
+    paced(job, 10 * MS, 10 * MS, 16 * MS)
+    job.now_ns = 1600 * MS
+    job.arrive(2)
+    assert [rank for rank, _, _ in out(job)] == [1, 2]
+    for rank in (1, 2):
+        end(job, rank, service_ns=10 * MS)
+    job.now_ns += 1
+    job.arrive(1)
+    assert out(job) == [(3, SINGLE, [5])]
+    end(job, 3, service_ns=10 * MS)
+    job.arrive(3)
+    assert {rank for rank, _, _ in out(job)} == {1, 2, 3}, "it is as quick as the others"
+
+
+def test_where_ranks_are_apart_a_slow_collage_rank_hides_no_quick_one():
+    job = cascade(placement="fixed", singles=1, collages=3, credit=2, bundle_from=5)
+    job.arrive(12)
+    for rank, service_ns in ((2, 10 * MS), (3, 10 * MS), (4, 90 * MS)):
+        job.arrive(5)
+        if any(send.rank == rank for send in job.live.values()):
+            end(job, rank, service_ns=service_ns)
+    slow = [rank for rank, kind, images in out(job) if kind == COLLAGE and len(images) < 9]
+    assert 4 not in slow[1:]
+
+
+def test_beyond_idle_ranks_counts_those_alone_that_would_take_an_image():
+    job = cascade(singles=4, beyond_idle=True)
+    paced(job, 10 * MS, 10 * MS, 90 * MS, 90 * MS)
+    job.arrive(2 + 4)
+    assert [rank for rank, _, _ in out(job)] == [1, 2], "ranks 3 and 4 are idle, and slow"
+    end(job, 1)
+    assert out(job)[-1] == (1, COLLAGE, [6, 7, 8, 9]), "three beyond the rank itself"
+
+
+def test_without_single_ranks_a_collage_that_fails_is_sent_again():
+    job = cascade(placement="fixed", singles=1, collages=2)
+    job.arrive(4)
+    job.lose(1)
+    job.fail(job.task_of(1, COLLAGE))
+    assert out(job)[-1] == (3, COLLAGE, [1, 2, 3])
+    end(job, 3)
+    assert {job.resolved[i].outcome for i in (1, 2, 3)} == {"ok"}
+
+
+def test_the_end_game_copies_nothing_that_waits():
+    """The slow rank is idle, and two images wait for the others."""
+    job = cascade(singles=3, endgame=True)
+    paced(job, 10 * MS, 10 * MS, 90 * MS)
+    job.arrive(4)
+    job.close()
+    copies = [(s.rank, s.items[0].image) for s in job.live.values() if s.rank == 3]
+    assert copies == [(3, 3)], "of what is out"
+
+
+def test_a_failure_looks_at_what_waits_only_where_a_rank_has_room():
+    job = cascade(singles=2, side=2, depth=99)
+    job.arrive(2)
+    job.arrive(300)
+    asked = []
+    before = job.scheduler.dispatch._barred
+    job.scheduler.dispatch._barred = lambda task: asked.append(task) or before(task)
+    job.fail(job.task_of(0))
+    assert len(asked) < 20
+
+
+def test_group_rows_do_not_wait_for_the_end():
+    """Groups are cut short, and collages hold images of several of them."""
+    job = {"arrivals": "poisson", "rate": 400.0, "linger_ms": 15.0, "singles": 2}
+    rows = play(900, straggler="lognormal", straggler_median_ms=20.0, **job)
+    ends = [group.t0_ns + group.latency_ns for group in rows.groups]
+    numbers = [group.group for group in rows.groups]
+    late = sum(after < max(numbers[: i + 1]) - 50 for i, after in enumerate(numbers))
+    assert len(ends) > 100
+    assert late == 0, "a row that was kept to the end"
