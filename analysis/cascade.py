@@ -90,7 +90,9 @@ def entries(found: list[Network]) -> list[Entry]:
     ratio = {"cost_ratio": best.ratio}
     return [
         entry("none, pull", scheme="none"),
+        entry("none, pull, credit 1", scheme="none", credit=1),
         entry("none, finish", scheme="none", assign="finish"),
+        entry("none, finish, credit 1", scheme="none", assign="finish", credit=1),
         entry("collage, the default", scheme="collage", **best.sure),
         *(
             entry(f"batch of 9, cost {cost}", scheme="cascade-batch", batch_cost=cost)
@@ -193,14 +195,14 @@ def pending(
 
 def tables(rows: list[Json]) -> str:
     """Markdown: a table for each trace and number of ranks."""
-    cells: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    cells: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}  # ... -> placement -> value
     for row in rows:
         key = tuple(str(row[k]) for k in ("trace", "ranks", "load", "entry"))
         for name in ("images_per_s", "p50_ms", "p99_ms", "points", "first_stage", "group_p99_ms"):
-            cells.setdefault(key, {}).setdefault(name, []).append(float(row[name]))
+            cells.setdefault(key, {}).setdefault(name, {})[row["placement"]] = float(row[name])
 
     def shown(key: tuple[str, ...], name: str, form: str) -> str:
-        return form.format(np.median(cells[key][name])) if key in cells else ""
+        return form.format(np.median(list(cells[key][name].values()))) if key in cells else ""
 
     out = []
     names = list(dict.fromkeys(row["entry"] for row in rows))
@@ -214,7 +216,7 @@ def tables(rows: list[Json]) -> str:
             key = (trace, ranks, "closed", name)
             if key not in cells:
                 continue
-            ratio = np.array(cells[key]["images_per_s"]) / np.array(base)
+            ratio = [rate / base[seed] for seed, rate in cells[key]["images_per_s"].items()]
             low, mid, high = np.quantile(ratio, [0.1, 0.5, 0.9])
             points, group = shown(key, "points", "{:+.2f}"), shown(key, "group_p99_ms", "{:.0f}")
             late = [shown(key, what, "{:.0f}") for what in ("p50_ms", "p99_ms")]
@@ -226,7 +228,8 @@ def tables(rows: list[Json]) -> str:
             for name in names:
                 keys = [(trace, ranks, load, name) for load in loads]
                 worst = [
-                    f" ({form.format(max(cells[k][what]))})" if k in cells else "" for k in keys
+                    f" ({form.format(max(cells[k][what].values()))})" if k in cells else ""
+                    for k in keys
                 ]
                 both = [shown(k, what, form) + w for k, w in zip(keys, worst, strict=True)]
                 out += [f"| {name} | " + " | ".join(both) + " |"]

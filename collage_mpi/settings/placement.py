@@ -71,12 +71,12 @@ def placement(
     side: int,
     scheme: str = "collage",
     layout: str = "fixed",
+    any_size: bool = False,
     launcher_size: int | None = None,
 ) -> Placement:
     """Rank 0 coordinator, 1..N single, then those of each further kind that the scheme needs.
 
-    With layout fastest all ranks but rank 0 hold all of them; where that is the scheme's own
-    layout and N is not said, the world may be of any size.
+    With layout fastest all ranks but rank 0 hold all of them.
 
     A scheme without any needs no collage rank either: worlds of 1+N and of 1+N+M are both
     right, and in the larger one the last M ranks stay idle. So do the N singles where a
@@ -90,6 +90,7 @@ def placement(
         side: cells along an edge of the collage; only the default of N and messages use it.
         scheme: name of the scheme, which says what it needs.
         layout: one of PLACEMENTS.
+        any_size: with layout fastest, in a world of whatever size.
         launcher_size: ranks the launcher says it started; None outside a launcher.
 
     Raises:
@@ -98,7 +99,6 @@ def placement(
     """
     needs = scheme_class(scheme).needs
     one_world = world_size > 1 and (launcher_size or world_size) == world_size
-    any_size = layout == scheme_class(scheme).placement == "fastest" and singles is None
     if any_size and one_world:
         return Placement((frozenset(), *[needs] * (world_size - 1)))
     n_single = side * side if singles is None else singles

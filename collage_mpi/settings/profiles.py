@@ -49,13 +49,20 @@ class Profile:
     sets: Mapping[str, Any]
 
 
-def full_depth(values: Json) -> int:
+def full_credit(values: Json) -> int:
+    """Messages of a rank so that it is never out of work."""
+    return scheme_class(values.get("scheme", RankSettings().scheme)).credit
+
+
+def full_depth(values: Json) -> int | None:
     """Batches in flight so that no rank is out of work, a few slow ones notwithstanding.
 
     Half of them fill `credit` messages for every rank. Under `assign pull` a slow rank holds up no
     group but those of its own messages: the other half is for these.
     """
     ranks = RankSettings.from_mapping({k: values[k] for k in names(RankSettings) if k in values})
+    if ranks.any_size:
+        return None  # auto: as ranks have nothing to do, however many there are
     given = PaceSettings.from_mapping({k: values[k] for k in ("credit",) if k in values}).credit
     credit = given or scheme_class(ranks.scheme).credit
     fill = -(-ranks.n_singles // ranks.group_size) if ranks.uses_single else 1
@@ -119,7 +126,7 @@ PROFILES: dict[str, Profile] = {
             "endgame": "on",
             "between": "carry",
             "batch": 8,  # the largest that docs/speed.md measured, and the fastest
-            "credit": 2,  # one message that runs, one under way
+            "credit": Computed("2; scheme cascade 1", full_credit),
             "depth": Computed(
                 "2 x `credit` x (single ranks / images of a group), rounded up; more where "
                 "there are many collage ranks",

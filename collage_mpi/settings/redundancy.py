@@ -35,7 +35,12 @@ _setting = partial(setting, group=RANKS)
 class RankSettings(Settings):
     """The scheme, and how many ranks and copies it has."""
 
-    scheme: str = _setting("collage", "how redundancy is added", choices=SCHEMES)
+    scheme: str = _setting(
+        "collage",
+        "how redundancy is added; run takes cascade where none is said, nor another setting that "
+        "goes with one, and the collage network has a threshold for the single network",
+        choices=SCHEMES,
+    )
     side: int = _setting(
         3,
         "cells along an edge of the collage; side*side images in a group",
@@ -99,6 +104,11 @@ class RankSettings(Settings):
     )
 
     def _check(self) -> None:
+        if (self.collage_from or 0) > self.group_size:
+            raise UsageError(
+                f"collage_from is {self.collage_from}; a collage of side {self.side} holds "
+                f"{self.group_size} images"
+            )
         if self.uses_collage and self.collage_ranks < 1:
             raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
         if self.uses_stripes and self.n_stripe > self.group_size:
@@ -121,6 +131,12 @@ class RankSettings(Settings):
     def layout(self) -> str:
         """Which ranks hold the collage network: one of PLACEMENTS."""
         return self.placement or scheme_class(self.scheme).placement
+
+    @property
+    def any_size(self) -> bool:
+        """Whether a world of any size will do, all of whose ranks but rank 0 hold all networks."""
+        own = scheme_class(self.scheme).placement
+        return self.layout == own == "fastest" and self.singles is None
 
     @property
     def group_size(self) -> int:
@@ -204,6 +220,7 @@ class RankSettings(Settings):
             side=self.side,
             scheme=self.scheme,
             layout=self.layout,
+            any_size=self.any_size,
             launcher_size=launcher_size,
         )
 
@@ -262,7 +279,7 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
         parts = [make_scheme(self.scheme_settings()).label]
         if self.uses_single and self.singles not in (None, self.usual_singles):
             parts.append(f"N = {self.singles}")
-        if self.uses_collage and self.collage_ranks != 1:
+        if self.uses_collage and self.collage_ranks != 1 and not self.any_size:
             parts.append(f"M = {self.collage_ranks}")
         if self.uses_stripes and self.parity_ranks not in (None, self.usual_parities):
             parts.append(f"{self.parity_ranks} {PARITY if self.uses(PARITY) else CODED} ranks")

@@ -144,7 +144,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 return replace(self.place(size), coordinator=team * size)
         raise EnvironmentFault(
             f"--teams {self.teams} of a world of {world_size} ranks: needed are {self.teams} teams "
-            f"of {self.world_size}: launch with -n {self.launch_size}"
+            + ("of as many ranks each" if self.any_size else f"of {self.world_size}")
+            + f": launch with -n {self.launch_size}"
         )
 
     @property

@@ -23,7 +23,12 @@ from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.job.handshake import handshake, refuse_other_networks, service_costs, welcomes
 from collage_mpi.job.network_loader import NetworkLoader, gpus_here
-from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups
+from collage_mpi.job.plan import (
+    Plan,
+    make_plan,
+    warn_of_one_class_groups,
+    with_every_answer,
+)
 from collage_mpi.job.resume import has_run
 from collage_mpi.job.session import (
     build_encoder,
@@ -308,6 +313,8 @@ def _time(plan: Plan, images: int, measured: Measured, read_ns: float) -> str:
     text = f"about {_duration(least)}"
     if most > 1.1 * least:
         text += f" with a core or GPU a rank, {_duration(most)} where {measured.shared:.1f} share"
+    if plan.settings.needs_threshold:
+        text += ", if the first answers are sure of every image"
     return f"{text}; start-up not counted; simulated from these service times and rank 0's " + (
         "usual costs" + (f", read at {1e9 / read_ns:,.0f} images/s" if read_ns else "")
     )
@@ -318,7 +325,9 @@ def _simulated_s(plan: Plan, images: int, measured: Measured, share: float) -> f
     if count == 0:
         return 0.0
     settings = replace(plan.settings, out="", cost_ratio=measured.ratio)
-    if plan.asked and settings.accept == "confident":  # nothing here knows scores
+    if settings.needs_threshold:  # nothing here knows scores
+        settings = with_every_answer(settings)
+    elif plan.asked and settings.accept == "confident":
         settings = replace(settings, accept=plan.asked.accept)
     costs = Costs(single_ns=max(1, round(measured.single_ns * share)))
     groups = simulate_in_memory(

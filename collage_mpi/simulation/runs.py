@@ -166,7 +166,7 @@ def check_job(job: Job) -> None:
     if settings.burn_ranks:
         raise UsageError("--burn-ranks burns real cores; simulate with --straggler markov")
     policy = job.effective.accept_policy()
-    if settings.uses_collage and policy.needs_scores and job.answers is None:
+    if settings.takes_policy and policy.needs_scores and job.answers is None:
         raise UsageError(
             f"--accept {settings.accept} decides by scores, and a simulation has none without "
             "--answers FILE: collage-mpi evaluate --save-answers FILE writes them"

@@ -9,8 +9,8 @@ import pytest
 from scheduler_harness import Harness
 
 from collage_mpi import cli, models
-from collage_mpi.errors import DataFault
-from collage_mpi.job.plan import with_accept_of
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.job.plan import with_accept_of, with_default_scheme
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings
@@ -51,6 +51,55 @@ def test_what_is_asked_for_stays_and_null_networks_have_nothing_to_lose(networks
     none = replace(NAMED, scheme="none")
     assert with_accept_of(none, single, collage) is none
     assert resolved(replace(NAMED, collage="null:ms=3"), single, None)[0] == "first"
+
+
+SHIPPED = {
+    "single": "shipped:fashion_single.safetensors",
+    "collage": "shipped:fashion_collage_side3.safetensors",
+}
+NO_THRESHOLD = {**SHIPPED, "side": 4, "collage": "shipped:fashion_collage_side4.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("given", "scheme"),
+    [
+        (SHIPPED, "cascade"),
+        ({**SHIPPED, "singles": 4, "confidence": 0.95, "batch": 2}, "cascade"),
+        ({**SHIPPED, "scheme": "none"}, "none"),
+        ({**SHIPPED, "profile": "paper"}, None),
+        ({**SHIPPED, "placement": "fixed"}, None),
+        ({**SHIPPED, "assign": "turn"}, None),
+        ({**SHIPPED, "accept": "first"}, None),
+        (NO_THRESHOLD, None),
+        ({**SHIPPED, "single": "null"}, None),
+        ({**SHIPPED, "collage": "null"}, None),
+        ({**SHIPPED, "collage": "not there"}, None),
+        ({**SHIPPED, "collage": SHIPPED["single"]}, None),
+        ({"single": SHIPPED["single"]}, None),
+        ({}, None),
+    ],
+)
+def test_a_run_that_says_no_scheme_is_a_cascade_where_the_networks_have_a_threshold(given, scheme):
+    assert with_default_scheme(given).get("scheme") == scheme
+
+
+def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(networks):
+    single, collage = networks
+    cascade = replace(NAMED, scheme="cascade")
+    mine = replace(collage, accept=replace(SPEC, single=single.fingerprint))
+    assert resolved(cascade, single, mine) == ("confident", 0.93)
+    for other in (replace(collage, accept=SPEC), None):
+        with pytest.raises(UsageError, match=r"weights threshold .* or set it by hand: --accept"):
+            with_accept_of(cascade, single, other)
+    assert resolved(replace(cascade, single="null"), None, collage) == ("confident", 0.0)
+    by_hand = replace(cascade, accept="confident", confidence=0.7)
+    assert with_accept_of(by_hand, single, None) is by_hand
+    quick = replace(NAMED, scheme="cascade-batch")
+    assert resolved(quick, single, None) == ("confident", 0.0)
+    with pytest.raises(UsageError, match=r"answer of --backup small.safetensors counts: --accept"):
+        with_accept_of(replace(quick, backup="small.safetensors"), single, None)
+    with pytest.raises(UsageError, match=r"cascade must know .* by --single and --collage"):
+        _ = Job(RunSettings(scheme="cascade"), 9, answers="a.npz").effective
 
 
 def test_a_simulation_that_knows_no_scores_takes_every_answer():
