@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scheduler_harness import COLLAGE, MS, SINGLE, Harness
+from scheduler_harness import BACKUP, COLLAGE, MS, SINGLE, Harness
 from test_simulator import FREE, Rows
 
 from collage_mpi.errors import EnvironmentFault, UsageError
@@ -168,8 +168,9 @@ def test_images_may_count_beyond_the_idle_ranks_only():
     assert out(job)[-1] == (1, COLLAGE, [*range(9, 18)])
 
 
-def test_a_kept_cell_answers_where_no_single_can():
-    job = cascade(placement="fixed", singles=1, collages=1)
+@pytest.mark.parametrize("deadline_ns", [None, 50 * MS])
+def test_a_kept_cell_answers_where_no_single_can(deadline_ns):
+    job = cascade(placement="fixed", singles=1, collages=1, deadline_ns=deadline_ns)
     job.arrive(5)
     assert out(job) == [(1, SINGLE, [0]), (2, COLLAGE, [1, 2, 3])]
     job.lose(1)
@@ -427,6 +428,58 @@ def test_after_a_stop_nothing_waits():
     job.arrive(9)
     job.stop()
     assert not list(job.scheduler.dispatch.waiting())
+
+
+def test_a_collage_says_how_fast_its_rank_is_by_its_cost():
+    """A collage takes twice as long: rank 1 has taken 12 and 10 ms an image, rank 2 11."""
+    job = cascade(singles=2, costs={COLLAGE: 2.0})
+    job.arrive(2 + 3)
+    end(job, 1, service_ns=12 * MS)
+    end(job, 1, service_ns=20 * MS)
+    end(job, 2, service_ns=11 * MS)
+    job.arrive(2)
+    assert [rank for rank, _, _ in out(job)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        ({}, 3),
+        ({"costs": {COLLAGE: 2.0}}, 3),
+        ({"costs": {COLLAGE: 2.9}}, 3),
+        ({"costs": {COLLAGE: 3.0}}, 4),
+        ({"costs": {COLLAGE: 30.0}}, 9),
+        ({"costs": {COLLAGE: 30.0}, "scheme": "cascade-batch"}, 3),
+        ({"costs": {BACKUP: 4.5}, "scheme": "cascade-batch"}, 5),
+        ({"costs": {COLLAGE: 30.0}, "bundle_from": 2}, 2),
+        ({"bundle_from": 12}, 9),
+    ],
+)
+def test_more_images_must_wait_where_a_collage_takes_longer(settings, least):
+    bundle = cascade(**settings).scheduler.dispatch.bundle
+    assert (bundle.least, bundle.most) == (least, 9)
+
+
+def test_with_a_batch_in_the_collages_place_the_quick_network_is_asked_first():
+    job = cascade(scheme="cascade-batch")
+    job.arrive(2 + 3)
+    end(job, 2)
+    assert out(job)[-1] == (2, BACKUP, [2, 3, 4])
+    end(job, 2, unsure=frozenset({3}))
+    assert out(job)[-1] == (2, SINGLE, [3])
+    assert {i: job.resolved[i].source for i in (2, 4)} == {2: BACKUP, 4: BACKUP}
+
+
+def test_a_silent_rank_may_answer_its_collage_after_all():
+    job = cascade()
+    job.arrive(2 + 3)
+    end(job, 1)
+    job.suspect(1)
+    end(job, 2)
+    end(job, 2)
+    assert out(job) == [(1, COLLAGE, [2, 3, 4]), (2, SINGLE, [3])]
+    end(job, 1)
+    assert {i: job.resolved[i].source for i in (2, 3, 4)} == {2: SINGLE, 3: COLLAGE, 4: COLLAGE}
 
 
 # ---- settings ---------------------------------------------------------------

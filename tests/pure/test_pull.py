@@ -299,3 +299,54 @@ def test_what_waits_no_more_is_cleared_from_the_order_now_and_then():
         lengths.append(len(backlog._order))
     assert max(lengths) == SPARE
     assert lengths.count(0) == 2
+
+
+def backlog_of(*tasks: tuple[int, bool]) -> Backlog:
+    """One task an image, fresh or not."""
+    backlog = Backlog()
+    for number, (image, fresh) in enumerate(tasks):
+        task = SimpleNamespace(id=number, images=[SimpleNamespace(id=image)])
+        backlog.add(task, fresh=fresh)
+    return backlog
+
+
+def test_fresh_tasks_come_after_all_others():
+    backlog = backlog_of((0, True), (5, False), (1, True), (4, False))
+    taken = [backlog.take(bool) for _ in range(4)]
+    assert [task.images[0].id for task in taken] == [4, 5, 0, 1]
+    assert backlog.fresh == backlog.tasks == {}
+
+
+def test_without_fresh_ones_the_first_that_fits_is_taken_or_none():
+    backlog = backlog_of((0, True), (5, False), (4, False))
+    assert backlog.take(lambda task: task.id == 0, fresh=False) is None
+    assert backlog.take(lambda task: task.id == 1, fresh=False).id == 1
+    assert backlog.take(bool, fresh=False).id == 2
+    assert backlog.take(bool, fresh=False) is None
+    assert [*backlog.tasks] == [*backlog.fresh] == [0]
+
+
+def test_the_oldest_fresh_tasks_are_taken_together():
+    backlog = backlog_of((7, False), *((image, True) for image in range(5)))
+    assert [task.images[0].id for task in backlog.take_fresh(3)] == [0, 1, 2]
+    assert [task.images[0].id for task in backlog.take_fresh(3)] == [3, 4]
+    assert [*backlog.tasks] == [0]
+    assert backlog.take_fresh(3) == []
+
+
+def test_ranks_with_fewer_messages_come_first_then_faster_ones_then_those_that_wait_longest():
+    backlog = Backlog()
+    for rank, messages, pace_ns in ((4, 1, 1), (9, 0, 20), (2, 0, 20), (3, 0, 30), (1, 2, 0)):
+        backlog.room(rank, messages, pace_ns)
+    assert backlog.idle == 3
+    picked = []
+    while (rank := backlog.pick(picked)) is not None:
+        picked.append(rank)
+    assert picked == [9, 2, 3, 4, 1]
+    assert backlog.pick({9}, 20) == 2
+    assert backlog.pick({9, 2}, 20) == 4, "rank 3 is slower than that"
+    backlog.room(9, 0, 20)  # again, and so behind rank 2
+    assert backlog.pick(()) == 2
+    backlog.no_room(2)
+    backlog.no_room(2)
+    assert (backlog.pick(()), backlog.idle, 2 in backlog) == (9, 2, False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from math import inf
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.dispatch import Dispatch, Order
-from collage_mpi.scheduler.rank_speed import PROBE_AFTER, WINDOW, Health, Pace
+from collage_mpi.scheduler.rank_speed import PROBE_AFTER, WINDOW, Health, Pace, Paces
 from collage_mpi.scheduler.state import GroupState, ImageState, RankState
 from collage_mpi.scheduler.transitions import RESOLVED
 
@@ -57,6 +60,102 @@ def test_a_collage_counts_by_its_cost():
     served(dispatch, 2, 120 * MS)
     assert dispatch.health.service_ns(1) == 100 * MS
     assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
+
+
+def test_a_batch_says_how_long_it_took_once_when_its_last_task_ends():
+    dispatch = Dispatch(health=Health({}, {SINGLE: 0.5}, 2), batch=2)
+    dispatch.enter(RankState(1, BOTH, "host", 1))
+    alone = give(dispatch, 1)
+    first, second = give(dispatch, 1), give(dispatch, 1)
+    dispatch.end(alone, "answered")
+    dispatch.observe(alone, 100 * MS)
+    dispatch.pump(dispatch.ranks[1])
+    dispatch.end(first, "answered")
+    dispatch.observe(first, 900 * MS)
+    assert dispatch.health.service_ns(1) == 100 * MS
+    dispatch.end(second, "answered")
+    dispatch.observe(second, 90 * MS)
+    assert dispatch.health.service_ns(1) == 60 * MS, "two take 1.5 times as long as one"
+    assert dispatch.health._typical.service_ns == 60 * MS
+
+
+def paces_of(*ms: float, kinds: tuple[frozenset[str], ...] = ()) -> Paces:
+    """Ranks 1, 2, ... with these service times; of a rank with 0 none is known."""
+    dispatch = Dispatch(paces=Paces({}), pulls=True)
+    for rank, service_ms in enumerate(ms, start=1):
+        state = RankState(rank, kinds[rank - 1] if kinds else BOTH, "host", 2)
+        dispatch.enter(state)
+        task = dispatch._new(Order(SINGLE, SINGLE), [ImageState(0, GroupState(0, 0), 0, 0)], state)
+        dispatch._paces.observe(task, int(service_ms * MS))
+    return dispatch._paces
+
+
+@pytest.mark.parametrize(
+    ("ms", "limit_ms"),
+    [
+        ((), inf),
+        ((0, 0, 10), inf),  # of more than half nothing is known
+        ((0, 10), inf),
+        ((0, 10, 20), 15.0),
+        ((10, 40), 15.0),
+        ((10, 20, 40), 30.0),
+        ((40, 10, 20, 30), 30.0),
+    ],
+)
+def test_a_rank_is_slow_beyond_one_and_a_half_times_the_median(ms, limit_ms):
+    assert paces_of(*ms).limit_ns(SINGLE) == limit_ms * MS
+
+
+@pytest.mark.parametrize(
+    ("avoid", "quick"),
+    [
+        ((), True),
+        ((1,), True),
+        ((1, 3), True),
+        ((2,), True),
+        ((1, 2, 3), True),  # rank 4 is left: exactly as slow as may be
+        ((1, 3, 4), False),
+        ((1, 3, 5), True),  # rank 5 does collages, rank 6 is not there
+        ((1, 3, 6), True),
+        ((1, 2, 3, 4, 5, 6), False),
+    ],
+)
+def test_a_kind_has_a_quick_rank_while_one_is_left_that_is_not_slow(avoid, quick):
+    one = frozenset({SINGLE})
+    paces = paces_of(10, 16, 10, 15, 10, kinds=(one, one, one, one, frozenset({COLLAGE})))
+    assert paces.limit_ns(SINGLE) == 15 * MS
+    assert paces.has_quick(SINGLE, avoid) is quick
+
+
+def test_without_a_known_pace_every_rank_is_quick():
+    paces = paces_of(0, 0)
+    assert paces.has_quick(SINGLE, (1,))
+    assert not paces.has_quick(SINGLE, (1, 2))
+
+
+def test_a_rank_that_comes_back_is_as_fast_as_it_was():
+    paces = paces_of(10, 30, 40)
+    for rank, limit_ms in ((2, 15), (1, 60)):
+        paces.leave(paces._ranks[rank])
+        assert paces.limit_ns(SINGLE) == limit_ms * MS
+    for rank in (2, 1):
+        paces.enter(RankState(rank, BOTH, "host", 2), 0)
+    assert [paces.service_ns(rank) for rank in (1, 2, 3)] == [10 * MS, 30 * MS, 40 * MS]
+    assert paces.limit_ns(SINGLE) == 45 * MS
+    assert not paces.leave(RankState(9, BOTH, "host", 2))
+
+
+def test_a_late_answer_of_a_rank_that_left_says_how_fast_it_is_when_it_comes_back():
+    paces = paces_of(10, 30, 40)
+    rank = paces._ranks[1]
+    paces.leave(rank)
+    task = Dispatch()._new(Order(SINGLE, SINGLE), [ImageState(0, GroupState(0, 0), 0, 0)], rank)
+    assert not paces.observe(task, 0)
+    assert paces.observe(task, 50 * MS)
+    assert paces.observe(task, 50 * MS)
+    assert paces.limit_ns(SINGLE) == 45 * MS, "of ranks 2 and 3"
+    paces.enter(rank, 0)
+    assert (paces.service_ns(1), paces.limit_ns(SINGLE)) == (50 * MS, 60 * MS)
 
 
 def test_an_answer_that_names_no_time_says_nothing():

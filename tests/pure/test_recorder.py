@@ -96,6 +96,66 @@ def test_a_group_row_by_row():
     assert totals.exceeded == 2
 
 
+def bundled(task: int, images: list[int], group: int) -> ev.Send:
+    """A task of images that may be of several groups."""
+    cells = {image: place for place, image in enumerate(images)}
+    return send(task, 5, COLLAGE, cells, group, 1)._replace(bundle=True)
+
+
+def test_a_bundle_row_by_row():
+    """Task 30 answers images of two groups, but for image 1, which task 31 does."""
+    rows, book = recorder()
+    for image in range(4):
+        book.admitted(image, record(image, label=6), START_NS + 100, 11)
+    book.sent([bundled(30, [0, 1, 2], 9)], START_NS + 110, [30])
+    ended(book, 200, 17, WireResult(30, ANSWERED, 41, 42, 0))
+    book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
+    book.resolved(resolved(2, COLLAGE, (30,), 0, 6)._replace(group=10), START_NS + 210)
+    book.sent([send(31, 1, SINGLE, {1: 1}, 9, 1)], START_NS + 220, [0])
+    book.settled((30,))
+    assert rows.tasks == [], "image 1 is open, and may yet be resolved by the kept answer"
+    ended(book, 300, 1, WireResult(31, ANSWERED, 51, 52, 0))
+    book.resolved(resolved(1, SINGLE, (31,), 1, 6), START_NS + 310)
+    assert [(row.task, row.items, row.resolved, row.outcome) for row in rows.tasks] == [
+        (30, 3, 2, OUTCOME_CODE["answered"])
+    ]
+    book.settled((31,))
+    assert [row.task for row in rows.tasks] == [30, 31]
+    assert [(row.row, row.encode_ns, row.decode_ns, row.rank) for row in rows.images] == [
+        (50, 30, 17, 5),
+        (52, 30, 17, 5),
+        (51, 0, 1, 1),
+    ]
+    assert [(row.group, row.encode_ns, row.collage_cells) for row in rows.groups] == [(9, 0, 1)]
+    assert book._bundles == {}
+
+
+def test_the_row_of_a_bundle_that_resolves_all_its_images_waits_for_no_group():
+    """Of group 9 image 1 is still to come."""
+    rows, book = recorder()
+    book.admitted(0, record(0, label=6), START_NS, 11)
+    book.sent([bundled(30, [0], 9)], START_NS, [30])
+    ended(book, 200, 17, WireResult(30, ANSWERED))
+    book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
+    assert rows.tasks == [], "the scheduler has not said all about it"
+    book.settled((30,))
+    assert ([row.task for row in rows.tasks], rows.groups) == ([30], [])
+    assert book._tasks == {}
+
+
+def test_a_bundle_whose_rank_is_lost_is_written_with_the_last_of_its_images():
+    rows, book = recorder()
+    for image in range(2):
+        book.admitted(image, record(image, label=6), START_NS, 0)
+    book.sent([bundled(30, [0, 1], 9)], START_NS, [0])
+    book.lost(5, START_NS + 170, "killed")
+    for image in range(2):
+        assert rows.tasks == []
+        book.resolved(resolved(image, "error", (), image, None, "gone"), START_NS + 175)
+    (row,) = rows.tasks
+    assert (row.outcome, row.resolved, row.done_ns) == (OUTCOME_CODE["lost"], 0, 170)
+
+
 def test_what_took_as_long_as_it_was_to_is_not_counted_against_a_run():
     assert TOLERATED == 1.1
     _, book = recorder()
