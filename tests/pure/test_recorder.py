@@ -96,10 +96,11 @@ def test_a_group_row_by_row():
     assert totals.exceeded == 2
 
 
-def bundled(task: int, images: list[int], group: int) -> ev.Send:
-    """A task of images that may be of several groups."""
+def bundled(task: int, images: list[int]) -> ev.Send:
+    """A task of images of several groups, the first one group 9."""
     cells = {image: place for place, image in enumerate(images)}
-    return send(task, 5, COLLAGE, cells, group, 1)._replace(bundle=True)
+    places = tuple((9 + image // 2, image % 2) for image in images)
+    return send(task, 5, COLLAGE, cells, places[0][0], 1)._replace(bundle=places)
 
 
 def test_a_bundle_row_by_row():
@@ -107,7 +108,7 @@ def test_a_bundle_row_by_row():
     rows, book = recorder()
     for image in range(4):
         book.admitted(image, record(image, label=6), START_NS + 100, 11)
-    book.sent([bundled(30, [0, 1, 2], 9)], START_NS + 110, [30])
+    book.sent([bundled(30, [0, 1, 2])], START_NS + 110, [30])
     ended(book, 200, 17, WireResult(30, ANSWERED, 41, 42, 0))
     book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
     book.resolved(resolved(2, COLLAGE, (30,), 0, 6)._replace(group=10), START_NS + 210)
@@ -134,7 +135,7 @@ def test_the_row_of_a_bundle_that_resolves_all_its_images_waits_for_no_group():
     """Of group 9 image 1 is still to come."""
     rows, book = recorder()
     book.admitted(0, record(0, label=6), START_NS, 11)
-    book.sent([bundled(30, [0], 9)], START_NS, [30])
+    book.sent([bundled(30, [0])], START_NS, [30])
     ended(book, 200, 17, WireResult(30, ANSWERED))
     book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
     assert rows.tasks == [], "the scheduler has not said all about it"
@@ -147,7 +148,7 @@ def test_a_bundle_whose_rank_is_lost_is_written_with_the_last_of_its_images():
     rows, book = recorder()
     for image in range(2):
         book.admitted(image, record(image, label=6), START_NS, 0)
-    book.sent([bundled(30, [0, 1], 9)], START_NS, [0])
+    book.sent([bundled(30, [0, 1])], START_NS, [0])
     book.lost(5, START_NS + 170, "killed")
     for image in range(2):
         assert rows.tasks == []
