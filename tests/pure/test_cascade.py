@@ -482,6 +482,36 @@ def test_a_silent_rank_may_answer_its_collage_after_all():
     assert {i: job.resolved[i].source for i in (2, 3, 4)} == {2: SINGLE, 3: COLLAGE, 4: COLLAGE}
 
 
+def test_what_waited_for_the_last_single_rank_is_answered_by_what_was_kept():
+    job = cascade(placement="fixed", singles=1, collages=1)
+    job.arrive(4)
+    end(job, 2, unsure=frozenset({1}))
+    assert out(job) == [(1, SINGLE, [0])], "image 1 waits"
+    job.lose(1)
+    assert job.resolved[1].source == "kept"
+
+
+def test_a_second_collage_of_an_image_keeps_no_second_answer():
+    job = cascade(placement="fixed", singles=1, collages=2, deadline_ns=50 * MS)
+    job.arrive(4)
+    job.suspect(1)
+    job.suspect(2)
+    again = job.task_of(1, COLLAGE)
+    assert job.live[again].rank == 3
+    end(job, 2, unsure=frozenset({1}))
+    job.answer(again, unsure=frozenset({1}))
+    job.fire(min(job.timers, key=job.timers.get))
+    assert 1 in job.resolved
+
+
+def test_what_a_single_is_unsure_of_is_resolved_all_the_same():
+    for scheme in ("cascade", "cascade-batch"):
+        job = cascade(scheme=scheme)
+        job.arrive(1)
+        end(job, 1, unsure=frozenset({0}))
+        assert job.resolved[0].source == SINGLE
+
+
 # ---- settings ---------------------------------------------------------------
 
 

@@ -350,3 +350,16 @@ def test_ranks_with_fewer_messages_come_first_then_faster_ones_then_those_that_w
     backlog.no_room(2)
     backlog.no_room(2)
     assert (backlog.pick(()), backlog.idle, 2 in backlog) == (9, 2, False)
+
+
+def test_to_clear_the_order_leaves_what_waits():
+    backlog = backlog_of(*((10**6 - number, number % 2 == 1) for number in range(3 * SPARE)))
+    for task in backlog.waiting()[2:]:
+        backlog.forget(task)
+    assert [backlog.take(bool).id for _ in range(2)] == [0, 1]
+
+
+def test_of_what_is_cleared_nothing_waits():
+    backlog = backlog_of((0, True), (1, False))
+    backlog.clear()
+    assert (backlog.waiting(), backlog.take_fresh(2), backlog.take(bool)) == ([], [], None)

@@ -142,20 +142,41 @@ def test_a_rank_that_comes_back_is_as_fast_as_it_was():
         paces.enter(RankState(rank, BOTH, "host", 2), 0)
     assert [paces.service_ns(rank) for rank in (1, 2, 3)] == [10 * MS, 30 * MS, 40 * MS]
     assert paces.limit_ns(SINGLE) == 45 * MS
-    assert not paces.leave(RankState(9, BOTH, "host", 2))
+    paces.leave(RankState(9, BOTH, "host", 2))
 
 
 def test_a_late_answer_of_a_rank_that_left_says_how_fast_it_is_when_it_comes_back():
-    paces = paces_of(10, 30, 40)
+    paces = paces_of(40, 10, 30)
     rank = paces._ranks[1]
+    paces.leave(rank)
     paces.leave(rank)
     task = Dispatch()._new(Order(SINGLE, SINGLE), [ImageState(0, GroupState(0, 0), 0, 0)], rank)
     assert not paces.observe(task, 0)
     assert paces.observe(task, 50 * MS)
+    assert paces.limit_ns(SINGLE) == 15 * MS, "of ranks 2 and 3"
     assert paces.observe(task, 50 * MS)
-    assert paces.limit_ns(SINGLE) == 45 * MS, "of ranks 2 and 3"
     paces.enter(rank, 0)
-    assert (paces.service_ns(1), paces.limit_ns(SINGLE)) == (50 * MS, 60 * MS)
+    assert (paces.service_ns(1), paces.limit_ns(SINGLE)) == (50 * MS, 45 * MS)
+
+
+def test_a_watched_rank_that_comes_back_was_not_idle_for_all_that_time():
+    dispatch = dispatch_of(2)
+    served(dispatch, 1, 100 * MS)
+    served(dispatch, 2, 300 * MS)
+    dispatch.leave(dispatch.ranks[2])
+    dispatch.now_ns += (PROBE_AFTER + 1) * 300 * MS
+    dispatch.enter(dispatch.ranks[2])
+    assert dispatch.health.pick(SINGLE, dispatch.now_ns) == 1
+
+
+def test_where_watched_ranks_pull_the_fastest_comes_first():
+    dispatch = Dispatch(health=Health({}), pulls=True)
+    for rank in (1, 2):
+        dispatch.enter(RankState(rank, BOTH, "host", 2))
+    served(dispatch, 1, 300 * MS)
+    served(dispatch, 2, 100 * MS)
+    image = ImageState(0, GroupState(0, 0), 0, 0)
+    assert dispatch.to_any(Order(SINGLE, SINGLE), [image]).rank.id == 2
 
 
 def test_an_answer_that_names_no_time_says_nothing():
@@ -163,6 +184,7 @@ def test_an_answer_that_names_no_time_says_nothing():
     for took_ns in (0, 100 * MS, 0):
         served(dispatch, 1, took_ns)
     assert dispatch.health.service_ns(1) == 100 * MS
+    assert dispatch.health._typical.service_ns == 100 * MS
 
 
 def test_a_busy_fast_rank_may_finish_before_an_idle_slow_one():

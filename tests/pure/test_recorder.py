@@ -157,6 +157,31 @@ def test_a_bundle_whose_rank_is_lost_is_written_with_the_last_of_its_images():
     assert (row.outcome, row.resolved, row.done_ns) == (OUTCOME_CODE["lost"], 0, 170)
 
 
+def test_a_bundle_tells_where_a_group_that_was_closed_part_filled_ends():
+    """Group 9 has one image, and image 1 is the first of group 10."""
+    rows, book = recorder()
+    for image in range(2):
+        book.admitted(image, record(image, label=6), START_NS, 0)
+    book.sent([bundled(30, [0, 1])._replace(bundle=((9, 0), (10, 0)))], START_NS, [0])
+    ended(book, 200, 17, WireResult(30, ANSWERED))
+    book.resolved(resolved(0, COLLAGE, (30,), 0, 6), START_NS + 210)
+    assert [(row.group, row.images) for row in rows.groups] == [(9, 1)]
+
+
+def test_an_image_may_leave_in_a_second_bundle():
+    rows, book = recorder()
+    for image in range(2):
+        book.admitted(image, record(image, label=6), START_NS, 0)
+    for task in (30, 31):
+        book.sent([bundled(task, [0, 1])], START_NS, [0])
+        ended(book, 200, 17, WireResult(task, ANSWERED))
+    book.settled((30, 31))
+    for image in range(2):
+        assert rows.tasks == []
+        book.resolved(resolved(image, COLLAGE, (31,), image, 6), START_NS + 210)
+    assert [(row.task, row.resolved) for row in rows.tasks] == [(30, 0), (31, 2)]
+
+
 def test_what_took_as_long_as_it_was_to_is_not_counted_against_a_run():
     assert TOLERATED == 1.1
     _, book = recorder()
