@@ -114,7 +114,7 @@ class Dispatch:
     def _stranded(self, kinds: Collection[str]) -> list[TaskState]:
         """A rank has left: tasks that no other may take, taken out; the others may now go to
         ranks that failed their image."""
-        if self.bundle is not None and self.bundle.order.kind in kinds:
+        if self.bundle is not None:
             kinds = {*kinds, self.main}
         waiting = [t for kind, b in self._backlogs.items() if kind in kinds for t in b.waiting()]
         stranded = [t for t in waiting if not self._may_wait(t.kind, _held(t), self._is_fresh(t))]
@@ -234,8 +234,7 @@ class Dispatch:
 
     def _bundles(self, order: Order, images: list[ImageState]) -> bool:
         """Whether the task may leave in a bundle: it is its image's first."""
-        first = order.kind == self.main and order.attempt == 1 and not images[0].bundled
-        return self.bundle is not None and first and not images[0].failures
+        return self.bundle is not None and order.attempt == 1 and not images[0].bundled
 
     def first_to_finish(self, kind: str, count: int) -> list[int]:
         """The ranks that would finish a task of the kind first; () if ranks are not watched."""
