@@ -179,6 +179,48 @@ def test_where_watched_ranks_pull_the_fastest_comes_first():
     assert dispatch.to_any(Order(SINGLE, SINGLE), [image]).rank.id == 2
 
 
+def test_a_slow_rank_that_was_long_idle_counts_as_one_that_nothing_is_known_of():
+    paces = paces_of(10, 10, 30)
+    paces.idle(3, 7)
+    until_ns = 7 + PROBE_AFTER * 30 * MS
+    assert paces.forget_one(until_ns) is None
+    assert paces.forget_one(until_ns + 1).id == 3
+    assert (paces.service_ns(3), paces.limit_ns(SINGLE)) == (0, 15 * MS)
+    assert paces.forget_one(2 * until_ns) is None, "once"
+    assert paces._by_pace[SINGLE] == [(0, 3), (10 * MS, 1), (10 * MS, 2)]
+
+
+def test_idle_ranks_are_looked_at_in_turn_and_quick_busy_and_lost_ones_stay_as_they_are():
+    paces = paces_of(10, 10, 30, 30, 10, 10)
+    later_ns = 2 * PROBE_AFTER * 30 * MS
+    for rank in (1, 2, 3, 4):
+        paces.idle(rank, 0)
+    paces.busy(3)
+    paces.leave(paces._ranks[2])
+    assert [paces.forget_one(later_ns) for _ in range(1)] == [None]
+    assert paces.forget_one(later_ns).id == 4
+    assert [paces.forget_one(later_ns) for _ in range(3)] == [None] * 3
+    paces.idle(3, 0)
+    paces.idle(3, later_ns)
+    assert [paces.forget_one(later_ns + 1) for _ in range(3)] == [None] * 3
+    assert [paces.service_ns(rank) / MS for rank in (1, 2, 3, 4)] == [10, 10, 30, 0]
+
+
+def test_a_rank_that_is_slow_for_one_of_its_kinds_is_tried_again_too():
+    one = frozenset({SINGLE})
+    paces = paces_of(10, 10, 30, kinds=(one, one, BOTH))
+    paces.idle(3, 0)
+    assert paces.forget_one(2 * PROBE_AFTER * 30 * MS).id == 3
+
+
+def test_a_rank_that_left_while_it_was_at_work_is_not_looked_at():
+    paces = paces_of(10, 10, 30)
+    rank = paces._ranks[3]
+    paces.leave(rank)
+    paces.idle(3, 0)
+    assert paces.forget_one(2 * PROBE_AFTER * 30 * MS) is None
+
+
 def test_an_answer_that_names_no_time_says_nothing():
     dispatch = dispatch_of(1)
     for took_ns in (0, 100 * MS, 0):
