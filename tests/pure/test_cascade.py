@@ -252,9 +252,10 @@ def test_a_slow_rank_takes_what_no_quicker_one_may():
     assert [rank for rank, _, _ in out(job)] == [3], "ranks 1 and 2 have failed it"
 
 
-def test_what_was_held_back_goes_to_a_rank_that_is_slow_no_more():
+@pytest.mark.parametrize("placement", ["fastest", "fixed"])
+def test_what_was_held_back_goes_to_a_rank_that_is_slow_no_more(placement):
     """Rank 2 is idle while rank 1, the quicker one, is at work; then that takes 20 x as long."""
-    job = cascade(singles=2)
+    job = cascade(singles=2, placement=placement, collages=int(placement == "fixed"))
     paced(job, 10 * MS, 30 * MS)
     job.arrive(2)
     assert out(job) == [(1, SINGLE, [2])], "image 3 waits for rank 1"
@@ -274,6 +275,19 @@ def test_each_rank_that_is_slow_no_more_takes_what_was_held_back():
     assert [rank for rank, _, _ in out(job)] == [2, 3, 1], "images 9 and 10 wait"
     end(job, 1, service_ns=200 * MS)
     assert out(job)[2:] == [(4, SINGLE, [9]), (5, SINGLE, [10])]
+
+
+def test_a_collage_rank_that_is_slow_no_more_takes_what_was_held_back():
+    job = cascade(placement="fixed", singles=1, collages=3)
+    job.arrive(1 + 3 * 3)
+    for rank, service_ns in ((2, 10 * MS), (3, 10 * MS), (4, 30 * MS)):
+        end(job, rank, service_ns=service_ns)
+    job.arrive(2 * 3)
+    end(job, 2, service_ns=200 * MS)
+    job.arrive(2 * 3)
+    assert [(rank, kind) for rank, kind, _ in out(job)[1:]] == [(3, COLLAGE), (2, COLLAGE)]
+    end(job, 2, service_ns=200 * MS)
+    assert out(job)[-1] == (4, COLLAGE, [19, 20, 21]), "rank 2 is the slow one now"
 
 
 def test_an_idle_rank_that_failed_an_image_keeps_it_from_no_other_rank():
