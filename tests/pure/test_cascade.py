@@ -290,6 +290,25 @@ def test_a_collage_rank_that_is_slow_no_more_takes_what_was_held_back():
     assert out(job)[-1] == (4, COLLAGE, [19, 20, 21]), "rank 2 is the slow one now"
 
 
+def test_a_quick_collage_rank_with_room_goes_before_a_slow_one_that_is_idle():
+    job = cascade(placement="fixed", singles=1, collages=2, credit=2)
+    job.arrive(2 + 3 + 3)
+    end(job, 2, service_ns=10 * MS)
+    end(job, 3, service_ns=30 * MS)
+    job.arrive(3 + 3)
+    assert [rank for rank, _, _ in out(job)] == [1, 1, 2, 2]
+
+
+def test_a_slow_rank_that_is_at_work_is_not_taken_for_one_that_is_long_idle():
+    job = cascade(singles=2)
+    paced(job, 10 * MS, 30 * MS)
+    job.arrive(1 + 9)
+    assert [rank for rank, _, _ in out(job)] == [1, 2]
+    job.now_ns += 10**12
+    job.arrive(2)
+    assert job.scheduler.dispatch._paces.service_ns(2) == 30 * MS
+
+
 def test_an_idle_rank_that_failed_an_image_keeps_it_from_no_other_rank():
     """Rank 1, the fastest, has failed image 3. Rank 3 was to take it, and is the slow one now."""
     job = cascade(singles=3)

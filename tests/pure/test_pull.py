@@ -339,6 +339,7 @@ def test_ranks_with_fewer_messages_come_first_then_faster_ones_then_those_that_w
     for rank, messages, pace_ns in ((4, 1, 1), (9, 0, 20), (2, 0, 20), (3, 0, 30), (1, 2, 0)):
         backlog.room(rank, messages, pace_ns)
     assert backlog.idle == 3
+    assert [backlog.idle_within(limit_ns) for limit_ns in (19, 20, 29, 30)] == [0, 2, 2, 3]
     picked = []
     while (rank := backlog.pick(picked)) is not None:
         picked.append(rank)
