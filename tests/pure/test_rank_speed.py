@@ -170,7 +170,7 @@ def test_a_watched_rank_that_comes_back_was_not_idle_for_all_that_time():
 
 
 def test_where_watched_ranks_pull_the_fastest_comes_first():
-    dispatch = Dispatch(health=Health({}), pulls=True)
+    dispatch = Dispatch(health=Health({}), pulls=True, paces=Paces({}))
     for rank in (1, 2):
         dispatch.enter(RankState(rank, BOTH, "host", 2))
     served(dispatch, 1, 300 * MS)
