@@ -15,7 +15,6 @@ from collage_mpi.settings.flags import add_setting_flags, given_settings
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import counted, say
-from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     from collage_mpi.job.team import LeadLink
@@ -63,18 +62,16 @@ def execute(args: argparse.Namespace) -> int:
     resume = args.resume or args.retry_errors
     settings = None if resume else RunSettings.from_mapping(given, source)
     if args.dry_run and launcher_size() in (None, 1):
-        return _forecast(_settings(given, source, resume, None), None, args)
+        from collage_mpi.job.resume import resumed_settings
+
+        found = settings or resumed_settings(given, source, None)
+        return _forecast(found, None, args)
     from collage_mpi.job.main import run_world
-    from collage_mpi.job.resume import has_run
 
     def body(worker_group: WorkerGroup, stop_reason: Callable[[], str | None]) -> int:
-        found = _settings(given, source, resume, worker_group.transport.size)
-        if found.scheme == "cascade" and "scheme" not in given and not has_run(found.out):
-            tell(
-                "scheme cascade: none was said, and the collage network has a threshold for this "
-                "single network (docs/cascade.md); --scheme collage is the paper's",
-                logging.INFO,
-            )
+        from collage_mpi.job.resume import resumed_settings
+
+        found = settings or resumed_settings(given, source, worker_group.transport.size)
         if args.dry_run:
             return _forecast(found, worker_group, args, stop_reason)
         code = run_and_tell(
@@ -84,30 +81,20 @@ def execute(args: argparse.Namespace) -> int:
             write_page(Path(found.out))
         return code
 
+    def settings_of() -> RunSettings:
+        from collage_mpi.job.resume import resumed_settings
+
+        return settings or resumed_settings(given, source, launcher_size())
+
     def team_body(
         worker_group: WorkerGroup, link: LeadLink, stop_reason: Callable[[], str | None]
     ) -> int:
         from collage_mpi.job.team_session import run_team
 
-        def settings_of() -> RunSettings:
-            return _settings(given, source, resume, launcher_size())
-
         return run_team(settings_of, worker_group, link, stop_reason)
 
     teams = settings.teams if settings is not None else _teams_of(given, source)
     return run_world("run", body, teams=teams, team_body=team_body)
-
-
-def _settings(
-    given: Mapping[str, Any], source: str, resume: bool, world_size: int | None
-) -> RunSettings:
-    """What is to be run: for coordinators alone, since networks and manifest are looked at."""
-    from collage_mpi.job.plan import with_default_scheme
-    from collage_mpi.job.resume import resumed_settings
-
-    if resume:
-        return resumed_settings(given, source, world_size)
-    return RunSettings.from_mapping(with_default_scheme(given), source)
 
 
 def check_before_ranks(args: argparse.Namespace, ranks: int | None, *, files: bool = True) -> int:
@@ -122,14 +109,15 @@ def check_before_ranks(args: argparse.Namespace, ranks: int | None, *, files: bo
         EnvironmentFault, DataFault: a file is not there, damaged, or in use.
     """
     from collage_mpi.job.plan import check_without_images
-    from collage_mpi.job.resume import fitted, has_run
+    from collage_mpi.job.resume import fitted, has_run, resumed_settings
 
     given, source = given_settings(args)
     resume = args.resume or args.retry_errors
-    settings = _settings(given, source, resume, None)
     if not resume:
+        settings = RunSettings.from_mapping(given, source)
         settings.require_inputs()
     else:
+        settings = resumed_settings(given, source, None)
         if ranks is not None and "singles" not in given and has_run(settings.out):
             settings = fitted(settings, ranks // settings.teams)
     size = settings.launch_size if ranks is None else ranks

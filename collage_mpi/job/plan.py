@@ -17,7 +17,7 @@ import numpy as np
 from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
-from collage_mpi.errors import CollageError, DataFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.fit import check_fit, check_parity, class_mismatch
@@ -27,7 +27,6 @@ from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet, as_before
 from collage_mpi.shards.class_names import read_class_names
 from collage_mpi.system.environment import launcher_size
@@ -179,30 +178,6 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
             )
         check_parity(parity, networks.get(SINGLE), settings.single)
     return networks
-
-
-# Who says one of these has chosen how redundancy is added.
-CHOSEN = ("scheme", "profile", "placement", "assign", "accept", "collage_copies", "hedge_ms")
-
-
-def with_default_scheme(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The given settings, with `scheme cascade` where nothing of CHOSEN is said and the collage
-    network has a threshold for this single network. Else they say no scheme, which is `collage`.
-
-    A network that cannot be read is met again, and told, by whoever reads it next.
-    """
-    if any(name in given for name in CHOSEN) or not all(given.get(k) for k in (SINGLE, COLLAGE)):
-        return given
-    try:
-        single, collage = (
-            describe(with_shipped(str(given[kind])), kind) for kind in (SINGLE, COLLAGE)
-        )
-    except CollageError:
-        return given
-    spec = None if collage is None else collage.accept
-    if spec is None or single is None or spec.single != single.fingerprint:
-        return given
-    return {**given, "scheme": "cascade"}
 
 
 def with_accept_of(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
-from collage_mpi.job.plan import with_default_scheme
 from collage_mpi.results.file_names import MANIFEST
 from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import FILE_SETTINGS, read_manifest, recorded_settings
@@ -53,7 +52,7 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
     if not out:
         raise UsageError("--out is missing: --resume goes on with the run in that folder")
     if not has_run(out):
-        settings = RunSettings.from_mapping(with_default_scheme(given), source)
+        settings = RunSettings.from_mapping(given, source)
         try:
             settings.require_inputs()
         except UsageError as error:

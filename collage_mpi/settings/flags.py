@@ -126,12 +126,11 @@ def _or_auto(of_type: type) -> Callable[[str], Any]:
 
 
 def flags_of(settings: Settings) -> list[str]:
-    """The flags that say what is not a default, as `add_flags` reads them, and the scheme: where
-    none is said `run` may choose it by the networks."""
+    """The flags that say what is not a default, as `add_flags` reads them."""
     words: list[str] = []
     for spec in fields(settings):
         value = getattr(settings, spec.name)
-        if value == spec.default and spec.name != "scheme":
+        if value == spec.default:
             continue
         words += [flag(spec), *value] if isinstance(value, tuple) else [f"{flag(spec)}={value}"]
     return words

@@ -35,12 +35,7 @@ _setting = partial(setting, group=RANKS)
 class RankSettings(Settings):
     """The scheme, and how many ranks and copies it has."""
 
-    scheme: str = _setting(
-        "collage",
-        "how redundancy is added; run takes cascade where none is said, nor another setting that "
-        "goes with one, and the collage network has a threshold for the single network",
-        choices=SCHEMES,
-    )
+    scheme: str = _setting("collage", "how redundancy is added", choices=SCHEMES)
     side: int = _setting(
         3,
         "cells along an edge of the collage; side*side images in a group",

@@ -10,7 +10,7 @@ from scheduler_harness import Harness
 
 from collage_mpi import cli, models
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.job.plan import with_accept_of, with_default_scheme
+from collage_mpi.job.plan import with_accept_of
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings
@@ -51,36 +51,6 @@ def test_what_is_asked_for_stays_and_null_networks_have_nothing_to_lose(networks
     none = replace(NAMED, scheme="none")
     assert with_accept_of(none, single, collage) is none
     assert resolved(replace(NAMED, collage="null:ms=3"), single, None)[0] == "first"
-
-
-SHIPPED = {
-    "single": "shipped:fashion_single.safetensors",
-    "collage": "shipped:fashion_collage_side3.safetensors",
-}
-NO_THRESHOLD = {**SHIPPED, "side": 4, "collage": "shipped:fashion_collage_side4.safetensors"}
-
-
-@pytest.mark.parametrize(
-    ("given", "scheme"),
-    [
-        (SHIPPED, "cascade"),
-        ({**SHIPPED, "singles": 4, "confidence": 0.95, "batch": 2}, "cascade"),
-        ({**SHIPPED, "scheme": "none"}, "none"),
-        ({**SHIPPED, "profile": "paper"}, None),
-        ({**SHIPPED, "placement": "fixed"}, None),
-        ({**SHIPPED, "assign": "turn"}, None),
-        ({**SHIPPED, "accept": "first"}, None),
-        (NO_THRESHOLD, None),
-        ({**SHIPPED, "single": "null"}, None),
-        ({**SHIPPED, "collage": "null"}, None),
-        ({**SHIPPED, "collage": "not there"}, None),
-        ({**SHIPPED, "collage": SHIPPED["single"]}, None),
-        ({"single": SHIPPED["single"]}, None),
-        ({}, None),
-    ],
-)
-def test_a_run_that_says_no_scheme_is_a_cascade_where_the_networks_have_a_threshold(given, scheme):
-    assert with_default_scheme(given).get("scheme") == scheme
 
 
 def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(networks):
