@@ -69,7 +69,7 @@ class RankSettings(Settings):
     collage_from: int | None = _setting(
         None,
         "scheme cascade: images that must wait for a rank to take them as one collage",
-        unset="3, or more where a collage takes longer than two single answers",
+        unset="3, or the next number above the cost ratio where that is more",
         at_least=1,
     )
     collage_counts: str = _setting(
