@@ -135,7 +135,8 @@ def build_command(
     wrapper: tuple[str, ...] = ()  # a shell between the launcher and each rank: it says what for
     if fault_tolerant:
         flags, wrapper = [*flags, *_tolerant_flags(mpi)], ("sh", str(TOLERANT_WRAPPER))
-    elif STATUS_VARIABLE in env:
+    elif STATUS_VARIABLE in env and FAMILIES[mpi.family].tolerant_flags:
+        # Of these it is known that a signal reaches a rank behind a shell.
         wrapper = ("sh", str(WRAPPER))
     argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
     return LaunchPlan(argv, env, ranks, site.scratch)

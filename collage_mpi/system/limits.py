@@ -66,7 +66,9 @@ def limit_met(error: BaseException) -> EnvironmentFault | None:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # an error may be raised from itself
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         yield cause
         hidden = None if cause.__suppress_context__ else cause.__context__
         cause = cause.__cause__ or hidden

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from collage_mpi import cli
-from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
+from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.results import buffers
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.system import limits
@@ -118,3 +118,10 @@ def test_a_command_without_descriptors_ends_in_one_message() -> None:
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("collage-mpi shards: This process has no file descriptor left: ")
     assert "`ulimit -n` allows 64. Raise the limit" in done.stderr
+
+
+def test_an_error_that_is_raised_from_itself_has_one_cause():
+    error = UsageError("wrong")
+    with pytest.raises(UsageError) as raised:
+        raise error from error
+    assert fault_of(raised.value) is error

@@ -214,6 +214,7 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
         "errors": {"boom": 1},
         "first_errors": {"boom": {"shard": "in/a.h5", "row": 7}},
         "lost_ranks": [{"rank": 4, "why": "killed"}],
+        "networks": "",
     }  # fmt: skip
     assert list(summary) == list(wanted)
     for key, figures in wanted.items():

@@ -204,7 +204,7 @@ def p99_ms(regime_map: ModuleType, times_s: np.ndarray, names: list[str]) -> dic
 def test_of_machines_slow_all_along_it_is_enough_to_know(regime_map):
     times_s = regime_map.regimes.service_times(math.inf, 8.0, 9)
     found = p99_ms(regime_map, times_s, ["none, pull", "none, finish", "fixed, M=2, first"])
-    assert found["none, pull"] > 5 * found["none, finish"]
+    assert found["none, pull"] == pytest.approx(found["none, finish"], rel=0.05)  # fastest first
     assert found["none, finish"] < 2.5 * found["fixed, M=2, first"]
 
 
