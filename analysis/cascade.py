@@ -65,7 +65,7 @@ def networks(folder: Path, precision: str) -> list[Network]:
         info = describe(with_shipped(f"shipped:{name}.safetensors"), "collage")
         assert info is not None
         if info.accept is not None:
-            side = int(np.load(folder / f"{name}.npz")["side"])
+            side = int(np.load(folder / f"{name}.npz", allow_pickle=False)["side"])
             found.append(Network(name, side, float(row[precision]), info.accept.confidence))
     return found
 
@@ -117,7 +117,7 @@ def entries(found: list[Network]) -> list[Entry]:
 @cache
 def capacity(trace: str, seed: int, ranks: int) -> float:
     """Images a second that single networks can serve on the placement's ranks."""
-    times_s = np.load(trace)  # (machines, requests) float
+    times_s = np.load(trace, allow_pickle=False)  # (machines, requests) float
     draw, requests = trace_rows(seed, times_s), range(times_s.shape[1])
     means_s = [
         np.mean([draw(Moment(rank, i, 1, 0)) for i in requests]) for rank in range(1, ranks + 1)
@@ -146,7 +146,7 @@ def run(work: tuple[Entry, str, str, float | None, int, int, int, str]) -> Json:
     span_s = (ends_ns.max() - rows["t0_ns"].min()) / 1e9
     late_ms, groups_ms = rows["latency_ns"][WARM:] / 1e6, found.groups["latency_ns"] / 1e6
     first = tasks[tasks["kind"] != KIND_CODE["single"]]
-    known = np.load(file)
+    known = np.load(file, allow_pickle=False)
     n = len(rows)
     asked = np.arange(n) % (len(known["labels"]) // side**2 * side**2)
     right = (known["single_class"] == known["labels"])[asked].mean()
@@ -170,7 +170,7 @@ def run(work: tuple[Entry, str, str, float | None, int, int, int, str]) -> Json:
 def halves(folder: Path, found: list[Network], into: Path) -> str:
     """The groups that did not choose a threshold, as files of answers; their pattern."""
     for network in found:
-        with np.load(folder / f"{network.name}.npz") as file:
+        with np.load(folder / f"{network.name}.npz", allow_pickle=False) as file:
             arrays = dict(file)
         groups = np.arange(len(arrays["labels"])) // network.side**2
         rows = {key: values for key, values in arrays.items() if values.shape == groups.shape}
