@@ -29,8 +29,8 @@ class SchedulerSettings:
     Attributes:
         group_size: images of a full group (s*s).
         ranks: worker ranks that must be ready or lost before the first Admit.
-        costs: kind -> its network's service time over the single's, 1 where not named; only
-            schemes that watch the ranks' health ask.
+        costs: kind -> its network's service time over the single's, 1 where not named; asked for
+            where the ranks' speed is watched, as it is wherever they pull.
         batch_costs: kind -> what a further input of a batch takes over the first one, 1 where
             not named; asked for as `costs` are.
         batch: tasks of a kind that leave for a rank in one message, at most.
