@@ -188,8 +188,8 @@ def _forecast(
     stop_reason: Callable[[], str | None] = lambda: None,
 ) -> int:
     """`--dry-run`: with the workers, or in this process alone."""
+    from collage_mpi.commands.forecast import forecast
     from collage_mpi.settings.flags import flags_of
-    from collage_mpi.simulation.forecast import forecast
 
     code = forecast(
         settings,

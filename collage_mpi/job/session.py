@@ -44,7 +44,7 @@ from collage_mpi.job.resume import has_run
 from collage_mpi.job.status import Told, ranks_of_others, snapshot
 from collage_mpi.job.team import ALIVE_EVERY_NS, Supply, order_digest, ranges_of
 from collage_mpi.job.worker_group import WorkerGroup
-from collage_mpi.kinds import KIND, SPARE_KINDS
+from collage_mpi.kinds import KIND
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import Patience
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
@@ -52,7 +52,7 @@ from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import label_of
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import StatusFiles
-from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
+from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
@@ -472,7 +472,7 @@ def build_coordinator(
     scheme = make_scheme(replace(settings.scheme_settings(), decode=decoder))
     known = (costs.ratio, costs.batch_costs) if costs is not None else ()
     workers = len(plan.placement.workers)
-    scheduler = Scheduler(scheduler_settings(settings, workers, *known), scheme)
+    scheduler = Scheduler(settings.scheduler_settings(workers, *known), scheme)
     recorder = Recorder(
         writer,
         start_ns=clock(),
@@ -527,34 +527,6 @@ def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
         return None if found is None else Score(*found)
 
     return decode
-
-
-def scheduler_settings(
-    settings: RunSettings,
-    workers: int,
-    ratio: float = 1.0,
-    batch_costs: Mapping[str, float] | None = None,
-) -> SchedulerSettings:
-    """The scheduler's part of the settings, in its units; ratio: collage over single."""
-
-    def ns(value: float | None, unit: float) -> int | None:
-        return None if value is None else round(value * unit)
-
-    return SchedulerSettings(
-        group_size=settings.group_size,
-        ranks=workers,
-        costs=dict.fromkeys(SPARE_KINDS, ratio),
-        batch_costs=batch_costs or {},
-        batch=settings.batch,
-        together=not settings.open_loop,
-        depth=settings.groups_in_flight(workers),
-        paced=settings.paced,
-        drain=settings.between == "drain",
-        linger_ns=ns(settings.linger_ms, 1e6),
-        image_timeout_ns=ns(settings.image_timeout_s, 1e9),
-        max_attempts=settings.max_attempts,
-        endgame=settings.endgame == "on",
-    )
 
 
 def final_facts(

@@ -16,8 +16,17 @@ from typing import Any, TypeVar
 
 from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.kinds import ENCODED_KINDS, KIND, KINDS, NETWORK_SETTINGS, PARITY, SINGLE
+from collage_mpi.kinds import (
+    ENCODED_KINDS,
+    KIND,
+    KINDS,
+    NETWORK_SETTINGS,
+    PARITY,
+    SINGLE,
+    SPARE_KINDS,
+)
 from collage_mpi.models.tuning import Tuning
+from collage_mpi.scheduler import SchedulerSettings
 from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.inputs import InputSettings, NetworkSettings
 from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
@@ -187,6 +196,36 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         cost = 1.0 if self.batch_cost is None else self.batch_cost
         batched = [kind for kind in KINDS if self.uses(kind) and self.most_inputs(kind) > 1]
         return dict.fromkeys(batched, cost)
+
+    def scheduler_settings(
+        self, workers: int, ratio: float = 1.0, batch_costs: Mapping[str, float] | None = None
+    ) -> SchedulerSettings:
+        """What the scheduler of a world, or of one team, is told, in its units.
+
+        Args:
+            workers: ranks but the coordinator.
+            ratio: the collage network's service time over the single one's.
+            batch_costs: kind -> what a further input of a batch takes over the first.
+        """
+
+        def ns(value: float | None, unit: float) -> int | None:
+            return None if value is None else round(value * unit)
+
+        return SchedulerSettings(
+            group_size=self.group_size,
+            ranks=workers,
+            costs=dict.fromkeys(SPARE_KINDS, ratio),
+            batch_costs=batch_costs or {},
+            batch=self.batch,
+            together=not self.open_loop,
+            depth=self.groups_in_flight(workers),
+            paced=self.paced,
+            drain=self.between == "drain",
+            linger_ns=ns(self.linger_ms, 1e6),
+            image_timeout_ns=ns(self.image_timeout_s, 1e9),
+            max_attempts=self.max_attempts,
+            endgame=self.endgame == "on",
+        )
 
     def digest(self) -> str:
         """A hash of the settings that decide the rows; where they go does not count."""

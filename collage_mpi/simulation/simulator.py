@@ -27,7 +27,6 @@ import numpy as np
 
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts, Suspicion
 from collage_mpi.job.recorder import Recorder, Writer
-from collage_mpi.job.session import scheduler_settings
 from collage_mpi.kinds import CODED, KIND, PARITY, SPARE_KINDS
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
@@ -85,7 +84,7 @@ class Simulation:
         scheme = make_scheme(replace(settings.scheme_settings(), decode=self._decode))
         workers = len(self.ranks)
         self.scheduler = Scheduler(
-            scheduler_settings(settings, workers, ratio, self.batch_costs), scheme
+            settings.scheduler_settings(workers, ratio, self.batch_costs), scheme
         )
         self.recorder = Recorder(
             writer,

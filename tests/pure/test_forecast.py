@@ -11,6 +11,8 @@ import pytest
 from results_harness import manifest
 
 from collage_mpi.cli import main
+from collage_mpi.commands import forecast
+from collage_mpi.commands.forecast import Measured, _as_measured, _lines, _simulated_s, _time
 from collage_mpi.commands.launch import output_folder
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.plan import make_plan
@@ -20,8 +22,6 @@ from collage_mpi.results import RunWriter, writer
 from collage_mpi.results.claim import Holder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, reader, write_shard
-from collage_mpi.simulation import forecast
-from collage_mpi.simulation.forecast import Measured, _as_measured, _lines, _simulated_s, _time
 from collage_mpi.system.environment import available_bytes
 
 NULL = ("--single", "null", "--collage", "null", "--side", "2")
