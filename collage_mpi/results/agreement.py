@@ -1,0 +1,119 @@
+"""How often accepted answers differ from the single network's, and which threshold keeps that rare.
+
+A pair is the collage's cell and the single network's answer for one image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+LEVEL = 0.95
+SCORE_STEPS = 10_000  # scores are taken in steps of 0.0001, as `weights threshold` takes them
+# The Beta prior of the mixture. Shares of a few per cent are expected, and (1/2, 10) is narrower
+# there than (1/2, 1/2): 5 of 500 give 0.17 to 3.0 % instead of 0.12 to 3.5 %.
+PRIOR = (0.5, 10.0)
+
+
+def differing_interval(differing: int, audited: int, level: float = LEVEL) -> tuple[float, float]:
+    """An interval of the share of differing answers that is valid after every answer at once.
+
+    Whoever looks after each answer finds the true share outside in at most 1 - level of all runs.
+    A Beta-binomial mixture: Robbins (1970), Annals of Mathematical Statistics 41(5); Howard et al.
+    (2021), Annals of Statistics 49(2). Wider than an interval for one look.
+
+    Args:
+        differing: answers that differ, of `audited`.
+        level: 0..1.
+
+    Returns:
+        low and high, 0..1; (0, 1) where nothing was audited.
+    """
+    seen = differing / audited if audited else 0.5
+    return _edge(differing, audited, 0.0, seen, level), _edge(differing, audited, 1.0, seen, level)
+
+
+def rules_out(share: float, differing: int, audited: int, level: float = LEVEL) -> bool:
+    """Whether the interval of `differing_interval` leaves out that share, 0..1."""
+    a, b = PRIOR
+    same = audited - differing
+    if (share <= 0 and differing) or (share >= 1 and same):
+        return True
+    log_odds = _log_beta(a + differing, b + same) - _log_beta(a, b)
+    log_odds -= differing * math.log(share) if differing else 0
+    log_odds -= same * math.log1p(-share) if same else 0
+    return log_odds >= -math.log(1 - level)
+
+
+def least_threshold(
+    scores: np.ndarray, differs: np.ndarray, agree: float, level: float = LEVEL
+) -> float | None:
+    """The least score from which on cells may count, so that few answers change.
+
+    The share of all images whose cell counts and differs grows as the threshold falls. So the
+    thresholds are tested from the highest downwards, and the first that fails ends the search:
+    this needs no correction for their number (fixed-sequence testing; Angelopoulos et al. 2021,
+    "Learn then Test", arXiv 2110.01052). Each test is the exact one-sided binomial bound of
+    1 - agree, which takes the images as drawn independently of each other.
+
+    Args:
+        scores: (n,) float, of the cells; -1 where a cell has no answer.
+        differs: (n,) bool, whether the cell and the single network name different classes.
+        agree: the share of all images whose answer may not change, between 0 and 1.
+
+    Returns:
+        A multiple of 0.0001; None where no score does.
+    """
+    most = most_differing(len(scores), agree, level)
+    if most is None:
+        return None
+    # A thousandth of a step more: rows hold scores as float32.
+    steps = np.floor(np.asarray(scores, np.float64) * SCORE_STEPS + 1e-3)  # (n,)
+    order = np.argsort(-steps, kind="stable")
+    at, so_far = steps[order], np.cumsum(differs[order])  # (n,) from the surest on
+    ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score
+    good = ends[(so_far[ends] <= most) & (at[ends] >= 0)]
+    return float(at[good[-1]]) / SCORE_STEPS if len(good) else None
+
+
+def most_differing(images: int, agree: float, level: float = LEVEL) -> int | None:
+    """The most differing answers of so many images whose upper bound is 1 - agree; None for none.
+
+    Raises:
+        ValueError: agree is not between 0 and 1.
+    """
+    found, below = None, 0.0
+    for differing in range(images + 1):
+        below += math.exp(_log_binomial(differing, images, 1 - agree))
+        if below > 1 - level:
+            break
+        found = differing
+    return found
+
+
+def least_images(agree: float, level: float = LEVEL) -> int:
+    """Images that show an agreement if none of their answers differs: 598 show 0.995."""
+    return math.ceil(math.log(1 - level) / math.log(agree))
+
+
+def _edge(differing: int, audited: int, outer: float, inner: float, level: float) -> float:
+    """Where the interval ends between a share outside it, if any is, and one inside it."""
+    if not rules_out(outer, differing, audited, level):
+        return outer
+    for _ in range(40):  # to 1e-12
+        middle = (outer + inner) / 2
+        if rules_out(middle, differing, audited, level):
+            outer = middle
+        else:
+            inner = middle
+    return outer
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _log_binomial(k: int, n: int, share: float) -> float:
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return ways + k * math.log(share) + (n - k) * math.log1p(-share)
