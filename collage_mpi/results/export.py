@@ -11,13 +11,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.results.file_names import EXPORT, MANIFEST
-from collage_mpi.results.names import NAME_COLUMNS, ImageNames, image_names, picked
+from collage_mpi.results.names import NAME_COLUMNS, ImageNames, ImageRows, image_names, picked
 from collage_mpi.results.rows import (
     KINDS,
     OUTCOMES,
@@ -29,9 +29,6 @@ from collage_mpi.results.rows import (
 from collage_mpi.results.vectors import extras_of, require_pyarrow
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
-
-if TYPE_CHECKING:
-    from collage_mpi.results.reader import Results
 
 _NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 # Columns of images that say something only where the mask column is true.
@@ -53,8 +50,20 @@ PREDICTIONS = "predictions"  # the file of these alone, without its suffix
 _CSV_ROWS = 50_000  # rows turned into Python objects at a time: about 200 MB
 
 
+class AllRows(ImageRows, Protocol):
+    """All rows of a run, and what it keeps of its images; `Results` has them."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def groups(self) -> np.ndarray: ...
+    @property
+    def tasks(self) -> np.ndarray: ...
+    def kept(self, name: str, /) -> np.ndarray: ...
+
+
 def export_run(
-    results: Results,
+    results: AllRows,
     to: str,
     out: Path | None = None,
     names: ImageNames | None = None,
@@ -104,7 +113,7 @@ def export_run(
     return [*files, manifest]
 
 
-def prediction_columns(results: Results, names: ImageNames) -> dict[str, np.ma.MaskedArray]:
+def prediction_columns(results: AllRows, names: ImageNames) -> dict[str, np.ma.MaskedArray]:
     """What the run answered, an image a row in the order of the input: (n,) each.
 
     id: the image's id; shard and row where it has none. class, score: its answer, by name or by
@@ -136,7 +145,7 @@ def _class_of(
     return np.ma.array(texts, mask=~answered)
 
 
-def columns(results: Results, table: str, named: ImageNames) -> dict[str, np.ma.MaskedArray]:
+def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.MaskedArray]:
     """The exported columns of one table: names for codes, absent values masked.
 
     Returns:
@@ -164,7 +173,7 @@ def columns(results: Results, table: str, named: ImageNames) -> dict[str, np.ma.
     return complete
 
 
-def _top_columns(results: Results) -> dict[str, np.ma.MaskedArray]:
+def _top_columns(results: AllRows) -> dict[str, np.ma.MaskedArray]:
     """top_1, top_1_name, top_1_score, top_2, ...: (n,) each, masked where there is no answer."""
     answered = results.images["answered"]
     classes, scores = _top_of(results)
@@ -179,7 +188,7 @@ def _top_columns(results: Results) -> dict[str, np.ma.MaskedArray]:
     return found
 
 
-def _top_of(results: Results) -> tuple[np.ndarray, np.ndarray]:
+def _top_of(results: AllRows) -> tuple[np.ndarray, np.ndarray]:
     """(n, k) int32 classes and (n, k) float32 scores of all images; zeros without an answer."""
     answered = results.images["answered"]
     k = extras_of(results.manifest).top_k or 0
@@ -243,7 +252,7 @@ def require_pandas() -> None:
         ) from error
 
 
-def arrow_table(results: Results, table: str, names: ImageNames) -> Any:
+def arrow_table(results: AllRows, table: str, names: ImageNames) -> Any:
     """The exported columns of a table as a pyarrow.Table: see `columns`.
 
     An absent value is null, a name is dictionary-encoded. pyarrow must be there.
@@ -264,7 +273,7 @@ def _as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
     return pa.table(arrays)
 
 
-def pandas_frame(results: Results, table: str, names: ImageNames) -> Any:
+def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
     """The exported columns of a table as a pandas.DataFrame: see `columns`.
 
     A name is a category; a number that may be absent is of a nullable type (Int32, Float32).
@@ -290,7 +299,7 @@ def pandas_frame(results: Results, table: str, names: ImageNames) -> Any:
     return pd.DataFrame({name: series(name, values) for name, values in found.items()})
 
 
-def _to_hdf5(results: Results, out: Path, names: ImageNames) -> list[Path]:
+def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> list[Path]:
     """One file, a compound data set a table as on disk; the codes' names as attributes.
 
     Images have the column wait_ns too, which means something only where `answered`.
@@ -326,7 +335,7 @@ def _write_names(file: Any, names: ImageNames) -> None:
             file.create_dataset(f"image_names/{name}", data=data, compression="gzip", shuffle=True)
 
 
-def _completed(results: Results) -> np.ndarray:
+def _completed(results: AllRows) -> np.ndarray:
     """Rows of images with the columns wait_ns, top_classes and top_scores before the reason."""
     rows = results.images
     more: dict[str, np.ndarray] = {"wait_ns": wait_ns(rows)}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,10 +20,18 @@ from collage_mpi.errors import CollageError
 from collage_mpi.results.manifest import Json
 
 if TYPE_CHECKING:
-    from collage_mpi.results.reader import Results
     from collage_mpi.shards import ShardInfo
 
 NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
+
+
+class ImageRows(Protocol):
+    """Image rows of a run, (n,) of IMAGE_ROW, and the run's manifest; `Results` has them."""
+
+    @property
+    def images(self) -> np.ndarray: ...
+    @property
+    def manifest(self) -> Json: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class ImageNames:
     notes: tuple[str, ...] = ()
 
 
-def image_names(results: Results, shards: Sequence[Path | str] | None = None) -> ImageNames:
+def image_names(results: ImageRows, shards: Sequence[Path | str] | None = None) -> ImageNames:
     """The names of all images of a run.
 
     Args:
