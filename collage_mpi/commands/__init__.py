@@ -7,41 +7,54 @@ answers at once.
 
 # name -> (module below collage_mpi.commands, line in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "real images with and without the collage, table and picture, one command"),
-    "launch": ("launch", "start ranks with the MPI at hand, as in: launch -n 11 -- run"),
-    "run": ("run", "the job: classify every image of the shards (under mpiexec or launch)"),
-    "simulate": ("simulate", "the same job on virtual time: any number of ranks, no MPI"),
-    "advise": ("advise", "which scheme to choose for a trace or a run of one's own: simulated"),
-    "trace": ("trace", "service times of a run as a trace; delay models fitted to a trace"),
+    "demo": (
+        "demo",
+        "real images with and without the collage: a table and a picture from one command",
+    ),
+    "launch": ("launch", "start ranks with the installed MPI, as in: launch -n 11 -- run"),
+    "run": ("run", "classify every image of the shards (the job itself; under mpiexec or launch)"),
+    "simulate": ("simulate", "simulate a job: any number of ranks, no MPI and no waiting"),
+    "advise": (
+        "advise",
+        "simulate all schemes for a trace or a run of your own and say which to choose",
+    ),
+    "trace": (
+        "trace",
+        "record the service times of a run as a trace, or fit delay models to a trace",
+    ),
     "experiment": (
         "experiment",
-        "many runs from one file: a grid of settings, seeds, one table; resumable",
+        "run many jobs from one file: a grid of settings and seeds, one table; resumable",
     ),
-    "top": ("top", "how a running job stands: progress, time left, ranks, lost and slow ones"),
-    "verify": ("verify", "prove that a run holds every image exactly once"),
-    "export": ("export", "write a run's rows as csv, parquet or hdf5"),
+    "top": ("top", "watch a running job: progress, time left, ranks, lost and slow ranks"),
+    "verify": ("verify", "prove that a run has exactly one row for every image"),
+    "export": ("export", "write a run's rows as CSV, Parquet or HDF5"),
     "plot": (
         "plot",
-        "figures of runs: latency CDFs, timelines, throughput, an experiment's points",
+        "draw figures of runs: latency CDFs, timelines, throughput, points of an experiment",
     ),
     "slow-ranks": (
         "slow_ranks",
-        "ranks, GPUs and hosts that were slower than their peers; --exclude for Slurm",
+        "find ranks, GPUs and hosts that are slower than their peers; --exclude for Slurm",
     ),
-    "report": ("report", "a page of one or several runs: charts, tables, pictures, in one file"),
-    "shards": ("shards", "inspect or verify HDF5 shards"),
-    "prep": ("prep", "make shards from folders or tar files of pictures, HDF5 or IDX files"),
+    "report": (
+        "report",
+        "write an HTML page about one or several runs: charts, tables, pictures in one file",
+    ),
+    "shards": ("shards", "inspect or verify HDF5 shards, or add cells to them"),
+    "prep": ("prep", "make shards from folders or tar files of pictures, from HDF5 or IDX files"),
     "train": ("train", "train a single classifier, a collage-CNN or a parity network"),
     "weights": (
         "weights",
-        "torchvision's weights as a file of ours; a collage network's accept threshold",
+        "import torchvision's weights; find a collage network's accept threshold",
     ),
-    "evaluate": ("evaluate", "accuracy, FLOPs and service time of networks side by side"),
+    "evaluate": ("evaluate", "measure accuracy, FLOPs and service time of networks side by side"),
     "slurm": ("slurm", "render job scripts for Slurm from settings"),
-    "bench": ("bench", "measure what the harness itself costs, with a null network"),
+    "bench": ("bench", "measure the overhead of this package with a null network"),
     "doctor": (
         "doctor",
-        "what would keep a job from starting here, and how to fix it; which rank is where",
+        "find what would keep a job from starting here, and how to fix it; show which rank is "
+        "where",
     ),
-    "completion": ("completion", "print a script by which a shell completes these commands"),
+    "completion": ("completion", "print a completion script for your shell"),
 }

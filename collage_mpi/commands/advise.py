@@ -29,46 +29,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=file_argument,
         metavar="TRACE|RUN",
-        help="service times: a trace (.npy of `trace record`, seconds), or a finished run's folder",
+        help="service times: a trace (.npy from `trace record`, in seconds) or the folder of a "
+        "finished run",
     )
-    parser.add_argument("--side", type=int, help="of the collage (default: the run's, or 3)")
     parser.add_argument(
-        "--spare", type=int, default=2, metavar="M", help="ranks to spare (default: %(default)s)"
+        "--side", type=int, help="cells along an edge of the collage (default: as in the run, or 3)"
+    )
+    parser.add_argument(
+        "--spare",
+        type=int,
+        default=2,
+        metavar="M",
+        help="how many ranks there are beyond the single ranks (default: %(default)s)",
     )
     parser.add_argument(
         "--cost-ratio",
         type=float,
-        help="collage network's time over the single's (default: the run's, or 1)",
+        help="service time of the collage network divided by that of the single network (default: "
+        "as in the run, or 1)",
     )
     parser.add_argument(
         "--batch-cost",
         type=float,
-        help="a further image of a batch over the first (default: the run's, or 1: nothing gained)",
+        help="time of each further image of a batch divided by that of the first one (default: as "
+        "in the run, or 1, with which a batch saves nothing)",
     )
     parser.add_argument(
         "--answers",
         type=file_argument,
         metavar="FILE",
-        help="file of `evaluate --save-answers`: what each scheme costs in accuracy",
+        help="file of `evaluate --save-answers`, from which the accuracy of each scheme is "
+        "computed",
     )
     parser.add_argument(
         "--points",
         type=float,
         default=0.2,
-        help="most points of accuracy that may be lost (default: %(default)s)",
+        help="largest loss of accuracy to accept, in points (default: %(default)s)",
     )
     parser.add_argument(
-        "--placements", type=int, default=12, help="times ranks are drawn (default: %(default)s)"
+        "--placements",
+        type=int,
+        default=12,
+        help="how many times the ranks are drawn from the trace (default: %(default)s)",
     )
     parser.add_argument(
         "--groups",
         type=int,
-        help="groups of each of them (default: as many as a rank has service times, 33 to 200)",
+        help="groups simulated for each placement (default: as many as a rank has service times, "
+        "from 33 to 200)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.epilog = (
-        "Each scheme is simulated on the same times: the P99 latency of a group, what it gains "
-        "over scheme none, what it costs in ranks, work and accuracy (docs/simulator.md)."
+        "Every scheme is simulated with the same service times. The table shows each scheme's "
+        "P99 group latency, the gain over scheme none, and its price: ranks, wasted work and "
+        "accuracy (docs/simulator.md)."
     )
 
 

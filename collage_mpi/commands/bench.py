@@ -17,7 +17,7 @@ from collage_mpi.system.launchers import MPIS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """round, and costs."""
     kinds = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
-    line = "a group's round trip with a null network, beside bare mpi4py loops"
+    line = "time a group's round trip with a null network, next to plain mpi4py loops"
     child = kinds.add_parser("round", help=line, description=line[0].upper() + line[1:] + ".")
     default = BenchSettings()
     child.add_argument(
@@ -25,10 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar="N",
-        help="world sizes, each with 1 collage rank and N - 2 single ranks (default: 11 3)",
+        help="world sizes to measure, each with 1 collage rank and N - 2 single ranks (default: "
+        "11 3)",
     )
     child.add_argument(
-        "--px", type=int, default=default.px, help="edge of an image (default: %(default)s)"
+        "--px",
+        type=int,
+        default=default.px,
+        help="height and width of an image in pixels (default: %(default)s)",
     )
     child.add_argument(
         "--rounds",
@@ -49,23 +53,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="unmeasured rounds before each block (default: %(default)s)",
     )
     child.add_argument(
-        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+        "--mpi",
+        choices=MPIS,
+        default="auto",
+        help="which MPI to use. auto: the one that mpi4py loads",
     )
     child.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    child.add_argument("--out", metavar="FILE", help="write the JSON here too")
+    child.add_argument("--out", metavar="FILE", help="also write the JSON to this file")
     child.add_argument(
         "--profile",
         metavar="FILE",
-        help="profile job-memory on rank 0 into this pstats file; distorts its figures",
+        help="profile the variant job-memory on rank 0 into this pstats file; this distorts the "
+        "measured times",
     )
     # One world's report, for the process that started its ranks.
     child.add_argument("--collect", metavar="FILE", help=argparse.SUPPRESS)
     line = (
-        "what rank 0's work and a message's way took in a finished real run, for simulate --costs"
+        "show how long rank 0's steps and the messages took in a finished real run, for simulate "
+        "--costs"
     )
     costs = kinds.add_parser("costs", help=line, description=line[0].upper() + line[1:] + ".")
     costs.add_argument("run", metavar="RUN", help="folder of the run")
-    costs.add_argument("--out", metavar="FILE", help="write them here too, as JSON")
+    costs.add_argument("--out", metavar="FILE", help="also write them to this file, as JSON")
 
 
 def execute(args: argparse.Namespace) -> int:

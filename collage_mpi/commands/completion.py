@@ -20,7 +20,7 @@ FILES = ("PATH", "FILE", "DIR", "W", "RUN")  # metavars of what may be a file or
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("shell", choices=SHELLS, help="whose script")
+    parser.add_argument("shell", choices=SHELLS, help="the shell to print the script for")
     parser.epilog = (
         "bash: collage-mpi completion bash > ~/.local/share/bash-completion/completions/collage-mpi"
         "; zsh: ... zsh > ~/.zfunc/_collage-mpi, and fpath=(~/.zfunc $fpath) before compinit in "

@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to, with which MPI, on what device."""
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for runs and pictures")
     parser.add_argument(
-        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+        "--out", required=True, metavar="DIR", help="folder for the runs and pictures"
+    )
+    parser.add_argument(
+        "--mpi",
+        choices=MPIS,
+        default="auto",
+        help="which MPI to use. auto: the one that mpi4py loads",
     )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="device of the workers (default: %(default)s)",
+        help="device that the workers run their networks on (default: %(default)s)",
     )
     parser.add_argument(
         "--groups", type=int, default=GROUPS, help=f"groups of 9 images a run (default: {GROUPS})"
@@ -41,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--time-scale",
         type=float,
         default=TIME_SCALE,
-        help="multiplies the injected service times; a machine on which runs are INVALID needs a "
-        "larger one, and the demo takes as much longer (default: %(default)s)",
+        help="multiply the injected service times by this. If the demo marks its runs as INVALID "
+        "on your machine, take a larger value; the demo then takes longer by the same factor "
+        "(default: %(default)s)",
     )
 
 

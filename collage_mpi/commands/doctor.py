@@ -30,18 +30,29 @@ OF_RUN = (*names(RankSettings), "teams")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of doctor."""
     parser.epilog = (
-        "Typed alone it looks at this host and starts two ranks. "
-        "`collage-mpi launch -n 11 -- doctor`, `mpiexec -n 11 collage-mpi doctor` and "
-        "`srun -n 11 collage-mpi doctor` also show which rank is where. "
-        "Exit code: 0, or 3 if a job cannot be expected to run."
+        "Run alone, doctor examines this host and starts two ranks as a test. `collage-mpi "
+        "launch -n 11 -- doctor`, `mpiexec -n 11 collage-mpi doctor` and `srun -n 11 collage-mpi "
+        "doctor` also show which rank is where. The exit code is 0, or 3 if a job would probably "
+        "not run."
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the run will write")
     parser.add_argument(
-        "--shards", type=file_argument, nargs="+", default=[], metavar="PATH", help="its input"
+        "--out", type=Path, metavar="DIR", help="results folder that the run will use"
     )
-    parser.add_argument("-n", "--ranks", type=int, help="try so many ranks (default: 2)")
+    parser.add_argument(
+        "--shards",
+        type=file_argument,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="shards that the run will read",
+    )
+    parser.add_argument(
+        "-n", "--ranks", type=int, help="number of ranks to start as a test (default: 2)"
+    )
     parser.add_argument_group(
-        RANKS, "as of `run`; without --side and --singles, numbers that fit the ranks there are"
+        RANKS,
+        "The same flags as for `run`. Without --side and --singles, doctor chooses values "
+        "that fit the number of ranks.",
     )
     add_flags(parser, RankSettings)
     add_flags(parser, SurvivalSettings, ["teams"])
@@ -49,14 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="device of the workers (default: %(default)s)",
+        help="device that the workers run their networks on (default: %(default)s)",
     )
     parser.add_argument(
-        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+        "--mpi",
+        choices=MPIS,
+        default="auto",
+        help="which MPI to use. auto: the one that mpi4py loads",
     )
-    parser.add_argument("--mpiexec", metavar="PATH", help="launcher to use (default: look for it)")
-    parser.add_argument("--no-launch", action="store_true", help="start no ranks")
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument(
+        "--mpiexec", metavar="PATH", help="launcher to use (default: search for one)"
+    )
+    parser.add_argument("--no-launch", action="store_true", help="do not start any ranks")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -41,49 +41,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parity",
         type=file_argument,
         metavar="WEIGHTS",
-        help="weights of a parity network; needs the --single that it was trained for",
+        help="weights of a parity network; it needs --single with the network that it was trained "
+        "for",
     )
     parser.add_argument(
         "--approx-k",
         type=int,
         metavar="K",
-        help="what scheme approx answers with stripes of K images, by the single network alone",
+        help="also measure what scheme approx decodes from stripes of K images; it uses the "
+        "single network",
     )
     parser.add_argument(
-        "--side", type=int, help="cells along an edge that the collage network must have"
+        "--side", type=int, help="check that the collage network has this many cells along an edge"
     )
     parser.add_argument(
         "--cell-px",
         type=int,
-        help="pixels along an edge of a cell, for a collage network of your own (default: the "
-        "images' height)",
+        help="height and width of a cell in pixels, for a collage network of your own (default: "
+        "the images' height)",
     )
     parser.add_argument(
         "--shuffle",
         type=int,
         metavar="SEED",
-        help="group images in a random order (default: in the file's)",
+        help="shuffle the images before they are grouped, with this seed (default: the order of "
+        "the files)",
     )
-    parser.add_argument("--limit", type=int, help="only the first images of the order")
+    parser.add_argument("--limit", type=int, help="use only the first LIMIT images of the order")
     parser.add_argument(
-        "--calls", type=int, default=300, help="timed calls of each network (default: %(default)s)"
+        "--calls",
+        type=int,
+        default=300,
+        help="number of timed calls of each network (default: %(default)s)",
     )
     parser.add_argument(
         "--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="number of CPU threads (default: %(default)s)"
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="number format of the networks; auto is what the ranks of run take by default "
+        help="number format of the networks. auto: the same choice as the ranks of `run` make "
         "(default: %(default)s)",
     )
     parser.add_argument(
         "--save-answers",
         type=Path,
         metavar="FILE.npz",
-        help="write class and score of every image by all networks, for simulate",
+        help="write every network's class and score for each image to this file, for simulate "
+        "--answers",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 

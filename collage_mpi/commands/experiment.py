@@ -26,28 +26,50 @@ _GOES_ON = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file, where to, and which of its points."""
     parser.epilog = (
-        "In a Slurm array: collage-mpi experiment FILE --index $SLURM_ARRAY_TASK_ID --out DIR; "
-        "afterwards --table. The same command again skips what is done and goes on with the rest."
+        "In a Slurm array, run: collage-mpi experiment FILE --index $SLURM_ARRAY_TASK_ID --out "
+        "DIR, and afterwards the same with --table. If a command is repeated, it skips the runs "
+        "that are done."
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="experiment, .toml, .yaml or .json")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs and table.csv")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="experiment file: .toml, .yaml or .json"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the runs and for table.csv"
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--list", action="store_true", help="print index, name and ranks needed")
-    what.add_argument("--index", metavar="I", help="only this point, or these: 3, 0-5, 0-5,9")
-    what.add_argument("--table", action="store_true", help="only make the table of what is there")
+    what.add_argument(
+        "--list",
+        action="store_true",
+        help="print the index, name and number of ranks of each point",
+    )
+    what.add_argument(
+        "--index", metavar="I", help="run only these points, for example 3, 0-5 or 0-5,9"
+    )
+    what.add_argument(
+        "--table",
+        action="store_true",
+        help="do not run anything; make the table of the runs that are there",
+    )
     parser.add_argument(
         "--set",
         dest="sets",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of [base], or how, repeat, groups, images, ..., instead of the file's",
+        help="replace a value of the file: a setting of [base], or how, repeat, groups, images, "
+        "...",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs simulated at a time (default: all cores)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="number of runs simulated at the same time (default: all cores)",
     )
     parser.add_argument(
-        "--mpi", choices=MPIS, default="auto", help="which MPI; auto takes the one mpi4py loads"
+        "--mpi",
+        choices=MPIS,
+        default="auto",
+        help="which MPI to use. auto: the one that mpi4py loads",
     )
 
 

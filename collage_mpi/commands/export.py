@@ -22,32 +22,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         choices=("csv", "parquet", "hdf5"),
-        help="csv and parquet: a file a table; hdf5: one file. parquet needs pyarrow: "
-        f"{pip_line('parquet')}",
+        help="csv and parquet write one file for each table, hdf5 writes a single file. parquet "
+        f"needs pyarrow: {pip_line('parquet')}",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (default: DIR/export of the run)"
+        "--out", type=Path, metavar="DIR", help="folder to write to (default: DIR/export)"
     )
     parser.add_argument(
         "--shards",
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="where the run's shards are now, for the images' ids (default: where they were)",
+        help="where the run's shards are now; their image ids are written (default: where they "
+        "were during the run)",
     )
 
     parser.add_argument(
         "--predictions",
         action="store_true",
-        help="write only what was answered, an image a line in the order of the input: id, class, "
-        "score, and the next best of a run with --top-k (csv, parquet)",
+        help="write only the answers, one image a line in the order of the input: id, class and "
+        "score, and further classes of a run with --top-k (csv and parquet only)",
     )
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="csv for programs: texts as they are. Otherwise a text that a spreadsheet would take "
-        "for a formula (it begins with = + - @) gets an apostrophe before it, and control "
-        "characters are shown by their codes",
+        help="write texts in CSV unchanged, for programs. Without this flag, a text that a "
+        "spreadsheet would read as a formula (it begins with = + - @) gets an apostrophe in "
+        "front, and control characters are shown as codes",
     )
 
 

@@ -38,36 +38,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--ranks",
         type=int,
-        help="world size, e.g. 11 (default: what the settings of run, demo or experiment need)",
+        help="number of ranks, e.g. 11 (default: as many as the settings of run, demo or "
+        "experiment need)",
     )
     parser.add_argument(
         "--mpi",
         choices=MPIS,
         default="auto",
-        help="which MPI; auto takes the one mpi4py loads (default)",
+        help="which MPI to use. auto: the one that mpi4py loads (default)",
     )
-    parser.add_argument("--mpiexec", metavar="PATH", help="launcher to use (default: look for it)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the command line and do not run it"
+        "--mpiexec", metavar="PATH", help="launcher to use (default: search for one)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the command line but do not run it"
     )
     parser.add_argument(
         "--on-rank-loss",
         choices=("continue", "abort"),
-        help="continue: start the ranks so that the job outlives lost ones (default: what the "
-        "command's own --on-rank-loss or --settings say, else abort)",
+        help="what to do when a rank is lost. continue: start the ranks so that the job survives "
+        "it. abort: end the job (default: the command's own --on-rank-loss or its --settings "
+        "file, else abort)",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         metavar="SECONDS",
-        help="end the job after so many seconds, as incomplete (default: no limit)",
+        help="end the job after this many seconds; it then counts as incomplete (default: no "
+        "limit)",
     )
     parser.add_argument(
         "words",
         nargs=argparse.REMAINDER,
         metavar="-- COMMAND ...",
-        help="what every rank runs: a command of collage-mpi, or a Python script that calls "
-        "collage_mpi.run, and its arguments",
+        help="what every rank runs: a command of collage-mpi with its arguments, or a Python "
+        "script that calls collage_mpi.run",
     )
 
 

@@ -60,9 +60,17 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _add_out(parser: argparse.ArgumentParser, title: str) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="STEM", help="path, no suffix")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="STEM",
+        help="path of the files to write, without suffix",
+    )
     parser.add_argument("--title", help=title)
-    parser.add_argument("--dpi", type=int, default=200, metavar="N", help="of the PNG")
+    parser.add_argument(
+        "--dpi", type=int, default=200, metavar="N", help="dots per inch of the PNG"
+    )
 
 
 # ---- cdf ----------------------------------------------------------------------
@@ -91,7 +99,11 @@ def _timeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, with its rows")
     parser.add_argument("--groups", required=True, metavar="A-B", help="first and last group")
     parser.add_argument(
-        "--session", type=int, default=1, metavar="N", help="of a resumed run, or of several teams"
+        "--session",
+        type=int,
+        default=1,
+        metavar="N",
+        help="which session of a run that was resumed or has several teams",
     )
     _add_out(parser, "lines above the figure")
 
@@ -129,7 +141,7 @@ def _timeline_title(run: Results, first: int, last: int) -> str:
 
 
 def _throughput_arguments(parser: argparse.ArgumentParser) -> None:
-    line = "run directories; what is no run is left out, so that runs/batches/* will do"
+    line = "run directories. A folder that is not a run is skipped, so runs/batches/* works"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=line)
     _add_out(parser, "first lines above the figure")
 
@@ -166,15 +178,24 @@ def _points_arguments(parser: argparse.ArgumentParser) -> None:
     for name, line in POINTS.items():
         one = kinds.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
         one.add_argument("points", nargs="+", type=Path, metavar="POINTS.csv")
-        where = "keep these points only; of one axis any of the labels given"
+        where = "keep only the points with this label. Several labels of one axis mean any of them"
         one.add_argument("--where", action="append", default=[], metavar="AXIS=LABEL", help=where)
         if name == "heat":
-            one.add_argument("--value", required=True, metavar="COLUMN", help="a gain")
+            one.add_argument(
+                "--value", required=True, metavar="COLUMN", help="column with the gain"
+            )
             one.add_argument("--across", required=True, metavar="AXIS")
             one.add_argument("--down", required=True, metavar="AXIS")
         else:
-            one.add_argument("--series", required=True, metavar="AXIS", help="what is numbered")
-            one.add_argument("--panels", required=True, metavar="AXIS", help="a panel a choice")
+            one.add_argument(
+                "--series",
+                required=True,
+                metavar="AXIS",
+                help="axis whose values are drawn as numbered series",
+            )
+            one.add_argument(
+                "--panels", required=True, metavar="AXIS", help="axis whose values get a panel each"
+            )
         _add_out(one, "first line of the title")
 
 
@@ -217,18 +238,23 @@ def gain_title(value: str) -> str:
 
 
 FIGURES = {
-    "cdf": Figure("latency distributions of runs overlaid, and their table", _cdf_arguments, _cdf),
+    "cdf": Figure(
+        "draw the latency distributions of several runs in one figure and print a table",
+        _cdf_arguments,
+        _cdf,
+    ),
     "timeline": Figure(
-        "some groups of a run: ranks as rows, tasks as bars; also for Perfetto",
+        "draw some groups of a run, with ranks as rows and tasks as bars; also writes a trace "
+        "for Perfetto",
         _timeline_arguments,
         _timeline,
     ),
     "throughput": Figure(
-        "throughput against latency of runs with several batch sizes",
+        "draw throughput against latency of runs with several batch sizes",
         _throughput_arguments,
         _throughput,
     ),
     "points": Figure(
-        "points of an experiment: ranks, frontier or heat", _points_arguments, _points
+        "draw the points of an experiment: ranks, frontier or heat", _points_arguments, _points
     ),
 }

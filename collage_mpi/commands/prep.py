@@ -29,19 +29,25 @@ BATCH = 1_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the kinds of input."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    images = kinds.add_parser("images", help="from folders of JPEG, PNG, ..., one a class")
+    images = kinds.add_parser(
+        "images", help="from folders of JPEG, PNG and other pictures, one folder a class"
+    )
     prep_pictures.add_images(images)
     tar = kinds.add_parser("tar", help="from tar files of pictures (WebDataset's layout)")
     prep_pictures.add_tar(tar)
     hdf5 = kinds.add_parser("hdf5", help="from other programs' HDF5 files")
     prep_hdf5.add_arguments(hdf5)
     _shared(hdf5)
-    shards = kinds.add_parser("shards", help="from shards: another size, storage, order, labels")
+    shards = kinds.add_parser(
+        "shards", help="from shards, with another size, storage, order or other labels"
+    )
     prep_shards.add_arguments(shards)
     _shared(shards)
     idx = kinds.add_parser("idx", help="from IDX files, gzip or plain (MNIST, Fashion-MNIST)")
-    idx.add_argument("--images", type=Path, required=True, metavar="FILE", help="IDX of images")
-    idx.add_argument("--labels", type=Path, metavar="FILE", help="IDX of labels")
+    idx.add_argument(
+        "--images", type=Path, required=True, metavar="FILE", help="IDX file of the images"
+    )
+    idx.add_argument("--labels", type=Path, metavar="FILE", help="IDX file of the labels")
     idx.add_argument(
         "--transpose", action="store_true", help="swap rows and columns of each image (EMNIST)"
     )
@@ -50,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _shared(parser: argparse.ArgumentParser) -> None:
     """The flags of `prep idx`, `prep hdf5` and `prep shards`."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the shards' folder")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the shards"
+    )
     parser.add_argument(
         "--prefix", default="shard", help="start of the file names (default: %(default)s)"
     )
@@ -59,19 +67,30 @@ def _shared(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=ROWS_PER_SHARD,
         metavar="N",
-        help="images in a file (default: %(default)s); all in one, PREFIX.h5, if they fit",
+        help="images in each file (default: %(default)s). If all images fit into one file, its "
+        "name is PREFIX.h5",
     )
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--class-names", metavar="A,B,C", help="names of classes 0, 1, ...")
     names.add_argument(
-        "--class-names-file", type=Path, metavar="FILE", help="the same, a name a line"
+        "--class-names-file",
+        type=Path,
+        metavar="FILE",
+        help="text file with the class names in order, one a line",
     )
     parser.add_argument("--source", help="where the images come from (default: the file's name)")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="shuffle the rows; without it, the file's order"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="shuffle the rows with this seed (default: the order of the file)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N, after shuffling")
-    parser.add_argument("--overwrite", action="store_true", help="replace shards of this prefix")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="write only the first N images, after shuffling"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace existing shards with this prefix"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:

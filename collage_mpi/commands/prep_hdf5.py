@@ -24,18 +24,22 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of its own; those of the shards are shared with `prep idx`."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="or FILE::GROUP for a part of it")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="HDF5 file; FILE::GROUP for one group of it"
+    )
     parser.add_argument(
         "--images", metavar="NAME", help="dataset of images (default: found by its name)"
     )
     parser.add_argument(
         "--labels",
         metavar="NAME",
-        help="dataset of labels (default: found by its name), FILE or FILE::DATASET of another "
-        "file, HDF5 or .npy, or none",
+        help="dataset of labels (default: found by its name), or FILE or FILE::DATASET of another "
+        "file (HDF5 or .npy), or none",
     )
     parser.add_argument(
-        "--shape", metavar="H,W[,C]", help="images are rows of so many values, such as 28,28"
+        "--shape",
+        metavar="H,W[,C]",
+        help="shape of an image, such as 28,28, if the images are stored as flat rows",
     )
     parser.add_argument(
         "--transpose", action="store_true", help="swap rows and columns of each image (EMNIST)"
@@ -44,18 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--axes",
         choices=("NHWC", "NCHW"),
         default="",
-        help="where the channels are (default: by shape)",
+        help="order of the axes (default: found from the shape)",
     )
     parser.add_argument(
-        "--range", metavar="LOW:HIGH", help="values that become 0 and 255 (default: 0:1 for floats)"
+        "--range",
+        metavar="LOW:HIGH",
+        help="values that are scaled to 0 and 255 (default: 0:1 for floats)",
     )
-    parser.add_argument("--size", type=int, metavar="PX", help="resize them to PX x PX")
+    parser.add_argument("--size", type=int, metavar="PX", help="resize the images to PX x PX")
     parser.add_argument(
         "--fit",
         choices=("crop", "letterbox"),
         default="crop",
-        help="with --size: the middle of the image, or all of it between bars (default: "
-        "%(default)s)",
+        help="with --size: crop keeps the middle of the image, letterbox keeps all of it between "
+        "bars (default: %(default)s)",
     )
 
 
@@ -91,8 +97,8 @@ def _is_shard(args: argparse.Namespace) -> str:
     words = ["collage-mpi", "prep", "shards", str(args.file), "--out", str(args.out)]
     words += [] if args.size is None else ["--size", str(args.size)]
     return (
-        f"{args.file}: is a shard already: it can be used as it is; `{shlex.join(words)}` makes "
-        "others of it, of another size, stored otherwise, or with other labels"
+        f"{args.file} is already a shard and can be used unchanged. To make shards of another "
+        f"size or storage, or with other labels, from it: `{shlex.join(words)}`"
     )
 
 

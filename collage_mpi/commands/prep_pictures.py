@@ -37,7 +37,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "root",
         type=Path,
         metavar="DIR",
-        help="holds a folder of pictures for each class, or pictures without classes",
+        help="folder that holds one folder of pictures for each class, or pictures without classes",
     )
     _common(parser)
 
@@ -45,15 +45,19 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 def add_tar(parser: argparse.ArgumentParser) -> None:
     """The flags of `prep tar`."""
     parser.add_argument(
-        "tars", type=Path, nargs="+", metavar="TAR", help="key.jpg with key.cls or key.json"
+        "tars",
+        type=Path,
+        nargs="+",
+        metavar="TAR",
+        help="tar files that hold key.jpg with key.cls or key.json",
     )
     parser.add_argument(
         "--label-key",
         metavar="KEY",
-        help="key of the label in a .json (default: cls, label or class)",
+        help="key of the label in the .json files (default: cls, label or class)",
     )
     parser.add_argument(
-        "--picture", metavar="EXT", help="ending of the image file, where a key has several"
+        "--picture", metavar="EXT", help="ending of the picture file, if a key has several pictures"
     )
     _common(parser)
 
@@ -71,30 +75,38 @@ def _common(parser: argparse.ArgumentParser) -> None:
         "--fit",
         choices=("crop", "letterbox"),
         default="crop",
-        help="the middle of the picture, or all of it between bars (default: %(default)s)",
+        help="crop keeps the middle of the picture, letterbox keeps all of it between bars "
+        "(default: %(default)s)",
     )
     what.add_argument(
         "--resize",
         type=int,
         metavar="PX",
-        help="crop: the shorter edge before the crop (default: --size)",
+        help="with crop: length of the shorter edge before the crop (default: --size)",
     )
     what.add_argument(
         "--enlarge",
         action="store_true",
-        help="take pictures that are smaller than --size too (default: listed and left out)",
+        help="also take pictures that are smaller than --size (default: list them and leave them "
+        "out)",
     )
     what.add_argument(
-        "--channels", type=int, choices=(1, 3), default=3, help="1 is grey (default: %(default)s)"
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        default=3,
+        help="3 for colour, 1 for grey (default: %(default)s)",
     )
     what.add_argument(
         "--unreadable",
         choices=("skip", "stop"),
         default="skip",
-        help="damaged pictures and labels: listed and left out, exit code 5, or stop (default: "
-        "%(default)s)",
+        help="what to do with damaged pictures and labels. skip: list them, leave them out and "
+        "end with exit code 5. stop: end at the first one (default: %(default)s)",
     )
-    what.add_argument("--limit", type=int, metavar="N", help="only N pictures, after shuffling")
+    what.add_argument(
+        "--limit", type=int, metavar="N", help="take only the first N pictures, after shuffling"
+    )
     order = parser.add_argument_group("order and classes")
     order.add_argument(
         "--seed",
@@ -103,41 +115,56 @@ def _common(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seed of the shuffle (default: %(default)s)",
     )
-    order.add_argument("--in-order", action="store_true", help="sorted by name, not shuffled")
+    order.add_argument(
+        "--in-order",
+        action="store_true",
+        help="keep the pictures sorted by name instead of shuffled",
+    )
     order.add_argument(
         "--val-share",
         type=float,
         default=0.0,
         metavar="X",
-        help="share of the pictures that goes to OUT/val (default: none)",
+        help="share of the pictures that are written to OUT/val (default: none)",
     )
     names = order.add_mutually_exclusive_group()
-    names.add_argument("--class-names", metavar="A,B,C", help="the classes in order")
+    names.add_argument("--class-names", metavar="A,B,C", help="names of the classes in order")
     names.add_argument(
-        "--class-names-file", type=Path, metavar="FILE", help="the same, a name a line"
+        "--class-names-file",
+        type=Path,
+        metavar="FILE",
+        help="text file with the class names in order, one a line",
     )
     out = parser.add_argument_group("shards")
     out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards")
     out.add_argument(
-        "--prefix", default="shard", help="start of their names (default: %(default)s)"
+        "--prefix", default="shard", help="start of the file names (default: %(default)s)"
     )
     out.add_argument(
         "--images-per-shard",
         type=int,
         default=2000,
         metavar="N",
-        help="images in a file (default: %(default)s)",
+        help="images in each file (default: %(default)s)",
     )
     out.add_argument(
         "--store",
         choices=("raw", "encoded"),
         default="raw",
-        help="pixels, or the files as they are: smaller, slower to read (default: %(default)s)",
+        help="raw stores pixels. encoded stores the picture files unchanged, which is smaller but "
+        "slower to read (default: %(default)s)",
     )
     out.add_argument("--source", help="where the pictures come from (default: the folder's name)")
-    out.add_argument("--overwrite", action="store_true", help="replace shards of other settings")
     out.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one for each core at hand)"
+        "--overwrite",
+        action="store_true",
+        help="replace existing shards that were made with other settings",
+    )
+    out.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes (default: one for each available core)",
     )
 
 
@@ -205,7 +232,7 @@ def _tell(
     """The last lines: how many, how fast, where, and what was left out."""
     who = "" if rank is None else f"rank {rank}: "
     if not reports:
-        print(f"{who}no shard to make: {len(jobs)} in all", flush=True)
+        print(f"{who}there is no shard to make; {len(jobs)} in all", flush=True)
         return
     images = sum(report.images for report in reports)
     made = [report for report in reports if report.made]
@@ -221,7 +248,7 @@ def _tell(
         + (f" to {paths[-1]}" if len(paths) > 1 else "")
     ]
     if len(made) < len(reports):
-        lines.append(f"{len(reports) - len(made)} of them were there already, whole")
+        lines.append(f"{len(reports) - len(made)} of them were already complete")
     if made:
         read_mb, wrote_mb = (sum(getattr(r, f"bytes_{k}") for r in made) / 1e6 for k in IN_OUT)
         count = sum(report.images + report.unreadable for report in made)
@@ -233,7 +260,7 @@ def _tell(
     if small and jobs[0].recipe.enlarge:
         lines.append(f"{pictures(small)} smaller than {height} x {width}: enlarged")
     elif small:
-        lines.append(f"{pictures(small)} smaller than {height} x {width}: --enlarge takes such")
+        lines.append(f"{pictures(small)} smaller than {height} x {width}: --enlarge takes them too")
     for report in (report for report in reports if report.unreadable):
         lines.append(f"{report.unreadable} unreadable, left out: {report.path}.unreadable.tsv")
     print("\n".join(who + line for line in lines), flush=True)

@@ -64,7 +64,7 @@ def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:
     rows = np.arange(count)
     if args.seed is not None:
         if args.seed < 0:
-            raise UsageError(f"--seed {args.seed}: needed: 0 or more")
+            raise UsageError(f"--seed is {args.seed}; it needs 0 or more")
         rows = np.random.default_rng(args.seed).permutation(count)
     return rows[: args.limit]
 
@@ -72,4 +72,4 @@ def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:
 def check_prefix(prefix: str) -> None:
     """Raise UsageError unless shards' names can start with it."""
     if not prefix or "/" in prefix or prefix.startswith("."):
-        raise UsageError(f"--prefix {prefix!r}: needed: the start of a file name")
+        raise UsageError(f"--prefix is {prefix!r}; it needs the start of a file name")

@@ -24,31 +24,43 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of its own; those of the new shards are shared with `prep idx`."""
     parser.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="shards, or folders of them"
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="shard files, or folders that hold shard files",
     )
     parser.add_argument(
-        "--size", type=int, metavar="PX", help="resize to PX x PX (default: as they are)"
+        "--size",
+        type=int,
+        metavar="PX",
+        help="resize the images to PX x PX (default: keep their size)",
     )
     parser.add_argument(
         "--fit",
         choices=("crop", "letterbox"),
         default="crop",
-        help="with --size: the middle of the image, or all of it between bars (default: "
-        "%(default)s)",
+        help="with --size: crop keeps the middle of the image, letterbox keeps all of it between "
+        "bars (default: %(default)s)",
     )
     parser.add_argument(
-        "--channels", type=int, choices=(1, 3), help="with --size: 1 is grey (default: as they are)"
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="with --size: 3 for colour, 1 for grey (default: as in the shards)",
     )
     parser.add_argument(
         "--store",
         choices=("raw", "encoded"),
         default="raw",
-        help="pixels, or encoded: files as they are, pixels as PNG (default: %(default)s)",
+        help="raw stores pixels. encoded keeps stored files unchanged and stores pixels as PNG "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--labels",
         metavar="FILE",
-        help="other labels, in the order of the images: HDF5, FILE or FILE::DATASET, or .npy",
+        help="file of other labels in the order of the images: .npy, or HDF5 as FILE or "
+        "FILE::DATASET",
     )
 
 
@@ -66,7 +78,9 @@ def table_of(args: argparse.Namespace) -> Iterator[Table]:
     paths = expand_paths(args.paths)
     folders = {os.path.dirname(os.path.realpath(split_part(path)[0])) for path in paths}
     if os.path.realpath(args.out) in folders:  # the new ones would lie among the old
-        raise UsageError(f"--out {args.out}: the shards to read are there; give another folder")
+        raise UsageError(
+            f"--out {args.out} is the folder of the shards to read; choose another folder"
+        )
     fit = _fit(args, paths)
     with opened_as(paths, fit) as shards:
         yield _table(args, shards, fit)

@@ -17,25 +17,29 @@ from collage_mpi.system.printable import say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = (
-        "The page is one file that needs no network. For example: collage-mpi report runs/none "
-        "runs/collage --out report.html"
+        "The page is a single HTML file that works offline. For example: collage-mpi report "
+        "runs/none runs/collage --out report.html"
     )
     parser.add_argument(
         "runs",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="run directories; the first is the baseline of all ratios",
+        help="run directories. The first run is the baseline of all ratios",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"the page (default, of one run: RUN/{REPORT})"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"file to write (default for a single run: RUN/{REPORT})",
     )
     parser.add_argument(
         "--shards",
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="where the runs' shards are now, for pictures (default: where they were)",
+        help="where the runs' shards are now; their pictures are shown (default: where they were "
+        "during the run)",
     )
 
 

@@ -33,25 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --out where it stopped, with the settings it was begun "
-        "with; begin it if there is none",
+        help="continue the run in --out where it stopped, with the settings that it was started "
+        "with. If there is no run yet, start it",
     )
     parser.add_argument(
         "--retry-errors",
         action="store_true",
-        help="as --resume, and do the images again whose rows are errors",
+        help="like --resume, and also classify the images again whose rows are errors",
     )
     parser.add_argument(
         "--report",
         action="store_true",
-        help="write the run as a page, OUT/report.html, when the job ends; as "
-        "`collage-mpi report OUT` does at any time",
+        help="when the job ends, also write the report page OUT/report.html. `collage-mpi report "
+        "OUT` writes the same page at any time",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, time the networks, tell what would be done and how long it would "
-        "take, and write nothing; with ranks (under launch) or without",
+        help="check everything, time the networks, print what would be done and how long it would "
+        "take, and write nothing. This works under launch and without ranks",
     )
     add_setting_flags(parser)
 

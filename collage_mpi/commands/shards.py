@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `shards inspect` and `shards verify`."""
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
     lines = {
-        "inspect": "what is in them: images, shape, classes, source, fingerprint",
-        "verify": "read everything: checksums of file and rows, structure, labels",
+        "inspect": "print what the shards hold: images, shape, classes, source, fingerprint",
+        "verify": "read everything and check it: checksums of files and rows, structure, labels",
     }
     for name, line in lines.items():
         child = tasks.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
@@ -30,18 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             nargs="+",
             type=path_argument,
             metavar="PATH",
-            help="shards, or folders of *.h5",
+            help="shard files, or folders of *.h5",
         )
-        child.add_argument("--json", action="store_true", help="print JSON, an object a line")
-    line = "copy them with every image's cell stored beside it, so that no job shrinks it again"
+        child.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    line = (
+        "copy the shards and store each image's cell next to it, so that jobs need not shrink "
+        "the images"
+    )
     cells = tasks.add_parser("add-cells", help=line, description=line[0].upper() + line[1:] + ".")
     cells.add_argument(
-        "paths", nargs="+", type=path_argument, metavar="PATH", help="shards, or folders"
+        "paths",
+        nargs="+",
+        type=path_argument,
+        metavar="PATH",
+        help="shard files, or folders that hold shard files",
     )
     cells.add_argument(
-        "--cell-px", type=int, required=True, metavar="N", help="edge of a cell, as the network has"
+        "--cell-px",
+        type=int,
+        required=True,
+        metavar="N",
+        help="height and width of a cell in pixels, as the collage network needs it",
     )
-    cells.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the copies go")
+    cells.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the copies"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -35,14 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "analysis are those of a real run. The cost ratio is 1.0 unless it is set."
     )
     own = parser.add_argument_group("simulation")
-    own.add_argument("--images", type=int, metavar="N", help="how many images")
+    own.add_argument("--images", type=int, metavar="N", help="number of images to classify")
     own.add_argument(
-        "--like", metavar="RUN", help="a finished real run: simulate it, print both side by side"
+        "--like",
+        metavar="RUN",
+        help="simulate this finished real run and print the run and the simulation side by side",
     )
     own.add_argument(
         "--costs",
         metavar="FILE",
-        help="how long things take: a file of `bench costs`, or a real run's folder",
+        help="take the costs from this file of `bench costs`, or from the folder of a real run",
     )
     for spec in dataclasses.fields(Costs):
         default_ns: int = getattr(Costs, spec.name)
@@ -52,18 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answers",
         type=file_argument,
         metavar="FILE",
-        help="the networks' answers to replay: a file of `evaluate --save-answers`, .npz",
+        help="file of `evaluate --save-answers` (.npz); the simulation uses its answers",
     )
     own.add_argument(
         "--seeds",
         metavar="A-B",
-        help="one run for each seed, such as 0-23 or 1,5, and tables of them all",
+        help="simulate one run for each of these seeds, such as 0-23 or 1,5, and print tables of "
+        "all runs",
     )
     own.add_argument(
-        "--jobs", type=int, metavar="N", help="seeds simulated at a time (default: all cores)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="number of seeds simulated at the same time (default: all cores)",
     )
     own.add_argument(
-        "--summary-only", action="store_true", help="write no rows; without --out, only print"
+        "--summary-only",
+        action="store_true",
+        help="do not write rows. Without --out nothing is written, only printed",
     )
     add_setting_flags(parser)
 

@@ -33,19 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.2,
         metavar="FACTOR",
-        help="slow is what surely takes over so many times what its peers take "
-        "(default: %(default)s)",
+        help="a rank counts as slow if it takes more than FACTOR times as long as its peers, with "
+        "confidence (default: %(default)s)",
     )
     parser.add_argument(
         "--no-simulation",
         action="store_true",
-        help="do not simulate what the run would have been without its slow ranks",
+        help="do not simulate how the run would have gone without its slow ranks",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.epilog = (
-        "A rank's median service time over that of the other ranks of its kind, with an interval "
-        "of 95 % for all ranks of a run at once (docs/results.md). With several runs: the hosts "
-        "that are slow again and again. Exit code 0, slow ranks or not."
+        "The table shows the median service time of each rank divided by that of the other ranks "
+        "of its kind. The 95 % confidence intervals hold for all ranks of a run together "
+        "(docs/results.md). With several runs, the hosts that are slow again and again are "
+        "listed as well. The exit code is 0 even if there are slow ranks."
     )
 
 

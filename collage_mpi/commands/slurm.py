@@ -19,11 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     kinds = parser.add_subparsers(dest="action", metavar="render", required=True)
     child = kinds.add_parser("render", help="print a job script")
-    child.add_argument("kind", choices=tuple(KINDS), help="which script")
+    child.add_argument("kind", choices=tuple(KINDS), help="kind of job script")
     child.add_argument(
-        "--settings", type=Path, metavar="FILE", help="settings, .toml, .yaml or .json"
+        "--settings", type=Path, metavar="FILE", help="file with settings: .toml, .yaml or .json"
     )
-    child.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print)")
+    child.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write the script to (default: print it)"
+    )
     add_flags(child, SlurmSettings)
     child.epilog = (
         "For example: collage-mpi slurm render run_nodes --account proj1 --partition gpu "

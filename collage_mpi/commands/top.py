@@ -30,17 +30,20 @@ Json = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that a job writes to (--out)")
-    parser.add_argument("--once", action="store_true", help="print how it stands once, and end")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="results folder of the job (its --out)"
+    )
+    parser.add_argument("--once", action="store_true", help="print the state once and exit")
     parser.add_argument(
         "--ranks",
         type=int,
         metavar="N",
-        help="how many ranks are shown (default: what fits; lost and slow ones come first)",
+        help="number of ranks to show (default: as many as fit; lost and slow ranks come first)",
     )
     parser.epilog = (
-        "Reads status.json over any file system that both see: no port, no connection. Ctrl-C ends "
-        "the view, not the job. Exit code: 0; 6 where the job was killed, or seems so; 3 no run."
+        "top reads status.json from the results folder, over any file system that it shares with "
+        "the job. It opens no port and no connection. Ctrl-C ends the view and not the job. The "
+        "exit code is 0; 6 if the job was killed or seems to be; 3 if there is no run."
     )
 
 

@@ -22,26 +22,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "collage-mpi trace fit times.npy, or run --straggler trace --trace-file times.npy"
     )
     kinds = parser.add_subparsers(dest="trace", metavar="WHAT", required=True)
-    line = "make a trace of the service times that the single ranks of finished runs showed"
+    line = "make a trace of the service times of the single ranks in finished runs"
     record = kinds.add_parser("record", help=line, description=line[0].upper() + line[1:] + ".")
     record.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
-    record.add_argument("--out", required=True, metavar="FILE", help="the trace, .npy")
+    record.add_argument("--out", required=True, metavar="FILE", help="trace file to write, .npy")
     record.add_argument(
         "--min-tasks",
         type=int,
         default=1,
         metavar="N",
-        help="leave out ranks with fewer tasks (default: %(default)s)",
+        help="leave out ranks that did fewer tasks (default: %(default)s)",
     )
-    line = "fit delay models to a trace and print the flags that draw from them"
+    line = "fit delay models to a trace and print the flags that inject such delays"
     fit = kinds.add_parser("fit", help=line, description=line[0].upper() + line[1:] + ".")
-    fit.add_argument("file", metavar="TRACE", help=".npy of (machines, requests), seconds")
     fit.add_argument(
-        "--row", type=int, metavar="R", help="only this machine of the trace (default: all as one)"
+        "file", metavar="TRACE", help="trace file: .npy of shape (machines, requests), in seconds"
     )
-    fit.add_argument("--model", metavar="MODEL", help="only this model (default: all)")
     fit.add_argument(
-        "--out", metavar="FILE", help="write the best fit's settings here, .toml for --settings"
+        "--row",
+        type=int,
+        metavar="R",
+        help="fit only this machine of the trace (default: all machines together)",
+    )
+    fit.add_argument("--model", metavar="MODEL", help="fit only this model (default: all models)")
+    fit.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the settings of the best fit to this .toml file, for --settings",
     )
 
 

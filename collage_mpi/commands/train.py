@@ -47,31 +47,40 @@ DEFAULT = "(default: %(default)s)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags; the networks differ in defaults, and in what an input holds."""
     parser.epilog = (
-        "Several processes train together with: torchrun --standalone --nproc-per-node=2 "
-        "-m collage_mpi train single --shards train.h5 --out single.safetensors"
+        "To train with several processes: torchrun --standalone --nproc-per-node=2 -m "
+        "collage_mpi train single --shards train.h5 --out single.safetensors"
     )
     kinds = parser.add_subparsers(dest="kind", metavar="|".join(NETWORKS), required=True)
-    single = kinds.add_parser(SINGLE, help="the classifier of one image")
-    collage = kinds.add_parser(COLLAGE, help="the collage-CNN: side*side images at once")
-    parity = kinds.add_parser(PARITY, help="ParM's network: k images at once, to make up for one")
+    single = kinds.add_parser(SINGLE, help="the single classifier, which classifies one image")
+    collage = kinds.add_parser(
+        COLLAGE, help="the collage-CNN, which classifies side*side images at once"
+    )
+    parity = kinds.add_parser(
+        PARITY,
+        help="the parity network of ParM, which takes k images at once and can replace one missing "
+        "answer",
+    )
     for kind, child in kinds.choices.items():
         _common(child, kind)
     for kind, child in ((SINGLE, single), (COLLAGE, collage)):
         _distillation(child, kind)
     single.add_argument(
-        "--preset", choices=(REFERENCE,), help="a named network: resnet34, for images of 224 px"
+        "--preset",
+        choices=(REFERENCE,),
+        help="train a predefined network: resnet34, for images of 224 px",
     )
     _settings(collage, COLLAGE, GRID)
     grid = group_of(collage, GRID)
     grid.add_argument(
         "--head",
         choices=HEADS,
-        help=f"how cells are answered (default: {HeadSpec.name}; {YOLO} of --preset {REFERENCE})",
+        help=f"how the network answers for the cells (default: {HeadSpec.name}; {YOLO} with "
+        f"--preset {REFERENCE})",
     )
     grid.add_argument(
         "--preset",
         choices=(*PRESETS, REFERENCE),
-        help="a named network (default: by side; see docs/weights.md)",
+        help="train a predefined network (default: by side; see docs/weights.md)",
     )
     _stripe(parity)
 
@@ -83,19 +92,23 @@ def _stripe(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         required=True,
         metavar="WEIGHTS",
-        help="the single network whose answers it sums; it works with no other",
+        help="the single network whose answers the parity network learns to sum. The parity "
+        "network works with no other single network",
     )
     group.add_argument(
-        "--k", type=int, default=3, metavar="N", help=f"images of a stripe {DEFAULT}"
+        "--k", type=int, default=3, metavar="N", help=f"number of images in a stripe {DEFAULT}"
     )
     group.add_argument(
-        "--encoder", choices=ENCODERS, default="concat", help=f"how they become one {DEFAULT}"
+        "--encoder",
+        choices=ENCODERS,
+        default="concat",
+        help=f"how the images of a stripe become one input {DEFAULT}",
     )
     group.add_argument(
         "--summed",
         choices=SUMMED,
         default="logits",
-        help=f"what of the answers is summed {DEFAULT}",
+        help=f"which part of the answers is summed {DEFAULT}",
     )
     _teacher_cache(group)
 
@@ -117,41 +130,61 @@ def _common(parser: argparse.ArgumentParser, kind: str) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="file to go on from (default: OUT.checkpoint)",
+        help="checkpoint file (default: OUT.checkpoint)",
     )
-    files.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    files.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     files.add_argument(
-        "--log", type=Path, metavar="CSV", help="a line for each epoch (default: OUT.csv)"
+        "--log",
+        type=Path,
+        metavar="CSV",
+        help="CSV log with one line for each epoch (default: OUT.csv)",
     )
-    files.add_argument("--tensorboard", type=Path, metavar="DIR", help="events for TensorBoard too")
+    files.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="also write events for TensorBoard to this folder",
+    )
     net = parser.add_argument_group("network")
     width = "by --side" if kind == COLLAGE else default_architecture(kind).stem_width
     net.add_argument(
         "--width", type=int, metavar="N", help=f"channels of the first stage (default: {width})"
     )
-    net.add_argument("--stem", metavar="WxK/S", help="stem channels x kernel / stride, 64x4/2")
-    net.add_argument("--stages", help='WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"')
-    net.add_argument("--norm", choices=NORMS, default=NORMS[0], help=f"normalisation {DEFAULT}")
+    net.add_argument(
+        "--stem",
+        metavar="WxK/S",
+        help="stem of the network as channels x kernel / stride, such as 64x4/2",
+    )
+    net.add_argument(
+        "--stages", help='stages of the network as WIDTHxBLOCKS[/STRIDE],... such as "48x1,96x2/2"'
+    )
+    net.add_argument(
+        "--norm", choices=NORMS, default=NORMS[0], help=f"kind of normalisation {DEFAULT}"
+    )
     net.add_argument(
         "--backbone",
         metavar="LIBRARY:NAME",
-        help="a known network instead, torchvision:resnet34, efficientnet-lite:lite0 and so on; a "
-        "collage takes its trunk",
+        help="use a known network instead: torchvision:resnet34, efficientnet-lite:lite0 and "
+        "others. A collage network takes only its trunk",
     )
     net.add_argument(
         "--init",
         type=path_argument,
         metavar="WEIGHTS",
-        help="start from these: the same trunk, any side",
+        help="weights file to start from; it must have the same trunk, for any side",
     )
     _settings(parser, kind, TRAINING)
     fit = group_of(parser, TRAINING)
     fit.add_argument(
-        "--limit", type=int, metavar="N", help="use only the first images: for a quick try"
+        "--limit", type=int, metavar="N", help="use only the first N images, for a quick try"
     )
     fit.add_argument("--device", default="cpu", help=f"cpu, cuda or cuda:N {DEFAULT}")
     fit.add_argument(
-        "--threads", type=int, default=1, metavar="N", help=f"CPU threads of a process {DEFAULT}"
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"number of CPU threads of each process {DEFAULT}",
     )
 
 
@@ -166,7 +199,7 @@ def _distillation(parser: argparse.ArgumentParser, kind: str) -> None:
         "--teacher",
         type=path_argument,
         metavar="WEIGHTS",
-        help="single network whose answers to learn too",
+        help="single network whose answers are learned as well",
     )
     _settings(parser, kind, DISTILLATION)
     _teacher_cache(group)
@@ -177,7 +210,7 @@ def _teacher_cache(group: argparse._ActionsContainer) -> None:
         "--teacher-cache",
         type=Path,
         metavar="NPZ",
-        help="its answers, kept (default: OUT.teacher.npz)",
+        help="file that keeps the answers of the teacher (default: OUT.teacher.npz)",
     )
 
 
@@ -187,16 +220,17 @@ def execute(args: argparse.Namespace) -> int:
         raise UsageError(f"--threads is {args.threads}; it needs a number from 1")
     if args.out.exists() and not args.resume:
         raise UsageError(
-            f"{args.out} exists: name another --out, remove it, or go on with --resume"
+            f"{args.out} exists. Choose another --out, remove the file, or continue its training "
+            "with --resume"
         )
     checkpoint = checkpoint_of(args)
     if checkpoint.exists() and not args.resume:
         raise UsageError(
-            f"{checkpoint} exists, of an earlier training: go on with --resume, or remove it: "
-            f"rm {shlex.quote(str(checkpoint))}"
+            f"{checkpoint} exists from an earlier training. Continue that training with "
+            f"--resume, or remove the checkpoint: rm {shlex.quote(str(checkpoint))}"
         )
     if args.out.parent.is_dir() and not os.access(args.out.parent, os.W_OK):
-        raise EnvironmentFault(f"{args.out.parent}: cannot be written; name another --out")
+        raise EnvironmentFault(f"{args.out.parent}: cannot be written. Choose another --out")
     from collage_mpi.training.peers import together
 
     return together(args.device, lambda peers: _train(args, peers))
@@ -214,7 +248,7 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
     from collage_mpi.training.sources import load
 
     if peers.lead and not args.out.parent.is_dir():
-        raise EnvironmentFault(f"{args.out.parent} is not a directory; make it, or change --out")
+        raise EnvironmentFault(f"{args.out.parent} is not a directory. Create it, or change --out")
     check_batch(args.batch, peers.size)
     data, facts, settings = load(sources_of(args), lambda shape: settings_of(args, shape), peers)
     usable_device(peers.device)
@@ -232,7 +266,7 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
         trainer.run()
         return 0
     if trainer.taken is not None and not args.resume:
-        print(f"{trainer.taken[0]} of {trainer.taken[1]} tensors taken from {args.init}")
+        print(f"{trainer.taken[0]} of {trainer.taken[1]} tensors were taken from {args.init}")
     weights = sum(p.numel() for p in trainer.network.parameters())
     shared = "" if peers.size == 1 else f"{peers.size} processes, "
     print(
@@ -267,8 +301,9 @@ def _saving(args: argparse.Namespace, data: TrainData, device: str) -> str:
     its = describe_weights(args.teacher).metadata.get("training")
     if its and any(its.get(name) != mine[name] for name in SPLIT):
         told += (
-            "\nThe teacher was trained on another part of the images, so it may have seen those of "
-            "this validation split: give both the same --shards, --limit, --seed and --validation."
+            "\nThe teacher was trained on another part of the images, so it may have seen images "
+            "of this validation split. Give both the same --shards, --limit, --seed and "
+            "--validation."
         )
     return told
 
@@ -282,11 +317,13 @@ def _worth(kind: str, metadata: dict[str, Any]) -> str:
     accuracy, n = training.get("validation_accuracy"), training["validation_images"]
     what = f"{'degraded ' if kind == PARITY else ''}validation accuracy"
     if accuracy is None:
-        return f"{what} n/a (no image was kept apart: --validation 0.05 keeps one in 20)"
+        return f"{what} n/a (no images were kept apart: --validation 0.05 keeps one in 20)"
     low, high = wilson_interval(round(accuracy * n), n) or (0.0, 1.0)
     found = f"{what} {accuracy:.2%} ({n:,} images: {low:.1%} to {high:.1%})"
     if "validation_ece" not in training:
-        few = f"it is fitted to {MIN_FOR_TEMPERATURE} validation images or more: --validation"
+        few = (
+            f"the temperature needs at least {MIN_FOR_TEMPERATURE} validation images: --validation"
+        )
         return f"{found}, temperature 1.0 ({few})"
     error = f"calibration error {training['validation_ece']:.4f}"
     return f"{found}, temperature {metadata['temperature']}, {error}"
@@ -365,7 +402,7 @@ def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
     }
     several = [f"{flag} {value}" for flag, value in given.items() if value is not None]
     if len(several) > 1:
-        raise UsageError(f"{' and '.join(several)}: give one of them")
+        raise UsageError(f"{' and '.join(several)}: give only one of them")
     if backbone is not None:
         return Backbone(backbone)
     if args.kind == COLLAGE and name is None and args.width is None:

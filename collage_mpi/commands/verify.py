@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="run directories")
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
     parser.epilog = (
-        "Exit code: 0 every image has exactly one row (error rows are counted and allowed); "
-        "6 incomplete: resume it, or wait for the job that writes to it; 4 damaged or "
-        "inconsistent; 3 no run there."
+        "Exit codes: 0, every image has exactly one row (error rows are counted and allowed). 6, "
+        "rows are missing: resume the run, or wait for the job that is writing to it. 4, the run "
+        "is damaged or inconsistent. 3, there is no run."
     )
 
 

@@ -24,9 +24,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `weights import`."""
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    line = "a single network of another library from its .pth, .pt or .safetensors"
+    line = "import a single network of another library from its .pth, .pt or .safetensors file"
     child = tasks.add_parser("import", help=line, description=line[0].upper() + line[1:] + ".")
-    child.add_argument("file", type=Path, metavar="FILE", help="a state dict; nothing is executed")
+    child.add_argument(
+        "file", type=Path, metavar="FILE", help="file with a state dict; nothing in it is executed"
+    )
     child.add_argument(
         "--backbone",
         required=True,
@@ -41,32 +43,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=224,
         metavar="PX",
-        help="height and width of its images (default: %(default)s)",
+        help="height and width of the images that the network takes (default: %(default)s)",
     )
     names = child.add_mutually_exclusive_group()
     names.add_argument("--class-names", metavar="A,B,C", help="names of classes 0, 1, ...")
     names.add_argument(
-        "--class-names-file", type=Path, metavar="FILE", help="the same, a name a line"
+        "--class-names-file",
+        type=Path,
+        metavar="FILE",
+        help="text file with the class names in order, one a line",
     )
     child.add_argument(
         "--mean",
         metavar="R,G,B",
-        help="of the pixels / 255 it was trained on (default: ImageNet's)",
+        help="mean of the pixels / 255 that the network was trained on (default: ImageNet's)",
     )
     child.add_argument(
-        "--std", metavar="R,G,B", help="the same, their standard deviation (default: ImageNet's)"
+        "--std",
+        metavar="R,G,B",
+        help="standard deviation of the pixels / 255 that the network was trained on (default: "
+        "ImageNet's)",
     )
 
     _add_threshold(tasks)
 
 
 def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    line = "the score from which a collage network's answers count, into its weights file"
+    line = "find the score from which a collage network's answers count, for its weights file"
     child = tasks.add_parser(
         "threshold",
         help=line,
-        description=f"{line[0].upper()}{line[1:]}: chosen on one half of labelled images, which no "
-        "network was trained on, and measured on the other. `run` uses it by default.",
+        description=f"{line[0].upper()}{line[1:]}. The score is chosen on one half of labelled "
+        "images that neither network was trained on, and measured on the other half. `run` uses "
+        "it by default.",
     )
     child.add_argument(
         "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
@@ -78,15 +87,19 @@ def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--collage", type=file_argument, required=True, metavar="W", help="the collage network"
     )
     child.add_argument(
-        "--out", type=Path, metavar="FILE", help="weights file to write (default: --collage itself)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="weights file to write (default: the file of --collage)",
     )
     child.add_argument(
         "--aim",
         choices=("share", "accuracy"),
         default="share",
-        help="share: as many cells count as at most 0.1 points of accuracy pay for; accuracy: "
-        "those that gain most, for a collage network that is worse than the single but better "
-        "where it is sure (default: %(default)s)",
+        help="what the threshold optimises. share: as many cells as possible count, for a loss of "
+        "at most 0.1 points of accuracy. accuracy: the cells count that give the highest "
+        "accuracy; for a collage network that is worse than the single network but better "
+        "where its score is high (default: %(default)s)",
     )
     child.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
     child.add_argument(
@@ -161,11 +174,11 @@ def _import(args: argparse.Namespace) -> int:
     from collage_mpi.models.foreign_weights import import_weights
 
     if args.out.exists():
-        raise UsageError(f"{args.out} exists: name another --out, or remove it")
+        raise UsageError(f"{args.out} exists. Choose another --out, or remove the file")
     if args.out.suffix != ".safetensors":
         raise UsageError(f"--out {args.out}: the name must end in .safetensors")
     if not args.out.parent.is_dir():
-        raise EnvironmentFault(f"{args.out.parent} is not a directory; make it, or change --out")
+        raise EnvironmentFault(f"{args.out.parent} is not a directory. Create it, or change --out")
     info = import_weights(
         args.file,
         Backbone(args.backbone),
@@ -190,5 +203,5 @@ def _numbers(flag: str, text: str | None, default: tuple[float, ...]) -> list[fl
     except ValueError:
         values = []
     if len(values) != 3:
-        raise UsageError(f"{flag} {text!r}; needed: three numbers, such as 0.485,0.456,0.406")
+        raise UsageError(f"{flag} is {text!r}; it needs three numbers, such as 0.485,0.456,0.406")
     return values

@@ -28,34 +28,38 @@ class AcceptSettings(Settings):
 
     accept: str = _accept(
         AUTO,
-        "when a collage's answer counts; auto is confident at the collage network's own threshold "
-        "(docs/weights.md), backup where it has none for this single network",
+        "when a collage's answer for an image counts. first: at once. grace: after the grace "
+        "time. confident: at once if its score is high enough, else at the deadline. backup: "
+        "only if no single rank can answer the image. auto: confident with the threshold in the "
+        "collage network's file, or backup if the file has none for this single network "
+        "(docs/weights.md)",
         choices=(AUTO, *POLICIES),
     )
     grace_ms: float | None = _accept(
         None,
-        "accept grace: the collage counts once this long has passed since its group came in",
+        "accept grace: a collage's answer counts this long after its group came in",
         at_least=0,
     )
     grace_quantile: float | None = _accept(
         None,
-        "or once a running quantile of the singles' latencies has passed (until 50 are known: "
-        "--grace-ms, or as first)",
+        "accept grace: the same as a running quantile of the singles' latencies. Until 50 "
+        "latencies are known, --grace-ms applies, or accept first without it",
         above=0,
         below=1,
     )
     confidence: float = _accept(
-        0.9, "accept confident: the least score that counts at once", at_least=0, at_most=1
+        0.9, "accept confident: a score of at least this counts at once", at_least=0, at_most=1
     )
     accept_deadline_ms: float | None = _accept(
         None,
-        "accept confident: a less sure cell counts once this long has passed since its group "
-        "came in; without a time only where no single rank can answer",
+        "accept confident: an answer with a lower score counts this long after its group came "
+        "in. Without a deadline such an answer counts only if no single rank can answer the "
+        "image",
         at_least=0,
     )
     accept_deadline_quantile: float | None = _accept(
         None,
-        "or once a running quantile of the singles' latencies has passed",
+        "accept confident: the same deadline as a running quantile of the singles' latencies",
         above=0,
         below=1,
     )
@@ -79,23 +83,35 @@ class LateSettings(Settings):
     """When an image is late, and when it is given up."""
 
     hedge_ms: float | None = _late(
-        None, "hedge, collage-hedge: an image is late after this long", at_least=0
+        None,
+        "schemes hedge and collage-hedge: an image is late after this long and gets a second copy",
+        at_least=0,
     )
     hedge_quantile: float | None = _late(
-        None, "or after a running quantile of the singles' latencies", above=0, below=1
+        None,
+        "schemes hedge and collage-hedge: the same time as a running quantile of the "
+        "singles' latencies",
+        above=0,
+        below=1,
     )
     hedge_budget: float = _late(
-        0.25, "hedge, collage-hedge: second copies for each image, at most", at_least=0, at_most=1
+        0.25,
+        "schemes hedge and collage-hedge: the most second copies, as a share of the images",
+        at_least=0,
+        at_most=1,
     )
     linger_ms: float | None = _late(
-        None, "send a part-filled collage after this long", unset="when it is full", at_least=0
+        None, "send a collage that is not full after this long", unset="when it is full", at_least=0
     )
     image_timeout_s: float | None = _late(
-        None, "give an image up as an error row after this long", unset="never", at_least=0
+        None,
+        "give up an image after this long, and write an error row for it",
+        unset="never",
+        at_least=0,
     )
     max_attempts: int = _late(
         3,
-        "times an image is sent to single ranks before it is an error",
+        "how often an image is sent to single ranks before it gets an error row",
         at_least=1,
         at_most=MOST_ATTEMPTS,
     )

@@ -32,14 +32,16 @@ class _Lines(argparse.HelpFormatter):
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for every setting of a run, --profile, --settings FILE. Flags win over the file."""
     parser.formatter_class = _Lines
-    parser.add_argument("--settings", metavar="FILE", help="settings file, .toml, .yaml or .json")
+    parser.add_argument(
+        "--settings", metavar="FILE", help="file with settings: .toml, .yaml or .json"
+    )
     lines = (f"{name}: {profile.says}" for name, profile in PROFILES.items())
     parser.add_argument_group("profiles", "\n".join(lines)).add_argument(
         "--" + PROFILE,
         choices=tuple(PROFILES),
         default=argparse.SUPPRESS,
-        help="defaults of these settings together; what else is given wins (docs/speed.md; "
-        "default: those below)",
+        help="use a set of defaults made for one purpose (docs/speed.md). A setting that is given "
+        "wins over the profile (default: the defaults below)",
     )
     add_flags(parser, RunSettings)
 

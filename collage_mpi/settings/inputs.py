@@ -20,17 +20,20 @@ _network = partial(setting, group="networks")
 class InputSettings(Settings):
     """Which images are classified, and where the results go."""
 
-    shards: tuple[str, ...] = _setting((), "shard files, or folders of them", metavar="PATH")
-    out: str = _setting("", "folder for the results", metavar="DIR")
+    shards: tuple[str, ...] = _setting(
+        (), "shard files, or folders that hold shard files", metavar="PATH"
+    )
+    out: str = _setting("", "folder that the results are written to", metavar="DIR")
     shared_out: str = _setting(
         "off",
-        "on: take a folder for the results that belongs to another user, such as one that a group "
-        "shares; its owner can read, change and remove the rows",
+        "on: write into a results folder that belongs to another user, for example one that a "
+        "group shares. The owner of the folder can read, change and remove the rows",
         choices=("off", "on"),
     )
     bad_shards: str = _setting(
         "skip",
-        "a shard that cannot be read: do the rest and end with code 4, or refuse to start",
+        "what to do if a shard cannot be read. skip: classify the other shards and end with exit "
+        "code 4. refuse: do not start",
         choices=("skip", "refuse"),
     )
     order: str = _setting("file", "order of the images: file, or shuffle:SEED", metavar="ORDER")
@@ -40,26 +43,28 @@ class InputSettings(Settings):
 
     class_names_file: str | None = _setting(
         None,
-        "names of the classes in order, a name a line, where neither shards nor networks name them",
+        "text file with the class names in order, one a line. It is needed if neither the shards "
+        "nor the networks name the classes",
         metavar="FILE",
     )
     pixels: str = _setting(
         "rank0",
-        "who reads, checks and decodes the images: rank 0, which sends them; the workers, "
-        "which all need the shards at the same path; or those workers that have them",
+        "which ranks read, check and decode the images. rank0: rank 0 does and sends them to the "
+        "workers. workers: the workers do; every worker needs the shards at the same path. auto: "
+        "the workers that have the shards at that path do, and rank 0 reads for the others",
         choices=("rank0", "workers", "auto"),
     )
     top_k: int | None = _setting(
         None,
-        "keep so many classes of each image, the best first, with their scores, as Parquet in "
-        "OUT/vectors",
+        "keep this many classes of each image with their scores, the best first, as Parquet "
+        "files in OUT/vectors",
         unset="the best alone",
         at_least=1,
     )
     save: str = _setting(
         "none",
-        "keep the scores of all classes, or the network's embedding of each image, there too; "
-        "embeddings with schemes none, replicate and hedge",
+        "keep the scores of all classes, or the network's embedding of each image, in "
+        "OUT/vectors as well. embeddings needs scheme none, replicate or hedge",
         choices=SAVES,
     )
 
@@ -103,28 +108,35 @@ class NetworkSettings(Settings):
     )
     backup: str = _network(
         "",
-        "network of scheme batch-backup's spare ranks, or that scheme cascade-batch asks first: a "
-        "single classifier, smaller maybe",
+        "single classifier for the spare ranks of scheme batch-backup, or for the batches of "
+        "scheme cascade-batch; it may be smaller than the single network",
         unset="the single network",
         metavar="W",
     )
     cell_px: int | None = _network(
-        None, "pixels along an edge of a cell", unset="what the collage network says", at_least=1
+        None,
+        "height and width of a cell in pixels",
+        unset="as the collage network was trained",
+        at_least=1,
     )
-    device: str = _network("auto", "device of the workers", choices=("auto", "cpu", "cuda"))
+    device: str = _network(
+        "auto", "device that the workers run their networks on", choices=("auto", "cpu", "cuda")
+    )
     precision: str = _network(
         "auto",
-        "number format of the networks; auto is float32 with --save, else float16 on GPUs, "
-        "bfloat16 on CPUs where it is faster (docs/speed.md)",
+        "number format of the networks. auto: float32 with --save; otherwise float16 on GPUs, "
+        "and bfloat16 on CPUs that are faster with it (docs/speed.md)",
         choices=PRECISIONS,
     )
     channels_last: str = _network(
-        "on", "networks in the channels-last memory format", choices=LAYOUTS
+        "on", "run the networks in the channels-last memory format", choices=LAYOUTS
     )
     compile: str = _network(
-        "auto", "how kernels are launched; auto is CUDA graphs on GPUs", choices=COMPILES
+        "auto", "how kernels are launched. auto: CUDA graphs on GPUs", choices=COMPILES
     )
-    warmup_tasks: int = _network(3, "dummy tasks a rank runs before it is ready", at_least=0)
+    warmup_tasks: int = _network(
+        3, "dummy tasks that each rank runs before it reports that it is ready", at_least=0
+    )
 
     def network(self, kind: str) -> str:
         """What ranks of the kind load: its own network, or the one that they run in its place."""

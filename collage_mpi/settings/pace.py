@@ -23,36 +23,40 @@ class PaceSettings(ArrivalSettings):
 
     between: str = _pace(
         "carry",
-        "before the next group: a busy rank stays busy (carry), or all ranks are idle (drain)",
+        "what happens before the next group. carry: a busy rank stays busy. drain: wait until "
+        "all ranks are idle",
         choices=("carry", "drain"),
     )
     depth: int | None = _pace(
         None,
-        "groups in flight, or batches of groups (closed loop)",
-        unset="auto: under --assign pull a group comes in when a rank has nothing to do, else 1",
+        "closed loop: groups, or batches of groups, in flight at a time. auto: with --assign "
+        "pull the next group comes in when a rank has nothing to do; otherwise 1",
+        unset="auto",
         at_least=1,
         auto=True,
     )
     batch: int = _pace(
         1,
-        "groups that travel together: a rank gets its tasks of all of them as one batch; auto: 1",
+        "groups that are sent together. A rank gets its tasks of all these groups in one message "
+        "and runs them as one batch. auto: 1",
         at_least=1,
         auto=True,
         at_most=MOST_BATCH,
     )
     credit: int | None = _pace(
         None,
-        "messages that a rank may have at a time, each of a batch",
-        unset="2; scheme cascade: 1, since what a busy rank has been sent waits in no collage",
+        "messages that a rank may have at a time; each holds one batch",
+        unset="2; 1 with scheme cascade, where an image that was sent to a busy rank cannot join a "
+        "collage any more",
         at_least=1,
     )
     window: int | None = _pace(
         None,
-        "open loop: images in the job at a time; at least a group",
-        unset="4096, or 8 for each single rank",
+        "open loop: most images in the job at a time; at least one group",
+        unset="4096, or 8 for each single rank if that is more",
         at_least=1,
     )
-    warmup_groups: int = _pace(2, "first groups that statistics leave out", at_least=0)
+    warmup_groups: int = _pace(2, "number of first groups that statistics leave out", at_least=0)
 
     def _check(self) -> None:
         if self.open_loop and self.between == "drain":
@@ -85,28 +89,30 @@ class SurvivalSettings(Settings):
 
     on_rank_loss: str | None = _survival(
         None,
-        "a rank is lost: go on without it, or end the job so that it can be resumed",
-        unset="continue, where the launch can, as collage-mpi launch --on-rank-loss continue can",
+        "what to do when a rank is lost. continue: go on without it. abort: end the job so that "
+        "it can be resumed",
+        unset="continue if the ranks were started in a way that survives a loss, as with "
+        "`collage-mpi launch --on-rank-loss continue`; else abort",
         choices=("continue", "abort"),
     )
     reply_timeout_s: float | None = _survival(
         None,
-        "a rank that has owed an answer for this long counts as silent, and its images go to "
-        "other ranks; after twice as long it is lost",
-        unset="30 s, or 10 times the longest service time seen",
+        "a rank that has not answered a task for this long counts as silent, and its images go "
+        "to other ranks. After twice this time the rank counts as lost",
+        unset="30 s, or 10 times the longest service time seen if that is more",
         at_least=0.1,
     )
     start_timeout_s: float = _survival(
         600.0,
-        "time that a rank may take to be ready; after it the rank counts as lost, or the start "
-        "fails where a lost rank ends the job",
+        "time that a rank has to become ready. After that the rank counts as lost; with "
+        "--on-rank-loss abort the start fails",
         at_least=0.1,
     )
-    status_every_s: float = _survival(5.0, "time between progress lines", at_least=0.1)
+    status_every_s: float = _survival(5.0, "time between two progress lines", at_least=0.1)
     teams: int = _survival(
         1,
-        "coordinators: the world is so many teams of as many ranks each, rank 0 that of the first "
-        "one and lead of them all",
+        "number of coordinators. The ranks are split into this many equal teams, each with a "
+        "coordinator of its own. Rank 0 coordinates the first team and leads the others",
         at_least=1,
         at_most=MOST_TEAMS,
     )

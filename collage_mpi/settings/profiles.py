@@ -79,7 +79,7 @@ PROFILES: dict[str, Profile] = {
     # Every setting of ranks, acceptance, late images and pace: no default of a later version
     # changes it.
     "paper": Profile(
-        "the paper's layout: what version 0.1.0 did by default, to the row",
+        "the layout of the paper. The rows are the same as with the defaults of version 0.1.0",
         {
             "scheme": "collage",
             "side": 3,
@@ -120,7 +120,8 @@ PROFILES: dict[str, Profile] = {
         },
     ),
     "throughput": Profile(
-        "most images a second: every rank has work until the last row, whichever is slow",
+        "the most images a second. Every rank has work until the last row, even if some ranks "
+        "are slow",
         {
             "assign": "pull",
             "endgame": "on",
@@ -137,7 +138,7 @@ PROFILES: dict[str, Profile] = {
     # docs/does-it-work.md: of what costs at most 0.1 point there (side 3), the lowest P99 that
     # needs no time chosen beforehand.
     "latency": Profile(
-        "a short tail of each group, at about the single network's accuracy; for collages",
+        "short tail latency for each group, at about the single network's accuracy, with collages",
         {
             "scheme": "collage",
             "collage_ranks": 1,

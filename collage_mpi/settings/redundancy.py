@@ -35,66 +35,72 @@ _setting = partial(setting, group=RANKS)
 class RankSettings(Settings):
     """The scheme, and how many ranks and copies it has."""
 
-    scheme: str = _setting("collage", "how redundancy is added", choices=SCHEMES)
+    scheme: str = _setting("collage", "how redundancy is added (docs/schemes.md)", choices=SCHEMES)
     side: int = _setting(
         3,
-        "cells along an edge of the collage; side*side images in a group",
+        "a collage is a square of side x side cells; a group has as many images",
         at_least=MIN_SIDE,
         at_most=MAX_SIDE,
     )
-    singles: int | None = _setting(None, "single ranks N", unset="side*side", at_least=1)
-    collage_ranks: int = _setting(1, "collage ranks M", at_least=0)
+    singles: int | None = _setting(None, "number of single ranks, N", unset="side*side", at_least=1)
+    collage_ranks: int = _setting(1, "number of collage ranks, M", at_least=0)
     collage_copies: int | None = _setting(
         None,
-        "collage ranks that get the same collage",
+        "number of collage ranks that get the same collage",
         unset="all M; collage-only: 1",
         at_least=1,
     )
-    replicas: int = _setting(2, "scheme replicate: ranks that get the same image", at_least=2)
+    replicas: int = _setting(
+        2, "scheme replicate: number of ranks that get the same image", at_least=2
+    )
     parity_k: int | None = _setting(
         None,
-        "schemes parity and approx: images of a stripe; a parity network was trained for one k",
+        "schemes parity and approx: images of a stripe. A parity network works only for the k "
+        "that it was trained for",
         unset="side",
         at_least=2,
     )
     parity_ranks: int | None = _setting(
         None,
-        "schemes parity and approx: ranks that get stripes",
+        "schemes parity and approx: number of ranks that get stripes",
         unset="one for every k single ranks",
         at_least=1,
     )
     backup_ranks: int = _setting(
-        1, "scheme batch-backup: ranks that get groups as batches", at_least=1
+        1, "scheme batch-backup: number of ranks that get groups as batches", at_least=1
     )
     collage_from: int | None = _setting(
         None,
-        "scheme cascade: images that must wait for a rank to take them as one collage",
-        unset="3, or the next number above the cost ratio where that is more",
+        "scheme cascade: a rank takes waiting images as one collage if at least this many wait",
+        unset="3, or the next number above the cost ratio if that is more",
         at_least=1,
     )
     collage_counts: str = _setting(
         "all",
-        "scheme cascade: images that count for --collage-from: all that wait, or those beyond the "
-        "idle ranks, for as many answers of the single network as the load allows",
+        "scheme cascade: which waiting images count for --collage-from. all: all of them. "
+        "beyond-idle: those that exceed the idle ranks, so that the single network answers as "
+        "many images as the load allows",
         choices=("all", "beyond-idle"),
     )
     assign: str = _setting(
         "pull",
-        "single rank that gets an image: the next in turn, the least loaded, the one that would "
-        "finish first by recent service times, or (pull) for every task, oldest image first, the "
-        "first rank that has room",
+        "which rank gets an image. turn: the next rank in turn. least: the rank with the fewest "
+        "tasks. finish: the rank that would finish first by its recent service times. pull: the "
+        "first rank that has room takes the task of the oldest image; with pull this holds for "
+        "every task, not only for those of single ranks",
         choices=ASSIGNMENTS,
     )
     endgame: str = _setting(
         "on",
-        "on: when no image is left to come, idle ranks copy those that are still out",
+        "on: when no image is left to come in, idle ranks get copies of the images that are "
+        "still being computed",
         choices=("off", "on"),
     )
     placement: str | None = _setting(
         None,
-        "ranks that get collages: M of their own, or the currently fastest of N+M that all hold "
-        "both networks",
-        unset="fixed; scheme cascade: fastest",
+        "which ranks get collages. fixed: M ranks that hold only the collage network. fastest: "
+        "the fastest of N+M ranks that all hold both networks",
+        unset="fixed; fastest with scheme cascade",
         choices=PLACEMENTS,
     )
 

@@ -28,15 +28,15 @@ class Costs:
     """What things take, in ns. The defaults are a busy two-core host's at 28 px."""
 
     receive_ns: int = setting(
-        60_000, "time that an answer occupies rank 0: poll, decode, decide, record"
+        60_000, "time that rank 0 spends on an answer: poll, decode, decide, record"
     )
-    send_ns: int = setting(40_000, "time that a send occupies rank 0; a cancel too")
-    encode_ns: int = setting(30_000, "time that pasting a collage occupies rank 0")
+    send_ns: int = setting(40_000, "time that rank 0 spends on a send or a cancel")
+    encode_ns: int = setting(30_000, "time that rank 0 spends on pasting a collage")
     network_ns: int = setting(
-        50_000, "time that a message travels, the wait until it is noticed included"
+        50_000, "time that a message takes, including the wait until it is noticed"
     )
     single_ns: int = setting(
-        5_000_000, "service time of the single network, where no delay model is set"
+        5_000_000, "service time of the single network, if no delay model is set"
     )
 
     def describe(self) -> str:

@@ -75,36 +75,50 @@ class SlurmSettings(Settings):
         UsageError: a value that Slurm or the job could not take.
     """
 
-    account: str = setting("<account>", "who pays")
-    partition: str = setting("<partition>", "where the nodes are")
-    nodes: int | None = setting(None, "nodes that hold networks", unset="the script's", at_least=1)
+    account: str = setting("<account>", "account that pays for the job")
+    partition: str = setting("<partition>", "partition with the nodes")
+    nodes: int | None = setting(
+        None,
+        "number of nodes for the ranks with networks",
+        unset="depends on the script",
+        at_least=1,
+    )
     gpus_per_node: int | None = setting(
         None,
-        "GPUs of a node, shared by its ranks; 0 for none",
+        "GPUs of each node, shared by its ranks; 0 for none",
         unset="one for each rank",
         at_least=0,
     )
-    cpus_per_task: int = setting(4, "cores of a rank", at_least=1)
-    coordinator_cpus: int = setting(8, "cores of a coordinator in run_*het", at_least=1)
+    cpus_per_task: int = setting(4, "cores of each rank", at_least=1)
+    coordinator_cpus: int = setting(8, "cores of each coordinator in run_*het", at_least=1)
     teams: int | None = setting(
-        None, "teams in run_teams*, a coordinator each", unset="one a node", at_least=1
+        None,
+        "number of teams in run_teams*, each with a coordinator",
+        unset="one for each node",
+        at_least=1,
     )
-    time: str | None = setting(None, "time limit, e.g. 02:00:00", unset="the script's")
-    mem_per_cpu: str | None = setting(None, "memory of a core, e.g. 4G", unset="the site's")
-    array: str | None = setting(None, "array tasks, e.g. 0-11%2", unset="the script's")
+    time: str | None = setting(None, "time limit, e.g. 02:00:00", unset="depends on the script")
+    mem_per_cpu: str | None = setting(
+        None, "memory for each core, e.g. 4G", unset="the default of the site"
+    )
+    array: str | None = setting(
+        None, "indices of the array tasks, e.g. 0-11%2", unset="depends on the script"
+    )
     side: int = same(RankSettings, "side")
     singles: int | None = same(RankSettings, "singles")
     collage_ranks: int = same(RankSettings, "collage_ranks")
-    launcher: str = setting("pmix", "how ranks are started", choices=("pmix", "pmi2", "mpiexec"))
+    launcher: str = setting(
+        "pmix", "how the ranks are started", choices=("pmix", "pmi2", "mpiexec")
+    )
     setup: tuple[str, ...] = setting(
         DEFAULT_SETUP,
-        "shell line that makes collage-mpi and its MPI available",
+        "shell line that makes collage-mpi and its MPI available, such as 'module load openmpi'",
         metavar="LINE",
         repeated=True,
     )
     directives: tuple[str, ...] = setting(
         (),
-        "one more #SBATCH option, e.g. --qos=long",
+        "additional #SBATCH option, e.g. --qos=long",
         metavar="LINE",
         flag="--directive",
         repeated=True,
@@ -193,7 +207,7 @@ def hours(text: str) -> float:
     """
     found = _TIME.fullmatch(text)
     if not found:
-        raise UsageError(f"time is {text!r}; it needs HH:MM:SS or D-HH:MM:SS")
+        raise UsageError(f"time is {text!r}; it needs the form HH:MM:SS or D-HH:MM:SS")
     days, *rest = found.groups()
     numbers = [int(part) for part in rest if part is not None]
     unit_s = 60.0 if days is None and len(numbers) < 3 else 3600.0
@@ -209,7 +223,7 @@ def render(kind: str, settings: SlurmSettings | None = None) -> str:
     """
     settings = settings or SlurmSettings()
     if kind not in KINDS:
-        raise UsageError(f"{kind!r} is no job script; known are: {', '.join(KINDS)}")
+        raise UsageError(f"{kind!r} is not a job script. Known are: {', '.join(KINDS)}")
     if settings.array is not None and KINDS[kind].array is None:
         known = ", ".join(name for name, of in KINDS.items() if of.array)
         raise UsageError(f"array is {settings.array!r} for {kind}; it is for {known}")

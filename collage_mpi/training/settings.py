@@ -47,17 +47,18 @@ class TrainSettings(Settings):
         None, "cells along an edge of the collage", at_least=2, at_most=5, by_kind={COLLAGE: 3}
     )
     cell_px: int | None = _grid(
-        None, "pixels along an edge of a cell", unset="the images' height", at_least=1
+        None, "height and width of a cell in pixels", unset="the images' height", at_least=1
     )
     epochs: int = _training(
         12,
-        "passes over the training part of the shards",
+        "number of passes over the training part of the shards",
         at_least=1,
         by_kind={COLLAGE: 40, PARITY: 10},
     )
     batch: int = _training(
         128,
-        "inputs in a step, over all processes: images, collages or stripes",
+        "inputs in each step, in all processes together; an input is an image, a collage or a "
+        "stripe",
         at_least=1,
         by_kind={COLLAGE: 16, PARITY: 32},
     )
@@ -77,18 +78,18 @@ class TrainSettings(Settings):
         by_kind={PARITY: 0.05},
     )
     weight_decay: float = _training(
-        5e-4, "weight decay of matrices; norms and biases have none", at_least=0
+        5e-4, "weight decay of weight matrices; norms and biases are not decayed", at_least=0
     )
     label_smoothing: float = _training(
-        0.1, "label smoothing (arXiv 1512.00567)", at_least=0, below=1
+        0.1, "amount of label smoothing (arXiv 1512.00567)", at_least=0, below=1
     )
-    flips: bool = _training(True, "mirror half of the images left to right")
+    flips: bool = _training(True, "mirror half of the images from left to right")
     shift_px: int = _training(
-        2, "largest random shift of an image, both axes", at_least=0, by_kind={PARITY: 0}
+        2, "largest random shift of an image in each direction", at_least=0, by_kind={PARITY: 0}
     )
     blank_share: float = _training(
         0.1,
-        "share of inputs with some blank cells, as in the last group of a job",
+        "share of inputs with blank cells, which the last group of a job has as well",
         at_least=0,
         below=1,
         kinds=(COLLAGE, PARITY),
@@ -96,14 +97,14 @@ class TrainSettings(Settings):
     )
     validation_share: float = _training(
         0.05,
-        "share of the images kept apart to measure on, never trained on",
+        "share of the images that are kept apart for validation and never trained on",
         flag="--validation",
         at_least=0,
         below=1,
     )
     precision: str = _training(
         "auto",
-        "bfloat16 uses autocast; auto takes it where the processor has it",
+        "number format. bfloat16 uses autocast; auto uses it if the processor supports it",
         choices=("auto", "float32", "bfloat16"),
     )
     schedule: str = _training(
@@ -113,29 +114,30 @@ class TrainSettings(Settings):
     )
     ema: float = _training(
         0.0,
-        "decay in a step of the running average of the weights, which is validated and kept "
-        "(Polyak and Juditsky 1992); 0 for none",
+        "decay per step of the running average of the weights (Polyak and Juditsky 1992). If it "
+        "is not 0, the average is what is validated and kept; 0 turns it off",
         at_least=0,
         below=1,
     )
     keep: str = _training(
         "best",
-        "weights to end with: of the best validated epoch, or the last",
+        "which weights to keep. best: those of the epoch that validated best. last: those of the "
+        "last epoch",
         choices=("best", "last"),
     )
     layers: str = _training(
         "all",
-        "which learn: the last alone does on features of the images, computed once and kept in "
-        "OUT.features.npz",
+        "which layers learn. last trains only the last layer, on features that are computed once "
+        "and kept in OUT.features.npz",
         choices=("all", "last"),
         kinds=(SINGLE,),
     )
     teacher: str | None = None
     distill_weight: float = _distillation(
-        0.7, "share of the teacher's part in the loss", at_least=0, at_most=1
+        0.7, "weight of the teacher's part in the loss", at_least=0, at_most=1
     )
     distill_temperature: float = _distillation(
-        2.0, "temperature that softens both sides of that part", above=0
+        2.0, "temperature that softens both sides of the teacher's part", above=0
     )
     head: HeadSpec = field(default_factory=HeadSpec)
     init: str | None = None

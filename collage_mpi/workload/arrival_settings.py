@@ -30,16 +30,18 @@ class ArrivalSettings(Settings):
 
     arrivals: str = _setting(
         "closed",
-        "closed: images enter as groups end; poisson, file: open loop, at times of their own",
+        "when images come in. closed: when earlier groups end. poisson, file: at given times, "
+        "whether earlier groups have ended or not (open loop)",
         choices=ARRIVALS,
     )
     rate: float | None = _setting(None, "arrivals poisson: images a second", at_least=1e-6)
     arrival_seed: int = _setting(
-        0, "arrivals poisson: seed of the times", at_least=0, at_most=math.inf
+        0, "arrivals poisson: seed of the arrival times", at_least=0, at_most=math.inf
     )
     arrival_file: str | None = _setting(
         None,
-        "arrivals file: seconds since the start, .npy or a number on each line",
+        "arrivals file: arrival times in seconds since the start, as .npy or as text with one "
+        "number a line",
         metavar="FILE",
     )
 

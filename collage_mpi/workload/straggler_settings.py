@@ -52,19 +52,20 @@ class StragglerSettings(Settings):
     straggler_seed: int = _setting(0, "seed of the injected service times")
     straggler_median_ms: float = _setting(
         100.0,
-        "median service time (lognormal, pareto), that of usual tasks (bimodal, markov), or the "
-        "constant one (pinned)",
+        "median service time (lognormal, pareto), median of the tasks that are not slow "
+        "(bimodal, markov), or the service time of every task (pinned)",
         above=0,
     )
     straggler_sigma: float = _setting(
         0.2,
-        "standard deviation of the logarithm (lognormal, bimodal, markov)",
+        "standard deviation of the logarithm of the service time (lognormal, bimodal, markov)",
         at_least=0,
         at_most=100,
     )
     straggler_tail: float = _setting(
         3.0,
-        "index of the power law (pareto): the smaller, the heavier; no variance up to 2",
+        "index of the power law (pareto). A smaller index gives a heavier tail; up to 2 the "
+        "variance is infinite",
         above=0,
         at_most=1e3,
     )
@@ -75,48 +76,54 @@ class StragglerSettings(Settings):
         at_most=1,
     )
     straggler_slow_factor: float = _setting(
-        5.0, "how many times slower that is (bimodal, markov)", above=0, at_most=1e6
+        5.0, "how many times slower those tasks are (bimodal, markov)", above=0, at_most=1e6
     )
     straggler_spell_s: float = _setting(
-        2.0, "mean length of a slow spell (markov, --burn-ranks)", above=0
+        2.0, "mean length of a slow period (markov, --burn-ranks)", above=0
     )
     trace_file: str | None = _setting(
         None,
-        "measured service times in seconds (trace), .npy of (machines, requests)",
+        "file of measured service times in seconds, .npy of shape (machines, requests) (trace)",
         metavar="FILE",
     )
     trace_draws: str = _setting(
         "rows",
-        "how a trace is drawn from: a row for each rank, in order, or independently",
+        "how service times are drawn from the trace. rows: each rank takes one row, in order. "
+        "independent: every draw is independent",
         choices=TRACE_DRAWS,
     )
     time_scale: float = _setting(
-        1.0, "multiplies every injected service time, and the length of slow spells", above=0
+        1.0,
+        "multiply every injected service time, and the length of slow periods, by this",
+        above=0,
     )
     slow_ranks: tuple[str, ...] = _setting(
-        (), "ranks that are FACTOR times slower throughout", metavar="RANK:FACTOR"
+        (),
+        "ranks whose service times are FACTOR times longer in the whole run",
+        metavar="RANK:FACTOR",
     )
     dead_ranks: tuple[str, ...] = _setting(
         (),
-        "ranks that answer nothing after so many seconds (3:2.5s) or tasks (3:20)",
+        "ranks that stop answering after this many seconds (3:2.5s) or tasks (3:20)",
         metavar="RANK:WHEN",
     )
     burn_ranks: tuple[str, ...] = _setting(
         (),
-        "ranks beside which so many cores are kept busy, in slow spells",
+        "ranks next to which this many cores are kept busy, in slow periods",
         metavar="RANK:CORES",
     )
     cost_ratio: float | None = _setting(
         None,
-        "service time of the scheme's other network (collage, parity, backup) over the single's, "
-        "which injected times are multiplied by",
+        "service time of the scheme's other network (collage, parity, backup) divided by that of "
+        "the single network. Injected times are multiplied by this ratio",
         unset="measured",
         above=0,
         at_most=1e6,
     )
     batch_cost: float | None = _setting(
         None,
-        "what a further input of a batch takes over the first one, for injected times",
+        "time that each further input of a batch takes, divided by the time of the first one, "
+        "for injected times",
         unset="measured",
         at_least=0,
     )

@@ -114,7 +114,7 @@ def test_what_is_done_is_not_done_again(
         draft.write_bytes(b"of a process that was killed")
     capsys.readouterr()
     assert main(flags) == 0
-    assert "2 of them were there already, whole" in capsys.readouterr().out
+    assert "2 of them were already complete" in capsys.readouterr().out
     assert not any(draft.exists() for draft in drafts)
     assert [p.stat().st_mtime_ns == stamps[p] for p in (first, second, third)] == [1, 0, 1]
     assert verify_here(second) == []
@@ -164,7 +164,7 @@ def test_small_pictures_are_enlarged_only_where_it_is_said(
     assert main(flags) == ExitCode.COMPLETE_WITH_ERRORS
     said = capsys.readouterr().out
     assert "31 images of 8 x 8 x 3" in said
-    assert "2 pictures are smaller than 8 x 8: --enlarge takes such" in said
+    assert "2 pictures are smaller than 8 x 8: --enlarge takes them too" in said
     lines = (out / "shard.h5.unreadable.tsv").read_text().splitlines()[1:]
     assert sorted(lines) == [
         f"cat/small{k}.png\tit has {size} pixels, and its shorter edge needs 8: --enlarge takes it"
@@ -446,7 +446,7 @@ def test_a_killed_preparation_leaves_whole_shards_and_goes_on(
         assert list(out.glob(".*.tmp*")) == []
     whole = sum(path.with_name(f"{path.name}.sha256").exists() for path in done)
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"(\d+) of them were there already, whole", again.stdout)
+    found = re.search(r"(\d+) of them were already complete", again.stdout)
     assert found
     assert int(found[1]) >= whole  # a child may finish one while its parent dies
     assert len(list(out.glob("*.h5"))) == 10

@@ -208,7 +208,7 @@ def test_wrong_settings_say_what_is_allowed(values: dict, message: str) -> None:
 
 
 def test_what_a_kind_cannot_take() -> None:
-    with pytest.raises(UsageError, match="known are: prepare"):
+    with pytest.raises(UsageError, match="Known are: prepare"):
         render("runs")
     with pytest.raises(UsageError, match="only srun"):
         render("run_het", SlurmSettings(launcher="mpiexec"))
