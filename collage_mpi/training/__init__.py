@@ -1,5 +1,3 @@
-"""Training and measuring networks on shards.
-
-Owns: settings, batches made on the fly, the loop, checkpoints, accuracy and speed.
-Does not know: ranks, how a job uses the networks. Importing it imports no torch.
+"""Training of networks on shards, and measuring of their accuracy and speed. Importing this package
+imports no torch.
 """

@@ -1,7 +1,5 @@
-"""The answers of the networks on the same images, in a file that a simulation replays.
-
-Owns: which answers are right, the layout of `evaluate --save-answers` and its atomic write.
-Does not know: how an answer was made, who reads the file.
+"""The answers of several networks on the same images, in the file of `evaluate --save-answers`,
+which a simulation replays.
 """
 
 from __future__ import annotations
@@ -30,29 +28,29 @@ def save_answers(
     class_names: Sequence[str],
     stripes: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Write an .npz of plain arrays (no pickle); n images in file order.
+    """Write an .npz of plain arrays (no pickle) about n images in file order.
 
-    Image i is cell i % side**2 of group i // side**2; the last group has blanks.
+    Image i is cell i % side**2 of group i // side**2. The last group has blank cells.
 
     Arrays:
         version, side: int, no dimension.
         labels: (n,) int64.
         single_class, single_score: (n,) int16 and float32.
-        collage_class, collage_score: the same, of the image's cell; mean nothing where absent.
-        collage_absent: (n,) bool, the collage gave no answer for the cell.
+        collage_class, collage_score: the same for the image's cell; meaningless where absent.
+        collage_absent: (n,) bool, the collage network gave no answer for the cell.
         class_names: (k,) unicode.
-        parity_class, parity_score, parity_absent: of the image decoded from its stripe with all
-            others present; parity_k: int, images of a stripe. Only with a parity network; and
-            coded_class etc. likewise.
+        parity_class, parity_score, parity_absent: the answer decoded for the image if all other
+            images of its stripe have answers; parity_k: int, images of a stripe. Only with a
+            parity network. coded_class and so on are the same for scheme approx.
 
     Args:
         labels: (n,) int64.
-        answers: of single and collage, n each, and of those in `stripes`; scores are
+        answers: n answers of single, of collage and of each kind in `stripes`; scores are
             calibrated probabilities.
-        stripes: kind that decodes from stripes -> images of one.
+        stripes: kind that decodes from stripes -> images of a stripe.
 
     Raises:
-        EnvironmentFault: the place is not writable.
+        EnvironmentFault: the file cannot be written.
     """
     single_class, single_score, _ = _columns(answers[SINGLE])
     collage_class, collage_score, absent = _columns(answers[COLLAGE])
@@ -79,7 +77,7 @@ def save_answers(
 
 
 def right(answers: Answers, labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether each answer is the label; no answer is wrong."""
+    """(n,) bool: whether each answer equals the label. A missing answer is wrong."""
     return np.array(
         [
             answer is not None and answer[0] == label

@@ -1,8 +1,6 @@
-"""Training batches: the split, augmentation, and collages or stripes of random composition.
-
-Owns: which images a step sees and what is done to their pixels; all of it a function
-of (seed, epoch, step), so that a resumed run sees what an unbroken one would have.
-Does not know: torch, networks, shards (it is given arrays).
+"""Training batches: the split into training and validation images, augmentation, and collages or
+stripes of random images. Everything is a function of (seed, epoch, step), so that a resumed run
+sees the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,12 +22,12 @@ class Batch:
 
     Attributes:
         pixels: (n, H, W, C) uint8: images, collages, or pictures of stripes.
-        labels: (n, cells) int64; those of blank cells mean nothing.
+        labels: (n, cells) int64; meaningless for blank cells.
         present: (n, cells) bool; False where the cell is blank.
-        step_cells: cells that are not blank in the whole step, which may be more than
-            this part of it.
+        step_cells: cells of the whole step that are not blank. This batch may be only a part
+            of the step.
         chosen: (n, cells) int64, which of the images each cell shows.
-        mirrored: (n, cells) int64, 1 where it is shown mirrored.
+        mirrored: (n, cells) int64, 1 where the image is mirrored.
     """
 
     pixels: np.ndarray
@@ -57,7 +55,7 @@ class BatchMaker:
     """Makes the steps of a training run from images of one shape.
 
     Args:
-        images: (n, H, W, C) uint8; for a collage or a stripe they are shrunk here, once.
+        images: (n, H, W, C) uint8; for collages and stripes they are shrunk here, once.
         labels: (n,) int64.
     """
 
@@ -76,7 +74,8 @@ class BatchMaker:
     def order(self, epoch: int) -> np.ndarray:
         """(steps_per_epoch, per_step) int64: the images of each step of an epoch.
 
-        What is left over at the end of an epoch differs from epoch to epoch.
+        Images that do not fill a step at the end of an epoch are left out; they differ from epoch
+        to epoch.
         """
         order = np.random.default_rng([self.settings.seed, 2, epoch]).permutation(len(self.images))
         used = self.steps_per_epoch * self.per_step
@@ -84,16 +83,16 @@ class BatchMaker:
 
     @property
     def inputs_per_step(self) -> int:
-        """Rows of a step's batch: images, collages or stripes."""
+        """Images, collages or stripes in a step."""
         return self.per_step // self.settings.cells
 
     def make(self, chosen: np.ndarray, epoch: int, step: int, part: slice = slice(None)) -> Batch:
-        """The batch of the chosen images, augmented; where it has cells some are blanked at random.
+        """The augmented batch of the chosen images. Some cells are blanked at random.
 
         Args:
             chosen: (per_step,) int64, a row of `order`.
-            part: the rows of the batch to make. What is drawn for a row is the same
-                whatever the part, so that the parts together are the batch.
+            part: the rows of the batch to make. The random numbers of a row do not depend on the
+                part, so the parts together are the batch.
         """
         settings, cells = self.settings, self.settings.cells
         random = np.random.default_rng([settings.seed, 3, epoch, step])
@@ -112,7 +111,7 @@ class BatchMaker:
 
 
 def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSettings) -> list[Batch]:
-    """All images in order without augmentation, the last input filled with blanks."""
+    """All images in order, without augmentation. The last input is filled up with blank cells."""
     stripes = stripes_of(settings, images.shape[1:])
     images, cells = shrink_all(images, settings), settings.cells
     rows = -(-len(images) // cells)
@@ -132,7 +131,9 @@ def plain_batches(images: np.ndarray, labels: np.ndarray, settings: TrainSetting
 
 
 def shrink_all(images: np.ndarray, settings: TrainSettings) -> np.ndarray:
-    """(n, H, W, C) -> (n, h, w, C) as in a cell, by the job's own encoder; singles unchanged."""
+    """(n, H, W, C) -> (n, h, w, C), shrunk to cells by the job's own encoder. Images for a single
+    network are unchanged.
+    """
     stripes = stripes_of(settings, images.shape[1:])
     if stripes is not None:
         return stripes.shrink(images)
@@ -143,7 +144,7 @@ def shrink_all(images: np.ndarray, settings: TrainSettings) -> np.ndarray:
 
 
 def stripes_of(settings: TrainSettings, shape: tuple[int, ...]) -> StripeEncoder | None:
-    """The job's own encoder of stripes of images (H, W, C); None where there are none."""
+    """The job's encoder for stripes of images (H, W, C), or None if there are no stripes."""
     if settings.parity is None:
         return None
     height, width, channels = shape
@@ -183,7 +184,9 @@ def augment(
 
 
 def draw_moves(random: np.random.Generator, n: int, flips: bool, shift_px: int) -> np.ndarray:
-    """(3, n) int64: rows and columns to start from, 0 .. 2*shift_px, and 1 where mirrored."""
+    """(3, n) int64: first row and first column of each image, 0 .. 2*shift_px, and 1 if it is
+    mirrored.
+    """
     moves = np.zeros((3, n), np.int64)
     moves[:2] = random.integers(0, 2 * shift_px + 1, (2, n))
     if flips:
@@ -192,7 +195,7 @@ def draw_moves(random: np.random.Generator, n: int, flips: bool, shift_px: int) 
 
 
 def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
-    """Shift and mirror (n, H, W, C) uint8 images by `draw_moves`' (3, n); a new array."""
+    """Shift and mirror (n, H, W, C) uint8 images as `draw_moves` says; returns a new array."""
     n, height, width, channels = images.shape
     edge = shift_px
     padded = np.full((n, height + 2 * edge, width + 2 * edge, channels), BLANK, np.uint8)
@@ -209,9 +212,10 @@ def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
 def random_presence(
     random: np.random.Generator, n: int, cells: int, blank_share: float
 ) -> np.ndarray:
-    """(n, cells) bool. A share of the rows has 1 .. cells - 1 blanks, half of them at the end.
+    """(n, cells) bool. A share of the rows has 1 .. cells - 1 blank cells, half of these rows at
+    the end.
 
-    The last group of a job is blank at its end; groups sent again are blank anywhere.
+    In a job, the last group is blank at its end, and groups that are sent again are blank anywhere.
     """
     kept = random.integers(1, cells, n) if cells > 1 else np.ones(n, np.int64)
     rank = np.argsort(random.random((n, cells)), axis=1)  # a random order of the cells

@@ -1,8 +1,4 @@
-"""Whether scores mean what they say: the temperature that fits, and the error that is left.
-
-Owns: the log loss scan of temperature scaling, the expected calibration error, accuracy.
-Does not know: networks, torch, where scores come from.
-"""
+"""Whether scores mean what they say: temperature scaling and the expected calibration error."""
 
 from __future__ import annotations
 
@@ -16,7 +12,9 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers of about the same score: how many, their mean score, the share that is right."""
+    """Answers with about the same score: how many, their mean score, and the share that is
+    right.
+    """
 
     count: int
     score: float
@@ -24,7 +22,8 @@ class Bin:
 
 
 def fit_temperature(scores_at: Callable[[float], np.ndarray], labels: np.ndarray) -> float:
-    """The temperature from 0.2 to 5 that minimises the log loss: steps of 8 %, then of 1 %.
+    """The temperature from 0.2 to 5 that minimises the log loss, searched in steps of 8 %, then 1
+    %.
 
     Temperature scaling: Guo et al. 2017, arXiv 1706.04599.
 
@@ -42,14 +41,14 @@ def fit_temperature(scores_at: Callable[[float], np.ndarray], labels: np.ndarray
 
 
 def log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log of the label's score; no answer counts as a guess among all classes."""
+    """Mean of -log of the label's score. A missing answer counts as a guess among all classes."""
     own = scores[np.arange(len(labels)), labels]
     own = np.where(answered(scores), np.maximum(own, 1e-9), 1 / scores.shape[1])
     return float(-np.log(own).mean())
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of (n, classes) scores whose highest is the label's; no answer is wrong."""
+    """Share of (n, classes) scores whose highest is the label's. A missing answer is wrong."""
     return float(((scores.argmax(1) == labels) & answered(scores)).mean())
 
 
@@ -60,7 +59,7 @@ def answered(scores: np.ndarray) -> np.ndarray:
 
 
 def bins(top: np.ndarray, right: np.ndarray, count: int = BINS) -> list[Bin]:
-    """Answers by score in `count` equal steps from 0 to 1; empty steps left out.
+    """Answers by score, in `count` equal intervals from 0 to 1. Empty intervals are left out.
 
     Args:
         top: (n,) float, the score of each answer.

@@ -1,7 +1,5 @@
-"""Checkpoints of a training run that a kill cannot spoil.
-
-Owns: what is saved, the atomic write, and the check that a resumed run is the same run.
-Does not know: how a step is made, the weights format that is shipped.
+"""Checkpoints of a training run. They are written atomically, and a resumed run is checked to have
+the same settings and data.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ VERSION = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Write tensors and progress; a kill leaves the previous file whole.
+    """Write tensors and progress. If the process is killed, the previous file stays complete.
 
     Args:
         state: name -> state dict, of tensors and plain values.
@@ -33,14 +31,14 @@ def save_checkpoint(path: Path, state: dict[str, Any], progress: dict[str, Any])
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(state, progress) as they were saved.
+    """The (state, progress) that `save_checkpoint` wrote.
 
     Args:
-        identity: settings and data of this run; the checkpoint's must be the same.
+        identity: settings and data of this run; the checkpoint must have the same.
 
     Raises:
-        EnvironmentFault: no such file.
-        DataFault: the file is not a checkpoint, or damaged.
+        EnvironmentFault: there is no such file.
+        DataFault: the file is not a checkpoint, or is damaged.
         UsageError: the checkpoint belongs to a run with other settings.
     """
     try:

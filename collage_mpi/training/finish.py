@@ -1,7 +1,5 @@
-"""From a trained network to a weights file.
-
-Owns: the calibration temperature and the record that is stored with the tensors.
-Does not know: the loop.
+"""Turns a trained network into a weights file, with the temperature and the record that belong to
+the tensors.
 """
 
 from __future__ import annotations
@@ -43,10 +41,10 @@ def store(
     data: TrainData,
     facts: dict[str, Any],
 ) -> NetworkInfo:
-    """Write the weights twice: as trained, then with the temperature that fits them.
+    """Write the weights twice: first as trained, then with the temperature that fits them.
 
-    The temperature (Guo et al. 2017, arXiv 1706.04599) and the reported accuracy are
-    measured with the stored float16 tensors, on the validation part.
+    The temperature (Guo et al. 2017, arXiv 1706.04599) and the reported accuracy are measured with
+    the stored float16 tensors on the validation images.
 
     Args:
         facts: what only the caller knows: class names, sources, command, versions.
@@ -77,13 +75,13 @@ def store(
 
 @dataclass(frozen=True)
 class Held:
-    """What a network says of the validation images, before the temperature.
+    """The outputs of a network on the validation images, before the temperature is applied.
 
     Attributes:
-        outputs: of the network, a tensor a batch; of a parity network what is decoded from them.
+        outputs: one tensor a batch; for a parity network what is decoded from its outputs.
         present: (n, cells) bool a batch, the cells with an image.
         labels: (m,) int64 of those cells.
-        reading: of the network's outputs.
+        reading: how the network's outputs are read.
     """
 
     outputs: list[torch.Tensor]
@@ -114,9 +112,10 @@ class _InMemory:
 def held_savings(
     single: Path, collage: Path, data: TrainData, device: str, threads: int
 ) -> tuple[dict[str, Any] | None, str]:
-    """What a collage network saves beside a single one by the validation images; how it was timed.
+    """What a collage network saves next to a single network on the validation images, and how it
+    was timed.
 
-    Both answer and are timed in float32, as `evaluate` does by default.
+    Both networks answer and are timed in float32, as `evaluate` does by default.
     """
     if len(data.held_labels) < LEAST_IMAGES:
         return None, ""
@@ -133,7 +132,6 @@ def held_savings(
 
 
 def _error(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The calibration error of the answers among (m, classes) scores."""
     here = answered(scores)
     right = scores.argmax(1) == labels
     return round(calibration_error(scores.max(1)[here], right[here]), 4)
@@ -174,7 +172,7 @@ def _record(
 
 @torch.inference_mode()
 def _look(out: Path, settings: TrainSettings, data: TrainData) -> Held:
-    """The stored weights on the validation part."""
+    """Run the stored weights on the validation images."""
     predictor = TorchPredictor.load(str(out), settings.kind, threads=torch.get_num_threads())
     batches = plain_batches(data.held_images, data.held_labels, settings)
     labels = [batch.labels[batch.present] for batch in batches]

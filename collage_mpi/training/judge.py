@@ -1,7 +1,5 @@
-"""What answers are worth: accuracy, by place in the collage and by class, and calibration.
-
-Owns: how each is counted from classes, scores and labels.
-Does not know: networks, files, torch.
+"""What answers are worth: accuracy, overall, by place in the collage and by class, and
+calibration.
 """
 
 from __future__ import annotations
@@ -23,17 +21,17 @@ def judge(
     classes: int,
     side: int | None,
 ) -> dict[str, Any]:
-    """Plain values for JSON.
+    """Accuracy and calibration of answers, as plain values for JSON.
 
     Args:
-        answers: (class, score) an image, None where there was no answer: counted as wrong.
+        answers: (class, score) for each image. None, no answer, counts as wrong.
         labels: (n,) int64.
-        side: of the collage, image i in cell i % side**2; None for a single network.
+        side: of the collage, image i is in cell i % side**2; None for a single network.
 
     Returns:
         images, accuracy, absent (share), ece and mean_score (of answers), reliability (the
-        bins of the ece), confusion (label by answer, counts; no answer is in no column),
-        and for a collage `places`: images and accuracy at the corners, edges and centre.
+        bins of the ece), confusion (counts, label by answer; images without an answer are
+        left out), and for a collage `places`: images and accuracy at corners, edges and centre.
     """
     here = np.array([answer is not None for answer in answers], dtype=bool)  # (n,)
     chosen = np.array([a[0] if a else 0 for a in answers], dtype=np.int64)
@@ -59,7 +57,7 @@ def judge(
 
 
 def by_place(right: np.ndarray, side: int) -> dict[str, dict[str, float]]:
-    """place -> images and accuracy; places that a small grid has not are left out.
+    """place -> images and accuracy. A small grid lacks some places; they are left out.
 
     Args:
         right: (n,) bool, image i in cell i % side**2.

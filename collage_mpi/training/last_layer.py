@@ -1,10 +1,6 @@
-"""A single network of which the last layer alone learns, on features that are computed once.
-
-Owns: the features of the images and their file, the steps on them.
-Does not know: shards, the weights file that comes of it.
-
-What the layers below say of an image does not change, so each image and its mirror image goes
-through them once; an epoch over the features then takes seconds.
+"""Training of only the last layer of a single network, on features that are computed once. The
+layers below do not change, so each image and its mirror image pass through them once, and an epoch
+over the features takes seconds.
 """
 
 from __future__ import annotations
@@ -40,14 +36,16 @@ CALL = 16  # images a call: at 128 px half again as fast as 64, whose maps leave
 def train_last_layer(
     data: TrainData, settings: TrainSettings, machine: Machine, init: Path | None, cache: Path
 ) -> Trained:
-    """The network of `init` with another last layer, trained by SGD on the features below it.
+    """The network of `init` with a new last layer, trained by SGD on the features below it.
 
     Args:
         init: weights of a single network on images of this shape.
-        cache: an .npz of the features: read if it is of these weights and images, else written.
+        cache: an .npz of the features. It is read if it belongs to these weights and images,
+            and written otherwise.
 
     Raises:
-        UsageError: no first weights, several processes, or a teacher, of which it has no use.
+        UsageError: there are no first weights, several processes, or a teacher, which is not
+            supported here.
         EnvironmentFault: the cache cannot be written.
     """
     if init is None or machine.peers.size > 1 or settings.teacher is not None:
@@ -94,7 +92,7 @@ def _epoch(
     settings: TrainSettings,
     epoch: int,
 ) -> float:
-    """The mean loss of an epoch, in which each image is shown by one of its views."""
+    """Mean loss of an epoch. Each image is shown in one of its views."""
     random = np.random.default_rng([settings.seed, 2, epoch])
     steps = -(-len(views) // settings.batch)
     total = 0.0
@@ -122,7 +120,7 @@ def _epoch(
 
 @torch.inference_mode()
 def _judge(layer: nn.Module, held: np.ndarray, data: TrainData) -> dict[str, float]:
-    """What the validation part says, as the loop's history has it."""
+    """Loss and accuracy on the validation images, in the form of the loop's history."""
     if not len(held):
         return {"validation_loss": float("nan"), "validation_accuracy": float("nan")}
     logits, labels = layer(torch.from_numpy(held).float()), torch.from_numpy(data.held_labels)
@@ -136,7 +134,7 @@ def _judge(layer: nn.Module, held: np.ndarray, data: TrainData) -> dict[str, flo
 def _features(
     data: TrainData, settings: TrainSettings, machine: Machine, init: Path, cache: Path
 ) -> np.ndarray:
-    """(images, views, features) float16: of the training part, then of the validation part."""
+    """(images, views, features) float16 of the training images, then of the validation images."""
     fingerprint = describe_weights(init, SINGLE).fingerprint
     parts = [data.images, data.held_images]
     chosen = [settings.seed, settings.validation_share, settings.flips]

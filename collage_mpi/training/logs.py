@@ -1,7 +1,5 @@
-"""The record of a training by epochs, for people and plots: CSV, and TensorBoard if asked.
-
-Owns: both formats. Each epoch writes the whole history, so a resumed run's log has no gap.
-Does not know: the loop, what the numbers mean.
+"""Logs of a training run, one record an epoch: CSV, and TensorBoard if asked for. Each epoch writes
+the whole history, so the log of a resumed run has no gap.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ History = list[dict[str, float]]
 
 
 def epoch_logger(table: Path, events: Path | None) -> Callable[[History], None]:
-    """A function that is called with the history after each epoch.
+    """A function to call with the history after each epoch.
 
     Args:
         table: CSV file to write.

@@ -1,7 +1,5 @@
-"""The training loop: SGD with Nesterov momentum under a schedule.
-
-Owns: steps, validation after each epoch, which weights are kept, when checkpoints are written.
-Does not know: shards, where the weights go, what the loss is (`objective`).
+"""The training loop: SGD with Nesterov momentum under a schedule, with validation and a checkpoint
+after each epoch.
 """
 
 from __future__ import annotations
@@ -39,10 +37,10 @@ CHECKPOINT_EVERY_S = 60.0
 
 
 class Trainer:
-    """One training run; `run` makes all steps that are left.
+    """One training run; `run` makes all remaining steps.
 
     Args:
-        objective: what is learned; labels, with a teacher if the data have one, when None.
+        objective: what is learned. None: the labels, and the teacher's answers if the data has any.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class Trainer:
         self.model = self.peers.wrap(self.network, self.device)  # its backward adds up all parts
 
     def run(self) -> Trained:
-        """Train to the end, or from the checkpoint to the end.
+        """Train to the end, starting from the checkpoint if there is one.
 
         Raises:
             DataFault: the loss is no longer finite.
@@ -122,7 +120,7 @@ class Trainer:
         return self.network if self.average is None else self.average.module
 
     def _kept_epoch(self) -> int:
-        """Of the epochs so far, the one to keep: 0 before the first."""
+        """The epoch to keep among those so far; 0 before the first one."""
         if self.settings.keep == "last" or not self.held:
             return len(self.history)
         # the highest accuracy; of equal ones the lowest loss
@@ -154,7 +152,9 @@ class Trainer:
     def _end_epoch(
         self, epoch: int, losses: list[float], rate: float, progress: TrainingProgress
     ) -> None:
-        """Validate, keep the best, tell, and write a checkpoint; rate: images a second."""
+        """Validate, keep the best weights, report, and write a checkpoint. `rate` is in images a
+        second.
+        """
         loss, accuracy = self.validate()
         self.history.append(
             {
@@ -177,7 +177,7 @@ class Trainer:
             self.machine.on_epoch(self.history)
 
     def _leave(self) -> None:
-        """A signal came to one of the processes: all of them are here, after the same step."""
+        """End after a signal. All processes call this after the same step."""
         self._save()
         self.peers.totals([0.0], self.device)  # nobody leaves before the checkpoint is written
         where = self.machine.checkpoint
@@ -226,7 +226,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """Mean loss and accuracy of the held-out part; (nan, nan) when there is none."""
+        """Mean loss and accuracy on the validation images; (nan, nan) without any."""
         network = self.judged
         network.eval()
         loss = right = count = 0.0
@@ -260,7 +260,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
-        """Everything with tensors that a resumed run needs."""
+        """All tensors that a resumed run needs."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -280,8 +280,9 @@ class Trainer:
 
 
 def make_objective(data: TrainData, settings: TrainSettings) -> Objective:
-    """Labels, with the teacher's answers where the data have them, for the settings' head; the
-    sums of a single network's answers for a parity network."""
+    """The objective for the data and the head: labels, with a teacher's answers if there are any,
+    or the sums of the single network's answers for a parity network.
+    """
     if data.summands is not None and data.held_summands is not None:
         return ParityObjective(data.summands, data.held_summands)
     labels = Labels(settings.label_smoothing)

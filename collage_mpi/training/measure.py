@@ -1,8 +1,4 @@
-"""What a network is worth: accuracy on shards, FLOPs, parameters, service time.
-
-Owns: how each is counted.
-Does not know: training, how a job uses the networks.
-"""
+"""What a network is worth: accuracy on shards, FLOPs, parameters, service time."""
 
 from __future__ import annotations
 
@@ -37,7 +33,7 @@ def _silent(more: int) -> None:
 
 
 class Images(Protocol):
-    """The part of a shard set that is needed here."""
+    """What the measuring functions need of a `ShardSet`."""
 
     shape: tuple[int, int, int]
 
@@ -48,7 +44,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ServiceTime:
-    """Durations of one predict call, batch 1, in ns: the median and a robust range."""
+    """Durations of one predict call with batch 1, in ns: the median and a robust range."""
 
     median_ns: int
     p10_ns: int
@@ -59,7 +55,7 @@ class ServiceTime:
 def single_scores(
     predictor: Predictor, images: Images, order: np.ndarray, advance: Advance = _silent
 ) -> np.ndarray:
-    """(n, classes) float32 probabilities, a row an image, in the given order."""
+    """(n, classes) float32 probabilities, one row an image, in the given order."""
     scores = np.empty((len(order), predictor.classes), np.float32)
     for at in range(0, len(order), SINGLE_BATCH):
         pixels, _ = images.read(order[at : at + SINGLE_BATCH])
@@ -71,7 +67,7 @@ def single_scores(
 def predict_single(
     predictor: Predictor, images: Images, order: np.ndarray
 ) -> list[tuple[int, float] | None]:
-    """One answer an image, in the given order."""
+    """One answer for each image, in the given order."""
     return decode(single_scores(predictor, images, order))
 
 
@@ -85,16 +81,16 @@ def predict_parity(
     group: int | None = None,
     advance: Advance = _silent,
 ) -> list[tuple[int, float] | None]:
-    """Each image decoded as if its own answer alone were missing from its stripe.
+    """The answer decoded for each image as if only its own answer were missing from its stripe.
 
     The pictures are made by the encoder that the job uses.
 
     Args:
-        predictor: that answers for stripes: a parity network, or the single one.
-        spec: how they are made and decoded.
+        predictor: answers for stripes: a parity network, or the single network.
+        spec: how stripes are made and decoded.
         temperature: of the decoded scores.
         scores: (n, classes) probabilities of the single network, in the given order.
-        group: images of a group, which a stripe does not leave; None for one group of all.
+        group: images of a group, which a stripe does not leave; None: all are one group.
     """
     coded = spec.encoder == BERRUT
     encoder: StripeEncoder | BerrutEncoder = (
@@ -129,7 +125,7 @@ def _picture(
 
 
 def stripes_of(count: int, k: int, group: int | None) -> Iterator[slice]:
-    """Places of each stripe's images: k at a time, and what is left of a group."""
+    """Places of each stripe's images: k at a time, and the remainder of each group."""
     for first in range(0, count, group or max(1, count)):
         end = min(first + (group or count), count)
         for at in range(first, end, k):
@@ -143,7 +139,8 @@ def predict_collage(
     order: np.ndarray,
     advance: Advance = _silent,
 ) -> list[tuple[int, float] | None]:
-    """One answer an image: groups of side*side in the given order, the last one with blanks.
+    """One answer for each image. Groups are side*side images in the given order; the last has
+    blanks.
 
     The collages are made by the encoder that the job uses.
     """
@@ -156,7 +153,9 @@ def predict_collage(
 
 
 def collages(grid: Grid, images: Images, order: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """(collage, images in it), group by group; the array is used again for the next."""
+    """Yields (collage, number of images in it), group by group. The array is reused for the next
+    one.
+    """
     encoder = Encoder(grid, images.shape)
     collage = np.empty(encoder.input_shape, dtype=np.uint8)
     for at in range(0, len(order), grid.cells):
@@ -166,10 +165,10 @@ def collages(grid: Grid, images: Images, order: np.ndarray) -> Iterator[tuple[np
 
 
 def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
-    """Floating-point operations of one input by torch.utils.flop_counter.
+    """Floating-point operations for one input, counted by torch.utils.flop_counter.
 
-    It counts convolutions and matrix products, two operations a multiply-accumulate. None
-    of a user's own predictor, which may not use torch.
+    It counts convolutions and matrix products, two operations a multiply-accumulate. None for a
+    user's own predictor, which may not use torch.
     """
     if isinstance(predictor, OwnPredictor):
         return None
@@ -180,7 +179,7 @@ def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
 
 
 def count_parameters(predictor: TorchPredictor | OwnPredictor) -> int | None:
-    """Parameters as run, batch norms folded; None where a network does not show them."""
+    """Parameters as run, with batch norms folded; None if the network does not show them."""
     if isinstance(predictor, OwnPredictor):
         return None
     return sum(parameter.numel() for parameter in predictor.network.parameters())
@@ -189,10 +188,10 @@ def count_parameters(predictor: TorchPredictor | OwnPredictor) -> int | None:
 def service_times(
     predictors: Sequence[TorchPredictor | OwnPredictor], calls: int, advance: Advance = _silent
 ) -> list[ServiceTime]:
-    """Time predict at batch 1, taking the networks in turn so that noise hits all alike.
+    """Time predict with batch 1. The networks take turns, so that noise affects all of them alike.
 
-    Each timed call comes right after one that is not, as in a rank that stays on one
-    network. The time covers normalisation and softmax, and on a GPU both copies.
+    Each timed call follows an untimed call of the same network, as on a rank that runs one network
+    only. The time covers normalisation and softmax, and on a GPU both copies.
     """
     inputs = [predictor.info.noise() for predictor in predictors]
     times = np.empty((len(predictors), calls), dtype=np.int64)
@@ -215,7 +214,9 @@ def service_times(
 def service_ratio(
     single: TorchPredictor | OwnPredictor, collage: TorchPredictor | OwnPredictor
 ) -> tuple[float, str]:
-    """Service time of a collage over that of an image by the single network; how it was timed."""
+    """Service time of a collage divided by that of an image on the single network, and how it was
+    timed.
+    """
     one, whole = service_times([single, collage], RATIO_CALLS)
     how = f"median of {RATIO_CALLS} calls, {collage.tuning}, on {collage.device}"
     return whole.median_ns / one.median_ns, how
@@ -227,7 +228,7 @@ def torch_threads() -> int:
 
 
 def processor_name() -> str:
-    """The processor's model as Linux names it, else the machine's kind."""
+    """The processor's model as Linux names it, or the machine's architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

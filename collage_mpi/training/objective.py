@@ -1,7 +1,5 @@
-"""What a step is asked to learn: the loss of a network's outputs on a batch.
-
-Owns: the `Objective` interface, labels, and labels with a teacher's soft targets.
-Does not know: the loop, how batches are made, where a teacher's logits come from.
+"""The `Objective` interface, which gives the loss of a network's outputs on a batch, and two
+objectives: labels, and labels together with a teacher's answers.
 """
 
 from __future__ import annotations
@@ -17,18 +15,19 @@ from collage_mpi.training.batches import Batch
 
 
 class Objective(Protocol):
-    """A task for the training loop; one loop trains every network of this package."""
+    """What the training loop minimises; the same loop trains every network of this package."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Sum of the losses of the batch's cells that are not blank; the loop divides.
+        """Sum of the losses of the batch's cells that are not blank. The loop divides by their
+        number.
 
         Args:
-            outputs: what the network gave for `batch.pixels`, float32.
+            outputs: the network's outputs for `batch.pixels`, float32.
         """
         ...
 
     def logits(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """(n, cells, classes) float32 whose softmax are the answers, for validation.
+        """(n, cells, classes) float32; their softmax are the answers, for validation.
 
         A row of NaN is a cell without an answer.
         """
@@ -60,14 +59,14 @@ class Labels:
 
 
 class Distilled:
-    """Labels, and the probabilities that a teacher gives the image of each cell.
+    """Labels, and the probabilities that a teacher gives for the image of each cell.
 
-    Hinton et al. 2015 (arXiv 1503.02531): both sides are softened by a temperature t; the
-    factor t * t keeps the two parts of the gradient in proportion whatever t is.
+    Hinton et al. 2015 (arXiv 1503.02531): both sides are softened by a temperature t. The factor t
+    * t keeps the two parts of the gradient in proportion for every t.
 
     Args:
-        labels: the part of the loss that knows the labels.
-        teacher_logits: (images, classes) float32, calibrated, a row a training image.
+        labels: the part of the loss that uses the labels.
+        teacher_logits: (images, classes) float32, calibrated, one row a training image.
         weight: of the teacher's part, 0 to 1.
         temperature: t.
     """
@@ -91,5 +90,5 @@ class Distilled:
 
 
 def present_of(batch: Batch, outputs: Tensor) -> Tensor:
-    """(n*cells,) float32 on the outputs' device: 1 for a cell with an image, 0 for a blank."""
+    """(n*cells,) float32 on the outputs' device: 1 for a cell with an image, 0 for a blank one."""
     return torch.from_numpy(batch.present).to(outputs.device, torch.float32).flatten()

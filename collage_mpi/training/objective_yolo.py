@@ -1,8 +1,4 @@
-"""The loss of a yolo head, where the cells with images are known.
-
-Owns: which square and anchor answer for a cell, and the parts of the loss.
-Does not know: the loop, batches, how boxes become answers (models.boxes).
-"""
+"""The loss of a yolo head. It is known here which cells have images."""
 
 from __future__ import annotations
 
@@ -23,9 +19,10 @@ EMPTY_WEIGHT = 0.5
 
 
 class YoloObjective:
-    """Boxes, objectness and classes at once.
+    """Loss of boxes, objectness and classes together.
 
-    The square that holds a cell's centre answers for it, with the anchor most like a cell.
+    For each cell, the square with the cell's centre answers, with the anchor that is most like a
+    cell.
 
     Args:
         classes: what is learned of the class logits of the answering boxes.
@@ -70,7 +67,7 @@ class YoloObjective:
 
 
 def likest_anchor(anchors: np.ndarray) -> int:
-    """Of (anchors, 2) widths and heights, the one whose box is most like a cell."""
+    """The index among (anchors, 2) widths and heights of the box that is most like a cell."""
     boxes = np.concatenate([-anchors / 2, anchors / 2], axis=1)
     cell = np.array([[-0.5, -0.5, 0.5, 0.5]])
     return int(jaccard(boxes, cell)[:, 0].argmax())

@@ -1,7 +1,5 @@
-"""The parts that a training loop is put together from.
-
-Owns: optimizer, running average of the weights, pixel statistics, what "auto" precision is.
-Does not know: steps, batches, checkpoints.
+"""The parts of the training loop: optimizer, running average of the weights, pixel statistics, and
+the choice of precision.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.o
 def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
     """A copy of the network that follows it: average = decay * average + (1 - decay) * now.
 
-    While young it follows faster, decay (1 + n) / (10 + n) after n steps, so that the random
-    first weights are soon forgotten. Norm statistics are averaged alike.
+    At the beginning it follows faster, with decay (1 + n) / (10 + n) after n steps, so that the
+    random first weights fade soon. The statistics of norms are averaged in the same way.
     """
 
     @torch.no_grad()
@@ -51,15 +49,16 @@ def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
 
 
 def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """Put trained tensors into a network; what only the network has stays random.
+    """Put trained tensors into a network. Tensors that only the network has stay random.
 
-    Any network with the same trunk will do: another side, another head, a single.
+    The tensors may come from any network with the same trunk: another side, another head, or a
+    single network.
 
     Returns:
-        Tensors taken, and tensors that the network has.
+        How many tensors were taken, and how many the network has.
 
     Raises:
-        UsageError: the trunk is another one.
+        UsageError: the trunk is a different one.
     """
     state = network.state_dict()
     heads = getattr(network, "heads", ())  # within the trunk, and free to be of other classes
@@ -87,7 +86,7 @@ def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> t
 def _as_classifier(
     tensors: Mapping[str, np.ndarray], state: Mapping[str, torch.Tensor]
 ) -> dict[str, np.ndarray]:
-    """A whole network's last layer under the name that a collage network has for it."""
+    """The last layer of a whole network under the name that a collage network has for it."""
     if "classifier.weight" in tensors or "classifier.weight" not in state:
         return {}
     shape = tuple(state["classifier.weight"].shape)
@@ -112,7 +111,7 @@ def pixel_statistics(images: np.ndarray) -> dict[str, list[float]]:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """What "auto" means here: bfloat16 where the device multiplies it natively."""
+    """The precision that "auto" stands for: bfloat16 where the device multiplies it natively."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

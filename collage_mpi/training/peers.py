@@ -1,8 +1,5 @@
-"""The processes that share a training run's steps (`torchrun`), or this one alone.
-
-Owns: the process group, each one's device and part of a step, arrays read once a host,
-who of several failing processes says why.
-Does not know: the loop, networks, shards.
+"""The processes that share the steps of a training run (torchrun), or this process alone: their
+devices, their parts of a step, data read once a host, and one error message for all.
 """
 
 from __future__ import annotations
@@ -60,14 +57,14 @@ class Peers:
 
     @property
     def lead(self) -> bool:
-        """The one process that validates, speaks and writes files."""
+        """Whether this is the one process that validates, prints and writes files."""
         return self.rank == 0
 
     def part(self, inputs: int) -> slice:
-        """The rows of a step's batch that are this process's.
+        """This process's rows of a step's batch.
 
         Raises:
-            DataFault: the step's inputs cannot be shared out evenly.
+            DataFault: the step's inputs cannot be divided evenly.
         """
         if inputs % self.size:
             raise DataFault(
@@ -86,7 +83,9 @@ class Peers:
         return summed.tolist()
 
     def wrap(self, network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-        """The network, its gradients averaged over the processes; itself when alone."""
+        """The network with its gradients averaged over the processes; the network itself if
+        alone.
+        """
         if self.size == 1:
             return network
         ids = [device.index] if device.type == "cuda" else None
@@ -111,12 +110,12 @@ def own_device(device: str, place: TorchrunPlace, gpus: int) -> str:
     """The device of one of several processes: "cpu", or the GPU of its local rank.
 
     Args:
-        device: as the user says, "cpu" or "cuda".
-        gpus: that torch sees in this process.
+        device: as the user gave it, "cpu" or "cuda".
+        gpus: how many torch sees in this process.
 
     Raises:
         UsageError: a device that several processes cannot share.
-        EnvironmentFault: more processes on this host than GPUs.
+        EnvironmentFault: there are more processes on this host than GPUs.
     """
     if device == "cpu":
         return device
@@ -134,16 +133,16 @@ def own_device(device: str, place: TorchrunPlace, gpus: int) -> str:
 
 
 def together(device: str, work: Callable[[Peers], int]) -> int:
-    """Do this process's work, together with the others where torchrun started several.
+    """Run `work`, together with the other processes if torchrun started several.
 
-    Of several that fail, the first says why and the others are quiet. The lead's own fault
-    is raised, for the command line to tell.
+    If several processes fail, only the first one prints its error. An error of the lead is raised
+    here, for the command line to print.
 
     Args:
-        device: as the user says; `work` is given this process's own.
+        device: as the user gave it; `work` gets this process's own device.
 
     Raises:
-        SystemExit: another process has spoken, or this one has and is not the lead.
+        SystemExit: the error is already printed, by this process or another one.
     """
     place = torchrun_place()
     if place is None or place.size == 1:
@@ -193,7 +192,9 @@ def _start_group(peers: Peers, place: TorchrunPlace) -> Peers:
 
 
 def _told_by_one(peers: Peers, error: Exception) -> Exception | SystemExit:
-    """What to raise for a failure here, which is printed already unless it is the lead's."""
+    """The exception to raise after a failure here. The message is printed already, unless this is
+    the lead.
+    """
     fault = _as_fault(error)
     known = isinstance(fault, CollageError)
     leave = SystemExit(int(fault.exit_code if isinstance(fault, CollageError) else ExitCode.DEFECT))
@@ -209,7 +210,9 @@ def _told_by_one(peers: Peers, error: Exception) -> Exception | SystemExit:
 
 
 def _as_fault(error: Exception) -> Exception:
-    """A peer that went away is no defect of ours; anything else stays what it is."""
+    """Turns the loss of another process into an EnvironmentFault; other exceptions stay as they
+    are.
+    """
     if isinstance(error, CollageError) or not isinstance(error, RuntimeError):
         return error
     if not any(word in str(error) for word in _LOST_WORDS):
@@ -234,11 +237,11 @@ def _first_to_fail(peers: Peers) -> bool:
 def read_once(
     peers: Peers, read: Callable[[], tuple[Arrays, dict[str, Any]]]
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and JSON facts that `read` gives, one copy of them a host.
+    """The arrays and JSON facts that `read` returns, with one copy in memory for each host.
 
-    The first process of a host reads into anonymous shared memory (memfd: nothing to
-    clean up, however the job ends); the others map it, read only. Where the system has
-    no memfd, each process reads for itself.
+    The first process of a host reads into anonymous shared memory (memfd: nothing is left behind,
+    however the job ends); the others map it read-only. Without memfd, each process reads for
+    itself.
     """
     if peers.size == 1 or not hasattr(os, "memfd_create"):
         return read()
@@ -262,7 +265,9 @@ def read_once(
 
 
 def _to_shared_memory(name: str, array: np.ndarray) -> str:
-    """Copy into memory that lives as long as this process; a path by which others open it."""
+    """Copy the array into memory that lives as long as this process; returns a path by which others
+    open it.
+    """
     number = os.memfd_create(f"collage-mpi-{name}")
     with os.fdopen(number, "wb", closefd=False) as file:  # stays open: the path goes through it
         np.save(file, array, allow_pickle=False)

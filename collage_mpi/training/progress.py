@@ -1,8 +1,4 @@
-"""How a long training shows itself: a bar on a terminal, a line now and then elsewhere.
-
-Owns: rate, time left, and the two renderings.
-Does not know: what a step does.
-"""
+"""Progress of a training run: a bar on a terminal, or a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,13 +11,13 @@ LINE_EVERY_S = 20.0
 
 
 class TrainingProgress:
-    """Context manager; call `step` after each step and `note` for what must stay visible.
+    """Context manager. Call `step` after each step, and `note` for lines that must stay visible.
 
     Args:
         steps: of the whole training.
         done: steps that an earlier session made.
         images_per_step: for the rate.
-        quiet: show nothing: one of several training processes speaks for all.
+        quiet: show nothing, for all but one of several training processes.
     """
 
     def __init__(self, steps: int, done: int, images_per_step: int, *, quiet: bool = False) -> None:
@@ -40,7 +36,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def step(self, done: int, text: str) -> None:
-        """Tell that `done` steps are made; text holds epoch, loss and accuracy."""
+        """Report that `done` steps are made; `text` holds epoch, loss and accuracy."""
         if self._quiet:
             return
         now = time.monotonic()

@@ -1,8 +1,4 @@
-"""What a training is given and what it gives.
-
-Owns: the data in memory, what may change between sessions of a run, the result.
-Does not know: how a step is made.
-"""
+"""The inputs and the result of a training run: data in memory, the machine, the trained network."""
 
 from __future__ import annotations
 
@@ -18,18 +14,18 @@ from collage_mpi.training.peers import ALONE, Peers
 
 @dataclass(frozen=True)
 class TrainData:
-    """The two parts of the shards, in memory.
+    """The training and the validation images, in memory.
 
     Attributes:
         images, labels: (n, H, W, C) uint8 and (n,) int64 to train on.
-        held_images, held_labels: the validation part.
+        held_images, held_labels: for validation.
         classes: number of classes.
-        origin: fingerprints of the shards, to know the data again on resume.
-        teacher_logits: (n, classes) float32 of the images to train on, or None.
-        summands, held_summands: (n, views, classes) float32 of both parts: what a parity network
-            learns the sums of; None for others.
-        first_weights: tensors to start from instead of random ones, or None.
-        first_normalisation: mean and std of pixels / 255 that go with them, or None.
+        origin: fingerprints of the shards, which identify the data on resume.
+        teacher_logits: (n, classes) float32 for the images to train on, or None.
+        summands, held_summands: (n, views, classes) float32 of both parts. A parity network
+            learns their sums; None for other networks.
+        first_weights: tensors to start from, or None for random ones.
+        first_normalisation: mean and std of pixels / 255 that belong to them, or None.
     """
 
     images: np.ndarray
@@ -51,11 +47,11 @@ class Machine:
 
     Attributes:
         device: of this process.
-        threads: of this process on the CPU.
+        threads: CPU threads of this process.
         checkpoint: written by the lead, read by all; None for none.
-        resume: go on from the checkpoint.
+        resume: whether to continue from the checkpoint.
         peers: the processes that share the steps.
-        on_epoch: told the history after each epoch, on the lead.
+        on_epoch: called with the history after each epoch, on the lead.
     """
 
     device: str = "cpu"
@@ -68,7 +64,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training gives.
+    """The result of a training run.
 
     Attributes:
         network: in eval mode, on the CPU.

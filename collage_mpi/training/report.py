@@ -1,6 +1,5 @@
-"""The report of `evaluate`: what networks are, what their answers are worth, what they cost.
-
-Owns: the JSON's layout. Does not know: how each figure is measured.
+"""The JSON report of `evaluate`: which networks were measured, the accuracy of their answers, and
+their cost.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ def make_report(
     shards: Sequence[Any],
     advance: Callable[[int], None] = lambda calls: None,
 ) -> dict[str, Any]:
-    """Plain values for JSON; the networks are timed here.
+    """The report as plain values; the networks are timed here.
 
     Args:
         predictors: kind -> network.
         answers: kind -> n answers, in the order of the labels.
         labels: (n,) int64.
         calls: timed calls a network.
-        order: of the images, as the user said it.
+        order: of the images, as the user gave it.
         shards: their infos: path, source, fingerprint.
-        advance: told how many more timed calls are made, each of all networks.
+        advance: called with how many more rounds of timed calls are made.
     """
     times = service_times(list(predictors.values()), calls, advance)
     networks: dict[str, dict[str, Any]] = {}

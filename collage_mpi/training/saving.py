@@ -1,7 +1,5 @@
-"""What a collage network saves if it is asked first and the single network only where it is unsure.
-
-Owns: the saving at a threshold, at no loss, and as a curve; how the three commands tell it.
-Does not know: networks, files, how a service time is measured.
+"""What a collage network saves if it is asked first and the single network answers only the cells
+with a low score.
 """
 
 from __future__ import annotations
@@ -24,12 +22,13 @@ SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)  # of sure cells,
 
 
 def saving_of(ratio: float, cells: int, share: float) -> float:
-    """Images a rank-second, over those of scheme none: each image costs its part of a collage.
+    """Images a rank-second divided by those of scheme none. Each image costs its part of a collage.
 
     Args:
-        ratio: service time of a collage over that of an image by the single network.
+        ratio: service time of a collage divided by that of an image on the single network.
         cells: images in a collage.
-        share: of the cells that are sure; the images of the others go to the single network too.
+        share: of cells whose score is high enough. The images of the others are sent to the
+            single network as well.
     """
     return 1 / (ratio / cells + 1 - share)
 
@@ -42,24 +41,24 @@ def find_savings(
     ratio: float,
     threshold: float | None = None,
 ) -> dict[str, Any] | None:
-    """Plain values for JSON; None where there are too few images to tell.
+    """The savings as plain values for JSON; None if there are too few images.
 
-    Every other group of images chooses the scores, and the groups between measure share and
-    accuracy. "No loss" is chosen as `training.threshold` chooses, at 0 points: for it and every
-    higher score, what is lost and a standard error on top come to nothing.
+    Every other group of images is used to choose the scores; share and accuracy are measured on the
+    groups between. "No loss" is chosen like a threshold in `training.threshold`, with 0 points: for
+    this score and every higher one, the loss of accuracy plus one standard error is at most zero.
 
     Args:
         single, collage: n answers each, groups of `cells` in order.
         labels: (n,) int64.
-        cells, ratio: as of `saving_of`.
-        threshold: a score whose saving is wanted too.
+        cells, ratio: as in `saving_of`.
+        threshold: a score whose saving is wanted as well.
 
     Returns:
         ratio, cells, chosen_on and measured_on (images), `no_loss` (None if every score loses),
-        `at_threshold` (None if none was named), `curve` (from few sure cells to all). Each of
-        these is a point: confidence (the least score of a sure cell), share (of sure cells, 0..1),
-        points (of accuracy beside the single network, below 0 where some are lost), two_errors
-        (two standard errors of that, on the same images), saving.
+        `at_threshold` (None if no threshold is given), `curve` (by growing share). Each of
+        these is a point: confidence (the least score that counts), share (of cells that count,
+        0..1), points (of accuracy beside the single network, negative for a loss), two_errors
+        (two standard errors of the points, on the same images), saving.
     """
     if len(labels) < LEAST_IMAGES:
         return None
@@ -94,10 +93,10 @@ def find_savings(
 
 
 def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
-    """The table and the sentences of a command.
+    """The savings as the table and the sentences that a command prints.
 
     Args:
-        found: of `find_savings`.
+        found: from `find_savings`.
         timed: how the ratio was measured: calls, device, precision.
     """
     if found is None:

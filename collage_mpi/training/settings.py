@@ -1,8 +1,4 @@
-"""What a training run is told, and the learning rate that follows from it.
-
-Owns: `TrainSettings`, its checks, the one-cycle schedule.
-Does not know: torch, shards.
-"""
+"""The settings of a training run, and the learning rate that follows from them."""
 
 from __future__ import annotations
 
@@ -30,7 +26,8 @@ _grid = partial(setting, group=GRID, kinds=(COLLAGE,))
 class TrainSettings(Settings):
     """Everything that decides the weights; two runs with equal settings train alike.
 
-    What a flag says is a `setting`: see its help line. An own default of a kind is for the flags.
+    Fields that are a `setting` are described by their help line. Defaults that differ by kind are
+    only defaults of the flags.
 
     Attributes:
         kind: one of KINDS.
@@ -148,28 +145,29 @@ class TrainSettings(Settings):
 
     @property
     def cells(self) -> int:
-        """Images an input holds."""
+        """Images in an input."""
         if self.parity is not None:
             return self.parity.k
         return 1 if self.side is None else self.side * self.side
 
     def record(self) -> dict[str, Any]:
-        """A plain dict for JSON and checkpoints."""
+        """The settings as plain values, for JSON and checkpoints."""
         return {**asdict(self), "head": self.head.to_dict()}
 
 
 def flagged(kind: str, *groups: str) -> list[Field[Any]]:
-    """The settings of those groups that a kind of network has as flags."""
+    """The settings of the given groups that a kind of network has as flags."""
     known = ((spec, about(spec)) for spec in fields(TrainSettings))
     return [spec for spec, of in known if of.group in groups and kind in (of.kinds or (kind,))]
 
 
 def learning_rate_at(step: int, steps: int, peak: float, schedule: str = "one-cycle") -> float:
-    """The rate of a step.
+    """The learning rate at a step.
 
-    one-cycle (Smith 2018, arXiv 1803.09820): up linearly from peak/20 in the first fifth,
-    then a cosine down to peak/1000. cosine (Loshchilov and Hutter 2016, arXiv 1608.03983):
-    the same with only a twentieth to warm up. constant: a twentieth up, then the peak.
+    one-cycle (Smith 2018, arXiv 1803.09820): linearly up from peak/20 in the first fifth, then a
+    cosine down to peak/1000. cosine (Loshchilov and Hutter 2016, arXiv 1608.03983): the same, but
+    only a twentieth of the steps goes up. constant: a twentieth of the steps goes up, then the rate
+    stays at the peak.
 
     Args:
         step: 0 .. steps - 1.

@@ -1,8 +1,4 @@
-"""From files to what a training is given: shards, a teacher's answers, first weights.
-
-Owns: reading them once a host, and the facts of them that the weights' record keeps.
-Does not know: the loop.
-"""
+"""Reads the files of a training run, once a host: shards, a teacher's answers, first weights."""
 
 from __future__ import annotations
 
@@ -26,15 +22,15 @@ from collage_mpi.training.teacher import check_teacher, teacher_logits, teacher_
 
 @dataclass(frozen=True)
 class Sources:
-    """The files of a training.
+    """The files of a training run.
 
     Attributes:
         shards: labelled shards.
-        limit: use only so many of their first images; None for all.
+        limit: use only this many of their first images; None for all.
         teacher: weights of a single network whose answers are learned, or None.
-        teacher_cache: where its answers are kept.
+        teacher_cache: where the teacher's answers are kept.
         init: weights to start from, or None.
-        threads: of a teacher's pass on the CPU.
+        threads: CPU threads for the teacher.
     """
 
     shards: list[Path]
@@ -54,7 +50,7 @@ def load(
         settings_for: the settings for images of a shape (H, W, C).
 
     Raises:
-        DataFault: no labels, labels without a name, a teacher or first weights that do not fit.
+        DataFault: no labels, labels without a name, or a teacher or first weights that do not fit.
         EnvironmentFault: a file is missing or unreadable.
     """
 
@@ -94,7 +90,7 @@ def load(
 
 
 def _read(sources: Sources) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """(images, labels, facts for the record) of the shards, or the first of them."""
+    """(images, labels, facts for the record) of all images of the shards, or the first `limit`."""
     shards = ShardSet.open(sources.shards)
     try:
         wanted = len(shards) if sources.limit is None else min(sources.limit, len(shards))
@@ -123,7 +119,7 @@ def _read(sources: Sources) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 def _taught(
     views: np.ndarray, settings: TrainSettings, used: np.ndarray, held: np.ndarray
 ) -> Arrays:
-    """What of a teacher's log-probabilities (n, views, classes) the objective needs."""
+    """What the objective needs of a teacher's log-probabilities (n, views, classes)."""
     if settings.parity is None:
         return {"teacher_logits": teacher_logits(views[used])}
     each = summands(np.exp(views), settings.parity.summed)
@@ -137,7 +133,7 @@ def _ask_teacher(
     images: np.ndarray,
     facts: dict[str, Any],
 ) -> np.ndarray:
-    """(n, views, classes) float32: what the teacher says of every image of the shards."""
+    """(n, views, classes) float32: the teacher's answers for every image of the shards."""
     assert sources.teacher is not None
     check_teacher(sources.teacher, images.shape[1:], facts["class_names"])
     facts["teacher_weights"] = sources.teacher.name

@@ -1,8 +1,4 @@
-"""How a training is stopped from outside: a signal, noted, acted on after the step.
-
-Owns: which signals count, and the error that a stopped training ends with.
-Does not know: steps, checkpoints, other processes.
-"""
+"""Stops a training run after the current step when a signal comes."""
 
 from __future__ import annotations
 
@@ -14,15 +10,15 @@ from collage_mpi.system.process_tree import STOP_SIGNALS
 
 
 class TrainingStopped(CollageError):
-    """A signal came; what is done is in the checkpoint."""
+    """A signal came. The finished steps are in the checkpoint."""
 
     exit_code = ExitCode.INCOMPLETE
 
 
 class StopSignals:
-    """Context manager; `reason` says which signal came, if one did.
+    """Context manager; `reason` names the signal that came, if any.
 
-    A second Ctrl-C does what it did before: it ends the process at once.
+    A second Ctrl-C ends the process at once, as without this.
     """
 
     def __init__(self) -> None:

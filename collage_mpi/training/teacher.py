@@ -1,8 +1,4 @@
-"""A teacher's logits for every image of the shards, computed once and kept in a file.
-
-Owns: the teacher's checks, its one pass over the images, the cache and when it is stale.
-Does not know: the loop, how the logits enter a loss.
-"""
+"""A teacher's logits for every image of the shards, computed once and kept in a file."""
 
 from __future__ import annotations
 
@@ -29,10 +25,11 @@ BATCH = 64
 
 
 def check_teacher(path: Path, shape: tuple[int, ...], class_names: Sequence[str]) -> NetworkInfo:
-    """The facts of a single network that can teach on such images and classes.
+    """The facts of a single network that can teach on these images and classes.
 
     Raises:
-        EnvironmentFault, DataFault: no weights of a single network, other images or classes.
+        EnvironmentFault, DataFault: not weights of a single network, or made for other images
+            or classes.
     """
     info = describe_weights(path, SINGLE)
     check_fit([info], shape, class_names)
@@ -43,7 +40,7 @@ def teacher_logits(views: np.ndarray) -> np.ndarray:
     """(n, classes) float32 log-probabilities: the mean of the probabilities of all views.
 
     Args:
-        views: (n, views, classes) float32, as `teacher_views` gives them.
+        views: (n, views, classes) float32, from `teacher_views`.
     """
     found: np.ndarray = np.logaddexp.reduce(views, axis=1) - np.float32(np.log(views.shape[1]))
     return found
@@ -61,15 +58,15 @@ def teacher_views(
 ) -> np.ndarray:
     """(n, views, classes) float32 log-probabilities of a single network, calibrated.
 
-    Computed once: a step costs what it costs without a teacher. The images are not
-    augmented; where training mirrors them, the mirror image is a second view.
+    They are computed once, so a training step costs no more than without a teacher. The images are
+    not augmented; if training mirrors them, the mirror image is a second view.
 
     Args:
         images: (n, H, W, C) uint8, in the order of the shards.
-        mirror: whether to look at the mirror image too.
-        cache: an .npz that is read if it is of the same teacher, images and `mirror`, and
-            else written; None for no file.
-        origin: fingerprints of the shards and what of them is used.
+        mirror: whether the mirror image is a second view.
+        cache: an .npz that is read if it has the same teacher, images and `mirror`, and
+            written otherwise; None for no file.
+        origin: fingerprints of the shards and which part of them is used.
 
     Raises:
         EnvironmentFault: the cache cannot be written.
@@ -113,7 +110,7 @@ def _log_probabilities(teacher: TorchPredictor, images: np.ndarray) -> np.ndarra
 
 
 def _read(cache: Path, identity: str) -> np.ndarray | None:
-    """What the cache holds, if it is whole and of the same teacher and images."""
+    """The content of the cache, if it is complete and of the same teacher and images."""
     try:
         require_regular(cache)
         with np.load(cache, allow_pickle=False) as kept:

@@ -1,7 +1,5 @@
-"""From which score on a collage's answers may count, by what that costs or gains in accuracy.
-
-Owns: the choice on one half of the images, the measurement on the other.
-Does not know: networks, files.
+"""Chooses the score from which a collage's answers may count, on one half of the images, and
+measures on the other half what it costs in accuracy.
 """
 
 from __future__ import annotations
@@ -24,12 +22,12 @@ def choose_threshold(
     fingerprint: str,
     aim: str = "share",
 ) -> AcceptSpec:
-    """The score by every other group, and what it costs on the groups between.
+    """The score chosen on every other group, and what it costs on the groups between.
 
-    "share" takes the least score from which on at most MOST_POINTS are lost, so that most cells
-    count; "accuracy" the one from which on most is gained. What is lost or gained is counted as
-    if every cell of at least that score came before its single answer, and is taken as worse by a
-    standard error, so that it holds on the other groups too. Scores are taken in steps of 0.0001.
+    With the aim "share" it is the lowest score that loses at most MOST_POINTS, so that most cells
+    count. With "accuracy" it is the score that gains most. The loss or gain is counted as if every
+    cell with at least that score came before its single answer, and one standard error is added on
+    the safe side, so that it holds on the other groups too. Scores are taken in steps of 0.0001.
 
     Args:
         single, collage: n answers each, groups of `cells` in order.
@@ -39,8 +37,8 @@ def choose_threshold(
         aim: "share" or "accuracy".
 
     Raises:
-        DataFault: too few images; no score costs so little, or gains, or the chosen one costs more
-            than MOST_POINTS, or anything at all, on the other groups.
+        DataFault: there are too few images; no score costs so little, or gains; or the chosen
+            score costs more than MOST_POINTS, or anything at all, on the other groups.
     """
     require_images(len(labels))
     scores, lost = scores_and_losses(single, collage, labels)
@@ -73,7 +71,7 @@ def choose_threshold(
 
 
 def require_images(n: int) -> None:
-    """Raise DataFault where `n` labelled images are too few for a threshold."""
+    """Raise DataFault if `n` labelled images are too few for a threshold."""
     if n < LEAST_IMAGES:
         raise DataFault(
             f"{n:,} labelled images: a threshold needs {LEAST_IMAGES:,}, half of them to choose it "
@@ -89,11 +87,11 @@ def _remedy(aim: str) -> str:
 def scores_and_losses(
     single: Answers, collage: Answers, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What each image's cell scores, and what is lost if it counts.
+    """The score of each image's cell, and what is lost if the cell counts.
 
     Returns:
-        (n,) float64, in steps of 0.0001, -1 where the cell has no answer; and (n,) int: 1 where
-        the single network alone is right, -1 where its cell alone is, else 0.
+        (n,) float64 in steps of 0.0001, -1 if the cell has no answer; and (n,) int: 1 if only
+        the single network is right, -1 if only the cell is right, else 0.
     """
     scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in collage])
     lost = right(single, labels).astype(int) - right(collage, labels)
@@ -101,7 +99,7 @@ def scores_and_losses(
 
 
 def choosing_half(n: int, cells: int) -> np.ndarray:
-    """(n,) bool: the images of every other group, which choose; the others measure."""
+    """(n,) bool: the images of every other group, which are used to choose; the others measure."""
     half: np.ndarray = np.arange(n) // cells % 2 == 0
     return half
 
@@ -109,11 +107,11 @@ def choosing_half(n: int, cells: int) -> np.ndarray:
 def chosen_score(
     scores: np.ndarray, lost: np.ndarray, aim: str = "share", most_points: float = MOST_POINTS
 ) -> float | None:
-    """The score that the aim asks for; None if none serves.
+    """The score for the aim, or None if there is none.
 
     Args:
         scores, lost: (n,) of the cells that choose.
-        most_points: percentage points of accuracy that may be lost if the aim is "share".
+        most_points: percentage points of accuracy that may be lost with the aim "share".
     """
     order = np.argsort(-scores, kind="stable")
     at, so_far = scores[order], np.cumsum(lost[order])  # (n,) from the surest on
