@@ -1,6 +1,3 @@
-"""From users' pictures and arrays to shards.
-
-Owns: nothing but the name; see `listing` (what there is), `plan` (which shard gets
-what), `work` (one shard), `pool` (many at once).
-Does not know: networks.
+"""Turns users' pictures and arrays into shards: `listing` and `tars` find the pictures, `plan`
+assigns them to shards, `work` makes one shard, `pool` runs many at once.
 """

@@ -1,10 +1,6 @@
-"""Arrays in another program's HDF5 file as rows of uint8 images, block by block.
-
-Owns: from float or 16 bit values to pixels, labels of every form to class numbers, also those
-of a file of their own.
-Does not know: shards, which dataset is which (shards/foreign.py).
-
-The file is opened in this process: a damaged one may end a preparation, never a job.
+"""Reads images and labels from arrays in another program's file, block by block, as uint8 images
+and class numbers. The file is opened in this process: a damaged file may end a preparation, but
+never a job.
 """
 
 from __future__ import annotations
@@ -33,10 +29,10 @@ class PixelRows:
         dataset: the open dataset, or an array.
         layout: its axes.
         bounds: values that become 0 and 255; None for the type's own, or 0 and 1 for float.
-        fit: size to make them, or None to leave it.
+        fit: size to make of the images, or None to keep theirs.
 
     Raises:
-        DataFault: values that have no bounds.
+        DataFault: the values have no known bounds.
     """
 
     def __init__(
@@ -51,7 +47,9 @@ class PixelRows:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """(m, H, W, C) uint8 of the rows, in any order. Raises DataFault: a value out of bounds."""
+        """(m, H, W, C) uint8 of the rows, in any order. Raises DataFault for a value out of
+        bounds.
+        """
         order = np.argsort(rows, kind="stable")
         blocks = []
         ascending = rows[order]
@@ -74,7 +72,7 @@ def to_pixels(block: np.ndarray, bounds: tuple[float, float], first: int) -> np.
         first: number of the first row, for the message.
 
     Raises:
-        DataFault: a value outside, or NaN; names the row.
+        DataFault: a value is out of bounds or NaN; names the row.
     """
     low, high = bounds
     if block.dtype == np.uint8 and bounds == (0, 255):
@@ -100,10 +98,11 @@ def to_labels(
         names: the classes in order, if known.
 
     Returns:
-        (n,) int64 and the class names; names given as labels are sorted unless known.
+        (n,) int64 and the class names. If labels are names and the order is unknown, the
+        names are sorted.
 
     Raises:
-        DataFault: anything else.
+        DataFault: the values are of another form.
     """
     values = squeezed(values)
     if values.ndim == 2 and values.dtype.kind in "biuf":
@@ -131,7 +130,7 @@ def to_labels(
 def labels_for(
     count: int, values: np.ndarray, names: tuple[str, ...] | None, where: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """As `to_labels`, of `count` images; `where` they are from is for the message."""
+    """Like `to_labels`, checked to be `count` labels; `where` names their source in messages."""
     try:
         labels, names = to_labels(values.reshape(-1) if values.size == count else values, names)
     except DataFault as fault:
@@ -145,16 +144,16 @@ def labels_for(
 
 
 def squeezed(values: np.ndarray) -> np.ndarray:
-    """(n, 1, ..., 1) -> (n,); anything else as it is."""
+    """(n, 1, ..., 1) -> (n,); other shapes are unchanged."""
     return values.reshape(-1) if values.ndim > 1 and values.size == len(values) else values
 
 
 def read_labels(text: str) -> np.ndarray:
-    """The values in a file of labels: HDF5, FILE or FILE::DATASET, or a .npy.
+    """The values in a file of labels: HDF5 as FILE or FILE::DATASET, or .npy.
 
     Raises:
-        DataFault: it holds none that can be told from the rest.
-        EnvironmentFault: it cannot be read.
+        DataFault: the labels cannot be told from other datasets.
+        EnvironmentFault: the file cannot be read.
     """
     path = Path(text)
     try:

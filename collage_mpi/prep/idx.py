@@ -1,8 +1,4 @@
-"""IDX files, the format of MNIST and its kin, gzip or plain.
-
-Owns: the header's rules and the checks of its claims against the bytes.
-Does not know: shards, what the numbers mean.
-"""
+"""Reads IDX files, the format of MNIST, gzip or plain, and checks the header against the bytes."""
 
 from __future__ import annotations
 
@@ -25,16 +21,16 @@ DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E:
 def read_idx(path: Path | str) -> np.ndarray:
     """Read a whole IDX file.
 
-    The header is two zero bytes, a type code, the number of axes, and each axis's length as
-    a big-endian uint32; then exactly the values. Memory grows with the bytes that are
-    there, never with what the header claims.
+    The header is two zero bytes, a type code, the number of axes, and each axis's length as a
+    big-endian uint32; then exactly the values. Memory grows with the bytes that are there, never
+    with what the header claims.
 
     Returns:
         The array, in the machine's byte order.
 
     Raises:
         EnvironmentFault: missing or unreadable.
-        DataFault: not IDX, cut short, or with bytes left over.
+        DataFault: not IDX, cut short, or with extra bytes.
     """
     path = Path(path)
     try:

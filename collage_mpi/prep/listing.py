@@ -1,8 +1,4 @@
-"""What pictures there are: folders by class (ImageFolder).
-
-Owns: `Member`, `Listing`, the walk over folders, labels from folder names.
-Does not know: pixels, shards, tar files (tars.py). Nothing is opened or written here.
-"""
+"""Lists the pictures in folders by class (ImageFolder). Nothing is opened or written here."""
 
 from __future__ import annotations
 
@@ -37,13 +33,13 @@ class Member:
     """One picture, not read yet.
 
     Attributes:
-        id: where it is, relative to what was given; a name in the results, never a path
-            to write to.
+        id: its place relative to the given folder or file; a name in the results, never a
+            path to write to.
         path: the file that holds it.
         nbytes: of the picture.
         offset: where it starts in that file; 0 for a file of its own.
         label: class number, or None.
-        fault: why it cannot be used, though its bytes may be sound; None for a good one.
+        fault: why it cannot be used, even if its bytes are sound; None for a good one.
     """
 
     id: str
@@ -56,7 +52,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Listing:
-    """All pictures in sorted order, all with labels or none, but for those with a fault.
+    """All pictures in sorted order. Either all have labels or none has, except pictures with a
+    fault.
 
     Attributes:
         warnings: sentences for the user.
@@ -69,7 +66,7 @@ class Listing:
 
 @dataclass
 class _Seen:
-    """What a walk over folders has passed over or met twice: how many, and the first one.
+    """What a walk over folders skipped or found twice: how often, and the first one.
 
     Attributes:
         folders: the real path of each folder that was walked.
@@ -81,12 +78,12 @@ class _Seen:
     first: dict[str, str] = field(default_factory=dict)
 
     def note(self, what: str, path: str, number: int = 1) -> None:
-        """So many of a sort, a key of SAID."""
+        """Count a skipped name of one sort, a key of SAID."""
         self.counts[what] = self.counts.get(what, 0) + number
         self.first.setdefault(what, name_text(os.path.relpath(path, self.root)))
 
     def warnings(self) -> tuple[str, ...]:
-        """A sentence a sort."""
+        """One sentence for each sort."""
         return tuple(
             f"{n:,} {SAID[what][n > 1]}{', such as' if n > 1 else ':'} {self.first[what]}"
             for what, n in self.counts.items()
@@ -94,15 +91,16 @@ class _Seen:
 
 
 def list_folder(root: Path, names: Sequence[str] | None = None) -> Listing:
-    """Pictures below `root`: each folder in it is a class, at any depth; none makes no labels.
+    """Pictures below `root`. Each folder in it is a class, at any depth; without folders there are
+    no labels.
 
     Args:
         root: the folder of class folders, or of pictures.
-        names: the classes in order, where they are to be others than the folders, sorted.
+        names: the classes in order, if they are not the sorted folder names.
 
     Raises:
-        EnvironmentFault: a folder that cannot be read.
-        DataFault: no picture, pictures beside class folders, a folder that is no class.
+        EnvironmentFault: a folder cannot be read.
+        DataFault: no picture, pictures beside class folders, or a folder that is no class.
     """
     if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
@@ -156,9 +154,9 @@ def _warn_of_splits(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _scan(folder: Path, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """(pictures, folders) directly in a folder, sorted by name; what is passed over is noted.
+    """(pictures, folders) directly in a folder, sorted by name; skipped entries are noted.
 
-    A link that leads nowhere counts as a picture if its name does.
+    A link that leads nowhere counts as a picture if its name looks like one.
     """
     folders, files = [], []
     try:
@@ -207,10 +205,10 @@ def _member(entry: os.DirEntry[str], root: Path, label: int | None) -> Member:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name says that it is a picture."""
+    """Whether a file's name has the ending of a picture."""
     return name.lower().endswith(SUFFIXES)
 
 
 def name_text(name: str) -> str:
-    r"""A file's name as text that a shard can hold: other bytes and NUL as \xNN."""
+    """A file's name as text that a shard can hold; other bytes and NUL become \\xNN."""
     return storable(name).replace("\0", "\\x00")

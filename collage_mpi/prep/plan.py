@@ -1,7 +1,5 @@
-"""Which picture goes to which shard, before any is read.
-
-Owns: split, shuffle, the shards' names, and the recipe by which a finished shard is known.
-Does not know: pixels, processes, how a shard is written.
+"""Decides which picture goes to which shard, before any is read: split, shuffle, names, and the
+recipe by which a finished shard is recognised.
 """
 
 from __future__ import annotations
@@ -28,17 +26,17 @@ RECIPE_VERSION = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to every picture, and how the shards are cut.
+    """How every picture is treated, and how the shards are cut.
 
     Attributes:
         fit: size and crop.
-        store: "raw" pixels, or the "encoded" files as they are.
+        store: "raw" pixels, or the "encoded" files unchanged.
         images_per_shard: at most.
         seed: of shuffle and split; None keeps the listing's order.
-        val_share: part that goes to validation shards; 0 for none.
-        limit: only so many pictures, after shuffling.
+        val_share: share for validation shards; 0 for none.
+        limit: only this many pictures, after shuffling.
         unreadable: "skip" lists and leaves them out, "stop" ends at the first.
-        enlarge: take pictures that are smaller than `fit`; else they count as unreadable.
+        enlarge: take pictures that are smaller than `fit`; otherwise they count as unreadable.
         source: where the pictures come from, in words.
     """
 
@@ -74,7 +72,7 @@ class ShardJob:
     """One shard to be made; picklable, for another process.
 
     Attributes:
-        digest: of everything that decides its content, but for the pictures' bytes.
+        digest: of everything that decides its content, except the pictures' bytes.
     """
 
     path: Path
@@ -85,7 +83,7 @@ class ShardJob:
 
 
 def plan_shards(listing: Listing, recipe: Recipe, out: Path, prefix: str) -> list[ShardJob]:
-    """The shards, in order; those of a split lie in OUT/train and OUT/val.
+    """The shards in order. With a split they lie in OUT/train and OUT/val.
 
     Raises:
         DataFault: too few pictures for the split.
@@ -140,33 +138,34 @@ def shard_paths(out: Path, prefix: str, count: int, rows_per_shard: int) -> list
 
 
 def old_shards(out: Path, prefix: str) -> list[Path]:
-    """The shards of this prefix that are there."""
+    """Existing shards with this prefix."""
     numbered = sorted(out.glob(f"{glob.escape(prefix)}-?????-of-?????.h5"))
     return [path for path in (out / f"{prefix}.h5", *numbered) if path.exists()]
 
 
 def remove_shard(path: Path) -> None:
-    """A shard and what lies beside it. Raises OSError."""
+    """Remove a shard and the files that belong to it. Raises OSError."""
     for file in names_of(path):
         file.unlink(missing_ok=True)
 
 
 def names_of(shard: Path) -> tuple[Path, ...]:
-    """A shard and what may lie beside it."""
+    """A shard and the files that may belong to it."""
     return shard, sidecar_path(shard), unreadable_path(shard)
 
 
 def unreadable_path(shard: Path) -> Path:
-    """The list beside a shard of what is not in it."""
+    """The list of pictures that are not in the shard, beside the shard."""
     return shard.with_name(f"{shard.name}.unreadable.tsv")
 
 
 def clear_strangers(jobs: Sequence[ShardJob], prefix: str, overwrite: bool, sweep: bool) -> None:
-    """Shards of this prefix that are not of this plan would be taken for part of it.
+    """Refuse or remove existing shards with this prefix that are not in the plan. They would be
+    taken for part of it.
 
     Args:
         overwrite: they may be removed.
-        sweep: and this process is the one to do it.
+        sweep: this process is the one that removes them.
 
     Raises:
         EnvironmentFault: there are some, or the folder cannot be written.

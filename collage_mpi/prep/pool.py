@@ -1,8 +1,5 @@
-"""Many shards at once: processes of this host, a shard at a time each.
-
-Owns: starting processes anew (never forked: a fork after MPI_Init hangs), their end when
-this one ends, counting what they have done.
-Does not know: what a shard is made of.
+"""Makes many shards at once, in processes of this host. The processes are started anew and never
+forked, because a fork after MPI_Init hangs.
 """
 
 from __future__ import annotations
@@ -33,15 +30,15 @@ def make_shards(
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[ShardReport]:
-    """Make every shard; the first failure ends all and leaves finished shards whole.
+    """Make every shard. The first failure ends all work and leaves finished shards complete.
 
     Args:
-        jobs: what to make; nobody else makes these at the same time.
-        workers: processes; 1 works in this one.
-        advance: told of pictures done, now and then.
+        jobs: the shards to make; no other process may make them at the same time.
+        workers: number of processes; 1 works in this process.
+        advance: called now and then with how many more pictures are done.
 
     Raises:
-        DataFault, EnvironmentFault: as `make_shard`; also a process that was killed.
+        DataFault, EnvironmentFault: as `make_shard`; also if a process was killed.
     """
     try:
         if min(workers, len(jobs)) <= 1:
@@ -90,10 +87,10 @@ def _in_processes(
 
 @contextmanager
 def _noted_interrupts() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM are noted, and not raised where they meet the program.
+    """Within this context SIGINT and SIGTERM are only noted, not raised.
 
-    An exception while `wait` takes the futures' locks would leave them taken, and this process
-    waiting at its end for the pool's thread, which wants one.
+    An exception while `wait` holds the locks of the futures would leave them locked, and this
+    process would wait for the pool's thread for ever.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -109,7 +106,9 @@ def _noted_interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def _start(counter: Any) -> None:
-    """A child's beginning: interrupts are the parent's to take, and its end is ours."""
+    """Runs first in each child: the parent handles interrupts, and the child ends with this
+    process.
+    """
     global _done
     _done = counter
     threading.Thread(target=_end_with_parent, daemon=True).start()

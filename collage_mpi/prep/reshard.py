@@ -1,11 +1,7 @@
-"""Shards made of shards: other sizes, other storage, the same images, labels and ids.
+"""Makes shards from shards: another size or storage, with the same images, labels and ids.
 
-Owns: the rows of open shards as pixels of one size or as encoded files.
-Does not know: how shards are written.
-
-Encoded images are decoded anew to another size, so nothing is resized twice; and kept byte
-by byte where they stay encoded. Pixels that become encoded are stored as PNG, which loses
-nothing.
+Encoded images are decoded anew to another size, so nothing is resized twice, and are copied
+unchanged if they stay encoded. Pixels that become encoded are stored as PNG, which loses nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +25,8 @@ class ShardRows:
     """Images of open shards by global index.
 
     Args:
-        shards: open; read as long as this is in use.
-        fit: size to make of them, or None to leave it.
+        shards: must stay open as long as this is in use.
+        fit: size to make of the images, or None to keep theirs.
     """
 
     def __init__(self, shards: ShardSet, fit: Fit | None) -> None:
@@ -42,12 +38,12 @@ class ShardRows:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """(m, H, W, C) uint8. Raises DataFault: a row that cannot be read."""
+        """(m, H, W, C) uint8. Raises DataFault if a row cannot be read."""
         pixels, _ = self._shards.read(rows)
         return pixels if self._fit is None else np.stack([fit_pixels(p, self._fit) for p in pixels])
 
     def files(self, rows: np.ndarray) -> list[bytes]:
-        """m encoded images: as they are stored, or as PNG. Raises as above."""
+        """m encoded images: the stored files, or PNG. Raises DataFault."""
         if _all_encoded(self._shards):
             return self._shards.read_files(rows)
         return [_png(image) for image in self[rows]]
@@ -55,7 +51,7 @@ class ShardRows:
 
 @contextmanager
 def opened_as(paths: Sequence[Path], fit: Fit | None) -> Iterator[ShardSet]:
-    """The shards, encoded ones as if they had been made with `fit`.
+    """Open the shards; encoded ones are read as if they had been made with `fit`.
 
     Raises:
         EnvironmentFault, DataFault: as `ShardSet.open`.
@@ -72,10 +68,10 @@ def opened_as(paths: Sequence[Path], fit: Fit | None) -> Iterator[ShardSet]:
 
 
 def stored_fit(shards: ShardSet, fit: Fit | None) -> Fit:
-    """How a reader makes pixels of them, once they are stored encoded.
+    """How a reader will make pixels of the images once they are stored encoded.
 
     Raises:
-        UsageError: images that are not square, or shards of different fits.
+        UsageError: images that are not square, or shards with different fits.
     """
     fits = {info.fit for info in shards.infos}
     if len(fits) > 1:
@@ -92,7 +88,7 @@ def stored_fit(shards: ShardSet, fit: Fit | None) -> Fit:
 
 
 def ids_of(shards: ShardSet) -> list[str]:
-    """Every image's id, in order; where a shard has none, its name and the row."""
+    """Every image's id, in order; for a shard without ids, its name and the row."""
     found: list[str] = []
     for info in shards.infos:
         name = split_part(info.path)[0].name

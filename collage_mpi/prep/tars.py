@@ -1,8 +1,5 @@
-"""What pictures there are: tar files in WebDataset's layout.
-
-Owns: the walk over tar headers, samples by key, labels from `.cls` and `.json`.
-Does not know: pixels, shards. Nothing is extracted: of a member only the place of its
-bytes is kept, so its name cannot lead anywhere.
+"""Lists the pictures in tar files with WebDataset's layout. Nothing is extracted: only the place of
+a member's bytes is kept, so its name cannot lead anywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ LARGEST_CLASS = 2**31 - 1  # results keep a label as int32
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and what its tar file says of its class: a number, a name, or nothing."""
+    """A picture and the class that its tar file gives: a number, a name, or nothing."""
 
     member: Member
     answer: int | str | None
@@ -39,19 +36,20 @@ def list_tars(
     label_key: str | None = None,
     picture: str | None = None,
 ) -> Listing:
-    """Pictures of tar files, in the files' order.
+    """Pictures of tar files, in the order of the files.
 
     Args:
-        paths: tar files without compression: pictures are read where they lie, in any order.
-        names: the classes in order; without, classes given by name are sorted, and
-            classes given by number have no names.
-        label_key: of `.json` members; by default the first of `LABEL_KEYS` that is there.
-        picture: the extension that is the image where a key has several, such as "jpg".
+        paths: tar files without compression, because pictures are read in any order.
+        names: the classes in order. Without them, class names are sorted, and classes given
+            by number have no names.
+        label_key: key of the label in `.json` members; by default the first of `LABEL_KEYS`
+            that is there.
+        picture: the extension of the image if a key has several, such as "jpg".
 
     Raises:
-        EnvironmentFault: a file that cannot be read.
+        EnvironmentFault: a file cannot be read.
         DataFault: damaged, compressed or cut off; labels that cannot be understood. A picture
-            whose own label cannot be read is listed with that as its `fault`, unless all are so.
+            whose own label cannot be read is listed with that `fault`, unless all are so.
     """
     samples: list[Sample] = []
     for path in paths:
@@ -102,7 +100,7 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
 
 
 def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Regular members in order; a tar that ends too early is refused, not cut short."""
+    """Regular members in order. A tar that ends too early is refused."""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             size = path.stat().st_size
@@ -124,7 +122,7 @@ def _headers(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """WebDataset's split of a member's name: the key, and the extension in lower case.
+    """The key of a member's name and its extension in lower case, as WebDataset splits them.
 
     The extension starts at the first dot of the last part: "a.b/c.seg.png" is "a.b/c" and
     "seg.png".
@@ -152,7 +150,7 @@ def _only_one(
 def _answer(
     stream: BinaryIO, info: tarfile.TarInfo, extension: str, label_key: str | None
 ) -> int | str | None:
-    """The class that a .cls or .json member names. Raises DataFault."""
+    """The class that a .cls or .json member gives. Raises DataFault."""
     name = name_text(info.name)
     if info.size > LARGEST_LABEL_BYTES:
         raise DataFault(f"{name} has {info.size:,} bytes; that is no label")
@@ -200,7 +198,7 @@ def _answer_in(name: str, record: object, label_key: str | None) -> int | str | 
 def _resolve(
     samples: Sequence[Sample], names: Sequence[str] | None
 ) -> tuple[list[int | None], tuple[str, ...] | None]:
-    """(a label or None a sample, the class names)."""
+    """(a label or None for each sample, the class names)."""
     without = [sample.member.id for sample in samples if sample.answer is None]
     if len(without) == len(samples):
         return [None] * len(samples), None if names is None else tuple(names)

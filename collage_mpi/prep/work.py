@@ -1,7 +1,5 @@
-"""One shard: read its pictures, decode, write; or find that it is done already.
-
-Owns: `make_shard`, the check of a finished shard, the list of unreadable pictures.
-Does not know: other shards, processes.
+"""Makes one shard: reads its pictures, decodes and writes them, or finds that the shard is done
+already.
 """
 
 from __future__ import annotations
@@ -30,13 +28,13 @@ LARGEST_PICTURE_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a shard.
+    """The result for one shard.
 
     Attributes:
-        made: False if it was there and whole.
-        images, unreadable: pictures in it, and left out.
+        made: False if the shard was there and complete.
+        images, unreadable: pictures in it, and pictures left out.
         small: pictures smaller than its images, enlarged or left out; 0 if it was there already.
-        bytes_in, bytes_out: of the files read, of the shard.
+        bytes_in, bytes_out: of the files read, and of the shard.
     """
 
     path: Path
@@ -51,14 +49,14 @@ class ShardReport:
 def make_shard(
     job: ShardJob, overwrite: bool = False, advance: Callable[[int], None] = lambda n: None
 ) -> ShardReport:
-    """Make one shard, whole or not at all, unless it is there already.
+    """Make one shard, complete or not at all, unless it is there already.
 
     Args:
         overwrite: replace a shard of this name that has another recipe.
-        advance: told of pictures done.
+        advance: called with how many more pictures are done.
 
     Raises:
-        DataFault: an unreadable picture where the recipe says stop, or nothing readable.
+        DataFault: an unreadable picture if the recipe says stop, or nothing readable.
         EnvironmentFault: another shard is in the way, or the disk is full.
     """
     sweep_drafts(job.path)
@@ -89,12 +87,12 @@ def make_shard(
 
 
 def is_finished(job: ShardJob, overwrite: bool) -> bool:
-    """Whether the shard is there, unchanged since it was written, by this recipe.
+    """Whether the shard is there, unchanged since it was written, and made by this recipe.
 
-    One that is damaged, or lacks its SHA-256, is made again.
+    A damaged shard, or one without its SHA-256, is made again.
 
     Raises:
-        EnvironmentFault: a whole shard of another recipe, and `overwrite` is not given.
+        EnvironmentFault: a complete shard of another recipe, and `overwrite` is not given.
     """
     if not job.path.exists():
         return False
@@ -115,7 +113,7 @@ def is_finished(job: ShardJob, overwrite: bool) -> bool:
 
 
 def sweep_drafts(path: Path) -> None:
-    """Remove what a killed process left of this shard; nothing else has this name."""
+    """Remove what a killed process left of this shard. No other file has such a name."""
     if path.parent.is_dir():
         beside = "|".join(re.escape(name.name) for name in names_of(path))
         remove_leftovers(path.parent, beside)
@@ -156,10 +154,10 @@ def _append(
     job: ShardJob,
     unreadable: list[tuple[str, str]],
 ) -> tuple[int, int]:
-    """Read, decode and append; the bytes read, and how many pictures are smaller than needed.
+    """Read, decode and append; returns the bytes read and how many pictures are too small.
 
     Raises:
-        DataFault: one cannot be used, and the recipe says stop.
+        DataFault: a picture cannot be used, and the recipe says stop.
     """
     good: list[Member] = []
     files: list[bytes] = []
@@ -198,7 +196,7 @@ def _append(
 
 
 def _list_unreadable(job: ShardJob, unreadable: Sequence[tuple[str, str]]) -> None:
-    """The list beside the shard, there before the shard is; none when all could be read."""
+    """Write the list beside the shard, before the shard is there; no list if all could be read."""
     path = unreadable_path(job.path)
     if not unreadable:
         path.unlink(missing_ok=True)
@@ -212,7 +210,7 @@ def _cell(text: str) -> str:
 
 
 def _attribute(path: Path, name: str) -> str:
-    """An attribute of a shard whose bytes are proven; "" if it has none."""
+    """An attribute of a shard whose bytes are verified; "" if it has none."""
     with H5_LOCK, open_file(path) as file:
         value = file.attrs.get(name, "")
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,7 +1,5 @@
-"""Shards: HDF5 files of labelled images, written, checked and read ahead.
-
-Owns: the public names of the format, resolved on first use so that h5py is
-imported by the first file access and not before.
+"""Shards: HDF5 files of labelled images, written, checked and read ahead. The public names are
+resolved on first use, so that h5py is imported by the first file access and not before.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What to type for a dataset that `prep hdf5` can make shards of, and a job cannot use.
-
-Owns: the command, and the flags that a dataset's shape and values ask for.
-Does not know: which dataset is which (foreign.py).
-"""
+"""The `prep hdf5` command to type for a dataset that a job cannot use directly."""
 
 from __future__ import annotations
 
@@ -19,14 +15,14 @@ LOOK_ROWS = 64  # from each end, to tell the range of float pixels
 
 
 def convert(path: Path, images: str, labels: str | None, *flags: str) -> str:
-    """The command that makes a shard of it."""
+    """The command that makes a shard of the dataset."""
     words = ["collage-mpi", "prep", "hdf5", str(split_part(path)[0]), "--images", images]
     words += ["--labels", labels] if labels else []
     return f"`{shlex.join([*words, *flags, '--out', 'shards'])}`"
 
 
 def flags_for(item: Any, count: int | None = None) -> list[str] | None:
-    """What `prep hdf5` has to be told of a dataset of images; None where that is not known.
+    """The flags that `prep hdf5` needs for a dataset of images, or None if they cannot be known.
 
     Args:
         item: the dataset.
@@ -46,7 +42,7 @@ def flags_for(item: Any, count: int | None = None) -> list[str] | None:
 
 
 def _shape_flag(values: int) -> list[str] | None:
-    """The flag for rows of so many values, if these are square grey or colour images."""
+    """The --shape flag for rows of values that are square grey or colour images."""
     for channels in CHANNELS:
         side = math.isqrt(values // channels)
         if values > channels and side * side * channels == values:
@@ -55,7 +51,7 @@ def _shape_flag(values: int) -> list[str] | None:
 
 
 def range_flag(item: Any) -> list[str] | None:
-    """The flag for the values of a dataset; [] where there is no doubt, None where only doubt."""
+    """The --range flag for the values of a dataset; [] if none is needed, None if it is unclear."""
     if item.dtype == np.uint8:
         return []
     low, high = range_of(item)

@@ -1,10 +1,8 @@
-"""Cells stored beside the images: what a collage takes of an image, shrunk once for all jobs.
+"""Stores cells beside the images of a shard: each image shrunk for the collage, once for all jobs.
 
-Owns: writing `cells_<px>` and its checksums to a copy of a shard.
-Does not know: how an image is shrunk (it is told), how cells are read (reader.py).
-
-The dataset's attribute `filter` names the filter; one that the encoder would not use now
-is passed over when the shard is opened, so that stored and fresh cells never differ.
+The dataset's attribute `filter` names the filter that shrank the images. If the encoder now uses
+another filter, the stored cells are ignored when the shard is opened, so that stored and fresh
+cells never differ.
 """
 
 from __future__ import annotations
@@ -30,19 +28,19 @@ BATCH_BYTES = 16 << 20  # of images read at a time
 def add_cells(
     path: Path, out: Path, px: int, shrink: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[Path, int]:
-    """Write a copy of a shard with cells of `px` pixels; it appears complete or not at all.
+    """Write a copy of a shard with cells of `px` pixels. The copy appears complete or not at all.
 
     Args:
         path: the shard.
-        out: folder for the copy, which keeps the name.
-        px: edge of a cell.
+        out: folder for the copy, which has the same name.
+        px: height and width of a cell.
         shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8.
 
     Returns:
         The copy and the number of its images.
 
     Raises:
-        DataFault: the shard is bad, or has such cells.
+        DataFault: the shard is bad, or already has such cells.
         EnvironmentFault: the folder cannot be written, or holds a file of that name.
     """
     target = out / path.name

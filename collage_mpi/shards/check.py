@@ -1,8 +1,5 @@
-"""Is this file a sound shard? Structure, checksums, label range.
-
-Owns: what must hold of a shard, and the words when it does not.
-Does not know: processes and limits (guard.py runs this apart: libhdf5 can loop or
-crash on damaged files), how rows are read for a job.
+"""Checks that a file is a sound shard: structure, checksums, labels. It runs in the process of
+`guard`, because libhdf5 can loop or crash on damaged files.
 """
 
 from __future__ import annotations
@@ -49,7 +46,7 @@ LARGEST_FILE_BYTES = 1 << 30  # of one encoded image
 
 @dataclass(frozen=True)
 class Description:
-    """What a sound shard says of itself, without its fingerprint."""
+    """What a sound shard says about itself, without its fingerprint."""
 
     count: int
     shape: tuple[int, int, int]
@@ -72,7 +69,7 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
 
     Raises:
         DataFault: not a shard, damaged, or not the file that was hashed.
-        OSError: cannot be read.
+        OSError: the file cannot be read.
     """
     stamp = stamp_of(path)  # first: a change from here on is met at the next look
     recorded = read_sidecar(path)
@@ -105,7 +102,7 @@ def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
 
 
 def verify_here(path: Path) -> list[str]:
-    """Everything that is wrong with a shard, at most `MAX_PROBLEMS` lines. Raises OSError."""
+    """Everything that is wrong with a shard, in at most `MAX_PROBLEMS` lines. Raises OSError."""
     problems = []
     try:
         recorded = read_sidecar(path)
@@ -124,7 +121,7 @@ def verify_here(path: Path) -> list[str]:
 
 
 def _foreign_problems(file: Any, path: Path, layout: Layout, problems: list[str]) -> list[str]:
-    """Nothing but the file's SHA-256 can prove another program's file; it is read all the same."""
+    """Reads the whole file. Only its SHA-256 can prove the file of another program."""
     images = file[layout.images]
     rows = max(1, BLOCK_BYTES // max(1, images[0].size))
     try:
@@ -143,7 +140,7 @@ def _foreign_problems(file: Any, path: Path, layout: Layout, problems: list[str]
 
 
 def hash_mismatch(path: Path) -> str:
-    """The sentence for a file whose bytes are not those that were hashed."""
+    """The message for a file whose bytes are not the ones that were hashed."""
     return (
         f"its SHA-256 is not the one in {sidecar_path(path).name}: the file has changed since "
         "it was written. Copy it or make it again."
@@ -151,7 +148,7 @@ def hash_mismatch(path: Path) -> str:
 
 
 def opened(path: Path, *, cache_bytes: int = 0) -> Any:
-    """The open file. Raises DataFault if it is no HDF5 file, OSError if unreadable."""
+    """The open file. Raises DataFault if it is not HDF5, OSError if it is unreadable."""
     path = split_part(path)[0]
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")  # open would wait
@@ -166,7 +163,8 @@ def opened(path: Path, *, cache_bytes: int = 0) -> Any:
 def describe(file: Any, path: Path, *, for_verify: bool = False) -> Description:
     """Check attributes, datasets, storage and labels of an open file.
 
-    `for_verify` leaves the range of the labels to who lists every problem.
+    With `for_verify` the range of the labels is not checked here, because the caller lists every
+    problem.
 
     Raises:
         DataFault: with the first thing that is wrong.
@@ -217,7 +215,7 @@ def _describe_foreign(file: Any, path: Path) -> Description:
 def _check_images(
     file: Any, count: int | None, file_bytes: int
 ) -> tuple[tuple[int, int, int, int], str | None]:
-    """(n, H, W, C) of stored pixels, whose storage is whole; no fit."""
+    """(n, H, W, C) of stored pixels, after a check that all of them are stored; fit is None."""
     images = _dataset(file, "images", np.uint8, 4)
     n, height, width, channels = (int(size) for size in images.shape)
     if count != n or min(n, height, width) < 1 or channels not in CHANNELS:
@@ -232,7 +230,9 @@ def _check_images(
 def _check_encoded(
     file: Any, count: int | None, file_bytes: int
 ) -> tuple[tuple[int, int, int, int], str | None]:
-    """(n, H, W, C) of stored files and how they become it; every file lies within."""
+    """(n, H, W, C) of stored files, and how they are decoded, after a check that every file lies
+    inside.
+    """
     encoded = _dataset(file, "encoded", np.uint8, 1)
     ends = _dataset(file, "ends", np.int64, 1)
     if count is None or count < 1 or ends.shape != (count,):
@@ -273,7 +273,7 @@ def _dataset(file: Any, name: str, dtype: type, dims: int) -> Any:
 
 
 def _check_storage(images: Any, file_bytes: int) -> None:
-    """Walk the chunk index: every row stored, nothing past the end of the file."""
+    """Walk the chunk index: every row must be stored, and nothing past the end of the file."""
     if images.chunks is None:
         start = images.id.get_offset()
         if start is None or start + images.size > file_bytes:
@@ -313,8 +313,8 @@ def _cell_sizes(file: Any, shape: tuple[int, ...], file_bytes: int) -> tuple[int
 def _chunks_of(images: Any) -> tuple[set[int], list[int]]:
     """First row and last byte + 1 of each stored chunk, in one pass over the index.
 
-    Asking for one chunk after the other walks the index from its start each time: over a
-    minute for 20,000 chunks, where one pass takes 30 ms.
+    Asking for single chunks walks the index from its start each time, which takes over a minute for
+    20,000 chunks. One pass takes 30 ms.
     """
     firsts: set[int] = set()
     ends: list[int] = []
@@ -356,7 +356,7 @@ def _text(value: Any) -> str:
 
 
 def _row_problems(file: Any, about: Description) -> list[str]:
-    """Rows whose checksum fails, and labels out of range."""
+    """Rows whose checksum does not match, and labels out of range."""
     try:
         labels = file["labels"][...] if about.has_labels else None  # (n,) int64
         if about.storage == "encoded":
@@ -373,7 +373,9 @@ def _row_problems(file: Any, about: Description) -> list[str]:
 
 
 def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | None) -> list[str]:
-    """Rows of a dataset (n, H, W, C) uint8 whose CRC-32 is not the stored one, (n,) uint32."""
+    """Rows of a dataset (n, H, W, C) uint8 whose CRC-32 differs from the stored one, (n,)
+    uint32.
+    """
     rows = file[name]
     block = max(1, BLOCK_BYTES // int(np.prod(rows.shape[1:])))
     bad: list[int] = []
@@ -387,7 +389,7 @@ def _bad_rows(file: Any, name: str, stored: np.ndarray, labels: np.ndarray | Non
 
 
 def _bad_files(file: Any, about: Description, labels: np.ndarray | None) -> list[str]:
-    """Rows of encoded images whose checksum fails, or that cannot be decoded."""
+    """Rows of encoded images whose checksum does not match, or that cannot be decoded."""
     stored, ends = file["crc32"][...], file["ends"][...]  # (n,) uint32, (n,) int64
     fit = parse_fit(about.fit or "")
     lines = []

@@ -1,7 +1,5 @@
-"""Lists of class names as users have them: read from a file, doubles told apart.
-
-The name of class 0 comes first. Names in shards and weights are unique; a list such as ImageNet's
-own has some twice.
+"""Reads lists of class names from files. Class names in shards and weights must be unique; repeated
+names, as in ImageNet's list, get their class number appended.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ SHOWN = 5  # doubles that are named in the message
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """The names in a file, a name a line; empty lines do not count.
+    """The names in a file, one a line, the name of class 0 first. Empty lines are skipped.
 
     Raises:
         EnvironmentFault: the file cannot be read.
-        UsageError: no name is in it.
+        UsageError: the file holds no name.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -31,12 +29,12 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def told_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, with the class number behind each that is there more than once.
+    """The names; a name that occurs more than once gets its class number appended.
 
-    The user is told which these are.
+    The user is told which names were changed.
 
     Raises:
-        UsageError: no name, an empty one, or one that another becomes by its number.
+        UsageError: there is no name, an empty one, or a changed name equals another one.
     """
     places: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(names):
@@ -56,7 +54,7 @@ def told_apart(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _listed(doubles: dict[str, list[int]]) -> str:
-    """Such as `"crane" (134, 517)`: the first few."""
+    """The first few repeated names, such as `"crane" (134, 517)`."""
     shown = [f'"{name}" ({", ".join(map(str, doubles[name][:SHOWN]))})' for name in doubles]
     more = len(shown) - SHOWN
     return ", ".join(shown[:SHOWN]) + (f" and {more} more" if more > 0 else "")

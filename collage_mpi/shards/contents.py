@@ -1,7 +1,5 @@
-"""What lies in another program's HDF5 file: groups, datasets, in words.
-
-Owns: the walk over groups, the rule that what is used lies in the file itself.
-Does not know: which dataset is which (foreign.py).
+"""Lists the groups and datasets in an HDF5 file of another program. Only what lies in the file
+itself is used, never a link to another file.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ MAX_GROUPS = 1000
 
 
 class ForeignFault(DataFault):
-    """A file of another program that is not understood; says what to type."""
+    """The file of another program was not understood; the message says what to type."""
 
 
 def own_dataset(file: Any, name: str) -> Any:
-    """A dataset by name. Raises ForeignFault unless it lies in this file."""
+    """A dataset by name. Raises ForeignFault if it lies outside this file."""
     h5py = import_h5py()
     if name not in file:
         raise ForeignFault(f"has no dataset {name!r}; it holds {listed(file)}")
@@ -35,7 +33,7 @@ def own_dataset(file: Any, name: str) -> Any:
 
 
 def datasets(file: Any, group: str) -> Iterator[tuple[str, Any]]:
-    """(name, dataset) directly in a group, links to elsewhere left out."""
+    """(name, dataset) directly in a group; links to other places are left out."""
     h5py = import_h5py()
     for name in file[group] if group else file:
         whole = f"{group}/{name}" if group else name
@@ -44,7 +42,7 @@ def datasets(file: Any, group: str) -> Iterator[tuple[str, Any]]:
 
 
 def groups_below(file: Any, top: str = "") -> list[str]:
-    """A group and those in it, `DEEPEST` levels down; the root is ""."""
+    """A group and the groups in it, `DEEPEST` levels down; the root is ""."""
     found = level = [top]
     for _ in range(DEEPEST):
         level = [
@@ -63,7 +61,7 @@ def _is_group(file: Any, name: str) -> bool:
 
 
 def _is_here(file: Any, name: str) -> bool:
-    """Whether a name is no soft or external link."""
+    """Whether a name is neither a soft nor an external link."""
     return isinstance(file.get(name, getlink=True), import_h5py().HardLink)
 
 

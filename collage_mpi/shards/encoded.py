@@ -1,11 +1,8 @@
-"""Shards of encoded images: the files' own bytes, decoded when they are read.
+"""Shards that store picture files unchanged and decode them when they are read.
 
-Owns: `EncodedWriter`, reading rows of bytes.
-Does not know: picture formats (pictures.py), who decodes (openshard.py).
-
-The bytes of all images lie end to end in one dataset, `ends` says where each stops.
-HDF5's own variable-length type would put them in a heap that has no checksum and is read
-one image at a time.
+The bytes of all images lie end to end in one dataset, and `ends` gives the end of each. HDF5's own
+variable-length type would put them into a heap that has no checksum and is read one image at a
+time.
 """
 
 from __future__ import annotations
@@ -27,14 +24,12 @@ CHUNK_BYTES = 1 << 20  # of the dataset of bytes; an image may lie across two
 
 
 class EncodedWriter(ShardWriter):
-    """Appends pictures as they are; see `ShardWriter` for what else holds.
+    """Appends picture files unchanged; everything else is as in `ShardWriter`.
 
     Args:
         path: the shard.
-        fit: how a reader makes pixels of them.
-        class_names: as for `ShardWriter`.
-        source: likewise.
-        recipe: likewise.
+        fit: how a reader makes pixels of the files.
+        class_names, source, recipe: as for `ShardWriter`.
     """
 
     storage = "encoded"
@@ -59,15 +54,14 @@ class EncodedWriter(ShardWriter):
         labels: np.ndarray | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
     ) -> None:
-        """Add pictures; whether they can be decoded is the caller's to know.
+        """Add pictures. The caller must know that they can be decoded.
 
         Args:
-            files: n files' bytes, none empty.
-            labels: as for `ShardWriter.append`.
-            ids: likewise.
+            files: the bytes of n files, none empty.
+            labels, ids: as for `ShardWriter.append`.
 
         Raises:
-            DataFault: an empty file, labels or ids that do not fit.
+            DataFault: an empty file, or labels or ids that do not fit.
             EnvironmentFault: the disk is full or gone.
         """
         if not files:
@@ -89,7 +83,7 @@ class EncodedWriter(ShardWriter):
         labels: np.ndarray | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
     ) -> None:
-        """Refused: this shard takes files. Raises DataFault."""
+        """Always raises DataFault, because this shard takes files and no pixels."""
         raise DataFault(f"{self.path}: a shard of encoded images takes files, not pixels")
 
     def _create_pixels(self, file: Any, rows: int) -> None:
@@ -103,12 +97,12 @@ class EncodedWriter(ShardWriter):
 
 
 def read_files(encoded: Any, ends: np.ndarray, rows: np.ndarray) -> list[bytes]:
-    """The bytes of ascending `rows`; each run of neighbours is one read.
+    """The bytes of ascending `rows`. Neighbouring rows are read together.
 
     Args:
         encoded: the open dataset.
-        ends: (n,) int64, all of the shard's.
-        rows: (m,) int64, repeats allowed.
+        ends: (n,) int64, of all images in the shard.
+        rows: (m,) int64; repeats are allowed.
     """
     starts = np.where(rows > 0, ends[rows - 1], 0).tolist()  # of these rows: a shard has many
     stops = ends[rows].tolist()

@@ -1,8 +1,5 @@
-"""HDF5 files of other programs: which dataset holds the images, which the labels.
-
-Owns: the names looked for, axes told apart, the words when a file cannot be understood.
-Does not know: how rows are read for a job, processes. Runs in the guard's process at
-first open, like check.py.
+"""Finds images and labels in HDF5 files of other programs, by the names and shapes of the datasets.
+Like `check`, it runs in the process of `guard` when a file is first opened.
 """
 
 from __future__ import annotations
@@ -38,12 +35,12 @@ class Layout:
     """Where images and labels lie in a file of another program.
 
     Attributes:
-        images, labels: dataset names with their groups; no labels is None.
+        images, labels: dataset names with their groups; None: no labels.
         axes: "NHWC", "NCHW", or "NHW" for grey images without a channel axis.
         unused: other datasets beside them.
         flat: (H, W, C) of images that are stored as rows of values, in the order of `axes`.
-        transposed: rows and columns of each image change places.
-        columns: of flat ones, an image is a column and no row, as MATLAB stores a matrix.
+        transposed: rows and columns of each image are swapped.
+        columns: with `flat`, each image is a column instead of a row, as in MATLAB matrices.
     """
 
     images: str
@@ -93,7 +90,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Told:
-    """What the user says of a file; what is empty is found by name and shape.
+    """What the user said about a file. What is empty is found by name and shape.
 
     Attributes:
         labels: a dataset, or `NO_LABELS`.
@@ -109,7 +106,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A file of another program that can be used as it is."""
+    """A file of another program that can be used directly."""
 
     layout: Layout
     count: int
@@ -118,7 +115,7 @@ class Foreign:
 
 
 def is_foreign(file: Any) -> bool:
-    """Whether an open file does not even claim to be a shard of this package."""
+    """Whether an open file does not claim to be a shard of this package."""
     return "format" not in file.attrs and "crc32" not in file
 
 
@@ -146,10 +143,10 @@ def understand(file: Any, path: Path) -> Foreign:
 
 
 def find_layout(file: Any, path: Path, told: Told | None = None) -> Layout:
-    """The datasets of images and labels by name, and the axes by shape.
+    """The datasets of images and labels, found by name, and the axes, found by shape.
 
     Raises:
-        ForeignFault: none, or several.
+        ForeignFault: there are none, or several.
     """
     told = told or Told()
     part = split_part(path)[1].strip("/")
@@ -175,10 +172,11 @@ def find_layout(file: Any, path: Path, told: Told | None = None) -> Layout:
 
 
 def find_labels(file: Any, path: Path) -> Any:
-    """The dataset of labels in a file of its own: what is asked for, named so, or alone.
+    """The dataset of labels in a separate file: the given one, one with a known name, or the only
+    one.
 
     Raises:
-        ForeignFault: none, or several.
+        ForeignFault: there are none, or several.
     """
     name, part = split_part(path)
     part = part.strip("/")
@@ -226,7 +224,9 @@ def _the_images(file: Any, path: Path, part: str) -> str:
 
 
 def _named_so(file: Any, groups: Sequence[str], dims: tuple[int, ...]) -> dict[str, list[str]]:
-    """Group -> its datasets of numbers that are named as images are; the highest such groups."""
+    """Group -> its numeric datasets with a name for images, for the highest groups that have
+    any.
+    """
     found = {
         group: [
             name
@@ -247,7 +247,7 @@ def _depth(group: str) -> int:
 
 
 def _try_another(file: Any, groups: Sequence[str], path: Path) -> str:
-    """The command for the first dataset of another name that could be images."""
+    """The command for the first dataset of another name that could hold images."""
     for group in groups:
         for name, item in datasets(file, group):
             flags = flags_for(item)
@@ -265,7 +265,7 @@ def _the_labels(beside: Sequence[str], images: str, path: Path, flags: Sequence[
 
 
 def _in_columns(item: Any, images: str, shape: tuple[int, int, int]) -> bool:
-    """Whether a column is an image of that shape, where a row is none. Raises ForeignFault."""
+    """Whether the columns are images of that shape and the rows are not. Raises ForeignFault."""
     values = math.prod(shape)
     if item.ndim >= 2 and len(item) >= 1 and math.prod(item.shape[1:]) == values:
         return False
@@ -349,7 +349,9 @@ def _check_labels(
 
 
 def _check_stored(images: Any, file_bytes: int) -> None:
-    """Nothing past the end of the file; what was never written reads as its fill value."""
+    """Check that nothing lies past the end of the file. Rows that were never written read as the
+    fill value.
+    """
     if images.chunks is None:
         start = images.id.get_offset()
         if start is None or start + images.size > file_bytes:
@@ -357,7 +359,7 @@ def _check_stored(images: Any, file_bytes: int) -> None:
 
 
 def class_names_of(file: Any) -> tuple[str, ...] | None:
-    """The attribute class_names, if it is a list of different names; else None."""
+    """The attribute class_names, if it is a list of different names; otherwise None."""
     value = np.atleast_1d(file.attrs.get("class_names", ()))
     try:
         names = tuple(n.decode("utf-8") if isinstance(n, bytes) else str(n) for n in value)

@@ -1,13 +1,10 @@
-"""First open and verify, in a process apart, under a time and a memory limit.
+"""Opens and verifies shards in a child process, under a time and a memory limit.
 
-Owns: the child process, its limits, and what its death means. libhdf5 can loop or
-crash on damaged files (24 endless loops and a segfault in 7,923 mutated shards), and a
-rank must not.
-Does not know: what a sound shard is (check.py).
-
-The child is started anew (as `python -m collage_mpi.shards.guard`), never forked: a fork
-after MPI_Init hangs. It takes one JSON request on stdin and answers a JSON line a shard,
-so one child checks many shards and the one that kills it is known.
+libhdf5 can loop or crash on damaged files (24 endless loops and a segfault in 7,923 mutated
+shards), and a rank must not. The child is started anew (as `python -m collage_mpi.shards.guard`)
+and never forked, because a fork after MPI_Init hangs. It takes one JSON request on stdin and
+answers one JSON line a shard, so one child checks many shards, and the shard that kills it is
+known.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ trusted to the `.sha256` beside them there, and to the checksum of each row late
 
 
 def inspect_shard(path: Path | str, *, limit_s: float | None = None) -> ShardInfo:
-    """Describe one shard, checked; see `inspect_shards`."""
+    """Describe one shard after checking it; see `inspect_shards`."""
     return inspect_shards([Path(path)], limit_s=limit_s)[0]
 
 
@@ -45,10 +42,10 @@ def inspect_shards(paths: Sequence[Path], *, limit_s: float | None = None) -> li
 
     Args:
         paths: the files.
-        limit_s: time for all, in seconds; by default grows with their size.
+        limit_s: time for all files in seconds; the default grows with their size.
 
     Raises:
-        DataFault: a file is no shard, damaged, or hangs or crashes the HDF5 library.
+        DataFault: a file is not a shard, is damaged, or hangs or crashes the HDF5 library.
         EnvironmentFault: a file is missing or unreadable.
     """
     infos = []
@@ -62,7 +59,7 @@ def inspect_shards(paths: Sequence[Path], *, limit_s: float | None = None) -> li
 def examine_shards(
     paths: Sequence[Path], *, limit_s: float | None = None
 ) -> list[ShardInfo | CollageError]:
-    """As `inspect_shards`, but what is wrong with a file stands in its place."""
+    """Like `inspect_shards`, but a file that is bad gives its fault instead of a description."""
     answers = _ask("inspect", paths, limit_s)
     found: list[ShardInfo | CollageError] = []
     for path, answer in zip(paths, answers, strict=True):
@@ -92,7 +89,9 @@ def verify_shard(path: Path | str, *, limit_s: float | None = None) -> list[str]
 
 
 def _ask(task: str, paths: Sequence[Path], limit_s: float | None) -> list[dict[str, Any]]:
-    """One answer a path. A child that dies is blamed on its path; the rest go on anew."""
+    """One answer a path. If a child dies, the file that it worked on is at fault, and a new child
+    goes on with the rest.
+    """
     answers: list[dict[str, Any]] = []
     while len(answers) < len(paths):
         rest = paths[len(answers) :]
@@ -154,7 +153,7 @@ def _limit_s(task: str, paths: Sequence[Path]) -> float:
 
 
 def main() -> int:
-    """The child: limits first, then a JSON line for each path."""
+    """The child process: set the limits, then print a JSON line for each path."""
     request = json.load(sys.stdin)
     _limit_child(request["cpu_s"])
     for path in map(Path, request["paths"]):

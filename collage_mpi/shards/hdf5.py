@@ -1,8 +1,4 @@
-"""The one door to h5py: opening files, and the one lock a process.
-
-Owns: the import of h5py, file locking, cache settings, the process-wide lock.
-Does not know: what a shard holds.
-"""
+"""The only access to h5py: its import, opening of files, and one lock for the whole process."""
 
 from __future__ import annotations
 
@@ -25,8 +21,8 @@ H5_LOCK = threading.RLock()
 def import_h5py() -> Any:
     """h5py, imported on first use, with HDF5's file locks off unless the user set them.
 
-    The locks fail on many network file systems, and nothing here writes a file that
-    another process has open. Libraries before HDF5 1.10.7 read only the variable.
+    The locks fail on many network file systems, and nothing here writes a file that another process
+    has open. Libraries before HDF5 1.10.7 read only the environment variable.
     """
     os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     import h5py
@@ -35,23 +31,26 @@ def import_h5py() -> Any:
 
 
 def cause_of(error: BaseException) -> str:
-    """What went wrong: of HDF5's long sentences the system's word for it, if they hold one."""
+    """The system's own error text from HDF5's long message, if there is one; else the whole
+    message.
+    """
     told = re.search(r"error message = '([^']+)'", str(error))
     return told[1] if told else str(error)
 
 
 class FileToWrite(io.FileIO):
-    """The file below HDF5 while a shard is written; keeps its first failure to itself.
+    """The file below HDF5 while a shard is written. It keeps its first failure instead of raising
+    it.
 
-    libhdf5 that meets a full disk cannot close its objects any more, and crashes the
-    process at exit (seen with HDF5 2.0). So it is told that all is well, and whoever
-    writes asks `failure` after each step.
+    If libhdf5 meets a full disk, it cannot close its objects any more and crashes the process at
+    exit (seen with HDF5 2.0). So HDF5 is told that every write works, and the writer asks `failure`
+    after each step.
     """
 
     failure: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """Write all of `data`; a failure goes to `failure`."""
+        """Write all of `data`; a failure is kept in `failure`."""
         view = memoryview(data).cast("B")
         size = len(view)
         try:
@@ -62,7 +61,7 @@ class FileToWrite(io.FileIO):
         return size
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill all of `buffer`, with zeros beyond the end, as HDF5's own driver does."""
+        """Fill all of `buffer`, with zeros beyond the end of the file, like HDF5's own driver."""
         view = memoryview(buffer).cast("B")
         filled = 0
         while count := super().readinto(view[filled:]):
@@ -71,7 +70,7 @@ class FileToWrite(io.FileIO):
         return len(view)
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Set the length; a failure goes to `failure`."""
+        """Set the length; a failure is kept in `failure`."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -82,8 +81,8 @@ class FileToWrite(io.FileIO):
 def create_file(stream: FileToWrite) -> Any:
     """A new `h5py.File` in `stream`, in the HDF5 1.10 layout.
 
-    That layout's metadata carries checksums: damage there is met with an error and not
-    followed. Raises OSError.
+    The metadata of this layout has checksums, so damage raises an error instead of misleading the
+    reader. Raises OSError.
     """
     return import_h5py().File(stream, "w", libver=("v110", "v110"))
 
@@ -101,9 +100,8 @@ def text_array(texts: Sequence[str]) -> np.ndarray:
 def open_file(path: Path, *, cache_bytes: int = 0) -> Any:
     """An `h5py.File` to read, without file locks. Raises OSError.
 
-    There is no chunk cache unless asked: for chunks without a filter HDF5 then reads just
-    the rows wanted, which is 5 x faster in shuffled order; the operating system caches
-    the file anyway.
+    By default there is no chunk cache: for chunks without a filter HDF5 then reads only the wanted
+    rows, which is 5 x faster in shuffled order. The operating system caches the file anyway.
     """
     h5py = import_h5py()
     try:

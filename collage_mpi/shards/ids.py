@@ -1,8 +1,4 @@
-"""The names of a shard's images: its dataset `ids`.
-
-Owns: reading them, whole, of a shard that was checked.
-Does not know: who wants them.
-"""
+"""Reads the image ids of a shard that was checked."""
 
 from __future__ import annotations
 
@@ -13,11 +9,11 @@ from collage_mpi.shards.schema import ShardInfo
 
 
 def read_ids(info: ShardInfo) -> list[str] | None:
-    """The n ids of a shard in the order of its rows; None if it has none.
+    """The n ids of a shard in the order of its rows, or None if it has none.
 
     Raises:
-        DataFault: what it has there are no n texts.
-        EnvironmentFault: it can no longer be read.
+        DataFault: the dataset does not hold n texts.
+        EnvironmentFault: the shard can no longer be read.
     """
     if info.storage == "foreign":
         return None

@@ -1,8 +1,5 @@
-"""One shard, open for a job: rows into arrays, checked.
-
-Owns: `OpenShard` for pixels, `EncodedShard` for pictures, `ForeignShard` for other
-programs' files, the choice between them.
-Does not know: other shards, who reads ahead, the safety of a first open (guard.py).
+"""One shard, open for a job: `OpenShard` for pixels, `EncodedShard` for picture files,
+`ForeignShard` for files of other programs.
 """
 
 from __future__ import annotations
@@ -36,24 +33,24 @@ FILTER_CACHE_BYTES = 64 << 20  # for shards of others with compressed chunks onl
 
 
 def open_shard(info: ShardInfo) -> OpenShard:
-    """Open a shard that was checked.
+    """Open a shard that was checked before.
 
     Raises:
         EnvironmentFault: it can no longer be read.
-        DataFault: it is another one now.
+        DataFault: it has been replaced or changed.
     """
     kinds = {"encoded": EncodedShard, "foreign": ForeignShard}
     return kinds.get(info.storage, OpenShard)(info)
 
 
 class OpenShard:
-    """One open file: checksums and labels in memory, pixels on demand.
+    """One open file, with checksums and labels in memory and pixels read on demand.
 
     Attributes:
         crc32: (n,) uint32.
         labels: (n,) int64, or None.
-        row_faults: row -> why, of rows read so far that hold no picture.
-        decoders: cores that may decode pictures, of which MOST_DECODERS are used; None for all.
+        row_faults: row -> why it holds no picture, for rows read so far.
+        decoders: cores that may decode pictures, at most MOST_DECODERS are used; None for all.
     """
 
     pixels_in = "images"  # the dataset
@@ -98,7 +95,9 @@ class OpenShard:
         return block
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(m,) bool: whether `pixels[places]`, as read from `rows`, are what was written."""
+        """(m,) bool: whether `pixels[places]`, as read from `rows`, are the pixels that were
+        written.
+        """
         tags = None if self.labels is None else self.labels[rows]
         own = [pixels[place] for place in places.tolist()]
         found: np.ndarray = rows_crc32(own, tags) == self.crc32[rows]
@@ -119,8 +118,8 @@ class OpenShard:
     ) -> None:
         """Read ascending `rows`, repeats allowed, to `out[places]`, (n, H, W, C) uint8.
 
-        Each run of neighbours is one slice: 200,000 single 28 px rows a second and
-        millions in order, where h5py's index lists read 12,000 (docs/shards.md).
+        Neighbouring rows are read as one slice: 200,000 single 28 px rows a second and millions in
+        order, where h5py's index lists read 12,000 (docs/shards.md).
         """
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         try:
@@ -136,7 +135,7 @@ class OpenShard:
             raise EnvironmentFault(f"{self.path}: can no longer be read: {error}") from error
 
     def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
-        """As `read_into`, row by row; why, by place, of those that cannot be read."""
+        """Like `read_into`, row by row; returns place -> reason for rows that cannot be read."""
         failed = {}
         for place, row in zip(places.tolist(), rows.tolist(), strict=True):
             try:
@@ -152,13 +151,13 @@ class OpenShard:
 
 
 def _wants_cache(images: Any) -> bool:
-    """Whether each row would else unpack a whole chunk, or read it in pieces."""
+    """Whether reading a row without a cache would unpack a whole chunk, or read it in pieces."""
     cut = images.chunks is not None and images.chunks[1:] != images.shape[1:]
     return bool(cut or images.id.get_create_plist().get_nfilters())
 
 
 class ForeignShard(OpenShard):
-    """As `OpenShard`, of another program's file: other names and axes, no checksums."""
+    """Like `OpenShard`, for a file of another program: other names and axes, no checksums."""
 
     def __init__(self, info: ShardInfo) -> None:
         self._layout = Layout.from_json(info.layout or {})
@@ -181,21 +180,23 @@ class ForeignShard(OpenShard):
         return self._layout.arrange(block)
 
     def sound(self, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(m,) bool: all True, there is nothing to check them against."""
+        """(m,) bool: always True, because there are no checksums."""
         return np.ones(len(rows), dtype=bool)
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that decode pictures: Pillow lets go of the interpreter, so that they add up.
+    """Threads that decode pictures. They run in parallel, because Pillow releases the interpreter
+    lock.
 
-    One decodes some 500 photographs a second (docs/benchmarks.md), fewer than rank 0 can feed.
+    One thread decodes about 500 photographs a second (docs/benchmarks.md), fewer than rank 0 can
+    feed.
     """
     return ThreadPoolExecutor(threads, "decode")
 
 
 class EncodedShard(OpenShard):
-    """As `OpenShard`, of pictures that are decoded as they are read."""
+    """Like `OpenShard`, for picture files that are decoded as they are read."""
 
     pixels_in = "encoded"
 
@@ -210,7 +211,7 @@ class EncodedShard(OpenShard):
     def read_into(
         self, out: np.ndarray, places: np.ndarray, rows: np.ndarray, dataset: str = "images"
     ) -> None:
-        """Read and decode ascending `rows` to `out[places]`; bad ones go to `row_faults`."""
+        """Read and decode ascending `rows` to `out[places]`; bad rows are noted in `row_faults`."""
         if dataset != "images":
             super().read_into(out, places, rows, dataset)
             return
@@ -229,7 +230,7 @@ class EncodedShard(OpenShard):
         return files
 
     def read_singly(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> dict[int, str]:
-        """As `read_into`, row by row; why, by place, of those that cannot be read."""
+        """Like `read_into`, row by row; returns place -> reason for rows that cannot be read."""
         failed = {}
         for at, place in enumerate(places.tolist()):
             try:
@@ -243,7 +244,9 @@ class EncodedShard(OpenShard):
         return np.array([row not in self.row_faults for row in rows.tolist()], dtype=bool)
 
     def checked_files(self, rows: np.ndarray) -> list[bytes | None]:
-        """As `read_files`; None for one whose checksum does not match, which `row_faults` has."""
+        """Like `read_files`, with None for a file whose checksum does not match; `row_faults` has
+        it.
+        """
         found: list[bytes | None] = []
         for row, data in zip(rows.tolist(), self._files(rows), strict=True):
             sound = self._is_sound(row, data)

@@ -1,10 +1,6 @@
-"""A picture file's bytes into pixels of one size: JPEG, PNG and what else Pillow reads.
-
-Owns: colour modes, rotation by EXIF, crop and letterbox, and what counts as unreadable.
-Does not know: files, shards, where the bytes come from.
-
-The same function makes raw shards (`collage-mpi prep`) and decodes encoded ones while a
-job reads them: both give the same pixels under the same Pillow.
+"""Decodes picture files (JPEG, PNG and everything else that Pillow reads) into pixels of one size.
+The same function makes raw shards (`collage-mpi prep`) and decodes encoded shards during a job, so
+both give the same pixels under the same Pillow.
 """
 
 from __future__ import annotations
@@ -31,11 +27,11 @@ DRAFT = 2  # a JPEG is decoded at 1/2, 1/4, 1/8 where that leaves twice the pixe
 
 
 class UnreadablePicture(DataFault):
-    """Bytes that are no whole picture."""
+    """The bytes are not a complete picture."""
 
 
 class TooSmall(UnreadablePicture):
-    """A picture that would have to be enlarged, where nobody allows it."""
+    """The picture would have to be enlarged, and this is not allowed."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +40,10 @@ class Fit:
 
     Attributes:
         px: height and width of the result.
-        mode: "crop" (the shorter edge to `resize_px`, then the middle) or "letterbox" (the
-            longer edge to `px`, black bars beside it).
-        resize_px: of the shorter edge before the crop; `px` unless given. 256 for 224 is
-            what networks trained on ImageNet are usually measured with.
+        mode: "crop" (shrink the shorter edge to `resize_px`, keep the middle) or "letterbox"
+            (shrink the longer edge to `px`, fill with black bars).
+        resize_px: length of the shorter edge before the crop; `px` unless given. 256 for 224
+            is how networks trained on ImageNet are usually measured.
         channels: 3, or 1 for grey.
     """
 
@@ -74,7 +70,7 @@ class Fit:
         return (self.px, self.px, self.channels)
 
     def text(self) -> str:
-        """A form for a file's attribute; `parse_fit` reads it back."""
+        """The text for a file's attribute; `parse_fit` reads it back."""
         resized = f" from {self.resize_px}" if self.resize_px is not None else ""
         return f"{self.mode} {self.px} x {self.px} x {self.channels}{resized}"
 
@@ -97,15 +93,15 @@ def picture_pixels(data: bytes, fit: Fit, *, enlarge: bool = True) -> np.ndarray
 
     Args:
         data: the whole file: grey, palette, RGB, CMYK, with alpha (laid on white), 1 to 16
-            bits a channel. Of several frames the first.
-        enlarge: whether a picture may become larger than it is.
+            bits a channel. Only the first of several frames is used.
+        enlarge: whether a picture may be made larger than it is.
 
     Returns:
         (px, px, C) uint8.
 
     Raises:
-        TooSmall: it has fewer pixels than needed.
-        UnreadablePicture: not a picture, cut off, damaged, over 179 million pixels, or of
+        TooSmall: the picture has fewer pixels than needed.
+        UnreadablePicture: not a picture, cut off, damaged, over 179 million pixels, or with
             pixels without a known range (float, 32 bits).
     """
     from PIL import Image, UnidentifiedImageError
@@ -153,7 +149,7 @@ def _refuse_small(size: tuple[int, int], fit: Fit) -> None:
 
 
 def _draft(picture: Any, fit: Fit) -> None:
-    """Let libjpeg shrink on the way where the picture is much larger than what is needed."""
+    """Let libjpeg shrink while it decodes, if the picture is much larger than needed."""
     if picture.format not in ("JPEG", "MPO"):
         return
     least = fit.px if fit.mode == "letterbox" else fit.resize_px or fit.px
@@ -163,7 +159,7 @@ def _draft(picture: Any, fit: Fit) -> None:
 
 
 def _upright(picture: Picture) -> Picture:
-    """Turned as its EXIF says; damaged EXIF says nothing."""
+    """Turn the picture as its EXIF data says; damaged EXIF data is ignored."""
     from PIL import ImageOps
 
     picture.load()

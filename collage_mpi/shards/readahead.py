@@ -1,9 +1,5 @@
-"""Reading ahead of the job in one background thread.
-
-Owns: the order, the thread, the bounded store of images read but not yet taken, with
-their cells where a job needs them: shrinking here costs rank 0's loop nothing; leaving out
-what is left of a shard that is lost.
-Does not know: groups, how an image is shrunk, what is done with it.
+"""Reads the images of a job ahead in one background thread, with their cells if the job needs them.
+Shrinking here costs rank 0's loop nothing.
 """
 
 from __future__ import annotations
@@ -31,13 +27,13 @@ class ImageRecord:
 
     Attributes:
         index: global index in the `ShardSet`.
-        shard, row: where that is.
-        pixels: (H, W, C) uint8, C-contiguous; zeros if `fault` says something; None where
-            another rank reads them.
+        shard, row: where the image is stored.
+        pixels: (H, W, C) uint8, C-contiguous; zeros if there is a `fault`; None if another
+            rank reads the pixels.
         label: class number; None without labels or with a fault.
         fault: why the row cannot be used; None for a good row.
-        cell: (cell_px, cell_px, C) uint8, the image shrunk; None where nobody asked for it.
-        file: as it is stored, in the place of pixels, where another rank decodes it.
+        cell: (cell_px, cell_px, C) uint8, the shrunk image; None if nobody asked for it.
+        file: the stored file, in place of pixels, if another rank decodes it.
     """
 
     index: int
@@ -56,7 +52,7 @@ class CellMaker:
 
     Attributes:
         shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8.
-        stored_px: edge of the cells to read from the shards instead; None to shrink all.
+        stored_px: size of the cells to read from the shards instead; None to shrink all.
     """
 
     shrink: Callable[[np.ndarray], np.ndarray]
@@ -66,18 +62,18 @@ class CellMaker:
 class ReadAhead:
     """Yields the images of `order`, reading up to `batch * ahead` of them in advance.
 
-    Those of a shard that can no longer be read are left out from there on; `shards.lost`
-    then says why.
+    If a shard can no longer be read, the rest of its images are left out, and `shards.lost` says
+    why.
 
     Args:
-        shards: the input; stays open, the caller closes it after this.
+        shards: the input; it stays open, and the caller closes it after this.
         order: (n,) global indices in the order they are wanted.
         batch: images read at a time.
         ahead: batches kept ready.
         cells: how to make each image's cell; None for a job without collages.
-        pixels: read them too; else only labels, which are as the shard has them, unchecked.
-        files: leave encoded images as they are, those that are smaller so.
-        growing: more may be added to `order`, until `close`.
+        pixels: read pixels as well; otherwise only labels, as the shard has them, unchecked.
+        files: keep encoded images as files if the files are smaller than the pixels.
+        growing: images may be added to `order` until `close`.
     """
 
     def __init__(
@@ -117,19 +113,19 @@ class ReadAhead:
 
     @property
     def ready(self) -> int:
-        """Images that `take` would give now without waiting."""
+        """Images that `take` would return now without waiting."""
         return len(self._ready)
 
     @property
     def failed(self) -> bool:
-        """Whether reading has ended with a failure, which `take` raises in its turn."""
+        """Whether reading has ended with a failure, which `take` will raise."""
         return self._failure is not None
 
     def take(self, n: int) -> list[ImageRecord]:
         """The next images, at most `n`; [] at the end of the input.
 
-        Waits only while nothing is ready. A failure of the reader is raised here, after the
-        images read before it.
+        It waits only if no image is ready. A failure of the reader is raised here, after the images
+        that were read before it.
 
         Raises:
             EnvironmentFault, DataFault: the shards can no longer be read.
@@ -148,13 +144,13 @@ class ReadAhead:
             return records
 
     def add(self, order: np.ndarray) -> None:
-        """Further (k,) global indices, behind those that are there."""
+        """Append (k,) global indices to the order."""
         with self._change:
             self._order = np.concatenate([self._order, order])
             self._change.notify_all()
 
     def close(self) -> None:
-        """Stop the thread and wait for it. May be called twice."""
+        """Stop the thread and wait for its end. It may be called twice."""
         with self._change:
             self._closed = True
             self._ready.clear()
@@ -190,7 +186,7 @@ class ReadAhead:
                 self._change.notify_all()
 
     def _more(self, position: int) -> bool:
-        """Whether there is an image to read there; waits for one that may be added."""
+        """Whether there is an image to read at this position; waits for one that may be added."""
         with self._change:
             while self._growing and not self._closed and position >= len(self._order):
                 self._change.wait()
@@ -206,7 +202,7 @@ class ReadAhead:
             self._change.notify_all()
 
     def _wait_for_room(self) -> int:
-        """Images to read now, whole batches; 0 when closed."""
+        """How many images to read now, in whole batches; 0 when closed."""
         with self._change:
             while not self._closed and self._room - len(self._ready) < self._batch:
                 self._change.wait()
@@ -245,7 +241,7 @@ class ReadAhead:
         return records
 
     def _named(self, chosen: np.ndarray) -> list[ImageRecord]:
-        """Where the images lie, and their labels: no pixel is read."""
+        """Where the images lie, and their labels, without reading pixels."""
         labels = self._shards.labels_at(chosen)
         known = [None] * len(chosen) if labels is None else labels.tolist()
         found = (chosen, *self._shards.locate_each(chosen))
@@ -253,7 +249,7 @@ class ReadAhead:
         return [ImageRecord(index, shard, row, None, label) for index, shard, row, label in each]
 
     def _as_stored(self, chosen: np.ndarray) -> list[ImageRecord]:
-        """The images' files, checked; pixels of those that are the smaller part."""
+        """The images' checked files; pixels if these are smaller than the file."""
         files, labels = self._shards.read_files_checked(chosen)
         records = []
         for place, (index, data) in enumerate(zip(chosen.tolist(), files, strict=True)):
@@ -267,7 +263,7 @@ class ReadAhead:
         return records
 
     def _make_cells(self, maker: CellMaker, chosen: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """(n, cell_px, cell_px, C) uint8; a stored cell that is damaged is made again."""
+        """(n, cell_px, cell_px, C) uint8; a damaged stored cell is made again."""
         start_ns = time.monotonic_ns()
         if maker.stored_px is None:
             cells = maker.shrink(pixels)

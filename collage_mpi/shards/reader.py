@@ -1,8 +1,5 @@
-"""Several shards as one input: any rows, in any order, each checked.
-
-Owns: global index <-> (shard, row), reading runs of rows, checksums on the way in, what
-becomes of a shard that cannot be read or that changes in mid-job.
-Does not know: threads (readahead.py), the safety of a first open (guard.py).
+"""Several shards as one input: rows are read in any order and checked, and a shard that is lost or
+changes during the job is noticed.
 """
 
 from __future__ import annotations
@@ -45,8 +42,8 @@ class ShardSet:
         infos: one description a shard, in order.
         shape: (H, W, C) of every image.
         class_names: the names of labels 0, 1, ...; None if the shards have none.
-        bad: shards that could not be read from the start; no image of theirs is counted.
-        lost: number -> why, of shards in `infos` that can no longer be read.
+        bad: shards that could not be read at the start; their images are not counted.
+        lost: shard number -> why, for shards in `infos` that can no longer be read.
     """
 
     def __init__(self, infos: Sequence[ShardInfo], bad: Sequence[BadShard] = ()) -> None:
@@ -67,12 +64,12 @@ class ShardSet:
 
     @classmethod
     def open(cls, paths: Sequence[Path | str], *, skip_bad: bool = False) -> ShardSet:
-        """Check and open shards; a directory stands for its `*.h5` files, sorted.
+        """Check and open shards. A directory stands for its `*.h5` files, sorted.
 
         Args:
             paths: files and directories.
-            skip_bad: leave shards out that cannot be read, and name them in `bad`; the
-                first is raised all the same if no shard can be read.
+            skip_bad: leave out shards that cannot be read, and list them in `bad`. If no shard
+                can be read, the first fault is raised.
 
         Raises:
             EnvironmentFault: nothing there, or not readable.
@@ -103,16 +100,16 @@ class ShardSet:
         return shard, index - int(self._starts[shard])
 
     def locate_each(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) int64 shard numbers and rows of global indices that are in the input."""
+        """(n,) int64 shard numbers and (n,) int64 rows of valid global indices."""
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         return shards, indices - self._starts[shards]
 
     def span(self, shard: int) -> tuple[int, int]:
-        """Global index of a shard's first image, and of the first one behind it."""
+        """Global index of a shard's first image, and the index after its last one."""
         return int(self._starts[shard]), int(self._starts[shard + 1])
 
     def read(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Read images in any order, repeats allowed.
+        """Read images in any order; repeats are allowed.
 
         Args:
             indices: (n,) global indices.
@@ -122,8 +119,8 @@ class ShardSet:
 
         Raises:
             DataFault: a row's checksum does not match; names file and row.
-            ShardFault: a file can no longer be read, or is no longer the one it was.
-            IndexError: an index out of range.
+            ShardFault: a file can no longer be read, or has been replaced or changed.
+            IndexError: an index is out of range.
         """
         pixels, labels, good = self.read_checked(indices)
         if not good.all():
@@ -135,9 +132,9 @@ class ShardSet:
     def read_checked(
         self, indices: np.ndarray | Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Like `read`, but a bad row is zeros and False in the third array, (n,) bool.
+        """Like `read`, but a bad row is zeros, and False in the third array, (n,) bool.
 
-        Raises ShardFault as `read` does; the shard is in `lost` from then on.
+        Raises ShardFault like `read`; the shard is in `lost` from then on.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
@@ -166,24 +163,24 @@ class ShardSet:
 
     @property
     def cell_sizes(self) -> frozenset[int]:
-        """Edges in pixels of the cells that all shards store beside their images."""
+        """Sizes in pixels of the cells that all shards store beside their images."""
         return frozenset.intersection(*(frozenset(info.cell_sizes) for info in self.infos))
 
     def read_cells(
         self, indices: np.ndarray | Sequence[int], px: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Stored cells of one of `cell_sizes`.
+        """Read stored cells of one of `cell_sizes`.
 
         Args:
-            indices: (n,) global indices, repeats allowed.
-            px: edge of a cell.
+            indices: (n,) global indices; repeats are allowed.
+            px: height and width of a cell.
 
         Returns:
-            (n, px, px, C) uint8, and (n,) bool, False where a cell cannot be read or the
-            checksum does not match.
+            (n, px, px, C) uint8, and (n,) bool, False if a cell cannot be read or its checksum
+            does not match.
 
         Raises:
-            ShardFault: a file can no longer be opened, or is no longer the one it was.
+            ShardFault: a file can no longer be opened, or has been replaced or changed.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         cells = np.empty((len(wanted), px, px, self.shape[2]), dtype=np.uint8)
@@ -201,11 +198,11 @@ class ShardSet:
         return cells, readable & (rows_crc32(cells, None) == stored)
 
     def read_files(self, indices: np.ndarray | Sequence[int]) -> list[bytes]:
-        """The encoded images of `indices` as they are stored; all shards must be encoded.
+        """The stored files of `indices`; all shards must be encoded.
 
         Raises:
             DataFault: a row's checksum does not match; names file and row.
-            ShardFault: a file can no longer be read, or is no longer the one it was.
+            ShardFault: a file can no longer be read, or has been replaced or changed.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         found: dict[int, bytes] = {}
@@ -220,9 +217,9 @@ class ShardSet:
     def read_files_checked(
         self, indices: np.ndarray | Sequence[int]
     ) -> tuple[list[bytes | None], np.ndarray | None]:
-        """Files as `read_files`, None for a bad row; and (n,) int64 labels, or None.
+        """Files like `read_files`, with None for a bad row; and (n,) int64 labels, or None.
 
-        Raises ShardFault as `read` does; the shard is in `lost` from then on.
+        Raises ShardFault like `read`; the shard is in `lost` from then on.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         files: list[bytes | None] = [None] * len(wanted)
@@ -239,14 +236,14 @@ class ShardSet:
     def row_fault(self, index: int) -> str:
         """Why a row cannot be used: it cannot be read, or its checksum does not match.
 
-        The cause alone: a row of the results, which is short, names shard and row itself.
+        Only the cause is returned, because a row of the results names shard and row itself.
         """
         return self._row_faults.get(index, "checksum does not match its pixels and label")
 
     def changed(self) -> dict[int, str]:
-        """Shards whose file is not the one that was read: number -> what is the matter.
+        """Shards whose file is not the one that was read: shard number -> what is wrong.
 
-        Only a file that was written to or replaced since is hashed again.
+        Only a file that was written to or replaced meanwhile is hashed again.
         """
         found = {}
         for number in range(len(self.infos)):
@@ -264,7 +261,7 @@ class ShardSet:
     def labels(self) -> np.ndarray | None:
         """(n,) int64 labels of all images without reading pixels; None without labels.
 
-        A lost shard's are taken to be 0. Raises ShardFault for one that is lost now.
+        The labels of a lost shard are 0. Raises ShardFault if a shard is lost now.
         """
         if not self.infos[0].has_labels:
             return None
@@ -279,9 +276,9 @@ class ShardSet:
         return found
 
     def labels_at(self, indices: np.ndarray | Sequence[int]) -> np.ndarray | None:
-        """(n,) int64 labels of images whose pixels somebody else reads; None without labels.
+        """(n,) int64 labels of images whose pixels another rank reads; None without labels.
 
-        Raises ShardFault as `read` does, without labels too.
+        Raises ShardFault like `read`, also if there are no labels.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         labels = np.empty(len(wanted), dtype=np.int64) if self.infos[0].has_labels else None
@@ -293,9 +290,9 @@ class ShardSet:
         return labels
 
     def check_each(self) -> None:
-        """Open each shard once, as the file that it was when its description was made.
+        """Open each shard once and check that it is the file that was described.
 
-        One without a stamp nobody could read then, and none is asked of it. Raises ShardFault.
+        Shards without a stamp could not be read then and are not checked. Raises ShardFault.
         """
         for number, info in enumerate(self.infos):
             if info.stamp is not None:
@@ -303,7 +300,7 @@ class ShardSet:
                     self._opened(number)
 
     def close(self) -> None:
-        """Close the files; later reads raise. May be called twice."""
+        """Close the files; later reads raise. It may be called twice."""
         with self._lock:
             self._closed = True
             for shard in self._open.values():
@@ -324,7 +321,7 @@ class ShardSet:
             yield shard, order[cuts[shard] : cuts[shard + 1]]
 
     def _shard(self, number: int) -> OpenShard:
-        """The open shard; the caller holds the lock while it uses the file."""
+        """The open shard; the caller must hold the lock while it uses the file."""
         if self._closed:
             raise ValueError("this ShardSet is closed")
         if number not in self._open:
@@ -342,7 +339,7 @@ class ShardSet:
         return self._open[number]
 
     def _opened(self, number: int) -> OpenShard:
-        """As `_shard`; a fault makes the shard a lost one and is raised as ShardFault."""
+        """Like `_shard`, but a fault marks the shard as lost and is raised as ShardFault."""
         if number in self.lost:
             raise ShardFault(number, self.lost[number])
         try:
@@ -354,10 +351,10 @@ class ShardSet:
     def _fill(
         self, number: int, pixels: np.ndarray, places: np.ndarray, rows: np.ndarray
     ) -> tuple[OpenShard, list[int]]:
-        """Read ascending rows of a shard to `pixels[places]`; the places that stay unread.
+        """Read ascending rows of a shard to `pixels[places]`; returns the places that stay unread.
 
-        What fails is tried once more, the file opened anew. If that works, and the file is
-        what it was, single rows are damaged; else the shard is lost.
+        After a failure the file is opened again and read once more. If that works and the file is
+        unchanged, only single rows are damaged; otherwise the shard is lost.
         """
         source = self._opened(number)
         try:
@@ -373,7 +370,7 @@ class ShardSet:
         return source, list(failed)
 
     def _take_files(self, number: int, rows: np.ndarray) -> tuple[EncodedShard, list[bytes | None]]:
-        """The files of ascending rows of an encoded shard; tried once more as in `_fill`."""
+        """The files of ascending rows of an encoded shard; retried once like `_fill`."""
         source = self._opened(number)
         assert isinstance(source, EncodedShard)
         try:
@@ -419,9 +416,9 @@ class ShardSet:
 
 
 def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
-    """Files as given, directories as their `*.h5` files in sorted order.
+    """Files as given, and directories as their `*.h5` files in sorted order.
 
-    A `.sha256` that lies beside its shard is passed over: a shell's `train*` names it too.
+    A `.sha256` file beside its shard is skipped, because a shell's `train*` names it as well.
 
     Raises:
         EnvironmentFault: a directory without shards, no path, or one given twice.
@@ -450,7 +447,7 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
 
 
 def _check_complete(files: Sequence[Path]) -> None:
-    """Refuse a directory that lacks one of `name-00000-of-00006.h5` and its siblings."""
+    """Refuse a directory that lacks some of `name-00000-of-00006.h5` and its siblings."""
     found: dict[tuple[str, int], int] = {}
     for file in files:
         match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.h5", file.name)

@@ -1,8 +1,5 @@
-"""The shards of a resumed run under the numbers that its first session gave them.
-
-Owns: which file of now is which shard of then, told by content; what stands in for one that
-cannot be read any more.
-Does not know: the manifest's other keys, whether a run may be resumed.
+"""Gives the shards of a resumed run the numbers that they had in its first session. Shards are
+recognised by content.
 """
 
 from __future__ import annotations
@@ -19,17 +16,17 @@ from collage_mpi.shards.schema import BadShard, ShardInfo
 
 
 def as_before(shards: ShardSet, known: Sequence[Mapping[str, Any]]) -> ShardSet:
-    """The same shards in the order of a run's manifest, those it does not know behind them.
+    """The same shards in the order of a run's manifest; new shards come last.
 
-    A shard of the run that is bad now keeps its number and its count, and is lost.
+    A shard of the run that is bad now keeps its number and its count, and counts as lost.
 
     Args:
-        shards: as opened for this session, nothing read from them yet.
+        shards: as opened for this session; nothing has been read from them.
         known: {path, fingerprint, count} of each shard, in the order of their numbers.
 
     Returns:
-        `shards` itself where a shard of the run is missing and no bad one is in its place:
-        that is another input, and who compares the two will say so.
+        `shards` itself if a shard of the run is missing and no bad one takes its place. The
+        input is then a different one, which the comparison of the two will report.
     """
     by_content: dict[str, deque[ShardInfo]] = defaultdict(deque)
     for info in shards.infos:
@@ -61,12 +58,12 @@ def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | 
 
 
 def _as_stored(name: str) -> str:
-    """As a manifest has it: what is not UTF-8 in it is spelt out."""
+    """A text as the manifest stores it: bytes that are not UTF-8 are escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _unreadable(like: ShardInfo, bad: BadShard, entry: Mapping[str, Any]) -> ShardInfo:
-    """What the manifest still tells of a shard; the rest is as in the others of the job."""
+    """The description of a shard from the manifest; the rest is as in the other shards."""
     return dataclasses.replace(
         like,
         path=bad.path,

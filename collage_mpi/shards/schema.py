@@ -1,9 +1,4 @@
-"""What a shard is: names, version, checksums, the chunk rule, the description.
-
-Owns: the format's constants, `ShardInfo`, a row's checksum, the `.sha256` file, the command
-that makes shards of shards.
-Does not know: h5py, processes, who reads.
-"""
+"""The format of a shard: names, version, checksums, chunk sizes, and the description of a shard."""
 
 from __future__ import annotations
 
@@ -44,7 +39,7 @@ class ShardInfo:
     """One shard, as its file describes itself.
 
     Attributes:
-        path: the file; of another program's, `FILE::PART` for one group of it.
+        path: the file; for one group of another program's file, `FILE::PART`.
         count: images in it, at least 1.
         height, width: pixels.
         channels: 1 or 3.
@@ -52,13 +47,13 @@ class ShardInfo:
         has_labels: whether every image has a label.
         source: where the images come from, in words.
         fingerprint: SHA-256 of the file, 64 hex digits.
-        cell_sizes: edges in pixels of the cells stored beside the images (see cells.py).
-        stamp: what the file system said of the file when it was checked; None if unknown.
+        cell_sizes: sizes in pixels of the cells stored beside the images (see cells.py).
+        stamp: what the file system said about the file when it was checked; None if unknown.
         storage: "images" (pixels), "encoded" (JPEG, PNG and so on, decoded when read), or
             "foreign": another program's file, without checksums.
-        fit: of encoded ones, how pictures become (height, width, channels); see
+        fit: of encoded images, how pictures become (height, width, channels); see
             `pictures.Fit`.
-        layout: of foreign ones, where images and labels are; see `foreign.Layout`.
+        layout: of foreign files, where images and labels are; see `foreign.Layout`.
     """
 
     path: Path
@@ -103,14 +98,14 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class BadShard:
-    """A shard that the input names and nobody can read; `reason` names the file."""
+    """A shard of the input that cannot be read; `reason` names the file."""
 
     path: Path
     reason: str
 
 
 class ShardFault(EnvironmentFault):
-    """A shard that was sound when the job began can no longer be read, or is another one."""
+    """A shard that was sound when the job began can no longer be read, or has changed."""
 
     def __init__(self, shard: int, message: str) -> None:
         """`shard` is its number in the `ShardSet`."""
@@ -119,24 +114,24 @@ class ShardFault(EnvironmentFault):
 
 
 def split_part(path: Path) -> tuple[Path, str]:
-    """`FILE::PART` as the file and the part of it; without a part, ""."""
+    """`FILE::PART` as the file and its part; the part is "" if none is given."""
     file, mark, part = str(path).partition(PART_MARK)
     return (Path(file), part) if mark else (path, "")
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What tells that a file was written to or replaced. Raises OSError."""
+    """A stamp that changes when the file is written to or replaced. Raises OSError."""
     found = split_part(path)[0].stat()
     return (found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def chunk_rows(row_bytes: int, count: int | None = None) -> int:
-    """Images a chunk should hold, at least 1.
+    """Images that a chunk should hold, at least 1.
 
     Args:
         row_bytes: bytes of one image.
-        count: images of the shard where known: the chunks are then evened out so that
-            the last one is not mostly padding.
+        count: images of the shard, if known. The chunks are then evened out, so that the last
+            one is not mostly padding.
     """
     rows = max(1, CHUNK_BYTES // row_bytes)
     if count is None:
@@ -148,7 +143,7 @@ def chunk_rows(row_bytes: int, count: int | None = None) -> int:
 def row_crc32(pixels: bytes | memoryview, label: int | None) -> int:
     """CRC-32 of one row: its pixels, then its label as 8 little-endian bytes if it has one.
 
-    zlib's, by ISA-L: 4 us for a row of 224 x 224 x 3, where zlib itself takes 55.
+    The values are zlib's, computed by ISA-L: 4 us for a row of 224 x 224 x 3, zlib takes 55.
     """
     crc = int(crc32(pixels))
     return crc if label is None else int(crc32(label.to_bytes(8, "little", signed=True), crc))
@@ -170,7 +165,7 @@ def rows_crc32(images: np.ndarray | list[np.ndarray], labels: np.ndarray | None)
 
 
 def label_problem(labels: np.ndarray, class_names: tuple[str, ...] | None) -> str | None:
-    """What is wrong with the range of `labels`, (n,) int64; None if nothing is."""
+    """What is wrong with the range of `labels`, (n,) int64; None if they are good."""
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0:
         return f"label {lowest} is negative; labels are class numbers from 0 up"
@@ -186,7 +181,7 @@ def sidecar_path(path: Path) -> Path:
 
 
 def sidecar_line(path: Path, digest: str) -> bytes:
-    """The line that `sha256sum -c` reads, whatever bytes the name is made of."""
+    """The line that `sha256sum -c` reads, for any bytes in the name."""
     name = os.fsencode(path.name)
     plain = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
     mark = b"" if plain == name else b"\\"  # says that the name is escaped
@@ -197,7 +192,7 @@ def read_sidecar(path: Path) -> str | None:
     """The digest recorded beside a shard; None if there is no such file.
 
     Raises:
-        DataFault: the file beside it is not a SHA-256 line.
+        DataFault: the file beside the shard is not a SHA-256 line.
     """
     beside = sidecar_path(path)
     try:
@@ -215,7 +210,7 @@ def read_sidecar(path: Path) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes as 64 hex digits; a part's differs from its file's.
+    """SHA-256 of a file's bytes as 64 hex digits. The digest of a part differs from its file's.
 
     Raises OSError.
     """
@@ -232,10 +227,10 @@ def _of_part(digest: str, path: Path) -> str:
 
 
 def remake_command(paths: Sequence[Path | str], shape: tuple[int, int, int] | None = None) -> str:
-    """What to type for shards of these, or of files that can be used as they are.
+    """The command that makes shards of these shards, or of other programs' files.
 
     Args:
-        shape: (H, W, C) that their images are to have, H = W; None leaves them.
+        shape: (H, W, C) that the new images must have, H = W; None keeps their shape.
     """
     words = ["collage-mpi", "prep", "shards", *map(str, paths)]
     if shape is None:
@@ -247,12 +242,13 @@ def remake_command(paths: Sequence[Path | str], shape: tuple[int, int, int] | No
 
 
 def cells_name(px: int) -> str:
-    """The dataset that holds cells of `px` pixels; see cells.py."""
+    """The name of the dataset with cells of `px` pixels; see cells.py."""
     return f"cells_{px}"
 
 
 def publish(temporary: Path, path: Path) -> str:
-    """Put a file that is complete and synced in place, its SHA-256 beside it; the digest.
+    """Rename a complete, synced file into place and write its SHA-256 beside it; returns the
+    digest.
 
     Raises:
         OSError: the folder cannot be written.

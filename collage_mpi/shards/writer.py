@@ -1,8 +1,4 @@
-"""Writing shards: whole or not at all, with a checksum for each row and for the file.
-
-Owns: `ShardWriter`, `write_shard`, when it is whole.
-Does not know: where the images come from, how they are read.
-"""
+"""Writes shards, complete or not at all, with a checksum for each row and for the file."""
 
 from __future__ import annotations
 
@@ -32,19 +28,19 @@ from collage_mpi.system.files import temporary_name, writing
 class ShardWriter:
     """Appends batches to one shard; the file appears, complete, when it is closed.
 
-    A context manager: an exception inside the block leaves no file behind. Labels, ids
-    and checksums stay in memory until the end (about 40 bytes an image); pixels do not.
+    It is a context manager: an exception inside the block leaves no file behind. Labels, ids and
+    checksums stay in memory until the end (about 40 bytes an image); pixels do not.
 
     Args:
-        path: the shard, usually `something.h5`; replaced if it exists.
+        path: the shard, usually `something.h5`; an existing one is replaced.
         shape: (H, W, C) of one image, C = 1 or 3.
         class_names: the names of labels 0, 1, ...
         source: where the images come from, in words.
-        count: images to come where known: only used to even out the chunks.
-        recipe: what made the shard, for its maker to know it again; kept as an attribute.
+        count: expected number of images, if known; only used to even out the chunks.
+        recipe: identifies how the shard was made; kept as an attribute.
 
     Raises:
-        DataFault: shape or names that a shard cannot hold.
+        DataFault: a shape or names that a shard cannot hold.
         EnvironmentFault: the folder cannot be written.
     """
 
@@ -87,9 +83,9 @@ class ShardWriter:
         """Add a batch.
 
         Args:
-            images: (n, H, W, C) uint8, or (n, H, W) where C is 1.
-            labels: (n,) integers; all batches of a shard have them or none has.
-            ids: n strings; all batches have them or none has.
+            images: (n, H, W, C) uint8, or (n, H, W) if C is 1.
+            labels: (n,) integers; either all batches of a shard have labels or none has.
+            ids: n strings; either all batches have ids or none has.
 
         Raises:
             DataFault: a shape, dtype, label or id that does not fit.
@@ -103,7 +99,7 @@ class ShardWriter:
         self._count_in(rows_crc32(pixels, tags), tags, ids)
 
     def close(self) -> ShardInfo:
-        """Write what is left, sync, rename into place, and record the SHA-256 beside it.
+        """Write the rest, sync, rename into place, and record the SHA-256 beside it.
 
         Raises:
             DataFault: no image was appended.
@@ -164,7 +160,7 @@ class ShardWriter:
         )
 
     def _write_more(self, file: Any) -> None:
-        """What else a kind of shard stores at the end."""
+        """Hook for further datasets of a subclass, written at the end."""
 
     def _admit(
         self,
@@ -172,7 +168,7 @@ class ShardWriter:
         labels: np.ndarray | Sequence[int] | None,
         ids: Sequence[str] | None,
     ) -> np.ndarray | None:
-        """The batch's labels, checked: (count,) int64, or None. Raises DataFault."""
+        """The checked labels of the batch: (count,) int64, or None. Raises DataFault."""
         tags = None if labels is None else _checked_labels(labels, count, self.class_names)
         self._check_all_or_none("labels", tags is not None, bool(self._labels))
         self._check_all_or_none("ids", ids is not None, bool(self._ids))
@@ -190,7 +186,7 @@ class ShardWriter:
         self.count += len(crcs)
 
     def _store(self, block: np.ndarray, name: str, stored: int) -> None:
-        """Append `block` to a dataset that holds `stored` along its first axis."""
+        """Append `block` to a dataset that holds `stored` entries along its first axis."""
         with H5_LOCK:
             dataset = self._file[name]
             dataset.resize(stored + len(block), axis=0)
