@@ -1,6 +1,6 @@
-"""What keeps a job from starting here, and what to type about it.
+"""Finds what keeps a job from starting here, and says what to type.
 
-Facts are gathered in one place (gather, probe, ranks) and judged in another (checks_*),
-so that every fault can be judged without having it. Nothing heavy is imported: the doctor
-works where torch, h5py or mpi4py are missing or broken, and says so.
+Facts are gathered in some modules (gather, probe, ranks) and judged in others (checks_*), so that
+the judgement of every fault can be tested without the fault. Nothing heavy is imported: the doctor
+works if torch, h5py or mpi4py are missing or broken, and says so.
 """

@@ -1,8 +1,4 @@
-"""Verdicts on GPUs: what is installed, what is visible, what torch can use.
-
-Owns: what is good and bad there, and the fixes.
-Does not know: how the facts were found out, ranks.
-"""
+"""Checks of the GPUs: installed, visible to this process, usable by torch."""
 
 from __future__ import annotations
 
@@ -43,7 +39,7 @@ def check_gpus(facts: Facts) -> Iterator[Finding]:
 
 
 def _visible_count(gpus: Gpus, there: int) -> int:
-    """GPUs this process may use: the driver's word, else what the variable leaves."""
+    """GPUs that this process may use: as the driver says, else as the environment variable says."""
     if gpus.driver_count is not None:
         return gpus.driver_count
     entries = visible_entries(gpus.visible[1] if gpus.visible else None)

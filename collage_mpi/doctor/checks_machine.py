@@ -1,8 +1,4 @@
-"""Verdicts on this host: cores, shared memory, limits, clock, output, input, Slurm.
-
-Owns: what is good and bad there, with the numbers, and the fixes.
-Does not know: how the facts were found out, MPI.
-"""
+"""Checks of this host: cores, shared memory, limits, clock, output folder, input, Slurm."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ CLOCK_WARN_NS = 10_000
 
 
 def check_cores(facts: Facts) -> Iterator[Finding]:
-    """Cores for the ranks of this host."""
+    """There are cores for the ranks of this host."""
     machine = facts.machine
     ranks, cores = machine.ranks_here, machine.cores
     if not machine.ranks_told:
@@ -207,7 +203,7 @@ def check_shards(facts: Facts) -> Iterator[Finding]:
 
 
 def check_slurm(facts: Facts) -> Iterator[Finding]:
-    """What the batch system says, and its usual traps."""
+    """What the batch system says, and its usual pitfalls."""
     slurm = facts.slurm
     job = slurm.get("SLURM_JOB_ID")
     if job is None:

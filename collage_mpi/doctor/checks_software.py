@@ -1,8 +1,4 @@
-"""Verdicts on Python, packages, the MPI library and its launcher.
-
-Owns: what is good and bad there, and the fixes.
-Does not know: how the facts were found out.
-"""
+"""Checks of Python, packages, the MPI library and its launcher."""
 
 from __future__ import annotations
 
@@ -53,7 +49,7 @@ def check_python(facts: Facts) -> Iterator[Finding]:
 
 
 def check_packages(facts: Facts) -> Iterator[Finding]:
-    """Each package is there, loads, and is new enough; the good ones share a line."""
+    """Each package is installed, loads, and is new enough; good ones share a line."""
     good: list[str] = []
     missing = [package for package in facts.packages if not (package.version or package.error)]
     if len(missing) > 1:
@@ -78,7 +74,7 @@ def _wanted(package: Package) -> str:
 
 
 def _how_to_load(package: Package, wanted: str) -> str:
-    """What to type for a package that is there and does not load."""
+    """What to type for a package that is installed but does not load."""
     if (package.error or "").startswith(NO_ANSWER):
         return (
             "its file system is slow, or hangs: try again, and if it stays so move the Python "
@@ -129,7 +125,7 @@ def check_library(facts: Facts) -> Iterator[Finding]:
 
 
 def launcher_fits(mpi: MpiFacts) -> bool:
-    """Whether the launcher that started this process can serve the library; True if unknown."""
+    """Whether the launcher that started this process fits the library; True if unknown."""
     if mpi.library is None:
         return True
     launcher = by_word(mpi.started_by)
@@ -149,7 +145,7 @@ def choose_launcher(mpi: MpiFacts, wanted: Wanted) -> Mpi | None:
 
 
 def check_launcher(facts: Facts) -> Iterator[Finding]:
-    """A launcher is there and is of the library's own MPI."""
+    """There is a launcher, and it belongs to the library's MPI."""
     mpi = facts.mpi
     if mpi.under_launcher:
         yield _started_by(mpi)
@@ -227,7 +223,7 @@ OUTLIVES = "launch --on-rank-loss continue outlives one"
 
 
 def check_fault_tolerance(facts: Facts) -> Iterator[Finding]:
-    """Information: what a lost rank means with this MPI."""
+    """Information about what a lost rank means with this MPI."""
     library = facts.mpi.library
     if library is None:
         return

@@ -1,8 +1,4 @@
-"""Verdicts on ranks that have met, or have not: size, placement, devices, cores.
-
-Owns: what is good and bad in a world, and the fixes.
-Does not know: MPI, how ranks report.
-"""
+"""Checks of ranks that were started: number, placement, devices, cores."""
 
 from __future__ import annotations
 
@@ -46,7 +42,7 @@ _TELLTALES = (
 
 
 def check_trial(trial: Trial) -> Finding:
-    """The ranks that the doctor started itself have met."""
+    """The ranks that the doctor itself started have reported."""
     name, asked = "ranks start", trial.asked
     if trial.singletons > 1 or (trial.world is not None and trial.world.size == 1 < asked):
         return _singletons(name, asked)
@@ -78,7 +74,7 @@ def _singletons(name: str, asked: int) -> Finding:
 
 
 def check_world(facts: Facts, world: World) -> Iterator[Finding]:
-    """Everything about a world of ranks."""
+    """All checks of a world of ranks."""
     if world.size == 1 < (world.launcher_size or 1):
         yield _singletons("world", world.launcher_size or 1)
         return
@@ -105,7 +101,7 @@ def _met(world: World) -> Finding:
 
 
 def roles(wanted: Wanted, size: int) -> list[str]:
-    """What each rank of a world of `size` holds, as far as it fits."""
+    """What each rank of a world of `size` holds, if that is known."""
     placed, _ = _placement(wanted, size)
     if not isinstance(placed, Placement):
         return ["coordinator", *["-"] * (size - 1)]
@@ -114,8 +110,9 @@ def roles(wanted: Wanted, size: int) -> list[str]:
 
 
 def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int | None]:
-    """The placement `run` would make, of the first of several teams, and the side; where the user
-    gave no numbers, those that fit: a side if one does, else single ranks."""
+    """The placement that `run` would make for the first team, and the side. If the user gave no
+    numbers, they are chosen to fit: a side if one fits, else single ranks.
+    """
     tries: list[Mapping[str, int]] = [{}]
     if not wanted.run.keys() & {"side", "singles"}:
         tries = [{"side": side} for side in range(MIN_SIDE, MAX_SIDE + 1)]
@@ -132,7 +129,7 @@ def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int
 
 
 def _settings(wanted: Wanted, **numbers: int) -> RunSettings:
-    """Those of `run` that decide which ranks there are. Raises UsageError as they do."""
+    """The settings of `run` that decide which ranks there are. Raises UsageError like `run`."""
     from collage_mpi.settings.run_settings import RunSettings
 
     return RunSettings.from_mapping({**wanted.run, **numbers})
@@ -163,7 +160,7 @@ def check_size(wanted: Wanted, size: int) -> Finding:
 
 
 def _sides_near(wanted: Wanted, size: int) -> str:
-    """What to launch for the largest side that the ranks suffice for, and for the next."""
+    """What to launch for the largest side that these ranks suffice for, and for the next side."""
     found: dict[int, int] = {}
     for side in range(MIN_SIDE, MAX_SIDE + 1):
         with suppress(CollageError):  # such as a parity k of more than the group

@@ -1,8 +1,4 @@
-"""All checks in the order of the screen.
-
-Owns: which checks there are, when each applies.
-Does not know: how facts are found, how findings are shown.
-"""
+"""All checks in the order of the screen, and when each applies."""
 
 from __future__ import annotations
 
@@ -38,7 +34,7 @@ def examine(facts: Facts) -> list[Finding]:
 
 
 def can_meet(facts: Facts) -> bool:
-    """Whether starting MPI makes sense: it would abort the process with a wrong launcher."""
+    """Whether MPI can be started: with a wrong launcher it would abort the process."""
     packages = {package.name: package for package in facts.packages}
     needed = all(
         package.version is not None and package.error is None
@@ -49,5 +45,5 @@ def can_meet(facts: Facts) -> bool:
 
 
 def is_bad(findings: Iterable[Finding]) -> bool:
-    """Whether a job cannot be expected to run."""
+    """Whether a job would probably not run."""
     return any(finding.verdict == BAD for finding in findings)

@@ -1,7 +1,5 @@
-"""What the doctor looks at, and what it says: plain frozen records.
-
-Owns: the records. Absent means "not looked at, or not there", as each one says.
-Does not know: how a fact is found out, what is good or bad.
+"""The records of what the doctor looks at and what it says. None means "not examined, or not
+there", as each record says.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ OK, WARN, BAD = "ok", "warn", "bad"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the screen: a verdict on one thing, and the fix if it is not well."""
+    """One line of the screen: a verdict, and the fix if there is a problem."""
 
     name: str
     verdict: str
@@ -27,12 +25,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The job that the surroundings are judged for.
+    """The job that the machine is examined for.
 
     Attributes:
         ranks: world size; None if the user did not say.
         run: the settings of `run` that decide which ranks there are (RankSettings, teams), as
-            far as the user said them.
+            far as the user gave them.
         device: auto, cpu or cuda.
         mpi, mpiexec: as of `launch`.
     """
@@ -46,7 +44,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Package:
-    """A Python package that a job needs. `version` None: not installed; `error`: broken."""
+    """A Python package that a job needs. `version` None: not installed; `error`: it does not
+    load.
+    """
 
     name: str
     minimum: str | None = None
@@ -84,13 +84,14 @@ class MpiFacts:
 
     Attributes:
         library: None if none can be loaded; `library_error` says why.
-        overrides: variables that choose mpi4py's library, as set here.
-        launchers: those at hand, best first.
-        on_path: what `mpiexec` typed by hand is.
-        started_by: under a launcher, its `word` in system/launchers; None if that is not told.
-        pmix: whether it started it over PMIx.
+        overrides: environment variables that choose mpi4py's library, as set here.
+        launchers: available ones, best first.
+        on_path: the `mpiexec` that is run when typed by hand.
+        started_by: the `word` in system/launchers of the launcher that started this process;
+            None if unknown.
+        pmix: whether it was started over PMIx.
         under_launcher: whether a launcher started this process.
-        ulfm: whether this Open MPI was built with fault tolerance; None if not told.
+        ulfm: whether this Open MPI was built with fault tolerance; None if unknown.
     """
 
     library: Library | None = None
@@ -106,13 +107,13 @@ class MpiFacts:
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs as three parties see them.
+    """GPUs as three sources report them.
 
     Attributes:
-        installed: names that nvidia-smi lists, whatever is visible to this process.
-        driver_count: what the driver shows this process; None without a driver.
+        installed: names that nvidia-smi lists, visible to this process or not.
+        driver_count: GPUs that the driver shows this process; None without a driver.
         torch_build: "cpu", "cuda 12.4", "rocm 6.2"; None without torch.
-        torch_count: what torch sees; None without torch.
+        torch_count: GPUs that torch sees; None without torch.
         visible: the variable that limits them and its value; None if none is set.
     """
 
@@ -133,13 +134,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Machine:
-    """This host, as this process may use it.
+    """This host, as far as this process may use it.
 
     Attributes:
-        ranks_here: ranks of the job on this host, known or supposed.
-        ranks_told: whether somebody said so (launcher or user).
+        ranks_here: ranks of the job on this host, known or assumed.
+        ranks_told: whether the launcher or the user gave that number.
         threads: variables that set compute threads, as set here.
-        shm_free_bytes: of /dev/shm; None where there is none.
+        shm_free_bytes: of /dev/shm; None if there is none.
         files_soft, files_hard: limits on open files; None for no limit.
     """
 
@@ -157,18 +158,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a run would write. `tested` is `path`, or the nearest folder there is.
+    """The folder that a run would write to. `tested` is `path`, or the nearest existing folder.
 
     Attributes:
         named: whether the user named it; else it is the current folder.
         error: why nothing can be written there.
         sync_ms: time to write, sync and rename a small file.
         free_bytes: for this user.
-        kind: of file system, e.g. "nfs4"; None if not told.
+        kind: of file system, e.g. "nfs4"; None if unknown.
         holds: "run" (unfinished), "complete", or None.
-        hdf5_tried: whether HDF5 was tried: it needs h5py and a folder that can be written.
+        hdf5_tried: whether HDF5 was tried; it needs h5py and a writable folder.
         hdf5_error: why an HDF5 file cannot be written and read as collage_mpi does it.
-        lock_error: why one cannot be with HDF5's own locks.
+        lock_error: why it cannot be done with HDF5's own locks.
     """
 
     path: str
@@ -186,7 +187,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Shards:
-    """The input: how many files and images, or what is wrong with it."""
+    """The input: how many files and images, or the error."""
 
     files: int = 0
     images: int = 0
@@ -195,7 +196,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that one process can know of its surroundings."""
+    """Everything that one process can know about its machine."""
 
     wanted: Wanted
     python: Python
@@ -210,18 +211,18 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rank:
-    """One rank as it saw itself.
+    """One rank as it sees itself.
 
     Attributes:
-        device: "cpu", "cuda:K", or None if it has none it may use (`problem` says why).
-        gpu: the entry of CUDA_VISIBLE_DEVICES that the device is; None if not told.
-        visible: CUDA_VISIBLE_DEVICES or its kin; None if unset.
-        gpu_count: GPUs the driver shows to it.
-        threads: compute threads it would use.
+        device: "cpu", "cuda:K", or None if it may use none (`problem` says why).
+        gpu: the entry of CUDA_VISIBLE_DEVICES for the device; None if unknown.
+        visible: CUDA_VISIBLE_DEVICES or its ROCm equivalent; None if unset.
+        gpu_count: GPUs that the driver shows to it.
+        threads: compute threads that it would use.
         affinity: the cores it may run on, e.g. "0-3,8".
         host_cores: all cores of its host.
         omp: OMP_NUM_THREADS; None if unset.
-        software: versions of collage_mpi, Python and the MPI library, to compare.
+        software: versions of collage_mpi, Python and the MPI library, for comparison.
     """
 
     rank: int
@@ -245,7 +246,7 @@ class World:
 
     Attributes:
         size: as MPI says.
-        launcher_size: as the launcher says; None if it does not.
+        launcher_size: as the launcher says; None if it does not say.
         seconds: from the first look for reports to the last one.
     """
 
@@ -258,13 +259,13 @@ class World:
 
 @dataclass(frozen=True)
 class Trial:
-    """A small job that the doctor started itself to see whether ranks start.
+    """A small job that the doctor started to see whether ranks start.
 
     Attributes:
-        asked: ranks asked for.
-        world: what came of it; None if nothing was reported.
+        asked: number of ranks to start.
+        world: the ranks that reported; None if none did.
         singletons: how many processes said that they are alone.
-        output: the last lines of what the job printed.
+        output: the last lines that the job printed.
         exit_code: of the launcher.
         timed_out: whether the time limit ended it.
     """

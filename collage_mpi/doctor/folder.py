@@ -1,7 +1,5 @@
-"""The output folder as it is: rights, room, speed, kind of file system.
-
-Owns: a scratch folder in it while the doctor looks around, always removed.
-Does not know: HDF5, what is good or bad.
+"""Examines the output folder: permissions, free space, speed, kind of file system. It uses a
+temporary folder in it, which is always removed.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from collage_mpi.results.file_names import MANIFEST, MARKER
 
 
 def free_bytes(path: Path) -> int | None:
-    """Room for this user on the file system of `path`; None if it is not there."""
+    """Free space for this user on the file system of `path`; None if `path` does not exist."""
     try:
         space = os.statvfs(path)
     except OSError:
@@ -29,7 +27,7 @@ def free_bytes(path: Path) -> int | None:
 
 @contextmanager
 def scratch_in(out: Path | None) -> Iterator[tuple[dict[str, Any], Path | None]]:
-    """Facts of the output folder, and a folder of our own in it while we look around."""
+    """Facts of the output folder, and a temporary folder in it for further tests."""
     path = (out or Path()).absolute()
     tested = path
     while not tested.exists() and tested != tested.parent:
@@ -71,7 +69,7 @@ def _holds(out: Path) -> str | None:
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
-    """The kind of file system a path is on, e.g. `nfs4`; None if not told."""
+    """The kind of file system of a path, e.g. `nfs4`; None if unknown."""
     try:
         lines = [line.split() for line in mounts.read_text(errors="replace").split("\n")]
     except OSError:

@@ -1,8 +1,5 @@
-"""Finding out: everything one process can know of its surroundings, within bounds.
-
-Owns: the children that try things (all at once, each with a time limit), tools, limits,
-clock.
-Does not know: what is good or bad; other ranks; the output folder (folder).
+"""Gathers everything that one process can know about its machine. Risky attempts run in child
+processes, all at once, each with a time limit.
 """
 
 from __future__ import annotations
@@ -83,7 +80,7 @@ def gather(
     shards: Sequence[str],
     environ: Mapping[str, str] = os.environ,
 ) -> Facts:
-    """All facts of this process. Takes as long as `import torch` does, PROBE_LIMIT_S at most."""
+    """All facts of this process. It takes as long as `import torch`, at most PROBE_LIMIT_S."""
     with ThreadPoolExecutor() as pool, scratch_in(out) as (folder, scratch):
         probes = {name: pool.submit(probe, "package", name) for name in PACKAGES}
         launchers = pool.submit(_launchers, wanted)
@@ -149,7 +146,7 @@ def _package(name: str, answer: Mapping[str, Any]) -> Package:
 
 
 def minimums() -> dict[str, str]:
-    """The least version of each package, from our own metadata; {} if not installed."""
+    """The minimum version of each package, from the metadata of this one; {} if not installed."""
     try:
         lines = metadata.requires("collage-mpi") or []
     except metadata.PackageNotFoundError:
@@ -159,7 +156,7 @@ def minimums() -> dict[str, str]:
 
 
 def _launchers(wanted: Wanted) -> tuple[tuple[Mpi, ...], Mpi | None]:
-    """Launchers at hand, best first, and the one typed by hand."""
+    """Available launchers, best first, and the one that is run when typed by hand."""
     if wanted.mpiexec is not None:
         path = shutil.which(wanted.mpiexec)
         paths = [Path(path)] if path else []
@@ -171,7 +168,7 @@ def _launchers(wanted: Wanted) -> tuple[tuple[Mpi, ...], Mpi | None]:
 
 
 def ompi_has_ulfm() -> bool | None:
-    """Whether the Open MPI beside this Python, or on PATH, was built with ULFM."""
+    """Whether the Open MPI of this Python, or on PATH, was built with ULFM."""
     tool = shutil.which("ompi_info", path=str(Path(sys.executable).parent)) or shutil.which(
         "ompi_info"
     )
@@ -187,7 +184,7 @@ def nvidia_smi() -> tuple[str, ...]:
 
 
 def _tool(command: Sequence[str]) -> str:
-    """What a tool prints; "" if it fails."""
+    """The output of a command-line tool; "" if it fails."""
     try:
         done = subprocess.run(
             command,

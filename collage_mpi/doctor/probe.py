@@ -1,10 +1,7 @@
-"""What can only be found out by trying, in a process of its own: a JSON object on stdout.
+"""Tries one thing that may crash or hang, in a process of its own, and prints a JSON object: import
+torch, h5py or mpi4py, write and lock an HDF5 file, or count GPUs.
 
 Usage: python -m collage_mpi.doctor.probe TASK [ARGUMENT]
-
-Owns: trying to import torch, h5py and mpi4py, to write and lock an HDF5 file, to count
-GPUs. Any of these may crash or hang; the process that asked survives it.
-Does not know: what is good or bad.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from typing import Any
 
 
 def probe_package(name: str) -> dict[str, Any]:
-    """Import one package: its version, or nothing if it is missing, or the error."""
+    """Import one package; gives its version, nothing if it is missing, or the error."""
     module_name = {"pillow": "PIL"}.get(name, name.replace("-", "_"))
     try:
         module = import_module(module_name)
@@ -77,12 +74,16 @@ _DETAILS: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 
 def probe_rank(_: str) -> dict[str, Any]:
-    """What each rank needs before it starts MPI: the library's family, GPUs, torch's build."""
+    """What each rank needs to know before it starts MPI: the library's family, GPUs, torch's
+    build.
+    """
     return {**probe_package("mpi4py"), "gpus": driver_count(), "torch_build": torch_build()}
 
 
 def torch_build() -> str | None:
-    """cpu, cuda or rocm, from torch's version file: importing torch takes seconds a rank."""
+    """cpu, cuda or rocm, from torch's version file; importing torch would take seconds on each
+    rank.
+    """
     for folder in sys.path:
         path = Path(folder or ".") / "torch" / "version.py"
         if path.is_file():
@@ -113,7 +114,7 @@ def driver_count() -> int | None:
 
 
 def probe_hdf5(folder: str) -> dict[str, Any]:
-    """Write and read an HDF5 file as shards are; {"error"} if that fails."""
+    """Write and read an HDF5 file like a shard; {"error"} if that fails."""
     from collage_mpi.shards.hdf5 import FileToWrite, create_file, open_file
 
     path = Path(folder) / "plain.h5"
@@ -129,7 +130,7 @@ def probe_hdf5(folder: str) -> dict[str, Any]:
 
 
 def probe_locks(folder: str) -> dict[str, Any]:
-    """Write and read one as most programs do, with HDF5_USE_FILE_LOCKING=TRUE."""
+    """Write and read an HDF5 file like most programs, with HDF5_USE_FILE_LOCKING=TRUE."""
     import h5py
 
     path = Path(folder) / "locked.h5"

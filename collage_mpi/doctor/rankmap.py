@@ -1,7 +1,5 @@
-"""Which rank is where: rank -> host -> placement -> device -> threads, on one screen.
-
-Owns: the grouping of ranks that are alike, and of hosts that are alike.
-Does not know: how the ranks reported, what is good or bad.
+"""The map of ranks on one screen: rank, host, role, device, threads. Ranks and hosts that are alike
+share a line.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ MOST_LINES = 16
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the map: ranks that are alike, on one host or on several that are alike."""
+    """A line of the map: ranks that are alike, on one host or on several hosts that are alike."""
 
     ranks: str
     hosts: str
@@ -81,7 +79,7 @@ def _cells(line: Line) -> tuple[str, ...]:
 def numbers_text(numbers: Sequence[int], most_parts: int = 4) -> str:
     """Ascending numbers as `0, 2-9, 11-99/8` (from 11 to 99 in steps of 8).
 
-    More than `most_parts` of these are cut short to `0..99 (40)`, their number in brackets.
+    More than `most_parts` parts are cut short to `0..99 (40)`, with the count in brackets.
     """
     parts: list[str] = []
     left = list(numbers)
@@ -102,7 +100,7 @@ def numbers_text(numbers: Sequence[int], most_parts: int = 4) -> str:
 
 
 def hosts_text(hosts: Iterable[str]) -> str:
-    """Host names as `node[01-04]` where they only differ in their last number."""
+    """Host names as `node[01-04]` if they differ only in their last number."""
     names = list(dict.fromkeys(hosts))
     if len(names) == 1:
         return names[0]
@@ -118,7 +116,7 @@ def hosts_text(hosts: Iterable[str]) -> str:
 
 
 def device_label(rank: Rank) -> str:
-    """`cuda:1`, or `GPU 3` where CUDA_VISIBLE_DEVICES gives that device another name."""
+    """`cuda:1`, or `GPU 3` if CUDA_VISIBLE_DEVICES gives the device another number."""
     if rank.device is None:
         return "none"
     if rank.gpu is None or rank.device in ("cpu", f"cuda:{rank.gpu}"):

@@ -1,9 +1,7 @@
-"""The ranks of a world meet: each tells rank 0, by point-to-point messages, where it is.
+"""The ranks of a world report to rank 0 where they are, by point-to-point messages with time
+limits.
 
 Usage, as a program of its own: python -m collage_mpi.doctor.ranks LIMIT_S DEVICE
-
-Owns: what a rank knows of itself, bounded waits for the others, the end of such a world.
-Does not know: what is good or bad.
 """
 
 from __future__ import annotations
@@ -98,7 +96,7 @@ def _affinity() -> str:
 
 
 class Meeting:
-    """One world of ranks, from the reports to the common end."""
+    """One world of ranks, from their reports to its end."""
 
     def __init__(self, device: str, answer: Mapping[str, Any]) -> None:
         """Start MPI. `answer` is that of `probe("rank")`.
@@ -117,13 +115,15 @@ class Meeting:
         self._sends = PendingSends(self._comm)
 
     def guard(self, body: Callable[[], int]) -> int:
-        """Run `body`; an exception ends the whole world, which would wait for us else."""
+        """Run `body`; an exception ends the whole world, which would otherwise wait for this
+        rank.
+        """
         from collage_mpi.mpi.transport import guarded
 
         return guarded(self._comm, body)
 
     def gather(self, limit_s: float = MEET_LIMIT_S) -> World:
-        """On rank 0: everybody's report, as far as they come within limit_s."""
+        """On rank 0: the reports that arrive within limit_s."""
         began_s = time.monotonic()
         rings = {rank: self._ring(rank) for rank in range(1, self.size)}
         reports = {0: self._mine}
@@ -148,7 +148,9 @@ class Meeting:
         )
 
     def dismiss(self, code: int, world: World) -> None:
-        """On rank 0: everybody leaves with `code`. MPI cannot end with a silent rank."""
+        """On rank 0: tell all ranks to leave with `code`. MPI cannot end normally with a silent
+        rank.
+        """
         if world.missing:
             self._comm.Abort(code)
         for rank in range(1, self.size):
@@ -156,7 +158,7 @@ class Meeting:
         _until(lambda: not len(self._sends), lambda: bool(self._sends.reap()), MEET_LIMIT_S)
 
     def report(self, limit_s: float = VERDICT_LIMIT_S) -> int:
-        """On the others: tell rank 0 about this rank, leave with the code it says."""
+        """On the others: report to rank 0, and leave with the exit code that it sends."""
         ring = self._ring(0)
         self._send(0, asdict(self._mine))
         said: list[int] = []
@@ -191,7 +193,7 @@ class Meeting:
 
 
 def open_meeting(wanted: Wanted) -> Meeting | None:
-    """Start MPI and be a rank; None where that cannot be: examine says why."""
+    """Start MPI and join the world; None if that is not possible, and `examine` says why."""
     answer = probe("rank")
     facts = MpiFacts(
         library=library_of(answer), started_by=started_by(), pmix=over_pmix(os.environ)
@@ -208,7 +210,7 @@ def open_meeting(wanted: Wanted) -> Meeting | None:
 
 
 def _until(done: Callable[[], bool], look: Callable[[], bool], limit_s: float) -> bool:
-    """Look, with a back-off, until done or the time is over; whether it is done."""
+    """Poll with a back-off until done or until the time is over; returns whether it is done."""
     from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 
     backoff = Backoff(WORKER_BACKOFF)
@@ -224,7 +226,7 @@ def _until(done: Callable[[], bool], look: Callable[[], bool], limit_s: float) -
 
 
 def main() -> int:
-    """A world that only meets: rank 0 prints it as one line of JSON."""
+    """Run a world that only reports; rank 0 prints it as one line of JSON."""
     limit_s, device = float(sys.argv[1]), sys.argv[2]
     meeting = Meeting(device, probe("rank"))
 

@@ -1,7 +1,5 @@
-"""The doctor's screen: a verdict and a fix per line, the map of the ranks, the last word.
-
-Owns: width, columns, colours.
-Does not know: where findings come from.
+"""Prints the doctor's findings: one verdict and fix a line, the map of the ranks, the
+conclusion.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ PLAIN_WIDTH = 100  # of a file or a pipe
 
 
 class Screen:
-    """Prints to a stream; colours only where they are wanted."""
+    """Prints to a stream, in colour only if that is wanted."""
 
     def __init__(self, stream: TextIO, environ: Mapping[str, str] = os.environ) -> None:
         # Open MPI gives its ranks a terminal of their own, whatever is behind it.
@@ -34,7 +32,7 @@ class Screen:
         self._width = max(40, min(columns, 140))
 
     def line(self, text: str = "") -> None:
-        """One line, at once: what comes next may take seconds."""
+        """One line, flushed at once, because the next step may take seconds."""
         print(text, file=self._stream, flush=True)
 
     def findings(self, findings: Iterable[Finding]) -> None:
@@ -67,7 +65,7 @@ class Screen:
         self.line()
 
     def verdict(self, findings: Sequence[Finding], next_step: str) -> None:
-        """The last word."""
+        """The conclusion."""
         bad = sum(finding.verdict == BAD for finding in findings)
         warnings = sum(finding.verdict == WARN for finding in findings)
         noted = f", {counted(warnings, 'warning')}" if warnings else ""

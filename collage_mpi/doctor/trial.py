@@ -1,8 +1,4 @@
-"""A small job that proves that ranks start here and meet, within seconds.
-
-Owns: starting it as `launch` would, its time limit, reading what it says.
-Does not know: what its ranks do beyond their one line (ranks), verdicts.
-"""
+"""Starts a small job as `launch` would, to prove that ranks start here and can communicate."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ OUTPUT_LINES = 12
 
 
 def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
-    """Start `ranks` ranks that meet and end; never longer than the limit and some seconds."""
+    """Start `ranks` ranks that report and end; it takes at most the limit and some seconds."""
     limit_s = min(LONGEST_LIMIT_S, BASE_LIMIT_S + LIMIT_PER_RANK_S * ranks)
     program = (*own_command("collage_mpi.doctor.ranks"), f"{limit_s:g}", device)
     plan = build_command(mpi, ranks, program, site_here(), environ=os.environ)

@@ -1,8 +1,4 @@
-"""Places for the numbers beside the markers of a figure.
-
-Owns: the boxes of numbers and markers on paper, and which place is free.
-Does not know: matplotlib, what a marker stands for.
-"""
+"""Finds places for the numbers beside the markers of a figure."""
 
 from __future__ import annotations
 
@@ -22,9 +18,10 @@ NEAR = _OFFSETS[2]  # a number further off wants a line to its marker
 def free_offsets(
     places: np.ndarray, digits: Sequence[int], frame: np.ndarray
 ) -> list[tuple[float, float]]:
-    """Where each marker's number goes: near it, clear of all markers and numbers, in the frame.
+    """Where each marker's number goes: near it, clear of all markers and numbers, inside the frame.
 
-    Those with most neighbours choose first; where no place is free, the least covered.
+    Markers with most neighbours are placed first. If no place is free, the least covered one is
+    used.
 
     Args:
         places: (n, 2) of the markers, in points.
@@ -32,7 +29,7 @@ def free_offsets(
         frame: (2, 2) lower left and upper right.
 
     Returns:
-        From each marker to the middle of its number, in points.
+        The offset from each marker to the middle of its number, in points.
     """
     halves = np.array([[2.3 * count + 1.0, 4.2] for count in digits])  # (n, 2) of the numbers
     distances = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))  # (n, n)

@@ -1,10 +1,6 @@
-"""The figure: latency distributions of runs, and their tails, side by side.
-
-Owns: the drawing (matplotlib), its PNG and PDF, and the CSV of every step drawn.
-Does not know: how a run came about, tables, ratios.
-
-Matplotlib is imported inside the functions only, with the Agg backend: no display, and
-nothing of it in the figure's caller.
+"""Draws the latency distributions of runs and their tails side by side, and writes every step drawn
+as CSV. Matplotlib is imported inside the functions only, with the Agg backend, so no display is
+needed.
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ class _Curve:
     run: str
 
     def at(self, q: float) -> float | None:
-        """The percentile, or None where the number of groups, or batches, is too small for it."""
+        """The percentile, or None if there are too few groups, or batches, for it."""
         return percentile(self.values_ms, q, self.independent)
 
 
@@ -92,7 +88,7 @@ def _straggler(run: Results) -> str:
 
 
 def _legends(runs: Sequence[Results]) -> list[str]:
-    """Scheme and mode; the straggler model and the directory where runs differ only there."""
+    """Scheme and mode, and the straggler model or directory if runs differ only in those."""
     stragglers = len({_straggler(run) for run in runs}) > 1
     names = [
         f"{run.scheme} | {run.mode}" + (f" | stragglers: {_straggler(run)}" if stragglers else "")
@@ -102,7 +98,7 @@ def _legends(runs: Sequence[Results]) -> list[str]:
 
 
 def _title(runs: Sequence[Results], per: str) -> str:
-    """What is shown and under which stragglers: without them a latency means nothing."""
+    """What is shown and under which stragglers; without the stragglers a latency means nothing."""
     models = {_straggler(run) for run in runs}
     model = models.pop() if len(models) == 1 else "differ, see legend"
     side = {run.manifest.get("side") for run in runs}
@@ -129,7 +125,7 @@ def _curve(run: Results, per: str, name: str) -> _Curve:
 
 
 def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
-    """Both panels, the legend below them with one line a run."""
+    """Draw both panels and the legend below them, one line a run."""
     first, *rest = title.split("\n")
     heading = textwrap.wrap(first, 76) or [""]  # bold: 0.1 inch a letter
     under = [line for part in rest for line in textwrap.wrap(part, 108)]
@@ -177,7 +173,9 @@ def _draw_cdf(axes: Any, curve: _Curve, look: dict[str, Any], i: int) -> None:
 
 
 def _draw_tail(axes: Any, curve: _Curve, look: dict[str, Any], i: int) -> None:
-    """1 - F as steps. Its last step, at the maximum, falls to zero: off a log axis."""
+    """1 - F as steps. The last step, at the maximum, falls to zero and leaves the
+    logarithmic axis.
+    """
     x = np.concatenate([curve.x_ms[:1], curve.x_ms])
     tail = np.concatenate([[1.0], np.maximum(1.0 - curve.share, 0.0)])
     tail[-1] = 1e-12  # drawn to the frame: it stands for 0, below any share 1/n
@@ -251,7 +249,7 @@ def _is_log(low: float, high: float) -> bool:
 
 
 def _plain_shares(axes: Any) -> None:
-    """1, 0.1, 0.01: shares as a reader says them."""
+    """Axis labels such as 1, 0.1, 0.01."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}"))

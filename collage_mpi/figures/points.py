@@ -1,7 +1,5 @@
-"""Figures of an experiment's points: against ranks, accuracy against P99, a heat map.
-
-Owns: the drawing; every point bears a number that the legend explains.
-Does not know: where points come from (points_csv), statistics.
+"""Figures of an experiment's points: against ranks, accuracy against P99, and a heat map. Every
+point has a number that the legend explains.
 """
 
 from __future__ import annotations
@@ -39,18 +37,18 @@ class Panel:
 def plot_against_ranks(
     rows: Sequence[Row], out_stem: Path, *, series: str, panels: str, title: str, dpi: int = 200
 ) -> list[Path]:
-    """P99 above, standard deviation below, against worker ranks; a column a panel.
+    """P99 above, standard deviation below, against worker ranks; one column a panel.
 
     Args:
-        rows: of points.csv; medians over placements are drawn, bars are their 10-90 %.
+        rows: of points.csv; medians over placements are drawn, with 10-90 % bars.
         out_stem: path without suffix; .png and .pdf are written.
         series: axis whose choices are numbered.
-        panels: axis with a column a choice.
-        title: first line bold, the others below it.
+        panels: axis with one column a choice.
+        title: the first line is bold, the others are below it.
 
     Raises:
-        UsageError: no such axis.
-        DataFault: a point without the figure.
+        UsageError: there is no such axis.
+        DataFault: a point lacks the figure.
         EnvironmentFault: matplotlib is missing, or the files cannot be written.
     """
     names, columns = _columns(rows, series, panels)
@@ -263,7 +261,7 @@ def _scatter(
 
 
 def _number(axes: Any, points: Sequence[Point], names: Sequence[str]) -> None:
-    """Each point's number beside it, where no other number or marker is; axes are final."""
+    """Draw each point's number where no other number or marker is. The axes must be final."""
     from matplotlib.patheffects import withStroke
 
     axes.get_xlim(), axes.get_ylim()  # settles the limits, so that places on paper are known
@@ -307,7 +305,7 @@ def _more_than(spare: int) -> Callable[[Row], bool]:
 
 
 def _plain(axis: Any) -> None:
-    """1, 2, 5, 10 ... as plain numbers on a logarithmic axis; even steps on a short one."""
+    """Plain numbers 1, 2, 5, 10 ... on a logarithmic axis; even steps if the axis is short."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = sorted(axis.get_view_interval())

@@ -1,8 +1,4 @@
-"""Reading points.csv back: the points of an experiment as plain rows.
-
-Owns: the reader and its checks, which points lie on a frontier.
-Does not know: figures, how the file came about (experiments.table).
-"""
+"""Reads points.csv, which `experiments.table` writes, and finds the points on a frontier."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ def read_points(paths: Sequence[Path]) -> list[Row]:
 
     Raises:
         EnvironmentFault: a file cannot be read.
-        DataFault: it is no points.csv.
+        DataFault: a file is no points.csv.
     """
     rows: list[Row] = []
     for path in paths:
@@ -53,10 +49,10 @@ def _value(key: str | None, text: str | None) -> Any:
 
 
 def choose(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
-    """The rows with one of the labels wanted on each axis that is named, as AXIS=LABEL.
+    """The rows that have one of the given labels on each given axis, as AXIS=LABEL.
 
     Raises:
-        UsageError: it is none, there is no such axis or label, or nothing is left.
+        UsageError: not of this form, no such axis or label, or no row is left.
     """
     labels: dict[str, list[str]] = {}
     for text in wanted:
@@ -77,7 +73,7 @@ def choose(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
 
 
 def axis_labels(rows: Sequence[Row], axis: str) -> list[str]:
-    """Labels on an axis, in the file's order. Raises UsageError where there is no such axis."""
+    """Labels on an axis, in the file's order. Raises UsageError if there is no such axis."""
     labels = [row[AXIS + axis] for row in rows if row.get(AXIS + axis) is not None]
     if not labels:
         axes = {key.removeprefix(AXIS): None for row in rows for key in row if key.startswith(AXIS)}
@@ -91,7 +87,7 @@ def need(row: Mapping[str, Any], column: str) -> float:
     """The number in a column.
 
     Raises:
-        DataFault: there is none: the runs were too short, or the column is unknown.
+        DataFault: there is none, because the runs were too short or the column is unknown.
     """
     value = row.get(column)
     if not isinstance(value, float):
@@ -103,7 +99,7 @@ def need(row: Mapping[str, Any], column: str) -> float:
 
 
 def frontier(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Indices of the points that no other beats: none with a cost and gain as good or better.
+    """Indices of the points that no other point beats with a cost and gain as good or better.
 
     Args:
         costs: smaller is better, such as a P99.

@@ -1,7 +1,5 @@
-"""How figures look and are saved: colours told apart by everyone, PNG and PDF.
-
-Owns: the start of matplotlib, late and with a backend that needs no display.
-Does not know: what is drawn.
+"""Common style of all figures, with colours that everyone can tell apart; PNG and PDF output. This
+module alone imports matplotlib, late and with a backend that needs no display.
 """
 
 from __future__ import annotations
@@ -49,10 +47,10 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, out_stem: Path, dpi: int = 200) -> list[Path]:
-    """Write `out_stem`.png and .pdf, directories made, and close the figure.
+    """Write `out_stem`.png and .pdf, make directories, and close the figure.
 
     Raises:
-        EnvironmentFault: they cannot be written.
+        EnvironmentFault: the files cannot be written.
     """
     paths = [out_stem.with_name(out_stem.name + suffix) for suffix in (".png", ".pdf")]
     try:

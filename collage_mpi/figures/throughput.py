@@ -1,7 +1,5 @@
-"""The figure: throughput against latency, a line a scheme, a point a batch size.
-
-Owns: the drawing, its PNG and PDF, the CSV and the table of what is drawn.
-Does not know: how a run came about, how percentiles are taken (results/summary).
+"""Draws throughput against latency, one line a scheme and one point a batch size, with a table and
+a CSV.
 """
 
 from __future__ import annotations
@@ -28,18 +26,19 @@ TAIL = "p99"
 
 @dataclass(frozen=True)
 class BatchPoint:
-    """One run, or several alike: how much was answered, and how long that took.
+    """Throughput and latencies of one run, or of several runs with the same settings.
 
-    Of several runs each number is the median. None where a run had too few batches for it.
+    For several runs each number is the median. A number is None if a run had too few batches for
+    it.
 
     Attributes:
         runs: how many.
-        series: scheme and policy, with what else sets it apart.
+        series: scheme and policy, and other settings that distinguish it.
         batch: groups that travelled together.
         images_per_s: from the first measured release to the last measured end.
         batches: independent samples behind the percentiles of a run.
-        batch_cost_single, batch_cost_collage: what a further input of a batch took over the
-            first, measured on an idle rank; None where it was not.
+        batch_cost_single, batch_cost_collage: time of a further input of a batch divided by
+            that of the first one, measured on an idle rank; None if not measured.
     """
 
     series: str
@@ -60,11 +59,11 @@ class BatchPoint:
 
 
 def batch_points(runs: Sequence[Results]) -> list[BatchPoint]:
-    """The runs' points, by series as they come, then by batch.
+    """The runs' points, by series in the order of the runs, then by batch.
 
     Raises:
         UsageError: no runs.
-        DataFault: one without measured groups.
+        DataFault: a run without measured groups.
     """
     if not runs:
         raise UsageError("no runs to draw; name at least one run directory")
@@ -75,7 +74,7 @@ def batch_points(runs: Sequence[Results]) -> list[BatchPoint]:
 
 
 def _medians(points: Sequence[BatchPoint]) -> BatchPoint:
-    """Runs of one series and batch together."""
+    """The point of several runs of one series and batch."""
     found: dict[str, Any] = {"runs": len(points)}
     for name, value in asdict(points[0]).items():
         if name not in ("series", "batch", "runs") and value is not None:
@@ -114,7 +113,7 @@ def _point(run: Results) -> BatchPoint:
 
 
 def render_batches(points: Sequence[BatchPoint]) -> str:
-    """The points as text, throughput with the ratio to the first of its series."""
+    """The points as text, with the ratio of each throughput to the first of its series."""
     latencies = [f"{per} {name.upper()}" for per in PERS for name in ("p50", "p95", TAIL)]
     table = make_table("", "batch", "images/s", *latencies, "batches", "runs", "accuracy")
     first: dict[str, float] = {}
@@ -142,12 +141,12 @@ def plot_throughput(
 ) -> list[Path]:
     """Images a second against the latency of a group (left) and of an image (right).
 
-    Filled markers are medians, hollow ones P99, each with its batch size; better is up and left.
+    Filled markers are medians, hollow ones P99, each with its batch size. Better is up and left.
 
     Args:
-        points: of `batch_points`.
+        points: from `batch_points`.
         out_stem: path without suffix; .png, .pdf and .csv are written.
-        title: first line bold, the others below it.
+        title: the first line is bold, the others are below it.
 
     Raises:
         EnvironmentFault: matplotlib is missing, or the files cannot be written.
@@ -185,7 +184,7 @@ def plot_throughput(
 
 
 def _line(axes: Any, points: Sequence[BatchPoint], per: str, number: int) -> None:
-    """A series in one panel: medians joined, P99 beside them."""
+    """A series in one panel: medians joined by a line, with the P99 beside them."""
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     for name, line, face in (("p50", "-", colour), (TAIL, ":", "white")):
         known = [(p, ms) for p in points if (ms := asdict(p)[f"{per}_{name}_ms"]) is not None]

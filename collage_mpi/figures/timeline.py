@@ -1,8 +1,4 @@
-"""The timeline of a run as a figure: ranks as rows, tasks as bars.
-
-Owns: the drawing.
-Does not know: rows of runs, what a straggler is (results/timeline).
-"""
+"""Draws the timeline of a run: ranks as rows, tasks as bars."""
 
 from __future__ import annotations
 
@@ -51,7 +47,9 @@ def plot_timeline(timeline: Timeline, out_stem: Path, title: str, dpi: int = 200
 
 
 def _draw_bar(axes: Any, bar: Bar, row: int, timeline: Timeline, colour: str) -> None:
-    """Waiting thin and grey, service thick in its state's colour; a straggler is outlined."""
+    """Waiting time thin and grey, service time thick in the state's colour; stragglers are
+    outlined.
+    """
     low, high = timeline.begin_ns, timeline.end_ns
     sent, start, end = (
         min(max(t, low), high) - low for t in (bar.sent_ns, bar.start_ns, bar.end_ns)

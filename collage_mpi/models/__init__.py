@@ -1,8 +1,5 @@
-"""The networks: what they are, how they are stored, how they are asked.
-
-Owns: the public names of this package, resolved on first use, and the choice between a null
-network and one with weights. Does not know: ranks, shards. Importing it imports neither
-torch nor numpy; `load_predictor` imports torch when the network has weights.
+"""The networks: their facts, and predictors that are ready to answer. Importing this package
+imports neither torch nor numpy; `load_predictor` imports torch if the network has weights.
 """
 
 from __future__ import annotations
@@ -47,20 +44,21 @@ __all__ = [
 
 
 def describe(spec: str, kind: str) -> NetworkInfo | None:
-    """What a network is, from the header of its weights file; no torch.
+    """The facts of a network, from the header of its weights file; torch is not needed.
 
     Args:
         spec: path of a safetensors file, "null" (see `null.parse_null`), or a user's own
             network, MODULE:FUNCTION (see `own`).
-        kind: one of NETWORKS, the role it is meant for.
+        kind: one of NETWORKS, the role of the network.
 
     Returns:
-        The facts, or None for a null network and a user's own, which are told the shapes.
+        The facts, or None for a null network and a user's own network, which are told the
+        shapes.
 
     Raises:
         UsageError: an unknown kind, a malformed null spec, or weights of the other kind.
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: not weights of this package.
+        DataFault: the file does not hold weights of this package.
     """
     from collage_mpi.models.info import check_kind
     from collage_mpi.models.null import is_null, parse_null
@@ -93,14 +91,14 @@ def load_predictor(
         kind: one of NETWORKS.
         device: "cpu", "cuda" or "cuda:N".
         threads: threads torch may use on the CPU, at least 1.
-        tuning: how fast it is to be; plain float32 by default.
-        geometry: what a user's own network is told; others know it.
-        embed: it is asked for embeddings too.
+        tuning: precision, layout and launching of kernels; plain float32 by default.
+        geometry: shapes and classes for a user's own network; other networks know them.
+        embed: whether embeddings are wanted as well.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: as `describe`; also a device that is
-            not there or too small, tensors that do not fit the architecture, or are not
-            finite; a network that gives no embeddings where they are wanted.
+        UsageError, EnvironmentFault, DataFault: as `describe`; also for a device that is
+            missing or too small, tensors that do not fit the architecture or are not
+            finite, or a network without embeddings if they are wanted.
     """
     from collage_mpi.models.info import check_kind
     from collage_mpi.models.null import is_null, parse_null

@@ -1,7 +1,5 @@
-"""The score from which a collage network's answers may count, and what that was measured to cost.
-
-Owns: `AcceptSpec` and its dict form.
-Does not know: how it is chosen (training/threshold), when an answer counts (scheduler/policies).
+"""The score from which a collage network's answers may count, and the measured cost in accuracy, as
+they stand in a weights file.
 """
 
 from __future__ import annotations
@@ -16,15 +14,15 @@ from collage_mpi.kinds import SINGLE
 
 @dataclass(frozen=True)
 class AcceptSpec:
-    """A threshold for the answers beside those of one single network.
+    """A threshold for the answers of a collage network next to one single network.
 
     Attributes:
-        confidence: the least score that counts, 0..1.
+        confidence: the lowest score that counts, 0..1.
         single: fingerprint of that single network.
-        chosen_on, measured_on: images of either part, no image in both.
-        chosen_points, measured_points: percentage points of accuracy that were lost on each where
-            every cell of at least that score counts.
-        share: of the measured images, those whose cell counts, 0..1.
+        chosen_on, measured_on: images of the two parts, no image in both.
+        chosen_points, measured_points: percentage points of accuracy that were lost on each
+            part if every cell with at least that score counts.
+        share: of the measured images, the share whose cell counts, 0..1.
     """
 
     confidence: float

@@ -1,8 +1,4 @@
-"""The settings of a network, typed and checked, apart from the code that builds it.
-
-Owns: `Architecture`, its dict and text forms, and its limits.
-Does not know: torch, weights, what the network was trained on.
-"""
+"""The settings of a residual network, typed and checked, in a module that needs no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ _STAGE = re.compile(r"(\d+)x(\d+)(?:/(\d+))?")  # also the form of a stem
 
 @dataclass(frozen=True)
 class Stage:
-    """Residual blocks of one width; the first has the stride."""
+    """Residual blocks of one width; the first block has the stride."""
 
     width: int
     blocks: int
@@ -35,9 +31,9 @@ class Architecture:
 
     Attributes:
         stem_width: channels after the stem convolution.
-        stem_kernel: edge of its kernel in pixels.
+        stem_kernel: height and width of its kernel in pixels.
         stem_stride: its stride; 2 halves the resolution at once.
-        stages: what follows the stem.
+        stages: the stages after the stem.
         norm: "batch" (folded into the convolutions for inference) or "group".
     """
 
@@ -118,12 +114,12 @@ def parse_stem(architecture: Architecture, text: str) -> Architecture:
 
 
 def stem_text(architecture: Mapping[str, Any]) -> str:
-    """The inverse of `parse_stem`, of a record's architecture."""
+    """The inverse of `parse_stem`, for the architecture in a record."""
     return "{stem_width}x{stem_kernel}/{stem_stride}".format_map(architecture)
 
 
 def stages_text(architecture: Mapping[str, Any]) -> str:
-    """The inverse of `parse_stages`, of a record's architecture."""
+    """The inverse of `parse_stages`, for the architecture in a record."""
     return ",".join(
         f"{s['width']}x{s['blocks']}" + (f"/{s['stride']}" if s["stride"] != 1 else "")
         for s in architecture["stages"]
@@ -131,16 +127,16 @@ def stages_text(architecture: Mapping[str, Any]) -> str:
 
 
 def default_architecture(kind: str, width: int | None = None, norm: str = "batch") -> Architecture:
-    """The network this package trains when nothing else is said.
+    """The network that is trained by default.
 
-    The single keeps full resolution in its first stage. The collage has s*s images
-    to look at in about the same time: it halves the resolution in the stem and puts
-    most of its width behind the next halving. The parity network's picture is as large as one
-    image and its rank should be no slower than a single's: narrower, and a block less.
+    The single network keeps full resolution in its first stage. The collage network has s*s images
+    to look at in about the same time: it halves the resolution in the stem and puts most of its
+    width after the next halving. The parity network sees a picture as large as one image, and its
+    rank should be no slower than a single rank: it is narrower and has a block less.
 
     Args:
         kind: one of NETWORKS.
-        width: channels of the stem and the first stage; 48 unless given, 32 of a parity network.
+        width: channels of the stem and the first stage; default 48, or 32 for a parity network.
     """
     if kind == PARITY:
         base = 32 if width is None else width

@@ -1,8 +1,4 @@
-"""Networks of other libraries by name: the settings, apart from the code that builds them.
-
-Owns: `Backbone`, the libraries, its dict form, the choice between it and `Architecture`.
-Does not know: torch, torchvision, weights.
-"""
+"""Networks of other libraries by name, as settings; `vision` builds them."""
 
 from __future__ import annotations
 

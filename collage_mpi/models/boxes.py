@@ -1,10 +1,8 @@
-"""Boxes of a yolo head into answers of cells.
+"""Turns the boxes of a yolo head into answers of cells. The rules are the paper's (arXiv
+1904.12222).
 
-Owns: thresholds, suppression of overlapping boxes, which cell a box belongs to.
-Does not know: torch, networks, how boxes were found.
-
-Boxes are (left, top, right, bottom) in cells: cell (row, column) of the grid is the box
-(column, row, column + 1, row + 1). The rules are the paper's (arXiv 1904.12222).
+Boxes are (left, top, right, bottom) in cells: cell (row, column) of the grid is the box (column,
+row, column + 1, row + 1).
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ OVERLAP = 0.45  # of two boxes of a class that overlap more, the weaker is dropp
 def cells_from_boxes(boxes: np.ndarray, scores: np.ndarray, side: int) -> np.ndarray:
     """The answers of one collage's cells.
 
-    Each box that passes goes to the cell of largest Jaccard index. Of several in a cell the
-    highest score wins, and its class with it.
+    Each box that passes the threshold goes to the cell with the largest Jaccard index. If a cell
+    has several boxes, the one with the highest score gives the class and the scores.
 
     Args:
         boxes: (m, 4) float, in cells.
@@ -27,7 +25,7 @@ def cells_from_boxes(boxes: np.ndarray, scores: np.ndarray, side: int) -> np.nda
         side: cells along an edge.
 
     Returns:
-        (side*side, classes) float32: the winner's scores; zeros where no box is (absent).
+        (side*side, classes) float32: the winner's scores; zeros for a cell without a box (absent).
     """
     cells = np.zeros((side * side, scores.shape[1]), dtype=np.float32)
     best = scores.max(axis=1)  # (m,)
@@ -45,7 +43,7 @@ def cells_from_boxes(boxes: np.ndarray, scores: np.ndarray, side: int) -> np.nda
 
 
 def suppress(boxes: np.ndarray, confidence: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """(m,) bool: what is left by greedy non-maximum suppression within each class.
+    """(m,) bool: the boxes that remain after greedy non-maximum suppression within each class.
 
     Args:
         boxes: (m, 4); confidence: (m,); classes: (m,) int.
@@ -79,10 +77,10 @@ def cell_boxes(side: int) -> np.ndarray:
 def boxes_from_map(
     raw: np.ndarray, side: int, anchors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a yolo head's map says: (m, 4) boxes, (m,) objectness, (m, classes) logits.
+    """The boxes in a yolo head's map: (m, 4) boxes, (m,) objectness, (m, classes) logits.
 
-    A box's centre lies within its square; its edges are its anchor's times exp(t), as in
-    YOLOv3 (arXiv 1804.02767).
+    A box's centre lies within its square; its size is its anchor's times exp(t), as in YOLOv3
+    (arXiv 1804.02767).
 
     Args:
         raw: (rows, columns, anchors, 5 + classes) float32: tx, ty, tw, th, objectness, classes.

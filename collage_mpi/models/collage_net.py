@@ -1,8 +1,5 @@
-"""The collage-CNN: one look at s*s images, s*s answers.
-
-Owns: the fully convolutional collage networks with their heads, and the choice of network by
-kind.
-Does not know: how a collage is put together, weights files, training, decoding.
+"""The collage-CNN, which answers for s*s images at once: the fully convolutional networks with
+their heads, and the choice of network by kind.
 """
 
 from __future__ import annotations
@@ -21,9 +18,9 @@ from collage_mpi.models.resnet import ConvNorm, ResNet, Trunk
 class CollageNet(nn.Module):
     """(n, C, side*cell_px, side*cell_px) float -> (n, side*side, classes) logits.
 
-    The features are pooled to side x side, one vector a cell, and one linear
-    classifier, shared by all cells, reads each. There are no boxes to predict and
-    none to suppress: where an image is in the collage is known.
+    The features are pooled to side x side, one vector a cell, and one linear classifier, shared by
+    all cells, reads each vector. No boxes are predicted or suppressed, because the place of each
+    image in the collage is known.
     """
 
     def __init__(self, trunk: nn.Module, features: int, classes: int, side: int) -> None:
@@ -39,12 +36,14 @@ class CollageNet(nn.Module):
         return found
 
     def pooled(self, x: Tensor) -> Tensor:
-        """(n, features, side, side): the trunk's map of the collage, a place a cell."""
+        """(n, features, side, side): the trunk's map of the collage, pooled to one place a cell."""
         return F.adaptive_avg_pool2d(self.trunk(x), self.side)
 
 
 class ApartNet(CollageNet):
-    """As `CollageNet`, but the trunk sees a batch of the cells: nothing crosses an edge."""
+    """Like `CollageNet`, but the trunk sees the cells as a batch, so no convolution crosses an
+    edge.
+    """
 
     def pooled(self, x: Tensor) -> Tensor:
         n, channels, edge, _ = x.shape
@@ -59,10 +58,10 @@ class ApartNet(CollageNet):
 class YoloNet(nn.Module):
     """(n, C, side*cell_px, side*cell_px) -> (n, G, G, anchors, 5 + classes), G = squares*side.
 
-    The paper's form of a collage network: it is not told where images are. Each square
-    gives, for each anchor, a box, an objectness and class logits. Pooling to G x G leaves
-    a third of a cell a square, so one more convolution looks at the squares around; where the
-    head names G itself, `across`, that is the trunk's own map, and none is needed.
+    The paper's form of a collage network, which does not know where images are. Each square gives a
+    box, an objectness and class logits for each anchor. After pooling to G x G a square is a third
+    of a cell, so one more convolution looks at the neighbouring squares. If the head sets G itself
+    (`across`), G x G is the trunk's own map, and this convolution is left out.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ def build_network(
     side: int | None,
     head: HeadSpec | None = None,
 ) -> nn.Module:
-    """The single classifier when side is None, else the collage-CNN. Fresh weights.
+    """The single classifier if side is None, else the collage-CNN, with fresh weights.
 
     Args:
         head: of the collage-CNN; a grid when None.
@@ -121,7 +120,8 @@ def check_pixels(
     side: int | None,
     head: HeadSpec | None = None,
 ) -> None:
-    """Whether a known network can see images of that size: has a map left of them, say.
+    """Check that a known network can see inputs of that size, for example that its map is not
+    empty.
 
     Args:
         shape: (H, W, C) of an image, or of a collage.

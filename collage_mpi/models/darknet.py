@@ -1,7 +1,5 @@
-"""The trunk of YOLOv3-tiny with a classifier, as the paper's collage network has it.
-
-Owns: the network (Redmon and Farhadi 2018, arXiv 1804.02767; arXiv 1904.12222).
-Does not know: boxes (`collage_net`), collages, weights files, training.
+"""The trunk of YOLOv3-tiny with a classifier, which the paper's collage network uses (Redmon and
+Farhadi 2018, arXiv 1804.02767; arXiv 1904.12222).
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ LEAK = 0.1
 
 
 class Layer(nn.Module):
-    """A convolution with its norm, leaky ReLU, and max pooling where the map is halved."""
+    """A convolution with its norm and leaky ReLU, and max pooling if the map is halved."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, halved: bool) -> None:
         super().__init__()

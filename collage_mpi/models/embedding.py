@@ -1,8 +1,4 @@
-"""A classifier's embedding: what its last layer is given.
-
-Owns: finding that layer.
-Does not know: weights files, devices, who asks.
-"""
+"""The embedding of a classifier, which is the input of its last layer."""
 
 from __future__ import annotations
 
@@ -12,10 +8,10 @@ from torch import Tensor, nn
 
 
 class WithEmbedding(nn.Module):
-    """A single network that gives (its logits, (n, d) what its last layer was given).
+    """A single network that returns its logits and (n, d) embeddings, the inputs of its last layer.
 
-    The last layer is the last linear one or convolution, as torchvision's classifiers and ours
-    have it; a map is averaged over its places.
+    The last layer is the last linear layer or convolution, as in torchvision's classifiers and
+    those of this package. A map is averaged over its places.
     """
 
     def __init__(self, network: nn.Module) -> None:

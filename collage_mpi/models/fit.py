@@ -1,8 +1,4 @@
-"""Which networks fit which images, side and each other.
-
-Owns: the rules, for jobs, evaluation and training alike, and their messages.
-Does not know: how networks and shards are read.
-"""
+"""The rules by which networks, images and side fit together, for jobs, evaluation and training."""
 
 from __future__ import annotations
 
@@ -25,17 +21,17 @@ def check_fit(
     side: int | None = None,
     cell_px: int | None = None,
 ) -> tuple[str, ...] | None:
-    """Hold networks against images, the grid that is asked for, and each other's classes.
+    """Check networks against the images, the requested grid, and each other's classes.
 
     Args:
         networks: those with weights; None for others.
         shape: (H, W, C) of the images.
         class_names: of the shards, if they have any.
-        paths: of the shards, for the command that makes others of them.
-        side, cell_px: asked for; None takes a collage network's.
+        paths: of the shards, for the command that makes fitting shards from them.
+        side, cell_px: as requested; None takes a collage network's.
 
     Returns:
-        The class names that all agree on; None where nobody names any.
+        The class names that all agree on; None if none has class names.
 
     Raises:
         DataFault: the first thing that does not fit, and what to do.
@@ -54,15 +50,15 @@ def check_fit(
 
 
 def check_parity(parity: NetworkInfo, single: NetworkInfo | None, asked: str) -> None:
-    """A parity network decodes for the single network alone whose answers it learnt to sum.
+    """Check that a parity network was trained for this single network.
 
     Args:
-        parity: any network; others than parity ones pass.
+        parity: any network; only parity networks are checked.
         single: None for one without weights.
-        asked: what the user named as single network.
+        asked: what the user gave as single network.
 
     Raises:
-        DataFault: it is another.
+        DataFault: it was trained for another one.
     """
     spec = parity.parity
     if spec is None or (single is not None and spec.single == single.fingerprint):
@@ -108,14 +104,14 @@ def _title(network: NetworkInfo) -> str:
 
 
 def _remake(paths: Sequence[Path | str], shape: tuple[int, int, int]) -> str:
-    """What to do where the images have another shape than a network needs."""
+    """What to do if the images have another shape than a network needs."""
     if not paths or shape[0] != shape[1]:
         return "make the shards anew in that shape, or train for this one"
     return f"`{remake_command(paths, shape)}` makes such, or train for this shape"
 
 
 def class_mismatch(where: str, names: Sequence[str], elsewhere: str, others: Sequence[str]) -> str:
-    """What to say of two lists of class names that differ: their lengths, or the first pair."""
+    """How two lists of class names differ: in length, or the first pair that is different."""
     if len(names) != len(others):
         return f"{len(names)} classes in {where}, {len(others)} in {elsewhere}; they must agree"
     first = next(i for i, (a, b) in enumerate(zip(names, others, strict=True)) if a != b)

@@ -1,7 +1,5 @@
-"""Weights of other programs: read without running anything, checked, stored as ours.
-
-Owns: the forms of a state dict, the words for those that cannot be taken.
-Does not know: how a network computes.
+"""Imports weights of other programs: they are read without running any code of the file, checked,
+and stored in this package's format.
 """
 
 from __future__ import annotations
@@ -41,13 +39,13 @@ def import_weights(
 
     Args:
         file: .safetensors, or what torch.save wrote of a state dict or a checkpoint.
-        size_px: height and width of its images.
-        class_names: in order; "0", "1", ... where None.
+        size_px: height and width of the network's images.
+        class_names: in order; None: "0", "1", ...
         normalisation: mean and std of pixels / 255, three each.
 
     Raises:
-        EnvironmentFault: the file cannot be read, torchvision is missing.
-        DataFault: it holds code, no state dict, or one of another network.
+        EnvironmentFault: the file cannot be read, or torchvision is missing.
+        DataFault: the file holds code, no state dict, or one of another network.
         UsageError: the network cannot see images of that size.
     """
     check_pixels(backbone, (size_px, size_px, 3), None)
@@ -83,7 +81,7 @@ def import_weights(
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The state dict of a file, wrappers and prefixes taken off. See `import_weights`."""
+    """The state dict of a file, without wrappers and prefixes. See `import_weights`."""
     loaded = _load_safetensors(file) if file.suffix == ".safetensors" else load_tensors(file)
     for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -120,7 +118,7 @@ def _load_safetensors(file: Path) -> Any:
 def _network_for(
     file: Path, state: dict[str, Tensor], backbone: Backbone
 ) -> tuple[int, VisionSingle]:
-    """(classes, the network for so many, without memory)."""
+    """(number of classes, the network with that many, without memory for its weights)."""
     with torch.device("meta"):
         head = VisionSingle(backbone, 2).heads[0].removeprefix("trunk.") + "weight"
     if head not in state:

@@ -1,7 +1,4 @@
-"""What a collage network's head is: the settings of `grid`, `apart` and `yolo`, checked.
-
-Owns: `HeadSpec` and its dict form. Does not know: torch, weights files, decoding.
-"""
+"""The settings of a collage network's head: `grid`, `apart` or `yolo`."""
 
 from __future__ import annotations
 
@@ -18,18 +15,18 @@ MAX_ANCHORS, MAX_SQUARES, MAX_ACROSS = 8, 8, 64
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """How a collage network says what is in its cells.
+    """How a collage network answers for its cells.
 
     Attributes:
-        name: "grid": a row of class scores a cell, of a trunk that sees the whole collage.
+        name: "grid": one row of class scores a cell, from a trunk that sees the whole collage.
             "apart": the same, but the trunk sees each cell by itself, so that no convolution
-            looks across an edge. "yolo": boxes on a finer grid, each with an objectness and
-            class scores, which are assigned to cells.
+            crosses an edge. "yolo": boxes on a finer grid, each with an objectness and class
+            scores, which are assigned to cells.
         squares: of a yolo's output grid along the edge of one cell; odd, so that the centre
             of a cell lies within a square and not between four.
         anchors: (width, height) of a yolo's prior boxes, in cells.
-        across: squares along an edge of the whole collage instead, where that is the trunk's own
-            map and no multiple of a cell's, as the paper's 13; None for `squares` a cell.
+        across: squares along an edge of the whole collage, if that is the trunk's own map and
+            no multiple of the side, such as the paper's 13; None for `squares` a cell.
     """
 
     name: str = GRID
@@ -66,7 +63,7 @@ class HeadSpec:
 
     @classmethod
     def from_dict(cls, record: Any) -> HeadSpec:
-        """Read the dict form; a record without a head is a grid's. Raises DataFault."""
+        """Read the dict form; a record without a head means a grid. Raises DataFault."""
         if record is None:
             return cls()
         try:

@@ -1,7 +1,5 @@
-"""What the rest of the program may know about a network.
-
-Owns: `NetworkInfo` and the `Predictor` interface.
-Does not know: torch, files, how a network is built.
+"""What the rest of the package knows about a network: `NetworkInfo` and the `Predictor`
+interface.
 """
 
 from __future__ import annotations
@@ -27,15 +25,15 @@ class NetworkInfo:
     Attributes:
         kind: one of NETWORKS.
         architecture: the settings of `Architecture`, as a plain dict.
-        shape: (H, W, C) of one input; a collage's is (side*cell_px, side*cell_px, C), a parity
-            network's that of its encoder.
+        shape: (H, W, C) of one input: (side*cell_px, side*cell_px, C) for a collage network,
+            the encoder's output for a parity network.
         side: cells along an edge of the collage; None for other networks.
-        cell_px: pixels along an edge of a cell; None for other networks.
+        cell_px: height and width of a cell in pixels; None for other networks.
         class_names: one name a class, in the order of the scores.
         fingerprint: SHA-256 of the file, 64 hex digits.
-        path: where the file is; None when it came from elsewhere.
+        path: where the file is; None if there is no file.
         metadata: the whole JSON header record, training settings included.
-        head: how a collage network answers; another's is a grid of one.
+        head: how a collage network answers; a grid of one for other networks.
         parity: what a parity network was made for; None for other networks.
         accept: from which score on a collage network's answers may count; None if unknown.
     """
@@ -60,18 +58,18 @@ class NetworkInfo:
 
     @property
     def origin(self) -> str:
-        """Its file, or the user's function that made it."""
+        """The path of its file, or the user's function that made it."""
         return str(self.path or self.architecture.get("function"))
 
     def noise(self) -> np.ndarray:
-        """(1, H, W, C) uint8: an input of noise, to see what a network's answers are like."""
+        """(1, H, W, C) uint8: an input of noise, used to test a network's answers."""
         import numpy as np  # late: --help of train reads this module
 
         return np.random.default_rng(0).integers(0, 256, (1, *self.shape), np.uint8)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """(H, W, C) of the images of a single or parity network; a collage's may be any."""
+        """(H, W, C) of the images of a single or parity network; None for a collage network."""
         if self.side is not None:
             return None
         if self.parity is None:
@@ -97,14 +95,14 @@ class Predictor(Protocol):
             batch: (n, H, W, C) uint8.
 
         Returns:
-            (n, cells, classes) float32 probabilities; complete on return, GPU included.
-            A row of zeros: no answer for that cell. Of a parity network (n, 1, classes)
-            sums, which only `decode_parity` reads.
+            (n, cells, classes) float32 probabilities, complete on return, on a GPU too. A row of
+            zeros means no answer for that cell. A parity network returns (n, 1, classes) sums,
+            which only `decode_parity` reads.
         """
         ...
 
     def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What `predict` gives, and (n, embedding) float32; where `embedding` is a number."""
+        """The result of `predict`, and (n, embedding) float32, if `embedding` is a number."""
         ...
 
 

@@ -1,11 +1,8 @@
-"""Host bytes in, host outputs out: how a network's kernels are launched.
+"""Runs a network on host bytes and returns host outputs. On a GPU it uses pinned buffers, one
+stream for the rank, and a CUDA graph for each batch size.
 
-Owns: the direct call on a CPU; on a GPU the pinned buffers, the rank's one stream, and a
-CUDA graph for each size of batch.
-Does not know: what the network computes, how outputs are read, weights.
-
-A batch of one is what the job sends most, and launching some hundred kernels for it takes
-longer than running them: a graph launches them all at once.
+The job mostly sends batches of one. Launching the hundred or so kernels for it takes longer than
+running them; a graph launches them all at once.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ class Launcher(Protocol):
 
 
 class DirectLauncher:
-    """The network on the CPU, or kernel by kernel on any device."""
+    """Calls the network directly, on the CPU, or kernel by kernel on any device."""
 
     def __init__(self, forward: Forward, device: torch.device) -> None:
         self._forward = forward
@@ -46,7 +43,7 @@ class DirectLauncher:
 
 
 class Gpu(Protocol):
-    """What a launcher needs of a GPU; tests give it one made of CPU memory."""
+    """What a launcher needs of a GPU; tests replace it by one in CPU memory."""
 
     def pinned(self, like: Tensor) -> Tensor: ...
     def stream(self) -> AbstractContextManager[Any]: ...
@@ -56,7 +53,7 @@ class Gpu(Protocol):
 
 
 class CudaGpu:
-    """The real one: every call of this rank goes to one stream of its own."""
+    """A real GPU. Every call of this rank goes to one stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -65,7 +62,9 @@ class CudaGpu:
         self._pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, like: Tensor) -> Tensor:
-        """Page-locked host memory of the shape and dtype of `like`: copies need not be staged."""
+        """Page-locked host memory with the shape and dtype of `like`, so that copies need no
+        staging.
+        """
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
     def stream(self) -> AbstractContextManager[Any]:
@@ -80,20 +79,20 @@ class CudaGpu:
         return graph.replay, outputs
 
     def catch_up(self) -> None:
-        """The stream begins after the default stream's work: weights are laid out there.
+        """Let the rank's stream wait for the default stream, where the weights are prepared.
 
-        torch's streams do not wait for the default one by themselves.
+        torch's streams do not wait for the default stream by themselves.
         """
         self._stream.wait_stream(torch.cuda.default_stream(self._device))
 
     def wait(self) -> None:
-        """Until the stream is done: durations include the GPU's work (C3)."""
+        """Wait until the stream is done, so that durations include the GPU's work (C3)."""
         self._stream.synchronize()
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Buffers of one size of batch, and the work between them."""
+    """The buffers for one batch size, and the work between them."""
 
     host_in: Tensor  # (n, H, W, C) uint8, pinned
     device_in: Tensor
@@ -131,8 +130,9 @@ class GraphLauncher:
         return slot.host_out[:n]
 
     def _slot_for(self, n: int) -> _Slot | None:
-        """The smallest that holds n and is not mostly padding: a rank warms up 1, 2, 4, 8, ...,
-        and no size between them is captured in the midst of a job."""
+        """The smallest slot that holds n and is not mostly padding. A rank warms up with 1, 2, 4,
+        8, ..., and no size between them is captured during a job.
+        """
         fitting = [size for size in self._slots if n <= size <= MOST_PADDED * n]
         return self._slots[min(fitting)] if fitting else None
 

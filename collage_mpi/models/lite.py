@@ -1,9 +1,6 @@
-"""EfficientNet-Lite0, as torch modules whose norms fold and whose names are ours.
-
-Owns: the network (Tan and Le 2019, arXiv 1905.11946, in its form for plain processors: ReLU6, no
-squeeze and excitation), the same cut off where its map is a sixteenth of the picture, and the names
-of its weights in the package efficientnet-lite-pytorch.
-Does not know: collages, weights files, training.
+"""EfficientNet-Lite0 as torch modules whose norms can be folded (Tan and Le 2019, arXiv 1905.11946,
+in its form for plain processors: ReLU6, no squeeze and excitation). It can be cut off at a
+sixteenth of the picture's size, and reads weights of the package efficientnet-lite-pytorch.
 """
 
 from __future__ import annotations
@@ -32,8 +29,9 @@ _CONVS = {"_expand_conv": "expand", "_depthwise_conv": "depthwise", "_project_co
 
 
 class SameConvNorm(ConvNorm):
-    """Padded as TensorFlow does it, by which it was trained: a stride of 2 sees no pixel on the
-    left of an even picture, and one more on its right."""
+    """Padded like TensorFlow, with which it was trained: for an even picture, a stride of 2 pads no
+    pixel on the left and one on the right.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, depthwise: bool = False
@@ -52,7 +50,7 @@ class SameConvNorm(ConvNorm):
 
 
 class Block(nn.Module):
-    """Widened by a 1 x 1 convolution, a depthwise one, narrowed by another 1 x 1."""
+    """A 1 x 1 convolution that widens, a depthwise convolution, and a 1 x 1 one that narrows."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, widen: int) -> None:
         super().__init__()
@@ -69,7 +67,7 @@ class Block(nn.Module):
 
 
 class Widened(nn.Module):
-    """The first third of a `Block`, under its name: where a network is cut off."""
+    """The first third of a `Block` under the same name, at which a network is cut off."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -83,8 +81,9 @@ class Lite0(nn.Module):
     """(n, 3, H, W) -> (n, classes) logits.
 
     Args:
-        stages: of the seven; with fewer the last map is what the next one's first block widens,
-            as detectors take it (SSDLite, arXiv 1801.04381, 6.2), with weights of its own.
+        stages: how many of the seven; with fewer the last map is the widened one of the next
+            stage's first block, as detectors use it (SSDLite, arXiv 1801.04381, 6.2), with
+            weights of its own.
     """
 
     def __init__(self, classes: int, stages: int = len(STAGES)) -> None:
@@ -113,7 +112,7 @@ class Lite0(nn.Module):
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The package's state dict under the names of `Lite0`; other names stay as they are."""
+    """The package's state dict under the names of `Lite0`; other names are unchanged."""
     return {_ours(name): tensor for name, tensor in state.items()}
 
 

@@ -1,8 +1,4 @@
-"""A network that reads its answer from a pixel: for harness tests and benchmarks.
-
-Owns: the null predictor and its spec string.
-Does not know: torch, weights files.
-"""
+"""A network that reads its answer from a pixel, for tests and benchmarks of the job itself."""
 
 from __future__ import annotations
 
@@ -64,7 +60,7 @@ class NullPredictor:
         return scores.reshape(len(batch), self.cells, self.classes)
 
     def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """It has none: `load_predictor` says so."""
+        """Never called, because `load_predictor` refuses embeddings of a null network."""
         raise NotImplementedError
 
 

@@ -1,15 +1,13 @@
-"""A user's own network: MODULE:FUNCTION makes it, this makes it answer as others do.
-
-Owns: finding the function, what it is told, what may come back, the checks of both.
-Does not know: ranks, weights files. torch is imported only where a network needs it.
+"""Runs a user's own network: a function MODULE:FUNCTION makes it, and its answers are checked.
+torch is imported only if the network needs it.
 
     def network(kind, shape, side, cell_px, classes, device):
         # single: shape (H, W, C) of an image; collage: (P, P, C), P = side * cell_px
         return a torch.nn.Module, or an object with predict(batch)
 
-A Module gets (n, C, H, W) float pixels from 0 to 1 and gives logits: (n, classes) of a
-single; (n, side*side, classes) or (n, classes, side, side) of a collage. `predict` gets
-(n, H, W, C) uint8 and gives (n, cells, classes) float32 probabilities; a row of zeros is a cell
+A Module gets (n, C, H, W) float pixels from 0 to 1 and returns logits: (n, classes) for a single
+network; (n, side*side, classes) or (n, classes, side, side) for a collage network. `predict` gets
+(n, H, W, C) uint8 and returns (n, cells, classes) float32 probabilities; a row of zeros is a cell
 without an answer.
 """
 
@@ -56,7 +54,7 @@ _NOT_THEIRS = (
 
 
 def is_own(spec: str) -> bool:
-    """Whether a network spec is MODULE:FUNCTION or FILE.py:FUNCTION, and no file of that name."""
+    """Whether a network spec is MODULE:FUNCTION or FILE.py:FUNCTION, and not the name of a file."""
     if not re.fullmatch(r"(?:[\w.]+|.+\.py):[A-Za-z_]\w*", spec) or spec.startswith("null:"):
         return False
     return not spec.startswith("torchvision:") and not Path(spec).exists()
@@ -72,12 +70,12 @@ def load_own(
     tuning: Tuning | None = None,
     embed: bool = False,
 ) -> Predictor:
-    """Call the function and make a predictor of what it returns.
+    """Call the user's function and make a predictor of its result.
 
     Raises:
-        UsageError: no such module or function, or it returns something else; it gives no
-            embeddings, and they are wanted.
-        DataFault: its answers have another shape than the kind's, or are no probabilities.
+        UsageError: there is no such module or function, it returns something else, or there
+            are no embeddings and they are wanted.
+        DataFault: the answers have the wrong shape for the kind, or are not probabilities.
     """
     function = find_function(spec)
     told = {
@@ -115,7 +113,7 @@ def load_own(
 
 
 def told_error(error: Exception) -> str:
-    """What a user's code raised, and the last line of that code that it came through."""
+    """The exception that a user's code raised, with the last line of that code in the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
     place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
@@ -123,7 +121,7 @@ def told_error(error: Exception) -> str:
 
 
 def find_function(spec: str) -> Callable[..., Any]:
-    """The function of a spec; a module is looked for in the current folder too.
+    """The function of a spec; a module is searched in the current folder as well.
 
     Raises:
         UsageError: it cannot be imported, or has no such function.
@@ -144,10 +142,10 @@ def find_function(spec: str) -> Callable[..., Any]:
 
 
 class OwnPredictor:
-    """A user's predictor with its answers checked; see the `Predictor` protocol.
+    """A user's predictor with checked answers; see the `Predictor` protocol.
 
-    Its fingerprint is its own attribute of that name, if it has one: then ranks whose
-    weights differ are told apart.
+    The fingerprint is the predictor's attribute of that name, if there is one. With it, ranks that
+    hold different weights are noticed.
     """
 
     def __init__(self, spec: str, kind: str, geometry: Geometry, made: Any, device: str) -> None:
@@ -161,11 +159,11 @@ class OwnPredictor:
         self.info = own_info(spec, kind, geometry, self.fingerprint)
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
-        """(n, H, W, C) uint8 -> (n, cells, classes) float32. Raises DataFault: another shape."""
+        """(n, H, W, C) uint8 -> (n, cells, classes) float32. Raises DataFault for a wrong shape."""
         return self._checked(self.made.predict(batch), batch)
 
     def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `predict`, and (n, d) float32 embeddings. Raises DataFault: another shape."""
+        """Like `predict`, and (n, d) float32 embeddings. Raises DataFault for a wrong shape."""
         scores, embeddings = self.made.embed(batch)
         found = np.asarray(embeddings, dtype=np.float32)
         length = self.embedding or (found.shape[1] if found.ndim == 2 else 0)
@@ -189,8 +187,8 @@ class OwnPredictor:
         """Answer a batch of one, made of noise.
 
         Raises:
-            DataFault: no probabilities.
-            UsageError: no `embed`, which is wanted, or embeddings that are too long.
+            DataFault: the answers are not probabilities.
+            UsageError: `embed` is missing but wanted, or the embeddings are too long.
         """
         if not embed:
             check_probabilities(self.spec, self.predict(self.info.noise()))
@@ -207,8 +205,9 @@ class OwnPredictor:
 
 
 def check_probabilities(spec: str, scores: np.ndarray) -> None:
-    """Raise DataFault unless scores (n, cells, classes) can be believed: logits would be taken
-    for a confidence of 18, and where none is above zero for no answer."""
+    """Raise DataFault unless scores (n, cells, classes) are probabilities. Logits would look like a
+    confidence of 18, and a row without a positive value like no answer.
+    """
     if not np.isfinite(scores).all():
         raise DataFault(
             f"{spec}: predict gave scores that are NaN or infinite; look for NaN or infinity in "
@@ -227,9 +226,9 @@ def check_probabilities(spec: str, scores: np.ndarray) -> None:
 
 @contextmanager
 def _folder_first(folder: str) -> Iterator[None]:
-    """Python looks in a user's folder first while his module is imported, and last from then on.
+    """Search the user's folder first while the module is imported, and last from then on.
 
-    So what it imports later is still found there, and nobody else's imports are.
+    So later imports of that module still find its folder, and other imports are not changed.
     """
     sys.path.insert(0, folder)
     try:

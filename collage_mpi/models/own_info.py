@@ -1,7 +1,4 @@
-"""What is said to a user's own network, and the facts of one.
-
-Owns: `Geometry`, what stands in the place of a weights file's metadata.
-"""
+"""The shapes that a user's own network is told, and its facts in place of a weights file's."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ HOW = "docs/images.md (A network of your own) has an example"
 
 
 def embedding_length(origin: str, embeddings: np.ndarray) -> int:
-    """Numbers of an embedding, (n, d). Raises UsageError: none, or more than travel."""
+    """Length d of embeddings (n, d). Raises UsageError if it is zero or too long to send."""
     length = int(embeddings.shape[1])
     if not 1 <= length <= MOST_EMBEDDING:
         raise UsageError(
@@ -37,7 +34,7 @@ class Geometry:
     Attributes:
         image_shape: (H, W, C) of an image.
         side, cell_px: of the collage.
-        classes: at least 1; None where the network's first answer is to tell.
+        classes: at least 1; None if the network's first answer decides.
     """
 
     image_shape: tuple[int, int, int]
@@ -58,7 +55,7 @@ class Geometry:
 
 
 def own_info(spec: str, kind: str, geometry: Geometry, fingerprint: str) -> NetworkInfo:
-    """The facts of such a network, as those of a weights file."""
+    """The facts of a user's own network, in the form of a weights file's."""
     collage = kind == COLLAGE
     channels = geometry.image_shape[2]
     return NetworkInfo(

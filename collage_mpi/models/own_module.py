@@ -1,8 +1,4 @@
-"""A user's torch.nn.Module as a predictor.
-
-Owns: the forms of output that are taken, the fingerprint of its state.
-Does not know: where the module comes from.
-"""
+"""Makes a predictor of a user's torch.nn.Module."""
 
 from __future__ import annotations
 
@@ -29,15 +25,15 @@ def module_predictor(
     tuning: Tuning | None = None,
     embed: bool = False,
 ) -> TorchPredictor:
-    """The module ready to answer, asked once to see that its answers fit.
+    """The module as a predictor, called once to check that its answers fit.
 
-    What is left to us of its speed, "auto", is float32 without graphs here: a module may
-    make tensors of its own that do not follow another precision.
+    A precision or launching of "auto" means float32 without graphs here, because a module may make
+    tensors of its own that do not follow another precision.
 
     Raises:
         UsageError: it gives no embeddings, and they are wanted.
-        DataFault: its output has another shape, or is probabilities already.
-        EnvironmentFault: the device is not there, or it does not work in this precision.
+        DataFault: its output has a wrong shape, or is probabilities already.
+        EnvironmentFault: the device is missing, or the module fails in this precision.
     """
     torch.set_num_threads(max(1, threads))
     info = own_info(spec, kind, geometry, fingerprint_of(spec, module))
@@ -55,8 +51,9 @@ def module_predictor(
 
 
 def _check_logits(spec: str, outputs: Tensor) -> None:
-    """Raise DataFault for outputs (n, cells, classes) that a softmax has made: a second one
-    would leave hardly a difference between sure and unsure."""
+    """Raise DataFault for outputs (n, cells, classes) of a softmax. A second softmax would leave
+    hardly any difference between high and low scores.
+    """
     if outputs.shape[2] == 1 or float(outputs.min()) < 0:
         return
     if bool(((outputs.sum(dim=2) - 1).abs() <= TOLERANCE).all()):
@@ -83,7 +80,7 @@ def fingerprint_of(spec: str, module: nn.Module) -> str:
 
 
 class _Shaped(nn.Module):
-    """(n, cells, classes) from what a module gives; with `embed` and (n, d) embeddings."""
+    """Turns the module's output into (n, cells, classes); with `embed` also (n, d) embeddings."""
 
     def __init__(
         self, spec: str, module: nn.Module, cells: int, classes: int | None, embed: bool = False

@@ -1,8 +1,4 @@
-"""What a parity network was made for: the facts its weights must hold to be of use.
-
-Owns: `ParitySpec` and its dict form.
-Does not know: torch, weights files, ranks.
-"""
+"""What a parity network was made for. Its answers can be decoded only under the same conditions."""
 
 from __future__ import annotations
 
@@ -16,14 +12,14 @@ from collage_mpi.errors import DataFault, UsageError
 
 @dataclass(frozen=True)
 class ParitySpec:
-    """What is encoded, and what the network's answer is the sum of.
+    """How a stripe is encoded, and which sum the network's answer is.
 
     Attributes:
         k: images of a full stripe.
-        encoder: one of ENCODERS, or BERRUT: then the network is the single one itself, and
-            its answers are interpolated.
+        encoder: one of ENCODERS, or BERRUT: then the network is the single network itself,
+            and its answers are interpolated.
         summed: one of SUMMED.
-        single: fingerprint of the single network whose answers it sums; no other decodes.
+        single: fingerprint of the single network whose answers are summed.
 
     Raises:
         UsageError: a value that cannot work.

@@ -1,12 +1,9 @@
-"""`import torch` without the third of it that answering images does not use.
+"""Imports torch without the third of it that is not needed to answer images.
 
-Owns: which of torch's modules are put off, and until when.
-Does not know: networks.
-
-Put off are the last ones that `import torch` imports: the shapes that operators would give, for
-`torch.compile` and its like, and `torch.export`. With what they alone import they take 0.3 of
-1.0 s of a processor, on each rank (docs/benchmarks.md). torch's modules import each other in
-circles, so before any other part of torch is imported they are, as they would have been.
+The modules that `import torch` imports last are postponed: operator shapes for `torch.compile` and
+the like, and `torch.export`. With their own imports they take 0.3 of 1.0 s of a processor on each
+rank (docs/benchmarks.md). torch's modules import each other in circles, so they are imported before
+any other part of torch is.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ LATER = ("torch._meta_registrations", "torch.export")
 
 
 class _Later(ModuleType):
-    """A module that has not run; the first use of a name of its own runs it."""
+    """A module that has not run yet; the first use of one of its names runs it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -41,11 +38,11 @@ class _NotYet(Loader):
         return _Later(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Not yet."""
+        """Does nothing; the module runs on first use."""
 
 
 class _Finder:
-    """Asked for each module that is to be imported, before the finders that find it."""
+    """Is asked for each module before the finder that would find it."""
 
     def __init__(self) -> None:
         self.over = False  # torch is imported
@@ -67,7 +64,7 @@ _finder = _Finder()
 
 
 def import_part() -> None:
-    """Import torch, but LATER; nothing if it is imported already."""
+    """Import torch without the modules in LATER; does nothing if torch is imported already."""
     if "torch" not in sys.modules:
         sys.meta_path.insert(0, _finder)
         import torch.utils._device  # noqa: F401  # `with torch.device` imports it at first use
@@ -76,7 +73,7 @@ def import_part() -> None:
 
 
 def whole_torch() -> None:
-    """Run what was put off, if it was."""
+    """Import the postponed modules, if there are any."""
     if _finder in sys.meta_path:
         sys.meta_path.remove(_finder)
     for name in LATER:

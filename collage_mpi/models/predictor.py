@@ -1,8 +1,5 @@
-"""A network with weights, ready to answer on the CPU or a GPU.
-
-Owns: building from a weights file, pixel normalisation, device and thread choice, the
-precision, and the first call, which shows whether all of it works here.
-Does not know: ranks, who asks, how weights were trained, how kernels are launched.
+"""A network with weights, ready to answer on the CPU or a GPU: built from its file, placed on the
+device, and called once to see that everything works.
 """
 
 from __future__ import annotations
@@ -33,8 +30,8 @@ NO_ROOM = ("CUDA error: out of memory", "CUDA out of memory", "STATUS_ALLOC_FAIL
 class TorchPredictor:
     """Answers batches of uint8 images; see the `Predictor` protocol.
 
-    Batch norms are folded and weights laid out channels-last, which on one core takes the
-    shipped single network from 4.7 to 3.4 ms a call and the collage from 5.1 to 4.6 ms.
+    Batch norms are folded and weights are laid out channels-last. On one core this takes the
+    shipped single network from 4.7 to 3.4 ms a call and the collage network from 5.1 to 4.6 ms.
     `predict` runs as the tuning says (docs/speed.md).
     """
 
@@ -46,7 +43,7 @@ class TorchPredictor:
         tuning: Tuning | None = None,
         embed: bool = False,
     ) -> None:
-        """With `embed` the network gives (outputs, embeddings (n, d)) of images."""
+        """With `embed` the network returns (outputs, embeddings (n, d)) for images."""
         self.info = info
         self.kind = info.kind
         self.cells = info.cells
@@ -121,8 +118,8 @@ class TorchPredictor:
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """Classify: (n, H, W, C) uint8 -> (n, cells, classes) float32 probabilities.
 
-        A row of zeros is a cell for which the network has no answer (`decode` gives None). A
-        parity network's are (n, 1, classes) sums.
+        A row of zeros is a cell without an answer (`decode` gives None). A parity network returns
+        (n, 1, classes) sums.
 
         Raises:
             DataFault: the batch has another shape or dtype than the network was made for.
@@ -131,7 +128,7 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def embed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `predict`, and the images' embeddings, (n, d) float32."""
+        """Like `predict`, and the images' embeddings, (n, d) float32."""
         found = self._launch(self._checked(batch))  # (n, 1, classes + d)
         return self._scores(found), found[:, 0, self.classes :].numpy().copy()
 
@@ -141,7 +138,9 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def outputs(self, batch: np.ndarray) -> torch.Tensor:
-        """(n, H, W, C) uint8 -> what the network gives, on the device; `reading` reads it."""
+        """(n, H, W, C) uint8 -> the network's outputs on the device; `reading` turns them into
+        scores.
+        """
         found = self._forward(torch.from_numpy(self._checked(batch)).to(self._device))
         return found[:, :, : self.classes] if self._embeds else found
 
@@ -194,11 +193,11 @@ def _other_than(dtype: torch.dtype) -> str:
 def told_if_it_does_not_fit(
     info: NetworkInfo, network: torch.nn.Module, device: torch.device, tuning: Tuning | None
 ) -> Iterator[None]:
-    """Turn what a device refuses while a network is placed and first called into a message.
+    """Turns errors of the device while a network is placed and first called into messages.
 
     Raises:
-        EnvironmentFault: the GPU's memory is too small, torch.compile cannot work here, or the
-            network not in this precision.
+        EnvironmentFault: the GPU's memory is too small, torch.compile does not work here, or
+            the network does not work in this precision.
     """
     chosen = (tuning or Tuning()).on(device.type)
     try:
@@ -227,7 +226,7 @@ def told_if_it_does_not_fit(
 
 
 def _memory(device: torch.device) -> tuple[int | None, int | None]:
-    """(free, total) bytes of a GPU, None where it does not say."""
+    """(free, total) bytes of a GPU, None if it does not say."""
     try:
         return torch.cuda.mem_get_info(device)
     except (RuntimeError, ValueError, AssertionError):
@@ -235,10 +234,10 @@ def _memory(device: torch.device) -> tuple[int | None, int | None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's memory ran out at the bottom of this.
+    """Whether an exception was caused by lack of GPU memory.
 
-    torch has an error of its own for it, but a CUDA context that finds no room, and the
-    libraries' handles, raise plain ones; and a capture that is cut short raises another on top.
+    torch has its own error for this. But a CUDA context or library handle without room raises plain
+    errors, and a capture that is cut short raises another one on top.
     """
     found: BaseException | None = error
     while found is not None:
@@ -252,14 +251,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def usable_device(device: str) -> torch.device:
-    """The device, if it is there. A GPU becomes the process's current one.
+    """The device, if it is there. A GPU becomes the process's current device.
 
-    That comes before anything else touches CUDA: capturing a graph, and a user's own
-    `.cuda()`, go to the current device, and a rank whose own is another GPU would hold
-    some 500 MiB on GPU 0 for nothing.
+    This must happen before anything else uses CUDA: capturing a graph, and a user's own `.cuda()`,
+    use the current device, and a rank of another GPU would hold some 500 MiB on GPU 0 for nothing.
 
     Raises:
-        EnvironmentFault: it is not there, or has no room for one more process.
+        EnvironmentFault: the device is missing, or has no room for one more process.
     """
     try:
         chosen = torch.device(device)

@@ -1,7 +1,5 @@
-"""Named collage networks: the points worth having of accuracy against service time.
-
-Owns: the names and the one a side gets when nothing is said; docs/weights.md has the figures
-they were chosen by (analysis/architecture_search.py). Does not know: torch, weights.
+"""Named collage networks with a good trade-off of accuracy and service time, and the default for
+each side. docs/weights.md has the figures they were chosen by (analysis/architecture_search.py).
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ REFERENCE_HEAD = HeadSpec(YOLO, anchors=((1.0, 1.0), (0.5, 0.5), (2.0, 2.0)), ac
 
 
 def preset(name: str, norm: str = "batch") -> Architecture:
-    """The architecture of that name. Raises UsageError with the names there are."""
+    """The architecture of that name. Raises UsageError, which lists the known names."""
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}; the presets are {', '.join(PRESETS)}")
     stem_width, stages = PRESETS[name]

@@ -1,8 +1,4 @@
-"""From a network's outputs to scores: one interface for every head.
-
-Owns: the softmax with temperature, and where a cell has no answer.
-Does not know: weights files, devices, training.
-"""
+"""Turns a network's outputs into scores, by one interface for every head."""
 
 from __future__ import annotations
 
@@ -21,7 +17,9 @@ class Reading(Protocol):
     """How the outputs of a network are read."""
 
     def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
-        """(n, cells, classes) float32 probabilities; a row of zeros where there is no answer."""
+        """(n, cells, classes) float32 probabilities; a row of zeros for a cell without an
+        answer.
+        """
         ...
 
 
@@ -33,7 +31,9 @@ class GridReading:
 
 
 class SumReading:
-    """A parity network's outputs are sums, not scores: (n, 1, classes), as they are."""
+    """The outputs of a parity network: (n, 1, classes) sums, which are not scores and stay
+    unchanged.
+    """
 
     def scores(self, outputs: Tensor, temperature: float) -> np.ndarray:
         return outputs.cpu().numpy()  # .cpu() waits

@@ -1,9 +1,4 @@
-"""A small residual network for images of 28 to 64 px.
-
-Owns: the trunk (stem and residual stages, He et al. 2015, arXiv 1512.03385) and the
-single classifier's head.
-Does not know: collages, weights files, normalisation of pixels, training.
-"""
+"""A small residual network for images of 28 to 64 px (He et al. 2015, arXiv 1512.03385)."""
 
 from __future__ import annotations
 
@@ -28,14 +23,14 @@ class ConvNorm(nn.Module):
         return found
 
     def fold(self) -> None:
-        """Put a batch norm's scale and shift into the convolution; the module must be in eval."""
+        """Fold a batch norm into the convolution; the module must be in eval mode."""
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.norm)
             self.norm = nn.Identity()
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut; a 1 x 1 one where the shape changes."""
+    """Two 3 x 3 convolutions and a shortcut, which has a 1 x 1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, norm: str) -> None:
         super().__init__()
@@ -91,7 +86,7 @@ class ResNet(nn.Module):
 
 
 def fold_norms(network: nn.Module) -> None:
-    """Fold every batch norm below network, which is put in eval mode first."""
+    """Fold every batch norm in the network, which is put in eval mode first."""
     network.eval()
     for module in network.modules():
         if isinstance(module, ConvNorm):

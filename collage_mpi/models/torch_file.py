@@ -1,8 +1,4 @@
-"""Files of torch.save, read without running anything of them.
-
-Owns: the one way such a file is opened, what its damage and its code are called.
-Does not know: what the tensors are for.
-"""
+"""Reads files of torch.save without running any code in them."""
 
 from __future__ import annotations
 
@@ -15,11 +11,11 @@ from collage_mpi.system.regular_file import require_regular
 
 
 def load_tensors(file: Path) -> Any:
-    """Tensors and plain values only: torch's restricted unpickler runs nothing of the file.
+    """Tensors and plain values of the file. torch's restricted unpickler runs no code of the file.
 
     Raises:
-        EnvironmentFault: it cannot be read.
-        DataFault: it holds more than tensors, is damaged, or no such file.
+        EnvironmentFault: the file cannot be read.
+        DataFault: the file holds more than tensors, is damaged, or is no file of torch.save.
     """
     import torch
 

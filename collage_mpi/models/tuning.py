@@ -1,7 +1,5 @@
-"""How fast a network is asked to be: its precision, its layout, how its kernels are launched.
-
-Owns: the three choices, what `auto` means on which device, and why (docs/speed.md).
-Does not know: torch, networks, weights.
+"""How a network is run: precision, memory layout and launching of kernels, and what `auto` means on
+which device (docs/speed.md).
 """
 
 from __future__ import annotations
@@ -20,16 +18,16 @@ COMPILES = ("auto", "none", "cuda-graph", "torch-compile")
 
 @dataclass(frozen=True)
 class Tuning:
-    """The choices; the default is plain float32, which every other is held against.
+    """The three choices. The default is plain float32, to which all others are compared.
 
     Attributes:
-        precision: number format of weights and activations; scores are float32 always.
+        precision: number format of weights and activations; scores are always float32.
         channels_last: whether the memory format is NHWC: "on" or "off".
-        compile: "none" launches each kernel; "cuda-graph" all of them at once, for each size
-            of batch; "torch-compile" makes others first, which takes up to minutes.
+        compile: "none" launches each kernel; "cuda-graph" launches all at once, for each batch
+            size; "torch-compile" first compiles new kernels, which takes up to minutes.
 
     Raises:
-        UsageError: a choice that is none of the known ones.
+        UsageError: an unknown choice.
     """
 
     precision: str = "float32"
@@ -45,14 +43,14 @@ class Tuning:
                 )
 
     def on(self, device: str, half_pays: bool | None = None) -> Tuning:
-        """The same with every `auto` decided.
+        """The same tuning with every `auto` decided.
 
-        On CPUs bfloat16 pays on some only (`bfloat16_pays`). On GPUs float16 and graphs are what
-        tensor cores and launch costs ask for.
+        bfloat16 is faster on some CPUs only (`bfloat16_pays`). On GPUs tensor cores ask for
+        float16, and launch costs for graphs.
 
         Args:
             device: "cpu" or "cuda", without a number.
-            half_pays: whether bfloat16 is faster than float32 on this CPU; None asks it.
+            half_pays: whether bfloat16 is faster than float32 on this CPU; None: find out.
 
         Raises:
             UsageError: CUDA graphs on a CPU.
@@ -72,7 +70,7 @@ class Tuning:
         return replace(self, precision=precision, compile=how)
 
     def __str__(self) -> str:
-        """For the record: `float16, channels-last, cuda-graph`."""
+        """The tuning in words: `float16, channels-last, cuda-graph`."""
         layout = "channels-last" if self.channels_last == "on" else "contiguous"
         return f"{self.precision}, {layout}" + (
             "" if self.compile == "none" else f", {self.compile}"
@@ -80,10 +78,10 @@ class Tuning:
 
 
 def told_tunings(each: Iterable[Mapping[str, str]]) -> str:
-    """How ranks run their networks: `single network bfloat16, channels-last; collage ...`.
+    """How the ranks run their networks: `single network bfloat16, channels-last; collage ...`.
 
     Args:
-        each: of every rank, kind -> its tuning in words. Null networks are left out.
+        each: for every rank, kind -> its tuning in words. Null networks are left out.
     """
     found: dict[str, dict[str, None]] = {}
     for tunings in each:
@@ -97,7 +95,7 @@ def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this processor runs networks faster in bfloat16 than in float32; see docs/speed.md.
 
     Measured: 2.1 to 3.6 times as fast with AMX (Intel), 1.6 to 2 times with AVX512-BF16 on AMD's
-    Zen 5; slower on an Intel processor held to AVX512-BF16. False where nothing tells (not Linux).
+    Zen 5; slower on an Intel processor limited to AVX512-BF16. False if it is unknown (not Linux).
     """
     try:
         lines = cpuinfo.read_text().splitlines()
@@ -112,12 +110,12 @@ def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def memory_fault(
     what: str, device: str, weights_bytes: int, free_bytes: int | None, total_bytes: int | None
 ) -> str:
-    """The message for a network that does not fit its GPU.
+    """The message for a network that does not fit on its GPU.
 
     Args:
         what: the network, in words.
-        weights_bytes: its weights in the precision asked for.
-        free_bytes, total_bytes: of the GPU when it happened; None if it would not say.
+        weights_bytes: its weights in the requested precision.
+        free_bytes, total_bytes: of the GPU when it happened; None if unknown.
     """
     mib = 1 << 20
     room = "its free memory is not known"

@@ -1,8 +1,6 @@
-"""Classifiers by name, torchvision's and our own, as they are and made fully convolutional.
-
-Owns: the single network of a `Backbone`, and its trunk. The only importer of torchvision, which
-costs each rank's start about a second, and more on a busy machine; our own do not need it.
-Does not know: weights files, training, where images are in a collage.
+"""Classifiers by name, torchvision's and those of this package, unchanged or fully convolutional.
+This module alone imports torchvision, which costs each rank's start about a second; the networks of
+this package do not need it.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class VisionSingle(nn.Module):
     """A classifier by name: (n, C, H, W) float -> (n, 1, classes) logits; C is 1 or 3.
 
     Attributes:
-        heads: start of the state's names that depend on the number of classes.
+        heads: prefixes of the state's names that depend on the number of classes.
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
@@ -67,7 +65,7 @@ class ConvTrunk(nn.Module):
 
     Raises:
         EnvironmentFault: torchvision is missing.
-        UsageError: it has no such network, or no convolutional trunk.
+        UsageError: there is no such network, or it has no convolutional trunk.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -113,7 +111,7 @@ _WITH_CLASSES = (nn.Linear, nn.Conv2d)
 def fold_pairs(network: nn.Module) -> int:
     """Fold each batch norm that follows its convolution into it; returns how many.
 
-    In eval mode only. Pairs are neighbours in a Sequential, or convK and bnK of one module.
+    In eval mode only. A pair is two neighbours in a Sequential, or convK and bnK of one module.
     """
     folded = 0
     for module in network.modules():

@@ -1,7 +1,5 @@
-"""Weights files: safetensors with the settings as JSON in the header.
-
-Owns: the header's layout and checks; nothing is unpickled.
-Does not know: torch (tensors come and go as numpy arrays), what a network computes.
+"""Weights files: safetensors with the settings as JSON in the header. Tensors are read and written
+as numpy arrays, without torch and without pickle.
 """
 
 from __future__ import annotations
@@ -43,16 +41,16 @@ _REMEDY = (
 
 
 def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
-    """Read and check a weights file's header, also that all tensors it names are there.
+    """Read and check a weights file's header, and check that all tensors it names are there.
 
     Args:
         spec: path of the file.
-        kind: one of NETWORKS if it must be of that kind; None for any.
+        kind: one of NETWORKS that the file must be of; None for any.
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: foreign, damaged, another version.
-        UsageError: of the other kind.
+        DataFault: another format, damaged, or another version.
+        UsageError: the file is of another kind.
     """
     path = Path(spec)
     try:
@@ -123,7 +121,7 @@ def save_weights(
 
 
 def with_accept(info: NetworkInfo, accept: AcceptSpec, out: Path) -> NetworkInfo:
-    """The described file again, with that threshold in its record.
+    """Writes the described file again, with this threshold in its record.
 
     Raises:
         DataFault, EnvironmentFault: as `read_tensors` and `save_weights`.
@@ -172,7 +170,7 @@ def _read_header(path: Path, first: bytes, file: Any) -> dict[str, Any]:
 
 
 def _check_tensors(path: Path, header: Mapping[str, Any], found_bytes: int) -> None:
-    """Raise DataFault unless the tensors of a header fill the bytes behind it exactly."""
+    """Raise DataFault unless the tensors of the header fill the rest of the file exactly."""
     spans = []
     for name, entry in header.items():
         if name == _METADATA:
@@ -197,7 +195,7 @@ def _check_tensors(path: Path, header: Mapping[str, Any], found_bytes: int) -> N
 
 
 def _span(entry: Any) -> tuple[int, int] | None:
-    """First byte of a tensor, and the one behind it; None where its header entry is damaged."""
+    """First byte of a tensor, and the byte after it; None if its header entry is damaged."""
     if not isinstance(entry, dict):
         return None
     itemsize = ITEM_BYTES.get(str(entry.get("dtype")))

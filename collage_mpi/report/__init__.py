@@ -1,1 +1,1 @@
-"""The report: a page of one or several runs that opens without a network."""
+"""The report: an HTML page about one or several runs that works offline."""

@@ -1,10 +1,6 @@
-"""What the report's charts show, small enough for a page whatever the run's size.
-
-Owns: which steps, groups, ranks and bars are drawn of a large run.
-Does not know: how they are drawn (assets/charts.js), statistics.
-
-Nothing is smoothed: a point drawn is a step of the distribution, or the median and the slowest
-of neighbouring groups.
+"""The data of the report's charts, reduced so that the page stays small for runs of any size.
+Nothing is smoothed: a drawn point is a step of the distribution, or the median and the slowest of
+neighbouring groups.
 """
 
 from __future__ import annotations
@@ -31,12 +27,12 @@ Json = dict[str, Any]
 def chart_data(
     run: Results, name: str, *, by_team: bool = False, tally: Tally | None = None
 ) -> Json:
-    """All charts of one run, ready for JSON; None where the run has nothing for one.
+    """All charts of one run, ready for JSON; None for a chart that the run has no data for.
 
     Args:
-        run: all of it, or an excerpt.
-        by_team: a line over time of the fastest team and of the slowest, too.
-        tally: of all of the run, where it was made already.
+        run: the whole run, or an excerpt.
+        by_team: also draw a line over time for the fastest and for the slowest team.
+        tally: of the whole run, if it was made already.
     """
     tally = tally or Tally(run)
     measured = tally.groups.latency_ms.n > 0
@@ -68,11 +64,11 @@ def _curve(groups: Groups) -> Json:
 
 
 def kept_steps(share: np.ndarray, n: int) -> np.ndarray:
-    """Indices of the steps to draw: dense in the body and in the tail, the ends always.
+    """Indices of the steps to draw: dense in the body and in the tail, always with both ends.
 
     Args:
         share: (k,) ascending shares of values <= x, the last 1.0.
-        n: values behind them.
+        n: number of values.
     """
     if len(share) <= STEPS:
         return np.arange(len(share))
@@ -85,7 +81,7 @@ def kept_steps(share: np.ndarray, n: int) -> np.ndarray:
 def _over_time(run: Results, by_team: bool) -> Json:
     """Median and slowest group of each of at most SLICES slices.
 
-    Sessions lie one behind another, but those of a launch's teams side by side.
+    Sessions are drawn one after another, but the sessions of a launch's teams side by side.
     """
     groups = np.sort(run.measured_groups, order=("session", "t0_ns", "group"))
     launches, began = launch_of(run.manifest), began_ns(run.manifest)
@@ -119,7 +115,7 @@ def _over_time(run: Results, by_team: bool) -> Json:
 
 
 def _timeline(run: Results, tally: Tally) -> Json:
-    """What the ranks did about the slowest group."""
+    """What the ranks did for the slowest group."""
     slowest = tally.groups.slowest
     assert slowest is not None
     session, group = int(slowest["session"]), int(slowest["group"])
@@ -168,7 +164,7 @@ def _ranks_shown(timeline: Timeline) -> list[int]:
 
 
 def _unlike(latency_ms: np.ndarray, team: np.ndarray) -> list[int]:
-    """The teams with the least and the largest median."""
+    """The teams with the smallest and the largest median."""
     found = sorted(np.unique(team).tolist(), key=lambda each: np.median(latency_ms[team == each]))
     return [found[0], found[-1]]
 
@@ -178,5 +174,5 @@ def _median(values: np.ndarray) -> float | None:
 
 
 def _digits(values: Any, digits: int = 6) -> list[float]:
-    """Numbers with so many significant digits: half the bytes of all of them."""
+    """Numbers rounded to this many significant digits, which halves the size of the page."""
     return [float(f"{value:.{digits}g}") for value in np.asarray(values, float).tolist()]

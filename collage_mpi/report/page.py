@@ -1,10 +1,7 @@
-"""The page: one HTML file with all that it needs, of one or several runs.
+"""Writes the report: one HTML file with everything it needs, about one or several runs.
 
-Owns: the order of the page, what may run in it, that it is whole on the disk.
-Does not know: what stands in a table (tables), what is drawn (charts).
-
-What comes from data is escaped by the template, everywhere, and no script runs but the two
-whose SHA-256 the page's Content-Security-Policy names; nothing is loaded from anywhere.
+The template escapes everything that comes from data. Only the two scripts whose SHA-256 the page's
+Content-Security-Policy names can run, and nothing is loaded from elsewhere.
 """
 
 from __future__ import annotations
@@ -53,7 +50,7 @@ def write_report(
 
     Raises:
         UsageError: no runs, or too many.
-        EnvironmentFault: no run there, nothing in `shards`, or the file cannot be written.
+        EnvironmentFault: a run is missing, `shards` holds nothing, or the file cannot be written.
         DataFault: a run is damaged.
     """
     if not 1 <= len(folders) <= MOST_RUNS:
@@ -65,7 +62,7 @@ def write_report(
 
 
 def render_page(folders: Sequence[Path], shards: Sequence[Path | str] | None = None) -> str:
-    """The page as text. Raises as `write_report`."""
+    """The page as text. Raises like `write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -90,14 +87,16 @@ def render_page(folders: Sequence[Path], shards: Sequence[Path | str] | None = N
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """What the page calls its runs: how groups follow each other only where runs differ in it."""
+    """The names of the runs on the page; how groups follow each other is named only if runs differ
+    in it.
+    """
     alike = len({run.mode for run in runs}) == 1
     names = [run.scheme if alike else run.label for run in runs]
     return [readable(name) for name in distinct(names, runs)]
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """The schemes alone, where these tell the runs apart."""
+    """Only the schemes, if they distinguish the runs."""
     schemes = [name.split(",")[0] for name in names]
     return schemes if len(set(schemes)) == len(schemes) else list(names)
 

@@ -1,8 +1,4 @@
-"""The report's tables: what stands in their cells.
-
-Owns: rows, columns and wording of each table.
-Does not know: HTML, how a number comes about (results).
-"""
+"""The tables of the report: their rows, columns and wording."""
 
 from __future__ import annotations
 
@@ -45,9 +41,9 @@ class Cell:
     """One cell.
 
     Attributes:
-        shade: how strongly it is coloured, 0 to 1; right: in the colour of what is right.
-        bar: where a range begins, its middle and its end lie, as shares of the cell's width.
-        bad: worth a look.
+        shade: strength of its colour, 0 to 1; right: in the colour of right answers.
+        bar: begin, middle and end of a range, as shares of the cell's width.
+        bad: highlighted as a problem.
     """
 
     text: str
@@ -72,7 +68,7 @@ class Table:
 
 
 def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> Table:
-    """Latency and price (C8), a column a run; ratios to the first run in brackets."""
+    """Latency and price (C8), one column a run, with ratios to the first run in brackets."""
     rows: list[Row] = []
     latency = [summary["latency"] for summary in summaries]
     rows.append(["Latency of a group, ms"])
@@ -140,7 +136,7 @@ def _ranks_cell(price: Json) -> str:
 
 
 def accuracies(summaries: Sequence[Json], names: Sequence[str]) -> Table | None:
-    """Right answers overall and by who answered, a column a run; None without labels."""
+    """Accuracy overall and by who answered, one column a run; None without labels."""
     found = [{"overall": s["accuracy"]["overall"], **s["accuracy"]["by_source"]} for s in summaries]
     sources = [name for name in dict.fromkeys(key for one in found for key in one)]
     if not any(one["overall"]["n"] for one in found):
@@ -161,7 +157,7 @@ def _accuracy_cell(row: Json | None) -> str:
 
 
 def _answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of labelled answers each pair of label and answer, ascending, and how often: (k,) each."""
+    """For labelled answers, each pair of label and answer, ascending, and its count: (k,) each."""
     pairs: Counter[tuple[int, int]] = Counter()
     for rows in run.chunks(IMAGES):
         rows = rows[rows["answered"] & rows["has_label"]]
@@ -173,7 +169,7 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def confusions(run: Run) -> tuple[Table | None, Table | None]:
-    """Of labelled answers: the matrix, where it can be read, and the commonest mistakes."""
+    """For labelled answers: the confusion matrix if it is readable, and the commonest mistakes."""
     labels, predicted, counts = _answers(run)
     if not len(labels):
         return None, None
@@ -207,17 +203,18 @@ def _confusion_cell(matrix: np.ndarray, i: int, j: int) -> Cell:
 
 
 def class_name(run: Run, number: int) -> str:
-    """A class by its name, or its number where it has none."""
+    """The name of a class, or its number if it has no name."""
     names = run.manifest.get("class_names") or []
     return names[number] if 0 <= number < len(names) else str(number)
 
 
 def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table]]:
-    """Sentences that name slow and idle ranks; a line a rank, and a line a host or GPU.
+    """Sentences that name slow and idle ranks, and tables with a row a rank and a row a host or
+    GPU.
 
     Args:
-        run: all of it, or an excerpt.
-        answered: ranks of which an answer is known beside those in `run`.
+        run: the whole run, or an excerpt.
+        answered: ranks with a known answer that is not in `run`.
     """
     speeds = rank_speeds(run)
     of_ranks = [speed for speed in speeds if speed.unit == "rank"]
@@ -270,7 +267,7 @@ def _times_ms(run: Results) -> dict[tuple[int, str], np.ndarray]:
 
 
 def _range(times_ms: np.ndarray) -> Range | None:
-    """P5, median and P95; None where the times are too few for the ends."""
+    """P5, median and P95; None if there are too few times for P5 and P95."""
     low, high = percentile(-times_ms, 0.95), percentile(times_ms, 0.95)
     if low is None or high is None:
         return None
@@ -278,7 +275,7 @@ def _range(times_ms: np.ndarray) -> Range | None:
 
 
 def _range_cell(ends: Range | None, longest: float, answers: int) -> Cell | str:
-    """A bar, or how many answers are too few for it."""
+    """A bar, or the number of answers if there are too few."""
     if ends is None:
         return supported(None, answers) if answers else ""
     low, middle, high = ends
@@ -347,7 +344,7 @@ def errors(run: Run, summary: Json) -> Table | None:
 
 
 def settings(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    """What each run was asked to do; those that differ first and marked."""
+    """The settings of each run; those that differ come first and are marked."""
     recorded = [{**RunSettings().to_dict(), **recorded_settings(run.manifest)} for run in runs]
     defaults = RunSettings().to_dict()
     rows: list[Row] = []
@@ -364,14 +361,14 @@ def settings(runs: Sequence[Run], names: Sequence[str]) -> Table:
 
 
 def _value(value: Any) -> str:
-    """As a reader types it: lists by commas, absent as nothing."""
+    """A setting as a user types it: lists with commas, nothing for None."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def origins(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    """By what each run was made, and from what."""
+    """The software and the input of each run."""
     rows: dict[str, Sequence[Cell | str]] = {}
     jobs = [run.manifest.get("job") or {} for run in runs]
     rows["folder"] = [str(run.path) for run in runs]

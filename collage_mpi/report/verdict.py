@@ -1,5 +1,6 @@
-"""The sentence that opens the page: how much sooner, at which price, on how many ranks, valid or
-not."""
+"""The sentence that opens the report: the gain in latency, the price, the number of ranks, and
+whether the runs are valid.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ Side = tuple[str, Json, Json]  # what a run is called, its entry, its latency pe
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence; `good` where every run that it is about is complete, verified and valid."""
+    """A sentence; `good` if every run that it is about is complete, verified and valid."""
 
     text: str
     good: bool
@@ -31,12 +32,12 @@ def verdicts(
     summaries: Sequence[Json],
     proofs: Sequence[VerifyReport],
 ) -> list[Verdict]:
-    """Of one run what it did; of several what each did beside the first.
+    """For a single run its result; for several runs the result of each compared with the first.
 
     Args:
-        names: of the runs, each as short as tells them apart.
-        entries: of `compare`.
-        proofs: of `verify_run`.
+        names: of the runs, as short as possible.
+        entries: from `compare`.
+        proofs: from `verify_run`.
     """
     runs = [f'The "{name}" run' for name in names]
     made = " simulated," if any("simulated" in entry["mode"] for entry in entries) else ""
@@ -61,7 +62,7 @@ def _judged(said: str, flaws: Sequence[str], who: str) -> Verdict:
 
 
 def _flaws(run: str, summary: Json, proof: VerifyReport) -> list[str]:
-    """What keeps a run's figures from being believed, a sentence each."""
+    """Why a run's figures should not be trusted, one sentence each."""
     validity, arrivals, found = summary["validity"], summary["arrivals"] or {}, []
     if not proof.ok:
         found.append(f"{run} is {proof.status.replace('_', ' ')}.")
@@ -104,7 +105,7 @@ def _than_the_other(own: str, base: str) -> tuple[str, str]:
 
 
 def _sooner(this: Side, first: Side) -> str:
-    """By the highest percentile that both runs support."""
+    """The gain in the highest percentile that both runs support."""
     (_, entry, own_ends), (other, base, base_ends) = this, first
     other = other.replace("The", "the", 1)
     both = [n for n in SHARES if entry[f"{n}_ms"] is not None and base[f"{n}_ms"] is not None]

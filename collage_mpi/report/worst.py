@@ -1,7 +1,5 @@
-"""The worst images of a run: answers that were wrong and sure, or, without labels, unsure.
-
-Owns: which images these are, their thumbnails.
-Does not know: HTML, how a shard is read safely.
+"""The worst images of a run with thumbnails: wrong answers with the highest scores, or, without
+labels, answers with the lowest scores.
 """
 
 from __future__ import annotations
@@ -27,7 +25,9 @@ SMALL_PX = 48  # up to here PNG is smaller than JPEG
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: its thumbnail as a data URI, None where its shard is not there; its lines."""
+    """One image: its lines of text, and its thumbnail as a data URI, or None if its shard is
+    missing.
+    """
 
     uri: str | None
     title: str
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Worst:
-    """What is shown, and notes on what could not be."""
+    """The images that are shown, and notes about those that could not be read."""
 
     heading: str
     pictures: tuple[Picture, ...]
@@ -44,16 +44,17 @@ class Worst:
 
 
 def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Worst | None:
-    """The `most` surest wrong answers, or least sure answers of an input without labels.
+    """The `most` wrong answers with the highest scores, or answers with the lowest scores if there
+    are no labels.
 
     Args:
         shards: where the run's shards are now; by default where they were.
 
     Returns:
-        None where no answer is wrong, or the images were simulated.
+        None if no answer is wrong, or the images were simulated.
 
     Raises:
-        EnvironmentFault: nothing is there in `shards`.
+        EnvironmentFault: `shards` holds nothing.
     """
     labelled = any(rows["has_label"].any() for rows in run.chunks(IMAGES))
     chosen, n = _chosen(run, labelled, most)
@@ -77,7 +78,7 @@ def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Wo
 
 
 def _chosen(run: Run, labelled: bool, most: int) -> tuple[np.ndarray, int]:
-    """The rows of those images, (at most `most`,) of IMAGE_ROW, and of how many they are."""
+    """The rows of those images, (at most `most`,) of IMAGE_ROW, and their total number."""
     entries = run.manifest["shards"]
     real = np.array([bool(entry.get("path")) for entry in entries] or [False])
     chosen, n = np.empty(0, IMAGES.dtype), 0
@@ -96,7 +97,7 @@ def _chosen(run: Run, labelled: bool, most: int) -> tuple[np.ndarray, int]:
 def _pixels(
     run: Run, chosen: np.ndarray, shards: Sequence[Path | str] | None
 ) -> tuple[dict[int, np.ndarray], tuple[str, ...]]:
-    """Place in `chosen` -> (H, W, C) uint8, of those that can be read; and why not, of others."""
+    """Place in `chosen` -> (H, W, C) uint8 for readable images, and the reasons for the others."""
     from collage_mpi.shards import ShardSet
 
     entries = run.manifest["shards"]

@@ -1,10 +1,5 @@
-"""Slurm job scripts from settings: from a dataclass and templates/ to text.
-
-Owns: the settings of a job script, what follows from them (tasks a node, GPUs, cost), the
-#SBATCH lines and why each is there.
-Does not know: the cluster, what the scripts say and do (templates/), how a job runs.
-
-The scripts in jobs/slurm are what `render` gives by default; a test holds them equal.
+"""Renders Slurm job scripts from settings and the templates in templates/. The scripts in
+jobs/slurm are rendered with the default settings; a test compares them.
 """
 
 from __future__ import annotations
@@ -29,13 +24,13 @@ _COMMENT_COLUMN = 38
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the scripts: its file and the defaults that are its own.
+    """One kind of script: its file and its own defaults.
 
     Attributes:
         file: name in jobs/slurm, and in templates/.
-        nodes: that hold networks.
+        nodes: for the ranks with networks.
         gpus_per_node: None: one for each rank of the fullest node.
-        time: limit, as Slurm writes it.
+        time: time limit, as Slurm writes it.
         array: task numbers, or None for a job that is no array.
     """
 
@@ -69,7 +64,7 @@ _ARRAY_NOTE = {
 
 @dataclass(frozen=True, repr=False)
 class SlurmSettings(Settings):
-    """What a job script is made from. See each field's help line.
+    """The settings of a job script. See each field's help line.
 
     Raises:
         UsageError: a value that Slurm or the job could not take.
@@ -145,13 +140,13 @@ class SlurmSettings(Settings):
 
 @dataclass(frozen=True)
 class Layout:
-    """What follows from the settings for one kind of script.
+    """Numbers that follow from the settings for one kind of script.
 
     Attributes:
-        nodes: that hold networks.
-        teams: a coordinator each; 1 where there are none.
-        tasks_per_node: task slots of each; the last may stay unused.
-        gpus_per_node: of each.
+        nodes: for the ranks with networks.
+        teams: each has a coordinator; 1 without teams.
+        tasks_per_node: task slots of each node; the last may stay unused.
+        gpus_per_node: of each node.
         limit_hours: the time limit.
     """
 
@@ -163,10 +158,11 @@ class Layout:
 
 
 def layout(kind: str, settings: SlurmSettings) -> Layout:
-    """Tasks and GPUs a node. Tasks a node, not tasks in all: a requeued job keeps them.
+    """Tasks and GPUs of a node. Tasks are given per node, not in total, because a requeued job
+    keeps that number.
 
-    (With --ntasks=11 --nodes=4 Slurm packs 7, 2, 1, 1; adding --ntasks-per-node=3 spreads
-    them, but the requeued job is then told 12 tasks.)
+    (With --ntasks=11 --nodes=4 Slurm packs 7, 2, 1, 1. Adding --ntasks-per-node=3 spreads them, but
+    the requeued job is then told 12 tasks.)
     """
     defaults = KINDS[kind]
     nodes = settings.nodes or defaults.nodes
@@ -187,7 +183,7 @@ def layout(kind: str, settings: SlurmSettings) -> Layout:
 
 
 def _teams(kind: str, settings: SlurmSettings, nodes: int) -> int:
-    """Teams on so many nodes: whole nodes a team, or whole teams a node."""
+    """Number of teams on these nodes: whole nodes a team, or whole teams a node."""
     if kind not in TEAM_KINDS:
         if settings.teams is not None:
             raise UsageError(f"teams is {settings.teams} for {kind}; use {' or '.join(TEAM_KINDS)}")
@@ -247,13 +243,13 @@ def render(kind: str, settings: SlurmSettings | None = None) -> str:
 
 
 def _template(file: str) -> str:
-    """A template, with the lines `@include OTHER@` replaced by what the others hold."""
+    """A template; each line `@include OTHER@` is replaced by the other template."""
     text = (_TEMPLATES / file).read_text("utf-8")
     return re.sub(r"^@include (\S+)@\n", lambda found: _template(found[1]), text, flags=re.M)
 
 
 def _cost(kind: str, settings: SlurmSettings, plan: Layout) -> str:
-    """The most that the job can cost: what it holds x its limit."""
+    """The most that the job can cost: the resources it holds times its time limit."""
     cores = plan.nodes * plan.tasks_per_node * settings.cpus_per_task * _processes(kind, plan)
     cores += settings.coordinator_cpus * plan.teams * (kind in HET_KINDS)
     each = " a task" if KINDS[kind].array else ""
@@ -296,7 +292,7 @@ def _directives(kind: str, settings: SlurmSettings, plan: Layout) -> list[str]:
 
 
 def _processes(kind: str, plan: Layout) -> int:
-    """In one task: torchrun is a task, and starts a process a GPU."""
+    """Processes in one task: torchrun is one task and starts a process for each GPU."""
     return max(1, plan.gpus_per_node) if kind == "train" else 1
 
 
@@ -309,7 +305,7 @@ def _site(kind: str, settings: SlurmSettings) -> list[str]:
 
 
 def _part(settings: SlurmSettings, nodes: int, tasks: int, cores: int, gpus: int) -> list[str]:
-    """Nodes and what is wanted of each; a heterogeneous job has two such parts."""
+    """The options of one part of the job; a heterogeneous job has two such parts a team."""
     lines = [
         _line(
             f"--nodes={nodes}", "all on one node" if nodes == 1 else "the ranks are spread evenly"

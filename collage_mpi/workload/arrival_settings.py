@@ -1,7 +1,5 @@
-"""How images are asked to come: in a closed loop, at times of a Poisson process, or of a file.
-
-Owns: the settings of arrivals, what they mean together, the times that they make. Apart from
-arrivals, which needs numpy: --help does not.
+"""The settings of arrivals: closed loop, Poisson process, or times from a file. `arrivals` is a
+module of its own because it needs numpy, and --help does not.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ class ArrivalSettings(Settings):
 
     @property
     def open_loop(self) -> bool:
-        """Whether images come at times of their own."""
+        """Whether images come at given times."""
         return self.arrivals != "closed"
 
     def arrival_times_ns(self, images: int) -> np.ndarray | None:

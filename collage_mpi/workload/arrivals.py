@@ -1,14 +1,8 @@
-"""When images come: as groups end (closed loop), or at times of their own (open loop).
+"""When images enter the job: as earlier groups end (closed loop), or at given times (open loop).
 
-Owns: which images may enter now, from when each one's latency counts (C3), the times of
-an open loop: Poisson, or from a file.
-Does not know: where images come from, groups, clocks; which of them is asked for
-(arrival_settings).
-
-Open loop: an image's latency counts from its *intended* arrival, whatever kept rank 0 from
-it, else a system that cannot keep up would look fast (coordinated omission). What is not
-let in yet waits as a time, without pixels: memory is bounded by the window, and a queue that
-grows, grows in time.
+In an open loop an image's latency counts from its *intended* arrival, whatever delayed rank 0.
+Otherwise a system that cannot keep up would look fast (coordinated omission). Images that may not
+enter yet wait as times, without pixels, so the window bounds the memory.
 """
 
 from __future__ import annotations
@@ -28,81 +22,85 @@ LARGEST_S = 1e9
 
 
 class Entry(NamedTuple):
-    """An image that enters: its t0, and since when it could have been read."""
+    """An image that enters: its t0, and the time since which it could have been read."""
 
     t0_ns: int
     asked_ns: int
 
 
 class Arrivals(Protocol):
-    """Decides which images may enter. Times are the driver's clock."""
+    """Decides which images may enter. Times are those of the driver's clock."""
 
     def start(self, now_ns: int) -> None:
         """The job begins."""
         ...
 
     def admit(self, now_ns: int, images: int) -> None:
-        """The scheduler takes so many more."""
+        """The scheduler takes this many more images."""
         ...
 
     @property
     def waiting(self) -> bool:
-        """Whether any image might enter now or by time alone."""
+        """Whether any image may enter now, or later by time alone."""
         ...
 
     def due(self, now_ns: int) -> int:
-        """How many of the next images may enter now, at once."""
+        """How many of the next images may enter now."""
         ...
 
     def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """The next images enter: at most as many as are due."""
+        """Let the next images enter, at most as many as are due."""
         ...
 
     def next_ns(self, now_ns: int) -> int | None:
-        """When the next one is due by time alone; None if one is, or that needs more."""
+        """When the next image is due by time alone; None if one is due now or more than time is
+        needed.
+        """
         ...
 
 
 class ClosedLoop:
-    """Images enter when the scheduler asks for them: t0 is then, one for all it asked for."""
+    """Images enter when the scheduler asks for them. Their t0 is that moment, the same for one
+    request.
+    """
 
     def __init__(self) -> None:
         self._wanted: deque[tuple[int, int]] = deque()  # (t0_ns, images)
 
     def start(self, now_ns: int) -> None:
-        """Nothing to remember."""
+        """Does nothing."""
 
     def admit(self, now_ns: int, images: int) -> None:
-        """Before they are read (C3)."""
+        """Note the request, before the images are read (C3)."""
         self._wanted.append((now_ns, images))
 
     def granted(self, now_ns: int) -> None:
-        """There were none to read until now: what was asked for is admitted now."""
+        """There were no images to read until now, so the open requests count from now."""
         self._wanted = deque((now_ns, images) for _, images in self._wanted)
 
     @property
     def waiting(self) -> bool:
-        """Whether any was asked for and has not come."""
+        """Whether a requested image has not entered yet."""
         return bool(self._wanted)
 
     def due(self, now_ns: int) -> int:
-        """Those of the oldest request."""
+        """The rest of the oldest request."""
         return self._wanted[0][1] if self._wanted else 0
 
     def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """They answer the oldest request."""
+        """The images answer the oldest request."""
         t0_ns, wanted = self._wanted.popleft()
         if wanted > images:
             self._wanted.appendleft((t0_ns, wanted - images))
         return iter([Entry(t0_ns, t0_ns)] * images)
 
     def next_ns(self, now_ns: int) -> int | None:
-        """Never by time alone."""
+        """Always None: nothing is due by time alone."""
         return None
 
 
 class OpenLoop:
-    """Images enter at their times, at most a window of them in the job.
+    """Images enter at their times, with at most a window of them in the job.
 
     Args:
         times_ns: (n,) int64, non-decreasing, since the start.
@@ -116,11 +114,11 @@ class OpenLoop:
         self._asked_ns: int | None = None  # since when the next one could have been read
 
     def start(self, now_ns: int) -> None:
-        """The times count from here."""
+        """The times count from now."""
         self._start_ns = now_ns
 
     def admit(self, now_ns: int, images: int) -> None:
-        """Room in the window."""
+        """Enlarge the room in the window."""
         self._room += images
 
     @property
@@ -129,7 +127,7 @@ class OpenLoop:
         return self._room > 0
 
     def due(self, now_ns: int) -> int:
-        """Those whose time has come and for which there is room."""
+        """Images whose time has come and for which there is room."""
         ahead = self._times_ns[self._entered : self._entered + self._room]
         count = int(np.searchsorted(ahead, now_ns - self._start_ns, side="right"))
         if count and self._asked_ns is None:
@@ -137,7 +135,7 @@ class OpenLoop:
         return count
 
     def enter(self, now_ns: int, images: int) -> Iterator[Entry]:
-        """Each with its own intended arrival."""
+        """Each image gets its own intended arrival as t0."""
         asked_ns = now_ns if self._asked_ns is None else self._asked_ns
         times_ns = self._times_ns[self._entered : self._entered + images].tolist()
         self._entered += images
@@ -146,7 +144,7 @@ class OpenLoop:
         return (Entry(self._start_ns + at_ns, asked_ns) for at_ns in times_ns)
 
     def next_ns(self, now_ns: int) -> int | None:
-        """The next intended arrival, if it is to come and there is room for it."""
+        """The next intended arrival, if it is in the future and there is room."""
         if self._room == 0 or self._entered == len(self._times_ns):
             return None
         at_ns = self._start_ns + int(self._times_ns[self._entered])
@@ -154,19 +152,21 @@ class OpenLoop:
 
 
 def poisson_times_ns(rate: float, seed: int, images: int) -> np.ndarray:
-    """(images,) int64: a Poisson process of `rate` a second; a prefix for fewer images."""
+    """(images,) int64: a Poisson process of `rate` a second. Fewer images give a prefix of the same
+    times.
+    """
     gaps_s = np.random.default_rng(seed).exponential(1 / rate, images)
     return np.round(np.cumsum(gaps_s) * 1e9).astype(np.int64)
 
 
 def load_times_ns(path: str, images: int) -> np.ndarray:
-    """Intended arrivals from a file: seconds since the start, .npy or a number a line.
+    """Intended arrivals from a file: seconds since the start, .npy or one number a line.
 
     Returns:
         (images,) int64 ns: the first ones of the file.
 
     Raises:
-        EnvironmentFault: it cannot be read.
+        EnvironmentFault: the file cannot be read.
         DataFault: no numbers, decreasing, negative, or fewer than `images`.
     """
     times_s = load_numbers(path, "arrival file") if path.endswith(".npy") else _text(path)

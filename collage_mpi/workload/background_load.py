@@ -1,10 +1,7 @@
-"""Real contention: processes that burn cores beside a rank, in slow spells.
+"""Real contention: processes that keep cores busy next to a rank, in slow periods.
 
-Owns: starting and ending them, what one of them does, how it ends when its rank is gone.
-Does not know: tasks, what is measured meanwhile.
-
-A burner inherits the cores that its rank may use. It looks every 50 ms whether the
-process that started it is still its parent, so none outlives its rank, however that ends.
+The processes inherit the cores that their rank may use. Every 50 ms they check that the process
+that started them is still their parent, so none outlives its rank.
 """
 
 from __future__ import annotations
@@ -26,11 +23,11 @@ END_S = 2.0
 
 @dataclass(frozen=True)
 class Burn:
-    """What burns beside one rank.
+    """The background load next to one rank.
 
     Attributes:
-        processes: cores burned at a time, if the rank may use as many.
-        seed, rank, share, spell_s: of the spells, as in the delay model markov.
+        processes: cores kept busy at a time, if the rank may use as many.
+        seed, rank, share, spell_s: of the slow periods, as in the delay model markov.
     """
 
     processes: int
@@ -41,10 +38,10 @@ class Burn:
 
 
 class Burners:
-    """The burning processes of this rank."""
+    """The background processes of this rank."""
 
     def __init__(self, burn: Burn) -> None:
-        """Start them; they take some tenths of a second to come up."""
+        """Start the processes; they need some tenths of a second to come up."""
         words = [*own_command("collage_mpi.workload.background_load"), str(os.getpid())]
         words += [str(value) for value in (burn.seed, burn.rank, burn.share, burn.spell_s)]
         with sheltered():
@@ -59,7 +56,7 @@ class Burners:
             ]
 
     def end(self) -> None:
-        """Stop them and wait until they are gone."""
+        """Stop the processes and wait for their end."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -73,7 +70,7 @@ def burn(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Burn in slow spells, rest in the others, until the parent is gone."""
+    """Compute in slow periods and sleep in the others, until the parent is gone."""
     start_s = clock()
     while parent_alive():
         until_s = clock() + SLICE_S
@@ -85,7 +82,7 @@ def burn(
 
 
 def main(argv: list[str]) -> None:
-    """A burning process: parent's pid, seed, rank, share, spell_s."""
+    """One background process; arguments: parent's pid, seed, rank, share, spell_s."""
     parent, seed, rank = (int(word) for word in argv[:3])
     share, spell_s = (float(word) for word in argv[3:])
     burn(Spells(seed, rank, share, spell_s), lambda: os.getppid() == parent)

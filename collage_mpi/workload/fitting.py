@@ -1,13 +1,10 @@
-"""Delay models fitted to a trace: simple estimators, and how well each fits.
+"""Fits delay models to a trace, and measures how well each one fits.
 
-Owns: the estimators, the distribution of each model, the Kolmogorov-Smirnov distance.
-Does not know: files, how draws are made (service_times).
-
-Lognormal: maximum likelihood. Pareto: maximum likelihood (Hill 1975 with the minimum as
-the threshold). Bimodal: a mixture of two normals of one variance on the logarithms, by
-expectation-maximisation. Markov: the same mixture; neighbouring requests are alike in it,
-so that each is called slow or usual by the most likely path (Viterbi 1967) and the
-spells' length and share are counted along the rows.
+Lognormal: maximum likelihood. Pareto: maximum likelihood (Hill 1975 with the minimum as the
+threshold). Bimodal: a mixture of two normals with the same variance on the logarithms, by
+expectation-maximisation. Markov: the same mixture, but neighbouring requests depend on each other.
+Each request is called slow or usual by the most likely path (Viterbi 1967), and the length and
+share of slow periods are counted along the rows.
 """
 
 from __future__ import annotations
@@ -30,11 +27,11 @@ Cdf = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Fit:
-    """One model with the parameters that suit a trace best.
+    """One model with the parameters that fit a trace best.
 
     Attributes:
         model: its name.
-        settings: RunSettings field -> value, what makes a run draw from it.
+        settings: RunSettings field -> value, for a run that draws from the model.
         ks: largest distance between its distribution and the trace's, 0..1.
     """
 
@@ -43,7 +40,7 @@ class Fit:
     ks: float
 
     def flags(self) -> str:
-        """As it is pasted behind `run` or `simulate`."""
+        """The flags to paste behind `run` or `simulate`."""
         return " ".join(
             f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:.4g}'}"
             for name, value in self.settings.items()
@@ -53,7 +50,7 @@ class Fit:
 def fit_trace(times_s: np.ndarray) -> list[Fit]:
     """Every model that can be fitted, the closest distribution first.
 
-    Bimodal and markov are left out where the trace has no second mode.
+    Bimodal and markov are left out if the trace has no second mode.
 
     Args:
         times_s: (machines, requests) float64, seconds, positive.
@@ -90,10 +87,10 @@ def fit_pareto(times_s: np.ndarray) -> Fit:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Two normals of one variance on the logarithms.
+    """Two normals with the same variance on the logarithms.
 
     Attributes:
-        low, high: their means; `share` is the high one's weight.
+        low, high: their means; `share` is the weight of the high one.
         sigma: of both.
     """
 
@@ -103,13 +100,13 @@ class Mixture:
     share: float
 
     def log_odds(self, logs: np.ndarray) -> np.ndarray:
-        """Log density ratio of the high mode to the low one, weights left out."""
+        """Log density ratio of the high mode to the low one, without the weights."""
         width = max(self.sigma, 1e-9)
         return ((logs - self.low) ** 2 - (logs - self.high) ** 2) / (2 * width**2)
 
 
 def fit_mixture(logs: np.ndarray) -> Mixture | None:
-    """The most likely mixture, from several starts; None where both modes are one.
+    """The most likely mixture, from several starts; None if both modes are the same.
 
     Args:
         logs: (n,) float64.
@@ -160,7 +157,7 @@ def _log_likelihood(logs: np.ndarray, mean: float, sigma: float) -> float:
 
 
 def fit_bimodal(times_s: np.ndarray) -> Fit | None:
-    """Each request is slow on its own; None without a second mode."""
+    """Each request is slow independently; None without a second mode."""
     mixture = fit_mixture(np.log(times_s.ravel()))
     if mixture is None:
         return None
@@ -169,9 +166,9 @@ def fit_bimodal(times_s: np.ndarray) -> Fit | None:
 
 
 def fit_markov(times_s: np.ndarray) -> Fit | None:
-    """Slow spells along the rows; None without a second mode or without any slow request.
+    """Slow periods along the rows; None without a second mode or without any slow request.
 
-    A machine is taken to be at work all the time, one request after the other.
+    A machine is assumed to work all the time, one request after the other.
     """
     logs = np.log(times_s)  # (machines, requests)
     mixture = fit_mixture(logs.ravel())
@@ -194,7 +191,7 @@ def fit_markov(times_s: np.ndarray) -> Fit | None:
 
 
 def _switches(slow: np.ndarray) -> tuple[float, float]:
-    """Chances of usual -> slow and slow -> usual from one request to the next; never 0."""
+    """Probabilities of usual -> slow and slow -> usual from one request to the next; never 0."""
     before, after = slow[:, :-1], slow[:, 1:]
     up = (float((~before & after).sum()) + 0.5) / (float((~before).sum()) + 1)
     down = (float((before & ~after).sum()) + 0.5) / (float(before.sum()) + 1)

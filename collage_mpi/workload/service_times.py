@@ -1,11 +1,8 @@
-"""Delay models: one service time at a time, from a seed and a key.
+"""Delay models: each gives one service time from a seed and a key.
 
-Owns: each model's formula and its key, when slow spells come, when a rank is dead.
-Does not know: settings files, how a rank spends the time.
-
-A draw is the service time of one single image, in seconds, as if on a rank of its own.
-Every random number is a hash of (seed, key), never a stream: what one rank draws does not
-depend on what another drew before, which is what pairs two schemes on the same draws.
+A draw is the service time of one single image, in seconds, on a rank without other load. Every
+random number is a hash of (seed, key), never a stream. So the draws of one rank do not depend on
+another's, and two schemes can be compared on the same draws.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ _TO_UNIT = 2.0**-53
 
 
 def uniform(*key: object) -> float:
-    """A number in (0, 1) that depends on the key only, uniform over keys."""
+    """A number in (0, 1) that depends only on the key, uniform over keys."""
     digest = blake2b(":".join(map(str, key)).encode(), digest_size=8).digest()
     return ((int.from_bytes(digest, "little") >> 11) + 0.5) * _TO_UNIT
 
@@ -37,9 +34,9 @@ class Moment(NamedTuple):
     """What a draw may depend on.
 
     Attributes:
-        rank, group, attempt: of the task; groups count from 0, attempts from 1. In place of its
-            group the number of its first image, where a rank may run several images of a group.
-        at_ns: when the rank begins it, since the session's start.
+        rank, group, attempt: of the task; groups count from 0, attempts from 1. If a rank may
+            run several images of a group, group is the number of the task's first image.
+        at_ns: when the rank begins the task, since the session's start.
     """
 
     rank: int
@@ -53,10 +50,10 @@ Body = Callable[[Moment], float]
 
 
 class Spells:
-    """When a rank is slow: spells of exponential length, in equilibrium at the start.
+    """When a rank is slow: periods of exponential length, in equilibrium at the start.
 
-    A function of (seed, rank, time) only. Slow spells last `mean_s` on average and take
-    `share` of the time (an alternating renewal process, two-state Markov).
+    It depends on (seed, rank, time) only. Slow periods last `mean_s` on average and take `share` of
+    the time (an alternating renewal process, two-state Markov).
     """
 
     def __init__(self, seed: int, rank: int, share: float, mean_s: float) -> None:
@@ -68,7 +65,7 @@ class Spells:
         self._ends_s: list[float] = []
 
     def slow(self, at_s: float) -> bool:
-        """Whether the rank is in a slow spell `at_s` seconds after the start."""
+        """Whether the rank is in a slow period `at_s` seconds after the start."""
         if self._always is not None:
             return self._always == 1.0
         while not self._ends_s or self._ends_s[-1] <= at_s:
@@ -84,19 +81,19 @@ class Spells:
 
 @dataclass(frozen=True)
 class Death:
-    """From when a rank answers nothing any more: a time since the start, or a task count."""
+    """When a rank stops answering: a time since the start, or a number of tasks."""
 
     at_s: float | None = None
     tasks: int | None = None
 
     def reached(self, at_ns: int, answered: int) -> bool:
-        """Whether the rank is dead at `at_ns`, having answered so many tasks."""
+        """Whether the rank is dead at `at_ns`, after it has answered this many tasks."""
         if self.at_s is not None:
             return at_ns >= self.at_s * 1e9
         return self.tasks is not None and answered >= self.tasks
 
     def describe(self) -> str:
-        """As it is typed: 2.5s, or 20."""
+        """In the form of the flag: 2.5s, or 20."""
         return f"{self.at_s:g}s" if self.at_s is not None else str(self.tasks)
 
 
@@ -110,12 +107,12 @@ class DelayModel(Protocol):
         ...
 
     def dead(self, rank: int, at_ns: int, answered: int) -> bool:
-        """Whether the rank answers nothing any more."""
+        """Whether the rank has stopped answering."""
         ...
 
 
 class Delays:
-    """A body, times the scale and the rank's own factor; and the ranks that die."""
+    """A model's draws times the scale and the rank's own factor, and the ranks that die."""
 
     def __init__(
         self,
@@ -126,7 +123,7 @@ class Delays:
         *,
         by_image: bool = False,
     ) -> None:
-        """No `body` injects nothing."""
+        """Without `body` no delay is injected."""
         self.by_image = by_image
         self._body, self._scale = body, time_scale
         self._slow, self._deaths = dict(slow), dict(deaths)
@@ -140,7 +137,7 @@ class Delays:
         return round(min(drawn_s, LONGEST_S) * 1e9)
 
     def dead(self, rank: int, at_ns: int, answered: int) -> bool:
-        """Whether the rank answers nothing any more."""
+        """Whether the rank has stopped answering."""
         death = self._deaths.get(rank)
         return death is not None and death.reached(at_ns, answered)
 
@@ -148,14 +145,15 @@ class Delays:
 def service_ns(
     model: DelayModel, rank: int, tasks: Iterable[tuple[int, int, int]], at_ns: int, factor: float
 ) -> int:
-    """What a rank takes for tasks that it runs as one batch: its slowest one's draw, times
-    what such a batch takes over a single image.
+    """Time that a rank takes for tasks that it runs as one batch: the draw of the slowest task,
+    times the cost of such a batch over a single image.
 
-    Of independent draws the largest is more than any one's share: a batch is never flattered.
+    The largest of independent draws is more than the draw of a typical task, so a batch is never
+    flattered.
 
     Args:
         tasks: (group, first image, attempt) of each.
-        at_ns: when it begins, since the session's start.
+        at_ns: when the batch begins, since the session's start.
         factor: cost ratio of the kind times `batch_factor`.
     """
     slowest_ns = 0
@@ -194,7 +192,7 @@ def pareto(seed: int, median_s: float, tail: float) -> Body:
 
 
 def bimodal(seed: int, median_s: float, sigma: float, share: float, factor: float) -> Body:
-    """`share` of the tasks are `factor` times slower, each on its own. Key: as lognormal."""
+    """`share` of the tasks are `factor` times slower, independently. Key: as lognormal."""
     usual = lognormal(seed, median_s, sigma)
 
     def draw(moment: Moment) -> float:
@@ -207,12 +205,12 @@ def bimodal(seed: int, median_s: float, sigma: float, share: float, factor: floa
 def markov(
     seed: int, median_s: float, sigma: float, factor: float, spells: Callable[[int], Spells]
 ) -> Body:
-    """`factor` times slower where the task begins in a slow spell of its rank.
+    """`factor` times slower if the task begins in a slow period of its rank.
 
-    Keys: the spells are (seed, rank, time since the start), the rest as lognormal.
+    Keys: (seed, rank, time since the start) for the periods, the rest as lognormal.
 
     Args:
-        spells: rank -> its spells.
+        spells: rank -> its slow periods.
     """
     usual = lognormal(seed, median_s, sigma)
     known: dict[int, Spells] = {}
@@ -227,11 +225,11 @@ def markov(
 
 
 def trace_rows(seed: int, times_s: np.ndarray) -> Body:
-    """A machine a rank, its times in order. Key: (rank, group).
+    """One machine a rank, with its times in order. Key: (rank, group).
 
-    The seed chooses which machine is which rank, and the entry that group 0 gets. Ranks
-    beyond the machines use the rows again: for each lap in an order of its own, so that an
-    image's two copies need not both meet the slowest machine, and a third of a row further on.
+    The seed chooses which machine is which rank, and the entry that group 0 gets. If there are more
+    ranks than machines, the rows are used again, in another order for each lap and shifted by a
+    third of a row, so that the two copies of an image need not both meet the slowest machine.
 
     Args:
         times_s: (machines, requests) float64, seconds.
@@ -274,5 +272,5 @@ def trace_independent(seed: int, times_s: np.ndarray) -> Body:
 
 
 def _exp(x: float) -> float:
-    """exp, held below what a draw may be."""
+    """exp with a limit, so that no draw is too large."""
     return math.exp(min(x, 60.0))

@@ -1,13 +1,8 @@
-"""Which delays are injected: the settings of the delay models, and the model that they make.
+"""The settings of injected delays, and the delay model that they make.
 
-Does not know: the models' formulas (service_times), how a rank spends the time.
-
-A draw is the service time of one single image. A collage rank multiplies it by
-the cost ratio of its network, and each rank *holds* its answer until the drawn
-time has passed since it began, its own compute included. docs/stragglers.md has each
-model's formula and key.
-
-`slow_ranks` and `dead_ranks` concern named ranks, whatever the model.
+A draw is the service time of one single image. A collage rank multiplies it by the cost ratio of
+its network. Each rank *holds* its answer until the drawn time has passed since it began, its own
+compute time included. docs/stragglers.md has each model's formula and key.
 """
 
 from __future__ import annotations
@@ -149,15 +144,15 @@ class StragglerSettings(Settings):
         return dict(parse_slow(text) for text in self.slow_ranks)
 
     def dying(self) -> dict[int, Death]:
-        """Rank -> from when it answers nothing."""
+        """Rank -> when it stops answering."""
         return dict(parse_dead(text) for text in self.dead_ranks)
 
     def burning(self) -> dict[int, int]:
-        """Rank -> cores burned beside it."""
+        """Rank -> cores kept busy next to it."""
         return dict(parse_burn(text) for text in self.burn_ranks)
 
     def check_slow_ranks(self, world_size: int) -> None:
-        """Raise UsageError for a slow, dead or burnt rank that the world does not have."""
+        """Raise UsageError if a slow, dead or burnt rank is not in the world."""
         named = {"slow": [*self.slowed()], "dead": [*self.dying()], "burn": [*self.burning()]}
         for what, ranks in named.items():
             for rank in ranks:
@@ -188,7 +183,7 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
     """The delay model of the settings.
 
     Args:
-        by_image: draws have an image's number in their key, not its group's.
+        by_image: draws have an image's number in their key instead of its group's.
 
     Raises:
         EnvironmentFault, DataFault: the trace cannot be read or is no trace.
@@ -221,7 +216,7 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
 
 
 def parse_slow(text: str) -> tuple[int, float]:
-    """Read RANK:FACTOR. Raises UsageError when it is not that."""
+    """Read RANK:FACTOR. Raises UsageError for any other form."""
     rank, _, factor = text.partition(":")
     try:
         return int(rank), float(factor)
@@ -230,7 +225,7 @@ def parse_slow(text: str) -> tuple[int, float]:
 
 
 def parse_dead(text: str) -> tuple[int, Death]:
-    """Read RANK:SECONDSs or RANK:TASKS. Raises UsageError when it is neither."""
+    """Read RANK:SECONDSs or RANK:TASKS. Raises UsageError for any other form."""
     rank, _, when = text.partition(":")
     try:
         if when.endswith("s"):
@@ -249,7 +244,7 @@ def parse_dead(text: str) -> tuple[int, Death]:
 
 
 def parse_burn(text: str) -> tuple[int, int]:
-    """Read RANK:CORES. Raises UsageError when it is not that."""
+    """Read RANK:CORES. Raises UsageError for any other form."""
     rank, _, cores = text.partition(":")
     known = rank.isdecimal() and cores.isdecimal()
     if not known or int(rank) < 1 or not 1 <= int(cores) <= MOST_BURNING:

@@ -1,10 +1,8 @@
-"""What kind of tail service times have: how heavy it is, and how long slow spells last.
-
-Owns: the two measures, which place a trace on the map of docs/does-it-work.md.
-Does not know: files, schemes.
+"""Measures the tail of service times: how heavy it is, and how long slow periods last. The two
+numbers place a trace on the map of docs/does-it-work.md.
 
 They are those of the two-state Markov process that `workload/service_times` injects: a machine is
-usual or slow, and a slow spell lasts so many requests on average.
+usual or slow, and a slow period lasts some number of requests on average.
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ from collage_mpi.scheduler.rank_speed import WINDOW
 
 
 class Tail(NamedTuple):
-    """Of service times.
+    """The tail of service times.
 
     Attributes:
-        weight: P99 over the median, of all requests of all machines together. What is rarer than
-            one request in a hundred does not show in it.
-        spell: mean length of a slow spell, in requests of a machine: 1 / (1 - share) where each
-            request is slow by itself; infinite where spells outlast the rows.
+        weight: P99 divided by the median, of all requests of all machines together. Events
+            rarer than one request in a hundred do not show in it.
+        spell: mean length of a slow period, in requests of a machine: 1 / (1 - share) if each
+            request is slow by itself; infinite if slow periods are longer than the rows.
         share: of the requests that are slow.
     """
 
@@ -34,20 +32,22 @@ class Tail(NamedTuple):
 
     @property
     def memories(self) -> float:
-        """The spell over what the scheduler remembers of a rank, WINDOW service times."""
+        """The slow period divided by WINDOW, the number of service times that the scheduler
+        remembers.
+        """
         return self.spell / WINDOW
 
 
 def measure_tail(times_s: np.ndarray) -> Tail:
-    """Weight and persistence.
+    """Weight and persistence of the tail.
 
-    *Slow* is what takes longer than sqrt(median x P99), half way between them on a logarithmic
-    scale. Its autocorrelation along the rows is taken about the share of all machines together, not
-    about each one's own: a machine that is slow all along is one long spell. Summed up to the first
-    lag that white noise could have (2 / sqrt(n)), r(1) + r(2) + ... makes the integrated
+    A request is *slow* if it takes longer than sqrt(median x P99), the middle on a logarithmic
+    scale. The autocorrelation along the rows is taken about the share of all machines together, not
+    about each machine's own share: a machine that is always slow is one long period. Summed up to
+    the first lag that white noise could have (2 / sqrt(n)), r(1) + r(2) + ... gives the integrated
     autocorrelation time t = 1 + 2 sum r. A Markov chain that is slow for a share p of the time has
-    t = 2 L (1 - p) - 1, with L the mean length of its slow spells, so L = (t + 1) / (2 (1 - p)).
-    Where half a row is too short to come down to noise, L is infinite.
+    t = 2 L (1 - p) - 1, where L is the mean length of its slow periods, so L = (t + 1) / (2 (1 -
+    p)). If the sum does not come down to noise within half a row, L is infinite.
 
     Args:
         times_s: (machines, requests) float64, positive, in the order of time.
@@ -62,7 +62,7 @@ def measure_tail(times_s: np.ndarray) -> Tail:
 
 
 def _autocorrelation_time(slow: np.ndarray, share: float) -> float:
-    """Integrated, in requests; at least 1, infinite where half a row is too short.
+    """The integrated time in requests; at least 1, infinite if half a row is too short.
 
     Args:
         slow: (machines, requests) bool.

@@ -1,9 +1,5 @@
-"""Traces: files of measured service times.
-
-Owns: the checks of a trace, and writing one.
-Does not know: how a trace is drawn from, models fitted to it, runs (results/recorded_trace).
-
-A trace is a plain .npy of (machines, requests) float, seconds, each row in order.
+"""Traces: .npy files of measured service times, (machines, requests) float, seconds, each row in
+order.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ def load_trace(path: str) -> np.ndarray:
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: no .npy of numbers, empty, of the wrong shape, or not all positive.
+        DataFault: not a .npy of numbers, empty, of the wrong shape, or not all positive.
     """
     times = load_numbers(path, "trace")
     if times.ndim == 1:
@@ -50,7 +46,7 @@ def load_numbers(path: str, what: str) -> np.ndarray:
 
     Raises:
         EnvironmentFault: the file is missing or unreadable.
-        DataFault: it is no .npy of numbers; nothing is unpickled.
+        DataFault: not a .npy of numbers; nothing is unpickled.
     """
     try:
         require_regular(path)
@@ -71,10 +67,10 @@ def load_numbers(path: str, what: str) -> np.ndarray:
 
 
 def save_trace(path: Path, times_s: np.ndarray) -> None:
-    """Write a trace, whole or not at all; an existing file is refused.
+    """Write a trace, complete or not at all; an existing file is refused.
 
     Raises:
-        EnvironmentFault: it is there already, or cannot be written.
+        EnvironmentFault: the file exists already, or cannot be written.
     """
     import io
 
