@@ -138,7 +138,7 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def main() -> None:
-    """Each setting in turn, `--repeats` times over; a line a job in the file, a table at the end."""
+    """Each setting in turn, `--repeats` times over; a line a job in the file, then a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", nargs="+")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
