@@ -1,7 +1,5 @@
-"""Collage inference over MPI: no slow tail, nothing lost, one extra rank.
-
-Owns: the package's version and its public names, resolved on first use so that
-importing the package costs nothing.
+"""Collage inference over MPI: no slow tail, nothing lost, one extra rank. The public names are
+resolved on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> int:
-    """The command line; Ctrl-C while it is still being imported is a word, not a traceback.
+    """Run the command line. Ctrl-C while it is still being imported gives a message, no traceback.
 
     A rank does not return from here (see `system.hard_exit`).
     """

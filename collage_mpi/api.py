@@ -1,8 +1,4 @@
-"""The Python API of a run: `launch_run` starts its ranks, `run` is called on each of them.
-
-Owns: the functions a user's program calls.
-Does not know: how a job is run (job/main and job/session do).
-"""
+"""The Python API of a run: `launch_run` starts its ranks, `run` is called on each of them."""
 
 from __future__ import annotations
 
@@ -13,23 +9,23 @@ from collage_mpi.settings.run_settings import RunSettings
 def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = False) -> ExitCode:
     """Run a job; call it on every rank of the world.
 
-    Such a program is started by `collage-mpi launch -n 11 -- script.py`, or by `mpiexec -n 11
-    python script.py`. To start ranks from a program of one process: `launch_run`.
+    Start such a program with `collage-mpi launch -n 11 -- script.py`, or with `mpiexec -n 11 python
+    script.py`. To start ranks from a program of one process, use `launch_run`.
 
-    Rank 0, or of several teams the first rank of each, classifies and writes the results to
-    `settings.out` (read them with `read_results`); the other ranks serve until the job is over.
-    What there is to say goes to the logger `collage_mpi` (`logging`).
+    Rank 0 classifies and writes the results to `settings.out`; with several teams, the first rank
+    of each team does. Read the results with `read_results`. The other ranks serve until the job is
+    over. Messages go to the logger `collage_mpi` (`logging`).
 
     Args:
         settings: of the run.
-        resume: go on with the run in `settings.out`, if one was begun there.
-        retry_errors: likewise, and do the images again whose rows are errors.
+        resume: continue the run in `settings.out`, if one was started there.
+        retry_errors: likewise, and also classify the images again whose rows are errors.
 
     Returns:
         The job's exit code, the same on every rank.
 
     Raises:
-        UsageError: a second call in a world that outlives lost ranks.
+        UsageError: a second call in a world that survives lost ranks.
     """
     from collage_mpi.job.main import run_world
     from collage_mpi.job.session import run_session
@@ -64,20 +60,20 @@ def launch_run(
     mpi: str = "auto",
     timeout_s: float | None = None,
 ) -> ExitCode | int:
-    """Start the ranks of a run and wait, as `collage-mpi launch -n RANKS -- run ...` does.
+    """Start the ranks of a run and wait, like `collage-mpi launch -n RANKS -- run ...`.
 
-    Call it from one process, a notebook say: MPI is started in others. The results are in
-    `settings.out` then (`read_results` reads them).
+    Call it from one process, for example a notebook: MPI is started in other processes. The results
+    are in `settings.out` (read them with `read_results`).
 
     Args:
-        settings: of the run; relative paths are of the current folder.
-        ranks: of the world, rank 0 included; by default what the settings need.
-        resume: go on with the run in `settings.out`.
-        mpi: as of `collage-mpi launch --mpi`.
-        timeout_s: end it after so long, as incomplete; None for no limit.
+        settings: of the run; relative paths are in the current folder.
+        ranks: of the world, rank 0 included; by default as many as the settings need.
+        resume: continue the run in `settings.out`.
+        mpi: as in `collage-mpi launch --mpi`.
+        timeout_s: end the job after this time, as incomplete; None for no limit.
 
     Returns:
-        The job's exit code; 128 + the signal's number if one came before it had begun.
+        The job's exit code; 128 + the signal's number if one came before the job had begun.
 
     Raises:
         UsageError: settings that cannot be run.

@@ -1,7 +1,5 @@
-"""The command line: which command, its help, and how an error reaches the user.
-
-Owns: dispatch, exit codes, one message per failure.
-Does not know: what any command does. Imports nothing heavy.
+"""The command line: dispatch to the commands, exit codes, and one message for each failure. It
+imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from collage_mpi.system.tell import let_rank_0_speak, tell, told_on_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Never raises for a user's mistake.
+    """Run one command and return its exit code. It never raises for a user's mistake.
 
     A rank of a fault-tolerant world leaves at once, without returning (see `system.hard_exit`).
     """
@@ -39,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_any_name() -> None:
-    """A file's name may be any bytes: what is not UTF-8 is printed as stderr does, not an error."""
+    """Let stdout print bytes that are not UTF-8 like stderr does, because a file's name may be any
+    bytes.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -73,7 +73,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _last_word(message: str, level: int) -> None:
-    """Rank 0 tells why it fails; the others tell launch, which speaks for one that fails alone."""
+    """Rank 0 prints why it fails. The others tell launch, which prints it if a rank fails alone."""
     tell(message, level)
     if launcher_rank() not in (None, 0):
         report_fault(message)

@@ -1,11 +1,7 @@
-"""The errors a user can meet, and the exit code of each.
+"""The errors that a user can meet, and the exit code of each.
 
-Owns: the exception tree and the exit codes.
-Does not know: who raises what, or how a message reaches the terminal.
-
-A message says what was found, what is needed, and what to do next. Everything
-below `CollageError` is printed without a traceback; anything else is a defect
-of this package and keeps its traceback.
+A message says what was found, what is needed, and what to do next. Everything below `CollageError`
+is printed without a traceback; anything else is a defect of this package and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""The kinds of network, in one table.
-
-Owns: their names, their codes on the wire and on disk, what holds for each.
+"""The kinds of network in one table: their names, their codes in messages and files, their
+properties.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ class Kind:
     """A kind of network.
 
     Attributes:
-        name: as settings, manifests and messages say it; also the setting that names its
-            weights, the source of an image that it resolved, and what its ranks are called.
-        code: in messages and rows; one that was given is never given again.
+        name: in settings, manifests and messages; also the setting that names its weights, the
+            source of an image that it resolved, and the name of its ranks.
+        code: in messages and rows; a code is never used for another kind.
         source: the code of its answers as an image's source, in rows; likewise.
         ranks: the setting that says how many ranks hold it.
-        encoded: its input is made of the images of a group. Else a task's images are an input
-            each.
+        encoded: its input is made of the images of a group. Otherwise each image of a task is
+            an input.
         resolves: its answer resolves an image by itself, not only with the answers of others.
         colour, legend: in a timeline, of its answers that resolved an image.
-        share: what its share of the images is a share of, in the table of the price.
-        runs: the kind of network that its ranks hold where there is none of its own: such are
-            neither trained nor evaluated.
-        batched: a task has the images of a whole group. Else, if not encoded, one.
+        share: describes its share of the images, in the table of the price.
+        runs: the kind of network that its ranks hold if it has none of its own. Such kinds
+            are neither trained nor evaluated.
+        batched: a task has the images of a whole group. Otherwise, if not encoded, one image.
     """
 
     name: str

@@ -1,8 +1,7 @@
-"""One module a command; `collage_mpi.cli` imports only the one that is asked for.
+"""One module for each command; `collage_mpi.cli` imports only the one that is used.
 
-Each has `add_arguments(parser)` and `execute(args) -> int` (an exit code), and
-imports what is heavy (torch, h5py, MPI) inside `execute`, so that `--help`
-answers at once.
+Each module has `add_arguments(parser)` and `execute(args) -> int` (an exit code). It imports heavy
+packages (torch, h5py, MPI) inside `execute`, so that `--help` answers at once.
 """
 
 # name -> (module below collage_mpi.commands, line in --help)

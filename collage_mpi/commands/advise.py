@@ -1,8 +1,4 @@
-"""`collage-mpi advise TRACE|RUN`: which scheme to choose for service times of one's own.
-
-Owns: the arguments, the printed table and the command line that is advised.
-Does not know: which schemes are compared, how they are simulated (simulation/advice).
-"""
+"""`collage-mpi advise TRACE|RUN`: says which scheme to choose for given service times."""
 
 from __future__ import annotations
 
@@ -121,7 +117,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _question(args: argparse.Namespace) -> Question:
-    """From a trace alone, or from a run, of which the flags change single things."""
+    """The question from a trace, or from a run; flags override single values."""
     from collage_mpi.simulation.advice import Question, groups_of
     from collage_mpi.workload.trace import load_trace
 
@@ -135,7 +131,7 @@ def _question(args: argparse.Namespace) -> Question:
 
 
 def _of_run(path: Path) -> Question:
-    """What its ranks took, and what it measured."""
+    """The question with the service times of a run's ranks and the costs that the run measured."""
     import numpy as np
 
     from collage_mpi.errors import DataFault
@@ -169,7 +165,7 @@ def _of_run(path: Path) -> Question:
 
 
 def _print_few(question: Question) -> None:
-    """Where the times are too few to show a tail, that the advice is rough."""
+    """Print a warning if there are too few service times to show a tail."""
     from collage_mpi.results.statistics import support_needed
 
     machines, requests = question.times_s.shape

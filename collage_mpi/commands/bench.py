@@ -1,4 +1,6 @@
-"""`collage-mpi bench`: what the harness itself costs, beside bare mpi4py; a run's costs."""
+"""`collage-mpi bench`: measures the overhead of this package next to plain mpi4py, and the costs in
+a finished run.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from collage_mpi.system.launchers import MPIS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """round, and costs."""
+    """Add `bench round` and `bench costs`."""
     kinds = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
     line = "time a group's round trip with a null network, next to plain mpi4py loops"
     child = kinds.add_parser("round", help=line, description=line[0].upper() + line[1:] + ".")
@@ -78,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """What the named bench does."""
+    """Run the chosen benchmark."""
     return _costs(args) if args.bench == "costs" else _round(args)
 
 
@@ -96,7 +98,7 @@ def _costs(args: argparse.Namespace) -> int:
 
 
 def _round(args: argparse.Namespace) -> int:
-    """Typed by hand: start the worlds one after the other. Under a launcher: be one."""
+    """Start the worlds one after another; under a launcher, take part as a rank."""
     settings = BenchSettings(px=args.px, rounds=args.rounds, blocks=args.blocks, warmup=args.warmup)
     for path in filter(None, (args.out, args.profile)):
         if not Path(path).absolute().parent.is_dir():

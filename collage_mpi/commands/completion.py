@@ -1,8 +1,5 @@
-"""`collage-mpi completion SHELL`: a script by which a shell completes commands, flags and files.
-
-Owns: what is completed with file names.
-Does not know: shells (shtab, an extra, does). The script holds all flags, so that completing
-starts no Python.
+"""`collage-mpi completion SHELL`: prints a script that completes commands, flags and files. The
+script holds all flags, so completing does not start Python.
 """
 
 from __future__ import annotations
@@ -51,7 +48,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _complete_files(parser: argparse.ArgumentParser, how: object) -> None:
-    """Say of each argument that may be a file, subcommands' too, that it is completed as one."""
+    """Mark each argument that may be a file, in all subcommands, for completion with file names."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():

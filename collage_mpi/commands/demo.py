@@ -1,4 +1,4 @@
-"""`collage-mpi demo --out DIR`: the tail going away, on data and weights of the package."""
+"""`collage-mpi demo --out DIR`: shows the shorter tail, on data and weights of the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to, with which MPI, on what device."""
+    """Declare the command's arguments."""
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the runs and pictures"
     )
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Typed by hand: start 11 ranks of this same command, then tell and draw."""
+    """Start 11 ranks of this same command, then print the report and draw the figures."""
     if (launcher_size() or 1) > 1:
         return _as_ranks(args)
     from collage_mpi.commands.launch import launch_ranks

@@ -1,4 +1,4 @@
-"""`collage-mpi doctor`: what keeps a job from starting here, and what to type about it."""
+"""`collage-mpi doctor`: finds what keeps a job from starting here, and says what to type."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Look, say, and tell by the exit code whether anything is bad."""
+    """Run all checks; the exit code says whether a job can be expected to run."""
     from collage_mpi.doctor.facts import Wanted
     from collage_mpi.system.environment import launcher_rank, launcher_size
 
@@ -95,7 +95,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 class Doctor:
-    """The doctor on the process that speaks: alone, or rank 0 of a world."""
+    """The doctor in the process that prints: alone, or rank 0 of a world."""
 
     def __init__(self, wanted: Wanted, args: argparse.Namespace) -> None:
         from collage_mpi.doctor.screen import Screen
@@ -106,7 +106,7 @@ class Doctor:
         self._screen: Screen | None = None if args.json else Screen(sys.stdout)
 
     def run(self) -> int:
-        """Everything, in the order of the screen."""
+        """Run all checks in the order of the screen."""
         from collage_mpi import __version__
         from collage_mpi.doctor.ranks import open_meeting
         from collage_mpi.system.environment import launcher_size
@@ -143,7 +143,7 @@ class Doctor:
             self._screen.findings(findings)
 
     def _try_ranks(self, facts: Facts) -> None:
-        """Typed alone: start a small job."""
+        """Start a small job, unless this process is a rank itself."""
         from collage_mpi.doctor.checks_software import choose_launcher
         from collage_mpi.doctor.checks_world import check_trial
         from collage_mpi.doctor.examine import can_meet
@@ -200,7 +200,7 @@ class Doctor:
 
 
 def _as_another_rank(wanted: Wanted) -> int:
-    """Every rank but 0: report to rank 0, leave with its code."""
+    """On every rank but 0: report to rank 0 and leave with its exit code."""
     from collage_mpi.doctor.ranks import open_meeting
 
     meeting = open_meeting(wanted)

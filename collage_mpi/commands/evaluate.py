@@ -1,8 +1,4 @@
-"""`collage-mpi evaluate`: networks side by side on labelled shards.
-
-Owns: the flags, the table and the JSON.
-Does not know: how anything is measured (training.measure).
-"""
+"""`collage-mpi evaluate`: measures networks side by side on labelled shards."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One network or several; the price of a collage or a parity is seen beside the single."""
+    """Declare the command's arguments."""
     parser.add_argument(
         "--shards", type=path_argument, nargs="+", required=True, help="labelled shards"
     )
@@ -126,7 +122,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
-    """On stderr, so that the JSON stays alone."""
+    """Print the warning to stderr, so that stdout holds only the JSON."""
     from collage_mpi.results.weak import ADVICE, weaker_by
     from collage_mpi.system.tell import tell
 
@@ -209,7 +205,9 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
 
 
 def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -> Geometry:
-    """What networks of the user's own are told; the other network knows its classes."""
+    """The shapes and classes that a user's own network is told. The class names may come from the
+    other network.
+    """
     from collage_mpi.models import Geometry
 
     labels = shards.labels()
@@ -221,7 +219,7 @@ def _geometry(args: argparse.Namespace, shards: Any, infos: list[NetworkInfo]) -
 def _answers(
     args: argparse.Namespace, shards: Any, predictors: dict[str, TorchPredictor]
 ) -> tuple[dict[str, list[tuple[int, float] | None]], np.ndarray]:
-    """kind -> n answers, and (n,) labels: the same images in the same order."""
+    """kind -> n answers, and (n,) labels, for the same images in the same order."""
     import numpy as np
 
     from collage_mpi.encoding import BERRUT
@@ -353,7 +351,7 @@ def _shown(value: float | None, form: str = "{:.2f}", unit: float = 1) -> str:
 
 
 def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:
-    """A row of the table for each place in the collage."""
+    """Table rows with the accuracy for each place in the collage."""
     from collage_mpi.training.judge import AT
 
     places = networks.get(COLLAGE, {}).get("places", {})

@@ -1,8 +1,4 @@
-"""`collage-mpi experiment FILE`: many runs from one file, and one table of them.
-
-Owns: the arguments, and whether ranks are started here or are there already.
-Does not know: how a file is expanded, how a run works, what the table holds.
-"""
+"""`collage-mpi experiment FILE`: runs many jobs from one file and makes one table of them."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ _GOES_ON = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The file, where to, and which of its points."""
+    """Declare the command's arguments."""
     parser.epilog = (
         "In a Slurm array, run: collage-mpi experiment FILE --index $SLURM_ARRAY_TASK_ID --out "
         "DIR, and afterwards the same with --table. If a command is repeated, it skips the runs "
@@ -74,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """List, tabulate, or run what is not done yet."""
+    """List the points, make the table, or run the points that are not done."""
     from collage_mpi.experiments.spec import parse_indices, read_experiment
 
     experiment = read_experiment(args.file, args.sets)

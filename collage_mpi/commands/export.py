@@ -1,8 +1,4 @@
-"""`collage-mpi export DIR --to csv|parquet|hdf5`: a run's rows for other tools.
-
-Owns: the arguments and what is printed.
-Does not know: the formats.
-"""
+"""`collage-mpi export DIR --to csv|parquet|hdf5`: writes a run's rows for other tools."""
 
 from __future__ import annotations
 
@@ -53,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Export and name the files, one a line."""
+    """Export, and print the names of the files, one a line."""
     from collage_mpi.results.export import export_run
     from collage_mpi.results.names import image_names
     from collage_mpi.results.reader import read_results

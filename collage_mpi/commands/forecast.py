@@ -1,8 +1,6 @@
-"""What a run would do, and how long it would take: everything checked, nothing written.
-
-Owns: the order of the checks of `run --dry-run`, the estimate of time, what is told.
-Does not know: MPI. With workers at hand each loads its networks and answers, as at a run's start;
-without, this process loads them one after the other.
+"""`run --dry-run`: checks everything, times the networks, and estimates how long the run would
+take; nothing is written. With workers each of them loads its networks and answers, as at a run's
+start; without workers this process loads the networks one after another.
 """
 
 from __future__ import annotations
@@ -55,15 +53,15 @@ TIMED_RUNS, WARM_RUNS = 15, 3
 
 @dataclass(frozen=True)
 class Measured:
-    """What things take, and who was asked.
+    """The measured times, and how they were measured.
 
     Attributes:
-        single_ns: an image in the single network, or in the scheme's own where it has none.
-        ratio: the other network over that.
-        batch_costs: kind -> a further input of a batch over the first.
-        shared: how many ranks work on one core, or one GPU, at most; 1.0 if none share.
-        who: in words.
-        memory: what is known of it, in words.
+        single_ns: an image in the single network, or in the scheme's own network without one.
+        ratio: service time of the other network divided by that.
+        batch_costs: kind -> time of a further input of a batch divided by that of the first.
+        shared: how many ranks share one core, or one GPU, at most; 1.0 if none share.
+        who: who measured, in words.
+        memory: what is known about memory, in words.
         tunings: kind -> how its network runs, in words.
     """
 
@@ -85,18 +83,18 @@ def forecast(
     stop_reason: Callable[[], str | None] = lambda: None,
     say: Callable[[str], None] = print,
 ) -> ExitCode:
-    """Check a run as it would be checked, time its networks, tell what it would do.
+    """Check a run as it would be checked, time its networks, and print what it would do.
 
     Args:
-        worker_group: the ranks, or None where this process is alone.
+        worker_group: the ranks, or None if this process is alone.
         resume, retry_errors: as `run_session`.
-        say: is given each line.
+        say: called with each line.
 
     Returns:
-        COMPLETE, or DATA where shards cannot be read, as the run would end.
+        COMPLETE, or DATA if shards cannot be read, as the run would end.
 
     Raises:
-        UsageError, EnvironmentFault, DataFault: what the run would end with.
+        UsageError, EnvironmentFault, DataFault: the error that the run would end with.
     """
     settings.require_inputs()
     out = Path(settings.out)
@@ -136,7 +134,7 @@ def _closing(plan: Plan) -> Iterator[None]:
 
 
 def _read_ns(plan: Plan, encoder: AnyEncoder, order: np.ndarray) -> float:
-    """What reading an image takes, shrinking included, where rank 0 reads them: ns."""
+    """Time to read an image, including shrinking, if rank 0 reads the images: ns."""
     chosen = order[:READ_IMAGES]
     if plan.settings.by_place or not len(chosen):
         return 0.0
@@ -197,7 +195,7 @@ def _timed_ns(predict: Callable[[np.ndarray], object], inputs: np.ndarray) -> in
 def _as_measured(
     plan: Plan, times_ns: dict[str, dict[int, int]], shared: float, who: str, memory: str
 ) -> Measured:
-    """From service times by kind and size of batch."""
+    """The result from service times by kind and size of batch."""
     settings = plan.settings
     first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
     other = next((t for kind, t in times_ns.items() if kind in SPARE_KINDS), first)
@@ -219,7 +217,7 @@ def _measured_there(
     known: dict[str, str],
     stop_reason: Callable[[], str | None],
 ) -> Measured:
-    """Every rank loads its networks; one of each kind is timed, the others waiting."""
+    """Every rank loads its networks; one rank of each kind is timed while the others wait."""
     hellos = handshake(plan, worker_group, encoder, stop_reason)
     refuse_other_networks(plan, hellos, known)
     costs = service_costs(plan, worker_group)
@@ -276,7 +274,7 @@ def _lines(
 
 
 def _ranges(ranks: tuple[int, ...]) -> str:
-    """Ascending numbers: one, or first and last of what has no gap."""
+    """Ascending numbers, with first and last only for those without a gap."""
     whole = ranks[-1] - ranks[0] + 1 == len(ranks) > 1
     return f"{ranks[0]}-{ranks[-1]}" if whole else ", ".join(map(str, ranks))
 
@@ -302,7 +300,9 @@ def _service(plan: Plan, measured: Measured) -> str:
 
 
 def _time(plan: Plan, images: int, measured: Measured, read_ns: float) -> str:
-    """Simulated with the measured times, once with a core (GPU) a rank, once as here."""
+    """The simulated time with the measured service times: once with a core (GPU) for each rank,
+    once as here.
+    """
     try:
         least, most = (
             max(_simulated_s(plan, images, measured, share), images * read_ns / 1e9)

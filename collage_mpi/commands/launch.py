@@ -1,7 +1,5 @@
-"""`collage-mpi launch -n 11 -- run ...`: start ranks with the MPI at hand.
-
-Owns: the arguments of launch, and `launch_ranks` for commands that start ranks themselves.
-Does not know: what the ranked command does.
+"""`collage-mpi launch -n 11 -- run ...`: starts ranks with the installed MPI, also for commands
+that start ranks themselves.
 """
 
 from __future__ import annotations
@@ -97,17 +95,17 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool = False) -> int:
-    """How many ranks to start, once this process has checked what it can see of their command.
+    """How many ranks to start, after this process has checked what it can of their command.
 
     Args:
         words: a command, or a script, and its arguments.
-        ranks: as asked for; None for as many as the command needs.
-        dry_run: nothing will be started; only a number that is missing is looked for.
+        ranks: the number given by the user; None for as many as the command needs.
+        dry_run: nothing will be started; only a missing number is computed.
 
     Raises:
-        UsageError: what was typed does not fit together; the number is missing, and the command
-            does not say it.
-        EnvironmentFault, DataFault: a file is not there, damaged, or in use.
+        UsageError: the arguments do not fit together, or the number is missing and the
+            command does not determine it.
+        EnvironmentFault, DataFault: a file is missing, damaged, or in use.
     """
     if ranks is not None and (ranks < 1 or dry_run):
         return ranks  # `build_command` refuses what is no number of ranks
@@ -141,7 +139,7 @@ def _ranks_of_demo(args: argparse.Namespace) -> list[int]:
 
 
 def _ranks_of_experiment(args: argparse.Namespace) -> list[int]:
-    """Worlds that its points need; it is read and expanded as each rank will."""
+    """World sizes that the points need. The file is read and expanded here as on each rank."""
     from collage_mpi.experiments.spec import parse_indices, read_experiment
 
     experiment = read_experiment(args.file, args.sets)
@@ -171,10 +169,10 @@ def launch_ranks(
         words: a command and its arguments, e.g. ("run", "--shards", "DIR"), or a Python script
             and its arguments.
         mpi: "auto" or a family of `collage_mpi.system.launchers.FAMILIES`.
-        mpiexec: launcher to use; None to look for one.
+        mpiexec: launcher to use; None to search for one.
         timeout_s: None for no limit.
-        dry_run: print the line, run nothing.
-        fault_tolerant: the job outlives lost ranks.
+        dry_run: print the command line and run nothing.
+        fault_tolerant: the job survives lost ranks.
 
     Raises:
         UsageError: nothing to run, not a command, or ranks < 1.
@@ -213,7 +211,7 @@ def _follow(
     timeout_s: float | None,
     fault_tolerant: bool,
 ) -> int:
-    """Run the plan to its end, once more if its start hung; the exit code."""
+    """Run the plan to its end, and once more if its start hung; returns the exit code."""
     from collage_mpi.launch.supervisor import (
         LEAVE_GRACE_S,
         Job,
@@ -259,18 +257,20 @@ def _follow(
 
 
 def output_folder(words: Sequence[str]) -> Path | None:
-    """The `--out` of a `run`, whose completion marker launch looks for; None if there is none."""
+    """The `--out` of a `run`, in which launch looks for the completion marker; None if there is
+    none.
+    """
     writes = bool(words) and words[0] == "run" and "--dry-run" not in words
     value = _flag(words, "--out") if writes else None
     return None if value is None else Path(value)
 
 
 def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
-    """What to do about lost ranks: launch's own flag, the command's, its settings file's, or
-    that of the run which it goes on with.
+    """What to do about lost ranks, from the first that says it: launch's own flag, the command's
+    flag, the settings file, or the run that is resumed.
 
     Raises:
-        UsageError: launch's flag with a command that has no workers to lose.
+        UsageError: launch's flag is given with a command that has no workers to lose.
     """
     if _is_script(words):
         return own
@@ -291,7 +291,9 @@ def wanted_on_loss(words: Sequence[str], own: str | None = None) -> str | None:
 
 
 def _settings_of(file: str | None, words: Sequence[str]) -> Mapping[str, Any]:
-    """What the ranks will read, below their flags: the run's to go on with, then the file's."""
+    """The settings that the ranks will read below their flags: those of the resumed run, then the
+    file's.
+    """
     found: dict[str, Any] = {}
     out = output_folder(words)
     if out is not None and {"--resume", "--retry-errors"} & set(words):

@@ -1,7 +1,4 @@
-"""The parser of the whole tool: every command by name, the arguments of the one that is asked for.
-
-Owns: usage errors, help and version, said by one rank only.
-"""
+"""The argument parser of all commands. Only one rank prints usage errors, help and version."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ MOST_USAGE_LINES = 8  # of a usage shown with an error: more would hide the mess
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints usage errors from one rank only: under a launcher all parse argv."""
+    """Prints usage errors on one rank only, because under a launcher all ranks parse argv."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if telling_rank() in (None, 0):
@@ -35,19 +32,19 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(int(ExitCode.USAGE))
 
     def _print_message(self, message: str, file: TextIO | None = None) -> None:  # type: ignore[override]
-        """Help and version, from one rank only too; a reader that has gone is no error."""
+        """Print help and version on one rank only; a reader that has gone is not an error."""
         if message and telling_rank() in (None, 0):
             SafeStream(sys.stderr if file is None else file).write(message)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """As argparse's, but what is not known is an error of the command that got it."""
+        """Like argparse's, but an unknown argument is an error of the command that got it."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(self._unknown(unknown))
         return found, unknown
 
     def _check_value(self, action, value):  # type: ignore[no-untyped-def]
-        """As argparse's; a command that is mistyped is told the nearest, not all."""
+        """Like argparse's, but a mistyped command is answered with the nearest ones, not all."""
         names = action.choices
         if isinstance(action, argparse._SubParsersAction) and value not in names:
             hint = did_you_mean(value, names) or "."
@@ -61,7 +58,9 @@ class _Parser(argparse.ArgumentParser):
         return f"unrecognized arguments: {' '.join(words)}{hint}"
 
     def help_if_bare(self, words: Sequence[str]) -> bool:
-        """Print the help of what is named without one of its commands; whether it was so."""
+        """Print the help of a command whose subcommand is missing; returns whether it was
+        printed.
+        """
         parser: argparse.ArgumentParser = self
         for word in [*words, None]:
             found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
@@ -75,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
-    """The parser of the whole tool, with the full arguments of one command only, or of all."""
+    """The parser of all commands, with the full arguments of one command only, or of all."""
     parser = _Parser(
         prog="collage-mpi",
         description="Classify very many images over MPI with no slow tail and nothing lost.",

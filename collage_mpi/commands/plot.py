@@ -1,8 +1,4 @@
-"""`collage-mpi plot FIGURE`: figures of finished runs and of an experiment's points.
-
-Owns: the figures' arguments and titles, and what is printed.
-Does not know: how a figure is drawn (figures/), statistics.
-"""
+"""`collage-mpi plot FIGURE`: draws figures of finished runs and of an experiment's points."""
 
 from __future__ import annotations
 
@@ -31,7 +27,7 @@ POINTS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its line of help, its arguments, and what draws it and names the files."""
+    """One figure: its line of help, its arguments, and the function that draws it."""
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
@@ -39,7 +35,7 @@ class Figure:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A subcommand a figure."""
+    """Add a subcommand for each figure."""
     parser.epilog = (
         f"Figures need matplotlib: {pip_line('plot')}. For example: collage-mpi plot "
         "cdf runs/none runs/collage --out figures/tail"
@@ -53,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Draw; print the files."""
+    """Draw, and print the names of the files."""
     for path in FIGURES[args.figure].draw(args):
         say(str(path))
     return 0
@@ -83,7 +79,9 @@ def _cdf_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _cdf(args: argparse.Namespace) -> Sequence[Path]:
-    """The runs overlaid, and the table of them; the first is the baseline of all ratios."""
+    """Draw the runs in one figure and print their table. The first run is the baseline of all
+    ratios.
+    """
     from collage_mpi.figures.latency_cdf import plot_latency_cdf
     from collage_mpi.results import compare, read_results, render_comparison
 
@@ -123,7 +121,7 @@ def _timeline(args: argparse.Namespace) -> Sequence[Path]:
 
 
 def parse_groups(text: str) -> tuple[int, int]:
-    """Read "10-18" or "7". Raises UsageError when it is neither."""
+    """Read "10-18" or "7". Raises UsageError for any other form."""
     match = re.fullmatch(r"(\d{1,15})(?:-(\d{1,15}))?", text)
     if match is None:
         raise UsageError(f"--groups {text}: it needs a number or a range, as in 10-18")
@@ -131,7 +129,7 @@ def parse_groups(text: str) -> tuple[int, int]:
 
 
 def _timeline_title(run: Results, first: int, last: int) -> str:
-    """What is shown, under which stragglers."""
+    """What is shown, and under which stragglers."""
     model = run.manifest.get("straggler") or "none"
     flag = " (INVALID)" if run.invalid else ""
     return f"Groups {first} to {last}: {run.scheme}, {run.mode}{flag}\nStragglers: {model}"
@@ -147,7 +145,9 @@ def _throughput_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _throughput(args: argparse.Namespace) -> Sequence[Path]:
-    """A line a scheme and mode, a point a batch size, repeats as medians; and the table."""
+    """Draw a line for each scheme and mode with a point for each batch size, the median of repeated
+    runs; print the table.
+    """
     from collage_mpi.figures.throughput import batch_points, plot_throughput, render_batches
     from collage_mpi.results import read_results
     from collage_mpi.results.file_names import MANIFEST
@@ -160,7 +160,9 @@ def _throughput(args: argparse.Namespace) -> Sequence[Path]:
 
 
 def _throughput_title(runs: Sequence[Results]) -> str:
-    """What was measured, and under which stragglers: without them a latency means nothing."""
+    """What was measured, and under which stragglers; without the stragglers a latency means
+    nothing.
+    """
     how = {("simulated" if "simulated" in run.manifest else "measured") for run in runs}
     stragglers = {run.manifest.get("straggler") or "none" for run in runs}
     model = stragglers.pop() if len(stragglers) == 1 else "differ"
@@ -220,7 +222,7 @@ def _points(args: argparse.Namespace) -> Sequence[Path]:
 
 
 def titled(first: str, rows: Sequence[Row]) -> str:
-    """The title, and below it how many placements and groups stand behind a point."""
+    """The title, with the number of placements and groups behind a point below it."""
     placements = {int(row["placements"]) for row in rows}
     groups = {int(row["groups"] / row["placements"]) for row in rows}
     how = {row["how"] for row in rows}
@@ -232,7 +234,7 @@ def titled(first: str, rows: Sequence[Row]) -> str:
 
 
 def gain_title(value: str) -> str:
-    """What a gain's column holds: "p99_vs_none" is none's P99 over the point's."""
+    """The title of a gain's column: "p99_vs_none" is none's P99 divided by the point's."""
     figure, found, baseline = value.partition("_vs_")
     return f"{figure} of {baseline} over {figure} of each: above 1 is better" if found else value
 

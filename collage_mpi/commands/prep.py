@@ -1,8 +1,4 @@
-"""`collage-mpi prep`: make shards from other formats, and from shards.
-
-Owns: the kinds of input; of `prep idx` the flags, the rows of each shard.
-Does not know: the shard format (shards), the IDX format (idx), pictures (prep_pictures).
-"""
+"""`collage-mpi prep`: makes shards from pictures, from other formats, and from shards."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ BATCH = 1_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the kinds of input."""
+    """Add a subcommand for each kind of input."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     images = kinds.add_parser(
         "images", help="from folders of JPEG, PNG and other pictures, one folder a class"
@@ -104,7 +100,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def write_all(args: argparse.Namespace, table: Table) -> int:
-    """Write the shards of a table and say so; returns 0."""
+    """Write the shards of a table and print a summary; returns 0."""
     from collage_mpi.prep.plan import shard_paths
 
     paths = shard_paths(args.out, args.prefix, len(table.rows), args.rows_per_shard)
@@ -166,16 +162,16 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def split_rows(rows: np.ndarray, rows_per_shard: int) -> list[np.ndarray]:
-    """Consecutive pieces of at most `rows_per_shard`."""
+    """Consecutive parts of at most `rows_per_shard` rows."""
     return [rows[start : start + rows_per_shard] for start in range(0, len(rows), rows_per_shard)]
 
 
 def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
-    """Remove the shards that a job would take for part of the new ones, if allowed.
+    """Remove existing shards that a job would take for part of the new ones, if allowed.
 
     Raises:
-        EnvironmentFault: there are some and `overwrite` is not given, or the folder is not
-            one.
+        EnvironmentFault: there are some and `overwrite` is not given, or the path is not a
+            folder.
     """
     from collage_mpi.prep.plan import old_shards, remove_shard
     from collage_mpi.system.files import writing
@@ -192,7 +188,7 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
 
 
 def write_rows(path: Path, table: Table, rows: np.ndarray, advance: Callable[[int], None]) -> None:
-    """Write one shard of the table's `rows`, telling `advance` of each batch."""
+    """Write one shard of the table's `rows`; `advance` is called after each batch."""
     from collage_mpi.prep.reshard import ShardRows
     from collage_mpi.shards import EncodedWriter
 

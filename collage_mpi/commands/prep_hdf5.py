@@ -1,8 +1,4 @@
-"""`collage-mpi prep hdf5`: shards from other programs' HDF5 files.
-
-Owns: its flags, and the open file as a table of rows.
-Does not know: values and labels (prep/arrays.py), which dataset is which (shards/foreign.py).
-"""
+"""`collage-mpi prep hdf5`: makes shards from other programs' HDF5 files."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of its own; those of the shards are shared with `prep idx`."""
+    """Add the flags of its own; the flags about the shards are shared with `prep idx`."""
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="HDF5 file; FILE::GROUP for one group of it"
     )
@@ -70,7 +66,7 @@ def table_of(args: argparse.Namespace) -> Iterator[Table]:
     """The rows of the file, while it is open.
 
     Raises:
-        UsageError, DataFault, EnvironmentFault: what cannot be understood or read.
+        UsageError, DataFault, EnvironmentFault: the file cannot be understood or read.
     """
     from collage_mpi.shards.check import opened
     from collage_mpi.shards.contents import ForeignFault
@@ -112,7 +108,7 @@ def _told(args: argparse.Namespace, elsewhere: bool) -> Told:
 
 
 def _labels_elsewhere(labels: str | None, file: Any) -> bool:
-    """Whether --labels names another file: it is no dataset of this one."""
+    """Whether --labels names another file instead of a dataset of this one."""
     from collage_mpi.shards.schema import PART_MARK
 
     if labels is None or labels in file:

@@ -1,8 +1,5 @@
-"""`collage-mpi prep images|tar`: shards from folders and tar files of pictures.
-
-Owns: their flags, this process's share of the shards, progress and the last lines.
-Does not know: pictures, shards. Under mpiexec or srun each rank makes its own
-shards; they need nothing of each other, so MPI itself is not started.
+"""`collage-mpi prep images|tar`: makes shards from folders and tar files of pictures. Under mpiexec
+or srun each rank makes its own shards without any messages, so MPI itself is not started.
 """
 
 from __future__ import annotations
@@ -169,7 +166,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Make this process's shards; 0, or 5 if pictures were left out."""
+    """Make this process's shards; returns 0, or 5 if pictures were left out."""
     from collage_mpi.prep.plan import clear_strangers, plan_shards
     from collage_mpi.prep.pool import make_shards
     from collage_mpi.system.environment import launcher_rank, launcher_size, processes_wanted
@@ -229,7 +226,7 @@ def _tell(
     took_s: float,
     rank: int | None,
 ) -> None:
-    """The last lines: how many, how fast, where, and what was left out."""
+    """Print the last lines: how many, how fast, where, and what was left out."""
     who = "" if rank is None else f"rank {rank}: "
     if not reports:
         print(f"{who}there is no shard to make; {len(jobs)} in all", flush=True)
@@ -273,7 +270,9 @@ def pictures(number: int) -> str:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """A batch system's SIGTERM ends this as an interrupt does: children ended, drafts removed."""
+    """Within this context a batch system's SIGTERM acts like Ctrl-C: children end, drafts are
+    removed.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,4 @@
-"""What the kinds of `collage-mpi prep` share: a table of rows to write, and flags of all of them.
-
-Owns: `Table`, the class names, the order and number of rows, what a prefix may be.
-"""
+"""What the subcommands of `collage-mpi prep` share: a table of rows to write, and common flags."""
 
 from __future__ import annotations
 
@@ -25,10 +22,10 @@ class Table:
     """All rows to be written, in order.
 
     Attributes:
-        images: (n, H, W, C) uint8, or what gives such rows when indexed with them.
+        images: (n, H, W, C) uint8, or an object that returns such rows when indexed.
         labels: (n,) integers, or None.
-        rows: (m,) rows of those to write, in this order.
-        ids: of all images, or a text: an id is then this, a colon, and the image's row.
+        rows: (m,) numbers of the rows to write, in this order.
+        ids: of all images, or a text: an id is then this text, a colon, and the image's row.
         class_names, source: as in a shard.
         fit: of images that are to be stored encoded; None for pixels.
     """
@@ -70,6 +67,6 @@ def pick_rows(count: int, args: argparse.Namespace) -> np.ndarray:
 
 
 def check_prefix(prefix: str) -> None:
-    """Raise UsageError unless shards' names can start with it."""
+    """Raise UsageError unless shards' names can start with this prefix."""
     if not prefix or "/" in prefix or prefix.startswith("."):
         raise UsageError(f"--prefix is {prefix!r}; it needs the start of a file name")

@@ -1,7 +1,5 @@
-"""`collage-mpi prep shards`: shards from shards, of another size, storage, order or labels.
-
-Owns: its flags, and the open shards as a table of rows.
-Does not know: how pictures are resized or read (prep/reshard.py), how shards are written.
+"""`collage-mpi prep shards`: makes shards from shards, with another size, storage, order or
+labels.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of its own; those of the new shards are shared with `prep idx`."""
+    """Add the flags of its own; the flags about the new shards are shared with `prep idx`."""
     parser.add_argument(
         "paths",
         type=Path,
@@ -69,7 +67,7 @@ def table_of(args: argparse.Namespace) -> Iterator[Table]:
     """The rows of the shards, while they are open.
 
     Raises:
-        UsageError, DataFault, EnvironmentFault: what cannot be made, understood or read.
+        UsageError, DataFault, EnvironmentFault: the shards cannot be made, understood or read.
     """
     from collage_mpi.prep.reshard import opened_as
     from collage_mpi.shards.reader import expand_paths

@@ -1,8 +1,4 @@
-"""`collage-mpi report RUN ... --out report.html`: one or several runs as a page to look at.
-
-Owns: the arguments and what is printed.
-Does not know: what stands on the page.
-"""
+"""`collage-mpi report RUN ... --out report.html`: writes an HTML page about one or several runs."""
 
 from __future__ import annotations
 
@@ -44,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Write the page and name it."""
+    """Write the page and print its name."""
     from collage_mpi.report.page import write_report
 
     if args.out is None and len(args.runs) > 1:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting."""
+    """Add a flag for every setting."""
     parser.usage = (
         "collage-mpi run --shards PATH ... --single W --collage W --out DIR [more settings]"
     )
@@ -98,15 +98,16 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def check_before_ranks(args: argparse.Namespace, ranks: int | None, *, files: bool = True) -> int:
-    """Everything that one process can see of a run before its ranks start; how many they are.
+    """Check everything about a run that one process can see before its ranks start; returns how
+    many ranks it needs.
 
     Args:
-        ranks: as they were asked for; None for as many as the settings need.
-        files: look at files too: where ranks may be on other hosts, this one may lack them.
+        ranks: the number given by the user; None for as many as the settings need.
+        files: check files too. If ranks may be on other hosts, this host may lack the files.
 
     Raises:
-        UsageError: what was typed does not fit together, the number of ranks included.
-        EnvironmentFault, DataFault: a file is not there, damaged, or in use.
+        UsageError: the arguments do not fit together, including the number of ranks.
+        EnvironmentFault, DataFault: a file is missing, damaged, or in use.
     """
     from collage_mpi.job.plan import check_without_images
     from collage_mpi.job.resume import fitted, has_run, resumed_settings
@@ -133,7 +134,7 @@ def check_before_ranks(args: argparse.Namespace, ranks: int | None, *, files: bo
 
 
 def _check_shards(settings: RunSettings) -> None:
-    """Raise where a path of the shards names nothing; what is in the files rank 0 looks at."""
+    """Raise if a path of the shards does not exist; rank 0 checks what is in the files."""
     for path in settings.shards:
         try:
             Path(path).stat()
@@ -142,7 +143,7 @@ def _check_shards(settings: RunSettings) -> None:
 
 
 def _check_out(settings: RunSettings, resume: bool) -> None:
-    """Raise where a run in the output folder would be refused, or another job writes there."""
+    """Raise if a run in the output folder would be refused, or another job writes there."""
     from collage_mpi.job.resume import has_run
     from collage_mpi.results.claim import LOOK_S, Patience, find_writer, held_by
     from collage_mpi.results.writer import RunWriter
@@ -157,7 +158,7 @@ def _check_out(settings: RunSettings, resume: bool) -> None:
 
 
 def _teams_of(given: Mapping[str, Any], source: str) -> int:
-    """Of a run that goes on, which every rank must know before rank 0 has looked at it."""
+    """The teams of a resumed run. Every rank must know them before rank 0 has read the run."""
     from collage_mpi.job.resume import resumed_settings
 
     try:
@@ -167,8 +168,9 @@ def _teams_of(given: Mapping[str, Any], source: str) -> int:
 
 
 def write_page(out: Path) -> None:
-    """The run's report, in its folder. What keeps it from being written is told, and no more: the
-    job and its exit code are about the rows."""
+    """Write the report into the run's folder. An error is printed and does not change the exit
+    code, which is about the rows.
+    """
     from collage_mpi.report.page import write_report
     from collage_mpi.system.tell import tell
 
@@ -187,7 +189,7 @@ def _forecast(
     args: argparse.Namespace,
     stop_reason: Callable[[], str | None] = lambda: None,
 ) -> int:
-    """`--dry-run`: with the workers, or in this process alone."""
+    """Do `--dry-run`, with the workers or in this process alone."""
     from collage_mpi.commands.forecast import forecast
     from collage_mpi.settings.flags import flags_of
 
@@ -214,7 +216,7 @@ def run_and_tell(
     resume: bool = False,
     retry_errors: bool = False,
 ) -> int:
-    """One session on rank 0, its summary printed and saved as summary.json."""
+    """Run one session on rank 0, print its summary and save it as summary.json."""
     from collage_mpi.job.session import run_session
     from collage_mpi.results import render_summary, summarise
     from collage_mpi.results.manifest import COMPLETE, read_manifest, to_go_on
@@ -243,7 +245,7 @@ def run_and_tell(
 
 
 def tell_of_input(faults: Sequence[str]) -> None:
-    """The last words of a run whose input was not sound, and what to do."""
+    """The last message of a run whose input had errors, and what to do."""
     from collage_mpi.system.tell import tell
 
     listed = "\n  ".join(faults)

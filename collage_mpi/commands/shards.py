@@ -1,8 +1,4 @@
-"""`collage-mpi shards`: look at shards and prove them.
-
-Owns: the flags and the words on the terminal.
-Does not know: the format; how a file is read safely.
-"""
+"""`collage-mpi shards`: inspects and verifies shards, and adds cells to them."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from collage_mpi.system.printable import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `shards inspect` and `shards verify`."""
+    """Add `shards inspect`, `shards verify` and `shards add-cells`."""
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
     lines = {
         "inspect": "print what the shards hold: images, shape, classes, source, fingerprint",
@@ -99,7 +95,7 @@ def inspect_one(path: Path, as_json: bool) -> bool:
 
 
 def _tell_layout(layout: dict[str, Any], path: Path) -> None:
-    """What was understood of another program's file."""
+    """Print how another program's file was understood."""
     from collage_mpi.shards.foreign import LABEL_NAMES
     from collage_mpi.shards.schema import remake_command
 
@@ -114,7 +110,9 @@ def _tell_layout(layout: dict[str, Any], path: Path) -> None:
 
 
 def add_cells_to(path: Path, out: Path, px: int) -> None:
-    """Write a copy with cells and say so. Raises UsageError, DataFault, EnvironmentFault."""
+    """Write a copy with cells and print its name. Raises UsageError, DataFault,
+    EnvironmentFault.
+    """
     from collage_mpi.encoding.collage import Encoder
     from collage_mpi.encoding.grid import MIN_SIDE, Grid
     from collage_mpi.shards import inspect_shard

@@ -1,8 +1,4 @@
-"""`collage-mpi simulate`: a run on virtual time, with the settings of `run`.
-
-Owns: its flags, what is printed.
-Does not know: how a run is simulated, how numbers are compared.
-"""
+"""`collage-mpi simulate`: simulates a run on virtual time, with the settings of `run`."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ MOST_SEEDS = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The settings of a run, the number of images, what things take."""
+    """Add the settings of a run, the number of images, and the costs."""
     parser.usage = "collage-mpi simulate --images N --out DIR [more settings]"
     parser.epilog = (
         "For example: collage-mpi simulate --images 90000 --straggler lognormal "
@@ -122,7 +118,7 @@ def _images(args: argparse.Namespace) -> int:
 
 
 def _costs(args: argparse.Namespace, run: Results | None = None) -> Costs:
-    """Those of --costs, of the run that is simulated, or the defaults; flags win."""
+    """The costs of --costs, of the run that is simulated, or the defaults; flags win."""
     from collage_mpi.simulation.costs import costs_of, read_costs
 
     if args.costs:

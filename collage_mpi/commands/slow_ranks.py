@@ -1,7 +1,5 @@
-"""`collage-mpi slow-ranks RUN...`: which ranks, GPUs and hosts were slower than their peers.
-
-Owns: the arguments, the printed tables, the `--exclude` for Slurm.
-Does not know: how ranks are compared (results/slow_ranks), the simulator.
+"""`collage-mpi slow-ranks RUN...`: finds ranks, GPUs and hosts that were slower than their peers,
+and prints `--exclude` for Slurm.
 """
 
 from __future__ import annotations
@@ -52,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class _Found:
-    """One run: its speeds, and what it would have been without the slow ones, or why not."""
+    """One run: its speeds, and how it would have gone without the slow ranks, or why that is
+    unknown.
+    """
 
     run: Results
     speeds: list[Speed]
@@ -84,10 +84,10 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
-    """The runs; what is none is told, and is an error where no other is one.
+    """The runs. A path that is no run is reported; it is an error only if no path is a run.
 
     Raises:
-        EnvironmentFault, DataFault: of the last, if none can be read.
+        EnvironmentFault, DataFault: of the last path, if none can be read.
     """
     from collage_mpi.errors import DataFault, EnvironmentFault
     from collage_mpi.results import read_results
@@ -106,7 +106,7 @@ def _read_each(paths: Sequence[Path]) -> Iterator[Results]:
 
 
 def _simulated(found: _Found, never: bool) -> _Found:
-    """With the simulation without its slow ranks, where it has any."""
+    """Add a simulation of the run without its slow ranks, if it has any."""
     from collage_mpi.errors import CollageError
 
     if never or not any(speed.slow for speed in found.speeds):
@@ -126,7 +126,7 @@ def _on_purpose(run: Results) -> bool:
 
 
 def _exclude(found: Sequence[_Found], hosts: Sequence[Recurrence]) -> tuple[list[str], list[str]]:
-    """The hosts that Slurm had better leave out, and what to say besides."""
+    """The hosts that Slurm should leave out, and notes."""
     from collage_mpi.results.slow_ranks import hosts_to_exclude
 
     slow = {host for item in found for host in hosts_to_exclude(item.speeds)}
@@ -149,7 +149,7 @@ def _hosts_of_rank_0(run: Results) -> set[str]:
 
 
 def _node(host: str) -> str:
-    """As Slurm calls it: without the domain."""
+    """The host's name as Slurm knows it: without the domain."""
     short = host.partition(".")[0]
     return host if short.isdecimal() else short
 
@@ -178,7 +178,7 @@ def _as_json(
 
 
 def _print_run(found: _Found, *, brief: bool) -> None:
-    """The units of a run; of several runs only what is slow."""
+    """Print the ranks, GPUs and hosts of a run; with `brief` only the slow ones."""
     from collage_mpi.system.terminal import to_text
 
     say(f"{found.run.path}: {found.run.label}")

@@ -1,7 +1,5 @@
-"""`collage-mpi slurm render KIND`: a job script from settings, so that nobody edits one.
-
-Owns: the flags and where the script goes.
-Does not know: what is in a script (collage_mpi.slurm.job_script).
+"""`collage-mpi slurm render KIND`: renders a job script from settings, so that nobody has to edit
+one.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collage_mpi.system.files import writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`render`, with a flag for every setting."""
+    """Add `slurm render`, with a flag for every setting."""
     from collage_mpi.settings.flags import add_flags
     from collage_mpi.slurm.job_script import KINDS, SlurmSettings
 

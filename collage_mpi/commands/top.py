@@ -1,8 +1,4 @@
-"""`collage-mpi top RUN`: how a running job stands, from the files in its folder.
-
-Owns: the arguments, the view of a status, when it ends.
-Does not know: who lives (results/watch), what is in the files (results/status).
-"""
+"""`collage-mpi top RUN`: shows the state of a running job, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -66,7 +62,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _follow(args: argparse.Namespace, watch: Any, view: View) -> View:
-    """Look again and again until the job has ended or counts as dead."""
+    """Show the run again and again until the job has ended or counts as dead."""
     import sys
 
     from rich.live import Live
@@ -106,11 +102,11 @@ def _text(args: argparse.Namespace, view: View, *, once: bool = False) -> str:
 
 
 def drawn(run: Path, view: View, ranks: int, *, once: bool = False) -> RenderableType:
-    """A look at a run for a terminal: state, progress, rates, ranks.
+    """The state of a run for a terminal: life, progress, rates, ranks.
 
     Args:
-        ranks: shown at most.
-        once: nothing was watched, so no age can be told.
+        ranks: how many are shown at most.
+        once: the run was read only once, so the age of its status is unknown.
     """
     from rich.columns import Columns
     from rich.console import Group
@@ -170,7 +166,7 @@ def progress_line(status: Json) -> str:
 
 
 def rates_line(view: View) -> str:
-    """How fast, how long since and still."""
+    """Images a second, the time left, and the collage share."""
     from collage_mpi.results.watch import ENDED
     from collage_mpi.system.progress import minutes
 
@@ -189,7 +185,9 @@ def rates_line(view: View) -> str:
 
 
 def _table(ranks: list[Json], most: int) -> RenderableType:
-    """The ranks that want looking at first: lost, silent, then the slowest beside their peers."""
+    """The ranks that need attention first: lost, silent, then the slowest compared with their
+    peers.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -226,7 +224,9 @@ def _states(ranks: list[Json]) -> list[str]:
 
 
 def beside_peers(ranks: list[Json]) -> dict[int, float | None]:
-    """Rank -> its service time over the median of the other ranks of its kinds; None if unknown."""
+    """Rank -> its service time divided by the median of the other ranks of its kinds; None if
+    unknown.
+    """
     times: dict[tuple[str, ...], dict[int, float]] = {}
     for rank in ranks:
         if (rank.get("service_ms") or 0) > 0:
@@ -242,7 +242,7 @@ def beside_peers(ranks: list[Json]) -> dict[int, float | None]:
 
 
 def _median_without(ordered: list[float], place: int) -> float:
-    """The median of sorted numbers without that at one place."""
+    """The median of sorted numbers without the number at one place."""
     left = len(ordered) - 1
     middle = [i + (i >= place) for i in ((left - 1) // 2, left // 2)]
     return sum(ordered[i] for i in middle) / 2

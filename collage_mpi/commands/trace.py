@@ -1,4 +1,6 @@
-"""`collage-mpi trace`: a run's service times become a trace, a trace becomes a model."""
+"""`collage-mpi trace`: records a run's service times as a trace, and fits delay models to a
+trace.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """record and fit."""
+    """Add `trace record` and `trace fit`."""
     parser.epilog = (
         "For example: collage-mpi trace record runs/real --out times.npy; then "
         "collage-mpi trace fit times.npy, or run --straggler trace --trace-file times.npy"

@@ -1,7 +1,5 @@
-"""`collage-mpi train single|collage|parity`: shards in, weights out; under torchrun data-parallel.
-
-Owns: the flags, and the settings they make.
-Does not know: the loop, the network, the file formats.
+"""`collage-mpi train single|collage|parity`: trains a network on shards, with torchrun in several
+processes.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ DEFAULT = "(default: %(default)s)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags; the networks differ in defaults, and in what an input holds."""
+    """Add the flags; the kinds of network differ in defaults and in a few flags."""
     parser.epilog = (
         "To train with several processes: torchrun --standalone --nproc-per-node=2 -m "
         "collage_mpi train single --shards train.h5 --out single.safetensors"
@@ -215,7 +213,7 @@ def _teacher_cache(group: argparse._ActionsContainer) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Train, write the weights, and say how good they are."""
+    """Train, write the weights, and print their accuracy."""
     if args.threads < 1:
         raise UsageError(f"--threads is {args.threads}; it needs a number from 1")
     if args.out.exists() and not args.resume:
@@ -237,7 +235,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, peers: Peers) -> int:
-    """One process's part of the training; the lead's also the output."""
+    """This process's part of the training; the lead also prints."""
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
     from collage_mpi.training.last_layer import train_last_layer
@@ -286,7 +284,7 @@ def _tell(args: argparse.Namespace, info: NetworkInfo) -> None:
 
 
 def _saving(args: argparse.Namespace, data: TrainData, device: str) -> str:
-    """What the network saves beside its teacher, by the validation part."""
+    """What the network saves compared with its teacher, on the validation images."""
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.finish import held_savings
     from collage_mpi.training.saving import told_savings
@@ -309,7 +307,7 @@ def _saving(args: argparse.Namespace, data: TrainData, device: str) -> str:
 
 
 def _worth(kind: str, metadata: dict[str, Any]) -> str:
-    """What the validation part said of a network, and why where it said nothing."""
+    """The accuracy on the validation images, or why there is none."""
     from collage_mpi.results.statistics import wilson_interval
     from collage_mpi.training.finish import MIN_FOR_TEMPERATURE
 
@@ -330,7 +328,7 @@ def _worth(kind: str, metadata: dict[str, Any]) -> str:
 
 
 def checkpoint_of(args: argparse.Namespace) -> Path:
-    """Where the checkpoint is, said or not."""
+    """The path of the checkpoint, given or default."""
     given: Path | None = args.checkpoint
     return given or args.out.with_name(args.out.name + ".checkpoint")
 
@@ -356,7 +354,7 @@ def teacher_of(args: argparse.Namespace) -> Path | None:
 
 
 def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettings:
-    """What the flags say, for images of a shape (H, W, C)."""
+    """The settings that the flags give, for images of a shape (H, W, C)."""
     from collage_mpi.models.parity_spec import ParitySpec
     from collage_mpi.models.weights import describe_weights
 
@@ -387,7 +385,7 @@ def settings_of(args: argparse.Namespace, shape: tuple[int, ...]) -> TrainSettin
 
 
 def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
-    """The network that the flags name. Raises UsageError where they contradict each other."""
+    """The network that the flags name. Raises UsageError if they contradict each other."""
     from collage_mpi.models.architecture import parse_stages, parse_stem
     from collage_mpi.models.backbone import Backbone
 
@@ -420,7 +418,7 @@ def architecture_of(args: argparse.Namespace) -> Architecture | Backbone:
 
 
 def head_of(args: argparse.Namespace) -> HeadSpec:
-    """The head that the flags name: of a collage network, else the default that means nothing."""
+    """The head that the flags name; for other kinds of network a default without effect."""
     name: str | None = getattr(args, "head", None)
     reference = args.kind == COLLAGE and args.preset == REFERENCE
     if reference and name in (None, YOLO):
@@ -434,7 +432,7 @@ def head_of(args: argparse.Namespace) -> HeadSpec:
 
 
 def default_cell_px(args: argparse.Namespace, image_px: int) -> int:
-    """Pixels of a cell where nothing is said: the image's own, or the reference's share."""
+    """The default height and width of a cell: the image's own, or the reference's share."""
     if getattr(args, "preset", None) == REFERENCE:
         side: int = args.side
         return REFERENCE_COLLAGE_PX // side

@@ -1,8 +1,4 @@
-"""`collage-mpi verify DIR...`: prove that runs hold every image exactly once.
-
-Owns: the arguments and the printed report.
-Does not know: the checks.
-"""
+"""`collage-mpi verify DIR...`: proves that runs have exactly one row for every image."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Verify each run; the exit code is that of the worst: damage, then incomplete."""
+    """Verify each run. The exit code is that of the worst: damaged, then incomplete."""
     from collage_mpi.results.verify import verify_run
 
     reports = [verify_run(path) for path in args.runs]

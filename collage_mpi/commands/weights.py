@@ -1,8 +1,5 @@
-"""`collage-mpi weights`: other programs' weights as a file of ours; a collage's accept threshold.
-
-Owns: the flags and the words on the terminal.
-Does not know: the file formats (models/foreign_weights.py, models/weights.py), how a threshold is
-chosen (training/threshold.py).
+"""`collage-mpi weights`: imports weights of other programs, and finds a collage network's accept
+threshold.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `weights import`."""
+    """Add `weights import` and `weights threshold`."""
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
     line = "import a single network of another library from its .pth, .pt or .safetensors file"
     child = tasks.add_parser("import", help=line, description=line[0].upper() + line[1:] + ".")

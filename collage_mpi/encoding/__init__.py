@@ -1,6 +1,5 @@
-"""Images into a collage or a stripe, scores into answers.
-
-Owns: which stripes there are, as settings and --help name them: here they need no numpy.
+"""Puts images into a collage or a stripe, and turns scores into answers. The names of the stripe
+encoders are here, so that settings and --help need no numpy.
 """
 
 ENCODERS = ("sum", "concat")  # of a stripe's images into one picture, for a trained network

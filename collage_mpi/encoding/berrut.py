@@ -1,18 +1,16 @@
-"""Berrut's rational interpolation as a code: k images into one, an answer from those of others.
+"""Berrut's rational interpolation as a code: k images become one, and a missing answer follows from
+the others.
 
-Owns: where the images and the coded one stand on the line, their weights.
-Does not know: pixels, networks, what an answer is.
-
-ApproxIFER (Soleymani et al., AAAI 2022, arXiv 2109.09868): a curve u(z) passes through image i at
-z = a_i, and the network's answers along it, f(u(z)), are interpolated likewise. The interpolant of
-Berrut (1988) through values y at nodes t, its signs alternating in the order of the nodes, has no
-pole on the line:
+ApproxIFER (Soleymani et al., AAAI 2022, arXiv 2109.09868): a curve u(z) passes through image i at z
+= a_i, and the network's answers along it, f(u(z)), are interpolated in the same way. The
+interpolant of Berrut (1988) through values y at nodes t, with signs that alternate in the order of
+the nodes, has no pole on the line:
 
     r(z) = sum_i (-1)^i y_i / (z - t_i)  /  sum_i (-1)^i / (z - t_i)
 
-The paper codes every query; here the images themselves are all queries but one (a systematic
-code), so that an answer that is there loses nothing. A value at a node is that node's own: nowhere
-is anything divided by the distance of a point to itself.
+The paper codes every query. Here the code is systematic: the images themselves are all queries but
+one, so an answer that is there loses nothing. At a node the interpolant is the node's own value, so
+nothing is divided by the distance of a point to itself.
 """
 
 from __future__ import annotations
@@ -23,11 +21,11 @@ import numpy as np
 
 
 def interpolation_weights(nodes: np.ndarray, at: float) -> np.ndarray:
-    """(n,) float64, 1 in all: what each node's value counts in the interpolant at a point.
+    """(n,) float64 with sum 1: the weight of each node's value in the interpolant at a point.
 
     Args:
         nodes: (n,) float64, all different, in any order.
-        at: the point; at a node that one alone counts.
+        at: the point; at a node only that node counts.
     """
     weights = np.zeros(len(nodes))
     distances = at - nodes
@@ -41,21 +39,27 @@ def interpolation_weights(nodes: np.ndarray, at: float) -> np.ndarray:
 
 
 def positions(n: int) -> tuple[np.ndarray, float]:
-    """(n,) float64, the images' places, descending: Chebyshev's points of the first kind; and the
-    coded one's, midway (in angle) between the two images in the middle, so that it is at none."""
+    """(n,) float64, the images' positions, descending: Chebyshev points of the first kind. And the
+    position of the coded image, midway (in angle) between the two images in the middle, so that it
+    never falls on an image.
+    """
     angles = (2 * np.arange(n) + 1) * np.pi / (2 * n)
     return np.cos(angles), float(np.cos(np.pi * (n // 2) / n))
 
 
 @lru_cache
 def coding_weights(n: int) -> np.ndarray:
-    """(n,) float64: the coded image is this sum of n images. It is theirs, not a copy: read it."""
+    """(n,) float64: the weights of n images in the coded image. The array is shared; do not change
+    it.
+    """
     return interpolation_weights(*positions(n))
 
 
 @lru_cache
 def missing_weights(n: int, place: int) -> np.ndarray:
-    """(n,) float64: image `place` of n has the answer that is this sum of the n - 1 others', in
-    order, and of the coded one's, the last. Likewise."""
+    """(n,) float64: the weights of the answers from which the answer of image `place` of n follows:
+    those of the n - 1 others, in order, then that of the coded image. The array is shared; do not
+    change it.
+    """
     images, coded = positions(n)
     return interpolation_weights(np.append(np.delete(images, place), coded), images[place])

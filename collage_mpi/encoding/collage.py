@@ -1,10 +1,6 @@
-"""Images into one collage.
-
-Owns: shrinking images to cells, where each cell's pixels go, blank cells for absent images.
-Does not know: files, who asked, what the images show.
-
-An image is shrunk once, early and in batches (`shrink`: the job does it while it reads
-ahead); a collage is then only pasted together (`paste`). `encode` does both at once.
+"""Puts images into one collage. An image is shrunk once, early and in batches (`shrink`, which the
+job calls while it reads ahead); a collage is then only pasted together (`paste`). `encode` does
+both at once.
 """
 
 from __future__ import annotations
@@ -34,8 +30,8 @@ class Encoder:
     Args:
         grid: side and cell size.
         shape: (H, W, C) of the images, C = 1 or 3.
-        threads: cores that shrinking may take, set for the whole process; None leaves
-            torch's own setting.
+        threads: cores that shrinking may use, set for the whole process; None keeps torch's
+            own setting.
 
     Raises:
         DataFault: a shape that cannot be encoded.
@@ -53,7 +49,7 @@ class Encoder:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of a collage: (side*cell_px, side*cell_px, C)."""
+        """The shape of a collage: (side*cell_px, side*cell_px, C)."""
         return self.grid.px, self.grid.px, self.shape[2]
 
     @property
@@ -82,7 +78,9 @@ class Encoder:
     def paste(
         self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
     ) -> np.ndarray:
-        """`encode` for images that are shrunk already: cells of (cell_px, cell_px, C) uint8."""
+        """Like `encode` for images that are already shrunk to cells of (cell_px, cell_px, C)
+        uint8.
+        """
         if len(cells) > self.grid.cells:
             raise DataFault(f"{len(cells)} images for the {self.grid.cells} cells of a collage")
         if out is None:
@@ -102,7 +100,7 @@ class Encoder:
     def shrink(self, images: np.ndarray) -> np.ndarray:
         """Images to cells: (..., H, W, C) uint8 -> (..., cell_px, cell_px, C) uint8.
 
-        A whole batch in one call is cheaper, and lets other threads run all the while.
+        A whole batch in one call is cheaper, and other threads can run meanwhile.
 
         Raises:
             DataFault: another shape or dtype than the encoder was made for.

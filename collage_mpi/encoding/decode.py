@@ -1,8 +1,5 @@
-"""Scores of a network into answers.
-
-Owns: which class a row of scores means, and when it means none; what the answer to a stripe
-says of the one image whose own answer is missing.
-Does not know: who asked, which network it was, which cells are blank.
+"""Turns a network's scores into answers, also for the image of a stripe whose own answer is
+missing.
 """
 
 from __future__ import annotations
@@ -19,17 +16,17 @@ FLOOR = 1e-3  # probabilities below count as this: how small they are is noise i
 
 
 def decode(scores: np.ndarray) -> list[tuple[int, float] | None]:
-    """One (class, score) a cell; None where the network gave no answer.
+    """One (class, score) a cell; None if the network gave no answer.
 
     Args:
-        scores: (cells, classes) float32 probabilities. A row with a value that is not
-            finite, or with no value above zero, is absent.
+        scores: (cells, classes) float32 probabilities. A row is absent if a value is not
+            finite or no value is above zero.
 
     Returns:
         A list of `cells` entries. Of equal scores the lowest class wins.
 
     Raises:
-        DataFault: an array of another rank, or no classes.
+        DataFault: an array with another number of dimensions, or without classes.
     """
     if scores.ndim != 2 or scores.shape[1] < 1:
         raise DataFault(f"scores are {scores.shape}; needed (cells, classes)")
@@ -44,10 +41,10 @@ def decode(scores: np.ndarray) -> list[tuple[int, float] | None]:
 
 
 def summands(scores: np.ndarray, summed: str) -> np.ndarray:
-    """What of a single network's answers a parity network learns the sum of.
+    """The values of a single network's answers whose sum a parity network learns.
 
-    "logits" are logarithms of the probabilities less their mean over the classes: those of
-    the last layer, calibrated, wherever none is below FLOOR.
+    "logits" are logarithms of the probabilities minus their mean over the classes: the calibrated
+    logits of the last layer, unless a probability is below FLOOR.
 
     Args:
         scores: (..., classes) probabilities.
@@ -69,10 +66,10 @@ def parity_scores(
     temperature: float,
     place: int | None = None,
 ) -> np.ndarray | None:
-    """The scores of the missing image; arguments as of `decode_parity`.
+    """The scores of the missing image; arguments as for `decode_parity`.
 
     Returns:
-        (classes,) float64, 1 in all; None where a value is not finite.
+        (classes,) float64 with sum 1; None if a value is not finite.
     """
     left = np.array(total, np.float64)
     if place is None:
@@ -93,19 +90,19 @@ def decode_parity(
     temperature: float,
     place: int | None = None,
 ) -> tuple[int, float] | None:
-    """The missing one of a stripe's answers: the parity network's less the other ones.
+    """The answer for the missing image of a stripe: the parity network's answer minus the others.
 
-    ParM (SOSP 2019), section 3: the decoder is a subtraction. The score is the softmax of
-    what is left at the temperature that was fitted to it. Or, where the stripe is Berrut's, the
-    interpolant of the answers where the missing image stands (`berrut`).
+    ParM (SOSP 2019), section 3: the decoder is a subtraction. The score is the softmax of the
+    difference at the temperature that was fitted to it. If the stripe is Berrut's, the answer is
+    the interpolant at the place of the missing image (`berrut`).
 
     Args:
-        total: (classes,) float32, what the network gave for the stripe.
+        total: (classes,) float32, the network's answer for the stripe.
         others: (classes,) float32 each, the `summands` of all other images in it, in order.
-        place: of the missing image among them all, if it is to be interpolated.
+        place: of the missing image among all images, if the answer is to be interpolated.
 
     Returns:
-        (class, score); None where a value is not finite.
+        (class, score); None if a value is not finite.
     """
     scores = parity_scores(total, others, temperature, place)
     if scores is None:

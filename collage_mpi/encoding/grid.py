@@ -1,7 +1,5 @@
-"""The geometry of a collage: one frozen object that nobody else repeats.
-
-Owns: side, cell_px, and the mapping index <-> (row, column) <-> pixel box.
-Does not know: arrays, images, networks.
+"""The geometry of a collage in one frozen object: side, cell size, and the mapping between index,
+(row, column) and pixels.
 """
 
 from __future__ import annotations

@@ -1,15 +1,11 @@
-"""A stripe of k images into the one picture that a parity network looks at.
+"""Puts the k images of a stripe into the one picture that a parity network sees. The encoders have
+the methods of `encoding.collage.Encoder`: an image is shrunk once, early, and a picture is then
+pasted together.
 
-Owns: the two encoders of ParM (Kosaian, Rashmi and Venkataraman, "Parity Models",
-SOSP 2019), in both of which an absent image is blank; the one of ApproxIFER (`berrut`), which
-codes those that are there.
-Does not know: networks, which images make a stripe, what becomes of the answer.
-
-An image is shrunk once, early, and a picture is then pasted together, as a collage is: see
-`encoding.collage.Encoder`, which has the same methods.
-
-`sum`: the mean of the k images, pixel by pixel. `concat`: the k images shrunk and laid
-side by side in a picture of about one image's size, for which a collage's encoder serves.
+`sum` is the mean of the k images, pixel by pixel. `concat` lays the k shrunk images side by side in
+a picture of about one image's size; a collage encoder does this. Both are from ParM (Kosaian,
+Rashmi and Venkataraman, "Parity Models", SOSP 2019), and an absent image is blank in both. The
+third encoder is that of ApproxIFER (`berrut`), which codes only the images that are there.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from collage_mpi.errors import DataFault, UsageError
 
 
 class _WholeImages:
-    """Of k images of the size of one, all of each.
+    """Base of the encoders that combine k images at full size.
 
     Args:
         k: images of a full stripe.
@@ -41,12 +37,14 @@ class _WholeImages:
         self.cell_shape = self.input_shape = shape
 
     def shrink(self, images: np.ndarray) -> np.ndarray:
-        """What of an image is kept for a stripe: all of it."""
+        """Returns the images unchanged."""
         return images
 
 
 class SumEncoder(_WholeImages):
-    """The rounded mean of k images; an absent one counts as black, so that k is k always."""
+    """The rounded mean of k images. An absent image counts as black, so that the divisor is always
+    k.
+    """
 
     name = "sum"
 
@@ -57,7 +55,7 @@ class SumEncoder(_WholeImages):
     def paste(
         self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
     ) -> np.ndarray:
-        """At most k images (H, W, C) uint8, or None, into `out`, a new array if None."""
+        """Put at most k images (H, W, C) uint8, or None, into `out`, a new array if None."""
         _check(cells, self.places, self.cell_shape)
         out = np.empty(self.input_shape, np.uint8) if out is None else out
         total = self._total
@@ -79,13 +77,13 @@ class SumEncoder(_WholeImages):
 class ConcatEncoder:
     """k images shrunk to the cells of the smallest square grid that holds them.
 
-    The picture is as large as an image, less what the grid does not divide; cells beyond
-    k stay blank.
+    The picture is as large as an image, except for pixels that the grid does not divide. Cells
+    beyond k stay blank.
 
     Args:
         k: images of a full stripe.
         shape: (H, W, C) of the images.
-        threads: cores that shrinking may take; see `Encoder`.
+        threads: cores that shrinking may use; see `Encoder`.
     """
 
     name = "concat"
@@ -108,7 +106,7 @@ class ConcatEncoder:
     def paste(
         self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
     ) -> np.ndarray:
-        """At most k shrunk images, or None, into `out`, a new array if None."""
+        """Put at most k shrunk images, or None, into `out`, a new array if None."""
         _check(cells, self.places, self.cell_shape)
         return self._encoder.paste(cells, out)
 
@@ -122,15 +120,16 @@ class ConcatEncoder:
 
 
 class BerrutEncoder(_WholeImages):
-    """The point of Berrut's curve through the images that are there, of at most k; rounded, and
-    cut off at black and white."""
+    """The coded image on Berrut's curve through those of at most k images that are there, rounded
+    and clipped to black and white.
+    """
 
     name = BERRUT
 
     def paste(
         self, cells: Sequence[np.ndarray | None], out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Images (H, W, C) uint8, absent ones None, into `out`, a new array if None."""
+        """Put images (H, W, C) uint8, None for absent ones, into `out`, a new array if None."""
         _check(cells, self.places, self.cell_shape)
         out = np.empty(self.input_shape, np.uint8) if out is None else out
         there = [cell for cell in cells if cell is not None]
@@ -149,9 +148,9 @@ AnyEncoder = Encoder | StripeEncoder | BerrutEncoder
 def paste_group(
     encoder: AnyEncoder, cells: Iterable[tuple[int, np.ndarray | None]], out: np.ndarray
 ) -> None:
-    """Cells by their number in their group, None for a blank one, into one picture.
+    """Paste cells, by their number in the group and None for a blank one, into one picture.
 
-    A stripe's are consecutive ones of its group.
+    The images of a stripe are consecutive ones of its group.
     """
     placed: list[np.ndarray | None] = [None] * encoder.places
     for number, cell in cells:

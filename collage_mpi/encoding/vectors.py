@@ -1,10 +1,7 @@
-"""What a run keeps of an image beyond its class: the vector that travels with its answer.
+"""The vector that a run may keep of each image beyond its class. It travels with the answer.
 
-Owns: what may be asked for, where each piece stands in the vector, and back.
-Does not know: messages, files, how a network makes scores and embeddings.
-
-A vector is float32: the scores or the embedding, then the best classes (int32 bits, untouched on
-their way), then their scores.
+A vector is float32: first the scores or the embedding, then the best classes (int32 bits, unchanged
+on their way), then their scores.
 """
 
 from __future__ import annotations
@@ -23,10 +20,10 @@ MOST_EMBEDDING = 8192  # numbers; room for a vector is kept for every message of
 
 @dataclass(frozen=True)
 class Extras:
-    """What is kept of each image that was answered.
+    """What is kept of each answered image.
 
     Attributes:
-        top_k: so many classes, the best first, and their scores; None for none.
+        top_k: number of best classes, the best first, with their scores; None for none.
         save: one of SAVES: the scores of all classes, or the network's embedding.
     """
 
@@ -38,20 +35,20 @@ class Extras:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of what is kept, in order."""
+        """The names of the kept values, in order."""
         top = ("top_classes", "top_scores") if self.top_k else ()
         saved = {SCORES: ("scores",), EMBEDDINGS: ("embedding",)}
         return (*top, *saved.get(self.save, ()))
 
     def floats(self, classes: int) -> int:
-        """The length of a vector, at most."""
+        """The largest length of a vector."""
         saved = {SCORES: classes, EMBEDDINGS: MOST_EMBEDDING}.get(self.save, 0)
         return saved + 2 * (self.top_k or 0)
 
     def pack(self, scores: np.ndarray, embeddings: np.ndarray | None = None) -> np.ndarray:
         """(n, classes) float32 scores, (n, d) float32 embeddings -> (n, floats) float32.
 
-        Of equal scores the lowest class comes first, as `decode` takes it.
+        Of equal scores the lowest class comes first, as in `decode`.
         """
         import numpy as np  # late: --help of run reads this module
 

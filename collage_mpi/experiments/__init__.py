@@ -1,1 +1,1 @@
-"""Many runs from one file."""
+"""Experiments: many runs from one file, and one table of them."""

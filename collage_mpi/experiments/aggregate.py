@@ -1,11 +1,9 @@
-"""Points of an experiment over their placements: medians, ranges, gains, pooled figures.
+"""Statistics of an experiment's points over their repeats: medians, ranges, gains, pooled figures
+(docs/experiments.md).
 
-Owns: which runs are repeats of one point, the statistics over them (docs/experiments.md).
-Does not know: folders, how a run is made or read, figures.
-
-A seed is a *placement*: which machine is which rank. It is the unit of replication: per
-placement a percentile or a gain, then the median over placements and their 10-90 % range;
-beside it the pooled figure, of the groups of all placements together.
+A seed is a *placement*: which machine is which rank. It is the unit of replication. A percentile or
+a gain is taken for each placement; then come the median over placements and their 10-90 % range.
+Beside them stands the pooled figure, of the groups of all placements together.
 """
 
 from __future__ import annotations
@@ -51,8 +49,8 @@ class Run:
 def aggregate(experiment: Experiment, runs: Iterable[Run]) -> list[Json]:
     """One row a point: its repeats together, compared with the experiment's baselines.
 
-    A gain `p99_vs_B` is B's figure over this point's, so 2 means half of B's; it is taken per
-    placement, over the seeds that both have. Accuracy differences are of the same images.
+    A gain `p99_vs_B` is B's figure divided by this point's, so 2 means half of B's. It is taken for
+    each placement, over the seeds that both have. Accuracy differences are for the same images.
     """
     families: dict[str, list[Run]] = {}
     for run in runs:
@@ -70,7 +68,7 @@ def aggregate(experiment: Experiment, runs: Iterable[Run]) -> list[Json]:
 
 
 def _place(point: Point) -> Key:
-    """Where in the grid the point is; a [[point]] by its own name."""
+    """The point's choices on the axes of the grid; a [[point]] has its own name."""
     return tuple(point.draft.axes.items()) or (("", point.family),)
 
 
@@ -133,9 +131,9 @@ def pooled(name: str, runs: Sequence[Run]) -> float | None:
 
 
 def _pooled_range(runs: Sequence[Run]) -> tuple[float | None, float | None]:
-    """Where 95 % of pooled P99s lie when whole placements are drawn again, with replacement.
+    """The range of 95 % of pooled P99s if whole placements are drawn again, with replacement.
 
-    Too narrow for a 95 % interval of few placements that differ much (docs/experiments.md).
+    It is too narrow for a 95 % interval if few placements differ much (docs/experiments.md).
     """
     samples = [run.latencies_ms for run in runs if run.latencies_ms is not None]
     if len(samples) < max(len(runs), LEAST_FOR_RANGE) or pooled("p99", runs) is None:
@@ -153,7 +151,7 @@ def _pooled_range(runs: Sequence[Run]) -> tuple[float | None, float | None]:
 def _spread(name: str, values: Sequence[float], of: int) -> Json:
     """Median and 10-90 % range under `name`, `name`_low and `name`_high.
 
-    The median wants a value from every placement: without the worst it would flatter.
+    The median needs a value from every placement: without the worst one it would be too good.
     """
     median = float(np.median(values)) if values and len(values) == of else None
     low, high = (

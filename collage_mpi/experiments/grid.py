@@ -1,7 +1,5 @@
-"""The grid of an experiment's file: drafts of its points, not yet checked as settings.
-
-Owns: axes and their choices, seeds, names, which draft is another's baseline.
-Does not know: what a setting means, folders, how a point is run.
+"""Expands the grid of an experiment's file into drafts of points, which are not yet checked as
+settings.
 """
 
 from __future__ import annotations
@@ -25,13 +23,13 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Draft:
-    """Settings that go together: a choice on an axis, or a whole point of the grid.
+    """Settings that belong together: a choice on an axis, or a whole point of the grid.
 
     Attributes:
         label: its part of a point's name.
         values: settings, without those of the base.
-        axes: axis of the grid -> what was chosen there; of a [[point]]: nothing.
-        seed: that `repeat` gives, or None.
+        axes: axis of the grid -> the choice on it; empty for a [[point]].
+        seed: from `repeat`, or None.
     """
 
     label: str
@@ -42,10 +40,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Baselines:
-    """Which points the others are compared with: choices on one axis, in the file's order.
+    """The points with which the others are compared: choices on one axis, in the file's order.
 
     Attributes:
-        axis: of the grid; None where the file names no baseline.
+        axis: of the grid; None if the file names no baseline.
         choices: labels on it.
     """
 
@@ -57,7 +55,7 @@ def drafts(document: Mapping[str, Any], source: str) -> list[Draft]:
     """Every point without the base, with its seed; repeats of a point follow each other.
 
     Raises:
-        UsageError: a grid, point or repeat that is none; too many points.
+        UsageError: a grid, point or repeat of a wrong form, or too many points.
     """
     seeds = _seeds(document.get("repeat"), source)
     axes = _axes(table(document.get("grid", {}), f"{source} [grid]"), f"{source} [grid]")
@@ -97,14 +95,14 @@ def read_baselines(document: Mapping[str, Any], found: Sequence[Draft], source: 
 
 
 def table(value: Any, where: str) -> Json:
-    """The value, a table. Raises UsageError for anything else."""
+    """The value, which must be a table. Raises UsageError otherwise."""
     if not isinstance(value, dict):
         raise UsageError(f"{where}: it needs a table of settings, not {shown(value, 60)}")
     return value
 
 
 def short(value: Any) -> str:
-    """A value as part of a name: of paths the stem, of lists the parts."""
+    """A value as part of a name: the stem of a path, the parts of a list."""
     if isinstance(value, list):
         return "+".join(short(part) for part in value) or "none"
     if isinstance(value, str) and ("/" in value or value.startswith(SHIPPED)):

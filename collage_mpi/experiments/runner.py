@@ -1,7 +1,5 @@
-"""The runs of an experiment: which are done, which go on.
-
-Owns: the state of a point's folder, one session after the other on the same workers, simulations.
-Does not know: how points are expanded, how ranks are started, tables.
+"""Runs the points of an experiment, one session after another on the same workers, or as
+simulations. Finished runs are skipped and unfinished ones are resumed.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ Json = dict[str, Any]
 
 
 def state(point: Point, out: Path) -> str:
-    """How far the point's run in `out` is: NEW, STARTED or DONE.
+    """The state of the point's run in `out`: NEW, STARTED or DONE.
 
     Raises:
         UsageError: the folder holds a run with other settings than the point's.
@@ -72,10 +70,10 @@ def state(point: Point, out: Path) -> str:
 
 
 def _asked(found: Json, point: Point, out: Path, done: bool) -> Json:
-    """The manifest as the point would have it now, as far as that needs no ranks.
+    """The manifest that the point would have now, as far as it can be known without ranks.
 
-    A finished run is held against its shards too; an unfinished one is by its next session.
-    A file that is gone makes no result stale.
+    The shards of a finished run are compared here as well; those of an unfinished run are compared
+    by its next session. A file that is gone does not make a result invalid.
     """
     settings = point.settings_in(out)
     simulated = point.images is not None
@@ -103,7 +101,7 @@ def _shards_now(paths: Sequence[str]) -> list[Json] | None:
 
 @lru_cache(maxsize=64)
 def _opened(files: tuple[tuple[Path, Stamp], ...]) -> list[Json]:
-    """Of the files as they are: points of one experiment share their shards."""
+    """Cached by the files' state, because points of one experiment share their shards."""
     return [
         {"path": str(info.path), "fingerprint": info.fingerprint, "count": info.count}
         for info in inspect_shards([path for path, _ in files])
@@ -111,7 +109,7 @@ def _opened(files: tuple[tuple[Path, Stamp], ...]) -> list[Json]:
 
 
 def _other_input(found: Json, point: Point) -> list[str]:
-    """What else decides a simulated run, where it is not what the run had: a line each."""
+    """Further inputs of a simulated run that differ from the recorded ones, one line each."""
     if point.images is None:
         return []
     simulated = found.get("simulated") or {}
@@ -135,12 +133,12 @@ def _costs(point: Point) -> Costs | None:
 
 @lru_cache(maxsize=8)
 def _costs_in(path: Path, stamp: int) -> Costs:
-    """Of a file or a run's folder, which takes a while."""
+    """Costs from a file or from a run's folder; the latter takes a while."""
     return read_costs(path)
 
 
 def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
-    """A line if the answers are others than the run's: by content where that is known."""
+    """A line if the answers differ from the run's: by content if that is known."""
     had = (found.get("inputs") or {}).get("answers")
     path = simulated_inputs(point.settings, point.answers).get("answers")
     if had is None or path is None or not path.exists():
@@ -151,13 +149,13 @@ def _other_answers(found: Json, before: str | None, point: Point) -> list[str]:
 
 
 def summary_alone(folder: Path) -> Json | None:
-    """What a simulation without rows left; its settings are in it."""
+    """The summary of a simulation without rows; its settings are in it."""
     found = read_summary(folder)
     return None if found is None else {"shards": [], **found}
 
 
 def launches(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
-    """(ranks, points that follow each other and need so many): each is one start of ranks."""
+    """(ranks, consecutive points that need that many): each is one start of ranks."""
     for ranks, members in groupby(points, key=lambda point: point.ranks):
         yield ranks, list(members)
 
@@ -185,10 +183,10 @@ def run_points(
     worker_group: WorkerGroup,
     stop_reason: Callable[[], str | None],
 ) -> int:
-    """On rank 0: the points one after the other on the same ranks; the exit code of the worst.
+    """On rank 0: run the points one after another on the same ranks; returns the worst exit code.
 
-    Finished runs are skipped, unfinished ones go on. Ends at the first run that stays
-    incomplete: it was stopped, or its ranks are gone.
+    Finished runs are skipped, unfinished ones are resumed. It ends at the first run that stays
+    incomplete, because that run was stopped or its ranks are gone.
     """
     from collage_mpi.job.session import run_session
 
@@ -213,14 +211,14 @@ def run_points(
 def simulate_points(
     experiment: Experiment, points: Sequence[Point], out: Path, processes: int = 1
 ) -> None:
-    """Every point on virtual time. One that was cut off begins anew.
+    """Simulate every point. A simulation that was interrupted starts again.
 
-    The images of a seed's runs begin where those of the seed before end, so that repeats
-    are not all of the same answers; runs of one seed are of the same images.
+    The images of a seed's runs begin where those of the previous seed end, so that repeats do not
+    use the same answers. Runs with the same seed use the same images.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the first point that cannot be simulated,
-            before any is; a file that cannot be read or written.
+            before any is; or a file that cannot be read or written.
     """
     todo = [(point, found) for point in points if (found := state(point, out)) != DONE]
     jobs = []

@@ -1,19 +1,16 @@
 """An experiment: a file that names many runs, expanded to an ordered list of settings.
 
-Owns: the file's keys, points with their settings, checks that need no data.
-Does not know: how a grid is expanded (grid), how a point is run, results.
-
-    name = "schemes"                 # how = "run" is the default; repeat = 3: seeds 0, 1, 2
-    repeat = [1, 2]
-    [baseline]                       # what points.csv compares with, all else the same
-    scheme = "none"
-    [base]                           # settings of every point, as in `collage-mpi run`
-    shards = ["shipped:fashion_demo.h5"]
-    [grid]                           # every combination; the last key changes fastest
-    side = [3, 4]
-    scheme = [{ name = "none", scheme = "none" }, { name = "first", accept = "first" }]
-    [[point]]                        # more points: base and these settings
-    collage_ranks = 2
+name = "schemes"                 # how = "run" is the default; repeat = 3: seeds 0, 1, 2
+repeat = [1, 2]
+[baseline]                       # what points.csv compares with, all else the same
+scheme = "none"
+[base]                           # settings of every point, as in `collage-mpi run`
+shards = ["shipped:fashion_demo.h5"]
+[grid]                           # every combination; the last key changes fastest
+side = [3, 4]
+scheme = [{ name = "none", scheme = "none" }, { name = "first", accept = "first" }]
+[[point]]                        # more points: base and these settings
+collage_ranks = 2
 """
 
 from __future__ import annotations
@@ -58,15 +55,15 @@ class Point:
     """One run of an experiment.
 
     Attributes:
-        index: its place in the list, from 0: what a Slurm array calls it by.
-        name: its folder's name; unlike any other's, safe for every file system.
+        index: its place in the list, from 0, as used for a Slurm array.
+        name: its folder's name; unique, and safe for every file system.
         settings: without `out`.
         ranks: world size that it needs, rank 0 included.
-        images: that a simulated run has; None for real runs, which have shards.
+        images: of a simulated run; None for real runs, which have shards.
         answers: file of `evaluate --save-answers`, "{side}" in it for the side; or None.
-        costs: what things take, or the file or real run's folder that says it; None for the
+        costs: the costs, or the file or real run's folder that holds them; None for the
             defaults.
-        draft: where in the grid it is, and its seed.
+        draft: its place in the grid, and its seed.
         family: its name without the seed: runs of one family are repeats.
     """
 
@@ -81,20 +78,20 @@ class Point:
     costs: str | Costs | None = None
 
     def settings_in(self, out: Path) -> RunSettings:
-        """The settings with `out`, the folder of this point in the experiment's."""
+        """The settings with `out`, the point's folder in the experiment's."""
         return dataclasses.replace(self.settings, out=str(out / self.name))
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a file asks for.
+    """The content of an experiment file.
 
     Attributes:
         name: of the experiment.
         how: one of HOWS.
         points: in the order of the file.
         baselines: what points are compared with.
-        rows: whether a simulated run has rows, or a summary alone.
+        rows: whether a simulated run writes rows, or only a summary.
     """
 
     name: str
@@ -105,7 +102,7 @@ class Experiment:
 
     @cached_property  # asked for at each row of a table of thousands
     def varied(self) -> tuple[str, ...]:
-        """Settings that are not the same in all points, in the order of RunSettings."""
+        """Settings that differ between points, in the order of RunSettings."""
         rows = [point.settings.to_dict() for point in self.points]
         return tuple(
             key
@@ -119,11 +116,12 @@ def read_experiment(path: Path, sets: Sequence[str] = ()) -> Experiment:
 
     Args:
         path: the file.
-        sets: KEY=VALUE that win over its [base], or over its keys beside the tables.
+        sets: KEY=VALUE that replace values of its [base], or of its keys beside the tables.
 
     Raises:
-        EnvironmentFault, DataFault: it cannot be read, or is no such file.
-        UsageError: as `expand`; a set that is none, or of what the grid or a point sets.
+        EnvironmentFault, DataFault: the file cannot be read, or has another format.
+        UsageError: as `expand`; also for a `sets` of a wrong form, or of a key that the grid
+            or a point sets.
     """
     document = read_settings_file(path)
     for text in sets:
@@ -132,7 +130,7 @@ def read_experiment(path: Path, sets: Sequence[str] = ()) -> Experiment:
 
 
 def _with_set(document: Mapping[str, Any], text: str, source: str) -> Json:
-    """The document with KEY=VALUE in it; the value is read as JSON where it is some."""
+    """The document with KEY=VALUE in it. The value is read as JSON if it is JSON."""
     key, equals, raw = text.partition("=")
     if not equals:
         raise UsageError(f"--set {text}: it needs KEY=VALUE, as in --set trace_file=times.npy")
@@ -182,7 +180,7 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
 
 
 def repeats(job: Job, seeds: Sequence[int]) -> Experiment:
-    """One simulation as an experiment: once a seed, of service times and of Poisson arrivals.
+    """One simulation as an experiment: one run a seed, of service times and of Poisson arrivals.
 
     Raises:
         UsageError: its scheme cannot be placed.
@@ -219,7 +217,7 @@ def parse_indices(text: str, count: int) -> list[int]:
     """Read "3", "0-5" or "0-5,9" as point numbers, each below `count`, ascending.
 
     Raises:
-        UsageError: not of that form, or no such point.
+        UsageError: another form, or no such point.
     """
     return parse_numbers(text, count, "--index", f"the experiment has points 0 to {count - 1}")
 
@@ -228,11 +226,11 @@ def parse_numbers(text: str, count: int, flag: str, known: str) -> list[int]:
     """Read "3", "0-5" or "0-5,9" as numbers below `count`, ascending.
 
     Args:
-        flag: what was typed, for messages.
-        known: which numbers there are, for messages.
+        flag: the flag that was typed, for messages.
+        known: the valid numbers, for messages.
 
     Raises:
-        UsageError: not of that form, or no such number.
+        UsageError: another form, or no such number.
     """
     found: set[int] = set()
     for part in text.split(","):
@@ -284,7 +282,7 @@ def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str
 
 
 def _singles(text: str, side: Any) -> Any:
-    """`N+2` as a number of single ranks, where N is one a cell of the point's side."""
+    """`N+2` as a number of single ranks, where N is the number of cells."""
     match = re.fullmatch(r"\s*N\s*(?:\+\s*(\d{1,6}))?\s*", text)
     if match is None or type(side) is not int:
         raise UsageError(f"singles is {text!r}; it needs a number, or N+2 for two more than cells")
@@ -332,7 +330,7 @@ def _one_of(value: Any, known: Sequence[str], where: str) -> str:
 
 @dataclass(frozen=True)
 class _Size:
-    """How many images a simulated run has: so many, or those of the groups after the warm-up."""
+    """Number of images of a simulated run: given directly, or as groups after the warm-up."""
 
     key: str
     count: int
@@ -344,7 +342,7 @@ class _Size:
 
 
 def _size(document: Mapping[str, Any], how: str, source: str) -> _Size | None:
-    """None for real runs, whose shards say it."""
+    """None for real runs, whose shards decide it."""
     given = [key for key in ("images", "groups") if document.get(key) is not None]
     if how == "run":
         if given:

@@ -1,7 +1,5 @@
-"""What the finished runs of an experiment say: table.csv, a line a run; points.csv, a line a point.
-
-Owns: the columns of table.csv, how both files are written.
-Does not know: statistics over repeats (aggregate), how a run is made.
+"""Writes the results of an experiment: table.csv with a line a run, points.csv with a line a
+point.
 """
 
 from __future__ import annotations
@@ -39,12 +37,12 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tables:
-    """What was written.
+    """The files that were written.
 
     Attributes:
         table, points: the files.
         rows: of points.csv.
-        runs: in the table.
+        runs: number of runs in the table.
         missing: points of the experiment that have no run yet.
     """
 
@@ -56,12 +54,12 @@ class Tables:
 
 
 def write_tables(experiment: Experiment, out: Path) -> Tables:
-    """Write `out`/table.csv and `out`/points.csv, each whole or not at all.
+    """Write `out`/table.csv and `out`/points.csv, each complete or not at all.
 
-    Points are of complete runs only; the table has incomplete ones too.
+    Points are made of complete runs only; the table has incomplete ones too.
 
     Raises:
-        EnvironmentFault: no run is there, or a file cannot be written.
+        EnvironmentFault: there is no run, or a file cannot be written.
     """
     runs, missing = read_runs(experiment, out)
     if not runs:
@@ -75,7 +73,7 @@ def write_tables(experiment: Experiment, out: Path) -> Tables:
 
 
 def render_point(row: Json) -> str:
-    """A line of points.csv as text: what its placements say."""
+    """A line of points.csv as text, with the figures over its placements."""
     table = make_table(f"over {row['placements']} seeds", "median", "10 %", "90 %", "pooled")
     for name in STATISTICS:
         keys = ("_ms", "_low_ms", "_high_ms", "_pooled_ms")
@@ -109,7 +107,7 @@ def _read_run(experiment: Experiment, point: Point, folder: Path) -> Run:
 
 
 def _row(experiment: Experiment, point: Point, summary: Json) -> Json:
-    """A line of the table, with None where the sample does not support a number."""
+    """A line of the table, with None for a number that the sample does not support."""
     group, values = summary["latency"]["group"], point.settings.to_dict()
     return {
         "index": point.index,

@@ -1,1 +1,1 @@
-"""Which ranks have gone, noticed in layers."""
+"""Detection of lost ranks, in several layers."""

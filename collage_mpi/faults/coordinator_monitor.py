@@ -1,10 +1,6 @@
-"""A worker's watch over rank 0: its process ends soon after rank 0's has.
-
-Owns: the thread that waits for the end of rank 0, and for nothing else.
-Does not know: tasks, how the process is ended.
-
-A thread, since the worker itself may be loading weights or in the midst of a network for
-longer than it may outlive rank 0. It sleeps in poll and costs nothing.
+"""Lets a worker end soon after the process of rank 0 has ended. It is a thread, because the worker
+may load weights or run a network for longer than it may outlive rank 0. The thread sleeps in poll
+and costs nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from collage_mpi.system.tell import tell
 
 
 class CoordinatorMonitor:
-    """`meet` the coordinator, `release` when it has said that the job is over.
+    """Watches the coordinator from `meet` until `release`, which is called when the job is over.
 
     Args:
         rank: this rank.
@@ -35,11 +31,11 @@ class CoordinatorMonitor:
         self._wake_read, self._wake_write = os.pipe()
 
     def meet(self, host: str, process: ProcessId | None, offer: Offer | None) -> None:
-        """Watch the rank 0 of that host and process, and over a connection if one is offered."""
+        """Start to watch rank 0's process on its host, over a connection if one is offered."""
         threading.Thread(target=self._keep, args=(host, process, offer), daemon=True).start()
 
     def release(self) -> None:
-        """Rank 0 may go now."""
+        """From now on rank 0 may end."""
         self._released.set()
         os.write(self._wake_write, b"x")
 

@@ -1,11 +1,8 @@
-"""Lost ranks: what the layers of detection saw, told to the user and to the scheduler.
+"""Combines the layers that detect lost ranks, and reports losses to the user and to the scheduler.
 
-Owns: whether the job goes on without a lost rank, the layers put together, the messages.
-Does not know: how a process is watched, what becomes of a lost rank's tasks.
-
-The layers, from fast to slow: MPI's own error (ULFM), a pidfd for a rank of this machine, a
-connection for one of another, the reply timeout for a rank that hangs. A rank that MPI or the
-timeout gives up is killed where it is on this machine, so that it cannot come back.
+The layers, from fast to slow: MPI's own error (ULFM), a pidfd for a rank on this machine, a TCP
+connection for a rank on another, the reply timeout for a rank that hangs. If MPI or the timeout
+gives a rank up, the rank is killed if it is on this machine, so that it cannot come back.
 """
 
 from __future__ import annotations
@@ -27,13 +24,13 @@ LOOK_EVERY_NS = 1_000_000  # at processes: a system call of 1 us; at clocks like
 
 
 class RankGone(CollageError):
-    """A rank is lost, and the job was not to go on without it."""
+    """A rank is lost, and the job must not go on without it."""
 
     exit_code = ExitCode.INCOMPLETE
 
 
 class Monitor(Protocol):
-    """What is needed of the watch over processes."""
+    """What the failure detector needs of a `ProcessMonitor`."""
 
     def offer(self) -> Offer: ...
     def look(self) -> list[Ended]: ...
@@ -45,8 +42,9 @@ class FailureDetector:
 
     Attributes:
         keep_going: whether the job goes on without a lost rank; each session sets it.
-        all_needed: whether a rank that stays silent is lost even so: others cannot do its work.
-        leaving: whether ranks are meant to end now.
+        all_needed: whether a rank that stays silent counts as lost even without `keep_going`,
+            because no other rank can do its work.
+        leaving: whether ranks are expected to end now.
     """
 
     def __init__(
@@ -56,7 +54,9 @@ class FailureDetector:
         process_monitor: Monitor | None = None,
         name: str = "run",
     ) -> None:
-        """`process_monitor` in a fault-tolerant world; the command's `name`, for messages."""
+        """`process_monitor` is given in a fault-tolerant world; `name` of the command is for
+        messages.
+        """
         self.timeouts = ReplyTimeouts(ranks, now_ns)
         self.keep_going = self.all_needed = False
         self.leaving = False
@@ -70,11 +70,11 @@ class FailureDetector:
 
     @property
     def fault_tolerant(self) -> bool:
-        """Whether the world outlives its workers."""
+        """Whether the world survives the loss of a worker."""
         return self._monitor is not None
 
     def offer(self) -> Offer | None:
-        """How workers let themselves be watched."""
+        """What workers need to let themselves be watched."""
         return self._monitor.offer() if self._monitor else None
 
     def begin(self, kinds: Mapping[int, Iterable[str]]) -> None:
@@ -83,32 +83,32 @@ class FailureDetector:
         self._kinds = {rank: sorted(held) for rank, held in kinds.items()}
 
     def met(self, rank: int, host: str, longest_ns: int) -> None:
-        """The rank is ready; the longest batch that it has tried took so long."""
+        """The rank is ready; its longest trial batch took this long."""
         self._hosts[rank] = host
         self.timeouts.served(longest_ns)
 
     def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
-        """The rank has been sent so many tasks."""
+        """This many tasks were sent to the rank."""
         self.timeouts.sent(rank, now_ns, tasks)
 
     def heard(self, rank: int, now_ns: int, service_ns: Collection[int]) -> None:
-        """A message has come from the rank, with the ends of tasks that took so long each."""
+        """A message came from the rank, with the ends of tasks that took this long each."""
         self.timeouts.heard(rank, now_ns, len(service_ns))
         self.timeouts.served(max(service_ns, default=0))
 
     def gone(self, found: Gone) -> None:
-        """MPI says that a rank is lost; the next `look` tells it."""
+        """MPI reports the rank as lost; the next `look` returns it."""
         self.kill(found.rank)  # it must not go on working for a job that is without it
         self._ended.append(Ended(found.rank, MPI_ERROR, found.why))
 
     def look(self, now_ns: int) -> list[RankSuspected | RankLost]:
-        """What has become of ranks since, told to the user.
+        """What has happened to ranks since the last look. The user is told here.
 
-        To be acted upon after the messages that have come by now; then the transport drops
-        the lost ones.
+        Act on it only after all messages that have arrived by now; then the transport drops the
+        lost ranks.
 
         Raises:
-            RankGone: a rank is lost and the job is not to go on without it.
+            RankGone: a rank is lost and the job must not go on without it.
         """
         if now_ns < self._look_at_ns and not self._ended:
             return []
@@ -126,7 +126,7 @@ class FailureDetector:
         return events
 
     def end(self, rank: int, why: str, now_ns: int) -> None:
-        """The rank is of no use: it is lost, and killed where that can be done from here."""
+        """Give a rank up: it counts as lost, and is killed if that is possible from here."""
         self._lose(self._killed(rank, why, START), now_ns)
 
     def kill(self, rank: int) -> bool:
@@ -144,7 +144,7 @@ class FailureDetector:
         return Ended(rank, layer, f"{why}; {'killed' if self.kill(rank) else 'written off'}")
 
     def _lose(self, ended: Ended, now_ns: int) -> bool:
-        """Note and tell a loss; False when it was known."""
+        """Note and report a loss; False if it was known."""
         if self.leaving:
             self.timeouts.part(ended.rank)
             return False

@@ -1,11 +1,9 @@
-"""Rank 0's watch over the workers' processes: one look costs a system call.
+"""Rank 0's watch over the processes of the workers: a pidfd for each worker on this machine, a TCP
+connection to each on another. One look costs one system call.
 
-Owns: a pidfd for each worker of this machine, a TCP connection to each of another, which of
-them have ended since the last look; how many may knock at the port, and for how long.
-Does not know: tasks, what a loss means for the job.
-
-Anybody who reaches the port can connect. So whoever has not said in time that it is one of ours
-is shown the door, those that wait are few, and the port closes as soon as all ranks are there.
+Anybody who can reach the port can connect. So a connection that has not identified itself in time
+is closed, the number of waiting connections is limited, and the port closes as soon as all ranks
+are connected.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ WORDS = {
 
 
 class Ended(NamedTuple):
-    """A rank has gone, and which layer saw it."""
+    """A rank has ended, and the layer that noticed it."""
 
     rank: int
     layer: str
@@ -42,7 +40,9 @@ class Ended(NamedTuple):
 
 
 class ProcessMonitor:
-    """Give workers `offer`; they connect and say who they are; `look` now and then."""
+    """Give `offer` to the workers; they connect and identify themselves. Call `look` now and
+    then.
+    """
 
     def __init__(
         self,
@@ -53,7 +53,9 @@ class ProcessMonitor:
         clock: Callable[[], int] = time.monotonic_ns,
         ranks: Collection[int] | None = None,
     ) -> None:
-        """`ranks` of a world of `size`: all but 0 by default; the others see `TcpLink`."""
+        """`ranks` of a world of `size`, by default all but 0. `one_host`, `interface`: see
+        `TcpLink`.
+        """
         _raise_descriptor_limit()
         self._tcp_link = TcpLink(size, one_host=one_host, interface=interface)
         self._size = size
@@ -70,11 +72,11 @@ class ProcessMonitor:
         self._watch(self._tcp_link.listener.fileno(), self._accept)
 
     def offer(self) -> Offer:
-        """What to tell the workers."""
+        """What the workers must know to connect."""
         return self._tcp_link.offer()
 
     def look(self) -> list[Ended]:
-        """Ranks that have ended since; never blocks."""
+        """Ranks that have ended since the last look; it never blocks."""
         found = []
         for descriptor, _ in self._epoll.poll(0):
             act = self._acts.get(descriptor)
@@ -82,11 +84,13 @@ class ProcessMonitor:
             if result is not None:
                 found.append(result)
         if self._open:
-            self._mind_the_door(self._watched.look(self._clock()))
+            self._drop_strangers(self._watched.look(self._clock()))
         return found
 
     def kill(self, rank: int) -> bool:
-        """SIGKILL a rank of this machine; False when it is not here. It is not waited for."""
+        """Send SIGKILL to a rank on this machine, without waiting for its end; False if it is
+        elsewhere.
+        """
         self._awaited.discard(rank)
         process = self._processes.get(rank)
         if process is None:
@@ -95,8 +99,8 @@ class ProcessMonitor:
         return True
 
     def close(self) -> None:
-        """Stop watching; the workers' ends of the lines see it."""
-        self._close_the_door()
+        """Stop watching; the workers notice that their connections end."""
+        self._close_port()
         self._epoll.close()
         for process in self._processes.values():
             process.close()
@@ -111,9 +115,10 @@ class ProcessMonitor:
         self._epoll.unregister(descriptor)
         del self._acts[descriptor]
 
-    def _mind_the_door(self, now_ns: int) -> None:
-        """Who has not greeted in time has to go; so has, where too many wait, the first of them:
-        ours greet at once. When nobody is awaited any more the port closes."""
+    def _drop_strangers(self, now_ns: int) -> None:
+        """Close connections that have not greeted in time, and the oldest ones if too many wait:
+        workers greet at once. The port closes when no worker is awaited any more.
+        """
         if self._again_ns and now_ns >= self._again_ns:
             self._again_ns = 0
             self._watch(self._tcp_link.listener.fileno(), self._accept)
@@ -122,9 +127,9 @@ class ProcessMonitor:
             if number < crowd or now_ns > until_ns:
                 self._turn_away(line)
         if not self._awaited or now_ns > PORT_LIMIT_NS:
-            self._close_the_door()
+            self._close_port()
 
-    def _close_the_door(self) -> None:
+    def _close_port(self) -> None:
         if not self._open:
             return
         self._open = False
@@ -152,7 +157,7 @@ class ProcessMonitor:
         line.close()
 
     def _greet(self, line: socket.socket) -> Ended | None:
-        """A new line says who it is; a stranger's is closed."""
+        """Identify the rank of a new connection; close a stranger's."""
         greeting = self._tcp_link.greeted(line)
         rank = greeting["rank"] if greeting else 0
         if greeting is None or rank not in self._ranks or rank in self._lines:
@@ -187,7 +192,7 @@ class ProcessMonitor:
 
 
 def _raise_descriptor_limit() -> None:
-    """A thousand workers need more than the usual 1,024 descriptors."""
+    """Raise the soft limit: a thousand workers need more than the usual 1,024 descriptors."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,14 +1,10 @@
-"""Which worker ranks are there, silent or lost: what is known of each, and for how long.
+"""The reply timeout: which worker ranks are present, silent or lost.
 
-Owns: when each rank was last heard, what it owes, the reply timeout, the list of losses.
-Does not know: processes, sockets, what a lost rank's tasks are.
+A rank is *silent* if it has owed an answer and sent nothing for the reply timeout; it may recover.
+After the same time again it is *lost*, and a lost rank stays lost.
 
-A rank is *silent* when it has owed an answer and sent nothing for the reply timeout; it may
-recover. After the same time again it is *lost*, and a lost rank stays lost.
-
-Only time that rank 0 spent watching counts. When it was stopped or stalled itself (a job that
-is suspended, a disk that hangs), what its ranks said meanwhile is still to be read, and they may
-have been stopped as well.
+Only time that rank 0 spent watching counts. While rank 0 itself is stopped or stalled (a suspended
+job, a hanging disk), messages of its ranks stay unread, and the ranks may be stopped as well.
 """
 
 from __future__ import annotations
@@ -28,14 +24,14 @@ TIMEOUT, START, MPI_ERROR = "timeout", "start", "mpi"
 
 
 class Suspicion(NamedTuple):
-    """A rank is silent."""
+    """A rank has become silent."""
 
     rank: int
     why: str
 
 
 class Overdue(NamedTuple):
-    """A silent rank has been so for as long again: it is to be counted as lost."""
+    """A silent rank has been silent for the timeout again and is to be counted as lost."""
 
     rank: int
     why: str
@@ -43,11 +39,11 @@ class Overdue(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss:
-    """A rank that is gone for good.
+    """A rank that is lost for good.
 
     Attributes:
         layer: what noticed it.
-        silent_ns: since it was last heard.
+        silent_ns: since its last message.
         at_ns: rank 0's clock.
     """
 
@@ -71,7 +67,7 @@ class Loss:
 
 
 class Watch:
-    """The time that rank 0 spent watching: of each gap between looks LONGEST_LOOK_NS at most."""
+    """The time that rank 0 spent watching: at most LONGEST_LOOK_NS of each gap between looks."""
 
     def __init__(self, now_ns: int) -> None:
         self.watched_ns = 0  # at the last look
@@ -82,7 +78,7 @@ class Watch:
         return self.watched_ns + min(now_ns - self._looked_ns, LONGEST_LOOK_NS)
 
     def look(self, now_ns: int) -> int:
-        """Rank 0 looks now; the time watched."""
+        """Rank 0 looks now; returns the time watched."""
         self.watched_ns, self._looked_ns = self.at(now_ns), now_ns
         return self.watched_ns
 
@@ -96,12 +92,16 @@ class _Member:
 
 
 class ReplyTimeouts:
-    """Told of every send and message; `overdue` says who has been silent for too long."""
+    """Is told about every send and message; `overdue` returns ranks that are silent for too
+    long.
+    """
 
     def __init__(
         self, ranks: Iterable[int], now_ns: int, reply_timeout_ns: int | None = None
     ) -> None:
-        """`reply_timeout_ns` None: LEAST_REPLY_NS, or TIMES_LONGEST the longest service time."""
+        """With `reply_timeout_ns` None: LEAST_REPLY_NS, or TIMES_LONGEST the longest service
+        time.
+        """
         self.reply_timeout_ns = reply_timeout_ns
         self.losses: dict[int, Loss] = {}
         self.watch = Watch(now_ns)
@@ -116,7 +116,7 @@ class ReplyTimeouts:
 
     @property
     def silent(self) -> list[int]:
-        """Those of them that owe an answer for too long."""
+        """Ranks that are not lost and have owed an answer for too long."""
         return [rank for rank, m in self._members.items() if m.suspected_ns is not None]
 
     @property
@@ -127,7 +127,7 @@ class ReplyTimeouts:
         return max(LEAST_REPLY_NS, TIMES_LONGEST * self._longest_ns)
 
     def sent(self, rank: int, now_ns: int, tasks: int = 1) -> None:
-        """The rank has been sent tasks: it owes so many answers more."""
+        """This many tasks were sent to the rank, which now owes their answers."""
         member = self._members.get(rank)
         if member is not None:
             if member.owed == 0:
@@ -135,7 +135,7 @@ class ReplyTimeouts:
             member.owed += tasks
 
     def heard(self, rank: int, now_ns: int, answers: int = 0) -> None:
-        """The rank has sent a message, with the ends of so many tasks."""
+        """The rank has sent a message, with the ends of this many tasks."""
         member = self._members.get(rank)
         if member is not None:
             member.owed = max(0, member.owed - answers)
@@ -143,16 +143,16 @@ class ReplyTimeouts:
             member.suspected_ns = None
 
     def settle(self) -> None:
-        """A session is over: what was owed is owed no more."""
+        """A session is over; no rank owes an answer any more."""
         for member in self._members.values():
             member.owed, member.suspected_ns = 0, None
 
     def served(self, service_ns: int) -> None:
-        """A network took so long for a task, injected delay included."""
+        """A network took this long for a task, including an injected delay."""
         self._longest_ns = max(self._longest_ns, service_ns)
 
     def lose(self, rank: int, layer: str, why: str, now_ns: int) -> Loss | None:
-        """The rank is gone; None when that was known."""
+        """Mark the rank as lost; None if that was known."""
         member = self._members.pop(rank, None)
         if member is None:
             return None
@@ -161,13 +161,14 @@ class ReplyTimeouts:
         return loss
 
     def part(self, rank: int) -> None:
-        """The rank has left as it should."""
+        """The rank has left normally."""
         self._members.pop(rank, None)
 
     def overdue(self, now_ns: int) -> list[Suspicion | Overdue]:
-        """Ranks that have just become silent, and those that stayed it; a scan now and then.
+        """Ranks that have just become silent, and those that stayed silent; it scans only now and
+        then.
 
-        To be called at every look: it tells how long rank 0 has watched.
+        Call it at every look, because it measures how long rank 0 has watched.
         """
         watched_ns = self.watch.look(now_ns)
         if now_ns < self._scan_at_ns:

@@ -1,12 +1,10 @@
-"""A TCP connection between rank 0 and each worker that carries nothing but its own end.
+"""A TCP connection between rank 0 and each worker. Nothing is sent over it after the greeting; its
+end shows that the process has ended.
 
-Owns: the listening socket, the addresses it is offered under, the greeting, keep-alive.
-Does not know: what a rank does, what follows from a loss, who may connect for how long.
-
-The kernel closes a dead process's sockets at once, whatever killed it, and keeps those of
-a process that is merely busy: so a rank 0 that reads, pastes or waits for a disk is not
-taken for a lost one, and no thread or message is needed to prove that it lives. A host
-that vanishes is noticed by keep-alive after KEEP_IDLE_S + KEEP_PROBES * KEEP_EVERY_S = 20 s.
+The kernel closes a dead process's sockets at once, whatever killed it, and keeps those of a process
+that is only busy. So a rank 0 that reads, pastes or waits for a disk is not taken for a lost one,
+and no thread or message is needed to prove that it lives. A host that vanishes is noticed by
+keep-alive after KEEP_IDLE_S + KEEP_PROBES * KEEP_EVERY_S = 20 s.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ _SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True)
 class Offer:
-    """What a worker needs to connect; it travels over MPI."""
+    """What a worker needs to connect; sent over MPI."""
 
     addresses: tuple[str, ...]
     port: int
@@ -43,9 +41,9 @@ class TcpLink:
 
     Args:
         size: ranks that will connect.
-        one_host: whether all of them are on this host; then nobody else can connect.
-        interface: the network device that all hosts reach this one by, if somebody has said so;
-            else those of all devices can connect.
+        one_host: whether all ranks are on this host; then no other host can connect.
+        interface: the network device by which all hosts reach this one, if known; otherwise
+            connections are accepted on all devices.
     """
 
     def __init__(self, size: int, *, one_host: bool, interface: str | None = None) -> None:
@@ -56,16 +54,16 @@ class TcpLink:
         self.listener.setblocking(False)
 
     def offer(self) -> Offer:
-        """What to tell the workers."""
+        """What the workers must know to connect."""
         address, port = self.listener.getsockname()
         addresses = _own_addresses() if address == ANY_IPV4 else [address]
         return Offer(tuple(addresses), port, self.token)
 
     def accept(self) -> socket.socket | None:
-        """A new connection, not yet greeted, or None.
+        """A new connection that has not greeted yet, or None.
 
         Raises:
-            OSError: one of FULL; whoever wants to connect still does.
+            OSError: one of FULL; the connection attempt stays pending.
         """
         try:
             line, _ = self.listener.accept()
@@ -78,19 +76,19 @@ class TcpLink:
         return line
 
     def greeted(self, line: socket.socket) -> dict[str, Any] | None:
-        """Who has connected, read from a readable line; None when it is none of ours."""
+        """The rank that has connected, read from a readable connection; None for a stranger."""
         try:
             return read_greeting(line.recv(GREETING_BYTES), self.token)
         except OSError:
             return None
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         self.listener.close()
 
 
 def read_greeting(data: bytes, token: str) -> dict[str, Any] | None:
-    """What a worker that knows the token says; None for any other bytes."""
+    """The greeting of a worker that knows the token; None for any other bytes."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -104,7 +102,7 @@ def read_greeting(data: bytes, token: str) -> dict[str, Any] | None:
 
 
 def connect(offer: Offer, greeting: Mapping[str, Any]) -> socket.socket | None:
-    """A worker's end: the first address that answers, greeted; None when none does."""
+    """A worker's end: the first address that answers, greeted; None if none does."""
     message = json.dumps({**greeting, "token": offer.token}).encode()
     for address in offer.addresses:
         try:
@@ -119,7 +117,7 @@ def connect(offer: Offer, greeting: Mapping[str, Any]) -> socket.socket | None:
 
 
 def ended(line: socket.socket) -> bool:
-    """Whether the other end of a readable line has gone."""
+    """Whether the other end of a readable connection has been closed."""
     try:
         return not line.recv(GREETING_BYTES, socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -140,13 +138,13 @@ def _keep_alive(line: socket.socket) -> None:
 
 
 def _own_addresses() -> list[str]:
-    """This host's name, then the IPv4 address of each of its interfaces but loopback."""
+    """This host's name, then the IPv4 address of each of its interfaces except loopback."""
     addresses = (_address_of(name) for _, name in socket.if_nameindex())
     return [socket.gethostname(), *(address for address in addresses if address is not None)]
 
 
 def _address_of(interface: str) -> str | None:
-    """Its IPv4 address; None for loopback, or when it is down, has none or is not there."""
+    """The IPv4 address of a device; None for loopback, or if it is down, missing or has none."""
     import fcntl
 
     request = struct.pack("256s", interface.encode(errors="replace")[:15])

@@ -1,1 +1,1 @@
-"""Starting ranks and seeing a job to its end."""
+"""Starts ranks and follows a job to its end."""

@@ -1,8 +1,5 @@
-"""Which MPI is at hand, and the command line that starts ranks with it.
-
-Owns: finding and identifying `mpiexec`, matching it with the library that mpi4py
-loads, the whole command line (a pure function).
-Does not know: what each launcher needs (system/launchers), what the ranks do, signals, output.
+"""Finds the installed MPI that fits mpi4py, and builds the command line that starts ranks with it
+(a pure function).
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ print(MPI.get_vendor()[0])
 
 @dataclass(frozen=True)
 class Mpi:
-    """A launcher at hand: its family, one of FAMILIES, and its version as it prints it."""
+    """An installed launcher: its family, one of FAMILIES, and its version as it prints it."""
 
     mpiexec: Path
     family: str
@@ -60,15 +57,15 @@ class Mpi:
 
     @property
     def abi(self) -> str:
-        """The library family its ranks must load: Intel MPI speaks MPICH's."""
+        """The library family that its ranks must load; Intel MPI uses MPICH's."""
         return FAMILIES[self.family].abi
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A command line, the variables to add to the environment for it, how many ranks it starts.
+    """A command line, the environment variables to add for it, and the number of ranks.
 
-    `scratch` is a folder of its own for what the launcher keeps in files (see `launch.scratch`).
+    `scratch` is a folder for the files of the launcher (see `launch.scratch`).
     """
 
     argv: tuple[str, ...]
@@ -83,7 +80,9 @@ class LaunchPlan:
 
 
 def site_here(environ: Mapping[str, str] = os.environ, *, scratch: bool = True) -> Site:
-    """The site this process runs on; without `scratch` for a line that is only shown."""
+    """The site that this process runs on; without `scratch` for a command line that is only
+    printed.
+    """
     from collage_mpi.system.environment import allocated_hosts, allowed_cores
 
     return Site(
@@ -112,8 +111,8 @@ def build_command(
         ranks: world size, at least 1.
         program: the program and its arguments, e.g. ("collage-mpi", "run").
         site: cores, hosts, root.
-        environ: variables the user has set already; these are never overridden.
-        extra_env: variables every rank must see, set whatever the user has.
+        environ: variables that the user has set; these are never overridden.
+        extra_env: variables that every rank must see, set in any case.
         fault_tolerant: the death of a rank leaves the others alone.
 
     Raises:
@@ -167,7 +166,7 @@ def identify(version_text: str) -> tuple[str, str] | None:
 
 
 def inspect_launcher(path: Path) -> Mpi | None:
-    """Ask one `mpiexec` what it is; None if it cannot be run or is not known."""
+    """Identify one `mpiexec`; None if it cannot be run or is not known."""
     try:
         done = subprocess.run(
             [str(path), "--version"],
@@ -183,7 +182,7 @@ def inspect_launcher(path: Path) -> Mpi | None:
 
 
 def launcher_candidates(environ: Mapping[str, str] = os.environ) -> Iterator[Path]:
-    """Launchers in order of preference: beside this Python (a wheel), then PATH."""
+    """Launchers in order of preference: next to this Python (a wheel), then PATH."""
     seen: set[Path] = set()
     folders = [Path(sys.executable).parent, Path(sys.prefix) / "bin"]
     folders += [Path(entry) for entry in environ.get("PATH", os.defpath).split(os.pathsep) if entry]
@@ -223,20 +222,20 @@ def mpi4py_abi() -> str:
 
 
 def abi_of(vendor: str) -> str:
-    """The family of a library, by the vendor that mpi4py names, whatever is printed around it."""
+    """The family of a library, from the vendor that mpi4py names anywhere in the text."""
     return "openmpi" if "Open MPI" in vendor else "mpich"
 
 
 def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
-    """The MPI to launch with: one whose ranks will load its own library.
+    """The MPI to launch with, whose ranks will load its own library.
 
     Args:
         want: "auto" or one of FAMILIES.
-        mpiexec: path or name of the launcher to use; None to look for one.
+        mpiexec: path or name of the launcher to use; None to search for one.
 
     Raises:
         UsageError: `mpiexec` is not an MPI launcher, or not of the family `want`.
-        EnvironmentFault: no MPI, none of the wanted family, or none that matches mpi4py.
+        EnvironmentFault: no MPI, none of the wanted family, or none that fits mpi4py.
     """
     if mpiexec is not None:
         candidates: Iterator[Mpi | None] = iter([_explicit(mpiexec)])

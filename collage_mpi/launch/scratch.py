@@ -1,8 +1,8 @@
-"""The folder of a launch: what its launcher keeps in files while the job runs, and who removes it.
+"""The folder of a launch, for the launcher's files while the job runs, and its removal.
 
-A launch and its guard hold a lock in the folder for as long as one of them lives, on whatever
-host and in whatever container. A folder whose lock is free belongs to nobody any more. In it
-launch notes the signal that stops a job: a launcher passes another one on to the ranks.
+A launch and its guard process hold a lock in the folder as long as one of them lives, on any host
+and in any container. A folder whose lock is free is left over and may be removed. Launch also notes
+in it the signal that stops a job, because the launcher may pass a different one to the ranks.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ VARIABLE = "COLLAGE_MPI_SCRATCH"  # where the ranks find the folder
 
 @contextmanager
 def held(folder: str | None) -> Iterator[tuple[int, ...]]:
-    """Make the folder, which is removed at the end, and remove those that killed launches left.
+    """Make the folder, which is removed at the end, and remove the folders of killed launches.
 
-    Gives the descriptors that a guard must inherit; none where there is no such folder.
+    Yields the descriptors that a guard process must inherit; none if there is no such folder.
     """
     if folder is None:
         yield ()
@@ -61,14 +61,14 @@ def sweep(temporary: Path) -> None:
 
 
 def note_signal(folder: str | None, name: str) -> None:
-    """Say for the ranks of this host which signal launch has been sent."""
+    """Tell the ranks of this host which signal launch received."""
     if folder is not None:
         with suppress(OSError):
             (Path(folder) / SIGNAL).write_text(name)
 
 
 def noted_signal(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The signal that launch has been sent; None if no launch of this host has said so."""
+    """The signal that launch received; None if no launch of this host has noted one."""
     folder = environ.get(VARIABLE)
     try:
         name = (Path(folder) / SIGNAL).read_text(errors="replace") if folder else ""
@@ -78,7 +78,7 @@ def noted_signal(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def _take(lock: int) -> bool:
-    """Whether the lock was free. Where the file system has no locks nothing is free."""
+    """Whether the lock was free. On a file system without locks it never is."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,7 +1,5 @@
-"""The time until MPI is up on all ranks: who is there, what to say of it, when it is over.
-
-Owns: the limits of a start, and the words about one that takes long.
-Does not know: processes, streams, which MPI it is.
+"""The time until MPI is up on all ranks: which ranks are there, what to print, and when the start
+has failed.
 """
 
 from __future__ import annotations
@@ -23,13 +21,14 @@ SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
 
 
 class Start:
-    """What launch knows of a start.
+    """The state of a start.
 
     Args:
         ranks: of the world.
-        limit_s: until rank 0 has said that MPI is up, or anything else that launch listens
-            for; None where it is not known whether anybody will say so: a user's script. Then
-            a start is watched from the moment at which a rank says that it begins to start MPI.
+        limit_s: time until rank 0 must report that MPI is up, or send anything else that
+            launch listens for. None if it is unknown whether a report will come (a user's
+            script); then the limit counts from the moment at which a rank reports that it
+            begins to start MPI.
         clock: monotonic seconds.
     """
 
@@ -45,17 +44,19 @@ class Start:
 
     @property
     def watched(self) -> bool:
-        """Whether MPI is to come up, and has not."""
+        """Whether MPI is expected to come up and has not yet."""
         return not self.up and (self._limited or bool(self.there))
 
     def arrived(self, rank: int) -> None:
-        """A rank begins to start MPI. Once all do, it is up within moments."""
+        """A rank begins to start MPI. Once all ranks do, MPI is up within moments."""
         self.there.add(rank)
         if len(self.there) >= self._ranks:
             self._at_most(INIT_LIMIT_S)
 
     def has_ended(self, rank: int, code: int | None) -> None:
-        """A rank has ended. MPI that is not up yet will not be; unless it was just about to."""
+        """A rank has ended. If MPI is not up yet, it will not come up, unless it was just
+        about to.
+        """
         if not self.up and self.ended in (None, (rank, None)):
             self.ended = rank, code
             self._at_most(END_GRACE_S)
@@ -65,12 +66,12 @@ class Start:
         return self.watched and now_s > self._until_s
 
     def forgive(self, gap_s: float) -> None:
-        """Launch was suspended, and the ranks with it: that was no time of theirs."""
+        """Launch was suspended together with the ranks, so this time does not count."""
         self._began_s += gap_s
         self._until_s += gap_s
 
     def news(self, now_s: float) -> str | None:
-        """What to say of a start that takes long, now and then."""
+        """What to print, now and then, about a start that takes long."""
         waited_s = now_s - self._began_s
         if not self.watched or waited_s < self._tell_after_s:
             return None
@@ -83,7 +84,7 @@ class Start:
         return {"phase": "starting", "done": there, "total": self._ranks, "unit": "ranks"}
 
     def who_is_missing(self) -> str:
-        """In words, whom the others wait for."""
+        """The ranks that the others wait for, in words."""
         if self.ended is not None:
             rank, code = self.ended
             if code is None:

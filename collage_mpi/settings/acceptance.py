@@ -1,4 +1,6 @@
-"""When a collage's answer counts, when an image is late, when it is given up: the settings."""
+"""The settings that say when a collage's answer counts, when an image is late, and when it is given
+up.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,7 @@ class LateSettings(Settings):
     )
 
     def hedge_delay(self) -> Delay:
-        """When an image is late. Raises UsageError where neither time is given."""
+        """The time after which an image is late. Raises UsageError if no time is given."""
         return make_delay("hedge", _ms_to_ns(self.hedge_ms), self.hedge_quantile)
 
 

@@ -1,4 +1,4 @@
-"""Settings files: their formats, and a table of plain values out of each."""
+"""Reads settings files (TOML, YAML, JSON) into plain values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
     Raises:
         EnvironmentFault: the file cannot be read, or is YAML and PyYAML is missing.
-        UsageError: another ending; it is not what its ending says, or no table.
+        UsageError: an unknown ending, content of another format, or no table of settings.
     """
     if path.suffix not in _PARSERS:
         raise UsageError(f"settings file {path}: known endings are {', '.join(_PARSERS)}")
@@ -51,7 +51,7 @@ def _toml(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """Plain values only: the safe loader makes no objects."""
+    """Plain values; the safe loader makes no objects."""
     yaml = import_module("yaml")
     try:
         loader = yaml.SafeLoader(text)
@@ -63,9 +63,9 @@ def _yaml(text: str) -> Any:
 
 
 def _check_aliases(node: Any, sizes: dict[int, int | None]) -> int:
-    """Characters that a YAML node has with its aliases written out.
+    """Number of characters in a YAML node once its aliases are written out.
 
-    Raises ValueError where a few lines of aliases make a value that fills the memory.
+    Raises ValueError if a few lines of aliases stand for a value that would fill the memory.
     """
     if id(node) in sizes:
         known = sizes[id(node)]

@@ -1,7 +1,5 @@
-"""Settings as flags: made from the fields of a class of settings, read back, written again.
-
-Owns: a flag's name, type, help and group, which follow from its field; that flags win over a file.
-Does not know: what a setting means, which values it may have.
+"""Command-line flags made from the fields of settings classes: their names, types, help and
+groups.
 """
 
 from __future__ import annotations
@@ -30,7 +28,9 @@ class _Lines(argparse.HelpFormatter):
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting of a run, --profile, --settings FILE. Flags win over the file."""
+    """Add a flag for every setting of a run, --profile, and --settings FILE. Flags win over the
+    file.
+    """
     parser.formatter_class = _Lines
     parser.add_argument(
         "--settings", metavar="FILE", help="file with settings: .toml, .yaml or .json"
@@ -52,12 +52,12 @@ def add_flags(
     only: Iterable[str] | None = None,
     kind: str | None = None,
 ) -> None:
-    """A flag for each field, in its group; one that is not given leaves nothing behind.
+    """Add a flag for each field, in its group. A flag that is not given sets no attribute.
 
     Args:
         of: the class.
-        only: these fields, in their order there; all of them if None.
-        kind: of network, whose defaults these are; flags that are not given then have them.
+        only: these fields, in the class's order; None: all of them.
+        kind: of network, whose defaults the flags have; they are set if a flag is not given.
     """
     hints = typing.get_type_hints(of)
     specs = {spec.name: spec for spec in fields(of)}
@@ -71,7 +71,7 @@ def add_flags(
 
 
 def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsContainer:
-    """The group of --help with that title, made where there is none; "" is the parser's own."""
+    """The group of --help with that title, created if it is missing; "" is the parser itself."""
     if not title:
         return parser
     groups = (group for group in parser._action_groups if group.title == title)
@@ -79,12 +79,12 @@ def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ActionsCo
 
 
 def flag(spec: Field[Any]) -> str:
-    """`--its-name`, or what it says itself."""
+    """The flag of a field: `--its-name`, unless the field sets another one."""
     return about(spec).flag or "--" + spec.name.replace("_", "-")
 
 
 def shown_default(spec: Field[Any], default: Any) -> str:
-    """A default as --help says it, with its unit; "" where there is none to tell."""
+    """A default as --help shows it, with its unit; "" if there is none."""
     if default in (None, "") or isinstance(default, tuple):
         return about(spec).unset
     if isinstance(default, bool):
@@ -128,7 +128,7 @@ def _or_auto(of_type: type) -> Callable[[str], Any]:
 
 
 def flags_of(settings: Settings) -> list[str]:
-    """The flags that say what is not a default, as `add_flags` reads them."""
+    """The flags for all values that differ from the defaults."""
     words: list[str] = []
     for spec in fields(settings):
         value = getattr(settings, spec.name)
@@ -146,7 +146,7 @@ def settings_from_args(args: argparse.Namespace) -> RunSettings:
 def given_settings(
     args: argparse.Namespace, of: type[Settings] = RunSettings
 ) -> tuple[dict[str, Any], str]:
-    """The settings that were given, flags over the file, and where they come from."""
+    """The settings that were given, flags over the file, and their source for messages."""
     values: dict[str, Any] = {}
     source = "flags"
     if getattr(args, "settings", None):

@@ -1,4 +1,4 @@
-"""What is classified, by which networks, and where the results go: the settings of it."""
+"""The settings of the input, the networks, and the place of the results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class InputSettings(Settings):
 
     @property
     def by_place(self) -> bool:
-        """Whether tasks name images, which their ranks read, those that can at least."""
+        """Whether tasks refer to images by their place in the shards, so that workers read them."""
         return self.pixels != "rank0"
 
     @property
@@ -139,7 +139,7 @@ class NetworkSettings(Settings):
     )
 
     def network(self, kind: str) -> str:
-        """What ranks of the kind load: its own network, or the one that they run in its place."""
+        """The weights that ranks of a kind load: their own network, or the one that replaces it."""
         return str(getattr(self, kind, "") or getattr(self, KIND[kind].network))
 
     def tuning(self) -> Tuning:

@@ -1,4 +1,4 @@
-"""How groups follow each other, and how the job survives: the settings of it."""
+"""The settings of how groups follow each other, and of how the job survives lost ranks."""
 
 from __future__ import annotations
 
@@ -74,18 +74,20 @@ class PaceSettings(ArrivalSettings):
 
     @property
     def warm_groups(self) -> int:
-        """Groups that statistics leave out: whole batches of them."""
+        """Groups that statistics leave out, rounded up to whole batches."""
         return -(-self.warmup_groups // self.released_together) * self.released_together
 
     @property
     def released_together(self) -> int:
-        """Groups that come in at a time, with one t0: a batch in a closed loop."""
+        """Groups that come in at the same time, with one t0: a batch in a closed loop."""
         return 1 if self.open_loop else self.batch
 
 
 @dataclass(frozen=True, repr=False)
 class SurvivalSettings(Settings):
-    """How the job survives the loss of ranks, and tells how far it is: nothing of its rows."""
+    """How the job survives lost ranks and reports progress. These settings do not change the
+    rows.
+    """
 
     on_rank_loss: str | None = _survival(
         None,

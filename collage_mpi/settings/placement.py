@@ -1,8 +1,4 @@
-"""Which rank holds which networks, and whether the world is of the right size.
-
-Owns: the placement of kinds on ranks (C1), the messages for a wrong world size.
-Does not know: hosts, devices, environment variables.
-"""
+"""Which rank holds which networks (C1), and whether the world has the right size."""
 
 from __future__ import annotations
 
@@ -16,10 +12,10 @@ from collage_mpi.scheduler.schemes import scheme_class
 
 @dataclass(frozen=True)
 class Placement:
-    """Capabilities per rank: `kinds[i]` are the kinds of network that rank coordinator + i holds.
+    """The networks of each rank: `kinds[i]` are the kinds that rank coordinator + i holds.
 
-    A set, not a role: a rank may hold several kinds (single and collage), one, or none
-    (the coordinator, and ranks that a scheme leaves idle).
+    A rank may hold several kinds (single and collage), one, or none (the coordinator, and ranks
+    that a scheme does not use).
     """
 
     kinds: tuple[frozenset[str], ...]
@@ -27,12 +23,12 @@ class Placement:
 
     @property
     def world_size(self) -> int:
-        """Ranks in all, the coordinator included."""
+        """Number of ranks, including the coordinator."""
         return len(self.kinds)
 
     @property
     def of_rank(self) -> dict[int, frozenset[str]]:
-        """Rank -> what it holds, of all but the coordinator."""
+        """Rank -> the kinds that it holds, without the coordinator."""
         return dict(enumerate(self.kinds[1:], start=self.coordinator + 1))
 
     @property
@@ -74,28 +70,28 @@ def placement(
     any_size: bool = False,
     launcher_size: int | None = None,
 ) -> Placement:
-    """Rank 0 coordinator, 1..N single, then those of each further kind that the scheme needs.
+    """Rank 0 is the coordinator, ranks 1..N are single, then come the ranks of each further kind.
 
-    With layout fastest all ranks but rank 0 hold all of them.
+    With layout fastest, all ranks but rank 0 hold all kinds.
 
-    A scheme without any needs no collage rank either: worlds of 1+N and of 1+N+M are both
-    right, and in the larger one the last M ranks stay idle. So do the N singles where a
-    scheme has no use for them: there, worlds of 1+M and of 1+N+M are right.
+    A scheme without further kinds needs no collage rank. Worlds of 1+N and of 1+N+M ranks are both
+    right then, and in the larger one the last M ranks stay idle. If a scheme does not use single
+    ranks, worlds of 1+M and of 1+N+M are right, and the N single ranks stay idle.
 
     Args:
-        world_size: what MPI says.
+        world_size: as MPI says.
         singles: N, or None for side * side.
-        ranks: how many ranks hold each further kind; M of collages; at least 1 of what the
-            scheme needs.
+        ranks: how many ranks hold each further kind; M for collages. At least 1 for each kind
+            that the scheme needs.
         side: cells along an edge of the collage; only the default of N and messages use it.
-        scheme: name of the scheme, which says what it needs.
+        scheme: name of the scheme.
         layout: one of PLACEMENTS.
-        any_size: with layout fastest, in a world of whatever size.
-        launcher_size: ranks the launcher says it started; None outside a launcher.
+        any_size: with layout fastest, accept a world of any size.
+        launcher_size: ranks that the launcher says it started; None outside a launcher.
 
     Raises:
         UsageError: N or M cannot work.
-        EnvironmentFault: the world is of the wrong size, or is N worlds of one rank.
+        EnvironmentFault: the world has the wrong size, or is N worlds of one rank.
     """
     needs = scheme_class(scheme).needs
     one_world = world_size > 1 and (launcher_size or world_size) == world_size
@@ -132,7 +128,9 @@ def _flag(kind: str) -> str:
 
 
 def _wrong_size(world: int, who: str, counts: Mapping[str, int], scheme: str) -> EnvironmentFault:
-    """What to type instead; counts: ranks needed of each kind, who: what N comes from."""
+    """The message with what to type instead; counts: ranks needed of each kind, who: the flag that
+    N comes from.
+    """
     needed = 1 + sum(counts.values())
     parts = " + ".join(["1 coordinator", *[f"{n} {kind}" for kind, n in counts.items()]])
     beside = [

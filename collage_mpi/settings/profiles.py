@@ -1,8 +1,5 @@
-"""Named profiles: settings that go together, as defaults below what a user gives.
-
-Owns: which profiles there are, what each sets, how they are laid under given settings.
-Does not know: flags, files, what a setting does. A run knows no profile, only its effective
-settings: those are what is recorded and compared.
+"""Named profiles: defaults that go together, below what a user gives. A run does not record the
+profile; only the effective settings are recorded and compared.
 """
 
 from __future__ import annotations
@@ -28,8 +25,8 @@ class Computed:
     """A value that follows from other settings.
 
     Attributes:
-        says: what it is, in words.
-        of: makes it from the profile's other settings and the given ones.
+        says: the rule in words.
+        of: computes the value from the profile's other settings and the given ones.
     """
 
     says: str
@@ -41,7 +38,7 @@ class Profile:
     """Settings under a name.
 
     Attributes:
-        says: what it is for, in a line.
+        says: the purpose in one line.
         sets: setting -> value.
     """
 
@@ -50,15 +47,15 @@ class Profile:
 
 
 def full_credit(values: Json) -> int:
-    """Messages of a rank so that it is never out of work."""
+    """Messages that keep a rank busy all the time."""
     return scheme_class(values.get("scheme", RankSettings().scheme)).credit
 
 
 def full_depth(values: Json) -> int | None:
-    """Batches in flight so that no rank is out of work, a few slow ones notwithstanding.
+    """Batches in flight that keep every rank busy, even if a few are slow.
 
-    Half of them fill `credit` messages for every rank. Under `assign pull` a slow rank holds up no
-    group but those of its own messages: the other half is for these.
+    Half of them fill `credit` messages for every rank. Under `assign pull` a slow rank delays only
+    the groups of its own messages; the other half makes up for these.
     """
     ranks = RankSettings.from_mapping({k: values[k] for k in names(RankSettings) if k in values})
     if ranks.any_size:
@@ -159,10 +156,10 @@ PROFILES: dict[str, Profile] = {
 
 
 def profile_of(given: Mapping[str, Any], source: str) -> Profile:
-    """The one that the given settings name; one that sets nothing if they name none.
+    """The profile that the given settings name; an empty one if they name none.
 
     Raises:
-        UsageError: no such profile.
+        UsageError: there is no such profile.
     """
     name = given.get(PROFILE)
     if name is None:
@@ -173,10 +170,10 @@ def profile_of(given: Mapping[str, Any], source: str) -> Profile:
 
 
 def with_profile(given: Mapping[str, Any], source: str) -> Json:
-    """The given settings, and for those that are not given the values of the profile they name.
+    """The given settings, completed by the values of the profile that they name.
 
     Raises:
-        UsageError: no such profile; given settings that a computed value cannot be made from.
+        UsageError: there is no such profile, or a value cannot be computed from the settings.
     """
     sets = profile_of(given, source).sets
     values = {k: v for k, v in sets.items() if not isinstance(v, Computed)}
@@ -189,17 +186,17 @@ def with_profile(given: Mapping[str, Any], source: str) -> Json:
 def over_recorded(
     recorded: Mapping[str, Any], given: Mapping[str, Any], source: str, *, anew: bool
 ) -> Json:
-    """A run's settings, and over them the given ones with the profile that they name.
+    """A run's settings, replaced by the given ones and the profile that they name.
 
     Args:
         recorded: all settings of the run.
         given: settings, perhaps a profile.
         source: of the given ones, for messages.
-        anew: compute anew what the profile computes; else that stays as recorded, so that
-            fewer ranks may go on with a run.
+        anew: compute the profile's computed values again. Otherwise they stay as recorded, so
+            that a run can be resumed with fewer ranks.
 
     Raises:
-        UsageError: no such profile.
+        UsageError: there is no such profile.
     """
     sets = profile_of(given, source).sets
     replaced = {k for k, v in sets.items() if anew or not isinstance(v, Computed)}

@@ -1,8 +1,5 @@
-"""How redundancy is added, and by which ranks: the settings of it, and the scheme they make.
-
-Owns: the settings of schemes and ranks, and what they mean together: how many ranks and copies,
-the scheme, its name in tables.
-Does not know: what a scheme does (scheduler/schemes), which rank holds what (placement).
+"""The settings of schemes and ranks, and what follows from them: numbers of ranks and copies, the
+scheme, its name in tables.
 """
 
 from __future__ import annotations
@@ -135,7 +132,7 @@ class RankSettings(Settings):
 
     @property
     def any_size(self) -> bool:
-        """Whether a world of any size will do, all of whose ranks but rank 0 hold all networks."""
+        """Whether a world of any size will do. All its ranks but rank 0 hold all networks then."""
         own = scheme_class(self.scheme).placement
         return self.layout == own == "fastest" and self.singles is None
 
@@ -148,7 +145,6 @@ class RankSettings(Settings):
         return setting in scheme_class(self.scheme).takes
 
     def uses(self, kind: str) -> bool:
-        """Whether the scheme needs a network of the kind."""
         return kind in scheme_class(self.scheme).needs
 
     @property
@@ -168,7 +164,7 @@ class RankSettings(Settings):
 
     @property
     def usual_singles(self) -> int:
-        """Single ranks where none are said; scheme replicate needs as many for each copy."""
+        """Default number of single ranks. Scheme replicate needs as many for each copy."""
         return self.group_size * (self.replicas if self._takes("replicas") else 1)
 
     @property
@@ -183,28 +179,28 @@ class RankSettings(Settings):
 
     @property
     def usual_parities(self) -> int:
-        """Ranks that get stripes where none are said."""
+        """Default number of ranks that get stripes."""
         return -(-self.n_singles // self.n_stripe)
 
     @property
     def n_parities(self) -> int:
-        """Ranks that get stripes."""
+        """Number of ranks that get stripes."""
         return self.usual_parities if self.parity_ranks is None else self.parity_ranks
 
     @property
     def n_copies(self) -> int:
-        """Collage ranks that get the same collage."""
+        """Number of collage ranks that get the same collage."""
         if self.collage_copies is not None:
             return self.collage_copies
         return max(1, self.collage_ranks) if self.uses_single else 1
 
     @property
     def world_size(self) -> int:
-        """Ranks of a world of just the right size, rank 0 included."""
+        """Number of ranks in a world of exactly the right size, including rank 0."""
         return 1 + sum(self.n_ranks(kind) for kind in KINDS if self.uses(kind))
 
     def n_ranks(self, kind: str) -> int:
-        """Ranks that hold the kind, where the scheme needs it."""
+        """Number of ranks that hold the kind, if the scheme needs it."""
         usual = {SINGLE: self.n_singles, PARITY: self.n_parities, CODED: self.n_parities}
         return usual[kind] if kind in usual else int(getattr(self, KIND[kind].ranks))
 
@@ -228,7 +224,7 @@ class RankSettings(Settings):
 
 @dataclass(frozen=True, repr=False)
 class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
-    """All that the scheme is made from."""
+    """All settings that the scheme is made from."""
 
     def _check(self) -> None:
         for name, known in scheme_class(self.scheme).only.items():
@@ -241,11 +237,11 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 
     @property
     def needs_threshold(self) -> bool:
-        """Whether the scheme must know from which score on a collage's answer counts."""
+        """Whether the scheme needs the score from which a collage's answer counts."""
         return "accept" in scheme_class(self.scheme).only
 
     def scheme_settings(self) -> SchemeSettings:
-        """What the scheme is made from."""
+        """The settings in the scheduler's form."""
         return SchemeSettings(
             self.scheme,
             self.assign,
@@ -262,8 +258,9 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 
     @property
     def draws_by_image(self) -> bool:
-        """Whether a rank may run several images of a group, so that injected delays are keyed
-        by the image instead of the group."""
+        """Whether a rank may run several images of a group. Injected delays are then keyed by the
+        image instead of the group.
+        """
         return self.assign == "pull" or self.endgame == "on"
 
     @property
@@ -274,8 +271,8 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
     def labels(self) -> dict[str, str]:
         """Scheme and accept policy, as shown in tables and legends.
 
-        Ranks are named where they are not the usual ones: N other than one a cell (and
-        copy), M other than 1.
+        Ranks are named if their number is not the default: N other than one a cell (and copy), M
+        other than 1.
         """
         parts = [make_scheme(self.scheme_settings()).label]
         if self.uses_single and self.singles not in (None, self.usual_singles):

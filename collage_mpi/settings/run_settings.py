@@ -1,8 +1,5 @@
-"""The settings of a run: one typed object, built once, put together from parts.
-
-Owns: which parts there are, and what settings of several parts mean together. A part, in a module
-of its own, owns its settings, their checks and what follows from them; whoever needs one part
-alone asks for that.
+"""The settings of a run: one typed object, built once from the parts that the other modules
+declare. Rules between settings of several parts are here.
 """
 
 from __future__ import annotations
@@ -57,7 +54,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 ):
     """Everything that decides what a run does. See each field's help line.
 
-    Where several may be given, as of shards, one alone will do; a path may be a `Path`.
+    A setting that takes several values, such as shards, also accepts a single one. A path may be a
+    `Path`.
 
     Raises:
         UsageError: a value that is out of range or contradicts another.
@@ -95,11 +93,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @classmethod
     def from_mapping(cls: type[R], values: Mapping[str, Any], source: str = "settings") -> R:
-        """Build from plain values; `profile` names defaults for those that are not among them.
+        """Build from plain values; `profile` names defaults for missing ones.
 
         Raises:
-            UsageError: as `Settings.from_mapping`; an unknown profile; values that do not go
-                with it.
+            UsageError: as `Settings.from_mapping`; also for an unknown profile, and for values
+                that contradict the profile.
         """
         sets = profile_of(values, source).sets
         try:
@@ -131,19 +129,20 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @property
     def launch_size(self) -> int:
-        """Ranks to launch: worlds of just the right size, one a team."""
+        """Number of ranks to launch: worlds of exactly the right size, one a team."""
         return self.teams * self.world_size
 
     def place_team(self, world_size: int, team: int, launcher_size: int | None) -> Placement:
-        """What the ranks of one team hold; ranks are those of the world, team by team.
+        """The placement of one team, with ranks numbered in the whole world.
 
         Args:
             world_size: ranks of the whole world.
-            team: which one, from 0.
-            launcher_size: as of `placement`, of the whole world.
+            team: its number, from 0.
+            launcher_size: as in `placement`, of the whole world.
 
         Raises:
-            UsageError, EnvironmentFault: as `placement`; the world is not so many equal teams.
+            UsageError, EnvironmentFault: as `placement`; also if the world cannot be split into
+                that many equal teams.
         """
         if self.teams == 1:
             return self.place(world_size, launcher_size)
@@ -169,9 +168,9 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return self.credit or scheme_class(self.scheme).credit
 
     def groups_in_flight(self, workers: int) -> int:
-        """The scheduler's depth, at most: this one's, or an open loop's window in groups.
+        """The largest depth of the scheduler: the setting, or an open loop's window in groups.
 
-        Where groups come in as ranks have room, each message may hold up another group.
+        If groups come in as ranks have room, each message may delay another group.
         """
         if self.paced:
             return self.messages * max(self.world_size, workers + 1)
@@ -181,18 +180,21 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return -(-window // self.group_size)
 
     def tuning(self) -> Tuning:
-        """How the workers run their networks: what `--save` keeps is as exact as float32."""
+        """How the workers run their networks. Values that `--save` keeps are computed in
+        float32.
+        """
         asked = super().tuning()
         exact = asked.precision == AUTO and self.save != NO_SAVE
         return replace(asked, precision="float32") if exact else asked
 
     def most_inputs(self, kind: str) -> int:
-        """Inputs of a message to a rank of the kind, at most: a batch."""
+        """Most inputs of a message to a rank of the kind: a batch."""
         return self.batch * (self.group_size if KIND[kind].batched else 1)
 
     def batch_costs(self) -> dict[str, float]:
-        """By kind, what a further input of a batch takes over the first, where none is measured:
-        as long as alone, so that a batch gains nothing."""
+        """By kind, the cost of a further input of a batch if it is not measured: as much as the
+        first one, so that a batch gains nothing.
+        """
         cost = 1.0 if self.batch_cost is None else self.batch_cost
         batched = [kind for kind in KINDS if self.uses(kind) and self.most_inputs(kind) > 1]
         return dict.fromkeys(batched, cost)
@@ -228,6 +230,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         )
 
     def digest(self) -> str:
-        """A hash of the settings that decide the rows; where they go does not count."""
+        """A hash of the settings that decide the rows; the output folder does not count."""
         rows = {k: v for k, v in self.to_dict().items() if k not in NOT_OF_ROWS}
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,8 +1,4 @@
-"""Files that come with the package, by name: `shipped:fashion_single.safetensors`.
-
-Owns: the prefix, which names there are.
-Does not know: what is in the files, who asks.
-"""
+"""Files that come with the package, by name: `shipped:fashion_single.safetensors`."""
 
 from __future__ import annotations
 
@@ -17,12 +13,12 @@ _SUFFIXES = (".h5", ".safetensors", ".npy", ".npz")
 
 
 def with_shipped(value: str) -> str:
-    """`shipped:NAME` as the path of that file; any other value as it is.
+    """`shipped:NAME` as the path of that file; any other value unchanged.
 
-    A name with {side} in it stands for several and is taken unseen.
+    A name with {side} in it stands for several files and is not checked.
 
     Raises:
-        UsageError: the package ships no such file; names those that it does.
+        UsageError: the package ships no such file; lists the files that it ships.
     """
     if not value.startswith(SHIPPED):
         return value

@@ -1,1 +1,1 @@
-"""This process and its host."""
+"""This process, its host and the launchers, and the declaration of settings."""

@@ -1,8 +1,5 @@
-"""Waiting without spinning: a back-off that grows and resets on progress.
-
-Owns: the waits of the program and their constants; the first two bound how finely
-a latency can be measured (they are recorded with every run).
-Does not know: what is waited for.
+"""Waiting without spinning: pauses that grow and reset on progress. The constants bound how finely
+a latency can be measured, so they are recorded with every run.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class BackoffSettings:
-    """Tests that follow each other at once, then pauses that double up to a limit."""
+    """Polls that follow each other at once, then pauses that double up to a limit."""
 
     free_tests: int
     first_ns: int
@@ -30,7 +27,7 @@ GROUP_BACKOFF = BackoffSettings(free_tests=4, first_ns=50_000, longest_ns=5_000_
 
 
 class Backoff:
-    """Call `reset` on progress and `pause` when a test found nothing."""
+    """Call `reset` on progress and `pause` after a poll that found nothing."""
 
     def __init__(
         self, settings: BackoffSettings, sleep: Callable[[float], None] = time.sleep
@@ -40,12 +37,12 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """Progress: the next tests come at once."""
+        """After progress the next polls come at once."""
         self._tests = 0
         self._pause_ns = self.settings.first_ns
 
     def pause(self, at_most_ns: int | None = None) -> None:
-        """Nothing found: wait a little, no longer than `at_most_ns`."""
+        """Wait a little, no longer than `at_most_ns`."""
         self._tests += 1
         if self._tests <= self.settings.free_tests:
             return
@@ -55,9 +52,9 @@ class Backoff:
         self._pause_ns = min(2 * self._pause_ns, self.settings.longest_ns)
 
     def rest(self, for_ns: int) -> None:
-        """Nothing can come for so long: one pause, whatever came before."""
+        """Wait once for a time in which nothing can come, whatever came before."""
         self._sleep(for_ns / 1e9)
 
     def describe(self) -> dict[str, int]:
-        """The constants, for the record."""
+        """The constants, as recorded with a run."""
         return asdict(self.settings)

@@ -1,8 +1,5 @@
-"""Where a rank is: its number, local rank, device, cores. Reads the environment.
-
-Owns: what the launchers' variables say together, the names of torchrun's and the allocation's,
-the cores a process may use, which device a GPU rank takes.
-Does not know: communicators, settings, roles (see placement).
+"""What the environment says about this rank: its number, local rank, device, cores. The launchers'
+variables are in `launchers`; those of torchrun and of batch allocations are here.
 """
 
 from __future__ import annotations
@@ -49,7 +46,9 @@ def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
 
 
 def mpi_rank(environ: Mapping[str, str]) -> int | None:
-    """A process's rank as its MPI launcher says: a batch script and mpiexec itself have none."""
+    """This process's rank as its MPI launcher says. None in a batch script, and in mpiexec
+    itself.
+    """
     return _first(first_number(launcher.ranks, environ) for launcher in FAMILIES.values())
 
 
@@ -69,7 +68,7 @@ class TorchrunPlace:
 
 
 def torchrun_place(environ: Mapping[str, str] = os.environ) -> TorchrunPlace | None:
-    """This process's place under torchrun, or None where torchrun did not start it."""
+    """This process's place under torchrun, or None if torchrun did not start it."""
     values = [environ.get(name, "") for name in TORCHRUN_VARIABLES]
     if not environ.get(TORCHRUN_ID) or not all(value.isdecimal() for value in values):
         return None
@@ -77,10 +76,11 @@ def torchrun_place(environ: Mapping[str, str] = os.environ) -> TorchrunPlace | N
 
 
 def telling_rank(environ: Mapping[str, str] = os.environ) -> int | None:
-    """Which of the processes with this command line it is: only 0, or None, tells errors.
+    """The number of this process among those with the same command line. Only 0, or None, prints
+    errors.
 
-    torchrun comes first: where srun starts one torchrun a host, SLURM_PROCID is that of
-    torchrun, the same for all its processes.
+    torchrun is asked first: if srun starts one torchrun a host, SLURM_PROCID is that of torchrun,
+    the same for all its processes.
     """
     place = torchrun_place(environ)
     return launcher_rank(environ) if place is None else place.rank
@@ -92,17 +92,17 @@ def launcher_size(environ: Mapping[str, str] = os.environ) -> int | None:
 
 
 def local_rank(environ: Mapping[str, str] = os.environ) -> int | None:
-    """This process's number among the ranks of its host, or None if not told."""
+    """This process's number among the ranks of its host, or None if unknown."""
     return _first(first_number(launcher.local_ranks, environ) for launcher in LAUNCHERS)
 
 
 def local_size(environ: Mapping[str, str] = os.environ) -> int | None:
-    """How many ranks the launcher put on this host, or None if not told."""
+    """How many ranks the launcher started on this host, or None if unknown."""
     return _first(launcher.local_size(environ) for launcher in LAUNCHERS)
 
 
 def status_word(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What marks the status lines that the launcher of this job reads; None if it reads none."""
+    """The word that marks status lines for the launch of this job; None if no launch reads them."""
     return environ.get(STATUS_VARIABLE) or None
 
 
@@ -120,12 +120,12 @@ def told_interface(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def allocated_hosts(environ: Mapping[str, str] = os.environ) -> int:
-    """Hosts of the batch allocation this process is in; 1 outside of one."""
+    """Number of hosts in the batch allocation of this process; 1 outside of one."""
     return max(1, first_number(HOSTS_VARIABLES, environ) or _pbs_hosts(environ))
 
 
 def _pbs_hosts(environ: Mapping[str, str]) -> int:
-    """Hosts of a PBS job, whose file names each as often as it has slots; 0 outside of one."""
+    """Number of hosts of a PBS job, whose file names each host once a slot; 0 outside of one."""
     try:
         return len(set(Path(environ[PBS_HOSTS_FILE]).read_text(errors="replace").split()))
     except (KeyError, OSError):
@@ -167,9 +167,10 @@ def _cgroup_cores(cgroup: Path) -> int | None:
 def available_bytes(
     meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Memory of this host, or of this process's container, that is free to use; None if not told.
+    """Free memory of this host, or of this process's container; None if unknown.
 
-    A container's is its limit less what it holds; files that the kernel keeps for it count as held.
+    For a container it is the limit minus what it uses; files that the kernel caches for it count as
+    used.
     """
     found = []
     try:
@@ -190,8 +191,8 @@ def threads_per_rank(
 ) -> int:
     """Compute threads for each rank of a host: cores // ranks, at least 1.
 
-    In a Slurm step that states --cpus-per-task, that number: the affinity may be the
-    task's own cores already, and must not be divided again.
+    In a Slurm step with --cpus-per-task it is that number: the affinity may already be the task's
+    own cores and must not be divided again.
     """
     if cores is None:
         per_task = first_number((CPUS_PER_TASK,), environ)
@@ -202,10 +203,11 @@ def threads_per_rank(
 
 
 def processes_wanted(flag: str, given: int | None) -> int:
-    """How many processes of a command work at a time: those asked for, or the cores at hand.
+    """How many processes of a command work at the same time: the given number, or the available
+    cores.
 
     Raises:
-        UsageError: fewer than one are asked for; `flag` is how.
+        UsageError: the number is below one; `flag` is its flag.
     """
     if given is None:
         return threads_per_rank(local_size() or launcher_size() or 1)
@@ -215,7 +217,7 @@ def processes_wanted(flag: str, given: int | None) -> int:
 
 
 def visible_devices(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What this process's environment says of the GPUs it may see; None if nothing."""
+    """The value of the environment variable that limits the visible GPUs; None if none is set."""
     for name in VISIBLE_VARIABLES:
         if name in environ:
             return environ[name]
@@ -223,10 +225,10 @@ def visible_devices(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def visible_entries(visible: str | None) -> list[str] | None:
-    """The entries of CUDA_VISIBLE_DEVICES or its ROCm kin, as text; None if unset.
+    """The entries of CUDA_VISIBLE_DEVICES or its ROCm equivalent, as text; None if unset.
 
-    Entries may be `0`, `GPU-8932f937-...` or `MIG-...`, so they are never numbers here.
-    As CUDA does, the list ends at the first entry that is empty or -1.
+    Entries may be `0`, `GPU-8932f937-...` or `MIG-...`, so they are never converted to numbers. As
+    in CUDA, the list ends at the first entry that is empty or -1.
     """
     if visible is None:
         return None
@@ -241,15 +243,16 @@ def visible_entries(visible: str | None) -> list[str] | None:
 def local_gpu_rank(rank: int, environ: Mapping[str, str] = os.environ, team: int = 0) -> int | None:
     """This rank's number among the ranks of its host that hold a network; None for rank 0.
 
-    Where the launcher tells no local rank, all ranks are taken to be on one host. On rank
-    0's own host the numbers shift by one. All ranks of a host must shift alike, or two
-    would take one device: so what decides is the host, not the rank (Open MPI's mpirun
-    numbers ranks 0, 1, 2, 3 of a two-socket host 0, 2, 1, 3). A host taken for rank 0's
-    by mistake only rotates its devices: they stay evenly shared.
+    If the launcher gives no local rank, all ranks are assumed to be on one host. On rank 0's own
+    host the numbers shift by one. All ranks of a host must shift alike, or two ranks would take the
+    same device. So the host decides, not the rank (Open MPI's mpirun numbers ranks 0, 1, 2, 3 of a
+    two-socket host 0, 2, 1, 3). If a host is taken for rank 0's by mistake, its devices are only
+    rotated and stay evenly shared.
 
     Args:
-        team: ranks of each of several teams, whose coordinators hold none either; 0 of one.
-            Teams lie along hosts, so the other ranks of a host then have numbers in a row.
+        team: ranks of each of several teams, whose coordinators hold no network either; 0 for
+            one team. Teams lie along hosts, so the other ranks of a host have consecutive
+            numbers.
     """
     if rank == 0:
         return None
@@ -274,13 +277,13 @@ def assign_device(
 ) -> str:
     """The torch device of a rank: "cpu" or "cuda:K".
 
-    K counts within what the process sees, so an entry's own form does not matter. More
-    GPU ranks than GPUs share them round robin.
+    K counts the GPUs that the process sees, so the form of an entry does not matter. If there are
+    more GPU ranks than GPUs, they share them round robin.
 
     Args:
         local_gpu_rank: this rank's number among the ranks of its host that hold a network
             (rank 0 holds none and passes None).
-        visible: CUDA_VISIBLE_DEVICES or its ROCm kin as found; None if unset.
+        visible: CUDA_VISIBLE_DEVICES or its ROCm equivalent; None if unset.
         device: "auto", "cpu" or "cuda".
         gpu_count: GPUs that torch sees in this process.
 

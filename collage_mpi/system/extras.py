@@ -1,9 +1,5 @@
-"""What is installed only where it is wanted, and the line that installs it.
-
-Owns: the package of each extra that a message may ask for, as in pyproject.toml.
-Does not know: who needs it.
-
-The line names the package itself: it works in a checkout, and before a release, as well.
+"""The optional packages (extras), and the command that installs each. The command names the package
+itself, so it works in a checkout and before a release as well.
 """
 
 from __future__ import annotations
@@ -21,5 +17,5 @@ PACKAGES = {
 
 
 def pip_line(extra: str) -> str:
-    """What to type to have an extra of this package."""
+    """The command that installs an extra of this package."""
     return f"pip install '{PACKAGES[extra]}'"

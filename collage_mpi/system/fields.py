@@ -1,7 +1,5 @@
-"""Settings as dataclass fields: what is known of a setting stands where it is declared.
-
-Owns: how a field says its default, help, group, bounds and choices; the checks that follow, each
-with one form of message; plain values in (from files, flags, JSON) and out.
+"""Settings as dataclass fields: default, help, group, bounds and choices are declared with the
+field, and the checks follow from them.
 """
 
 from __future__ import annotations
@@ -26,20 +24,20 @@ UNITS = {"_ms": "ms", "_s": "s", "_px": "px", "_us": "us"}  # by which names end
 
 @dataclass(frozen=True)
 class About:
-    """What a setting's declaration says, beside its name, type and default.
+    """What the declaration of a setting says beside its name, type and default.
 
     Attributes:
-        help: what it does, in a line; without its default and its bounds.
-        group: under which title --help shows it.
-        at_least, above, below, at_most: bounds of a number, a lower one of them (`above` is
-            0, if anything); `at_most` is LARGEST where a lower bound stands alone.
-        choices: the texts it may be.
+        help: what it does, without its default and its bounds.
+        group: the title under which --help shows it.
+        at_least, above, below, at_most: bounds of a number. `at_most` is LARGEST if only a lower
+            bound is given.
+        choices: the texts that are allowed.
         unset: what None stands for, in words.
-        metavar: how --help calls its value; by its unit or type where not said.
-        flag: where it is not the name's.
+        metavar: the name of its value in --help; by default its unit or type.
+        flag: the flag, if it does not follow from the name.
         repeated: a list whose flag is given once for each value.
-        kinds: of network that have it as a flag; all of them if there is none.
-        by_kind: kind of network -> its default, where that is not the field's own.
+        kinds: the kinds of network that have it as a flag; empty: all of them.
+        by_kind: kind of network -> its default, if that differs from the field's own.
         auto: the word auto stands for the default.
     """
 
@@ -60,17 +58,17 @@ class About:
 
     @property
     def bounded(self) -> bool:
-        """Whether it is a number with bounds."""
+        """Whether the setting is a number with bounds."""
         return (self.at_least, self.above, self.below, self.at_most) != (None,) * 4
 
     @property
     def most(self) -> float:
-        """The highest number that it may be, or `below`, which it may not."""
+        """The upper bound; with `below` the value itself is not allowed."""
         bounds = (self.below, self.at_most, LARGEST)
         return next(bound for bound in bounds if bound is not None)
 
     def wants(self, value: float) -> str | None:
-        """What the number would have to be; None where it is that. A NaN never is."""
+        """The condition that a number violates, in words; None if it is allowed. A NaN never is."""
         low = self.at_least is None or value >= self.at_least
         low = low and (self.above is None or value > self.above)
         if low and (value < self.most if self.below is not None else value <= self.most):
@@ -87,7 +85,7 @@ class About:
 
 
 def setting(default: Any, help_line: str, **about: Any) -> Any:
-    """A field of a class of settings, with what `About` takes.
+    """A field of a settings class; takes the arguments of `About`.
 
     In a module whose settings share a group: `_setting = partial(setting, group="pace")`.
     """
@@ -95,12 +93,12 @@ def setting(default: Any, help_line: str, **about: Any) -> Any:
 
 
 def about(spec: Field[Any]) -> About:
-    """What its declaration says; of a field that is no `setting`, nothing."""
+    """The declaration of a field; an empty one for a field that is no `setting`."""
     return spec.metadata.get("about") or About("")
 
 
 def unit(name: str) -> str:
-    """The unit that a setting's name ends with, or nothing."""
+    """The unit at the end of a setting's name, or ""."""
     return next((said for suffix, said in UNITS.items() if name.endswith(suffix)), "")
 
 
@@ -117,10 +115,10 @@ def check_value(spec: Field[Any], value: Any) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Settings:
-    """What a class of settings inherits; a class may be put together from several such parts.
+    """The base of settings classes. A class may inherit several parts.
 
-    A part's `_check`, if it has one, looks at what its fields mean together. All parts' are
-    called, after every field's own check.
+    If a part has a method `_check`, it checks rules between its fields. The methods of all parts
+    are called, after every field's own check.
 
     Raises:
         UsageError: a value that is out of bounds, or contradicts another.
@@ -136,7 +134,7 @@ class Settings:
                 vars(part)["_check"](self)
 
     def __repr__(self) -> str:
-        """What differs from the defaults: enough to build it again."""
+        """The values that differ from the defaults, which is enough to build it again."""
         given = ((spec, getattr(self, spec.name)) for spec in fields(self))
         differing = (f"{spec.name}={value!r}" for spec, value in given if value != spec.default)
         return f"{type(self).__name__}({', '.join(differing)})"
@@ -154,8 +152,8 @@ class Settings:
         """Build from plain values.
 
         Raises:
-            UsageError: an unknown key (named, with the nearest known ones), a value of
-                the wrong type, or as the class itself.
+            UsageError: an unknown key (named, with the nearest known ones), a value of the wrong
+                type, or any other error of the class.
         """
         hints = typing.get_type_hints(cls)
         known = names(cls)
@@ -168,24 +166,24 @@ class Settings:
 
 
 def names(part: type[Settings]) -> tuple[str, ...]:
-    """Of its fields, those that it inherits included."""
+    """The names of all fields of the class, inherited ones too."""
     return tuple(spec.name for spec in fields(part))
 
 
 def same(part: type[Settings], name: str) -> Any:
-    """A field as that of another class, which declares it."""
+    """A copy of a field that another class declares."""
     spec = part.__dataclass_fields__[name]
     return field(default=spec.default, metadata=spec.metadata)
 
 
 def default_of(part: type[Settings], name: str, kind: str = "") -> Any:
-    """A field's default, for a kind of network where that has its own."""
+    """A field's default, or the default for that kind of network if it has its own."""
     spec = part.__dataclass_fields__[name]
     return about(spec).by_kind.get(kind, spec.default)
 
 
 def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
-    """Paths as text, and a tuple of texts where the field is one. Raises UsageError."""
+    """Paths as text, and a tuple of texts if the field is a tuple. Raises UsageError."""
     if not isinstance(spec.default, tuple):
         return os.fspath(value) if isinstance(value, os.PathLike) else value
     parts = [value] if isinstance(value, (str, os.PathLike)) else value
@@ -195,8 +193,9 @@ def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _switch(spec: Field[Any], value: Any) -> Any:
-    """`on` or `off` as YAML reads them without quotes, where the field has that choice; the
-    default for `auto`, where that is what it stands for."""
+    """`on` or `off` for the booleans that YAML makes of unquoted on and off, if the field has that
+    choice; the default for `auto`, if `auto` stands for the default.
+    """
     if value == AUTO and about(spec).auto:
         return spec.default
     word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -204,7 +203,7 @@ def _switch(spec: Field[Any], value: Any) -> Any:
 
 
 def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
-    """The value as the field's type, or UsageError. Integers pass as floats."""
+    """The value as the field's type. Integers are accepted as floats. Raises UsageError."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:

@@ -1,8 +1,5 @@
-"""Files that are there whole or not at all.
-
-Owns: temporary name, write, fsync, rename, fsync of the directory; what a leftover of a
-kill is called; the message of a file that cannot be written; CSV.
-Does not know: what is in the files.
+"""Writes files that are there completely or not at all: temporary name, write, fsync, rename, fsync
+of the directory. Also CSV files.
 """
 
 from __future__ import annotations
@@ -39,12 +36,12 @@ def write_atomic(
     Args:
         path: the final name; its directory exists.
         chunks: the content, in order.
-        replace: False refuses a name that exists (two jobs writing into one place).
-        check: raises if the file must not be written any more. It is asked when all is on the
-            disk under the temporary name, and about a write that fails.
+        replace: False refuses an existing name (two jobs that write to one place).
+        check: raises if the file must not be written any more. It is called when everything is on
+            the disk under the temporary name, and after a write that fails.
 
     Raises:
-        OSError: as the system says; the temporary file is removed where that is possible.
+        OSError: as the system says; the temporary file is removed if possible.
     """
     temp = temporary_name(path)
     try:
@@ -67,12 +64,13 @@ def write_atomic(
 
 
 def temporary_name(path: Path) -> Path:
-    """Where a file is written before it is renamed; `remove_leftovers` knows such names.
+    """The name under which a file is written before it is renamed; `remove_leftovers` knows such
+    names.
 
     Raises:
-        IsADirectoryError: the path is "." or "/", as that of `--out ''` is.
-        FileExistsError: it is a device, a pipe or a socket, or a link to one: to rename over it
-            would remove it, and root may do so with /dev/null and /dev/stdout.
+        IsADirectoryError: the path is "." or "/", for example from `--out ''`.
+        FileExistsError: the path is a device, a pipe or a socket, or a link to one. A rename would
+            remove it, and root may do so with /dev/null and /dev/stdout.
     """
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -87,7 +85,7 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises EnvironmentFault, with the file's or folder's name, for an OSError inside."""
+    """Turns an OSError inside into an EnvironmentFault with the name of the file or folder."""
     try:
         yield
     except OSError as error:
@@ -98,7 +96,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def save_file(path: Path, *chunks: bytes) -> None:
-    """`write_atomic` of a file that the user named.
+    """`write_atomic` for a file that the user named.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -115,11 +113,12 @@ def save_csv(
     *,
     raw: bool = False,
 ) -> None:
-    """A line a row below the columns' names, whole or not at all; None is an empty field.
+    """Write a CSV file, complete or not at all: column names, then one line a row. None is an empty
+    field.
 
     Args:
-        raw: write texts as they are, for programs; else so that no spreadsheet takes one for a
-            formula and no terminal obeys one (`printable.cell`).
+        raw: write texts unchanged, for programs. Otherwise they are changed so that no
+            spreadsheet reads a formula and no terminal a control code (`printable.cell`).
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -131,7 +130,7 @@ def save_csv(
 
 
 def save_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """`save_csv` of mappings: their keys are the columns, those that one lacks are empty."""
+    """`save_csv` for mappings: their keys are the columns, and missing keys are empty fields."""
     columns = list(dict.fromkeys(key for record in records for key in record))
     save_csv(path, columns, ([record.get(key) for key in columns] for record in records))
 
@@ -144,7 +143,7 @@ def _csv(lines: Iterator[Iterable[Any]], line_end: str) -> Iterator[bytes]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a rename durable. File systems that cannot sync a directory are let be."""
+    """Make a rename durable. File systems that cannot sync a directory are ignored."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -159,7 +158,7 @@ def remove_leftovers(directory: Path, ours: str) -> int:
     """Delete temporary files that a killed writer left; returns how many.
 
     Args:
-        directory: where to look.
+        directory: where to search.
         ours: a pattern of the names that such a writer writes; all other files stay.
     """
     name = re.compile(rf"\.(?:{ours}){re.escape(TEMP_MARK)}\d+(?:-[0-9a-f]{{8}})?")
@@ -170,7 +169,7 @@ def remove_leftovers(directory: Path, ours: str) -> int:
 
 
 def _remove(temp: Path) -> None:
-    """As far as that is possible: its folder may be gone, or read-only."""
+    """Remove a file if possible; its folder may be gone, or read-only."""
     try:
         temp.unlink()
     except OSError:

@@ -1,15 +1,12 @@
-"""Leaving a world: at once, with the right code, and tidily.
+"""Ends the process of a rank at once, with the right exit code and tidily. Python's own exit is
+skipped, because it takes torch apart for 0.4 s of a core in each rank.
 
-Owns: the process's end without Python's own, which takes torch apart for 0.4 s of a core in each
-rank; in a fault-tolerant world without MPI_Finalize; the MPI library's files in shared memory.
-Does not know: who leaves, or why.
+In a fault-tolerant world MPI_Finalize is skipped as well: it waits for every rank, so it hangs with
+a lost rank, and now and then with a rank that is lost meanwhile. Its useful work is done here:
+sends have been flushed, and the shared-memory files that the library has mapped are removed.
 
-There Finalize waits for every rank, so it hangs with a lost one, and now and then with one that
-is lost while it runs. What it is good for is done by hand: sends have been flushed, and
-the shared-memory files that the library has mapped are removed.
-
-They are removed long before, once all ranks have spoken: what is mapped needs no name, and
-nobody else would remove it after ranks that are killed (5 MiB a rank, for ever).
+These files are removed long before, as soon as all ranks have reported: a mapped file needs no
+name, and nobody else would remove the files of killed ranks (5 MiB a rank, for ever).
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ _at_once = False
 
 
 def arm() -> None:
-    """From now on this process leaves by `leave`, without MPI_Finalize."""
+    """From now on this process ends by `leave`, without MPI_Finalize."""
     global _armed
     _armed = True
 
@@ -47,13 +44,13 @@ def leave_if_armed(code: int) -> None:
 
 
 def finalize_by(finalize: Callable[[], object]) -> None:
-    """A plain world is up: what ends MPI before `leave_world` leaves."""
+    """A plain world is up; `finalize` ends MPI before `leave_world` leaves."""
     global _finalize
     _finalize = finalize
 
 
 def leave_at_once() -> None:
-    """What is left of this process is its teardown, in which torch's threads may abort it."""
+    """Only the teardown of this process remains, in which torch's threads may abort it."""
     global _at_once
     _at_once = True
 
@@ -61,8 +58,8 @@ def leave_at_once() -> None:
 def leave_world(code: int) -> None:
     """Leave now if this process is a rank of a plain world, or one of torchrun's; else return.
 
-    By C's exit: what libraries do then, MPICH with its launcher above all, is not left out (of
-    ranks that left by _exit the launcher said code 9, one time in eight).
+    It leaves by C's exit, so exit handlers of libraries still run. MPICH's handler reports to its
+    launcher: when ranks left by _exit, the launcher gave exit code 9 one time in eight.
     """
     if _at_once:
         leave(code)
@@ -100,8 +97,9 @@ def remove_shared_memory(maps: Path = Path("/proc/self/maps")) -> list[Path]:
 
 
 def shared_memory(maps: Path, *more: str) -> list[Path]:
-    """The files of the MPI library that a process has mapped, from its /proc/PID/maps; `more`: of
-    which other beginnings too."""
+    """The files of the MPI library that a process has mapped, from its /proc/PID/maps; `more` adds
+    further name prefixes.
+    """
     try:
         lines = maps.read_text(errors="surrogateescape").split("\n")  # names are any bytes
     except OSError:  # it has ended, or is another user's
@@ -111,7 +109,7 @@ def shared_memory(maps: Path, *more: str) -> list[Path]:
 
 
 def unlink(files: Iterable[Path]) -> None:
-    """Remove those that are still there."""
+    """Remove those files that still exist."""
     for file in files:
         try:
             file.unlink()

@@ -1,7 +1,6 @@
-"""What the system refuses a process: which exceptions mean that, and how the user is told.
-
-A limit of the machine (file descriptors, memory, threads) may be met at any line of the program.
-So its edges ask here: the command line, the coordinators, the guard around a rank's whole work.
+"""Recognises exceptions that mean a limit of the machine, and makes messages of them. A limit (file
+descriptors, memory, threads) may be met at any line of the program, so only the outermost handlers
+ask here: the command line, the coordinators, and the guard around a rank's whole work.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ MIB = 1 << 20
 
 
 def fault_of(error: BaseException) -> CollageError | None:
-    """What to tell the user of an exception that nobody has dealt with; None for a defect.
+    """The message for an exception that was not handled; None if it is a defect of this package.
 
-    That is a limit of the machine if one was met, an error of this package itself, or what the
-    system says of a file or of the output: a name that is too long, say.
+    It is a limit of the machine if one was met, an error of this package itself, or the system's
+    message about a file or the output, such as a name that is too long.
     """
     limit = limit_met(error)
     if limit is not None:
@@ -41,10 +40,10 @@ def fault_of(error: BaseException) -> CollageError | None:
 
 
 def limit_met(error: BaseException) -> EnvironmentFault | None:
-    """The limit of the machine that the exception comes from, with its value and use; or None.
+    """The limit of the machine that caused the exception, with its value and use; or None.
 
-    Want of descriptors is also found where an error of this package hides it: a file that could
-    not be opened for it is not damaged.
+    A lack of descriptors is found even if an error of this package hides it: a file that could not
+    be opened for this reason is not damaged.
     """
     told = ""
     for cause in _causes(error):
@@ -75,7 +74,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is(error: BaseException, number: int) -> bool:
-    """By its text too: a stream that must not wait raises EAGAIN with a text of its own."""
+    """Compares the text too, because a non-blocking stream raises EAGAIN with a text of its own."""
     return isinstance(error, OSError) and (
         (error.errno, error.strerror) == (number, os.strerror(number))
     )
@@ -130,7 +129,7 @@ def _threads() -> str:
 
 
 def _sizes_bytes() -> tuple[int, int]:
-    """Of this process: its address space, and what of it is in memory; 0 where nobody tells."""
+    """The address space of this process, and its part in memory; 0 if unknown."""
     try:
         pages = Path("/proc/self/statm").read_text().split()
     except OSError:

@@ -1,7 +1,5 @@
-"""What numpy lets out of a damaged .npy or .npz file, besides OSError.
-
-Owns: the list, found by damaging files (tests/faults/fuzz.py).
-Does not know: who reads what.
+"""The exceptions, besides OSError, that numpy raises for damaged .npy and .npz files, found by
+damaging files (tests/faults/fuzz.py).
 """
 
 from __future__ import annotations

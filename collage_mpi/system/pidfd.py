@@ -1,11 +1,9 @@
-"""Whether a process of this machine has ended, in milliseconds and without polling it.
+"""Notices within milliseconds, without polling, that a process of this machine has ended, and can
+kill it.
 
-Owns: what names a process beyond doubt, the pidfd that watches and can kill it.
-Does not know: ranks, what is done about it.
-
-A pid alone is not enough: containers have pids of their own, and a pid is used again. A
-process is named by its machine's boot, its pid namespace, its pid and its start time; the
-last is compared after the pidfd is open, from when on the kernel keeps the name unique.
+A pid alone is not enough: containers have pids of their own, and a pid is used again. A process is
+identified by its machine's boot, its pid namespace, its pid and its start time. The start time is
+compared after the pidfd is open; from then on the kernel keeps the pid unique.
 """
 
 from __future__ import annotations
@@ -23,10 +21,11 @@ LARGEST_PID = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process: `machine` is the boot and the pid namespace, `started` in clock ticks.
+    """Identifies a process: `machine` is the boot and the pid namespace, `started` is in clock
+    ticks.
 
     Raises:
-        ValueError: what can be none.
+        ValueError: impossible values.
     """
 
     machine: str
@@ -44,12 +43,12 @@ class ProcessId:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProcessId:
-        """Read it back. Raises KeyError, TypeError or ValueError when it is none."""
+        """Read it back. Raises KeyError, TypeError or ValueError for another form."""
         return cls(str(values["machine"]), values["pid"], values["started"])
 
 
 def this_process() -> ProcessId | None:
-    """This process, or None where the system does not tell (no Linux)."""
+    """This process, or None if the system does not tell (no Linux)."""
     try:
         machine = f"{BOOT_ID.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
         return ProcessId(machine, os.getpid(), _started("self"))
@@ -58,13 +57,15 @@ def this_process() -> ProcessId | None:
 
 
 class ProcessWatch:
-    """An open pidfd: readable once the process has ended, and never another's."""
+    """An open pidfd. It becomes readable once the process has ended, and never means another
+    process.
+    """
 
     def __init__(self, pidfd: int) -> None:
         self.pidfd = pidfd
 
     def kill(self) -> None:
-        """SIGKILL; nothing when it has ended already."""
+        """Send SIGKILL; does nothing if the process has ended already."""
         try:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
@@ -76,10 +77,10 @@ class ProcessWatch:
 
 
 def watch_process(process: ProcessId) -> ProcessWatch | None:
-    """Watch a process; None where this one cannot see it.
+    """Watch a process; None if it cannot be seen from here.
 
     Raises:
-        ProcessLookupError: it would be seen from here, and has ended.
+        ProcessLookupError: the process would be visible from here, and has ended.
     """
     here = this_process()
     if here is None or here.machine != process.machine or not hasattr(os, "pidfd_open"):
@@ -103,7 +104,9 @@ def watch_process(process: ProcessId) -> ProcessWatch | None:
 
 
 def has_ended(process: ProcessId) -> bool | None:
-    """Whether a process has ended, waited for or not; None where this one cannot see it."""
+    """Whether a process has ended, as a zombie or completely; None if it cannot be seen from
+    here.
+    """
     here = this_process()
     if here is None or here.machine != process.machine:
         return None
@@ -121,11 +124,11 @@ def has_ended(process: ProcessId) -> bool | None:
 
 
 def _started(pid: str) -> int:
-    """Start time in clock ticks since boot. Raises OSError when the process has gone."""
+    """Start time in clock ticks since boot. Raises OSError if the process has gone."""
     return int(_stat(pid)[19])
 
 
 def _stat(pid: str) -> list[str]:
-    """From its state on. Raises OSError when the process has gone."""
+    """The fields of /proc/PID/stat from the state on. Raises OSError if the process has gone."""
     # "pid (name) state ppid ...": the name may hold anything; the start time is field 22.
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -1,8 +1,4 @@
-"""Text from files and users, made fit for a terminal, and for files of ours.
-
-Owns: which characters are shown by their code, how long a value may be in a message.
-Does not know: what a message says, where it goes.
-"""
+"""Makes text from files and users fit for a terminal, a spreadsheet and files of this package."""
 
 from __future__ import annotations
 

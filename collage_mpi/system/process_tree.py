@@ -1,11 +1,8 @@
-"""A child process, and the end of everything it started.
+"""Starts child processes of this package, and ends a process with everything it started, even if
+this process is killed.
 
-Owns: the command line that starts one of ours; finding and killing the descendants of a
-process, when this one is killed too; shelter for a rank's children.
-Does not know: what the processes do.
-
-Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session
-of its own, and Open MPI's gives every rank a process group of its own.
+Killing a launcher's process group is not enough: MPICH's proxy gives every rank a session of its
+own, and Open MPI's gives every rank a process group of its own.
 """
 
 from __future__ import annotations
@@ -30,12 +27,14 @@ LOOKS = 50  # at most 1 s of looking for what is left after SIGKILL
 
 
 def own_command(module: str = "collage_mpi") -> tuple[str, ...]:
-    """What starts a module of this package, whatever the current folder holds; arguments follow."""
+    """The command that starts a module of this package, whatever is in the current folder; append
+    the arguments.
+    """
     return sys.executable, str(Path(__file__).with_name("start.py")), module
 
 
 def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
-    """Live processes as {pid: (parent, session)}, zombies left out; {} without /proc."""
+    """Live processes as {pid: (parent, session)} without zombies; {} without /proc."""
     table: dict[int, tuple[int, int]] = {}
     for entry in proc.glob("[0-9]*/stat"):
         try:
@@ -51,7 +50,7 @@ def process_table(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
 def family_of(root: int, table: dict[int, tuple[int, int]]) -> set[int]:
     """Processes below `root`, or in a session that one of them (or `root`) leads.
 
-    The session finds those whose parent has ended already.
+    By the session, processes are found whose parent has ended already.
     """
     found = {root}
     while True:
@@ -68,7 +67,7 @@ def family_of(root: int, table: dict[int, tuple[int, int]]) -> set[int]:
 def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
     """Live processes that were started with `word` (NAME=value) in their environment.
 
-    It finds those whose parents are gone, in whatever session; not those of other users.
+    Processes without parents are found in every session, but not those of other users.
     """
     found = set()
     for pid in process_table(proc):
@@ -82,10 +81,10 @@ def holders_of(word: str, proc: Path = Path("/proc")) -> set[int]:
 
 @contextmanager
 def sheltered(*numbers: signal.Signals) -> Iterator[None]:
-    """Children that are started within never see signals that this process takes for them.
+    """Children started within this context never see signals that this process handles.
 
-    They inherit them blocked, which, unlike a handler, outlasts exec. What MPICH's proxy
-    tells a rank is always among them.
+    They inherit the signals blocked. Unlike a handler this survives exec. Signals that MPICH's
+    proxy sends to a rank are always among them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {PROXY_SIGNAL, *numbers})
     try:
@@ -96,7 +95,7 @@ def sheltered(*numbers: signal.Signals) -> Iterator[None]:
 
 @dataclass
 class Guard:
-    """What the guard does when all is over: whether it looks for shared memory of the job."""
+    """What the guard process does at the end: whether it looks for shared memory of the job."""
 
     sweep: bool = False
 
@@ -105,10 +104,11 @@ class Guard:
 def guarded(
     word: str, grace_s: int, scratch: str | None = None, locks: Sequence[int] = ()
 ) -> Iterator[Guard]:
-    """All that hold `word` are killed `grace_s` after this process, if that is killed within.
+    """If this process is killed within this context, a guard process kills all holders of `word`
+    after `grace_s`.
 
-    Their launcher is asked to end then, but it waits for a rank that is stopped. The guard keeps
-    the descriptors `locks`, and removes the folder `scratch` in that case.
+    First the guard asks their launcher to end, but a launcher waits for a rank that is stopped. The
+    guard keeps the descriptors `locks`, and removes the folder `scratch` in that case.
     """
     told = Guard()
     guard = subprocess.Popen(
@@ -133,10 +133,10 @@ def end_family(
     grace_s: float,
     word: str | None = None,
 ) -> None:
-    """End a child started with start_new_session=True, and all that it started.
+    """End a child that was started with start_new_session=True, and everything it started.
 
-    The child gets SIGTERM and `grace_s` seconds; then what is left gets SIGKILL. Returns
-    at once when nothing is left. `word`: see `holders_of`; these end too.
+    The child gets SIGTERM and `grace_s` seconds; then the rest gets SIGKILL. It returns at once
+    when nothing is left. `word`: see `holders_of`; those processes end too.
     """
     # Looked up first: once the launcher has gone, its ranks' parent is no longer known.
     known = family_of(process.pid, process_table())

@@ -1,12 +1,9 @@
-"""How far the job is: status lines from rank 0, a bar or plain lines for the reader.
+"""Progress of a job: rank 0 writes status lines, and launch draws a bar or prints plain lines.
 
-Owns: the status line's format, its writer (rank 0) and its readers (launch).
-Does not know: what is counted, the launcher.
-
-Under MPICH no rank has a terminal, so rank 0 cannot draw. Under `collage-mpi launch` it
-writes `@status:WORD {json}` lines to stderr, which launch takes out of the stream and draws;
-by hand under mpiexec it logs a plain line every few seconds. The word is the launch's own: what
-ranks print besides, a file's name in a warning, is no status, whatever it looks like.
+Under MPICH no rank has a terminal, so rank 0 cannot draw. Under `collage-mpi launch` it writes
+`@status:WORD {json}` lines to stderr, which launch takes out of the stream and draws. Without
+launch it logs a plain line every few seconds. The word is different for each launch, so that no
+other output of the ranks, such as a file's name in a warning, can be taken for a status.
 """
 
 from __future__ import annotations
@@ -32,18 +29,18 @@ PLAIN_EVERY_S = 5.0  # what a batch log can bear
 
 
 class StatusReporter:
-    """Rank 0's side: call `update` as often as you like, it writes now and then.
+    """Rank 0's side. Call `update` as often as you like; it writes now and then.
 
     Args:
-        total: how many are to be done, or None if not known.
+        total: the number to do, or None if unknown.
         phase: what is running, e.g. "none", "collage", "train".
         stream: where marked lines go; plain ones are logged.
         clock: monotonic seconds.
         every_s: least seconds between lines that a log shows.
-        word: what marks status lines; "" for plain lines; None to look at the environment.
+        word: marks status lines; "" for plain lines; None: as the environment says.
         unit: what is counted, for the plain line.
-        passing: a wait rather than work: no line is left of it when it is over.
-        silent: another process tells of this one too.
+        passing: a wait, not work: no line remains when it is over.
+        silent: another process reports for this one too.
     """
 
     def __init__(
@@ -79,13 +76,13 @@ class StatusReporter:
         self.began: Callable[[int], None] = lambda done: None  # called by `begin`
 
     def begin(self, done: int) -> None:
-        """The warm-up is over and `done` are done: the rate counts from here, if work is left."""
+        """The warm-up is over and `done` are done; the rate counts from here, if work is left."""
         if done != self._total:
             self._start_s, self._start = self._clock(), done
             self.began(done)
 
     def update(self, done: int, **fields: Any) -> None:
-        """Say that `done` are done. Costs under 1 us when no line is due.
+        """Report that `done` are done. It costs under 1 us when no line is due.
 
         The first call that reaches the total writes a line at once, due or not.
         """
@@ -99,7 +96,7 @@ class StatusReporter:
             self._write(now_s)
 
     def close(self) -> None:
-        """Write the last state, if no line has said it yet."""
+        """Write the last state, unless a line has shown it already."""
         if self._written != self._last or not self._ended:
             self._write(self._clock(), end=True)
 
@@ -140,7 +137,7 @@ class StatusReporter:
 
 
 def mark_of(word: str) -> str:
-    """What status lines of a launch begin with."""
+    """The start of a launch's status lines."""
     return f"@status:{word} "
 
 
@@ -150,32 +147,35 @@ def status_line(status: dict[str, Any], word: str) -> str:
 
 
 def report_there(rank: int, stream: TextIO | None = None) -> None:
-    """Tell launch that this rank begins to start MPI. The one word of a rank other than 0."""
+    """Tell launch that this rank begins to start MPI. It is the only report of ranks other
+    than 0.
+    """
     _report({"there": rank}, stream)
 
 
 def report_up(stream: TextIO | None = None) -> None:
-    """Tell launch that MPI has started: every rank is there."""
+    """Tell launch that MPI has started, so every rank is there."""
     _report({"up": True}, stream)
 
 
 def report_fault(message: str, stream: TextIO | None = None) -> None:
-    """Give launch what this rank would say if rank 0 did not speak for all ranks: launch passes
-    it on where this rank alone has ended."""
+    """Give launch this rank's error message. Normally rank 0 prints for all ranks; launch prints
+    this message if only this rank has ended.
+    """
     _report({"fault": message, "rank": launcher_rank()}, stream)
 
 
 def report_exit(code: int, stream: TextIO | None = None) -> None:
-    """Tell launch the exit code that rank 0 means, just before it leaves with it.
+    """Tell launch the exit code of rank 0, just before rank 0 leaves with it.
 
-    Launchers mix the codes of several ranks, and some say 0 for a job whose rank 0 was
-    killed. Does nothing when no launcher of ours is listening.
+    Launchers mix the codes of several ranks, and some give 0 for a job whose rank 0 was killed. It
+    does nothing without a launch.
     """
     _report({"exit": int(code)}, stream)
 
 
 def _report(status: dict[str, Any], stream: TextIO | None) -> None:
-    """In one piece: `print` writes the newline apart where Python does not buffer."""
+    """Write in one piece: `print` writes the newline separately if Python does not buffer."""
     word = status_word()
     if word is not None:
         stream = stream or sys.stderr
@@ -184,10 +184,10 @@ def _report(status: dict[str, Any], stream: TextIO | None) -> None:
 
 
 def split_statuses(line: str, word: str | None) -> tuple[str, list[dict[str, Any]]]:
-    """Take the statuses out of a line: (the rest of the line, the statuses in order).
+    """Separate the statuses from a line: (the rest of the line, the statuses in order).
 
-    Output of other ranks may stand before a mark and after a status on the same line, other
-    statuses too; it is kept. A damaged status is output like any other.
+    Output of other ranks, or other statuses, may stand before a mark and after a status on the same
+    line; it is kept. A damaged status is treated as output.
     """
     if not word:
         return line, []
@@ -207,7 +207,7 @@ def split_statuses(line: str, word: str | None) -> tuple[str, list[dict[str, Any
 
 
 def _can_be_shown(status: dict[str, Any]) -> bool:
-    """Not where two lines ran into each other and the numbers of one are the words of the other."""
+    """False if two lines have been mixed, so that numbers and texts have changed places."""
     unit, total = status.get("unit", "images"), status.get("total")
     numbers = [status.get(name, 0) for name in ("done", "every_s", "code", f"{unit}_s")]
     numbers.append(0 if total is None else total)
@@ -242,7 +242,7 @@ def _notes(status: dict[str, Any], unit: str) -> list[str]:
 
 
 def _left(status: dict[str, Any], unit: str) -> str | None:
-    """The time that is left at the pace so far; None where nothing tells it."""
+    """The time left at the rate so far; None if unknown."""
     done, total, pace = status.get("done", 0), status.get("total"), status.get(f"{unit}_s")
     if not total or not pace or not 0 < done < total:
         return None
@@ -260,20 +260,22 @@ class Display(Protocol):
     """Shows statuses to a person."""
 
     def show(self, status: dict[str, Any]) -> None:
-        """Show a status; cheap enough for every one that arrives."""
+        """Show a status; cheap enough for every status that arrives."""
 
     def tick(self) -> None:
         """Time has passed."""
 
     def clear(self) -> None:
-        """Take away what is drawn, because other output comes now."""
+        """Remove what is drawn, because other output follows."""
 
     def close(self) -> None:
         """Show the last status, and end."""
 
 
 class LineDisplay:
-    """A plain line as often as the status says, and always the last one of a phase of work."""
+    """Prints a plain line at the interval of the status, and always the last one of a phase of
+    work.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
@@ -302,7 +304,7 @@ class LineDisplay:
         self._leave()
 
     def _leave(self) -> None:
-        """A phase is over: its last line, unless it was only a wait."""
+        """End a phase: print its last line, unless it was only a wait."""
         if self._waiting and not self._waiting.get("passing"):
             self._write()
         self._waiting = None
@@ -316,7 +318,7 @@ class LineDisplay:
 
 
 class BarDisplay:
-    """A progress bar on a terminal; erased whenever other output comes, drawn again after."""
+    """A progress bar on a terminal. It is erased before other output and drawn again after it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -359,7 +361,7 @@ class BarDisplay:
         self._leave_line()
 
     def _leave_line(self) -> None:
-        """Replace the bar by one line that stays, unless it was only of a wait."""
+        """Replace the bar by one line that stays, unless the phase was only a wait."""
         self.clear()
         if self._last is not None and not self._last.get("passing"):
             print(plain_line(self._last), file=self._stream, flush=True)
@@ -399,10 +401,10 @@ def advancing(
     """Shows a count on stderr: a bar on a terminal, a line every few seconds elsewhere.
 
     Args:
-        bar: False where the thread that draws a bar would disturb what is timed.
+        bar: False if the thread that draws a bar would disturb what is timed.
 
     Yields:
-        A function to call with how many more are done; it does nothing where total is 0.
+        A function to call with how many more are done; it does nothing if total is 0.
     """
     if total == 0:
         yield lambda more: None

@@ -1,7 +1,5 @@
-"""Which files are opened at all.
-
-Owns: that nobody waits for ever on a FIFO, or reads a device without end.
-Does not know: who reads what.
+"""Refuses files that are not regular, so that nobody waits for ever on a FIFO or reads a device
+without end.
 """
 
 from __future__ import annotations
@@ -13,7 +11,9 @@ from pathlib import Path
 
 
 def require_regular(path: str | Path) -> None:
-    """Raise OSError unless `path` leads to a regular file; opening a FIFO waits for a writer."""
+    """Raise OSError unless `path` leads to a regular file, because opening a FIFO waits for a
+    writer.
+    """
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):
         return

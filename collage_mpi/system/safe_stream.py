@@ -1,7 +1,5 @@
-"""A stream that may fail without ending the job that writes to it.
-
-Owns: what becomes of output when its disk is full, its reader gone, or it was never open.
-Does not know: what is written.
+"""An output stream that may fail without ending the job: its disk is full, its reader has gone, or
+it was never open.
 """
 
 from __future__ import annotations
@@ -11,17 +9,17 @@ from typing import Any, TextIO
 
 
 class SafeStream:
-    """Writes through to a stream until that fails; from then on to nowhere.
+    """Writes to a stream until a write fails; from then on output is dropped.
 
     Args:
-        stream: None where the process was started with the stream closed.
+        stream: None if the process was started with the stream closed.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write and flush; never raises for the stream's sake."""
+        """Write and flush; it never raises because of the stream."""
         if self._stream is not None:
             try:
                 self._stream.write(text)
@@ -32,7 +30,7 @@ class SafeStream:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing, because `write` flushes."""
 
     def isatty(self) -> bool:
         """Whether the stream is a terminal."""
@@ -43,7 +41,9 @@ class SafeStream:
 
 
 def abandon(stream: TextIO) -> None:
-    """What Python still holds for the stream goes to nowhere: a failure at exit would be a code."""
+    """Discard what Python still buffers for the stream; a failure at exit would change the exit
+    code.
+    """
     try:
         descriptor = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)

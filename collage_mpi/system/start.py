@@ -1,18 +1,15 @@
-"""Start a module of this very copy of the package: `python start.py MODULE [arguments]`.
-
-Owns: what such a process imports from: this copy, and never the folder that it is started in.
-Does not know: what the module does.
+"""Starts a module of exactly this copy of the package: `python start.py MODULE [arguments]`.
 
 `python -m` and `python -c` put the current folder before the standard library, and Python 3.10
-cannot be told not to (3.11 has -P): beside a checkout its code would run instead of the installed
-one, and a user's own queue.py would be everybody's queue.
+cannot be told not to (3.11 has -P). In a checkout its code would run instead of the installed one,
+and a user's own queue.py would replace the standard one.
 """
 
 import sys
 
 
 def main(file: str) -> None:
-    """Run `sys.argv[1]` as `python -m` would, from the package that `file` lies in."""
+    """Run `sys.argv[1]` like `python -m` would, from the package that contains `file`."""
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]  # the package's own folder: its modules are no modules of everybody's
     sys.path.insert(0, file.rpartition("/collage_mpi/")[0])

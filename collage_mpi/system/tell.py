@@ -1,8 +1,6 @@
-"""What this process says to the user: log records, from one rank only, fit for a terminal.
-
-Owns: the logger of the package, which the command line prints and a program of the user's may
-silence or send elsewhere; who speaks where all ranks have the same to say, and that rank 0 is
-heard first.
+"""Messages of this process to the user, as log records of the logger `collage_mpi`. If all ranks
+have the same to say, only rank 0 does. A user's program may silence the logger or send it
+elsewhere.
 """
 
 from __future__ import annotations
@@ -28,19 +26,19 @@ SPEAK_FIRST_S = 2.0
 
 
 def tell(message: str, level: int = logging.WARNING, *, any_rank: bool = False) -> None:
-    """Log a message, what a terminal would obey shown by its code (see `printable`).
+    """Log a message, with control characters shown as codes (see `printable`).
 
     Args:
         message: one or more lines, without the last newline.
-        level: of `logging`: ERROR for what ends a command, INFO for how far it is.
-        any_rank: this rank alone has it to say; else only rank 0 does.
+        level: of `logging`: ERROR if a command ends by it, INFO for progress.
+        any_rank: the message concerns this rank only; otherwise only rank 0 logs it.
     """
     if any_rank or telling_rank() in (None, 0):
         LOGGER.log(level, printable(message), stacklevel=2)
 
 
 class _Stderr(logging.Handler):
-    """Prints messages as they are; a reader that has gone ends no job."""
+    """Prints messages unchanged; a reader that has gone does not end the job."""
 
     def emit(self, record: logging.LogRecord) -> None:
         SafeStream(sys.stderr).write(f"{record.getMessage()}\n")
@@ -48,7 +46,9 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def told_on_stderr() -> Iterator[None]:
-    """Within a command of ours all messages go to stderr, whatever logging there is besides."""
+    """Within a command of this package all messages go to stderr, whatever other logging
+    there is.
+    """
     handler, before = _Stderr(), (LOGGER.level, LOGGER.propagate)
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
@@ -62,6 +62,6 @@ def told_on_stderr() -> Iterator[None]:
 
 
 def let_rank_0_speak() -> None:
-    """A silent rank that is about to leave with an error waits, if MPI does not do so."""
+    """Lets another rank that leaves with an error wait, so that rank 0's message comes first."""
     if telling_rank() not in (None, 0) and "mpi4py.MPI" not in sys.modules:
         time.sleep(SPEAK_FIRST_S)

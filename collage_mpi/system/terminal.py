@@ -1,7 +1,5 @@
-"""Tables and other text of a terminal or a log.
-
-Owns: how a table looks, how wide text is, when it is coloured.
-Does not know: what is told. The doctor, which has to run where rich is missing, lays out its own.
+"""Tables and other text for a terminal or a log. The doctor does not use it, because it must run
+without rich.
 """
 
 from __future__ import annotations
@@ -17,7 +15,9 @@ from collage_mpi.system.printable import printable
 
 
 def make_table(*columns: str) -> Table:
-    """A table without lines: names at the left, numbers at the right; no columns, no header."""
+    """A table without lines: names on the left, numbers on the right. Without columns it has no
+    header.
+    """
     table = Table(
         box=None,
         pad_edge=False,
@@ -33,9 +33,9 @@ def make_table(*columns: str) -> Table:
 
 
 def to_text(renderable: RenderableType, width: int | None = None) -> str:
-    """Anything rich can draw, as text; plain when stdout is not a terminal of the user's.
+    """Anything that rich can draw, as text; plain if stdout is not a terminal of the user's.
 
-    Open MPI gives every rank a pseudo-terminal of 80 columns, which is not one.
+    Open MPI gives every rank a pseudo-terminal of 80 columns, which does not count as one.
     """
     tty = _is_users_terminal()
     out = io.StringIO()
@@ -48,7 +48,7 @@ def to_text(renderable: RenderableType, width: int | None = None) -> str:
 
 
 class Printable:
-    """A renderable whose texts are made fit for a terminal before they are coloured."""
+    """A renderable whose texts are freed of control characters before they are coloured."""
 
     def __init__(self, renderable: RenderableType) -> None:
         self._renderable = renderable
@@ -59,7 +59,7 @@ class Printable:
 
 
 def usable_width(width: int | None = None) -> int:
-    """Columns to fill: those asked for, the terminal's, or 120 where there is none."""
+    """Columns to fill: the given number, the terminal's, or 120 without a terminal."""
     return width or (Console().width if _is_users_terminal() else 120)
 
 

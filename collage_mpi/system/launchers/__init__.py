@@ -1,8 +1,4 @@
-"""The launchers, one class each: all that is said of one is said in its class.
-
-Owns: which there are, and which started a process.
-Does not know: processes, which MPI is at hand.
-"""
+"""The launchers, one class each. Everything that differs between launchers is in its class."""
 
 from __future__ import annotations
 
@@ -28,17 +24,17 @@ MPIS = ("auto", *FAMILIES)  # the choices of --mpi
 
 
 def starter(environ: Mapping[str, str]) -> Launcher | None:
-    """The launcher that started the process of this environment, or None if that is not told."""
+    """The launcher that started the process with this environment, or None if unknown."""
     certain = [launcher for launcher in LAUNCHERS if launcher.started(environ)]
     hinted = [it for it in LAUNCHERS if any(name in environ for name in it.hints)]
     return next(iter(certain + hinted), None)
 
 
 def over_pmix(environ: Mapping[str, str]) -> bool:
-    """Whether the ranks meet over PMIx: most MPICHs are built without, and would abort."""
+    """Whether the ranks connect over PMIx. Most MPICHs are built without it and would abort."""
     return "PMIX_RANK" in environ
 
 
 def by_word(word: str | None) -> Launcher | None:
-    """The launcher that the doctor calls so."""
+    """The launcher with this name in the doctor's output."""
     return next((launcher for launcher in LAUNCHERS if launcher.word == word), None)

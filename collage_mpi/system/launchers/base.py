@@ -1,8 +1,4 @@
-"""What a launcher is: the class that each of them fills in.
-
-Owns: what there is to say of one, and what holds for those that say nothing else.
-Does not know: which launchers there are, how a process is started.
-"""
+"""The base class of all launchers, with what holds for a launcher that says nothing else."""
 
 from __future__ import annotations
 
@@ -22,8 +18,8 @@ class Site:
         cores: cores this process may use.
         hosts: hosts of the allocation; 1 outside a batch system.
         root: whether the user is root.
-        loopback: whether the network device of this host's loopback is `lo` (Linux).
-        scratch: a folder, not there yet, for what the launcher keeps while the job runs.
+        loopback: whether the loopback device of this host is called `lo` (Linux).
+        scratch: a folder, which does not exist yet, for the launcher's files during the job.
     """
 
     cores: int
@@ -35,7 +31,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Death:
-    """A process that ended badly: None is what nobody has said. `code` is 128 + a signal's."""
+    """A process that ended badly. None means unknown; `code` is 128 + the number for a signal."""
 
     code: int | None = None
     rank: int | None = None
@@ -43,33 +39,33 @@ class Death:
 
     @property
     def by_signal(self) -> bool:
-        """Whether it is certain that it was killed."""
+        """Whether it is certain that a signal killed it."""
         return self.code is not None and self.code > 128
 
 
 class Launcher:
-    """One launcher. A class of its own for each; it has no state.
+    """One launcher; a subclass for each, without state.
 
     Attributes:
-        name: as of `--mpi`.
-        word, who: what started a process, in the doctor's --json and for people.
+        name: as in `--mpi`.
+        word, who: its name in the doctor's --json, and for people.
         abi: of the library that its ranks load, "mpich" or "openmpi".
-        wire_up: how its ranks meet: "pmi", "pmix", or "either", as PMIX_RANK tells; then
+        wire_up: how its ranks connect: "pmi", "pmix", or "either", decided by PMIX_RANK; then
             `by_pmix` and `by_pmi` are what to type for each.
-        versions: what `mpiexec --version` prints, the version as the pattern's group; none
-            where `collage-mpi launch` cannot start ranks with it.
-        marks, hints: variables of which one tells that it started a process: for certain, or
-            where no other launcher is certain.
-        ranks, sizes, local_ranks, local_sizes, host_numbers: the variables that tell a rank its
-            number, the world's size, its number and how many there are on its host, its host's
-            number; the first that is there counts.
+        versions: matches the output of `mpiexec --version`, with the version as the group; none
+            if `collage-mpi launch` cannot start ranks with it.
+        marks, hints: variables that show that it started a process: for certain, or if no other
+            launcher is certain.
+        ranks, sizes, local_ranks, local_sizes, host_numbers: the variables that give a rank its
+            number, the world's size, its number and the number of ranks on its host, and the
+            host's number; the first one that is set counts.
         interfaces, devices: variables that name the network device to use; the first are read
-            too, to learn which one the hosts reach each other by.
-        stop_signal: what makes it pass a stop on to its ranks.
+            too, to learn how the hosts reach each other.
+        stop_signal: the signal that it passes on to its ranks as a stop.
         tolerant_flags, tolerant_how: what makes it leave the other ranks alone when one dies.
-        banner, lone_line: patterns of what it prints when a rank ends badly: the first line of a
+        banner, lone_line: patterns of its output when a rank ends badly: the first line of a
             text between two rules, and a line that stands alone.
-        telltales: what it prints when ranks do not start, what that means, and the fix.
+        telltales: its output when ranks do not start, what it means, and the fix.
     """
 
     name: str
@@ -95,12 +91,12 @@ class Launcher:
     telltales: tuple[tuple[str, str, str], ...] = ()
 
     def version(self, text: str) -> str | None:
-        """Its version, where `text` is what it prints about itself; else None."""
+        """Its version, if `text` is what it prints about itself; else None."""
         found = (re.search(pattern, text) for pattern in self.versions)
         return next((match.group(1) for match in found if match), None)
 
     def started(self, environ: Mapping[str, str]) -> bool:
-        """Whether it is certain that it started the process of this environment."""
+        """Whether it certainly started the process with this environment."""
         return any(name in environ for name in self.marks)
 
     def size(self, environ: Mapping[str, str]) -> int | None:
@@ -116,20 +112,21 @@ class Launcher:
         return False
 
     def loopback(self) -> dict[str, str]:
-        """What keeps a job of one host off the network: it then starts on machines without one,
-        behind a firewall, or with an interface that goes away."""
+        """Variables that keep a job of one host off the network. The job then starts without a
+        network, behind a firewall, or with an interface that goes away.
+        """
         return dict.fromkeys((*self.interfaces, *self.devices), "lo")
 
     def variables(self, ranks: int, site: Site) -> dict[str, str]:
-        """What else to set for `ranks` ranks, where the user has not."""
+        """Further variables for `ranks` ranks, unless the user has set them."""
         return {}
 
     def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
-        """What to type before `-n`; `env` is what will be set for the job."""
+        """The flags before `-n`; `env` is what will be set for the job."""
         return []
 
     def death(self, text: str) -> Death | None:
-        """The death that its banners tell of; None when they tell of none."""
+        """The death that its banners report; None if they report none."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""MPICH's `mpiexec` (Hydra), and Intel MPI's, which came of it."""
+"""The launchers `mpiexec` of MPICH (Hydra) and of Intel MPI, which is derived from it."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ class Mpich(Launcher):
     )
 
     def death(self, text: str) -> Death | None:
-        """It names any process that it ended, and all signals as one number, ORed: of that only
-        what is certain is kept, and no process."""
+        """It reports any process that it ended, and all signals ORed into one number. Only what is
+        certain is kept, and no process.
+        """
         if "BAD TERMINATION" not in text:
             return None
         code = number_in(text, r"=   EXIT CODE: (\d+)")

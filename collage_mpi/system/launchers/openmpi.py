@@ -1,4 +1,4 @@
-"""Open MPI's `mpirun`, whose work PRRTE does from version 5 on."""
+"""Open MPI's `mpirun`, which uses PRRTE from version 5 on."""
 
 from __future__ import annotations
 
@@ -58,15 +58,19 @@ class OpenMpi(Launcher):
     )
 
     def tolerates(self, environ: Mapping[str, str]) -> bool:
-        """By ULFM, which needs its own mpirun: under srun the variable alone means nothing."""
+        """By ULFM, which needs Open MPI's own mpirun; under srun the variable alone means
+        nothing.
+        """
         told = environ.get("OMPI_MCA_mpi_ft_enable") in ("1", "true")
         return told and "OMPI_COMM_WORLD_RANK" in environ
 
     def variables(self, ranks: int, site: Site) -> dict[str, str]:
-        """Leave to be root, and ranks that yield where they share cores. On one host a folder of
-        its own: it keeps its files by process number, and where a killed one has left some under
-        a number that comes again, "the PMIx server's listener thread failed to start". And no TCP
-        there: a rank would listen on all interfaces, and wait 2 s for whoever says nothing."""
+        """Permission to run as root, and ranks that yield if they share cores. On one host also a
+        folder of its own: Open MPI names its files by process number, and with old files under a
+        number that comes again "the PMIx server's listener thread failed to start". No TCP on one
+        host: a rank would listen on all interfaces, and wait 2 s for a connection that says
+        nothing.
+        """
         found = dict(_ALLOW_ROOT) if site.root else {}
         if site.scratch is not None and site.hosts == 1:
             found["PRTE_MCA_prte_tmpdir_base"] = site.scratch
@@ -77,7 +81,9 @@ class OpenMpi(Launcher):
         return found
 
     def flags(self, ranks: int, site: Site, env: Mapping[str, str]) -> list[str]:
-        """Slots, binding, and (across hosts only, one host inherits) the exported variables."""
+        """Slots, binding, and the exported variables (across hosts only; ranks on one host inherit
+        them).
+        """
         # Slots are counted in physical cores, which `site.cores` may exceed: on one host
         # oversubscription is always allowed, and means nothing when it does not happen.
         flags = ["--oversubscribe"] if site.hosts == 1 else []
@@ -89,7 +95,7 @@ class OpenMpi(Launcher):
         return flags
 
     def death(self, text: str) -> Death | None:
-        """It names the process that ended first."""
+        """It reports the process that ended first."""
         signal = number_in(text, r"exited on\s+signal (\d+)")
         code = number_in(text, r"Exit code: +(\d+)") if signal is None else 128 + signal
         rank = number_in(text, r"(?:process rank |Process name: \[.*,)(\d+)")

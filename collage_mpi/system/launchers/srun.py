@@ -1,4 +1,4 @@
-"""Slurm's `srun`: ranks of either MPI; job scripts type it, `collage-mpi launch` never does."""
+"""Slurm's `srun` for ranks of either MPI. Job scripts use it, `collage-mpi launch` never does."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ class Srun(Launcher):
         return environ.get("SLURM_STEP_ID", "").isdecimal()
 
     def size(self, environ: Mapping[str, str]) -> int | None:
-        """Inside a step only: in a batch script it is what was asked for, not what was started."""
+        """Only inside a step: in a batch script the variable is what was asked for, not what was
+        started.
+        """
         return super().size(environ) if self.started(environ) else None
 
     def local_size(self, environ: Mapping[str, str]) -> int | None:
-        """Of the step: there is no variable for it."""
+        """From the step's variables, because there is no variable for it."""
         if not self.started(environ):
             return None
         node = first_number(self.host_numbers, environ) or 0
@@ -39,7 +41,7 @@ class Srun(Launcher):
 
 
 def expand_tasks_per_node(text: str) -> list[int]:
-    """Slurm's `2(x3),1` as [2, 2, 2, 1]; [] if it is not of that form."""
+    """Slurm's `2(x3),1` as [2, 2, 2, 1]; [] for another form."""
     counts: list[int] = []
     for part in text.split(",") if text else []:
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
