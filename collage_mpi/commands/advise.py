@@ -117,7 +117,6 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _question(args: argparse.Namespace) -> Question:
-    """The question from a trace, or from a run; flags override single values."""
     from collage_mpi.simulation.advice import Question, groups_of
     from collage_mpi.workload.trace import load_trace
 

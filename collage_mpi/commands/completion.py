@@ -48,7 +48,6 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _complete_files(parser: argparse.ArgumentParser, how: object) -> None:
-    """Mark each argument that may be a file, in all subcommands, for completion with file names."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():

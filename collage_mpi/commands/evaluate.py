@@ -351,7 +351,6 @@ def _shown(value: float | None, form: str = "{:.2f}", unit: float = 1) -> str:
 
 
 def _place_rows(networks: dict[str, dict[str, Any]]) -> list[Any]:
-    """Table rows with the accuracy for each place in the collage."""
     from collage_mpi.training.judge import AT
 
     places = networks.get(COLLAGE, {}).get("places", {})

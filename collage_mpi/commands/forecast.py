@@ -195,7 +195,6 @@ def _timed_ns(predict: Callable[[np.ndarray], object], inputs: np.ndarray) -> in
 def _as_measured(
     plan: Plan, times_ns: dict[str, dict[int, int]], shared: float, who: str, memory: str
 ) -> Measured:
-    """The result from service times by kind and size of batch."""
     settings = plan.settings
     first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
     other = next((t for kind, t in times_ns.items() if kind in SPARE_KINDS), first)

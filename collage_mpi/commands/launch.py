@@ -139,7 +139,6 @@ def _ranks_of_demo(args: argparse.Namespace) -> list[int]:
 
 
 def _ranks_of_experiment(args: argparse.Namespace) -> list[int]:
-    """World sizes that the points need. The file is read and expanded here as on each rank."""
     from collage_mpi.experiments.spec import parse_indices, read_experiment
 
     experiment = read_experiment(args.file, args.sets)

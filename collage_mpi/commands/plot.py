@@ -129,7 +129,6 @@ def parse_groups(text: str) -> tuple[int, int]:
 
 
 def _timeline_title(run: Results, first: int, last: int) -> str:
-    """What is shown, and under which stragglers."""
     model = run.manifest.get("straggler") or "none"
     flag = " (INVALID)" if run.invalid else ""
     return f"Groups {first} to {last}: {run.scheme}, {run.mode}{flag}\nStragglers: {model}"

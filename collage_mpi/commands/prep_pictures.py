@@ -226,7 +226,6 @@ def _tell(
     took_s: float,
     rank: int | None,
 ) -> None:
-    """Print the last lines: how many, how fast, where, and what was left out."""
     who = "" if rank is None else f"rank {rank}: "
     if not reports:
         print(f"{who}there is no shard to make; {len(jobs)} in all", flush=True)

@@ -189,7 +189,6 @@ def _forecast(
     args: argparse.Namespace,
     stop_reason: Callable[[], str | None] = lambda: None,
 ) -> int:
-    """Do `--dry-run`, with the workers or in this process alone."""
     from collage_mpi.commands.forecast import forecast
     from collage_mpi.settings.flags import flags_of
 

@@ -95,7 +95,6 @@ def inspect_one(path: Path, as_json: bool) -> bool:
 
 
 def _tell_layout(layout: dict[str, Any], path: Path) -> None:
-    """Print how another program's file was understood."""
     from collage_mpi.shards.foreign import LABEL_NAMES
     from collage_mpi.shards.schema import remake_command
 

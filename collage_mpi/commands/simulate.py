@@ -88,7 +88,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _tell_of_accept(job: Job, without: str) -> None:
-    """Of `accept auto` where there is nothing to look at; null networks have nothing either."""
+    """Tell what `accept auto` means in a simulation that cannot look at the networks."""
     from collage_mpi.models.null import is_null
 
     settings = job.settings
@@ -118,7 +118,6 @@ def _images(args: argparse.Namespace) -> int:
 
 
 def _costs(args: argparse.Namespace, run: Results | None = None) -> Costs:
-    """The costs of --costs, of the run that is simulated, or the defaults; flags win."""
     from collage_mpi.simulation.costs import costs_of, read_costs
 
     if args.costs:

@@ -126,7 +126,6 @@ def _on_purpose(run: Results) -> bool:
 
 
 def _exclude(found: Sequence[_Found], hosts: Sequence[Recurrence]) -> tuple[list[str], list[str]]:
-    """The hosts that Slurm should leave out, and notes."""
     from collage_mpi.results.slow_ranks import hosts_to_exclude
 
     slow = {host for item in found for host in hosts_to_exclude(item.speeds)}

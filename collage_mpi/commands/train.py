@@ -187,7 +187,6 @@ def _common(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def _settings(parser: argparse.ArgumentParser, kind: str, group: str) -> None:
-    """The flags of one group of settings, with the defaults of that kind of network."""
     add_flags(parser, TrainSettings, [spec.name for spec in flagged(kind, group)], kind)
 
 
@@ -235,7 +234,6 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, peers: Peers) -> int:
-    """This process's part of the training; the lead also prints."""
     from collage_mpi.models.predictor import usable_device
     from collage_mpi.training.finish import store
     from collage_mpi.training.last_layer import train_last_layer

@@ -74,7 +74,6 @@ def _wanted(package: Package) -> str:
 
 
 def _how_to_load(package: Package, wanted: str) -> str:
-    """What to type for a package that is installed but does not load."""
     if (package.error or "").startswith(NO_ANSWER):
         return (
             "its file system is slow, or hangs: try again, and if it stays so move the Python "

@@ -101,7 +101,6 @@ def _own(family: str, runs: Sequence[Run], settings: Sequence[str]) -> Json:
 
 
 def _compared(choice: str, runs: Sequence[Run], bases: Sequence[Run]) -> Json:
-    """This point beside a baseline, placement by placement."""
     theirs = {base.point.draft.seed: base for base in bases}
     pairs = [(r, theirs[r.point.draft.seed]) for r in runs if r.point.draft.seed in theirs]
     row: Json = {}

@@ -158,7 +158,6 @@ def _joined(parts: Sequence[Draft], source: str) -> Draft:
 
 
 def _with_seed(draft: Draft, seed: int | None, source: str) -> Draft:
-    """The point with the seed that `repeat` gives it."""
     if seed is None:
         return draft
     if "straggler_seed" in draft.values:

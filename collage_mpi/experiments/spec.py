@@ -259,7 +259,6 @@ def format_indices(indices: Sequence[int]) -> str:
 
 
 def _point(index: int, draft: Draft, base: Json, size: _Size | None, source: str) -> Point:
-    """The point of a draft, checked; `size` is None for real runs."""
     family = draft.label or ("" if draft.seed is not None else "run")
     seed = "" if draft.seed is None else f"seed-{draft.seed}"
     label = "_".join(part for part in (family, seed) if part)

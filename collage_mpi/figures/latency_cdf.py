@@ -88,7 +88,6 @@ def _straggler(run: Results) -> str:
 
 
 def _legends(runs: Sequence[Results]) -> list[str]:
-    """Scheme and mode, and the straggler model or directory if runs differ only in those."""
     stragglers = len({_straggler(run) for run in runs}) > 1
     names = [
         f"{run.scheme} | {run.mode}" + (f" | stragglers: {_straggler(run)}" if stragglers else "")
@@ -125,7 +124,6 @@ def _curve(run: Results, per: str, name: str) -> _Curve:
 
 
 def _draw(pyplot: Any, curves: list[_Curve], title: str, per: str) -> Any:
-    """Draw both panels and the legend below them, one line a run."""
     first, *rest = title.split("\n")
     heading = textwrap.wrap(first, 76) or [""]  # bold: 0.1 inch a letter
     under = [line for part in rest for line in textwrap.wrap(part, 108)]
@@ -195,7 +193,6 @@ def _mark(
 
 
 def _finish(left: Any, right: Any, curves: list[_Curve], per: str) -> None:
-    """Axes, guides at the percentiles and their names."""
     most = max(curve.independent for curve in curves)
     smallest = min(1.0 / len(curve.values_ms) for curve in curves)
     left.set(ylim=(0, 1.005), ylabel=f"share of {per}s done")
@@ -249,7 +246,6 @@ def _is_log(low: float, high: float) -> bool:
 
 
 def _plain_shares(axes: Any) -> None:
-    """Axis labels such as 1, 0.1, 0.01."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}"))

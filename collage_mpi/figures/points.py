@@ -187,7 +187,6 @@ Point = tuple[int, float, float, tuple[float, float] | None]  # number, x, y, ba
 
 
 def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], list[Panel]]:
-    """The numbered names, and the panels with their numbered rows."""
     names = axis_labels(rows, series)
     number = {name: n for n, name in enumerate(names)}
     columns = []
@@ -201,7 +200,6 @@ def _columns(rows: Sequence[Row], series: str, panels: str) -> tuple[list[str], 
 def _figure(
     pyplot: Any, columns: int, lines: int, names: Sequence[str], title: str
 ) -> tuple[Any, Any, float]:
-    """Panels and below them the legend, in three columns."""
     legend_lines = -(-len(names) // 3)
     top_in = 0.62 + 0.16 * title.count("\n")
     bottom_in = 0.62 + 0.17 * legend_lines
@@ -247,7 +245,6 @@ def _scatter(
     hollow: Callable[[Row], bool],
     panel: Panel,
 ) -> None:
-    """Markers, bars and numbers beside them."""
     rows = dict(panel.rows)
     for n, x, y, bar in points:
         colour, marker = _look(names[n])

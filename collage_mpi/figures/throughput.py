@@ -74,7 +74,6 @@ def batch_points(runs: Sequence[Results]) -> list[BatchPoint]:
 
 
 def _medians(points: Sequence[BatchPoint]) -> BatchPoint:
-    """The point of several runs of one series and batch."""
     found: dict[str, Any] = {"runs": len(points)}
     for name, value in asdict(points[0]).items():
         if name not in ("series", "batch", "runs") and value is not None:
@@ -184,7 +183,6 @@ def plot_throughput(
 
 
 def _line(axes: Any, points: Sequence[BatchPoint], per: str, number: int) -> None:
-    """A series in one panel: medians joined by a line, with the P99 beside them."""
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     for name, line, face in (("p50", "-", colour), (TAIL, ":", "white")):
         known = [(p, ms) for p in points if (ms := asdict(p)[f"{per}_{name}_ms"]) is not None]

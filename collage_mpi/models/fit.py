@@ -104,7 +104,6 @@ def _title(network: NetworkInfo) -> str:
 
 
 def _remake(paths: Sequence[Path | str], shape: tuple[int, int, int]) -> str:
-    """What to do if the images have another shape than a network needs."""
     if not paths or shape[0] != shape[1]:
         return "make the shards anew in that shape, or train for this one"
     return f"`{remake_command(paths, shape)}` makes such, or train for this shape"

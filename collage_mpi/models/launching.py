@@ -137,7 +137,6 @@ class GraphLauncher:
         return self._slots[min(fitting)] if fitting else None
 
     def _prepare(self, batch: np.ndarray) -> _Slot:
-        """Buffers and the graph for batches of this size."""
         self._gpu.catch_up()
         with self._gpu.stream():
             device_in = torch.from_numpy(batch).to(self._device)

@@ -80,8 +80,6 @@ def fingerprint_of(spec: str, module: nn.Module) -> str:
 
 
 class _Shaped(nn.Module):
-    """Turns the module's output into (n, cells, classes); with `embed` also (n, d) embeddings."""
-
     def __init__(
         self, spec: str, module: nn.Module, cells: int, classes: int | None, embed: bool = False
     ) -> None:

@@ -128,7 +128,6 @@ def fold_pairs(network: nn.Module) -> int:
 
 
 def _three(x: Tensor) -> Tensor:
-    """Grey images as three equal channels."""
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
 
 

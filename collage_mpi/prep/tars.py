@@ -198,7 +198,6 @@ def _answer_in(name: str, record: object, label_key: str | None) -> int | str | 
 def _resolve(
     samples: Sequence[Sample], names: Sequence[str] | None
 ) -> tuple[list[int | None], tuple[str, ...] | None]:
-    """(a label or None for each sample, the class names)."""
     without = [sample.member.id for sample in samples if sample.answer is None]
     if len(without) == len(samples):
         return [None] * len(samples), None if names is None else tuple(names)

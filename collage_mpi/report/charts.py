@@ -115,7 +115,6 @@ def _over_time(run: Results, by_team: bool) -> Json:
 
 
 def _timeline(run: Results, tally: Tally) -> Json:
-    """What the ranks did for the slowest group."""
     slowest = tally.groups.slowest
     assert slowest is not None
     session, group = int(slowest["session"]), int(slowest["group"])
@@ -156,7 +155,6 @@ def _timeline(run: Results, tally: Tally) -> Json:
 
 
 def _ranks_shown(timeline: Timeline) -> list[int]:
-    """All ranks, or those with the longest service in what is shown."""
     longest = dict.fromkeys(timeline.ranks, 0)
     for bar in timeline.bars:
         longest[bar.rank] = max(longest[bar.rank], bar.end_ns - bar.start_ns)
@@ -164,7 +162,6 @@ def _ranks_shown(timeline: Timeline) -> list[int]:
 
 
 def _unlike(latency_ms: np.ndarray, team: np.ndarray) -> list[int]:
-    """The teams with the smallest and the largest median."""
     found = sorted(np.unique(team).tolist(), key=lambda each: np.median(latency_ms[team == each]))
     return [found[0], found[-1]]
 

@@ -96,13 +96,11 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Only the schemes, if they distinguish the runs."""
     schemes = [name.split(",")[0] for name in names]
     return schemes if len(set(schemes)) == len(schemes) else list(names)
 
 
 def _pace(mode: str) -> str:
-    """How groups follow each other, in words and as the settings call it."""
     words = {
         "carry": "a rank that is still busy stays busy when the next group comes",
         "drain": "the next group comes when all ranks are idle",

@@ -275,7 +275,6 @@ def _range(times_ms: np.ndarray) -> Range | None:
 
 
 def _range_cell(ends: Range | None, longest: float, answers: int) -> Cell | str:
-    """A bar, or the number of answers if there are too few."""
     if ends is None:
         return supported(None, answers) if answers else ""
     low, middle, high = ends
@@ -301,7 +300,6 @@ def _wider(speeds: Sequence[Speed]) -> Table:
 
 
 def _named(run: Results, speeds: Sequence[Speed], answered: Collection[int]) -> str:
-    """The slow ones, and the ranks that answered nothing."""
     idle = [one for one in speeds if one.unit == "rank" and not one.messages]
     idle = [one for one in idle if one.ranks[0] not in answered]
     if not idle:

@@ -20,8 +20,6 @@ _METAVARS = {int: "N", float: "X", str: "WORD"}
 
 
 class _Lines(argparse.HelpFormatter):
-    """Keeps the line breaks of a group's description."""
-
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
         return "\n".join(fill(line, width, indent) for line in text.splitlines())

@@ -123,7 +123,6 @@ def placement(
 
 
 def _flag(kind: str) -> str:
-    """The flag that says how many ranks hold it."""
     return "--" + KIND[kind].ranks.replace("_", "-")
 
 

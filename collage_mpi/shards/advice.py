@@ -42,7 +42,6 @@ def flags_for(item: Any, count: int | None = None) -> list[str] | None:
 
 
 def _shape_flag(values: int) -> list[str] | None:
-    """The --shape flag for rows of values that are square grey or colour images."""
     for channels in CHANNELS:
         side = math.isqrt(values // channels)
         if values > channels and side * side * channels == values:

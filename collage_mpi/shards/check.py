@@ -356,7 +356,6 @@ def _text(value: Any) -> str:
 
 
 def _row_problems(file: Any, about: Description) -> list[str]:
-    """Rows whose checksum does not match, and labels out of range."""
     try:
         labels = file["labels"][...] if about.has_labels else None  # (n,) int64
         if about.storage == "encoded":

@@ -198,7 +198,6 @@ def find_labels(file: Any, path: Path) -> Any:
 
 
 def _the_images(file: Any, path: Path, part: str) -> str:
-    """The one dataset that looks like images, in the part that is asked for."""
     if part and part not in file:
         raise ForeignFault(f"has no {part!r}; it holds {listed(file)}")
     if part and isinstance(file[part], import_h5py().Dataset):
@@ -247,7 +246,6 @@ def _depth(group: str) -> int:
 
 
 def _try_another(file: Any, groups: Sequence[str], path: Path) -> str:
-    """The command for the first dataset of another name that could hold images."""
     for group in groups:
         for name, item in datasets(file, group):
             flags = flags_for(item)

@@ -136,7 +136,6 @@ def fit_pixels(image: np.ndarray, fit: Fit) -> np.ndarray:
 
 
 def _refuse_small(size: tuple[int, int], fit: Fit) -> None:
-    """Raise TooSmall if fewer pixels than `px` are taken along the edge that decides."""
     if fit.mode == "letterbox":
         edge, needed, which = max(size), fit.px, "longer"
     else:

@@ -193,7 +193,6 @@ class ReadAhead:
             return not self._closed and position < len(self._order)
 
     def _leave_out(self, shard: int, position: int) -> None:
-        """Take the images of a lost shard out of the order from `position` on."""
         first, end = self._shards.span(shard)
         with self._change:
             rest = self._order[position:]

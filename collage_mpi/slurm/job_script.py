@@ -249,7 +249,6 @@ def _template(file: str) -> str:
 
 
 def _cost(kind: str, settings: SlurmSettings, plan: Layout) -> str:
-    """The most that the job can cost: the resources it holds times its time limit."""
     cores = plan.nodes * plan.tasks_per_node * settings.cpus_per_task * _processes(kind, plan)
     cores += settings.coordinator_cpus * plan.teams * (kind in HET_KINDS)
     each = " a task" if KINDS[kind].array else ""
@@ -260,7 +259,6 @@ def _cost(kind: str, settings: SlurmSettings, plan: Layout) -> str:
 
 
 def _directives(kind: str, settings: SlurmSettings, plan: Layout) -> list[str]:
-    """All #SBATCH lines, each with its reason."""
     array = settings.array or KINDS[kind].array
     log = "%x-%A_%a.log" if array else "%x-%j.log"
     lines = [_line(f"--job-name={kind}", "as squeue shows it"), *_site(kind, settings)]

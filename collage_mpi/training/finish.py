@@ -172,7 +172,6 @@ def _record(
 
 @torch.inference_mode()
 def _look(out: Path, settings: TrainSettings, data: TrainData) -> Held:
-    """Run the stored weights on the validation images."""
     predictor = TorchPredictor.load(str(out), settings.kind, threads=torch.get_num_threads())
     batches = plain_batches(data.held_images, data.held_labels, settings)
     labels = [batch.labels[batch.present] for batch in batches]

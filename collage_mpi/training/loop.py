@@ -120,7 +120,6 @@ class Trainer:
         return self.network if self.average is None else self.average.module
 
     def _kept_epoch(self) -> int:
-        """The epoch to keep among those so far; 0 before the first one."""
         if self.settings.keep == "last" or not self.held:
             return len(self.history)
         # the highest accuracy; of equal ones the lowest loss
@@ -260,7 +259,6 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
-        """All tensors that a resumed run needs."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -86,7 +86,6 @@ def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> t
 def _as_classifier(
     tensors: Mapping[str, np.ndarray], state: Mapping[str, torch.Tensor]
 ) -> dict[str, np.ndarray]:
-    """The last layer of a whole network under the name that a collage network has for it."""
     if "classifier.weight" in tensors or "classifier.weight" not in state:
         return {}
     shape = tuple(state["classifier.weight"].shape)

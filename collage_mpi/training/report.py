@@ -91,7 +91,6 @@ def make_report(
 
 
 def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
-    """What a network is, for JSON."""
     info = predictor.info
     return {
         "weights": info.origin,
