@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.encoding import MAX_K, MIN_K
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import CODED, COLLAGE, NETWORKS, PARITY, SINGLE
+from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, NETWORK_SETTINGS, PARITY, SINGLE
 from collage_mpi.models.tuning import PRECISIONS, Tuning
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.printable import counted
@@ -30,8 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--single", type=file_argument, metavar="WEIGHTS", help="weights of the single network"
     )
-    parser.add_argument(
+    first = parser.add_mutually_exclusive_group()
+    first.add_argument(
         "--collage", type=file_argument, metavar="WEIGHTS", help="weights of the collage-CNN"
+    )
+    first.add_argument(
+        "--backup",
+        type=file_argument,
+        metavar="WEIGHTS",
+        help="or of a quick single network, that scheme cascade-batch asks first",
     )
     parser.add_argument(
         "--parity",
@@ -48,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "single network",
     )
     parser.add_argument(
-        "--side", type=int, help="check that the collage network has this many cells along an edge"
+        "--side",
+        type=int,
+        help="check that the collage network has this many cells along an edge; the batches of a "
+        "quick network have side x side images (default: that of the collage network, else 3)",
     )
     parser.add_argument(
         "--cell-px",
@@ -95,7 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Measure and print."""
-    specs = {kind: getattr(args, kind) for kind in NETWORKS if getattr(args, kind) is not None}
+    given = {kind: getattr(args, kind) for kind in NETWORK_SETTINGS}
+    specs = {kind: spec for kind, spec in given.items() if spec is not None}
     if not specs:
         raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
     if PARITY in specs and SINGLE not in specs:
@@ -141,8 +152,10 @@ def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
 
 
 def _check_save(args: argparse.Namespace) -> None:
-    if args.single is None or args.collage is None:
-        raise UsageError("--save-answers needs both networks: give --single and --collage")
+    if args.single is None or (args.collage is None and args.backup is None):
+        raise UsageError(
+            "--save-answers needs two networks: give --single, and --collage or --backup"
+        )
     if args.shuffle is not None:
         raise UsageError("--save-answers keeps the file order: leave out --shuffle")
     if args.save_answers.suffix != ".npz":
@@ -161,12 +174,12 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
 
     infos = []
     for kind, spec in specs.items():
-        info = describe(spec, kind)
+        info = describe(spec, KIND[kind].network)
         if info is not None:
             infos.append(info)
         elif not is_own(spec):
             raise UsageError(f"--{kind} {spec}: a null network has nothing to evaluate")
-    single = next((info for info in infos if info.kind == SINGLE), None)
+    single = None if SINGLE not in specs else describe(specs[SINGLE], SINGLE)
     for info in infos:
         check_parity(info, single, args.single)
     shards = ShardSet.open(args.shards)
@@ -175,7 +188,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
         predictors: dict[str, Any] = {
             kind: load_predictor(
                 spec,
-                kind,
+                KIND[kind].network,
                 device=args.device,
                 threads=args.threads,
                 tuning=Tuning(args.precision),
@@ -198,6 +211,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
             order="file" if args.shuffle is None else f"shuffle:{args.shuffle}",
             shards=read,
             advance=advance,
+            side=args.side,
         )
     if CODED in answers:
         report["networks"][CODED]["k"] = args.approx_k
@@ -224,10 +238,14 @@ def _answers(
 
     from collage_mpi.encoding import BERRUT
     from collage_mpi.encoding.decode import decode
-    from collage_mpi.encoding.grid import Grid
     from collage_mpi.models import ParitySpec
     from collage_mpi.training.answers import save_answers
-    from collage_mpi.training.measure import predict_collage, predict_parity, single_scores
+    from collage_mpi.training.measure import (
+        QUICK_SIDE,
+        answers_of,
+        predict_parity,
+        single_scores,
+    )
 
     order = np.arange(len(shards))
     if args.shuffle is not None:
@@ -242,14 +260,10 @@ def _answers(
             scores = single_scores(predictors[SINGLE], shards, order, advance)
         answers[SINGLE] = decode(scores)
     side: int | None = args.side
-    if COLLAGE in predictors:
-        info = predictors[COLLAGE].info
-        side = info.side
-        assert info.side is not None
-        assert info.cell_px is not None
-        grid = Grid(info.side, info.cell_px)
-        with advancing(len(order), COLLAGE) as advance:
-            answers[COLLAGE] = predict_collage(predictors[COLLAGE], grid, shards, order, advance)
+    for kind in {COLLAGE, BACKUP} & predictors.keys():
+        side = predictors[kind].info.side or side or QUICK_SIDE
+        with advancing(len(order), kind) as advance:
+            answers[kind] = answers_of(predictors[kind], shards, order, advance)
     codes = {}  # kind -> which network answers, to what, the temperature of what is decoded
     if PARITY in predictors:
         parity = predictors[PARITY]
@@ -263,12 +277,10 @@ def _answers(
         with advancing(len(order), kind) as advance:
             answers[kind] = predict_parity(*code, scores, shards, order, group, advance)
     if args.save_answers is not None:
-        info = predictors[COLLAGE].info
-        assert info.side is not None
+        assert side is not None
+        names = predictors[SINGLE].info.class_names
         stripes = {kind: spec.k for kind, (_, spec, _) in codes.items()}
-        save_answers(
-            args.save_answers, info.side, labels[order], answers, info.class_names, stripes
-        )
+        save_answers(args.save_answers, side, labels[order], answers, names, stripes)
     return answers, labels[order]
 
 
@@ -321,6 +333,10 @@ def _print_table(report: dict[str, Any]) -> None:
             f"{ratio['only_single_right']:.2%}, only the {kind} "
             f"{ratio[f'only_{kind}_right']:.2%}."
         )
+    for kind, entry in networks.items():
+        if "batch_service_ns" in entry:
+            took = entry["batch_service_ns"] / 1e6
+            print(f"A batch of {entry['batch']} by the {kind} network takes {took:.2f} ms.")
     if "saving" in report:
         timed = f"median of {report['calls']} calls, {_tunings(networks)}, on {report['device']}"
         print(told_savings(report["saving"], timed))

@@ -271,9 +271,10 @@ def _train(args: argparse.Namespace, peers: Peers) -> int:
         f"{trainer.precision}, checkpoint {checkpoint}",
         flush=True,
     )
-    _tell(args, store(args.out, trainer.run(), settings, data, facts))
-    if args.kind == COLLAGE:
-        print(_saving(args, data, peers.device))
+    info = store(args.out, trainer.run(), settings, data, facts)
+    _tell(args, info)
+    if args.kind == COLLAGE or (args.kind == SINGLE and args.teacher is not None):
+        print(_saving(args, info, data, peers.device))
     return 0
 
 
@@ -281,7 +282,7 @@ def _tell(args: argparse.Namespace, info: NetworkInfo) -> None:
     print(f"{args.out}: {_worth(args.kind, info.metadata)}, sha256 {info.fingerprint[:12]}")
 
 
-def _saving(args: argparse.Namespace, data: TrainData, device: str) -> str:
+def _saving(args: argparse.Namespace, info: NetworkInfo, data: TrainData, device: str) -> str:
     """What the network saves compared with its teacher, on the validation images."""
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.finish import held_savings
@@ -292,8 +293,8 @@ def _saving(args: argparse.Namespace, data: TrainData, device: str) -> str:
             "Saving at no loss: n/a (--teacher names the single network to compare with, as do "
             "evaluate and weights threshold)."
         )
-    told = told_savings(*held_savings(args.teacher, args.out, data, device, args.threads))
-    mine = describe_weights(args.out).metadata["training"]
+    told = told_savings(*held_savings(args.teacher, info, data, device, args.threads))
+    mine = info.metadata["training"]
     its = describe_weights(args.teacher).metadata.get("training")
     if its and any(its.get(name) != mine[name] for name in SPLIT):
         told += (

@@ -1,6 +1,4 @@
-"""`collage-mpi weights`: imports weights of other programs, and finds a collage network's accept
-threshold.
-"""
+"""`collage-mpi weights`: imports weights of other programs, and finds a network's accept threshold."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models.tuning import PRECISIONS, Tuning
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
@@ -66,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    line = "find the score from which a collage network's answers count, for its weights file"
+    line = "find the score from which a network's answers count, for its weights file"
     child = tasks.add_parser(
         "threshold",
         help=line,
@@ -80,23 +78,25 @@ def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -
     child.add_argument(
         "--single", type=file_argument, required=True, metavar="W", help="the single network"
     )
-    child.add_argument(
-        "--collage", type=file_argument, required=True, metavar="W", help="the collage network"
+    first = child.add_mutually_exclusive_group(required=True)
+    first.add_argument("--collage", type=file_argument, metavar="W", help="the collage network")
+    first.add_argument(
+        "--backup", type=file_argument, metavar="W", help="or a quick single network"
     )
     child.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="weights file to write (default: the file of --collage)",
+        help="weights file to write (default: the file of --collage or --backup)",
     )
     child.add_argument(
         "--aim",
         choices=("share", "accuracy"),
         default="share",
-        help="what the threshold optimises. share: as many cells as possible count, for a loss of "
-        "at most 0.1 points of accuracy. accuracy: the cells count that give the highest "
-        "accuracy; for a collage network that is worse than the single network but better "
-        "where its score is high (default: %(default)s)",
+        help="what the threshold optimises. share: as many answers as possible count, for a loss "
+        "of at most 0.1 points of accuracy. accuracy: the answers count that give the highest "
+        "accuracy; for a network that is worse than the single network but better where its score "
+        "is high (default: %(default)s)",
     )
     child.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
     child.add_argument(
@@ -115,26 +115,24 @@ def execute(args: argparse.Namespace) -> int:
 def _threshold(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from collage_mpi.encoding.decode import decode
-    from collage_mpi.encoding.grid import Grid
     from collage_mpi.models import describe, load_predictor
     from collage_mpi.models.fit import check_fit
     from collage_mpi.models.weights import with_accept
     from collage_mpi.shards import ShardSet
-    from collage_mpi.training.measure import predict_collage, service_ratio, single_scores
+    from collage_mpi.training.measure import answers_of, images_a_call, service_ratio
     from collage_mpi.training.saving import find_savings, told_savings
     from collage_mpi.training.threshold import choose_threshold, require_images
 
-    specs = {SINGLE: args.single, COLLAGE: args.collage}
-    infos = {kind: describe(spec, kind) for kind, spec in specs.items()}
-    single, collage = infos[SINGLE], infos[COLLAGE]
-    if single is None or collage is None:
+    kind = BACKUP if args.collage is None else COLLAGE
+    specs = {SINGLE: args.single, kind: getattr(args, kind)}
+    single, first = (describe(spec, KIND[each].network) for each, spec in specs.items())
+    if single is None or first is None:
         raise UsageError("a threshold is for networks with weights files: name two")
-    assert collage.side is not None
-    assert collage.cell_px is not None
+    if single.fingerprint == first.fingerprint:
+        raise UsageError(f"--{kind} {specs[kind]} is the --single itself: name another network")
     shards = ShardSet.open(args.shards)
     try:
-        check_fit([single, collage], shards.shape, shards.class_names, args.shards, None, None)
+        check_fit([single, first], shards.shape, shards.class_names, args.shards, None, None)
         labels = shards.labels()
         if labels is None:
             raise DataFault("the shards have no labels; a threshold needs labelled shards")
@@ -142,25 +140,25 @@ def _threshold(args: argparse.Namespace) -> int:
         order = np.arange(len(shards))
         how: dict[str, Any] = {"device": args.device, "tuning": Tuning(args.precision)}
         both: dict[str, Any] = {
-            kind: load_predictor(spec, kind, **how) for kind, spec in specs.items()
+            each: load_predictor(spec, KIND[each].network, **how) for each, spec in specs.items()
         }
-        grid = Grid(collage.side, collage.cell_px)
-        with advancing(len(order), COLLAGE) as advance:
-            cells = predict_collage(both[COLLAGE], grid, shards, order, advance)
-        with advancing(len(order), SINGLE) as advance:
-            alone = decode(single_scores(both[SINGLE], shards, order, advance))
+        answers = []
+        for each, network in both.items():
+            with advancing(len(order), each) as advance:
+                answers.append(answers_of(network, shards, order, advance))
     finally:
         shards.close()
-    found = choose_threshold(alone, cells, labels, collage.cells, single.fingerprint, args.aim)
-    made = with_accept(collage, found, args.out or Path(args.collage))
+    (alone, asked), at_once = answers, images_a_call(first)
+    found = choose_threshold(alone, asked, labels, at_once, single.fingerprint, args.aim)
+    made = with_accept(first, found, args.out or Path(specs[kind]))
     print(
-        f"{made.path}: cells count from a score of {found.confidence:g}, which changes accuracy by "
-        f"{0 - found.chosen_points:+.2f} points on {found.chosen_on:,} images and by "
+        f"{made.path}: answers count from a score of {found.confidence:g}, which changes accuracy "
+        f"by {0 - found.chosen_points:+.2f} points on {found.chosen_on:,} images and by "
         f"{0 - found.measured_points:+.2f} on {found.measured_on:,} others, where "
-        f"{found.share:.0%} of the cells count; sha256 {made.fingerprint[:12]}"
+        f"{found.share:.0%} of the answers count; sha256 {made.fingerprint[:12]}"
     )
-    ratio, timed = service_ratio(both[SINGLE], both[COLLAGE])
-    saved = find_savings(alone, cells, labels, collage.cells, ratio, found.confidence)
+    ratio, timed = service_ratio(both[SINGLE], both[kind], at_once)
+    saved = find_savings(alone, asked, labels, at_once, ratio, found.confidence)
     print(told_savings(saved, timed))
     return 0
 

@@ -18,7 +18,7 @@ from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
+from collage_mpi.kinds import CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
 from collage_mpi.models.fit import check_fit, check_parity, class_mismatch
 from collage_mpi.models.null import NULL_CLASSES, is_null
@@ -123,7 +123,7 @@ def make_plan(
     except UsageError:
         shards.close()
         raise
-    known = with_accept_of(settings, single, collage)
+    known = with_accept_of(settings, single, networks.get(settings.judged))
     if known.accept == "backup" != settings.accept:
         tell(
             "accept auto: the collage network has no threshold for this single network, so its "
@@ -181,44 +181,35 @@ def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
 
 
 def with_accept_of(
-    settings: RunSettings, single: NetworkInfo | None, collage: NetworkInfo | None
+    settings: RunSettings, single: NetworkInfo | None, judged: NetworkInfo | None
 ) -> RunSettings:
     """The settings with what `accept auto` stands for with these networks.
 
-    That is `confident` at the collage network's threshold, if it was measured beside this single
-    network; else `backup`. Null networks have no accuracy to lose: every answer counts.
+    That is `confident` at the judged network's threshold, if it was measured beside this single
+    network; else `backup`. Null networks have no accuracy to lose, and neither has the single
+    network as its own first stage: every answer counts.
+
+    Args:
+        judged: the network of kind `settings.judged`.
 
     Raises:
-        UsageError: the scheme needs a threshold, and the collage network has none.
+        UsageError: the scheme needs a threshold, and the judged network has none.
     """
     if settings.accept != AUTO or not settings.takes_policy:
         return settings
-    if settings.uses(BACKUP):
-        return _with_accept_of_quick(settings)
-    if is_null(settings.single) or is_null(settings.collage):
+    name = settings.network(settings.judged)
+    if is_null(settings.single) or is_null(name) or name == settings.single:
         return with_every_answer(settings)
-    spec = None if collage is None else collage.accept
-    if spec is None or single is None or spec.single != single.fingerprint:
-        if settings.needs_threshold:
-            raise UsageError(
-                f"scheme {settings.scheme} must know from which score on a collage's answer "
-                f"counts, and --collage {settings.collage} has no threshold for this single "
-                "network: `collage-mpi weights threshold --shards LABELLED --single "
-                f"{settings.single} --collage {settings.collage}` finds one, or set it by hand: "
-                "--accept confident --confidence 0.9"
-            )
+    spec = None if judged is None else judged.accept
+    if spec is not None and single is not None and spec.single == single.fingerprint:
+        return replace(settings, accept="confident", confidence=spec.confidence)
+    if not settings.needs_threshold:
         return replace(settings, accept="backup")
-    return replace(settings, accept="confident", confidence=spec.confidence)
-
-
-def _with_accept_of_quick(settings: RunSettings) -> RunSettings:
-    """Likewise, where a batch for the backup network is asked first."""
-    quick = settings.network(BACKUP)
-    if quick == settings.single or is_null(quick):
-        return with_every_answer(settings)
     raise UsageError(
-        f"scheme {settings.scheme} must know from which score on an answer of --backup {quick} "
-        "counts: --accept confident --confidence 0.9"
+        f"scheme {settings.scheme} must know from which score on an answer of --{settings.judged} "
+        f"{name} counts, and that network has no threshold for this single network: `collage-mpi "
+        f"weights threshold --shards LABELLED --single {settings.single} --{settings.judged} "
+        f"{name}` finds one, or set it by hand: --accept confident --confidence 0.9"
     )
 
 

@@ -237,8 +237,14 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
 
     @property
     def needs_threshold(self) -> bool:
-        """Whether the scheme needs the score from which a collage's answer counts."""
+        """Whether the scheme needs the score from which the network's answer counts that it asks
+        first."""
         return "accept" in scheme_class(self.scheme).only
+
+    @property
+    def judged(self) -> str:
+        """The kind whose answers the accept policy judges: a quick network's batch, a collage."""
+        return BACKUP if self.uses(BACKUP) else COLLAGE
 
     def scheme_settings(self) -> SchemeSettings:
         """The settings in the scheduler's form."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.kinds import COLLAGE, KIND, SINGLE, TABLE
+from collage_mpi.kinds import BACKUP, COLLAGE, KIND, TABLE
 from collage_mpi.scheduler.events import Item, Score
 from collage_mpi.system.npy import UNREADABLE
 from collage_mpi.system.regular_file import require_regular
@@ -24,13 +24,11 @@ _ARRAYS = {
     "labels": ("iu", 1),
     "single_class": ("iu", 1),
     "single_score": ("f", 1),
-    "collage_class": ("iu", 1),
-    "collage_score": ("f", 1),
-    "collage_absent": ("b", 1),
     "class_names": ("U", 1),
 }
 # Of parity and coded answers, where they were evaluated: what is decoded with all others present.
 _DECODED = tuple(kind.name for kind in TABLE if not kind.resolves)
+_OTHERS = (COLLAGE, BACKUP, *_DECODED)  # of whose answers a file may have none
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Answers:
     Attributes:
         side: of the collages.
         start: row of the first image, a multiple of side x side.
-        labels, single, collage: n each; a collage's answer is None where it was absent.
+        labels, single: n each.
+        collage, backup: likewise, where they were evaluated; an answer that was absent is None.
         degraded: kind whose answers decode those of others -> images of its stripes, and n
             likewise.
     """
@@ -52,7 +51,8 @@ class Answers:
     class_names: tuple[str, ...]
     labels: Sequence[int]
     single: Sequence[Score]
-    collage: Sequence[Score | None]
+    collage: Sequence[Score | None] | None = None
+    backup: Sequence[Score | None] | None = None
     degraded: Mapping[str, tuple[int, Sequence[Score | None]]] = field(default_factory=dict)
     start: int = 0
 
@@ -64,7 +64,8 @@ class Answers:
         """What the network of the kind says of each item; a parity network alone says nothing."""
         if not KIND[kind].resolves:
             return (None,) * len(items)
-        known = self.single if KIND[kind].network == SINGLE else self.collage
+        known: Sequence[Score | None] | None = getattr(self, kind)
+        assert known is not None  # `runs` has asked for a kind that is there
         return tuple(known[(self.start + image) % len(known)] for image, _ in items)
 
     def k_of(self, kind: str) -> int | None:
@@ -93,9 +94,9 @@ def read_answers(path: Path, side: int) -> Answers:
             raise ValueError("it holds a single array")
         with file:
             arrays = {name: file[name] for name in ("version", "side", *_ARRAYS)}
-            for kind in _DECODED:
-                if f"{kind}_k" in file:
-                    arrays |= {name: file[name] for name in (f"{kind}_k", *_decoded_arrays(kind))}
+            for kind in _OTHERS:
+                if any(f"{kind}_{what}" in file for what in ("class", "score", "absent", "k")):
+                    arrays |= {name: file[name] for name in (*_arrays_of(kind), *_k_of(kind))}
     except OSError as error:
         raise EnvironmentFault(
             f"answers {path} cannot be read: {error.strerror or error}"
@@ -109,25 +110,29 @@ def read_answers(path: Path, side: int) -> Answers:
             f"answers {path} has {len(arrays['labels'])} images; a group of side {side} needs "
             f"{side**2}"
         )
+    found = {kind: _where_present(arrays, kind, n) for kind in _there(arrays)}
     return Answers(
         side=side,
         class_names=tuple(arrays["class_names"].tolist()),
         labels=arrays["labels"][:n].tolist(),
         single=_scores(arrays["single_class"], arrays["single_score"], n),
-        collage=_where_present(arrays, COLLAGE, n),
-        degraded={
-            kind: (int(arrays[f"{kind}_k"]), _where_present(arrays, kind, n))
-            for kind in _there(arrays)
-        },
+        degraded={kind: (int(arrays[f"{kind}_k"]), found[kind]) for kind in found if _k_of(kind)},
+        collage=found.get(COLLAGE),
+        backup=found.get(BACKUP),
     )
 
 
-def _decoded_arrays(kind: str) -> dict[str, tuple[str, int]]:
+def _arrays_of(kind: str) -> dict[str, tuple[str, int]]:
     return {f"{kind}_class": ("iu", 1), f"{kind}_score": ("f", 1), f"{kind}_absent": ("b", 1)}
 
 
+def _k_of(kind: str) -> tuple[str, ...]:
+    """The name of the images of a stripe, of a kind whose answers decode those of others."""
+    return (f"{kind}_k",) if kind in _DECODED else ()
+
+
 def _there(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    return [kind for kind in _DECODED if f"{kind}_k" in arrays]
+    return [kind for kind in _OTHERS if f"{kind}_class" in arrays]
 
 
 def _where_present(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> list[Score | None]:
@@ -145,7 +150,7 @@ def _scores(classes: np.ndarray, scores: np.ndarray, n: int) -> list[Score]:
 
 def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
     there = _there(arrays)
-    for name in ("version", "side", *(f"{kind}_k" for kind in there)):
+    for name in ("version", "side", *(name for kind in there for name in _k_of(kind))):
         if arrays[name].ndim or arrays[name].dtype.kind not in "iu":
             raise DataFault(f"answers {path}: {name} is no whole number")
     if int(arrays["version"]) != VERSION:
@@ -157,7 +162,7 @@ def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
     n = len(arrays["labels"]) if arrays["labels"].ndim == 1 else -1
     expected = dict(_ARRAYS)
     for kind in there:
-        expected |= _decoded_arrays(kind)
+        expected |= _arrays_of(kind)
     for name, (kinds, dimensions) in expected.items():
         array = arrays[name]
         sized = name == "class_names" or len(np.atleast_1d(array)) == n
@@ -167,7 +172,7 @@ def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
                 f"{n} images"
             )
     known = len(arrays["class_names"])
-    for name in ("labels", "single_class", "collage_class", *(f"{kind}_class" for kind in there)):
+    for name in ("labels", "single_class", *(f"{kind}_class" for kind in there)):
         absent = arrays.get(name.replace("class", "absent"))
         chosen = arrays[name] if name == "labels" or absent is None else arrays[name][~absent]
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < known:

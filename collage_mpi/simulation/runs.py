@@ -26,7 +26,7 @@ from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.inputs import digests, named_files
 from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.job.recorder import Writer
-from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY, SINGLE
+from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, PARITY, SINGLE
 from collage_mpi.models import describe
 from collage_mpi.results import Results, RunWriter, summarise
 from collage_mpi.results.file_names import LATENCIES, MANIFEST, SUMMARY
@@ -103,19 +103,23 @@ class Job:
         settings = self.settings
         if settings.accept != AUTO or not settings.takes_policy:
             return settings
-        if settings.uses(BACKUP):
-            return with_accept_of(settings, None, None)
-        named = settings.single and settings.collage
-        if settings.needs_threshold and self.answers is not None and not named:
-            raise UsageError(
-                f"scheme {settings.scheme} must know from which score on a collage's answer "
-                "counts: name the networks of --answers by --single and --collage, whose threshold "
-                "it then takes, or set it by --accept confident --confidence 0.9"
-            )
-        if self.answers is None or not named:
+        first = settings.network(settings.judged)
+        if self.answers is None or (settings.judged == BACKUP and first == settings.single):
             return with_every_answer(settings)
-        single, collage = (describe(getattr(settings, kind), kind) for kind in (SINGLE, COLLAGE))
-        return with_accept_of(settings, single, collage)
+        named = settings.single and first
+        if settings.needs_threshold and not named:
+            raise UsageError(
+                f"scheme {settings.scheme} must know from which score on a first answer counts: "
+                f"name the networks of --answers by --single and --{settings.judged}, whose "
+                "threshold it then takes, or set it by --accept confident --confidence 0.9"
+            )
+        if not named:
+            return with_every_answer(settings)
+        single, judged = (
+            describe(settings.network(kind), KIND[kind].network)
+            for kind in (SINGLE, settings.judged)
+        )
+        return with_accept_of(settings, single, judged)
 
     @property
     def ratio(self) -> float:
@@ -128,6 +132,8 @@ class Job:
             return None
         side = self.settings.side
         answers = _cached_answers(answers_file(self.answers, side), side)
+        if self.settings.network(BACKUP) == self.settings.single:  # a batch for the single network
+            answers = replace(answers, backup=answers.single)
         return replace(answers, start=-(-self.first // side**2) * side**2)
 
 
@@ -179,13 +185,14 @@ def check_job(job: Job) -> None:
 
 
 def _check_answers(job: Job, answers: Answers) -> None:
-    """They are of what the scheme needs. Raises UsageError, DataFault."""
+    """They are of what the scheme needs. Raises DataFault."""
     settings = job.settings
-    if settings.uses(BACKUP) and settings.backup not in ("", settings.single):
-        raise UsageError(
-            f"--answers {job.answers} hold nothing of a backup network of its own: leave out "
-            "--backup, or --answers"
-        )
+    for kind in (COLLAGE, BACKUP):
+        if settings.uses(kind) and getattr(answers, kind) is None:
+            raise DataFault(
+                f"answers {job.answers} hold no {kind} answers: collage-mpi evaluate --single W "
+                f"--{kind} W --save-answers FILE writes them"
+            )
     for kind, flag in ((PARITY, "--parity W"), (CODED, f"--approx-k {settings.n_stripe}")):
         k = answers.k_of(kind)
         if settings.uses(kind) and k != settings.n_stripe:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.kinds import SINGLE
 from collage_mpi.system.files import save_file
 
 VERSION = 1
@@ -37,7 +37,8 @@ def save_answers(
         labels: (n,) int64.
         single_class, single_score: (n,) int16 and float32.
         collage_class, collage_score: the same for the image's cell; meaningless where absent.
-        collage_absent: (n,) bool, the collage network gave no answer for the cell.
+        collage_absent: (n,) bool, the collage network gave no answer for the cell. Only with a
+            collage network. backup_class and so on are the same for a quick network.
         class_names: (k,) unicode.
         parity_class, parity_score, parity_absent: the answer decoded for the image if all other
             images of its stripe have answers; parity_k: int, images of a stripe. Only with a
@@ -45,33 +46,26 @@ def save_answers(
 
     Args:
         labels: (n,) int64.
-        answers: n answers of single, of collage and of each kind in `stripes`; scores are
-            calibrated probabilities.
+        answers: by kind, n answers of single and of each other kind; scores are calibrated
+            probabilities.
         stripes: kind that decodes from stripes -> images of a stripe.
 
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    single_class, single_score, _ = _columns(answers[SINGLE])
-    collage_class, collage_score, absent = _columns(answers[COLLAGE])
-    more: dict[str, Any] = {}
-    for kind, k in stripes.items():
+    columns: dict[str, Any] = {f"{kind}_k": k for kind, k in stripes.items()}
+    for kind, each in answers.items():
         names = (f"{kind}_class", f"{kind}_score", f"{kind}_absent")
-        more |= dict(zip(names, _columns(answers[kind]), strict=True))
-        more[f"{kind}_k"] = k
+        columns |= dict(zip(names, _columns(each), strict=True))
+    del columns[f"{SINGLE}_absent"]  # it always answers
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         version=VERSION,
         side=side,
         labels=labels.astype(np.int64),
-        single_class=single_class,
-        single_score=single_score,
-        collage_class=collage_class,
-        collage_score=collage_score,
-        collage_absent=absent,
         class_names=np.array(list(class_names), dtype=np.str_),
-        **more,
+        **columns,
     )
     save_file(path, buffer.getvalue())
 

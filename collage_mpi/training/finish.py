@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from collage_mpi.encoding.grid import Grid
-from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.reading import GridReading, Reading
@@ -24,7 +23,7 @@ from collage_mpi.training.calibration import (
     calibration_error,
     fit_temperature,
 )
-from collage_mpi.training.measure import predict_collage, predict_single, service_ratio
+from collage_mpi.training.measure import answers_of, images_a_call, service_ratio
 from collage_mpi.training.objective_parity import ParityObjective
 from collage_mpi.training.records import TrainData, Trained
 from collage_mpi.training.saving import find_savings
@@ -110,25 +109,22 @@ class _InMemory:
 
 
 def held_savings(
-    single: Path, collage: Path, data: TrainData, device: str, threads: int
+    single: Path, first: NetworkInfo, data: TrainData, device: str, threads: int
 ) -> tuple[dict[str, Any] | None, str]:
-    """What a collage network saves next to a single network on the validation images, and how it
-    was timed.
+    """What a network saves if it is asked before a single network, and how it was timed.
 
-    Both networks answer and are timed in float32, as `evaluate` does by default.
+    Both networks answer the validation images and are timed in float32, as `evaluate` does by
+    default.
     """
     if len(data.held_labels) < LEAST_IMAGES:
         return None, ""
     one = TorchPredictor.load(str(single), SINGLE, device=device, threads=threads)
-    many = TorchPredictor.load(str(collage), COLLAGE, device=device, threads=threads)
-    assert many.info.side is not None
-    assert many.info.cell_px is not None
-    grid = Grid(many.info.side, many.info.cell_px)
+    asked = TorchPredictor.load(str(first.path), first.kind, device=device, threads=threads)
     images, order = _InMemory(data.held_images), np.arange(len(data.held_labels))
-    alone = predict_single(one, images, order)
-    cells = predict_collage(many, grid, images, order)
-    ratio, timed = service_ratio(one, many)
-    return find_savings(alone, cells, data.held_labels, grid.cells, ratio), timed
+    alone, early = (answers_of(network, images, order) for network in (one, asked))
+    at_once = images_a_call(first)
+    ratio, timed = service_ratio(one, asked, at_once)
+    return find_savings(alone, early, data.held_labels, at_once, ratio), timed
 
 
 def _error(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -18,12 +18,13 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.decode import decode, decode_parity, summands
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.stripe import BerrutEncoder, StripeEncoder, make_stripe_encoder
-from collage_mpi.models.info import Predictor
+from collage_mpi.models.info import NetworkInfo, Predictor
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.parity_spec import ParitySpec
 from collage_mpi.models.predictor import TorchPredictor
 
 SINGLE_BATCH = 64
+QUICK_SIDE = 3  # a batch for a quick network has as many images as a collage of that side
 RATIO_CALLS = 100  # timed calls of each network where a command has no --calls
 Advance = Callable[[int], None]  # told how many more images, or calls, are done
 
@@ -64,11 +65,26 @@ def single_scores(
     return scores
 
 
-def predict_single(
-    predictor: Predictor, images: Images, order: np.ndarray
+def answers_of(
+    predictor: TorchPredictor | OwnPredictor,
+    images: Images,
+    order: np.ndarray,
+    advance: Advance = _silent,
 ) -> list[tuple[int, float] | None]:
-    """One answer for each image, in the given order."""
-    return decode(single_scores(predictor, images, order))
+    """One answer for each image, in the given order, by a single network or a collage network."""
+    side, cell_px = predictor.info.side, predictor.info.cell_px
+    if side is None or cell_px is None:
+        return decode(single_scores(predictor, images, order, advance))
+    return predict_collage(predictor, Grid(side, cell_px), images, order, advance)
+
+
+def images_a_call(info: NetworkInfo, side: int | None = None) -> int:
+    """Images that a network answers at a call if a cascade asks it first.
+
+    Args:
+        side: of the job; the batch of a quick network has as many images as the job's collages.
+    """
+    return (info.side or side or QUICK_SIDE) ** 2
 
 
 def predict_parity(
@@ -186,17 +202,24 @@ def count_parameters(predictor: TorchPredictor | OwnPredictor) -> int | None:
 
 
 def service_times(
-    predictors: Sequence[TorchPredictor | OwnPredictor], calls: int, advance: Advance = _silent
+    predictors: Sequence[TorchPredictor | OwnPredictor],
+    calls: int,
+    advance: Advance = _silent,
+    inputs: Sequence[int] | None = None,
 ) -> list[ServiceTime]:
-    """Time predict with batch 1. The networks take turns, so that noise affects all of them alike.
+    """Time predict. The networks take turns, so that noise affects all of them alike.
 
     Each timed call follows an untimed call of the same network, as on a rank that runs one network
     only. The time covers normalisation and softmax, and on a GPU both copies.
+
+    Args:
+        inputs: number of inputs of a call of each network; None for one.
     """
-    inputs = [predictor.info.noise() for predictor in predictors]
+    sizes = inputs or [1] * len(predictors)
+    noise = [p.info.noise().repeat(n, axis=0) for p, n in zip(predictors, sizes, strict=True)]
     times = np.empty((len(predictors), calls), dtype=np.int64)
     for call in range(-3, calls):
-        for number, (predictor, pixels) in enumerate(zip(predictors, inputs, strict=True)):
+        for number, (predictor, pixels) in enumerate(zip(predictors, noise, strict=True)):
             predictor.predict(pixels)
             begin = time.perf_counter_ns()
             predictor.predict(pixels)
@@ -212,13 +235,17 @@ def service_times(
 
 
 def service_ratio(
-    single: TorchPredictor | OwnPredictor, collage: TorchPredictor | OwnPredictor
+    single: TorchPredictor | OwnPredictor, first: TorchPredictor | OwnPredictor, images: int
 ) -> tuple[float, str]:
-    """Service time of a collage divided by that of an image on the single network, and how it was
-    timed.
+    """Service time of a call of the network that is asked first, divided by that of an image on the
+    single network, and how it was timed.
+
+    Args:
+        images: number of images that the call answers.
     """
-    one, whole = service_times([single, collage], RATIO_CALLS)
-    how = f"median of {RATIO_CALLS} calls, {collage.tuning}, on {collage.device}"
+    inputs = [1, images // first.info.cells]
+    one, whole = service_times([single, first], RATIO_CALLS, inputs=inputs)
+    how = f"median of {RATIO_CALLS} calls, {first.tuning}, on {first.device}"
     return whole.median_ns / one.median_ns, how
 
 

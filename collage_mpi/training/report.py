@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from collage_mpi import __version__
-from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, SINGLE
+from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE, SPARE_KINDS
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.training.answers import Answers, right
@@ -19,6 +19,7 @@ from collage_mpi.training.judge import judge
 from collage_mpi.training.measure import (
     count_flops,
     count_parameters,
+    images_a_call,
     processor_name,
     service_times,
     torch_threads,
@@ -35,6 +36,7 @@ def make_report(
     order: str,
     shards: Sequence[Any],
     advance: Callable[[int], None] = lambda calls: None,
+    side: int | None = None,
 ) -> dict[str, Any]:
     """The report as plain values; the networks are timed here.
 
@@ -46,10 +48,15 @@ def make_report(
         order: of the images, as the user gave it.
         shards: their infos: path, source, fingerprint.
         advance: called with how many more rounds of timed calls are made.
+        side: of the job; the batch of a quick network has side x side images.
     """
-    times = service_times(list(predictors.values()), calls, advance)
+    timed, sizes = list(predictors.values()), [1] * len(predictors)
+    if BACKUP in predictors:  # once more, with a batch
+        timed.append(predictors[BACKUP])
+        sizes.append(images_a_call(predictors[BACKUP].info, side))
+    times = service_times(timed, calls, advance, sizes)
     networks: dict[str, dict[str, Any]] = {}
-    for (kind, predictor), time in zip(predictors.items(), times, strict=True):
+    for (kind, predictor), time in zip(predictors.items(), times, strict=False):
         networks[kind] = {
             **_facts(predictor),
             **judge(answers[kind], labels, predictor.classes, predictor.info.side),
@@ -57,6 +64,8 @@ def make_report(
             "service_p10_ns": time.p10_ns,
             "service_p90_ns": time.p90_ns,
         }
+    if BACKUP in predictors:
+        networks[BACKUP] |= {"batch": sizes[-1], "batch_service_ns": times[-1].median_ns}
     report: dict[str, Any] = {
         "device": next(iter(predictors.values())).device,
         "threads": torch_threads(),
@@ -71,21 +80,20 @@ def make_report(
         "networks": networks,
     }
     correct = {kind: right(each, labels) for kind, each in answers.items()}
-    for kind in ENCODED_KINDS:
+    for kind in SPARE_KINDS:
         if {SINGLE, kind} <= set(networks):
             report[f"{kind}_over_single"] = _ratios(networks, correct, kind)
-    if {SINGLE, COLLAGE} <= set(networks):
-        collage = predictors[COLLAGE].info
-        known = collage.accept
-        if known is not None and known.single != predictors[SINGLE].info.fingerprint:
-            known = None
+    first = next((kind for kind in (COLLAGE, BACKUP) if kind in networks), None)
+    if SINGLE in networks and first is not None:
+        took_ns = networks[first].get("batch_service_ns", networks[first]["service_ns"])
+        known, single = predictors[first].info.accept, predictors[SINGLE].info.fingerprint
         report["saving"] = find_savings(
             answers[SINGLE],
-            answers[COLLAGE],
+            answers[first],
             labels,
-            collage.cells,
-            report[f"{COLLAGE}_over_single"]["service"],
-            None if known is None else known.confidence,
+            images_a_call(predictors[first].info, side),
+            took_ns / networks[SINGLE]["service_ns"],
+            known.confidence if known is not None and known.single == single else None,
         )
     return report
 

@@ -1,5 +1,5 @@
-"""What a collage network saves if it is asked first and the single network answers only the cells
-with a low score.
+"""What a network saves if it is asked first and the single network answers only the images with a
+low score.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)  # of sure cells,
 
 
 def saving_of(ratio: float, cells: int, share: float) -> float:
-    """Images a rank-second divided by those of scheme none. Each image costs its part of a collage.
+    """Images a rank-second divided by those of scheme none. Each image costs its part of a call.
 
     Args:
-        ratio: service time of a collage divided by that of an image on the single network.
-        cells: images in a collage.
-        share: of cells whose score is high enough. The images of the others are sent to the
-            single network as well.
+        ratio: service time of a collage, or of a quick network's batch, divided by that of an image
+            on the single network.
+        cells: images in that collage or batch.
+        share: of answers whose score is high enough. The other images are sent to the single
+            network as well.
     """
     return 1 / (ratio / cells + 1 - share)
 
 
 def find_savings(
     single: Answers,
-    collage: Answers,
+    first: Answers,
     labels: np.ndarray,
     cells: int,
     ratio: float,
@@ -48,7 +49,7 @@ def find_savings(
     this score and every higher one, the loss of accuracy plus one standard error is at most zero.
 
     Args:
-        single, collage: n answers each, groups of `cells` in order.
+        single, first: n answers each, groups of `cells` in order.
         labels: (n,) int64.
         cells, ratio: as in `saving_of`.
         threshold: a score whose saving is wanted as well.
@@ -62,7 +63,7 @@ def find_savings(
     """
     if len(labels) < LEAST_IMAGES:
         return None
-    scores, lost = scores_and_losses(single, collage, labels)
+    scores, lost = scores_and_losses(single, first, labels)
     chosen = choosing_half(len(labels), cells)
 
     def point(confidence: float | None) -> dict[str, float] | None:
@@ -102,7 +103,7 @@ def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
     if found is None:
         need = f"{LEAST_IMAGES:,} labelled images, half of them to choose a score"
         return f"Saving at no loss: n/a (it needs {need} and half to measure what that costs)."
-    table = make_table("sure from a score of", "sure cells", "points beside the single", "saving")
+    table = make_table("sure from a score of", "sure answers", "points beside the single", "saving")
     for at in found["curve"]:
         changed = f"{at['points']:+.2f} ({at['two_errors']:.2f})"
         row = (f"{at['confidence']:.4f}", f"{at['share']:.1%}", changed, f"{at['saving']:.2f} x")
@@ -111,7 +112,8 @@ def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
     lines = [
         to_text(table),
         f"Saving: images a rank-second over scheme none, 1 / ({ratio} / {found['cells']} + share "
-        f"of cells that are not sure). A collage takes {ratio} times as long as an image alone "
+        f"of answers that are not sure). {found['cells']} images at once take {ratio} times as "
+        "long as one by the single network "
         f"({timed}). Scores were chosen on {found['chosen_on']:,} images and measured on "
         f"{found['measured_on']:,} others; in brackets two standard errors.",
     ]
@@ -127,6 +129,6 @@ def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
 def _told(at: Mapping[str, float]) -> str:
     return (
         f"{at['saving']:.2f} x, from a score of {at['confidence']:g} on: {at['share']:.1%} of the "
-        f"cells are sure, {at['points']:+.2f} points beside the single network (two standard "
+        f"answers are sure, {at['points']:+.2f} points beside the single network (two standard "
         f"errors {at['two_errors']:.2f})."
     )

@@ -1,5 +1,5 @@
-"""Chooses the score from which a collage's answers may count, on one half of the images, and
-measures on the other half what it costs in accuracy.
+"""Chooses the score from which the answers of a network that is asked first may count, on one half
+of the images, and measures on the other half what it costs in accuracy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LEAST_IMAGES = 2000  # in all: a smaller half tells nothing of a tenth of a poin
 
 def choose_threshold(
     single: Answers,
-    collage: Answers,
+    first: Answers,
     labels: np.ndarray,
     cells: int,
     fingerprint: str,
@@ -30,9 +30,9 @@ def choose_threshold(
     the safe side, so that it holds on the other groups too. Scores are taken in steps of 0.0001.
 
     Args:
-        single, collage: n answers each, groups of `cells` in order.
+        single, first: n answers each, groups of `cells` in order.
         labels: (n,) int64.
-        cells: images of a group.
+        cells: images of a group: those of a collage, or of a batch for a quick network.
         fingerprint: of the single network.
         aim: "share" or "accuracy".
 
@@ -41,12 +41,12 @@ def choose_threshold(
             score costs more than MOST_POINTS, or anything at all, on the other groups.
     """
     require_images(len(labels))
-    scores, lost = scores_and_losses(single, collage, labels)
+    scores, lost = scores_and_losses(single, first, labels)
     chosen = choosing_half(len(labels), cells)
     confidence = chosen_score(scores[chosen], lost[chosen], aim)
     if confidence is None:
         why = f"costs less than {MOST_POINTS:g} points" if aim == "share" else "gains accuracy"
-        raise DataFault(f"no score of the collage network {why} here: {_remedy(aim)}")
+        raise DataFault(f"no score of the network {why} here: {_remedy(aim)}")
     counts = scores >= confidence
 
     def points(part: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from collage_mpi.cli import main
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.weights import describe_weights, read_tensors, save_weights
 from collage_mpi.shards import write_shard
+from collage_mpi.simulation.replayed_answers import read_answers
 
 torch = pytest.importorskip("torch")
 
@@ -98,7 +99,7 @@ def test_a_threshold_goes_into_the_weights(
     words += ["--collage", str(weights["collage"]), "--out", str(out)]
     # the single network is as right as can be
     assert main([*words, "--aim", "accuracy", "--precision", "bfloat16"]) == 4
-    assert "no score of the collage network gains accuracy" in capsys.readouterr().err
+    assert "no score of the network gains accuracy" in capsys.readouterr().err
     assert not out.exists()
     assert main(words) == 0
     text = capsys.readouterr().out
@@ -112,7 +113,7 @@ def test_a_threshold_goes_into_the_weights(
     assert made.accept.chosen_points <= 0.1
     assert asked == ["bfloat16"] * 2 + ["float32"] * 2
     assert "(median of 100 calls, float32, channels-last, on cpu)" in text
-    ratio = number_after("A collage takes ", text)
+    ratio = number_after("4 images at once take ", text)
     at_threshold = number_after("Saving at the threshold in the file: ", text)
     assert at_threshold == pytest.approx(1 / (ratio / 4 + 1 - made.accept.share), rel=0.05)
     assert "Saving at no loss: " in text
@@ -129,6 +130,42 @@ def test_a_threshold_goes_into_the_weights(
     told = capsys.readouterr().out
     assert "Saving at no loss: " in told
     assert "threshold in the file" not in told
+
+
+def test_a_quick_network_gets_a_threshold_and_its_answers_are_saved(
+    weights: dict[str, Path], shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, quick = make_shard(tmp_path / "test.h5", 2000, 1), tmp_path / "quick.safetensors"
+    assert train("single", shard, quick, "--stem", "4x3/2", "--seed", "1") == 0
+    single = ["--single", str(weights["single"])]
+    words = ["weights", "threshold", "--shards", str(test), *single, "--backup"]
+    assert main([*words, str(weights["single"])]) == 2
+    assert "is the --single itself" in capsys.readouterr().err
+    assert main([*words, str(quick)]) == 0  # into its own file
+    made, text = describe_weights(quick), capsys.readouterr().out
+    assert made.accept is not None
+    assert made.accept.single == describe_weights(weights["single"]).fingerprint
+    assert "9 images at once take " in text
+    words = ["evaluate", "--shards", str(test), *single, "--backup", str(quick), "--calls", "5"]
+    words += ["--json", "--save-answers", str(tmp_path / "a.npz"), "--side"]
+    assert main([*words, "2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    entry, found = report["networks"]["backup"], report["saving"]
+    assert (entry["batch"], found["cells"]) == (4, 4)
+    assert found["ratio"] * report["networks"]["single"]["service_ns"] == pytest.approx(
+        entry["batch_service_ns"]
+    )
+    assert found["at_threshold"]["share"] == pytest.approx(made.accept.share, abs=0.05)
+    saved = read_answers(tmp_path / "a.npz", 2)
+    assert saved.collage is None
+    assert saved.backup is not None
+    right = np.mean(
+        [a is not None and a[0] == b for a, b in zip(saved.backup, saved.labels, strict=True)]
+    )
+    assert right == pytest.approx(entry["accuracy"], abs=1e-3)
+    words.remove("--json")
+    assert main([*words, "2"]) == 0
+    assert "A batch of 4 by the backup network takes " in capsys.readouterr().out
 
 
 def number_after(words: str, text: str) -> float:
@@ -156,7 +193,9 @@ def test_train_tells_the_saving_beside_the_teacher_by_its_validation_split(
     assert "another part of the images" not in told
     assert told.splitlines()[-1].startswith("Saving at no loss: ")
     assert train("collage", data, tmp_path / "b", *words, str(weights["single"])) == 0
-    assert "may have seen those of this validation split" in capsys.readouterr().out
+    assert "may have seen images of this validation split" in capsys.readouterr().out
+    assert train("single", data, tmp_path / "q", *apart, "--teacher", str(tmp_path / "single")) == 0
+    assert "9 images at once take " in capsys.readouterr().out
     assert train("collage", data, tmp_path / "c", "--side", "2") == 0
     assert "n/a (--teacher names the single network" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ from scheduler_harness import Harness
 
 from collage_mpi import cli, models
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.job.plan import with_accept_of
+from collage_mpi.job.plan import make_plan, with_accept_of
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings
@@ -20,6 +20,7 @@ from collage_mpi.simulation.runs import Job
 from collage_mpi.training.threshold import MOST_POINTS, choose_threshold
 
 SPEC = AcceptSpec(0.93, "f" * 64, 5000, 0.05, 5000, 0.04, 0.6)
+DEMO = with_shipped("shipped:fashion_demo.h5")
 NAMED = RunSettings(single="a.safetensors", collage="b.safetensors")
 
 
@@ -64,12 +65,37 @@ def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(netw
     assert resolved(replace(cascade, single="null"), None, collage) == ("confident", 0.0)
     by_hand = replace(cascade, accept="confident", confidence=0.7)
     assert with_accept_of(by_hand, single, None) is by_hand
-    quick = replace(NAMED, scheme="cascade-batch")
-    assert resolved(quick, single, None) == ("confident", 0.0)
-    with pytest.raises(UsageError, match=r"answer of --backup small.safetensors counts: --accept"):
-        with_accept_of(replace(quick, backup="small.safetensors"), single, None)
-    with pytest.raises(UsageError, match=r"cascade must know .* by --single and --collage"):
-        _ = Job(RunSettings(scheme="cascade"), 9, answers="a.npz").effective
+    for scheme, kind in (("cascade", "collage"), ("cascade-batch", "backup")):
+        settings = RunSettings(scheme=scheme, **{kind: "small.safetensors"})
+        with pytest.raises(UsageError, match=f"{scheme} must know .* by --single and --{kind}"):
+            _ = Job(settings, 9, answers="a.npz").effective
+
+
+def test_a_quick_network_has_a_threshold_in_its_file_too(networks):
+    single, _ = networks
+    itself = replace(NAMED, scheme="cascade-batch")  # a batch for the single network
+    assert resolved(itself, single, single) == ("confident", 0.0)
+    assert Job(itself, 9, answers="a.npz").effective.confidence == 0.0
+    quick = replace(itself, backup="small.safetensors")
+    mine = replace(single, fingerprint="q" * 64, accept=replace(SPEC, single=single.fingerprint))
+    assert resolved(quick, single, mine) == ("confident", 0.93)
+    for other in (replace(mine, accept=SPEC), replace(mine, accept=None), None):
+        with pytest.raises(UsageError, match=r"--single a.safetensors --backup small.safetensors`"):
+            with_accept_of(quick, single, other)
+
+
+def test_a_job_and_its_simulation_take_the_threshold_of_the_quick_network(networks, tmp_path):
+    single, _ = networks
+    quick, names = tmp_path / "q.safetensors", ShardSet.open([DEMO]).class_names
+    assert names is not None
+    with_accept(single, replace(SPEC, single=single.fingerprint), quick)
+    settings = RunSettings(
+        scheme="cascade-batch", shards=(DEMO,), out="o", single=str(single.path), backup=str(quick)
+    )
+    plan = make_plan(settings, settings.launch_size, launched=False)
+    plan.shards.close()
+    assert (plan.settings.accept, plan.settings.confidence) == ("confident", 0.93)
+    assert Job(settings, 9, answers="a.npz").effective.confidence == 0.93
 
 
 def test_a_simulation_that_knows_no_scores_takes_every_answer():

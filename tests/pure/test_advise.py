@@ -109,7 +109,7 @@ def test_all_but_the_last_have_the_ranks_that_were_asked_for():
 
 def test_stripes_are_compared_where_it_is_known_what_they_decode():
     question = Question(slow_machine(), side=2, spare=2)
-    said = Answers(2, ("a",), [0] * 4, [], [], {"coded": (2, [])})
+    said = Answers(2, ("a",), [0] * 4, [], degraded={"coded": (2, [])})
     names = [flags["scheme"] for flags in candidates(question, said)]
     assert ("approx" in names, "parity" in names) == (True, False)
     assert {"parity", "approx"} <= {flags["scheme"] for flags in candidates(question, None)}

@@ -119,10 +119,12 @@ def test_an_answer_that_resolves_nothing_alone_holds_no_record():
     said = Score(3, 0.5)
     other, decoded = Score(1, 0.5), Score(2, 0.5)
     degraded = {"coded": (2, [decoded] * 4)}
-    answers = Answers(2, ("a",), [0] * 4, [said] * 4, [other] * 4, degraded)
+    quick = Score(0, 0.5)
+    answers = Answers(2, ("a",), [0] * 4, [said] * 4, [other] * 4, [quick] * 4, degraded)
     assert answers.cells("parity", [(0, 0), (1, 1)]) == (None, None)
     assert answers.cells("coded", [(0, 0), (1, 1)]) == (None, None)
-    assert answers.cells("single", [(0, 0)]) == answers.cells("backup", [(0, 0)]) == (said,)
+    assert answers.cells("single", [(0, 0)]) == (said,)
+    assert answers.cells("backup", [(0, 0)]) == (quick,)
     assert answers.cells("collage", [(0, 0)]) == (other,)
     assert answers.decoded("coded", 1) == decoded
     assert answers.decoded("parity", 1) is None

@@ -118,10 +118,13 @@ def test_the_threshold_of_a_file_stands_beside_it():
     told = told_savings(found, "median of 7 calls, bfloat16, on cpu").splitlines()
     assert told[-2].startswith("Saving at the threshold in the file: 2.22 x, from a score of 0.7")
     assert told[-1] == (
-        "Saving at no loss: 1.43 x, from a score of 0.8 on: 50.0% of the cells are sure, +0.00 "
+        "Saving at no loss: 1.43 x, from a score of 0.8 on: 50.0% of the answers are sure, +0.00 "
         "points beside the single network (two standard errors 0.00)."
     )
-    assert "0.80 times as long as an image alone (median of 7 calls, bfloat16, on cpu)" in told[-3]
+    assert (
+        "0.80 times as long as one by the single network (median of 7 calls, bfloat16, on cpu)"
+        in told[-3]
+    )
     assert "chosen on 1,000 images and measured on 1,000 others" in told[-3]
     assert savings(SAME, SAME)["at_threshold"] is None
 

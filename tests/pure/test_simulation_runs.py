@@ -103,10 +103,34 @@ def test_the_answers_of_a_backup_batch_are_the_single_networks(tmp_path):
     assert set(backed["cell"]) == {1}
     assert len(backed) == 6
     assert (backed["predicted"] == backed["label"]).all()
-    other = dataclasses.replace(settings, backup="small")
-    with pytest.raises(UsageError, match="leave out --backup, or --answers"):
-        simulate(other, tmp_path / "other", 24, answers=path)
     simulate(dataclasses.replace(settings, backup="s"), tmp_path / "same", 24, answers=path)
+
+
+def test_a_quick_network_answers_first_and_the_single_one_where_it_is_unsure(tmp_path):
+    """The quick one is always wrong, and sure of two images in three."""
+    n = 24
+    wrong, sure = (np.arange(n) % 4 + 1) % 4, np.arange(n) % 3 > 0
+    quick = {
+        "backup_class": wrong.astype(np.int16), "backup_absent": np.zeros(n, bool),
+        "backup_score": np.where(sure, 0.8, 0.4).astype(np.float32),
+    }  # fmt: skip
+    without = {f"collage_{what}": None for what in ("class", "score", "absent")}
+    path = fill(tmp_path / "a.npz", n, **quick, **without)  # a collage network is not needed
+    settings = RunSettings(
+        scheme="cascade-batch", side=2, single="s", backup="q", accept="confident",
+        confidence=0.7, batch_cost=0.1, warmup_groups=0,
+    )  # fmt: skip
+    status, out = simulate(settings, tmp_path / "run", n, answers=path)
+    rows = np.sort(read_results(out).images, order="row")
+    assert status == "complete"
+    assert (rows["source"] == SOURCE_CODE["backup"]).tolist() == sure.tolist()
+    assert ((rows["predicted"] != rows["label"]) == sure).all()
+    for scheme, kind in (("cascade-batch", "backup"), ("cascade", "collage")):
+        arrays = dict.fromkeys(quick) if kind == "backup" else without
+        other = fill(tmp_path / f"{kind}.npz", n, **arrays)
+        asked = dataclasses.replace(settings, scheme=scheme)
+        with pytest.raises(DataFault, match=f"no {kind} answers: .* --{kind} W --save-answers"):
+            simulate(asked, tmp_path / "other", n, answers=other)
 
 
 @pytest.mark.parametrize(
