@@ -10,6 +10,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mortal_jobs import Ended, marked_shard, run_mortal
 
@@ -136,6 +137,24 @@ def test_a_cascade_loses_ranks_and_is_resumed(job):
     assert {"collage", "single"} <= sources <= {"collage", "single", "retry"}
     found = job("", "--resume").check()
     assert set(found.images["session"]) == {1, 2}
+
+
+def test_a_cascade_loses_ranks_as_the_load_rises_and_is_resumed(job, tmp_path):
+    """Open loop: four images one by one, then all others at once. Each rank dies with a collage."""
+    times_s = np.minimum(np.arange(IMAGES) * 0.2, 0.8)
+    np.save(tmp_path / "times.npy", times_s)
+    flags = ("--scheme", "cascade", "--endgame", "off", "--arrivals", "file")
+    flags += ("--arrival-file", str(tmp_path / "times.npy"))
+    ended = job(",".join(f"{rank}:receive:kill:6" for rank in (1, 2, 3, 4)), *flags)
+    found = ended.check(INCOMPLETE)
+    lost = found.tasks[found.tasks["outcome"] == OUTCOMES.index("lost")]
+    assert set(lost["rank"]) == {1, 2, 3, 4}
+    assert (lost["items"] > 1).any()
+    found = job("", "--resume").check()
+    for session in (1, 2):
+        rows = found.images[found.images["session"] == session]
+        began_ns = rows["t0_ns"] - np.round(times_s[rows["row"]] * 1e9).astype(np.int64)
+        assert len(set(began_ns)) == 1  # each latency counts from the image's own time
 
 
 def test_too_few_ranks_to_begin_with_can_be_resumed(job):
