@@ -181,6 +181,8 @@ def rates_line(view: View) -> str:
         parts.append(f"{minutes(status['left_s'])} left")
     if status.get("by_collage") and status["done"]:
         parts.append(f"collage share {100 * status['by_collage'] / status['done']:.1f} %")
+    if status.get("audited"):
+        parts.append(f"agreement {100 * (1 - status['differing'] / status['audited']):.1f} %")
     return ", ".join(parts)
 
 

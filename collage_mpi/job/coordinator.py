@@ -381,7 +381,9 @@ class Coordinator:
             for (image, record), (t0_ns, asked_ns) in zip(admitted, entries, strict=True):
                 self.recorder.admitted(image, record, t0_ns, now_ns - asked_ns)
                 group = None if self._supply is None else self._supply.group_of(image)
-                arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, record.fault or "", group))
+                drawn = self.feed.draw.one(record.shard, record.row)
+                fault = record.fault or ""
+                arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, fault, group, drawn))
             self._handle(*arrivals)
             arrived = True
         if self.feed.exhausted and not self._input_closed:

@@ -23,6 +23,7 @@ from collage_mpi.mpi.tasks import (
     pack_tasks,
     task_message_bytes,
 )
+from collage_mpi.results.draw import NO_DRAW, Draw
 from collage_mpi.scheduler.events import Send
 from collage_mpi.shards.readahead import ImageRecord
 
@@ -63,11 +64,14 @@ class ImageBuffer:
         session: int,
         clock: Clock,
         reading: Collection[int] = (),
+        draw: Draw = NO_DRAW,
     ) -> None:
         """`encoder` is for the tasks of a kind that is not single: collages, or stripes.
 
         `reading`: ranks whose tasks name where the images lie. Records need no pixels if all are.
+        `draw`: of which images the single network is asked too, whatever a collage says.
         """
+        self.draw = draw
         # An image's index -> its id; None: ids count up.
         self.numbers: dict[int, int] | None = None
         self.growing = False  # the reader may get more

@@ -19,6 +19,7 @@ from collage_mpi.encoding.vectors import Extras
 from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.results.rows import (
+    AUDIT_CODE,
     KIND_CODE,
     OUTCOME_CODE,
     SOURCE_CODE,
@@ -76,6 +77,7 @@ NO_RESULT = WireResult(0, 0)  # of a task that has not ended
 OUTCOMES = {ANSWERED: "answered", FAILED: "failed", SKIPPED: "skipped"}
 
 
+NO_SCORE = (0, 0.0)
 NO_REASON = b""  # as it is stored: of a text the writer makes bytes, and the row anew
 
 
@@ -121,6 +123,8 @@ class Totals:
     images: int = 0
     errors: int = 0
     collage: int = 0
+    audited: int = 0  # accepted answers beside which the single network was asked
+    differing: int = 0  # of these, where it gave another class
     drawn_tasks: int = 0
     exceeded: int = 0
 
@@ -214,7 +218,13 @@ class Recorder:
                 self.settled((task_id,))
 
     def resolved(self, resolve: Resolve, now_ns: int) -> None:
-        """An image has its outcome, known at now_ns."""
+        """An image has its outcome, known at now_ns, or decided before and audited since."""
+        if resolve.decided_ns is not None:
+            now_ns = resolve.decided_ns
+            if resolve.other is not None:
+                assert resolve.score is not None
+                self.totals.audited += 1
+                self.totals.differing += resolve.other.label != resolve.score.label
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
         image, totals = self._images[resolve.image], self.totals
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
@@ -305,7 +315,7 @@ class Recorder:
     def _image_row(
         self, resolve: Resolve, image: _Image, task: _Task | None, group: _Group, now_ns: int
     ) -> ImageRow:
-        label, score = resolve.score if resolve.score is not None else (0, 0.0)
+        label, score = resolve.score or NO_SCORE
         known = image.record.label
         result = task.result if task is not None else NO_RESULT
         return ImageRow(  # in order: by name it takes twice as long
@@ -330,6 +340,8 @@ class Recorder:
             result.held_ns,
             self._writer.session,
             resolve.group < self._warmup_groups,
+            AUDIT_CODE[resolve.audited],
+            *(resolve.other or NO_SCORE),
             resolve.reason or NO_REASON,
         )
 

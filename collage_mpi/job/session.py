@@ -47,6 +47,7 @@ from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import KIND
 from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import Patience
+from collage_mpi.results.draw import Draw
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import label_of
@@ -440,6 +441,7 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "warmup_groups": settings.warm_groups,
         **({"extras": asdict(settings.extras)} if settings.extras else {}),
         **({"teams": settings.teams} if settings.teams > 1 else {}),
+        **settings.audit_facts(),
     }
 
 
@@ -487,7 +489,9 @@ def build_coordinator(
         writer.tick()
         told.tell(all_totals(recorder, lead), len(worker_group.detector.timeouts.losses))
 
-    feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading)
+    fingerprints = [info.fingerprint for info in plan.shards.infos]
+    draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
+    feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading, draw)
     if supply is not None:
         supply.attach(feed, recorder)
     return Coordinator(

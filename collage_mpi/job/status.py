@@ -79,6 +79,8 @@ def snapshot(
         "done": totals.images,
         "errors": totals.errors,
         "by_collage": totals.collage,
+        "audited": totals.audited,
+        "differing": totals.differing,
         "ranks": ranks,
     }
 

@@ -22,6 +22,7 @@ from collage_mpi.results.render import (
     share_of,
     shares_shown,
     supported,
+    told_audit,
 )
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
@@ -113,6 +114,7 @@ def _price(entries: Sequence[Json]) -> list[Row]:
         ["Price"],
         ["accuracy", *accuracies_of(entries)],
         *more,
+        *_agreement(entries),
         *(
             [f"{kind} share of images", *(share_of(price, kind) for price in prices)]
             for kind in shares_shown(prices)
@@ -128,6 +130,14 @@ def _price(entries: Sequence[Json]) -> list[Row]:
         ["tasks", *(f"{price['tasks']:,}" for price in prices)],
         *([name.replace("_", " "), *(f"{price[name]:,}" for price in prices)] for name in dropped),
     ]
+
+
+def _agreement(entries: Sequence[Json]) -> list[Row]:
+    """How often accepted answers are the single network's, where any run was audited."""
+    audits = [entry.get("audit") for entry in entries]
+    if not any(audits):
+        return []
+    return [["agreement of audited answers", *(told_audit(a) if a else "" for a in audits)]]
 
 
 def _ranks_cell(price: Json) -> str:

@@ -18,26 +18,20 @@ import numpy as np
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.results.file_names import EXPORT, MANIFEST
 from collage_mpi.results.names import NAME_COLUMNS, ImageNames, ImageRows, image_names, picked
-from collage_mpi.results.rows import (
-    KINDS,
-    OUTCOMES,
-    SOURCES,
-    TABLES,
-    WAIT_FORMULA,
-    wait_ns,
-)
+from collage_mpi.results.rows import NAMES, TABLES, WAIT_FORMULA, wait_ns
 from collage_mpi.results.vectors import extras_of, require_pyarrow
 from collage_mpi.system.extras import pip_line
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
 
-_NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
-# Columns of images that say something only where the mask column is true.
+# Columns of images that say something only where the mask column is true, or says "done".
 _MASKED = {
     "predicted": "answered",
     "score": "answered",
     "rank": "answered",
     "wait_ns": "answered",
     "label": "has_label",
+    "other": "audited",
+    "other_score": "audited",
 }
 # Behind which column of images its name stands.
 _BEHIND = {
@@ -154,7 +148,7 @@ def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.
     """
     rows: np.ndarray = getattr(results, table)
     found: dict[str, np.ndarray] = {name: rows[name] for name in rows.dtype.names or ()}
-    for name, names in _NAMES.items():
+    for name, names in NAMES.items():
         if name in found:
             found[name] = np.array(names)[found[name]]
     if "reason" in found:
@@ -165,7 +159,7 @@ def columns(results: AllRows, table: str, named: ImageNames) -> dict[str, np.ma.
     found = {**found, "wait_ns": wait_ns(rows), "reason": reason}
     complete: dict[str, np.ma.MaskedArray] = {}
     for name, values in found.items():
-        absent = ~rows[_MASKED[name]] if name in _MASKED else False
+        absent = rows[_MASKED[name]] != 1 if name in _MASKED else False
         complete[name] = np.ma.array(values, mask=absent)
         complete |= {behind: getattr(named, behind) for behind in _BEHIND.get(name, ())}
         if name == "score" and extras_of(results.manifest).top_k:
@@ -268,7 +262,7 @@ def _as_arrow(found: Mapping[str, np.ma.MaskedArray]) -> Any:
         text = values.dtype == object
         mask = np.ma.getmaskarray(values)
         array = pa.array(np.asarray(values.data), pa.string() if text else None, mask=mask)
-        named = name in _NAMES or (text and name != NAME_COLUMNS[0])
+        named = name in NAMES or (text and name != NAME_COLUMNS[0])
         arrays[name] = array.dictionary_encode() if named else array
     return pa.table(arrays)
 
@@ -286,7 +280,7 @@ def pandas_frame(results: AllRows, table: str, names: ImageNames) -> Any:
 
     def series(name: str, values: np.ma.MaskedArray) -> Any:
         mask = np.ma.getmaskarray(values)
-        if name in _NAMES or values.dtype == object:
+        if name in NAMES or values.dtype == object:
             text = values.data.astype(object)
             text[mask] = None
             return text if name == NAME_COLUMNS[0] else pd.Categorical(text)
@@ -317,7 +311,7 @@ def _to_hdf5(results: AllRows, out: Path, names: ImageNames) -> list[Path]:
                     rows = _completed(results)
                 data = file.create_dataset(table.name, data=rows)
                 for name in table.coded:
-                    data.attrs[f"{name}_codes"] = np.array(_NAMES[name], "S")
+                    data.attrs[f"{name}_codes"] = np.array(NAMES[name], "S")
             file["images"].attrs["wait_ns"] = WAIT_FORMULA
         if stream.failure is not None:
             raise stream.failure

@@ -53,7 +53,7 @@ UNUSED_ONCE = (
     *("grace_quantile", "confidence", "accept_deadline_quantile"),
 )
 # Settings that version 0.1.0 did not record, and what it did; of others the default is that.
-YOUNGER = {"endgame": "off"}
+YOUNGER = {"endgame": "off", "audit": 0.0}
 # Settings that name files: another path is the same where the content is.
 FILE_SETTINGS = (*NETWORK_SETTINGS, "class_names_file", "trace_file", "arrival_file")
 
@@ -153,6 +153,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "order": (_is_text, "file or shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
     "teams": (_is_count, "a number of teams"),
+    "audit": (_fields(share=_is_number, seed=_is_count), "{share, seed} of audits"),
     "launches": (_list_of(_is_range), "[[first session, teams], ...] of launches of several teams"),
     "input_digest": (_is_text, "a SHA-256"),
     "class_names": (_list_of(_is_text), "a list of names"),

@@ -24,10 +24,8 @@ from collage_mpi.results.rows import (
     GROUPS,
     IMAGES,
     KEY_ROW,
-    KINDS,
-    OUTCOMES,
+    NAMES,
     SOURCE_CODE,
-    SOURCES,
     TABLES,
     TASKS,
     Table,
@@ -43,8 +41,6 @@ from collage_mpi.results.vectors import (
 
 if TYPE_CHECKING:
     from collage_mpi.results.names import ImageNames
-
-_NAMES = {"source": SOURCES, "kind": KINDS, "outcome": OUTCOMES}
 
 
 class Run:
@@ -410,10 +406,10 @@ def _rows(found: Sequence[parts.PartName], table: Table) -> np.ndarray:
 
 def _checked_codes(path: Path, rows: np.ndarray, table: Table) -> np.ndarray:
     for column in table.coded:
-        if len(rows) and int(rows[column].max()) >= len(_NAMES[column]):
+        if len(rows) and int(rows[column].max()) >= len(NAMES[column]):
             raise DataFault(
                 f"{path}: {column} {int(rows[column].max())} is unknown; this version knows "
-                f"{', '.join(_NAMES[column])}."
+                f"{', '.join(NAMES[column])}."
             )
     return rows
 

@@ -37,6 +37,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             _parts_table(summary),
             "",
             _accuracy_table(summary),
+            *_audit(summary.get("audit")),
             "",
             _price_table(summary),
             *_predictions(summary),
@@ -185,6 +186,22 @@ def _accuracy_table(summary: Json) -> Table:
     if not accuracy["overall"]["n"]:
         table.add_row("no labels" if summary["rows"]["found"] else "no rows", "n/a", "0", "")
     return table
+
+
+def told_audit(audit: Json) -> str:
+    """The agreement of accepted answers with the single network, in words."""
+    if not audit["audited"]:
+        return f"none of {counted(audit['not_done'], 'audit')} could be done"
+    low, high = audit["ci95"]
+    lacking = f"; {audit['not_done']:,} could not be done" if audit["not_done"] else ""
+    return (
+        f"{points(audit['agreement'])} of {audit['audited']:,} accepted answers that were audited "
+        f"are the single network's too (95 % interval {100 * low:.2f}-{100 * high:.2f} %){lacking}"
+    )
+
+
+def _audit(audit: Json | None) -> list[RenderableType]:
+    return ["", f"agreement: {told_audit(audit)}"] if audit else []
 
 
 def _predictions(summary: Json) -> list[RenderableType]:

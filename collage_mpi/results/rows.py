@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.kinds import ENCODED_KINDS, TABLE
+from collage_mpi.kinds import BACKUP, COLLAGE, ENCODED_KINDS, TABLE
 from collage_mpi.kinds import KINDS as KINDS  # what a row's code stands for
 
 KEPT = "kept"  # a collage's answer that was too unsure to count at once, and counted later
@@ -27,13 +27,22 @@ _SOURCES = {kind.source: kind.name for kind in TABLE}
 _SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame", 10: KEPT}
 SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
+# Of an image drawn for it: whether the single network was asked beside the collage
+AUDITS = ("", "done", "failed")
+
+# Column that holds codes -> what they stand for
+NAMES = {"source": SOURCES, "audited": AUDITS, "kind": KINDS, "outcome": OUTCOMES}
 
 SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
 KIND_CODE = {name: code for code, name in enumerate(KINDS)}
+AUDIT_CODE = {name: code for code, name in enumerate(AUDITS)}
 OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 
 # Sources whose task was encoded.
 ENCODED = tuple(SOURCE_CODE[name] for name in (*ENCODED_KINDS, KEPT))
+
+# Sources of answers that are accepted before the single network is asked, where a scheme does so.
+ASKED_FIRST = (SOURCE_CODE[COLLAGE], SOURCE_CODE[BACKUP])
 
 REASON_BYTES = 96
 
@@ -55,7 +64,7 @@ class ImageRow(NamedTuple):
     """One image of the input and what became of it (C4). All `_ns` are rank 0's clock.
 
     `predicted`, `score`, `rank` and the parts of the latency mean something only where
-    `answered`; `label` only where `has_label`.
+    `answered`; `label` only where `has_label`; `other` and `other_score` only where `audited`.
     """
 
     shard: int
@@ -79,6 +88,9 @@ class ImageRow(NamedTuple):
     held_ns: int
     session: int
     warmup: bool
+    audited: int  # index into AUDITS
+    other: int  # class that the other network gave, whose answer does not count
+    other_score: float
     reason: bytes | str
 
 
@@ -124,6 +136,7 @@ class TaskRow(NamedTuple):
 # What a row given by field names may leave out. Session is not here: the writer knows it.
 _MAY_OMIT: dict[str, Any] = {
     **dict.fromkeys(("predicted", "score", "label", "rank", "attempt", "classes"), 0),
+    **dict.fromkeys(("audited", "other", "other_score"), 0),
     **dict.fromkeys(("read_ns", "encode_ns", "decode_ns", "compute_ns", "held_ns", "drawn_ns"), 0),
     **dict.fromkeys(("has_label", "warmup"), False),
     "collage_cells": 0,
@@ -131,7 +144,11 @@ _MAY_OMIT: dict[str, Any] = {
 }
 
 # Columns that came after version 0.1.0: what they hold in the rows of runs made before.
-_LATER: dict[type, dict[str, Any]] = {ImageRow: {}, GroupRow: {}, TaskRow: {}}
+_LATER: dict[type, dict[str, Any]] = {
+    ImageRow: dict.fromkeys(("audited", "other", "other_score"), 0),
+    GroupRow: {},
+    TaskRow: {},
+}
 
 _REASON = f"S{REASON_BYTES}"
 
@@ -150,6 +167,9 @@ _TYPES: dict[type, dict[str, str]] = {
         "attempt": "<u1",
         "session": "<u2",
         "warmup": "?",
+        "audited": "<u1",
+        "other": "<i4",
+        "other_score": "<f4",
         "reason": _REASON,
     },
     GroupRow: {
@@ -200,7 +220,7 @@ def _table(name: str, row: type, coded: dict[str, dict[str, int]]) -> Table:
     return Table(name, row, dtype, packer, coded, defaults, _LATER[row], has_reason)
 
 
-IMAGES = _table("images", ImageRow, {"source": SOURCE_CODE})
+IMAGES = _table("images", ImageRow, {"source": SOURCE_CODE, "audited": AUDIT_CODE})
 GROUPS = _table("groups", GroupRow, {})
 TASKS = _table("tasks", TaskRow, {"kind": KIND_CODE, "outcome": OUTCOME_CODE})
 TABLES = (IMAGES, GROUPS, TASKS)

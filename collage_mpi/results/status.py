@@ -242,6 +242,13 @@ def metrics(status: Json) -> Iterator[str]:
             "Images that a collage answered.",
             status.get("by_collage"),
         ),
+        ("audits_total", "counter", "Accepted answers that were audited.", status.get("audited")),
+        (
+            "audits_differing_total",
+            "counter",
+            "Of these, where the single network named another class.",
+            status.get("differing"),
+        ),
     ]
     for name, kind, about, value in singles:
         if value is not None:
@@ -342,7 +349,15 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("label", "host", "written", "run_id", "out"), _is_text),
     "ranks": lambda v: isinstance(v, list) and not any(map(_wrong_rank, v)),
 }
-_OPTIONAL = ("images_per_s", "images_per_s_lately", "left_s", "errors", "by_collage")
+_OPTIONAL = (
+    "images_per_s",
+    "images_per_s_lately",
+    "left_s",
+    "errors",
+    "by_collage",
+    "audited",
+    "differing",
+)
 _OPTIONAL_RANK = ("service_ms", "answers", "tasks")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from collage_mpi.kinds import COLLAGE, KINDS
 from collage_mpi.models.tuning import told_tunings
+from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.parts import began_ns, launch_of
@@ -36,6 +37,7 @@ from collage_mpi.results.tally import Groups, Images, Tally, Tasks
 from collage_mpi.system.files import write_atomic, writing
 
 SERVED_SHARE = 0.95  # of what an open loop offers; below it is overloaded
+AUDITS_BY_CLASS = 500  # from so many on they are told by class
 ENOUGH_IMAGES = 200  # below, those still under way at the end weigh too much to say so
 
 Json = dict[str, Any]
@@ -68,6 +70,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "support": {percentile_name(q): support_needed(q) for q in PERCENTILES},
         "parts_ms": _parts_ms(tally.images),
         "accuracy": _accuracy(tally.images),
+        "audit": _audit(run, tally.images),
         "predictions": predictions(run, tally.images),
         "price": _price(run, tally),
         "arrivals": _arrivals(run),
@@ -183,6 +186,35 @@ def _share(correct: int, n: int) -> Json:
     ci = wilson_interval(correct, n)
     accuracy = correct / n if n else None
     return {"n": n, "correct": correct, "accuracy": accuracy, "ci95": ci and list(ci)}
+
+
+def _audit(run: Run, images: Images) -> Json | None:
+    """How often accepted answers are the single network's too; None where nothing was audited."""
+    audited, differing = (sum(counts[i] for counts in images.audits.values()) for i in (0, 1))
+    if not audited + images.unaudited:
+        return None
+    names = run.manifest.get("class_names")
+    by_class = {
+        names[number] if names else str(number): _agreement(*counts)
+        for number, counts in sorted(images.audits.items())
+    }
+    enough = audited >= AUDITS_BY_CLASS
+    return {
+        **_agreement(audited, differing),
+        "not_done": images.unaudited,
+        "by_class": by_class if enough else None,
+    }
+
+
+def _agreement(audited: int, differing: int) -> Json:
+    low, high = differing_interval(differing, audited)
+    agreement = 1 - differing / audited if audited else None
+    return {
+        "audited": audited,
+        "differing": differing,
+        "agreement": agreement,
+        "ci95": [1 - high, 1 - low],
+    }
 
 
 def _price(run: Run, tally: Tally) -> Json:

@@ -17,6 +17,8 @@ from collage_mpi.results.marks import InputMarks, SessionMarks
 from collage_mpi.results.parts import launch_of
 from collage_mpi.results.reader import Run
 from collage_mpi.results.rows import (
+    ASKED_FIRST,
+    AUDIT_CODE,
     ENCODED,
     GROUPS,
     IMAGES,
@@ -159,6 +161,8 @@ class Images:
         measured, resolved: measured rows, answered ones; by_kind: of these by who answered.
         classes: class -> answers, the sum of their scores.
         examples: rows from all over the input, that are answered.
+        audits: accepted class -> audits, those where the other network named another class.
+        unaudited: accepted answers whose audit could not be had.
     """
 
     def __init__(self, run: Run) -> None:
@@ -175,6 +179,8 @@ class Images:
         self.by_kind = dict.fromkeys(SHARED_KINDS, 0)
         self.classes: dict[int, list[float]] = defaultdict(lambda: [0, 0.0])
         self.examples = _Examples(run.manifest)
+        self.audits: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+        self.unaudited = 0
 
     @property
     def independent(self) -> int:
@@ -193,6 +199,16 @@ class Images:
         self._add_labelled(rows[rows["has_label"]])
         self._add_answers(rows[answered])
         self._add_measured(rows[~rows["warmup"]])
+        self._add_audits(rows[np.isin(rows["source"], ASKED_FIRST) & (rows["audited"] > 0)])
+
+    def _add_audits(self, rows: np.ndarray) -> None:
+        done = rows["audited"] == AUDIT_CODE["done"]
+        self.unaudited += int((~done).sum())
+        rows = rows[done]
+        differs = rows["predicted"] != rows["other"]
+        for number in np.unique(rows["predicted"]).tolist():
+            mine, known = rows["predicted"] == number, self.audits[number]
+            known[0], known[1] = known[0] + int(mine.sum()), known[1] + int(differs[mine].sum())
 
     def _add_errors(self, rows: np.ndarray) -> None:
         reasons, first, counts = np.unique(rows["reason"], return_index=True, return_counts=True)

@@ -22,12 +22,15 @@ import numpy as np
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.results.claim import LOOK_S, Patience, find_writer
+from collage_mpi.results.draw import Draw, draw_of
 from collage_mpi.results.file_names import PARTS_FOLDER
 from collage_mpi.results.manifest import COMPLETE, Json, to_go_on
 from collage_mpi.results.marks import InputMarks, Marks
 from collage_mpi.results.parts import counting, list_parts, read_part
 from collage_mpi.results.reader import Run, open_run
 from collage_mpi.results.rows import (
+    ASKED_FIRST,
+    AUDIT_CODE,
     GROUPS,
     IMAGES,
     OUTCOME_CODE,
@@ -135,6 +138,7 @@ class _Found:
         self.sessions = {entry["session"]: _Session(run, entry) for entry in closed}
         self.answers: Counter[str] = Counter()
         self.error_rows = self.negative = 0
+        self._draw = draw_of(manifest)
         self.inventory = Inventory(run, partial(self._add, run))
         for piece in run.mended_pieces():
             self._add_written(IMAGES, piece())
@@ -144,6 +148,7 @@ class _Found:
             self.error_rows += int((rows["source"] == _ERROR).sum())
             self.negative += int((rows["answered"] & (wait_ns(rows) < 0)).sum())
             _check_answers(self.answers, rows, run.manifest)
+            _check_audits(self.answers, rows, run.manifest, self._draw)
         self._add_written(table, rows)
 
     def _add_written(self, table: Table, rows: np.ndarray) -> None:
@@ -313,6 +318,17 @@ def _check_answers(found: Counter[str], images: np.ndarray, manifest: Json) -> N
             _count(found, outside, f"image rows with {column} outside the {len(names)} classes")
     foreign = images["answered"] & _unknown_ranks(images, manifest)
     _count(found, foreign, "image rows answered by an unknown rank")
+
+
+def _check_audits(found: Counter[str], images: np.ndarray, manifest: Json, draw: Draw) -> None:
+    """Each accepted answer whose image was drawn has its audit, and it names a class."""
+    known = images[images["shard"] < len(manifest["shards"])]
+    accepted = np.isin(known["source"], ASKED_FIRST) & draw.some(known)
+    _count(found, accepted & (known["audited"] == 0), "accepted answers without their audit")
+    names, done = manifest.get("class_names"), images["audited"] == AUDIT_CODE["done"]
+    if names:
+        outside = done & ((images["other"] < 0) | (images["other"] >= len(names)))
+        _count(found, outside, f"image rows with other outside the {len(names)} classes")
 
 
 def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:

@@ -70,6 +70,7 @@ class Scheduler:
         self._ending = False
         self._finished = False
         self._paused = False  # no image is left to come, for all that is known
+        self.dispatch.calibrating = scheme.calibrate
         self._gathers = settings.together and (settings.batch > 1 or bundle is not None)
         self._handlers: dict[type, Callable[..., None]] = {
             ev.RankReady: self._on_rank_ready,
@@ -83,6 +84,7 @@ class Scheduler:
             ev.Skipped: self._on_skipped,
             ev.RankSuspected: self._on_suspected,
             ev.RankLost: self._on_lost,
+            ev.Threshold: self._on_threshold,
             ev.TimerFired: self._on_timer,
         }
 
@@ -186,6 +188,7 @@ class Scheduler:
         if not group.images:
             self.scheme.group_opened(self, group)
         image = self.groups.place(event.image, group, event.intended_ns)
+        image.drawn = event.drawn
         if event.fault:
             self.dispatch.skip_turn(SINGLE)
             self.error(image, event.fault)
@@ -316,11 +319,29 @@ class Scheduler:
             if self._stopping is None:
                 self.scheme.rank_free(self)
 
+    def _on_threshold(self, event: ev.Threshold) -> None:
+        self.scheme.judge_by(event.confidence)
+        if event.confidence is None:
+            self.dispatch.end_bundles()
+        self.dispatch.calibrating = False
+
     # ---- outcomes, and what schemes may ask for (schemes.Core) ---------------
 
     def accept(self, image: ImageState, task: TaskState, score: Score) -> None:
-        """Resolve the image by this answer, now."""
-        self._resolve(image, task.source, (task.id,), score, "")
+        """Resolve the image by this answer, now; of one that was decided this is the audit."""
+        if image.decided_ns is not None:
+            self._use_kept(image, other=score)
+        else:
+            self._resolve(image, task.source, (task.id,), score, "")
+
+    def decide(self, image: ImageState, task: TaskState, score: Score) -> None:
+        """This answer counts from now on, but of a drawn image another network is asked too, and
+        it is resolved when that has answered or none can."""
+        if image.drawn:
+            image.decided_ns = self.dispatch.now_ns
+            self.keep(image, task, score)
+        else:
+            self.accept(image, task, score)
 
     def accept_from(
         self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
@@ -358,16 +379,21 @@ class Scheduler:
 
     def _use_reserve(self, image: ImageState) -> None:
         if image.reserve is not None:
-            self._use_kept(image, *image.reserve)
+            self._use_kept(image)
 
-    def _use_kept(self, image: ImageState, score: Score, task: TaskState) -> None:
-        source = self.scheme.kept_source or task.source
-        self._resolve(image, source, (task.id,), score, "")
+    def _use_kept(self, image: ImageState, other: Score | None = None) -> None:
+        """Resolve the image by the answer that was kept for it."""
+        decided = image.decided_ns is not None
+        kept = image.backup if decided else image.reserve or image.backup
+        assert kept is not None
+        score, task = kept
+        source = task.source if decided else self.scheme.kept_source or task.source
+        self._resolve(image, source, (task.id,), score, "", other=other)
 
     def error(self, image: ImageState, reason: str) -> None:
         """Give the image up: an error row, unless an answer was kept for that."""
         if image.backup is not None:
-            self._use_kept(image, *image.backup)
+            self._use_kept(image)
             return
         self._errors += 1
         self._resolve(image, "error", (), None, reason)
@@ -379,21 +405,26 @@ class Scheduler:
         tasks: tuple[int, ...],
         score: Score | None,
         reason: str,
+        *,
+        other: Score | None = None,
     ) -> None:
         given_up = score is None
         image.status = IMAGE[image.status]["given up" if given_up else "accepted"]
         outcome = "error" if given_up else "ok"
-        self.dispatch.actions.append(
-            ev.Resolve(image.id, source, tasks, image.group.id, image.cell, score, outcome, reason)
+        resolve = ev.Resolve(
+            image.id, source, tasks, image.group.id, image.cell, score, outcome, reason
         )
+        if image.drawn:
+            resolve = _with_audit(resolve, image, other)
+        self.dispatch.actions.append(resolve)
         self.dispatch.resolved(image)
         self.retries.forget(image)
         self.scheme.resolved(image)
         if image.reserve is not None:
             self._reserved -= 1
         self.groups.resolved(image)
-        for other in self.scheme.bereft(image):
-            self.retries.image(other)
+        for each in self.scheme.bereft(image):
+            self.retries.image(each)
 
     # ---- timers and the end -------------------------------------------------
 
@@ -438,6 +469,16 @@ class Scheduler:
             self.dispatch.actions.append(ev.Finish(status, ""))
         else:
             self.dispatch.actions.append(ev.Finish(ev.INCOMPLETE, self._stopping or ""))
+
+
+def _with_audit(resolve: ev.Resolve, image: ImageState, other: Score | None) -> ev.Resolve:
+    """What both networks said of a drawn image; `other` of one whose kept answer was accepted."""
+    if image.decided_ns is not None:
+        audited = ev.FAILED if other is None else ev.DONE
+        return resolve._replace(audited=audited, other=other, decided_ns=image.decided_ns)
+    if image.backup is not None and image.backup[1].id not in resolve.tasks:
+        return resolve._replace(audited=ev.DONE, other=image.backup[0])
+    return resolve
 
 
 def _without_unread(

@@ -78,6 +78,8 @@ class Dispatch:
         # Where ranks pull it is asked who has nothing, never who has least: messages will do
         self._counts_tasks = health is not None or not pulls
         self.gathering = False  # whether the tasks that are made wait for others
+        self.calibrating = False  # only drawn images may leave in a bundle
+        self._ended_bundles = False  # none may, while a rank takes images by themselves
         self.actions: list[Action] = []
         self.released: list[int] = []  # images whose pixels nobody needs any more, to be told
         self.ranks: dict[int, RankState] = {}
@@ -149,8 +151,9 @@ class Dispatch:
     @property
     def wants_images(self) -> bool:
         """Whether a ready rank that images are sent to first has nothing to do."""
-        bundled = self.bundle is not None and self.has_idle(self.bundle.order.kind)
-        return bundled or self.has_idle(self.main)
+        if self.bundle is not None and self.bundling and self.has_idle(self.bundle.order.kind):
+            return True
+        return self.has_idle(self.main)
 
     def close(self) -> None:
         """Nothing more is sent; what waited is forgotten."""
@@ -234,7 +237,16 @@ class Dispatch:
 
     def _bundles(self, order: Order, images: list[ImageState]) -> bool:
         """Whether the task may leave in a bundle: it is its image's first."""
-        return self.bundle is not None and order.attempt == 1 and not images[0].bundled
+        if not self.bundling or order.attempt > 1 or images[0].bundled:
+            return False
+        return images[0].drawn or not (self.calibrating and self.has_rank(self.main))
+
+    @property
+    def bundling(self) -> bool:
+        """Whether what waits leaves together."""
+        if self.bundle is None:
+            return False
+        return not (self._ended_bundles and self.has_rank(self.main))
 
     def first_to_finish(self, kind: str, count: int) -> list[int]:
         """The ranks that would finish a task of the kind first; () if ranks are not watched."""
@@ -346,7 +358,8 @@ class Dispatch:
             return
         main = self._backlogs[self.main]
         for kind in (self.main, self.bundle.order.kind):
-            limit_ns = inf if everyone else self._paces.limit_ns(kind)
+            anyone = everyone or not self.bundling
+            limit_ns = inf if anyone else self._paces.limit_ns(kind)
             passed: set[int] = set()
             while main.tasks and (rank := self._backlogs[kind].pick(passed, limit_ns)) is not None:
                 if not self._pull(self.ranks[rank]):
@@ -387,6 +400,15 @@ class Dispatch:
         return []
 
     # ---- what leaves together as one task -----------------------------------
+
+    def end_bundles(self) -> None:
+        """From now on every image leaves by itself, to whichever rank has room."""
+        self._ended_bundles = True
+        if not self.bundling:
+            for backlog in self._backlogs.values():
+                backlog.fresh.clear()
+        for rank in list(self.ranks.values()):
+            self.pump(rank)
 
     def _take_bundles(self, bundle: Bundle, rank: RankState) -> list[TaskState]:
         """Up to a batch of them, whole ones if there are several; [] if too little waits."""
@@ -439,7 +461,7 @@ class Dispatch:
 
     def _limit_ns(self, task: TaskState, barred: Collection[int]) -> float:
         """No rank slower than this may take the task by itself: a quicker one will."""
-        if self.bundle is None or self._paces is None:
+        if not self.bundling or self._paces is None:
             return inf
         quick = self._paces.has_quick(task.kind, barred)
         return self._paces.limit_ns(task.kind) if quick else inf

@@ -55,6 +55,8 @@ class ImageArrived(NamedTuple):
 
     `group` is the number that its group has in a job of several teams, which closes one of a
     lower number that is being filled; None: groups are counted as they are filled.
+
+    A `drawn` one is asked of the single network too, whatever a collage says of it.
     """
 
     now_ns: int
@@ -62,6 +64,7 @@ class ImageArrived(NamedTuple):
     intended_ns: int
     fault: str = ""
     group: int | None = None
+    drawn: bool = False
 
 
 class InputPaused(NamedTuple):
@@ -153,6 +156,13 @@ class RankLost(NamedTuple):
     why: str
 
 
+class Threshold(NamedTuple):
+    """From now on a cell of at least this score is sure; None: nothing is collaged any more."""
+
+    now_ns: int
+    confidence: float | None
+
+
 class TimerFired(NamedTuple):
     """A timer asked for with SetTimer is due; a stale one changes nothing."""
 
@@ -172,6 +182,7 @@ Event = (
     | Skipped
     | RankSuspected
     | RankLost
+    | Threshold
     | TimerFired
 )
 
@@ -223,6 +234,10 @@ class Resolve(NamedTuple):
     `tasks` are the tasks it was decoded from (several for a parity scheme, none
     for an error), `score` the accepted record, None exactly when outcome is
     "error".
+
+    Of a drawn image that a collage has answered, `audited` is DONE if both networks did, FAILED if
+    the collage's answer was accepted and no single rank could answer; `other` is the record that
+    was not accepted. `decided_ns`: when the accepted answer counted, if that was before now.
     """
 
     image: int
@@ -233,6 +248,9 @@ class Resolve(NamedTuple):
     score: Score | None
     outcome: str
     reason: str
+    audited: str = ""
+    other: Score | None = None
+    decided_ns: int | None = None
 
 
 class SetTimer(NamedTuple):
@@ -287,6 +305,8 @@ Action = (
     | Release
     | Finish
 )
+
+DONE, FAILED = "done", "failed"  # of an audit
 
 COMPLETE = "complete"
 COMPLETE_WITH_ERRORS = "complete_with_errors"

@@ -22,6 +22,8 @@ class ImageState:
         "bundled",
         "cell",
         "copies",
+        "decided_ns",
+        "drawn",
         "failures",
         "group",
         "holders",
@@ -50,6 +52,8 @@ class ImageState:
         self.losses = 0  # of its tasks of that kind, lost with their rank
         self.copies = 0  # of the end game
         self.bundled = False  # it was sent with others, in a task of another kind
+        self.drawn = False  # the single network is asked about it, whatever a collage says
+        self.decided_ns: int | None = None  # when its kept answer was accepted, while that is asked
         self.tried: set[int] = set()  # ranks that failed or lost it
         self.backup: tuple[Score, TaskState] | None = None  # counts if no other will come
         self.reserve: tuple[Score, TaskState] | None = None  # an answer that counts later

@@ -65,6 +65,14 @@ class AcceptSettings(Settings):
         above=0,
         below=1,
     )
+    audit: float = _accept(
+        0.01,
+        "scheme cascade: share of the images whose accepted collage answer is compared with the "
+        "single network's, which is asked for that",
+        at_least=0,
+        at_most=1,
+    )
+    audit_seed: int = _accept(0, "seed by which those images are drawn", at_least=0)
 
     def accept_policy(self) -> AcceptPolicy:
         """The accept policy of the collage."""

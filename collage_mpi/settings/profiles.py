@@ -98,6 +98,8 @@ PROFILES: dict[str, Profile] = {
             "confidence": 0.9,
             "accept_deadline_ms": None,
             "accept_deadline_quantile": None,
+            "audit": 0.0,
+            "audit_seed": 0,
             "hedge_ms": None,
             "hedge_quantile": None,
             "hedge_budget": 0.25,

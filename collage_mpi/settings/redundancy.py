@@ -236,6 +236,11 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
         make_scheme(self.scheme_settings())
 
     @property
+    def takes_threshold(self) -> bool:
+        """Whether the scheme tells sure answers from others, and may be told another threshold."""
+        return self._takes("calibrate")
+
+    @property
     def needs_threshold(self) -> bool:
         """Whether the scheme needs the score from which the network's answer counts that it asks
         first."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import (
+    BACKUP,
     ENCODED_KINDS,
     KIND,
     KINDS,
@@ -178,6 +179,17 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             return self.depth or 1
         window = max(4096, 8 * self.n_singles) if self.window is None else self.window
         return -(-window // self.group_size)
+
+    @property
+    def audit_share(self) -> float:
+        """Share of the images whose accepted answer is compared with the single network's."""
+        itself = self.uses(BACKUP) and self.network(BACKUP) == self.single
+        return self.audit if self.takes_threshold and not itself else 0.0
+
+    def audit_facts(self) -> dict[str, Any]:
+        """What a manifest says of audits, where there are any."""
+        share = self.audit_share
+        return {"audit": {"share": share, "seed": self.audit_seed}} if share else {}
 
     def tuning(self) -> Tuning:
         """How the workers run their networks. Values that `--save` keeps are computed in

@@ -37,7 +37,7 @@ from collage_mpi.settings.profiles import over_recorded
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
-from collage_mpi.simulation.simulator import Simulation
+from collage_mpi.simulation.simulator import FINGERPRINT, Simulation
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.files import write_atomic, writing
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
@@ -412,10 +412,11 @@ def _manifest(job: Job, answers: Answers | None) -> Json:
         "run_id": uuid.uuid4().hex,
         "settings": settings.to_dict(),
         "inputs": digests(simulated_inputs(settings, job.answers)),
-        "shards": [{"path": None, "fingerprint": "simulated", "count": job.images}],
+        "shards": [{"path": None, "fingerprint": FINGERPRINT, "count": job.images}],
         "rows": job.images,
         "order": "file",
         **job.effective.labels(),
+        **settings.audit_facts(),
         "mode": f"{settings.mode}, simulated",
         "open_loop": settings.open_loop,
         "batch": settings.batch,

@@ -29,6 +29,7 @@ from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeou
 from collage_mpi.job.recorder import Recorder, Writer
 from collage_mpi.kinds import CODED, KIND, PARITY, SPARE_KINDS
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, WireResult
+from collage_mpi.results.draw import Draw
 from collage_mpi.scheduler import Scheduler, batch_factor, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
@@ -43,6 +44,7 @@ from collage_mpi.workload.straggler_settings import make_delays
 # At equal times answers come before timers, as the scheduler asks; work on ranks is in between.
 ANSWER, RANK, TIMER = 0, 1, 2
 NO_PIXELS = np.empty((0, 0, 0), np.uint8)
+FINGERPRINT = "simulated"  # of the shard that its images would be in
 ANY_SCORE = Score(0, 1.0)
 
 
@@ -95,6 +97,7 @@ class Simulation:
         self.finish: ev.Finish | None = None
         self.stopped: str | None = None  # why, once `stop` was called
         self._answers = answers
+        self._draw = Draw(settings.audit_share, settings.audit_seed, (FINGERPRINT,))
         self._stripe_kind = CODED if settings.uses(CODED) else PARITY
         self._delays = delays or make_delays(settings, by_image=settings.draws_by_image)
         # Without a rank that may fall silent nobody need listen for it.
@@ -222,7 +225,8 @@ class Simulation:
                 label = None if self._answers is None else self._answers.label(image)
                 record = ImageRecord(image, 0, image, NO_PIXELS, label)
                 self.recorder.admitted(image, record, t0_ns, 0)
-                self._events.append(ev.ImageArrived(now_ns, image, t0_ns))
+                drawn = self._draw.one(0, image)
+                self._events.append(ev.ImageArrived(now_ns, image, t0_ns, drawn=drawn))
                 self._next_image += 1
         if self._next_image == self.images and not self._input_closed:
             self._input_closed = True

@@ -37,6 +37,7 @@ from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.mpi.transport import Received
+from collage_mpi.results.draw import Draw
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
 from collage_mpi.scheduler import (
     PolicySettings,
@@ -96,6 +97,7 @@ class Job:
         reading: Collection[int] = (),
         deaths: dict[int, int] | None = None,
         placement: str = "fixed",
+        audit: float = 0.0,
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
@@ -110,6 +112,7 @@ class Job:
             SESSION,
             self.clock,
             reading,
+            Draw(audit, 0, ("aa",)),
         )
         self.recorder = Recorder(
             self.writer, start_ns=self.start_ns, group_size=side * side, warmup_groups=1

@@ -55,6 +55,7 @@ class Plan:
     bad: dict[int, str]  # the n-th task that is served: how it ends
     unread: frozenset[int]  # rows that cannot be used
     stop_ms: int | None
+    audit: float  # of scheme cascade
 
 
 def drawn(rng: random.Random) -> Plan:
@@ -83,11 +84,12 @@ def drawn(rng: random.Random) -> Plan:
         bad={number: rng.choice(("fail", "absent", "unsure")) for number in served},
         unread=frozenset(rng.sample(range(24), rng.choice((0, 0, 1, 3)))),
         stop_ms=rng.choice((None, rng.randint(0, 10))),
+        audit=rng.choice((0.0, 0.3, 1.0)),
     )
 
 
 SIMPLEST = Plan(
-    0, "none", "fixed", 1, 1, "first", 1, 1, 1, False, 200, {}, {}, {}, {}, frozenset(), None
+    0, "none", "fixed", 1, 1, "first", 1, 1, 1, False, 200, {}, {}, {}, {}, frozenset(), None, 0.0
 )  # fmt: skip
 
 
@@ -162,6 +164,7 @@ def session(plan: Plan, number: int, rows: list[int]) -> tuple[ev.Finish, Job, E
         batch=plan.batch,
         credit=plan.credit,
         drain=plan.drain,
+        audit=plan.audit if plan.scheme == "cascade" else 0.0,
         deaths=plan.kills,
         cluster={"service_ns": lambda rank, _: MS * plan.slow.get(rank, 1), "behave": ends},
         stop_at_ns=None if plan.stop_ms is None else 10**9 + plan.stop_ms * MS,
@@ -219,6 +222,7 @@ def whole(folder: Path, plan: Plan, sessions: list[ListWriter]) -> Results:
         "world": [{"rank": r, "kinds": [kind]} for r, kind in enumerate(kinds, start=1)],
         "sessions": entries,
         "status": "complete_with_errors" if errors else "complete",
+        "audit": {"share": plan.audit if plan.scheme == "cascade" else 0.0, "seed": 0},
     }
     rows = {
         each.name: np.concatenate([table(w[number], number) for w in written])

@@ -61,6 +61,7 @@ class Harness:
         batch: int = 1,
         bundle_from: int | None = None,
         beyond_idle: bool = False,
+        calibrate: bool = False,
         **settings,
     ) -> None:
         if scheme == "collage-only":
@@ -86,6 +87,7 @@ class Harness:
                 self._decode,
                 bundle_from,
                 beyond_idle,
+                calibrate,
             )
         )
         self.scheduler = Scheduler(
@@ -116,6 +118,7 @@ class Harness:
         self.resolved: dict[int, ev.Resolve] = {}
         self.released: set[int] = set()
         self.arrived: set[int] = set()
+        self.drawn: set[int] = set()
         self.answers: dict[int, dict[int, ev.Score | None]] = {}  # task -> image -> record
         self.unread: dict[int, frozenset[int]] = {}  # task -> images that its answer is not of
         self.hosts: dict[int, str] = {}  # of ranks that are not on "host"
@@ -157,7 +160,7 @@ class Harness:
             )
         )
 
-    def arrive(self, count: int) -> None:
+    def arrive(self, count: int, drawn: bool = False) -> None:
         """The next `count` images, all admitted at once (closed loop)."""
         for _ in range(count):
             if self.finish is not None:
@@ -166,7 +169,11 @@ class Harness:
             self.arrived.add(image)
             assert self.admitted > 0, "it was not asked for (C6)"
             self.admitted -= 1
-            self.feed(ev.ImageArrived(self.now_ns, image, self.now_ns))
+            self.drawn |= {image} if drawn else set()
+            self.feed(ev.ImageArrived(self.now_ns, image, self.now_ns, drawn=drawn))
+
+    def threshold(self, confidence: float | None) -> None:
+        self.feed(ev.Threshold(self.now_ns, confidence))
 
     def close(self) -> None:
         self.closed = True
@@ -337,7 +344,24 @@ class Harness:
         for task in () if action.source in DECODE else action.tasks:
             record = self.answers[task][action.image]
             assert record == action.score, "resolved by an answer that covers it (2)"
+        self._check_audit(action)
         self.resolved[action.image] = action
+
+    def _check_audit(self, action: ev.Resolve) -> None:
+        """Both networks were asked about it, and said what it says that they said."""
+        first = self.scheme.bundle(self.scheduler.settings)
+        accepted = first is not None and action.source == first.order.source
+        assert bool(action.audited) <= (action.image in self.drawn)
+        if accepted and action.image in self.drawn:
+            assert action.audited
+        assert (action.other is not None) == (action.audited == ev.DONE)
+        assert (action.decided_ns is not None) == (accepted and action.image in self.drawn)
+        if action.other is not None:
+            others = [task for task in self.answers if task not in action.tasks]
+            said = {(self.sent[t].kind, self.answers[t].get(action.image)) for t in others}
+            kind = SINGLE if accepted else first.order.kind
+            assert (kind, action.other) in said
+        assert (action.decided_ns or 0) <= self.now_ns
 
     def _check_parity(self, action: ev.Resolve) -> None:
         """By one parity answer that covers it and one single answer of each other image."""

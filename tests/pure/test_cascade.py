@@ -647,6 +647,7 @@ def test_the_unsure_part_of_a_collage_is_wasted_work(tmp_path):
         collage_absent=cells < 0,
     )
     sure = {"accept": "confident", "confidence": 0.8, "endgame": "off", "warmup_groups": 0}
+    sure["audit"] = 0.0
     job = Job(RunSettings(scheme="cascade", **sure), 360, answers=str(tmp_path / "answers.npz"))
     price = summarise(simulate_in_memory(job))["price"]
     assert price["wasted_work"] == pytest.approx(40 / 3 / (40 + 120))
@@ -746,3 +747,140 @@ def test_group_rows_do_not_wait_for_the_end():
     late = sum(after < max(numbers[: i + 1]) - 50 for i, after in enumerate(numbers))
     assert len(ends) > 100
     assert late == 0, "a row that was kept to the end"
+
+
+# ---- audits: the single network is asked beside an accepted answer ---------------------------
+
+
+def audited(job: Harness, images: int = 9) -> Harness:
+    """The rank has a collage of drawn images, and has answered it."""
+    job.arrive(1)
+    job.arrive(images, drawn=True)
+    end(job, 1)
+    job.now_ns += 5 * MS
+    end(job, 1)
+    return job
+
+
+def test_a_drawn_image_is_resolved_by_its_accepted_answer_once_the_single_has_answered():
+    job = audited(cascade(singles=1, side=2, depth=8), images=1 + 3)
+    decided_ns = job.now_ns
+    assert out(job) == [(1, SINGLE, [1])]
+    assert 1 not in job.resolved
+    job.now_ns += 7 * MS
+    end(job, 1, unsure=frozenset({1}))
+    first = job.resolved[1]
+    assert (first.source, first.score, first.other) == (COLLAGE, Score(1, 0.9), Score(1, 0.5))
+    assert (first.audited, first.decided_ns) == ("done", decided_ns)
+    assert job.sent[max(first.tasks)].kind == COLLAGE
+
+
+def test_a_drawn_image_that_is_unsure_is_resolved_by_the_single():
+    job = cascade(singles=1, side=2, depth=8)
+    job.arrive(1)
+    job.arrive(4, drawn=True)
+    end(job, 1)
+    end(job, 1, unsure=frozenset({2}))
+    for _ in range(4):
+        end(job, 1)
+    sources = {i: (job.resolved[i].source, job.resolved[i].other.score) for i in range(1, 5)}
+    assert sources == {i: (COLLAGE, 0.9) for i in (1, 3, 4)} | {2: (SINGLE, 0.5)}
+    assert job.resolved[2].decided_ns is None
+
+
+def test_what_is_not_drawn_is_resolved_at_once_and_names_no_other():
+    job = cascade(singles=1)
+    job.arrive(10)
+    end(job, 1)
+    end(job, 1, unsure=frozenset({3}))
+    end(job, 1)
+    assert {(r.audited, r.other, r.decided_ns) for r in job.resolved.values()} == {("", None, None)}
+
+
+def test_a_drawn_image_that_no_collage_answered_is_not_audited():
+    job = cascade(singles=2)
+    job.arrive(2, drawn=True)
+    end(job, 1)
+    assert job.resolved[0].audited == ""
+
+
+def test_an_audit_is_tried_as_often_as_an_image_and_then_given_up():
+    job = audited(cascade(singles=1, max_attempts=2, max_failures=99), images=9)
+    while job.live:
+        job.fail(min(job.live))
+    assert len(job.sent) == 2 + 2 * 9
+    assert {job.resolved[i].audited for i in range(1, 10)} == {"failed"}
+    assert {job.resolved[i].source for i in range(1, 10)} == {COLLAGE}
+    job.close()
+    assert job.finish.status == "complete", "an audit that cannot be had costs no answer"
+
+
+def test_the_job_ends_when_its_audits_are_done():
+    job = audited(cascade(singles=1), images=9)
+    job.close()
+    for _ in range(9):
+        assert job.finish is None
+        end(job, 1)
+    assert job.finish.status == "complete"
+
+
+def test_a_stop_leaves_what_is_not_audited_to_the_next_session():
+    job = audited(cascade(singles=1), images=9)
+    job.stop()
+    end(job, 1)
+    assert (job.finish.status, sorted(job.resolved)) == ("incomplete", [0, 1])
+
+
+def test_at_the_accept_deadline_a_decided_image_keeps_its_source():
+    job = cascade(singles=1, deadline_ns=20 * MS, image_timeout_ns=50 * MS)
+    audited(job, images=9)
+    while job.timers:
+        job.fire(min(job.timers, key=lambda t: job.timers[t]))
+    assert {(r.source, r.audited) for i, r in job.resolved.items() if i} == {(COLLAGE, "failed")}
+
+
+def test_until_a_threshold_is_told_only_drawn_images_are_collaged_and_none_is_sure():
+    job = cascade(singles=1, calibrate=True, side=2, depth=9)
+    job.arrive(5)
+    job.arrive(4, drawn=True)
+    for _ in range(5):
+        assert out(job)[0][1] == SINGLE
+        end(job, 1)
+    assert out(job) == [(1, COLLAGE, [5, 6, 7, 8])]
+    end(job, 1)
+    assert not job.resolved.keys() & {5, 6, 7, 8}
+    for image in (5, 6, 7, 8):
+        assert out(job) == [(1, SINGLE, [image])]
+        end(job, 1)
+        assert (job.resolved[image].source, job.resolved[image].other.score) == (SINGLE, 0.9)
+    job.threshold(0.5)
+    job.arrive(1)
+    job.arrive(4)
+    end(job, 1)
+    assert out(job) == [(1, COLLAGE, [10, 11, 12, 13])]
+    end(job, 1, unsure=frozenset({11}))
+    assert job.resolved[11].source == COLLAGE
+
+
+def test_a_threshold_is_for_the_answers_that_come_after_it():
+    job = cascade(singles=1, depth=9)
+    job.arrive(10)
+    end(job, 1)
+    job.threshold(0.95)
+    end(job, 1)
+    assert job.resolved.keys() == {0}
+
+
+def test_without_a_threshold_nothing_is_collaged_any_more_and_slow_ranks_take_singles():
+    job = cascade(singles=2, depth=9)
+    job.arrive(2)
+    job.answer(job.task_of(0), service_ns=1 * MS)
+    job.answer(job.task_of(1), service_ns=100 * MS)
+    job.arrive(6)
+    assert [kind for _, kind, _ in out(job)] == [SINGLE]
+    job.threshold(None)
+    assert [(rank, kind) for rank, kind, _ in out(job)] == [(1, SINGLE), (2, SINGLE)]
+    while job.live:
+        end(job, min(send.rank for send in job.live.values()))
+    assert {send.kind for send in job.sent.values()} == {SINGLE}
+    assert len(job.resolved) == 8

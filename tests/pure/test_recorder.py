@@ -76,11 +76,11 @@ def test_a_group_row_by_row():
     single, collage = rows.images
     assert single == (
         4, 50, 9, 0, SOURCE_CODE["single"], True, 6, 0.5, True, 6, 1, 1, 100, 190,
-        16, 30, 17, 41, 42, 3, False, b"",
+        16, 30, 17, 41, 42, 3, False, 0, 0, 0.0, b"",
     )  # fmt: skip
     assert collage == (
         4, 51, 9, 1, SOURCE_CODE["collage"], True, 3, 0.625, True, 7, 5, 2, 101, 289,
-        12, 30, 19, 51, 52, 3, False, b"",
+        12, 30, 19, 51, 52, 3, False, 0, 0, 0.0, b"",
     )  # fmt: skip
     assert rows.groups == [(9, 2, 100, 290, 11, 30, 2, 1, 3, False)]
     codes, kinds = OUTCOME_CODE, KIND_CODE
@@ -101,6 +101,35 @@ def bundled(task: int, images: list[int]) -> ev.Send:
     cells = {image: place for place, image in enumerate(images)}
     places = tuple((9 + image // 2, image % 2) for image in images)
     return send(task, 5, COLLAGE, cells, places[0][0], 1)._replace(bundle=places)
+
+
+def test_an_audited_answer_counts_from_when_it_was_decided():
+    rows, book = recorder()
+    book.admitted(0, record(0, label=6), START_NS + 100, 11)
+    book.admitted(1, record(1, label=6), START_NS + 100, 11)
+    book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
+    audit = {"audited": "done", "other": ev.Score(8, 0.25), "decided_ns": START_NS + 290}
+    decided = resolved(0, COLLAGE, (20,), 0, 6)._replace(**audit)
+    book.resolved(decided, START_NS + 900)
+    same = decided._replace(image=1, cell=1, score=ev.Score(8, 1.0))
+    book.resolved(same._replace(decided_ns=START_NS + 310), START_NS + 901)
+    first, second = rows.images
+    assert (first.latency_ns, second.latency_ns) == (190, 210)
+    assert (first.audited, first.other, first.other_score, first.reason) == (1, 8, 0.25, b"")
+    assert rows.groups[0].latency_ns == 210
+    assert (book.totals.audited, book.totals.differing) == (2, 1)
+
+
+def test_an_audit_of_an_unsure_image_counts_as_none():
+    rows, book = recorder()
+    book.admitted(0, record(0, label=6), START_NS + 100, 11)
+    book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
+    single = resolved(0, SINGLE, (20,), 0, 6)._replace(audited="done", other=ev.Score(8, 0.25))
+    book.resolved(single, START_NS + 290)
+    assert rows.images[0].other == 8
+    assert (book.totals.audited, book.totals.differing) == (0, 0)
 
 
 def test_a_bundle_row_by_row():
@@ -241,7 +270,7 @@ def test_an_error_row_and_what_never_ended():
     (error,) = rows.images
     assert error == (
         4, 51, 9, 1, SOURCE_CODE["error"], False, 0, 0.0, True, 7, 0, 0, 100, 75,
-        11, 0, 0, 0, 0, 3, True, "nobody",
+        11, 0, 0, 0, 0, 3, True, 0, 0, 0.0, "nobody",
     )  # fmt: skip
     assert rows.groups == [(9, 1, 100, 75, 11, 0, 1, 0, 3, True)]
     codes = OUTCOME_CODE

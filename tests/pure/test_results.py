@@ -49,7 +49,8 @@ from collage_mpi.results.summary import ranks_used
 from collage_mpi.results.tally import Tally
 
 ROW = ImageRow(
-    0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False, ""
+    *(0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 100, 200, 1, False),
+    *(1, 5, 0.5, ""),
 )
 
 

@@ -45,6 +45,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         timeout=st.sampled_from([None, 80 * MS]),
         max_failures=st.integers(1, 4),
         endgame=st.booleans(),
+        calibrate=st.booleans(),
         silent_end=st.booleans(),
     )
     def begin(self, linger, timeout, silent_end, **settings):
@@ -62,9 +63,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         return self.job.finish is None
 
     @precondition(lambda self: self.running() and self.job.admitted > 0 and not self.job.closed)
-    @rule(data=st.data())
-    def arrive(self, data):
-        self.job.arrive(data.draw(st.integers(1, self.job.admitted)))
+    @rule(data=st.data(), drawn=st.booleans())
+    def arrive(self, data, drawn):
+        self.job.arrive(data.draw(st.integers(1, self.job.admitted)), drawn)
+
+    @precondition(lambda self: self.running())
+    @rule(confidence=st.sampled_from([0.4, 0.8, 0.95, None]), sure=st.integers(0, 3))
+    def threshold(self, confidence, sure):
+        if sure == 0:
+            self.job.threshold(confidence)
 
     @precondition(lambda self: self.running() and not self.job.closed)
     @rule(sure=st.integers(0, 9))
@@ -186,7 +193,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 others = {t.rank.id for i in task.images for t in i.tasks} | {*task.avoid}
                 tried = {r for i in task.images for r in i.tried}
                 barred = others | (tried if ready - others - tried else set())
-                slow = {r for r in room if dispatch.bundle and dispatch._is_slow(kind, r)}
+                slow = {r for r in room if dispatch.bundling and dispatch._is_slow(kind, r)}
                 held_back = slow if slow and dispatch._paces.has_quick(kind, barred) else set()
                 if task.id not in gathered:
                     assert not room - barred - held_back

@@ -41,6 +41,11 @@ class Core(Protocol):
         """Resolve the image by this answer, now."""
         ...
 
+    def decide(self, image: ImageState, task: TaskState, score: Score) -> None:
+        """This answer counts from now on; a drawn image is resolved by it once another network
+        has answered too, or none can."""
+        ...
+
     def accept_from(
         self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
     ) -> None:
@@ -99,6 +104,7 @@ class Scheme:
         placement, credit: which ranks hold a second network, and how many messages a rank may
             have at a time, where nobody says it.
         kinds: those needed whose answers resolve images by themselves.
+        calibrate: only drawn images leave in a bundle until a threshold is told.
     """
 
     name: ClassVar[str] = "none"
@@ -111,6 +117,7 @@ class Scheme:
     kept_source: ClassVar[str | None] = None
     placement: ClassVar[str] = "fixed"
     credit: ClassVar[int] = 2
+    calibrate = False
 
     def __init__(self, settings: SchemeSettings) -> None:
         self.assign = settings.assign if settings.assign in self.assigns else "turn"
@@ -130,6 +137,12 @@ class Scheme:
     def asks_latencies(self) -> bool:
         """Whether it may ask how long single answers have taken so far."""
         return not self.takes.isdisjoint(("policy", "hedge_delay"))
+
+    def judge_by(self, confidence: float | None) -> None:
+        """From now on an answer of at least this score is sure; None: no such answer is asked for.
+
+        Said to schemes that tell sure answers from others.
+        """
 
     def bundle(self, settings: SchedulerSettings) -> Bundle | None:
         """How images that wait leave together; None: each by itself."""

@@ -4,16 +4,17 @@ of goes to the single network."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, ClassVar
 
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.scheduler.dispatch import Bundle, Order
 from collage_mpi.scheduler.events import Score
-from collage_mpi.scheduler.policies import AUTO
+from collage_mpi.scheduler.policies import AUTO, Confident
 from collage_mpi.scheduler.schemes.base import Core, Scheme, register
 from collage_mpi.scheduler.schemes.settings import SchemeSettings
 from collage_mpi.scheduler.settings import SchedulerSettings
-from collage_mpi.scheduler.state import TaskState
+from collage_mpi.scheduler.state import ImageState, TaskState
 
 LEAST = 3  # images: of two the second one would wait for less than a collage takes
 
@@ -31,7 +32,7 @@ class CascadeScheme(Scheme):
     name = "cascade"
     first: ClassVar[str] = COLLAGE  # kind of the network that is asked first
     needs = frozenset({SINGLE, COLLAGE})
-    takes = frozenset({"assign", "policy", "placement", "bundle_from", "beyond_idle"})
+    takes = frozenset({"assign", "policy", "placement", "bundle_from", "beyond_idle", "calibrate"})
     assigns = ("pull",)
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "assign": ("pull",),
@@ -46,6 +47,7 @@ class CascadeScheme(Scheme):
         super().__init__(settings)
         self.assign = "pull"
         self.policy = settings.policy
+        self.calibrate = settings.calibrate
         self.apart = settings.placement == "fixed"
         self._from, self._beyond_idle = settings.bundle_from, settings.beyond_idle
 
@@ -55,6 +57,12 @@ class CascadeScheme(Scheme):
         least = "" if self._from is None else f" from {self._from}"
         beyond = " beyond idle ranks" if self._beyond_idle else ""
         return f"{self.name}{least}{beyond}" + (", ranks apart" if self.apart else "")
+
+    def judge_by(self, confidence: float | None) -> None:
+        """A cell of at least this score is sure, until a threshold is told again."""
+        self.calibrate = False
+        deadline = self.policy.deadline if isinstance(self.policy, Confident) else None
+        self.policy = Confident(inf if confidence is None else confidence, deadline)
 
     def bundle(self, settings: SchedulerSettings) -> Bundle:
         """All that waits, from as many images on as one takes the time of single answers."""
@@ -75,15 +83,20 @@ class CascadeScheme(Scheme):
             super().answered(core, task, cells, now_ns)
             return
         for image, cell in zip(task.images, cells, strict=True):
-            if cell is None or image.resolved:
+            if cell is None or image.resolved or image.decided_ns is not None:
                 continue
-            at_ns = self.policy.accept_at_ns(image.t0_ns, now_ns, cell, core.latencies)
+            at_ns = self._sure_at_ns(core, image, cell, now_ns)
             if at_ns is not None and at_ns <= now_ns:
-                core.accept(image, task, cell)
+                core.decide(image, task, cell)
                 continue
             core.keep(image, task, cell)
             if at_ns is not None and not image.resolved and image.reserve is None:
                 core.reserve(image, task, cell, at_ns)
+
+    def _sure_at_ns(self, core: Core, image: ImageState, cell: Score, now_ns: int) -> int | None:
+        if self.calibrate:
+            return None
+        return self.policy.accept_at_ns(image.t0_ns, now_ns, cell, core.latencies)
 
 
 @register

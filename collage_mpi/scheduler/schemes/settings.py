@@ -42,6 +42,7 @@ class SchemeSettings:
         decode: how an image's record is made from the answers of others.
         bundle_from: images that must wait for a collage (cascade); None: as many as pay.
         beyond_idle: idle ranks are counted off them.
+        calibrate: no cell is sure, and only drawn images are collaged, until a threshold is told.
     """
 
     name: str
@@ -56,3 +57,4 @@ class SchemeSettings:
     decode: Decode = tell_nothing
     bundle_from: int | None = None
     beyond_idle: bool = False
+    calibrate: bool = False

@@ -1,0 +1,177 @@
+"""Audits: which images are drawn, what rows and summary say of them, what verify misses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_simulator import FREE
+
+from collage_mpi.results import read_results, render_summary, summarise, verify_run
+from collage_mpi.results.draw import NO_DRAW, Draw
+from collage_mpi.results.export import export_run
+from collage_mpi.results.rows import AUDITS, KEY_ROW, SOURCE_CODE
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.runs import Job, simulate, simulate_in_memory
+
+CELLS, IMAGES = 9, 900
+SURE = {"accept": "confident", "confidence": 0.8, "warmup_groups": 0, "singles": 4}
+
+
+def keys(count: int, shard: int = 0) -> np.ndarray:
+    found = np.zeros(count, KEY_ROW)
+    found["shard"], found["row"] = shard, np.arange(count)
+    return found
+
+
+def test_a_share_of_the_images_is_drawn_by_their_keys_alone():
+    draw = Draw(0.1, 0, ("aa", "bb"))
+    drawn = draw.some(keys(20_000))
+    assert 0.09 < drawn.mean() < 0.11
+    half = drawn[:10_000].mean(), drawn[10_000:].mean(), drawn[::2].mean(), drawn[1::2].mean()
+    assert max(half) - min(half) < 0.02, "all over the shard"
+    assert [draw.one(0, row) for row in range(500)] == drawn[:500].tolist()
+    assert (draw.some(keys(20_000, shard=1)) == Draw(0.1, 0, ("bb",)).some(keys(20_000))).all()
+
+
+@pytest.mark.parametrize("other", [Draw(0.1, 1, ("aa",)), Draw(0.1, 0, ("ab",))])
+def test_another_seed_or_shard_draws_others(other):
+    both = other.some(keys(20_000)) & Draw(0.1, 0, ("aa",)).some(keys(20_000))
+    assert 0.005 < both.mean() < 0.015
+
+
+def test_a_larger_share_draws_the_same_and_more():
+    few, more = (Draw(share, 3, ("aa",)).some(keys(5000)) for share in (0.01, 0.3))
+    assert few.any()
+    assert not (few & ~more).any()
+    assert Draw(1.0, 3, ("aa",)).some(keys(5000)).all()
+    assert not NO_DRAW.one(0, 5)
+    assert not NO_DRAW.some(keys(5)).any()
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> str:
+    """The collage is sure of six cells of nine, and of these one is not what the single says."""
+    cells = np.arange(IMAGES) % CELLS
+    np.savez(
+        tmp_path / "answers.npz",
+        version=1,
+        side=3,
+        labels=np.zeros(IMAGES, int),
+        class_names=np.array(["a", "b"]),
+        single_class=np.zeros(IMAGES, int),
+        single_score=np.ones(IMAGES),
+        collage_class=(cells == 8).astype(int),
+        collage_score=np.where(cells < 3, 0.5, 0.9),
+        collage_absent=cells < 0,
+    )
+    return str(tmp_path / "answers.npz")
+
+
+def simulated(answers: str, **settings) -> Job:
+    return Job(RunSettings(scheme="cascade", **{**SURE, **settings}), IMAGES, FREE, answers=answers)
+
+
+def test_every_drawn_answer_that_counts_is_audited_and_no_answer_changes(answers: str):
+    plain = simulate_in_memory(simulated(answers, audit=0.0)).images
+    run = simulate_in_memory(simulated(answers, audit=0.5))
+    images = run.images[np.argsort(run.images["row"])]
+    plain = plain[np.argsort(plain["row"])]
+    accepted = images["source"] == SOURCE_CODE["collage"]
+    assert accepted.sum() == IMAGES * 6 // 9
+    assert (images["predicted"] == plain["predicted"]).all()
+    drawn = Draw(0.5, 0, ("simulated",)).some(images)
+    collaged = images["audited"] == AUDITS.index("done")
+    assert (collaged == drawn).all(), "unsure ones have been asked about twice, too"
+    assert (images["other"][accepted & drawn] == 0).all(), "what the single network said"
+    unsure = drawn & ~accepted
+    assert (images["other_score"][unsure] == 0.5).all(), "what the collage said"
+    assert (images["other_score"][~drawn] == 0).all()
+
+
+def test_the_summary_tells_the_agreement_and_its_interval(answers: str):
+    run = simulate_in_memory(simulated(answers, audit=1.0))
+    audit = summarise(run)["audit"]
+    assert (audit["audited"], audit["differing"], audit["not_done"]) == (600, 100, 0)
+    assert audit["agreement"] == pytest.approx(5 / 6)
+    low, high = audit["ci95"]
+    assert 0.77 < low < 5 / 6 < high < 0.89
+    by_class = {name: (of["audited"], of["differing"]) for name, of in audit["by_class"].items()}
+    assert by_class == {"a": (500, 0), "b": (100, 100)}
+    assert "agreement: 83.33 % of 600 accepted answers" in render_summary(summarise(run), width=200)
+
+
+def test_of_few_audits_no_class_is_told_and_without_any_nothing(answers: str):
+    audit = summarise(simulate_in_memory(simulated(answers, audit=0.1)))["audit"]
+    assert 0 < audit["audited"] < 500
+    assert audit["by_class"] is None
+    plain = summarise(simulate_in_memory(simulated(answers, audit=0.0)))
+    assert plain["audit"] is None
+    assert "agreement" not in render_summary(plain)
+
+
+def test_an_audit_costs_work_that_resolves_nothing(answers: str):
+    busy = [
+        summarise(simulate_in_memory(simulated(answers, audit=share)))["price"]["wasted_work"]
+        for share in (0.0, 0.5)
+    ]
+    assert busy[0] < busy[1]
+
+
+def test_the_single_networks_own_batch_is_not_audited():
+    settings = RunSettings(scheme="cascade-batch", single="a.safetensors", **SURE)
+    assert settings.audit_share == 0.0
+    quick = RunSettings(scheme="cascade-batch", single="a.safetensors", backup="b", **SURE)
+    assert quick.audit_share == 0.01
+    assert RunSettings(scheme="collage").audit_share == 0.0
+
+
+def stored(answers: str, out: Path) -> Path:
+    job = simulated(answers, audit=0.5)
+    simulate(job.settings, out, IMAGES, FREE, answers)
+    return out
+
+
+def spoil(out: Path, change) -> None:
+    """Change rows of images where they lie, as a defect of the writer would."""
+    from collage_mpi.results import parts
+    from collage_mpi.results.rows import IMAGES as TABLE
+
+    for part in parts.list_parts(out / "parts"):
+        if part.table == TABLE.name:
+            rows = parts.read_part(part.path, TABLE).copy()
+            change(rows)
+            part.path.unlink()
+            parts.write_part(part.path, TABLE, memoryview(rows.tobytes()))
+
+
+def test_verify_knows_which_answers_should_have_been_audited(answers: str, tmp_path: Path):
+    run = stored(answers, tmp_path / "run")
+    assert verify_run(run).ok
+
+    def forget(rows: np.ndarray) -> None:
+        rows["audited"][np.flatnonzero(rows["audited"] & (rows["source"] == 1))[:1]] = 0
+
+    spoil(run, forget)
+    assert any("without their audit" in problem for problem in verify_run(run).problems)
+
+
+def test_verify_finds_an_audit_of_no_class(answers: str, tmp_path: Path):
+    run = stored(answers, tmp_path / "run")
+
+    def damage(rows: np.ndarray) -> None:
+        rows["other"][rows["audited"] == 1] = 2
+
+    spoil(run, damage)
+    problems = verify_run(run).problems
+    assert any("other outside the 2 classes" in problem for problem in problems)
+
+
+def test_what_was_not_audited_is_exported_as_absent(answers: str, tmp_path: Path):
+    run = stored(answers, tmp_path / "run")
+    files = export_run(read_results(run), "csv", tmp_path / "out")
+    head, *lines = files[0].read_text().splitlines()
+    place = {name: head.split(",").index(name) for name in ("audited", "other", "other_score")}
+    found = {tuple(bool(line.split(",")[i]) for i in place.values()) for line in lines}
+    assert found == {(True, True, True), (False, False, False)}
