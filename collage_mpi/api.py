@@ -34,8 +34,9 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
 
     if hard_exit.armed():
         raise UsageError(
-            "collage_mpi.run was called a second time where a launch with --on-rank-loss continue "
-            "allows for one: launch the second run anew, or leave the flag out"
+            "collage_mpi.run was called a second time in a launch with --on-rank-loss continue, "
+            "which allows one call only. Start the second run with a launch of its own, or leave "
+            "the flag out"
         )
     code = run_world(
         "run",

@@ -208,9 +208,12 @@ def _print_table(found: list[Candidate]) -> None:
             f"{one.wasted:.1%}",
         )
     print(to_text(table))
-    print("Latency of a group; gain: P99 of the first line over this one. Ranks: rank 0 included.")
+    print(
+        "Latency of a group. Gain: P99 of the first line divided by P99 of this line. Ranks: "
+        "including rank 0."
+    )
     if any(points_lost(one, plain) is None for one in found):
-        print("?: evaluate --save-answers FILE, then --answers FILE here, tells the accuracy.")
+        print("?: unknown accuracy. Use evaluate --save-answers FILE, then --answers FILE here.")
 
 
 def _print_best(found: list[Candidate], best: Candidate, points: float) -> None:

@@ -102,7 +102,9 @@ def _round(args: argparse.Namespace) -> int:
     settings = BenchSettings(px=args.px, rounds=args.rounds, blocks=args.blocks, warmup=args.warmup)
     for path in filter(None, (args.out, args.profile)):
         if not Path(path).absolute().parent.is_dir():
-            raise EnvironmentFault(f"{path}: its folder does not exist; make it first")
+            raise EnvironmentFault(
+                f"{path}: the folder of this file does not exist. Create it first"
+            )
     if (launcher_size() or 1) > 1:
         return _as_ranks(args, settings)
     return _start_worlds(args, settings)
@@ -116,7 +118,7 @@ def _start_worlds(args: argparse.Namespace, settings: BenchSettings) -> int:
     for size in sizes:
         _check_size(size)
     if args.profile and len(sizes) > 1:
-        raise UsageError("--profile takes one world: add e.g. --ranks 11")
+        raise UsageError("--profile needs a single world: add, for example, --ranks 11")
     words = ["bench", "round", "--px", str(settings.px), "--rounds", str(settings.rounds)]
     words += ["--blocks", str(settings.blocks), "--warmup", str(settings.warmup)]
     words += ["--profile", args.profile] if args.profile else []
@@ -147,8 +149,9 @@ def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
     size, launched = comm.Get_size(), launcher_size()
     if size != launched:
         raise EnvironmentFault(
-            f"the launcher started {launched} ranks, MPI says {size}: they do not fit together. "
-            "Leave the launching to this command: collage-mpi bench round"
+            f"the launcher started {launched} ranks, but MPI says {size}: the launcher and the "
+            "MPI library do not belong together. Let this command start the ranks: collage-mpi "
+            "bench round"
         )
     _check_size(size)
     if args.ranks not in (None, [size]):

@@ -111,10 +111,11 @@ def execute(args: argparse.Namespace) -> int:
         raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
     if PARITY in specs and SINGLE not in specs:
         raise UsageError(
-            "--parity needs --single: what it is worth is decoded from that network's answers"
+            "--parity needs --single: the parity network's answers are decoded with those of the "
+            "single network"
         )
     if args.approx_k is not None and SINGLE not in specs:
-        raise UsageError("--approx-k needs --single: it is that network that answers")
+        raise UsageError("--approx-k needs --single: the single network answers for the stripes")
     if args.approx_k is not None and not MIN_K <= args.approx_k <= MAX_K:
         raise UsageError(f"--approx-k is {args.approx_k}; it needs {MIN_K} to {MAX_K}")
     for name in ("calls", "threads", "limit"):
@@ -147,7 +148,8 @@ def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
     if gap is not None:
         tell(
             f"warning: the collage network is right {100 * gap:.1f} points less often than the "
-            f"single network: each image that it answers in a job costs that. {ADVICE}"
+            "single network. A job loses this accuracy on each image that the collage network "
+            f"answers. {ADVICE}"
         )
 
 
@@ -162,7 +164,7 @@ def _check_save(args: argparse.Namespace) -> None:
         raise UsageError(f"--save-answers {args.save_answers}: the name must end in .npz")
     if not args.save_answers.parent.is_dir():
         raise EnvironmentFault(
-            f"{args.save_answers.parent} is not a directory; make it, or change --save-answers"
+            f"{args.save_answers.parent} is not a directory. Create it, or change --save-answers"
         )
 
 

@@ -80,7 +80,7 @@ def execute(args: argparse.Namespace) -> int:
     if words and words[0] in COMMANDS and {"-h", "--help"} & {*words}:
         build_parser(words[0]).parse_args(words)  # says it once, without ranks, and leaves
     if args.timeout is not None and args.timeout <= 0:
-        raise UsageError(f"--timeout {args.timeout:g}: seconds, more than 0")
+        raise UsageError(f"--timeout is {args.timeout:g}; it needs a number of seconds above 0")
     _check_words(words)
     _check_not_a_rank()
     return launch_ranks(
@@ -122,11 +122,12 @@ def check_before_ranks(words: Sequence[str], ranks: int | None, *, dry_run: bool
     needed = _ranks_of_demo(args) if words[0] == "demo" else _ranks_of_experiment(args)
     if ranks not in (None, *needed):
         listed = " or ".join(map(str, needed))
-        raise UsageError(f"-n {ranks}: {words[0]} needs {listed} ranks here")
+        raise UsageError(f"-n is {ranks}; {words[0]} needs {listed} ranks here")
     if ranks is None and len(needed) > 1:
         raise UsageError(
-            f"-n is missing: runs of this experiment need {', '.join(map(str, needed))} ranks. "
-            f"Leave out launch: collage-mpi {' '.join(words)} starts each run's own"
+            f"-n is missing: the runs of this experiment need {', '.join(map(str, needed))} "
+            f"ranks. Without launch, collage-mpi {' '.join(words)} starts the right number for "
+            "each run"
         )
     return needed[0] if ranks is None else ranks
 
@@ -143,7 +144,9 @@ def _ranks_of_experiment(args: argparse.Namespace) -> list[int]:
 
     experiment = read_experiment(args.file, args.sets)
     if experiment.how != "run":
-        raise UsageError(f"how = {experiment.how!r} needs no ranks: leave out launch")
+        raise UsageError(
+            f"how = {experiment.how!r} needs no ranks: type the command without launch"
+        )
     points = experiment.points
     chosen: Sequence[int] = range(len(points))
     if args.index is not None:
@@ -326,7 +329,7 @@ def _check_words(words: Sequence[str]) -> None:
         raise UsageError(f"nothing to launch: give a command after --, e.g. {EXAMPLE}")
     if _is_script(words):
         if not os.path.isfile(words[0]):
-            raise UsageError(f"{words[0]}: there is no such script to launch")
+            raise UsageError(f"{words[0]}: this script does not exist")
         return
     allowed = [name for name in COMMANDS if name != "launch"]
     if words[0] not in allowed:

@@ -203,7 +203,7 @@ def _forecast(
     if worker_group is None:
         how = [f"--{n}" for n in ("resume", "retry-errors") if getattr(args, n.replace("-", "_"))]
         words = ["launch", "-n", str(settings.launch_size), "--", "run", *how, *flags_of(settings)]
-        say(f"it runs by: {shlex.join(['collage-mpi', *words])}")
+        say(f"start it with: {shlex.join(['collage-mpi', *words])}")
     return int(code)
 
 

@@ -95,7 +95,7 @@ def _tell_of_accept(job: Job, without: str) -> None:
     null = is_null(settings.single) or is_null(settings.collage)
     if job.effective.accept == "first" != settings.accept and not null:
         say(
-            f"accept auto: without {without} a simulation knows no scores, so every answer of a "
+            f"accept auto: a simulation without {without} has no scores, so every answer of a "
             "collage counts"
         )
 
@@ -105,9 +105,9 @@ def _job(args: argparse.Namespace) -> Job:
 
     settings = settings_from_args(args)
     if not settings.out and not args.summary_only:
-        raise UsageError("--out is missing: a folder for the results, or say --summary-only")
+        raise UsageError("--out is missing: give a folder for the results, or --summary-only")
     if args.images is None:
-        raise UsageError("--images is missing: how many images are classified")
+        raise UsageError("--images is missing: give the number of images to classify")
     return Job(settings, _images(args), _costs(args), args.answers, not args.summary_only)
 
 

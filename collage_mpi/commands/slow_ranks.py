@@ -130,16 +130,16 @@ def _exclude(found: Sequence[_Found], hosts: Sequence[Recurrence]) -> tuple[list
 
     slow = {host for item in found for host in hosts_to_exclude(item.speeds)}
     if all(_on_purpose(item.run) for item in found):
-        return [], ["Delays were injected: the ranks are slow on purpose, no host is to blame."]
+        return [], ["Delays were injected, so the ranks are slow on purpose: no host is to blame."]
     wanted = [r.host for r in hosts if (r.again if len(found) > 1 else r.slow)]
     if not wanted:
         once = slow and len(found) > 1
         return [], ["No host is slow again and again: nothing to exclude."] if once else []
     everywhere = {speed.host for item in found for speed in item.speeds}
     if everywhere <= {*wanted, None}:
-        return [], ["Every host has slow ranks: there is none to prefer, so nothing to exclude."]
+        return [], ["Every host has slow ranks, so there is no better host: nothing to exclude."]
     shared = sorted({host for item in found for host in _hosts_of_rank_0(item.run)} & {*wanted})
-    notes = [f"{host} ran rank 0 too, which takes a core of its own there." for host in shared]
+    notes = [f"{host} also ran rank 0, which uses a core of that host." for host in shared]
     return [_node(host) for host in wanted], notes
 
 

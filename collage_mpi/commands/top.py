@@ -48,7 +48,7 @@ def execute(args: argparse.Namespace) -> int:
     from collage_mpi.results.watch import ENDED, Watch
 
     if args.ranks is not None and args.ranks < 0:
-        raise UsageError(f"--ranks {args.ranks}: a number of ranks, 0 or more, is needed")
+        raise UsageError(f"--ranks is {args.ranks}; it needs a number of ranks, 0 or more")
     watch = Watch(args.run)
     view = watch.look()
     if args.once:

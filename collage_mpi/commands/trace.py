@@ -66,16 +66,19 @@ def _record(args: argparse.Namespace) -> int:
     from collage_mpi.workload.trace import save_trace
 
     if not args.out.endswith(".npy"):
-        raise UsageError(f"--out {args.out}: a trace is a .npy file")
+        raise UsageError(f"--out is {args.out}; it needs a name that ends in .npy")
     runs = [read_results(run) for run in args.runs]
     found = record_trace(runs, args.min_tasks)
     save_trace(Path(args.out), found.times_s)
     machines, requests = found.times_s.shape
     print(f"wrote {args.out}: {machines} machines, {requests:,} service times each")
     if found.cut:
-        print(f"{found.cut:,} left out at the ends: all rows are as long as the shortest")
+        print(
+            f"{found.cut:,} service times were left out at the ends, because all rows are as "
+            "long as the shortest"
+        )
     for run, rank, tasks in found.short:
-        print(f"rank {rank} of {run} left out: {tasks} tasks")
+        print(f"rank {rank} of {run} was left out: it did only {tasks} tasks")
     print(_describe(found.times_s))
     return 0
 
@@ -127,7 +130,7 @@ def _write(path: Path, fit: Fit, source: str) -> None:
     from collage_mpi.errors import UsageError
 
     if path.suffix != ".toml":
-        raise UsageError(f"--out {path}: settings are a .toml file")
+        raise UsageError(f"--out is {path}; it needs a name that ends in .toml")
     lines = [f"# {fit.model} fitted to {Path(source).name}, KS distance {fit.ks:.3f}"]
     lines += [
         f"{name} = " + (json.dumps(value) if isinstance(value, str) else f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""`collage-mpi weights`: imports weights of other programs, and finds a network's accept threshold."""
+"""`collage-mpi weights`: imports weights of other programs, and finds an accept threshold."""
 
 from __future__ import annotations
 

@@ -61,7 +61,9 @@ def _no_gpu(gpus: Gpus, required: bool) -> Finding:
 def _torch_and(gpus: Gpus, shown: int, name: str, severe: str) -> Finding:
     build = gpus.torch_build
     if build is None:
-        return Finding("GPUs", OK, f"{shown} x {name}; torch is not there to use them")
+        return Finding(
+            "GPUs", OK, f"{shown} x {name}; torch, which would use them, is not installed"
+        )
     if build == "cpu":
         return Finding(
             "GPUs",

@@ -32,8 +32,9 @@ def check_cores(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "cores",
             WARN,
-            f"{ranks} ranks on {cores} cores: it works, but latencies are those of a crowd",
-            "for measurements use a host or an allocation with a core a rank",
+            f"{ranks} ranks on {cores} cores: a job works, but its latencies are those of ranks "
+            "that share cores",
+            "for measurements use a host or an allocation with a core for each rank",
         )
     else:
         yield Finding("cores", OK, f"{cores} usable for {counted(ranks, 'rank')}")
@@ -78,10 +79,10 @@ def check_shared_memory(facts: Facts) -> Iterator[Finding]:
             "/dev/shm",
             BAD if dies else WARN,
             f"{free} free; {name} needs {size_text(needed)} for {machine.ranks_here} ranks: "
-            + ("they would die of a bus error" if dies else "it takes slower ways else"),
-            "give the container more (docker run --shm-size=1g, --ipc=host), or "
-            "mount -o remount,size=1g /dev/shm; when no MPI job runs here, remove what killed ones "
-            "left: rm -f /dev/shm/mpich_shm_* /dev/shm/sm_segment.*",
+            + ("without it they die of a bus error" if dies else "without it MPI uses slower ways"),
+            "give the container more shared memory (docker run --shm-size=1g, --ipc=host), or "
+            "mount -o remount,size=1g /dev/shm. If no MPI job runs here, remove the files of "
+            "killed jobs: rm -f /dev/shm/mpich_shm_* /dev/shm/sm_segment.*",
         )
     else:
         yield Finding("/dev/shm", OK, f"{free} free")
@@ -115,7 +116,8 @@ def check_clock(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "clock",
             WARN,
-            f"monotonic, but in steps of {clock.step_ns / 1e3:.0f} us: latencies are that coarse",
+            f"monotonic, but in steps of {clock.step_ns / 1e3:.0f} us, so latencies are no finer "
+            "than that",
             "see /sys/devices/system/clocksource: tsc is fine, others are slow",
         )
     else:
@@ -174,7 +176,8 @@ def check_hdf5(facts: Facts) -> Iterator[Finding]:
             "HDF5",
             BAD,
             f"cannot write and read a file in {folder.tested}: {folder.hdf5_error}",
-            "export HDF5_USE_FILE_LOCKING=FALSE; if it stays, put shards on another file system",
+            "export HDF5_USE_FILE_LOCKING=FALSE; if that does not help, put the shards on "
+            "another file system",
         )
     elif folder.lock_error is not None:
         yield Finding(

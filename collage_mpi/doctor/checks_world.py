@@ -95,8 +95,8 @@ def _met(world: World) -> Finding:
         "world",
         BAD,
         f"{lost} of {world.size} ranks did not report in {world.seconds:.0f} s: {names}",
-        "are their hosts up, does the network between them and rank 0 carry MPI "
-        "(firewall, FI_TCP_IFACE, OMPI_MCA_btl_tcp_if_include)?",
+        "check that their hosts are up, and that the network between them and rank 0 carries MPI "
+        "(firewall, FI_TCP_IFACE, OMPI_MCA_btl_tcp_if_include)",
     )
 
 

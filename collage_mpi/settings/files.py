@@ -81,8 +81,8 @@ def _check_aliases(node: Any, sizes: dict[int, int | None]) -> int:
                 size += _check_aliases(inner, sizes)
     if size > MOST_CHARACTERS:
         raise ValueError(
-            f"its aliases (*name) stand for more than {MOST_CHARACTERS:,} characters; write out "
-            "what is meant"
+            f"its aliases (*name) stand for more than {MOST_CHARACTERS:,} characters; write the "
+            "values out"
         )
     sizes[id(node)] = size
     return size

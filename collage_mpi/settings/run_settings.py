@@ -76,8 +76,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             raise UsageError(f"window is {self.window}; it needs at least {self.group_size}")
         if self.teams > 1 and self.open_loop:
             raise UsageError(
-                f"teams is {self.teams} with arrivals {self.arrivals}: teams are for the closed "
-                "loop, where they take images as they have room"
+                f"teams is {self.teams} with arrivals {self.arrivals}; several teams work only "
+                "in the closed loop, where a team takes images when it has room"
             )
         if self.teams > 1 and self.batch * self.group_size > MOST_OF_A_LEASE:
             raise UsageError(
@@ -87,9 +87,9 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
         if self.save == EMBEDDINGS and encoded is not None:
             raise UsageError(
-                f"save is embeddings with scheme {self.scheme}, where answers of the {encoded} "
-                "network have none of a single image: choose --save scores, or scheme none, "
-                "replicate or hedge"
+                f"save is embeddings with scheme {self.scheme}, but the {encoded} network's "
+                "answers have no embedding of a single image: choose --save scores, or scheme "
+                "none, replicate or hedge"
             )
 
     @classmethod
@@ -116,9 +116,9 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 raise UsageError(f"--{name} is missing: collage-mpi run --help shows an example")
         if not self.uses_single and self.straggler != "none" and self.cost_ratio is None:
             raise UsageError(
-                f"--cost-ratio is missing: scheme {self.scheme} has no single rank to measure "
-                "the collage network against, and injected delays would hide its extra cost; "
-                "take the ratio that a run of scheme collage printed"
+                f"--cost-ratio is missing: scheme {self.scheme} has no single rank to compare "
+                "the collage network with, and injected delays would hide its cost. Use the "
+                "ratio that a run of scheme collage printed"
             )
         made = {PARITY: ", which collage-mpi train parity --single W makes for the single network"}
         for kind in KINDS:

@@ -41,7 +41,7 @@ def told_apart(names: Sequence[str]) -> tuple[str, ...]:
         places[name].append(number)
     if not names or "" in places:
         where = f"class {places[''][0]} has none" if names else "there are none"
-        raise UsageError(f"class names: {where}; needed: one or more, none of them empty")
+        raise UsageError(f"class names must be one or more, and none may be empty: {where}")
     doubles = {name: numbers for name, numbers in places.items() if len(numbers) > 1}
     if not doubles:
         return tuple(names)

@@ -200,7 +200,7 @@ class Trainer:
         value, stopping = self.peers.totals(told, self.device)
         self._stopping = stopping > 0
         if not np.isfinite(value):
-            raise DataFault(f"the loss is {value} at step {self.done}: try a lower --lr")
+            raise DataFault(f"the loss is {value} at step {self.done}; try a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)
         whole = loss * self.peers.size  # the model's backward takes the mean over processes
         whole.backward()  # type: ignore[no-untyped-call]

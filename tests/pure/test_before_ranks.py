@@ -58,10 +58,10 @@ def launched(*words: str) -> int:
         (("--", *RUN, "--out", "used"), 3, "used: holds a run already"),
         (("--", *RUN, "--trace-file", "nix.npy", "--straggler", "trace", "--out", "o"), 3, "nix"),
         (("--", "verify", "o"), 2, "-n is missing"),
-        (("-n", "5", "--", "demo", "--out", "o"), 2, "-n 5: demo needs 11 ranks"),
+        (("-n", "5", "--", "demo", "--out", "o"), 2, "-n is 5; demo needs 11 ranks"),
         (("--", "demo", "--out", "o", "--groups", "1"), 2, "--groups is 1"),
         (("--", "experiment", "bad.toml", "--out", "o"), 2, "bad.toml is no TOML"),
-        (("--", "experiment", "two.json", "--out", "o"), 2, "need 6, 11 ranks. Leave out launch"),
+        (("--", "experiment", "two.json", "--out", "o"), 2, "need 6, 11 ranks. Without launch"),
     ],
 )
 def test_what_one_process_can_see_is_told_before_any_rank_starts(

@@ -190,7 +190,7 @@ FAULTS = {
     ),
     "more ranks than cores": (
         {"machine": {"cores": 2}},
-        ("cores", WARN, "11 ranks on 2 cores", "a core a rank"),
+        ("cores", WARN, "11 ranks on 2 cores", "a core for each rank"),
     ),
     "too many threads": (
         {"machine": {"threads": {"OMP_NUM_THREADS": "16"}}},

@@ -200,7 +200,7 @@ def test_where_the_marker_of_a_run_would_be(words, folder):
 
 
 def test_a_script_must_be_there(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"none\.py: there is no such script to launch"):
+    with pytest.raises(UsageError, match=r"none\.py: this script does not exist"):
         launch_ranks(3, [str(tmp_path / "none.py")])
     assert wanted_on_loss(["none.py"], "continue") == "continue"
 

@@ -403,7 +403,7 @@ def test_a_simulation_like_a_run_is_that_run(as_if_real, capsys):
     assert main(["simulate", "--like", str(out)]) == 0
     told = capsys.readouterr().out
     assert "collage share" in told
-    assert "accept auto: without --answers a simulation knows no scores" in told
+    assert "accept auto: a simulation without --answers has no scores" in told
     for more in (["--accept", "first"], ["--single", "null", "--collage", "null"]):
         assert main(["simulate", "--like", str(out), *more]) == 0
         assert "accept auto" not in capsys.readouterr().out

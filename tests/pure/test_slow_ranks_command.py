@@ -125,7 +125,7 @@ def test_no_exclude_where_it_would_be_wrong(
     with_rank_0 = ill()
     with_rank_0.manifest["world"].append({"rank": 0, "host": "node2", "kinds": []})
     main([*of_files(monkeypatch, {"a": with_rank_0}), "--no-simulation"])
-    assert "node2 ran rank 0 too" in capsys.readouterr().out
+    assert "node2 also ran rank 0" in capsys.readouterr().out
 
 
 def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
