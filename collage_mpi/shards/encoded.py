@@ -29,7 +29,9 @@ class EncodedWriter(ShardWriter):
     Args:
         path: the shard.
         fit: how a reader makes pixels of the files.
-        class_names, source, recipe: as for `ShardWriter`.
+        class_names: as for `ShardWriter`.
+        source: as for `ShardWriter`.
+        recipe: as for `ShardWriter`.
     """
 
     storage = "encoded"
@@ -58,7 +60,8 @@ class EncodedWriter(ShardWriter):
 
         Args:
             files: the bytes of n files, none empty.
-            labels, ids: as for `ShardWriter.append`.
+            labels: as for `ShardWriter.append`.
+            ids: as for `ShardWriter.append`.
 
         Raises:
             DataFault: an empty file, or labels or ids that do not fit.
