@@ -68,7 +68,7 @@ SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "parity": (3, ("--parity", "null", "--parity-k", "2")),
     "approx": (2, ("--parity-k", "2")),
     "batch-backup": (3, ()),
-    "cascade": (6, ("--accept", "confident")),
+    "cascade": (6, ("--accept", "confident", "--audit", "0.2")),
 }
 ACCEPT = (("first",), ("first",), ("grace", "--grace-ms", "30"),
           ("confident", "--accept-deadline-ms", "60"))  # fmt: skip

@@ -17,6 +17,8 @@ from mortal_jobs import Ended, marked_shard, run_mortal
 from collage_mpi.errors import ExitCode
 from collage_mpi.launch import startup, supervisor
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
+from collage_mpi.results.draw import draw_of
+from collage_mpi.results.rows import ASKED_FIRST
 
 pytestmark = pytest.mark.mpi
 
@@ -128,7 +130,7 @@ def test_all_ranks_die_and_resume_completes_the_run(job):
 
 def test_a_cascade_loses_ranks_and_is_resumed(job):
     """Ranks die with a collage; the others send its images alone."""
-    flags = ("--scheme", "cascade", "--endgame", "off")
+    flags = ("--scheme", "cascade", "--endgame", "off", "--audit", "0.5")
     ended = job("1:receive:kill:1,2:reply:kill:2,3:compute:kill:3,4:receive:kill:9", *flags)
     found = ended.check(INCOMPLETE)
     tasks = found.tasks[found.tasks["outcome"] == OUTCOMES.index("lost")]
@@ -137,6 +139,9 @@ def test_a_cascade_loses_ranks_and_is_resumed(job):
     assert {"collage", "single"} <= sources <= {"collage", "single", "retry"}
     found = job("", "--resume").check()
     assert set(found.images["session"]) == {1, 2}
+    due = draw_of(found.manifest).some(found.images) & np.isin(found.images["source"], ASKED_FIRST)
+    assert due.sum() > 20
+    assert (found.images["audited"][due] > 0).all(), "those that the lost ranks had, too"
 
 
 def test_a_cascade_loses_ranks_as_the_load_rises_and_is_resumed(job, tmp_path):
