@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import UsageError
-from collage_mpi.settings.shipped import file_argument
+from collage_mpi.settings.shipped import file_argument, with_shipped
 from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
     from collage_mpi.simulation.advice import Candidate, Question
     from collage_mpi.workload.tail import Tail
+
+Json = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +62,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "computed",
     )
     parser.add_argument(
+        "--collage",
+        type=file_argument,
+        metavar="FILE",
+        help="weights of the collage network whose answers --answers holds; scheme cascade takes "
+        "the threshold in this file (default: the run's network)",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="R",
+        help="simulate an open loop, in which R images a second arrive (default: a closed loop, in "
+        "which the next group enters when a rank has nothing to do)",
+    )
+    parser.add_argument(
         "--points",
         type=float,
         default=0.2,
@@ -78,42 +96,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.epilog = (
         "Every scheme is simulated with the same service times. The table shows each scheme's "
-        "P99 group latency, the gain over scheme none, and its price: ranks, wasted work and "
-        "accuracy (docs/simulator.md)."
+        "P99 latency (of a group, with --rate of an image), the gain over scheme none, images a "
+        "second, and its price: ranks, wasted work and accuracy (docs/simulator.md)."
     )
 
 
 def execute(args: argparse.Namespace) -> int:
     """Simulate the candidates, print the table and the one to choose."""
-    from collage_mpi.simulation.advice import best_of, candidates, points_lost, simulated
+    from collage_mpi.simulation.advice import candidates, simulated
     from collage_mpi.system.progress import advancing
-    from collage_mpi.workload.tail import measure_tail
 
+    _check_numbers(args)
+    question = _question(args)
+    schemes = len(candidates(question, question.load_answers()))
+    with advancing(schemes, "simulating", unit="schemes", bar=False) as advance:
+        found = simulated(question, advance)
+    if args.json:
+        print(json.dumps(_as_json(args, question, found), indent=1))
+    else:
+        _print_all(args, question, found)
+    return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Raises UsageError."""
     for name, least in (("spare", 1), ("placements", 1), ("groups", 3)):
         if (given := getattr(args, name)) is not None and given < least:
             raise UsageError(f"--{name} is {given}; it needs a number from {least}")
-    question = _question(args)
-    schemes = len(candidates(question, None))
-    with advancing(schemes, "simulating", unit="schemes", bar=False) as advance:
-        found = simulated(question, advance)
+    if args.rate is not None and not 0 < args.rate < math.inf:
+        raise UsageError(f"--rate is {args.rate:g}; it needs a positive number of images a second")
+
+
+def _chosen(
+    args: argparse.Namespace, question: Question, found: list[Candidate]
+) -> tuple[Candidate, Candidate | None]:
+    """That of the shortest tail, and in closed loop that of the most images a second."""
+    from collage_mpi.simulation.advice import best_of, more
+
     most = 1 + question.side**2 + question.spare
-    best = best_of(found, most, args.points)
-    command = _command(best, question.side)
+    served = best_of(found, most, args.points, more) if args.rate is None else None
+    return best_of(found, most, args.points), served
+
+
+def _as_json(args: argparse.Namespace, question: Question, found: list[Candidate]) -> Json:
+    from collage_mpi.simulation.advice import points_lost
+    from collage_mpi.workload.tail import measure_tail
+
+    best, served = _chosen(args, question, found)
     tail = measure_tail(question.times_s)
-    if args.json:
-        each = [{**asdict(one), "points_lost": points_lost(one, found[0])} for one in found]
-        spell = tail.spell if math.isfinite(tail.spell) else None  # it outlasts the rows
-        place = {"weight": tail.weight, "spell_requests": spell, "slow_share": tail.share}
-        told = {"candidates": each, "best": asdict(best), "command": command, "tail": place}
-        print(json.dumps(told, indent=1))
-        return 0
+    spell = tail.spell if math.isfinite(tail.spell) else None  # it outlasts the rows
+    return {
+        "candidates": [{**asdict(one), "points_lost": points_lost(one, found[0])} for one in found],
+        "best": asdict(best),
+        "command": _command(best, question.side, args.collage),
+        "most_images": served and asdict(served),
+        "tail": {"weight": tail.weight, "spell_requests": spell, "slow_share": tail.share},
+    }
+
+
+def _print_all(args: argparse.Namespace, question: Question, found: list[Candidate]) -> None:
+    from collage_mpi.workload.tail import measure_tail
+
+    best, served = _chosen(args, question, found)
     _print_few(question)
-    _print_tail(tail)
-    _print_table(found)
+    _print_tail(measure_tail(question.times_s))
+    _print_table(found, args.rate)
     print(f"Simulated: {question.placements} placements of {question.groups:,} groups each.")
+    if not any(one.flags["scheme"] == "cascade" for one in found):
+        print(
+            "Scheme cascade is not compared: it needs --answers FILE, of evaluate --save-answers, "
+            "and a threshold: --collage W names a network that has one."
+        )
     _print_best(found, best, args.points)
-    say(f"\n{command}")
-    return 0
+    say(f"\n{_command(best, question.side, args.collage)}")
+    if served is not None and served not in (found[0], best):
+        _print_most_images(found[0], served)
+        say(f"\n{_command(served, question.side, args.collage)}")
 
 
 def _question(args: argparse.Namespace) -> Question:
@@ -124,16 +182,41 @@ def _question(args: argparse.Namespace) -> Question:
     question = _of_run(path) if path.is_dir() else Question(load_trace(args.source))
     names = ("side", "cost_ratio", "batch_cost")
     said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    given = {name: getattr(args, name) for name in ("spare", "answers", "placements")}
+    if args.collage is not None:
+        said["confidence"] = _threshold(args.collage, args.side or question.side)
+    given = {name: getattr(args, name) for name in ("spare", "answers", "placements", "rate")}
     groups = args.groups or groups_of(question.times_s, args.placements)
     return replace(question, **given, **said, groups=groups)
+
+
+def _threshold(weights: str, side: int) -> float:
+    """The score from which on its answers count.
+
+    Raises:
+        UsageError: it has none, or is of another side.
+        EnvironmentFault, DataFault: as `describe`.
+    """
+    from collage_mpi.kinds import COLLAGE
+    from collage_mpi.models import describe
+
+    info = describe(weights, COLLAGE)
+    if info is None or info.accept is None:
+        raise UsageError(
+            f"--collage {weights} has no threshold, which scheme cascade needs: "
+            "`collage-mpi weights threshold` finds one and writes it into the file"
+        )
+    if info.side != side:
+        raise UsageError(
+            f"--collage {weights} is of side {info.side}; the comparison is of side {side}"
+        )
+    return info.accept.confidence
 
 
 def _of_run(path: Path) -> Question:
     """The question with the service times of a run's ranks and the costs that the run measured."""
     import numpy as np
 
-    from collage_mpi.errors import DataFault
+    from collage_mpi.errors import CollageError, DataFault
     from collage_mpi.kinds import BACKUP, SINGLE
     from collage_mpi.results import read_results
     from collage_mpi.results.recorded_trace import record_trace
@@ -152,14 +235,18 @@ def _of_run(path: Path) -> Question:
     rows = [ns / 1e9 for (_, _, kind), ns in each if kind == SINGLE]
     if not rows:
         record_trace([run])  # says what is lacking
+    side, confidence = int(manifest.get("side") or 3), None
+    with contextlib.suppress(CollageError):  # its file may have moved
+        confidence = _threshold(with_shipped(str(manifest["settings"]["collage"])), side)
     # A slow rank that pulls has few: they come again, so that each counts alike.
     longest = max(map(len, rows))
     return Question(
         np.stack([np.resize(row, longest) for row in rows]),
-        side=int(manifest.get("side") or 3),
+        side=side,
         cost_ratio=float(manifest.get("cost_ratio") or 1.0),
         batch_cost=float(batch.get(BACKUP, batch.get(SINGLE, 1.0))),
         costs=costs,
+        confidence=confidence,
     )
 
 
@@ -190,12 +277,13 @@ def _print_tail(tail: Tail) -> None:
     )
 
 
-def _print_table(found: list[Candidate]) -> None:
-    from collage_mpi.simulation.advice import points_lost
+def _print_table(found: list[Candidate], rate: float | None) -> None:
+    from collage_mpi.simulation.advice import points_lost, sooner
     from collage_mpi.system.terminal import make_table, to_text
 
     plain = found[0]
-    table = make_table("scheme", "ranks", "P50, ms", "P99, ms", "gain", "points lost", "wasted")
+    names = ("scheme", "ranks", "P50, ms", "P99, ms", "gain", "images/s", "points lost", "wasted")
+    table = make_table(*names)
     for one in found:
         lost = points_lost(one, plain)
         table.add_row(
@@ -203,48 +291,64 @@ def _print_table(found: list[Candidate]) -> None:
             f"{one.ranks}",
             _ms(one.p50_ms),
             _ms(one.p99_ms),
-            f"{_gain(one, plain):.2f} x" if one.p99_ms and plain.p99_ms else "n/a",
+            f"{sooner(one, plain):.2f} x" if one.p99_ms and plain.p99_ms else "n/a",
+            f"{one.images_per_s:.4g}",
             "?" if lost is None else f"{lost:.2f}",
             f"{one.wasted:.1%}",
         )
     print(to_text(table))
-    print(
-        "Latency of a group. Gain: P99 of the first line divided by P99 of this line. Ranks: "
-        "including rank 0."
-    )
+    whose = "Latency of a group."
+    if rate is not None:
+        whose = f"Open loop: {rate:g} images a second arrive. Latency of an image."
+    gain = "Gain: P99 of the first line divided by P99 of this line."
+    print(f"{whose} {gain} Ranks: including rank 0.")
+    if rate is not None:
+        print("A scheme that serves fewer images than arrive gets later as the job gets longer.")
     if any(points_lost(one, plain) is None for one in found):
         print("?: unknown accuracy. Use evaluate --save-answers FILE, then --answers FILE here.")
 
 
 def _print_best(found: list[Candidate], best: Candidate, points: float) -> None:
-    from collage_mpi.simulation.advice import points_lost
+    from collage_mpi.simulation.advice import sooner
 
     plain = found[0]
     if best is plain:
         say(f"\nChoose scheme none: no other gains 5 % at {points:g} points or less.")
     else:
-        lost = points_lost(best, plain)
         say(
             f"\nChoose {best.label}: P99 {_ms(best.p99_ms)} instead of {_ms(plain.p99_ms)} ms "
-            f"({_gain(best, plain):.2f} x), on {best.ranks} ranks instead of {plain.ranks}, for "
-            f"{lost:.2f} points of accuracy and {best.wasted:.0%} wasted work."
+            f"({sooner(best, plain):.2f} x), {_price(best, plain)}."
         )
 
 
-def _gain(one: Candidate, plain: Candidate) -> float:
-    return (plain.p99_ms or 0.0) / (one.p99_ms or 1.0)
+def _print_most_images(plain: Candidate, best: Candidate) -> None:
+    from collage_mpi.simulation.advice import more
+
+    say(
+        f"\nFor most images a second choose {best.label}: {best.images_per_s:.4g} instead of "
+        f"{plain.images_per_s:.4g} images/s ({more(best, plain):.2f} x), {_price(best, plain)}."
+    )
+
+
+def _price(best: Candidate, plain: Candidate) -> str:
+    from collage_mpi.simulation.advice import points_lost
+
+    ranks = f"on {best.ranks} ranks instead of {plain.ranks}"
+    lost = f"{points_lost(best, plain):.2f} points of accuracy"
+    return f"{ranks}, for {lost} and {best.wasted:.0%} wasted work"
 
 
 def _ms(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.4g}"
 
 
-def _command(best: Candidate, side: int) -> str:
-    from collage_mpi.kinds import NETWORKS
+def _command(best: Candidate, side: int, collage: str | None) -> str:
+    from collage_mpi.kinds import COLLAGE, NETWORKS
     from collage_mpi.scheduler.schemes import scheme_class
 
     said = {"side": side, **best.flags}
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in said.items())
     needs = scheme_class(best.flags["scheme"]).needs
-    networks = " ".join(f"--{kind} W" for kind in NETWORKS if kind in needs)
+    named = {COLLAGE: shlex.quote(collage or "W")}
+    networks = " ".join(f"--{kind} {named.get(kind, 'W')}" for kind in NETWORKS if kind in needs)
     return f"collage-mpi launch -n {best.ranks} -- run --shards ... {networks} {flags} --out DIR"

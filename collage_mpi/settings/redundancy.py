@@ -292,7 +292,9 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             parts.append(f"M = {self.collage_ranks}")
         if self.uses_stripes and self.parity_ranks not in (None, self.usual_parities):
             parts.append(f"{self.parity_ranks} {PARITY if self.uses(PARITY) else CODED} ranks")
-        if self.uses(BACKUP) and self.backup_ranks != 1:
+        if not self.uses_single and self.n_copies != 1:
+            parts.append(f"{self.n_copies} copies")
+        if self.uses(BACKUP) and self.backup_ranks != 1 and not self.any_size:
             parts.append(f"{self.backup_ranks} backup ranks")
         if self.endgame == "on":
             parts.append("end game")

@@ -4,19 +4,24 @@ Owns: which schemes are compared on N + spare ranks, what each gains and costs, 
 Does not know: flags, how it is printed, virtual time.
 
 All candidates meet the same times on the same ranks: a placement, which machine is which rank, is
-drawn anew for each repeat, and percentiles are of the groups of all placements together.
+drawn anew for each repeat. Percentiles are of the groups of all placements together, and in open
+loop of their images.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.kinds import BACKUP, CODED, PARITY
+from collage_mpi.kinds import BACKUP, CODED, COLLAGE, PARITY
+from collage_mpi.results import Results
 from collage_mpi.results.statistics import percentile, support_needed
+from collage_mpi.results.tally import Tasks
+from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers
@@ -25,6 +30,7 @@ from collage_mpi.workload.service_times import Delays, trace_rows
 
 MOST_GROUPS = 200  # of a placement
 GAIN = 1.05  # what gains less than this over a simpler one is not worth its ranks
+FEW_RANKS, FEW_COPIES, COPIES = 3, 2, 4  # of collage-only (docs/does-it-work.md)
 LATE = 1.3  # medians after its send that a copy without a limit goes out (docs/does-it-work.md)
 Json = dict[str, Any]
 
@@ -42,6 +48,8 @@ class Question:
         costs: of rank 0 and the way.
         answers: file of the networks' answers, for accuracies; "{side}" as of a job.
         placements, groups: simulated: so many groups for each placement.
+        confidence: score from which a cell counts in a cascade; None: it is not compared.
+        rate: images a second that arrive (Poisson); None: the ranks take as many as they can.
         by_image: a column of the times is an image's (True) or a group's; by default what a run's
             own trace would be: an image's where a rank may run several of a group.
     """
@@ -55,7 +63,16 @@ class Question:
     answers: str | None = None
     placements: int = 12
     groups: int = 200
+    confidence: float | None = None
+    rate: float | None = None
     by_image: bool | None = None
+
+    def load_answers(self) -> Answers | None:
+        """What the networks answered, if that is known.
+
+        Raises as `Job.load_answers`.
+        """
+        return _job(self, {"scheme": "none"}, 0).load_answers()
 
 
 @dataclass(frozen=True)
@@ -65,10 +82,11 @@ class Candidate:
     Attributes:
         flags: of `run`, setting -> value.
         ranks: of its world, rank 0 included.
-        p50_ms, p99_ms: latency of a group; None where the groups are too few.
+        p50_ms, p99_ms: latency of a group, in open loop of an image; None where these are too few.
         accuracy: over all images; None where no answers are known.
-        wasted: share of the work in tasks that resolved nothing.
+        wasted: share of the work that resolved nothing.
         lossless: every answer is the single network's.
+        images_per_s: served, of all placements together.
     """
 
     flags: Json
@@ -79,6 +97,7 @@ class Candidate:
     accuracy: float | None
     wasted: float
     lossless: bool
+    images_per_s: float | None = None
 
 
 def groups_of(times_s: np.ndarray, placements: int) -> int:
@@ -90,12 +109,14 @@ def groups_of(times_s: np.ndarray, placements: int) -> int:
 
 def candidates(question: Question, answers: Answers | None) -> list[Json]:
     """Settings of each, the plain one first; parity and approx where it is known what they decode,
-    or accuracy is not asked for."""
+    or accuracy is not asked for; cascade where it is known which of the collage's answers count."""
     n, spare = question.side**2, question.spare
     more: Json = {"singles": n + spare}
     k = -(-n // spare)
     stripes = {"parity_k": k, "parity_ranks": spare}
     late_ms = float(f"{LATE * 1e3 * np.median(question.times_s):.3g}")
+    collages: Json = {"scheme": "collage", "collage_ranks": spare}
+    sure: Json = {"accept": "confident"}
     found: list[Json] = [
         {"scheme": "none"},
         {"scheme": "none", **more},
@@ -103,12 +124,22 @@ def candidates(question: Question, answers: Answers | None) -> list[Json]:
         {"scheme": "hedge", **more, "hedge_quantile": 0.95},
         {"scheme": "hedge", **more, "assign": "finish", "hedge_ms": late_ms, "hedge_budget": 1.0},
         {"scheme": "batch-backup", "backup_ranks": spare},
-        {"scheme": "collage", "collage_ranks": spare, "accept": "first"},
-        {"scheme": "collage", "collage_ranks": spare, "accept": "first", "placement": "fastest"},
+        {"scheme": "cascade-batch", "backup_ranks": spare},
+        *(
+            {"scheme": "collage-only", "collage_ranks": ranks, "collage_copies": min(copies, ranks)}
+            for ranks, copies in ((FEW_RANKS, FEW_COPIES), (n + spare, COPIES))
+        ),
+        {**collages, "accept": "first"},
+        {**collages, "accept": "first", "placement": "fastest"},
         {"scheme": "replicate"},
     ]
     if answers is not None:
-        found.insert(-1, {"scheme": "collage", "collage_ranks": spare, "accept": "confident"})
+        found.insert(-1, {**collages, **sure})
+    if answers is not None and question.confidence is not None:
+        sure["confidence"] = question.confidence
+        found.insert(-1, {**collages, **sure, "scheme": "cascade"})
+    if answers is not None and answers.collage is None:  # they are of a quick network
+        found = [one for one in found if COLLAGE not in scheme_class(one["scheme"]).needs]
     for scheme, kind in (("parity", PARITY), ("approx", CODED)):
         if 2 <= k <= n and (answers is None or answers.k_of(kind) == k):
             found.insert(-1, {"scheme": scheme, **stripes})
@@ -121,16 +152,16 @@ def simulated(question: Question, advance: Callable[[int], None]) -> list[Candid
     Raises:
         UsageError, EnvironmentFault, DataFault: as `check_job`.
     """
-    plain = _job(question, {"scheme": "none"}, 0)
-    answers = plain.load_answers()
     found = []
-    for flags in candidates(question, answers):
+    for flags in candidates(question, question.load_answers()):
         found.append(simulated_one(question, flags))
         advance(1)
     return found
 
 
 def _job(question: Question, flags: Json, seed: int) -> Job:
+    if question.rate is not None:
+        flags = {**flags, "arrivals": "poisson", "rate": question.rate, "arrival_seed": seed}
     settings = RunSettings.from_mapping(
         {
             "side": question.side,
@@ -154,30 +185,45 @@ def simulated_one(question: Question, flags: Json) -> Candidate:
 
     Raises as `simulated`.
     """
-    latencies, right, labelled, work_s, wasted_s = [], 0, 0, 0.0, 0.0
+    runs = []
     for seed in range(question.placements):
         job = _job(question, flags, seed)
         check_job(job)
-        results = simulate_in_memory(job)
-        latencies.append(results.measured_groups["latency_ns"])
-        images, tasks = results.measured_images, results.measured_tasks
-        images = images[images["has_label"]]
-        right += int((images["answered"] & (images["predicted"] == images["label"])).sum())
-        labelled += len(images)
-        work_s += float(tasks["held_ns"].sum())
-        wasted_s += float(tasks["held_ns"][tasks["resolved"] == 0].sum())
-    pooled_ms = np.concatenate(latencies) / 1e6
+        runs.append(simulate_in_memory(job))
     settings = job.settings
+    price = [_tasks(run) for run in runs]
+    work_s = sum(tasks.work_s for tasks in price)
+    images = np.concatenate([run.measured_images for run in runs])
+    known = images[images["has_label"]]
+    right = known["answered"] & (known["predicted"] == known["label"])
+    late = images if question.rate else np.concatenate([run.measured_groups for run in runs])
+    late_ms = late["latency_ns"] / 1e6
     return Candidate(
         flags,
         ", ".join(settings.labels().values()).replace(", end game", ""),
         settings.world_size,
-        percentile(pooled_ms, 0.5),
-        percentile(pooled_ms, 0.99),
-        right / labelled if labelled else None,
-        wasted_s / work_s if work_s else 0.0,
+        percentile(late_ms, 0.5),
+        percentile(late_ms, 0.99),
+        float(right.mean()) if len(known) else None,
+        sum(tasks.wasted_s for tasks in price) / work_s if work_s else 0.0,
         not (settings.uses_collage or settings.uses_stripes),
+        len(images) / sum(map(_span_s, runs)),
     )
+
+
+def _tasks(run: Results) -> Tasks:
+    """What its tasks come to."""
+    found = Tasks(run)
+    found.add(run.tasks)
+    found.finish()
+    return found
+
+
+def _span_s(run: Results) -> float:
+    """From the first image that counts to the last answer."""
+    images = run.measured_images
+    ends_ns = images["t0_ns"] + images["latency_ns"]
+    return float(ends_ns.max() - images["t0_ns"].min()) / 1e9
 
 
 def points_lost(found: Candidate, plain: Candidate) -> float | None:
@@ -189,13 +235,28 @@ def points_lost(found: Candidate, plain: Candidate) -> float | None:
     return 100 * (plain.accuracy - found.accuracy)
 
 
-def best_of(found: Sequence[Candidate], most_ranks: int, points: float) -> Candidate:
-    """The one to choose: the smallest P99 on so many ranks that loses no more than `points`; of
+def sooner(one: Candidate, other: Candidate) -> float:
+    """How many times lower its P99 is; 0 where one of them is not known."""
+    return other.p99_ms / one.p99_ms if one.p99_ms and other.p99_ms else 0.0
+
+
+def more(one: Candidate, other: Candidate) -> float:
+    """How many times as many images it serves in the same time."""
+    return (one.images_per_s or 0.0) / (other.images_per_s or math.inf)
+
+
+def best_of(
+    found: Sequence[Candidate],
+    most_ranks: int,
+    points: float,
+    gain: Callable[[Candidate, Candidate], float] = sooner,
+) -> Candidate:
+    """The one to choose: that which gains most on so many ranks and loses no more than `points`; of
     two that are within GAIN the one that comes first, which is the simpler."""
     plain = chosen = found[0]
     for one in found[1:]:
         lost = points_lost(one, plain)
         fits = one.ranks <= most_ranks and lost is not None and lost <= points
-        if fits and one.p99_ms and chosen.p99_ms and GAIN * one.p99_ms < chosen.p99_ms:
+        if fits and gain(one, chosen) > GAIN:
             chosen = one
     return chosen

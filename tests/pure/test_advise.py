@@ -71,7 +71,7 @@ def test_a_short_run_is_advised_in_few_groups_and_told_to_be_rough(tmp_path, cap
     assert "Simulated: 12 placements of 33 groups each." in told.out
     assert "n/a" not in told.out  # a P99 of every scheme
     assert "ROUGH: 9 ranks with" in told.out
-    assert "of 11 schemes" in told.err
+    assert "of 14 schemes" in told.err
     assert main(["advise", saved(tmp_path / "t.npy", heavy_requests()), "--groups", "3"]) == 0
     told = capsys.readouterr().out
     assert "Simulated: 12 placements of 3 groups each." in told
@@ -103,7 +103,9 @@ def test_what_gains_too_little_or_is_not_known_is_not_chosen():
 def test_all_but_the_last_have_the_ranks_that_were_asked_for():
     question = Question(slow_machine(), side=2, spare=2, placements=1, groups=3)
     found = simulated(question, lambda more: None)
-    assert {one.ranks for one in found[1:-1]} == {7}
+    few = [one.ranks for one in found if one.flags.get("collage_ranks") == 3]
+    assert few == [4]  # collage-only is compared on three ranks too
+    assert {one.ranks for one in found[1:-1]} == {7, 4}
     assert (found[0].ranks, found[-1].ranks, found[-1].label[:9]) == (5, 9, "replicate")
 
 
@@ -117,6 +119,15 @@ def test_stripes_are_compared_where_it_is_known_what_they_decode():
     assert "approx" not in [flags["scheme"] for flags in candidates(question, other)]
     one = [flags["scheme"] for flags in candidates(replace(question, spare=9), None)]
     assert "parity" not in one  # a stripe of one image would be a copy
+
+
+def test_without_answers_of_a_collage_no_collage_is_compared():
+    question = Question(slow_machine(), side=2, spare=2, confidence=0.9)
+    quick = Answers(2, ("a",), [0] * 4, [], backup=[])
+    names = {flags["scheme"] for flags in candidates(question, quick)}
+    assert names == {"none", "hedge", "batch-backup", "cascade-batch", "replicate"}
+    names = {flags["scheme"] for flags in candidates(question, replace(quick, collage=[]))}
+    assert {"cascade", "collage", "collage-only"} < names
 
 
 def test_of_one_slow_machine_it_is_enough_to_know(tmp_path, capsys):
@@ -172,7 +183,73 @@ def test_with_answers_the_price_is_known(tmp_path, capsys):
     assert 0 < min(lost) <= max(lost) < 26, lost
     assert found["best"]["flags"]["scheme"] != "collage"
     found = asked(capsys, *words, *answers, "--points", "30")
-    assert found["best"]["flags"]["scheme"] == "collage"
+    assert found["best"]["flags"]["scheme"] in ("collage", "collage-only")
+
+
+BALANCED = "shipped:fashion_collage_side3_balanced.safetensors"  # sure from 0.8515 on
+
+
+def sure_words(path: Path) -> list[str]:
+    """Machines alike; cells that are right where they are sure: eight of nine."""
+    n = 90
+    right = [(i % 5, 0.95) for i in range(n)]
+    cells = [((i + (i % 9 == 0)) % 5, 0.1 if i % 9 == 0 else 0.95) for i in range(n)]
+    answers = {"single": right, "collage": cells}
+    save_answers(path / "a3.npz", 3, np.arange(n) % 5, answers, list("abcde"))
+    even = saved(path / "t.npy", np.random.default_rng(0).uniform(0.09, 0.11, (12, 300)))
+    words = ["advise", even, "--answers", str(path / "a3.npz"), "--cost-ratio", "0.5"]
+    return [*words, "--placements", "1", "--groups", "372"]
+
+
+def test_a_cascade_serves_most_and_what_is_unsure_costs_nothing(tmp_path, capsys):
+    words = [*sure_words(tmp_path), "--collage", BALANCED]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    cascade = next(one for one in found["candidates"] if one["flags"]["scheme"] == "cascade")
+    assert (cascade["points_lost"], cascade["flags"]["confidence"]) == (0, 0.8515)
+    plain = found["candidates"][0]
+    assert plain["images_per_s"] == pytest.approx(90, rel=0.05)
+    # Nine images for half a service time and one of them again, on 11 ranks.
+    assert cascade["images_per_s"] == pytest.approx(6 * 110, rel=0.1)
+    assert found["most_images"]["flags"] == cascade["flags"]
+    assert 0.03 < cascade["wasted"] < 0.12  # the unsure cell, audits, copies of the end game
+    assert found["best"]["flags"]["scheme"] != "cascade"
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "is not compared" not in told
+    assert "For most images a second choose cascade, confident 0.8515: " in told
+    assert "for 0.00 points of accuracy and " in told
+    assert told.strip().splitlines()[-1].startswith("collage-mpi launch -n 12 -- run ")
+
+
+def test_where_more_arrive_than_singles_serve_a_cascade_is_the_soonest(tmp_path, capsys):
+    words = [*sure_words(tmp_path), "--collage", BALANCED]
+    assert main([*words, "--rate", "165", "--json"]) == 0  # 11 single ranks serve 110
+    found = json.loads(capsys.readouterr().out)
+    assert found["best"]["flags"]["scheme"] == "cascade"
+    assert found["most_images"] is None
+    assert "--scheme cascade --collage-ranks 2 --accept confident" in found["command"]
+    assert "fashion_collage_side3_balanced.safetensors" in found["command"]
+    plain = found["candidates"][0]
+    assert plain["p99_ms"] > 10 * found["best"]["p99_ms"]
+
+
+def test_without_a_threshold_a_cascade_is_not_compared_and_that_is_said(tmp_path, capsys):
+    words = [*sure_words(tmp_path)[:-2], "--groups", "4", "--rate", "20"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "Scheme cascade is not compared: it needs --answers FILE" in told
+    assert "Open loop: 20 images a second arrive. Latency of an image." in told
+    assert "For most images a second" not in told
+    assert "collage-only, pulled, M = 11, 4 copies" in told
+
+
+def test_the_collage_network_of_a_run_is_known(tmp_path):
+    shipped = RunSettings(straggler="pinned", accept="first", collage=BALANCED)
+    gone = replace(shipped, collage=str(tmp_path / "gone.safetensors"))
+    for name, settings, score in (("a", shipped, 0.8515), ("b", gone, None)):
+        simulate(settings, tmp_path / name, 90)
+        assert _of_run(tmp_path / name).confidence == score
 
 
 def test_a_run_is_asked_of_with_what_it_measured(tmp_path, capsys):
@@ -205,6 +282,10 @@ def test_of_a_run_with_a_slow_rank_no_time_is_left_out(tmp_path):
         (["--spare", "0"], 2, "--spare is 0; it needs a number from 1"),
         (["--placements", "0"], 2, "from 1"),
         (["--groups", "2"], 2, "from 3"),
+        (["--rate", "0"], 2, "--rate is 0; it needs a positive number of images a second"),
+        (["--collage", "null"], 2, "--collage null has no threshold, which scheme cascade needs"),
+        (["--collage", "gone.safetensors"], 3, "gone.safetensors"),
+        (["--side", "2", "--collage", BALANCED], 2, "is of side 3; the comparison is of side 2"),
         (["--side", "99"], 2, "side is 99"),
         (["--cost-ratio", "-1"], 2, "cost_ratio"),
         (["--answers", "gone.npz"], 3, "gone.npz"),
