@@ -8,7 +8,7 @@ packages (torch, h5py, MPI) inside `execute`, so that `--help` answers at once.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": (
         "demo",
-        "real images with and without the collage: a table and a picture from one command",
+        "real images under four schemes: tables and a picture from one command",
     ),
     "launch": ("launch", "start ranks with the installed MPI, as in: launch -n 11 -- run"),
     "run": ("run", "classify every image of the shards (the job itself; under mpiexec or launch)"),

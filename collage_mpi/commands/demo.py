@@ -1,4 +1,4 @@
-"""`collage-mpi demo --out DIR`: shows the shorter tail, on data and weights of the package."""
+"""`collage-mpi demo --out DIR`: four schemes side by side, on data and weights of the package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for the runs and pictures"
+        "--out", required=True, metavar="DIR", help="folder for the runs and the picture"
     )
     parser.add_argument(
         "--mpi",

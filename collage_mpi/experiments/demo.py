@@ -1,4 +1,4 @@
-"""The demo: real images, real networks, a stated model of slow machines, two schemes.
+"""The demo: real images, real networks, a stated model of slow machines, four schemes.
 
 Owns: what the demo runs and what it says about it.
 Does not know: how a run works, how a figure is drawn.
@@ -7,7 +7,11 @@ The delays are a model of measured ones: lognormal, median 144 ms and sigma 0.22
 least-squares fit to the 1, 5, 25, 50, 75, 95 and 99 % quantiles of 24 cloud machines
 that served the same network (a 25th was five times slower all along, which is where
 the one slow rank comes from). All times are scaled by TIME_SCALE so that the demo is
-short; both schemes see the same draws.
+short; all schemes have the same model, the same seed and all ten worker ranks.
+
+Each scheme runs under two loads, since they show different things: a batch job, whose images all
+wait, shows how many images a second the ranks answer; images that arrive at times of their own,
+somewhat slower than ten single ranks can answer them, show how long an image waits.
 
 Ten ranks may share two cores, where each waits while others compute, also when its drawn time is
 over. A run is INVALID where over 1 % of the tasks take over a tenth too long, so the draws have to
@@ -20,7 +24,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,49 +38,61 @@ if TYPE_CHECKING:
 
 RANKS = 11
 GROUPS = 74  # 72 beside the warm-up: just enough for a p95, far too few for a p99 (368)
-MEDIAN_GROUPS = 22
 LEAST_GROUPS = 3
 MEDIAN_MS, SIGMA = 144.0, 0.22
 TIME_SCALE = 0.75
-SLOW_SINGLE, SLOW_COLLAGE, FACTOR = 4, 10, 5.0
+SLOW, FACTOR = 4, 5.0
 
-# case -> the rank that is five times slower throughout
-CASES = {"slow-single": SLOW_SINGLE, "slow-collage": SLOW_COLLAGE}
-SCHEMES = ("none", "collage")
+LOADS = ("waiting", "arriving")
+LOAD = 0.8  # of the images a second that ten single ranks can answer
+
+# scheme -> what it is called, and its settings; under each of them all ten workers hold a network
+_NONE: dict[str, Any] = {"scheme": "none", "singles": RANKS - 1}
+_PAPER = {"profile": "paper", COLLAGE: "shipped:fashion_collage_side3.safetensors"}
+_BALANCED = {COLLAGE: "shipped:fashion_collage_side3_balanced.safetensors"}
+SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("none", _NONE),
+    "finish": ("none --assign finish", {**_NONE, "assign": "finish"}),
+    "paper": ("the paper's collage", _PAPER),
+    "cascade": ("cascade", {"scheme": "cascade", "placement": "fastest", **_BALANCED}),
+}
+NAMES = [name for name, _ in SCHEMES.values()]
+
+Json = dict[str, Any]
 
 
 def demo_settings(
-    out: Path, case: str, scheme: str, groups: int = GROUPS, time_scale: float = TIME_SCALE
+    out: Path, load: str, scheme: str, groups: int = GROUPS, time_scale: float = TIME_SCALE
 ) -> RunSettings:
     """The settings of one of the demo's runs, on the shipped images and networks."""
-    data = files("collage_mpi") / "data"
+    arriving = {"arrivals": "poisson", "rate": arrivals_per_s(time_scale)}
     return RunSettings.from_mapping(
         {
-            "profile": "paper",  # its layout is what is compared
-            "shards": [str(data / "fashion_demo.h5")],
-            SINGLE: str(data / "fashion_single.safetensors"),
-            COLLAGE: str(data / "fashion_collage_side3.safetensors"),
-            "out": str(run_folder(out, case, scheme)),
-            "scheme": scheme,
+            "shards": ["shipped:fashion_demo.h5"],
+            SINGLE: "shipped:fashion_single.safetensors",
+            **SCHEMES[scheme][1],
+            **(arriving if load == "arriving" else {}),
+            "out": str(run_folder(out, load, scheme)),
             "limit": 9 * groups,
             "straggler": "lognormal",
             "straggler_seed": 1,
             "straggler_median_ms": MEDIAN_MS,
             "straggler_sigma": SIGMA,
             "time_scale": time_scale,
-            "slow_ranks": [f"{CASES[case]}:{FACTOR:g}"],
+            "slow_ranks": [f"{SLOW}:{FACTOR:g}"],
         }
     )
 
 
-def groups_of(case: str, groups: int = GROUPS) -> int:
-    """How many groups a run of the case has: of the second case only the median is told."""
-    return groups if case == "slow-single" else min(groups, MEDIAN_GROUPS)
+def arrivals_per_s(time_scale: float) -> float:
+    """Images a second under the second load."""
+    mean_s = MEDIAN_MS / 1e3 * math.exp(SIGMA**2 / 2) * time_scale
+    return LOAD * (RANKS - 2 + 1 / FACTOR) / mean_s
 
 
-def run_folder(out: Path, case: str, scheme: str) -> Path:
+def run_folder(out: Path, load: str, scheme: str) -> Path:
     """Where one of the demo's runs is."""
-    return out / case / scheme
+    return out / load / scheme
 
 
 def check_before(out: Path, groups: int, time_scale: float) -> None:
@@ -95,8 +110,8 @@ def check_before(out: Path, groups: int, time_scale: float) -> None:
         raise EnvironmentFault(
             f"the demo draws a picture and matplotlib is missing: {pip_line('plot')}"
         )
-    for case in CASES:
-        if (out / case).exists():
+    for load in LOADS:
+        if (out / load).exists():
             raise EnvironmentFault(
                 f"{out} holds a demo already: choose another --out, or remove it"
             )
@@ -110,22 +125,25 @@ def run_all(
     groups: int,
     time_scale: float,
 ) -> int:
-    """On rank 0: every case with every scheme, one after the other on the same ranks."""
+    """On rank 0: every scheme under each load, one after the other on the same ranks."""
     from collage_mpi.job.session import run_session
 
-    for case in CASES:
+    ratios: dict[str, float] = {}  # measured under the first load, and kept for the second
+    for load in LOADS:
         for scheme in SCHEMES:
-            settings = demo_settings(out, case, scheme, groups_of(case, groups), time_scale)
-            settings = replace(settings, device=device)
-            name = f"{case}, {scheme}"
+            settings = demo_settings(out, load, scheme, groups, time_scale)
+            settings = replace(settings, device=device, cost_ratio=ratios.get(scheme))
+            name = f"{load}, {scheme}"
             outcome = run_session(settings, worker_group, stop_reason=stop_reason, phase=name)
             if outcome.exit_code:
                 return int(outcome.exit_code)
+            if settings.uses_collage and outcome.summary is not None:
+                ratios[scheme] = outcome.summary["price"]["cost_ratio"]
     return 0
 
 
 def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
-    """After the ranks have ended: what they showed, in words, the pictures and the pages.
+    """After the ranks have ended: what they showed, in words, the picture and the pages.
 
     Returns:
         The report, and the files written.
@@ -135,67 +153,135 @@ def tell_and_draw(out: Path) -> tuple[str, list[Path]]:
     """
     from collage_mpi.figures.latency_cdf import plot_latency_cdf
     from collage_mpi.report.page import write_report
-    from collage_mpi.results import compare, read_results, render_comparison, verify_run
+    from collage_mpi.results import compare, read_results, verify_run
 
-    parts, written = [], []
-    for case, slow in CASES.items():
-        folders = [run_folder(out, case, scheme) for scheme in SCHEMES]
-        runs = [read_results(folder) for folder in folders]
-        entries = compare(runs, per="group")
-        proofs = [verify_run(folder) for folder in folders]
-        parts.append(_headline(case, slow, entries))
-        parts.append(_costs(runs[-1].manifest))
-        parts.append(render_comparison(entries).rstrip())
-        parts.append(
-            "\n".join(f"verify {p.path.relative_to(out)}: {p.headline}" for p in proofs) + "\n"
+    folders = {load: [run_folder(out, load, scheme) for scheme in SCHEMES] for load in LOADS}
+    runs = {load: [read_results(folder) for folder in folders[load]] for load in LOADS}
+    waiting, arriving = (compare(runs[load], per="image") for load in LOADS)
+    manifests = [run.manifest for run in runs["waiting"]]
+    rate = runs["arriving"][0].manifest["settings"]["rate"]
+    proofs = {verify_run(folder).headline: None for each in folders.values() for folder in each}
+    parts = [
+        _headline(waiting, arriving, rate),
+        _tables(waiting, arriving, rate),
+        _costs(manifests),
+        f"verify, all {len(LOADS) * len(SCHEMES)} runs: {'; '.join(proofs)}\n",
+    ]
+    names = [
+        f"{name} ({pace:.0f} images/s where all wait)"
+        for name, pace in zip(NAMES, _paces(waiting), strict=True)
+    ]
+    title = _title(rate, manifests[0]["settings"]["time_scale"])
+    written = plot_latency_cdf(
+        runs["arriving"], out / "latency_cdf", per="image", title=title, names=names
+    )
+    for load in LOADS:
+        written.append(out / f"report_{load}.html")
+        write_report(folders[load], written[-1])
+    return "\n\n".join(parts), written
+
+
+def _headline(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> str:
+    """What follows from the figures; nothing of times where some of them do not count."""
+    from collage_mpi.results.comparison import INVALID_NOTE
+    from collage_mpi.results.render import points
+
+    model = (
+        f"Rank {SLOW}, one of ten worker ranks, is {FACTOR:g}x slower throughout. "
+        "Each scheme has all ten, and the same images.\n"
+    )
+    invalid = sum(entry["invalid"] for entry in (*waiting, *arriving))
+    if invalid:
+        return (
+            f"{model}No verdict: {invalid} of {2 * len(NAMES)} runs are marked {INVALID_NOTE} Run "
+            "the demo again when the machine is idle, or with --time-scale 1.5."
         )
-        title = _title(case, slow, runs[-1].manifest["settings"]["time_scale"])
-        written += plot_latency_cdf(runs, out / f"latency_cdf_{case}", per="group", title=title)
-        page = out / f"report_{case}.html"
-        write_report(folders, page)
-        written.append(page)
-    return "\n".join(parts), written
-
-
-def _costs(manifest: dict[str, Any]) -> str:
-    """What the injected times of the collage rank are multiplied by. The networks' times on the
-    clock are not told: other work makes their ratio another one (job/cost_ratio)."""
-    low, high = manifest.get("cost_ratio_interval") or (manifest["cost_ratio"],) * 2
+    paces = _paces(waiting)
+    most = paces.index(max(paces))
     return (
-        f"Measured here before the run, in {_precision(manifest)} as the ranks compute: the "
-        f"collage network takes {manifest['cost_ratio']:.2f} x the time of the single network "
-        f"(95 % interval {low:.2f} to {high:.2f}). The injected times of the collage rank are "
-        "multiplied by this ratio."
+        f"{model}All images wait for a rank: {NAMES[most]} answered the most images a second, "
+        f"{paces[most]:.0f}, which is {paces[most] / paces[0]:.2f} x none's rate. "
+        f"{points(waiting[most]['accuracy'])} of its answers were right, and "
+        f"{points(waiting[0]['accuracy'])} of none's. "
+        f"{_shortest(waiting)}\n{rate:.0f} images a second arrive, {LOAD:g} of what ten single "
+        f"ranks can answer. {_shortest(arriving)}"
     )
 
 
-def _precision(manifest: dict[str, Any]) -> str:
+def _shortest(entries: Sequence[Json]) -> str:
+    tails = [entry["p95_ms"] for entry in entries]
+    if None in tails:
+        return "The runs have too few groups for a P95."
+    ms = min(tails)
+    name = NAMES[tails.index(ms)]
+    return (
+        f"The shortest P95 of an image was that of {name}: {ms:.0f} ms, "
+        f"{ms / tails[0]:.2f} x none's."
+    )
+
+
+def _paces(entries: Sequence[Json]) -> list[float]:
+    return [entry["price"]["images_per_s"] for entry in entries]
+
+
+def _tables(waiting: Sequence[Json], arriving: Sequence[Json], rate: float) -> str:
+    """Each load's figures, a line a scheme."""
+    from rich.console import Group
+
+    from collage_mpi.results.comparison import latency_cell
+    from collage_mpi.results.render import points
+    from collage_mpi.system.terminal import make_table, to_text
+
+    answers = ("accuracy", "gained", "lost")
+    pace = make_table("all images wait", "images/s", "rank-s/image", "P95, ms", *answers)
+    tail = make_table(f"{rate:.0f} images a second arrive", "P50, ms", "P95, ms", *answers)
+    paces = _paces(waiting)
+    for table, entries in ((pace, waiting), (tail, arriving)):
+        for i, (name, entry) in enumerate(zip(NAMES, entries, strict=True)):
+            price, paired = entry["price"]["rank_seconds_per_image"], entry["paired"]
+            rates = f"{paces[i]:.1f} ({paces[i] / paces[0]:.2f}x)", f"{price:.4f}"
+            p50, p95 = (latency_cell(entry, key, i == 0) for key in ("p50", "p95"))
+            table.add_row(
+                name + (" (INVALID)" if entry["invalid"] else ""),
+                *(rates if table is pace else (p50,)),
+                p95,
+                points(entry["accuracy"]),
+                str(paired["only_this"]),
+                str(paired["only_baseline"]),
+            )
+    below = (
+        "(x): the ratio to none. gained: images on which the scheme is right and none is wrong; "
+        f"lost: the reverse; of {waiting[0]['labelled']:,} images."
+    )
+    return to_text(Group(pace, "", tail, "", below))
+
+
+def _costs(manifests: Sequence[Json]) -> str:
+    """What injected times of collages are multiplied by. The networks' times on the clock are
+    not told: other work makes their ratio another one (job/cost_ratio)."""
+    ratios = []
+    for name, manifest in zip(NAMES, manifests, strict=True):
+        if interval := manifest.get("cost_ratio_interval"):
+            low, high = interval
+            ratios.append(f"{manifest['cost_ratio']:.2f} x ({low:.2f} to {high:.2f}) for {name}")
+    return (
+        f"Measured here before the runs, in {_precision(manifests[0])} as the ranks compute: a "
+        "collage network's time over the single network's, with its 95 % interval: "
+        f"{', '.join(ratios)}. The injected times of collages are multiplied by it."
+    )
+
+
+def _precision(manifest: Json) -> str:
     """The number format of the single network, as its ranks told it."""
     tunings = (member["tuning"].get(SINGLE) for member in manifest["world"] if "tuning" in member)
     return str(next(filter(None, tunings))).partition(",")[0]
 
 
-def _title(case: str, slow: int, time_scale: float) -> str:
-    role = SINGLE if case == "slow-single" else COLLAGE
+def _title(rate: float, time_scale: float) -> str:
     return (
-        f"Fashion-MNIST on 9 + 1 ranks; {role} rank {slow} is {FACTOR:g}x slower throughout\n"
-        f"injected service times: lognormal, median {MEDIAN_MS * time_scale:.0f} ms, "
+        f"Fashion-MNIST on ten worker ranks; rank {SLOW} is {FACTOR:g}x slower throughout\n"
+        f"Latency of an image: {rate:.0f} images a second arrive, {LOAD:g} of what ten single "
+        "ranks can answer.\n"
+        f"Injected service times: lognormal, median {MEDIAN_MS * time_scale:.0f} ms, "
         f"sigma {SIGMA:g}"
-    )
-
-
-def _headline(case: str, slow: int, entries: Sequence[dict[str, Any]]) -> str:
-    percentile = "p95" if case == "slow-single" else "p50"
-    found = entries[1][f"{percentile}_ratio"]
-    ratio = "n/a (too few groups) of" if found is None else f"{found:.2f} x"
-    if case == "slow-single":
-        return (
-            f"Rank {slow}, one of nine single ranks, is {FACTOR:g}x slower throughout: "
-            f"the collage's group p95 is {ratio} that of no redundancy.\n"
-            "A rank that is slow all along can be avoided without a collage, at full accuracy: "
-            "--scheme none --assign finish."
-        )
-    return (
-        f"The other case: rank {slow}, the collage rank, is the slow one. It protects "
-        f"nothing then: the median group takes {ratio} the time of no redundancy."
     )

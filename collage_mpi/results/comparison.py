@@ -199,7 +199,7 @@ def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = Fal
                 column.no_wrap = False
     accuracies = accuracies_of(entries)
     for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
-        latency.add_row(name, *(_cell(entry, key, i == 0) for key in STATISTICS), _n(entry))
+        latency.add_row(name, *(latency_cell(entry, key, i == 0) for key in STATISTICS), _n(entry))
         price.add_row(name, accuracies[i], *_price_cells(entry, i == 0, shares))
     return [latency, price]
 
@@ -209,7 +209,8 @@ def _name(entry: Json) -> str:
     return str(entry["name"] + flags + (" (INVALID)" if entry["invalid"] else ""))
 
 
-def _cell(entry: Json, name: str, first: bool) -> str:
+def latency_cell(entry: Json, name: str, first: bool) -> str:
+    """A percentile in ms, in brackets its ratio to the first run's."""
     text = supported(entry[f"{name}_ms"], entry["independent"])
     ratio = entry[f"{name}_ratio"]
     return text if first or ratio is None else f"{text} ({ratio:.2f}x)"

@@ -16,7 +16,6 @@ from collage_mpi import __version__
 from collage_mpi.cli import main
 from collage_mpi.commands.plot import _throughput_title, _timeline_title, titled
 from collage_mpi.commands.top import drawn
-from collage_mpi.experiments.demo import _costs
 from collage_mpi.figures import style
 from collage_mpi.figures.latency_cdf import plot_latency_cdf
 from collage_mpi.figures.points import plot_against_ranks, plot_frontier, plot_heat
@@ -153,17 +152,6 @@ def test_the_summary(runs: list[Results], folders: list[Path], tmp_path: Path) -
 def test_the_comparison(runs: list[Results], folders: list[Path], tmp_path: Path) -> None:
     each = [render_comparison(compare(runs, per=per), width=160) for per in ("group", "image")]
     check("comparison.txt", "\n\n".join(each), tmp_path, *folders)
-
-
-def test_the_demo_says_one_ratio_of_the_networks_times() -> None:
-    """The times on the clock, 7.3 and 34.1 ms in a run on a busy machine, have another ratio."""
-    idle_ns = {"single": 7_300_000, "collage": 34_100_000}
-    manifest = {"cost_ratio": 1.37, "cost_ratio_interval": [1.34, 1.41], "idle_service_ns": idle_ns}
-    assert _costs({**manifest, "world": [{"tuning": {"single": "float32, channels-last"}}]}) == (
-        "Measured here before the run, in float32 as the ranks compute: the collage network takes "
-        "1.37 x the time of the single network (95 % interval 1.34 to 1.41). The injected times of "
-        "the collage rank are multiplied by this ratio."
-    )
 
 
 def test_the_slow_ranks(
