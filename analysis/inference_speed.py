@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -22,25 +23,25 @@ import numpy as np
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError
-from collage_mpi.models import NetworkInfo, Predictor, Tuning, describe, load_predictor
+from collage_mpi.models import PLAIN, NetworkInfo, Predictor, Tuning, describe, load_predictor
 from collage_mpi.models.predictor import usable_device
 from collage_mpi.shards import ShardSet
 
 WARM = 5  # calls before those that count
 WAYS = {
     "cpu": (
-        Tuning("float32", "off"),
-        Tuning("float32"),
-        Tuning("bfloat16"),
-        Tuning("float16"),
+        replace(PLAIN, precision="float32", channels_last="off"),
+        PLAIN,
+        replace(PLAIN, precision="bfloat16"),
+        replace(PLAIN, precision="float16"),
     ),
     "cuda": (
-        Tuning("float32"),
-        Tuning("float32", "on", "cuda-graph"),
-        Tuning("float16"),
-        Tuning("float16", "on", "cuda-graph"),
-        Tuning("bfloat16", "on", "cuda-graph"),
-        Tuning("float16", "off", "cuda-graph"),
+        PLAIN,
+        Tuning(precision="float32", channels_last="on", compile="cuda-graph"),
+        replace(PLAIN, precision="float16"),
+        Tuning(precision="float16", channels_last="on", compile="cuda-graph"),
+        Tuning(precision="bfloat16", channels_last="on", compile="cuda-graph"),
+        Tuning(precision="float16", channels_last="off", compile="cuda-graph"),
     ),
 }
 
@@ -80,7 +81,13 @@ def rows(args: argparse.Namespace, kind: str, spec: str, shards: ShardSet) -> It
     assert info is not None, "a null network has no speed"
     batch, labels = inputs_of(info, shards, args.images)
     plain = scores_of(load_predictor(spec, kind), batch)  # on the CPU, whatever is measured
-    ways = [*WAYS[args.device], *([Tuning("bfloat16", "on", "torch-compile")] * args.compile)]
+    ways = [
+        *WAYS[args.device],
+        *(
+            [Tuning(precision="bfloat16", channels_last="on", compile="torch-compile")]
+            * args.compile
+        ),
+    ]
     for tuning in ways:
         try:
             tuned = load_predictor(spec, kind, device=args.device, tuning=tuning)

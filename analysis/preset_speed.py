@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from collage_mpi.errors import CollageError
-from collage_mpi.models import Architecture, Predictor, Tuning, describe, load_predictor
+from collage_mpi.models import PLAIN, Architecture, Predictor, Tuning, describe, load_predictor
 from collage_mpi.models.backbone import Backbone, read_architecture
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.heads import HeadSpec
@@ -39,19 +40,27 @@ from collage_mpi.models.weights import save_weights
 
 WAYS = {
     "cpu": {
-        "float32, contiguous": Tuning("float32", "off"),
-        "float32": Tuning("float32"),
-        "bfloat16": Tuning("bfloat16"),
+        "float32, contiguous": replace(PLAIN, precision="float32", channels_last="off"),
+        "float32": PLAIN,
+        "bfloat16": replace(PLAIN, precision="bfloat16"),
     },
     "cuda": {
-        "float32, eager": Tuning("float32"),
-        "float16, eager": Tuning("float16"),
-        "float16, graph": Tuning("float16", "on", "cuda-graph"),
+        "float32, eager": PLAIN,
+        "float16, eager": replace(PLAIN, precision="float16"),
+        "float16, graph": Tuning(precision="float16", channels_last="on", compile="cuda-graph"),
     },
 }
 COMPILED = {
-    "cpu": {"bfloat16, compiled": Tuning("bfloat16", "on", "torch-compile")},
-    "cuda": {"float16, compiled": Tuning("float16", "on", "torch-compile")},
+    "cpu": {
+        "bfloat16, compiled": Tuning(
+            precision="bfloat16", channels_last="on", compile="torch-compile"
+        )
+    },
+    "cuda": {
+        "float16, compiled": Tuning(
+            precision="float16", channels_last="on", compile="torch-compile"
+        )
+    },
 }
 FAMILIES = ("default", "reference")
 REFERENCE_PX, SMALL_PX = 224, 28

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.job.messages import Hello, Welcome
-from collage_mpi.models import Tuning
+from collage_mpi.models import PLAIN
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
@@ -16,7 +16,7 @@ WELCOME = Welcome(
     cell_px=4,
     classes=10,
     device="cpu",
-    tuning=Tuning(),
+    tuning=PLAIN,
     credit=2,
     batch=1,
     task_bytes=4096,

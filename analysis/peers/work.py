@@ -13,11 +13,12 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.models import Tuning, load_predictor
+from collage_mpi.models import PLAIN, load_predictor
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet
 
@@ -67,7 +68,9 @@ class Worker:
 
     def __init__(self, args: argparse.Namespace, number: int) -> None:
         network = with_shipped(args.network)
-        self._predictor = load_predictor(network, "single", tuning=Tuning("auto"))  # as a rank does
+        self._predictor = load_predictor(
+            network, "single", tuning=replace(PLAIN, precision="auto")
+        )  # as a rank does
         self._images = Images(args) if args.source == "workers" else None
         self._each_s = args.service_ms / 1e3 * (args.slow if number == 1 else 1.0)
         if args.notes:

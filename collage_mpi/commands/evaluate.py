@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.encoding import MAX_K, MIN_K
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, NETWORK_SETTINGS, PARITY, SINGLE
-from collage_mpi.models.tuning import PRECISIONS, Tuning
+from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.printable import counted
 from collage_mpi.system.progress import advancing
@@ -193,7 +194,7 @@ def _measure(args: argparse.Namespace, specs: dict[str, str]) -> dict[str, Any]:
                 KIND[kind].network,
                 device=args.device,
                 threads=args.threads,
-                tuning=Tuning(args.precision),
+                tuning=replace(PLAIN, precision=args.precision),
                 geometry=_geometry(args, shards, infos),
             )
             for kind, spec in specs.items()

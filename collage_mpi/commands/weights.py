@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
-from collage_mpi.models.tuning import PRECISIONS, Tuning
+from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
 
@@ -138,7 +139,10 @@ def _threshold(args: argparse.Namespace) -> int:
             raise DataFault("the shards have no labels; a threshold needs labelled shards")
         require_images(len(labels))
         order = np.arange(len(shards))
-        how: dict[str, Any] = {"device": args.device, "tuning": Tuning(args.precision)}
+        how: dict[str, Any] = {
+            "device": args.device,
+            "tuning": replace(PLAIN, precision=args.precision),
+        }
         both: dict[str, Any] = {
             each: load_predictor(spec, KIND[each].network, **how) for each, spec in specs.items()
         }

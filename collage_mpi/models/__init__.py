@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collage_mpi.models.own import is_own
     from collage_mpi.models.own_info import Geometry
     from collage_mpi.models.parity_spec import ParitySpec
-    from collage_mpi.models.tuning import Tuning
+    from collage_mpi.models.tuning import PLAIN, Tuning
 
 _HOMES = {
     "Architecture": "architecture",
@@ -25,11 +25,13 @@ _HOMES = {
     "NullPredictor": "null",
     "ParitySpec": "parity_spec",
     "Predictor": "info",
+    "PLAIN": "tuning",
     "Tuning": "tuning",
     "is_own": "own",
 }
 
 __all__ = [
+    "PLAIN",
     "Architecture",
     "Geometry",
     "NetworkInfo",

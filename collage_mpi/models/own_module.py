@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.models.own_info import HOW, TOLERANCE, Geometry, own_info
 from collage_mpi.models.predictor import TorchPredictor, told_if_it_does_not_fit, usable_device
-from collage_mpi.models.tuning import Tuning
+from collage_mpi.models.tuning import PLAIN, Tuning
 
 
 def module_predictor(
@@ -38,7 +38,7 @@ def module_predictor(
     torch.set_num_threads(max(1, threads))
     info = own_info(spec, kind, geometry, fingerprint_of(spec, module))
     shaped = _Shaped(spec, module, geometry.cells(kind), geometry.classes, embed)
-    place, chosen = usable_device(device), _as_said(tuning or Tuning())
+    place, chosen = usable_device(device), _as_said(tuning or PLAIN)
     with told_if_it_does_not_fit(info, shaped, place, chosen):
         predictor = TorchPredictor(info, shaped, place, chosen, embed)
         if geometry.classes is None:

@@ -19,7 +19,7 @@ from collage_mpi.models.launching import make_launcher
 from collage_mpi.models.own_info import embedding_length
 from collage_mpi.models.reading import reading_of
 from collage_mpi.models.resnet import channels_last, fold_norms
-from collage_mpi.models.tuning import Tuning, memory_fault
+from collage_mpi.models.tuning import PLAIN, Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.system.printable import counted
 
@@ -53,7 +53,7 @@ class TorchPredictor:
         self.embedding: int | None = None  # the first call tells
         self._device, self._embeds = device, embed
         fold_norms(network)
-        chosen = (tuning or Tuning()).on(device.type)
+        chosen = (tuning or PLAIN).on(device.type)
         self.tuning = str(chosen)
         self._dtype: torch.dtype = getattr(torch, chosen.precision)
         if device.type == "cuda" and self._dtype == torch.float32:
@@ -199,7 +199,7 @@ def told_if_it_does_not_fit(
         EnvironmentFault: the GPU's memory is too small, torch.compile does not work here, or
             the network does not work in this precision.
     """
-    chosen = (tuning or Tuning()).on(device.type)
+    chosen = (tuning or PLAIN).on(device.type)
     try:
         yield
     except Exception as error:

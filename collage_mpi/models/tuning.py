@@ -16,9 +16,9 @@ NO_TUNING = "null"  # of a null network, which computes nothing
 COMPILES = ("auto", "none", "cuda-graph", "torch-compile")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The three choices. The default is plain float32, to which all others are compared.
+    """The three choices.
 
     Attributes:
         precision: number format of weights and activations; scores are always float32.
@@ -30,9 +30,9 @@ class Tuning:
         UsageError: an unknown choice.
     """
 
-    precision: str = "float32"
-    channels_last: str = "on"
-    compile: str = "none"
+    precision: str
+    channels_last: str
+    compile: str
 
     def __post_init__(self) -> None:
         known = {"precision": PRECISIONS, "channels_last": LAYOUTS, "compile": COMPILES}
@@ -75,6 +75,10 @@ class Tuning:
         return f"{self.precision}, {layout}" + (
             "" if self.compile == "none" else f", {self.compile}"
         )
+
+
+# What every other choice is held against, and what a network runs as where nobody chooses.
+PLAIN = Tuning(precision="float32", channels_last="on", compile="none")
 
 
 def told_tunings(each: Iterable[Mapping[str, str]]) -> str:

@@ -170,7 +170,7 @@ def make_delay(what: str, fixed_ns: int | None, quantile: float | None) -> Delay
     return Delay(fixed_ns, quantile)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PolicySettings:
     """What the accept policies are made from; times in ns since a group's t0.
 
@@ -181,12 +181,12 @@ class PolicySettings:
         deadline_ns, deadline_quantile: when an unsure cell counts (confident).
     """
 
-    name: str = "first"
-    grace_ns: int | None = None
-    grace_quantile: float | None = None
-    confidence: float = 0.9
-    deadline_ns: int | None = None
-    deadline_quantile: float | None = None
+    name: str
+    grace_ns: int | None
+    grace_quantile: float | None
+    confidence: float
+    deadline_ns: int | None
+    deadline_quantile: float | None
 
 
 def make_policy(settings: PolicySettings) -> AcceptPolicy:

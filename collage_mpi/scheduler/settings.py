@@ -7,7 +7,7 @@ Does not know: how a user says them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SECOND_NS = 1_000_000_000
 
@@ -22,7 +22,7 @@ def batch_factor(inputs: int, further: float) -> float:
     return 1.0 + (inputs - 1) * further
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
     """What the scheduler is told once.
 
@@ -43,8 +43,8 @@ class SchedulerSettings:
         image_timeout_ns: give up a group's images this long after its t0; None never does.
         max_attempts: tasks of the scheme's main kind that may fail for one image before it
             becomes an error row.
-        max_failures: failures in a row after which a rank is retired.
         endgame: when no image is left to come, idle ranks copy those that are still out.
+        max_failures: failures in a row after which a rank is retired.
         end_ns: how long late answers are waited for once every image is resolved, or before
             further groups come in (drain).
         stop_ns: how long answers under way are waited for after StopRequested.
@@ -55,18 +55,19 @@ class SchedulerSettings:
 
     group_size: int
     ranks: int
-    costs: Mapping[str, float] = field(default_factory=dict)
-    batch_costs: Mapping[str, float] = field(default_factory=dict)
-    batch: int = 1
-    together: bool = True
-    depth: int = 1
-    paced: bool = False
-    drain: bool = False
-    linger_ns: int | None = None
-    image_timeout_ns: int | None = None
-    max_attempts: int = 3
+    costs: Mapping[str, float]
+    batch_costs: Mapping[str, float]
+    batch: int
+    together: bool
+    depth: int
+    paced: bool
+    drain: bool
+    linger_ns: int | None
+    image_timeout_ns: int | None
+    max_attempts: int
+    endgame: bool
+    # No setting of a run says these: they are decisions of the scheduler, which tests vary.
     max_failures: int = 5
-    endgame: bool = False
     end_ns: int = 30 * SECOND_NS
     stop_ns: int = 5 * SECOND_NS
     park_ns: int = 30 * SECOND_NS

@@ -78,12 +78,12 @@ class AcceptSettings(Settings):
         """The accept policy of the collage."""
         return make_policy(
             PolicySettings(
-                self.accept,
-                _ms_to_ns(self.grace_ms),
-                self.grace_quantile,
-                self.confidence,
-                _ms_to_ns(self.accept_deadline_ms),
-                self.accept_deadline_quantile,
+                name=self.accept,
+                grace_ns=_ms_to_ns(self.grace_ms),
+                grace_quantile=self.grace_quantile,
+                confidence=self.confidence,
+                deadline_ns=_ms_to_ns(self.accept_deadline_ms),
+                deadline_quantile=self.accept_deadline_quantile,
             )
         )
 

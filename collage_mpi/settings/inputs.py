@@ -144,4 +144,6 @@ class NetworkSettings(Settings):
 
     def tuning(self) -> Tuning:
         """How the workers run their networks."""
-        return Tuning(self.precision, self.channels_last, self.compile)
+        return Tuning(
+            precision=self.precision, channels_last=self.channels_last, compile=self.compile
+        )

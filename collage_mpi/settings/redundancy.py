@@ -17,6 +17,7 @@ from collage_mpi.scheduler.schemes import (
     SchemeSettings,
     make_scheme,
     scheme_class,
+    tell_nothing,
 )
 from collage_mpi.settings.acceptance import AcceptSettings, LateSettings
 from collage_mpi.settings.placement import Placement, placement
@@ -254,15 +255,16 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
     def scheme_settings(self) -> SchemeSettings:
         """The settings in the scheduler's form."""
         return SchemeSettings(
-            self.scheme,
-            self.assign,
-            self.accept_policy(),
-            self.n_copies,
-            self.replicas,
-            self.hedge_delay() if self._takes("hedge_delay") else None,
-            self.hedge_budget,
-            self.layout,
-            self.n_stripe,
+            name=self.scheme,
+            assign=self.assign,
+            policy=self.accept_policy(),
+            collage_copies=self.n_copies,
+            replicas=self.replicas,
+            hedge_delay=self.hedge_delay() if self._takes("hedge_delay") else None,
+            hedge_budget=self.hedge_budget,
+            placement=self.layout,
+            parity_k=self.n_stripe,
+            decode=tell_nothing,  # who knows the networks gives another
             bundle_from=self.collage_from,
             beyond_idle=self.collage_counts == "beyond-idle",
         )

@@ -9,6 +9,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from collage_mpi.errors import UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.tuning import Tuning
+from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.system.files import save_file
 from collage_mpi.system.npy import UNREADABLE_OR_GONE
@@ -146,7 +147,9 @@ def _features(
                 return np.array(kept["features"])
     except UNREADABLE_OR_GONE:
         pass  # not there yet, or damaged: computed again
-    tuning = Tuning(resolve_precision(settings.precision, torch.device(machine.device)))
+    tuning = replace(
+        PLAIN, precision=resolve_precision(settings.precision, torch.device(machine.device))
+    )
     below = TorchPredictor.load(
         str(init), SINGLE, device=machine.device, threads=machine.threads, tuning=tuning, embed=True
     )

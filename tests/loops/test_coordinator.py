@@ -24,6 +24,7 @@ from fakes import (
     record,
     truthful,
 )
+from scheduler_harness import policy_of, scheduler_settings, scheme_settings
 
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
@@ -39,14 +40,7 @@ from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.mpi.transport import Received
 from collage_mpi.results.draw import Draw
 from collage_mpi.results.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
-from collage_mpi.scheduler import (
-    PolicySettings,
-    Scheduler,
-    SchedulerSettings,
-    SchemeSettings,
-    make_policy,
-    make_scheme,
-)
+from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.core import ProtocolViolation
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
@@ -119,11 +113,11 @@ class Job:
         )
         collages = collages if scheme in ("collage", "cascade") else 0
         self.scheduler = Scheduler(
-            SchedulerSettings(group_size=side * side, ranks=singles + collages, **settings),
+            scheduler_settings(group_size=side * side, ranks=singles + collages, **settings),
             make_scheme(
-                SchemeSettings(
+                scheme_settings(
                     scheme,
-                    policy=make_policy(PolicySettings(policy, grace_ns, confidence=0.8)),
+                    policy=policy_of(policy, grace_ns=grace_ns),
                     collage_copies=copies,
                     placement=placement,
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.models import Tuning, load_predictor
+from collage_mpi.models import PLAIN, Tuning, load_predictor
 from collage_mpi.shards import ShardSet
 
 torch = pytest.importorskip("torch")
@@ -52,7 +53,12 @@ def agreement(kind: str, batch: np.ndarray, tuned: Any, size: int) -> tuple[floa
 @pytest.mark.parametrize("kind", ["single", "collage"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_a_cpus_answers_are_those_of_float32(inputs: dict, kind: str, precision: str) -> None:
-    tuned = predictor_of(kind, Tuning(precision, "on" if precision == "bfloat16" else "off"))
+    tuned = predictor_of(
+        kind,
+        replace(
+            PLAIN, precision=precision, channels_last="on" if precision == "bfloat16" else "off"
+        ),
+    )
     same, apart = agreement(kind, inputs[kind], tuned, 20)
     least, most = TOLERANCE[precision]
     assert same >= least
@@ -160,7 +166,7 @@ def test_what_a_device_refuses_is_told_before_the_rank_is_ready(
     monkeypatch.setattr(TorchPredictor, "_forward", refuse)
     monkeypatch.setattr(torch, "compile", lambda forward, mode: forward)
     with pytest.raises(EnvironmentFault, match=says):
-        predictor_of("single", Tuning("float32", "on", how))
+        predictor_of("single", Tuning(precision="float32", channels_last="on", compile=how))
 
 
 def test_memory_that_runs_out_in_a_capture_is_seen_through_the_error_on_top() -> None:
@@ -212,7 +218,7 @@ def test_a_ranks_gpu_is_the_current_one_before_anything_is_put_on_it(
 def test_a_gpus_answers_are_those_of_float32(
     inputs: dict, kind: str, how: str, precision: str
 ) -> None:
-    tuned = predictor_of(kind, Tuning(precision, "on", how), "cuda")
+    tuned = predictor_of(kind, Tuning(precision=precision, channels_last="on", compile=how), "cuda")
     for size in (1, 4):
         same, apart = agreement(kind, inputs[kind], tuned, size)
         least, most = TOLERANCE[precision]

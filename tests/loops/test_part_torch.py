@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 BEGIN = f"""
 import sys
 import numpy as np
-from collage_mpi.models import Tuning, load_predictor
+from collage_mpi.models import PLAIN, Tuning, load_predictor
 from collage_mpi.models.part_torch import import_part, whole_torch
 from collage_mpi.settings.shipped import with_shipped
 import_part()
@@ -32,7 +32,7 @@ def test_a_network_with_weights_answers_without_it() -> None:
     run(
         """
 weights = with_shipped("shipped:fashion_single.safetensors")
-predictor = load_predictor(weights, "single", tuning=Tuning())
+predictor = load_predictor(weights, "single", tuning=PLAIN)
 scores = predictor.predict(np.zeros((2, 28, 28, 1), np.uint8))
 assert np.allclose(scores.sum(axis=-1), 1)
 assert all(off()), "something has run it: torch uses it now, or has other parts"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import Clock
 from results_harness import manifest
+from scheduler_harness import scheduler_settings
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import messages
@@ -27,7 +28,7 @@ from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results import RunWriter
 from collage_mpi.results.row_sink import Pending
 from collage_mpi.results.rows import KEY_ROW
-from collage_mpi.scheduler import Scheduler, SchedulerSettings, make_scheme
+from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.workload.arrivals import ClosedLoop
@@ -399,7 +400,7 @@ def test_a_team_that_cannot_say_how_it_stands_works_on(tmp_path):
 
 def scheduler(**settings) -> Scheduler:
     scheme = make_scheme(RunSettings(scheme="none", side=2).scheme_settings())
-    found = Scheduler(SchedulerSettings(group_size=4, ranks=2, **settings), scheme)
+    found = Scheduler(scheduler_settings(group_size=4, ranks=2, **settings), scheme)
     for rank in (1, 2):
         found.handle(ev.RankReady(0, rank, frozenset({"single"}), "h", 2))
     return found

@@ -15,8 +15,8 @@ from collage_mpi.scheduler import (
     make_scheme,
 )
 from collage_mpi.scheduler import events as ev
-from collage_mpi.scheduler.policies import Delay
-from collage_mpi.scheduler.schemes import scheme_class
+from collage_mpi.scheduler.policies import AcceptPolicy, Delay
+from collage_mpi.scheduler.schemes import scheme_class, tell_nothing
 from collage_mpi.scheduler.state import ImageState
 from collage_mpi.scheduler.transitions import PARKED, RESERVED, SHAKEN
 
@@ -32,6 +32,49 @@ def value(image: int) -> int:
 
 
 WORN = ev.Unread("worn", of_input=True)  # why a row cannot be used
+
+
+def policy_of(name: str, **changes: object) -> AcceptPolicy:
+    """The accept policy of that name, made from few settings."""
+    none = dict.fromkeys(("grace_ns", "grace_quantile", "deadline_ns", "deadline_quantile"))
+    return make_policy(PolicySettings(**{"name": name, **none, "confidence": 0.8, **changes}))
+
+
+def scheme_settings(name: str, **changes: object) -> SchemeSettings:
+    """A scheme's settings where a test names but some of them: its own, not those of a run."""
+    plain = {
+        "assign": "turn",
+        "policy": policy_of("first"),
+        "collage_copies": 1,
+        "replicas": 2,
+        "hedge_delay": None,
+        "hedge_budget": 0.25,
+        "placement": "fixed",
+        "parity_k": 3,
+        "decode": tell_nothing,
+        "bundle_from": None,
+        "beyond_idle": False,
+        "calibrate": False,
+    }
+    return SchemeSettings(**{"name": name, **plain, **changes})
+
+
+def scheduler_settings(**changes: object) -> SchedulerSettings:
+    """The scheduler's settings where a test names but some of them: its own, not those of a run."""
+    plain = {
+        "costs": {},
+        "batch_costs": {},
+        "batch": 1,
+        "together": True,
+        "depth": 1,
+        "paced": False,
+        "drain": False,
+        "linger_ns": None,
+        "image_timeout_ns": None,
+        "max_attempts": 3,
+        "endgame": False,
+    }
+    return SchedulerSettings(**{**plain, **changes})
 
 
 class Harness:
@@ -70,28 +113,30 @@ class Harness:
         if scheme in ("parity", "approx"):
             collages = max(1, collages) if parities is None else parities
         self.scheme = make_scheme(
-            SchemeSettings(
+            scheme_settings(
                 scheme,
-                assign,
-                make_policy(
-                    PolicySettings(
-                        policy, grace_ns, grace_quantile, confidence, deadline_ns=deadline_ns
-                    )
+                assign=assign,
+                policy=policy_of(
+                    policy,
+                    grace_ns=grace_ns,
+                    grace_quantile=grace_quantile,
+                    confidence=confidence,
+                    deadline_ns=deadline_ns,
                 ),
-                copies,
-                replicas,
-                Delay(hedge_ns),
-                hedge_budget,
-                placement if "placement" in scheme_class(scheme).takes else "fixed",
-                parity_k,
-                self._decode,
-                bundle_from,
-                beyond_idle,
-                calibrate,
+                collage_copies=copies,
+                replicas=replicas,
+                hedge_delay=Delay(hedge_ns),
+                hedge_budget=hedge_budget,
+                placement=placement if "placement" in scheme_class(scheme).takes else "fixed",
+                parity_k=parity_k,
+                decode=self._decode,
+                bundle_from=bundle_from,
+                beyond_idle=beyond_idle,
+                calibrate=calibrate,
             )
         )
         self.scheduler = Scheduler(
-            SchedulerSettings(
+            scheduler_settings(
                 group_size=side * side, ranks=singles + collages, batch=batch, **settings
             ),
             self.scheme,

@@ -202,7 +202,7 @@ class CollageReplicateScheme(ReplicateScheme, CollageScheme):
     takes = ReplicateScheme.takes | CollageScheme.takes
     mark = ("#009E73", "*")
 '''
-OURS = ("collage_mpi", "results_harness")
+OURS = ("collage_mpi", "results_harness", "scheduler_harness")
 
 
 def _ours() -> list[str]:
@@ -250,14 +250,16 @@ def test_a_fourth_kind_travels_and_is_filed():
 
 @pytest.mark.usefixtures("four_kinds")
 def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
+    from scheduler_harness import scheme_settings
+
     from collage_mpi.errors import EnvironmentFault, UsageError
     from collage_mpi.figures.points import _look
-    from collage_mpi.scheduler import SchemeSettings, make_scheme
+    from collage_mpi.scheduler import make_scheme
     from collage_mpi.scheduler.schemes import SCHEMES
     from collage_mpi.settings.placement import placement
 
     assert SCHEMES[-3:] == ("approx", "sketch", "collage-replicate")
-    assert make_scheme(SchemeSettings("sketch")).kinds == {"single", "sketch"}
+    assert make_scheme(scheme_settings("sketch")).kinds == {"single", "sketch"}
     ranks = {"collage": 1, "parity": 1, "sketch": 2}
     found = placement(7, None, ranks, side=2, scheme="sketch")
     assert found.describe() == "0 coordinator, 1-4 single, 5-6 sketch"

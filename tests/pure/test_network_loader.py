@@ -10,7 +10,7 @@ from job_messages import WELCOME
 
 from collage_mpi.job import network_loader
 from collage_mpi.job.network_loader import NetworkLoader, uncollected
-from collage_mpi.models import Tuning
+from collage_mpi.models import PLAIN
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_all_of_torch_is_there_for_who_compiles_or_brings_a_network(
     monkeypatch.setattr(network_loader, "load_predictor", lambda *a, **k: "it")
     monkeypatch.setattr(network_loader, "import_part", lambda: found.append("part"))
     monkeypatch.setattr(network_loader, "whole_torch", lambda: found.append("whole"))
-    welcome = replace(WELCOME, tuning=Tuning(compile=compiled))
+    welcome = replace(WELCOME, tuning=replace(PLAIN, compile=compiled))
     NetworkLoader(1, 3)(spec, "single", welcome)
     assert found == imports
 

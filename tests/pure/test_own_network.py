@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.models import Geometry, Tuning, describe, is_own, load_predictor
+from collage_mpi.models import PLAIN, Geometry, describe, is_own, load_predictor
 from collage_mpi.models.own import find_function
 
 GEOMETRY = Geometry((8, 8, 3), side=2, cell_px=6, classes=5)
@@ -246,13 +247,21 @@ def test_a_module_that_gives_probabilities_is_refused(own: str) -> None:
 
 def test_a_module_that_works_in_float32_only_says_so(own: str) -> None:
     for precision in ("auto", "float32"):
-        load_predictor(f"{own}:float32_only", "single", geometry=GEOMETRY, tuning=Tuning(precision))
+        load_predictor(
+            f"{own}:float32_only",
+            "single",
+            geometry=GEOMETRY,
+            tuning=replace(PLAIN, precision=precision),
+        )
     for how, says in (
         (
-            Tuning("bfloat16"),
+            replace(PLAIN, precision="bfloat16"),
             r"only does not work as bfloat16, .* \(.*dtype.*\): choose --precision",
         ),
-        (Tuning("bfloat16", compile="torch-compile"), "torch.compile cannot make the single"),
+        (
+            replace(PLAIN, precision="bfloat16", compile="torch-compile"),
+            "torch.compile cannot make the single",
+        ),
     ):
         with pytest.raises(EnvironmentFault, match=says):
             load_predictor(f"{own}:float32_only", "single", geometry=GEOMETRY, tuning=how)

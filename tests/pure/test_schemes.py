@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields, replace
 
 import pytest
+from scheduler_harness import policy_of, scheme_settings
 
 from collage_mpi.errors import UsageError
 from collage_mpi.figures.points import _look
 from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KINDS, PARITY, SINGLE
-from collage_mpi.scheduler import SchemeSettings, make_policy, make_scheme
+from collage_mpi.models.tuning import Tuning
+from collage_mpi.scheduler import SchedulerSettings, SchemeSettings, make_scheme
 from collage_mpi.scheduler.policies import Delay, PolicySettings
 from collage_mpi.scheduler.schemes import SCHEMES, Scheme, base, scheme_class
 from collage_mpi.settings.placement import placement
-from collage_mpi.settings.run_settings import RunSettings
 
-ASKED = SchemeSettings(
+ASKED = scheme_settings(
     "none",
     assign="least",
-    policy=make_policy(PolicySettings("confident", confidence=0.5, deadline_ns=9_000_000)),
+    policy=policy_of("confident", confidence=0.5, deadline_ns=9_000_000),
     collage_copies=2,
     replicas=3,
     hedge_delay=Delay(5_000_000),
@@ -29,8 +30,7 @@ ASKED = SchemeSettings(
 
 
 def asked(name: str, **changes: object) -> SchemeSettings:
-    given = {each.name: getattr(ASKED, each.name) for each in fields(ASKED)}
-    return SchemeSettings(**{**given, "name": name, **changes})
+    return replace(ASKED, name=name, **changes)
 
 
 def test_schemes_are_in_the_order_that_help_and_errors_list_them():
@@ -113,11 +113,16 @@ def test_hedging_needs_a_time(name):
         make_scheme(asked(name, hedge_delay=None))
 
 
-def test_what_is_not_given_is_as_in_a_run_that_gives_nothing():
-    run = RunSettings(assign="turn", scheme="none")
-    assert SchemeSettings("none", policy=run.accept_policy()) == run.scheme_settings()
-    sure = RunSettings(scheme="collage", accept="confident").accept_policy()
-    assert make_policy(PolicySettings("confident")) == sure
+@pytest.mark.parametrize("settings", [SchemeSettings, PolicySettings, Tuning])
+def test_only_the_settings_of_a_run_have_defaults(settings):
+    assert [each.name for each in fields(settings) if each.default is not MISSING] == []
+    with pytest.raises(TypeError, match="positional"):
+        settings("none")
+
+
+def test_the_defaults_of_the_scheduler_are_of_what_no_setting_says():
+    known = {each.name for each in fields(SchedulerSettings) if each.default is not MISSING}
+    assert known == {"max_failures", "end_ns", "stop_ns", "park_ns", "calm_ns"}
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -11,7 +11,7 @@ from job_messages import HELLO
 
 from collage_mpi.errors import UsageError
 from collage_mpi.job.handshake import tell_tunings, warn_of_mixed_tuning
-from collage_mpi.models.tuning import Tuning, bfloat16_pays, memory_fault
+from collage_mpi.models.tuning import PLAIN, Tuning, bfloat16_pays, memory_fault
 from collage_mpi.settings.run_settings import RunSettings
 
 AUTO = RunSettings().tuning()
@@ -29,15 +29,15 @@ def test_auto_is_decided_by_the_device(device: str, half_pays: bool, shown: str)
     chosen = AUTO.on(device, half_pays)
     assert str(chosen) == shown
     assert chosen.on(device, not half_pays) == chosen
-    plain = Tuning("float32", "off", "none")
+    plain = Tuning(precision="float32", channels_last="off", compile="none")
     assert plain.on(device, half_pays) == plain
 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="needs a GPU"):
-        Tuning(compile="cuda-graph").on("cpu")
+        replace(PLAIN, compile="cuda-graph").on("cpu")
     with pytest.raises(UsageError, match="precision is 'half'; known are: auto"):
-        Tuning("half")
+        replace(PLAIN, precision="half")
     with pytest.raises(UsageError, match="compile"):
         RunSettings(compile="jit")
 

@@ -7,11 +7,12 @@ Does not know: what each of them does, needs and takes (a small class each, whic
 from __future__ import annotations
 
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 
 from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.schemes.base import ASSIGNMENTS, REGISTERED, Core, Later, Scheme
-from collage_mpi.scheduler.schemes.settings import Decode, SchemeSettings
+from collage_mpi.scheduler.schemes.settings import NOT_TAKEN, Decode, SchemeSettings, tell_nothing
 
 __all__ = [
     "ASSIGNMENTS",
@@ -24,6 +25,7 @@ __all__ = [
     "SchemeSettings",
     "make_scheme",
     "scheme_class",
+    "tell_nothing",
 ]
 
 for _module in pkgutil.iter_modules(__path__):
@@ -53,5 +55,5 @@ def make_scheme(settings: SchemeSettings) -> Scheme:
             f"placement fastest is for collages, and scheme {settings.name} makes none: "
             "leave it out, or use --assign finish"
         )
-    taken = {name: getattr(settings, name) for name in scheme.takes}
-    return scheme(SchemeSettings(settings.name, **taken))
+    idle = {name: value for name, value in NOT_TAKEN.items() if name not in scheme.takes}
+    return scheme(replace(settings, **idle))

@@ -94,7 +94,7 @@ class Scheme:
     Attributes:
         name: as settings and messages say it.
         needs: kinds of network; ranks that hold no other are left idle.
-        takes: of the settings, by name; the others have their defaults.
+        takes: the settings that it reads, by name.
         assigns: of ASSIGNMENTS, those with a meaning of their own; others are as `turn`.
         mark: colour and marker of its points in figures.
         main: the kind whose failures count, and that is tried again.

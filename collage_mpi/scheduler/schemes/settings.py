@@ -1,13 +1,13 @@
 """What the schemes are made from.
 
-Owns: the names of a scheme's settings, and their defaults.
+Owns: the names of a scheme's settings, and what a scheme works with that does not take one.
 Does not know: which scheme takes which of them (each says so).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from collage_mpi.scheduler.events import Score
@@ -22,7 +22,7 @@ def tell_nothing(image: int, place: int, evidence: Any, others: Sequence[Any]) -
     """A `Decode` for whoever has no evidence: nothing is decoded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SchemeSettings:
     """What the schemes are made from; each takes those that it names in `takes`.
 
@@ -46,15 +46,19 @@ class SchemeSettings:
     """
 
     name: str
-    assign: str = "turn"
-    policy: AcceptPolicy = field(default_factory=First)
-    collage_copies: int = 1
-    replicas: int = 2
-    hedge_delay: Delay | None = None
-    hedge_budget: float = 0.25
-    placement: str = "fixed"
-    parity_k: int = 3
-    decode: Decode = tell_nothing
-    bundle_from: int | None = None
-    beyond_idle: bool = False
-    calibrate: bool = False
+    assign: str
+    policy: AcceptPolicy
+    collage_copies: int
+    replicas: int
+    hedge_delay: Delay | None
+    hedge_budget: float
+    placement: str
+    parity_k: int
+    decode: Decode
+    bundle_from: int | None
+    beyond_idle: bool
+    calibrate: bool
+
+
+# What a scheme that builds on another works with, of the settings that only the other one takes.
+NOT_TAKEN: Mapping[str, Any] = {"assign": "turn", "policy": First(), "placement": "fixed"}
