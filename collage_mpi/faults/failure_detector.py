@@ -41,7 +41,7 @@ class FailureDetector:
     """The worker ranks of a world, present and lost, over one or several sessions.
 
     Attributes:
-        keep_going: whether the job goes on without a lost rank; each session sets it.
+        keep_going: whether the job goes on without a lost rank; `tolerate` sets it for each session.
         all_needed: whether a rank that stays silent counts as lost even without `keep_going`,
             because no other rank can do its work.
         leaving: whether ranks are expected to end now.
@@ -76,6 +76,20 @@ class FailureDetector:
     def offer(self) -> Offer | None:
         """What workers need to let themselves be watched."""
         return self._monitor.offer() if self._monitor else None
+
+    def tolerate(
+        self, keep_going: bool, reply_timeout_s: float | None, *, all_needed: bool = False
+    ) -> None:
+        """Set what a session does about lost and silent ranks; see the attributes.
+
+        Args:
+            reply_timeout_s: a rank that has owed an answer for so long is silent; None: after
+                many times the longest service time.
+        """
+        self.keep_going, self.all_needed = keep_going, all_needed
+        self.timeouts.reply_timeout_ns = (
+            None if reply_timeout_s is None else round(reply_timeout_s * 1e9)
+        )
 
     def begin(self, kinds: Mapping[int, Iterable[str]]) -> None:
         """A session begins with these kinds of networks on the ranks."""

@@ -59,9 +59,8 @@ def handshake(
         RankGone: too few are there to begin.
     """
     settings, detector = plan.settings, worker_group.detector
-    detector.keep_going = detector.fault_tolerant and settings.on_rank_loss != "abort"
-    timeout_s = settings.reply_timeout_s
-    detector.timeouts.reply_timeout_ns = None if timeout_s is None else round(timeout_s * 1e9)
+    goes_on = detector.fault_tolerant and settings.on_rank_loss != "abort"
+    detector.tolerate(goes_on, settings.reply_timeout_s)
     if settings.on_rank_loss == "continue" and not detector.fault_tolerant:
         tell(PLAIN_LAUNCH.format(ranks=worker_group.transport.size))
     worker_group.transport.expect(answer_bytes(plan, encoder))

@@ -72,9 +72,8 @@ class ImageBuffer:
         `draw`: of which images the single network is asked too, whatever a collage says.
         """
         self.draw = draw
-        # An image's index -> its id; None: ids count up.
-        self.numbers: dict[int, int] | None = None
-        self.growing = False  # the reader may get more
+        self._numbers: dict[int, int] = {}  # an image's index -> its id
+        self._numbered = self._growing = False  # else ids count up, and the reader gets no more
         self.reader = reader
         self.encoder = encoder
         self.session = session
@@ -87,7 +86,20 @@ class ImageBuffer:
     @property
     def exhausted(self) -> bool:
         """No further image will come."""
-        return self.reader.remaining == 0 and not self.growing
+        return self.reader.remaining == 0 and not self._growing
+
+    def number(self, indices: Sequence[int], first: int) -> None:
+        """The reader gets these images, whose ids count up from `first`."""
+        self._numbered = True
+        self._numbers.update(zip(indices, range(first, first + len(indices)), strict=True))
+
+    def grow(self) -> None:
+        """The reader may get more images than it has, until `close`."""
+        self._growing = True
+
+    def close(self) -> None:
+        """The reader gets no more images."""
+        self._growing = False
 
     def admit(self, count: int) -> list[tuple[int, ImageRecord]]:
         """The next images with their ids, at most `count`, as many as can be had at once.
@@ -100,7 +112,7 @@ class ImageBuffer:
             return []
         admitted: list[tuple[int, ImageRecord]] = []
         for record in self.reader.take(count):
-            number = self._next if self.numbers is None else self.numbers.pop(record.index)
+            number = self._numbers.pop(record.index) if self._numbered else self._next
             if record.fault is None:
                 self._records[number] = record
             admitted.append((number, record))

@@ -201,24 +201,21 @@ def _run_plan(
                 supply=supply,
                 lead=lead,
             )
-            progress.also = publisher(
-                published, writer, coordinator, worker_group, len(order), lead
-            )
-            progress.began = published.begin
+            publish = publisher(published, writer, coordinator, worker_group, len(order), lead)
+            progress.follow(publish, published.begin)
             if lead is not None:
                 world_of = partial(_planned_world, plan)
-                published.others = partial(ranks_of_others, out, lead, world_of)
+                published.include(partial(ranks_of_others, out, lead, world_of))
             try:
                 finish = coordinator.run(*roll_call(plan, worker_group, hellos))
                 if lead is not None and supply is not None:
                     finish = wait_for_teams(lead, supply, writer, coordinator, finish)
-                    progress.also(True)  # how each team has ended
+                    publish(True)  # how each team has ended
             finally:
                 progress.close()
         worker_group.end()
-        if lead is not None and not lead.unread:
-            plan.shards.lost.clear()  # others have read them
-        status, faults = judge_input(plan.shards, finish.status)
+        read_by_others = lead is not None and not lead.unread
+        status, faults = judge_input(plan.shards, finish.status, read_by_others=read_by_others)
         final = final_facts(plan, coordinator, hellos, costs, job)
         if lead is not None:
             writer.teams = lead.entries(out, partial(_planned_world, plan))
@@ -254,12 +251,11 @@ def build_lead(
     """
     assert writer.publisher is not None
     settings = plan.settings
-    others.detector.keep_going = settings.on_rank_loss != "abort"  # silence is seen in any world
-    others.detector.all_needed = True  # what a team has not said to be done is waited for
     timeout_s = settings.reply_timeout_s
     if timeout_s is not None:  # of a coordinator, which is heard but so often
         timeout_s = max(timeout_s, 2 * ALIVE_EVERY_NS / 1e9)
-    others.detector.timeouts.reply_timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
+    # Silence is seen in any world, and what a team has not said to be done is waited for.
+    others.detector.tolerate(settings.on_rank_loss != "abort", timeout_s, all_needed=True)
     done = ranges_of(np.flatnonzero(~np.isin(plan.order, order)))
     unit = settings.batch * settings.group_size
     largest = max(1, LARGEST_LEASE // unit)
@@ -322,14 +318,18 @@ def warn_of_bad_shards(shards: ShardSet) -> None:
         tell(f"warning: {reason}\n  The rest is done, and the exit code will be 4.")
 
 
-def judge_input(shards: ShardSet, status: str) -> tuple[str, tuple[str, ...]]:
+def judge_input(
+    shards: ShardSet, status: str, *, read_by_others: bool = False
+) -> tuple[str, tuple[str, ...]]:
     """The session's status and what to tell, after all was done that could be done.
+
+    `read_by_others`: other teams have read what this process could not read any more.
 
     Without all of its shards a run is incomplete; one that was stopped says just that.
     """
     if status == ev.INCOMPLETE:
         return status, ()
-    unread = _unread(shards)
+    unread = _unread(shards, read_by_others)
     return ev.INCOMPLETE if unread else status, (*unread, *changes(shards))
 
 
@@ -341,8 +341,9 @@ def changes(shards: ShardSet) -> list[str]:
     ]
 
 
-def _unread(shards: ShardSet) -> tuple[str, ...]:
-    return (*(shard.reason for shard in shards.bad), *shards.lost.values())
+def _unread(shards: ShardSet, read_by_others: bool = False) -> tuple[str, ...]:
+    lost = () if read_by_others else shards.lost.values()
+    return (*(shard.reason for shard in shards.bad), *lost)
 
 
 def build_encoder(plan: Plan) -> AnyEncoder:

@@ -183,7 +183,7 @@ class Supply:
     def attach(self, feed: ImageBuffer, recorder: Recorder) -> None:
         """Where its images come in, and who counts them."""
         self._feed, self._recorder = feed, recorder
-        feed.numbers, feed.growing = {}, True
+        feed.grow()
 
     def group_of(self, image: int) -> int:
         """The number of an image's group: images are numbered by it and by their cell."""
@@ -241,7 +241,7 @@ class Supply:
         if isinstance(said, Lease):
             self._add(said)
         elif isinstance(said, Close):
-            self._feed.growing = False
+            self._feed.close()
         elif isinstance(said, Lull):
             self._lull = True
         elif isinstance(said, Halt):
@@ -255,10 +255,7 @@ class Supply:
         self._lull = self._flushed = self._told = False
         ranges = [np.arange(*each) for each in messages.unpacked_ranges(lease.places)]
         indices = self._plan.order[np.concatenate(ranges)]  # (k,) int64
-        first = lease.first_group * self._size
-        assert self._feed.numbers is not None
-        numbers = range(first, first + len(indices))
-        self._feed.numbers.update(zip(indices.tolist(), numbers, strict=True))
+        self._feed.number(indices.tolist(), lease.first_group * self._size)
         self._waiting.append((lease.number, self._given))
         self._given += len(indices)
         self._reader.add(indices)

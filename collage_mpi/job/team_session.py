@@ -159,7 +159,7 @@ class TeamSession:
                 supply=supply,
             )
             total = self._manifest["rows"]
-            progress.also = publisher(published, rows, coordinator, worker_group, total)
+            progress.follow(publisher(published, rows, coordinator, worker_group, total))
             link.progress = lambda: supply.progress
             finish = coordinator.run(*roll_call(plan, worker_group, hellos))
             progress.close()

@@ -74,7 +74,7 @@ class StatusFiles:
         self._last: Json = {"state": STARTING, "done": 0, "ranks": []}
         self._before: tuple[float, int] | None = None  # seconds, done: of the last snapshot
         self._told = False
-        self.others: Callable[[], Iterable[Json]] = tuple
+        self._others: Callable[[], Iterable[Json]] = tuple
         self._waiting: tuple[Json, np.ndarray | None] | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -82,6 +82,10 @@ class StatusFiles:
             self._write(self._last)
         self._thread = threading.Thread(target=self._work, name="collage-mpi status", daemon=True)
         self._thread.start()
+
+    def include(self, others: Callable[[], Iterable[Json]]) -> None:
+        """Show the ranks that `others` gives, of other teams, behind those of each snapshot."""
+        self._others = others
 
     def begin(self, done: int = 0) -> None:
         """Images come from now on, or the warm-up is over: the average rate counts from here.
@@ -134,7 +138,7 @@ class StatusFiles:
             with self._guarded():
                 if tasks is not None:
                     add_service_times(said["ranks"], tasks)
-                ranks = [*said["ranks"], *self.others()]
+                ranks = [*said["ranks"], *self._others()]
                 self._last = {**said, "ranks": ranks, **self._rates(said["done"])}
                 self._write(self._last)
 

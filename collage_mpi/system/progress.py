@@ -72,14 +72,20 @@ class StatusReporter:
         self._written: tuple[int, dict[str, Any]] | None = None
         self._ended, self._said = False, ""
         self._deaf = silent
-        self.also: Callable[[bool], None] = lambda last: None  # called with each line
-        self.began: Callable[[int], None] = lambda done: None  # called by `begin`
+        self._also: Callable[[bool], None] = lambda last: None
+        self._began: Callable[[int], None] = lambda done: None
+
+    def follow(
+        self, line: Callable[[bool], None], began: Callable[[int], None] = lambda done: None
+    ) -> None:
+        """Call `line` with each line, True at the last, and `began` with what `begin` is given."""
+        self._also, self._began = line, began
 
     def begin(self, done: int) -> None:
         """The warm-up is over and `done` are done; the rate counts from here, if work is left."""
         if done != self._total:
             self._start_s, self._start = self._clock(), done
-            self.began(done)
+            self._began(done)
 
     def update(self, done: int, **fields: Any) -> None:
         """Report that `done` are done. It costs under 1 us when no line is due.
@@ -104,7 +110,7 @@ class StatusReporter:
         self._next_s = now_s + self._every_s
         self._ended |= end
         self._written = self._last
-        self.also(end)
+        self._also(end)
         if self._deaf or (end and self._passing and not self._word):
             return
         done, fields = self._last

@@ -149,6 +149,7 @@ def test_a_shard_that_goes_bad_before_it_is_opened(tmp_path: Path, damage) -> No
         assert status == "incomplete"
         assert told == (shards.lost[1],)
         assert judge_input(shards, "incomplete") == ("incomplete", ())
+        assert judge_input(shards, "complete", read_by_others=True) == ("complete", ())
 
 
 def test_a_shard_that_is_written_over_in_place_gives_error_rows(tmp_path: Path) -> None:

@@ -703,13 +703,13 @@ class Leases:
     def __init__(self, job: Job, size: int) -> None:
         self.reader, self.feed, self.clock = job.feed.reader, job.feed, job.clock
         self.left, self.reader._left = self.reader._left, deque()
-        self.feed.numbers, self.feed.growing = {}, True
+        self.feed.grow()
         self.size, self.group_size, self.start_ns = size, 4, job.start_ns
         self.granted_ns: list[int] = []
 
     @property
     def paused(self) -> bool:
-        return self.feed.growing and self.reader.remaining == 0
+        return bool(self.left) and self.reader.remaining == 0
 
     def look(self, now_ns: int, unresolved: int) -> bool:
         number = len(self.granted_ns)
@@ -717,10 +717,11 @@ class Leases:
             return False
         self.granted_ns.append(now_ns)
         groups = -(-self.size // self.group_size)
-        for i in range(min(self.size, len(self.left))):
-            self.feed.numbers[self.left[0].index] = number * groups * self.group_size + i
-            self.reader._left.append(self.left.popleft())
-        self.feed.growing = bool(self.left)
+        granted = [self.left.popleft() for _ in range(min(self.size, len(self.left)))]
+        self.feed.number([each.index for each in granted], number * groups * self.group_size)
+        self.reader._left.extend(granted)
+        if not self.left:
+            self.feed.close()
         return True
 
     def group_of(self, image: int) -> int:
@@ -833,14 +834,15 @@ class LateLease:
 
     def __init__(self, job: Job, at_ns: int, more: list[Any]) -> None:
         self._reader, self._feed, self._at_ns, self._more = job.feed.reader, job.feed, at_ns, more
-        self.paused = False
-        job.feed.growing = True
+        self.paused = self._closed = False
+        self._feed.grow()
 
     def look(self, now_ns: int, unresolved: int) -> bool:
-        if not self._feed.growing or now_ns < self._at_ns:
+        if self._closed or now_ns < self._at_ns:
             return False
         self._reader._left.extend(self._more)
-        self._feed.growing = False
+        self._closed = True
+        self._feed.close()
         return True
 
     def group_of(self, image: int) -> int:
@@ -863,7 +865,8 @@ def sleeps_of(job: Job) -> dict[bool, set[int]]:
 
 
 def test_a_team_with_no_image_in_hand_looks_up_once_a_ms_and_else_as_ever():
-    job = Job(8, scheme="none", every_ns=40 * MS, cluster={"service_ns": lambda *_: 30 * MS})
+    slow = {"service_ns": lambda *_: 30 * MS}
+    job = Job(8, scheme="none", every_ns=40 * MS, cluster=slow)
     more = [job.feed.reader._left.pop() for _ in range(4)][::-1]
     job.coordinator._supply = LateLease(job, job.start_ns + 200 * MS, more)
     sleeps = sleeps_of(job)

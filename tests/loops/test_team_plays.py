@@ -17,6 +17,7 @@ from fakes import Clock
 from test_lead import MS, READY, START, Others, Published
 
 from collage_mpi.errors import ExitCode
+from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.lead import Lead
 from collage_mpi.job.messages import Done, Fault, Message
 from collage_mpi.job.team import Supply
@@ -79,7 +80,7 @@ class Player:
         unreadable = frozenset(each for each in range(play.images) if draw.random() < chance)
         self.reader, self.rows = Images(unreadable), Rows()
         self.supply = Supply(self, play.plan, self.reader, self.rows)
-        self.feed = SimpleNamespace()
+        self.feed = ImageBuffer(self.reader, None, self.session, lambda: 0)
         totals = SimpleNamespace(images=0, errors=0, collage=0)
         self.supply.attach(
             self.feed, SimpleNamespace(warm_up_from=lambda group: None, totals=totals)
@@ -139,7 +140,7 @@ class Player:
         if draw.random() < 0.05:
             self.rows.flush()
         self.supply.look(self.play.clock.now_ns, len(self.unresolved))
-        if not (self.feed.growing or self.reader.remaining or self.unresolved):
+        if self.feed.exhausted and not self.unresolved:
             self._leave("complete")
             self.left = True
 

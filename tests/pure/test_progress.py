@@ -98,7 +98,7 @@ def test_the_rate_and_the_share_leave_the_warm_up_out_as_the_summary_does(caplog
     clock = Clock()
     reporter = StatusReporter(90, scheme, clock=clock, word="")
     rates_begin = []
-    reporter.began = rates_begin.append
+    reporter.follow(lambda last: None, rates_begin.append)
     told = Told(reporter, RunSettings(scheme=scheme, warmup_groups=2))
     for wait_s, images, collage in ((10, 18, 18), (4.5, 54, 36), (4.5, 90, 54)):
         clock.now_s += wait_s

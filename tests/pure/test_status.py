@@ -95,7 +95,7 @@ def test_a_status_begins_goes_on_and_ends(tmp_path: Path) -> None:
 
 def test_ranks_of_other_teams_stand_behind_ones_own_to_the_end(tmp_path: Path) -> None:
     files = StatusFiles(tmp_path, FACTS, 5.0, lambda: None)
-    files.others = lambda: [a_rank(5, 70.0)]
+    files.include(lambda: [a_rank(5, 70.0)])
     files.offer(lambda: (said(3, (a_rank(1),)), NO_TASKS), now=True)
     status = written(tmp_path, 2)
     assert [(r["rank"], r["service_ms"]) for r in status["ranks"]] == [(1, None), (5, 70.0)]
