@@ -1,10 +1,10 @@
 """What rank 0 can feed: images/s and MB/s by size and storage, and the N where it saturates.
 
 Owns: the cost of the reading thread, by CPU time, and the sums; table in docs/benchmarks.md.
-Does not know: MPI. The cost of rank 0's loop comes from reports of `bench round`:
+Does not know: MPI. The cost of rank 0's loop comes from reports of `bench/round.py`:
 
-    collage-mpi bench round --ranks 11 --px 28 --out b28.json
-    collage-mpi bench round --ranks 11 --px 224 --out b224.json
+    python analysis/bench/round.py --ranks 11 --px 28 --out b28.json
+    python analysis/bench/round.py --ranks 11 --px 224 --out b224.json
     python analysis/rank0_ceiling.py b28.json b224.json
 
 CPU time, not wall: other work on the machine hardly changes it. The least of several runs.
@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from bench.round_settings import BenchSettings
 from PIL import Image
 
-from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.shards import CellMaker, ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.cells import add_cells
@@ -117,7 +117,7 @@ def rows(report: dict, folder: Path) -> Iterator[str]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("reports", nargs="+", type=Path, help="JSON of bench round")
+    parser.add_argument("reports", nargs="+", type=Path, help="JSON of bench/round.py")
     args = parser.parse_args()
     torch.set_num_threads(1)
     full = "".join(f"{f'N at {ms:g}':>8}" for ms in SERVICE_MS)

@@ -49,7 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("evaluate", "measure accuracy, FLOPs and service time of networks side by side"),
     "slurm": ("slurm", "render job scripts for Slurm from settings"),
-    "bench": ("bench", "measure the overhead of this package with a null network"),
+    "bench": ("bench", "show how long rank 0's steps and the messages of a finished run took"),
     "doctor": (
         "doctor",
         "find what would keep a job from starting here, and how to fix it; show which rank is "

@@ -1,75 +1,14 @@
-"""`collage-mpi bench`: measures the overhead of this package next to plain mpi4py, and the costs in
-a finished run.
-"""
+"""`collage-mpi bench costs`: what rank 0's steps and the messages of a finished run took."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from pathlib import Path
-from typing import Any
-
-from collage_mpi.bench.settings import WORLDS, BenchSettings
-from collage_mpi.errors import EnvironmentFault, ExitCode, UsageError
-from collage_mpi.system.environment import launcher_size
-from collage_mpi.system.launchers import MPIS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `bench round` and `bench costs`."""
+    """Add `bench costs`."""
     kinds = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
-    line = "time a group's round trip with a null network, next to plain mpi4py loops"
-    child = kinds.add_parser("round", help=line, description=line[0].upper() + line[1:] + ".")
-    default = BenchSettings()
-    child.add_argument(
-        "--ranks",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="world sizes to measure, each with 1 collage rank and N - 2 single ranks (default: "
-        "11 3)",
-    )
-    child.add_argument(
-        "--px",
-        type=int,
-        default=default.px,
-        help="height and width of an image in pixels (default: %(default)s)",
-    )
-    child.add_argument(
-        "--rounds",
-        type=int,
-        default=default.rounds,
-        help="measured rounds of each variant (default: %(default)s)",
-    )
-    child.add_argument(
-        "--blocks",
-        type=int,
-        default=default.blocks,
-        help="blocks of rounds, in which the variants take turns (default: %(default)s)",
-    )
-    child.add_argument(
-        "--warmup",
-        type=int,
-        default=default.warmup,
-        help="unmeasured rounds before each block (default: %(default)s)",
-    )
-    child.add_argument(
-        "--mpi",
-        choices=MPIS,
-        default="auto",
-        help="which MPI to use. auto: the one that mpi4py loads",
-    )
-    child.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    child.add_argument("--out", metavar="FILE", help="also write the JSON to this file")
-    child.add_argument(
-        "--profile",
-        metavar="FILE",
-        help="profile the variant job-memory on rank 0 into this pstats file; this distorts the "
-        "measured times",
-    )
-    # One world's report, for the process that started its ranks.
-    child.add_argument("--collect", metavar="FILE", help=argparse.SUPPRESS)
     line = (
         "show how long rank 0's steps and the messages took in a finished real run, for simulate "
         "--costs"
@@ -80,11 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Run the chosen benchmark."""
-    return _costs(args) if args.bench == "costs" else _round(args)
-
-
-def _costs(args: argparse.Namespace) -> int:
+    """Print the costs of a run, and write them to a file if one is named."""
     from collage_mpi.results import read_results
     from collage_mpi.simulation.costs import costs_of, save_costs
 
@@ -95,94 +30,3 @@ def _costs(args: argparse.Namespace) -> int:
         save_costs(Path(args.out), costs, f"{run.label}, {len(run.tasks):,} tasks")
         print(f"wrote {args.out}: collage-mpi simulate --costs {args.out} ...")
     return 0
-
-
-def _round(args: argparse.Namespace) -> int:
-    """Start the worlds one after another; under a launcher, take part as a rank."""
-    settings = BenchSettings(px=args.px, rounds=args.rounds, blocks=args.blocks, warmup=args.warmup)
-    for path in filter(None, (args.out, args.profile)):
-        if not Path(path).absolute().parent.is_dir():
-            raise EnvironmentFault(
-                f"{path}: the folder of this file does not exist. Create it first"
-            )
-    if (launcher_size() or 1) > 1:
-        return _as_ranks(args, settings)
-    return _start_worlds(args, settings)
-
-
-def _start_worlds(args: argparse.Namespace, settings: BenchSettings) -> int:
-    from collage_mpi.bench.report import full_report
-    from collage_mpi.commands.launch import launch_ranks
-
-    sizes = args.ranks or WORLDS
-    for size in sizes:
-        _check_size(size)
-    if args.profile and len(sizes) > 1:
-        raise UsageError("--profile needs a single world: add, for example, --ranks 11")
-    words = ["bench", "round", "--px", str(settings.px), "--rounds", str(settings.rounds)]
-    words += ["--blocks", str(settings.blocks), "--warmup", str(settings.warmup)]
-    words += ["--profile", args.profile] if args.profile else []
-    worlds = []
-    with tempfile.TemporaryDirectory(prefix="collage-mpi-bench-") as folder:
-        for size in sizes:
-            found = Path(folder) / f"world-{size}.json"
-            code = launch_ranks(size, [*words, "--collect", str(found)], mpi=args.mpi)
-            if code:
-                return code
-            worlds.append(json.loads(found.read_text()))
-    _tell(args, full_report(settings, worlds))
-    return 0
-
-
-def _check_size(size: int) -> None:
-    if size < 3:
-        raise UsageError(f"--ranks {size}: at least 3 are needed (rank 0, a single, a collage)")
-
-
-def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
-    from collage_mpi.bench.job_loop import bench_world
-    from collage_mpi.bench.report import full_report
-    from collage_mpi.mpi.transport import guarded, open_world
-    from collage_mpi.system.progress import report_exit
-
-    comm, mpi = open_world()
-    size, launched = comm.Get_size(), launcher_size()
-    if size != launched:
-        raise EnvironmentFault(
-            f"the launcher started {launched} ranks, but MPI says {size}: the launcher and the "
-            "MPI library do not belong together. Let this command start the ranks: collage-mpi "
-            "bench round"
-        )
-    _check_size(size)
-    if args.ranks not in (None, [size]):
-        raise UsageError(f"--ranks {args.ranks}: the launcher started {size}; leave --ranks out")
-
-    def work() -> int:
-        profile = _profile() if args.profile and comm.Get_rank() == 0 else None
-        report = bench_world(settings, comm, mpi, profile)
-        if profile is not None:
-            profile.dump_stats(args.profile)
-        if report is not None and args.collect:
-            Path(args.collect).write_text(json.dumps(report))
-        elif report is not None:
-            _tell(args, full_report(settings, [report]))
-        if report is not None:
-            report_exit(0)
-        return int(ExitCode.COMPLETE)
-
-    return guarded(comm, work)
-
-
-def _profile() -> Any:
-    from cProfile import Profile
-
-    return Profile()
-
-
-def _tell(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    from collage_mpi.bench.report import render
-
-    text = json.dumps(report, indent=2)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
-    print(text if args.json else render(report), flush=True)

@@ -267,6 +267,7 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             decode=tell_nothing,  # who knows the networks gives another
             bundle_from=self.collage_from,
             beyond_idle=self.collage_counts == "beyond-idle",
+            calibrate=False,  # no setting of a run asks for it
         )
 
     @property

@@ -66,8 +66,6 @@ NAMES = (
 # What reads bytes, and is tried by no reader: (module, function) -> why not.
 OWN, CHILD, KERNEL = "its own bytes", "what its own child says", "a file of the kernel, words only"
 NOT_TRIED = {
-    ("bench/report", "_cpu_name"): KERNEL,
-    ("commands/bench", "_start_worlds"): CHILD,
     ("doctor/folder", "file_system"): KERNEL,
     ("doctor/gather", "probe"): CHILD,
     ("doctor/probe", "probe_locks"): OWN,

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-
-from collage_mpi.bench.report import FORMAT, VARIANTS
+from round_report import FORMAT, VARIANTS
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 
 TINY = ["--px", "16", "--rounds", "8", "--blocks", "2", "--warmup", "1"]
 
 
+ROUND = Path(__file__).parents[2] / "analysis" / "bench" / "round.py"
+
+
 def bench(*words: str) -> subprocess.CompletedProcess[str]:
-    """The command as typed by hand; it starts its own ranks."""
+    """The script as typed by hand; it starts its own ranks."""
     return subprocess.run(
-        [sys.executable, "-m", "collage_mpi", "bench", "round", *words],
+        [sys.executable, str(ROUND), *words],
         capture_output=True,
         text=True,
         timeout=120,
@@ -49,7 +52,7 @@ def test_two_worlds_make_one_report(tmp_path):
 
 def test_under_a_launcher_it_is_one_world_and_can_be_profiled(mpiexec, tmp_path):
     profile = tmp_path / "job.pstats"
-    words = ["-m", "collage_mpi", "bench", "round", *TINY, "--profile", profile]
+    words = [ROUND, *TINY, "--profile", profile]
     done = mpiexec(3, words)
     assert done.returncode == 0, done.stderr
     assert "1 single + 1 collage ranks" in done.stdout
@@ -62,7 +65,7 @@ def test_under_a_launcher_it_is_one_world_and_can_be_profiled(mpiexec, tmp_path)
         (["--ranks", "2"], 2, "--ranks 2"),
         (["--rounds", "2"], 2, "--rounds 2"),
         (["--profile", "p.pstats"], 2, "--ranks 11"),
-        (["--out", "no/such/folder/x.json"], 3, "make it first"),
+        (["--out", "no/such/folder/x.json"], 3, "Create it first"),
     ],
 )
 def test_what_cannot_work_is_one_message(words, code, says):

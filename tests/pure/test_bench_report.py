@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from collage_mpi.bench.report import (
+from round_report import (
     VARIANTS,
     Block,
     RoundMeter,
@@ -15,7 +14,8 @@ from collage_mpi.bench.report import (
     summarise,
     world_report,
 )
-from collage_mpi.bench.settings import BenchSettings
+from round_settings import BenchSettings
+
 from collage_mpi.errors import UsageError
 from collage_mpi.job.coordinator import PollWatch
 from collage_mpi.mpi.answers import ANSWERED, WireResult, pack_results

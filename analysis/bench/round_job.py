@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from round_bare import BareBlock, World, answer_blocking, answer_polling
+from round_report import VARIANTS, Block, RoundMeter, world_report
+from round_settings import BenchSettings
 
-from collage_mpi.bench.bare_mpi import BareBlock, World, answer_blocking, answer_polling
-from collage_mpi.bench.report import VARIANTS, Block, RoundMeter, world_report
-from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import ExitCode

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from round_report import Block, Exchange, RoundMeter, exchanges
+from round_settings import BenchSettings
 
-from collage_mpi.bench.report import Block, Exchange, RoundMeter, exchanges
-from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.job.coordinator import PollWatch
 from collage_mpi.job.worker import RING_SPARE

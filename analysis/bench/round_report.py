@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from round_settings import BenchSettings
 
-from collage_mpi.bench.settings import BenchSettings
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import CELL, RESULT
 from collage_mpi.mpi.tasks import task_message_bytes
