@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from collage_mpi.faults.failure_detector import FailureDetector
-from collage_mpi.job.coordinator import Ready
+from collage_mpi.job.coordinator import ReadyRank
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.session import (
     build_coordinator,
@@ -104,7 +104,7 @@ def cost_us(given: dict, images: int, profile: cProfile.Profile | None) -> tuple
     group = SimpleNamespace(transport=echo, session=SESSION, detector=detector)
     writer, encoder = RunWriter.create(Path(asked.out), make_manifest(plan)), build_encoder(plan)
     status = StatusReporter(None, "loop", every_s=float("inf"), word="")
-    ready = [Ready(rank, frozenset({"single"}), "") for rank in workers]
+    ready = [ReadyRank(rank, frozenset({"single"}), "") for rank in workers]
     process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
     reading = workers if asked.by_place else ()
     with open_reader(plan, plan.order, encoder, reading) as reader:

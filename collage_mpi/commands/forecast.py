@@ -52,7 +52,7 @@ TIMED_RUNS, WARM_RUNS = 15, 3
 
 
 @dataclass(frozen=True)
-class Measured:
+class Timings:
     """The measured times, and how they were measured.
 
     Attributes:
@@ -153,7 +153,7 @@ def _read(plan: Plan, order: np.ndarray, encoder: AnyEncoder) -> None:
             pass
 
 
-def _measured_here(plan: Plan, encoder: AnyEncoder) -> Measured:
+def _measured_here(plan: Plan, encoder: AnyEncoder) -> Timings:
     """Load each network into this process, as a rank of a job on this host would."""
     workers = plan.placement.workers
     loader, told = NetworkLoader(workers[0], len(plan.placement.kinds)), welcomes(plan, encoder)
@@ -194,7 +194,7 @@ def _timed_ns(predict: Callable[[np.ndarray], object], inputs: np.ndarray) -> in
 
 def _as_measured(
     plan: Plan, times_ns: dict[str, dict[int, int]], shared: float, who: str, memory: str
-) -> Measured:
+) -> Timings:
     settings = plan.settings
     first = times_ns.get(SINGLE) or next(iter(times_ns.values()))
     other = next((t for kind, t in times_ns.items() if kind in SPARE_KINDS), first)
@@ -206,7 +206,7 @@ def _as_measured(
             for kind, t in times_ns.items()
             if (most := settings.most_inputs(kind)) > 1
         }
-    return Measured(first[1], ratio, costs, shared, who, memory)
+    return Timings(first[1], ratio, costs, shared, who, memory)
 
 
 def _measured_there(
@@ -215,7 +215,7 @@ def _measured_there(
     worker_group: WorkerGroup,
     known: dict[str, str],
     stop_reason: Callable[[], str | None],
-) -> Measured:
+) -> Timings:
     """Every rank loads its networks; one rank of each kind is timed while the others wait."""
     hellos = handshake(plan, worker_group, encoder, stop_reason)
     refuse_other_networks(plan, hellos, known)
@@ -233,11 +233,11 @@ def _measured_there(
     first = costs.idle_ns.get(SINGLE) or next(iter(costs.idle_ns.values()), 0)
     who = f"on a rank of each kind while the others wait; on {named}"
     tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
-    return Measured(first, costs.ratio, costs.batch_costs, shared, who, memory, tunings)
+    return Timings(first, costs.ratio, costs.batch_costs, shared, who, memory, tunings)
 
 
 def _lines(
-    plan: Plan, order: np.ndarray, measured: Measured, read_ns: float, resume: bool
+    plan: Plan, order: np.ndarray, measured: Timings, read_ns: float, resume: bool
 ) -> Iterator[tuple[str, str]]:
     settings, shards = plan.settings, plan.shards
     labels = settings.labels()
@@ -290,7 +290,7 @@ def _output(out: Path, images: int, resume: bool) -> str:
     return f"{out} {begins}; at most {size_text(needed)} of rows{room}{short}"
 
 
-def _service(plan: Plan, measured: Measured) -> str:
+def _service(plan: Plan, measured: Timings) -> str:
     kinds = list(plan.networks)
     text = f"{kinds[0]} {measured.single_ns / 1e6:.3g} ms"
     if len(kinds) > 1:
@@ -298,7 +298,7 @@ def _service(plan: Plan, measured: Measured) -> str:
     return f"{text}; measured {measured.who}"
 
 
-def _time(plan: Plan, images: int, measured: Measured, read_ns: float) -> str:
+def _time(plan: Plan, images: int, measured: Timings, read_ns: float) -> str:
     """The simulated time with the measured service times: once with a core (GPU) for each rank,
     once as here.
     """
@@ -319,7 +319,7 @@ def _time(plan: Plan, images: int, measured: Measured, read_ns: float) -> str:
     )
 
 
-def _simulated_s(plan: Plan, images: int, measured: Measured, share: float) -> float:
+def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> float:
     count = min(images, SIMULATED_GROUPS * plan.settings.group_size)
     if count == 0:
         return 0.0

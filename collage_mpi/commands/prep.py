@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands import prep_hdf5, prep_pictures, prep_shards
-from collage_mpi.commands.prep_rows import Table, check_prefix, class_names, pick_rows
+from collage_mpi.commands.prep_rows import RowsToWrite, check_prefix, class_names, pick_rows
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.system.progress import advancing
 
@@ -99,7 +99,7 @@ def execute(args: argparse.Namespace) -> int:
         return write_all(args, table)
 
 
-def write_all(args: argparse.Namespace, table: Table) -> int:
+def write_all(args: argparse.Namespace, table: RowsToWrite) -> int:
     """Write the shards of a table and print a summary; returns 0."""
     from collage_mpi.prep.plan import shard_paths
 
@@ -117,7 +117,7 @@ def write_all(args: argparse.Namespace, table: Table) -> int:
     return 0
 
 
-def read_table(args: argparse.Namespace) -> Table:
+def read_table(args: argparse.Namespace) -> RowsToWrite:
     """Read and check the IDX files.
 
     Raises:
@@ -149,7 +149,9 @@ def read_table(args: argparse.Namespace) -> Table:
     if wrong:
         raise DataFault(f"{args.labels}: {wrong}")
     stem = args.images.name.removesuffix(".gz")
-    return Table(images, labels, pick_rows(len(images), args), stem, names, args.source or stem)
+    return RowsToWrite(
+        images, labels, pick_rows(len(images), args), stem, names, args.source or stem
+    )
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -187,7 +189,9 @@ def clear_old_shards(out: Path, prefix: str, overwrite: bool) -> None:
             remove_shard(path)
 
 
-def write_rows(path: Path, table: Table, rows: np.ndarray, advance: Callable[[int], None]) -> None:
+def write_rows(
+    path: Path, table: RowsToWrite, rows: np.ndarray, advance: Callable[[int], None]
+) -> None:
     """Write one shard of the table's `rows`; `advance` is called after each batch."""
     from collage_mpi.prep.reshard import ShardRows
     from collage_mpi.shards import EncodedWriter
@@ -204,7 +208,7 @@ def write_rows(path: Path, table: Table, rows: np.ndarray, advance: Callable[[in
             advance(len(batch))
 
 
-def _writer(path: Path, table: Table, count: int) -> ShardWriter:
+def _writer(path: Path, table: RowsToWrite, count: int) -> ShardWriter:
     from collage_mpi.shards import EncodedWriter, ShardWriter
 
     height, width, channels = table.images.shape[1:]

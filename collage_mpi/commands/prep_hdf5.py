@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    from collage_mpi.commands.prep_rows import Table
+    from collage_mpi.commands.prep_rows import RowsToWrite
     from collage_mpi.shards.foreign import Layout, Told
     from collage_mpi.shards.pictures import Fit
 
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def table_of(args: argparse.Namespace) -> Iterator[Table]:
+def table_of(args: argparse.Namespace) -> Iterator[RowsToWrite]:
     """The rows of the file, while it is open.
 
     Raises:
@@ -116,8 +116,8 @@ def _labels_elsewhere(labels: str | None, file: Any) -> bool:
     return PART_MARK in labels or os.path.isfile(labels)
 
 
-def _table(args: argparse.Namespace, file: Any, layout: Layout, elsewhere: bool) -> Table:
-    from collage_mpi.commands.prep_rows import Table, class_names, pick_rows
+def _table(args: argparse.Namespace, file: Any, layout: Layout, elsewhere: bool) -> RowsToWrite:
+    from collage_mpi.commands.prep_rows import RowsToWrite, class_names, pick_rows
     from collage_mpi.prep.arrays import PixelRows, labels_for, parse_range, read_labels
     from collage_mpi.shards.foreign import class_names_of
 
@@ -134,7 +134,7 @@ def _table(args: argparse.Namespace, file: Any, layout: Layout, elsewhere: bool)
         where = f"{args.file}: dataset {layout.labels!r}"
         labels, names = labels_for(len(images), file[layout.labels][...], names, where)
     source = args.source or f"{args.file.name}, dataset {layout.images}"
-    return Table(images, labels, pick_rows(len(images), args), layout.images, names, source)
+    return RowsToWrite(images, labels, pick_rows(len(images), args), layout.images, names, source)
 
 
 def _fit(args: argparse.Namespace, channels: int) -> Fit | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Table:
+class RowsToWrite:
     """All rows to be written, in order.
 
     Attributes:

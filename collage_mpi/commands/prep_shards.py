@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from collage_mpi.errors import DataFault, UsageError
 
 if TYPE_CHECKING:
-    from collage_mpi.commands.prep_rows import Table
+    from collage_mpi.commands.prep_rows import RowsToWrite
     from collage_mpi.shards import ShardSet
     from collage_mpi.shards.pictures import Fit
 
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def table_of(args: argparse.Namespace) -> Iterator[Table]:
+def table_of(args: argparse.Namespace) -> Iterator[RowsToWrite]:
     """The rows of the shards, while they are open.
 
     Raises:
@@ -95,8 +95,8 @@ def _fit(args: argparse.Namespace, paths: list[Path]) -> Fit | None:
     return Fit(args.size, args.fit, None, args.channels or inspect_shard(paths[0]).channels)
 
 
-def _table(args: argparse.Namespace, shards: ShardSet, fit: Fit | None) -> Table:
-    from collage_mpi.commands.prep_rows import Table, class_names, pick_rows
+def _table(args: argparse.Namespace, shards: ShardSet, fit: Fit | None) -> RowsToWrite:
+    from collage_mpi.commands.prep_rows import RowsToWrite, class_names, pick_rows
     from collage_mpi.prep.arrays import labels_for, read_labels
     from collage_mpi.prep.reshard import ShardRows, ids_of, stored_fit
     from collage_mpi.shards.schema import label_problem
@@ -107,7 +107,7 @@ def _table(args: argparse.Namespace, shards: ShardSet, fit: Fit | None) -> Table
     wrong = None if labels is None else label_problem(labels, names)
     if wrong:
         raise DataFault(f"{args.paths[0]}: {wrong}")
-    return Table(
+    return RowsToWrite(
         ShardRows(shards, fit),
         labels,
         pick_rows(len(shards), args),

@@ -60,7 +60,7 @@ class Supply(Protocol):
 
 
 @dataclass(frozen=True)
-class Ready:
+class ReadyRank:
     """A worker that said hello."""
 
     rank: int
@@ -195,7 +195,7 @@ class Coordinator:
             ev.Finish: self._finished,
         }
 
-    def run(self, ready: list[Ready], lost: Mapping[int, str] | None = None) -> ev.Finish:
+    def run(self, ready: list[ReadyRank], lost: Mapping[int, str] | None = None) -> ev.Finish:
         """Everything from the first admission to the end of the job.
 
         `lost` are ranks that were expected and are gone before it begins, and why.

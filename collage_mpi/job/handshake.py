@@ -17,7 +17,7 @@ from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.encoding.vectors import NO_SAVE
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
-from collage_mpi.job.coordinator import Ready
+from collage_mpi.job.coordinator import ReadyRank
 from collage_mpi.job.messages import Hello, Welcome, shards_in_messages
 from collage_mpi.job.plan import Plan, check_top_k
 from collage_mpi.job.row_reader import described
@@ -106,12 +106,12 @@ def readers(plan: Plan, hellos: Mapping[int, Hello]) -> frozenset[int]:
 
 def roll_call(
     plan: Plan, worker_group: WorkerGroup, hellos: Mapping[int, Hello]
-) -> tuple[list[Ready], dict[int, str]]:
+) -> tuple[list[ReadyRank], dict[int, str]]:
     """The ranks that are ready, and those of the plan that are lost, with the reason."""
     losses = worker_group.detector.timeouts.losses
     workers = plan.placement.workers
     ready = [
-        Ready(rank, frozenset(hellos[rank].kinds), hellos[rank].host)
+        ReadyRank(rank, frozenset(hellos[rank].kinds), hellos[rank].host)
         for rank in workers
         if rank not in losses
     ]

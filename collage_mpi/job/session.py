@@ -77,7 +77,7 @@ EXIT_CODES = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SessionOutcome:
     """How a session ended."""
 
     status: str  # of the whole run: errors of a resumed run's earlier sessions count
@@ -100,7 +100,7 @@ def run_session(
     retry_errors: bool = False,
     stop_reason: Callable[[], str | None] = lambda: None,
     phase: str | None = None,
-) -> Outcome:
+) -> SessionOutcome:
     """One run on a world that is up: plan, start, classify, close.
 
     Args:
@@ -129,7 +129,7 @@ def _run_plan(
     retry_errors: bool,
     stop_reason: Callable[[], str | None],
     phase: str | None,
-) -> Outcome:
+) -> SessionOutcome:
     settings = plan.settings
     out = Path(settings.out)
     warn_of_one_class_groups(plan)
@@ -142,7 +142,7 @@ def _run_plan(
     if resume:
         status = RunWriter.finished(out, manifest, retry_errors=retry_errors)
         if status is not None:
-            return Outcome(status, "every image had its row already", out)
+            return SessionOutcome(status, "every image had its row already", out)
         known = read_manifest(out)
         manifest |= {key: known[key] for key in KEPT_KEYS if key in known}
         manifest["scheme"] = _one_after_the_other(known.get("scheme"), manifest["scheme"])
@@ -235,7 +235,7 @@ def _run_plan(
             lost += worker_group.others.detector.describe()
         lacking = writer.close(status, summary=True, **final, lost=lost, job=job)
     reason = lacking or finish.reason
-    return Outcome(writer.manifest["status"], reason, out, faults, writer.summary)
+    return SessionOutcome(writer.manifest["status"], reason, out, faults, writer.summary)
 
 
 def build_lead(

@@ -23,7 +23,7 @@ MOST_PADDED = 2  # a graph serves batches down to this part of its size
 Forward = Callable[[Tensor], Tensor]  # (n, H, W, C) uint8 on the device -> outputs there
 
 
-class Launcher(Protocol):
+class KernelLauncher(Protocol):
     """One call of the network."""
 
     def __call__(self, batch: np.ndarray) -> Tensor:
@@ -148,7 +148,7 @@ class GraphLauncher:
         return _Slot(host_in, device_in, launch, device_out, host_out)
 
 
-def make_launcher(forward: Forward, device: torch.device, how: str) -> Launcher:
+def make_launcher(forward: Forward, device: torch.device, how: str) -> KernelLauncher:
     """The launcher for a device and a `Tuning.compile` without `auto`."""
     if how == "torch-compile":
         # On a GPU this mode makes graphs of its own.

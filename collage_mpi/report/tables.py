@@ -59,7 +59,7 @@ Range = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table; the first cell of a row is its head. A row of one cell is a heading."""
 
     caption: str
@@ -68,7 +68,7 @@ class Table:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> Table:
+def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> PageTable:
     """Latency and price (C8), one column a run, with ratios to the first run in brackets."""
     rows: list[Row] = []
     latency = [summary["latency"] for summary in summaries]
@@ -84,7 +84,7 @@ def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> Table:
     for name in STATISTICS[:-1]:
         values = [supported(r["image"][f"{name}_ms"], r["image"]["independent"]) for r in latency]
         rows.append([name.upper(), *values])
-    return Table(
+    return PageTable(
         "Of the measured groups", ["", *(e["name"] for e in entries)], rows + _price(entries)
     )
 
@@ -145,7 +145,7 @@ def _ranks_cell(price: Json) -> str:
     return f"{price['ranks']}: {coordinators(price)}, {', '.join(held)}"
 
 
-def accuracies(summaries: Sequence[Json], names: Sequence[str]) -> Table | None:
+def accuracies(summaries: Sequence[Json], names: Sequence[str]) -> PageTable | None:
     """Accuracy overall and by who answered, one column a run; None without labels."""
     found = [{"overall": s["accuracy"]["overall"], **s["accuracy"]["by_source"]} for s in summaries]
     sources = [name for name in dict.fromkeys(key for one in found for key in one)]
@@ -156,7 +156,7 @@ def accuracies(summaries: Sequence[Json], names: Sequence[str]) -> Table | None:
         "In brackets the 95 % interval. Sources answered different images: compare runs by the "
         "paired difference above, which is on the same images. Error rows count as wrong."
     )
-    return Table("Right answers by who gave them", ["", *names], rows, (note,))
+    return PageTable("Right answers by who gave them", ["", *names], rows, (note,))
 
 
 def _accuracy_cell(row: Json | None) -> str:
@@ -178,7 +178,7 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return told[:, 0], told[:, 1], np.array([pairs[pair] for pair in sorted(pairs)], np.int64)
 
 
-def confusions(run: Run) -> tuple[Table | None, Table | None]:
+def confusions(run: Run) -> tuple[PageTable | None, PageTable | None]:
     """For labelled answers: the confusion matrix if it is readable, and the commonest mistakes."""
     labels, predicted, counts = _answers(run)
     if not len(labels):
@@ -194,7 +194,7 @@ def confusions(run: Run) -> tuple[Table | None, Table | None]:
         for k in wrong.tolist()
     ]
     head = ("is", "taken for", "images", "of its class")
-    worst = Table("Commonest mistakes", head, mistakes) if mistakes else None
+    worst = PageTable("Commonest mistakes", head, mistakes) if mistakes else None
     if len(classes) > MOST_CLASSES:
         return None, worst
     matrix = np.zeros((len(classes),) * 2, np.int64)
@@ -204,7 +204,7 @@ def confusions(run: Run) -> tuple[Table | None, Table | None]:
         for i, name in enumerate(names)
     ]
     note = "A row a true class, a column an answer; the shade is the share of the row."
-    return Table("Confusion, images", ["", *names], rows, (note,)), worst
+    return PageTable("Confusion, images", ["", *names], rows, (note,)), worst
 
 
 def _confusion_cell(matrix: np.ndarray, i: int, j: int) -> Cell:
@@ -218,7 +218,7 @@ def class_name(run: Run, number: int) -> str:
     return names[number] if 0 <= number < len(names) else str(number)
 
 
-def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table]]:
+def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[PageTable]]:
     """Sentences that name slow and idle ranks, and tables with a row a rank and a row a host or
     GPU.
 
@@ -260,7 +260,7 @@ def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table
         ]
         for speed in shown
     ]
-    tables = [Table("Service time by rank", head, rows, notes)]
+    tables = [PageTable("Service time by rank", head, rows, notes)]
     wider = [speed for speed in speeds if speed.unit != "rank" and speed.ratio is not None]
     if wider:
         tables.append(_wider(wider))
@@ -300,13 +300,13 @@ def _against(speed: Speed) -> Cell | str:
     return Cell(f"{text} slow", bad=True) if speed.slow else text
 
 
-def _wider(speeds: Sequence[Speed]) -> Table:
+def _wider(speeds: Sequence[Speed]) -> PageTable:
     rows = [
         [*(speed.name, speed.kind, f"{len(speed.ranks):,}"), _against(speed)]
         for speed in speeds[:MOST_RANKS]
     ]
     note = (f"The slowest {MOST_RANKS} of {len(speeds):,}.",) if len(speeds) > MOST_RANKS else ()
-    return Table("By GPU and host", ("", "network", "ranks", "x their peers"), rows, note)
+    return PageTable("By GPU and host", ("", "network", "ranks", "x their peers"), rows, note)
 
 
 def _named(run: Results, speeds: Sequence[Speed], answered: Collection[int]) -> str:
@@ -336,7 +336,7 @@ def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
     return f"Slow against its peers: {', '.join(named)}{more}.{why}"
 
 
-def errors(run: Run, summary: Json) -> Table | None:
+def errors(run: Run, summary: Json) -> PageTable | None:
     """Why images have no answer, and which ranks and shards are missing."""
     first = summary["first_errors"]
     rows: list[Row] = [
@@ -348,10 +348,10 @@ def errors(run: Run, summary: Json) -> Table | None:
         for shard in run.manifest.get("bad_shards") or ()
     ]
     caption = f"Images without an answer: {summary['rows']['errors']:,}"
-    return Table(caption, ("reason", "images", "first at"), rows) if rows else None
+    return PageTable(caption, ("reason", "images", "first at"), rows) if rows else None
 
 
-def settings(runs: Sequence[Run], names: Sequence[str]) -> Table:
+def settings(runs: Sequence[Run], names: Sequence[str]) -> PageTable:
     """The settings of each run; those that differ come first and are marked."""
     recorded = [{**RunSettings().to_dict(), **recorded_settings(run.manifest)} for run in runs]
     defaults = RunSettings().to_dict()
@@ -365,7 +365,7 @@ def settings(runs: Sequence[Run], names: Sequence[str]) -> Table:
     changed = [row for row in rows if any(isinstance(cell, Cell) for cell in row)]
     rest = [row for row in rows if row not in changed]
     grouped: list[Row] = [["Not the default"], *changed, ["As by default"], *rest]
-    return Table("Settings", ("setting", *names, "default"), grouped)
+    return PageTable("Settings", ("setting", *names, "default"), grouped)
 
 
 def _value(value: Any) -> str:
@@ -375,7 +375,7 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
-def origins(runs: Sequence[Run], names: Sequence[str]) -> Table:
+def origins(runs: Sequence[Run], names: Sequence[str]) -> PageTable:
     """The software and the input of each run."""
     rows: dict[str, Sequence[Cell | str]] = {}
     jobs = [run.manifest.get("job") or {} for run in runs]
@@ -393,7 +393,7 @@ def origins(runs: Sequence[Run], names: Sequence[str]) -> Table:
         if any(held):
             rows[f"{kind} network, SHA-256"] = [text[:16] for text in held]
     rows["shards"] = [_shards(run) for run in runs]
-    return Table("Made by", ("", *names), [[k, *row] for k, row in rows.items() if any(row)])
+    return PageTable("Made by", ("", *names), [[k, *row] for k, row in rows.items() if any(row)])
 
 
 def _shards(run: Run) -> str:

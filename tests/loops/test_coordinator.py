@@ -31,7 +31,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, Ready, WorkMeter
+from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, ReadyRank, WorkMeter
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
@@ -131,7 +131,7 @@ class Job:
         self.credit = credit
         kinds = ["single"] * singles + ["collage"] * collages
         held = [set(kinds) if placement == "fastest" else {kind} for kind in kinds]
-        self.ready = [Ready(r, frozenset(k), "host") for r, k in enumerate(held, start=1)]
+        self.ready = [ReadyRank(r, frozenset(k), "host") for r, k in enumerate(held, start=1)]
         self.most_held = self.most_remembered = 0
         self.coordinator = Coordinator(
             self.scheduler,

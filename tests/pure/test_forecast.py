@@ -12,7 +12,7 @@ from results_harness import manifest
 
 from collage_mpi.cli import main
 from collage_mpi.commands import forecast
-from collage_mpi.commands.forecast import Measured, _as_measured, _lines, _simulated_s, _time
+from collage_mpi.commands.forecast import Timings, _as_measured, _lines, _simulated_s, _time
 from collage_mpi.commands.launch import output_folder
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.plan import make_plan
@@ -188,7 +188,7 @@ def test_the_estimate_is_the_networks_time_over_the_ranks(shard):
     settings = RunSettings(shards=(str(shard),), single="null", scheme="none", side=2, out="out")
     plan = make_plan(settings, 5)
     plan.shards.close()
-    measured = Measured(50_000_000, 1.0, {}, 5.0, "here", "")
+    measured = Timings(50_000_000, 1.0, {}, 5.0, "here", "")
     alone, crowded = (_simulated_s(plan, 4000, measured, share) for share in (1.0, 5.0))
     assert alone == pytest.approx(4000 * 0.05 / 4, rel=0.02)
     assert crowded == pytest.approx(5 * alone, rel=0.02)
@@ -202,7 +202,7 @@ def test_the_number_format_of_each_network_is_told(shard):
     settings = RunSettings(shards=(str(shard),), single="null", scheme="none", side=2, out="out")
     plan = make_plan(settings, 5)
     for how, end in (("bfloat16, channels-last", "1-4, bfloat16, channels-last"), (NO_TUNING, "4")):
-        measured = Measured(50_000_000, 1.0, {}, 5.0, "here", "", {"single": how})
+        measured = Timings(50_000_000, 1.0, {}, 5.0, "here", "", {"single": how})
         assert dict(_lines(plan, plan.order, measured, 1.0, False))["single"].endswith(end)
     plan.shards.close()
 
@@ -242,6 +242,6 @@ def test_a_threshold_of_accept_auto_does_not_keep_it_from_an_estimate(shard):
     plan = make_plan(settings, 6)
     plan.shards.close()
     sure = replace(plan, settings=replace(settings, accept="confident", confidence=0.9))
-    measured = Measured(50_000_000, 1.0, {}, 1.0, "here", "")
+    measured = Timings(50_000_000, 1.0, {}, 1.0, "here", "")
     assert _time(sure, 4000, measured, 1.0) == _time(plan, 4000, measured, 1.0)
     assert "no estimate" in _time(replace(sure, asked=sure.settings), 4000, measured, 1.0)
