@@ -41,7 +41,7 @@ class FailureDetector:
     """The worker ranks of a world, present and lost, over one or several sessions.
 
     Attributes:
-        keep_going: whether the job goes on without a lost rank; `tolerate` sets it for each session.
+        keep_going: whether the job goes on without a lost rank; see `tolerate`.
         all_needed: whether a rank that stays silent counts as lost even without `keep_going`,
             because no other rank can do its work.
         leaving: whether ranks are expected to end now.

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.models.backbone import Backbone, read_architecture
 from collage_mpi.models.collage_net import build_network
-from collage_mpi.models.embedding import WithEmbedding
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.launching import make_launcher
 from collage_mpi.models.own_info import embedding_length
@@ -25,6 +26,30 @@ from collage_mpi.system.printable import counted
 
 # What CUDA, cuBLAS and cuDNN say when memory runs out outside torch's own allocator.
 NO_ROOM = ("CUDA error: out of memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
+
+
+class WithEmbedding(nn.Module):
+    """A single network that returns its logits and (n, d) embeddings, the inputs of its last layer.
+
+    The last layer is the last linear layer or convolution, as in torchvision's classifiers and
+    those of this package. A map is averaged over its places.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._seen: Tensor | None = None
+        layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        layers[-1].register_forward_pre_hook(self._see)
+
+    def _see(self, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        self._seen = given[0]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, seen = self.network(x), self._seen
+        assert seen is not None
+        self._seen = None
+        return logits, seen.flatten(2).mean(2) if seen.dim() == 4 else seen.flatten(1)
 
 
 class TorchPredictor:

@@ -386,7 +386,7 @@ def test_the_last_layer_alone_learns(
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
 def test_a_backbones_embedding_is_what_its_classifier_is_given(name):
-    from collage_mpi.models.embedding import WithEmbedding
+    from collage_mpi.models.predictor import WithEmbedding
 
     network = build_network(Backbone(f"torchvision:{name}"), 3, 7, None).eval()
     x = torch.randn(2, 3, 64, 64)
