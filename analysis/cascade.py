@@ -26,7 +26,7 @@ from collage_mpi.models import describe
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.settings.shipped import with_shipped
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.workload.service_times import Moment, trace_rows
 
 Json = dict[str, Any]
@@ -140,7 +140,7 @@ def run(work: tuple[Entry, str, str, float | None, int, int, int, str]) -> Json:
     flags |= {"singles": singles or None, "collage_ranks": max(1, others)}
     settings = RunSettings.from_mapping(flags, entry.name)
     file = answers.format(entry.network.name)
-    found = simulate_in_memory(Job(settings, images, answers=file))
+    found = simulate_in_memory(SimulatedJob(settings, images, answers=file))
     rows, tasks = np.sort(found.images, order="row"), found.tasks
     ends_ns = rows["t0_ns"] + rows["latency_ns"]
     span_s = (ends_ns.max() - rows["t0_ns"].min()) / 1e9

@@ -42,7 +42,7 @@ from collage_mpi.results.manifest import held, read_manifest
 from collage_mpi.results.writer import RunWriter
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.system.environment import allowed_cores, available_bytes, local_size
 from collage_mpi.system.printable import counted
 
@@ -330,7 +330,7 @@ def _simulated_s(plan: Plan, images: int, measured: Timings, share: float) -> fl
         settings = replace(settings, accept=plan.asked.accept)
     costs = Costs(single_ns=max(1, round(measured.single_ns * share)))
     groups = simulate_in_memory(
-        Job(settings, count, costs, measured_batch_costs=measured.batch_costs)
+        SimulatedJob(settings, count, costs, measured_batch_costs=measured.batch_costs)
     ).groups
     return float((groups["t0_ns"] + groups["latency_ns"]).max()) / 1e9 * images / count
 

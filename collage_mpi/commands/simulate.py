@@ -17,7 +17,7 @@ from collage_mpi.system.printable import say
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results
-    from collage_mpi.simulation.runs import Job
+    from collage_mpi.simulation.runs import SimulatedJob
 
 MOST_SEEDS = 10_000
 
@@ -87,7 +87,7 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_of_accept(job: Job, without: str) -> None:
+def _tell_of_accept(job: SimulatedJob, without: str) -> None:
     """Tell what `accept auto` means in a simulation that cannot look at the networks."""
     from collage_mpi.models.null import is_null
 
@@ -100,15 +100,15 @@ def _tell_of_accept(job: Job, without: str) -> None:
         )
 
 
-def _job(args: argparse.Namespace) -> Job:
-    from collage_mpi.simulation.runs import Job
+def _job(args: argparse.Namespace) -> SimulatedJob:
+    from collage_mpi.simulation.runs import SimulatedJob
 
     settings = settings_from_args(args)
     if not settings.out and not args.summary_only:
         raise UsageError("--out is missing: give a folder for the results, or --summary-only")
     if args.images is None:
         raise UsageError("--images is missing: give the number of images to classify")
-    return Job(settings, _images(args), _costs(args), args.answers, not args.summary_only)
+    return SimulatedJob(settings, _images(args), _costs(args), args.answers, not args.summary_only)
 
 
 def _images(args: argparse.Namespace) -> int:
@@ -161,7 +161,7 @@ def _like(args: argparse.Namespace) -> int:
     return 0
 
 
-def _seeds(args: argparse.Namespace, job: Job) -> int:
+def _seeds(args: argparse.Namespace, job: SimulatedJob) -> int:
     from collage_mpi.experiments.runner import simulate_points
     from collage_mpi.experiments.spec import parse_numbers, repeats
     from collage_mpi.experiments.table import render_point, write_tables

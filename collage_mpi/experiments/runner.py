@@ -29,7 +29,13 @@ from collage_mpi.shards import inspect_shards
 from collage_mpi.shards.reader import expand_paths
 from collage_mpi.shards.schema import Stamp, stamp_of
 from collage_mpi.simulation.costs import Costs, read_costs
-from collage_mpi.simulation.runs import Job, check_job, read_summary, run_jobs, simulated_inputs
+from collage_mpi.simulation.runs import (
+    SimulatedJob,
+    check_job,
+    read_summary,
+    run_jobs,
+    simulated_inputs,
+)
 
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
@@ -227,7 +233,7 @@ def simulate_points(
         settings = point.settings_in(out)
         first = (point.draft.seed or 0) * point.images
         costs = _costs(point) or Costs()
-        job = Job(settings, point.images, costs, point.answers, experiment.rows, first)
+        job = SimulatedJob(settings, point.images, costs, point.answers, experiment.rows, first)
         check_job(job)
         jobs.append(job)
     for point, found in todo:

@@ -40,7 +40,7 @@ from collage_mpi.system.printable import did_you_mean, shown
 
 if TYPE_CHECKING:
     from collage_mpi.simulation.costs import Costs
-    from collage_mpi.simulation.runs import Job
+    from collage_mpi.simulation.runs import SimulatedJob
 
 HOWS = ("run", "simulate")
 SIMULATED = ("images", "groups", "costs", "answers", "rows")  # keys for how = "simulate" alone
@@ -179,7 +179,7 @@ def expand(document: Mapping[str, Any], source: str = "experiment") -> Experimen
     return Experiment(name, how, tuple(points), baselines, rows)
 
 
-def repeats(job: Job, seeds: Sequence[int]) -> Experiment:
+def repeats(job: SimulatedJob, seeds: Sequence[int]) -> Experiment:
     """One simulation as an experiment: one run a seed, of service times and of Poisson arrivals.
 
     Raises:

@@ -25,7 +25,7 @@ from collage_mpi.scheduler.schemes import scheme_class
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers
-from collage_mpi.simulation.runs import Job, check_job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, check_job, simulate_in_memory
 from collage_mpi.workload.service_times import Delays, trace_rows
 
 MOST_GROUPS = 200  # of a placement
@@ -70,7 +70,7 @@ class Question:
     def load_answers(self) -> Answers | None:
         """What the networks answered, if that is known.
 
-        Raises as `Job.load_answers`.
+        Raises as `SimulatedJob.load_answers`.
         """
         return _job(self, {"scheme": "none"}, 0).load_answers()
 
@@ -159,7 +159,7 @@ def simulated(question: Question, advance: Callable[[int], None]) -> list[Candid
     return found
 
 
-def _job(question: Question, flags: Json, seed: int) -> Job:
+def _job(question: Question, flags: Json, seed: int) -> SimulatedJob:
     if question.rate is not None:
         flags = {**flags, "arrivals": "poisson", "rate": question.rate, "arrival_seed": seed}
     settings = RunSettings.from_mapping(
@@ -177,7 +177,9 @@ def _job(question: Question, flags: Json, seed: int) -> Job:
     delays = Delays(body, 1.0, {}, {}, by_image=by_image)
     images = question.groups * settings.group_size
     first = seed * images
-    return Job(settings, images, question.costs, question.answers, first=first, delays=delays)
+    return SimulatedJob(
+        settings, images, question.costs, question.answers, first=first, delays=delays
+    )
 
 
 def simulated_one(question: Question, flags: Json) -> Candidate:

@@ -48,7 +48,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Job:
+class SimulatedJob:
     """One simulation.
 
     Attributes:
@@ -155,7 +155,7 @@ def _cached_answers(path: str, side: int) -> Answers:
     return read_answers(Path(path), side)
 
 
-def check_job(job: Job) -> None:
+def check_job(job: SimulatedJob) -> None:
     """Everything that can be known before it starts.
 
     Raises:
@@ -184,7 +184,7 @@ def check_job(job: Job) -> None:
         _check_answers(job, answers)
 
 
-def _check_answers(job: Job, answers: Answers) -> None:
+def _check_answers(job: SimulatedJob, answers: Answers) -> None:
     """They are of what the scheme needs. Raises DataFault."""
     settings = job.settings
     for kind in (COLLAGE, BACKUP):
@@ -212,7 +212,7 @@ def simulate(
 ) -> tuple[str, Path]:
     """Simulate a run and write its rows to `out`, as a real run would.
 
-    Args: as `Job`.
+    Args: as `SimulatedJob`.
 
     Returns:
         The status of the job, and `out`.
@@ -223,7 +223,7 @@ def simulate(
         KeyboardInterrupt: as ever, but after the rows so far were closed as an incomplete run.
     """
     _refuse_a_run(out)
-    job = Job(replace(settings, out=str(out)), images, costs or Costs(), answers)
+    job = SimulatedJob(replace(settings, out=str(out)), images, costs or Costs(), answers)
     check_job(job)
     loaded = job.load_answers()
     writer = RunWriter.create(out, _manifest(job, loaded))
@@ -268,7 +268,7 @@ def _stopped_by_interrupt(simulation: Simulation) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def simulate_in_memory(job: Job) -> Results:
+def simulate_in_memory(job: SimulatedJob) -> Results:
     """The rows of a simulated run, nothing on disk.
 
     Raises:
@@ -282,7 +282,7 @@ def simulate_in_memory(job: Job) -> Results:
     return writer.results(Path(job.settings.out or "."), manifest)
 
 
-def run_job(job: Job) -> Json:
+def run_job(job: SimulatedJob) -> Json:
     """Simulate; leave rows or the summary in the job's `out`, if it has one.
 
     Returns:
@@ -350,7 +350,9 @@ def read_summary(folder: Path) -> Json | None:
     return summary
 
 
-def run_jobs(jobs: Sequence[Job], processes: int = 1) -> Iterator[tuple[Job, Json]]:
+def run_jobs(
+    jobs: Sequence[SimulatedJob], processes: int = 1
+) -> Iterator[tuple[SimulatedJob, Json]]:
     """All jobs, in order, at most so many at a time; each with its summary when it is there.
 
     Raises:
@@ -370,7 +372,7 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1) -> Iterator[tuple[Job, Jso
 
 def like(
     run: Results, changes: Json, images: int | None, costs: Costs | None, answers: str | None
-) -> Job:
+) -> SimulatedJob:
     """A simulation of a finished real run: its settings, images, cost ratio and costs.
 
     Args:
@@ -387,7 +389,7 @@ def like(
     values = over_recorded(recorded, changes, "flags", anew=True)
     settings = RunSettings.from_mapping(values, f"settings of {run.path}")
     batch_costs = manifest.get("batch_costs")
-    return Job(
+    return SimulatedJob(
         settings,
         images or manifest["rows"],
         costs or costs_of(run),
@@ -406,7 +408,7 @@ def _final(simulation: Simulation) -> Json:
     }
 
 
-def _manifest(job: Job, answers: Answers | None) -> Json:
+def _manifest(job: SimulatedJob, answers: Answers | None) -> Json:
     settings = job.settings
     return {
         "run_id": uuid.uuid4().hex,

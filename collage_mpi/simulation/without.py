@@ -23,7 +23,7 @@ from collage_mpi.results import Results, summarise
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.slow_ranks import Speed, service_times_ns
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import Job, check_job, like, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, check_job, like, simulate_in_memory
 from collage_mpi.workload.service_times import Delays, Moment
 
 MOST_IMAGES = 9_000  # simulated: some seconds; what a longer run is worth is in its rates
@@ -91,7 +91,7 @@ def _factors(speeds: Sequence[Speed]) -> dict[int, float]:
     }
 
 
-def _times_s(run: Results, job: Job) -> dict[int, np.ndarray]:
+def _times_s(run: Results, job: SimulatedJob) -> dict[int, np.ndarray]:
     """Rank -> (n,) float64, what it took for a single image, one after the other.
 
     Raises:
@@ -111,7 +111,9 @@ def _times_s(run: Results, job: Job) -> dict[int, np.ndarray]:
     return {rank: np.concatenate(times_s) for rank, times_s in found.items()}
 
 
-def _replayed(times_s: Mapping[int, np.ndarray], slow: Mapping[int, float], job: Job) -> Delays:
+def _replayed(
+    times_s: Mapping[int, np.ndarray], slow: Mapping[int, float], job: SimulatedJob
+) -> Delays:
     """Each rank's own times, by the number of the group (or the image) that it is sent."""
 
     def draw(moment: Moment) -> float:

@@ -12,7 +12,7 @@ from browser import CHROMIUM, Browser
 
 from collage_mpi.report.page import write_report
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import Job, run_job
+from collage_mpi.simulation.runs import SimulatedJob, run_job
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
 
@@ -29,7 +29,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = RunSettings(
             out=str(out / scheme), scheme=scheme, straggler="lognormal", slow_ranks=("4:5",)
         )
-        run_job(Job(settings, 9 * 500))
+        run_job(SimulatedJob(settings, 9 * 500))
     write_report([out / "none", out / "collage"], out / "report.html")
     return out / "report.html"
 

@@ -16,7 +16,7 @@ from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet, write_shard
-from collage_mpi.simulation.runs import Job
+from collage_mpi.simulation.runs import SimulatedJob
 from collage_mpi.training.threshold import MOST_POINTS, choose_threshold
 
 SPEC = AcceptSpec(0.93, "f" * 64, 5000, 0.05, 5000, 0.04, 0.6)
@@ -68,14 +68,14 @@ def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(netw
     for scheme, kind in (("cascade", "collage"), ("cascade-batch", "backup")):
         settings = RunSettings(scheme=scheme, **{kind: "small.safetensors"})
         with pytest.raises(UsageError, match=f"{scheme} must know .* by --single and --{kind}"):
-            _ = Job(settings, 9, answers="a.npz").effective
+            _ = SimulatedJob(settings, 9, answers="a.npz").effective
 
 
 def test_a_quick_network_has_a_threshold_in_its_file_too(networks):
     single, _ = networks
     itself = replace(NAMED, scheme="cascade-batch")  # a batch for the single network
     assert resolved(itself, single, single) == ("confident", 0.0)
-    assert Job(itself, 9, answers="a.npz").effective.confidence == 0.0
+    assert SimulatedJob(itself, 9, answers="a.npz").effective.confidence == 0.0
     quick = replace(itself, backup="small.safetensors")
     mine = replace(single, fingerprint="q" * 64, accept=replace(SPEC, single=single.fingerprint))
     assert resolved(quick, single, mine) == ("confident", 0.93)
@@ -95,12 +95,12 @@ def test_a_job_and_its_simulation_take_the_threshold_of_the_quick_network(networ
     plan = make_plan(settings, settings.launch_size, launched=False)
     plan.shards.close()
     assert (plan.settings.accept, plan.settings.confidence) == ("confident", 0.93)
-    assert Job(settings, 9, answers="a.npz").effective.confidence == 0.93
+    assert SimulatedJob(settings, 9, answers="a.npz").effective.confidence == 0.93
 
 
 def test_a_simulation_that_knows_no_scores_takes_every_answer():
-    assert Job(RunSettings(), 9).effective.accept == "first"
-    assert Job(RunSettings(accept="backup"), 9).effective.accept == "backup"
+    assert SimulatedJob(RunSettings(), 9).effective.accept == "first"
+    assert SimulatedJob(RunSettings(accept="backup"), 9).effective.accept == "backup"
 
 
 def test_a_threshold_is_kept_in_the_weights_and_nothing_else_changes(networks, tmp_path):

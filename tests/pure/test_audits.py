@@ -13,7 +13,7 @@ from collage_mpi.results.draw import NO_DRAW, Draw
 from collage_mpi.results.export import export_run
 from collage_mpi.results.rows import AUDITS, KEY_ROW, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import Job, simulate, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate, simulate_in_memory
 
 CELLS, IMAGES = 9, 900
 SURE = {"accept": "confident", "confidence": 0.8, "warmup_groups": 0, "singles": 4}
@@ -69,8 +69,10 @@ def answers(tmp_path: Path) -> str:
     return str(tmp_path / "answers.npz")
 
 
-def simulated(answers: str, **settings) -> Job:
-    return Job(RunSettings(scheme="cascade", **{**SURE, **settings}), IMAGES, FREE, answers=answers)
+def simulated(answers: str, **settings) -> SimulatedJob:
+    return SimulatedJob(
+        RunSettings(scheme="cascade", **{**SURE, **settings}), IMAGES, FREE, answers=answers
+    )
 
 
 def test_every_drawn_answer_that_counts_is_audited_and_no_answer_changes(answers: str):

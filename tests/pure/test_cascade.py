@@ -15,7 +15,7 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.placement import placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import Answers
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.simulation.simulator import Simulation
 
 SURE, UNSURE = 0.9, 0.5  # of the harness, around a confidence of 0.8
@@ -648,7 +648,9 @@ def test_the_unsure_part_of_a_collage_is_wasted_work(tmp_path):
     )
     sure = {"accept": "confident", "confidence": 0.8, "endgame": "off", "warmup_groups": 0}
     sure["audit"] = 0.0
-    job = Job(RunSettings(scheme="cascade", **sure), 360, answers=str(tmp_path / "answers.npz"))
+    job = SimulatedJob(
+        RunSettings(scheme="cascade", **sure), 360, answers=str(tmp_path / "answers.npz")
+    )
     price = summarise(simulate_in_memory(job))["price"]
     assert price["wasted_work"] == pytest.approx(40 / 3 / (40 + 120))
     assert (price["late_answers"], price["collage_share"]) == (0, pytest.approx(2 / 3))

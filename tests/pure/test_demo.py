@@ -11,7 +11,7 @@ import pytest
 
 from collage_mpi import cli
 from collage_mpi.experiments import demo
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.workload.straggler_settings import make_delays
 
 OUT = Path("demo")
@@ -55,7 +55,9 @@ def test_the_eight_runs_take_less_than_the_page_says() -> None:
                 settings = replace(settings, cost_ratio=SLOW_COLLAGE)
             if scheme == "cascade":
                 answers = "analysis/answers/fashion_collage_side3_balanced.npz"
-            groups = simulate_in_memory(Job(settings, 9 * demo.GROUPS, answers=answers)).groups
+            groups = simulate_in_memory(
+                SimulatedJob(settings, 9 * demo.GROUPS, answers=answers)
+            ).groups
             took_s += (groups["t0_ns"] + groups["latency_ns"]).max() / 1e9
     assert 40 < took_s <= LONGEST_S - FIXED_S
 

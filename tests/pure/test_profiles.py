@@ -22,7 +22,7 @@ from collage_mpi.settings.profiles import PROFILES, Computed
 from collage_mpi.settings.redundancy import RedundancySettings
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import Job, like, run_job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, like, run_job, simulate_in_memory
 from collage_mpi.system.fields import about, names
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ def test_help_has_a_line_for_each():
 def begun(tmp_path: Path, settings: RunSettings) -> str:
     """The folder of a run with these settings, as far as a manifest tells."""
     out = tmp_path / "run"
-    run_job(Job(replace(settings, out=str(out)), 90))
+    run_job(SimulatedJob(replace(settings, out=str(out)), 90))
     return str(out)
 
 
@@ -206,7 +206,7 @@ def test_throughput_reaches_the_sum_of_the_ranks_speeds(scheme, slow):
         warmup_groups=0,
     )
     images = 2880
-    rows = simulate_in_memory(Job(settings, images)).images
+    rows = simulate_in_memory(SimulatedJob(settings, images)).images
     took_ns = (rows["t0_ns"] + rows["latency_ns"]).max() - rows["t0_ns"].min()
     assert took_ns / 1e9 <= 1.05 * images * 0.1 / (8 + 1 / factor)
 

@@ -31,7 +31,7 @@ from collage_mpi.results.statistics import ecdf
 from collage_mpi.results.verify import VerifyReport
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, inspect_shard, write_shard
-from collage_mpi.simulation.runs import Job, run_job
+from collage_mpi.simulation.runs import SimulatedJob, run_job
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'\u202e{{ 7 * 7 }}"
 
@@ -157,7 +157,7 @@ def test_a_curve_keeps_its_ends_its_tail_and_few_steps(n: int) -> None:
 
 def test_over_time_is_the_median_and_the_slowest_of_neighbours(tmp_path: Path) -> None:
     settings = RunSettings(out=str(tmp_path / "run"), warmup_groups=0, straggler="lognormal")
-    run_job(Job(settings, 9 * 1000))
+    run_job(SimulatedJob(settings, 9 * 1000))
     run = read_results(tmp_path / "run")
     shown = chart_data(run, "x")["time"]
     assert shown["each"] == 4
@@ -289,7 +289,7 @@ def test_that_teams_differ_is_told_and_drawn(tmp_path: Path) -> None:
 
 def test_the_timeline_holds_the_slowest_group(tmp_path: Path) -> None:
     settings = RunSettings(out=str(tmp_path / "run"), straggler="lognormal", slow_ranks=("4:5",))
-    run_job(Job(settings, 9 * 100))
+    run_job(SimulatedJob(settings, 9 * 100))
     run = read_results(tmp_path / "run")
     shown = chart_data(run, "x")["timeline"]
     slowest = run.groups[np.argmax(run.groups["latency_ns"])]

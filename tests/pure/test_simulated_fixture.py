@@ -15,7 +15,7 @@ import pytest
 
 from collage_mpi.settings.profiles import PROFILES
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "simulated_0_1_0"
 KEPT = json.loads((FOLDER / "cases.json").read_text())
@@ -26,7 +26,7 @@ CASES = KEPT["cases"]
 def test_rows_are_those_of_0_1_0(name: str) -> None:
     case = CASES[name]
     settings = RunSettings.from_mapping({"profile": "paper", **case["settings"]})
-    run = simulate_in_memory(Job(settings, case["images"]))
+    run = simulate_in_memory(SimulatedJob(settings, case["images"]))
     with np.load(FOLDER / "rows.npz") as kept:
         for table in ("images", "groups", "tasks"):
             before, now = kept[f"{name}.{table}"], getattr(run, table)

@@ -24,7 +24,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of, read_costs, save_costs
 from collage_mpi.simulation.replayed_answers import read_answers
 from collage_mpi.simulation.report import compare, render_comparison
-from collage_mpi.simulation.runs import Job, like, run_job, simulate, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, like, run_job, simulate, simulate_in_memory
 from collage_mpi.training.answers import save_answers
 
 COLLAGE = SOURCE_CODE["collage"]
@@ -208,7 +208,7 @@ def test_a_policy_that_needs_scores_needs_answers(tmp_path, capsys):
 
 
 def test_a_summary_alone_is_that_of_the_rows(tmp_path):
-    job = Job(RunSettings(straggler="lognormal", depth=2, image_timeout_s=0.12), 900)
+    job = SimulatedJob(RunSettings(straggler="lognormal", depth=2, image_timeout_s=0.12), 900)
     on_disk = run_job(dataclasses.replace(job, settings=RunSettings.from_mapping(
         {**job.settings.to_dict(), "out": str(tmp_path / "rows")})))  # fmt: skip
     alone = summarise(simulate_in_memory(job))
@@ -285,8 +285,8 @@ def test_seeds_in_parallel_make_runs_and_a_table(tmp_path, capsys):
 
 
 def test_a_seed_draws_service_times_and_poisson_arrivals():
-    job = Job(RunSettings(out="x", straggler="lognormal"), 90)
-    poisson = Job(RunSettings(arrivals="poisson", rate=9.0, arrival_seed=3), 90)
+    job = SimulatedJob(RunSettings(out="x", straggler="lognormal"), 90)
+    poisson = SimulatedJob(RunSettings(arrivals="poisson", rate=9.0, arrival_seed=3), 90)
     closed = repeats(job, [4, 7]).points
     opened = repeats(poisson, [4, 7]).points
     assert [(p.name, p.settings.straggler_seed) for p in closed] == [("seed-4", 4), ("seed-7", 7)]

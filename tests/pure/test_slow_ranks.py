@@ -22,7 +22,7 @@ from collage_mpi.results.slow_ranks import (
 )
 from collage_mpi.results.statistics import MISS, quantile_interval
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 
 
 def a_run(
@@ -196,7 +196,7 @@ def test_a_batch_is_one_service_time_over_what_its_size_takes() -> None:
 def test_a_group_as_a_batch_is_one_service_time_over_what_its_images_take() -> None:
     given: dict[str, Any] = {"straggler": "pinned", "straggler_median_ms": 50.0, "batch_cost": 0.5}
     settings = RunSettings(scheme="batch-backup", side=2, slow_ranks=("2:30",), **given)
-    run = simulate_in_memory(Job(settings, 60))
+    run = simulate_in_memory(SimulatedJob(settings, 60))
     items = run.tasks["items"][run.tasks["kind"] == KIND_CODE["backup"]]
     assert len(set(items.tolist())) > 1
     found = service_times_ns(run)
@@ -272,7 +272,7 @@ def test_a_rank_that_is_five_times_slower_is_found_in_simulated_runs() -> None:
     for seed in range(2):
         given = {"straggler": "lognormal", "slow_ranks": ["4:5"], "straggler_seed": seed}
         settings = RunSettings.from_mapping(given, "test")
-        speeds = rank_speeds(simulate_in_memory(Job(settings, 900)))
+        speeds = rank_speeds(simulate_in_memory(SimulatedJob(settings, 900)))
         assert [speed.ranks for speed in speeds if speed.slow] == [(4,)]
         low, high = speeds[0].interval or (0, 0)
         assert low < 5 < high

@@ -17,7 +17,7 @@ from collage_mpi.errors import DataFault
 from collage_mpi.results import Results
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.simulation.without import without_slow
 
 
@@ -25,7 +25,7 @@ def simulated(images: int = 1350, **settings: Any) -> Results:
     # Each image has its rank, and a group waits for all: there a slow rank costs the most.
     schedule = {"assign": "turn", "endgame": "off", "depth": 1}
     given = {"straggler": "lognormal", **schedule, **settings}
-    return simulate_in_memory(Job(RunSettings.from_mapping(given, "test"), images))
+    return simulate_in_memory(SimulatedJob(RunSettings.from_mapping(given, "test"), images))
 
 
 def test_without_its_slow_rank_a_run_is_what_a_healthy_one_was() -> None:

@@ -14,7 +14,7 @@ from collage_mpi.scheduler.leases import LeaseSettings, count
 from collage_mpi.settings.profiles import with_profile
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 COSTS = Costs(receive_ns=46_000, send_ns=31_000, encode_ns=0)
@@ -42,7 +42,7 @@ def test_one_team_takes_as_long_as_in_the_simulator(model: Any, workers: int, si
     settings = RunSettings.from_mapping(
         with_profile({**given, **(delays if sigma else {})}, "here")
     )
-    rows = simulate_in_memory(Job(settings, images, COSTS)).images
+    rows = simulate_in_memory(SimulatedJob(settings, images, COSTS)).images
     seconds = (rows["t0_ns"] + rows["latency_ns"]).max() / 1e9
     free = model.LeadCosts(0, 0, 0, 0)
     of = model.World(1, workers, images, NINES, COSTS, free, sigma=sigma)

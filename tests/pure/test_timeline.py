@@ -28,7 +28,7 @@ from collage_mpi.results.timeline import (
 )
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs
-from collage_mpi.simulation.runs import Job, simulate_in_memory
+from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "timeline.py"
 # Trace Event Format: what an event of each phase must have beside ph, pid, tid and name.
@@ -115,7 +115,7 @@ def simulated(receive_ns: int = 60_000, **changes: object) -> Results:
     settings = RunSettings.from_mapping(
         {"straggler": "lognormal", "straggler_median_ms": 20.0, "warmup_groups": 0, **changes}
     )
-    return simulate_in_memory(Job(settings, 540, Costs(receive_ns=receive_ns)))
+    return simulate_in_memory(SimulatedJob(settings, 540, Costs(receive_ns=receive_ns)))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
