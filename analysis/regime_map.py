@@ -6,7 +6,7 @@
 Owns: the grid, the table (STEM.csv, to which each result is added as it comes: typed again the
 command goes on), which candidate a cell shows, the figure. Does not know: service times and
 candidates (regimes), how they are simulated (simulation/advice), how a trace is placed
-(workload/tail). Some 6 minutes of one core; with a whole STEM.csv seconds.
+(workload/tail). Some 10 minutes of one core; with a whole STEM.csv seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import regimes
-from regimes import BACKUP, FASTEST, FIXED, HEDGE, NONE, STRIPES, SURE, Entry
+from regimes import BACKUP, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, STRIPES, SURE, Entry
 
 from collage_mpi.figures.style import STYLE, heading, pyplot, save
 from collage_mpi.scheduler.rank_speed import WINDOW
@@ -215,10 +215,12 @@ def cells(rows: Sequence[Mapping[str, str]], ratio: float, limit: float) -> dict
 LOOK = {
     NONE: ("#E4E4E4", "", "no redundancy (finish or pull): nothing gains 5 % over it"),
     HEDGE: ("#D9A9C6", "H", "hedging"),
-    BACKUP: ("#EEE08A", "B", "batch-backup"),
+    BACKUP: ("#EEE08A", "B", "batch-backup, cascade-batch"),
+    ONLY: ("#E79A8B", "O", "collage-only: every answer is a collage's, in two or four copies"),
     FIXED: ("#9AD0F0", "C", "collage on two ranks of its own, first answer counts"),
     FASTEST: ("#7CCFB4", "F", "collage on the two fastest ranks, first answer counts"),
     SURE: ("#F2BE6B", "S", "collage, counts if sure or after a deadline"),
+    CASCADE: ("#B5C46A", "W", "cascade"),
     STRIPES: ("#C9B8E8", "P", "parity, approx"),
 }
 TITLE = (
@@ -328,21 +330,18 @@ def _legend(figure: Any, names: Sequence[str], seen: set[str]) -> None:
         for family, (colour, letter, text) in LOOK.items()
         if family in seen
     ]
-    never = [text for family, (_, _, text) in LOOK.items() if family not in seen]
+    never = [family for family in LOOK if family not in seen]
     look: dict[str, Any] = {"ls": "", "marker": "o", "ms": 12, "mfc": "white", "mec": "black"}
     points = [
         Line2D([], [], label=f"{number}  {name}", **look) for number, name in enumerate(names, 1)
     ]
     if never:
-        patches.append(
-            Patch(
-                fc="none", ec="none", label=f"not the best within these points: {', '.join(never)}"
-            )
-        )
+        label = f"never the best: {'; '.join(never)}"
+        patches.append(Patch(fc="none", ec="none", label=label))
     place = {"loc": "upper left", "fontsize": 9}
     figure.legend(handles=patches, bbox_to_anchor=(0.045, 0.135), ncols=2, **place)
     title = "measured, coloured by what is best there"
-    figure.legend(handles=points, bbox_to_anchor=(0.745, 0.135), title=title, alignment="left",
+    figure.legend(handles=points, bbox_to_anchor=(0.77, 0.135), title=title, alignment="left",
                   title_fontsize=9, **place)  # fmt: skip
 
 

@@ -21,13 +21,15 @@ SIGMA = 0.1  # of its logarithm
 SHARE = 0.05  # of the time that a machine is slow: two of 40 where they are slow all along
 SEED = 1
 ALL_ALONG = math.inf  # a spell that outlasts the job
+SURE_FROM = 0.922  # threshold in fashion_collage_side3.safetensors
 DEMO_MEDIAN_S, DEMO_SIGMA = 0.144, 0.22  # of `collage-mpi demo`, fitted to cloud machines
 
 # ---- what is compared -----------------------------------------------------------
 
-NONE, HEDGE, BACKUP = "none", "hedge", "batch-backup"  # families of schemes: a colour each
+NONE, HEDGE, BACKUP = "none", "hedge", "batches"  # families of schemes: a colour each
 FIXED, FASTEST, SURE = "collage, fixed", "collage, fastest", "collage, confident"
 STRIPES = "parity, approx"
+ONLY, CASCADE = "collage-only", "cascade"
 REPLICATE = "replicate"  # for comparison: it has more ranks
 BASELINES = ("none, pull", "none, finish")  # gains are over the better of them
 
@@ -52,16 +54,18 @@ class Entry:
     @property
     def by_ratio(self) -> bool:
         """Whether the collage network's time over the single's matters to it."""
-        return self.family in (FIXED, FASTEST, SURE)
+        return self.family in (FIXED, FASTEST, SURE, ONLY, CASCADE)
 
 
 def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
-    """The candidates at N = `n` and two ranks more, the simpler ones first; and replication on 2N.
+    """The candidates at N = `n` and two ranks more, the simpler ones first; `collage-only` on three
+    ranks too; and replication on 2N.
 
     A copy after 1.3 x `median_s`, the median service time, and as many copies as it takes, is about
     the best that hedging can do here; it asks for somebody who knows the median. A further image
     of a batch costs 0.3 of the first for the shipped single network on a CPU (docs/speed.md), 0.1
-    is what a GPU may come to; a parity answer 0.38 of a single's.
+    is what a GPU may come to; a parity answer 0.38 of a single's. A cascade takes the threshold in
+    the file of the network whose answers are replayed.
     """
     more: Json = {"scheme": "none", "singles": n + 2}
     finish: Json = {"assign": "finish"}
@@ -73,6 +77,12 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
     spare: Json = {"collage_ranks": 1, "singles": n + 1}
     sure: Json = {"accept": "confident", "accept_deadline_quantile": 0.7}
     stripes: Json = {"parity_ranks": 2, "assign": "turn"}
+    only: Json = {"scheme": "collage-only", "assign": "pull"}
+    pulled: Json = {"assign": "pull", **spare}
+    sure_cells: Json = {"accept": "confident", "confidence": SURE_FROM, "audit": 0.0}
+    cascade: Json = {"scheme": "cascade", **pulled, **sure_cells}
+    batches: Json = {"scheme": "cascade-batch", "assign": "pull", "singles": n + 1}
+    few, many = "collage-only, 3 ranks, 2 copies", f"collage-only, {n + 2} ranks, 4 copies"
     half = -(-n // 2)
     named: list[tuple[str, str, Json]] = [
         (BASELINES[0], NONE, {**more, "assign": "pull"}),
@@ -84,6 +94,10 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
         ("hedge q0.9, finish", HEDGE, {**hedge, **finish, "hedge_quantile": 0.9}),
         ("batch-backup, batch cost 0.3", BACKUP, {**backup, "batch_cost": 0.3}),
         ("batch-backup, batch cost 0.1", BACKUP, {**backup, "batch_cost": 0.1}),
+        ("cascade-batch, batch cost 0.3", BACKUP, {**batches, "batch_cost": 0.3}),
+        ("cascade-batch, batch cost 0.1", BACKUP, {**batches, "batch_cost": 0.1}),
+        (few, ONLY, {**only, "collage_ranks": 3, "collage_copies": 2}),
+        (many, ONLY, {**only, "collage_ranks": n + 2, "collage_copies": 4}),
         ("fixed, M=2, first", FIXED, paper),
         ("fastest, M=2, first", FASTEST, {**paper, **fastest}),
         ("fixed, M=2, confident q0.7", SURE, {**paper, **sure}),
@@ -93,6 +107,8 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
             SURE,
             {**paper, **spare, **fastest, **finish, **sure},
         ),
+        ("cascade", CASCADE, cascade),
+        ("cascade, q0.7", CASCADE, {**cascade, "accept_deadline_quantile": 0.7}),
         (
             "parity, k=3, cost 0.38",
             STRIPES,

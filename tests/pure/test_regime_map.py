@@ -12,6 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from collage_mpi.kinds import COLLAGE
+from collage_mpi.models import describe
+from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.simulation.advice import Question, simulated, simulated_one
 from collage_mpi.training.answers import save_answers
 from collage_mpi.workload.tail import Tail, measure_tail
@@ -82,7 +85,14 @@ def test_all_but_replication_have_as_many_ranks(regimes):
         if entry.flags.get("accept") == "confident":
             continue  # needs answers
         ranks = simulated_one(question, entry.flags).ranks
-        assert ranks == (19 if entry.family == regimes.REPLICATE else 12), entry.name
+        others = {"replicate, 2N": 19, "collage-only, 3 ranks, 2 copies": 4}
+        assert ranks == others.get(entry.name, 12), entry.name
+
+
+def test_a_cascade_counts_what_the_threshold_in_the_networks_file_says(regimes):
+    info = describe(with_shipped("shipped:fashion_collage_side3.safetensors"), COLLAGE)
+    flags = {e.flags["confidence"] for e in regimes.entries(9) if e.family == regimes.CASCADE}
+    assert flags == {info.accept.confidence}
 
 
 def test_a_hedge_waits_a_share_of_the_median(regimes):
@@ -92,7 +102,8 @@ def test_a_hedge_waits_a_share_of_the_median(regimes):
 
 def test_only_collages_are_simulated_for_each_cost_ratio(regimes):
     for entry in regimes.entries(9):
-        assert entry.by_ratio == (entry.flags["scheme"] == "collage"), entry.name
+        with_one = entry.flags["scheme"] in ("collage", "collage-only", "cascade")
+        assert entry.by_ratio == with_one, entry.name
 
 
 # ---- the table and what a cell shows -------------------------------------------------
