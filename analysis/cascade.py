@@ -21,40 +21,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from savings import threshold
 
-from collage_mpi.models import describe
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.settings.shipped import with_shipped
+from collage_mpi.simulation.replayed_answers import read_answers
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
 from collage_mpi.workload.service_times import Moment, trace_rows
 
 Json = dict[str, Any]
-SINGLE = "shipped:fashion_single.safetensors"
 LOADS = (None, 0.5, 0.8, 0.95, 1.5, 3.0)  # of what `none` can serve; None: closed loop
 WARM = 300  # images before the latencies that count
 
 
 @dataclass(frozen=True)
 class Network:
-    """A collage network that has a threshold.
+    """A network that has a threshold, and is asked first: by collages, or a quick one by batches.
 
     Attributes:
-        name: of its file, shipped:NAME.safetensors, and of its answers.
-        side: cells along an edge.
-        ratio: its service time over the single's.
-        confidence: the score in its file from which on a cell counts.
+        name: of its answers; a collage network's file is shipped:NAME.safetensors.
+        side: cells along an edge; a quick network's batch has as many images.
+        ratio: service time of a collage, or of that batch, over the single's for an image.
+        confidence: the score from which on an answer counts.
+        further: what a further image of a batch takes over the first; None for a collage network.
     """
 
     name: str
     side: int
     ratio: float
     confidence: float
+    further: float | None = None
 
     @property
     def sure(self) -> Json:
-        """Settings by which its sure cells count."""
-        return {"accept": "confident", "confidence": self.confidence, "cost_ratio": self.ratio}
+        """Settings by which its sure answers count."""
+        flags: Json = {"accept": "confident", "confidence": self.confidence}
+        if self.further is None:
+            return flags | {"cost_ratio": self.ratio}
+        one = self.ratio / (1 + self.further * (self.side**2 - 1))  # an image alone
+        return flags | {"cost_ratio": one, "batch_cost": self.further, "backup": self.name}
 
 
 def networks(folder: Path, precision: str) -> list[Network]:
@@ -62,11 +67,13 @@ def networks(folder: Path, precision: str) -> list[Network]:
     found = []
     for row in csv.DictReader((folder / "ratios.csv").open()):
         name = row["network"]
-        info = describe(with_shipped(f"shipped:{name}.safetensors"), "collage")
-        assert info is not None
-        if info.accept is not None:
-            side = int(np.load(folder / f"{name}.npz", allow_pickle=False)["side"])
-            found.append(Network(name, side, float(row[precision]), info.accept.confidence))
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
+            side = int(file["side"])
+        accept = threshold(read_answers(folder / f"{name}.npz", side), name)
+        if accept is not None:
+            further = row[f"further_{precision}"]
+            ratio, cost = float(row[precision]), float(further) if further else None
+            found.append(Network(name, side, ratio, accept.confidence, cost))
     return found
 
 
@@ -108,6 +115,12 @@ def entries(found: list[Network]) -> list[Entry]:
                 f"cascade, {n.name.removeprefix('fashion_collage_')}", n, scheme="cascade", **n.sure
             )
             for n in found
+            if n.further is None
+        ),
+        *(
+            entry(f"{n.name.removeprefix('fashion_')} network", n, scheme="cascade-batch", **n.sure)
+            for n in found
+            if n.further is not None
         ),
         entry("cascade, ranks apart", scheme="cascade", placement="fixed", **best.sure),
         entry("cascade, beyond idle", scheme="cascade", collage_counts="beyond-idle", **best.sure),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,14 @@ def _add_threshold(tasks: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "accuracy; for a network that is worse than the single network but better where its score "
         "is high (default: %(default)s)",
     )
+    child.add_argument(
+        "--errors",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="standard errors that are added to the loss when the score is chosen; more are safer, "
+        "and fewer answers count (default: %(default)g)",
+    )
     child.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
     child.add_argument(
         "--precision",
@@ -122,7 +131,7 @@ def _threshold(args: argparse.Namespace) -> int:
     from collage_mpi.shards import ShardSet
     from collage_mpi.training.measure import answers_of, images_a_call, service_ratio
     from collage_mpi.training.saving import find_savings, told_savings
-    from collage_mpi.training.threshold import choose_threshold, require_images
+    from collage_mpi.training.threshold import Aim, choose_threshold, require_images
 
     kind = BACKUP if args.collage is None else COLLAGE
     specs = {SINGLE: args.single, kind: getattr(args, kind)}
@@ -131,6 +140,8 @@ def _threshold(args: argparse.Namespace) -> int:
         raise UsageError("a threshold is for networks with weights files: name two")
     if single.fingerprint == first.fingerprint:
         raise UsageError(f"--{kind} {specs[kind]} is the --single itself: name another network")
+    if not 0 <= args.errors < math.inf:
+        raise UsageError(f"--errors is {args.errors:g}; it needs a number from 0")
     shards = ShardSet.open(args.shards)
     try:
         check_fit([single, first], shards.shape, shards.class_names, args.shards, None, None)
@@ -153,7 +164,8 @@ def _threshold(args: argparse.Namespace) -> int:
     finally:
         shards.close()
     (alone, asked), at_once = answers, images_a_call(first)
-    found = choose_threshold(alone, asked, labels, at_once, single.fingerprint, args.aim)
+    aim = Aim(share=args.aim == "share", errors=args.errors)
+    found = choose_threshold(alone, asked, labels, at_once, single.fingerprint, aim)
     made = with_accept(first, found, args.out or Path(specs[kind]))
     print(
         f"{made.path}: answers count from a score of {found.confidence:g}, which changes accuracy "

@@ -13,6 +13,7 @@ from collage_mpi.system.terminal import make_table, to_text
 from collage_mpi.training.answers import Answers
 from collage_mpi.training.threshold import (
     LEAST_IMAGES,
+    Aim,
     choosing_half,
     chosen_score,
     scores_and_losses,
@@ -87,7 +88,7 @@ def find_savings(
         "cells": cells,
         "chosen_on": int(chosen.sum()),
         "measured_on": int((~chosen).sum()),
-        "no_loss": point(chosen_score(scores[chosen], lost[chosen], most_points=0.0)),
+        "no_loss": point(chosen_score(scores[chosen], lost[chosen], Aim(most_points=0.0))),
         "at_threshold": point(threshold),
         "curve": [point(confidence) for confidence in sorted(along, reverse=True)],
     }

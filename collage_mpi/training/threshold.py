@@ -4,6 +4,8 @@ of the images, and measures on the other half what it costs in accuracy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from collage_mpi.errors import DataFault
@@ -14,19 +16,38 @@ MOST_POINTS = 0.1  # percentage points of accuracy
 LEAST_IMAGES = 2000  # in all: a smaller half tells nothing of a tenth of a point
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What a threshold is chosen for.
+
+    Attributes:
+        share: most answers count, for a loss of at most most_points. If not, accuracy is highest.
+        most_points: percentage points of accuracy, of all images.
+        errors: standard errors that are added to the loss. The score is the lowest of many that
+            pass, so that one of them may have passed by luck: more errors make that rarer.
+    """
+
+    share: bool = True
+    most_points: float = MOST_POINTS
+    errors: float = 1.0
+
+
+SHARE, ACCURACY = Aim(), Aim(share=False)
+
+
 def choose_threshold(
     single: Answers,
     first: Answers,
     labels: np.ndarray,
     cells: int,
     fingerprint: str,
-    aim: str = "share",
+    aim: Aim = SHARE,
 ) -> AcceptSpec:
     """The score chosen on every other group, and what it costs on the groups between.
 
     With the aim "share" it is the lowest score that loses at most MOST_POINTS, so that most cells
     count. With "accuracy" it is the score that gains most. The loss or gain is counted as if every
-    cell with at least that score came before its single answer, and one standard error is added on
+    cell with at least that score came before its single answer, and standard errors are added on
     the safe side, so that it holds on the other groups too. Scores are taken in steps of 0.0001.
 
     Args:
@@ -34,7 +55,6 @@ def choose_threshold(
         labels: (n,) int64.
         cells: images of a group: those of a collage, or of a batch for a quick network.
         fingerprint: of the single network.
-        aim: "share" or "accuracy".
 
     Raises:
         DataFault: there are too few images; no score costs so little, or gains; or the chosen
@@ -45,7 +65,7 @@ def choose_threshold(
     chosen = choosing_half(len(labels), cells)
     confidence = chosen_score(scores[chosen], lost[chosen], aim)
     if confidence is None:
-        why = f"costs less than {MOST_POINTS:g} points" if aim == "share" else "gains accuracy"
+        why = f"costs less than {aim.most_points:g} points" if aim.share else "gains accuracy"
         raise DataFault(f"no score of the network {why} here: {_remedy(aim)}")
     counts = scores >= confidence
 
@@ -53,7 +73,7 @@ def choose_threshold(
         return round(100 * float(lost[part & counts].sum()) / int(part.sum()), 3)
 
     measured = points(~chosen)
-    allowed = MOST_POINTS if aim == "share" else 0
+    allowed = aim.most_points if aim.share else 0
     if measured > allowed:
         raise DataFault(
             f"the score {confidence:g} gives {measured:.2f} points away on the images that did not "
@@ -79,9 +99,9 @@ def require_images(n: int) -> None:
         )
 
 
-def _remedy(aim: str) -> str:
-    other = "try --aim accuracy, " if aim == "share" else ""
-    return f"{other}use --accept backup, or train it further"
+def _remedy(aim: Aim) -> str:
+    other = "--aim accuracy, " if aim.share else ""
+    return f"try {other}--errors {aim.errors + 1:g}, use --accept backup, or train it further"
 
 
 def scores_and_losses(
@@ -104,25 +124,22 @@ def choosing_half(n: int, cells: int) -> np.ndarray:
     return half
 
 
-def chosen_score(
-    scores: np.ndarray, lost: np.ndarray, aim: str = "share", most_points: float = MOST_POINTS
-) -> float | None:
+def chosen_score(scores: np.ndarray, lost: np.ndarray, aim: Aim = SHARE) -> float | None:
     """The score for the aim, or None if there is none.
 
     Args:
         scores, lost: (n,) of the cells that choose.
-        most_points: percentage points of accuracy that may be lost with the aim "share".
     """
     order = np.argsort(-scores, kind="stable")
     at, so_far = scores[order], np.cumsum(lost[order])  # (n,) from the surest on
-    worst = so_far + np.sqrt(np.cumsum(lost[order] ** 2))
+    worst = so_far + aim.errors * np.sqrt(np.cumsum(lost[order] ** 2))
     ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score
     ends = ends[at[ends] >= 0]
-    if aim == "accuracy":
+    if not aim.share:
         least = ends[worst[ends] == worst[ends].min(initial=0)]  # the last: most cells
         found = least[-1] if len(least) and worst[least[-1]] < 0 else None
     else:
-        fails = np.flatnonzero(100 * worst[ends] / len(scores) > most_points)
+        fails = np.flatnonzero(100 * worst[ends] / len(scores) > aim.most_points)
         good = ends[: fails[0]] if len(fails) else ends
         found = good[-1] if len(good) else None
     return None if found is None else float(at[found])

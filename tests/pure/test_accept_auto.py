@@ -17,7 +17,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.simulation.runs import SimulatedJob
-from collage_mpi.training.threshold import MOST_POINTS, choose_threshold
+from collage_mpi.training.threshold import ACCURACY, MOST_POINTS, SHARE, Aim, choose_threshold
 
 SPEC = AcceptSpec(0.93, "f" * 64, 5000, 0.05, 5000, 0.04, 0.6)
 DEMO = with_shipped("shipped:fashion_demo.h5")
@@ -155,7 +155,7 @@ def test_a_threshold_can_be_that_of_most_accuracy():
     """Cells of a score from 0.7 are right, half of the single's answers are; below, neither."""
     single, collage, labels = network(20_000, wrong_below=0.7)
     single = [(i // 2 % 2, 1.0) for i in range(len(single))]  # pairs, so that both halves have both
-    found = choose_threshold(single, collage, labels, 9, "s", "accuracy")
+    found = choose_threshold(single, collage, labels, 9, "s", ACCURACY)
     assert 0.699 < found.confidence < 0.701
     assert found.share == pytest.approx(0.3, abs=0.02)
     assert found.chosen_points == pytest.approx(-15, abs=1)
@@ -166,16 +166,16 @@ def test_a_threshold_can_be_that_of_most_accuracy():
 @pytest.mark.parametrize(
     ("aim", "lost", "confidence"),
     [
-        ("share", [[0], [0], [1], [-1]], 0.88),  # the fourth would make up for the third: too late
-        ("share", [[0], [0], [0], [0]], 0.84),
-        ("share", [[0], [0], [0], [1]], 0.86),
-        ("share", [[0], [0, 0, 1]], 0.9),  # of one score all count, or none
-        ("accuracy", [[-1], [-1], [1], [0]], 0.88),
-        ("accuracy", [[-1], [-1], [-1], [1]], 0.86),
-        ("accuracy", [[-1] * 4, [1] * 3, [-1] * 4], 0.9),  # one more is gained by the third: luck
-        ("accuracy", [[0], [-1, -1, 1, -1, -1]], 0.88),
-        ("accuracy", [[-1] * 1000], 0.9),  # every cell
-        ("accuracy", [[-1] * 50, [0] * 300, [1]], 0.88),  # as good as 0.9, and more cells count
+        (SHARE, [[0], [0], [1], [-1]], 0.88),  # the fourth would make up for the third: too late
+        (SHARE, [[0], [0], [0], [0]], 0.84),
+        (SHARE, [[0], [0], [0], [1]], 0.86),
+        (SHARE, [[0], [0, 0, 1]], 0.9),  # of one score all count, or none
+        (ACCURACY, [[-1], [-1], [1], [0]], 0.88),
+        (ACCURACY, [[-1], [-1], [-1], [1]], 0.86),
+        (ACCURACY, [[-1] * 4, [1] * 3, [-1] * 4], 0.9),  # one more is gained by the third: luck
+        (ACCURACY, [[0], [-1, -1, 1, -1, -1]], 0.88),
+        (ACCURACY, [[-1] * 1000], 0.9),  # every cell
+        (ACCURACY, [[-1] * 50, [0] * 300, [1]], 0.88),  # as good as 0.9, and more cells count
     ],
 )
 def test_a_threshold_by_hand(aim, lost, confidence):
@@ -190,13 +190,26 @@ def test_a_threshold_by_hand(aim, lost, confidence):
     assert found.confidence == pytest.approx(confidence, abs=1e-3)
 
 
+def test_more_standard_errors_choose_a_surer_score():
+    """One answer of the surest level is wrong, two of the next: 0.1 + 1 e, 0.3 + 1.73 e points."""
+    single, collage, labels = [(0, 1.0)] * 8000, [None] * 8000, np.zeros(8000, np.int64)
+    for i, wrong, score in ((0, 1, 0.9), (1, 1, 0.8), (2, 1, 0.8), (3, 0, 0.7)):
+        collage[2 * i] = (wrong, score)
+    single[8:] = [(1, 1.0)] * 7992
+    scores = [
+        choose_threshold(single, collage, labels, 1, "s", Aim(errors=errors)).confidence
+        for errors in (0.0, 2.0)
+    ]
+    assert scores == pytest.approx([0.7, 0.9], abs=1e-3)
+
+
 def test_a_threshold_counts_the_cells_that_chose_it():
     """Of a score of 1, 30 are wrong; of one that is written as 0.9999, 80 are right."""
     single, collage, labels = [(1, 1.0)] * 2000, [None] * 2000, np.zeros(2000, np.int64)
     for i in range(110):
         single[2 * i] = (int(i >= 30), 1.0)
         collage[2 * i] = (int(i < 30), 1.0 if i < 30 else 0.99992)
-    found = choose_threshold(single, collage, labels, 1, "s", "accuracy")
+    found = choose_threshold(single, collage, labels, 1, "s", ACCURACY)
     assert found.confidence == 0.9999
     assert found.chosen_points == -5
 
@@ -207,11 +220,11 @@ def test_a_threshold_that_loses_on_the_others_is_none():
     for i in range(50):
         collage[2 * i] = (0, 0.9)
     single[1], collage[1] = (0, 1.0), (1, 0.9)
-    with pytest.raises(DataFault, match="more than 0: there is no threshold; use --accept backup"):
-        choose_threshold(single, collage, labels, 1, "s", "accuracy")
+    with pytest.raises(DataFault, match="more than 0: there is no threshold; try --errors 2, use"):
+        choose_threshold(single, collage, labels, 1, "s", ACCURACY)
     assert choose_threshold(single, collage, labels, 1, "s").measured_points == 0.1
     single[3], collage[3] = (0, 1.0), (1, 0.9)
-    with pytest.raises(DataFault, match=r"0.20 points .* more than 0.1: .* try --aim accuracy"):
+    with pytest.raises(DataFault, match=r"0.20 points .* more than 0.1: .* try --aim acc"):
         choose_threshold(single, collage, labels, 1, "s")
 
 
@@ -219,13 +232,13 @@ def test_a_threshold_of_most_accuracy_counts_scattered_luck_for_nothing():
     single, collage, labels = network(4000, wrong_below=0.0)  # as right as the single
     single[0], single[9] = (1, 1.0), (1, 1.0)  # better by one image in either half
     with pytest.raises(DataFault, match="gains accuracy"):
-        choose_threshold(single, collage, labels, 9, "s", "accuracy")
+        choose_threshold(single, collage, labels, 9, "s", ACCURACY)
     collage = [None] * 4000
     with pytest.raises(DataFault, match="gains accuracy"):
-        choose_threshold(single, collage, labels, 9, "s", "accuracy")
+        choose_threshold(single, collage, labels, 9, "s", ACCURACY)
 
 
-@pytest.mark.parametrize("side", ["3", "3_balanced", "3_yolo", "5"])
+@pytest.mark.parametrize("side", ["3", "3_balanced", "3_yolo", "4", "5"])
 def test_the_shipped_networks_give_at_most_a_tenth_of_a_point_away(side, networks):
     """As measured on images that did not choose it."""
     name = f"shipped:fashion_collage_side{side}.safetensors"
