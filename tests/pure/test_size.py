@@ -1,0 +1,182 @@
+"""How large the package and its pages are: no larger without a line here that says why.
+
+A function of over 50 lines, or of more than six arguments, has a line below with its size. So has
+each name that two classes share, and each step by which the modules or the words of the pages grew.
+A change that needs more writes its line, and behind it the reason. A change that mends a function
+takes its line away; the test asks for that.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "collage_mpi"
+MOST_LINES, MOST_ARGUMENTS = 50, 6
+HOW = "make it smaller, or write a line in tests/pure/test_size.py with the reason behind it"
+
+LONG = {  # up to tens
+    "commands/advise.add_arguments": 80,
+    "commands/evaluate.add_arguments": 80,
+    "commands/evaluate._answers": 60,
+    "commands/evaluate._print_table": 70,
+    "commands/prep_pictures._common": 110,
+    "commands/train._common": 80,
+    "commands/weights._threshold": 60,
+    "job/coordinator.Coordinator.__init__": 70,
+    "job/plan.make_plan": 80,
+    "job/session._run_plan": 120,
+    "job/session.build_coordinator": 70,
+    "job/team_session.TeamSession.run": 60,
+    "models/foreign_weights.import_weights": 60,
+    "results/status.metrics": 60,
+    "results/writer.RunWriter.reopen": 60,
+    "settings/placement.placement": 70,
+    "simulation/simulator.Simulation.__init__": 70,
+    "training/report.make_report": 70,
+    "training/saving.find_savings": 60,
+    "training/threshold.choose_threshold": 60,
+}
+MANY_ARGUMENTS = {
+    "commands/launch.launch_ranks": 7,
+    "figures/points.plot_frontier": 7,
+    "figures/points.plot_heat": 7,
+    "job/coordinator.Coordinator.__init__": 13,
+    "job/lead.Lead.__init__": 8,
+    "job/main._work_as_team": 7,
+    "job/session.build_coordinator": 12,
+    "job/worker.Worker.__init__": 7,
+    "launch/mpiexec.build_command": 7,
+    "launch/supervisor.Job.__init__": 10,
+    "models/__init__.load_predictor": 7,
+    "models/own.load_own": 7,
+    "models/own_module.module_predictor": 8,
+    "mpi/protocol.put_header": 7,
+    "mpi/transport.ReceiveRing.__init__": 8,
+    "scheduler/state.TaskState.__init__": 7,
+    "settings/placement.placement": 8,
+    "shards/readahead.ReadAhead.__init__": 8,
+    "shards/writer.ShardWriter.__init__": 7,
+    "shards/writer.write_shard": 7,
+    "simulation/simulator.Simulation.__init__": 8,
+    "system/progress.StatusReporter.__init__": 9,
+    "training/measure.predict_parity": 8,
+    "training/report.make_report": 8,
+    "training/teacher.teacher_views": 7,
+}
+SHARED_NAMES = {
+    "Batch",
+    "Block",
+    "CoordinatorMonitor",
+    "Core",
+    "Death",
+    "Fit",
+    "Groups",
+    "Images",
+    "Kind",
+    "Layout",
+    "Lease",
+    "Machine",
+    "Pace",
+    "Release",
+    "Run",
+    "Sample",
+    "Shards",
+    "Start",
+    "Supply",
+    "Told",
+    "Wanted",
+    "Watch",
+    "_Found",
+}
+MODULES = (
+    307,  # when they were first counted
+)
+WORDS = (
+    65_000,  # of which 63,600 were there when they were first counted
+)
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function of the package, by its module, its class and its name."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = str(path.relative_to(PACKAGE).with_suffix(""))
+        yield from named(module, ast.parse(path.read_text("utf-8")))
+
+
+def named(
+    prefix: str, node: ast.AST
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for child in ast.iter_child_nodes(node):
+        inner = prefix
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            inner = f"{prefix}.{child.name}"
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield inner, child
+        yield from named(inner, child)
+
+
+def class_names() -> Counter[str]:
+    """How many classes of the package have each name."""
+    trees = (ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py"))
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    return Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def arguments_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Without self, and what any number of arguments is gathered in."""
+    given = function.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def beyond(sizes: dict[str, int], most: int, known: dict[str, int]) -> list[str]:
+    """What is larger than it may be, and what has a line and needs none any more."""
+    grown = [(n, s, known.get(n, most)) for n, s in sizes.items() if s > known.get(n, most)]
+    small = [name for name in known if sizes.get(name, 0) <= most]
+    return [
+        *(f"{name}: {size}, at most {held}: {HOW}" for name, size, held in grown),
+        *(f"{name}: {most} or fewer now: take its line away" for name in small),
+    ]
+
+
+def test_no_function_is_longer_than_it_may_be():
+    assert beyond({n: lines_of(f) for n, f in functions()}, MOST_LINES, LONG) == []
+
+
+def test_no_function_takes_more_arguments_than_it_may():
+    sizes = {n: arguments_of(f) for n, f in functions()}
+    assert beyond(sizes, MOST_ARGUMENTS, MANY_ARGUMENTS) == []
+
+
+def test_a_name_is_that_of_one_class():
+    found = {name for name, classes in class_names().items() if classes > 1}
+    assert found - SHARED_NAMES == set(), "give one of the two classes another name"
+    assert SHARED_NAMES - found == set(), "take the name out of SHARED_NAMES"
+
+
+def test_there_are_no_more_modules_than_there_may_be():
+    assert len(list(PACKAGE.rglob("*.py"))) <= sum(MODULES), HOW
+
+
+def test_the_pages_have_no_more_words_than_they_may():
+    pages = (ROOT / "docs").rglob("*.md")
+    assert sum(len(page.read_text("utf-8").split()) for page in pages) <= sum(WORDS), HOW
+
+
+def test_what_grows_and_what_shrinks_is_told():
+    known = {"a.long": 60, "a.shorter": 60, "a.gone": 60}
+    sizes = {"a.long": 60, "a.shorter": 55, "a.new": 51, "a.small": 50}
+    assert beyond(sizes, 50, known) == [
+        f"a.new: 51, at most 50: {HOW}",
+        "a.gone: 50 or fewer now: take its line away",
+    ]
+    assert beyond({"a.long": 61}, 50, {"a.long": 60}) == [f"a.long: 61, at most 60: {HOW}"]
