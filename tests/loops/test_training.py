@@ -368,8 +368,8 @@ def test_metadata_tells_how_it_was_trained(weights: dict[str, Path]) -> None:
     ("limit", "share", "expected"),
     [
         ("40", "0.1", "% (4 images: "),
-        ("40", "0.1", "temperature 1.0 (it is fitted to 100 validation images or more"),
-        ("40", "0", "validation accuracy n/a (no image was kept apart: --validation 0.05"),
+        ("40", "0.1", "temperature 1.0 (the temperature needs at least 100 validation images"),
+        ("40", "0", "validation accuracy n/a (no images were kept apart: --validation 0.05"),
     ],
 )
 def test_few_validation_images_are_said(
@@ -477,7 +477,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     assert not cut.exists()
     saved = checkpoint.read_bytes()
     assert train("single", shard, cut, *few) == 2  # not without a word over what was done
-    assert f"go on with --resume, or remove it: rm {checkpoint}" in capsys.readouterr().err
+    assert f"with --resume, or remove the checkpoint: rm {checkpoint}" in capsys.readouterr().err
     assert checkpoint.read_bytes() == saved
     monkeypatch.undo()
     assert train("single", shard, cut, *few, "--resume") == 0
