@@ -4,7 +4,10 @@
 
 Simulated by the package's own scheduler. Answers are replayed from the groups that did not choose
 the thresholds in the weights files (every other one). Writes OUT.csv, a line a placement, and
-OUT.md, the tables. Typed again it goes on where it was.
+OUT.md, the tables. Typed again it goes on where it was. The placements are simulated one after the
+other, so that a run that was stopped has all rows of its first placements.
+
+Without a file `--trace` names service times that are drawn: "one rank 60 x slow" or "spells".
 """
 
 from __future__ import annotations
@@ -27,11 +30,25 @@ from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import read_answers
 from collage_mpi.simulation.runs import SimulatedJob, simulate_in_memory
-from collage_mpi.workload.service_times import Moment, trace_rows
+from collage_mpi.workload.straggler_settings import make_delays
 
 Json = dict[str, Any]
 LOADS = (None, 0.5, 0.8, 0.95, 1.5, 3.0)  # of what `none` can serve; None: closed loop
+SHOWN = {  # column -> its form, in the tables by load
+    "p99_ms": "{:.0f}",
+    "p50_ms": "{:.0f}",
+    "group_p99_ms": "{:.0f}",
+    "points": "{:+.2f}",
+    "first_stage": "{:.0%}",
+}
 WARM = 300  # images before the latencies that count
+DEADLINES_MS = (150, 200, 300)  # swept, not chosen: after it a kept unsure cell answers
+DRAWS = 2750  # service times of a rank by which its capacity is measured
+# Service times that are drawn, as settings of a run; {slow} is a rank that the placement draws.
+DRAWN: dict[str, Json] = {
+    "one rank 60 x slow": {"straggler": "lognormal", "slow_ranks": ["{slow}:60"]},
+    "spells": {"straggler": "markov", "straggler_slow_factor": 5.0, "straggler_spell_s": 2.0},
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +71,8 @@ class Network:
 
     @property
     def sure(self) -> Json:
-        """Settings by which its sure answers count."""
-        flags: Json = {"accept": "confident", "confidence": self.confidence}
+        """Settings by which its sure answers count, none of them audited."""
+        flags: Json = {"accept": "confident", "confidence": self.confidence, "audit": 0.0}
         if self.further is None:
             return flags | {"cost_ratio": self.ratio}
         one = self.ratio / (1 + self.further * (self.side**2 - 1))  # an image alone
@@ -124,18 +141,32 @@ def entries(found: list[Network]) -> list[Entry]:
         ),
         entry("cascade, ranks apart", scheme="cascade", placement="fixed", **best.sure),
         entry("cascade, beyond idle", scheme="cascade", collage_counts="beyond-idle", **best.sure),
+        *(
+            entry(
+                f"cascade, deadline {ms} ms", scheme="cascade", accept_deadline_ms=ms, **best.sure
+            )
+            for ms in DEADLINES_MS
+        ),
+        entry("cascade, 1 % audited", scheme="cascade", **(best.sure | {"audit": 0.01})),
     ]
+
+
+def service_times(trace: str, seed: int, ranks: int) -> Json:
+    """Settings by which a placement's ranks take their time."""
+    if trace in DRAWN:
+        slow = [text.format(slow=1 + seed % ranks) for text in DRAWN[trace].get("slow_ranks", [])]
+        return {**DRAWN[trace], "slow_ranks": slow, "straggler_seed": seed}
+    return {"straggler": "trace", "trace_file": trace, "straggler_seed": seed}
 
 
 @cache
 def capacity(trace: str, seed: int, ranks: int) -> float:
     """Images a second that single networks can serve on the placement's ranks."""
-    times_s = np.load(trace, allow_pickle=False)  # (machines, requests) float
-    draw, requests = trace_rows(seed, times_s), range(times_s.shape[1])
-    means_s = [
-        np.mean([draw(Moment(rank, i, 1, 0)) for i in requests]) for rank in range(1, ranks + 1)
-    ]
-    return float(sum(1 / mean_s for mean_s in means_s))
+    delays = make_delays(RunSettings.from_mapping(service_times(trace, seed, ranks), trace))
+    ends_ns = [0] * ranks
+    for rank, number in product(range(ranks), range(DRAWS)):
+        ends_ns[rank] += delays.draw_ns(rank + 1, number, 1, ends_ns[rank])
+    return sum(DRAWS * 1e9 / ns for ns in ends_ns)
 
 
 def run(work: tuple[Entry, str, str, float | None, int, int, int, str]) -> Json:
@@ -143,11 +174,11 @@ def run(work: tuple[Entry, str, str, float | None, int, int, int, str]) -> Json:
     entry, trace, name, load, seed, ranks, images, answers = work
     flags: Json = dict(entry.flags)
     side = entry.network.side
-    flags |= {"side": side, "straggler": "trace", "trace_file": trace, "straggler_seed": seed}
+    workers = entry.ranks or ranks
+    flags |= {"side": side, **service_times(trace, seed, workers)}
     if load is not None:
         rate = load * capacity(trace, seed, ranks)
         flags |= {"arrivals": "poisson", "rate": rate, "arrival_seed": seed}
-    workers = entry.ranks or ranks
     counts = {"none": (workers, 0), "collage-only": (0, workers)}
     singles, others = counts.get(flags["scheme"], (workers - 1, 1))
     flags |= {"singles": singles or None, "collage_ranks": max(1, others)}
@@ -196,14 +227,14 @@ def pending(
     args: argparse.Namespace, found: list[Network], answers: str, done: set[tuple[str, ...]]
 ) -> Iterator[Any]:
     """What is not in the table yet."""
-    for spec, ranks in product(args.trace, args.ranks):
-        name, _, trace = spec.partition("=")
-        for load, entry, seed in product(LOADS, entries(found), range(args.placements)):
+    for seed, spec, ranks in product(range(args.placements), args.trace, args.ranks):
+        name, _, file = spec.partition("=")
+        for load, entry in product(LOADS, entries(found)):
             key = (name, "closed" if load is None else str(load), str(ranks), entry.name, str(seed))
             grows = entry.name.startswith(("none", "collage, "))
             overload = load is not None and load > 1 and grows
             if key not in done and not overload:
-                yield entry, trace, name, load, seed, ranks, args.images, answers
+                yield entry, file or name, name, load, seed, ranks, args.images, answers
 
 
 def tables(rows: list[Json]) -> str:
@@ -211,7 +242,7 @@ def tables(rows: list[Json]) -> str:
     cells: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}  # ... -> placement -> value
     for row in rows:
         key = tuple(str(row[k]) for k in ("trace", "ranks", "load", "entry"))
-        for name in ("images_per_s", "p50_ms", "p99_ms", "points", "first_stage", "group_p99_ms"):
+        for name in ("images_per_s", *SHOWN):
             cells.setdefault(key, {}).setdefault(name, {})[row["placement"]] = float(row[name])
 
     def shown(key: tuple[str, ...], name: str, form: str) -> str:
@@ -235,13 +266,14 @@ def tables(rows: list[Json]) -> str:
             late = [shown(key, what, "{:.0f}") for what in ("p50_ms", "p99_ms")]
             rate = f"{mid:.2f} ({low:.2f}-{high:.2f})"
             out += [f"| {name} | {rate} | {points} | {', '.join(late)} | {group} |"]
-        for what, form in (("p99_ms", "{:.0f}"), ("p50_ms", "{:.0f}"), ("first_stage", "{:.0%}")):
-            out += [f"\n{trace}, {ranks} ranks: {what} of an image by load, median (worst)\n"]
+        for what, form in SHOWN.items():
+            worst_of = min if what == "points" else max
+            out += [f"\n{trace}, {ranks} ranks: {what} by load, median (worst)\n"]
             out += ["| | " + " | ".join(loads) + " |", "|---|" + "---|" * len(loads)]
             for name in names:
                 keys = [(trace, ranks, load, name) for load in loads]
                 worst = [
-                    f" ({form.format(max(cells[k][what].values()))})" if k in cells else ""
+                    f" ({form.format(worst_of(cells[k][what].values()))})" if k in cells else ""
                     for k in keys
                 ]
                 both = [shown(k, what, form) + w for k, w in zip(keys, worst, strict=True)]
@@ -252,7 +284,7 @@ def tables(rows: list[Json]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--answers", type=Path, required=True, help="folder of answers files")
-    parser.add_argument("--trace", action="append", required=True, metavar="NAME=FILE.npy")
+    parser.add_argument("--trace", action="append", required=True, metavar="NAME[=FILE.npy]")
     parser.add_argument("--out", type=Path, required=True, metavar="STEM")
     parser.add_argument("--placements", type=int, default=24)
     parser.add_argument("--images", type=int, default=4500)

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,40 @@ def test_the_images_are_read_and_stdout_is_left_to_the_table(tmp_path, capsys):
 def test_the_table_of_cells_is_what_was_counted(capsys):
     assert cells.main(["--from", str(ANSWERS / "cells.npz")]) == 0
     assert capsys.readouterr().out == (ANSWERS / "cells.md").read_text()
+
+
+def test_a_slow_rank_is_drawn_by_the_placement_and_serves_a_sixtieth():
+    name = "one rank 60 x slow"
+    assert cascade.service_times(name, 12, 11)["slow_ranks"] == ["2:60"]
+    assert cascade.service_times(name, 12, 3)["slow_ranks"] == ["1:60"]
+    mean_s = 0.1 * np.exp(0.2**2 / 2)  # of a lognormal time
+    assert cascade.capacity(name, 0, 2) == pytest.approx((1 + 1 / 60) / mean_s, rel=0.02)
+    # A twentieth of the time a rank serves a fifth: images of a spell are fewer than its share.
+    assert cascade.capacity("spells", 0, 40) == pytest.approx(40 * 0.96 / mean_s, rel=0.02)
+    assert cascade.service_times("t.npy", 3, 11)["trace_file"] == "t.npy"
+
+
+def test_all_of_a_placement_is_simulated_before_the_next():
+    found = cascade.networks(ANSWERS, "float32")
+    args = Namespace(placements=2, trace=["spells", "c=c.npy"], ranks=[11, 33], images=9)
+    work = list(cascade.pending(args, found, "", set()))
+    assert [one[4] for one in work] == sorted(one[4] for one in work)
+    assert {one[1:3] for one in work} == {("spells", "spells"), ("c.npy", "c")}
+    entry, *_ = work[0]
+    done = {("spells", "closed", "11", entry.name, "0")}
+    assert len(list(cascade.pending(args, found, "", done))) == len(work) - 1
+
+
+def test_the_tables_have_the_median_and_the_worst_placement():
+    columns = ("images_per_s", *cascade.SHOWN)
+    rows = [
+        {"trace": "c", "ranks": 11, "load": load, "entry": entry, "placement": seed}
+        | dict.fromkeys(columns, rate * (1 + seed))
+        for load in ("closed", "0.8")
+        for entry, rate in (("none, pull", 1.0), ("cascade", 6.0))
+        for seed in range(3)
+    ]
+    told = cascade.tables(rows)
+    assert "| cascade | 6.00 (6.00-6.00) | +12.00 | 12, 12 | 12 |" in told
+    assert "c, 11 ranks: group_p99_ms by load, median (worst)" in told
+    assert "| cascade |  | 12 (18) |  |  |  |" in told
