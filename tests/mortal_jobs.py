@@ -7,6 +7,7 @@ Does not know: what the job should have made of them.
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import time
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from collage_mpi.launch.ending import TIME_LIMIT, exit_code
 from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
-from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.shards import write_shard
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.process_tree import process_table
@@ -102,19 +104,12 @@ def run_mortal(
     )
     said = io.StringIO()
     start_s = time.monotonic()
-    outcome = Job(
-        plan,
-        mpi.family,
-        timeout_s=LIMIT_S,
-        out=said,
-        err=said,
-        start_limit_s=start_limit_s,
-        leave_grace_s=3.0 if tolerant else None,
-    ).run()
+    limits = Limits(LIMIT_S, start_limit_s, 3.0 if tolerant else math.inf)
+    ending = Supervisor(plan, limits, said, said).run()
     wall_s = time.monotonic() - start_s
-    assert not outcome.timed_out, said.getvalue()
+    assert ending.cut is not TIME_LIMIT, said.getvalue()
     assert running(folder) == []
-    code, note = exit_code(outcome, out, must_report=tolerant)
+    code, note = exit_code(ending, out, must_report=tolerant)
     return Ended(code, said.getvalue() + (note or ""), out, wall_s, folder)
 
 

@@ -5,11 +5,13 @@ that start ranks themselves.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,56 +205,39 @@ def launch_ranks(
     if dry_run:
         print(plan.shell_line())
         return 0
-    return _follow(plan, found.family, words, timeout_s, fault_tolerant)
+    return _follow(plan, words, math.inf if timeout_s is None else timeout_s, fault_tolerant)
 
 
-def _follow(
-    plan: LaunchPlan,
-    family: str,
-    words: Sequence[str],
-    timeout_s: float | None,
-    fault_tolerant: bool,
-) -> int:
+def _follow(plan: LaunchPlan, words: Sequence[str], timeout_s: float, fault_tolerant: bool) -> int:
     """Run the plan to its end, and once more if its start hung; returns the exit code."""
-    from collage_mpi.launch.supervisor import (
-        LEAVE_GRACE_S,
-        Job,
-        exit_code,
-        handled_by,
-        marker_text,
-        script_code,
-    )
+    from collage_mpi.launch.ending import exit_code, marker_text, script_code
+    from collage_mpi.launch.supervisor import LEAVE_GRACE_S, Limits, Supervisor, handled_by
     from collage_mpi.results.file_names import MARKER
 
     out = output_folder(words)
     marker = None if out is None else out / MARKER
     earlier = marker_text(marker)
-    limit_s = START_LIMIT_S if words[0] in WORLD_COMMANDS else None
     script = _is_script(words)  # it may have more to do once its run is over
-    grace_s = LEAVE_GRACE_S if fault_tolerant and not script else None
-    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    limits = Limits(
+        timeout_s,
+        START_LIMIT_S if words[0] in WORLD_COMMANDS else None,
+        LEAVE_GRACE_S if fault_tolerant and not script else math.inf,
+    )
+    until_s = time.monotonic() + timeout_s
     signals: list[int] = []  # not passed on, as they came before a job or after it
     with handled_by(signals.append):
         for more in reversed(range(STARTS)):
-            left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            job = Job(
-                plan,
-                family,
-                left_s,
-                start_limit_s=limit_s,
-                leave_grace_s=grace_s,
-                signals=signals,
-            )
-            outcome = job.run()
-            if signals or script or not (more and outcome.hung and outcome.stopped_by is None):
+            left_s = max(0.0, until_s - time.monotonic())
+            job = Supervisor(plan, replace(limits, timeout_s=left_s), signals=signals)
+            ending = job.run()
+            hung = ending.cut and ending.cut.hung
+            if not hung or signals or ending.stopped_by is not None or script or not more:
                 break
-            job.say(
-                f"MPI did not come up: {outcome.never_up}. Nothing had begun: starting once more"
-            )
+            job.say(f"MPI did not come up: {hung}. Nothing had begun: starting once more")
         if script:
-            code, note = script_code(outcome)
+            code, note = script_code(ending)
         else:
-            code, note = exit_code(outcome, marker, must_report=fault_tolerant, earlier=earlier)
+            code, note = exit_code(ending, marker, must_report=fault_tolerant, earlier=earlier)
         if note:
             job.say(note)
     return code

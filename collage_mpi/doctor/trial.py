@@ -10,8 +10,9 @@ from typing import Any
 
 from collage_mpi.doctor.facts import Rank, Trial, World
 from collage_mpi.doctor.ranks import MARK
+from collage_mpi.launch.ending import TIME_LIMIT
 from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
-from collage_mpi.launch.supervisor import Job
+from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.system.process_tree import own_command
 
 BASE_LIMIT_S, LIMIT_PER_RANK_S = 10.0, 1.0  # a rank is 0.5 s of one core
@@ -26,7 +27,7 @@ def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
     plan = build_command(mpi, ranks, program, site_here(), environ=os.environ)
     out, err = io.StringIO(), io.StringIO()
     began_s = time.monotonic()
-    outcome = Job(plan, mpi.family, limit_s, out=out, err=err).run()
+    ending = Supervisor(plan, Limits(limit_s), out, err).run()
     lines = out.getvalue().splitlines()
     worlds = [json.loads(line[len(MARK) :]) for line in lines if line.startswith(MARK)]
     other = [line for line in lines if not line.startswith(MARK)] + err.getvalue().splitlines()
@@ -36,8 +37,8 @@ def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
         world=_world(worlds[0]) if worlds else None,
         singletons=len(worlds) if len(worlds) > 1 else 0,
         output=tuple(text for line in other if (text := line.strip(" -=")))[:OUTPUT_LINES],
-        exit_code=outcome.launcher,
-        timed_out=outcome.timed_out,
+        exit_code=ending.launcher,
+        timed_out=ending.cut is TIME_LIMIT,
     )
 
 

@@ -1,8 +1,5 @@
-"""The ranks of a job on this host, as launch sees them from outside.
-
-Owns: which process is which rank, for how long rank 0 alone has stood still or all have been gone,
-what the ranks had in shared memory.
-Does not know: the launcher, what is done about it.
+"""The ranks of a job on this host, as launch sees them from outside: which process is which rank,
+for how long rank 0 alone has stood still or all have been gone, what they had in shared memory.
 
 A job that is suspended stands still as a whole, and goes on when it is woken: so rank 0 counts as
 stopped only while other ranks are not, and while launch, which is suspended with them, looks.
@@ -34,8 +31,10 @@ class Kin:
         self._files: set[Path] = set()
         self._ranks: dict[int, int] = {}  # by process, without shells and children of ranks
         self._missing: set[int] = set()  # ranks, as of the last time that they were met
-        self._looked_s = self._still_s = 0.0
-        self.gone_s = 0.0  # how long, as of the last look, rank 0 and all others of this host
+        self._looked_s = 0.0
+        # As of the last look: how long rank 0 has been stopped while another rank of this host was
+        # not, and how long rank 0 and all others of this host have been gone.
+        self.still_s = self.gone_s = 0.0
 
     def meet(self) -> None:
         """Find out who they are and what they have mapped."""
@@ -74,10 +73,10 @@ class Kin:
         # Not t: somebody looks at it with a debugger.
         still = alone and pid is not None and state[pid] == "T"
         counted_s = min(gap_s, LONGEST_LOOK_S)
-        self._still_s = self._still_s + counted_s if still else 0.0
+        self.still_s = self.still_s + counted_s if still else 0.0
         gone = pid is not None and all(letter in ("Z", "") for letter in state.values())
         self.gone_s = self.gone_s + counted_s if gone else 0.0
-        return self._still_s
+        return self.still_s
 
     def tidy(self) -> None:
         """They are gone: remove what they had in shared memory and could not."""

@@ -19,7 +19,7 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.launch.scratch import PREFIX
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.extras import pip_line
-from collage_mpi.system.launchers import FAMILIES, Site
+from collage_mpi.system.launchers import FAMILIES, Launcher, Site
 
 LAUNCHER_NAMES = ("mpiexec", "mpirun")
 PROBE_TIMEOUT_S = 60.0  # a cold start on a busy machine; --version itself is 20 ms
@@ -63,12 +63,13 @@ class Mpi:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A command line, the environment variables to add for it, and the number of ranks.
+    """A launcher's command line, the environment variables to add for it, and the number of ranks.
 
     `scratch` is a folder for the files of the launcher (see `launch.scratch`).
     """
 
     argv: tuple[str, ...]
+    launcher: Launcher
     env: dict[str, str] = field(default_factory=dict)
     ranks: int = 1
     scratch: str | None = None
@@ -138,7 +139,7 @@ def build_command(
         # Of these it is known that a signal reaches a rank behind a shell.
         wrapper = ("sh", str(WRAPPER))
     argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
-    return LaunchPlan(argv, env, ranks, site.scratch)
+    return LaunchPlan(argv, launcher, env, ranks, site.scratch)
 
 
 def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Collection
 from typing import Any
 
+from collage_mpi.system.launchers import Death
 from collage_mpi.system.printable import numbered
 
 TELL_AFTER_S = 30.0  # and again after twice as long, and so on
@@ -20,7 +21,7 @@ BUS_ERROR = "/dev/shm may be full"  # the messages of one host lie there
 SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
 
 
-class Start:
+class Startup:
     """The state of a start.
 
     Args:
@@ -35,8 +36,7 @@ class Start:
     def __init__(self, ranks: int, limit_s: float | None, clock: Callable[[], float]) -> None:
         self.up = False
         self.there: set[int] = set()  # ranks whose Python runs and begins to start MPI
-        # the first that ended before MPI was up, and its code if anybody has told it
-        self.ended: tuple[int, int | None] | None = None
+        self.ended: Death | None = None  # the first rank that ended before MPI was up
         self._ranks, self._clock, self._began_s = ranks, clock, clock()
         self._limited = limit_s is not None
         self._until_s = math.inf if limit_s is None else self._began_s + limit_s
@@ -53,19 +53,26 @@ class Start:
         if len(self.there) >= self._ranks:
             self._at_most(INIT_LIMIT_S)
 
-    def has_ended(self, rank: int, code: int | None) -> None:
-        """A rank has ended. If MPI is not up yet, it will not come up, unless it was just
-        about to.
-        """
-        if not self.up and self.ended in (None, (rank, None)):
-            self.ended = rank, code
+    @property
+    def ended_by(self) -> Death | None:
+        """The rank whose end ended the job: one that a signal killed before MPI was up, or that
+        left while MPI was to come up. None also where nobody has told the rank's code."""
+        death = self.ended
+        if death is None or death.code is None:
+            return None
+        return death if death.by_signal or self.watched else None
+
+    def has_ended(self, death: Death) -> None:
+        """A rank has ended. MPI that is not up yet stays down, unless it was about to come up."""
+        if not self.up and self.ended in (None, Death(None, death.rank)):
+            self.ended = death
             self._at_most(END_GRACE_S)
 
     def too_late(self, now_s: float) -> bool:
         """Whether MPI will not come up any more."""
         return self.watched and now_s > self._until_s
 
-    def forgive(self, gap_s: float) -> None:
+    def was_suspended(self, gap_s: float) -> None:
         """Launch was suspended together with the ranks, so this time does not count."""
         self._began_s += gap_s
         self._until_s += gap_s
@@ -86,7 +93,7 @@ class Start:
     def who_is_missing(self) -> str:
         """The ranks that the others wait for, in words."""
         if self.ended is not None:
-            rank, code = self.ended
+            rank, code = self.ended.rank, self.ended.code
             if code is None:
                 return f"rank {rank} has ended before it"
             how = SIGNAL_NAMES.get(code - 128, f"code {code}")

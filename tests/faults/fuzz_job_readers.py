@@ -29,9 +29,10 @@ from collage_mpi.faults.tcp_link import Offer, read_greeting
 from collage_mpi.job import messages as said
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.job.team import Dismissed, LeadLink
+from collage_mpi.launch.ending import exit_code
 from collage_mpi.launch.job_ranks import Kin
 from collage_mpi.launch.mpiexec import LaunchPlan
-from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, WireResult, pack_results, unpack_results
 from collage_mpi.mpi.tasks import (
@@ -53,7 +54,7 @@ from collage_mpi.results.rows import IMAGES, KEY_ROW, TABLES
 from collage_mpi.scheduler.events import Score, Unread
 from collage_mpi.shards import write_shard
 from collage_mpi.system import environment
-from collage_mpi.system.launchers import LAUNCHERS, starter
+from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, starter
 from collage_mpi.system.pidfd import ProcessId, watch_process
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
@@ -259,13 +260,14 @@ def _lines() -> list[Reader]:
     mark = f"@status:{STATUS_WORD} "
 
     def line(raw: bytes) -> None:
-        job = Job(LaunchPlan(("true",), {environment.STATUS_VARIABLE: STATUS_WORD}, ranks=4),
-                  "mpich", out=io.StringIO(), err=io.StringIO(), start_limit_s=9.0)  # fmt: skip
+        variables = {environment.STATUS_VARIABLE: STATUS_WORD}
+        plan = LaunchPlan(("true",), FAMILIES["mpich"], variables, ranks=4)
+        job = Supervisor(plan, Limits(start_limit_s=9.0), io.StringIO(), io.StringIO())
         job._kin.meet = lambda: None  # looks at the processes of this machine
         for text in raw.split(b"\n"):
             job.line(text.decode(errors="replace"), job._out, _filter(job))
         job._display.close()
-        exit_code(job._outcome, None, must_report=True)
+        exit_code(job._ending, None, must_report=True)
 
     def lines(change: Change) -> Change:
         def changed(rng: random.Random, raw: bytes) -> bytes:
@@ -292,10 +294,10 @@ def _lines() -> list[Reader]:
     ]
 
 
-def _filter(job: Job) -> Any:
+def _filter(job: Supervisor) -> Any:
     from collage_mpi.launch.mpi_banners import BannerFilter
 
-    return BannerFilter(job._launcher)
+    return BannerFilter(job.launcher)
 
 
 # ---- descriptions of shards -------------------------------------------------

@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mortal_jobs import marked_shard, running
 
+from collage_mpi.launch.ending import exit_code
 from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
-from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.system.environment import STATUS_VARIABLE
 
 PROGRAM = Path(__file__).parents[1] / "mpi" / "programs" / "held_port.py"
@@ -338,16 +339,16 @@ def run_visited(mpi: Mpi, folder: Path, connections: int, seed: int = 1, teams: 
         extra_env={STATUS_VARIABLE: "1", "OMP_NUM_THREADS": "1", "STRANGERS": str(folder)},
     )  # fmt: skip
     visit, said, done = Visit(folder), io.StringIO(), threading.Event()
-    job = Job(plan, mpi.family, timeout_s=LIMIT_S, out=said, err=said, leave_grace_s=3.0)
+    job = Supervisor(plan, Limits(LIMIT_S, leave_grace_s=3.0), said, said)
     crowd = Crowd(visit, connections, seed, done)
     strangers = threading.Thread(target=crowd.come, args=(teams,))
     strangers.start()
     try:
-        outcome = job.run()
+        ending = job.run()
     finally:
         done.set()
         strangers.join()
-    visit.code, note = exit_code(outcome, visit.out / "COMPLETE", must_report=True)
+    visit.code, note = exit_code(ending, visit.out / "COMPLETE", must_report=True)
     visit.said = said.getvalue() + (note or "")
     assert running(folder) == []
     return visit

@@ -76,7 +76,7 @@ NOT_TRIED = {
     ("doctor/ranks", "report"): "a rank of the same doctor",
     ("doctor/trial", "try_ranks"): CHILD,
     ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
-    ("launch/supervisor", "marker_text"): "any text is a marker",
+    ("launch/ending", "marker_text"): "any text is a marker",
     ("models/tuning", "bfloat16_pays"): KERNEL,
     ("models/weights", "sha256_of_file"): "any bytes have a hash",
     ("prep/work", "read_member"): "bytes of a picture: pictures are tried",

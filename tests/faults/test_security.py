@@ -358,8 +358,10 @@ def test_a_directive_of_several_lines_is_refused() -> None:
 
 def test_the_launch_line_to_paste_is_quoted() -> None:
     from collage_mpi.launch.mpiexec import LaunchPlan
+    from collage_mpi.system.launchers import FAMILIES
 
-    line = LaunchPlan(("mpiexec", "a b", "$(touch pwned)"), {"X": "`id`"}).shell_line()
+    words = ("mpiexec", "a b", "$(touch pwned)")
+    line = LaunchPlan(words, FAMILIES["mpich"], {"X": "`id`"}).shell_line()
     assert "'a b'" in line
     assert "'$(touch pwned)'" in line
     assert "'`id`'" in line

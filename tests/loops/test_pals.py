@@ -15,7 +15,8 @@ import pytest
 
 from collage_mpi.commands.launch import launch_ranks
 from collage_mpi.launch import mpiexec
-from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.launch.ending import exit_code
+from collage_mpi.launch.supervisor import Limits, Supervisor
 
 # Ranks by the variables that PALS sets where its PMI is pmix, in order of hosts; signals to all of
 # them; who ends badly is named, the others are ended then; the largest code is its own.
@@ -124,7 +125,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(pals, tmp_path):
     program = (sys.executable, "-c", FAILED)
     out, err = io.StringIO(), io.StringIO()
     plan = mpiexec.build_command(mpi, 3, program, mpiexec.site_here(), environ=os.environ)
-    outcome = Job(plan, mpi.family, out=out, err=err).run()
-    code, note = exit_code(outcome, None)
+    ending = Supervisor(plan, Limits(), out, err).run()
+    code, note = exit_code(ending, None)
     assert (code, err.getvalue()) == (3, "")
     assert note.startswith("rank 1 was ended by SIGKILL before the job had begun")

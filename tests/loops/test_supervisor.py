@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import math
 import mmap
 import os
 import re
@@ -19,22 +20,27 @@ import pytest
 
 from collage_mpi.commands import launch as command
 from collage_mpi.job.main import StopFlag
-from collage_mpi.launch import mpiexec, startup, supervisor
+from collage_mpi.launch import ending, mpiexec, startup, supervisor
+from collage_mpi.launch.ending import TIME_LIMIT, Ending, exit_code, never_up
 from collage_mpi.launch.job_ranks import Kin
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import PREFIX, VARIABLE, held, note_signal, sweep
-from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.system import process_tree
 from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.launchers import FAMILIES, Death
 from collage_mpi.system.process_tree import GUARD, process_table
 
+MPICH = FAMILIES["mpich"]
 
-def job(source: str, family="mpich", **options) -> tuple[Job, io.StringIO, io.StringIO]:
+
+def job(
+    source: str, family="mpich", clock=time.monotonic, signals=None, **limits
+) -> tuple[Supervisor, io.StringIO, io.StringIO]:
     out, err = io.StringIO(), io.StringIO()
-    plan = LaunchPlan(
-        (sys.executable, "-c", source), {"GREETING": "hello", STATUS_VARIABLE: "w"}, 3
-    )
-    return Job(plan, family, out=out, err=err, **options), out, err
+    variables = {"GREETING": "hello", STATUS_VARIABLE: "w"}
+    plan = LaunchPlan((sys.executable, "-c", source), FAMILIES[family], variables, 3)
+    return Supervisor(plan, Limits(**limits), out, err, clock, signals), out, err
 
 
 def test_output_passes_and_statuses_are_drawn():
@@ -97,7 +103,7 @@ def test_the_time_limit_ends_the_job_and_its_children():
     start_s = time.monotonic()
     outcome = made.run()
     assert time.monotonic() - start_s < 10
-    assert outcome.timed_out
+    assert outcome.cut is TIME_LIMIT
     assert exit_code(outcome, None)[0] == 6
     assert int(out.getvalue()) not in process_table()  # a zombie is no process
 
@@ -168,16 +174,16 @@ def test_a_rank_that_is_gone_before_mpi_is_up_ends_the_start_though_nobody_tells
 
 @pytest.mark.parametrize(
     ("leave_grace_s", "stopped_by", "ended"),
-    [(0.3, None, (1, None)), (None, None, (1, None)), (0.3, signal.SIGINT, None)],
+    [(0.3, None, Death(None, 1)), (math.inf, None, Death(None, 1)), (0.3, signal.SIGINT, None)],
 )
 def test_who_is_gone_is_looked_for_in_every_mode_until_the_job_stops(
     leave_grace_s, stopped_by, ended, monkeypatch
 ):
     monkeypatch.setattr(Kin, "lost", lambda _: 1)
     made, _, _ = job("", start_limit_s=600.0, leave_grace_s=leave_grace_s)
-    made._outcome.stopped_by = stopped_by
-    made._look_at_start(time.monotonic())
-    assert made._startup.ended == ended
+    made._ending.stopped_by = stopped_by
+    made._look_at_processes(time.monotonic())
+    assert made._start.ended == ended
 
 
 FAULT = 'print(\'@status:w {"rank":3,"fault":"Traceback: why"}\', file=sys.stderr, flush=True)\n'
@@ -214,7 +220,7 @@ def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said)
     monkeypatch.setattr(startup, "END_GRACE_S", 0.5)
     made, _, err = job(f"import sys, time\n{said}time.sleep(1)", start_limit_s=600.0)
     outcome = made.run()
-    assert (outcome.never_up, outcome.begun) == (None, True)
+    assert (outcome.cut, outcome.begun) == (None, True)
     assert err.getvalue() == ""
 
 
@@ -227,7 +233,7 @@ def test_a_start_that_is_suspended_has_not_used_up_its_time():
         return time.monotonic() + (3600 if len(hours) > 4 else 0)
 
     made, _, _ = job(f"import sys, time\ntime.sleep(1)\n{UP}", start_limit_s=60.0, clock=clock)
-    assert made.run().never_up is None
+    assert made.run().cut is None
 
 
 def test_who_does_not_leave_when_rank_0_has_died_is_killed():
@@ -276,7 +282,7 @@ def test_a_rank_that_a_signal_ends_before_mpi_is_up_is_named():
 def test_who_ends_later_or_when_told_to_is_not_the_one_that_ended_the_job(status, stopped_by):
     told = status + '@status:w {"ended": 2, "code": 143}'
     made, _, _ = job(f"import sys; print({told!r}, file=sys.stderr); sys.exit(6)")
-    made._outcome.stopped_by = stopped_by
+    made._ending.stopped_by = stopped_by
     found, note = exit_code(made.run(), None)
     assert found == 6
     assert "rank 2" not in (note or "")
@@ -298,10 +304,12 @@ def test_a_launcher_that_outlives_all_its_ranks_is_ended(monkeypatch):
 KILLED = (
     "import sys\n"
     "from collage_mpi.launch.mpiexec import LaunchPlan\n"
-    "from collage_mpi.launch.supervisor import Job\n"
+    "from collage_mpi.launch.supervisor import Limits, Supervisor\n"
+    "from collage_mpi.system.launchers import FAMILIES\n"
     "source = 'import os, signal, time; signal.signal(15, signal.SIG_IGN); '\n"
     "source += 'print(os.getpid(), flush=True); time.sleep(600)'\n"
-    "Job(LaunchPlan((sys.executable, '-uc', source)), 'mpich', stop_grace_s=1.0).run()\n"
+    "plan = LaunchPlan((sys.executable, '-uc', source), FAMILIES['mpich'])\n"
+    "Supervisor(plan, Limits(stop_grace_s=1.0)).run()\n"
 )
 
 
@@ -439,10 +447,12 @@ def test_the_guard_looks_for_shared_memory_where_mpi_never_came_up(
 LAUNCHING = (
     "import sys\n"
     "from collage_mpi.launch.mpiexec import LaunchPlan\n"
-    "from collage_mpi.launch.supervisor import Job, exit_code\n"
+    "from collage_mpi.launch.ending import exit_code\n"
+    "from collage_mpi.launch.supervisor import Limits, Supervisor\n"
+    "from collage_mpi.system.launchers import FAMILIES\n"
     "source = 'import time; print(1); time.sleep(0.5); print(2); raise SystemExit(4)'\n"
-    "plan = LaunchPlan((sys.executable, '-uc', source))\n"
-    "sys.exit(exit_code(Job(plan, 'mpich').run(), None)[0])\n"
+    "plan = LaunchPlan((sys.executable, '-uc', source), FAMILIES['mpich'])\n"
+    "sys.exit(exit_code(Supervisor(plan, Limits()).run(), None)[0])\n"
 )
 
 
@@ -491,8 +501,8 @@ class WhenReady(io.StringIO):
 
 
 def stopped(source: str, *numbers: signal.Signals, grace_s: float = 20.0) -> int:
-    plan, err = LaunchPlan((sys.executable, "-c", source)), io.StringIO()
-    made = Job(plan, "mpich", out=WhenReady(*numbers), err=err, stop_grace_s=grace_s)
+    plan, err = LaunchPlan((sys.executable, "-c", source), MPICH), io.StringIO()
+    made = Supervisor(plan, Limits(stop_grace_s=grace_s), WhenReady(*numbers), err)
     code = exit_code(made.run(), None)[0]
     assert f"{numbers[0].name}: stopping; results so far are kept" in err.getvalue()
     return code
@@ -504,15 +514,15 @@ def test_a_stop_lets_the_job_end_by_itself():
 
 
 def test_a_signal_that_finds_the_job_over_does_not_change_its_code(monkeypatch):
-    plan = LaunchPlan((sys.executable, "-c", "raise SystemExit(5)"))
+    plan = LaunchPlan((sys.executable, "-c", "raise SystemExit(5)"), MPICH)
 
     def told(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         return exit_code(*args, **options)
 
-    monkeypatch.setattr(supervisor, "exit_code", told)
+    monkeypatch.setattr(ending, "exit_code", told)
     before = signal.getsignal(signal.SIGTERM)
-    assert command._follow(plan, "mpich", ["show"], None, False) == 5
+    assert command._follow(plan, ["show"], math.inf, False) == 5
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -524,26 +534,26 @@ def test_a_signal_that_came_before_the_job_stops_it():
 
 
 def test_a_signal_before_the_job_is_passed_on_to_it(monkeypatch):
-    class Late(Job):
+    class Late(Supervisor):
         def __init__(self, *args, **options) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(supervisor, "Job", Late)
-    plan = LaunchPlan((sys.executable, "-c", "import time; time.sleep(600)"))
-    assert command._follow(plan, "mpich", ["show"], None, False) == 128 + signal.SIGTERM
+    monkeypatch.setattr(supervisor, "Supervisor", Late)
+    plan = LaunchPlan((sys.executable, "-c", "import time; time.sleep(600)"), MPICH)
+    assert command._follow(plan, ["show"], math.inf, False) == 128 + signal.SIGTERM
 
 
 def test_after_a_signal_between_two_starts_there_is_no_second(monkeypatch):
-    class Hung(Job):
-        def run(self) -> supervisor.Outcome:
+    class Hung(Supervisor):
+        def run(self) -> Ending:
             starts.append(1)
             os.kill(os.getpid(), signal.SIGTERM)
-            return supervisor.Outcome(launcher=1, hung=True, never_up="rank 1")
+            return Ending(launcher=1, cut=never_up("rank 1", hung=True))
 
     starts: list[int] = []
-    monkeypatch.setattr(supervisor, "Job", Hung)
-    command._follow(LaunchPlan(("true",)), "mpich", ["show"], None, False)
+    monkeypatch.setattr(supervisor, "Supervisor", Hung)
+    command._follow(LaunchPlan(("true",), MPICH), ["show"], math.inf, False)
     assert starts == [1]
 
 

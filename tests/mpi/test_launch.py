@@ -21,8 +21,9 @@ from mortal_jobs import LIMIT_S, running
 import collage_mpi
 from collage_mpi.cli import main
 from collage_mpi.errors import ExitCode
+from collage_mpi.launch.ending import exit_code
 from collage_mpi.launch.mpiexec import build_command, site_here
-from collage_mpi.launch.supervisor import Job, exit_code
+from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.results import read_results
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.process_tree import own_command
@@ -56,8 +57,8 @@ def supervised(mpi, ranks: int, *words: object, **options) -> tuple[int, str, st
     extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
     plan = build_command(mpi, ranks, program, site_here(), environ=os.environ, extra_env=extra)
     out, err = io.StringIO(), io.StringIO()
-    outcome = Job(plan, mpi.family, out=out, err=err, **options).run()
-    code, note = exit_code(outcome, None)
+    ending = Supervisor(plan, Limits(**options), out, err).run()
+    code, note = exit_code(ending, None)
     return code, out.getvalue(), err.getvalue() + (f"{note}\n" if note else "")
 
 
@@ -117,10 +118,10 @@ def test_a_killed_launch_leaves_no_ranks(programs, tmp_path):
     shutil.copy(programs / "stoppable.py", program)
     source = (
         "import sys; from collage_mpi.launch.mpiexec import *\n"
-        "from collage_mpi.launch.supervisor import Job\n"
+        "from collage_mpi.launch.supervisor import Limits, Supervisor\n"
         "mpi = find_mpi()\n"
         "plan = build_command(mpi, 3, [sys.executable, *sys.argv[1:]], site_here())\n"
-        "Job(plan, mpi.family).run()"
+        "Supervisor(plan, Limits()).run()"
     )
     launch = subprocess.Popen(
         [sys.executable, "-c", source, program, ready],

@@ -20,6 +20,7 @@ from collage_mpi.launch.mpiexec import (
     site_here,
 )
 from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.launchers import FAMILIES
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/v/bin/mpiexec"), "openmpi", "5.0.11")
@@ -116,7 +117,7 @@ def test_nothing_to_launch(ranks, program):
 
 
 def test_the_shell_line_can_be_pasted():
-    plan = mpiexec.LaunchPlan(("mpiexec", "-n", "2", "a b"), {"X": "1 2"})
+    plan = mpiexec.LaunchPlan(("mpiexec", "-n", "2", "a b"), FAMILIES["mpich"], {"X": "1 2"})
     assert plan.shell_line() == "X='1 2' mpiexec -n 2 'a b'"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collage_mpi.launch.startup import END_GRACE_S, INIT_LIMIT_S, Start
+from collage_mpi.launch.startup import END_GRACE_S, INIT_LIMIT_S, Startup
+from collage_mpi.system.launchers import Death
 
 
 class Clock:
@@ -15,9 +16,9 @@ class Clock:
         return self.now_s
 
 
-def start(ranks: int, limit_s: float | None = 600.0) -> tuple[Start, Clock]:
+def start(ranks: int, limit_s: float | None = 600.0) -> tuple[Startup, Clock]:
     clock = Clock()
-    return Start(ranks, limit_s, clock), clock
+    return Startup(ranks, limit_s, clock), clock
 
 
 def test_who_is_missing_is_said_after_30_s_and_again_now_and_then():
@@ -64,7 +65,7 @@ def test_a_start_that_is_over_or_not_watched_says_nothing():
 
 def test_of_a_script_a_start_is_watched_once_a_rank_begins_to_start_mpi():
     made, clock = start(3, None)
-    made.has_ended(2, 1)
+    made.has_ended(Death(1, 2))
     clock.now_s += END_GRACE_S + 1
     assert not made.too_late(clock())
     made.arrived(0)
@@ -73,9 +74,9 @@ def test_of_a_script_a_start_is_watched_once_a_rank_begins_to_start_mpi():
     assert not made.too_late(clock())
 
 
-def test_time_in_which_launch_was_suspended_is_forgiven():
+def test_time_in_which_launch_was_suspended_is_not_counted():
     made, _ = start(2)
-    made.forgive(3600.0)
+    made.was_suspended(3600.0)
     assert not made.too_late(50.0 + 600.0 + 3599.0)
     assert made.news(50.0 + 3629.0) is None
     assert made.too_late(50.0 + 600.0 + 3601.0)
@@ -85,19 +86,19 @@ def test_a_rank_that_ends_before_mpi_is_up_is_named_with_what_its_end_says():
     how = {139: "SIGSEGV", 135: "SIGBUS: /dev/shm may be full", 3: "code 3"}
     for code, words in how.items():
         made, _ = start(4)
-        made.has_ended(2, code)
-        made.has_ended(1, 9)  # after the first
+        made.has_ended(Death(code, 2))
+        made.has_ended(Death(9, 1))  # after the first
         assert made.who_is_missing() == f"rank 2 has ended before it ({words})"
 
 
 def test_a_rank_that_nobody_tells_of_has_a_moment_too_and_what_is_told_says_more():
     made, clock = start(4)
-    made.has_ended(3, None)
+    made.has_ended(Death(None, 3))
     assert made.who_is_missing() == "rank 3 has ended before it"
     clock.now_s += END_GRACE_S + 1
     assert made.too_late(clock())
-    made.has_ended(2, 135)  # for want of the first
+    made.has_ended(Death(135, 2))  # for want of the first
     assert made.who_is_missing() == "rank 3 has ended before it"
-    made.has_ended(3, 135)
-    made.has_ended(3, None)
+    made.has_ended(Death(135, 3))
+    made.has_ended(Death(None, 3))
     assert made.who_is_missing().startswith("rank 3 has ended before it (SIGBUS")
