@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from collage_mpi.commands.parser import build_parser
 from collage_mpi.errors import ExitCode
 from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.hard_exit import leave_if_armed
+from collage_mpi.system.launchers import VARIABLE, launcher_of
 from collage_mpi.system.limits import fault_of
 from collage_mpi.system.progress import report_fault
 from collage_mpi.system.safe_stream import SafeStream, abandon
@@ -48,6 +50,8 @@ def _main(argv: list[str]) -> int:
     command = next((word for word in argv if word in COMMANDS), None)
     name = f"collage-mpi {command}" if command else "collage-mpi"
     try:
+        if VARIABLE in os.environ:  # a launcher that cannot be loaded is told of
+            launcher_of(os.environ[VARIABLE])
         parser = build_parser(command)
         if parser.help_if_bare(argv):
             return 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.parser import add_mpi_flag
 from collage_mpi.experiments.demo import (
     GROUPS,
     RANKS,
@@ -16,7 +17,6 @@ from collage_mpi.experiments.demo import (
     tell_and_draw,
 )
 from collage_mpi.system.environment import launcher_size
-from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
     from collage_mpi.job.worker_group import WorkerGroup
@@ -27,12 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the runs and the picture"
     )
-    parser.add_argument(
-        "--mpi",
-        choices=MPIS,
-        default="auto",
-        help="which MPI to use. auto: the one that mpi4py loads",
-    )
+    add_mpi_flag(parser)
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),

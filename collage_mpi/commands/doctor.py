@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.parser import add_mpi_flag
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.settings.flags import add_flags
 from collage_mpi.settings.pace import SurvivalSettings
 from collage_mpi.settings.redundancy import RANKS, RankSettings
 from collage_mpi.settings.shipped import file_argument
 from collage_mpi.system.fields import names
-from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
     from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
@@ -62,12 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="device that the workers run their networks on (default: %(default)s)",
     )
-    parser.add_argument(
-        "--mpi",
-        choices=MPIS,
-        default="auto",
-        help="which MPI to use. auto: the one that mpi4py loads",
-    )
+    add_mpi_flag(parser)
     parser.add_argument(
         "--mpiexec", metavar="PATH", help="launcher to use (default: search for one)"
     )

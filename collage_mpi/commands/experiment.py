@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from collage_mpi.commands.parser import add_mpi_flag
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.system.environment import launcher_size, processes_wanted
-from collage_mpi.system.launchers import MPIS
 
 if TYPE_CHECKING:
     from collage_mpi.experiments.spec import Experiment, Point
@@ -61,12 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of runs simulated at the same time (default: all cores)",
     )
-    parser.add_argument(
-        "--mpi",
-        choices=MPIS,
-        default="auto",
-        help="which MPI to use. auto: the one that mpi4py loads",
-    )
+    add_mpi_flag(parser)
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands import COMMANDS
-from collage_mpi.commands.parser import build_parser
+from collage_mpi.commands.parser import add_mpi_flag, build_parser
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
-from collage_mpi.system.launchers import MPIS
 from collage_mpi.system.printable import did_you_mean
 
 if TYPE_CHECKING:
@@ -41,12 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of ranks, e.g. 11 (default: as many as the settings of run, demo or "
         "experiment need)",
     )
-    parser.add_argument(
-        "--mpi",
-        choices=MPIS,
-        default="auto",
-        help="which MPI to use. auto: the one that mpi4py loads (default)",
-    )
+    add_mpi_flag(parser)
     parser.add_argument(
         "--mpiexec", metavar="PATH", help="launcher to use (default: search for one)"
     )

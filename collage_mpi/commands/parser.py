@@ -12,6 +12,7 @@ from collage_mpi import __version__
 from collage_mpi.commands import COMMANDS
 from collage_mpi.errors import ExitCode
 from collage_mpi.system.environment import telling_rank
+from collage_mpi.system.launchers import MPIS
 from collage_mpi.system.printable import did_you_mean, printable
 from collage_mpi.system.safe_stream import SafeStream
 from collage_mpi.system.tell import let_rank_0_speak
@@ -87,3 +88,14 @@ def build_parser(command: str | None = None, *, whole: bool = False) -> _Parser:
         if whole or name == command:
             import_module(f"collage_mpi.commands.{module}").add_arguments(child)
     return parser
+
+
+def add_mpi_flag(parser: argparse.ArgumentParser) -> None:
+    """--mpi, of the commands that start ranks."""
+    # Added to the parser itself, argparse would list the choices at once: see `plugins.Names`.
+    parser._optionals.add_argument(
+        "--mpi",
+        choices=MPIS,
+        default="auto",
+        help="which MPI to use. auto: the one that mpi4py loads (default)",
+    )

@@ -16,10 +16,8 @@ from collage_mpi.errors import UsageError
 from collage_mpi.figures import style
 from collage_mpi.figures.labels import NEAR, free_offsets
 from collage_mpi.figures.points_csv import AXIS, Row, axis_labels, frontier, need
-from collage_mpi.scheduler.schemes import SCHEMES, scheme_class
+from collage_mpi.scheduler.schemes import SCHEME_NAMES, scheme_class
 
-# First word of a series' label -> colour and marker: schemes keep theirs in all figures.
-_FAMILIES = {name: scheme_class(name).mark for name in SCHEMES} | {"fastest": ("#009E73", "P")}
 _HEADING_IN = 6.4  # a heading's longest line needs so much
 _LEAST_MS = 1.0  # on a logarithmic axis: what is less is drawn here, no two runs differ in it
 _TAILS = (("p99", "group P99, ms (log)"), ("std", "standard deviation, ms (log)"))
@@ -234,8 +232,11 @@ def _legend(figure: Any, names: Sequence[str]) -> None:
 
 
 def _look(name: str) -> tuple[str, str]:
+    """Colour and marker by the first word of a label: a scheme has the same in all figures."""
     first = name.split(",")[0].split(" ")[0]
-    return _FAMILIES.get(first, _OTHER)
+    if first == "fastest":
+        return "#009E73", "P"
+    return scheme_class(first).mark if first in SCHEME_NAMES else _OTHER
 
 
 def _scatter(

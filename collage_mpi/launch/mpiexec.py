@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -19,9 +19,8 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.launch.scratch import PREFIX
 from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.extras import pip_line
-from collage_mpi.system.launchers import FAMILIES, Launcher, Site
+from collage_mpi.system.launchers import FAMILIES, VARIABLE, Launcher, Site, launcher_of
 
-LAUNCHER_NAMES = ("mpiexec", "mpirun")
 PROBE_TIMEOUT_S = 60.0  # a cold start on a busy machine; --version itself is 20 ms
 
 INSTALL_HINT = (
@@ -58,7 +57,7 @@ class Mpi:
     @property
     def abi(self) -> str:
         """The library family that its ranks must load; Intel MPI uses MPICH's."""
-        return FAMILIES[self.family].abi
+        return launcher_of(self.family).abi
 
 
 @dataclass(frozen=True)
@@ -124,18 +123,20 @@ def build_command(
         raise UsageError(f"-n {ranks}: the number of ranks must be at least 1")
     if not program:
         raise UsageError("nothing to launch: give a command after --, e.g. -- run --shards DIR")
-    environ, launcher = environ or {}, FAMILIES[mpi.family]
+    environ, launcher = environ or {}, launcher_of(mpi.family)
     wanted = _thread_variables(ranks, site)
     if site.hosts == 1 and site.loopback:
         wanted.update(launcher.loopback())
     wanted.update(launcher.variables(ranks, site))
     env = {name: value for name, value in wanted.items() if name not in environ}
+    if mpi.family not in FAMILIES:
+        env[VARIABLE] = mpi.family
     env.update(extra_env or {})
     flags = launcher.flags(ranks, site, env)
     wrapper: tuple[str, ...] = ()  # a shell between the launcher and each rank: it says what for
     if fault_tolerant:
         flags, wrapper = [*flags, *_tolerant_flags(mpi)], ("sh", str(TOLERANT_WRAPPER))
-    elif STATUS_VARIABLE in env and FAMILIES[mpi.family].tolerant_flags:
+    elif STATUS_VARIABLE in env and launcher.tolerant_flags:
         # Of these it is known that a signal reaches a rank behind a shell.
         wrapper = ("sh", str(WRAPPER))
     argv = (str(mpi.mpiexec), *flags, "-n", str(ranks), *wrapper, *program)
@@ -143,7 +144,7 @@ def build_command(
 
 
 def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
-    flags = FAMILIES[mpi.family].tolerant_flags
+    flags = launcher_of(mpi.family).tolerant_flags
     if not flags:
         known = ", ".join(name for name, other in FAMILIES.items() if other.tolerant_flags)
         raise EnvironmentFault(
@@ -160,14 +161,19 @@ def _thread_variables(ranks: int, site: Site) -> dict[str, str]:
     return dict.fromkeys(THREAD_VARIABLES, threads)
 
 
-def identify(version_text: str) -> tuple[str, str] | None:
+def identify(
+    version_text: str, known: Collection[Launcher] = tuple(FAMILIES.values())
+) -> tuple[str, str] | None:
     """Family and version from what `mpiexec --version` printed, or None if unknown."""
-    told = ((name, launcher.version(version_text)) for name, launcher in FAMILIES.items())
+    told = ((launcher.name, launcher.version(version_text)) for launcher in known)
     return next(((name, version) for name, version in told if version is not None), None)
 
 
-def inspect_launcher(path: Path) -> Mpi | None:
-    """Identify one `mpiexec`; None if it cannot be run or is not known."""
+def inspect_launcher(path: Path, want: str = "auto") -> Mpi | None:
+    """Identify one `mpiexec`; None if it cannot be run or is not known.
+
+    Of the launchers of other packages, only the one that is wanted is known.
+    """
     try:
         done = subprocess.run(
             [str(path), "--version"],
@@ -178,17 +184,20 @@ def inspect_launcher(path: Path) -> Mpi | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    known = identify(done.stdout + done.stderr)
+    added = [] if want in ("auto", *FAMILIES) else [launcher_of(want)]
+    known = identify(done.stdout + done.stderr, (*added, *FAMILIES.values()))
     return Mpi(path, *known) if known else None
 
 
-def launcher_candidates(environ: Mapping[str, str] = os.environ) -> Iterator[Path]:
+def launcher_candidates(
+    environ: Mapping[str, str] = os.environ, programs: Sequence[str] = Launcher.programs
+) -> Iterator[Path]:
     """Launchers in order of preference: next to this Python (a wheel), then PATH."""
     seen: set[Path] = set()
     folders = [Path(sys.executable).parent, Path(sys.prefix) / "bin"]
     folders += [Path(entry) for entry in environ.get("PATH", os.defpath).split(os.pathsep) if entry]
     for folder in folders:
-        for name in LAUNCHER_NAMES:
+        for name in programs:
             found = shutil.which(name, path=str(folder))
             if found and Path(found) not in seen:
                 seen.add(Path(found))
@@ -231,7 +240,7 @@ def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
     """The MPI to launch with, whose ranks will load its own library.
 
     Args:
-        want: "auto" or one of FAMILIES.
+        want: "auto" or one of MPIS.
         mpiexec: path or name of the launcher to use; None to search for one.
 
     Raises:
@@ -239,9 +248,11 @@ def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
         EnvironmentFault: no MPI, none of the wanted family, or none that fits mpi4py.
     """
     if mpiexec is not None:
-        candidates: Iterator[Mpi | None] = iter([_explicit(mpiexec)])
+        candidates: Iterator[Mpi | None] = iter([_explicit(mpiexec, want)])
     else:
-        candidates = map(inspect_launcher, launcher_candidates())
+        programs = Launcher.programs if want == "auto" else launcher_of(want).programs
+        paths = launcher_candidates(programs=programs)
+        candidates = (inspect_launcher(path, want) for path in paths)
     found: list[Mpi] = []
     abi: str | None = None
     for mpi in candidates:  # lazily: the first one fits almost always
@@ -259,14 +270,14 @@ def find_mpi(want: str = "auto", mpiexec: str | None = None) -> Mpi:
     raise _mismatch(next(mpi for mpi in found if want in ("auto", mpi.family)), abi)
 
 
-def _explicit(mpiexec: str) -> Mpi:
+def _explicit(mpiexec: str, want: str) -> Mpi:
     path = shutil.which(mpiexec)
-    mpi = inspect_launcher(Path(path)) if path else None
+    mpi = inspect_launcher(Path(path), want) if path else None
     if mpi is None:
         raise UsageError(
             f"--mpiexec {mpiexec}: "
             + ("no such program" if path is None else "its --version names no MPI known here")
-            + f"; known are {', '.join(FAMILIES)}"
+            + f"; known are {', '.join(FAMILIES)}, and those of other packages by --mpi NAME"
         )
     return mpi
 
@@ -275,7 +286,7 @@ def _not_of_family(want: str, found: Sequence[Mpi]) -> EnvironmentFault:
     at_hand = ", ".join(f"{mpi.family} {mpi.version} ({mpi.mpiexec})" for mpi in found)
     return EnvironmentFault(
         f"--mpi {want}: not found here; at hand: {at_hand}. "
-        f"Leave --mpi out, or: {pip_line(FAMILIES[want].abi)}"
+        f"Leave --mpi out, or: {pip_line(launcher_of(want).abi)}"
     )
 
 

@@ -13,7 +13,7 @@ from collage_mpi.kinds import BACKUP, CODED, COLLAGE, KIND, KINDS, PARITY, SINGL
 from collage_mpi.scheduler.schemes import (
     ASSIGNMENTS,
     PLACEMENTS,
-    SCHEMES,
+    SCHEME_NAMES,
     SchemeSettings,
     make_scheme,
     scheme_class,
@@ -33,7 +33,9 @@ _setting = partial(setting, group=RANKS)
 class RankSettings(Settings):
     """The scheme, and how many ranks and copies it has."""
 
-    scheme: str = _setting("collage", "how redundancy is added (docs/schemes.md)", choices=SCHEMES)
+    scheme: str = _setting(
+        "collage", "how redundancy is added (docs/schemes.md)", choices=SCHEME_NAMES
+    )
     side: int = _setting(
         3,
         "a collage is a square of side x side cells; a group has as many images",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.system.launchers import FAMILIES, LAUNCHERS, SRUN, first_number
+from collage_mpi.system.launchers import SRUN, first_number, launchers
 
 # What torchrun tells a training process. RANK alone may be anybody's, and other launchers
 # set it too: these count only where TORCHELASTIC_RUN_ID says that torchrun is there.
@@ -42,14 +42,15 @@ def launcher_rank(environ: Mapping[str, str] = os.environ) -> int | None:
 
     Usable before MPI is imported, so that one rank alone prints a usage error.
     """
-    return _first(first_number(launcher.ranks, environ) for launcher in LAUNCHERS)
+    return _first(first_number(launcher.ranks, environ) for launcher in launchers(environ))
 
 
 def mpi_rank(environ: Mapping[str, str]) -> int | None:
     """This process's rank as its MPI launcher says. None in a batch script, and in mpiexec
     itself.
     """
-    return _first(first_number(launcher.ranks, environ) for launcher in FAMILIES.values())
+    known = (launcher for launcher in launchers(environ) if launcher.versions)
+    return _first(first_number(launcher.ranks, environ) for launcher in known)
 
 
 def _first(numbers: Iterable[int | None]) -> int | None:
@@ -88,17 +89,17 @@ def telling_rank(environ: Mapping[str, str] = os.environ) -> int | None:
 
 def launcher_size(environ: Mapping[str, str] = os.environ) -> int | None:
     """The world size as the launcher says, or None outside a launcher."""
-    return _first(launcher.size(environ) for launcher in LAUNCHERS)
+    return _first(launcher.size(environ) for launcher in launchers(environ))
 
 
 def local_rank(environ: Mapping[str, str] = os.environ) -> int | None:
     """This process's number among the ranks of its host, or None if unknown."""
-    return _first(first_number(launcher.local_ranks, environ) for launcher in LAUNCHERS)
+    return _first(first_number(launcher.local_ranks, environ) for launcher in launchers(environ))
 
 
 def local_size(environ: Mapping[str, str] = os.environ) -> int | None:
     """How many ranks the launcher started on this host, or None if unknown."""
-    return _first(launcher.local_size(environ) for launcher in LAUNCHERS)
+    return _first(launcher.local_size(environ) for launcher in launchers(environ))
 
 
 def status_word(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -110,12 +111,12 @@ def fault_tolerant_launch(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the death of a rank leaves the others alone, as the launcher says."""
     if environ.get(FAULT_TOLERANT_VARIABLE) == "1":
         return True
-    return any(launcher.tolerates(environ) for launcher in LAUNCHERS)
+    return any(launcher.tolerates(environ) for launcher in launchers(environ))
 
 
 def told_interface(environ: Mapping[str, str] = os.environ) -> str | None:
     """The network device that MPI was told to use, or None."""
-    names = (name for launcher in LAUNCHERS for name in launcher.interfaces)
+    names = (name for launcher in launchers(environ) for name in launcher.interfaces)
     return next((environ[name] for name in names if environ.get(name)), None)
 
 
@@ -268,7 +269,7 @@ def _beside_rank_0(rank: int, local: int, environ: Mapping[str, str]) -> bool:
     size = launcher_size(environ)
     if size is not None and size == local_size(environ):
         return True
-    host = _first(first_number(launcher.host_numbers, environ) for launcher in LAUNCHERS)
+    host = _first(first_number(launcher.host_numbers, environ) for launcher in launchers(environ))
     return rank == local if host is None else host == 0
 
 

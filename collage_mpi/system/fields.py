@@ -9,7 +9,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ class About:
     above: float | None = None
     below: float | None = None
     at_most: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     unset: str = ""
     metavar: str = ""
     flag: str = ""

@@ -142,9 +142,10 @@ def test_identify(text, known):
 
 
 def found_here(monkeypatch, launchers: list[Mpi], abi: str) -> None:
-    monkeypatch.setattr(mpiexec, "launcher_candidates", lambda: iter(m.mpiexec for m in launchers))
+    paths = [mpi.mpiexec for mpi in launchers]
+    monkeypatch.setattr(mpiexec, "launcher_candidates", lambda programs: iter(paths))
     by_path = {m.mpiexec: m for m in launchers}
-    monkeypatch.setattr(mpiexec, "inspect_launcher", by_path.get)
+    monkeypatch.setattr(mpiexec, "inspect_launcher", lambda path, want: by_path.get(path))
     monkeypatch.setattr(mpiexec, "mpi4py_abi", lambda: abi)
 
 

@@ -1,7 +1,7 @@
 """Schemes: which tasks are made of an image and of a group, what an answer means.
 
-Owns: that the modules of this package are the schemes there are; how one is made.
-Does not know: what each of them does, needs and takes (a small class each, which registers).
+A scheme is a class that registers, in a module of this package, or one that another installed
+package adds by an entry point of the group `collage_mpi.schemes`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from collage_mpi.errors import UsageError
+from collage_mpi.plugins import Names
 from collage_mpi.scheduler.schemes.base import ASSIGNMENTS, REGISTERED, Core, Later, Scheme
 from collage_mpi.scheduler.schemes.settings import NOT_TAKEN, Decode, SchemeSettings, tell_nothing
 
@@ -18,6 +19,7 @@ __all__ = [
     "ASSIGNMENTS",
     "PLACEMENTS",
     "SCHEMES",
+    "SCHEME_NAMES",
     "Core",
     "Decode",
     "Later",
@@ -33,13 +35,22 @@ for _module in pkgutil.iter_modules(__path__):
 
 # By the names of their modules; what a module builds on comes before it.
 SCHEMES = tuple(REGISTERED)
+SCHEME_NAMES = Names("scheme", "collage_mpi.schemes", Scheme, SCHEMES)
 PLACEMENTS = ("fixed", "fastest")
 
 
 def scheme_class(name: str) -> type[Scheme]:
-    """The scheme of that name: what it needs, what it takes. Raises UsageError if there is none."""
+    """The scheme of that name: what it needs, what it takes.
+
+    Raises:
+        UsageError: there is none.
+        EnvironmentFault: the package that adds it is broken.
+    """
     if name not in REGISTERED:
-        raise UsageError(f"scheme is {name!r}; known are: {', '.join(SCHEMES)}")
+        added = SCHEME_NAMES.load(name)
+        if added is None:
+            raise UsageError(f"scheme is {name!r}; known are: {', '.join(SCHEME_NAMES)}")
+        return REGISTERED.setdefault(name, added)
     return REGISTERED[name]
 
 

@@ -52,8 +52,9 @@ class Launcher:
         abi: of the library that its ranks load, "mpich" or "openmpi".
         wire_up: how its ranks connect: "pmi", "pmix", or "either", decided by PMIX_RANK; then
             `by_pmix` and `by_pmi` are what to type for each.
-        versions: matches the output of `mpiexec --version`, with the version as the group; none
-            if `collage-mpi launch` cannot start ranks with it.
+        programs: the names of its command, as searched for on PATH.
+        versions: matches the output of the command with --version, with the version as the group;
+            none if `collage-mpi launch` cannot start ranks with it.
         marks, hints: variables that show that it started a process: for certain, or if no other
             launcher is certain.
         ranks, sizes, local_ranks, local_sizes, host_numbers: the variables that give a rank its
@@ -74,6 +75,7 @@ class Launcher:
     abi = "mpich"
     wire_up = "pmi"
     by_pmix = by_pmi = ""
+    programs: tuple[str, ...] = ("mpiexec", "mpirun")
     versions: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()

@@ -1,0 +1,111 @@
+"""Schemes and launchers that other installed packages add, by entry points.
+
+Entry points are read when a name is not one of this package's, or all names are listed: to read
+them takes a look at every installed package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from collage_mpi.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution, EntryPoint
+
+Added = TypeVar("Added")
+
+
+class Names(Collection[str], Generic[Added]):
+    """The names of a sort of class: those of this package, then those that others add.
+
+    Args:
+        what: the sort, in a word, as in messages.
+        group: the group of entry points: name = module:class.
+        base: what the classes inherit; their `name` is the entry point's.
+        own: names of this package; no other can replace them.
+    """
+
+    def __init__(self, what: str, group: str, base: type[Added], own: Iterable[str]) -> None:
+        self._what, self._group, self._base, self._own = what, group, base, tuple(own)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in offered(self._group)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._own, *sorted(offered(self._group)))))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __bool__(self) -> bool:
+        return True  # without a look at what others add
+
+    def load(self, name: str) -> type[Added] | None:
+        """The class that another package adds under that name; None if there is none.
+
+        Raises:
+            EnvironmentFault: it cannot be loaded, or is no such class. The package is named.
+        """
+        found = offered(self._group).get(name, [])
+        if not found:
+            return None
+        packages = " and ".join(_named(package) for package, _ in found)
+        if len(found) > 1:
+            raise EnvironmentFault(
+                f"{self._what} {name!r} is added by {packages}: uninstall all but one of them"
+            )
+        [(package, entry)] = found
+        try:
+            loaded = entry.load()
+            wrong = self._wrong(loaded, name)
+        except Exception as error:  # whatever somebody else's module does
+            wrong = f"cannot be loaded: {type(error).__name__}: {error}"
+        if wrong:
+            raise EnvironmentFault(
+                f"{self._what} {name!r} ({entry.value} of {packages}) {wrong}. "
+                f"Update the package, or: pip uninstall {package.name}"
+            )
+        added: type[Added] = loaded
+        return added
+
+    def _wrong(self, loaded: object, name: str) -> str:
+        base = f"{self._base.__module__}.{self._base.__name__}"
+        if not (isinstance(loaded, type) and issubclass(loaded, self._base)):
+            return f"is {loaded!r}; it needs to be a class that inherits {base}"
+        called = getattr(loaded, "name", None)
+        return "" if called == name else f"calls itself {called!r}; its `name` must be {name!r}"
+
+
+@cache
+def offered(group: str) -> dict[str, list[tuple[Distribution, EntryPoint]]]:
+    """By name, what installed packages offer in a group of entry points.
+
+    Raises:
+        EnvironmentFault: a package's entry points of this group cannot be read.
+    """
+    from importlib.metadata import distributions  # 20 ms
+
+    found: dict[str, list[tuple[Distribution, EntryPoint]]] = {}
+    seen = set()  # of a package that is on the path twice the first counts
+    for package in distributions():
+        if group not in (package.read_text("entry_points.txt") or "") or package.name in seen:
+            continue
+        seen.add(package.name)
+        try:
+            entries = package.entry_points.select(group=group)
+        except Exception as error:  # any text may stand there
+            raise EnvironmentFault(
+                f"the entry points of {_named(package)} cannot be read: "
+                f"{type(error).__name__}: {error}. Update the package, or: pip uninstall "
+                f"{package.name}"
+            ) from error
+        for entry in entries:
+            found.setdefault(entry.name, []).append((package, entry))
+    return found
+
+
+def _named(package: Distribution) -> str:
+    return f"package {package.name} {package.version}"
