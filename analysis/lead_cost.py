@@ -3,8 +3,8 @@
     mpiexec -n 16 python analysis/lead_cost.py run --teams 4 --singles 2 --single null \\
         --collage null --shards SHARD --out OUT
 
-Owns: CPU of each kind of message, of leases and of looks, on rank 0; figures in docs/teams.md.
-Does not know: what a job is (the words are those of `collage-mpi`).
+It counts the CPU time of each kind of message, of leases and of looks on rank 0. The figures are in
+analysis/reports/teams.md.
 """
 
 from __future__ import annotations

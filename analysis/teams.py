@@ -2,8 +2,7 @@
 
     python analysis/teams.py --out figures/teams            # figure, tables, minutes of one core
 
-Owns: the cases, the figure and the tables of docs/teams.md. Does not know: how a job of teams runs
-(team_model), how its lead's costs are measured (lead_cost).
+It makes the figure of docs/teams.md and the tables of analysis/reports/teams.md, with the model in team_model.
 """
 
 from __future__ import annotations

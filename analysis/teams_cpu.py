@@ -6,7 +6,7 @@ What several teams cost over one is of three parts: coordinators that each begin
 more ranks than cores (jobs at once), and what teams do beside (teams). Null networks, one image a
 message, three single ranks a team.
 
-Owns: the jobs, in turn; figures in docs/teams.md.
+Owns: the jobs, in turn; figures in analysis/reports/teams.md.
 Does not know: what a coordinator does with its time (`rank0` in a run's manifest tells it).
 """
 
