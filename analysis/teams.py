@@ -2,7 +2,8 @@
 
     python analysis/teams.py --out figures/teams            # figure, tables, minutes of one core
 
-It makes the figure of docs/teams.md and the tables of analysis/reports/teams.md, with the model in team_model.
+It makes the figure of docs/teams.md and the tables of analysis/reports/teams.md, with the model in
+team_model.
 """
 
 from __future__ import annotations
