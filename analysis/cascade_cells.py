@@ -5,9 +5,9 @@
 
 For k from 1 to all cells of a collage, the 10,000 test images fill the first k cells of collages in
 file order, as the job fills them, and the other cells are blank; images that are left over stay
-out. Counted are the sure cells (score at or above the threshold in the network's file, or, where
-the file has none, the score without loss of `evaluate`), how many of them are right, and how often
-the single network is right on the same images. Networks answer in float32 on one thread.
+out. Counted are the sure cells (score at or above the threshold in the network's file), how many of
+them are right, and how often the single network is right on the same images. Networks answer in
+float32 on one thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import numpy as np
 
 from collage_mpi.cli import main as collage_mpi
 from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.decode import decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import COLLAGE, SINGLE
@@ -35,7 +34,6 @@ from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.files import save_file
 from collage_mpi.system.npy import UNREADABLE
-from collage_mpi.training.saving import find_savings
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 PACKAGE = "dataset-fashion-mnist"
@@ -128,14 +126,9 @@ def count(name: str, images: np.ndarray, labels: np.ndarray, alone: np.ndarray) 
     assert info.cell_px is not None
     encoder = Encoder(Grid(info.side, info.cell_px), images.shape[1:])
     scores = {k: answers(predictor, encoder, images, k) for k in range(1, info.cells + 1)}
-    full = scores[info.cells]
-    threshold = None if info.accept is None else info.accept.confidence
-    if threshold is None:
-        n = len(full)
-        saving = find_savings(decode(alone[:n]), decode(full), labels[:n], info.cells, ratio=1.0)
-        if saving is None or saving["no_loss"] is None:
-            raise DataFault(f"{name} has no threshold, and no score without loss")
-        threshold = saving["no_loss"]["confidence"]
+    if info.accept is None:
+        raise DataFault(f"{name} has no threshold: collage-mpi weights threshold finds one")
+    threshold = info.accept.confidence
     single_right = alone.argmax(1) == labels
     rows = [counted(scores[k], labels, single_right, threshold) for k in sorted(scores)]
     return Cells(threshold, np.array(rows, np.int64))
