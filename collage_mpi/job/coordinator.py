@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from collage_mpi.job.calibration import PairBook
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.mpi import protocol as wire
@@ -145,8 +146,10 @@ class Coordinator:
         report: Callable[[Recorder], None] = lambda recorder: None,
         arrivals: Arrivals | None = None,
         supply: Supply | None = None,
+        book: PairBook | None = None,
     ) -> None:
-        """`arrivals` are a closed loop by default; with a `supply` they are.
+        """`arrivals` are a closed loop by default; with a `supply` they are. `book` takes what both
+        networks say of an image, where a threshold is chosen by it.
 
         `stop_reason()` says why to stop, or None; `report` is called every REPORT_EVERY_NS, and
         when all is done.
@@ -178,6 +181,7 @@ class Coordinator:
         self._dropped_timers: set[int] = set()
         self._arrivals: Arrivals = arrivals or ClosedLoop()
         self._supply, self._paused = supply, False
+        self.book = book
         self._letting_in = False
         self._last_ns = 0
         self._stamp_ns = 0
@@ -214,6 +218,8 @@ class Coordinator:
                     self.backoff.reset()
                 else:
                     self._pause()
+            if self.book is not None:
+                self.book.look()
             self._report(self.recorder)
         finally:
             # Also after an error: groups and tasks must match the images.
@@ -252,6 +258,8 @@ class Coordinator:
             self._missed(sign)
         if self._supply is not None:
             self._hear_of_supply(self._supply, now_ns)
+        if self.book is not None:
+            self._judge(self.book)
         arrived = self._let_in() if self._arrivals.waiting else False
         fired = self._fire_timers()
         reason = None if self._stopped else self._stop_reason()
@@ -327,6 +335,12 @@ class Coordinator:
             self._handle(ev.InputPaused(self.clock()))
         self._paused = supply.paused
 
+    def _judge(self, book: PairBook) -> None:
+        """Say what both networks said; the threshold may be another from now on."""
+        book.look()
+        while book.heard:
+            self._handle(ev.Threshold(self.clock(), book.heard.pop(0)))
+
     def _fire_timers(self) -> bool:
         fired = False
         while self._timers and self.finish is None:
@@ -382,6 +396,8 @@ class Coordinator:
                 self.recorder.admitted(image, record, t0_ns, now_ns - asked_ns)
                 group = None if self._supply is None else self._supply.group_of(image)
                 drawn = self.feed.draw.one(record.shard, record.row)
+                if self.book is not None:
+                    drawn |= self.book.calibrates(image, record.index)
                 fault = record.fault or ""
                 arrivals.append(ev.ImageArrived(now_ns, image, t0_ns, fault, group, drawn))
             self._handle(*arrivals)
@@ -419,6 +435,8 @@ class Coordinator:
             self.work.sent(self.clock() - start_ns, ())
 
     def _resolve(self, action: ev.Resolve) -> None:
+        if self.book is not None:
+            self.book.resolved(action)
         self.recorder.resolved(action, self._stamp_ns)
 
     def _recall(self, action: ev.Recall) -> None:

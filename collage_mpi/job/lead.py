@@ -9,14 +9,27 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.job import messages
-from collage_mpi.job.messages import Begin, Begun, Done, Fault, Idle, Message, Part, Progress, Ready
+from collage_mpi.job.calibration import Pair
+from collage_mpi.job.messages import (
+    Begin,
+    Begun,
+    Done,
+    Fault,
+    Idle,
+    Message,
+    Pairs,
+    Part,
+    Progress,
+    Ready,
+    SetThreshold,
+)
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.mpi.transport import Gone, Received
@@ -97,6 +110,8 @@ class Lead:
         """
         self.unread = 0
         self.inbox: deque[Message] = deque()
+        self._judge: Callable[[Iterable[Pair]], None] = lambda pairs: None
+        self._threshold: SetThreshold | None = None
         self._others, self._book, self._publisher = others, book, publisher
         self._batch, self._stop_reason, self._clock = batch, stop_reason, clock
         self.teams = [
@@ -135,6 +150,16 @@ class Lead:
         self._join(self.teams[0])
         self._look_at_ns = 0
         self.look()
+
+    def tell_pairs(self, judge: Callable[[Iterable[Pair]], None]) -> None:
+        """From now on `judge` takes the pairs of all teams."""
+        self._judge = judge
+
+    def set_threshold(self, confidence: float | None) -> None:
+        """All teams are to go by it, those too that come later."""
+        self._threshold = SetThreshold(confidence)
+        for team in (team for team in self.teams if team.at_work):
+            self._tell(team, self._threshold)
 
     def look(self) -> None:
         """Take what has come and act upon it, now and then.
@@ -266,6 +291,8 @@ class Lead:
                 self._book.begun(team.number, said.number)
         elif isinstance(said, Part):
             self._commit(team, said)
+        elif isinstance(said, Pairs) and team.gone is None:
+            self._judge([Pair(*pair) for pair in said.pairs])
         elif isinstance(said, Idle):
             self._judge_rest(team, said)
         elif isinstance(said, Done):
@@ -294,6 +321,8 @@ class Lead:
     def _join(self, team: Team) -> None:
         team.ready = True
         team.epoch = self._book.join(team.number)
+        if self._threshold is not None:
+            self._tell(team, self._threshold)
 
     def _commit(self, team: Team, part: Part) -> None:
         """Publish it, unless it holds images that are not its team's any more."""

@@ -259,6 +259,13 @@ class Halt:
     reason: str
 
 
+@dataclass(frozen=True)
+class SetThreshold:
+    """From now on cells of at least this score count; None: nothing is collaged any more."""
+
+    confidence: float | None
+
+
 # ---- up: a team's coordinator to the lead, which says Here, Fault and Bye too ----------------
 
 
@@ -296,6 +303,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Images that both networks have classified; see `calibration.Pair`."""
+
+    pairs: tuple[tuple[int | None, float | None, bool], ...]
+
+
+@dataclass(frozen=True)
 class Idle:
     """All of the leases up to that number that could be read has its rows, in parts told of."""
 
@@ -322,8 +336,8 @@ class Done:
 
 ToWorkers = Rank0 | Shards | Welcome | Measure | Start | End | Stop | Leave
 FromWorkers = Here | Hello | Fault | Measured | Bye
-ToTeams = Begin | Lease | Lull | Close | Halt
-FromTeams = Ready | Begun | Part | Progress | Idle | Done
+ToTeams = Begin | Lease | Lull | Close | Halt | SetThreshold
+FromTeams = Ready | Begun | Part | Progress | Pairs | Idle | Done
 Message = ToWorkers | FromWorkers | ToTeams | FromTeams
 TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
 

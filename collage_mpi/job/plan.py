@@ -18,8 +18,10 @@ from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
 from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.job.calibration import calibration_first
 from collage_mpi.kinds import CODED, COLLAGE, KIND, KINDS, PARITY, SINGLE
 from collage_mpi.models import NetworkInfo, ParitySpec, describe, is_own
+from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.fit import check_fit, check_parity, class_mismatch
 from collage_mpi.models.null import NULL_CLASSES, is_null
 from collage_mpi.models.weights import read_tensors
@@ -54,6 +56,12 @@ class Plan:
     parity: ParitySpec | None = None  # what answers are decoded by; None where none are
     parity_temperature: float = 1.0
     asked: RunSettings | None = None  # with accept as it was asked for; None: the same
+    by_file: AcceptSpec | None = None  # the threshold of `accept auto`, where it is the file's
+
+    @property
+    def calibration(self) -> int:
+        """How many images of the order, the first ones, choose the threshold."""
+        return self.settings.calibration_images(len(self.order))
 
     @property
     def networks(self) -> dict[str, str]:
@@ -131,7 +139,9 @@ def make_plan(
             "makes one from labelled images, --accept first takes every answer",
             logging.INFO,
         )
+    by_file = collage.accept if collage is not None and known.accept != settings.accept else None
     plan = Plan(known, shards, order, grid, placement, names, classes, asked=settings)
+    plan = replace(plan, by_file=by_file)
     if settings.uses(CODED):
         of = settings.single if single is None else single.fingerprint
         return replace(plan, parity=ParitySpec(settings.n_stripe, BERRUT, "logits", of))
@@ -186,8 +196,8 @@ def with_accept_of(
     """The settings with what `accept auto` stands for with these networks.
 
     That is `confident` at the judged network's threshold, if it was measured beside this single
-    network; else `backup`. Null networks have no accuracy to lose, and neither has the single
-    network as its own first stage: every answer counts.
+    network; else `backup`. With `agree` the run chooses it. Null networks have no accuracy to lose,
+    and neither has the single network as its own first stage: every answer counts.
 
     Args:
         judged: the network of kind `settings.judged`.
@@ -195,7 +205,7 @@ def with_accept_of(
     Raises:
         UsageError: the scheme needs a threshold, and the judged network has none.
     """
-    if settings.accept != AUTO or not settings.takes_policy:
+    if settings.accept != AUTO or settings.agree is not None or not settings.takes_policy:
         return settings
     name = settings.network(settings.judged)
     if is_null(settings.single) or is_null(name) or name == settings.single:
@@ -216,7 +226,7 @@ def with_accept_of(
 def with_every_answer(settings: RunSettings) -> RunSettings:
     """The settings with every answer of a collage counting at once."""
     if settings.needs_threshold:
-        return replace(settings, accept="confident", confidence=0.0)
+        return replace(settings, accept="confident", confidence=0.0, agree=None)
     return replace(settings, accept="first")
 
 
@@ -269,12 +279,17 @@ def _require_classes(settings: RunSettings, classes: int | None) -> None:
 
 
 def run_order(settings: RunSettings, shards: ShardSet) -> np.ndarray:
-    """(n,) int64 global indices: file order or shuffled by seed, cut at the limit (C5)."""
+    """(n,) int64 global indices: file order or shuffled by seed, cut at the limit (C5).
+
+    With `agree` the images that choose the threshold come first.
+    """
     order = np.arange(len(shards), dtype=np.int64)
     seed = settings.shuffle_seed()
     if seed is not None:
         np.random.default_rng(seed).shuffle(order)
-    return order[: settings.limit]
+    order = order[: settings.limit]
+    images = settings.calibration_images(len(order))
+    return calibration_first(order, images, settings.group_size, seed or 0)
 
 
 def warn_of_one_class_groups(plan: Plan) -> None:

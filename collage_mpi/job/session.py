@@ -22,6 +22,7 @@ from collage_mpi.encoding import BERRUT
 from collage_mpi.encoding.decode import decode_parity, parity_scores
 from collage_mpi.encoding.stripe import AnyEncoder
 from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.job.calibration import AgreementWatch, Asked, Judge, Pair, PairBook, pairs_of
 from collage_mpi.job.coordinator import Coordinator
 from collage_mpi.job.encoders import make_cell_maker, make_encoder
 from collage_mpi.job.handshake import (
@@ -50,8 +51,9 @@ from collage_mpi.results.claim import Patience
 from collage_mpi.results.draw import Draw
 from collage_mpi.results.manifest import KEPT_KEYS, held, read_manifest
 from collage_mpi.results.marks import keys_digest
-from collage_mpi.results.reader import label_of
+from collage_mpi.results.reader import label_of, open_run
 from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.scheduler import Scheduler, make_scheme
 from collage_mpi.scheduler import events as ev
@@ -201,6 +203,9 @@ def _run_plan(
                 supply=supply,
                 lead=lead,
             )
+            judge = build_judge(plan, known, costs)
+            if judge is not None:
+                begin_judging(judge, coordinator, writer, lead)
             publish = publisher(published, writer, coordinator, worker_group, len(order), lead)
             progress.follow(publish, published.begin)
             if lead is not None:
@@ -221,6 +226,9 @@ def _run_plan(
             writer.teams = lead.entries(out, partial(_planned_world, plan))
             faults = tuple(dict.fromkeys([*faults, *lead.lost, *lead.changed]))
             status = ev.INCOMPLETE if lead.unread else status
+        if judge is not None:
+            judge.count(all_totals(coordinator.recorder, lead).images)
+            final["thresholds"] = judge.entries()
         final["cells_ns"] = reader.cells_ns  # of the reading thread, all images
         sent = reading < set(plan.placement.workers)  # to some, by rank 0
         final["read_by"] = sorted({0, *reading} if sent else reading)
@@ -236,6 +244,59 @@ def _run_plan(
         lacking = writer.close(status, summary=True, **final, lost=lost, job=job)
     reason = lacking or finish.reason
     return SessionOutcome(writer.manifest["status"], reason, out, faults, writer.summary)
+
+
+def build_judge(plan: Plan, known: Mapping[str, Any], costs: ServiceCosts) -> Judge | None:
+    """What chooses the threshold that keeps `agree`, where that is asked for.
+
+    `known`: the manifest that the run had before this session, {} if there was none.
+    """
+    settings = plan.settings
+    if settings.agree is None:
+        return None
+    asked = Asked(
+        settings.agree,
+        settings.calibration_size,
+        plan.calibration,
+        len(plan.order),
+        settings.group_size,
+        costs.ratio,
+    )
+    before = known.get("thresholds") or ()
+    interrupted = known and not before
+    return Judge(asked, before, pairs_before(plan) if interrupted else ())
+
+
+def pairs_before(plan: Plan) -> list[Pair]:
+    """Of the images that choose the threshold, those that earlier sessions wrote rows of."""
+    chosen = plan.order[: plan.calibration]  # (k,) int64
+    by_index, starts = np.argsort(chosen), _starts(plan)
+    found = []
+    for rows in open_run(plan.settings.out).chunks(IMAGES):
+        indices = starts[rows["shard"]] + rows["row"].astype(np.int64)
+        theirs = np.isin(indices, chosen)
+        at = np.searchsorted(chosen, indices[theirs], sorter=by_index)
+        found += pairs_of(rows[theirs], by_index[at])
+    return found
+
+
+def begin_judging(
+    judge: Judge, coordinator: Coordinator, writer: RunWriter, lead: Lead | None
+) -> None:
+    """Pairs go to the judge, and its thresholds to all coordinators."""
+    book = coordinator.book
+    assert book is not None
+    if lead is None:
+        book.tell(judge.hear)
+        announce: Callable[[float | None], None] = book.heard.append
+    else:
+        lead.tell_pairs(judge.hear)
+        announce = lead.set_threshold
+    judge.begin(
+        lambda: all_totals(coordinator.recorder, lead).images,
+        announce,
+        lambda entries: writer.note(thresholds=entries),
+    )
 
 
 def build_lead(
@@ -485,16 +546,20 @@ def build_coordinator(
     )
 
     told = Told(status, settings)
+    watch = AgreementWatch(plan.by_file)
 
     def report(recorder: Recorder) -> None:
         writer.tick()
-        told.tell(all_totals(recorder, lead), len(worker_group.detector.timeouts.losses))
+        totals = all_totals(recorder, lead)
+        watch.look(totals.audited, totals.differing)
+        told.tell(totals, len(worker_group.detector.timeouts.losses))
 
     fingerprints = [info.fingerprint for info in plan.shards.infos]
     draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
     feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading, draw)
+    book = None if settings.agree is None else PairBook(plan.order[: plan.calibration].tolist())
     if supply is not None:
-        supply.attach(feed, recorder)
+        supply.attach(feed, recorder, book)
     return Coordinator(
         scheduler,
         worker_group.transport,
@@ -509,6 +574,7 @@ def build_coordinator(
         report=report,
         arrivals=arrivals,
         supply=supply,
+        book=book,
     )
 
 

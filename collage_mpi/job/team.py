@@ -17,8 +17,19 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.job import messages
+from collage_mpi.job.calibration import Pair, PairBook
 from collage_mpi.job.image_buffer import ImageBuffer
-from collage_mpi.job.messages import Close, Halt, Idle, Lease, Lull, Message, Part, Progress
+from collage_mpi.job.messages import (
+    Close,
+    Halt,
+    Idle,
+    Lease,
+    Lull,
+    Message,
+    Part,
+    Progress,
+    SetThreshold,
+)
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.recorder import Recorder
 from collage_mpi.job.worker import CoordinatorMonitor, Endpoint
@@ -30,6 +41,7 @@ from collage_mpi.system.backoff import GROUP_BACKOFF, Backoff
 
 LOOK_EVERY_NS = 1_000_000  # at the lead's messages: it is two leases ahead
 ALIVE_EVERY_NS = 500_000_000
+PAIRS_A_MESSAGE = 500  # of some 40 bytes each
 LEAD_LOST = "the lead, rank 0, is lost"
 
 Said = TypeVar("Said", bound=Message)
@@ -180,9 +192,11 @@ class Supply:
         self._lease, self._epoch = -1, 0  # the last one, and whose it is
         self._lull = self._flushed = self._told = False
 
-    def attach(self, feed: ImageBuffer, recorder: Recorder) -> None:
-        """Where its images come in, and who counts them."""
-        self._feed, self._recorder = feed, recorder
+    def attach(self, feed: ImageBuffer, recorder: Recorder, book: PairBook | None = None) -> None:
+        """Where its images come in, who counts them, and who pairs the answers for them."""
+        self._feed, self._recorder, self._book = feed, recorder, book
+        if book is not None:
+            book.tell(self._say_pairs)
         feed.grow()
 
     def group_of(self, image: int) -> int:
@@ -246,7 +260,13 @@ class Supply:
             self._lull = True
         elif isinstance(said, Halt):
             self.halted = said.reason
+        elif isinstance(said, SetThreshold) and self._book is not None:
+            self._book.heard.append(said.confidence)
         return isinstance(said, Lease | Close)
+
+    def _say_pairs(self, pairs: tuple[Pair, ...]) -> None:
+        for start in range(0, len(pairs), PAIRS_A_MESSAGE):
+            self._link.say(messages.Pairs(pairs[start : start + PAIRS_A_MESSAGE]))
 
     def _add(self, lease: Lease) -> None:
         if self._lease < 0:

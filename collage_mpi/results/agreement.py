@@ -66,10 +66,12 @@ def least_threshold(
         A multiple of 0.0001; None where no score does.
     """
     most = most_differing(len(scores), agree, level)
-    if most is None:
-        return None
-    # A thousandth of a step more: rows hold scores as float32.
-    steps = np.floor(np.asarray(scores, np.float64) * SCORE_STEPS + 1e-3)  # (n,)
+    return None if most is None else least_score(scores, differs, most)
+
+
+def least_score(scores: np.ndarray, differs: np.ndarray, most: int) -> float | None:
+    """The least score from which on at most so many cells differ; see `least_threshold`."""
+    steps = np.floor(np.asarray(scores, np.float64) * SCORE_STEPS)  # (n,)
     order = np.argsort(-steps, kind="stable")
     at, so_far = steps[order], np.cumsum(differs[order])  # (n,) from the surest on
     ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score

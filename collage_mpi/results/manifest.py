@@ -36,7 +36,7 @@ SAME_KEYS = ("shards", "rows", "order", "limit", "input_digest", "class_names")
 # Of these, what a shard adds that could not be read in an earlier session and now can.
 GROWING_KEYS = frozenset({"shards", "rows", "input_digest"})
 # What the first ranks to be ready told, and later sessions keep.
-KEPT_KEYS = ("networks", "cost_ratio", "cost_ratio_interval", "batch_costs")
+KEPT_KEYS = ("networks", "cost_ratio", "cost_ratio_interval", "batch_costs", "thresholds")
 MOST_SHARD_LINES = 5
 # Settings that a later session may change: where, how loud, by how many ranks, how often an image
 # is tried. Shards are compared by content, so they may have moved.
@@ -140,6 +140,10 @@ _SESSION = _fields(
     final=_optional(_fields(world=_optional(_list_of(_is_rank)))),
 )
 
+_THRESHOLD = _fields(
+    confidence=_optional(_is_number), audited=_is_count, differing=_is_count, images=_is_count
+)
+
 _REQUIRED: dict[str, tuple[Callable[[object], bool], str]] = {
     "run_id": (_is_text, "a string"),
     "session": (_is_session, "a number of the session, from 1"),
@@ -172,6 +176,7 @@ _OPTIONAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "cost_ratio": (_is_number, "a number"),
     "cost_ratio_interval": (_is_interval, "two numbers"),
     "batch_costs": (_is_numbers, "an object of numbers"),
+    "thresholds": (_list_of(_THRESHOLD), "a list of {confidence, audited, differing, images}"),
     "poll": (_is_dict, "an object"),
     "validity": (_is_dict, "an object"),
     "lost": (_list_of(_is_dict), "a list of lost ranks"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from collage_mpi.errors import UsageError
 from collage_mpi.scheduler.policies import (
     AUTO,
     POLICIES,
@@ -52,6 +53,15 @@ class AcceptSettings(Settings):
     confidence: float = _accept(
         0.9, "accept confident: a score of at least this counts at once", at_least=0, at_most=1
     )
+    agree: float | None = _accept(
+        None,
+        "scheme cascade: choose the least score that counts without labels, so that at most 1 - A "
+        "of all images get another answer than the single network's (95 % confidence); images that "
+        "both networks classify first choose it, the audits raise it",
+        metavar="A",
+        above=0,
+        below=1,
+    )
     accept_deadline_ms: float | None = _accept(
         None,
         "accept confident: an answer with a lower score counts this long after its group came "
@@ -74,11 +84,18 @@ class AcceptSettings(Settings):
     )
     audit_seed: int = _accept(0, "seed by which those images are drawn", at_least=0)
 
+    def _check(self) -> None:
+        if self.agree is not None and self.accept != AUTO:
+            raise UsageError(
+                f"agree is {self.agree:g} with accept {self.accept}: agree chooses the score that "
+                "counts; leave out --accept and --confidence, or --agree"
+            )
+
     def accept_policy(self) -> AcceptPolicy:
         """The accept policy of the collage."""
         return make_policy(
             PolicySettings(
-                name=self.accept,
+                name=self.accept if self.agree is None else "confident",
                 grace_ns=_ms_to_ns(self.grace_ms),
                 grace_quantile=self.grace_quantile,
                 confidence=self.confidence,

@@ -96,6 +96,7 @@ PROFILES: dict[str, Profile] = {
             "grace_ms": None,
             "grace_quantile": None,
             "confidence": 0.9,
+            "agree": None,
             "accept_deadline_ms": None,
             "accept_deadline_quantile": None,
             "audit": 0.0,

@@ -4,6 +4,7 @@ scheme, its name in tables.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +26,7 @@ from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 
 RANKS = "redundancy and ranks"  # group of --help
+EXPECTED = 9  # differing answers among the images that choose a threshold, if 1 - agree differ
 
 _setting = partial(setting, group=RANKS)
 
@@ -236,6 +238,11 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
                     f"{name} is {getattr(self, name)} with scheme {self.scheme}; it takes: "
                     f"{', '.join(known)}"
                 )
+        if self.agree is not None and not self.takes_threshold:
+            raise UsageError(
+                f"agree is {self.agree:g} with scheme {self.scheme}; only scheme cascade decides "
+                "by a score: add --scheme cascade, or leave out --agree"
+            )
         make_scheme(self.scheme_settings())
 
     @property
@@ -254,6 +261,16 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
         """The kind whose answers the accept policy judges: a quick network's batch, a collage."""
         return BACKUP if self.uses(BACKUP) else COLLAGE
 
+    @property
+    def calibration_size(self) -> int:
+        """Images that choose the threshold of `agree`: whole runs of a group each."""
+        runs = 0.0 if self.agree is None else EXPECTED / (1 - self.agree) / self.group_size
+        return math.ceil(round(runs, 6)) * self.group_size
+
+    def calibration_images(self, images: int) -> int:
+        """How many of so many images do so: none if the job has no more than it takes."""
+        return self.calibration_size if self.calibration_size < images else 0
+
     def scheme_settings(self) -> SchemeSettings:
         """The settings in the scheduler's form."""
         return SchemeSettings(
@@ -269,7 +286,7 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             decode=tell_nothing,  # who knows the networks gives another
             bundle_from=self.collage_from,
             beyond_idle=self.collage_counts == "beyond-idle",
-            calibrate=False,  # no setting of a run asks for it
+            calibrate=self.agree is not None,
         )
 
     @property
@@ -303,5 +320,5 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
             parts.append(f"{self.backup_ranks} backup ranks")
         if self.endgame == "on":
             parts.append("end game")
-        accept = {"accept": self.accept_policy().name} if self.takes_policy else {}
-        return {"scheme": ", ".join(parts), **accept}
+        accept = self.accept_policy().name if self.agree is None else f"agree {self.agree:g}"
+        return {"scheme": ", ".join(parts), **({"accept": accept} if self.takes_policy else {})}

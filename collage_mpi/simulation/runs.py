@@ -101,6 +101,12 @@ class SimulatedJob:
         Raises as `describe`.
         """
         settings = self.settings
+        if settings.agree is not None:
+            raise UsageError(
+                f"agree is {settings.agree:g}: a run chooses the score that counts by the answers "
+                "of its networks, and a simulation has none; give it the score that a run told: "
+                "--accept confident --confidence 0.9"
+            )
         if settings.accept != AUTO or not settings.takes_policy:
             return settings
         first = settings.network(settings.judged)

@@ -31,6 +31,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
+from collage_mpi.job.calibration import Asked, Judge, PairBook
 from collage_mpi.job.coordinator import REPORT_EVERY_NS, Coordinator, ReadyRank, WorkMeter
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.recorder import Recorder
@@ -92,6 +93,7 @@ class Job:
         deaths: dict[int, int] | None = None,
         placement: str = "fixed",
         audit: float = 0.0,
+        calibration: int = 0,
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
@@ -120,6 +122,7 @@ class Job:
                     policy=policy_of(policy, grace_ns=grace_ns),
                     collage_copies=copies,
                     placement=placement,
+                    calibrate=calibration > 0,
                 )
             ),
         )
@@ -147,6 +150,7 @@ class Job:
                 "asked" if stop_at_ns is not None and self.clock.now_ns >= stop_at_ns else None
             ),
             report=self._watch,
+            book=PairBook(range(calibration)) if calibration else None,
         )
 
     def _watch(self, recorder: Recorder) -> None:
@@ -220,6 +224,28 @@ class Job:
 )
 def test_every_image_gets_its_own_answer_once(images, scheme, shape):
     Job(images, scheme=scheme, **shape).complete()
+
+
+@pytest.mark.parametrize(("cells_differ", "chosen"), [(False, 0.8999), (True, None)])
+def test_the_images_that_both_networks_classify_first_choose_the_threshold(cells_differ, chosen):
+    """None is accepted before, and none after where the networks differ."""
+    job = Job(120, scheme="cascade", placement="fastest", calibration=40)
+    book = job.coordinator.book
+    judge = Judge(Asked(agree=0.9, wanted=40, calibration=40, images=120, cells=4, ratio=0.5))
+
+    def hear(pairs):
+        judge.hear(pair._replace(differs=cells_differ) for pair in pairs)
+
+    book.tell(hear)
+    noted = []
+    judge.begin(lambda: job.recorder.totals.images, book.heard.append, noted.append)
+    job.complete()
+    first = [row for row in job.writer.images if row.row < 40]
+    assert {SOURCES[row.source] for row in first} <= {"single", "endgame"}
+    assert sum(row.audited for row in first) > 30
+    rest = [SOURCES[row.source] for row in job.writer.images if row.row >= 40]
+    assert ("collage" in rest) == (chosen is not None)
+    assert [each["confidence"] for each in noted[-1]] == [chosen]
 
 
 @pytest.mark.parametrize("seed", range(30))

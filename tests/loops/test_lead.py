@@ -13,6 +13,7 @@ from fakes import Clock
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
 from collage_mpi.faults.failure_detector import FailureDetector, RankGone
 from collage_mpi.job import messages
+from collage_mpi.job.calibration import Pair
 from collage_mpi.job.lead import Lead
 from collage_mpi.job.messages import (
     Begin,
@@ -24,9 +25,11 @@ from collage_mpi.job.messages import (
     Idle,
     Lease,
     Lull,
+    Pairs,
     Part,
     Progress,
     Ready,
+    SetThreshold,
     Start,
     Stop,
 )
@@ -157,6 +160,24 @@ def test_a_lease_begun_makes_room_for_another(play):
     play.lead.say(Begun(0))
     play.look()
     assert len(play.told(0, Lease)) == 3
+
+
+def test_pairs_of_all_teams_go_to_the_judge_and_its_threshold_to_all_teams(play):
+    heard = []
+    play.lead.tell_pairs(heard.extend)
+    start(play, 4)
+    pair = Pair(3, 0.5, differs=True)
+    play.says(4, Pairs((pair,)))
+    play.lead.say(Pairs((pair,)))
+    assert heard == [pair, pair]
+    play.lead.set_threshold(0.8)
+    assert play.told(0, SetThreshold) == play.told(4, SetThreshold) == [SetThreshold(0.8)]
+    assert play.told(8, SetThreshold) == []
+    play.says(8, READY)  # it comes late
+    assert play.told(8, SetThreshold) == [SetThreshold(0.8)]
+    play.says(8, Fault("disk full", int(ExitCode.ENVIRONMENT)))
+    play.says(8, Pairs((pair,)))
+    assert len(heard) == 2  # its images are done again
 
 
 def test_ready_waits_until_the_costs_are_known(play):

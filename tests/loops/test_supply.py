@@ -13,6 +13,7 @@ from scheduler_harness import scheduler_settings
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import messages
+from collage_mpi.job.calibration import Pair, PairBook
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Lull, Part, Progress
 from collage_mpi.job.team import (
@@ -24,6 +25,7 @@ from collage_mpi.job.team import (
     order_digest,
 )
 from collage_mpi.job.team_session import TeamSession, manifest_of, run_team
+from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import RankFailure
 from collage_mpi.results import RunWriter
 from collage_mpi.results.row_sink import Pending
@@ -112,6 +114,26 @@ class Team:
 
 def lease(number: int, first_group: int, *ranges: tuple[int, int]) -> Lease:
     return Lease(number, 9, first_group, messages.packed_ranges(ranges))
+
+
+def test_pairs_go_to_the_lead_in_messages_that_hold_them_and_its_threshold_comes_back():
+    team = Team()
+    book = PairBook(())
+    team.supply.attach(team.feed, team.recorder, book)
+    pairs = tuple(Pair(None, 1 / 3, place % 2 == 0) for place in range(1, 1202))
+    for pair in pairs:
+        answer = ev.Score(1, pair.score)
+        other = ev.Score(1 + pair.differs, 0.5)
+        book.resolved(ev.Resolve(0, "collage", (1,), 0, 0, answer, "ok", "", "done", other, 1))
+    book.look()
+    said = [message.pairs for message in team.link.said]
+    assert sum(said, ()) == pairs
+    buffer = np.empty(wire.CONTROL_BYTES, np.uint8)
+    assert len(said) == 3
+    for message in team.link.said:
+        messages.pack(buffer, 0, message)  # raises where it has no room
+    team.look(messages.SetThreshold(0.8), messages.SetThreshold(None))
+    assert book.heard == [0.8, None]
 
 
 def test_images_of_a_lease_come_in_its_order_and_by_its_numbers():

@@ -50,6 +50,7 @@ parities = st.builds(
     st.sampled_from(SUMMED),
     st.text(min_size=1),
 )
+pairs = st.tuples(st.none() | st.integers(0, 10**6), st.none() | numbers, st.booleans())
 processes = st.builds(ProcessId, pid=st.integers(1, LARGEST_PID))
 SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
     Rank0: st.builds(Rank0, process=st.none() | processes),
@@ -61,6 +62,8 @@ SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
         parity=st.none() | parities,
     ),
     Start: st.builds(Start, numbers, st.dictionaries(st.text(), numbers)),
+    messages.SetThreshold: st.builds(messages.SetThreshold, st.none() | numbers),
+    messages.Pairs: st.builds(messages.Pairs, st.lists(pairs).map(tuple)),
 }
 EXAMPLES = [
     Rank0("node0", ProcessId("boot ns", 5, 7), Offer(("node0", "10.0.0.1"), 4000, "x")),

@@ -1,0 +1,328 @@
+"""`--agree`: which threshold keeps answers the single network's, chosen and raised without labels.
+
+Images that both networks classify come as pairs. `PairBook` collects those of one coordinator;
+`Judge`, of the job's only coordinator or of the lead, chooses the threshold and raises it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from collage_mpi.kinds import BACKUP, COLLAGE
+from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.results.agreement import (
+    differing_interval,
+    least_images,
+    least_score,
+    least_threshold,
+    rules_out,
+)
+from collage_mpi.results.rows import AUDIT_CODE, SOURCE_CODE
+from collage_mpi.scheduler.events import DONE, Resolve
+from collage_mpi.system.printable import counted
+from collage_mpi.system.tell import tell
+
+# Sources of accepted answers of the network that is asked first
+ENCODED_CODES = [SOURCE_CODE[kind] for kind in (COLLAGE, BACKUP)]
+ALONE = "from here on the single network classifies every image by itself"
+
+
+class Pair(NamedTuple):
+    """What both networks say of an image.
+
+    Attributes:
+        place: of an image of the calibration, its place in the order; None of an audited one.
+        score: of the cell, 0..1; None where only one network has classified the image.
+        differs: whether they name different classes.
+    """
+
+    place: int | None
+    score: float | None
+    differs: bool
+
+
+def calibration_first(order: np.ndarray, images: int, cells: int, seed: int) -> np.ndarray:
+    """The order with `images` of it first: runs of `cells` that follow each other, drawn by seed.
+
+    Args:
+        order: (n,) int64; images: a multiple of `cells`, at most n.
+    """
+    runs = np.random.default_rng(seed).choice(len(order) // cells, images // cells, replace=False)
+    at = (np.sort(runs)[:, None] * cells + np.arange(cells)).ravel()  # (images,)
+    return np.concatenate([order[at], np.delete(order, at)])
+
+
+class PairBook:
+    """The pairs of one coordinator, as its images are resolved.
+
+    Attributes:
+        heard: thresholds that were decided and not yet acted upon.
+    """
+
+    def __init__(self, calibration: Sequence[int]) -> None:
+        """`calibration`: indices of its images, in order."""
+        self.heard: list[float | None] = []
+        self._say: Callable[[tuple[Pair, ...]], None] | None = None
+        self._places = {index: place for place, index in enumerate(calibration)}
+        self._open: dict[int, int] = {}  # image of the calibration -> its place
+        self._pairs: list[Pair] = []
+
+    def tell(self, say: Callable[[tuple[Pair, ...]], None]) -> None:
+        """From now on `say` takes the pairs, in `look`."""
+        self._say = say
+
+    def calibrates(self, image: int, index: int) -> bool:
+        """Whether an image that comes in, of that index, is one of the calibration's."""
+        place = self._places.get(index)
+        if place is not None:
+            self._open[image] = place
+        return place is not None
+
+    def resolved(self, resolve: Resolve) -> None:
+        """An image has its outcome."""
+        place = self._open.pop(resolve.image, None)
+        pair = pair_of(resolve, place)
+        if pair is not None:
+            self._pairs.append(pair)
+
+    def look(self) -> None:
+        """Say the pairs that have come since."""
+        if self._pairs and self._say is not None:
+            pairs, self._pairs = self._pairs, []
+            self._say(tuple(pairs))
+
+
+def pair_of(resolve: Resolve, place: int | None) -> Pair | None:
+    """The pair that an image's outcome is; None if the image says nothing."""
+    if resolve.audited != DONE or resolve.other is None or resolve.score is None:
+        return None if place is None else Pair(place, None, False)
+    cell = resolve.other if resolve.decided_ns is None else resolve.score
+    return Pair(place, cell.score, resolve.other.label != resolve.score.label)
+
+
+def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
+    """The pairs that rows of the calibration's images are.
+
+    Args:
+        rows: (n,) of IMAGE_ROW.
+        places: (n,) int, theirs.
+    """
+    accepted = np.isin(rows["source"], ENCODED_CODES)
+    scores = np.where(accepted, rows["score"], rows["other_score"])
+    both = rows["audited"] == AUDIT_CODE[DONE]
+    found = zip(places, both, scores, rows["other"] != rows["predicted"], strict=True)
+    return [Pair(int(p), float(s) if b else None, bool(b and d)) for p, b, s, d in found]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be kept, and what of.
+
+    Attributes:
+        agree: share of images whose answer may not change, between 0 and 1.
+        wanted: images that are to choose the threshold.
+        calibration: those that do: 0 where the job is too small.
+        images: of the job.
+        cells: images of a collage.
+        ratio: service time of a collage over that of an image by the single network.
+    """
+
+    agree: float
+    wanted: int
+    calibration: int
+    images: int
+    cells: int
+    ratio: float
+
+
+@dataclass
+class HeldThreshold:
+    """A threshold, and what was counted while it held.
+
+    Attributes:
+        confidence: the least score that counts; None where nothing is collaged.
+        audited, differing: images that both networks classified, and of these the ones whose
+            cell counts and differs.
+        images: that got their outcome.
+    """
+
+    confidence: float | None
+    audited: int = 0
+    differing: int = 0
+    images: int = 0
+
+
+class Judge:
+    """Chooses the threshold once all images of the calibration are in, and raises it.
+
+    Attributes:
+        held: the thresholds so far; the last one holds. Empty during the calibration.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        before: Sequence[Mapping[str, Any]] = (),
+        pairs: Iterable[Pair] = (),
+    ) -> None:
+        """`before`: thresholds of earlier sessions, the last of which goes on with an interval of
+        its own; `pairs`: of their calibration, where that was interrupted."""
+        self.asked = asked
+        names = [field.name for field in fields(HeldThreshold)]
+        self.held = [HeldThreshold(**{name: each[name] for name in names}) for each in before]
+        if self.held:
+            self.held.append(HeldThreshold(self.held[-1].confidence))
+        self._calibration: dict[int, Pair] = {}
+        self._scores, self._differs = array("d"), array("b")  # since the last threshold
+        self._images_before = 0
+        self.take(pairs)
+
+    def begin(
+        self,
+        images: Callable[[], int],
+        announce: Callable[[float | None], None],
+        note: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
+        """Decide from now on, by what `hear` is told.
+
+        Args:
+            images: tells how many images of the session have their outcome.
+            announce: takes each new threshold.
+            note: takes what the manifest is to hold.
+        """
+        self._images, self._announce, self._note = images, announce, note
+        if self.held:
+            announce(self.held[-1].confidence)
+        self.hear(())
+
+    def hear(self, pairs: Iterable[Pair]) -> None:
+        """Pairs have come: the threshold may be another from now on."""
+        self.take(pairs)
+        why = self.verdict(self._images())
+        if why is not None:
+            tell(f"collage-mpi run: {why}")
+            self._note(self.entries())
+            self._announce(self.held[-1].confidence)
+
+    def take(self, pairs: Iterable[Pair]) -> None:
+        """Pairs have come. One of a calibration's image that comes again takes the former's place:
+        images of a lost team are done again."""
+        for pair in pairs:
+            if not self.held:
+                if pair.place is not None:
+                    self._calibration[pair.place] = pair
+            elif pair.score is not None and self.held[-1].confidence is not None:
+                counts = pair.score >= self.held[-1].confidence
+                self.held[-1].audited += 1
+                self.held[-1].differing += pair.differs and counts
+                self._scores.append(pair.score)
+                self._differs.append(pair.differs)
+
+    def count(self, images: int) -> None:
+        """So many images of the session have their outcome."""
+        if self.held:
+            self.held[-1].images = images - self._images_before
+
+    def verdict(self, images: int) -> str | None:
+        """Decide anew if it is time to; why `held` has a further threshold, or None.
+
+        `images`: as of `count`.
+        """
+        self.count(images)
+        confidence, why = self._chosen() if not self.held else self._raised()
+        if why is not None:
+            self._images_before = images
+            self.held.append(HeldThreshold(confidence))
+            self._scores, self._differs = array("d"), array("b")
+            return f"agree {self.asked.agree:g}: {why}"
+        return None
+
+    def entries(self) -> list[dict[str, Any]]:
+        """For the manifest."""
+        return [asdict(each) for each in self.held]
+
+    def _chosen(self) -> tuple[float | None, str | None]:
+        """The threshold and why, or why there is none; (None, None) before all images are in."""
+        asked = self.asked
+        if not asked.calibration:
+            return None, (
+                f"{asked.wanted:,} images are to choose a threshold, and this job has "
+                f"{asked.images:,} in all: it is too small; {ALONE}"
+            )
+        if len(self._calibration) < asked.calibration:
+            return None, None
+        pairs = [pair for pair in self._calibration.values() if pair.score is not None]
+        scores = np.array([pair.score for pair in pairs], np.float64)  # (n,)
+        differs = np.array([pair.differs for pair in pairs], bool)
+        both = f"{counted(len(pairs), 'image')} went through both networks"
+        if len(pairs) < least_images(asked.agree):
+            needed = f"{least_images(asked.agree):,} are needed"
+            return None, f"only {both}, and {needed}: too few waited for a collage; {ALONE}"
+        found = least_threshold(scores, differs, asked.agree)
+        share = 0.0 if found is None else float((scores >= found).mean())
+        if found is None or share <= asked.ratio / asked.cells:
+            return None, (
+                f"{both}, and {_percent(share)} of the cells may count; a collage pays from "
+                f"{_percent(asked.ratio / asked.cells)} on. The cascade does not pay here; {ALONE}"
+            )
+        changed = int(differs[scores >= found].sum())
+        return found, (
+            f"cells count from a score of {found:g} on. {both}: {_percent(share)} of the cells "
+            f"count, and {changed:,} of these differ, so at most {_percent(1 - asked.agree)} of "
+            "all answers change (95 % confidence)"
+        )
+
+    def _raised(self) -> tuple[float | None, str | None]:
+        now, most = self.held[-1], 1 - self.asked.agree
+        if now.differing <= most * now.audited or not rules_out(most, now.differing, now.audited):
+            return None, None
+        scores, differs = np.array(self._scores), np.array(self._differs, bool)  # (n,)
+        # Too few to prove a bound, as a rule: what holds for them, and a new interval.
+        found = least_score(scores, differs, int(most * len(scores)))
+        low, high = map(_percent, differing_interval(now.differing, now.audited))
+        if found is None:
+            then = f"no higher score keeps the bound; {ALONE}"
+        else:
+            then = f"cells count from a score of {found:g} on instead of {now.confidence:g}"
+        return found, (
+            f"{now.differing:,} of {counted(now.audited, 'audited image')} got another answer than "
+            f"the single network's (95 % interval {low} to {high}), more than {_percent(most)}: "
+            f"{then}"
+        )
+
+
+class AgreementWatch:
+    """Warns once where accepted answers agree less than they did when the threshold was chosen."""
+
+    def __init__(self, spec: AcceptSpec | None) -> None:
+        """`spec`: of the collage network's file, if the run goes by it."""
+        self._most: float | None = None
+        if spec is not None and spec.agreeing is not None:
+            counted_then = round(spec.share * spec.measured_on)
+            self._was = 1 - spec.agreeing
+            # That share was measured too: its interval's high end is the most it may be.
+            self._most = differing_interval(round(self._was * counted_then), counted_then)[1]
+
+    def look(self, audited: int, differing: int) -> None:
+        """So many accepted answers were audited in all, and so many of them differ."""
+        most = self._most
+        if most is None or differing <= most * audited or not rules_out(most, differing, audited):
+            return
+        self._most = None
+        low, high = map(_percent, differing_interval(differing, audited))
+        tell(
+            f"warning: {differing:,} of {audited:,} audited answers of the collage differ from the "
+            f"single network's (95 % interval {low} to {high}). When the threshold was measured, "
+            f"{_percent(self._was)} differed. The images may be of another sort than those, or the "
+            "collage network does not suit them: measure a threshold anew by `collage-mpi weights "
+            "threshold`, or let the run choose it by --agree 0.99"
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

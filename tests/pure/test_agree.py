@@ -1,0 +1,284 @@
+"""--agree: the calibration's images, the threshold they choose, and when the audits raise it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from collage_mpi.errors import UsageError
+from collage_mpi.job.calibration import (
+    AgreementWatch,
+    Asked,
+    Judge,
+    Pair,
+    PairBook,
+    calibration_first,
+    pair_of,
+    pairs_of,
+)
+from collage_mpi.job.plan import with_accept_of, with_every_answer
+from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.results.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
+from collage_mpi.scheduler.events import DONE, FAILED, Resolve, Score
+from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.simulation.runs import SimulatedJob
+
+SCORE = Score(3, 0.9)
+ASKED = Asked(agree=0.98, wanted=450, calibration=450, images=10_000, cells=9, ratio=0.6)
+
+
+def cascade(**more) -> RunSettings:
+    return RunSettings(scheme="cascade", **more)
+
+
+# ---- settings ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"agree": 0.98, "scheme": "collage"}, "--scheme cascade"),
+        ({"agree": 0.98, "scheme": "cascade", "accept": "confident"}, "leave out --accept"),
+        ({"agree": 1.0, "scheme": "cascade"}, "between 0 and 1"),
+        ({"agree": 0.0, "scheme": "cascade"}, "between 0 and 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given, named) -> None:
+    with pytest.raises(UsageError, match=named):
+        RunSettings(**given)
+
+
+def test_a_simulation_is_told_a_score_and_a_forecast_takes_every_answer() -> None:
+    with pytest.raises(UsageError, match="the score that a run told"):
+        assert SimulatedJob(cascade(agree=0.98), 90).effective
+    assert with_every_answer(cascade(agree=0.98)).agree is None
+
+
+def test_auto_stays_where_the_run_chooses() -> None:
+    asked = cascade(agree=0.98, single="a.safetensors", collage="b.safetensors")
+    assert with_accept_of(asked, None, None) is asked
+    assert asked.accept_policy().needs_scores
+
+
+def test_as_many_images_choose_as_show_the_bound_with_some_to_spare() -> None:
+    sizes = {agree: cascade(agree=agree).calibration_size for agree in (0.98, 0.99, 0.995)}
+    assert sizes == {0.98: 450, 0.99: 900, 0.995: 1800}
+    assert cascade(agree=0.98, side=4).calibration_size == 464  # 29 whole runs of 16
+    assert cascade(agree=0.98).calibration_images(451) == 450
+    assert cascade(agree=0.98).calibration_images(450) == 0  # all that there is
+    assert cascade().calibration_images(10_000) == 0
+    assert cascade(agree=0.98).labels()["accept"] == "agree 0.98"
+
+
+# ---- the order --------------------------------------------------------------
+
+
+def test_the_calibration_is_whole_runs_of_the_order_from_all_over_it() -> None:
+    order = np.random.default_rng(1).permutation(10_000)
+    found = calibration_first(order, 450, 9, seed=0)
+    assert sorted(found) == sorted(order)
+    place = np.empty(10_000, int)
+    place[order] = np.arange(10_000)
+    runs = place[found[:450]].reshape(50, 9)
+    assert (np.diff(runs, axis=1) == 1).all()
+    assert (runs[:, 0] % 9 == 0).all()
+    assert runs.min() < 1_000
+    assert runs.max() > 9_000
+    assert (np.diff(place[found[450:]]) > 0).all()  # the others as they were
+    assert (found == calibration_first(order, 450, 9, seed=0)).all()
+    assert (found != calibration_first(order, 450, 9, seed=1)).any()
+    assert (calibration_first(order, 0, 9, seed=0) == order).all()
+
+
+# ---- pairs ------------------------------------------------------------------
+
+
+def resolve(image=7, source="single", score=SCORE, **more) -> Resolve:
+    return Resolve(image, source, (1,), 0, 0, score, "ok", "", **more)
+
+
+def test_a_pair_has_the_cells_score_whichever_answer_was_accepted() -> None:
+    unsure = resolve(audited=DONE, other=Score(4, 0.25))
+    assert pair_of(unsure, 5) == Pair(5, 0.25, differs=True)
+    audited = resolve(source="collage", audited=DONE, other=Score(3, 0.5), decided_ns=1)
+    assert pair_of(audited, None) == Pair(None, 0.9, differs=False)
+
+
+def test_an_image_of_the_calibration_counts_as_done_without_a_pair() -> None:
+    for one in (resolve(), resolve(source="error", score=None), resolve(audited=FAILED)):
+        assert pair_of(one, 5) == Pair(5, None, differs=False)
+        assert pair_of(one, None) is None
+
+
+def test_the_book_knows_its_images_and_says_each_pair_once() -> None:
+    said: list[Pair] = []
+    book = PairBook([40, 20])
+    book.tell(said.extend)
+    assert [book.calibrates(image, index) for image, index in ((7, 20), (8, 30))] == [True, False]
+    book.resolved(resolve(7, audited=DONE, other=Score(3, 0.5)))
+    book.resolved(resolve(8))
+    book.resolved(resolve(9, audited=DONE, other=Score(4, 0.5)))
+    book.look()
+    book.look()
+    assert said == [Pair(1, 0.5, differs=False), Pair(None, 0.5, differs=True)]
+
+
+def test_rows_give_the_same_pairs() -> None:
+    rows = np.zeros(4, IMAGES.dtype)
+    rows["source"] = [SOURCE_CODE[name] for name in ("single", "collage", "retry", "error")]
+    rows["audited"] = [AUDIT_CODE[name] for name in (DONE, DONE, "", "")]
+    rows["score"], rows["other_score"] = 0.75, 0.25
+    rows["other"] = [1, 0, 0, 0]
+    assert pairs_of(rows, np.array([3, 1, 0, 2])) == [
+        Pair(3, 0.25, differs=True),
+        Pair(1, 0.75, differs=False),
+        Pair(0, None, differs=False),
+        Pair(2, None, differs=False),
+    ]
+
+
+# ---- the threshold is chosen ------------------------------------------------
+
+
+def calibration(differing: Sequence[int] = (), images: int = 450) -> list[Pair]:
+    """Scores fall with the place; those of the places in `differing` differ."""
+    return [Pair(at, (1_000 - at) / 1_000, at in differing) for at in range(images)]
+
+
+def test_nothing_is_decided_before_the_last_image_is_in() -> None:
+    judge = Judge(ASKED)
+    pairs = calibration()
+    judge.take([*pairs[:-1], pairs[0]])  # one again: a lost team's images are done again
+    assert judge.verdict(449) is None
+    judge.take(pairs[-1:])
+    why = judge.verdict(450) or ""
+    assert "score of 0.551 on" in why
+    assert "100 % of the cells count, and 0 of these differ" in why
+    assert judge.entries() == [{"confidence": 0.551, "audited": 0, "differing": 0, "images": 0}]
+
+
+def test_the_least_score_at_which_three_of_450_differ() -> None:
+    judge = Judge(ASKED)
+    judge.take(calibration(differing=(100, 200, 300, 400)))
+    why = judge.verdict(450)
+    assert judge.held[-1].confidence == pytest.approx(0.601)
+    assert why is not None
+    assert "88.9 % of the cells count, and 3 of these differ" in why
+
+
+@pytest.mark.parametrize(
+    ("asked", "pairs", "said"),
+    [
+        (replace(ASKED, calibration=0, images=400), [], "this job has 400 in all: it is too small"),
+        (ASKED, [Pair(at, 0.9, differs=True) for at in range(450)], "0 % of the cells may count"),
+        (
+            ASKED,
+            [Pair(at, None, differs=False) for at in range(450)],
+            "only 0 images went through both networks, and 149 are needed",
+        ),
+        (ASKED, calibration(range(20, 450)), "a collage pays from 6.67 % on"),
+    ],
+)
+def test_where_it_does_not_pay_the_single_network_goes_on_alone(asked, pairs, said) -> None:
+    judge = Judge(asked)
+    judge.take(pairs)
+    why = judge.verdict(450)
+    assert why is not None
+    assert said in why
+    assert "the single network classifies every image" in why
+    assert judge.held[-1].confidence is None
+    judge.take([Pair(None, 0.9, differs=True)] * 100)
+    assert judge.verdict(1_000) is None  # nothing is left to be raised
+
+
+# ---- and raised -------------------------------------------------------------
+
+
+def judged(confidence: float = 0.5) -> Judge:
+    return Judge(ASKED, [{"confidence": confidence, "audited": 9, "differing": 9, "images": 99}])
+
+
+def test_audits_within_the_bound_raise_nothing() -> None:
+    judge = judged()
+    for n in range(2_000):  # 1 % differ
+        judge.take([Pair(None, 0.9, differs=n % 100 == 99)])
+        assert judge.verdict(n) is None
+    last = {"confidence": 0.5, "audited": 2_000, "differing": 20, "images": 1_999}
+    assert judge.entries()[1:] == [last]
+
+
+def test_a_network_that_drifts_is_noticed_and_the_threshold_rises_to_what_audits_allow() -> None:
+    judge, rng = judged(), np.random.default_rng(3)
+    for n in range(5_000):  # from 0.5 to 0.8 a fifth differ, above none
+        score = float(rng.random()) / 2 + 0.5
+        judge.take([Pair(None, score, differs=bool(score < 0.8 and rng.random() < 0.2))])
+        if judge.verdict(n) is not None:
+            break
+    assert n < 300
+    raised = judge.held[-1].confidence
+    assert raised is not None
+    assert 0.6 < raised < 0.9
+    assert (judge.held[-1].audited, judge.held[-2].images) == (0, n)
+
+
+def test_a_spoiled_network_is_noticed_within_a_few_audits_and_asked_no_more() -> None:
+    judge = judged()
+    whys = []
+    for n in range(50):
+        judge.take([Pair(None, 0.9, differs=n % 10 > 0)])
+        whys.append(judge.verdict(n))
+    first = next(n for n, why in enumerate(whys) if why)
+    assert first < 10
+    assert "no higher score keeps the bound" in (whys[first] or "")
+    assert [each.confidence for each in judge.held] == [0.5, 0.5, None]
+
+
+def test_a_cell_below_the_threshold_costs_nothing_however_it_differs() -> None:
+    judge = judged()
+    judge.take([Pair(None, 0.4, differs=True)] * 1_000)
+    assert judge.verdict(1_000) is None
+    assert judge.held[-1].differing == 0
+
+
+def test_each_decision_is_told_noted_and_announced(caplog) -> None:
+    noted, announced = [], []
+    judge = judged()
+    judge.begin(lambda: 77, announced.append, noted.append)
+    assert announced == [0.5]  # that of the session before
+    with caplog.at_level(logging.INFO):
+        judge.hear([Pair(None, 0.9, differs=True)] * 30)
+    assert announced == [0.5, None]
+    assert "agree 0.98: 30 of 30 audited images" in caplog.text
+    assert noted == [judge.entries()]
+    assert noted[0][1] == {"confidence": 0.5, "audited": 30, "differing": 30, "images": 77}
+
+
+# ---- a threshold that was chosen with labels --------------------------------
+
+SPEC = AcceptSpec(0.85, "f" * 64, 5_000, 0.02, 5_000, 0.04, share=0.9, agreeing=0.99)
+
+
+@pytest.mark.parametrize(
+    ("spec", "differing", "warned"),
+    [
+        (SPEC, 10, False),  # of 1,000: as it was
+        (SPEC, 25, False),  # more, but by chance it may be
+        (SPEC, 50, True),
+        (replace(SPEC, agreeing=None), 900, False),  # the file does not say
+        (None, 900, False),  # nor is there one
+    ],
+)
+def test_less_agreement_than_the_file_says_is_warned_of_once(
+    caplog, spec, differing, warned
+) -> None:
+    watch = AgreementWatch(spec)
+    for _ in range(2):
+        watch.look(1_000, differing)
+    told = [record.message for record in caplog.records]
+    assert len(told) == warned
+    assert not told or "50 of 1,000 audited answers" in told[0]
+    assert not told or "When the threshold was measured, 1 % differed" in told[0]
