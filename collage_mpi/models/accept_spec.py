@@ -23,6 +23,8 @@ class AcceptSpec:
         chosen_points, measured_points: percentage points of accuracy that were lost on each
             part if every cell with at least that score counts.
         share: of the measured images, the share whose cell counts, 0..1.
+        agreeing: the share of these cells whose class is the single network's, 0..1; None in
+            files of earlier versions.
     """
 
     confidence: float
@@ -32,6 +34,7 @@ class AcceptSpec:
     measured_on: int
     measured_points: float
     share: float
+    agreeing: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON; `from_dict` reads it back."""
@@ -46,7 +49,8 @@ class AcceptSpec:
             found = cls(**record)
         except TypeError as error:
             raise DataFault(f"the accept record cannot be read: {error}") from error
-        numbers = [value for name, value in vars(found).items() if name != SINGLE]
+        no_number = (SINGLE, *(["agreeing"] if found.agreeing is None else []))
+        numbers = [value for name, value in vars(found).items() if name not in no_number]
         if any(type(n) not in (int, float) or not abs(n) < 1e18 for n in numbers):
             raise DataFault("the accept record holds something else than numbers")
         if not isinstance(found.single, str) or not 0 <= found.confidence <= 1:

@@ -87,7 +87,18 @@ def choose_threshold(
         int((~chosen).sum()),
         measured,
         round(float(counts[~chosen].mean()), 3),
+        _agreeing(single, first, counts & ~chosen),
     )
+
+
+def _agreeing(single: Answers, first: Answers, counts: np.ndarray) -> float | None:
+    """The share of the cells that count, (n,) bool, which the single network's answers equal."""
+    alike = [
+        mine is not None and cell is not None and mine[0] == cell[0]
+        for mine, cell, among in zip(single, first, counts, strict=True)
+        if among
+    ]
+    return round(float(np.mean(alike)), 4) if alike else None
 
 
 def require_images(n: int) -> None:

@@ -115,12 +115,20 @@ def test_a_threshold_is_kept_in_the_weights_and_nothing_else_changes(networks, t
 
 @pytest.mark.parametrize(
     "record", [3, {}, {**vars(SPEC), "confidence": 2}, {**vars(SPEC), "share": "x"},
-               {**vars(SPEC), "single": 1}, {**vars(SPEC), "more": 1},
+               {**vars(SPEC), "single": 1}, {**vars(SPEC), "agreeing": "x"},
+               {**vars(SPEC), "more": 1},
                {**vars(SPEC), "measured_points": float("nan")}],
 )  # fmt: skip
 def test_a_record_that_is_none_is_refused(record):
     with pytest.raises(DataFault, match="accept record"):
         AcceptSpec.from_dict(record)
+
+
+def test_a_record_of_an_earlier_version_does_not_say_how_many_agreed():
+    record = SPEC.to_dict()
+    del record["agreeing"]
+    assert AcceptSpec.from_dict(record) == SPEC
+    assert SPEC.agreeing is None
 
 
 def network(n: int, wrong_below: float) -> tuple[list, list, np.ndarray]:
@@ -138,6 +146,7 @@ def test_a_threshold_costs_at_most_what_is_allowed():
     assert 0 < found.chosen_points <= MOST_POINTS
     assert found.chosen_on + found.measured_on == 20_000
     assert abs(found.share - 0.5) < 0.02
+    assert found.agreeing == pytest.approx(1 - 2 * found.measured_points / 100, abs=2e-3)
     collage = [None if score > 0.9 else (label, score) for label, score in collage]
     assert choose_threshold(single, collage, labels, 9, "s").share == pytest.approx(0.4, abs=0.02)
 
