@@ -9,9 +9,10 @@ import pytest
 from test_simulator import FREE
 
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
-from collage_mpi.results.draw import NO_DRAW, Draw
+from collage_mpi.results.draw import NO_DRAW, Draw, draw_of
 from collage_mpi.results.export import export_run
 from collage_mpi.results.rows import AUDITS, KEY_ROW, SOURCE_CODE
+from collage_mpi.results.tally import Images
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import SimulatedJob, simulate, simulate_in_memory
 
@@ -113,6 +114,31 @@ def test_of_few_audits_no_class_is_told_and_without_any_nothing(answers: str):
     assert "agreement" not in render_summary(plain)
 
 
+def test_an_audit_that_could_not_be_had_is_counted_apart(answers: str):
+    run = simulate_in_memory(simulated(answers, audit=1.0))
+    accepted = np.flatnonzero(run.images["source"] == SOURCE_CODE["collage"])
+    run.images["audited"][accepted[:50]] = AUDITS.index("failed")
+    run.images["other"][accepted[:50]] = 0
+    lost = int((run.images["predicted"][accepted[:50]] == 1).sum())
+    audit = summarise(run)["audit"]
+    assert (audit["audited"], audit["differing"], audit["not_done"]) == (550, 100 - lost, 50)
+    assert "; 50 could not be done" in render_summary(summarise(run), width=200)
+    run.images["audited"][accepted] = AUDITS.index("failed")
+    audit = summarise(run)["audit"]
+    assert (audit["audited"], audit["not_done"], audit["ci95"]) == (0, 600, [0, 1])
+    assert "none of 600 audits could be done" in render_summary(summarise(run), width=200)
+
+
+@pytest.mark.parametrize("first", ["collage", "backup"])
+def test_audits_are_counted_over_all_that_is_read_of_a_run(answers: str, first: str):
+    run = simulate_in_memory(simulated(answers, audit=1.0))
+    run.images["source"][run.images["source"] == SOURCE_CODE["collage"]] = SOURCE_CODE[first]
+    in_two = Images(run)
+    in_two.add(run.images[:300])
+    in_two.add(run.images[300:])
+    assert in_two.audits == {0: [500, 0], 1: [100, 100]}
+
+
 def test_an_audit_costs_work_that_resolves_nothing(answers: str):
     busy = [
         summarise(simulate_in_memory(simulated(answers, audit=share)))["price"]["wasted_work"]
@@ -159,15 +185,57 @@ def test_verify_knows_which_answers_should_have_been_audited(answers: str, tmp_p
     assert any("without their audit" in problem for problem in verify_run(run).problems)
 
 
-def test_verify_finds_an_audit_of_no_class(answers: str, tmp_path: Path):
+def test_verify_misses_no_audit_of_an_image_that_no_collage_answered(answers: str, tmp_path: Path):
+    run = stored(answers, tmp_path / "run")
+
+    def sent_alone(rows: np.ndarray) -> None:
+        for column in ("audited", "other", "other_score"):
+            rows[column][rows["source"] == SOURCE_CODE["single"]] = 0
+
+    spoil(run, sent_alone)
+    assert verify_run(run).ok
+
+
+def test_a_run_says_what_it_drew(answers: str, tmp_path: Path):
+    job = simulated(answers, audit=0.5, audit_seed=7)
+    simulate(job.settings, tmp_path / "run", IMAGES, FREE, answers)
+    run = read_results(tmp_path / "run")
+    drawn = draw_of(run.manifest).some(run.images)
+    assert (drawn == Draw(0.5, 7, ("simulated",)).some(run.images)).all()
+    run.manifest.pop("audit")
+    assert not draw_of(run.manifest).some(run.images).any(), "as in runs without audits"
+
+
+@pytest.mark.parametrize("other", [-1, 2])
+def test_verify_finds_an_audit_of_no_class(answers: str, tmp_path: Path, other: int):
     run = stored(answers, tmp_path / "run")
 
     def damage(rows: np.ndarray) -> None:
-        rows["other"][rows["audited"] == 1] = 2
+        rows["other"][rows["audited"] == 1] = other
 
     spoil(run, damage)
     problems = verify_run(run).problems
     assert any("other outside the 2 classes" in problem for problem in problems)
+
+
+def test_verify_takes_an_audit_that_could_not_be_had(answers: str, tmp_path: Path):
+    run = stored(answers, tmp_path / "run")
+
+    def give_up(rows: np.ndarray) -> None:
+        rows["audited"][rows["audited"] == 1] = AUDITS.index("failed")
+
+    spoil(run, give_up)
+    assert verify_run(run).ok
+
+
+def test_verify_tells_of_a_shard_that_is_none_of_the_run(answers: str, tmp_path: Path):
+    run = stored(answers, tmp_path / "run")
+
+    def move(rows: np.ndarray) -> None:
+        rows["shard"][:1] = 9
+
+    spoil(run, move)
+    assert any("outside the input" in problem for problem in verify_run(run).problems)
 
 
 def test_what_was_not_audited_is_exported_as_absent(answers: str, tmp_path: Path):

@@ -886,3 +886,61 @@ def test_without_a_threshold_nothing_is_collaged_any_more_and_slow_ranks_take_si
         end(job, min(send.rank for send in job.live.values()))
     assert {send.kind for send in job.sent.values()} == {SINGLE}
     assert len(job.resolved) == 8
+
+
+@pytest.mark.parametrize("deadline_ns", [None, 20 * MS])
+def test_a_kept_answer_is_no_audit_of_itself(deadline_ns):
+    job = cascade(singles=1, max_attempts=1, max_failures=99, deadline_ns=deadline_ns)
+    job.arrive(1)
+    job.arrive(9, drawn=True)
+    end(job, 1)
+    end(job, 1, unsure=frozenset({1}))
+    while 1 not in job.resolved:
+        if job.timers:
+            job.fire(min(job.timers, key=lambda timer: job.timers[timer]))
+        else:
+            job.fail(min(job.live))
+    kept = job.resolved[1]
+    assert (kept.source, kept.audited, kept.other) == ("kept", "", None)
+
+
+def test_until_a_threshold_is_told_a_collage_is_better_than_none():
+    job = cascade(placement="fixed", singles=1, collages=1, calibrate=True)
+    job.lose(1)
+    job.arrive(3)
+    assert out(job) == [(2, COLLAGE, [0])]
+    end(job, 2)
+    assert job.resolved[0].source == "kept"
+
+
+def test_without_a_threshold_a_collage_is_better_than_none():
+    job = cascade(placement="fixed", singles=1, collages=1)
+    job.threshold(None)
+    job.arrive(4)
+    assert out(job) == [(1, SINGLE, [0])]
+    job.lose(1)
+    assert [kind for _, kind, _ in out(job)] == [COLLAGE]
+    while job.live:
+        end(job, 2)
+    assert {r.source for i, r in job.resolved.items() if i} == {"kept"}
+
+
+def test_without_a_threshold_no_image_is_asked_for_by_a_rank_that_takes_collages_alone():
+    job = cascade(placement="fixed", singles=1, collages=1, side=2, depth=3, paced=True)
+    job.threshold(None)
+    job.arrive(job.admitted)
+    assert out(job) == [(1, SINGLE, [0])]
+    assert job.admitted == 0
+
+
+def test_another_threshold_leaves_the_accept_deadline_as_it_is():
+    job = cascade(singles=1, depth=9, deadline_ns=20 * MS)
+    job.threshold(0.95)
+    job.arrive(10)
+    end(job, 1)
+    end(job, 1)
+    assert job.resolved.keys() == {0}
+    while job.timers:
+        job.fire(min(job.timers, key=lambda timer: job.timers[timer]))
+    assert job.now_ns == 20 * MS
+    assert {job.resolved[image].source for image in range(1, 10)} == {"kept"}

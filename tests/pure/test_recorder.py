@@ -121,6 +121,18 @@ def test_an_audited_answer_counts_from_when_it_was_decided():
     assert (book.totals.audited, book.totals.differing) == (2, 1)
 
 
+def test_an_audit_that_could_not_be_had_is_told_and_not_counted():
+    rows, book = recorder()
+    book.admitted(0, record(0, label=6), START_NS + 100, 11)
+    book.sent([send(20, 1, SINGLE, {0: 0}, 9, 1)], START_NS + 110, [0])
+    ended(book, 300, 17, WireResult(20, ANSWERED, 41, 42, 43))
+    kept = resolved(0, COLLAGE, (20,), 0, 6)._replace(audited="failed", decided_ns=START_NS + 290)
+    book.resolved(kept, START_NS + 900)
+    (row,) = rows.images
+    assert (row.latency_ns, row.audited, row.other, row.other_score) == (190, 2, 0, 0.0)
+    assert (book.totals.audited, book.totals.differing) == (0, 0)
+
+
 def test_an_audit_of_an_unsure_image_counts_as_none():
     rows, book = recorder()
     book.admitted(0, record(0, label=6), START_NS + 100, 11)
