@@ -117,6 +117,24 @@ HALF = ("--straggler", "pinned", "--straggler-median-ms", "5", "--batch-cost", "
 
 
 @pytest.mark.any_mpi
+@pytest.mark.parametrize("teams", [1, 2])
+def test_a_cascade_chooses_its_threshold_and_all_teams_go_by_it(mpiexec, data, tmp_path, teams):
+    words = ["--shards", data / "many.h5", *NULL, "--scheme", "cascade", "--agree", "0.98"]
+    words += ["--teams", teams, "--endgame", "off", "--out", tmp_path / "out"]
+    done = mpiexec(4, ["-m", "collage_mpi", "run", *map(str, words)], env=QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "agree 0.98: cells count from a score of" in done.stderr
+    run = read_results(tmp_path / "out")
+    (held,) = run.manifest["thresholds"]
+    assert 0 < held["confidence"] <= 1
+    assert 0 < held["images"] <= 90
+    both = run.images["audited"] == 1
+    assert both.sum() >= 440  # of the 450 that choose
+    assert (run.images["other"][both] == run.images["label"][both]).all()
+    assert verify_run(tmp_path / "out").ok
+
+
+@pytest.mark.any_mpi
 def test_a_dry_run_asks_every_rank_and_writes_nothing(mpiexec, both, tmp_path):
     done = mpiexec(4, ["-m", "collage_mpi", *both, *SMALL, "--dry-run", "--out", "out"], env=QUICK)
     assert done.returncode == 0, done.stderr

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from collage_mpi.errors import UsageError
+from collage_mpi.job import session
 from collage_mpi.job.calibration import (
     AgreementWatch,
     Asked,
@@ -139,6 +141,25 @@ def test_rows_give_the_same_pairs() -> None:
         Pair(0, None, differs=False),
         Pair(2, None, differs=False),
     ]
+
+
+def test_a_session_reads_what_an_earlier_one_wrote_of_the_calibration(monkeypatch) -> None:
+    """Rows are known by shard and row; places are those in the order."""
+    order = np.array([5, 2, 6, 0, 1, 3, 4])  # of shards of four and three images
+    infos = [SimpleNamespace(count=4), SimpleNamespace(count=3)]
+    plan = SimpleNamespace(
+        order=order,
+        calibration=3,
+        settings=SimpleNamespace(out="out"),
+        shards=SimpleNamespace(infos=infos),
+    )
+    rows = np.zeros(4, IMAGES.dtype)
+    rows["shard"], rows["row"] = [0, 1, 0, 1], [0, 1, 2, 0]  # of indices 0, 5, 2 and 4
+    rows["audited"], rows["other_score"] = AUDIT_CODE[DONE], [0.5, 0.625, 0.25, 0.75]
+    run = SimpleNamespace(chunks=lambda table: [rows[:2], rows[2:]])
+    monkeypatch.setattr(session, "open_run", lambda out: run)
+    found = session.pairs_before(plan)
+    assert found == [Pair(0, 0.625, differs=False), Pair(1, 0.25, differs=False)]
 
 
 # ---- the threshold is chosen ------------------------------------------------
