@@ -1,17 +1,15 @@
-"""What one network takes beside another, measured where other work goes on too.
-
-Owns: the ratio of two networks' service times and how sure it is.
-Does not know: who measures, when, what the ratio is used for.
-"""
+"""What networks take, from measurements beside other work: service times, the ratio of two of them
+and how sure that ratio is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from statistics import median
 from typing import NamedTuple
 
 from collage_mpi.job.messages import Measured
+from collage_mpi.kinds import SINGLE
 
 SURE = 0.95  # of the interval
 
@@ -47,6 +45,12 @@ def ratio_of(others: Sequence[Measured], singles: Sequence[Measured]) -> Ratio |
     return Ratio(median(ratios), ratios[outside], ratios[-1 - outside])
 
 
+def ratio_among(rounds: Mapping[str, Sequence[Measured]]) -> Ratio | None:
+    """The same of measurements by kind: of the first other network over the single one."""
+    other = next((kind for kind in rounds if kind != SINGLE), None)
+    return None if other is None else ratio_of(rounds[other], rounds.get(SINGLE, ()))
+
+
 def _outside(n: int) -> int:
     """How many of n sorted values lie on either side of the interval of their median."""
     count, below = 0, 1 / 2**n  # chance that the true median is beyond the outermost value
@@ -54,3 +58,8 @@ def _outside(n: int) -> int:
         count += 1
         below += comb(n, count) / 2**n
     return max(0, count - 1)
+
+
+def shortest_ns(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, int]:
+    """Service times by kind: the shortest, since other work on the host can only lengthen one."""
+    return {kind: min(m.service_ns for m in found) for kind, found in rounds.items()}

@@ -1,8 +1,4 @@
-"""The start of a session's ranks: what each is told, who is there, how fast its networks are.
-
-Owns: welcomes, the quorum, the check that ranks hold the same weights, the cost ratio.
-Does not know: which task a rank gets, results.
-"""
+"""The start of a session's ranks: what each is told, who is there, how fast its networks are."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from collage_mpi.encoding.vectors import NO_SAVE
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.failure_detector import RankGone
 from collage_mpi.job.coordinator import ReadyRank
+from collage_mpi.job.cost_ratio import ratio_among, shortest_ns
 from collage_mpi.job.messages import Hello, Welcome, shards_in_messages
 from collage_mpi.job.plan import Plan, check_top_k
 from collage_mpi.job.row_reader import described
@@ -343,7 +340,8 @@ def service_costs(plan: Plan, worker_group: WorkerGroup) -> ServiceCosts:
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
     rounds = FEW_ROUNDS if settings.straggler == "none" else MEASURE_ROUNDS
-    idle_ns, measured = worker_group.service_times(who, networks, rounds)
+    singly = worker_group.measure_in_turn(who, networks, dict.fromkeys(who, 1), rounds)
+    idle_ns, measured = shortest_ns(singly), ratio_among(singly)
     measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS
     unlike = {(KIND[kind].network, spec) for kind, spec in plan.networks.items()}
     ratio, interval = 1.0, None
@@ -352,7 +350,7 @@ def service_costs(plan: Plan, worker_group: WorkerGroup) -> ServiceCosts:
     elif measured is not None and measurable and len(unlike) > 1:
         ratio, interval = measured.median, (measured.low, measured.high)
     batches = {kind: most for kind in who if (most := settings.most_inputs(kind)) > 1}
-    batch_ns = worker_group.batch_times(who, networks, batches, rounds)
+    batch_ns = shortest_ns(worker_group.measure_in_turn(who, networks, batches, rounds))
     further = {
         kind: max(0.0, (batch_ns[kind] / idle_ns[kind] - 1) / (batches[kind] - 1))
         for kind in batch_ns

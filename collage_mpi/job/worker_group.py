@@ -1,15 +1,12 @@
-"""The workers as rank 0 sees them: start-up, measuring, losses and the end.
-
-Owns: who has said hello, the bounds on waiting for it, telling all of them to stop.
-Does not know: tasks, images, rows, how a loss is noticed.
-"""
+"""The workers as rank 0 sees them: start-up, measuring, losses and the end."""
 
 from __future__ import annotations
 
 import socket
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from collage_mpi.errors import (
     CollageError,
@@ -20,9 +17,7 @@ from collage_mpi.errors import (
 )
 from collage_mpi.faults.failure_detector import FailureDetector, Monitor
 from collage_mpi.job import messages
-from collage_mpi.job.cost_ratio import Ratio, ratio_of
 from collage_mpi.job.messages import Bye, Fault, Hello, Here, Measured, Message, Shards, Welcome
-from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Gone, Received
 from collage_mpi.scheduler.events import RankLost
@@ -51,6 +46,26 @@ _FAULTS = {int(error.exit_code): error for error in (UsageError, EnvironmentFaul
 Answer = TypeVar("Answer", Here, Hello, Measured, Bye)
 
 
+@dataclass
+class _Wait(Generic[Answer]):
+    """A wait for one control message of a sort from each of some ranks.
+
+    Attributes:
+        what: the sort.
+        missing: ranks that have neither answered nor said what they cannot do, and are not lost.
+        interrupted: a reason to end the wait and the job, or None.
+        heard: told again and again how many ranks have answered.
+        answers, faults: by rank.
+    """
+
+    what: type[Answer]
+    missing: set[int]
+    interrupted: Callable[[], str | None] = lambda: None
+    heard: Callable[[int], object] = lambda count: None
+    answers: dict[int, Answer] = field(default_factory=dict)
+    faults: dict[int, CollageError] = field(default_factory=dict)
+
+
 class WorkerGroup:
     """All worker ranks of the world, over one or several sessions."""
 
@@ -70,7 +85,6 @@ class WorkerGroup:
         self._clock = clock
         self._backoff = backoff or Backoff(GROUP_BACKOFF)
         self._stopped = False
-        self._faults: dict[int, CollageError] = {}  # what ranks of this session cannot do
         self._measured: dict[Hashable, dict[str, list[Measured]]] = {}
 
     @property
@@ -110,13 +124,13 @@ class WorkerGroup:
         """
         self.detector.begin({rank: welcome.networks for rank, welcome in welcomes.items()})
         if self.session == 0 and self.detector.keep_going:
-            self._collect(Here, set(self.present), HERE_LIMIT_S, interrupted)
+            self._collect(_Wait(Here, set(self.present), interrupted), HERE_LIMIT_S)
         self.session += 1
         for rank in self.present:
             for part in shards:
                 self.tell(rank, part)
             self.tell(rank, welcomes[rank])
-        hellos = self._collect(Hello, set(self.present), limit_s, interrupted, heard)
+        hellos = self._collect(_Wait(Hello, set(self.present), interrupted, heard), limit_s)
         for rank, hello in hellos.items():
             self.detector.met(rank, hello.host, hello.longest_ns)
         return hellos
@@ -127,47 +141,26 @@ class WorkerGroup:
         None when the rank is lost meanwhile and the job goes on.
         """
         self.tell(rank, messages.Measure(kind, batch))
-        return self._collect(Measured, {rank}, MEASURE_LIMIT_S, lambda: None).get(rank)
+        return self._collect(_Wait(Measured, {rank}), MEASURE_LIMIT_S).get(rank)
 
-    def service_times(
-        self,
-        who: Mapping[str, Collection[int]],
-        networks: Hashable,
-        rounds: int = MEASURE_ROUNDS,
-    ) -> tuple[dict[str, int], Ratio | None]:
-        """Idle service times by kind in ns, and the other network's over the single's.
-
-        The kinds are measured in turn, `rounds` times. As service time the shortest is
-        taken: other work on the host can only lengthen one. Sessions with the same networks
-        share one measurement: their injected delays are then the same.
-
-        Args:
-            who: ranks that may be measured for each kind; the first that is not lost is.
-            networks: what they are, to know them again.
-            rounds: at most; slow networks get fewer.
-        """
-        found = self._rounds(who, networks, dict.fromkeys(who, 1), rounds)
-        other = next((kind for kind in found if kind != SINGLE), None)
-        ratio = None if other is None else ratio_of(found[other], found.get(SINGLE, ()))
-        return _shortest_ns(found), ratio
-
-    def batch_times(
-        self,
-        who: Mapping[str, Collection[int]],
-        networks: Hashable,
-        batches: Mapping[str, int],
-        rounds: int = MEASURE_ROUNDS,
-    ) -> dict[str, int]:
-        """Idle service times of a batch of so many inputs by kind in ns; see `service_times`."""
-        return _shortest_ns(self._rounds(who, networks, batches, rounds))
-
-    def _rounds(
+    def measure_in_turn(
         self,
         who: Mapping[str, Collection[int]],
         networks: Hashable,
         batches: Mapping[str, int],
         rounds: int,
     ) -> dict[str, list[Measured]]:
+        """Idle service times by kind, the kinds measured in turn.
+
+        Sessions with the same networks share one measurement: their injected delays are then
+        the same.
+
+        Args:
+            who: ranks that may be measured for each kind; the first that is not lost is.
+            networks: what they are, to know them again.
+            batches: kind -> inputs of a task.
+            rounds: at most; slow networks get fewer.
+        """
         key = (networks, *batches.items(), rounds)
         if key not in self._measured:
             found: dict[str, list[Measured]] = {}
@@ -184,12 +177,9 @@ class WorkerGroup:
 
     def _measure_any(self, ranks: Collection[int], kind: str, batch: int) -> Measured | None:
         """The service time on the first of the ranks that lives to tell it."""
-        for rank in ranks:
-            if rank in self.present:
-                measured = self.measure(rank, kind, batch)
-                if measured is not None:
-                    return measured
-        return None
+        alive = (rank for rank in ranks if rank in self.present)
+        measured = (self.measure(rank, kind, batch) for rank in alive)
+        return next((each for each in measured if each is not None), None)
 
     def start(self, cost_ratio: float, batch_costs: Mapping[str, float] | None = None) -> None:
         """Tasks will follow; see `messages.Start`."""
@@ -215,31 +205,30 @@ class WorkerGroup:
         self._stopped = self.detector.leaving = True
         for rank in self.present:
             self.tell(rank, messages.Stop(int(exit_code)))
-        silent = self._not_parting(limit_s)
-        if not self.detector.fault_tolerant:
-            silent |= self.detector.timeouts.losses.keys()
-        if silent:
-            for rank in silent:
-                self.detector.kill(rank)
-            return sorted(silent)
-        if not self.detector.fault_tolerant:
-            for rank in self.present:
-                self.tell(rank, messages.Leave())
+        plain = not self.detector.fault_tolerant  # only such a world has an MPI_Finalize ahead
+        stuck = self._not_parting(limit_s)
+        if plain:
+            stuck |= self.detector.timeouts.losses.keys()
+        for rank in stuck:
+            self.detector.kill(rank)
+        if stuck:
+            return sorted(stuck)
+        for rank in self.present if plain else ():
+            self.tell(rank, messages.Leave())
         if not self.transport.flush(limit_s):
             return self.present
-        if not self.detector.fault_tolerant:  # such a world has no MPI_Finalize to prepare for
+        if plain:
             self.transport.close()
         return []
 
     def _not_parting(self, limit_s: float) -> set[int]:
         """Ranks that do not say goodbye in their time."""
-        answers: dict[int, Bye] = {}
-        late = set(self.detector.timeouts.silent)
-        missing = set(self.present) - late
-        self._gather(Bye, missing, answers, limit_s, lambda: None)
-        late -= answers.keys()
-        self._gather(Bye, late, answers, min(limit_s, SILENT_STOP_S), lambda: None)
-        return (missing | late) & set(self.present)
+        silent = set(self.detector.timeouts.silent)
+        others = _Wait(Bye, set(self.present) - silent)
+        self._gather(others, limit_s)
+        late = _Wait(Bye, silent - others.answers.keys())
+        self._gather(late, min(limit_s, SILENT_STOP_S))
+        return (others.missing | late.missing) & set(self.present)
 
     def tell(self, rank: int, message: Message) -> None:
         """Send a control message."""
@@ -247,103 +236,86 @@ class WorkerGroup:
         nbytes = messages.pack(buffer, self.session, message)
         self.transport.send_control(rank, buffer, nbytes)
 
-    def _collect(
-        self,
-        what: type[Answer],
-        missing: set[int],
-        limit_s: float,
-        interrupted: Callable[[], str | None],
-        heard: Callable[[int], object] = lambda count: None,
-    ) -> dict[int, Answer]:
-        """One control message of the wanted sort from each rank in `missing`.
+    def _collect(self, wait: _Wait[Answer], limit_s: float) -> dict[int, Answer]:
+        """The answers, by rank.
 
         Raises:
             CollageError: a rank's fault; EnvironmentFault when the time is over.
         """
-        answers: dict[int, Answer] = {}
-        self._faults = {}
-        self._gather(what, missing, answers, limit_s, interrupted, heard)
+        self._gather(wait, limit_s)
         if self.detector.keep_going:
-            self._go_on_without(what, missing, limit_s, bool(answers))
-        elif missing:
-            names = numbered("rank", sorted(missing))
+            self._go_on_without(wait, limit_s)
+        elif wait.missing:
+            names = numbered("rank", sorted(wait.missing))
             hint = "are their hosts up, and can they read the weights?"
-            if what is Measured:
+            if wait.what is Measured:
                 hint = "the network is too slow there, or the host busy with other work"
-            raise EnvironmentFault(f"no {OWED[what]} from {names} within {limit_s:g} s; {hint}")
-        return answers
+            owed = OWED[wait.what]
+            raise EnvironmentFault(f"no {owed} from {names} within {limit_s:g} s; {hint}")
+        return wait.answers
 
-    def _go_on_without(
-        self, what: type[Message], missing: set[int], limit_s: float, quorum: bool
-    ) -> None:
+    def _go_on_without(self, wait: _Wait[Answer], limit_s: float) -> None:
         """Those that are silent or cannot work are lost. Raises a fault that all ranks have."""
-        if self._faults and not quorum:
-            raise next(iter(self._faults.values()))
-        reasons = {rank: f"no {OWED[what]} within {limit_s:g} s" for rank in missing}
-        reasons |= {rank: f"it cannot work: {fault}" for rank, fault in self._faults.items()}
+        if wait.faults and not wait.answers:
+            raise next(iter(wait.faults.values()))
+        silent = f"no {OWED[wait.what]} within {limit_s:g} s"
+        reasons = dict.fromkeys(wait.missing, silent)
+        reasons |= {rank: f"it cannot work: {fault}" for rank, fault in wait.faults.items()}
         for rank, why in sorted(reasons.items()):
             self.detector.end(rank, why, _ns(self._clock()))
             self.transport.drop(rank)
 
-    def _gather(
-        self,
-        what: type[Answer],
-        missing: set[int],
-        answers: dict[int, Answer],
-        limit_s: float,
-        interrupted: Callable[[], str | None],
-        heard: Callable[[int], object] = lambda count: None,
-    ) -> None:
-        """Move ranks from `missing` to `answers` until none is left or the time is over.
+    def _gather(self, wait: _Wait[Answer], limit_s: float) -> None:
+        """Take what comes until no rank is missing or the time is over.
 
         The time that rank 0 watched: a job that was suspended meanwhile has not used it up.
         """
         watch = self.detector.timeouts.watch
         until_ns = watch.watched_ns + _ns(limit_s)
-        while missing and watch.watched_ns <= until_ns:
-            if self._turn(what, missing, answers):
+        while wait.missing and watch.watched_ns <= until_ns:
+            if self._turn(wait):
                 self._backoff.reset()
             else:
                 self._backoff.pause()
-            heard(len(answers))
-            reason = interrupted()
+            wait.heard(len(wait.answers))
+            reason = wait.interrupted()
             if reason is not None:
                 raise _Interrupted(reason)
 
-    def _turn(self, what: type[Answer], missing: set[int], answers: dict[int, Answer]) -> bool:
-        """Poll once; lost ranks leave `missing`. Whether a message has come."""
+    def _turn(self, wait: _Wait[Answer]) -> bool:
+        """Poll once; whether a message has come."""
         signs = self.detector.look(_ns(self._clock()))
         found = self.transport.poll()
         for arrival in found:
             if isinstance(arrival, Gone):
                 self.detector.gone(arrival)
             elif isinstance(arrival, Received):
-                self._take(arrival, what, missing, answers)
+                self._take(arrival, wait)
         for sign in signs:
             if isinstance(sign, RankLost):
                 self.transport.drop(sign.rank)
-        missing.intersection_update(self.present)
+        wait.missing.intersection_update(self.present)
         return any(isinstance(arrival, Received) for arrival in found)
 
-    def _take(
-        self,
-        arrival: Received,
-        what: type[Answer],
-        missing: set[int],
-        answers: dict[int, Answer],
-    ) -> None:
+    def _take(self, arrival: Received, wait: _Wait[Answer]) -> None:
         """A message that may be the one that is waited for."""
-        self.detector.heard(arrival.rank, _ns(self._clock()), ())
+        rank = arrival.rank
+        self.detector.heard(rank, _ns(self._clock()), ())
         said = self._said(arrival)
-        if isinstance(said, Fault) and not self._stopped:
-            error = _fault(arrival.rank, said)
-            if not (self.detector.keep_going and isinstance(error, EnvironmentFault)):
-                raise error
-            self._faults[arrival.rank] = error
-            missing.discard(arrival.rank)
-        elif isinstance(said, what):
-            answers[arrival.rank] = said
-            missing.discard(arrival.rank)
+        if isinstance(said, wait.what):
+            wait.answers[rank] = said
+        elif isinstance(said, Fault) and not self._stopped:
+            wait.faults[rank] = self._borne(rank, said)
+        else:
+            return
+        wait.missing.discard(rank)
+
+    def _borne(self, rank: int, told: Fault) -> CollageError:
+        """What a rank cannot do, where the job goes on without the rank; else it is raised."""
+        fault = _FAULTS.get(told.exit_code, EnvironmentFault)(f"rank {rank}: {told.message}")
+        if self.detector.keep_going and isinstance(fault, EnvironmentFault):
+            return fault
+        raise fault
 
     def _said(self, arrival: Received) -> Message | None:
         """A control message of this session; anything else is a late answer."""
@@ -357,14 +329,6 @@ class _Interrupted(CollageError):
     """A signal came before the job had begun."""
 
     exit_code = ExitCode.INCOMPLETE
-
-
-def _fault(rank: int, told: Fault) -> CollageError:
-    return _FAULTS.get(told.exit_code, EnvironmentFault)(f"rank {rank}: {told.message}")
-
-
-def _shortest_ns(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, int]:
-    return {kind: min(m.service_ns for m in found) for kind, found in rounds.items()}
 
 
 def _ns(seconds: float) -> int:

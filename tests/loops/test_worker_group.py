@@ -16,6 +16,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCo
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
+from collage_mpi.job.cost_ratio import ratio_among, shortest_ns
 from collage_mpi.job.handshake import service_costs
 from collage_mpi.job.messages import (
     Bye,
@@ -31,7 +32,7 @@ from collage_mpi.job.messages import (
     Stop,
     Welcome,
 )
-from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.job.worker_group import MEASURE_ROUNDS, WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import Gone, Received, Sent
 from collage_mpi.settings.run_settings import RunSettings
@@ -89,6 +90,12 @@ def group_of(transport: Workers) -> WorkerGroup:
 
 def hello(rank: int) -> Hello:
     return replace(HELLO, host=f"node{rank}")
+
+
+def times_of(group: WorkerGroup, networks="networks", rounds=MEASURE_ROUNDS, **who: list[int]):
+    """Service times by kind, and the ratio, as the handshake finds them."""
+    found = group.measure_in_turn(who, networks, dict.fromkeys(who, 1), rounds)
+    return shortest_ns(found), ratio_among(found)
 
 
 def polite(rank: int, told: Message) -> Message | None:
@@ -375,7 +382,7 @@ def test_slow_networks_are_measured_in_fewer_rounds():
         workers, lambda: clock() / 1e9, Backoff(COORDINATOR_BACKOFF, clock.sleep)
     )
     worker_group.welcome(welcomes(3))
-    assert worker_group.service_times({"single": [1], "collage": [2]}, "networks")[1] == (1, 1, 1)
+    assert times_of(worker_group, single=[1], collage=[2])[1] == (1, 1, 1)
     assert [told for _, told in workers.told if isinstance(told, Measure)] == [
         Measure("single", 1),
         Measure("collage", 1),
@@ -391,7 +398,7 @@ def test_networks_are_measured_in_turn():
     workers = Workers(3, answer)
     worker_group, _ = hardy(workers)
     worker_group.welcome(welcomes(3))
-    services, ratio = worker_group.service_times({"single": [1], "collage": [2]}, "networks")
+    services, ratio = times_of(worker_group, single=[1], collage=[2])
     asked = [rank for rank, told in workers.told if isinstance(told, Measure)]
     assert asked == [1, 2] * 15
     assert services == {"single": 69, "collage": 68}
@@ -417,16 +424,19 @@ def test_what_is_only_recorded_is_measured_in_few_rounds(straggler, batch, turns
 
 def test_one_file_that_makes_both_networks_has_two_costs(monkeypatch):
     worker_group = group_of(Workers(3, polite))
-    measured = SimpleNamespace(median=4.0, low=3.0, high=5.0)
-    times = {"single": 10**8, "collage": 4 * 10**8}
-    monkeypatch.setattr(worker_group, "service_times", lambda *_: (times, measured))
-    monkeypatch.setattr(worker_group, "batch_times", lambda *_: {})
+    found = {"single": [Measured(10**8, 10**8)], "collage": [Measured(4 * 10**8, 4 * 10**8)]}
+
+    def measured(who, networks, batches, rounds):
+        return {kind: found[kind] for kind in batches}
+
+    monkeypatch.setattr(worker_group, "measure_in_turn", measured)
     plan = SimpleNamespace(
         settings=RunSettings(),
         placement=SimpleNamespace(ranks_of=lambda kind: [1] if kind == "single" else [2]),
         networks={"single": "mine.py:network", "collage": "mine.py:network"},
     )
     assert service_costs(plan, worker_group).ratio == 4.0
+    found["backup"] = found.pop("collage")
     plan.networks = {"single": "w.safetensors", "backup": "w.safetensors"}
     assert service_costs(plan, worker_group).ratio == 1.0
 
@@ -436,7 +446,7 @@ def test_few_rounds_do_not_stand_for_many():
     worker_group = group_of(workers)
     worker_group.welcome(welcomes(2))
     for rounds, asked in ((3, 3), (3, 3), (15, 18), (15, 18)):
-        worker_group.service_times({"single": [1]}, "networks", rounds)
+        times_of(worker_group, "networks", rounds, single=[1])
         assert sum(isinstance(message, Measure) for _, message in workers.told) == asked
 
 
@@ -463,14 +473,11 @@ def test_when_the_measured_rank_dies_the_next_is_measured():
     worker_group, process_monitor = hardy(workers)
     worker_group.welcome(welcomes(4))
     process_monitor.ended = [Ended(1, "process", "its process has ended")]
-    services, ratio = worker_group.service_times({"single": [1, 2], "collage": [3]}, "networks")
+    services, ratio = times_of(worker_group, single=[1, 2], collage=[3])
     assert services == {"single": 5, "collage": 5}
     assert ratio == (1, 1, 1)
     worker_group.detector.timeouts.lose(3, "process", "gone", 0)
-    assert worker_group.service_times({"single": [1, 2], "collage": [3]}, "others") == (
-        {"single": 5},
-        None,
-    )
+    assert times_of(worker_group, "others", single=[1, 2], collage=[3]) == ({"single": 5}, None)
 
 
 def test_a_dead_rank_is_not_told_to_stop_and_one_that_dies_then_has_stopped():
