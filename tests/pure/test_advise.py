@@ -19,11 +19,13 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.advice import (
     Candidate,
     Question,
+    _job,
     best_of,
     candidates,
     groups_of,
     points_lost,
     simulated,
+    simulated_one,
 )
 from collage_mpi.simulation.replayed_answers import Answers
 from collage_mpi.simulation.runs import simulate
@@ -242,6 +244,14 @@ def test_without_a_threshold_a_cascade_is_not_compared_and_that_is_said(tmp_path
     assert "Open loop: 20 images a second arrive. Latency of an image." in told
     assert "For most images a second" not in told
     assert "collage-only, pulled, M = 11, 4 copies" in told
+
+
+def test_in_open_loop_a_latency_is_an_images_and_each_placement_has_arrivals_of_its_own(tmp_path):
+    question = Question(np.full((12, 300), 0.1), placements=2, groups=30, rate=20.0)
+    found = simulated_one(question, {"scheme": "none"})
+    assert found.p50_ms == pytest.approx(100, rel=0.05)  # nine images take 450 ms to come
+    seeds = [_job(question, {"scheme": "none"}, seed).settings.arrival_seed for seed in (0, 1)]
+    assert seeds == [0, 1]
 
 
 def test_the_collage_network_of_a_run_is_known(tmp_path):
