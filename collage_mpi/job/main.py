@@ -1,9 +1,5 @@
-"""The ranks of a job from start to end: who coordinates, who works, how all leave.
-
-Owns: rank 0's and the workers' main functions, signals, one message per failure,
-one exit code for all ranks.
-Does not know: what the job does.
-"""
+"""The ranks of a job from start to end: who coordinates, who works, how all leave with one exit
+code and one message per failure."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -23,7 +20,7 @@ from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.job.network_loader import NetworkLoader
 from collage_mpi.job.team import LeadLink
 from collage_mpi.job.worker import Worker
-from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.job.worker_group import STOP_LIMIT_S, WorkerGroup
 from collage_mpi.launch.scratch import noted_signal
 from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import (
@@ -102,93 +99,131 @@ def run_world(
     comm, mpi = open_world(fault_tolerant=tolerant)
     if not tolerant and comm.Get_size() > 1:
         hard_exit.finalize_by(mpi.Finalize)
+    world = _World(name, comm, mpi, tolerant, stop.reason)
 
     def work() -> int:
         rank, size = comm.Get_rank(), comm.Get_size()
         each = size // teams if size % teams == 0 and size > teams else size
         coordinator = rank - rank % each
         if rank != coordinator:
-            return _work(comm, mpi, tolerant, coordinator, each if each < size else 0)
+            return world.work(coordinator, each if each < size else 0)
         own = range(coordinator + 1, coordinator + each)
         if rank and team_body is not None:
-            return _work_as_team(name, comm, mpi, tolerant, own, team_body, stop)
+            return world.work_as_team(own, team_body)
         report_up()
-        worker_group = _worker_group(name, comm, mpi, tolerant, own)
+        worker_group = world.group(own)
         if each < size:
-            others = range(each, size, each)
-            worker_group.others = _worker_group(name, comm, mpi, tolerant, others)
+            worker_group.others = world.group(range(each, size, each))
             worker_group.others.transport.expect(CONTROL_BYTES)
-        code = _coordinate(name, worker_group, body, stop)
+        code = world.coordinate(worker_group, body)
         if worker_group.others is not None:
-            _part(name, comm, worker_group.others, code)
-        _part(name, comm, worker_group, code)
+            world.part(worker_group.others, code)
+        world.part(worker_group, code)
         return code
 
     return guarded(comm, work, fault_tolerant=tolerant)
 
 
-def _worker_group(
-    name: str, comm: Any, mpi: Any, tolerant: bool, ranks: Sequence[int]
-) -> WorkerGroup:
-    """The ranks that this one coordinates, told where it is."""
-    size = comm.Get_size()
-    here = local_size() == size
-    process_monitor = None
-    if tolerant:
-        process_monitor = ProcessMonitor(
-            size, one_host=here, interface=told_interface(), ranks=ranks
-        )
-    transport = CoordinatorTransport(comm, mpi, fault_tolerant=tolerant, workers=ranks)
-    worker_group = WorkerGroup(transport, process_monitor=process_monitor, name=name)
-    worker_group.greet()
-    return worker_group
+@dataclass(frozen=True)
+class _World:
+    """What a rank knows of its world, and the lives that it may lead there.
 
-
-def _work_as_team(
-    name: str,
-    comm: Any,
-    mpi: Any,
-    tolerant: bool,
-    own: Sequence[int],
-    body: Callable[[WorkerGroup, LeadLink, StopReason], int],
-    stop: StopFlag,
-) -> int:
-    """The life of another team's coordinator. It may outlive rank 0 for as long as it takes to
-    write what it has."""
-    transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant)
-
-    def lead_gone() -> None:
-        link.gone.set()
-        time.sleep(OUTLIVE_S)
-        hard_exit.leave(ExitCode.INCOMPLETE)
-
-    link = LeadLink(transport, CoordinatorMonitor(comm.Get_rank(), lead_gone))
-    worker_group = _worker_group(name, comm, mpi, tolerant, own)
-    code = body(worker_group, link, stop.reason)
-    _part(name, comm, worker_group, code)
-    if not link.gone.is_set():
-        if not tolerant:
-            link.wait_to_leave()
-        transport.close()
-    return code
-
-
-def _work(comm: Any, mpi: Any, tolerant: bool, coordinator: int, team: int) -> int:
-    """A worker's life. It does not outlive its coordinator: MPI could not end without it.
-
-    `team`: ranks of each of several, 0 of one.
+    Attributes:
+        name: of the command, for messages.
+        comm, mpi: the communicator of all ranks, and mpi4py's module.
+        tolerant: whether the other ranks outlive one that dies.
+        stop: says why to stop, if anything does.
     """
-    rank = comm.Get_rank()
-    transport = WorkerTransport(comm, mpi, fault_tolerant=tolerant, coordinator=coordinator)
-    loader = NetworkLoader(rank, comm.Get_size(), team)
-    leave = _end_alone if coordinator else partial(hard_exit.leave, ExitCode.INCOMPLETE)
-    monitor = CoordinatorMonitor(rank, leave, coordinator)
-    try:
-        code = Worker(transport, loader, monitor=monitor, stays=not tolerant).serve()
-    except RankFailure:
-        leave()
-    transport.close()
-    return code
+
+    name: str
+    comm: Any
+    mpi: Any
+    tolerant: bool
+    stop: StopReason
+
+    def group(self, ranks: Sequence[int]) -> WorkerGroup:
+        """The ranks that this one coordinates, told where it is."""
+        process_monitor = None
+        if self.tolerant:
+            size = self.comm.Get_size()
+            process_monitor = ProcessMonitor(
+                size, one_host=local_size() == size, interface=told_interface(), ranks=ranks
+            )
+        transport = CoordinatorTransport(
+            self.comm, self.mpi, fault_tolerant=self.tolerant, workers=ranks
+        )
+        worker_group = WorkerGroup(transport, process_monitor=process_monitor, name=self.name)
+        worker_group.greet()
+        return worker_group
+
+    def work_as_team(
+        self, own: Sequence[int], body: Callable[[WorkerGroup, LeadLink, StopReason], int]
+    ) -> int:
+        """The life of another team's coordinator. It may outlive rank 0 for as long as it takes to
+        write what it has."""
+        transport = WorkerTransport(self.comm, self.mpi, fault_tolerant=self.tolerant)
+
+        def lead_gone() -> None:
+            link.gone.set()
+            time.sleep(OUTLIVE_S)
+            hard_exit.leave(ExitCode.INCOMPLETE)
+
+        link = LeadLink(transport, CoordinatorMonitor(self.comm.Get_rank(), lead_gone))
+        worker_group = self.group(own)
+        code = body(worker_group, link, self.stop)
+        self.part(worker_group, code)
+        if not link.gone.is_set():
+            if not self.tolerant:
+                link.wait_to_leave()
+            transport.close()
+        return code
+
+    def work(self, coordinator: int, team: int) -> int:
+        """A worker's life. It does not outlive its coordinator: MPI could not end without it.
+
+        `team`: ranks of each of several, 0 of one.
+        """
+        rank = self.comm.Get_rank()
+        transport = WorkerTransport(
+            self.comm, self.mpi, fault_tolerant=self.tolerant, coordinator=coordinator
+        )
+        loader = NetworkLoader(rank, self.comm.Get_size(), team)
+        leave = _end_alone if coordinator else partial(hard_exit.leave, ExitCode.INCOMPLETE)
+        monitor = CoordinatorMonitor(rank, leave, coordinator)
+        try:
+            code = Worker(transport, loader, monitor=monitor, stays=not self.tolerant).serve()
+        except RankFailure:
+            leave()
+        transport.close()
+        return code
+
+    def coordinate(
+        self, worker_group: WorkerGroup, body: Callable[[WorkerGroup, StopReason], int]
+    ) -> int:
+        """Rank 0's life; a user's mistake is one message and its exit code."""
+        try:
+            code = body(worker_group, self.stop)
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is None:
+                raise
+            tell(f"collage-mpi {self.name}: {fault}", logging.ERROR)
+            code = int(fault.exit_code)
+        return int(ExitCode(code))
+
+    def part(self, worker_group: WorkerGroup, code: int) -> None:
+        """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by
+        force."""
+        limit_s = SHORT_STOP_S if self.tolerant else STOP_LIMIT_S
+        silent = worker_group.stop(code, limit_s)
+        if self.comm.Get_rank() == 0:
+            report_exit(code)
+        if silent:
+            how = "left behind" if self.tolerant else "ending the job by force"
+            ranks = numbered("rank", silent)
+            tell(f"collage-mpi {self.name}: {ranks} did not end when told to; {how}", any_rank=True)
+            if not self.tolerant:
+                abort(self.comm, code)
 
 
 def _end_alone() -> None:
@@ -198,34 +233,3 @@ def _end_alone() -> None:
     """
     hard_exit.remove_shared_memory()
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _coordinate(
-    name: str,
-    worker_group: WorkerGroup,
-    body: Callable[[WorkerGroup, StopReason], int],
-    stop: StopFlag,
-) -> int:
-    try:
-        code = body(worker_group, stop.reason)
-    except Exception as error:
-        fault = fault_of(error)
-        if fault is None:
-            raise
-        tell(f"collage-mpi {name}: {fault}", logging.ERROR)
-        code = int(fault.exit_code)
-    return int(ExitCode(code))
-
-
-def _part(name: str, comm: Any, worker_group: WorkerGroup, code: int) -> None:
-    """Tell all ranks to end. MPI cannot end with a rank that does not answer: end it by force."""
-    tolerant = worker_group.detector.fault_tolerant
-    silent = worker_group.stop(code, SHORT_STOP_S) if tolerant else worker_group.stop(code)
-    if comm.Get_rank() == 0:
-        report_exit(code)
-    if silent:
-        how = "left behind" if tolerant else "ending the job by force"
-        text = f"collage-mpi {name}: {numbered('rank', silent)} did not end when told to; {how}"
-        tell(text, any_rank=True)
-        if not tolerant:
-            abort(comm, code)

@@ -46,7 +46,6 @@ MANY_ARGUMENTS = {
     "figures/points.plot_heat": 7,
     "job/coordinator.Coordinator.__init__": 14,  # the pairs of answers that choose a threshold
     "job/lead.Lead.__init__": 8,
-    "job/main._work_as_team": 7,
     "job/session.build_coordinator": 12,
     "job/worker.Worker.__init__": 7,
     "launch/mpiexec.build_command": 7,

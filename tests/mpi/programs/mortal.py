@@ -152,8 +152,8 @@ def library(act, count):
 
 def start(act, count):
     """MPI is up, nothing has been said."""
-    for life in ("_work", "_work_as_team"):
-        before(main, life, act, count)
+    for life in ("work", "work_as_team"):
+        before(main._World, life, act, count)
 
 
 def load(act, count):
