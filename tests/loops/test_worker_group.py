@@ -305,6 +305,7 @@ def test_a_rank_that_dies_while_it_loads_is_not_waited_for():
     process_monitor.ended = [Ended(2, "process", "its process has ended")]
     assert worker_group.welcome(welcomes(3)).keys() == {1}
     assert worker_group.detector.timeouts.losses[2].layer == "process"
+    assert worker_group.detector.timeouts.watch.watched_ns < 10**9  # of the 600 s that it had
 
 
 def test_mpi_s_word_on_a_rank_is_taken():
