@@ -181,8 +181,9 @@ def rates_line(view: View) -> str:
         parts.append(f"{minutes(status['left_s'])} left")
     if status.get("by_collage") and status["done"]:
         parts.append(f"collage share {100 * status['by_collage'] / status['done']:.1f} %")
-    if status.get("audited"):
-        parts.append(f"agreement {100 * (1 - status['differing'] / status['audited']):.1f} %")
+    audited, differing = status.get("audited"), status.get("differing")
+    if audited and differing is not None:
+        parts.append(f"agreement {100 * (1 - differing / audited):.1f} %")
     return ", ".join(parts)
 
 

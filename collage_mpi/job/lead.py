@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -223,11 +223,8 @@ class Lead:
             team.progress if team.gone is None else Progress(team.published, 0, 0)
             for team in self.teams[1:]
         ]
-        return Progress(
-            sum(team.images for team in found),
-            sum(team.errors for team in found),
-            sum(team.collage for team in found),
-        )
+        all_of = [Progress(0, 0, 0), *found]
+        return Progress(*map(sum, zip(*map(astuple, all_of), strict=True)))
 
     @property
     def status(self) -> str:

@@ -295,11 +295,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the team is: a sign of life, too. Images that have an outcome, errors, by collage."""
+    """How far the team is: a sign of life, too.
+
+    Images that have an outcome, errors, images that a collage answered, audits, and those of them
+    where the networks differ.
+    """
 
     images: int
     errors: int
     collage: int
+    audited: int = 0
+    differing: int = 0
 
 
 @dataclass(frozen=True)

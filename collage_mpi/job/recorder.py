@@ -221,10 +221,6 @@ class Recorder:
         """An image has its outcome, known at now_ns, or decided before and audited since."""
         if resolve.decided_ns is not None:
             now_ns = resolve.decided_ns
-            if resolve.other is not None:
-                assert resolve.score is not None
-                self.totals.audited += 1
-                self.totals.differing += resolve.other.label != resolve.score.label
         group = self._group_of(resolve.group, resolve.image, resolve.cell)
         image, totals = self._images[resolve.image], self.totals
         task = self._tasks[resolve.tasks[0]] if resolve.tasks else None
@@ -252,6 +248,9 @@ class Recorder:
             group.collage_cells += 1
             totals.collage += 1
         totals.errors += resolve.outcome == "error"
+        if resolve.decided_ns is not None and resolve.other and resolve.score:
+            totals.audited += 1
+            totals.differing += resolve.other.label != resolve.score.label
         for bundle in self._bundles.pop(resolve.image, ()):
             bundle.open -= 1
             if bundle.waits and not bundle.open:

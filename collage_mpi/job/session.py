@@ -417,13 +417,8 @@ def all_totals(recorder: Recorder, lead: Lead | None) -> Totals:
     totals = recorder.totals
     if lead is None:
         return totals
-    others = lead.progress
-    return replace(
-        totals,
-        images=totals.images + others.images,
-        errors=totals.errors + others.errors,
-        collage=totals.collage + others.collage,
-    )
+    others = asdict(lead.progress)
+    return replace(totals, **{name: getattr(totals, name) + n for name, n in others.items()})
 
 
 def open_reader(

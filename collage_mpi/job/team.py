@@ -212,7 +212,8 @@ class Supply:
     def progress(self) -> Progress:
         """How far the team is."""
         totals = self._recorder.totals
-        return Progress(totals.images, totals.errors, totals.collage)
+        told = totals.images, totals.errors, totals.collage, totals.audited, totals.differing
+        return Progress(*told)
 
     def look(self, now_ns: int, unresolved: int) -> bool:
         """Hear and tell; whether images have come, or the end of them.

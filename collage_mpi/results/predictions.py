@@ -27,7 +27,7 @@ def predictions(run: Run, images: Images) -> Json | None:
     classes = [
         {
             "class": number,
-            "name": _name(names, number),
+            "name": class_name(names, number),
             "n": n,
             "share": n / images.answered,
             "mean_score": score / n,
@@ -48,10 +48,10 @@ def _example(run: Run, row: Any, names: list[str]) -> Json:
         "shard": path and Path(path).name,
         "row": int(row["row"]),
         "class": number,
-        "name": _name(names, number),
+        "name": class_name(names, number),
         "score": float(row["score"]),
     }
 
 
-def _name(names: list[str], number: int) -> str | None:
+def class_name(names: list[str], number: int) -> str | None:
     return names[number] if 0 <= number < len(names) else None

@@ -23,7 +23,7 @@ from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
 from collage_mpi.results.parts import began_ns, launch_of
-from collage_mpi.results.predictions import predictions
+from collage_mpi.results.predictions import class_name, predictions
 from collage_mpi.results.reader import Run
 from collage_mpi.results.rows import IMAGES, KIND_CODE, OUTCOMES, SOURCES
 from collage_mpi.results.statistics import (
@@ -193,11 +193,11 @@ def _audit(run: Run, images: Images) -> Json | None:
     audited, differing = (sum(counts[i] for counts in images.audits.values()) for i in (0, 1))
     if not audited + images.unaudited:
         return None
-    names = run.manifest.get("class_names")
-    by_class = {
-        names[number] if names else str(number): _agreement(*counts)
+    names = run.manifest.get("class_names") or []
+    by_class = [
+        {"class": number, "name": class_name(names, number), **_agreement(*counts)}
         for number, counts in sorted(images.audits.items())
-    }
+    ]
     enough = audited >= AUDITS_BY_CLASS
     return {
         **_agreement(audited, differing),

@@ -40,12 +40,18 @@ class Backlog:
         """All that wait, in no order."""
         return list(self.tasks.values())
 
-    def add(self, task: TaskState, *, fresh: bool = False) -> None:
-        """It waits; `fresh` ones come after all others."""
+    def add(self, task: TaskState, *, fresh: bool = False, late: bool = False) -> None:
+        """It waits; those that are `fresh`, or `late` as these are, come after all others."""
         self.tasks[task.id] = task
         if fresh:
             self.fresh[task.id] = task
-        heappush(self._order, (fresh, task.images[0].id, task.id))
+        heappush(self._order, (fresh or late, task.images[0].id, task.id))
+
+    def age(self) -> None:
+        """What is fresh waits like all others from now on."""
+        for task in list(self.fresh.values()):
+            self.forget(task)
+            self.add(task)
 
     def forget(self, task: TaskState) -> None:
         """It need not be sent."""

@@ -337,11 +337,14 @@ class Scheduler:
     def decide(self, image: ImageState, task: TaskState, score: Score) -> None:
         """This answer counts from now on, but of a drawn image another network is asked too, and
         it is resolved when that has answered or none can."""
-        if image.drawn:
-            image.decided_ns = self.dispatch.now_ns
-            self.keep(image, task, score)
-        else:
+        if not image.drawn:
             self.accept(image, task, score)
+            return
+        image.decided_ns = self.dispatch.now_ns
+        self.keep(image, task, score)
+        asked = any(other.kind == self.dispatch.main for other in image.tasks)
+        if image.reserve is not None and not asked:  # it would wait for its timer alone
+            self._use_kept(image)
 
     def accept_from(
         self, image: ImageState, task: TaskState, others: tuple[int, ...], score: Score
@@ -384,7 +387,7 @@ class Scheduler:
     def _use_kept(self, image: ImageState, other: Score | None = None) -> None:
         """Resolve the image by the answer that was kept for it."""
         decided = image.decided_ns is not None
-        kept = image.backup if decided else image.reserve or image.backup
+        kept = image.backup or image.reserve
         assert kept is not None
         score, task = kept
         source = task.source if decided else self.scheme.kept_source or task.source

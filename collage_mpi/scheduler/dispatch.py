@@ -341,7 +341,8 @@ class Dispatch:
         fresh: bool = False,
     ) -> TaskState:
         task = self._new(order, images, self._unbound, avoid)
-        self._backlogs[order.kind].add(task, fresh=fresh)
+        first = order.attempt == 1 and not images[0].bundled
+        self._backlogs[order.kind].add(task, fresh=fresh, late=self.calibrating and first)
         if self.gathering:
             self._just_made.append(task)
         else:
@@ -372,7 +373,7 @@ class Dispatch:
         while task.id in backlog.tasks:
             barred = self._barred(task)
             rank = backlog.pick(barred, self._limit_ns(task, barred))
-            if rank is None and self._is_fresh(task):
+            if rank is None and self.bundling and self._is_fresh(task):
                 rank = self._pick_for_bundle()
             if rank is None or not self._pull(self.ranks[rank]):
                 return
@@ -406,19 +407,22 @@ class Dispatch:
         self._ended_bundles = True
         if not self.bundling:
             for backlog in self._backlogs.values():
-                backlog.fresh.clear()
-        for rank in list(self.ranks.values()):
+                backlog.age()
+        for rank in sorted(self.ranks.values(), key=self._pace_ns):
             self.pump(rank)
 
     def _take_bundles(self, bundle: Bundle, rank: RankState) -> list[TaskState]:
         """Up to a batch of them, whole ones if there are several; [] if too little waits."""
         kind, main = bundle.order.kind, self._backlogs[self.main]
+        if not self.bundling:
+            return []
         if rank.id not in self._backlogs[kind] or len(main.fresh) < self._least(bundle, rank.id):
             return []
         share = len(main.fresh) // (bundle.most * max(1, self._backlogs[kind].idle))
         tasks: list[TaskState] = []
         for _ in range(min(self.batch, max(1, share))):
             images = [task.images[0] for task in self._withdraw(main.take_fresh(bundle.most))]
+            images.sort(key=lambda image: image.id)
             for image in images:
                 image.bundled = True
             tasks.append(self._new(bundle.order, images, rank))

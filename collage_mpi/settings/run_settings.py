@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE
@@ -183,7 +184,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     @property
     def audit_share(self) -> float:
         """Share of the images whose accepted answer is compared with the single network's."""
-        itself = self.uses(BACKUP) and self.network(BACKUP) == self.single
+        backup, single = (Path(self.network(kind)).resolve() for kind in (BACKUP, SINGLE))
+        itself = self.uses(BACKUP) and backup == single
         return self.audit if self.takes_threshold and not itself else 0.0
 
     def audit_facts(self) -> dict[str, Any]:

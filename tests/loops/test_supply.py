@@ -16,6 +16,7 @@ from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair, PairBook
 from collage_mpi.job.image_buffer import ImageBuffer
 from collage_mpi.job.messages import Begin, Begun, Close, Halt, Idle, Lease, Lull, Part, Progress
+from collage_mpi.job.recorder import Totals
 from collage_mpi.job.team import (
     LEAD_LOST,
     Dismissed,
@@ -101,7 +102,7 @@ class Team:
         self.warm: list[int] = []
         self.recorder = SimpleNamespace(
             warm_up_from=self.warm.append,
-            totals=SimpleNamespace(images=3, errors=1, collage=2),
+            totals=Totals(images=3, errors=1, collage=2),
         )
         self.supply.attach(self.feed, self.recorder)
         self.now_ns = 0

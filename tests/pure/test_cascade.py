@@ -845,9 +845,8 @@ def test_until_a_threshold_is_told_only_drawn_images_are_collaged_and_none_is_su
     job = cascade(singles=1, calibrate=True, side=2, depth=9)
     job.arrive(5)
     job.arrive(4, drawn=True)
-    for _ in range(5):
-        assert out(job)[0][1] == SINGLE
-        end(job, 1)
+    assert out(job) == [(1, SINGLE, [0])]
+    end(job, 1)
     assert out(job) == [(1, COLLAGE, [5, 6, 7, 8])]
     end(job, 1)
     assert not job.resolved.keys() & {5, 6, 7, 8}
@@ -855,6 +854,9 @@ def test_until_a_threshold_is_told_only_drawn_images_are_collaged_and_none_is_su
         assert out(job) == [(1, SINGLE, [image])]
         end(job, 1)
         assert (job.resolved[image].source, job.resolved[image].other.score) == (SINGLE, 0.9)
+    for image in (1, 2, 3, 4):
+        assert out(job) == [(1, SINGLE, [image])]
+        end(job, 1)
     job.threshold(0.5)
     job.arrive(1)
     job.arrive(4)
@@ -944,3 +946,86 @@ def test_another_threshold_leaves_the_accept_deadline_as_it_is():
         job.fire(min(job.timers, key=lambda timer: job.timers[timer]))
     assert job.now_ns == 20 * MS
     assert {job.resolved[image].source for image in range(1, 10)} == {"kept"}
+
+
+# ---- what waits, where collages come again, end or are calibrated ---------------------------
+
+
+def two_copies(**settings) -> tuple[Harness, int, int]:
+    """No single rank is left, and a rank that had a collage of drawn image 1 was silent: the
+    collage is on another rank too. The job, and the two tasks."""
+    job = cascade(placement="fixed", singles=1, collages=2, side=2, depth=8, **settings)
+    job.arrive(1)
+    job.lose(1)
+    job.arrive(7, drawn=True)
+    silent = job.task_of(1, COLLAGE)
+    job.suspect(job.live[silent].rank)
+    while (again := job.task_of(1, COLLAGE)) == silent:
+        job.answer(max(job.live))
+    return job, silent, again
+
+
+def test_a_second_collage_of_a_decided_image_ends_its_wait():
+    job, silent, again = two_copies()
+    job.answer(silent)
+    job.answer(again)
+    assert (job.resolved[1].source, job.resolved[1].audited) == (COLLAGE, "failed")
+
+
+def test_of_a_kept_image_no_other_collage_is_an_audit():
+    job, silent, again = two_copies(deadline_ns=20 * MS)
+    for task in (silent, again):
+        job.answer(task, unsure=frozenset({1}))
+    job.fire(min(job.timers, key=lambda timer: job.timers[timer]))
+    assert (job.resolved[1].source, job.resolved[1].audited) == ("kept", "")
+
+
+def test_an_answer_that_counts_later_does_not_hold_back_one_that_counts_now():
+    job, silent, again = two_copies(deadline_ns=20 * MS)
+    job.answer(silent, unsure=frozenset({1}))
+    job.answer(again)
+    assert job.resolved[1].audited == "failed"
+    assert job.now_ns == 0
+
+
+def test_without_a_threshold_the_oldest_image_still_goes_first():
+    job = cascade(singles=1, depth=9)
+    job.arrive(4)
+    job.threshold(None)
+    job.arrive(3)
+    order = []
+    while job.live:
+        order += out(job)[0][2]
+        end(job, 1)
+    assert order == sorted(order)
+
+
+def test_without_a_threshold_nothing_leaves_together_when_a_single_rank_is_back():
+    job = cascade(placement="fixed", singles=1, collages=1, side=2, depth=8)
+    job.arrive(1)
+    job.suspect(1)
+    job.arrive(7)
+    job.threshold(None)
+    job.answer(job.task_of(0))
+    end(job, 2)
+    assert {send.kind for send in job.live.values()} == {SINGLE}
+
+
+def test_calibration_images_wait_for_none_that_came_later():
+    job = cascade(singles=1, depth=9, calibrate=True, side=2)
+    job.arrive(1)
+    job.arrive(8, drawn=True)
+    job.arrive(4)
+    end(job, 1)
+    assert out(job) == [(1, COLLAGE, [1, 2, 3, 4])]
+
+
+def test_the_fastest_rank_is_served_first_when_bundles_end():
+    job = cascade(singles=5, depth=9)
+    job.arrive(5)
+    pace = {1: 300, 2: 200, 3: 1, 4: 1, 5: 1}
+    for rank in (3, 4, 5, 1, 2):
+        end(job, rank, service_ns=pace[rank] * MS)
+    job.arrive(4)
+    job.threshold(None)
+    assert out(job)[-1][0] == 2

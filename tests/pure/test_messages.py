@@ -38,7 +38,10 @@ stragglers = st.builds(
     dead_ranks=st.lists(dying).map(tuple),
 )
 tunings = st.builds(
-    Tuning, st.sampled_from(PRECISIONS), st.sampled_from(LAYOUTS), st.sampled_from(COMPILES)
+    Tuning,
+    precision=st.sampled_from(PRECISIONS),
+    channels_last=st.sampled_from(LAYOUTS),
+    compile=st.sampled_from(COMPILES),
 )
 burns = st.builds(
     Burn, st.integers(), seed=st.integers(), rank=st.integers(), share=numbers, spell_s=numbers

@@ -60,7 +60,6 @@ class CascadeScheme(Scheme):
 
     def judge_by(self, confidence: float | None) -> None:
         """A cell of at least this score is sure, until a threshold is told again."""
-        self.calibrate = False
         deadline = self.policy.deadline if isinstance(self.policy, Confident) else None
         self.policy = Confident(inf if confidence is None else confidence, deadline)
 
@@ -83,7 +82,10 @@ class CascadeScheme(Scheme):
             super().answered(core, task, cells, now_ns)
             return
         for image, cell in zip(task.images, cells, strict=True):
-            if cell is None or image.resolved or image.decided_ns is not None:
+            if cell is None or image.resolved:
+                continue
+            if image.decided_ns is not None:  # this task may have been what its audit waited for
+                core.reconsider(image)
                 continue
             at_ns = self._sure_at_ns(core, image, cell, now_ns)
             if at_ns is not None and at_ns <= now_ns:
@@ -94,7 +96,7 @@ class CascadeScheme(Scheme):
                 core.reserve(image, task, cell, at_ns)
 
     def _sure_at_ns(self, core: Core, image: ImageState, cell: Score, now_ns: int) -> int | None:
-        if self.calibrate:
+        if core.dispatch.calibrating:
             return None
         return self.policy.accept_at_ns(image.t0_ns, now_ns, cell, core.latencies)
 
