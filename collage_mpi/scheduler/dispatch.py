@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
-from math import inf
+from math import ceil, inf
 from typing import NamedTuple
 
 from collage_mpi.kinds import KIND, SINGLE
@@ -46,12 +46,14 @@ class Bundle(NamedTuple):
         most: images of a task. A rank that is slow beside others takes only full ones, and nothing
             that a quicker one could take.
         beyond_idle: idle ranks are counted off what waits.
+        patient: a slow rank takes one only if so much waits that the others would end it later.
     """
 
     order: Order
     least: int
     most: int
     beyond_idle: bool = False
+    patient: bool = False
 
 
 class Dispatch:
@@ -365,6 +367,11 @@ class Dispatch:
             while main.tasks and (rank := self._backlogs[kind].pick(passed, limit_ns)) is not None:
                 if not self._pull(self.ranks[rank]):
                     passed.add(rank)
+        # What the quick ranks would take how long with may have changed
+        while self.bundle.patient and len(main.fresh) >= self.bundle.most:
+            rank = self._pick_for_bundle()
+            if rank is None or not self._pull(self.ranks[rank]):
+                break
 
     def _offer(self, task: TaskState) -> None:
         """Let ranks with room pull until the task has left, or none of them may take it."""
@@ -433,7 +440,9 @@ class Dispatch:
         if not len(self._pools[self.main]):
             return 1
         if self._is_slow(bundle.order.kind, rank):
-            return bundle.most
+            assert self._paces is not None
+            tasks = self._paces.meanwhile(bundle.order.kind, rank) if bundle.patient else 1
+            return ceil(bundle.most * max(1.0, tasks))
         if not bundle.beyond_idle:
             return bundle.least
         assert self._paces is not None

@@ -101,6 +101,13 @@ class Paces:
         median_ns = entries[(len(entries) - 1) // 2][0] if entries else 0.0
         return SLOW * median_ns or inf
 
+    def meanwhile(self, kind: str, rank: int) -> float:
+        """Tasks of the kind that ranks which are not slow do while the rank does one, but for the
+        one that each of them would do first anyway."""
+        limit_ns = self.limit_ns(kind)
+        quick = bisect_right(self._by_pace[kind], (limit_ns, inf))
+        return quick * (SLOW * self._paces[rank].service_ns / limit_ns - 1)
+
     def has_quick(self, kind: str, avoid: Collection[int]) -> bool:
         """Whether a rank of the kind that is not slow, nor in `avoid`, takes work."""
         limit_ns = self.limit_ns(kind)

@@ -227,11 +227,42 @@ def test_a_rank_with_less_to_do_goes_before_a_faster_one():
 
 def test_a_slow_rank_takes_whole_collages_alone():
     job = cascade(singles=3)
-    paced(job, 10 * MS, 10 * MS, 16 * MS)
-    job.arrive(2 + 8)
-    assert [rank for rank, _, _ in out(job)] == [1, 2], "8 wait, rank 3 is idle"
+    paced(job, 10 * MS, 10 * MS, 15.1 * MS)
+    job.arrive(2 + 9)
+    assert [rank for rank, _, _ in out(job)] == [1, 2], "9 wait, rank 3 is idle"
     job.arrive(1)
     assert out(job)[-1] == (3, COLLAGE, [*range(5, 14)])
+
+
+@pytest.mark.parametrize(("slow_ms", "waiting"), [(20, 18), (40, 54), (160, 270)])
+def test_a_slow_rank_leaves_to_others_what_they_would_end_sooner(slow_ms, waiting):
+    """While it does one collage of nine each of two others does slow_ms / 10."""
+    job = cascade(singles=3, depth=99)
+    paced(job, 10 * MS, 10 * MS, slow_ms * MS)
+    job.arrive(2 + waiting - 1)
+    assert [rank for rank, _, _ in out(job)] == [1, 2]
+    job.arrive(1)
+    assert out(job)[-1] == (3, COLLAGE, [*range(5, 14)])
+
+
+def test_a_slow_rank_takes_what_waits_when_a_quicker_one_turns_out_to_be_slow():
+    job = cascade(singles=5, depth=9)
+    paced(job, *[10 * MS] * 4, 20 * MS)
+    job.arrive(4 + 35)
+    end(job, 4, service_ns=900 * MS)
+    job.arrive(9)
+    assert [rank for rank, _, _ in out(job)] == [1, 2, 3, 4], "35 wait, of 36"
+    end(job, 4, service_ns=900 * MS)
+    assert [rank for rank, _, _ in out(job)] == [1, 2, 3, 5], "three others would take 27 meanwhile"
+
+
+def test_in_a_closed_loop_a_slow_rank_takes_any_whole_collage():
+    job = cascade(singles=3, together=True, depth=9)
+    job.arrive(27)
+    for rank, service_ms in ((1, 10), (2, 10), (3, 160)):
+        end(job, rank, service_ns=service_ms * MS)
+    job.arrive(27)
+    assert {rank for rank, _, _ in out(job)} == {1, 2, 3}
 
 
 def test_a_rank_half_as_slow_again_as_the_others_is_not_slow():
@@ -302,7 +333,7 @@ def test_a_quick_collage_rank_with_room_goes_before_a_slow_one_that_is_idle():
 def test_a_slow_rank_that_is_at_work_is_not_taken_for_one_that_is_long_idle():
     job = cascade(singles=2)
     paced(job, 10 * MS, 30 * MS)
-    job.arrive(1 + 9)
+    job.arrive(1 + 18)
     assert [rank for rank, _, _ in out(job)] == [1, 2]
     job.now_ns += 10**12
     job.arrive(2)
@@ -382,7 +413,7 @@ def test_a_batch_of_collages_leaves_idle_collage_ranks_theirs():
 def test_of_several_idle_ranks_each_takes_its_share_of_what_collages_were_unsure_of():
     """Fresh images do not count: rank 1 takes two of four, with the slow rank 2 idle as well."""
     job = cascade(singles=2, batch=4, side=2)
-    paced(job, 10 * MS, 30 * MS)
+    paced(job, 10 * MS, 17 * MS)
     job.arrive(1 + 4 + 8)
     end(job, 1, service_ns=10 * MS)
     slow, first, second = job.live
@@ -390,7 +421,7 @@ def test_of_several_idle_ranks_each_takes_its_share_of_what_collages_were_unsure
         (2, COLLAGE, [3, 4, 5, 6]),
         *((1, COLLAGE, [i, *range(i + 1, i + 4)]) for i in (7, 11)),
     ]
-    job.answer(slow, service_ns=30 * MS)
+    job.answer(slow, service_ns=17 * MS)
     job.arrive(3)
     job.answer(first, unsure=frozenset({7, 8, 9, 10}))
     job.answer(second, service_ns=10 * MS)

@@ -67,7 +67,8 @@ class CascadeScheme(Scheme):
         """All that waits, from as many images on as one takes the time of single answers."""
         least = self._from or max(LEAST, int(settings.costs.get(self.first, 1.0)) + 1)
         most = settings.group_size
-        return Bundle(Order(self.first, self.first), min(least, most), most, self._beyond_idle)
+        order, open_loop = Order(self.first, self.first), not settings.together
+        return Bundle(order, min(least, most), most, self._beyond_idle, patient=open_loop)
 
     def answered(
         self,
