@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from peers.page import write_into
 
-from collage_mpi.experiments.demo import FACTOR, MEDIAN_MS, SIGMA, SLOW_SINGLE
+from collage_mpi.experiments.demo import FACTOR, MEDIAN_MS, SIGMA, SLOW
 from collage_mpi.figures import style
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.results import Results, read_results
@@ -47,7 +47,7 @@ def machines(time_scale: float) -> list[str]:
     """Flags: how long the ranks take."""
     words = ["--straggler", "lognormal", "--straggler-median-ms", str(MEDIAN_MS)]
     words += ["--straggler-sigma", str(SIGMA), "--time-scale", str(time_scale)]
-    return [*words, "--slow-ranks", f"{SLOW_SINGLE}:{FACTOR:g}"]
+    return [*words, "--slow-ranks", f"{SLOW}:{FACTOR:g}"]
 
 
 def capacity(time_scale: float) -> float:
@@ -195,7 +195,7 @@ def _title(time_scale: float) -> str:
         f"A load that rises and falls, on {RANKS} real ranks\n"
         "Load: images that come over images that single networks can serve (dashed: 1). Injected "
         f"service times:\nlognormal, median {MEDIAN_MS * time_scale:.0f} ms, sigma {SIGMA:g}; rank "
-        f"{SLOW_SINGLE} is {FACTOR:g} x slower. Below: a dot an image; lines are P95 of {WINDOW} "
+        f"{SLOW} is {FACTOR:g} x slower. Below: a dot an image; lines are P95 of {WINDOW} "
         "images in a row."
     )
 

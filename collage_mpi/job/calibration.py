@@ -116,7 +116,10 @@ def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
     scores = np.where(accepted, rows["score"], rows["other_score"])
     both = rows["audited"] == AUDIT_CODE[DONE]
     found = zip(places, both, scores, rows["other"] != rows["predicted"], strict=True)
-    return [Pair(int(p), float(s) if b else None, bool(b and d)) for p, b, s, d in found]
+    return [
+        Pair(int(place), float(score) if done else None, bool(done and other))
+        for place, done, score, other in found
+    ]
 
 
 @dataclass(frozen=True)

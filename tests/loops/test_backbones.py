@@ -189,10 +189,10 @@ def test_train_from_imported_weights(
     single, collage = tmp_path / "single.safetensors", tmp_path / "collage.safetensors"
     capsys.readouterr()
     assert main(["train", "single", *common, f"--out={single}"]) == 0
-    assert "210 of 210 tensors taken" in capsys.readouterr().out
+    assert "210 of 210 tensors were taken" in capsys.readouterr().out
     flags = ["--side=2", "--cell-px=32", f"--out={collage}"]
     assert main(["train", "collage", *common, *flags]) == 0
-    assert "206 of 208 tensors taken" in capsys.readouterr().out
+    assert "206 of 208 tensors were taken" in capsys.readouterr().out
     info = describe(str(collage), "collage")
     assert info is not None
     assert info.shape == (64, 64, 3)
@@ -224,7 +224,7 @@ def test_the_reference_preset() -> None:
     single = parser.parse_args(["single", *base, "--preset=reference"])
     assert architecture_of(single) == Backbone("torchvision:resnet34")
     for flags in (["--width=8"], ["--stem=8x3"], ["--backbone=torchvision:resnet18"]):
-        with pytest.raises(UsageError, match="give one of them"):
+        with pytest.raises(UsageError, match="give only one of them"):
             architecture_of(parser.parse_args(["single", *base, "--preset=reference", *flags]))
 
 

@@ -41,7 +41,7 @@ def test_a_side_has_its_network_unless_another_is_said() -> None:
     assert settings("--width", "16").architecture == default_architecture("collage", 16)
     changed = settings("--preset", "fast", "--stages", "24x1/2").architecture
     assert (changed.stem_width, changed.stages) == (32, (Stage(24, 1, 2),))
-    with pytest.raises(UsageError, match="give one"):
+    with pytest.raises(UsageError, match="give only one"):
         settings("--preset", "fast", "--width", "16")
 
 

@@ -88,7 +88,9 @@ def test_what_is_no_choice_is_told_those_there_are(name: str) -> None:
     assert spec.default is None or spec.default in choices
     for choice in choices:
         check_value(spec, choice)
-    with pytest.raises(UsageError, match=f"^{spec.name} is 'none such'; known are: {choices[0]}"):
+    with pytest.raises(
+        UsageError, match=f"^{spec.name} is 'none such'; known are: {next(iter(choices))}"
+    ):
         of(**NEEDED.get(of, {}), **{spec.name: "none such"})
 
 

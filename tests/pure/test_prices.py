@@ -192,6 +192,7 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
                 "error": share(0, 1, 0.0, 0.79345),
             },
         },
+        "audit": None,
         "predictions": None,
         "price": {
             "collage_share": pytest.approx(3 / 23), "parity_share": 0.0,

@@ -39,5 +39,5 @@ def test_the_profile_has_the_defaults_of_0_1_0() -> None:
     assert paper.pop("endgame") == "off"  # is younger
     assert paper.pop("backup_ranks") == 1  # likewise, and of a younger scheme alone
     assert (paper.pop("collage_from"), paper.pop("collage_counts")) == (None, "all")  # of cascade
-    assert (paper.pop("audit"), paper.pop("audit_seed")) == (0.0, 0)
+    assert (paper.pop("audit"), paper.pop("audit_seed"), paper.pop("agree")) == (0.0, 0, None)
     assert paper == {name: KEPT["settings"][name] for name in paper}

@@ -165,6 +165,12 @@ SPOILERS: list[tuple[Callable[[Run], None], str, list[str]]] = [
     (image(predicted=-1), "damaged", ["1 image rows with predicted outside the 10 classes"]),
     (image(label=10), "damaged", ["1 image rows with label outside the 10 classes"]),
     (image(label=-1), "damaged", ["1 image rows with label outside the 10 classes"]),
+    (
+        says(audit={"share": 1.0, "seed": 0}),
+        "damaged",
+        ["accepted answers without their audit"],
+    ),
+    (image(audited=1, other=10), "damaged", ["1 image rows with other outside the 10 classes"]),
     (fewer_ranks, "damaged", ["image rows answered by an unknown rank"]),
     (lambda run: run.said("images", 1), "damaged", ["90 rows of images found, 91 were written"]),
     (lambda run: run.said("groups", -1), "damaged", ["10 rows of groups found, 9 were written"]),
