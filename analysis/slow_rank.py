@@ -1,6 +1,6 @@
 """How long jobs with a slow rank took over the least they could: the runs of slow_rank.toml.
 
-    python analysis/slow_rank.py runs/slow runs/slow-simulated --page docs/peers.md
+    python analysis/slow_rank.py runs/slow runs/slow-simulated --page analysis/reports/peers.md
 
 Owns: the two ratios of a run with pinned service times. From the first admission to the last row,
 over (a) images / sum of the single ranks' speeds, which answers of further ranks make shorter;

@@ -1,4 +1,4 @@
-"""Text that a script writes into a page of docs/, between two marks."""
+"""Text that a script writes into a page, between two marks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """compare.py's lines as a table (Markdown) and a figure.
 
-    python analysis/peers/report.py peers.jsonl --figure docs/images/peers --page docs/peers.md
+    python analysis/peers/report.py peers.jsonl --figure docs/images/peers \\
+        --page analysis/reports/peers.md
 
 Owns: which figure of a program stands in a cell (the median over repeats at its best chunk), what
 counts as the same work, and where a peer is faster.
