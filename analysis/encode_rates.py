@@ -1,6 +1,7 @@
 """How fast images become cells: microseconds an image by filter, size and batch.
 
-Owns: random images and the clock around each way to shrink them. Table in docs/benchmarks.md.
+Owns: random images and the clock around each way to shrink them. The table
+is in analysis/reports/benchmarks.md.
 Does not know: jobs. One core, arrays in memory, nothing else running if you can help it.
 
     python analysis/encode_rates.py

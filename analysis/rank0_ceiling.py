@@ -1,6 +1,7 @@
 """What rank 0 can feed: images/s and MB/s by size and storage, and the N where it saturates.
 
-Owns: the cost of the reading thread, by CPU time, and the sums; table in docs/benchmarks.md.
+Owns: the cost of the reading thread, by CPU time, and the sums. The table is in
+analysis/reports/benchmarks.md.
 Does not know: MPI. The cost of rank 0's loop comes from reports of `bench/round.py`:
 
     python analysis/bench/round.py --ranks 11 --px 28 --out b28.json

@@ -1,7 +1,8 @@
 """What a job's start costs: CPU seconds and wall time from `launch` to its first image, by part.
 
-Owns: the sums; table in docs/benchmarks.md. CPU time is that of all the job's processes, so that
-other work on the machine hardly changes it; wall time wants an idle machine. Linux only.
+Owns: the sums. The table is in analysis/reports/benchmarks.md. CPU time is that of all the job's
+processes, so that other work on the machine hardly changes it; wall time wants an idle machine.
+Linux only.
 
     python analysis/startup_cost.py                       # this checkout, null and shipped networks
     python analysis/startup_cost.py --beside ../before    # and another checkout, in turn

@@ -20,10 +20,10 @@ from collage_mpi.scheduler.leases import LeaseSettings
 from collage_mpi.simulation.costs import Costs
 
 GROUP = 9
-# Of 77 us an image (docs/benchmarks.md, rank 0's own work, batch 1), as `Costs` parts them.
+# Of 77 us an image at batch 1 (analysis/reports/benchmarks.md), as `Costs` parts them.
 COSTS = Costs(receive_ns=46_000, send_ns=31_000, encode_ns=0)
 LEAD = LeadCosts(lease_ns=125_000, part_ns=820_000, sign_ns=5_000, look_ns=11_000)  # lead_cost
-POLL_NS = 160  # a rank's receive tested (docs/benchmarks.md: ten take 1.6 us under MPICH)
+POLL_NS = 160  # a rank's receive tested: ten take 1.6 us under MPICH (the same page)
 SIGMA = 0.3
 IMAGES = 200  # a rank with a network
 SIZES = (11, 32, 64)  # ranks of a team

@@ -4,7 +4,8 @@
     python analysis/bench/round.py --json --out round.json
     python analysis/bench/round.py --ranks 11 --profile job.pstats
 
-It starts its own ranks. Under a launcher it measures that one world. Figures in docs/benchmarks.md.
+It starts its own ranks. Under a launcher it measures that one world. The
+figures are in analysis/reports/benchmarks.md.
 """
 
 from __future__ import annotations

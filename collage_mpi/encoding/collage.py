@@ -20,7 +20,7 @@ FILTER = "bilinear, antialiased: torch"
 The filter widens with the scale, so that it averages, as area does. torch's on uint8
 takes 58 us for 224 -> 139 px in batches and one core, where Pillow's, which differs by one
 grey level in 0.3 % of the values, takes 317 and OpenCV's area filter 245
-(analysis/encode_rates.py, docs/benchmarks.md).
+(analysis/encode_rates.py, analysis/reports/benchmarks.md).
 """
 
 

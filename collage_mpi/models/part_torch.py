@@ -2,8 +2,8 @@
 
 The modules that `import torch` imports last are postponed: operator shapes for `torch.compile` and
 the like, and `torch.export`. With their own imports they take 0.3 of 1.0 s of a processor on each
-rank (docs/benchmarks.md). torch's modules import each other in circles, so they are imported before
-any other part of torch is.
+rank (analysis/reports/benchmarks.md). torch's modules import each other in circles, so they
+are imported before any other part of torch is.
 """
 
 from __future__ import annotations

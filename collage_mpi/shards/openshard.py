@@ -189,8 +189,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that decode pictures. They run in parallel, because Pillow releases the interpreter
     lock.
 
-    One thread decodes about 500 photographs a second (docs/benchmarks.md), fewer than rank 0 can
-    feed.
+    One thread decodes about 500 photographs a second (analysis/reports/benchmarks.md), fewer
+    than rank 0 can feed.
     """
     return ThreadPoolExecutor(threads, "decode")
 
