@@ -50,8 +50,11 @@ def calibration_first(order: np.ndarray, images: int, cells: int, seed: int) -> 
     """The order with `images` of it first: runs of `cells` that follow each other, drawn by seed.
 
     Args:
-        order: (n,) int64; images: a multiple of `cells`, at most n.
+        order: (n,) int64, which may be huge and is not copied where `images` is 0.
+        images: a multiple of `cells`, at most n.
     """
+    if not images:
+        return order
     runs = np.random.default_rng(seed).choice(len(order) // cells, images // cells, replace=False)
     at = (np.sort(runs)[:, None] * cells + np.arange(cells)).ravel()  # (images,)
     return np.concatenate([order[at], np.delete(order, at)])
@@ -227,9 +230,10 @@ class Judge:
                 self._differs.append(pair.differs)
 
     def count(self, images: int) -> None:
-        """So many images of the session have their outcome."""
+        """So many images of the session have their outcome: fewer than before where a lost team
+        had told of images that others do again."""
         if self.held:
-            self.held[-1].images = images - self._images_before
+            self.held[-1].images = max(0, images - self._images_before)
 
     def verdict(self, images: int) -> str | None:
         """Decide anew if it is time to; why `held` has a further threshold, or None.
