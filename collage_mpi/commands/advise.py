@@ -273,7 +273,7 @@ def _print_tail(tail: Tail) -> None:
         lasts += f" ({WINDOW})"
     print(
         f"Service times: P99 is {tail.weight:.3g} x the median, a slow spell lasts {lasts}.\n"
-        "Where that is on the map of schemes: docs/does-it-work.md\n"
+        "Where that is on the map of schemes: analysis/reports/does-it-work.md\n"
     )
 
 

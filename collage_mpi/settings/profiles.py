@@ -135,8 +135,8 @@ PROFILES: dict[str, Profile] = {
             ),
         },
     ),
-    # docs/does-it-work.md: of what costs at most 0.1 point there (side 3), the lowest P99 that
-    # needs no time chosen beforehand.
+    # analysis/reports/does-it-work.md: of what costs at most 0.1 point there (side 3),
+    # the lowest P99 that needs no time chosen beforehand.
     "latency": Profile(
         "short tail latency for each group, at about the single network's accuracy, with collages",
         {

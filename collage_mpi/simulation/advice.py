@@ -30,8 +30,8 @@ from collage_mpi.workload.service_times import Delays, trace_rows
 
 MOST_GROUPS = 200  # of a placement
 GAIN = 1.05  # what gains less than this over a simpler one is not worth its ranks
-FEW_RANKS, FEW_COPIES, COPIES = 3, 2, 4  # of collage-only (docs/does-it-work.md)
-LATE = 1.3  # medians after its send that a copy without a limit goes out (docs/does-it-work.md)
+FEW_RANKS, FEW_COPIES, COPIES = 3, 2, 4  # of collage-only (analysis/reports/does-it-work.md)
+LATE = 1.3  # medians after its send that a copy without a limit goes out (the same page)
 Json = dict[str, Any]
 
 

@@ -1,5 +1,5 @@
 """Measures the tail of service times: how heavy it is, and how long slow periods last. The two
-numbers place a trace on the map of docs/does-it-work.md.
+numbers place a trace on the map of analysis/reports/does-it-work.md.
 
 They are those of the two-state Markov process that `workload/service_times` injects: a machine is
 usual or slow, and a slow period lasts some number of requests on average.
