@@ -2,7 +2,8 @@
 
     python analysis/model_cards.py REPORT.json ... --out DIR
 
-Writes a card for each network of the reports, and README.md with a line each, as in docs/cards.
+Writes a card for each network of the reports, and README.md with a line each, as in
+analysis/reports/cards.
 """
 
 from __future__ import annotations
@@ -122,32 +123,65 @@ def render_card(report: Report, kind: str) -> str:
 
 def render_index(reports: Sequence[Report]) -> str:
     """One table of all networks: side x head x cost."""
-    rows, seen = [], set()
-    for report in reports:
-        for kind, entry in report["networks"].items():
-            if entry["fingerprint"] in seen:
-                continue
-            seen.add(entry["fingerprint"])
-            rows.append((entry["side"] or 0, entry["flops"], _index_row(report, kind)))
-    rows.sort(key=lambda row: row[:2])
+    found = {
+        entry["fingerprint"]: (report, kind)
+        for report in reversed(reports)  # of a network in several, the first report counts
+        for kind, entry in report["networks"].items()
+    }
+    networks = sorted(found.values(), key=lambda pair: _place(pair[0]["networks"][pair[1]]))
     titles = ["network", "side", "head", "answers", "MFLOP", "service", ": single"]
     titles += ["accuracy", "- single", "corner / edge / centre", "no answer", "ECE", "MB"]
     parts = [
         "# Model cards",
+        _result(networks),
         "Made by `analysis/model_cards.py`; each row is a card. Service: median of a call at batch "
         "1, and its ratio to the single network's in the same run.",
-        _table(titles, [row for _, _, row in rows]),
+        _table(titles, [_index_row(report, kind) for report, kind in networks]),
         _measured(reports[0]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[int, float]:
+    return entry["side"] or 0, entry["flops"]
+
+
+def _result(networks: Sequence[tuple[Report, str]]) -> str:
+    """What the table shows, in three sentences."""
+    right: dict[str, list[float]] = {}
+    ratios, answers = [], []
+    for report, kind in networks:
+        entry, ratio = report["networks"][kind], report.get(f"{kind}_over_single")
+        right.setdefault(_kind(entry), []).append(100 * entry["accuracy"])
+        if ratio and entry["side"]:
+            ratios.append(ratio["service"])
+            answers.append(entry["side"] ** 2)
+    number = f"{len(networks)} networks were" if len(networks) > 1 else "1 network was"
+    shares = [f"{kind} {_span(values, '.2f')} %" for kind, values in right.items()]
+    text = f"{number} measured. Right answers, by kind of network: {', '.join(shares)}."
+    if ratios:
+        text += (
+            f" A call of a collage network takes {_span(ratios, '.2f')} times as long as a call "
+            f"of the single network, and answers {_span(answers, 'd')} images."
+        )
+    return text
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """The least and the largest value, or the one that there is."""
+    ends = dict.fromkeys(format(value, form) for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    return PARITY if entry.get("parity") else SINGLE if entry["side"] is None else COLLAGE
 
 
 def train_command(entry: Mapping[str, Any]) -> str:
     """The command that trains such a network, file names without their folders."""
     # a record without `keep` is from before there was a choice: the last epoch was kept
     training = {"keep": "last", **(entry["training"] or {})}
-    architecture, parity = entry["architecture"], entry.get("parity")
-    kind = PARITY if parity else SINGLE if entry["side"] is None else COLLAGE
+    architecture, parity, kind = entry["architecture"], entry.get("parity"), _kind(entry)
     words = [f"collage-mpi train {kind} --shards train-*.h5 --out {card_name(entry)}.safetensors"]
     if kind == COLLAGE:
         words.append(f"--side {entry['side']} --cell-px {entry['cell_px']}")

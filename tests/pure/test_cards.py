@@ -15,7 +15,8 @@ from collage_mpi.commands.parser import build_parser
 from collage_mpi.models.architecture import parse_stages, stages_text
 from collage_mpi.models.presets import REFERENCE_BACKBONES, REFERENCE_HEAD
 
-SCRIPT = Path(__file__).parents[2] / "analysis" / "model_cards.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "analysis" / "model_cards.py"
 SPEC = importlib.util.spec_from_file_location("model_cards", SCRIPT)
 assert SPEC is not None
 assert SPEC.loader is not None
@@ -153,6 +154,23 @@ def test_the_table_has_each_network_once() -> None:
     rows = [line for line in index.splitlines() if line.startswith("| [")]
     assert [row.split("]")[0] for row in rows] == ["| [one", "| [many"]
     assert "**1.25**" in rows[1]
+    assert (
+        "2 networks were measured. Right answers, by kind of network: single 90.00 %, collage "
+        "90.00 %. A call of a collage network takes 1.25 times as long as a call of the single "
+        "network, and answers 4 images.\n"
+    ) in index
+
+
+def test_the_index_opens_with_the_range_of_its_networks() -> None:
+    other = make_report()
+    other["networks"] = {"collage": {**make_entry("more", 3), "accuracy": 0.8}}
+    other["collage_over_single"]["service"] = 0.5
+    index = cards.render_index([make_report(), other])
+    assert "single 90.00 %, collage 80.00 to 90.00 %" in index
+    assert "takes 0.50 to 1.25 times as long" in index
+    assert "answers 4 to 9 images" in index
+    other["networks"] = {"single": make_entry("alone", None)}
+    assert "\n\n1 network was measured." in cards.render_index([other])
 
 
 def test_the_script_writes_cards_and_refuses_other_files(
@@ -185,13 +203,13 @@ def test_stages_are_written_as_they_are_read() -> None:
     assert stages_text({"stages": [asdict(stage) for stage in parse_stages(text)]}) == text
 
 
-SHIPPED = sorted((Path(__file__).parents[2] / "collage_mpi" / "data").glob("*.safetensors"))
+SHIPPED = sorted((ROOT / "collage_mpi" / "data").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("weights", SHIPPED, ids=lambda path: path.stem)
 def test_a_network_that_ships_has_its_card(weights: Path) -> None:
-    folder = Path(__file__).parents[2] / "docs" / "cards"
+    folder = ROOT / "analysis" / "reports" / "cards"
     card = (folder / f"{weights.stem}.md").read_text(encoding="utf-8")
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
     assert f"[{weights.stem}]({weights.stem}.md)" in (folder / "README.md").read_text("utf-8")
-    assert f"`{weights.stem}`" in (folder.parent / "weights.md").read_text("utf-8")
+    assert f"`{weights.stem}`" in (ROOT / "docs" / "weights.md").read_text("utf-8")

@@ -39,7 +39,7 @@ def test_the_float32_ratios_are_those_of_the_cards():
     for name, ratios in savings.read_ratios(ANSWERS):
         if name == "fashion_quick":  # it does not come with the package
             continue
-        card = (ROOT / "docs" / "cards" / f"{name}.md").read_text()
+        card = (ROOT / "analysis" / "reports" / "cards" / f"{name}.md").read_text()
         found = re.search(r"\| service time : single's \| \*\*([0-9.]+)\*\* \|", card)
         assert found is not None
         assert ratios["float32"] == float(found[1])
