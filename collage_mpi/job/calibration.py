@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,6 +46,14 @@ class Pair(NamedTuple):
     differs: bool
 
 
+class Shards(Protocol):
+    """What a `PairBook` needs of a `ShardSet`."""
+
+    lost: dict[int, str]
+
+    def locate(self, index: int) -> tuple[int, int]: ...
+
+
 def calibration_first(order: np.ndarray, images: int, cells: int, seed: int) -> np.ndarray:
     """The order with `images` of it first: runs of `cells` that follow each other, drawn by seed.
 
@@ -67,11 +75,13 @@ class PairBook:
         heard: thresholds that were decided and not yet acted upon.
     """
 
-    def __init__(self, calibration: Sequence[int]) -> None:
-        """`calibration`: indices of its images, in order."""
+    def __init__(self, calibration: Sequence[int], shards: Shards | None = None) -> None:
+        """`calibration`: indices of its images, in order; `shards` that hold them."""
         self.heard: list[float | None] = []
+        self._shards, self._lost = shards, 0  # how many lost ones were looked at
         self._say: Callable[[tuple[Pair, ...]], None] | None = None
         self._places = {index: place for place, index in enumerate(calibration)}
+        self._awaited: dict[int, int] = {}  # of these, images that are to come in here
         self._open: dict[int, int] = {}  # image of the calibration -> its place
         self._pairs: list[Pair] = []
 
@@ -79,11 +89,17 @@ class PairBook:
         """From now on `say` takes the pairs, in `look`."""
         self._say = say
 
+    def expect(self, indices: Iterable[int]) -> None:
+        """Images of these indices are to come in here."""
+        self._awaited.update((i, self._places[i]) for i in indices if i in self._places)
+        self._lost = 0
+
     def calibrates(self, image: int, index: int) -> bool:
         """Whether an image that comes in, of that index, is one of the calibration's."""
         place = self._places.get(index)
         if place is not None:
             self._open[image] = place
+            self._awaited.pop(index, None)
         return place is not None
 
     def resolved(self, resolve: Resolve) -> None:
@@ -94,10 +110,18 @@ class PairBook:
             self._pairs.append(pair)
 
     def look(self) -> None:
-        """Say the pairs that have come since."""
+        """Say the pairs that have come since, and which images never will."""
+        if self._shards is not None and len(self._shards.lost) != self._lost:
+            self._miss(self._shards)
         if self._pairs and self._say is not None:
             pairs, self._pairs = self._pairs, []
             self._say(tuple(pairs))
+
+    def _miss(self, shards: Shards) -> None:
+        """A shard can no longer be read: its images that have not come in are not waited for."""
+        self._lost = len(shards.lost)
+        missing = [index for index in self._awaited if shards.locate(index)[0] in shards.lost]
+        self._pairs += [Pair(self._awaited.pop(index), None, False) for index in missing]
 
 
 def pair_of(resolve: Resolve, place: int | None) -> Pair | None:
@@ -216,18 +240,27 @@ class Judge:
             self._announce(self.held[-1].confidence)
 
     def take(self, pairs: Iterable[Pair]) -> None:
-        """Pairs have come. One of a calibration's image that comes again takes the former's place:
-        images of a lost team are done again."""
+        """Pairs have come.
+
+        An image of the calibration may come again, where a team was lost or could not read it. Then
+        an answer of both networks counts. None of these images is an audit of what they chose.
+        """
         for pair in pairs:
-            if not self.held:
-                if pair.place is not None:
+            if self.held and pair.place is None:
+                self._audit(pair)
+            elif not self.held and pair.place is not None:
+                if pair.score is None:
+                    self._calibration.setdefault(pair.place, pair)
+                else:
                     self._calibration[pair.place] = pair
-            elif pair.score is not None and self.held[-1].confidence is not None:
-                counts = pair.score >= self.held[-1].confidence
-                self.held[-1].audited += 1
-                self.held[-1].differing += pair.differs and counts
-                self._scores.append(pair.score)
-                self._differs.append(pair.differs)
+
+    def _audit(self, pair: Pair) -> None:
+        held = self.held[-1]
+        if pair.score is not None and held.confidence is not None:
+            held.audited += 1
+            held.differing += pair.differs and pair.score >= held.confidence
+            self._scores.append(pair.score)
+            self._differs.append(pair.differs)
 
     def count(self, images: int) -> None:
         """So many images of the session have their outcome: fewer than before where a lost team
@@ -269,7 +302,10 @@ class Judge:
         both = f"{counted(len(pairs), 'image')} went through both networks"
         if len(pairs) < least_images(asked.agree):
             needed = f"{least_images(asked.agree):,} are needed"
-            return None, f"only {both}, and {needed}: too few waited for a collage; {ALONE}"
+            return None, (
+                f"only {both}, and {needed}. Of the others one network alone gave an answer, as "
+                f"where too few images waited for a collage, or none could; {ALONE}"
+            )
         found = least_threshold(scores, differs, asked.agree)
         share = 0.0 if found is None else float((scores >= found).mean())
         if found is None or share <= asked.ratio / asked.cells:

@@ -552,7 +552,12 @@ def build_coordinator(
     fingerprints = [info.fingerprint for info in plan.shards.infos]
     draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
     feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading, draw)
-    book = None if settings.agree is None else PairBook(plan.order[: plan.calibration].tolist())
+    book = None
+    if settings.agree is not None:
+        chosen = plan.order[: plan.calibration].tolist()
+        book = PairBook(chosen, plan.shards)
+        if supply is None:
+            book.expect(chosen)
     if supply is not None:
         supply.attach(feed, recorder, book)
     return Coordinator(

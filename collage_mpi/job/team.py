@@ -277,6 +277,8 @@ class Supply:
         ranges = [np.arange(*each) for each in messages.unpacked_ranges(lease.places)]
         indices = self._plan.order[np.concatenate(ranges)]  # (k,) int64
         self._feed.number(indices.tolist(), lease.first_group * self._size)
+        if self._book is not None:
+            self._book.expect(indices.tolist())
         self._waiting.append((lease.number, self._given))
         self._given += len(indices)
         self._reader.add(indices)

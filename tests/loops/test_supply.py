@@ -137,6 +137,17 @@ def test_pairs_go_to_the_lead_in_messages_that_hold_them_and_its_threshold_comes
     assert book.heard == [0.8, None]
 
 
+def test_of_the_images_that_choose_a_team_awaits_those_of_its_leases():
+    team = Team()
+    shards = SimpleNamespace(lost={0: "gone"}, locate=lambda index: (0, index))
+    book = PairBook(team.plan.order[:4].tolist(), shards)
+    team.supply.attach(team.feed, team.recorder, book)
+    team.look(lease(0, 0, (1, 3)))
+    book.look()
+    (said,) = (message for message in team.link.said if isinstance(message, messages.Pairs))
+    assert said.pairs == (Pair(1, None, False), Pair(2, None, False))
+
+
 def test_images_of_a_lease_come_in_its_order_and_by_its_numbers():
     team = Team()
     assert team.look(lease(0, 10, (0, 2), (5, 6)))

@@ -130,6 +130,25 @@ def test_the_book_knows_its_images_and_says_each_pair_once() -> None:
     assert said == [Pair(1, 0.5, differs=False), Pair(None, 0.5, differs=True)]
 
 
+def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
+    said: list[Pair] = []
+    shards = SimpleNamespace(lost={}, locate=lambda index: divmod(index, 100))
+    book = PairBook([40, 140, 150, 240, 260], shards)
+    book.tell(said.extend)
+    book.expect([40, 140, 150, 160])
+    assert book.calibrates(1, 150)
+    book.look()
+    assert said == []
+    shards.lost[1] = "truncated"
+    book.look()
+    book.look()
+    assert said == [Pair(1, None, differs=False)]  # 150 had come in by then
+    shards.lost[2] = "gone"
+    book.expect([240])  # it is lost already; 260 another team may read
+    book.look()
+    assert said[1:] == [Pair(3, None, differs=False)]
+
+
 def test_rows_give_the_same_pairs() -> None:
     rows = np.zeros(4, IMAGES.dtype)
     rows["source"] = [SOURCE_CODE[name] for name in ("single", "collage", "retry", "error")]
@@ -183,6 +202,19 @@ def test_nothing_is_decided_before_the_last_image_is_in() -> None:
     assert judge.entries() == [{"confidence": 0.551, "audited": 0, "differing": 0, "images": 0}]
 
 
+def test_of_an_image_that_comes_again_both_networks_answer_counts_and_it_is_no_audit() -> None:
+    judge = Judge(ASKED)
+    judge.take([Pair(0, None, differs=False), *calibration()[1:]])
+    assert judge.verdict(0) is not None
+    again = Judge(ASKED)
+    again.take([Pair(0, None, differs=False), *calibration(), Pair(5, None, differs=False)])
+    why = again.verdict(450)
+    assert why is not None
+    assert "450 images went through both" in why
+    again.take(calibration())  # a lost team's, done again
+    assert again.held[-1].audited == 0
+
+
 def test_the_least_score_at_which_three_of_450_differ() -> None:
     judge = Judge(ASKED)
     judge.take(calibration(differing=(100, 200, 300, 400)))
@@ -200,7 +232,7 @@ def test_the_least_score_at_which_three_of_450_differ() -> None:
         (
             ASKED,
             [Pair(at, None, differs=False) for at in range(450)],
-            "only 0 images went through both networks, and 149 are needed",
+            "only 0 images went through both networks, and 149 are needed. Of the others one",
         ),
         (ASKED, calibration(range(20, 450)), "a collage pays from 6.67 % on"),
     ],
