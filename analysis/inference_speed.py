@@ -1,4 +1,5 @@
-"""How fast each way to run a network is, and whether it answers the same: table in docs/speed.md.
+"""How fast each way to run a network is, and whether it answers the same. The table is in
+analysis/reports/speed.md.
 
 Owns: the inputs made of a shard, the clock around `predict`, the comparison with the CPU's float32.
 Does not know: jobs, ranks. One process, one thread on a CPU; the shortest of many calls, since

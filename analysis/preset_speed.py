@@ -1,4 +1,6 @@
-"""Service time of each preset's networks, batches of singles beside collages: docs/speed.md.
+"""Service time of each preset's networks, batches of singles beside collages.
+
+The figures are in analysis/reports/speed.md.
 
 Owns: networks of each preset with fresh weights (speed does not depend on them), the clock.
 Does not know: accuracy (docs/weights.md), jobs, ranks. One thread. On a CPU the clock is the

@@ -63,9 +63,9 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
 
     A copy after 1.3 x `median_s`, the median service time, and as many copies as it takes, is about
     the best that hedging can do here; it asks for somebody who knows the median. A further image
-    of a batch costs 0.3 of the first for the shipped single network on a CPU (docs/speed.md), 0.1
-    is what a GPU may come to; a parity answer 0.38 of a single's. A cascade takes the threshold in
-    the file of the network whose answers are replayed.
+    of a batch costs 0.3 of the first for the shipped single network on a CPU
+    (analysis/reports/speed.md), 0.1 is what a GPU may come to; a parity answer 0.38 of a single's.
+    A cascade takes the threshold in the file of the network whose answers are replayed.
     """
     more: Json = {"scheme": "none", "singles": n + 2}
     finish: Json = {"assign": "finish"}

@@ -1,4 +1,4 @@
-"""Throughput against latency of runs with several batch sizes (docs/speed.md).
+"""Throughput against latency of runs with several batch sizes (analysis/reports/speed.md).
 
     python analysis/throughput_latency.py RUN [RUN...] --out STEM [--title TEXT]
 

@@ -96,10 +96,11 @@ def told_tunings(each: Iterable[Mapping[str, str]]) -> str:
 
 
 def bfloat16_pays(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor runs networks faster in bfloat16 than in float32; see docs/speed.md.
+    """Whether this processor runs networks faster in bfloat16 than in float32.
 
-    Measured: 2.1 to 3.6 times as fast with AMX (Intel), 1.6 to 2 times with AVX512-BF16 on AMD's
-    Zen 5; slower on an Intel processor limited to AVX512-BF16. False if it is unknown (not Linux).
+    Measured (analysis/reports/speed.md): 2.1 to 3.6 times as fast with AMX (Intel), 1.6 to 2 times
+    with AVX512-BF16 on AMD's Zen 5; slower on an Intel processor limited to AVX512-BF16. False if
+    it is unknown (not Linux).
     """
     try:
         lines = cpuinfo.read_text().splitlines()
