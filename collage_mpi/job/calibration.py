@@ -159,7 +159,8 @@ class Asked:
         calibration: those that do: 0 where the job is too small.
         images: of the job.
         cells: images of a collage.
-        ratio: service time of a collage over that of an image by the single network.
+        ratio: service time of what is asked first, a collage or a batch of as many images, over
+            that of an image by the single network.
     """
 
     agree: float
@@ -308,10 +309,11 @@ class Judge:
             )
         found = least_threshold(scores, differs, asked.agree)
         share = 0.0 if found is None else float((scores >= found).mean())
-        if found is None or share <= asked.ratio / asked.cells:
+        pays = asked.ratio / asked.cells
+        if found is None or share <= pays:
             return None, (
-                f"{both}, and {_percent(share)} of the cells may count; a collage pays from "
-                f"{_percent(asked.ratio / asked.cells)} on. The cascade does not pay here; {ALONE}"
+                f"{both}, and {_percent(share)} of the cells may count; the first stage pays from "
+                f"{_percent(pays)} on. The cascade does not pay here; {ALONE}"
             )
         changed = int(differs[scores >= found].sum())
         return found, (

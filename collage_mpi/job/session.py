@@ -60,6 +60,7 @@ from collage_mpi.scheduler import events as ev
 from collage_mpi.scheduler.events import Score
 from collage_mpi.scheduler.leases import LeaseBook, LeaseSettings
 from collage_mpi.scheduler.schemes import Decode
+from collage_mpi.scheduler.settings import batch_factor
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, ShardSet
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, WORKER_BACKOFF, Backoff
@@ -254,13 +255,16 @@ def build_judge(plan: Plan, known: Mapping[str, Any], costs: ServiceCosts) -> Ju
     settings = plan.settings
     if settings.agree is None:
         return None
+    first = settings.judged
+    inputs = settings.group_size if KIND[first].batched else 1
+    factor = batch_factor(inputs, costs.batch_costs.get(first, 1.0))
     asked = Asked(
         settings.agree,
         settings.calibration_size,
         plan.calibration,
         len(plan.order),
         settings.group_size,
-        costs.ratio,
+        costs.ratio * factor,
     )
     before = known.get("thresholds") or ()
     interrupted = known and not before

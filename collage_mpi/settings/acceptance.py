@@ -90,6 +90,13 @@ class AcceptSettings(Settings):
                 f"agree is {self.agree:g} with accept {self.accept}: agree chooses the score that "
                 "counts; leave out --accept and --confidence, or --agree"
             )
+        deadlines = self.accept_deadline_ms, self.accept_deadline_quantile
+        if self.agree is not None and deadlines != (None, None):
+            raise UsageError(
+                f"agree is {self.agree:g} with an accept deadline: after it an answer counts "
+                "whatever its score, so agree could not bound what changes; leave out "
+                "--accept-deadline-ms and --accept-deadline-quantile, or --agree"
+            )
 
     def accept_policy(self) -> AcceptPolicy:
         """The accept policy of the collage."""

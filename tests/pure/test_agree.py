@@ -22,6 +22,7 @@ from collage_mpi.job.calibration import (
     pair_of,
     pairs_of,
 )
+from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.plan import with_accept_of, with_every_answer
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.results.manifest import FORMAT, VERSION, check_manifest
@@ -46,6 +47,8 @@ def cascade(**more) -> RunSettings:
     [
         ({"agree": 0.98, "scheme": "collage"}, "--scheme cascade"),
         ({"agree": 0.98, "scheme": "cascade", "accept": "confident"}, "leave out --accept"),
+        ({"agree": 0.98, "scheme": "cascade", "accept_deadline_ms": 9.0}, "accept deadline"),
+        ({"agree": 0.98, "scheme": "cascade", "accept_deadline_quantile": 0.9}, "whatever its"),
         ({"agree": 1.0, "scheme": "cascade"}, "between 0 and 1"),
         ({"agree": 0.0, "scheme": "cascade"}, "between 0 and 1"),
     ],
@@ -234,7 +237,7 @@ def test_the_least_score_at_which_three_of_450_differ() -> None:
             [Pair(at, None, differs=False) for at in range(450)],
             "only 0 images went through both networks, and 149 are needed. Of the others one",
         ),
-        (ASKED, calibration(range(20, 450)), "a collage pays from 6.67 % on"),
+        (ASKED, calibration(range(20, 450)), "the first stage pays from 6.67 % on"),
     ],
 )
 def test_where_it_does_not_pay_the_single_network_goes_on_alone(asked, pairs, said) -> None:
@@ -247,6 +250,17 @@ def test_where_it_does_not_pay_the_single_network_goes_on_alone(asked, pairs, sa
     assert judge.held[-1].confidence is None
     judge.take([Pair(None, 0.9, differs=True)] * 100)
     assert judge.verdict(1_000) is None  # nothing is left to be raised
+
+
+@pytest.mark.parametrize(("scheme", "ratio"), [("cascade", 0.5), ("cascade-batch", 0.9)])
+def test_a_batch_pays_by_what_all_its_images_take_and_a_collage_by_one_input(scheme, ratio) -> None:
+    plan = SimpleNamespace(
+        settings=RunSettings(scheme=scheme, agree=0.98), calibration=450, order=np.arange(1_000)
+    )
+    costs = ServiceCosts({}, {}, 0.5, None, {"backup": 0.1})
+    judge = session.build_judge(plan, {}, costs)
+    assert judge is not None
+    assert judge.asked.ratio == pytest.approx(ratio)
 
 
 # ---- and raised -------------------------------------------------------------
