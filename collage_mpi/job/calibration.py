@@ -6,7 +6,6 @@ Images that both networks classify come as pairs. `PairBook` collects those of o
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, Protocol
@@ -17,10 +16,12 @@ from collage_mpi.kinds import BACKUP, COLLAGE
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.results.agreement import (
     differing_interval,
+    least_counted,
     least_images,
-    least_score,
     least_threshold,
+    no_scores,
     rules_out,
+    step_of,
 )
 from collage_mpi.results.rows import AUDIT_CODE, SOURCE_CODE
 from collage_mpi.scheduler.events import DONE, Resolve
@@ -209,7 +210,7 @@ class Judge:
         if self.held:
             self.held.append(HeldThreshold(self.held[-1].confidence))
         self._calibration: dict[int, Pair] = {}
-        self._scores, self._differs = array("d"), array("b")  # since the last threshold
+        self._counts = no_scores()  # of audits since the last threshold
         self._images_before = 0
         self.take(pairs)
 
@@ -260,8 +261,8 @@ class Judge:
         if pair.score is not None and held.confidence is not None:
             held.audited += 1
             held.differing += pair.differs and pair.score >= held.confidence
-            self._scores.append(pair.score)
-            self._differs.append(pair.differs)
+            if pair.score >= 0:
+                self._counts[step_of(pair.score), int(pair.differs)] += 1
 
     def count(self, images: int) -> None:
         """So many images of the session have their outcome: fewer than before where a lost team
@@ -279,7 +280,7 @@ class Judge:
         if why is not None:
             self._images_before = images
             self.held.append(HeldThreshold(confidence))
-            self._scores, self._differs = array("d"), array("b")
+            self._counts = no_scores()
             return f"agree {self.asked.agree:g}: {why}"
         return None
 
@@ -326,9 +327,8 @@ class Judge:
         now, most = self.held[-1], 1 - self.asked.agree
         if now.differing <= most * now.audited or not rules_out(most, now.differing, now.audited):
             return None, None
-        scores, differs = np.array(self._scores), np.array(self._differs, bool)  # (n,)
         # Too few to prove a bound, as a rule: what holds for them, and a new interval.
-        found = least_score(scores, differs, int(most * len(scores)))
+        found = least_counted(self._counts, int(most * now.audited))
         low, high = map(_percent, differing_interval(now.differing, now.audited))
         if found is None:
             then = f"no higher score keeps the bound; {ALONE}"

@@ -6,6 +6,7 @@ A pair is the collage's cell and the single network's answer for one image.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -66,17 +67,30 @@ def least_threshold(
         A multiple of 0.0001; None where no score does.
     """
     most = most_differing(len(scores), agree, level)
-    return None if most is None else least_score(scores, differs, most)
+    if most is None:
+        return None
+    counts, good = no_scores(), scores >= 0
+    np.add.at(counts, (step_of(scores[good]), differs[good].astype(int)), 1)
+    return least_counted(counts, most)
 
 
-def least_score(scores: np.ndarray, differs: np.ndarray, most: int) -> float | None:
+def no_scores() -> np.ndarray:
+    """(steps, 2) int64: by score, how many cells agree and how many differ. None so far."""
+    return np.zeros((SCORE_STEPS + 1, 2), np.int64)
+
+
+def step_of(scores: Any) -> Any:
+    """The rows of `no_scores` for scores from 0 to 1, one or an array."""
+    return np.minimum(np.floor(np.asarray(scores, np.float64) * SCORE_STEPS), SCORE_STEPS).astype(
+        int
+    )
+
+
+def least_counted(counts: np.ndarray, most: int) -> float | None:
     """The least score from which on at most so many cells differ; see `least_threshold`."""
-    steps = np.floor(np.asarray(scores, np.float64) * SCORE_STEPS)  # (n,)
-    order = np.argsort(-steps, kind="stable")
-    at, so_far = steps[order], np.cumsum(differs[order])  # (n,) from the surest on
-    ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score
-    good = ends[(so_far[ends] <= most) & (at[ends] >= 0)]
-    return float(at[good[-1]]) / SCORE_STEPS if len(good) else None
+    differing = counts[::-1, 1].cumsum()[::-1]  # (steps,) from the surest on
+    good = np.flatnonzero((counts.sum(axis=1) > 0) & (differing <= most))
+    return float(good[0]) / SCORE_STEPS if len(good) else None
 
 
 def most_differing(images: int, agree: float, level: float = LEVEL) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -277,6 +278,15 @@ def test_audits_within_the_bound_raise_nothing() -> None:
         assert judge.verdict(n) is None
     last = {"confidence": 0.5, "audited": 2_000, "differing": 20, "images": 1_999}
     assert judge.entries()[1:] == [last]
+
+
+def test_what_is_kept_of_audits_does_not_grow_with_the_job() -> None:
+    judge = judged()
+    judge.take([Pair(None, 0.9, differs=False), Pair(None, -1.0, differs=True)])
+    before = len(pickle.dumps(judge))
+    judge.take([Pair(None, score / 997, differs=False) for score in range(998)] * 10)
+    assert len(pickle.dumps(judge)) < before + 100
+    assert judge.held[-1].audited == 9_982
 
 
 def test_a_network_that_drifts_is_noticed_and_the_threshold_rises_to_what_audits_allow() -> None:
