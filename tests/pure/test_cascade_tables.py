@@ -32,7 +32,7 @@ cascade = script("cascade")
 
 def test_the_table_of_the_docs_is_what_the_answers_give(capsys):
     assert savings.main([]) == 0
-    assert capsys.readouterr().out in (ROOT / "docs" / "weights.md").read_text()
+    assert capsys.readouterr().out in (ROOT / "analysis" / "reports" / "saving.md").read_text()
 
 
 def test_the_float32_ratios_are_those_of_the_cards():
