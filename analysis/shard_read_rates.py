@@ -1,4 +1,6 @@
-"""How fast shards are read: images/s by image size, chunk and order. Table in docs/shards.md.
+"""How fast shards are read: images/s by image size, chunk and order.
+
+The table is in analysis/reports/shards.md.
 
 Owns: made-up shards in a temporary folder and the clock around reads of them.
 Does not know: disks. The files were just written, so this is the page cache: the cost

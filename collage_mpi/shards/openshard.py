@@ -119,7 +119,7 @@ class OpenShard:
         """Read ascending `rows`, repeats allowed, to `out[places]`, (n, H, W, C) uint8.
 
         Neighbouring rows are read as one slice: 200,000 single 28 px rows a second and millions in
-        order, where h5py's index lists read 12,000 (docs/shards.md).
+        order, where h5py's index lists read 12,000 (analysis/reports/shards.md).
         """
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         try:

@@ -24,7 +24,7 @@ CHANNELS = (1, 3)
 CHUNK_BYTES = 256 * 1024
 """A chunk holds about this much: 334 images of 28 x 28, one of 224 x 224 x 3.
 
-Measured (docs/shards.md): one image a chunk reads 28 px images in order 7 x slower
+Measured (analysis/reports/shards.md): one image a chunk reads 28 px images in order 7 x slower
 than this; beyond it nothing is gained, and a bad chunk takes more images with it.
 """
 
