@@ -36,7 +36,7 @@ def test_a_real_run_and_its_simulation_agree(mpiexec, tmp_path: Path) -> None:
     job = like(run, {}, None, None, None)
     assert job.costs == costs
     entries = {entry["name"]: entry for entry in compare(summarise(run), run_job(job))}
-    # Loose: the machine may be busy. docs/simulator.md has figures of long runs.
+    # Loose: the machine may be busy. analysis/reports/simulator.md has figures.
     assert entries["group p50, ms"]["ratio"] == pytest.approx(1, abs=0.25)
     real, simulated = (entries["collage share"][key] for key in ("real", "simulated"))
     assert 0.05 < real < 0.6
