@@ -32,7 +32,7 @@ class Names(Collection[str], Generic[Added]):
         self._what, self._group, self._base, self._own = what, group, base, tuple(own)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in offered(self._group)
+        return isinstance(name, str) and (name in self._own or name in offered(self._group))
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys((*self._own, *sorted(offered(self._group)))))

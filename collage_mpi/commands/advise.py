@@ -236,8 +236,10 @@ def _of_run(path: Path) -> Question:
     if not rows:
         record_trace([run])  # says what is lacking
     side, confidence = int(manifest.get("side") or 3), None
-    with contextlib.suppress(CollageError):  # its file may have moved
-        confidence = _threshold(with_shipped(str(manifest["settings"]["collage"])), side)
+    collage = (manifest.get("settings") or {}).get("collage")
+    if collage:
+        with contextlib.suppress(CollageError):  # its file may have moved
+            confidence = _threshold(with_shipped(str(collage)), side)
     # A slow rank that pulls has few: they come again, so that each counts alike.
     longest = max(map(len, rows))
     return Question(

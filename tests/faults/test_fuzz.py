@@ -79,6 +79,7 @@ NOT_TRIED = {
     ("launch/ending", "marker_text"): "any text is a marker",
     ("models/tuning", "bfloat16_pays"): KERNEL,
     ("models/weights", "sha256_of_file"): "any bytes have a hash",
+    ("plugins", "offered"): "what pip installed; tests/loops/test_plugins breaks it",
     ("prep/work", "read_member"): "bytes of a picture: pictures are tried",
     ("results/claim", "_read"): "bytes of a claim: claims are tried",
     ("results/row_sink", "_wait_for_lead"): OWN,
