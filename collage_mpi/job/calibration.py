@@ -127,7 +127,7 @@ class PairBook:
 
 def pair_of(resolve: Resolve, place: int | None) -> Pair | None:
     """The pair that an image's outcome is; None if the image says nothing."""
-    if resolve.audited != DONE or resolve.other is None or resolve.score is None:
+    if resolve.other is None or resolve.score is None:
         return None if place is None else Pair(place, None, False)
     cell = resolve.other if resolve.decided_ns is None else resolve.score
     return Pair(place, cell.score, resolve.other.label != resolve.score.label)

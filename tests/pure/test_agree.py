@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -93,6 +94,7 @@ def test_the_calibration_is_whole_runs_of_the_order_from_all_over_it() -> None:
     runs = place[found[:450]].reshape(50, 9)
     assert (np.diff(runs, axis=1) == 1).all()
     assert (runs[:, 0] % 9 == 0).all()
+    assert (np.diff(runs[:, 0]) > 0).all()  # files are read from front to back
     assert runs.min() < 1_000
     assert runs.max() > 9_000
     assert (np.diff(place[found[450:]]) > 0).all()  # the others as they were
@@ -151,19 +153,25 @@ def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
     book.expect([240])  # it is lost already; 260 another team may read
     book.look()
     assert said[1:] == [Pair(3, None, differs=False)]
+    book.expect([260])  # now this one is a lease of this team
+    book.look()
+    assert said[2:] == [Pair(4, None, differs=False)]
 
 
 def test_rows_give_the_same_pairs() -> None:
-    rows = np.zeros(4, IMAGES.dtype)
-    rows["source"] = [SOURCE_CODE[name] for name in ("single", "collage", "retry", "error")]
-    rows["audited"] = [AUDIT_CODE[name] for name in (DONE, DONE, "", "")]
+    rows = np.zeros(6, IMAGES.dtype)
+    sources = ("single", "collage", "retry", "error", "backup", "collage")
+    rows["source"] = [SOURCE_CODE[name] for name in sources]
+    rows["audited"] = [AUDIT_CODE[name] for name in (DONE, DONE, "", "", DONE, FAILED)]
     rows["score"], rows["other_score"] = 0.75, 0.25
-    rows["other"] = [1, 0, 0, 0]
-    assert pairs_of(rows, np.array([3, 1, 0, 2])) == [
+    rows["other"] = [1, 0, 0, 0, 1, 0]
+    assert pairs_of(rows, np.array([3, 1, 0, 2, 5, 4])) == [
         Pair(3, 0.25, differs=True),
         Pair(1, 0.75, differs=False),
         Pair(0, None, differs=False),
         Pair(2, None, differs=False),
+        Pair(5, 0.75, differs=True),
+        Pair(4, None, differs=False),
     ]
 
 
@@ -219,6 +227,35 @@ def test_of_an_image_that_comes_again_both_networks_answer_counts_and_it_is_no_a
     assert again.held[-1].audited == 0
 
 
+def test_from_149_pairs_on_there_is_a_bound_and_from_more_than_it_costs_on_it_pays() -> None:
+    def chosen(pairs: int, ratio: float) -> float | None:
+        judge = Judge(replace(ASKED, ratio=ratio))
+        judge.take([Pair(at, 0.75 if at < pairs else None, differs=False) for at in range(450)])
+        assert judge.verdict(450) is not None
+        return judge.held[-1].confidence
+
+    assert [chosen(n, 0.6) for n in (148, 149)] == [None, 0.75]
+    assert [chosen(450, ratio) for ratio in (8.9, 9.0)] == [0.75, None]
+
+
+def test_an_audited_cell_at_the_threshold_counts_and_an_image_without_one_does_not() -> None:
+    judge = judged()
+    judge.take([Pair(None, 0.5, differs=True), Pair(None, None, differs=False)])
+    judge.take([Pair(None, math.nan, differs=True)])  # it counts nowhere
+    assert (judge.held[-1].audited, judge.held[-1].differing) == (2, 1)
+
+
+def test_a_raise_leaves_as_many_differing_as_the_bound_allows_and_begins_anew() -> None:
+    judge = judged()
+    low, high = Pair(None, 0.625, differs=True), Pair(None, 0.75, differs=True)
+    judge.take([low] * 10 + [high] * 2 + [Pair(None, 0.875, differs=False)] * 88)
+    assert judge.verdict(100) is not None
+    assert judge.held[-1].confidence == 0.75  # 2 of 100; with the others it would be 12
+    judge.take([high] * 10 + [Pair(None, 0.875, differs=False)])
+    assert judge.verdict(200) is not None
+    assert judge.held[-1].confidence == 0.875
+
+
 def test_the_least_score_at_which_three_of_450_differ() -> None:
     judge = Judge(ASKED)
     judge.take(calibration(differing=(100, 200, 300, 400)))
@@ -262,6 +299,13 @@ def test_a_batch_pays_by_what_all_its_images_take_and_a_collage_by_one_input(sch
     judge = session.build_judge(plan, {}, costs)
     assert judge is not None
     assert judge.asked.ratio == pytest.approx(ratio)
+
+
+def test_a_resumed_session_that_has_all_pairs_decides_at_once() -> None:
+    announced: list[float | None] = []
+    judge = Judge(ASKED, pairs=calibration())
+    judge.begin(lambda: 0, announced.append, lambda entries: None)
+    assert announced == [0.551]
 
 
 # ---- and raised -------------------------------------------------------------
