@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 PAGES += [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("jobs/slurm/*.md"))]
 PAGES += sorted(ROOT.glob("analysis/reports/**/*.md"))
+REPORTS = [p for p in PAGES if p.parent.name == "reports"] + [
+    ROOT / "analysis/reports/cards/README.md"
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -48,6 +51,13 @@ def test_commands_and_their_flags_exist(page):
         known = set().union(*(flags_of(command) for command in commands))
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line):
             assert flag in known, f"{page.name}: collage-mpi {words[0]} has no {flag}"
+
+
+@pytest.mark.parametrize("page", REPORTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_report_opens_with_its_result(page):
+    first = page.read_text().split("\n\n")[1]
+    assert first[0] not in "#|`!<-", f"{page.name} opens with {first[:20]!r}"
+    assert len(re.findall(r"[.](?=\*|\s|$)", first)) >= 3, f"{page.name} needs three sentences"
 
 
 def test_files_that_a_change_touches_are_there():
