@@ -556,12 +556,7 @@ def build_coordinator(
     fingerprints = [info.fingerprint for info in plan.shards.infos]
     draw = Draw(settings.audit_share, settings.audit_seed, fingerprints)
     feed = ImageBuffer(reader, encoder, worker_group.session, clock, reading, draw)
-    book = None
-    if settings.agree is not None:
-        chosen = plan.order[: plan.calibration].tolist()
-        book = PairBook(chosen, plan.shards)
-        if supply is None:
-            book.expect(chosen)
+    book = build_book(plan, alone=supply is None)
     if supply is not None:
         supply.attach(feed, recorder, book)
     return Coordinator(
@@ -580,6 +575,18 @@ def build_coordinator(
         supply=supply,
         book=book,
     )
+
+
+def build_book(plan: Plan, *, alone: bool) -> PairBook | None:
+    """Where the pairs go that choose a threshold, if one is to be chosen. `alone`: all images of
+    the calibration are this coordinator's."""
+    if plan.settings.agree is None:
+        return None
+    chosen = plan.order[: plan.calibration].tolist()
+    book = PairBook(chosen, plan.shards)
+    if alone:
+        book.expect(chosen)
+    return book
 
 
 def parity_decoder(plan: Plan, vectors: Vectors | None = None) -> Decode:
