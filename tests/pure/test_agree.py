@@ -247,13 +247,14 @@ def test_an_audited_cell_at_the_threshold_counts_and_an_image_without_one_does_n
 
 def test_a_raise_leaves_as_many_differing_as_the_bound_allows_and_begins_anew() -> None:
     judge = judged()
-    low, high = Pair(None, 0.625, differs=True), Pair(None, 0.75, differs=True)
-    judge.take([low] * 10 + [high] * 2 + [Pair(None, 0.875, differs=False)] * 88)
+    differing = [0.625] * 9 + [0.6875] + [0.875] * 2  # 12 of 100, where 2 may
+    judge.take([Pair(None, score, differs=True) for score in differing])
+    judge.take([Pair(None, 0.75, differs=False)] * 88)
     assert judge.verdict(100) is not None
-    assert judge.held[-1].confidence == 0.75  # 2 of 100; with the others it would be 12
-    judge.take([high] * 10 + [Pair(None, 0.875, differs=False)])
+    assert judge.held[-1].confidence == 0.75
+    judge.take([Pair(None, 0.8125, differs=True)] * 10 + [Pair(None, 0.84375, differs=False)])
     assert judge.verdict(200) is not None
-    assert judge.held[-1].confidence == 0.875
+    assert judge.held[-1].confidence == 0.84375  # the two at 0.875 are of the former interval
 
 
 def test_the_least_score_at_which_three_of_450_differ() -> None:
@@ -400,6 +401,8 @@ SPEC = AcceptSpec(0.85, "f" * 64, 5_000, 0.02, 5_000, 0.04, share=0.9, agreeing=
         (SPEC, 10, False),  # of 1,000: as it was
         (SPEC, 25, False),  # more, but by chance it may be
         (SPEC, 50, True),
+        (SPEC, 0, False),  # better than it was
+        (replace(SPEC, share=0.01), 50, False),  # what 50 images told, which is little
         (replace(SPEC, agreeing=None), 900, False),  # the file does not say
         (None, 900, False),  # nor is there one
     ],
