@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.kinds import BACKUP, COLLAGE
 from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.results.agreement import (
     differing_interval,
@@ -23,13 +22,11 @@ from collage_mpi.results.agreement import (
     rules_out,
     step_of,
 )
-from collage_mpi.results.rows import AUDIT_CODE, SOURCE_CODE
+from collage_mpi.results.rows import ASKED_FIRST, AUDIT_CODE
 from collage_mpi.scheduler.events import DONE, Resolve
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
-# Sources of accepted answers of the network that is asked first
-ENCODED_CODES = [SOURCE_CODE[kind] for kind in (COLLAGE, BACKUP)]
 ALONE = "from here on the single network classifies every image by itself"
 
 
@@ -140,7 +137,7 @@ def pairs_of(rows: np.ndarray, places: np.ndarray) -> list[Pair]:
         rows: (n,) of IMAGE_ROW.
         places: (n,) int, theirs.
     """
-    accepted = np.isin(rows["source"], ENCODED_CODES)
+    accepted = np.isin(rows["source"], ASKED_FIRST)
     scores = np.where(accepted, rows["score"], rows["other_score"])
     both = rows["audited"] == AUDIT_CODE[DONE]
     found = zip(places, both, scores, rows["other"] != rows["predicted"], strict=True)

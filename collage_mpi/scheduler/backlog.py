@@ -47,11 +47,13 @@ class Backlog:
             self.fresh[task.id] = task
         heappush(self._order, (fresh or late, task.images[0].id, task.id))
 
-    def age(self) -> None:
-        """What is fresh waits like all others from now on."""
-        for task in list(self.fresh.values()):
-            self.forget(task)
-            self.add(task)
+    def renew(self, fresh: Callable[[TaskState], bool]) -> None:
+        """All that waits is fresh or not anew, the oldest image first."""
+        waiting = sorted(self.tasks.values(), key=lambda task: (task.images[0].id, task.id))
+        self.clear()
+        self._order.clear()
+        for task in waiting:
+            self.add(task, fresh=fresh(task))
 
     def forget(self, task: TaskState) -> None:
         """It need not be sent."""

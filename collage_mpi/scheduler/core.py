@@ -321,9 +321,7 @@ class Scheduler:
 
     def _on_threshold(self, event: ev.Threshold) -> None:
         self.scheme.judge_by(event.confidence)
-        if event.confidence is None:
-            self.dispatch.end_bundles()
-        self.dispatch.calibrating = False
+        self.dispatch.end_calibration(bundles=event.confidence is not None)
 
     # ---- outcomes, and what schemes may ask for (schemes.Core) ---------------
 

@@ -232,14 +232,14 @@ class Dispatch:
         self, order: Order, images: list[ImageState], avoid: Collection[int] = ()
     ) -> TaskState | None:
         """A task to the first rank of the kind that has room and is not to be avoided."""
-        fresh = self._bundles(order, images)
+        fresh = self._bundles(order.attempt, images)
         if not self._may_wait(order.kind, avoid, fresh):
             return None
         return self._wait(order, images, avoid, fresh=fresh)
 
-    def _bundles(self, order: Order, images: list[ImageState]) -> bool:
+    def _bundles(self, attempt: int, images: list[ImageState]) -> bool:
         """Whether the task may leave in a bundle: it is its image's first."""
-        if not self.bundling or order.attempt > 1 or images[0].bundled:
+        if not self.bundling or attempt > 1 or images[0].bundled:
             return False
         return images[0].drawn or not (self.calibrating and self.has_rank(self.main))
 
@@ -409,12 +409,13 @@ class Dispatch:
 
     # ---- what leaves together as one task -----------------------------------
 
-    def end_bundles(self) -> None:
-        """From now on every image leaves by itself, to whichever rank has room."""
-        self._ended_bundles = True
-        if not self.bundling:
-            for backlog in self._backlogs.values():
-                backlog.age()
+    def end_calibration(self, *, bundles: bool) -> None:
+        """From now on any image may leave in a bundle; none while a rank takes images by
+        themselves if `bundles` is false. That holds for what waits already, too."""
+        if self.bundle is None:
+            return
+        self.calibrating, self._ended_bundles = False, not bundles
+        self._backlogs[self.main].renew(lambda task: self._bundles(task.attempt, task.images))
         for rank in sorted(self.ranks.values(), key=self._pace_ns):
             self.pump(rank)
 

@@ -1060,3 +1060,32 @@ def test_the_fastest_rank_is_served_first_when_bundles_end():
     job.arrive(4)
     job.threshold(None)
     assert out(job)[-1][0] == 2
+
+
+def test_what_waited_during_the_calibration_leaves_together_once_a_threshold_is_told():
+    job = cascade(singles=1, calibrate=True, side=2, depth=9)
+    job.arrive(1 + 3)
+    job.threshold(0.5)
+    job.arrive(5)
+    end(job, 1)
+    assert out(job) == [(1, COLLAGE, [1, 2, 3, 4])], "none that came later goes before them"
+
+
+def test_idle_collage_ranks_take_what_waited_once_a_threshold_is_told():
+    job = cascade(singles=1, collages=1, placement="fixed", calibrate=True, side=2, depth=9)
+    job.arrive(1 + 4)
+    assert [rank for rank, _, _ in out(job)] == [1]
+    job.threshold(0.5)
+    assert out(job)[1:] == [(2, COLLAGE, [1, 2, 3, 4])]
+
+
+def test_what_waited_during_a_calibration_that_chose_nothing_goes_first():
+    job = cascade(singles=1, calibrate=True, side=2, depth=9)
+    job.arrive(1 + 2)
+    job.threshold(None)
+    job.arrive(2)
+    order = []
+    while job.live:
+        order += out(job)[0][2]
+        end(job, 1)
+    assert order == [0, 1, 2, 3, 4]
