@@ -11,7 +11,9 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import PARITY
 from collage_mpi.results import summarise
 from collage_mpi.results.rows import KIND_CODE, SOURCE_CODE
+from collage_mpi.scheduler.backlog import Backlog
 from collage_mpi.scheduler.events import Score
+from collage_mpi.scheduler.state import GroupState, ImageState, RankState, TaskState
 from collage_mpi.settings.placement import placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.replayed_answers import Answers
@@ -1089,3 +1091,35 @@ def test_what_waited_during_a_calibration_that_chose_nothing_goes_first():
         order += out(job)[0][2]
         end(job, 1)
     assert order == [0, 1, 2, 3, 4]
+
+
+def test_an_audit_that_is_under_way_is_waited_for_whatever_counts_later():
+    """Image 1 is in two collages of silent ranks, and on the single rank, which is back."""
+    job = cascade(placement="fixed", singles=1, collages=2, side=2, depth=8, deadline_ns=20 * MS)
+    job.arrive(1)
+    job.suspect(1)
+    job.arrive(7, drawn=True)
+    silent = job.task_of(1, COLLAGE)
+    job.suspect(job.live[silent].rank)
+    while (again := job.task_of(1, COLLAGE)) == silent:
+        job.answer(max(job.live))
+    job.answer(job.task_of(0))
+    job.suspect(job.live[again].rank)
+    while [1] not in [images for rank, _, images in out(job) if rank == 1]:
+        end(job, 1)
+    single = job.task_of(1)
+    job.answer(silent, unsure=frozenset({1}))
+    job.answer(again)
+    assert 1 not in job.resolved
+    job.answer(single)
+    assert (job.resolved[1].source, job.resolved[1].audited) == (COLLAGE, "done")
+
+
+def test_what_waits_is_sorted_by_age_when_it_is_sorted_anew():
+    backlog, rank, group = Backlog(), RankState(1, frozenset(), "", 1), GroupState(0, 0)
+    images = [ImageState(image, group, image, 0) for image in (5, 3, 4)]
+    for task, image in enumerate(images):
+        backlog.add(TaskState(task, SINGLE, SINGLE, rank, [image], 1), late=True)
+    backlog.renew(lambda task: task.images[0].id != 4)
+    assert [task.images[0].id for task in backlog.take_fresh(9)] == [3, 5]
+    assert list(backlog.tasks) == [2], "image 4 waits alone"
