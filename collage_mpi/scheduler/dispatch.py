@@ -46,7 +46,8 @@ class Bundle(NamedTuple):
         most: images of a task. A rank that is slow beside others takes only full ones, and nothing
             that a quicker one could take.
         beyond_idle: idle ranks are counted off what waits.
-        patient: a slow rank takes one only if so much waits that the others would end it later.
+        patient: a slow rank takes a bundle only while more images wait than the other ranks would
+            answer in the time that the slow rank needs.
     """
 
     order: Order
@@ -367,7 +368,7 @@ class Dispatch:
             while main.tasks and (rank := self._backlogs[kind].pick(passed, limit_ns)) is not None:
                 if not self._pull(self.ranks[rank]):
                     passed.add(rank)
-        # What the quick ranks would take how long with may have changed
+        # Where a pace has changed, a slow rank may leave fewer images to the others than before
         while self.bundle.patient and len(main.fresh) >= self.bundle.most:
             rank = self._pick_for_bundle()
             if rank is None or not self._pull(self.ranks[rank]):

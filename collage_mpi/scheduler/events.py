@@ -56,7 +56,7 @@ class ImageArrived(NamedTuple):
     `group` is the number that its group has in a job of several teams, which closes one of a
     lower number that is being filled; None: groups are counted as they are filled.
 
-    A `drawn` one is asked of the single network too, whatever a collage says of it.
+    The single network classifies a `drawn` image too, whatever a collage says of it.
     """
 
     now_ns: int

@@ -102,8 +102,10 @@ class Paces:
         return SLOW * median_ns or inf
 
     def meanwhile(self, kind: str, rank: int) -> float:
-        """Tasks of the kind that ranks which are not slow do while the rank does one, but for the
-        one that each of them would do first anyway."""
+        """How many tasks of the kind the quick ranks begin while the rank does one.
+
+        The task that each quick rank is at work on already does not count.
+        """
         limit_ns = self.limit_ns(kind)
         quick = bisect_right(self._by_pace[kind], (limit_ns, inf))
         return quick * (SLOW * self._paces[rank].service_ns / limit_ns - 1)
