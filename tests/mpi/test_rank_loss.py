@@ -130,7 +130,7 @@ def test_all_ranks_die_and_resume_completes_the_run(job):
 
 def test_a_cascade_loses_ranks_and_is_resumed(job):
     """Ranks die with a collage; the others send its images alone."""
-    flags = ("--scheme", "cascade", "--endgame", "off", "--audit", "0.5")
+    flags = ("--scheme", "cascade", "--endgame", "off", "--audit", "0.2")
     ended = job("1:receive:kill:1,2:reply:kill:2,3:compute:kill:3,4:receive:kill:9", *flags)
     found = ended.check(INCOMPLETE)
     tasks = found.tasks[found.tasks["outcome"] == OUTCOMES.index("lost")]
@@ -140,7 +140,7 @@ def test_a_cascade_loses_ranks_and_is_resumed(job):
     found = job("", "--resume").check()
     assert set(found.images["session"]) == {1, 2}
     due = draw_of(found.manifest).some(found.images) & np.isin(found.images["source"], ASKED_FIRST)
-    assert due.sum() > 20
+    assert due.sum() > 10
     assert (found.images["audited"][due] > 0).all(), "those that the lost ranks had, too"
 
 
