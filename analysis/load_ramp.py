@@ -1,7 +1,7 @@
 """A load that rises from 0.5 to 2 and falls again within a run: through real ranks, by scheme.
 
     python analysis/load_ramp.py --out runs/ramp --figure docs/images/load_ramp \\
-        --page docs/cascade.md
+        --page analysis/reports/cascade.md
 
 All schemes meet the same images at the same times. Service times are injected, those of the demo:
 lognormal, and one rank is slow throughout. A load of 1 is what single networks can serve.

@@ -252,7 +252,7 @@ def test_delays_that_were_injected_say_nothing_of_hosts() -> None:
 
 
 def test_homogeneous_runs_raise_few_alarms() -> None:
-    """At most one run in twenty may have an interval above 1; far fewer do (docs/results.md)."""
+    """At most one run in twenty may have an interval above 1; far fewer do, as the report says."""
     runs = [a_run(dict.fromkeys(range(1, 10), 1.0), tasks=60, seed=seed) for seed in range(100)]
     speeds = [rank_speeds(run) for run in runs]
     assert all(speed.interval is not None for run in speeds for speed in run)
