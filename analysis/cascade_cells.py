@@ -32,8 +32,7 @@ from collage_mpi.models import Predictor, load_predictor
 from collage_mpi.models.weights import describe_weights
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet
-from collage_mpi.system.files import save_file
-from collage_mpi.system.npy import UNREADABLE
+from collage_mpi.system.files import UNREADABLE, save_file
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 PACKAGE = "dataset-fashion-mnist"

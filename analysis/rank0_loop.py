@@ -42,7 +42,7 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.profiles import with_profile
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
-from collage_mpi.system.progress import StatusReporter
+from collage_mpi.system.progress import StatusLines, StatusReporter
 
 SESSION = 1
 IMAGES = 450  # distinct ones, again and again: 68 MB
@@ -103,7 +103,7 @@ def cost_us(given: dict, images: int, profile: cProfile.Profile | None) -> tuple
     detector = FailureDetector(workers, time.monotonic_ns())
     group = SimpleNamespace(transport=echo, session=SESSION, detector=detector)
     writer, encoder = RunWriter.create(Path(asked.out), make_manifest(plan)), build_encoder(plan)
-    status = StatusReporter(None, "loop", every_s=float("inf"), word="")
+    status = StatusReporter(None, "loop", lines=StatusLines(""), every_s=float("inf"))
     ready = [ReadyRank(rank, frozenset({"single"}), "") for rank in workers]
     process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
     reading = workers if asked.by_place else ()

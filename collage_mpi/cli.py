@@ -20,8 +20,7 @@ from collage_mpi.system.hard_exit import leave_if_armed
 from collage_mpi.system.launchers import VARIABLE, launcher_of
 from collage_mpi.system.limits import fault_of
 from collage_mpi.system.progress import report_fault
-from collage_mpi.system.safe_stream import SafeStream, abandon
-from collage_mpi.system.tell import let_rank_0_speak, tell, told_on_stderr
+from collage_mpi.system.tell import SafeStream, abandon, let_rank_0_speak, tell, told_on_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -108,7 +108,7 @@ def run_ranks(
 ) -> subprocess.CompletedProcess[str]:
     """One job in a session of its own; see the fixture `mpiexec`."""
     words = [sys.executable, *map(str, args)]
-    plan = build_command(mpi, n, words, site_here(), environ=os.environ, extra_env=env)
+    plan = build_command(mpi, n, words, site_here(), extra_env=env)
     process = subprocess.Popen(
         plan.argv,
         env={**os.environ, **plan.env},

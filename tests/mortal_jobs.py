@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -98,7 +97,6 @@ def run_mortal(
         ranks,
         program,
         site_here(),
-        environ=os.environ,
         extra_env=extra,
         fault_tolerant=tolerant,
     )

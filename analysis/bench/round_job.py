@@ -36,7 +36,7 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import CellMaker, ImageRecord, ReadAhead, write_shard
 from collage_mpi.shards.cells import add_cells
 from collage_mpi.system.hard_exit import leave
-from collage_mpi.system.progress import StatusReporter
+from collage_mpi.system.progress import StatusLines, StatusReporter
 
 if TYPE_CHECKING:
     from cProfile import Profile
@@ -244,7 +244,7 @@ class JobBlock:
         writer = RunWriter.create(self.out, make_manifest(plan))
         meter = RoundMeter(self.world.settings)
         metered = MeteredReader(reader, meter, plan.settings.group_size)
-        quiet = StatusReporter(None, "job", every_s=float("inf"), word="")
+        quiet = StatusReporter(None, "job", lines=StatusLines(""), every_s=float("inf"))
         coordinator = build_coordinator(
             plan, worker_group, writer, encoder, metered, lambda: None, quiet
         )

@@ -9,7 +9,7 @@ import sys
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.system.extras import pip_line
-from collage_mpi.system.safe_stream import SafeStream
+from collage_mpi.system.tell import SafeStream
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FILES = ("PATH", "FILE", "DIR", "W", "RUN")  # metavars of what may be a file or a folder

@@ -19,7 +19,7 @@ from collage_mpi.settings.shipped import file_argument
 from collage_mpi.system.fields import names
 
 if TYPE_CHECKING:
-    from collage_mpi.doctor.facts import Facts, Finding, Wanted, World
+    from collage_mpi.doctor.facts import Facts, Finding, WantedJob, World
     from collage_mpi.doctor.ranks import Meeting
     from collage_mpi.doctor.screen import Screen
 
@@ -72,12 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Run all checks; the exit code says whether a job can be expected to run."""
-    from collage_mpi.doctor.facts import Wanted
+    from collage_mpi.doctor.facts import WantedJob
     from collage_mpi.system.environment import launcher_rank, launcher_size
 
     if args.ranks is not None and args.ranks < 1:
         raise UsageError(f"-n {args.ranks}: at least 1 rank")
-    wanted = Wanted(
+    wanted = WantedJob(
         ranks=args.ranks,
         run={name: value for name, value in vars(args).items() if name in OF_RUN},
         device=args.device,
@@ -92,7 +92,7 @@ def execute(args: argparse.Namespace) -> int:
 class Doctor:
     """The doctor in the process that prints: alone, or rank 0 of a world."""
 
-    def __init__(self, wanted: Wanted, args: argparse.Namespace) -> None:
+    def __init__(self, wanted: WantedJob, args: argparse.Namespace) -> None:
         from collage_mpi.doctor.screen import Screen
 
         self._wanted, self._args = wanted, args
@@ -194,7 +194,7 @@ class Doctor:
         }
 
 
-def _as_another_rank(wanted: Wanted) -> int:
+def _as_another_rank(wanted: WantedJob) -> int:
     """On every rank but 0: report to rank 0 and leave with its exit code."""
     from collage_mpi.doctor.ranks import open_meeting
 

@@ -192,7 +192,6 @@ def launch_ranks(
         ranks,
         program,
         site_here(scratch=not dry_run),
-        environ=os.environ,
         extra_env=extra,
         fault_tolerant=fault_tolerant,
     )

@@ -14,8 +14,7 @@ from collage_mpi.errors import ExitCode
 from collage_mpi.system.environment import telling_rank
 from collage_mpi.system.launchers import MPIS
 from collage_mpi.system.printable import did_you_mean, printable
-from collage_mpi.system.safe_stream import SafeStream
-from collage_mpi.system.tell import let_rank_0_speak
+from collage_mpi.system.tell import SafeStream, let_rank_0_speak
 
 MOST_USAGE_LINES = 8  # of a usage shown with an error: more would hide the message
 

@@ -14,7 +14,7 @@ from collage_mpi.system.files import writing
 if TYPE_CHECKING:
     import numpy as np
 
-    from collage_mpi.workload.fitting import Fit
+    from collage_mpi.workload.fitting import FittedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +126,7 @@ def _describe(times_s: np.ndarray) -> str:
     return line
 
 
-def _write(path: Path, fit: Fit, source: str) -> None:
+def _write(path: Path, fit: FittedModel, source: str) -> None:
     from collage_mpi.errors import UsageError
 
     if path.suffix != ".toml":

@@ -14,7 +14,7 @@ from collage_mpi.doctor.facts import (
     Finding,
     MpiFacts,
     Package,
-    Wanted,
+    WantedJob,
 )
 from collage_mpi.launch.mpiexec import Mpi
 from collage_mpi.system.extras import PACKAGES, pip_line
@@ -134,7 +134,7 @@ def launcher_fits(mpi: MpiFacts) -> bool:
     return mpi.library.pmix or not (mpi.pmix or wire_up == "pmix")
 
 
-def choose_launcher(mpi: MpiFacts, wanted: Wanted) -> Mpi | None:
+def choose_launcher(mpi: MpiFacts, wanted: WantedJob) -> Mpi | None:
     """The launcher that `launch` would take: the first that fits the library."""
     for launcher in mpi.launchers:
         fits = mpi.library is None or launcher.abi == mpi.library.abi
@@ -190,7 +190,7 @@ def _started_by(mpi: MpiFacts) -> Finding:
     )
 
 
-def _no_launcher(mpi: MpiFacts, wanted: Wanted) -> Finding:
+def _no_launcher(mpi: MpiFacts, wanted: WantedJob) -> Finding:
     if wanted.mpiexec and not mpi.launchers:
         return Finding(
             "launcher",

@@ -16,7 +16,7 @@ from collage_mpi.doctor.facts import (
     Finding,
     Rank,
     Trial,
-    Wanted,
+    WantedJob,
     World,
 )
 from collage_mpi.doctor.rankmap import numbers_text
@@ -100,7 +100,7 @@ def _met(world: World) -> Finding:
     )
 
 
-def roles(wanted: Wanted, size: int) -> list[str]:
+def roles(wanted: WantedJob, size: int) -> list[str]:
     """What each rank of a world of `size` holds, if that is known."""
     placed, _ = _placement(wanted, size)
     if not isinstance(placed, Placement):
@@ -109,7 +109,7 @@ def roles(wanted: Wanted, size: int) -> list[str]:
     return ["coordinator", *held[1:]] * wanted.run.get("teams", 1)
 
 
-def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int | None]:
+def _placement(wanted: WantedJob, size: int) -> tuple[Placement | CollageError, int | None]:
     """The placement that `run` would make for the first team, and the side. If the user gave no
     numbers, they are chosen to fit: a side if one fits, else single ranks.
     """
@@ -128,14 +128,14 @@ def _placement(wanted: Wanted, size: int) -> tuple[Placement | CollageError, int
     return error, None
 
 
-def _settings(wanted: Wanted, **numbers: int) -> RunSettings:
+def _settings(wanted: WantedJob, **numbers: int) -> RunSettings:
     """The settings of `run` that decide which ranks there are. Raises UsageError like `run`."""
     from collage_mpi.settings.run_settings import RunSettings
 
     return RunSettings.from_mapping({**wanted.run, **numbers})
 
 
-def check_size(wanted: Wanted, size: int) -> Finding:
+def check_size(wanted: WantedJob, size: int) -> Finding:
     """The world is of a size that `run` accepts."""
     placed, side = _placement(wanted, size)
     guessed = not wanted.run.keys() & {"side", "singles"}
@@ -159,7 +159,7 @@ def check_size(wanted: Wanted, size: int) -> Finding:
     return Finding("world size", OK, f"{what}{placed.describe()}")
 
 
-def _sides_near(wanted: Wanted, size: int) -> str:
+def _sides_near(wanted: WantedJob, size: int) -> str:
     """What to launch for the largest side that these ranks suffice for, and for the next side."""
     found: dict[int, int] = {}
     for side in range(MIN_SIDE, MAX_SIDE + 1):

@@ -24,7 +24,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedJob:
     """The job that the machine is examined for.
 
     Attributes:
@@ -133,7 +133,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Machine:
+class HostFacts:
     """This host, as far as this process may use it.
 
     Attributes:
@@ -186,7 +186,7 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Shards:
+class ShardCount:
     """The input: how many files and images, or the error."""
 
     files: int = 0
@@ -198,14 +198,14 @@ class Shards:
 class Facts:
     """Everything that one process can know about its machine."""
 
-    wanted: Wanted
+    wanted: WantedJob
     python: Python
     packages: tuple[Package, ...]
     mpi: MpiFacts
     gpus: Gpus
-    machine: Machine
+    machine: HostFacts
     folder: Folder | None = None
-    shards: Shards | None = None
+    shards: ShardCount | None = None
     slurm: Mapping[str, str] = field(default_factory=dict)
 
 

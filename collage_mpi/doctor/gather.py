@@ -27,13 +27,13 @@ from collage_mpi.doctor.facts import (
     Facts,
     Folder,
     Gpus,
+    HostFacts,
     Library,
-    Machine,
     MpiFacts,
     Package,
     Python,
-    Shards,
-    Wanted,
+    ShardCount,
+    WantedJob,
 )
 from collage_mpi.doctor.folder import free_bytes, scratch_in
 from collage_mpi.launch.mpiexec import (
@@ -75,7 +75,7 @@ SLURM_VARIABLES = (
 
 
 def gather(
-    wanted: Wanted,
+    wanted: WantedJob,
     out: Path | None,
     shards: Sequence[str],
     environ: Mapping[str, str] = os.environ,
@@ -104,7 +104,7 @@ def gather(
             gpus=_gpus(found["torch"], driver.result(), smi.result(), environ),
             machine=machine_facts(wanted, environ),
             folder=Folder(**folder),
-            shards=Shards(**opened.result()) if opened else None,
+            shards=ShardCount(**opened.result()) if opened else None,
             slurm={name: environ[name] for name in SLURM_VARIABLES if name in environ},
         )
 
@@ -155,7 +155,7 @@ def minimums() -> dict[str, str]:
     return {match.group(1): match.group(2) for match in found if match}
 
 
-def _launchers(wanted: Wanted) -> tuple[tuple[Mpi, ...], Mpi | None]:
+def _launchers(wanted: WantedJob) -> tuple[tuple[Mpi, ...], Mpi | None]:
     """Available launchers, best first, and the one that is run when typed by hand."""
     if wanted.mpiexec is not None:
         path = shutil.which(wanted.mpiexec)
@@ -241,7 +241,7 @@ def _gpus(
     return Gpus(installed, driver.get("gpus"), torch.get("build"), torch.get("count"), visible)
 
 
-def machine_facts(wanted: Wanted, environ: Mapping[str, str] = os.environ) -> Machine:
+def machine_facts(wanted: WantedJob, environ: Mapping[str, str] = os.environ) -> HostFacts:
     """This host."""
     world = launcher_size(environ) or wanted.ranks
     here = local_size(environ) if launcher_size(environ) else None
@@ -249,7 +249,7 @@ def machine_facts(wanted: Wanted, environ: Mapping[str, str] = os.environ) -> Ma
         None if limit == resource.RLIM_INFINITY else limit
         for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
     )
-    return Machine(
+    return HostFacts(
         host=socket.gethostname(),
         cores=allowed_cores(environ),
         ranks_here=here or -(-(world or DEFAULT_RANKS) // allocated_hosts(environ)),

@@ -19,7 +19,7 @@ from typing import Any
 
 from collage_mpi import __version__
 from collage_mpi.doctor.checks_software import launcher_fits
-from collage_mpi.doctor.facts import MpiFacts, Rank, Wanted, World
+from collage_mpi.doctor.facts import MpiFacts, Rank, WantedJob, World
 from collage_mpi.doctor.gather import library_of, probe, started_by
 from collage_mpi.doctor.rankmap import numbers_text
 from collage_mpi.errors import EnvironmentFault, ExitCode
@@ -192,7 +192,7 @@ class Meeting:
         self._sends.post(peer, TAG_CONTROL, buffer, len(data))
 
 
-def open_meeting(wanted: Wanted) -> Meeting | None:
+def open_meeting(wanted: WantedJob) -> Meeting | None:
     """Start MPI and join the world; None if that is not possible, and `examine` says why."""
     answer = probe("rank")
     facts = MpiFacts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from typing import Any
 
@@ -24,7 +23,7 @@ def try_ranks(mpi: Mpi, ranks: int, device: str) -> Trial:
     """Start `ranks` ranks that report and end; it takes at most the limit and some seconds."""
     limit_s = min(LONGEST_LIMIT_S, BASE_LIMIT_S + LIMIT_PER_RANK_S * ranks)
     program = (*own_command("collage_mpi.doctor.ranks"), f"{limit_s:g}", device)
-    plan = build_command(mpi, ranks, program, site_here(), environ=os.environ)
+    plan = build_command(mpi, ranks, program, site_here())
     out, err = io.StringIO(), io.StringIO()
     began_s = time.monotonic()
     ending = Supervisor(plan, Limits(limit_s), out, err).run()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from collage_mpi.faults.reply_timeout import SECOND_NS, Watch
+from collage_mpi.faults.reply_timeout import SECOND_NS, WatchedTime
 from collage_mpi.faults.tcp_link import Offer, TcpLink, ended
 from collage_mpi.system.pidfd import ProcessId, ProcessWatch, watch_process
 
@@ -62,7 +62,7 @@ class ProcessMonitor:
         self._clock = clock
         self._ranks = frozenset(range(1, size) if ranks is None else ranks)
         self._awaited = set(self._ranks)  # neither connected nor given up
-        self._watched = Watch(clock())
+        self._watched = WatchedTime(clock())
         self._open, self._again_ns = True, 0
         self._strangers: dict[socket.socket, int] = {}  # until when, the oldest first
         self._epoll = select.epoll()

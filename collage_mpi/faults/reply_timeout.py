@@ -66,7 +66,7 @@ class Loss:
         }
 
 
-class Watch:
+class WatchedTime:
     """The time that rank 0 spent watching: at most LONGEST_LOOK_NS of each gap between looks."""
 
     def __init__(self, now_ns: int) -> None:
@@ -104,7 +104,7 @@ class ReplyTimeouts:
         """
         self.reply_timeout_ns = reply_timeout_ns
         self.losses: dict[int, Loss] = {}
-        self.watch = Watch(now_ns)
+        self.watch = WatchedTime(now_ns)
         self._members = {rank: _Member(now_ns) for rank in ranks}
         self._longest_ns = 0
         self._scan_at_ns = 0

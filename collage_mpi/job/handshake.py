@@ -28,7 +28,7 @@ from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_messag
 from collage_mpi.scheduler import make_scheme
 from collage_mpi.system.fields import AUTO
 from collage_mpi.system.printable import numbered
-from collage_mpi.system.progress import StatusReporter
+from collage_mpi.system.progress import NoLines, WaitReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.background_load import Burn
 from collage_mpi.workload.straggler_settings import StragglerSettings
@@ -61,13 +61,12 @@ def handshake(
     if settings.on_rank_loss == "continue" and not detector.fault_tolerant:
         tell(PLAIN_LAUNCH.format(ranks=worker_group.transport.size))
     worker_group.transport.expect(answer_bytes(plan, encoder))
-    loading = StatusReporter(
+    loading = WaitReporter(
         len(worker_group.present),
         "loading networks",
-        unit="ranks",
+        NoLines() if plan.placement.coordinator > 0 else None,
         every_s=settings.status_every_s,
-        passing=True,
-        silent=plan.placement.coordinator > 0,
+        unit="ranks",
     )
     try:
         hellos = worker_group.welcome(

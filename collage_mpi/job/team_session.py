@@ -37,7 +37,7 @@ from collage_mpi.results.status import StatusFiles
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.limits import fault_of
-from collage_mpi.system.progress import StatusReporter
+from collage_mpi.system.progress import NoLines, StatusReporter
 
 StopReason = Callable[[], str | None]
 LATE_FILE_S = 90.0  # a file server shows what another host has made up to a minute late
@@ -144,7 +144,7 @@ class TeamSession:
         with open_reader(plan, plan.order, encoder, reading) as reader:
             supply = Supply(link, plan, reader, rows)
             every_s = plan.settings.status_every_s
-            progress = StatusReporter(None, "", every_s=every_s, silent=True)
+            progress = StatusReporter(None, "", NoLines(), every_s=every_s)
             published = self._status(every_s)
             coordinator = build_coordinator(
                 plan,

@@ -91,6 +91,7 @@ def site_here(environ: Mapping[str, str] = os.environ, *, scratch: bool = True) 
         root=os.geteuid() == 0,
         loopback=sys.platform == "linux",
         scratch=f"{gettempdir()}/{PREFIX}{token_hex(6)}" if scratch else None,
+        environ=environ,
     )
 
 
@@ -100,7 +101,6 @@ def build_command(
     program: Sequence[str],
     site: Site,
     *,
-    environ: Mapping[str, str] | None = None,
     extra_env: Mapping[str, str] | None = None,
     fault_tolerant: bool = False,
 ) -> LaunchPlan:
@@ -110,8 +110,7 @@ def build_command(
         mpi: the launcher.
         ranks: world size, at least 1.
         program: the program and its arguments, e.g. ("collage-mpi", "run").
-        site: cores, hosts, root.
-        environ: variables that the user has set; these are never overridden.
+        site: cores, hosts, root, and the variables that the user has set.
         extra_env: variables that every rank must see, set in any case.
         fault_tolerant: the death of a rank leaves the others alone.
 
@@ -123,12 +122,12 @@ def build_command(
         raise UsageError(f"-n {ranks}: the number of ranks must be at least 1")
     if not program:
         raise UsageError("nothing to launch: give a command after --, e.g. -- run --shards DIR")
-    environ, launcher = environ or {}, launcher_of(mpi.family)
+    launcher = launcher_of(mpi.family)
     wanted = _thread_variables(ranks, site)
     if site.hosts == 1 and site.loopback:
         wanted.update(launcher.loopback())
     wanted.update(launcher.variables(ranks, site))
-    env = {name: value for name, value in wanted.items() if name not in environ}
+    env = {name: value for name, value in wanted.items() if name not in site.environ}
     if mpi.family not in FAMILIES:
         env[VARIABLE] = mpi.family
     env.update(extra_env or {})

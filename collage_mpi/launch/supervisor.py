@@ -28,7 +28,7 @@ from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.launchers import Death
 from collage_mpi.system.process_tree import end_family, guarded
 from collage_mpi.system.progress import display_for, split_statuses
-from collage_mpi.system.safe_stream import SafeStream
+from collage_mpi.system.tell import SafeStream
 
 POLL_S = 0.1
 POLL_CLOSED_S = 0.02  # between two looks at a launcher that has closed both its streams

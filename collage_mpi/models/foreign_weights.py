@@ -19,7 +19,7 @@ from collage_mpi.models.lite import renamed
 from collage_mpi.models.torch_file import load_tensors
 from collage_mpi.models.vision import VisionSingle
 from collage_mpi.models.weights import save_weights, sha256_of_file
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import require_regular
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # of training checkpoints
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning

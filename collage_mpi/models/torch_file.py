@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import require_regular
 
 
 def load_tensors(file: Path) -> Any:

@@ -23,8 +23,7 @@ from collage_mpi.models.backbone import read_architecture
 from collage_mpi.models.heads import HeadSpec
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.parity_spec import ParitySpec
-from collage_mpi.system.files import save_file
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import require_regular, save_file
 
 FORMAT = "collage-mpi weights"
 VERSION = 1

@@ -19,7 +19,7 @@ from collage_mpi.shards.foreign import Layout, find_labels
 from collage_mpi.shards.hdf5 import H5_LOCK
 from collage_mpi.shards.pictures import Fit, fit_pixels
 from collage_mpi.shards.schema import CHANNELS, label_problem
-from collage_mpi.system.npy import UNREADABLE
+from collage_mpi.system.files import UNREADABLE
 
 
 class PixelRows:

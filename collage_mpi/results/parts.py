@@ -28,8 +28,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results.rows import Table
-from collage_mpi.system.files import write_atomic
-from collage_mpi.system.npy import UNREADABLE
+from collage_mpi.system.files import UNREADABLE, write_atomic
 
 Accepted = dict[str, dict[str, list[list[int]]]]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.system.extras import pip_line
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import require_regular
 
 MOST_CHARACTERS = 4_000_000  # of a YAML file with its aliases written out
 

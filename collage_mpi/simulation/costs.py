@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import SINGLE
 from collage_mpi.system.fields import setting
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import require_regular
 
 if TYPE_CHECKING:
     from collage_mpi.results import Results

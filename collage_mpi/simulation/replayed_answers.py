@@ -15,8 +15,7 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, TABLE
 from collage_mpi.scheduler.events import Item, Score
-from collage_mpi.system.npy import UNREADABLE
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import UNREADABLE, require_regular
 
 VERSION = 1
 # name -> kinds of dtype, dimensions

@@ -39,8 +39,7 @@ from collage_mpi.simulation.costs import Costs, costs_of
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
 from collage_mpi.simulation.simulator import FINGERPRINT, Simulation
 from collage_mpi.system.fields import AUTO
-from collage_mpi.system.files import write_atomic, writing
-from collage_mpi.system.npy import UNREADABLE_OR_GONE
+from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic, writing
 from collage_mpi.workload.service_times import DelayModel
 from collage_mpi.workload.straggler_settings import make_delays
 

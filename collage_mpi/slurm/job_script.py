@@ -23,7 +23,7 @@ _COMMENT_COLUMN = 38
 
 
 @dataclass(frozen=True)
-class Kind:
+class ScriptKind:
     """One kind of script: its file and its own defaults.
 
     Attributes:
@@ -41,17 +41,17 @@ class Kind:
     array: str | None = None
 
 
-KINDS: dict[str, Kind] = {
-    "prepare": Kind("prepare.sbatch", time="00:20:00", array="0-1"),
-    "train": Kind("train.sbatch", gpus_per_node=4, time="04:00:00", array="0-1"),
-    "run_one_node": Kind("run_one_node.sbatch", gpus_per_node=4),
-    "run_nodes": Kind("run_nodes.sbatch", nodes=4, gpus_per_node=None),
-    "run_het": Kind("run_het.sbatch", nodes=3, gpus_per_node=None),
-    "run_teams": Kind("run_teams.sbatch", nodes=4, gpus_per_node=4),
-    "run_teams_het": Kind("run_teams_het.sbatch", nodes=2, gpus_per_node=4),
-    "sweep": Kind("sweep.sbatch", nodes=4, gpus_per_node=None, array="0-11"),
-    "analyse": Kind("analyse.sbatch", time="00:20:00"),
-    "chain": Kind("chain.sh"),
+KINDS: dict[str, ScriptKind] = {
+    "prepare": ScriptKind("prepare.sbatch", time="00:20:00", array="0-1"),
+    "train": ScriptKind("train.sbatch", gpus_per_node=4, time="04:00:00", array="0-1"),
+    "run_one_node": ScriptKind("run_one_node.sbatch", gpus_per_node=4),
+    "run_nodes": ScriptKind("run_nodes.sbatch", nodes=4, gpus_per_node=None),
+    "run_het": ScriptKind("run_het.sbatch", nodes=3, gpus_per_node=None),
+    "run_teams": ScriptKind("run_teams.sbatch", nodes=4, gpus_per_node=4),
+    "run_teams_het": ScriptKind("run_teams_het.sbatch", nodes=2, gpus_per_node=4),
+    "sweep": ScriptKind("sweep.sbatch", nodes=4, gpus_per_node=None, array="0-11"),
+    "analyse": ScriptKind("analyse.sbatch", time="00:20:00"),
+    "chain": ScriptKind("chain.sh"),
 }
 
 
@@ -139,7 +139,7 @@ class SlurmSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Layout:
+class ScriptLayout:
     """Numbers that follow from the settings for one kind of script.
 
     Attributes:
@@ -157,7 +157,7 @@ class Layout:
     limit_hours: float
 
 
-def layout(kind: str, settings: SlurmSettings) -> Layout:
+def layout(kind: str, settings: SlurmSettings) -> ScriptLayout:
     """Tasks and GPUs of a node. Tasks are given per node, not in total, because a requeued job
     keeps that number.
 
@@ -179,7 +179,7 @@ def layout(kind: str, settings: SlurmSettings) -> Layout:
     gpus = settings.gpus_per_node
     if gpus is None or kind in ("prepare", "analyse"):
         gpus = tasks if defaults.gpus_per_node is None else defaults.gpus_per_node
-    return Layout(nodes, teams, tasks, gpus, hours(settings.time or defaults.time))
+    return ScriptLayout(nodes, teams, tasks, gpus, hours(settings.time or defaults.time))
 
 
 def _teams(kind: str, settings: SlurmSettings, nodes: int) -> int:
@@ -248,7 +248,7 @@ def _template(file: str) -> str:
     return re.sub(r"^@include (\S+)@\n", lambda found: _template(found[1]), text, flags=re.M)
 
 
-def _cost(kind: str, settings: SlurmSettings, plan: Layout) -> str:
+def _cost(kind: str, settings: SlurmSettings, plan: ScriptLayout) -> str:
     cores = plan.nodes * plan.tasks_per_node * settings.cpus_per_task * _processes(kind, plan)
     cores += settings.coordinator_cpus * plan.teams * (kind in HET_KINDS)
     each = " a task" if KINDS[kind].array else ""
@@ -258,7 +258,7 @@ def _cost(kind: str, settings: SlurmSettings, plan: Layout) -> str:
     return f"at most {cores * plan.limit_hours:g} core hours{each} ({cores} cores)"
 
 
-def _directives(kind: str, settings: SlurmSettings, plan: Layout) -> list[str]:
+def _directives(kind: str, settings: SlurmSettings, plan: ScriptLayout) -> list[str]:
     array = settings.array or KINDS[kind].array
     log = "%x-%A_%a.log" if array else "%x-%j.log"
     lines = [_line(f"--job-name={kind}", "as squeue shows it"), *_site(kind, settings)]
@@ -289,7 +289,7 @@ def _directives(kind: str, settings: SlurmSettings, plan: Layout) -> list[str]:
     return lines
 
 
-def _processes(kind: str, plan: Layout) -> int:
+def _processes(kind: str, plan: ScriptLayout) -> int:
     """Processes in one task: torchrun is one task and starts a process for each GPU."""
     return max(1, plan.gpus_per_node) if kind == "train" else 1
 

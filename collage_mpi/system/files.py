@@ -1,5 +1,6 @@
 """Writes files that are there completely or not at all: temporary name, write, fsync, rename, fsync
-of the directory. Also CSV files.
+of the directory. Also CSV files, and what a reader must know of files: whether one is regular, and
+what numpy raises for a damaged one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import itertools
 import os
 import re
 import stat
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +27,17 @@ from collage_mpi.system.printable import cell
 SYSTEM_LINKS = Path("/dev")  # stdout and others, which may lead to a file
 TEMP_MARK = ".tmp-"
 _CSV_ROWS = 4096  # in memory as text at a time
+
+# What numpy raises, besides OSError, for damaged .npy and .npz files: found by damaging files
+# (tests/faults/fuzz.py).
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(ValueError, TypeError, SyntaxError, tokenize.TokenError),  # the header is a Python literal
+    *(OverflowError, MemoryError),  # shapes that it claims
+    *(EOFError, KeyError, RuntimeError, NotImplementedError),  # a .npz: members, methods, keys
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+UNREADABLE_OR_GONE: tuple[type[Exception], ...] = (OSError, *UNREADABLE)
 
 
 def write_atomic(
@@ -81,6 +97,19 @@ def temporary_name(path: Path) -> Path:
             raise FileExistsError(errno.EEXIST, "it is there and no regular file", str(path))
     # Pids of two hosts may be the same, so the name is drawn as well.
     return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}")
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise OSError unless `path` leads to a regular file, because opening a FIFO waits for a
+    writer.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; a file is needed", str(path))
+    what = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+    raise OSError(errno.EINVAL, f"it is a {what}; a regular file is needed", str(path))
 
 
 @contextmanager

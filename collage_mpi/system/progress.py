@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from collage_mpi.system.environment import launcher_rank, status_word
 from collage_mpi.system.printable import printable
-from collage_mpi.system.tell import tell
+from collage_mpi.system.tell import SafeStream, tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -28,50 +28,74 @@ MOST_SHOWN = 10**18
 PLAIN_EVERY_S = 5.0  # what a batch log can bear
 
 
+class StatusLines:
+    """Where the lines of a reporter go: marked by a word to launch, or without a word to the log.
+
+    Args:
+        word: marks status lines; "" for plain lines; None: as the environment says.
+        stream: where marked lines go.
+    """
+
+    def __init__(self, word: str | None = None, stream: TextIO | None = None) -> None:
+        self._word = (status_word() or "") if word is None else word
+        self._stream = SafeStream(sys.stderr if stream is None else stream)
+        self._said = ""
+        self.often = bool(self._word)  # whether a bar is drawn of the lines
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Write a status."""
+        if self._word:
+            # In one write: lines of other ranks cannot cut it.
+            self._stream.write(status_line(status, self._word) + "\n")
+        elif not (status.get("passing") and status.get("end")):
+            line = plain_line(status)
+            if line != self._said:
+                tell(line, logging.INFO, any_rank=True)
+            self._said = line
+
+
+class NoLines(StatusLines):
+    """For a process for which another one reports."""
+
+    def write(self, status: dict[str, Any]) -> None:
+        pass
+
+
 class StatusReporter:
     """Rank 0's side. Call `update` as often as you like; it writes now and then.
 
     Args:
         total: the number to do, or None if unknown.
         phase: what is running, e.g. "none", "collage", "train".
-        stream: where marked lines go; plain ones are logged.
+        lines: where the lines go; None: as the environment says.
         clock: monotonic seconds.
         every_s: least seconds between lines that a log shows.
-        word: marks status lines; "" for plain lines; None: as the environment says.
         unit: what is counted, for the plain line.
-        passing: a wait, not work: no line remains when it is over.
-        silent: another process reports for this one too.
     """
+
+    passing = False
 
     def __init__(
         self,
         total: int | None,
         phase: str,
-        stream: TextIO | None = None,
+        lines: StatusLines | None = None,
         clock: Callable[[], float] = time.monotonic,
         every_s: float = PLAIN_EVERY_S,
-        word: str | None = None,
         unit: str = "images",
-        passing: bool = False,
-        silent: bool = False,
     ) -> None:
         self._total, self._phase, self._unit = total, phase, unit
-        self._stream = sys.stderr if stream is None else stream
+        self._lines = StatusLines() if lines is None else lines
         self._clock = clock
-        self._word = status_word() if word is None else word
         # Launch is told often enough for a bar to look alive, and how often a log is to have it.
-        self._every_s = min(MACHINE_EVERY_S, every_s) if self._word else every_s
-        self._passing = passing
-        self._more: dict[str, Any] = {"every_s": every_s} if self._word else {}
-        if passing:
-            self._more["passing"] = True
+        self._told_every_s = every_s
+        self._every_s = min(MACHINE_EVERY_S, every_s) if self._lines.often else every_s
         self._start_s, self._start = clock(), 0
         # The bar appears at once; a plain line only after the first interval.
-        self._next_s = self._start_s + (0.0 if self._word else self._every_s)
+        self._next_s = self._start_s + (0.0 if self._lines.often else every_s)
         self._last: tuple[int, dict[str, Any]] = (0, {})
         self._written: tuple[int, dict[str, Any]] | None = None
-        self._ended, self._said = False, ""
-        self._deaf = silent
+        self._ended = False
         self._also: Callable[[bool], None] = lambda last: None
         self._began: Callable[[int], None] = lambda done: None
 
@@ -111,35 +135,21 @@ class StatusReporter:
         self._ended |= end
         self._written = self._last
         self._also(end)
-        if self._deaf or (end and self._passing and not self._word):
-            return
         done, fields = self._last
-        elapsed_s = max(now_s - self._start_s, 1e-9)
-        status = {
-            "phase": self._phase,
-            "done": done,
-            "total": self._total,
-            "unit": self._unit,
-            **(
-                {}
-                if self._passing
-                else {f"{self._unit}_s": round((done - self._start) / elapsed_s, 2)}
-            ),
-            **fields,
-            **self._more,
-            **({"end": True} if end else {}),
-        }
-        if not self._word:
-            line = plain_line(status)
-            if line != self._said:
-                tell(line, logging.INFO, any_rank=True)
-            self._said = line
-            return
-        try:  # in one write: lines of other ranks cannot cut it
-            self._stream.write(status_line(status, self._word) + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._deaf = True  # the reader has gone; the job goes on
+        status = {"phase": self._phase, "done": done, "total": self._total, "unit": self._unit}
+        if not self.passing:
+            elapsed_s = max(now_s - self._start_s, 1e-9)
+            status[f"{self._unit}_s"] = round((done - self._start) / elapsed_s, 2)
+        status |= {**fields, "every_s": self._told_every_s}
+        status |= {"passing": True} if self.passing else {}
+        status |= {"end": True} if end else {}
+        self._lines.write(status)
+
+
+class WaitReporter(StatusReporter):
+    """Reports a wait, not work: it has no rate, and no line of it remains when it is over."""
+
+    passing = True
 
 
 def mark_of(word: str) -> str:
@@ -415,23 +425,28 @@ def advancing(
     if total == 0:
         yield lambda more: None
         return
-    done, lines = 0, not (bar and sys.stderr.isatty())
-    display = BarDisplay(sys.stderr)
-    reporter = StatusReporter(total, phase, every_s=every_s, unit=unit)
-    started_s = time.monotonic()
+    drawn = _BarLines(BarDisplay(sys.stderr)) if bar and sys.stderr.isatty() else None
+    reporter = StatusReporter(total, phase, drawn, every_s=every_s, unit=unit)
+    done = 0
 
     def advance(more: int) -> None:
         nonlocal done
         done += more
-        if lines:
-            reporter.update(done)
-        else:
-            rate = done / max(time.monotonic() - started_s, 1e-9)
-            display.show(
-                {"phase": phase, "done": done, "total": total, "unit": unit, f"{unit}_s": rate}
-            )
+        reporter.update(done)
 
     try:
         yield advance
     finally:
-        display.clear()
+        if drawn is not None:
+            drawn.display.clear()
+
+
+class _BarLines(StatusLines):
+    """Draws the statuses of this process itself; the last one is left to the command."""
+
+    def __init__(self, display: BarDisplay) -> None:
+        self.display, self.often = display, True
+
+    def write(self, status: dict[str, Any]) -> None:
+        if not status.get("end"):
+            self.display.show(status)

@@ -1,19 +1,20 @@
-"""Messages of this process to the user, as log records of the logger `collage_mpi`. If all ranks
-have the same to say, only rank 0 does. A user's program may silence the logger or send it
-elsewhere.
+"""Messages of this process to the user, as log records of the logger `collage_mpi`, and output
+streams that may fail without ending the job. If all ranks have the same to say, only rank 0 does.
+A user's program may silence the logger or send it elsewhere.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 from collage_mpi.system.environment import telling_rank
 from collage_mpi.system.printable import printable
-from collage_mpi.system.safe_stream import SafeStream
 
 # It has no handler of its own, not even a NullHandler: `collage_mpi.run` returns a code where it
 # fails, and by this logger alone it says why. Where a program has set up no logging, Python
@@ -23,6 +24,51 @@ LOGGER = logging.getLogger("collage_mpi")
 # Until MPI is up nothing holds ranks together, and Open MPI ends all of them once one has left
 # with an error: rank 0, which has the message, may be that much behind the others.
 SPEAK_FIRST_S = 2.0
+
+
+class SafeStream:
+    """Writes to a stream until a write fails; from then on output is dropped.
+
+    Args:
+        stream: None if the process was started with the stream closed.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write and flush; it never raises because of the stream."""
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):
+                abandon(self._stream)
+                self._stream = None
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing, because `write` flushes."""
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self._stream is not None and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:  # encoding and the like, for who draws on it
+        return getattr(self._stream, name)
+
+
+def abandon(stream: TextIO) -> None:
+    """Discard what Python still buffers for the stream; a failure at exit would change the exit
+    code.
+    """
+    try:
+        descriptor = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+    except (OSError, ValueError):
+        return  # no file, or closed
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def tell(message: str, level: int = logging.WARNING, *, any_rank: bool = False) -> None:

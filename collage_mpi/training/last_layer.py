@@ -23,9 +23,7 @@ from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.weights import describe_weights
-from collage_mpi.system.files import save_file
-from collage_mpi.system.npy import UNREADABLE_OR_GONE
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import UNREADABLE_OR_GONE, require_regular, save_file
 from collage_mpi.training.parts import make_optimizer, resolve_precision, start_from
 from collage_mpi.training.progress import TrainingProgress
 from collage_mpi.training.records import Machine, TrainData, Trained

@@ -15,9 +15,7 @@ from collage_mpi.models.fit import check_fit
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.weights import describe_weights
-from collage_mpi.system.files import save_file
-from collage_mpi.system.npy import UNREADABLE_OR_GONE
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import UNREADABLE_OR_GONE, require_regular, save_file
 from collage_mpi.training.parts import resolve_precision
 from collage_mpi.training.progress import TrainingProgress
 

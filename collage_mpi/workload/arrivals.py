@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import require_regular
 from collage_mpi.workload.trace import load_numbers
 
 LARGEST_S = 1e9

@@ -26,7 +26,7 @@ Cdf = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedModel:
     """One model with the parameters that fit a trace best.
 
     Attributes:
@@ -47,7 +47,7 @@ class Fit:
         )
 
 
-def fit_trace(times_s: np.ndarray) -> list[Fit]:
+def fit_trace(times_s: np.ndarray) -> list[FittedModel]:
     """Every model that can be fitted, the closest distribution first.
 
     Bimodal and markov are left out if the trace has no second mode.
@@ -65,22 +65,24 @@ def fit_trace(times_s: np.ndarray) -> list[Fit]:
     return sorted(fits, key=lambda fit: fit.ks)
 
 
-def fit_lognormal(times_s: np.ndarray) -> Fit:
+def fit_lognormal(times_s: np.ndarray) -> FittedModel:
     """Mean and standard deviation of the logarithms."""
     logs = np.log(times_s.ravel())
     median_s, sigma = math.exp(logs.mean()), float(logs.std())
     settings = _settings("lognormal", median_s, straggler_sigma=sigma)
-    return Fit("lognormal", settings, ks_distance(times_s, _normal_cdf(math.log(median_s), sigma)))
+    return FittedModel(
+        "lognormal", settings, ks_distance(times_s, _normal_cdf(math.log(median_s), sigma))
+    )
 
 
-def fit_pareto(times_s: np.ndarray) -> Fit:
+def fit_pareto(times_s: np.ndarray) -> FittedModel:
     """The minimum is the scale; the tail index is one over the mean log ratio to it."""
     x = times_s.ravel()
     least = float(x.min())
     spread = float(np.log(x / least).mean())
     tail = min(1 / spread, 1000.0) if spread > 0 else 1000.0
     settings = _settings("pareto", least * 2 ** (1 / tail), straggler_tail=tail)
-    return Fit(
+    return FittedModel(
         "pareto", settings, ks_distance(x, lambda t: 1 - (least / np.maximum(t, least)) ** tail)
     )
 
@@ -156,16 +158,16 @@ def _log_likelihood(logs: np.ndarray, mean: float, sigma: float) -> float:
     )
 
 
-def fit_bimodal(times_s: np.ndarray) -> Fit | None:
+def fit_bimodal(times_s: np.ndarray) -> FittedModel | None:
     """Each request is slow independently; None without a second mode."""
     mixture = fit_mixture(np.log(times_s.ravel()))
     if mixture is None:
         return None
     settings = _mixture_settings("bimodal", mixture, mixture.share)
-    return Fit("bimodal", settings, ks_distance(times_s, _mixture_cdf(mixture)))
+    return FittedModel("bimodal", settings, ks_distance(times_s, _mixture_cdf(mixture)))
 
 
-def fit_markov(times_s: np.ndarray) -> Fit | None:
+def fit_markov(times_s: np.ndarray) -> FittedModel | None:
     """Slow periods along the rows; None without a second mode or without any slow request.
 
     A machine is assumed to work all the time, one request after the other.
@@ -187,7 +189,7 @@ def fit_markov(times_s: np.ndarray) -> Fit | None:
     settings = _mixture_settings("markov", mixture, slow_s / float(times_s.sum()))
     settings["straggler_spell_s"] = slow_s / spells
     requests = Mixture(mixture.low, mixture.high, mixture.sigma, float(slow.mean()))
-    return Fit("markov", settings, ks_distance(times_s, _mixture_cdf(requests)))
+    return FittedModel("markov", settings, ks_distance(times_s, _mixture_cdf(requests)))
 
 
 def _switches(slow: np.ndarray) -> tuple[float, float]:

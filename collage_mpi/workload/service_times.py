@@ -80,7 +80,7 @@ class Spells:
 
 
 @dataclass(frozen=True)
-class Death:
+class RankDeath:
     """When a rank stops answering: a time since the start, or a number of tasks."""
 
     at_s: float | None = None
@@ -119,7 +119,7 @@ class Delays:
         body: Body | None,
         time_scale: float,
         slow: Mapping[int, float],
-        deaths: Mapping[int, Death],
+        deaths: Mapping[int, RankDeath],
         *,
         by_image: bool = False,
     ) -> None:

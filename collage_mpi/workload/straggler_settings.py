@@ -18,7 +18,7 @@ from collage_mpi.system.fields import Settings, setting
 from collage_mpi.system.printable import counted
 from collage_mpi.workload import service_times
 from collage_mpi.workload.background_load import MOST as MOST_BURNING
-from collage_mpi.workload.service_times import Body, Death, DelayModel, Delays, Spells
+from collage_mpi.workload.service_times import Body, DelayModel, Delays, RankDeath, Spells
 
 _USUAL = "median {0.straggler_median_ms:g} ms, sigma {0.straggler_sigma:g}"
 _SLOW = "{0.straggler_slow_factor:g}x"
@@ -143,7 +143,7 @@ class StragglerSettings(Settings):
         """Rank -> factor on its draws."""
         return dict(parse_slow(text) for text in self.slow_ranks)
 
-    def dying(self) -> dict[int, Death]:
+    def dying(self) -> dict[int, RankDeath]:
         """Rank -> when it stops answering."""
         return dict(parse_dead(text) for text in self.dead_ranks)
 
@@ -175,7 +175,7 @@ class StragglerSettings(Settings):
         return "".join(parts)
 
 
-def _after(death: Death) -> str:
+def _after(death: RankDeath) -> str:
     return f"{death.at_s:g} s" if death.at_s is not None else f"{death.tasks} tasks"
 
 
@@ -224,7 +224,7 @@ def parse_slow(text: str) -> tuple[int, float]:
         raise UsageError(f"slow rank {text!r}; it needs RANK:FACTOR, as in 3:5") from None
 
 
-def parse_dead(text: str) -> tuple[int, Death]:
+def parse_dead(text: str) -> tuple[int, RankDeath]:
     """Read RANK:SECONDSs or RANK:TASKS. Raises UsageError for any other form."""
     rank, _, when = text.partition(":")
     try:
@@ -232,10 +232,10 @@ def parse_dead(text: str) -> tuple[int, Death]:
             at_s = float(when[:-1])
             if not 0 <= at_s <= 1e9:
                 raise ValueError
-            return int(rank), Death(at_s=at_s)
+            return int(rank), RankDeath(at_s=at_s)
         if not when.isdecimal():
             raise ValueError
-        return int(rank), Death(tasks=int(when))
+        return int(rank), RankDeath(tasks=int(when))
     except ValueError:
         raise UsageError(
             f"dead rank {text!r}; it needs RANK:SECONDSs or RANK:TASKS, as in 3:2.5s (answers "

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.system.npy import UNREADABLE
-from collage_mpi.system.regular_file import require_regular
+from collage_mpi.system.files import UNREADABLE, require_regular
 from collage_mpi.workload.service_times import LONGEST_S
 
 

@@ -126,7 +126,6 @@ def undisturbed(mpi: Mpi, folder: Path, shard: Path, mode: str, number: int) -> 
         11,
         [sys.executable, str(METERED), str(file), *words],
         site_here(),
-        environ=os.environ,
         extra_env={STATUS_VARIABLE: "1", "OMP_NUM_THREADS": "1"},
         fault_tolerant=mode == "continue",
     )

@@ -335,7 +335,7 @@ def run_visited(mpi: Mpi, folder: Path, connections: int, seed: int = 1, teams: 
     words += ["--teams", teams] if teams > 1 else []
     plan = build_command(
         mpi, ranks, [sys.executable, str(PROGRAM), str(folder), str(ranks), *map(str, words)],
-        site_here(), environ=os.environ, fault_tolerant=True,
+        site_here(), fault_tolerant=True,
         extra_env={STATUS_VARIABLE: "1", "OMP_NUM_THREADS": "1", "STRANGERS": str(folder)},
     )  # fmt: skip
     visit, said, done = Visit(folder), io.StringIO(), threading.Event()

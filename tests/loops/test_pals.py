@@ -124,7 +124,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(pals, tmp_path):
     mpi = mpiexec.find_mpi("pals", str(tmp_path / "mpiexec"))
     program = (sys.executable, "-c", FAILED)
     out, err = io.StringIO(), io.StringIO()
-    plan = mpiexec.build_command(mpi, 3, program, mpiexec.site_here(), environ=os.environ)
+    plan = mpiexec.build_command(mpi, 3, program, mpiexec.site_here())
     ending = Supervisor(plan, Limits(), out, err).run()
     code, note = exit_code(ending, None)
     assert (code, err.getvalue()) == (3, "")

@@ -55,7 +55,7 @@ def supervised(mpi, ranks: int, *words: object, **options) -> tuple[int, str, st
     """The exit code and output of a program under launch's supervision, launch's own line last."""
     program = [sys.executable, *map(str, words)]
     extra = {STATUS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
-    plan = build_command(mpi, ranks, program, site_here(), environ=os.environ, extra_env=extra)
+    plan = build_command(mpi, ranks, program, site_here(), extra_env=extra)
     out, err = io.StringIO(), io.StringIO()
     ending = Supervisor(plan, Limits(**options), out, err).run()
     code, note = exit_code(ending, None)

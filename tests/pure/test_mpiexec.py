@@ -93,14 +93,9 @@ def test_several_hosts_keep_their_network_and_slots(mpi):
 
 
 def test_the_users_variables_win_and_ours_are_certain():
-    plan = build_command(
-        MPICH,
-        3,
-        PROGRAM,
-        Site(cores=2),
-        environ={"OMP_NUM_THREADS": "4", "HYDRA_IFACE": "eth0", "COLLAGE_MPI_STATUS": "0"},
-        extra_env={"COLLAGE_MPI_STATUS": "1"},
-    )
+    theirs = {"OMP_NUM_THREADS": "4", "HYDRA_IFACE": "eth0", "COLLAGE_MPI_STATUS": "0"}
+    site = Site(cores=2, environ=theirs)
+    plan = build_command(MPICH, 3, PROGRAM, site, extra_env={"COLLAGE_MPI_STATUS": "1"})
     assert "OMP_NUM_THREADS" not in plan.env
     assert "HYDRA_IFACE" not in plan.env
     assert plan.env["COLLAGE_MPI_STATUS"] == "1"

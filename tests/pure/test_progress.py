@@ -16,7 +16,9 @@ from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.progress import (
     BarDisplay,
     LineDisplay,
+    StatusLines,
     StatusReporter,
+    WaitReporter,
     mark_of,
     plain_line,
     report_exit,
@@ -40,7 +42,7 @@ class Clock:
 
 def test_machine_lines_come_at_their_interval_and_say_the_last_state():
     stream, clock = io.StringIO(), Clock()
-    reporter = StatusReporter(1800, "collage", stream, clock, every_s=1.0, word=WORD)
+    reporter = StatusReporter(1800, "collage", StatusLines(WORD, stream), clock, every_s=1.0)
     for done in range(13):
         reporter.update(done, collage_share=0.5)
         clock.now_s += 0.0625
@@ -63,7 +65,7 @@ def test_machine_lines_come_at_their_interval_and_say_the_last_state():
 
 def test_reaching_the_total_is_said_once_and_at_once():
     stream, clock = io.StringIO(), Clock()
-    reporter = StatusReporter(9, "collage", stream, clock, word=WORD)
+    reporter = StatusReporter(9, "collage", StatusLines(WORD, stream), clock)
     for done in (0, 5, 9, 9):
         reporter.update(done)
     clock.now_s += 60.0  # late answers are waited for
@@ -81,7 +83,7 @@ def test_reaching_the_total_is_said_once_and_at_once():
 def test_plain_lines_wait_for_the_first_interval(caplog):
     caplog.set_level(logging.INFO)
     clock = Clock()
-    reporter = StatusReporter(200, "none", clock=clock, word="")
+    reporter = StatusReporter(200, "none", StatusLines(""), clock)
     reporter.update(1)
     assert caplog.messages == []
     clock.now_s += 5.0
@@ -96,7 +98,7 @@ def test_the_rate_and_the_share_leave_the_warm_up_out_as_the_summary_does(caplog
     """Two groups of nine took 10 s, of which a collage answered all; then 72 images in 9 s."""
     caplog.set_level(logging.INFO)
     clock = Clock()
-    reporter = StatusReporter(90, scheme, clock=clock, word="")
+    reporter = StatusReporter(90, scheme, StatusLines(""), clock)
     rates_begin = []
     reporter.follow(lambda last: None, rates_begin.append)
     told = Told(reporter, RunSettings(scheme=scheme, warmup_groups=2))
@@ -110,7 +112,7 @@ def test_the_rate_and_the_share_leave_the_warm_up_out_as_the_summary_does(caplog
 def test_a_job_of_warm_up_alone_has_a_rate(caplog):
     caplog.set_level(logging.INFO)
     clock = Clock()
-    told = Told(StatusReporter(18, "none", clock=clock, word=""), RunSettings(scheme="none"))
+    told = Told(StatusReporter(18, "none", StatusLines(""), clock), RunSettings(scheme="none"))
     clock.now_s += 3.0
     told.tell(Totals(images=18), 2)
     assert caplog.messages == ["none: 18 of 18 images (100.0 %), 6.0 images/s, lost ranks 2"]
@@ -128,7 +130,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_job():
             raise BrokenPipeError
 
     clock = Clock()
-    reporter = StatusReporter(10, "run", Gone(), clock, word=WORD)
+    reporter = StatusReporter(10, "run", StatusLines(WORD, Gone()), clock)
     reporter.update(1)
     clock.now_s += 100
     reporter.update(2)
@@ -259,7 +261,7 @@ def test_a_wait_is_shown_while_it_lasts_and_leaves_no_line():
 def test_waits_have_no_pace_and_no_last_line(word, caplog):
     caplog.set_level(logging.INFO)
     stream, clock = io.StringIO(), Clock()
-    reporter = StatusReporter(2, "loading", stream, clock, word=word, unit="ranks", passing=True)
+    reporter = WaitReporter(2, "loading", StatusLines(word, stream), clock, unit="ranks")
     clock.now_s += 5.0
     reporter.update(1)
     reporter.update(2)
@@ -293,8 +295,8 @@ def test_a_wait_that_does_not_move_is_told_once(caplog):
     waiting = {"phase": "loading networks", "total": 10, "unit": "ranks", "passing": True}
     stream, clock = io.StringIO(), Clock()
     display = LineDisplay(stream, clock)
-    reporter = StatusReporter(
-        10, "loading networks", clock=clock, every_s=1.0, word="", unit="ranks", passing=True
+    reporter = WaitReporter(
+        10, "loading networks", StatusLines(""), clock, every_s=1.0, unit="ranks"
     )
     with caplog.at_level(logging.INFO):
         for second in range(60):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NEVER = r"(?!)"  # matches no line
 
@@ -20,6 +20,7 @@ class Site:
         root: whether the user is root.
         loopback: whether the loopback device of this host is called `lo` (Linux).
         scratch: a folder, which does not exist yet, for the launcher's files during the job.
+        environ: the variables that the user has set; none of them is overridden.
     """
 
     cores: int
@@ -27,6 +28,7 @@ class Site:
     root: bool = False
     loopback: bool = True
     scratch: str | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
