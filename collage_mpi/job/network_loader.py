@@ -24,7 +24,6 @@ from collage_mpi.models import (
     load_predictor,
 )
 from collage_mpi.models.null import NULL_CLASSES
-from collage_mpi.models.part_torch import import_part, whole_torch
 from collage_mpi.system.environment import (
     assign_device,
     local_gpu_rank,
@@ -72,10 +71,6 @@ class NetworkLoader:
     ) -> Predictor:
         if spec == "null" and not embed:
             return NullPredictor(kind, *geometry[:3], geometry[3] or NULL_CLASSES)
-        if is_own(spec) or tuning.compile == "torch-compile":
-            whole_torch()
-        else:
-            import_part()
         threads = threads_per_rank(local_size() or self.world_size)
         return load_predictor(
             spec,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
 
 import pytest
 from job_messages import WELCOME
 
 from collage_mpi.job import network_loader
 from collage_mpi.job.network_loader import NetworkLoader, uncollected
-from collage_mpi.models import PLAIN
 
 
 @pytest.fixture
@@ -30,27 +28,6 @@ def test_nothing_is_collected_while_a_network_is_loaded(monkeypatch, thawed):
     assert [load("w.safetensors", "single", WELCOME) for _ in range(2)] == ["it", "it"]
     assert collected == [False]  # once
     assert gc.isenabled()
-
-
-@pytest.mark.parametrize(
-    ("spec", "compiled", "imports"),
-    [
-        ("w.safetensors", "none", ["part"]),
-        ("w.safetensors", "torch-compile", ["whole"]),
-        ("mine:network", "none", ["whole"]),
-        ("null", "none", []),
-    ],
-)
-def test_all_of_torch_is_there_for_who_compiles_or_brings_a_network(
-    monkeypatch, thawed, spec, compiled, imports
-):
-    found = []
-    monkeypatch.setattr(network_loader, "load_predictor", lambda *a, **k: "it")
-    monkeypatch.setattr(network_loader, "import_part", lambda: found.append("part"))
-    monkeypatch.setattr(network_loader, "whole_torch", lambda: found.append("whole"))
-    welcome = replace(WELCOME, tuning=replace(PLAIN, compile=compiled))
-    NetworkLoader(1, 3)(spec, "single", welcome)
-    assert found == imports
 
 
 def test_what_a_network_brings_is_not_looked_at_again(thawed):
