@@ -23,6 +23,7 @@ from collage_mpi.system.fields import default_of
 from collage_mpi.system.files import save_file, writing
 from collage_mpi.training.judge import AT
 from collage_mpi.training.settings import DISTILLATION, TRAINING, TrainSettings, flagged
+from collage_mpi.training.threshold import told_errors
 
 Report = Mapping[str, Any]
 
@@ -316,8 +317,10 @@ def _calibration(entry: Mapping[str, Any]) -> str:
 
 
 def _accept(found: Mapping[str, Any]) -> str:
+    errors = found.get("errors")
+    asked = "" if errors is None else f", chosen with {told_errors(errors)}"
     return (
-        f"Accept threshold {found['confidence']:g} beside single network "
+        f"Accept threshold {found['confidence']:g}{asked} beside single network "
         f"`{found['single'][:12]}...`: if every cell of at least that score counts, "
         f"{found['chosen_points']:+.2f} points of accuracy are given away on the "
         f"{found['chosen_on']:,} test images that chose it and {found['measured_points']:+.2f} on "

@@ -3,7 +3,7 @@
     python analysis/savings.py    # a second; needs no data set and no network's call
 
 For each file of `evaluate --save-answers` in analysis/answers: the saving at the threshold in the
-network's weights file and at no loss (`collage_mpi.training.saving`), as a table in Markdown. A
+network's weights file and at no loss (`collage_mpi.training.threshold`), as a table in Markdown. A
 quick network's file does not come with the package: its threshold is the score that `weights
 threshold --errors 2` finds by these answers. The ratios of service times are those of
 analysis/answers/ratios.csv, in float32 and in bfloat16: of a collage, or of a quick network's batch
@@ -28,8 +28,13 @@ from collage_mpi.scheduler.events import Score
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
 from collage_mpi.system.files import UNREADABLE_OR_GONE
-from collage_mpi.training.saving import find_savings, saving_of
-from collage_mpi.training.threshold import Aim, choose_threshold
+from collage_mpi.training.threshold import (
+    Aim,
+    TwoStages,
+    choose_threshold,
+    find_savings,
+    saving_of,
+)
 
 ANSWERS = Path(__file__).parent / "answers"
 PRECISIONS = ("float32", "bfloat16")
@@ -79,15 +84,8 @@ def savings_of(path: Path, name: str, ratios: dict[str, float]) -> list[list[str
     except UNREADABLE_OR_GONE as error:
         raise DataFault(f"answers {path} cannot be read: {error}") from error
     known = read_answers(path, side)
-    accept = threshold(known, name)
-    found = find_savings(
-        known.single,
-        first_answers(known),
-        np.array(known.labels),
-        side**2,
-        ratios["float32"],
-        None if accept is None else accept.confidence,
-    )
+    stages = TwoStages(known.single, first_answers(known), np.array(known.labels), side**2)
+    found = find_savings(stages, ratios["float32"], threshold(stages, name, known))
     if found is None:
         raise DataFault(f"answers {path} has too few images for a saving")
     points = {"in the file": found["at_threshold"], "no loss": found["no_loss"]}
@@ -105,17 +103,16 @@ def first_answers(known: Answers) -> Sequence[Score | None]:
     return found
 
 
-def threshold(known: Answers, name: str) -> AcceptSpec | None:
+def threshold(stages: TwoStages, name: str, known: Answers) -> AcceptSpec | None:
     """From which score on the answers count, what that costs; None where no score does.
 
     Args:
-        known: the network's answers.
         name: of a collage network's file, shipped:NAME.safetensors.
+        known: the answers of both networks, which say whether the first is a collage network.
     """
     if known.backup is None:
         return describe_weights(with_shipped(f"shipped:{name}.safetensors")).accept
-    labels = np.array(known.labels)
-    return choose_threshold(known.single, known.backup, labels, known.side**2, "", TWO_ERRORS)
+    return choose_threshold(stages, "", TWO_ERRORS)
 
 
 def row(at: dict[str, Any], which: str, side: int, ratios: dict[str, float]) -> list[str]:

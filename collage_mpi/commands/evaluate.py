@@ -289,7 +289,7 @@ def _answers(
 
 def _print_table(report: dict[str, Any]) -> None:
     from collage_mpi.system.terminal import make_table, to_text
-    from collage_mpi.training.saving import told_savings
+    from collage_mpi.training.threshold import told_savings
 
     networks = report["networks"]
     ratios = {k: r for k in networks if (r := report.get(f"{k}_over_single")) is not None}

@@ -286,7 +286,7 @@ def _saving(args: argparse.Namespace, info: NetworkInfo, data: TrainData, device
     """What the network saves compared with its teacher, on the validation images."""
     from collage_mpi.models.weights import describe_weights
     from collage_mpi.training.finish import held_savings
-    from collage_mpi.training.saving import told_savings
+    from collage_mpi.training.threshold import told_savings
 
     if args.teacher is None:
         return (

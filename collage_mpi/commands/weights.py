@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.shipped import file_argument, path_argument
 from collage_mpi.system.progress import advancing
+
+if TYPE_CHECKING:
+    from collage_mpi.models import NetworkInfo
+    from collage_mpi.training.threshold import TwoStages
 
 # Of torchvision's own weights: mean and std of ImageNet's pixels / 255.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -123,15 +128,16 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _threshold(args: argparse.Namespace) -> int:
-    import numpy as np
-
-    from collage_mpi.models import describe, load_predictor
-    from collage_mpi.models.fit import check_fit
+    from collage_mpi.models import describe
     from collage_mpi.models.weights import with_accept
-    from collage_mpi.shards import ShardSet
-    from collage_mpi.training.measure import answers_of, images_a_call, service_ratio
-    from collage_mpi.training.saving import find_savings, told_savings
-    from collage_mpi.training.threshold import Aim, choose_threshold, require_images
+    from collage_mpi.training.measure import service_ratio
+    from collage_mpi.training.threshold import (
+        Aim,
+        choose_threshold,
+        find_savings,
+        told_errors,
+        told_savings,
+    )
 
     kind = BACKUP if args.collage is None else COLLAGE
     specs = {SINGLE: args.single, kind: getattr(args, kind)}
@@ -142,41 +148,50 @@ def _threshold(args: argparse.Namespace) -> int:
         raise UsageError(f"--{kind} {specs[kind]} is the --single itself: name another network")
     if not 0 <= args.errors < math.inf:
         raise UsageError(f"--errors is {args.errors:g}; it needs a number from 0")
-    shards = ShardSet.open(args.shards)
-    try:
-        check_fit([single, first], shards.shape, shards.class_names, args.shards, None, None)
-        labels = shards.labels()
-        if labels is None:
-            raise DataFault("the shards have no labels; a threshold needs labelled shards")
-        require_images(len(labels))
-        order = np.arange(len(shards))
-        how: dict[str, Any] = {
-            "device": args.device,
-            "tuning": replace(PLAIN, precision=args.precision),
-        }
-        both: dict[str, Any] = {
-            each: load_predictor(spec, KIND[each].network, **how) for each, spec in specs.items()
-        }
-        answers = []
-        for each, network in both.items():
-            with advancing(len(order), each) as advance:
-                answers.append(answers_of(network, shards, order, advance))
-    finally:
-        shards.close()
-    (alone, asked), at_once = answers, images_a_call(first)
+    stages, (alone, asked) = _ask_both(args, specs, [single, first])
     aim = Aim(share=args.aim == "share", errors=args.errors)
-    found = choose_threshold(alone, asked, labels, at_once, single.fingerprint, aim)
+    found = choose_threshold(stages, single.fingerprint, aim)
     made = with_accept(first, found, args.out or Path(specs[kind]))
     print(
-        f"{made.path}: answers count from a score of {found.confidence:g}, which changes accuracy "
+        f"{made.path}: answers count from a score of {found.confidence:g}, chosen with "
+        f"{told_errors(args.errors)}, which changes accuracy "
         f"by {0 - found.chosen_points:+.2f} points on {found.chosen_on:,} images and by "
         f"{0 - found.measured_points:+.2f} on {found.measured_on:,} others, where "
         f"{found.share:.0%} of the answers count; sha256 {made.fingerprint[:12]}"
     )
-    ratio, timed = service_ratio(both[SINGLE], both[kind], at_once)
-    saved = find_savings(alone, asked, labels, at_once, ratio, found.confidence)
-    print(told_savings(saved, timed))
+    ratio, timed = service_ratio(alone, asked, stages.cells)
+    print(told_savings(find_savings(stages, ratio, found), timed))
     return 0
+
+
+def _ask_both(
+    args: argparse.Namespace, specs: dict[str, str], infos: Sequence[NetworkInfo]
+) -> tuple[TwoStages, list[Any]]:
+    """The answers of both networks to all images of the shards, and the networks."""
+    import numpy as np
+
+    from collage_mpi.models import load_predictor
+    from collage_mpi.models.fit import check_fit
+    from collage_mpi.shards import ShardSet
+    from collage_mpi.training.measure import answers_of, images_a_call
+    from collage_mpi.training.threshold import TwoStages, require_images
+
+    with ShardSet.open(args.shards) as shards:
+        check_fit(infos, shards.shape, shards.class_names, args.shards)
+        labels = shards.labels()
+        if labels is None:
+            raise DataFault("the shards have no labels; a threshold needs labelled shards")
+        require_images(len(labels))
+        tuning = replace(PLAIN, precision=args.precision)
+        networks: list[Any] = [
+            load_predictor(spec, KIND[each].network, device=args.device, tuning=tuning)
+            for each, spec in specs.items()
+        ]
+        answers = []
+        for each, network in zip(specs, networks, strict=True):
+            with advancing(len(shards), each) as advance:
+                answers.append(answers_of(network, shards, np.arange(len(shards)), advance))
+    return TwoStages(answers[0], answers[1], labels, images_a_call(infos[1])), networks
 
 
 def _import(args: argparse.Namespace) -> int:

@@ -25,6 +25,8 @@ class AcceptSpec:
         share: of the measured images, the share whose cell counts, 0..1.
         agreeing: the share of these cells whose class is the single network's, 0..1; None in
             files of earlier versions.
+        errors: standard errors that were added to the loss when the score was chosen (`weights
+            threshold --errors`); None in files of earlier versions.
     """
 
     confidence: float
@@ -35,6 +37,7 @@ class AcceptSpec:
     measured_points: float
     share: float
     agreeing: float | None = None
+    errors: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON; `from_dict` reads it back."""
@@ -49,8 +52,8 @@ class AcceptSpec:
             found = cls(**record)
         except TypeError as error:
             raise DataFault(f"the accept record cannot be read: {error}") from error
-        no_number = (SINGLE, *(["agreeing"] if found.agreeing is None else []))
-        numbers = [value for name, value in vars(found).items() if name not in no_number]
+        unknown = {name for name in ("agreeing", "errors") if getattr(found, name) is None}
+        numbers = [n for name, n in vars(found).items() if name not in {SINGLE, *unknown}]
         if any(type(n) not in (int, float) or not abs(n) < 1e18 for n in numbers):
             raise DataFault("the accept record holds something else than numbers")
         if not isinstance(found.single, str) or not 0 <= found.confidence <= 1:

@@ -26,9 +26,8 @@ from collage_mpi.training.calibration import (
 from collage_mpi.training.measure import answers_of, images_a_call, service_ratio
 from collage_mpi.training.objective_parity import ParityObjective
 from collage_mpi.training.records import TrainData, Trained
-from collage_mpi.training.saving import find_savings
 from collage_mpi.training.settings import TrainSettings
-from collage_mpi.training.threshold import LEAST_IMAGES
+from collage_mpi.training.threshold import LEAST_IMAGES, TwoStages, find_savings
 
 MIN_FOR_TEMPERATURE = 100  # held-out images; with fewer the fit is noise and 1.0 stays
 
@@ -124,7 +123,7 @@ def held_savings(
     alone, early = (answers_of(network, images, order) for network in (one, asked))
     at_once = images_a_call(first)
     ratio, timed = service_ratio(one, asked, at_once)
-    return find_savings(alone, early, data.held_labels, at_once, ratio), timed
+    return find_savings(TwoStages(alone, early, data.held_labels, at_once), ratio), timed
 
 
 def _error(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -24,7 +24,7 @@ from collage_mpi.training.measure import (
     service_times,
     torch_threads,
 )
-from collage_mpi.training.saving import find_savings
+from collage_mpi.training.threshold import TwoStages, find_savings
 
 
 def make_report(
@@ -87,13 +87,11 @@ def make_report(
     if SINGLE in networks and first is not None:
         took_ns = networks[first].get("batch_service_ns", networks[first]["service_ns"])
         known, single = predictors[first].info.accept, predictors[SINGLE].info.fingerprint
+        at_once = images_a_call(predictors[first].info, side)
         report["saving"] = find_savings(
-            answers[SINGLE],
-            answers[first],
-            labels,
-            images_a_call(predictors[first].info, side),
+            TwoStages(answers[SINGLE], answers[first], labels, at_once),
             took_ns / networks[SINGLE]["service_ns"],
-            known.confidence if known is not None and known.single == single else None,
+            known if known is not None and known.single == single else None,
         )
     return report
 

@@ -1,19 +1,24 @@
-"""Chooses the score from which the answers of a network that is asked first may count, on one half
-of the images, and measures on the other half what it costs in accuracy.
+"""A network that is asked before the single network: from which score on its answers may count, and
+what that saves. Scores are chosen on one half of the images and measured on the other half.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.system.terminal import make_table, to_text
 from collage_mpi.training.answers import Answers, right
 
 MOST_POINTS = 0.1  # percentage points of accuracy
 LEAST_IMAGES = 2000  # in all: a smaller half tells nothing of a tenth of a point
+SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)  # of sure cells, along the curve
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,76 @@ class Aim:
 SHARE, ACCURACY = Aim(), Aim(share=False)
 
 
-def choose_threshold(
-    single: Answers,
-    first: Answers,
-    labels: np.ndarray,
-    cells: int,
-    fingerprint: str,
-    aim: Aim = SHARE,
-) -> AcceptSpec:
+@dataclass(frozen=True)
+class TwoStages:
+    """The answers of a network that is asked first, and of the single network after it.
+
+    Attributes:
+        single, first: n answers each, in the same order.
+        labels: (n,) int64.
+        cells: images of a group: those of a collage, or of a batch for a quick network. Every
+            other group chooses scores, and the groups between measure them.
+    """
+
+    single: Answers
+    first: Answers
+    labels: np.ndarray
+    cells: int
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """(n,) float64: the first answers' scores in steps of 0.0001; -1 without an answer."""
+        scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in self.first])
+        rounded: np.ndarray = np.floor(scores * 1e4) / 1e4
+        return rounded
+
+    @cached_property
+    def lost(self) -> np.ndarray:
+        """(n,) int: 1 if only the single network is right, -1 if only the first one, else 0."""
+        both = [right(answers, self.labels).astype(int) for answers in (self.single, self.first)]
+        lost: np.ndarray = both[0] - both[1]
+        return lost
+
+    @cached_property
+    def chooses(self) -> np.ndarray:
+        """(n,) bool: the images that choose a score."""
+        half: np.ndarray = np.arange(len(self.labels)) // self.cells % 2 == 0
+        return half
+
+    def best_score(self, aim: Aim) -> float | None:
+        """The score for the aim, or None if there is none."""
+        scores, lost = self.scores[self.chooses], self.lost[self.chooses]
+        order = np.argsort(-scores, kind="stable")
+        at, so_far = scores[order], np.cumsum(lost[order])  # (m,) from the surest on
+        worst = so_far + aim.errors * np.sqrt(np.cumsum(lost[order] ** 2))
+        ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score
+        ends = ends[at[ends] >= 0]
+        if not aim.share:
+            least = ends[worst[ends] == worst[ends].min(initial=0)]  # the last: most cells
+            found = least[-1] if len(least) and worst[least[-1]] < 0 else None
+        else:
+            fails = np.flatnonzero(100 * worst[ends] / len(scores) > aim.most_points)
+            good = ends[: fails[0]] if len(fails) else ends
+            found = good[-1] if len(good) else None
+        return None if found is None else float(at[found])
+
+    def points(self, confidence: float, part: np.ndarray) -> float:
+        """Percentage points that the images of a part, (n,) bool, lose from a score on."""
+        counts = part & (self.scores >= confidence)
+        return round(100 * float(self.lost[counts].sum()) / int(part.sum()), 3)
+
+    def agreeing(self, confidence: float) -> float | None:
+        """Of the measured answers that count, the share that the single network gives too."""
+        counts = ~self.chooses & (self.scores >= confidence)
+        alike = [
+            mine is not None and cell is not None and mine[0] == cell[0]
+            for mine, cell, among in zip(self.single, self.first, counts, strict=True)
+            if among
+        ]
+        return round(float(np.mean(alike)), 4) if alike else None
+
+
+def choose_threshold(stages: TwoStages, fingerprint: str, aim: Aim = SHARE) -> AcceptSpec:
     """The score chosen on every other group, and what it costs on the groups between.
 
     With the aim "share" it is the lowest score that loses at most MOST_POINTS, so that most cells
@@ -51,28 +118,19 @@ def choose_threshold(
     the safe side, so that it holds on the other groups too. Scores are taken in steps of 0.0001.
 
     Args:
-        single, first: n answers each, groups of `cells` in order.
-        labels: (n,) int64.
-        cells: images of a group: those of a collage, or of a batch for a quick network.
         fingerprint: of the single network.
 
     Raises:
         DataFault: there are too few images; no score costs so little, or gains; or the chosen
             score costs more than MOST_POINTS, or anything at all, on the other groups.
     """
-    require_images(len(labels))
-    scores, lost = scores_and_losses(single, first, labels)
-    chosen = choosing_half(len(labels), cells)
-    confidence = chosen_score(scores[chosen], lost[chosen], aim)
+    require_images(len(stages.labels))
+    confidence = stages.best_score(aim)
     if confidence is None:
         why = f"costs less than {aim.most_points:g} points" if aim.share else "gains accuracy"
         raise DataFault(f"no score of the network {why} here: {_remedy(aim)}")
-    counts = scores >= confidence
-
-    def points(part: np.ndarray) -> float:
-        return round(100 * float(lost[part & counts].sum()) / int(part.sum()), 3)
-
-    measured = points(~chosen)
+    chooses = stages.chooses
+    measured = stages.points(confidence, ~chooses)
     allowed = aim.most_points if aim.share else 0
     if measured > allowed:
         raise DataFault(
@@ -80,25 +138,16 @@ def choose_threshold(
             f"choose it, more than {allowed:g}: there is no threshold; {_remedy(aim)}"
         )
     return AcceptSpec(
-        confidence,
-        fingerprint,
-        int(chosen.sum()),
-        points(chosen),
-        int((~chosen).sum()),
-        measured,
-        round(float(counts[~chosen].mean()), 3),
-        _agreeing(single, first, counts & ~chosen),
+        confidence=confidence,
+        single=fingerprint,
+        chosen_on=int(chooses.sum()),
+        chosen_points=stages.points(confidence, chooses),
+        measured_on=int((~chooses).sum()),
+        measured_points=measured,
+        share=round(float((stages.scores[~chooses] >= confidence).mean()), 3),
+        agreeing=stages.agreeing(confidence),
+        errors=aim.errors,
     )
-
-
-def _agreeing(single: Answers, first: Answers, counts: np.ndarray) -> float | None:
-    """The share of the cells that count, (n,) bool, which the single network's answers equal."""
-    alike = [
-        mine is not None and cell is not None and mine[0] == cell[0]
-        for mine, cell, among in zip(single, first, counts, strict=True)
-        if among
-    ]
-    return round(float(np.mean(alike)), 4) if alike else None
 
 
 def require_images(n: int) -> None:
@@ -115,42 +164,118 @@ def _remedy(aim: Aim) -> str:
     return f"try {other}--errors {aim.errors + 1:g}, use --accept backup, or train it further"
 
 
-def scores_and_losses(
-    single: Answers, collage: Answers, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The score of each image's cell, and what is lost if the cell counts.
-
-    Returns:
-        (n,) float64 in steps of 0.0001, -1 if the cell has no answer; and (n,) int: 1 if only
-        the single network is right, -1 if only the cell is right, else 0.
-    """
-    scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in collage])
-    lost = right(single, labels).astype(int) - right(collage, labels)
-    return np.floor(scores * 1e4) / 1e4, lost
-
-
-def choosing_half(n: int, cells: int) -> np.ndarray:
-    """(n,) bool: the images of every other group, which are used to choose; the others measure."""
-    half: np.ndarray = np.arange(n) // cells % 2 == 0
-    return half
-
-
-def chosen_score(scores: np.ndarray, lost: np.ndarray, aim: Aim = SHARE) -> float | None:
-    """The score for the aim, or None if there is none.
+def saving_of(ratio: float, cells: int, share: float) -> float:
+    """Images a rank-second divided by those of scheme none. Each image costs its part of a call.
 
     Args:
-        scores, lost: (n,) of the cells that choose.
+        ratio: service time of a collage, or of a quick network's batch, divided by that of an image
+            on the single network.
+        cells: images in that collage or batch.
+        share: of answers whose score is high enough. The other images are sent to the single
+            network as well.
     """
-    order = np.argsort(-scores, kind="stable")
-    at, so_far = scores[order], np.cumsum(lost[order])  # (n,) from the surest on
-    worst = so_far + aim.errors * np.sqrt(np.cumsum(lost[order] ** 2))
-    ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # of several with the same score
-    ends = ends[at[ends] >= 0]
-    if not aim.share:
-        least = ends[worst[ends] == worst[ends].min(initial=0)]  # the last: most cells
-        found = least[-1] if len(least) and worst[least[-1]] < 0 else None
-    else:
-        fails = np.flatnonzero(100 * worst[ends] / len(scores) > aim.most_points)
-        good = ends[: fails[0]] if len(fails) else ends
-        found = good[-1] if len(good) else None
-    return None if found is None else float(at[found])
+    return 1 / (ratio / cells + 1 - share)
+
+
+def find_savings(
+    stages: TwoStages, ratio: float, accept: AcceptSpec | None = None
+) -> dict[str, Any] | None:
+    """The savings as plain values for JSON; None if there are too few images.
+
+    Share and accuracy are measured on the groups that do not choose. "No loss" is chosen like a
+    threshold with 0 points: for this score and every higher one, the loss of accuracy plus one
+    standard error is at most zero.
+
+    Args:
+        ratio: as in `saving_of`.
+        accept: a threshold whose saving is wanted as well.
+
+    Returns:
+        ratio, cells, chosen_on and measured_on (images), `no_loss` (None if every score loses),
+        `at_threshold` (None if no threshold is given; its `errors` are those that it was chosen
+        with), `curve` (by growing share). Each of these is a point; see `_point`.
+    """
+    if len(stages.labels) < LEAST_IMAGES:
+        return None
+    levels = np.sort(stages.scores[stages.chooses])[::-1]  # (m,) from the surest on
+    along = {max(0.0, float(levels[round(share * len(levels)) - 1])) for share in SHARES}
+    no_loss = stages.best_score(Aim(most_points=0.0))
+    return {
+        "ratio": ratio,
+        "cells": stages.cells,
+        "chosen_on": int(stages.chooses.sum()),
+        "measured_on": int((~stages.chooses).sum()),
+        "no_loss": None if no_loss is None else _point(stages, ratio, no_loss),
+        "at_threshold": None
+        if accept is None
+        else {**_point(stages, ratio, accept.confidence), "errors": accept.errors},
+        "curve": [_point(stages, ratio, confidence) for confidence in sorted(along, reverse=True)],
+    }
+
+
+def _point(stages: TwoStages, ratio: float, confidence: float) -> dict[str, float]:
+    """What is saved from a score on.
+
+    Returns:
+        confidence (that score), share (of cells that count, 0..1), points (of accuracy beside the
+        single network, negative for a loss), two_errors (two standard errors of the points, on the
+        same images), saving.
+    """
+    measures = ~stages.chooses
+    sure = stages.scores[measures] >= confidence
+    changed = -100 * stages.lost[measures] * sure  # (m,) percentage points
+    share = float(sure.mean())
+    return {
+        "confidence": confidence,
+        "share": share,
+        "points": float(changed.mean()),
+        "two_errors": 2 * float(changed.std() / np.sqrt(len(sure))),
+        "saving": saving_of(ratio, stages.cells, share),
+    }
+
+
+def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
+    """The savings as the table and the sentences that a command prints.
+
+    Args:
+        found: from `find_savings`.
+        timed: how the ratio was measured: calls, device, precision.
+    """
+    if found is None:
+        need = f"{LEAST_IMAGES:,} labelled images, half of them to choose a score"
+        return f"Saving at no loss: n/a (it needs {need} and half to measure what that costs)."
+    table = make_table("sure from a score of", "sure answers", "points beside the single", "saving")
+    for at in found["curve"]:
+        changed = f"{at['points']:+.2f} ({at['two_errors']:.2f})"
+        row = (f"{at['confidence']:.4f}", f"{at['share']:.1%}", changed, f"{at['saving']:.2f} x")
+        table.add_row(*row)
+    ratio = f"{found['ratio']:.2f}"
+    lines = [
+        to_text(table),
+        f"Saving: images a rank-second over scheme none, 1 / ({ratio} / {found['cells']} + share "
+        f"of answers that are not sure). {found['cells']} images at once take {ratio} times as "
+        "long as one by the single network "
+        f"({timed}). Scores were chosen on {found['chosen_on']:,} images and measured on "
+        f"{found['measured_on']:,} others; in brackets two standard errors.",
+    ]
+    if (kept := found["at_threshold"]) is not None:
+        asked = "" if kept["errors"] is None else f" (chosen with {told_errors(kept['errors'])})"
+        lines.append(f"Saving at the threshold in the file{asked}: {_told(kept)}")
+    lost = "n/a: from every score on, some accuracy is lost."
+    lines.append(
+        f"Saving at no loss: {lost if found['no_loss'] is None else _told(found['no_loss'])}"
+    )
+    return "\n".join(lines)
+
+
+def told_errors(errors: float) -> str:
+    """Such as "1 standard error" or "2 standard errors"."""
+    return f"{errors:g} standard error{'' if errors == 1 else 's'}"
+
+
+def _told(at: Mapping[str, float]) -> str:
+    return (
+        f"{at['saving']:.2f} x, from a score of {at['confidence']:g} on: {at['share']:.1%} of the "
+        f"answers are sure, {at['points']:+.2f} points beside the single network (two standard "
+        f"errors {at['two_errors']:.2f})."
+    )

@@ -108,13 +108,16 @@ def test_a_threshold_goes_into_the_weights(
     assert made is not None
     assert made.accept is not None
     assert made.accept.single == single.fingerprint
-    assert f"from a score of {made.accept.confidence:g}, which changes accuracy by" in text
+    assert (
+        f"from a score of {made.accept.confidence:g}, chosen with 1 standard error, which" in text
+    )
+    assert made.accept.errors == 1
     assert f"by {0 - made.accept.chosen_points:+.2f} points on 1,000 images" in text
     assert made.accept.chosen_points <= 0.1
     assert asked == ["bfloat16"] * 2 + ["float32"] * 2
     assert "(median of 100 calls, float32, channels-last, on cpu)" in text
     ratio = number_after("4 images at once take ", text)
-    at_threshold = number_after("Saving at the threshold in the file: ", text)
+    at_threshold = number_after("in the file (chosen with 1 standard error): ", text)
     assert at_threshold == pytest.approx(1 / (ratio / 4 + 1 - made.accept.share), rel=0.05)
     assert "Saving at no loss: " in text
     words = ["evaluate", "--shards", str(test), "--single", str(weights["single"])]

@@ -17,7 +17,16 @@ from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.settings.shipped import with_shipped
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.simulation.runs import SimulatedJob
-from collage_mpi.training.threshold import ACCURACY, MOST_POINTS, SHARE, Aim, choose_threshold
+from collage_mpi.training.threshold import (
+    ACCURACY,
+    MOST_POINTS,
+    SHARE,
+    Aim,
+    TwoStages,
+    choose_threshold,
+    find_savings,
+    told_savings,
+)
 
 SPEC = AcceptSpec(0.93, "f" * 64, 5000, 0.05, 5000, 0.04, 0.6)
 DEMO = with_shipped("shipped:fashion_demo.h5")
@@ -116,6 +125,7 @@ def test_a_threshold_is_kept_in_the_weights_and_nothing_else_changes(networks, t
 @pytest.mark.parametrize(
     "record", [3, {}, {**vars(SPEC), "confidence": 2}, {**vars(SPEC), "share": "x"},
                {**vars(SPEC), "single": 1}, {**vars(SPEC), "agreeing": "x"},
+               {**vars(SPEC), "errors": "2"},
                {**vars(SPEC), "more": 1},
                {**vars(SPEC), "measured_points": float("nan")}],
 )  # fmt: skip
@@ -124,11 +134,26 @@ def test_a_record_that_is_none_is_refused(record):
         AcceptSpec.from_dict(record)
 
 
-def test_a_record_of_an_earlier_version_does_not_say_how_many_agreed():
+@pytest.mark.parametrize("name", ["agreeing", "errors"])
+def test_a_record_of_an_earlier_version_says_less(name):
+    """Not how many answers agreed, nor how many standard errors were added."""
     record = SPEC.to_dict()
-    del record["agreeing"]
+    del record[name]
     assert AcceptSpec.from_dict(record) == SPEC
-    assert SPEC.agreeing is None
+    assert getattr(SPEC, name) is None
+
+
+def test_the_file_says_with_how_many_standard_errors_the_score_was_chosen(networks, tmp_path):
+    stages = TwoStages(*network(20_000, wrong_below=0.5), 9)
+    chosen = choose_threshold(stages, "s", Aim(errors=2.0))
+    kept = with_accept(networks[1], chosen, tmp_path / "w.safetensors").accept
+    assert kept is not None
+    assert kept.errors == 2.0
+    told = told_savings(find_savings(stages, 0.8, kept), "timed so")
+    assert "Saving at the threshold in the file (chosen with 2 standard errors): " in told
+    assert "(chosen with 1 standard error): " in told_savings(
+        find_savings(stages, 0.8, replace(kept, errors=1.0)), "timed so"
+    )
 
 
 def network(n: int, wrong_below: float) -> tuple[list, list, np.ndarray]:
@@ -141,35 +166,39 @@ def network(n: int, wrong_below: float) -> tuple[list, list, np.ndarray]:
 
 def test_a_threshold_costs_at_most_what_is_allowed():
     single, collage, labels = network(20_000, wrong_below=0.5)
-    found = choose_threshold(single, collage, labels, 9, "s")
+    found = choose_threshold(TwoStages(single, collage, labels, 9), "s")
     assert 0.499 < found.confidence < 0.501
     assert 0 < found.chosen_points <= MOST_POINTS
     assert found.chosen_on + found.measured_on == 20_000
     assert abs(found.share - 0.5) < 0.02
     assert found.agreeing == pytest.approx(1 - 2 * found.measured_points / 100, abs=2e-3)
     collage = [None if score > 0.9 else (label, score) for label, score in collage]
-    assert choose_threshold(single, collage, labels, 9, "s").share == pytest.approx(0.4, abs=0.02)
+    assert choose_threshold(TwoStages(single, collage, labels, 9), "s").share == pytest.approx(
+        0.4, abs=0.02
+    )
 
 
 def test_the_half_that_measures_does_not_choose():
     single, collage, labels = network(4000, wrong_below=0.5)
     other = np.arange(4000) // 4 % 2 == 1
     worse = [(1, s) if o else (c, s) for (c, s), o in zip(collage, other, strict=True)]
-    sure = choose_threshold(single, collage, labels, 4, "s").confidence
+    sure = choose_threshold(TwoStages(single, collage, labels, 4), "s").confidence
     with pytest.raises(DataFault, match=f"the score {sure:g} gives .* that did not choose it"):
-        choose_threshold(single, worse, labels, 4, "s")
+        choose_threshold(TwoStages(single, worse, labels, 4), "s")
 
 
 def test_a_threshold_can_be_that_of_most_accuracy():
     """Cells of a score from 0.7 are right, half of the single's answers are; below, neither."""
     single, collage, labels = network(20_000, wrong_below=0.7)
     single = [(i // 2 % 2, 1.0) for i in range(len(single))]  # pairs, so that both halves have both
-    found = choose_threshold(single, collage, labels, 9, "s", ACCURACY)
+    found = choose_threshold(TwoStages(single, collage, labels, 9), "s", ACCURACY)
     assert 0.699 < found.confidence < 0.701
     assert found.share == pytest.approx(0.3, abs=0.02)
     assert found.chosen_points == pytest.approx(-15, abs=1)
     assert found.measured_points == pytest.approx(-15, abs=1)
-    assert choose_threshold(single, collage, labels, 9, "s").confidence < 0.5  # which costs nothing
+    assert (
+        choose_threshold(TwoStages(single, collage, labels, 9), "s").confidence < 0.5
+    )  # which costs nothing
 
 
 @pytest.mark.parametrize(
@@ -195,7 +224,7 @@ def test_a_threshold_by_hand(aim, lost, confidence):
     for i, (score, change) in enumerate(cells):
         single[2 * i] = (int(change < 0), 1.0)
         collage[2 * i] = (int(change > 0), score)
-    found = choose_threshold(single, collage, labels, 1, "s", aim)
+    found = choose_threshold(TwoStages(single, collage, labels, 1), "s", aim)
     assert found.confidence == pytest.approx(confidence, abs=1e-3)
 
 
@@ -206,7 +235,7 @@ def test_more_standard_errors_choose_a_surer_score():
         collage[2 * i] = (wrong, score)
     single[8:] = [(1, 1.0)] * 7992
     scores = [
-        choose_threshold(single, collage, labels, 1, "s", Aim(errors=errors)).confidence
+        choose_threshold(TwoStages(single, collage, labels, 1), "s", Aim(errors=errors)).confidence
         for errors in (0.0, 2.0)
     ]
     assert scores == pytest.approx([0.7, 0.9], abs=1e-3)
@@ -218,7 +247,7 @@ def test_a_threshold_counts_the_cells_that_chose_it():
     for i in range(110):
         single[2 * i] = (int(i >= 30), 1.0)
         collage[2 * i] = (int(i < 30), 1.0 if i < 30 else 0.99992)
-    found = choose_threshold(single, collage, labels, 1, "s", ACCURACY)
+    found = choose_threshold(TwoStages(single, collage, labels, 1), "s", ACCURACY)
     assert found.confidence == 0.9999
     assert found.chosen_points == -5
 
@@ -230,21 +259,21 @@ def test_a_threshold_that_loses_on_the_others_is_none():
         collage[2 * i] = (0, 0.9)
     single[1], collage[1] = (0, 1.0), (1, 0.9)
     with pytest.raises(DataFault, match="more than 0: there is no threshold; try --errors 2, use"):
-        choose_threshold(single, collage, labels, 1, "s", ACCURACY)
-    assert choose_threshold(single, collage, labels, 1, "s").measured_points == 0.1
+        choose_threshold(TwoStages(single, collage, labels, 1), "s", ACCURACY)
+    assert choose_threshold(TwoStages(single, collage, labels, 1), "s").measured_points == 0.1
     single[3], collage[3] = (0, 1.0), (1, 0.9)
     with pytest.raises(DataFault, match=r"0.20 points .* more than 0.1: .* try --aim acc"):
-        choose_threshold(single, collage, labels, 1, "s")
+        choose_threshold(TwoStages(single, collage, labels, 1), "s")
 
 
 def test_a_threshold_of_most_accuracy_counts_scattered_luck_for_nothing():
     single, collage, labels = network(4000, wrong_below=0.0)  # as right as the single
     single[0], single[9] = (1, 1.0), (1, 1.0)  # better by one image in either half
     with pytest.raises(DataFault, match="gains accuracy"):
-        choose_threshold(single, collage, labels, 9, "s", ACCURACY)
+        choose_threshold(TwoStages(single, collage, labels, 9), "s", ACCURACY)
     collage = [None] * 4000
     with pytest.raises(DataFault, match="gains accuracy"):
-        choose_threshold(single, collage, labels, 9, "s", ACCURACY)
+        choose_threshold(TwoStages(single, collage, labels, 9), "s", ACCURACY)
 
 
 @pytest.mark.parametrize("side", ["3", "3_balanced", "3_yolo", "4", "5"])
@@ -259,9 +288,9 @@ def test_the_shipped_networks_give_at_most_a_tenth_of_a_point_away(side, network
 
 def test_no_threshold_without_images_or_worth():
     with pytest.raises(DataFault, match="1,999 labelled images"):
-        choose_threshold(*network(1999, 0.5), 9, "s")
+        choose_threshold(TwoStages(*network(1999, 0.5), 9), "s")
     with pytest.raises(DataFault, match="no score"):
-        choose_threshold(*network(2000, 2.0), 9, "s")
+        choose_threshold(TwoStages(*network(2000, 2.0), 9), "s")
 
 
 # ---- backup in the scheduler ------------------------------------------------

@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from collage_mpi.training.saving import find_savings, saving_of, told_savings
+from collage_mpi.models.accept_spec import AcceptSpec
+from collage_mpi.training.threshold import TwoStages, find_savings, saving_of, told_savings
 
 CELLS, RATIO = 4, 0.8
 HALF = 1000
@@ -36,7 +37,8 @@ def savings(chooses: list, measures: list, **more):
         images += chooses[at : at + CELLS] + measures[at : at + CELLS]
     single = [(int(not alone), 1.0) for alone, _, _ in images]
     collage = [(int(not cell), score) for _, cell, score in images]
-    return find_savings(single, collage, np.zeros(len(images), np.int64), CELLS, RATIO, **more)
+    labels = np.zeros(len(images), np.int64)
+    return find_savings(TwoStages(single, collage, labels, CELLS), RATIO, **more)
 
 
 SAME = half((250, 250, 250, 250), {})
@@ -89,7 +91,8 @@ def test_the_curve_runs_from_few_sure_cells_to_all():
     collage = [(int(s < 0.6), float(s)) for s in scores]  # the fifth that is least sure is wrong
     order = np.random.default_rng(0).permutation(2 * HALF)
     labels = np.zeros(2 * HALF, np.int64)
-    curve = find_savings(right, [collage[i] for i in order], labels, CELLS, RATIO)["curve"]
+    stages = TwoStages(right, [collage[i] for i in order], labels, CELLS)
+    curve = find_savings(stages, RATIO)["curve"]
     assert len(curve) == 10
     assert [round(at["share"], 1) for at in curve[:5]] == [0.3, 0.5, 0.6, 0.7, 0.8]
     assert curve[-1]["share"] > 0.99
@@ -106,14 +109,15 @@ def test_the_curve_runs_from_few_sure_cells_to_all():
 def test_cells_without_an_answer_are_never_sure():
     single, labels = [(0, 1.0)] * 2 * HALF, np.zeros(2 * HALF, np.int64)
     collage = [None if i % 5 == 0 else (0, 0.9) for i in range(2 * HALF)]
-    found = find_savings(single, collage, labels, CELLS, RATIO)
+    found = find_savings(TwoStages(single, collage, labels, CELLS), RATIO)
     assert found["no_loss"]["share"] == pytest.approx(0.8)
     assert [at["share"] for at in found["curve"]] == pytest.approx([0.8, 0.8])
     assert [at["confidence"] for at in found["curve"]] == [0.9, 0.0]
 
 
 def test_the_threshold_of_a_file_stands_beside_it():
-    found = savings(half((250, 250, 250, 250), {0.7: [1]}), SAME, threshold=0.7)
+    accept = AcceptSpec(0.7, "f" * 64, HALF, 0.1, HALF, 0.0, 0.75)
+    found = savings(half((250, 250, 250, 250), {0.7: [1]}), SAME, accept=accept)
     assert found["at_threshold"]["share"] == 0.75
     told = told_savings(found, "median of 7 calls, bfloat16, on cpu").splitlines()
     assert told[-2].startswith("Saving at the threshold in the file: 2.22 x, from a score of 0.7")
@@ -131,5 +135,6 @@ def test_the_threshold_of_a_file_stands_beside_it():
 
 def test_too_few_images_tell_nothing():
     few = [(0, 1.0)] * 1999
-    assert find_savings(few, few, np.zeros(1999, np.int64), CELLS, RATIO) is None
+    labels = np.zeros(1999, np.int64)
+    assert find_savings(TwoStages(few, few, labels, CELLS), RATIO) is None
     assert "n/a (it needs 2,000 labelled images" in told_savings(None, "")

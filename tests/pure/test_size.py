@@ -25,7 +25,6 @@ LONG = {  # up to tens
     "commands/evaluate._print_table": 70,
     "commands/prep_pictures._common": 110,
     "commands/train._common": 80,
-    "commands/weights._threshold": 60,
     "job/coordinator.Coordinator.__init__": 70,
     "job/plan.make_plan": 80,
     "job/session._run_plan": 120,
@@ -37,8 +36,6 @@ LONG = {  # up to tens
     "settings/placement.placement": 70,
     "simulation/simulator.Simulation.__init__": 70,
     "training/report.make_report": 70,
-    "training/saving.find_savings": 60,
-    "training/threshold.choose_threshold": 60,
 }
 MANY_ARGUMENTS = {
     "commands/launch.launch_ranks": 7,
