@@ -23,6 +23,7 @@ from collage_mpi.kinds import KINDS, SINGLE
 from collage_mpi.results import Results, read_results
 from collage_mpi.results.file_names import TABLE
 from collage_mpi.results.rows import KIND_CODE, SOURCES, ran_together
+from collage_mpi.system.table import Table
 
 
 class Ratio(NamedTuple):
@@ -78,14 +79,14 @@ def markdown(columns: dict[str, dict[str, Ratio]]) -> str:
     head = ["scheme, slow rank"]
     for title in columns:
         head += [f"{title}: s", "to speeds", "to own ideal", "by single ranks"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for name in names:
         cells = [" ".join(name.rsplit("_", 1)).replace("x", " x") if name[-1] == "x" else name]
         for found in columns.values():
             one = found.get(name)
             cells += _cells(one) if one else [""] * 4
         rows.append(cells)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return Table(head, rows).markdown()
 
 
 def _cells(one: Ratio) -> list[str]:

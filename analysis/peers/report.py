@@ -23,6 +23,7 @@ from cases import CASES, OURS, PEERS, VARIANTS
 from page import write_into
 
 from collage_mpi.figures import style
+from collage_mpi.system.table import Table
 
 Key = tuple[str, str]  # case, program
 Line = dict[str, Any]
@@ -90,14 +91,13 @@ def table(lines: list[Line]) -> str:
     """A row a program, a column a case; the fastest of a column is bold."""
     found, cases = best(lines), cases_of(lines)
     most = {c: max(rate for (case, _), (rate, _) in found.items() if case == c) for c in cases}
-    rows = [["", *cases, f"MB, {MEMORY_OF}"]]
+    rows = []
     for program in programs_of(lines):
         mine = [line for line in lines if line["program"] == program]
         cells = [_cell(c, found.get((c, program)), most[c], mine) for c in cases]
         there = [line["peak_mb"] for line in mine if line["case"] == MEMORY_OF]
         rows.append([name_of(program), *cells, f"{median(there):,.0f}" if there else ""])
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return Table(["", *cases, f"MB, {MEMORY_OF}"], rows).markdown()
 
 
 def _cell(case: str, found: tuple[float, int] | None, most: float, mine: list[Line]) -> str:

@@ -136,7 +136,7 @@ def execute(args: argparse.Namespace) -> int:
 
 def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
     """Print the warning to stderr, so that stdout holds only the JSON."""
-    from collage_mpi.results.weak import ADVICE, weaker_by
+    from collage_mpi.results.agreement import ADVICE, weaker_by
     from collage_mpi.system.tell import tell
 
     if not {SINGLE, COLLAGE} <= networks.keys():

@@ -16,9 +16,11 @@ from collage_mpi.figures import style
 from collage_mpi.figures.style import COLOURS, MARKERS
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.results import Results, summarise
-from collage_mpi.results.render import optional, supported
+from collage_mpi.results.render import points as share_text
+from collage_mpi.results.render import supported
 from collage_mpi.system.files import save_records
-from collage_mpi.system.terminal import make_table, to_text
+from collage_mpi.system.table import Column, Table, Value
+from collage_mpi.system.terminal import to_text
 
 PERS = ("group", "image")
 TAIL = "p99"
@@ -113,26 +115,24 @@ def _point(run: Results) -> BatchPoint:
 
 def render_batches(points: Sequence[BatchPoint]) -> str:
     """The points as text, with the ratio of each throughput to the first of its series."""
-    latencies = [f"{per} {name.upper()}" for per in PERS for name in ("p50", "p95", TAIL)]
-    table = make_table("", "batch", "images/s", *latencies, "batches", "runs", "accuracy")
+    keys = [(per, name) for per in PERS for name in ("p50", "p95", TAIL)]
     first: dict[str, float] = {}
+    rows: list[Sequence[Value]] = []
     for point in points:
-        base = first.setdefault(point.series, point.images_per_s)
-        values = asdict(point)
-        table.add_row(
-            point.series if base is point.images_per_s else "",
-            str(point.batch),
-            f"{point.images_per_s:,.0f} ({point.images_per_s / base:.2f}x)",
-            *(
-                supported(values[f"{per}_{name}_ms"], round(point.batches))
-                for per in PERS
-                for name in ("p50", "p95", TAIL)
-            ),
-            f"{point.batches:,.0f}",
-            str(point.runs),
-            optional(None if point.accuracy is None else 100 * point.accuracy, ".2f", " %"),
+        base, values = first.setdefault(point.series, point.images_per_s), asdict(point)
+        independent = round(point.batches)
+        rows.append(
+            [
+                *(point.series if base is point.images_per_s else "", point.batch),
+                f"{point.images_per_s:,.0f} ({point.images_per_s / base:.2f}x)",
+                *(supported(values[f"{per}_{name}_ms"], independent) for per, name in keys),
+                *(point.batches, point.runs, share_text(point.accuracy)),
+            ]
         )
-    return to_text(table, 150)
+    latencies = [f"{per} {name.upper()}" for per, name in keys]
+    columns = ["", "batch", "images/s", *latencies]
+    batches = Column("batches", ",.0f")
+    return to_text(Table([*columns, batches, "runs", "accuracy"], rows).drawn(), 150)
 
 
 def plot_throughput(

@@ -25,8 +25,8 @@ from collage_mpi.models.accept_spec import AcceptSpec
 from collage_mpi.models.fit import check_fit, check_parity, class_mismatch
 from collage_mpi.models.null import NULL_CLASSES, is_null
 from collage_mpi.models.weights import read_tensors
+from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.results.vectors import require_pyarrow
-from collage_mpi.results.weak import ADVICE, weaker_by
 from collage_mpi.settings.placement import Placement
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet, as_before

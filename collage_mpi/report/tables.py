@@ -6,16 +6,22 @@ import json
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from collage_mpi.kinds import KINDS
-from collage_mpi.results.comparison import STATISTICS, accuracies_of
+from collage_mpi.results.comparison import (
+    STATISTICS,
+    accuracies_of,
+    latency_cell,
+    paired_cell,
+)
 from collage_mpi.results.manifest import recorded_settings
+from collage_mpi.results.names import class_name
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.render import (
+    DROPPED,
     coordinators,
     optional,
     points,
@@ -28,116 +34,69 @@ from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile, support_needed
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.system.table import Cell, Column, Table, Value
 
 MOST_RANKS, MOST_NAMED = 40, 10
 MOST_CLASSES = 20  # of a matrix that can be read
 MOST_PAIRS = 12  # of classes taken for one another
 MOST_SHARDS = 20
+TASKS_TOLD = ("tasks", *DROPPED)
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell.
-
-    Attributes:
-        shade: strength of its colour, 0 to 1; right: in the colour of right answers.
-        bar: begin, middle and end of a range, as shares of the cell's width.
-        bad: highlighted as a problem.
-    """
-
-    text: str
-    shade: float = 0.0
-    right: bool = False
-    bar: tuple[float, float, float] | None = None
-    bad: bool = False
-
-
-Row = Sequence[Cell | str]
+Row = Sequence[Value]
 Range = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class PageTable:
-    """A table; the first cell of a row is its head. A row of one cell is a heading."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Row]
-    notes: Sequence[str] = field(default_factory=tuple)
-
-
-def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> PageTable:
+def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> Table:
     """Latency and price (C8), one column a run, with ratios to the first run in brackets."""
-    rows: list[Row] = []
     latency = [summary["latency"] for summary in summaries]
-    rows.append(["Latency of a group, ms"])
+    both = list(zip(entries, latency, strict=True))
+    rows: list[Row] = [["Latency of a group, ms"]]
     for name in STATISTICS:
-        cells = [
-            _latency_cell(entry, row["group"], name, i)
-            for i, (entry, row) in enumerate(zip(entries, latency, strict=True))
-        ]
+        cells = [_latency_cell(e, row["group"], name, i) for i, (e, row) in enumerate(both)]
         rows.append([name.upper() if name != "std" else "standard deviation", *cells])
-    rows.append(["groups measured", *(f"{row['group']['n']:,}" for row in latency)])
-    rows.append(["Latency of an image, ms"])
+    rows += [
+        ["groups measured", *(row["group"]["n"] for row in latency)],
+        ["Latency of an image, ms"],
+    ]
     for name in STATISTICS[:-1]:
         values = [supported(r["image"][f"{name}_ms"], r["image"]["independent"]) for r in latency]
         rows.append([name.upper(), *values])
-    return PageTable(
-        "Of the measured groups", ["", *(e["name"] for e in entries)], rows + _price(entries)
-    )
+    columns = [Column(), *(Column(entry["name"], ",") for entry in entries)]
+    return Table(columns, [*rows, *_price(entries)], "Of the measured groups")
 
 
 def _latency_cell(entry: Json, row: Json, name: str, i: int) -> str:
-    text = supported(entry[f"{name}_ms"], entry["independent"])
-    ratio, ends = entry[f"{name}_ratio"], row.get(f"{name}_ci95_ms")
-    if i and ratio is not None:
-        text += f" ({ratio:.2f}x)"
+    text, ends = latency_cell(entry, name, i == 0), row.get(f"{name}_ci95_ms")
     return text + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "")
 
 
 def _price(entries: Sequence[Json]) -> list[Row]:
     prices = [entry["price"] for entry in entries]
-    pairs = [entry["paired"] for entry in entries]
-    differences = [
-        ""
-        if i == 0
-        else f"{100 * pair['difference']:+.2f} points (n={pair['n']:,})"
-        if pair["n"]
-        else f"n/a: {pair['why']}"
-        for i, pair in enumerate(pairs)
-    ]
-    more = [["paired difference", *differences]] if len(entries) > 1 else []
-    dropped = ("late_answers", "skipped_tasks", "failed_tasks", "lost_tasks", "unfinished_tasks")
+    audits = [entry.get("audit") for entry in entries]
+    shares = shares_shown(prices)
+    differences = (paired_cell(e, i == 0, f": {e['paired']['why']}") for i, e in enumerate(entries))
+    agreement = ["agreement of audited answers", *(told_audit(a) if a else "" for a in audits)]
     return [
         ["Price"],
         ["accuracy", *accuracies_of(entries)],
-        *more,
-        *_agreement(entries),
-        *(
-            [f"{kind} share of images", *(share_of(price, kind) for price in prices)]
-            for kind in shares_shown(prices)
-        ),
+        *([["paired difference", *differences]] if len(entries) > 1 else []),
+        *([agreement] if any(audits) else []),
+        *([f"{kind} share of images", *(share_of(p, kind) for p in prices)] for kind in shares),
         ["wasted work", *(points(price["wasted_work"]) for price in prices)],
         ["ranks", *(_ranks_cell(price) for price in prices)],
-        [
-            "rank-seconds per image",
-            *(optional(price["rank_seconds_per_image"], ".4f") for price in prices),
-        ],
-        ["images/s", *(optional(price["images_per_s"], ",.1f") for price in prices)],
-        ["cost ratio", *(optional(price["cost_ratio"], ".2f") for price in prices)],
-        ["tasks", *(f"{price['tasks']:,}" for price in prices)],
-        *([name.replace("_", " "), *(f"{price[name]:,}" for price in prices)] for name in dropped),
+        *(
+            [label, *(optional(price[key], form) for price in prices)]
+            for label, key, form in (
+                ("rank-seconds per image", "rank_seconds_per_image", ".4f"),
+                ("images/s", "images_per_s", ",.1f"),
+                ("cost ratio", "cost_ratio", ".2f"),
+            )
+        ),
+        *([key.replace("_", " "), *(price[key] for price in prices)] for key in TASKS_TOLD),
     ]
-
-
-def _agreement(entries: Sequence[Json]) -> list[Row]:
-    """How often accepted answers are the single network's, where any run was audited."""
-    audits = [entry.get("audit") for entry in entries]
-    if not any(audits):
-        return []
-    return [["agreement of audited answers", *(told_audit(a) if a else "" for a in audits)]]
 
 
 def _ranks_cell(price: Json) -> str:
@@ -145,18 +104,18 @@ def _ranks_cell(price: Json) -> str:
     return f"{price['ranks']}: {coordinators(price)}, {', '.join(held)}"
 
 
-def accuracies(summaries: Sequence[Json], names: Sequence[str]) -> PageTable | None:
+def accuracies(summaries: Sequence[Json], names: Sequence[str]) -> Table | None:
     """Accuracy overall and by who answered, one column a run; None without labels."""
     found = [{"overall": s["accuracy"]["overall"], **s["accuracy"]["by_source"]} for s in summaries]
-    sources = [name for name in dict.fromkeys(key for one in found for key in one)]
     if not any(one["overall"]["n"] for one in found):
         return None
+    sources = dict.fromkeys(key for one in found for key in one)
     rows = [[source, *(_accuracy_cell(one.get(source)) for one in found)] for source in sources]
     note = (
         "In brackets the 95 % interval. Sources answered different images: compare runs by the "
         "paired difference above, which is on the same images. Error rows count as wrong."
     )
-    return PageTable("Right answers by who gave them", ["", *names], rows, (note,))
+    return Table(["", *names], rows, "Right answers by who gave them", (note,))
 
 
 def _accuracy_cell(row: Json | None) -> str:
@@ -178,23 +137,23 @@ def _answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return told[:, 0], told[:, 1], np.array([pairs[pair] for pair in sorted(pairs)], np.int64)
 
 
-def confusions(run: Run) -> tuple[PageTable | None, PageTable | None]:
+def confusions(run: Run) -> tuple[Table | None, Table | None]:
     """For labelled answers: the confusion matrix if it is readable, and the commonest mistakes."""
     labels, predicted, counts = _answers(run)
     if not len(labels):
         return None, None
     classes = np.unique(np.concatenate([labels, predicted]))  # those that occur, any numbers
-    names = [class_name(run, number) for number in classes.tolist()]
+    names = [name_or_number(run, number) for number in classes.tolist()]
     is_, taken = np.searchsorted(classes, labels), np.searchsorted(classes, predicted)
     of_label = np.bincount(is_, counts, minlength=len(classes))
     wrong = np.flatnonzero(is_ != taken)
     wrong = wrong[np.argsort(-counts[wrong], kind="stable")][:MOST_PAIRS]
-    mistakes = [
-        [names[is_[k]], names[taken[k]], f"{counts[k]:,}", points(counts[k] / of_label[is_[k]])]
+    mistakes: list[Row] = [
+        [names[is_[k]], names[taken[k]], int(counts[k]), points(counts[k] / of_label[is_[k]])]
         for k in wrong.tolist()
     ]
-    head = ("is", "taken for", "images", "of its class")
-    worst = PageTable("Commonest mistakes", head, mistakes) if mistakes else None
+    columns = ("is", "taken for", Column("images", ","), "of its class")
+    worst = Table(columns, mistakes, "Commonest mistakes") if mistakes else None
     if len(classes) > MOST_CLASSES:
         return None, worst
     matrix = np.zeros((len(classes),) * 2, np.int64)
@@ -204,7 +163,7 @@ def confusions(run: Run) -> tuple[PageTable | None, PageTable | None]:
         for i, name in enumerate(names)
     ]
     note = "A row a true class, a column an answer; the shade is the share of the row."
-    return PageTable("Confusion, images", ["", *names], rows, (note,)), worst
+    return Table(["", *names], rows, "Confusion, images", (note,)), worst
 
 
 def _confusion_cell(matrix: np.ndarray, i: int, j: int) -> Cell:
@@ -212,13 +171,12 @@ def _confusion_cell(matrix: np.ndarray, i: int, j: int) -> Cell:
     return Cell(f"{n:,}" if n else "", n / row if row else 0.0, right=i == j)
 
 
-def class_name(run: Run, number: int) -> str:
+def name_or_number(run: Run, number: int) -> str:
     """The name of a class, or its number if it has no name."""
-    names = run.manifest.get("class_names") or []
-    return names[number] if 0 <= number < len(names) else str(number)
+    return class_name(run.manifest.get("class_names") or [], number) or str(number)
 
 
-def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[PageTable]]:
+def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table]]:
     """Sentences that name slow and idle ranks, and tables with a row a rank and a row a host or
     GPU.
 
@@ -227,7 +185,41 @@ def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[PageT
         answered: ranks with a known answer that is not in `run`.
     """
     speeds = rank_speeds(run)
-    of_ranks = [speed for speed in speeds if speed.unit == "rank"]
+    tables = [_by_rank(run, [speed for speed in speeds if speed.unit == "rank"])]
+    wider = [speed for speed in speeds if speed.unit != "rank" and speed.ratio is not None]
+    if wider:
+        rows = [[s.name, s.kind, len(s.ranks), _against(s)] for s in wider[:MOST_RANKS]]
+        columns = ("", "network", Column("ranks", ","), "x their peers")
+        tables.append(Table(columns, rows, "By GPU and host", _slowest_of(wider)))
+    return _named(run, speeds, answered), tables
+
+
+def _slowest_of(speeds: Sequence[Speed]) -> list[str]:
+    most = MOST_RANKS
+    return [f"The slowest {most} of {len(speeds):,}."] if len(speeds) > most else []
+
+
+def _by_rank(run: Results, speeds: Sequence[Speed]) -> Table:
+    shown = sorted(speeds[:MOST_RANKS], key=lambda speed: (speed.ranks, speed.kind))
+    times_ms = _times_ms(run)
+    ranges = {speed: _range(times_ms[speed.ranks[0], speed.kind]) for speed in shown}
+    longest = max((most for _, _, most in filter(None, ranges.values())), default=0.0) or 1.0
+    hosts = len({speed.host for speed in speeds}) > 1
+    failing = any(speed.unanswered for speed in speeds)
+    columns: list[Column | str] = [
+        *("rank", *(["host"] if hosts else []), "network"),
+        *(Column("median ms", ".1f"), "x its peers", "P5 to P95", Column("answers", ",")),
+        *(["unanswered"] if failing else []),
+    ]
+    rows = [
+        [
+            *(str(speed.ranks[0]), *([speed.host or "\u2013"] if hosts else []), speed.kind),
+            *(speed.median_ms, _against(speed)),
+            *(_range_cell(ranges[speed], longest, speed.messages), speed.messages),
+            *([Cell(f"{speed.unanswered:,}", bad=speed.unanswered > 0)] if failing else []),
+        ]
+        for speed in shown
+    ]
     notes = [
         f"Slow is what surely took over {OVER:g} times what its peers took, the other ranks of its "
         "kind; in brackets the 95 % interval, of all ranks at once. The bar goes from the 5 % to "
@@ -239,32 +231,7 @@ def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[PageT
             f"This run is long: one in {run.every:,} of its parts of some thousand rows was looked "
             "at here, and the answers in those are counted."
         )
-    shown = of_ranks[:MOST_RANKS]  # the slowest first
-    if len(of_ranks) > len(shown):
-        notes.append(f"The slowest {MOST_RANKS} of {len(of_ranks):,}.")
-    shown = sorted(shown, key=lambda speed: (speed.ranks, speed.kind))
-    times_ms = _times_ms(run)
-    ranges = {speed: _range(times_ms[speed.ranks[0], speed.kind]) for speed in shown}
-    longest = max((most for _, _, most in filter(None, ranges.values())), default=0.0) or 1.0
-    hosts = len({speed.host for speed in of_ranks}) > 1
-    head = ["rank", *(["host"] if hosts else []), "network", "median ms", "x its peers"]
-    failing = any(speed.unanswered for speed in of_ranks)
-    head += ["P5 to P95", "answers", *(["unanswered"] if failing else [])]
-    rows = [
-        [
-            *(str(speed.ranks[0]), *([speed.host or "\u2013"] if hosts else []), speed.kind),
-            *(optional(speed.median_ms, ".1f"), _against(speed)),
-            _range_cell(ranges[speed], longest, speed.messages),
-            f"{speed.messages:,}",
-            *([Cell(f"{speed.unanswered:,}", bad=speed.unanswered > 0)] if failing else []),
-        ]
-        for speed in shown
-    ]
-    tables = [PageTable("Service time by rank", head, rows, notes)]
-    wider = [speed for speed in speeds if speed.unit != "rank" and speed.ratio is not None]
-    if wider:
-        tables.append(_wider(wider))
-    return _named(run, speeds, answered), tables
+    return Table(columns, rows, "Service time by rank", [*notes, *_slowest_of(speeds)])
 
 
 def _times_ms(run: Results) -> dict[tuple[int, str], np.ndarray]:
@@ -300,23 +267,15 @@ def _against(speed: Speed) -> Cell | str:
     return Cell(f"{text} slow", bad=True) if speed.slow else text
 
 
-def _wider(speeds: Sequence[Speed]) -> PageTable:
-    rows = [
-        [*(speed.name, speed.kind, f"{len(speed.ranks):,}"), _against(speed)]
-        for speed in speeds[:MOST_RANKS]
-    ]
-    note = (f"The slowest {MOST_RANKS} of {len(speeds):,}.",) if len(speeds) > MOST_RANKS else ()
-    return PageTable("By GPU and host", ("", "network", "ranks", "x their peers"), rows, note)
-
-
 def _named(run: Results, speeds: Sequence[Speed], answered: Collection[int]) -> str:
     idle = [one for one in speeds if one.unit == "rank" and not one.messages]
-    idle = [one for one in idle if one.ranks[0] not in answered]
-    if not idle:
-        return _slow_named(run, speeds)
-    names = [one.name + (f" on {one.host}" if one.host else "") for one in idle[:MOST_NAMED]]
-    more = f" and {len(idle) - MOST_NAMED:,} more" if len(idle) > MOST_NAMED else ""
-    return f"{_slow_named(run, speeds)} No answer came from {', '.join(names)}{more}."
+    names = [
+        one.name + (f" on {one.host}" if one.host else "")
+        for one in idle
+        if one.ranks[0] not in answered
+    ]
+    slow = _slow_named(run, speeds)
+    return f"{slow} No answer came from {_listed(names)}." if names else slow
 
 
 def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
@@ -329,18 +288,22 @@ def _slow_named(run: Results, speeds: Sequence[Speed]) -> str:
         (f"host {s.name}" if s.unit == "host" else s.name)
         + (f" on {s.host}" if s.unit == "rank" and s.host else "")
         + f" ({s.ratio:.1f}x)"
-        for s in slow[:MOST_NAMED]
+        for s in slow
     ]
-    more = f" and {len(slow) - MOST_NAMED:,} more" if len(slow) > MOST_NAMED else ""
     why = " Service times were injected." if injected(run) else ""
-    return f"Slow against its peers: {', '.join(named)}{more}.{why}"
+    return f"Slow against its peers: {_listed(named)}.{why}"
 
 
-def errors(run: Run, summary: Json) -> PageTable | None:
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def errors(run: Run, summary: Json) -> Table | None:
     """Why images have no answer, and which ranks and shards are missing."""
     first = summary["first_errors"]
     rows: list[Row] = [
-        [reason, f"{n:,}", f"row {first[reason]['row']:,} of {first[reason]['shard']}"]
+        [reason, n, f"row {first[reason]['row']:,} of {first[reason]['shard']}"]
         for reason, n in summary["errors"].items()
     ]
     rows += [
@@ -348,10 +311,10 @@ def errors(run: Run, summary: Json) -> PageTable | None:
         for shard in run.manifest.get("bad_shards") or ()
     ]
     caption = f"Images without an answer: {summary['rows']['errors']:,}"
-    return PageTable(caption, ("reason", "images", "first at"), rows) if rows else None
+    return Table(("reason", Column("images", ","), "first at"), rows, caption) if rows else None
 
 
-def settings(runs: Sequence[Run], names: Sequence[str]) -> PageTable:
+def settings(runs: Sequence[Run], names: Sequence[str]) -> Table:
     """The settings of each run; those that differ come first and are marked."""
     recorded = [{**RunSettings().to_dict(), **recorded_settings(run.manifest)} for run in runs]
     defaults = RunSettings().to_dict()
@@ -365,7 +328,7 @@ def settings(runs: Sequence[Run], names: Sequence[str]) -> PageTable:
     changed = [row for row in rows if any(isinstance(cell, Cell) for cell in row)]
     rest = [row for row in rows if row not in changed]
     grouped: list[Row] = [["Not the default"], *changed, ["As by default"], *rest]
-    return PageTable("Settings", ("setting", *names, "default"), grouped)
+    return Table(("setting", *names, "default"), grouped, "Settings")
 
 
 def _value(value: Any) -> str:
@@ -375,25 +338,29 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
-def origins(runs: Sequence[Run], names: Sequence[str]) -> PageTable:
+def origins(runs: Sequence[Run], names: Sequence[str]) -> Table:
     """The software and the input of each run."""
-    rows: dict[str, Sequence[Cell | str]] = {}
     jobs = [run.manifest.get("job") or {} for run in runs]
-    rows["folder"] = [str(run.path) for run in runs]
-    rows["run id"] = [run.manifest["run_id"] for run in runs]
-    rows["started"] = [run.manifest.get("started") or "" for run in runs]
-    rows["sessions"] = [str(len(run.manifest.get("sessions") or ())) for run in runs]
-    rows["command"] = [shlex.join(map(str, job.get("command") or ())) for job in jobs]
-    rows["rank 0"] = [str(job.get("host") or "") for job in jobs]
     versions = [job.get("versions") or {} for job in jobs]
-    for name in dict.fromkeys(key for one in versions for key in one):
-        rows[name] = [str(one.get(name, "")) for one in versions]
-    for kind in KINDS:
-        held = [(run.manifest.get("networks") or {}).get(kind, "") for run in runs]
-        if any(held):
-            rows[f"{kind} network, SHA-256"] = [text[:16] for text in held]
-    rows["shards"] = [_shards(run) for run in runs]
-    return PageTable("Made by", ("", *names), [[k, *row] for k, row in rows.items() if any(row)])
+    held = [run.manifest.get("networks") or {} for run in runs]
+    rows: list[Row] = [
+        ["folder", *(str(run.path) for run in runs)],
+        ["run id", *(run.manifest["run_id"] for run in runs)],
+        ["started", *(run.manifest.get("started") or "" for run in runs)],
+        ["sessions", *(str(len(run.manifest.get("sessions") or ())) for run in runs)],
+        ["command", *(shlex.join(map(str, job.get("command") or ())) for job in jobs)],
+        ["rank 0", *(str(job.get("host") or "") for job in jobs)],
+        *(
+            [name, *(str(one.get(name, "")) for one in versions)]
+            for name in dict.fromkeys(key for one in versions for key in one)
+        ),
+        *(
+            [f"{kind} network, SHA-256", *(one.get(kind, "")[:16] for one in held)]
+            for kind in KINDS
+        ),
+        ["shards", *(_shards(run) for run in runs)],
+    ]
+    return Table(("", *names), [row for row in rows if any(row[1:])], "Made by")
 
 
 def _shards(run: Run) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.errors import CollageError
-from collage_mpi.report.tables import class_name
+from collage_mpi.report.tables import name_or_number
 from collage_mpi.results.names import find_shards, image_names
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.rows import IMAGES, SOURCES
@@ -68,8 +68,8 @@ def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Wo
     pictures = []
     for i, row in enumerate(chosen):
         place = f"{names.shard_name[i]}, row {int(row['row']):,}"
-        title = class_name(run, int(row["predicted"]))
-        title = f"{class_name(run, int(row['label']))} taken for {title}" if labelled else title
+        title = name_or_number(run, int(row["predicted"]))
+        title = f"{name_or_number(run, int(row['label']))} taken for {title}" if labelled else title
         named = () if names.id[i] is np.ma.masked else (str(names.id[i]),)
         sure = f"score {float(row['score']):.3f}, {SOURCES[int(row['source'])]}"
         uri = _thumbnail(pixels[i]) if i in pixels else None

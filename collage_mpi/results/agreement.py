@@ -1,4 +1,5 @@
-"""How often accepted answers differ from the single network's, and which threshold keeps that rare.
+"""How often accepted answers differ from the single network's, and which threshold keeps that rare;
+whether a collage network is so much weaker than the single that its answers cost.
 
 A pair is the collage's cell and the single network's answer for one image.
 """
@@ -10,11 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.results.statistics import wilson_interval
+
 LEVEL = 0.95
 SCORE_STEPS = 10_000  # scores are taken in steps of 0.0001, as `weights threshold` takes them
 # The Beta prior of the mixture. Shares of a few per cent are expected, and (1/2, 10) is narrower
 # there than (1/2, 1/2): 5 of 500 give 0.17 to 3.0 % instead of 0.12 to 3.5 %.
 PRIOR = (0.5, 10.0)
+LARGE_GAP = 0.05  # the shipped networks are within 0.01 of the single
+ADVICE = (
+    "--accept confident or grace lets fewer of the collage's answers count; more training, a "
+    "--teacher or another --preset makes them better (docs/schemes.md, docs/weights.md)"
+)
 
 
 def differing_interval(differing: int, audited: int, level: float = LEVEL) -> tuple[float, float]:
@@ -111,6 +119,22 @@ def most_differing(images: int, agree: float, level: float = LEVEL) -> int | Non
 def least_images(agree: float, level: float = LEVEL) -> int:
     """Images that show an agreement if none of their answers differs: 598 show 0.995."""
     return math.ceil(math.log(1 - level) / math.log(agree))
+
+
+def weaker_by(single: tuple[int, int], collage: tuple[int, int]) -> float | None:
+    """How much less often the collage network is right, 0 to 1.
+
+    Args:
+        single, collage: right answers, and all of them.
+
+    Returns:
+        None where the gap is small, or may be chance: the 95 % intervals meet.
+    """
+    known, other = wilson_interval(*single), wilson_interval(*collage)
+    if known is None or other is None or other[1] >= known[0]:
+        return None
+    gap = single[0] / single[1] - collage[0] / collage[1]
+    return gap if gap >= LARGE_GAP else None
 
 
 def _edge(differing: int, audited: int, outer: float, inner: float, level: float) -> float:

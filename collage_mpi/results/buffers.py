@@ -17,13 +17,13 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.results import parts
-from collage_mpi.results.rows import TABLES, Table, reason_bytes
+from collage_mpi.results.rows import TABLES, TableLayout, reason_bytes
 from collage_mpi.results.vectors import Beside, Write
 
 QUEUE_BYTES = 64 << 20  # of rows and vectors behind a slow disk, then the caller waits
 INTACT = "All parts written before are intact."
 
-_Part = tuple[Table, int, memoryview, Write | None]
+_Part = tuple[TableLayout, int, memoryview, Write | None]
 
 
 class _Queue(queue.Queue[_Part | None]):
@@ -59,7 +59,7 @@ class Buffer:
 
     def __init__(
         self,
-        table: Table,
+        table: TableLayout,
         thread: PartThread,
         rows: int,
         beside: Beside | None = None,
@@ -123,7 +123,7 @@ class PartThread:
         directory: Path,
         session: int,
         check: Callable[[], object] | None,
-        written: Callable[[Table, int, memoryview], object] = lambda *part: None,
+        written: Callable[[TableLayout, int, memoryview], object] = lambda *part: None,
     ) -> None:
         self.fault: CollageError | None = None
         self._written = written
@@ -141,7 +141,7 @@ class PartThread:
         """Whether all that was put is on the disk, or has failed."""
         return self._queue.unfinished_tasks == 0
 
-    def put(self, table: Table, payload: memoryview, before: Write | None = None) -> None:
+    def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None:
         """Queue one part, and what is written before it; waits while QUEUE_BYTES are ahead."""
         self._queue.put((table, self._number(table), payload, before))
 
@@ -150,15 +150,17 @@ class PartThread:
         self._queue.put(None)
         self._thread.join()
 
-    def _number(self, table: Table) -> int:
+    def _number(self, table: TableLayout) -> int:
         number = self._numbers[table.name]
         self._numbers[table.name] = number + 1
         return number
 
-    def _path(self, table: Table, number: int) -> Path:
+    def _path(self, table: TableLayout, number: int) -> Path:
         return parts.part_path(self._directory, table, self._session, number)
 
-    def _write(self, table: Table, number: int, payload: memoryview, before: Write | None) -> None:
+    def _write(
+        self, table: TableLayout, number: int, payload: memoryview, before: Write | None
+    ) -> None:
         """What goes with the part is there before it, so a row never stands alone."""
         if before is not None:
             before.write(number)

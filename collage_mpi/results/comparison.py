@@ -1,8 +1,4 @@
-"""Runs side by side: latency with ratios to the first, accuracy on the same images, price.
-
-Owns: the comparison table and which images two runs share.
-Does not know: figures, what makes a run good.
-"""
+"""Runs side by side: latency with ratios to the first, accuracy on the same images, price."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from collage_mpi.results.reader import Run, distinct
@@ -26,7 +21,8 @@ from collage_mpi.results.render import (
 )
 from collage_mpi.results.rows import IMAGES
 from collage_mpi.results.summary import summarise
-from collage_mpi.system.terminal import make_table, to_text, usable_width
+from collage_mpi.system.table import ABSENT, Table
+from collage_mpi.system.terminal import to_text, usable_width
 
 STATISTICS = ("p50", "p95", "p99", "p99.9", "std")
 
@@ -176,32 +172,35 @@ def render_comparison(entries: Sequence[Json], *, width: int | None = None) -> s
     """
     width = usable_width(width)
     names = [_name(entry) for entry in entries]
-    tables = _tables(entries, names)
+    drawn = [table.drawn() for table in _tables(entries, names)]
     above: list[Text] = []
-    if max(map(len, to_text(Group(*tables), _WIDE).splitlines())) > width:
+    if max(map(len, to_text(Group(*drawn), _WIDE).splitlines())) > width:
         above = [Text(f"{i}  {name}") for i, name in enumerate(names, start=1)] + [Text("")]
-        tables = _tables(entries, [str(i + 1) for i in range(len(names))], narrow=True)
+        numbers = [str(i + 1) for i in range(len(names))]
+        drawn = [table.drawn(narrow=True) for table in _tables(entries, numbers)]
     below = [Text(line) for line in notes(entries)]
-    return to_text(Group(*above, tables[0], "", tables[1], "", *below), width)
+    return to_text(Group(*above, drawn[0], "", drawn[1], "", *below), width)
 
 
-def _tables(entries: Sequence[Json], names: Sequence[str], *, narrow: bool = False) -> list[Table]:
+def _tables(entries: Sequence[Json], names: Sequence[str]) -> tuple[Table, Table]:
     """Latency, and accuracy and price."""
     shares = shares_shown([entry["price"] for entry in entries])
-    columns = [*(f"{kind} share" for kind in shares), "wasted", "ranks", "rank-s/image"]
-    titles = [f"latency per {entries[0]['per']}, ms", "accuracy and price"]
-    latency = make_table(titles[0], *(name.upper() for name in STATISTICS[:-1]), "std", "n")
-    price = make_table(titles[1], "accuracy", "paired difference", *columns)
-    for table, title in zip((latency, price), titles, strict=True):
-        if narrow:
-            table.title, table.columns[0].header = title, ""
-            for column in table.columns:
-                column.no_wrap = False
+    named = list(enumerate(zip(names, entries, strict=True)))
+    latency = [
+        [name, *(latency_cell(entry, key, i == 0) for key in STATISTICS), _n(entry)]
+        for i, (name, entry) in named
+    ]
     accuracies = accuracies_of(entries)
-    for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
-        latency.add_row(name, *(latency_cell(entry, key, i == 0) for key in STATISTICS), _n(entry))
-        price.add_row(name, accuracies[i], *_price_cells(entry, i == 0, shares))
-    return [latency, price]
+    price = [
+        [name, accuracies[i], *_price_cells(entry, i == 0, shares)] for i, (name, entry) in named
+    ]
+    percentiles = [name.upper() for name in STATISTICS[:-1]]
+    columns = [*(f"{kind} share" for kind in shares), "wasted", "ranks", "rank-s/image"]
+    per = f"latency per {entries[0]['per']}, ms"
+    return (
+        Table(["", *percentiles, "std", "n"], latency, per),
+        Table(["", "accuracy", "paired difference", *columns], price, "accuracy and price"),
+    )
 
 
 def _name(entry: Json) -> str:
@@ -220,13 +219,20 @@ def _n(entry: Json) -> str:
     return f"{entry['n']:,}" if entry["per"] == "group" else f"{entry['n']:,}/{entry['groups']:,}"
 
 
+def paired_cell(entry: Json, first: bool, why: str) -> str:
+    """The paired difference to the first run, or `why` there is none; nothing in its own column."""
+    paired = entry["paired"]
+    if first:
+        return ""
+    if not paired["n"]:
+        return f"{ABSENT}{why}"
+    return f"{100 * paired['difference']:+.2f} points (n={paired['n']:,})"
+
+
 def _price_cells(entry: Json, first: bool, shares: Sequence[str]) -> list[str]:
-    price, paired = entry["price"], entry["paired"]
-    difference = optional(
-        None if paired["difference"] is None else 100 * paired["difference"], "+.2f", " points"
-    )
+    price = entry["price"]
     return [
-        "" if first else f"{difference} (n={paired['n']:,})" if paired["n"] else "n/a (see below)",
+        paired_cell(entry, first, " (see below)"),
         *(share_of(price, kind) for kind in shares),
         points(price["wasted_work"]),
         str(price["ranks"]),

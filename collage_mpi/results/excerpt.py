@@ -12,7 +12,7 @@ import numpy as np
 
 from collage_mpi.results.parts import began_ns, launch_of
 from collage_mpi.results.reader import Results, Run
-from collage_mpi.results.rows import GROUPS, IMAGES, TASKS, Table
+from collage_mpi.results.rows import GROUPS, IMAGES, TASKS, TableLayout
 from collage_mpi.results.tally import Tally
 
 ABOUT = 9  # groups before and behind the slowest one of which all is kept
@@ -45,7 +45,7 @@ def excerpt(run: Run, tally: Tally) -> Results:
     return Results(run.path, run.manifest, images, groups, tasks, run.complete, every=every)
 
 
-def _joined(table: Table, parts: Sequence[np.ndarray]) -> np.ndarray:
+def _joined(table: TableLayout, parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0, table.dtype), *parts])
 
 

@@ -21,7 +21,7 @@ from collage_mpi.results.rows import (
     TASKS,
     GroupRow,
     ImageRow,
-    Table,
+    TableLayout,
     TaskRow,
     reason_bytes,
 )
@@ -30,7 +30,7 @@ from collage_mpi.results.rows import (
 class _Rows:
     """One table's rows, packed. Reasons, which few rows have, are kept aside."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: TableLayout) -> None:
         self._packed = bytearray()
         self._reasons: dict[int, bytes] = {}
         self._has_reason = table.has_reason

@@ -88,6 +88,11 @@ def picked(
     return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise
 
 
+def class_name(names: Sequence[str], number: int) -> str | None:
+    """The name of a class; None where it has none."""
+    return names[number] if 0 <= number < len(names) else None
+
+
 def _shard_names(entries: Sequence[Json]) -> list[str | None]:
     """The shards' file names; their whole paths where two have the same name."""
     paths = [entry.get("path") for entry in entries]

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.results.rows import Table
+from collage_mpi.results.rows import TableLayout
 from collage_mpi.system.files import UNREADABLE, write_atomic
 
 Accepted = dict[str, dict[str, list[list[int]]]]
@@ -48,7 +48,7 @@ class PartName(NamedTuple):
     path: Path
 
 
-def part_path(directory: Path, table: Table, session: int, number: int) -> Path:
+def part_path(directory: Path, table: TableLayout, session: int, number: int) -> Path:
     """The name of part `number` (from 1) of a table in a session."""
     return directory / f"{table.name}-{session:04d}-{number:06d}.npy"
 
@@ -130,7 +130,7 @@ def npy_header(dtype: np.dtype, rows: int) -> bytes:
 
 
 def write_part(
-    path: Path, table: Table, payload: memoryview, check: Callable[[], object] | None = None
+    path: Path, table: TableLayout, payload: memoryview, check: Callable[[], object] | None = None
 ) -> None:
     """Write the packed rows of one part, whole or not at all.
 
@@ -144,7 +144,7 @@ def write_part(
     write_atomic(path, (header, payload, trailer), replace=False, check=check)
 
 
-def read_part(path: Path, table: Table) -> np.ndarray:
+def read_part(path: Path, table: TableLayout) -> np.ndarray:
     """Read one part and prove it undamaged.
 
     Returns:
@@ -180,7 +180,7 @@ def _stored_rows(path: Path, body: bytes) -> np.ndarray:
     return rows
 
 
-def _as_now(path: Path, rows: np.ndarray, table: Table) -> np.ndarray:
+def _as_now(path: Path, rows: np.ndarray, table: TableLayout) -> np.ndarray:
     """The rows with this version's columns: those that came later have their default."""
     if rows.dtype == table.dtype:
         return rows

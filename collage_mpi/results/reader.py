@@ -28,7 +28,7 @@ from collage_mpi.results.rows import (
     SOURCE_CODE,
     TABLES,
     TASKS,
-    Table,
+    TableLayout,
     columns_of,
 )
 from collage_mpi.results.vectors import (
@@ -59,14 +59,14 @@ class Run:
     complete: bool
     bound: ClassVar[int | None] = None
 
-    def pieces(self, table: Table) -> Sequence[Callable[[], np.ndarray]]:
+    def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         """What gives the rows of a table in written order, (n,) of its dtype at a time.
 
         Error rows whose images a later session did again are left out: its rows stand for them.
         """
         raise NotImplementedError
 
-    def chunks(self, table: Table) -> Iterator[np.ndarray]:
+    def chunks(self, table: TableLayout) -> Iterator[np.ndarray]:
         """The rows of a table, as `pieces` gives them."""
         return (piece() for piece in self.pieces(table))
 
@@ -74,7 +74,7 @@ class Run:
         """What gives those error rows, (n,) of IMAGE_ROW at a time."""
         raise NotImplementedError
 
-    def rows_of(self, table: Table) -> int:
+    def rows_of(self, table: TableLayout) -> int:
         """The most rows that a table may have."""
         raise NotImplementedError
 
@@ -132,7 +132,7 @@ class StoredRun(Run):
     parts: tuple[parts.PartName, ...]
     bound: ClassVar[int | None] = 1 << 17  # 1 MiB of 8-byte values; 10**5 rows are told exactly
 
-    def pieces(self, table: Table) -> Sequence[Callable[[], np.ndarray]]:
+    def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
         read = self._stored if table is not IMAGES else self._standing
         mine = [part.path for part in self.parts if part.table == table.name]
@@ -145,16 +145,16 @@ class StoredRun(Run):
             partial(self._standing, path, IMAGES, of=False) for path in mine if len(self._mended)
         ]
 
-    def rows_of(self, table: Table) -> int:
+    def rows_of(self, table: TableLayout) -> int:
         """See `Run`: as many as its files have room for."""
         size = table.dtype.itemsize
         mine = (part.path for part in self.parts if part.table == table.name)
         return sum(path.stat().st_size // size for path in mine if path.exists())
 
-    def _stored(self, path: Path, table: Table) -> np.ndarray:
+    def _stored(self, path: Path, table: TableLayout) -> np.ndarray:
         return _checked_codes(path, parts.read_part(path, table), table)
 
-    def _standing(self, path: Path, table: Table, *, of: bool = True) -> np.ndarray:
+    def _standing(self, path: Path, table: TableLayout, *, of: bool = True) -> np.ndarray:
         rows = self._stored(path, table)
         stand = np.ones(len(rows), bool)
         if len(self._mended):
@@ -216,7 +216,7 @@ class Results(Run):
         status = self.manifest.get("status") or "incomplete"
         return f"<Results {str(self.path)!r}: {rows}, {status}>"
 
-    def pieces(self, table: Table) -> Sequence[Callable[[], np.ndarray]]:
+    def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`."""
         return [lambda: getattr(self, table.name)]
 
@@ -224,7 +224,7 @@ class Results(Run):
         """See `Run`."""
         return [lambda: self.mended]
 
-    def rows_of(self, table: Table) -> int:
+    def rows_of(self, table: TableLayout) -> int:
         """See `Run`."""
         return len(getattr(self, table.name)) + len(self.mended) * (table is IMAGES)
 
@@ -397,14 +397,14 @@ def read_parts(path: Path, manifest: Json) -> list[parts.PartName]:
         raise EnvironmentFault(f"{directory}: cannot be read: {error.strerror or error}") from error
 
 
-def _rows(found: Sequence[parts.PartName], table: Table) -> np.ndarray:
+def _rows(found: Sequence[parts.PartName], table: TableLayout) -> np.ndarray:
     """All rows of one table, (n,) of its dtype. Raises as read_results."""
     mine = [part.path for part in found if part.table == table.name]
     read = [_checked_codes(path, parts.read_part(path, table), table) for path in mine]
     return np.concatenate(read) if read else np.empty(0, table.dtype)
 
 
-def _checked_codes(path: Path, rows: np.ndarray, table: Table) -> np.ndarray:
+def _checked_codes(path: Path, rows: np.ndarray, table: TableLayout) -> np.ndarray:
     for column in table.coded:
         if len(rows) and int(rows[column].max()) >= len(NAMES[column]):
             raise DataFault(

@@ -1,8 +1,4 @@
-"""The summary as text for a terminal or a log.
-
-Owns: layout and rounding of the printed summary; "n/a (n=..)".
-Does not know: how a number came about.
-"""
+"""The summary as text for a terminal or a log, and how its numbers are written everywhere."""
 
 from __future__ import annotations
 
@@ -10,16 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE, SPARE_KINDS
-from collage_mpi.results.weak import ADVICE, weaker_by
+from collage_mpi.results.agreement import ADVICE, weaker_by
 from collage_mpi.system.printable import counted
-from collage_mpi.system.terminal import make_table, to_text
+from collage_mpi.system.table import ABSENT, Column, Table, Value
+from collage_mpi.system.terminal import to_text
 
 _MOST_CLASSES = 10  # of a run without labels; all are in summary.json
 _STATISTICS = ("p50", "p95", "p99", "p99.9")
+# Tasks and answers of no use, as the summary's price names them.
+DROPPED = ("late_answers", "skipped_tasks", "failed_tasks", "lost_tasks", "unfinished_tasks")
 
 Json = dict[str, Any]
 
@@ -31,15 +29,15 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             Text(_title(summary), style="bold"),
             *(Text(line, style="bold red") for line in warnings(summary)),
             "",
-            _latency_table(summary),
+            _latency_table(summary).drawn(),
             *unlike_teams(summary),
             "",
-            _parts_table(summary),
+            _parts_table(summary).drawn(),
             "",
-            _accuracy_table(summary),
+            _accuracy_table(summary).drawn(),
             *_audit(summary.get("audit")),
             "",
-            _price_table(summary),
+            _price_table(summary).drawn(),
             *_predictions(summary),
         ),
         width,
@@ -48,12 +46,12 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
 
 def supported(value: float | None, n: int, form: str = ".1f") -> str:
     """A number, or why there is none."""
-    return f"n/a (n={n:,})" if value is None else format(value, form)
+    return f"{ABSENT} (n={n:,})" if value is None else format(value, form)
 
 
 def optional(value: float | None, form: str, unit: str = "") -> str:
     """A number with its unit, or n/a."""
-    return "n/a" if value is None else format(value, form) + unit
+    return ABSENT if value is None else format(value, form) + unit
 
 
 def points(share: float | None) -> str:
@@ -139,17 +137,18 @@ def _loss(loss: Json) -> str:
 
 def _latency_table(summary: Json) -> Table:
     """A line a statistic: it fits 80 columns whatever the numbers."""
-    group, image = (summary["latency"][per] for per in ("group", "image"))
-    table = make_table("latency, ms", "per group", "95 % within run", "per image")
+    group, image = both = [summary["latency"][per] for per in ("group", "image")]
+    rows: list[Sequence[Value]] = []
     for name in _STATISTICS:
-        cells = [supported(row[f"{name}_ms"], row["independent"]) for row in (group, image)]
-        table.add_row(name.upper(), cells[0], _interval(group, name), cells[1])
-    stds = [optional(row["std_ms"], ".1f") for row in (group, image)]
-    table.add_row("std", stds[0], "", stds[1])
-    over = [_over(row) for row in (group, image)]
-    table.add_row("> 3x median", over[0], "", over[1])
-    table.add_row("n", counted(group["n"], "group"), "", counted(image["n"], "image"))
-    return table
+        of_group, of_image = (supported(row[f"{name}_ms"], row["independent"]) for row in both)
+        rows.append([name.upper(), of_group, _interval(group, name), of_image])
+    std = Column(form=".1f")
+    rows += [
+        ["std", std.shown(group["std_ms"]), "", std.shown(image["std_ms"])],
+        ["> 3x median", _over(group), "", _over(image)],
+        ["n", counted(group["n"], "group"), "", counted(image["n"], "image")],
+    ]
+    return Table(("latency, ms", "per group", "95 % within run", "per image"), rows)
 
 
 def _over(row: Json) -> str:
@@ -168,24 +167,23 @@ def _interval(row: Json, name: str) -> str:
 
 
 def _parts_table(summary: Json) -> Table:
-    table = make_table("where an image's time goes, ms", *summary["parts_ms"])
-    for name in ("median", "mean"):
-        cells = [optional(part[name], ".2f") for part in summary["parts_ms"].values()]
-        table.add_row(name, *cells)
-    return table
+    parts = summary["parts_ms"]
+    rows = [[name, *(part[name] for part in parts.values())] for name in ("median", "mean")]
+    columns = [Column(name, ".2f") for name in parts]
+    return Table((Column("where an image's time goes, ms", left=True), *columns), rows)
 
 
 def _accuracy_table(summary: Json) -> Table:
     accuracy = summary["accuracy"]
-    table = make_table("accuracy", "correct", "of n", "95 % interval")
+    rows: list[Sequence[Value]] = []
     for name, row in {"overall": accuracy["overall"], **accuracy["by_source"]}.items():
         if row["n"]:
             low, high = row["ci95"]
             ends = f"{100 * low:.2f}-{100 * high:.2f} %"
-            table.add_row(name, points(row["accuracy"]), f"{row['n']:,}", ends)
+            rows.append([name, points(row["accuracy"]), row["n"], ends])
     if not accuracy["overall"]["n"]:
-        table.add_row("no labels" if summary["rows"]["found"] else "no rows", "n/a", "0", "")
-    return table
+        rows.append(["no labels" if summary["rows"]["found"] else "no rows", None, 0, ""])
+    return Table(("accuracy", "correct", Column("of n", ","), "95 % interval"), rows)
 
 
 def told_audit(audit: Json) -> str:
@@ -209,18 +207,21 @@ def _predictions(summary: Json) -> list[RenderableType]:
     found = summary.get("predictions")
     if not found:
         return []
-    table = make_table("predictions (no labels)", "images", "share", "mean score")
-    for one in found["classes"][:_MOST_CLASSES]:
-        score = f"{one['mean_score']:.3f}"
-        table.add_row(_class(one), f"{one['n']:,}", points(one["share"]), score)
+    n, score = Column("images", ","), Column("mean score", ".3f")
+    rows: list[Sequence[Value]] = [
+        [_class(one), one["n"], points(one["share"]), one["mean_score"]]
+        for one in found["classes"][:_MOST_CLASSES]
+    ]
     more = found["classes"][_MOST_CLASSES:]
     if more:
         rest = sum(one["n"] for one in more)
-        table.add_row(f"{len(more):,} other classes", f"{rest:,}", points(rest / found["n"]), "")
-    table.add_row("all", f"{found['n']:,}", "", f"{found['mean_score']:.3f}")
-    examples = make_table("such as", "shard", "row", "score")
-    for one in found["examples"]:
-        examples.add_row(_class(one), one["shard"], f"{one['row']:,}", f"{one['score']:.3f}")
+        rows.append([f"{len(more):,} other classes", rest, points(rest / found["n"]), ""])
+    rows.append(["all", found["n"], "", found["mean_score"]])
+    table = Table(("predictions (no labels)", n, "share", score), rows).drawn()
+    examples = Table(
+        ("such as", "shard", Column("row", ","), Column("score", ".3f")),
+        [[_class(one), one["shard"], one["row"], one["score"]] for one in found["examples"]],
+    ).drawn()
     line = f"collage-mpi export {summary['run']} --to csv writes a line an image, with its id"
     return ["", table, "", examples, "", Text(line, no_wrap=True, overflow="ignore")]
 
@@ -260,41 +261,57 @@ def unlike_teams(summary: Json) -> list[str]:
 
 
 def _price_table(summary: Json) -> Table:
-    price, rank0 = summary["price"], summary["rank0"]
-    table = make_table()
-    for kind in shares_shown([price]):
-        table.add_row(f"{kind} share", points(price[f"{kind}_share"]), KIND[kind].share)
-    multiplied = [kind for kind in SPARE_KINDS if price[f"{kind}_ranks"]]
-    if price["cost_ratio"] is not None and price["injected"] and multiplied:
-        note = f"{multiplied[-1]} network's time over the single's, used for injection"
-        if price["cost_ratio_ci95"] is not None:
-            low, high = price["cost_ratio_ci95"]
-            note += f" ({low:.2f}-{high:.2f})"
-        table.add_row("cost ratio", f"{price['cost_ratio']:.2f}", note)
-    wasted = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
-    if price["unfinished_tasks"]:
-        wasted += f"; not of the unfinished, out for {price['unfinished_s']:.1f} s together"
-    table.add_row("wasted work", points(price["wasted_work"]), wasted)
-    ranks = f"{price['ranks']} ranks: {coordinators(price)}"
-    ranks += f", {price['single_ranks']} hold the single network"
-    for kind in shares_shown([price]):
-        ranks += f", {price[f'{kind}_ranks']} the {kind} network"
-    cost = optional(price["rank_seconds_per_image"], ".4f")
-    table.add_row("rank-seconds per image", cost, ranks)
-    rate = optional(price["images_per_s"], ".1f", " images/s")
-    warm = summary["rows"]["warmup_groups"]
-    left_out = f"without the warm-up, {warm:,} group{'s' if warm > 1 else ''}" if warm else ""
-    table.add_row("throughput", rate, left_out)
-    arrivals = summary.get("arrivals")
+    """A figure a line, and behind it what it is about."""
+    price, arrivals = summary["price"], summary.get("arrivals")
+    shares, warm = shares_shown([price]), summary["rows"]["warmup_groups"]
+    ranks = [f"{price['single_ranks']} hold the single network"]
+    ranks += [f"{price[f'{kind}_ranks']} the {kind} network" for kind in shares]
+    rows: list[Sequence[Value]] = [
+        *([f"{kind} share", share_of(price, kind), KIND[kind].share or ""] for kind in shares),
+        *_cost_ratio(price),
+        ["wasted work", points(price["wasted_work"]), _work(price)],
+        [
+            "rank-seconds per image",
+            optional(price["rank_seconds_per_image"], ".4f"),
+            f"{price['ranks']} ranks: {coordinators(price)}, {', '.join(ranks)}",
+        ],
+        [
+            "throughput",
+            _per_s(price["images_per_s"]),
+            f"without the warm-up, {counted(warm, 'group')}" if warm else "",
+        ],
+    ]
     if arrivals is not None:
-        offered = optional(arrivals["offered_per_s"], ".1f", " images/s")
-        served = optional(arrivals["served_per_s"], ".1f", " images/s")
+        served = f"{_per_s(arrivals['served_per_s'])} answered meanwhile"
         waiting = f"{arrivals['waiting_at_the_end']:,} waiting when the last one came"
-        table.add_row("offered load", offered, f"{served} answered meanwhile, {waiting}")
-    dropped = f"{price['late_answers']:,} late, {price['skipped_tasks']:,} skipped, "
-    dropped += f"{price['failed_tasks']:,} failed, {price['lost_tasks']:,} lost, "
-    dropped += f"{price['unfinished_tasks']:,} unfinished"
-    table.add_row("tasks", f"{price['tasks']:,}", dropped)
-    gap = optional(rank0["longest_poll_gap_ms"], ".2f", " ms")
-    table.add_row("rank 0's longest poll gap", gap, "bounds how late an answer was noticed")
-    return table
+        rows.append(["offered load", _per_s(arrivals["offered_per_s"]), f"{served}, {waiting}"])
+    ends = [f"{price[key]:,} {key.split('_')[0]}" for key in DROPPED]
+    gap = optional(summary["rank0"]["longest_poll_gap_ms"], ".2f", " ms")
+    rows += [
+        ["tasks", f"{price['tasks']:,}", ", ".join(ends)],
+        ["rank 0's longest poll gap", gap, "bounds how late an answer was noticed"],
+    ]
+    return Table([Column(left=True)] * 3, rows)
+
+
+def _cost_ratio(price: Json) -> list[Sequence[Value]]:
+    """A line where service times were injected by it."""
+    multiplied = [kind for kind in SPARE_KINDS if price[f"{kind}_ranks"]]
+    if price["cost_ratio"] is None or not price["injected"] or not multiplied:
+        return []
+    note = f"{multiplied[-1]} network's time over the single's, used for injection"
+    if price["cost_ratio_ci95"] is not None:
+        low, high = price["cost_ratio_ci95"]
+        note += f" ({low:.2f}-{high:.2f})"
+    return [["cost ratio", f"{price['cost_ratio']:.2f}", note]]
+
+
+def _work(price: Json) -> str:
+    done = f"of {price['work_s']:.1f} s of work, in tasks that resolved nothing"
+    if not price["unfinished_tasks"]:
+        return done
+    return f"{done}; not of the unfinished, out for {price['unfinished_s']:.1f} s together"
+
+
+def _per_s(rate: float | None) -> str:
+    return optional(rate, ".1f", " images/s")

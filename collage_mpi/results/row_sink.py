@@ -19,7 +19,7 @@ from collage_mpi.errors import CollageError
 from collage_mpi.results.buffers import Buffer, PartThread
 from collage_mpi.results.file_names import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, Table
+from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, TableLayout
 from collage_mpi.results.vectors import Beside, extras_of
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
@@ -147,11 +147,11 @@ class RowSink:
         self._thread.end()
         return fault or self._thread.fault
 
-    def _wait_for_lead(self, table: Table, number: int, payload: memoryview) -> None:
+    def _wait_for_lead(self, table: TableLayout, number: int, payload: memoryview) -> None:
         images = np.frombuffer(payload, table.dtype) if table is IMAGES else None
         self.pending.append(Pending(table.name, number, images))
 
-    def _row(self, table: Table, fields: dict[str, Any]) -> tuple[Any, ...]:
+    def _row(self, table: TableLayout, fields: dict[str, Any]) -> tuple[Any, ...]:
         """Fields by name to a row: names to codes, this session as the default."""
         for column, codes in table.coded.items():
             value = fields.get(column)

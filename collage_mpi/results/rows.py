@@ -194,7 +194,7 @@ _TYPES: dict[type, dict[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Table:
+class TableLayout:
     """One table: its name in file names, its row class and the two binary layouts."""
 
     name: str
@@ -207,7 +207,7 @@ class Table:
     has_reason: bool
 
 
-def _table(name: str, row: type, coded: dict[str, dict[str, int]]) -> Table:
+def _table(name: str, row: type, coded: dict[str, dict[str, int]]) -> TableLayout:
     """Derive both layouts from the row class; a column not listed in _TYPES is int64."""
     fields: tuple[str, ...] = row._fields  # type: ignore[attr-defined]
     types = [_TYPES[row].get(field, "<i8") for field in fields]
@@ -217,7 +217,7 @@ def _table(name: str, row: type, coded: dict[str, dict[str, int]]) -> Table:
     required = {"rank"} if row is TaskRow else set()
     defaults = {key: _MAY_OMIT[key] for key in fields if key in _MAY_OMIT and key not in required}
     has_reason = fields[-1] == "reason"
-    return Table(name, row, dtype, packer, coded, defaults, _LATER[row], has_reason)
+    return TableLayout(name, row, dtype, packer, coded, defaults, _LATER[row], has_reason)
 
 
 IMAGES = _table("images", ImageRow, {"source": SOURCE_CODE, "audited": AUDIT_CODE})

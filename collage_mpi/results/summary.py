@@ -22,8 +22,8 @@ from collage_mpi.models.tuning import told_tunings
 from collage_mpi.results.agreement import differing_interval
 from collage_mpi.results.file_names import SUMMARY
 from collage_mpi.results.manifest import is_int, plain, readable
+from collage_mpi.results.names import class_name
 from collage_mpi.results.parts import began_ns, launch_of
-from collage_mpi.results.predictions import class_name, predictions
 from collage_mpi.results.reader import Run
 from collage_mpi.results.rows import IMAGES, KIND_CODE, OUTCOMES, SOURCES
 from collage_mpi.results.statistics import (
@@ -71,7 +71,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "parts_ms": _parts_ms(tally.images),
         "accuracy": _accuracy(tally.images),
         "audit": _audit(run, tally.images),
-        "predictions": predictions(run, tally.images),
+        "predictions": _predictions(run, tally.images),
         "price": _price(run, tally),
         "arrivals": _arrivals(run),
         "rank0": _rank0(run),
@@ -214,6 +214,44 @@ def _agreement(audited: int, differing: int) -> Json:
         "differing": differing,
         "agreement": agreement,
         "ci95": [1 - high, 1 - low],
+    }
+
+
+def _predictions(run: Run, images: Images) -> Json | None:
+    """Of a run without labels: counts and mean scores a class, and examples from all over.
+
+    Returns:
+        None where some image has a label, none has an answer, or all is simulated.
+    """
+    if "simulated" in run.manifest or images.labelled or not images.answered:
+        return None
+    names = run.manifest.get("class_names") or []
+    classes = [
+        {
+            "class": number,
+            "name": class_name(names, number),
+            "n": n,
+            "share": n / images.answered,
+            "mean_score": score / n,
+        }
+        for number, (n, score) in sorted(images.classes.items())
+    ]
+    return {
+        "n": images.answered,
+        "mean_score": sum(score for _, score in images.classes.values()) / images.answered,
+        "classes": sorted(classes, key=lambda one: -one["n"]),
+        "examples": [_example(run, row, names) for row in images.examples.rows()],
+    }
+
+
+def _example(run: Run, row: Any, names: list[str]) -> Json:
+    number, path = int(row["predicted"]), run.manifest["shards"][int(row["shard"])].get("path")
+    return {
+        "shard": path and Path(path).name,
+        "row": int(row["row"]),
+        "class": number,
+        "name": class_name(names, number),
+        "score": float(row["score"]),
     }
 
 

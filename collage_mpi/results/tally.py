@@ -27,7 +27,7 @@ from collage_mpi.results.rows import (
     SOURCES,
     TABLES,
     TASKS,
-    Table,
+    TableLayout,
     columns_of,
     ran_together,
     wait_ns,
@@ -50,7 +50,9 @@ class Inventory:
         input: which images have a row that stands.
     """
 
-    def __init__(self, run: Run, also: Callable[[Table, np.ndarray], object] | None = None) -> None:
+    def __init__(
+        self, run: Run, also: Callable[[TableLayout, np.ndarray], object] | None = None
+    ) -> None:
         """Read the run; `also` is shown the rows that stand. Raises as `read_results`."""
         self.rows: Counter[tuple[str, int]] = Counter()
         self.errors = 0
@@ -70,7 +72,7 @@ class Inventory:
         """How many rows a table has."""
         return sum(n for (name, _), n in self.rows.items() if name == table)
 
-    def _count(self, table: Table, rows: np.ndarray) -> None:
+    def _count(self, table: TableLayout, rows: np.ndarray) -> None:
         sessions, n = np.unique(rows["session"], return_counts=True)
         for session, count in zip(sessions.tolist(), n.tolist(), strict=True):
             self.rows[table.name, session] += count

@@ -37,7 +37,7 @@ from collage_mpi.results.rows import (
     SOURCE_CODE,
     TABLES,
     TASKS,
-    Table,
+    TableLayout,
     columns_of,
     wait_ns,
 )
@@ -143,7 +143,7 @@ class _Found:
         for piece in run.mended_pieces():
             self._add_written(IMAGES, piece())
 
-    def _add(self, run: Run, table: Table, rows: np.ndarray) -> None:
+    def _add(self, run: Run, table: TableLayout, rows: np.ndarray) -> None:
         if table is IMAGES:
             self.error_rows += int((rows["source"] == _ERROR).sum())
             self.negative += int((rows["answered"] & (wait_ns(rows) < 0)).sum())
@@ -151,7 +151,7 @@ class _Found:
             _check_audits(self.answers, rows, run.manifest, self._draw)
         self._add_written(table, rows)
 
-    def _add_written(self, table: Table, rows: np.ndarray) -> None:
+    def _add_written(self, table: TableLayout, rows: np.ndarray) -> None:
         for number in np.unique(rows["session"]).tolist():
             if number in self.sessions:
                 self.sessions[number].add(table, rows[rows["session"] == number])
@@ -176,7 +176,7 @@ class _Session:
         self.groups = (1 << 63, -(1 << 63))
         self._seen = {table.name: Marks(8 * run.rows_of(table)) for table in (GROUPS, TASKS)}
 
-    def add(self, table: Table, rows: np.ndarray) -> None:
+    def add(self, table: TableLayout, rows: np.ndarray) -> None:
         """Some of its rows."""
         if table is IMAGES:
             _add_by_rank(self.by_image, rows["rank"][rows["answered"]])

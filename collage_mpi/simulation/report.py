@@ -11,7 +11,8 @@ from typing import Any
 
 from collage_mpi.kinds import SHARED_KINDS
 from collage_mpi.results.render import shares_shown
-from collage_mpi.system.terminal import make_table, to_text
+from collage_mpi.system.table import Column, Table
+from collage_mpi.system.terminal import to_text
 
 Json = dict[str, Any]
 
@@ -47,12 +48,12 @@ def compare(real: Json, simulated: Json) -> list[Json]:
 
 def render_comparison(entries: Sequence[Json]) -> str:
     """The comparison as text."""
-    table = make_table("", "real", "simulated", "simulated / real")
-    for entry in entries:
-        numbers = [_shown(entry[key]) for key in ("real", "simulated")]
-        ratio = "n/a" if entry["ratio"] is None else f"{entry['ratio']:.3f}"
-        table.add_row(entry["name"], *numbers, ratio)
-    return to_text(table)
+    rows = [
+        [entry["name"], _shown(entry["real"]), _shown(entry["simulated"]), entry["ratio"]]
+        for entry in entries
+    ]
+    ratio = Column("simulated / real", ".3f")
+    return to_text(Table(("", "real", "simulated", ratio), rows).drawn())
 
 
 def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:

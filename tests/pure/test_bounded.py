@@ -21,7 +21,7 @@ from collage_mpi.results import Results, RunWriter, read_results, sample, summar
 from collage_mpi.results.excerpt import excerpt
 from collage_mpi.results.marks import keys_digest
 from collage_mpi.results.reader import Run, StoredRun, input_digest, open_run
-from collage_mpi.results.rows import IMAGES, Table
+from collage_mpi.results.rows import IMAGES, TableLayout
 from collage_mpi.results.sample import Sample, TimedSample
 from collage_mpi.results.statistics import PERCENTILES, describe, percentile_name, quantile_interval
 from collage_mpi.results.tally import Tally
@@ -42,13 +42,13 @@ class Chopped(Run):
         starts = range(0, len(rows), self._size)
         return [lambda start=start: rows[start : start + self._size] for start in starts]
 
-    def pieces(self, table: Table) -> Sequence[Callable[[], np.ndarray]]:
+    def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         return self._pieces(getattr(self._of, table.name))
 
     def mended_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         return self._pieces(self._of.mended)
 
-    def rows_of(self, table: Table) -> int:
+    def rows_of(self, table: TableLayout) -> int:
         return self._of.rows_of(table)
 
 

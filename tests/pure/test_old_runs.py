@@ -23,7 +23,7 @@ from collage_mpi.job.resume import resumed_settings
 from collage_mpi.job.session import make_manifest
 from collage_mpi.results import RunWriter, parts, read_results, verify_run
 from collage_mpi.results.manifest import differences, read_manifest, recorded_settings
-from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, Table
+from collage_mpi.results.rows import GROUPS, IMAGES, TABLES, TASKS, TableLayout
 from collage_mpi.settings.run_settings import RunSettings
 
 OLD = Path(__file__).parent.parent / "fixtures" / "run_0_1_0"
@@ -77,7 +77,7 @@ def test_what_is_younger_than_a_run_is_as_it_was_then(old: Path) -> None:
     assert differences(read_manifest(old / "stopped"), manifest_of(settings)) == []
 
 
-def wider(table: Table, **later: object) -> Table:
+def wider(table: TableLayout, **later: object) -> TableLayout:
     """The table of a later version: one more column, and reasons of more bytes."""
     fields = [(name, table.dtype[name]) for name in table.dtype.names or ()]
     fields = [(name, "S128" if name == "reason" else code) for name, code in fields]
@@ -86,7 +86,7 @@ def wider(table: Table, **later: object) -> Table:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_a_column_that_came_later_has_its_default(table: Table) -> None:
+def test_a_column_that_came_later_has_its_default(table: TableLayout) -> None:
     path = OLD / "complete" / "parts" / f"{table.name}-000001.npy"
     then, now = parts.read_part(path, table), parts.read_part(path, wider(table, since=7))
     assert (now["since"] == 7).all()

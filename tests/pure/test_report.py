@@ -266,7 +266,7 @@ def test_of_one_run_the_page_says_what_it_did() -> None:
 def test_a_rank_of_few_answers_has_a_number_in_place_of_a_bar(tmp_path: Path) -> None:
     run = read_results(make_run(tmp_path / "run", 9 * 28))
     _, (table,) = ranks(run)
-    assert {row[-2] for row in table.rows} == {"n/a (n=28)"}
+    assert {row[-2] for row in table.cells()} == {"n/a (n=28)"}
 
 
 def test_that_teams_differ_is_told_and_drawn(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_slow_rank_is_named_against_its_peers(tmp_path: Path) -> None:
     named, tables = ranks(run)
     assert f"Slow against its peers: rank 4 ({speed.ratio:.1f}x)." in named
     assert len(tables) == 1  # one host
-    rows = {str(row[0]): row for row in tables[0].rows}
+    rows = {str(row[0]): row for row in tables[0].cells()}
     assert list(rows) == [str(rank) for rank in range(1, 11)]
     low, high = speed.interval or (0, 0)
     assert rows["4"][3] == Cell(f"{speed.ratio:.2f}x [{low:.2f}, {high:.2f}] slow", bad=True)
@@ -344,7 +344,7 @@ def test_a_rank_that_answered_nothing_is_named(tmp_path: Path) -> None:
     named, (table, *_) = ranks(told)
     assert "No answer came from rank 11 on node1, rank 12 on node1" in named
     assert named.endswith("rank 20 on node1 and 19 more.")
-    assert ["11", "single", "n/a", "", "", "0"] in [list(row) for row in table.rows]
+    assert ["11", "single", "n/a", "", "", "0"] in [list(row) for row in table.cells()]
 
 
 def test_hosts_are_told_apart(tmp_path: Path) -> None:
@@ -359,8 +359,8 @@ def test_hosts_are_told_apart(tmp_path: Path) -> None:
     run = read_results(make_run(tmp_path / "run", 9 * 80, final={"world": world}))
     named, (by_rank, by_host) = ranks(run)
     assert "host slow-host (" in named
-    assert [row[1] for row in by_rank.rows][3] == "slow-host"
-    rows = {str(row[0]): row for row in by_host.rows}
+    assert [row[1] for row in by_rank.cells()][3] == "slow-host"
+    rows = {str(row[0]): row for row in by_host.cells()}
     assert rows["slow-host"][2] == "1"
     assert isinstance(rows["slow-host"][3], Cell)
     assert not isinstance(rows["h"][3], Cell)
@@ -372,12 +372,12 @@ def test_the_confusion_adds_up(folders: list[Path]) -> None:
     assert matrix is not None
     assert mistakes is not None
     images = run.images[run.images["answered"]]
-    for label, row in enumerate(matrix.rows):
+    for label, row in enumerate(matrix.cells()):
         counts = [int(cell.text or 0) for cell in row[1:] if isinstance(cell, Cell)]
         of_label = images["predicted"][images["label"] == label]
         assert counts == np.bincount(of_label, minlength=10).tolist()
     wrong = images[images["predicted"] != images["label"]]
-    found = {(str(row[0]), str(row[1])): int(str(row[2])) for row in mistakes.rows}
+    found = {(str(row[0]), str(row[1])): int(str(row[2])) for row in mistakes.cells()}
     assert sum(found.values()) == len(wrong)
     one = wrong[0]
     pair = (f"class {one['label']}", f"class {one['predicted']}")
@@ -430,7 +430,7 @@ def test_the_worst_are_the_surest_mistakes_or_the_least_sure(
 def test_settings_that_differ_are_marked(folders: list[Path]) -> None:
     runs = [read_results(folder) for folder in folders]
     runs[0].manifest["settings"]["scheme"] = "none"
-    rows = {str(row[0]): row for row in settings_table(runs, ["a", "b"]).rows}
+    rows = {str(row[0]): row for row in settings_table(runs, ["a", "b"]).cells()}
     assert rows["scheme"][1:] == [Cell("none", bad=True), Cell("collage", bad=True), "collage"]
     assert rows["side"][1:] == ["3", "3", "3"]
     assert rows["out"][1] == Cell("somewhere")  # not the default, and the same

@@ -41,7 +41,7 @@ from collage_mpi.results.rows import (
     REASON_BYTES,
     TABLES,
     TASKS,
-    Table,
+    TableLayout,
     ran_together,
     reason_bytes,
 )
@@ -73,7 +73,7 @@ def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_what_a_row_leaves_out_is_nothing(table: Table) -> None:
+def test_what_a_row_leaves_out_is_nothing(table: TableLayout) -> None:
     assert table.defaults
     assert not any(table.defaults.values())
 
@@ -137,7 +137,7 @@ def test_rows_are_written_as_they_came_and_of_a_flush_those_of_images_last(
     """Where the job is killed between two of its parts no image lacks its tasks and its group."""
     full, written, write_part = manifest(9), [], parts.write_part
 
-    def noted(path: Path, table: Table, payload: memoryview, *more: object) -> None:
+    def noted(path: Path, table: TableLayout, payload: memoryview, *more: object) -> None:
         written.append((table.name, np.frombuffer(payload, table.dtype)))
         write_part(path, table, payload, *more)
 
